@@ -1,0 +1,28 @@
+// Headers first: what they define must not be compiled for this instruction set, or the linker could pick it up elsewhere.
+#include <immintrin.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "problem.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define ENSDISTILL_ISA avx2
+#define ENSDISTILL_LANES 8
+#include "simd.h"
+#include "row_kernel.h"
+#include "rows.h"
+
+namespace ensdistill {
+const Kernels avx2_kernels{"avx2", &avx2::rows<avx2::Simd>};
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

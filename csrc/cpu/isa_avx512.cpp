@@ -1,0 +1,28 @@
+// Headers first: what they define must not be compiled for this instruction set, or the linker could pick it up elsewhere.
+#include <immintrin.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "problem.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
+#endif
+#define ENSDISTILL_ISA avx512
+#define ENSDISTILL_LANES 16
+#include "simd.h"
+#include "row_kernel.h"
+#include "rows.h"
+
+namespace ensdistill {
+const Kernels avx512_kernels{"avx512", &avx512::rows<avx512::Simd>};
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

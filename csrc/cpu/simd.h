@@ -1,0 +1,174 @@
+// Vectors of floats for one instruction set, from the compiler's own vector types, so the row kernel is written once.
+// Included by one translation unit for each set, which defines ENSDISTILL_ISA (a namespace) and ENSDISTILL_LANES
+// after selecting the target. Everything is forced inline: nothing here may leak to a machine that can't run it.
+#include <cstring>
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace ensdistill {
+namespace ENSDISTILL_ISA {
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+struct Simd {
+  static constexpr int lanes = ENSDISTILL_LANES;
+  using real = float;
+  typedef float vec __attribute__((vector_size(4 * ENSDISTILL_LANES)));
+  typedef int32_t ivec __attribute__((vector_size(4 * ENSDISTILL_LANES)));
+  typedef uint32_t uvec __attribute__((vector_size(4 * ENSDISTILL_LANES)));
+  typedef uint16_t hvec __attribute__((vector_size(2 * ENSDISTILL_LANES)));
+  typedef uint8_t bvec __attribute__((vector_size(ENSDISTILL_LANES)));
+
+  static ALWAYS_INLINE vec all(float x) { return vec{} + x; }
+
+  static ALWAYS_INLINE vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static ALWAYS_INLINE vec load(const Bf16* p) {
+    hvec h;
+    std::memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+  }
+  static ALWAYS_INLINE vec load(const F16* p) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    vec v;
+    for (int i = 0; i < lanes; ++i) v[i] = torch::headeronly::detail::fp16_ieee_to_fp32_value(p[i].bits);
+    return v;
+#endif
+  }
+  static ALWAYS_INLINE vec load(const uint8_t* p) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    bvec b;
+    std::memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vec);
+#endif
+  }
+
+  static ALWAYS_INLINE void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+  static ALWAYS_INLINE void store(Bf16* p, vec v) {
+    // Round to nearest even; a NaN keeps its top bits and becomes quiet.
+    const uvec u = (uvec)v;
+    const uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const uvec nan = (u >> 16) | 0x40;
+    const hvec h = __builtin_convertvector(v == v ? rounded : nan, hvec);
+    std::memcpy(p, &h, sizeof h);
+  }
+  static ALWAYS_INLINE void store(F16* p, vec v) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < lanes; ++i) p[i].bits = torch::headeronly::detail::fp16_ieee_from_fp32_value(v[i]);
+#endif
+  }
+
+  // The last, partial vector of a row: lanes past the end hold `fill`.
+  template <class T>
+  static ALWAYS_INLINE vec load_part(const T* p, int64_t count, float fill) {
+    T buffer[lanes] = {};
+    std::memcpy(buffer, p, count * sizeof(T));
+    const vec v = load(buffer);
+    return lane_index() < ivec{} + int32_t(count) ? v : all(fill);
+  }
+  template <class T>
+  static ALWAYS_INLINE void store_part(T* p, vec v, int64_t count) {
+    T buffer[lanes];
+    store(buffer, v);
+    std::memcpy(p, buffer, count * sizeof(T));
+  }
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+  static ALWAYS_INLINE vec load_part(const float* p, int64_t count, float fill) {
+    return (vec)_mm512_mask_loadu_ps((__m512)all(fill), __mmask16((1u << count) - 1), p);
+  }
+  static ALWAYS_INLINE void store_part(float* p, vec v, int64_t count) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+  }
+#endif
+
+  static ALWAYS_INLINE ivec lane_index() {
+    ivec v;
+    for (int i = 0; i < lanes; ++i) v[i] = i;
+    return v;
+  }
+
+  static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
+
+  static ALWAYS_INLINE float lane_max(vec v) {
+    float m = v[0];
+    for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
+    return m;
+  }
+  static ALWAYS_INLINE float lane_sum(vec v) {
+    // Pairwise, in an order that doesn't depend on anything: the same bits every run.
+    float t[lanes];
+    store(t, v);
+    for (int half = lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) t[i] += t[i + half];
+    return t[0];
+  }
+
+  // exp for x <= 0 and a little above, relative error below 1e-7 (checked against fp64); 0 below -87.3, NaN stays NaN.
+  // Cody-Waite reduction to [-ln2/2, ln2/2] and the Cephes polynomial.
+  static ALWAYS_INLINE vec exp(vec x) {
+    const vec low = all(-87.3f);
+    const vec clamped = x < low ? low : x;
+    const vec magic = all(12582912.f);  // 1.5 * 2^23: adding it leaves round(y) in the low bits of the mantissa
+    const vec shifted = clamped * 1.44269504088896341f + magic;
+    const vec n = shifted - magic;
+    vec r = clamped - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec y = all(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + r + 1.f;
+    const vec result = (vec)((ivec)y + ((ivec)shifted << 23));
+    return x < low ? vec{} : (x == x ? result : x);
+  }
+
+  // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.
+  static ALWAYS_INLINE vec log(vec x) {
+    const ivec bits = (ivec)x;
+    ivec e = ((bits >> 23) & 0xff) - 126;
+    vec m = (vec)((bits & 0x007fffff) | 0x3f000000);  // in [0.5, 1)
+    const ivec small = m < all(0.707106781186547524f);
+    e = e + small;  // the comparison is -1 where true
+    m = (small ? m + m : m) - 1.f;
+    const vec z = m * m;
+    vec y = all(7.0376836292e-2f);
+    y = y * m + -1.1514610310e-1f;
+    y = y * m + 1.1676998740e-1f;
+    y = y * m + -1.2420140846e-1f;
+    y = y * m + 1.4249322787e-1f;
+    y = y * m + -1.6668057665e-1f;
+    y = y * m + 2.0000714765e-1f;
+    y = y * m + -2.4999993993e-1f;
+    y = y * m + 3.3333331174e-1f;
+    y = y * m * z;
+    const vec n = __builtin_convertvector(e, vec);
+    y = y + n * -2.12194440e-4f - z * 0.5f;
+    const vec result = m + y + n * 0.693359375f;
+    return x > vec{} ? result : (x == x ? all(-__builtin_inff()) : x);
+  }
+};
+
+}  // namespace ENSDISTILL_ISA
+}  // namespace ensdistill

@@ -1,0 +1,65 @@
+"""Loads the native libraries. The one place that decides what is available, and says so.
+
+The CPU library is not optional: without it the import fails with what to do. The CUDA library is there where it was built,
+that is with a CUDA torch and a toolkit; a library that is there and doesn't load is an error, never a silent fallback.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch  # the libraries link to torch's, so it must be loaded first
+
+try:
+    from ensdistill import _cpu
+except ImportError as error:
+    raise ImportError(
+        f"ensdistill's compiled part is missing or doesn't load ({error}). Build it with a C++17 compiler (Debian/Ubuntu: "
+        "`apt-get install g++`; Fedora: `dnf install gcc-c++`; macOS: `xcode-select --install`): `make setup` in a checkout, or "
+        "`pip install --no-build-isolation .` with torch already installed."
+    ) from error
+
+_cuda: Any = None
+if importlib.util.find_spec("ensdistill._cuda") is not None:
+    from ensdistill import _cuda  # type: ignore[attr-defined,no-redef]
+
+
+def build_info() -> dict[str, Any]:
+    """What is built and what runs here, as plain data.
+
+    Examples
+    --------
+    >>> build_info()["cpu"]["instruction_set"] in build_info()["cpu"]["runnable"]
+    True
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "torch": {"running": torch.__version__, "compiled_with": _cpu.compiled_with_torch, "stable_abi": "2.11", "cuda": torch.version.cuda},
+        "cpu": {
+            "compiled": _cpu.compiled_instruction_sets(),
+            "runnable": _cpu.runnable_instruction_sets(),
+            "instruction_set": _cpu.instruction_set(),
+            "compiler": _cpu.compiler,
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+        },
+        "cuda": {"built": _cuda is not None, "architectures": _cuda.architectures if _cuda is not None else [], "devices": gpus},
+    }
+
+
+def instruction_set() -> str:
+    """The CPU instruction set in use."""
+    return str(_cpu.instruction_set())
+
+
+def use_instruction_set(name: str) -> None:
+    """Run another of the runnable CPU instruction sets, for tests and benchmarks.
+
+    Raises
+    ------
+    ValueError
+        ``name`` is not compiled in, or doesn't run on this machine.
+    """
+    _cpu.use_instruction_set(name)

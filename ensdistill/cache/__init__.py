@@ -1,0 +1,11 @@
+"""Targets on disk: run the teachers once, train any number of students from their word, in any order.
+
+Importing this needs NumPy only; torch is loaded when a target is gathered as tensors.
+"""
+
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
+from ensdistill.cache.fingerprint import input_hashes
+from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.writer import cache_targets
+
+__all__ = ["CacheCorrupt", "CacheError", "CacheIncomplete", "CacheLocked", "CacheMismatch", "TargetCache", "cache_targets", "input_hashes"]

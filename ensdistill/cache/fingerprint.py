@@ -1,0 +1,87 @@
+"""What a cache was made from, by content: one hash for each input, one root hash for all of them, and how two fingerprints differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import xxhash
+
+_ABSENT = object()
+
+
+def input_hashes(inputs: np.ndarray) -> np.ndarray:
+    """xxh3_64 of each sample's bytes, seeded by dtype and shape, so that equal bytes of another dtype or shape differ.
+
+    Parameters
+    ----------
+    inputs : ndarray [N, ...]
+        Any dtype without Python objects.
+
+    Returns
+    -------
+    ndarray [N], little-endian uint64
+
+    Raises
+    ------
+    TypeError
+        An array of Python objects has no stable bytes.
+
+    Examples
+    --------
+    >>> a, b, c = input_hashes(np.array([[1, 2], [3, 4], [1, 2]], np.int16))
+    >>> a == c, a == b, a == input_hashes(np.array([[1, 2]], np.uint16))[0]
+    (np.True_, np.False_, np.False_)
+    """
+    inputs = np.asarray(inputs)
+    if inputs.dtype.hasobject or inputs.ndim == 0:
+        raise TypeError(f"inputs: expected an array [N, ...] of numbers or fixed-width strings; got {inputs.dtype} {list(inputs.shape)}")
+    n, shape = len(inputs), inputs.shape[1:]
+    seed = xxhash.xxh3_64_intdigest(f"{inputs.dtype.str}:{list(shape)}".encode())
+    raw = np.ascontiguousarray(inputs).reshape(n, math.prod(shape)).view(np.uint8)
+    return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in raw), "<u8", count=n)
+
+
+def root_hash(hashes: np.ndarray) -> str:
+    """xxh3_128 of the input hashes in uid order: changes with any input, with any uid, and with their order."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(hashes, "<u8").data)
+
+
+def as_json(name: str, value: Any) -> Any:
+    """``value`` as JSON gives it back (tuples are lists, NumPy numbers refused), so that it compares equal after a round trip.
+
+    Raises
+    ------
+    TypeError
+        ``value`` holds something JSON cannot say; the message names ``name``.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, sort_keys=True))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected plain JSON (dict, list, str, finite numbers, bool, None); {error}") from error
+
+
+def differences(found: Any, expected: Any, field: str = "") -> list[str]:
+    """One line for each field in which two JSON values differ, with its path.
+
+    Examples
+    --------
+    >>> differences({"codec": "uint8", "members": ["a", "b"]}, {"codec": "uint8", "members": ["a", "c"], "rows": 3})
+    ["members[1]: the cache has 'b', expected 'c'", 'rows: the cache has nothing, expected 3']
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        dot = f"{field}." if field else ""
+        keys = [*expected, *(key for key in found if key not in expected)]
+        return [line for key in keys for line in differences(found.get(key, _ABSENT), expected.get(key, _ABSENT), f"{dot}{key}")]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return [line for i, pair in enumerate(zip(found, expected, strict=True)) for line in differences(*pair, f"{field}[{i}]")]
+    if found == expected and found is not _ABSENT:
+        return []
+    return [f"{field}: the cache has {_show(found)}, expected {_show(expected)}"]
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is _ABSENT else repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."

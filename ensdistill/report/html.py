@@ -1,0 +1,107 @@
+"""The report as one HTML file that needs nothing beside it, and the writing of everything the report leaves on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ensdistill import files
+from ensdistill.report import figures, table
+from ensdistill.report.judge import judge
+from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
+
+_CAPTIONS = {
+    "metrics": ("Every model", "Large marks are means over seeds, small dots the seeds."),
+    "reliability": (
+        "Reliability",
+        "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the dashed line the confidence "
+        "is right. "
+        "A mark's area follows its number of rows.",
+    ),
+    "latency": ("Latency against accuracy", "Left and up is better. The whole batch is timed, on the machine named below."),
+    "learning_curves": (
+        "Learning curves",
+        "First seed. The objectives differ, so the losses on the left compare only with themselves.",
+    ),
+}
+
+
+def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
+    """Write ``figures/*.png``, ``report.html`` and, last, ``report.json`` into ``folder``, each atomically.
+
+    Parameters
+    ----------
+    results : RunResults
+    folder : path
+        Created where it is missing.
+
+    Returns
+    -------
+    dict
+        What report.json holds; its schema stands in `ensdistill.report.judge`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        matplotlib or Jinja2 isn't installed; nothing has been written.
+    """
+    folder = Path(folder)
+    _template()
+    report = judge(results)
+    drawn = figures.draw(results, report)
+    for stem, figure in drawn.items():
+        files.write_bytes(folder / "figures" / f"{stem}.png", figures.png(figure))
+    files.write_bytes(folder / "report.html", render(report, {stem: figures.svg(figure) for stem, figure in drawn.items()}).encode())
+    files.write_json(folder / "report.json", report)
+    return report
+
+
+def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    report : dict
+        What `judge` returned.
+    drawings : mapping of str to str
+        ``<svg>`` elements by figure name (see `figures.draw`); trusted, unlike every other string, which is escaped.
+    """
+    from markupsafe import Markup
+
+    students = [
+        {"name": name, **block, "headline": (title := headline(name, block["outcome"])), "detail": _detail(block["verdict"], title)}
+        for name, block in table.by_outcome(report)
+    ]
+    return _template().render(
+        report=report,
+        students=students,
+        shared_kinds=SHARED_KINDS,
+        student_kinds=STUDENT_KINDS,
+        labels=KIND_LABELS,
+        metric_labels=METRIC_LABELS,
+        figures=[(*_CAPTIONS[stem], Markup(drawing)) for stem, drawing in drawings.items()],
+        notes=table.footnotes(report),
+        format=table,
+    )
+
+
+def _detail(verdict: str, title: str) -> str:
+    rest = verdict.removeprefix(f"{title}: ")
+    return rest[:1].upper() + rest[1:]
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the report's page needs Jinja2: pip install 'ensdistill[report]'", name="jinja2") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,195 @@
+"""From results to report.json: metrics, gains with intervals, cost ratios and a verdict in words.
+
+The schema, version 1. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier, ``<student>`` a student's name,
+``<alternative>`` one of `results.ALTERNATIVES`, ``<i>`` a position in a list; everything else stands as it is. Gains are
+improvements: positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is summed over classes.
+The five entries marked ``*`` describe the first student and stand again, for every student, under ``students.<student>``::
+
+    schema_version                                    int
+    name                                              str
+    dataset.{name}                                    str
+    dataset.{labelled,pool,transfer,test,classes}     int
+    seeds.<i>                                         int
+    bootstrap.{resamples,seed}                        int
+    bootstrap.{level}                                 float
+  * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.mean          float
+  * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
+  * models.<kind>.{parameters,bytes,nll_floored_rows}                 int
+  * models.<kind>.latency_ms.{batch_1,batch_256}.{p50,p95}            float
+  * models.<kind>.note                                                str
+    members.<i>.{name,note}                           str
+    members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.mean          float
+    members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
+    members.<i>.{parameters,bytes,nll_floored_rows}   int
+    members.<i>.latency_ms.{batch_1,batch_256}.{p50,p95}              float
+  * gains.{ensemble,student}.<metric>.mean            float
+  * gains.{ensemble,student}.<metric>.ci95.<i>        float
+  * gains.{ensemble,student}.<metric>.beyond_interval bool
+  * gains.student_over.<alternative>.<metric>.mean    float
+  * gains.student_over.<alternative>.<metric>.ci95.<i>        float
+  * gains.student_over.<alternative>.<metric>.beyond_interval bool
+  * retained_gain.<metric>.mean                       float or null
+  * retained_gain.<metric>.ci95.<i>                   float, or ci95 itself null
+  * retained_gain.<metric>.meaningful                 bool
+  * retained_gain.<metric>.share_without_gain         float
+  * serving.{parameters,bytes}                        float or null
+  * serving.latency_ms.{batch_1,batch_256}.{p50,p95}  float
+  * outcome                                           str
+  * verdict                                           str
+    students.<student>.description                    str
+    environment.*                                     any
+    timings_s.*                                       float
+
+``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` says that the interval lies wholly above zero.
+``retained_gain.mean`` is the student's gain divided by the ensemble's, both of means over seeds, null where the ensemble's is
+not positive. ``meaningful`` is false, and ``ci95`` null, where the ensemble's gain is not beyond its interval;
+``share_without_gain`` is the share of resamples in which the ensemble has no gain (see `bootstrap.ratio_interval`).
+``serving`` is ensemble divided by student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill import metrics
+from ensdistill.report.bootstrap import LEVEL, RESAMPLES, interval, ratio_interval, resampled_means
+from ensdistill.report.results import ALTERNATIVES, BATCHES, PERCENTILES, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.verdict import outcome, verdict
+
+SCHEMA_VERSION = 1
+BOOTSTRAP_SEED = 0
+# name -> (one value per row, the sign that makes larger better)
+GAIN_METRICS = {"accuracy": (metrics.correct_rows, 1), "nll": (metrics.nll_rows, -1), "brier": (metrics.brier_rows, -1)}
+TABLE_METRICS = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
+
+
+def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """The content of report.json (see the module's docstring).
+
+    Parameters
+    ----------
+    results : RunResults
+    resamples : int
+        Of the bootstrap over seeds and test rows; at least 2000.
+
+    Returns
+    -------
+    dict
+        Plain JSON values.
+    """
+    shared = {"ensemble": results.ensemble, "best_member": results.best_member}
+    described = {kind: _describe(model, results) for kind, model in shared.items()}
+    draws = _Draws(results, resamples)
+    blocks = {student.name: _student(student, described, results, draws) for student in results.students}
+    first = blocks[results.students[0].name]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": results.name,
+        "dataset": dict(results.dataset),
+        "seeds": list(results.seeds),
+        **{key: value for key, value in first.items() if key != "description"},
+        "members": [_describe_member(member, results) for member in results.members],
+        "students": blocks,
+        "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
+        "environment": dict(results.environment),
+        "timings_s": dict(results.timings),
+    }
+
+
+class _Draws:
+    """Every model's gain-oriented metrics, as means and as bootstrap draws, from one set of resamples."""
+
+    def __init__(self, results: RunResults, resamples: int) -> None:
+        models: dict[tuple[str, str], ModelResult] = {("", "ensemble"): results.ensemble}
+        models |= {(student.name, kind): model for student in results.students for kind, model in student.models.items()}
+        self._column = {key: len(GAIN_METRICS) * i for i, key in enumerate(models)}
+        self._offset = {metric: i for i, metric in enumerate(GAIN_METRICS)}
+        rows = [
+            np.stack([sign * f(model.probabilities[s], labels) for model in models.values() for f, sign in GAIN_METRICS.values()], axis=1)
+            for s, labels in enumerate(results.labels)
+        ]
+        self._means = np.mean([values.mean(axis=0) for values in rows], axis=0)
+        self._draws = resampled_means(rows, resamples=resamples, seed=BOOTSTRAP_SEED)
+
+    def gain(self, better: tuple[str, str], base: tuple[str, str], metric: str) -> tuple[float, np.ndarray]:
+        i, j = (self._column[key] + self._offset[metric] for key in (better, base))
+        return float(self._means[i] - self._means[j]), self._draws[:, i] - self._draws[:, j]
+
+
+def _student(student: StudentResults, shared: dict[str, Any], results: RunResults, draws: _Draws) -> dict[str, Any]:
+    name = student.name
+
+    def gains(better: tuple[str, str], base: tuple[str, str]) -> dict[str, Any]:
+        return {metric: _gain(*draws.gain(better, base, metric)) for metric in GAIN_METRICS}
+
+    direct, own = (name, "direct"), (name, "student")
+    block: dict[str, Any] = {
+        "description": student.description,
+        "models": shared | {kind: _describe(student.models[kind], results) for kind in student.models},
+        "gains": {
+            "ensemble": gains(("", "ensemble"), direct),
+            "student": gains(own, direct),
+            "student_over": {kind: gains(own, (name, kind)) for kind in ALTERNATIVES},
+        },
+        "retained_gain": {
+            metric: _retained(draws.gain(own, direct, metric), draws.gain(("", "ensemble"), direct, metric)) for metric in GAIN_METRICS
+        },
+    }
+    block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
+    block["outcome"] = outcome(block)
+    block["verdict"] = verdict(name, block)
+    return block
+
+
+def _gain(mean: float, draws: np.ndarray) -> dict[str, Any]:
+    low, high = interval(draws)
+    return {"mean": mean, "ci95": [low, high], "beyond_interval": low > 0}
+
+
+def _retained(student: tuple[float, np.ndarray], ensemble: tuple[float, np.ndarray]) -> dict[str, Any]:
+    ci95 = ratio_interval(student[1], ensemble[1]) if ensemble[0] > 0 else None
+    return {
+        "mean": student[0] / ensemble[0] if ensemble[0] > 0 else None,
+        "ci95": None if ci95 is None else list(ci95),
+        "meaningful": ci95 is not None,
+        "share_without_gain": float((ensemble[1] <= 0).mean()),
+    }
+
+
+def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[str, Any]:
+    pairs = list(zip(model.probabilities, results.labels, strict=True))
+    described: dict[str, Any] = {
+        metric: _over_seeds([getattr(metrics, metric)(probabilities, labels) for probabilities, labels in pairs])
+        for metric in TABLE_METRICS
+    }
+    return described | {
+        "nll_floored_rows": sum(metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs),
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "latency_ms": {batch: {p: float(model.latency_ms[batch][p]) for p in PERCENTILES} for batch in BATCHES},
+        "note": model.note,
+    }
+
+
+def _describe_member(member: MemberResult, results: RunResults) -> dict[str, Any]:
+    weighting = {"weight": _over_seeds(member.weights), "temperature": _over_seeds(member.temperatures)}
+    return {"name": member.name, **weighting, **_describe(member, results)}
+
+
+def _over_seeds(values: Any) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "per_seed": [float(value) for value in values]}
+
+
+def _serving(ensemble: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
+    def ratio(of: float, to: float) -> float | None:
+        return of / to if to else None
+
+    return {
+        "parameters": ratio(ensemble["parameters"], student["parameters"]),
+        "bytes": ratio(ensemble["bytes"], student["bytes"]),
+        "latency_ms": {
+            batch: {p: ratio(ensemble["latency_ms"][batch][p], student["latency_ms"][batch][p]) for p in PERCENTILES} for batch in BATCHES
+        },
+    }

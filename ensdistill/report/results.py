@@ -1,0 +1,200 @@
+"""What one run produced, as the report takes it: test-set probabilities and costs of every model, nothing judged yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensdistill import metrics
+
+SHARED_KINDS = ("ensemble", "best_member")
+ALTERNATIVES = ("direct_label_smoothing", "direct_temperature_scaled", "distilled_from_best_member")
+STUDENT_KINDS = ("direct", *ALTERNATIVES, "student")
+KINDS = SHARED_KINDS + STUDENT_KINDS
+BATCHES = ("batch_1", "batch_256")
+PERCENTILES = ("p50", "p95")
+DATASET_KEYS = ("name", "labelled", "pool", "transfer", "test", "classes")
+
+Latency = Mapping[str, Mapping[str, float]]  # {"batch_1": {"p50": ms, "p95": ms}, "batch_256": {...}}
+CurvePoint = tuple[int, float, float | None]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model of the comparison.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    probabilities : list of ndarray [N_s, C], float64
+        On the test rows, one array for each seed.
+    parameters, bytes : int
+        What is served: stored numbers, and the size of the file that holds them.
+    latency_ms : mapping
+        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch.
+    note : str
+        Shown beside the model ("with augmentation", "the SVC in all seeds").
+    """
+
+    kind: str
+    probabilities: Sequence[np.ndarray]
+    parameters: int
+    bytes: int
+    latency_ms: Latency
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {self.kind!r}")
+        _check_cost(self.kind, self.parameters, self.bytes, self.latency_ms)
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """One teacher: as `ModelResult`, and what the ensemble made of it.
+
+    Parameters
+    ----------
+    weights : list of float
+        Its share of the mixture, one for each seed.
+    temperatures : list of float
+        What its logits were divided by, one for each seed.
+    """
+
+    name: str
+    weights: Sequence[float]
+    temperatures: Sequence[float]
+    probabilities: Sequence[np.ndarray]
+    parameters: int
+    bytes: int
+    latency_ms: Latency
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_cost(f"member {self.name!r}", self.parameters, self.bytes, self.latency_ms)
+
+
+@dataclass(frozen=True)
+class StudentResults:
+    """One student architecture with its baselines.
+
+    Parameters
+    ----------
+    name, description : str
+        A short key ("mlp") and what it is ("MLP 64-64-10").
+    models : dict of str to ModelResult
+        One for each of `STUDENT_KINDS`.
+    curves : dict of str to list of (step, loss, validation NLL or None)
+        Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective.
+    """
+
+    name: str
+    description: str
+    models: Mapping[str, ModelResult]
+    curves: Mapping[str, Sequence[CurvePoint]]
+
+    def __post_init__(self) -> None:
+        if set(self.models) != set(STUDENT_KINDS):
+            raise ValueError(f"models: student {self.name!r} needs {', '.join(STUDENT_KINDS)}; got {', '.join(self.models) or 'none'}")
+        for kind, model in self.models.items():
+            if model.kind != kind:
+                raise ValueError(f"models: student {self.name!r} has a model of kind {model.kind!r} under the key {kind!r}")
+        unknown = set(self.curves) - set(STUDENT_KINDS)
+        if unknown:
+            raise ValueError(f"curves: student {self.name!r}: expected keys among {', '.join(STUDENT_KINDS)}; got {min(unknown)!r}")
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything the report judges.
+
+    Parameters
+    ----------
+    name : str
+        The run's name.
+    dataset : dict
+        ``name`` (str), ``labelled``, ``pool``, ``transfer``, ``test`` (numbers of rows), ``classes`` (number).
+    seeds : list of int
+    labels : list of ndarray [N_s], int64
+        Of the test rows, one array for each seed.
+    ensemble, best_member : ModelResult
+    members : list of MemberResult
+    students : list of StudentResults
+        The first is the one the headline is about.
+    environment : dict
+        JSON values: cpu, threads, torch, ...
+    timings : dict of str to float
+        Seconds of each stage.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something above is missing or doesn't fit the rest; the message says which model and seed.
+    """
+
+    name: str
+    dataset: Mapping[str, Any]
+    seeds: Sequence[int]
+    labels: Sequence[np.ndarray]
+    ensemble: ModelResult
+    best_member: ModelResult
+    members: Sequence[MemberResult]
+    students: Sequence[StudentResults]
+    environment: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        missing = [key for key in DATASET_KEYS if key not in self.dataset]
+        if missing:
+            raise ValueError(f"dataset: expected the keys {', '.join(DATASET_KEYS)}; {', '.join(missing)} missing")
+        for key in DATASET_KEYS[1:]:
+            if not isinstance(self.dataset[key], int):
+                raise TypeError(f"dataset: expected an int as {key}; got {self.dataset[key]!r}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected at least one, each once; got {list(self.seeds)}")
+        for kind in SHARED_KINDS:
+            if getattr(self, kind).kind != kind:
+                raise ValueError(f"{kind}: expected a model of kind {kind!r}; got {getattr(self, kind).kind!r}")
+        names = [student.name for student in self.students]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"students: expected at least one, with different names; got {names}")
+        self._check_seeds("labels", self.labels)
+        for member in self.members:
+            for what in ("weights", "temperatures"):
+                values = getattr(member, what)
+                self._check_seeds(f"{what} of member {member.name!r}", values)
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}")
+        for where, model in self._models():
+            self._check_seeds(f"probabilities of {where}", model.probabilities)
+            for seed, probabilities, labels in zip(self.seeds, model.probabilities, self.labels, strict=True):
+                metrics.check(probabilities, labels, f"probabilities of {where}, seed {seed}")
+                if probabilities.shape[1] != self.dataset["classes"]:
+                    raise ValueError(
+                        f"probabilities of {where}, seed {seed}: expected {self.dataset['classes']} classes; got {probabilities.shape[1]}"
+                    )
+
+    def _check_seeds(self, what: str, values: Sequence[Any]) -> None:
+        if len(values) != len(self.seeds):
+            raise ValueError(f"{what}: expected {len(self.seeds)}, one for each seed; got {len(values)}")
+
+    def _models(self) -> list[tuple[str, ModelResult | MemberResult]]:
+        models: list[tuple[str, ModelResult | MemberResult]] = [("ensemble", self.ensemble), ("best_member", self.best_member)]
+        models += [(f"member {member.name!r}", member) for member in self.members]
+        models += [(f"{student.name}.{kind}", model) for student in self.students for kind, model in student.models.items()]
+        return models
+
+
+def _check_cost(what: str, parameters: int, size: int, latency_ms: Latency) -> None:
+    for name, value in (("parameters", parameters), ("bytes", size)):
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} of {what}: expected an integer of at least 0; got {value!r}")
+    for batch in BATCHES:
+        for percentile in PERCENTILES:
+            time = latency_ms.get(batch, {}).get(percentile)
+            if not isinstance(time, float) or not 0 < time < float("inf"):
+                raise ValueError(f"latency_ms of {what}: expected {batch}.{percentile} in milliseconds, a float above 0; got {time!r}")

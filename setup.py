@@ -1,0 +1,34 @@
+"""Only the extension modules; everything else about the package stands in pyproject.toml."""
+
+import os
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+# The oldest torch whose stable ABI the libraries use: one build then serves every later torch.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+CXX = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", *STABLE_ABI]
+
+extensions = [
+    CppExtension(
+        "ensdistill._cpu",
+        ["csrc/schema.cpp"]
+        + [f"csrc/cpu/{name}.cpp" for name in ("distill_loss", "dispatch", "module", "isa_baseline", "isa_avx2", "isa_avx512", "isa_float64")],
+        extra_compile_args=[*CXX, f'-DENSDISTILL_TORCH_VERSION="{torch.__version__}"'],
+    )
+]
+# Decided by what can be compiled, not by whether a GPU is plugged in: builders often have none.
+if torch.version.cuda and CUDA_HOME:
+    extensions.append(
+        CUDAExtension(
+            "ensdistill._cuda",
+            ["csrc/cuda/module.cpp", "csrc/cuda/distill_loss.cu"],
+            extra_compile_args={
+                "cxx": [*CXX, f'-DENSDISTILL_ARCHITECTURES="{os.environ.get("TORCH_CUDA_ARCH_LIST", "of this machine")}"'],
+                "nvcc": ["-std=c++17", "-O3", "-Xptxas", "-v", *STABLE_ABI],
+            },
+        )
+    )
+
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})

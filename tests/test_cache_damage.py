@@ -1,0 +1,271 @@
+"""Every kind of damage is found before a value of the damaged file is handed out."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from cache_helpers import contents, digits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
+from ensdistill.cache.manifest import shard_header, write_checked
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original") / "cache"
+    cache_targets(*digits(), folder, shard_rows=64)
+    return folder
+
+
+@pytest.fixture
+def copy(original, tmp_path):
+    shutil.copytree(original, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def read_all(folder):
+    cache = TargetCache.open(folder)
+    for uid in range(0, 230, 64):
+        cache.gather_records([uid])
+
+
+def rewrite(folder, change):
+    """A manifest that was changed by someone who knows how its checksum is made."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksum"]
+    change(manifest)
+    write_checked(folder / "manifest.json", manifest)
+
+
+def test_a_flipped_bit_anywhere_is_found(copy):
+    generator = np.random.default_rng(5)
+    sound = contents(copy)
+    for name, data in sound.items():
+        sampled = {0, 7, 8, len(data) - 1, *generator.integers(0, len(data), 60).tolist()}
+        for position in sampled:
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << int(generator.integers(8))
+            (copy / name).write_bytes(flipped)
+            with pytest.raises(CacheError, match=name.replace(".", r"\.")):
+                read_all(copy)
+        (copy / name).write_bytes(data)
+    read_all(copy)
+
+
+def test_a_sound_shard_is_still_read_and_the_damaged_one_is_not(copy):
+    shard = copy / "shard-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    cache = TargetCache.open(copy)
+    cache.gather([0, 64, 229])
+    for _ in range(2):  # not only the first time
+        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those"):
+            cache.gather([0, 128])
+    with pytest.raises(CacheCorrupt, match="shard-00002"):
+        cache.verify()
+    with pytest.raises(CacheCorrupt, match="shard-00002"):
+        TargetCache.open(copy, check="full")
+
+
+def test_verify_reads_again_what_was_read_before(copy):
+    cache = TargetCache.open(copy)
+    cache.gather([0])
+    cache.verify()
+    data = bytearray((copy / "shard-00000.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "shard-00000.safetensors").write_bytes(data)
+    with pytest.raises(CacheCorrupt, match="shard-00000"):
+        cache.verify()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.safetensors", "shard-00003.safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 8, 100, -1])
+def test_a_cut_file_is_found_at_opening(copy, name, keep):
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[:keep])
+    with pytest.raises(CacheCorrupt, match=name):
+        TargetCache.open(copy)
+    (copy / name).write_bytes(data + b" ")
+    with pytest.raises(CacheCorrupt, match=name):
+        TargetCache.open(copy)
+
+
+def test_missing_files(copy, tmp_path):
+    (copy / "shard-00001.safetensors").unlink()
+    with pytest.raises(CacheIncomplete, match=r"shard-00001\.safetensors: no such file"):
+        TargetCache.open(copy)
+    with pytest.raises(CacheIncomplete, match="shard-00001"):
+        cache_targets(*digits(), copy, shard_rows=64)
+    with pytest.raises(CacheIncomplete, match=r"no manifest\.json: no cache has been written there"):
+        TargetCache.open(tmp_path / "nowhere")
+
+
+def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
+    text = (copy / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 2')
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(CacheMismatch, match="format_version 2, but this ensdistill reads up to 1; upgrade"):
+        TargetCache.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["shards"][0].update(file="../shard-00000.safetensors"), r"shards\[0\]: expected .*got .*\.\./shard"),
+        (lambda m: m["shards"][0].update(file="/etc/passwd"), r"shards\[0\]"),
+        (lambda m: m["shards"][1].update(rows=10**15), r"shards\[1\]"),
+        (lambda m: m["shards"].pop(), "shards: expected 4 shards"),
+        (lambda m: m.update(rows=10**18), "shards: expected 15625000000000000 shards"),
+        (lambda m: m.update(rows=-1), "rows: expected a positive integer; got -1"),
+        (lambda m: m.update(shard_rows=10**18), "shards: expected 1 shards"),
+        (lambda m: m.update(shard_rows=True), "shard_rows: expected a positive integer; got True"),
+        (lambda m: m.update(codec="pickle"), "codec: expected one of"),
+        (lambda m: m.update(codec=["uint8"]), "codec: expected one of"),
+        (lambda m: m.update(codec="fp32"), "record: expected the layout of its codec"),
+        (lambda m: m.update(members=["a"] * 10**6), "weights: expected 1000000 numbers"),
+        (lambda m: m.update(weights=[0, 0, 0]), "weights: expected a list of non-negative numbers with a positive sum"),
+        (lambda m: m["record"].update(bytes=10**18), "record: expected the layout"),
+        (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
+        (lambda m: m.update(statistics={}), "statistics: expected"),
+        (lambda m: m.update(format="other"), "format: expected 'ensdistill-target-cache'; got 'other'"),
+        (lambda m: m.update(colour="red"), r"unknown fields \['colour'\]"),
+        (lambda m: m.pop("classes"), "classes: expected a list of names; the field is missing"),
+    ],
+)
+def test_a_malformed_manifest_with_a_right_checksum(copy, change, message):
+    rewrite(copy, change)
+    with pytest.raises(CacheCorrupt, match=message):
+        TargetCache.open(copy)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"rows": ' + b"9" * 10_000 + b"}", b'{"rows": NaN}']
+)
+def test_not_a_manifest_at_all(copy, text):
+    (copy / "manifest.json").write_bytes(text)
+    with pytest.raises(CacheCorrupt, match="manifest"):
+        TargetCache.open(copy)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    for file in original.glob("shard-*"):
+        os.link(file, folder / file.name)
+    shutil.copy(original / "manifest.json", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    field = data.draw(st.sampled_from(sorted(manifest.keys() - {"checksum"})))
+    rewrite(folder, lambda m: m.update({field: data.draw(JSON)}))
+    try:
+        TargetCache.open(folder, check="full")
+    except CacheError:
+        pass
+    else:  # what it takes is data about the targets, never their sizes or places
+        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics")
+
+
+def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
+    import xxhash
+
+    shard = copy / "shard-00000.safetensors"
+    manifest = TargetCache.open(copy).manifest
+    header = shard_header(manifest, 0)
+    lie = header.replace(b'"shape":[64', b'"shape":[63')
+    data = shard.read_bytes().replace(header, lie)
+    shard.write_bytes(data)
+    rewrite(copy, lambda m: m["shards"][0].update(hash=xxhash.xxh3_128_hexdigest(data)))
+    with pytest.raises(CacheCorrupt, match="the header does not describe the records"):
+        TargetCache.open(copy).gather([0])
+
+
+def test_the_fingerprint_must_be_that_of_the_records(copy):
+    rewrite(copy, lambda m: m["fingerprint"]["inputs"].update(hash="0" * 32))
+    TargetCache.open(copy).gather([0])
+    with pytest.raises(CacheCorrupt, match=r"fingerprint\.inputs"):
+        TargetCache.open(copy, check="full")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.safetensors"])
+def test_links_and_pipes_are_refused(copy, tmp_path, name):
+    (copy / name).rename(tmp_path / "elsewhere")
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheCorrupt, match=rf"{name}: expected a regular file; got a symbolic link"):
+        TargetCache.open(copy)
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(CacheCorrupt, match=rf"{name}: expected a regular file"):  # and it does not wait for a writer
+        TargetCache.open(copy)
+
+
+def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
+    teachers, rows = digits()
+    cache_targets(teachers, rows, tmp_path / "whole", shard_rows=64)
+    folder = tmp_path / "full"
+
+    def fill(done, total):
+        # The third shard is written through a link to /dev/full, where the kernel itself answers ENOSPC.
+        if done == 192:
+            (folder / f"shard-00002.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=r"no space left on the disk of .*run the same command again"):
+        cache_targets(teachers, rows, folder, shard_rows=64, progress=fill)
+    assert sorted(contents(folder)) == ["plan.json", *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("commit.json", "safetensors"))]
+    with pytest.raises(CacheIncomplete, match="its writer has not finished"):
+        TargetCache.open(folder)
+    cache_targets(teachers, rows, folder, shard_rows=64)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00002.safetensors"])
+def test_a_damaged_cache_can_be_overwritten(copy, original, name):
+    data = bytearray((copy / name).read_bytes())
+    data[-30] ^= 1
+    (copy / name).write_bytes(data)
+    cache_targets(*digits(), copy, shard_rows=64, overwrite=True)
+    assert contents(copy) == contents(original)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("damage", ["shard", "commit", "no shard"])
+def test_resuming_writes_again_what_has_no_valid_commit(tmp_path, damage, overwrite):
+    teachers, rows = digits()
+    cache_targets(teachers, rows, tmp_path / "whole", shard_rows=64)
+    folder, asked = tmp_path / "cache", []
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done == total:
+            raise Stop
+
+    with pytest.raises(Stop):
+        cache_targets(teachers, rows, folder, shard_rows=64, progress=stop)
+    file = folder / ("shard-00001.commit.json" if damage == "commit" else "shard-00001.safetensors")
+    if damage == "no shard":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+
+    class Counting(type(teachers)):
+        def predict_logits(self, inputs):
+            asked.append(len(inputs))
+            return super().predict_logits(inputs)
+
+    cache_targets(Counting(teachers.logits), rows, folder, shard_rows=64, overwrite=overwrite)
+    assert asked == [64, 38]  # the damaged shard and the one that was not finished, no other
+    assert contents(folder) == contents(tmp_path / "whole")

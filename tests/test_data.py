@@ -1,0 +1,118 @@
+"""Data sets, splits and the random streams that everything else is keyed by."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from ensdistill.data import UNLABELLED, ArrayDataset, BatchOrder, Digits, derive_seed, stratified_split
+
+
+def test_digits_split_is_disjoint_complete_and_stratified():
+    split = Digits(labelled=200, pool=900).split(seed=3)
+    digits = load_digits()
+    uids = np.concatenate([split.labelled.uids, split.pool.uids, split.test.uids])
+    assert sorted(uids) == list(range(1797))
+    assert (len(split.labelled), len(split.pool), len(split.test)) == (200, 900, 697)
+    assert split.labelled.inputs.dtype == np.float32
+    assert split.labelled.inputs.shape[1:] == (1, 8, 8)
+    assert (split.labelled.inputs.min(), split.labelled.inputs.max()) == (0, 1)
+    for part in (split.labelled, split.test):
+        np.testing.assert_array_equal(part.inputs[:, 0] * 16, digits.images[part.uids])
+        np.testing.assert_array_equal(part.labels, digits.target[part.uids])
+        share = np.bincount(part.labels, minlength=10) / len(part)
+        assert np.abs(share - np.bincount(digits.target) / 1797).max() < 1 / len(part) + 1e-9  # rounding to whole rows
+    assert (split.pool.labels == UNLABELLED).all()
+
+
+def test_split_depends_on_the_seed_alone():
+    a, b, c = (Digits().split(seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.labelled.uids, b.labelled.uids)
+    assert set(a.labelled.uids) != set(c.labelled.uids)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labelled": 1000, "pool": 900}, "labelled=1000, pool=900"),
+        ({"labelled": 5}, "10 classes"),
+        ({"labelled": 0}, "labelled=0"),
+        ({"labelled": 200, "pool": 5}, "pool=5"),
+    ],
+)
+def test_impossible_digits_splits(options, words):
+    with pytest.raises(ValueError, match=words):
+        Digits(**options).split(seed=0)
+
+
+def test_a_rare_class_is_named():
+    labels = np.array([0] * 50 + [1] * 50 + [2], np.int64)
+    with pytest.raises(ValueError, match=r"'rare', has 1 rows"):
+        stratified_split(np.zeros((101, 2), np.float32), labels, ["a", "b", "rare"], labelled=20, pool=0, test=None, seed=0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.random((60, 3), np.float32), np.arange(60) % 3
+    labels[50:] = UNLABELLED
+
+    def save(inputs=inputs, labels=labels, **options):
+        np.save(tmp_path / "x.npy", inputs)
+        np.save(tmp_path / "y.npy", labels)
+        return ArrayDataset(tmp_path / "x.npy", tmp_path / "y.npy", **options)
+
+    return inputs, labels, save
+
+
+def test_array_dataset(files):
+    inputs, labels, save = files
+    split = save(labels=labels.astype(np.int8), labelled=12, pool=12, test=20, classes=["a", "b", "c"]).split(seed=0)
+    assert (len(split.labelled), len(split.pool), len(split.test)) == (12, 22, 20)
+    assert set(range(50, 60)) <= set(split.pool.uids)  # the rows without a label
+    assert split.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(split.test.inputs, inputs[split.test.uids])
+    np.testing.assert_array_equal(split.test.labels, labels[split.test.uids])
+
+
+def test_bad_arrays(files, tmp_path):
+    inputs, labels, save = files
+    with pytest.raises(ValueError, match=r"inputs: expected float32 .* got float64"):
+        save(inputs=inputs.astype(np.float64), labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"labels: expected integers .* got float64"):
+        save(labels=labels * 1.0, labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"labels: expected int64 \[60\]"):
+        save(labels=labels[:59], labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"expected 0\.\.1 .* row 2 has 2"):
+        save(labelled=12, classes=["a", "b"]).split(0)
+    bad = inputs.copy()
+    bad[7, 1] = np.nan
+    with pytest.raises(ValueError, match="row 7 .* NaN"):
+        save(inputs=bad, labelled=12).split(0)
+    np.save(tmp_path / "x.npy", np.array([{"code": "run"}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers"):
+        ArrayDataset(tmp_path / "x.npy", tmp_path / "y.npy", labelled=12).split(0)
+
+
+@given(rows=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_batches_are_whole_epochs_in_any_order_of_asking(rows, batch, seed):
+    order = BatchOrder(rows, batch, seed)
+    stream = np.concatenate([order(step) for step in range(rows)])  # rows * batch positions: batch whole epochs
+    assert (np.sort(stream.reshape(batch, rows), axis=1) == np.arange(rows)).all()
+    late = BatchOrder(rows, batch, seed)
+    np.testing.assert_array_equal(late(rows - 1), order(rows - 1))
+    np.testing.assert_array_equal(late(0), stream[:batch])
+
+
+def test_batches_are_reshuffled_and_seeded():
+    order, other = BatchOrder(50, 50, 0), BatchOrder(50, 50, 1)
+    assert (order(0) != order(1)).any()
+    assert (order(0) != other(0)).any()
+
+
+def test_derived_seeds_are_independent_and_fit_a_torch_seed():
+    seeds = {derive_seed(*parts) for parts in [(0, 1), (1, 0), ("01",), (0, "1"), (0, 1, None)]}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,198 @@
+"""What people see: the terminal table, the page and the figures."""
+
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_cases import HELPED, model, run_results
+from rich.console import Console
+
+from ensdistill.report import RunResults, StudentResults, judge, print_report, write_report
+from ensdistill.report.table import milliseconds, size, times
+
+DID_NOT = {"student": 0.92}
+
+
+def printed(report: dict[str, Any], width: int, encoding: str = "utf-8") -> str:
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding=encoding)
+    print_report(report, Console(file=stream, width=width))
+    stream.flush()
+    return buffer.getvalue().decode(encoding)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return judge(run_results({}, DID_NOT))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResults]:
+    results = run_results({}, DID_NOT)
+    folder = tmp_path_factory.mktemp("report")
+    write_report(results, folder)
+    return folder, results
+
+
+def test_the_first_line_says_that_distillation_did_not_help(report: dict[str, Any]) -> None:
+    assert printed(report, 100).startswith("Distillation did not help cnn: ")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_table_keeps_numbers_whole_and_pipes_plain(report: dict[str, Any], width: int, encoding: str) -> None:
+    text = printed(report, width, encoding).replace("|", " ")  # the column lines of the ASCII box
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line.split() for line in text.splitlines()]
+    accuracy = 100 * report["models"]["ensemble"]["accuracy"]["mean"]
+    assert ["ensemble", f"{accuracy:.2f}"] in [row[:2] for row in rows]
+    kept = report["retained_gain"]["accuracy"]
+    cell = f"{100 * kept['mean']:.0f} % [{100 * kept['ci95'][0]:.0f}, {100 * kept['ci95'][1]:.0f}]"
+    assert any(line.strip().startswith("accuracy +") and line.rstrip().endswith(cell) for line in map(squeeze, text.splitlines()))
+    assert any(row[:2] == ["extra-trees", "0.03"] for row in rows)
+
+
+def squeeze(line: str) -> str:
+    return re.sub(r" +", " ", line)
+
+
+def test_a_name_with_brackets_is_a_name() -> None:
+    results = run_results()
+    student = results.students[0]
+    odd = StudentResults("[red]mlp[/x]", "<b>", student.models, {})
+    assert "Distillation helped [red]mlp[/x]:" in printed(judge(run_results(students=[odd])), 100)
+
+
+def test_no_gain_prints_no_percentage() -> None:
+    text = printed(judge(run_results({"ensemble": 0.925})), 100)
+    rows = [line for line in text.splitlines() if squeeze(line).strip().startswith(("accuracy ", "NLL ", "Brier "))]
+    retained = [line for line in rows if "[" in line]
+    assert len(retained) == 3
+    assert all(line.rstrip().endswith("means nothing") for line in retained)
+
+
+def test_floored_rows_are_not_silent() -> None:
+    results = run_results()
+    arrays = [p.copy() for p in results.ensemble.probabilities]
+    wrong = int(np.nonzero(arrays[0].argmax(axis=1) != results.labels[0])[0][0])
+    arrays[0][wrong] = np.eye(10)[arrays[0][wrong].argmax()]
+    report = judge(run_results(ensemble=model("ensemble", 0.9, results.labels, probabilities=arrays)))
+    assert "counted as 2.2e-16 (36 nats) in NLL: ensemble (1)." in " ".join(printed(report, 100).split())
+    assert "counted as" not in printed(judge(results), 100)
+
+
+def test_files(page: tuple[Path, RunResults]) -> None:
+    folder, results = page
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    figures = [f"figures/{stem}.png" for stem in ("latency", "learning_curves", "metrics", "reliability")]
+    assert names == [*figures, "report.html", "report.json"]
+    assert json.loads((folder / "report.json").read_text()) == judge(results)
+    for figure in figures:
+        data = (folder / figure).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert len(data) > 10_000
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.headlines: list[str] = []
+        self.svgs = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.svgs += tag == "svg"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "link", "br", "hr", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h1":
+            self.headlines.append(data)
+
+
+def test_page_stands_alone(page: tuple[Path, RunResults]) -> None:
+    text = (page[0] / "report.html").read_text()
+    parsed = Page(text)
+    assert parsed.open == []
+    assert parsed.svgs == 4
+    assert parsed.headlines == ["Distillation did not help cnn", "Distillation helped mlp"]
+    assert all(address.startswith("#") for address in parsed.addresses)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "currentColor" in text
+    for value in ("Xeon", "2.13.0", "extra-trees", "svc in every seed"):
+        assert value in text
+
+
+def test_page_escapes_names(tmp_path: Path) -> None:
+    student = run_results().students[0]
+    odd = StudentResults("<script>alert(1)</script>", "a & b", student.models, {})
+    write_report(run_results(students=[odd]), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_same_results_same_bytes(page: tuple[Path, RunResults], tmp_path: Path) -> None:
+    folder, results = page
+    write_report(results, tmp_path)
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+
+
+def test_nothing_but_one_seed_one_student_no_members_no_curves(tmp_path: Path) -> None:
+    student = run_results(seeds=(7,)).students[0]
+    bare = StudentResults("mlp", "MLP", student.models, {})
+    report = write_report(run_results(HELPED, seeds=(7,), students=[bare], members=[], environment={}, timings={}), tmp_path)
+    assert not (tmp_path / "figures" / "learning_curves.png").exists()
+    assert Page((tmp_path / "report.html").read_text()).svgs == 3
+    assert "seed 7." in printed(report, 80)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_is_named_before_anything_is_written(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ensdistill\[report\]'"):
+        write_report(run_results(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_report_does_not_import_its_extras() -> None:
+    import subprocess
+
+    code = "import sys, ensdistill.report; print([m for m in ('matplotlib', 'jinja2', 'torch', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (size(999), "999"),
+        (size(1900), "1.90k"),
+        (size(292_450), "292k"),
+        (size(1_170_000), "1.17M"),
+        (milliseconds(0.0214), "0.021"),
+        (milliseconds(19), "19.0"),
+        (milliseconds(171.4), "171"),
+        (times(1.26), "1.3x"),
+        (times(904.7), "905x"),
+        (times(None), "-"),
+    ],
+)
+def test_numbers_are_short(shown: str, expected: str) -> None:
+    assert shown == expected

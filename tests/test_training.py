@@ -1,0 +1,271 @@
+"""Training of several models: alone, one by one, stacked, killed and resumed."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ensdistill.augmentation import ShiftImages
+from ensdistill.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.data import Digits
+from ensdistill.models import CNN, MLP
+from ensdistill.optimization import Optimization
+from ensdistill.training import BLOCK, train_stack
+
+QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits().split(seed=0)
+
+
+def train(digits, factory, seeds, **options):
+    options.setdefault("optimization", QUICK)
+    return train_stack(factory, digits.labelled.inputs, digits.labelled.labels, classes=10, seeds=seeds, **options)
+
+
+
+def difference(a, b):
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def same_bits(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+SMALL = functools.partial(CNN, channels=[4, 8])
+SEEDS = [11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_models_learn(digits, way):
+    models = train(digits, MLP, SEEDS[:4], way=way, optimization=Optimization(steps=200, learning_rate=1e-2))
+    test = torch.from_numpy(digits.test.inputs)
+    with torch.no_grad():
+        accuracy = [float((m(test).argmax(1).numpy() == digits.test.labels).mean()) for m in models]
+    assert min(accuracy) > 0.88  # nearest centroid of the same rows reaches 0.87
+    assert not any(m.training for m in models)
+
+
+def test_a_model_alone_is_the_same_bits_as_among_others_one_by_one(digits):
+    factory = functools.partial(CNN, channels=[4, 8], dropout=0.3)
+    folds = [np.arange(200), np.arange(0, 200, 2), np.arange(50, 200)]
+    among = train(digits, factory, SEEDS[:3], rows=folds, augment=ShiftImages(), way="one_by_one")
+    (alone,) = train(digits, factory, [SEEDS[1]], rows=[folds[1]], augment=ShiftImages(), way="one_by_one")
+    assert same_bits(alone.state_dict(), among[1].state_dict())
+    assert not same_bits(alone.state_dict(), among[0].state_dict())
+
+
+def test_a_model_alone_is_the_same_as_in_a_stack_up_to_rounding(digits):
+    # AdamW divides by the root of a running square, so that rounding (1e-7) of a small gradient grows with the steps: measured
+    # 2e-6 after 80 steps; a wrong batch, draw or schedule moves parameters by more than 1e-2.
+    rows = [np.arange(i, 200) for i in range(5)]
+    among = train(digits, SMALL, SEEDS, rows=rows, augment=ShiftImages(), way="stacked")
+    (alone,) = train(digits, SMALL, [SEEDS[3]], rows=[rows[3]], augment=ShiftImages(), way="one_by_one")
+    assert difference(alone.state_dict(), among[3].state_dict()) < 1e-4
+    (other,) = train(digits, SMALL, [SEEDS[3]], rows=[rows[4]], augment=ShiftImages(), way="one_by_one")
+    assert difference(other.state_dict(), among[3].state_dict()) > 1e-2
+
+
+def test_steps_beyond_a_block_do_not_change_the_draws(digits):
+    constant = functools.partial(Optimization, batch_size=32, schedule="constant", warmup=0.0)
+    long = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 5), augment=ShiftImages())
+    longer = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 6), augment=ShiftImages())
+    # One more step: at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015, section 2.1); other draws: 0.02.
+    assert 0 < difference(long[0].state_dict(), longer[0].state_dict()) < 3.2 * 3e-3
+
+
+def test_label_smoothing_and_weight_decay_are_used(digits):
+    plain, smooth, decayed = (
+        train(digits, MLP, [1], optimization=o)[0].state_dict()
+        for o in (QUICK, Optimization(80, 32, 5e-3, label_smoothing=0.1), Optimization(80, 32, 5e-3, weight_decay=1.0))
+    )
+    assert difference(plain, smooth) > 1e-3
+    assert sum(float(v.norm()) for v in decayed.values()) < sum(float(v.norm()) for v in plain.values())
+
+
+def test_set_smaller_than_the_batch(digits):
+    (model,) = train(digits, MLP, [1], rows=[np.arange(3)])
+    assert (model(torch.from_numpy(digits.labelled.inputs[:3])).argmax(1).numpy() == digits.labelled.labels[:3]).all()
+
+
+def normed():
+    # No bias before the normalisation: its gradient would be nothing but rounding, which AdamW scales up to whole steps.
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def test_batch_norm_buffers_are_each_models_own(digits):
+    stacked = train(digits, normed, SEEDS[:4], way="stacked")
+    alone = train(digits, normed, SEEDS[:4], way="one_by_one")
+    for a, b in zip(stacked, alone, strict=True):
+        assert a[2].num_batches_tracked == QUICK.steps
+        assert difference(a.state_dict(), b.state_dict()) < 1e-3
+    assert difference(stacked[0].state_dict(), stacked[1].state_dict()) > 1e-2
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
+
+
+def test_what_cannot_be_stacked_is_trained_one_by_one_with_a_reason(digits):
+    with pytest.warns(UserWarning, match=r"Branching can't be trained as a stack and is trained one by one: .*item"):
+        models = train(digits, Branching, SEEDS[:4])
+    assert len(models) == 4
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_an_interrupted_training_ends_with_the_same_bits(digits, tmp_path, way):
+    factory = functools.partial(CNN, channels=[4], dropout=0.3)
+    options = {"augment": ShiftImages(), "way": way, "optimization": Optimization(steps=150, batch_size=16)}
+    whole = train(digits, factory, SEEDS[:2], **options)
+    seen = []
+
+    def interrupt(done, total):
+        seen.append(done)
+        if done >= total * 0.7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(digits, factory, SEEDS[:2], checkpoint=tmp_path, checkpoint_every=64, progress=interrupt, **options)
+    again = []
+    resumed = train(digits, factory, SEEDS[:2], checkpoint=tmp_path, progress=lambda done, total: again.append(done), **options)
+    assert min(again) > min(seen)  # it went on, it did not start again
+    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(digits, tmp_path):
+    train(digits, MLP, [1], checkpoint=tmp_path)
+    (fresh,) = train(digits, MLP, [1], optimization=Optimization(80, 32, 1e-3))
+    (again,) = train(digits, MLP, [1], optimization=Optimization(80, 32, 1e-3), checkpoint=tmp_path)
+    assert same_bits(fresh.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+def test_checkpoint_round_trip(tmp_path, schedule):
+    def make():
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2)
+        return module, *Optimization(steps=20, schedule=schedule).build(module.parameters()), torch.Generator().manual_seed(1)
+
+    def go(module, optimizer, scheduler, generator, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module(torch.randn(4, 3, generator=generator)).square().sum().backward()
+            optimizer.step()
+            scheduler.step()
+
+    whole = make()
+    go(*whole, 20)
+    half = make()
+    go(*half, 9)
+    kept = {"tensors": half[0].state_dict(), "optimizer": half[1], "scheduler": half[2], "generators": {"data": half[3]}}
+    save_checkpoint(tmp_path / "c", step=9, fingerprint="f", values={"curve": [1.5]}, **kept)
+    back = make()
+    into = {"tensors": back[0].state_dict(), "optimizer": back[1], "scheduler": back[2], "generators": {"data": back[3]}}
+    assert load_checkpoint(tmp_path / "c", fingerprint="another", **into) is None
+    assert same_bits(back[0].state_dict(), make()[0].state_dict())
+    resumed = load_checkpoint(tmp_path / "c", fingerprint="f", **into)
+    assert (resumed.step, resumed.values) == (9, {"curve": [1.5]})
+    go(*back, 11)
+    assert same_bits(back[0].state_dict(), whole[0].state_dict())
+    assert back[2].get_last_lr() == whole[2].get_last_lr()
+    assert load_checkpoint(tmp_path / "none", fingerprint="f", **into) is None
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path):
+    module = nn.Linear(3, 2)
+    save_checkpoint(tmp_path / "c", step=1, fingerprint="f", tensors=module.state_dict())
+    with pytest.raises(ValueError, match=r"weight: expected torch.float32 \[2, 4\]; the checkpoint has torch.float32 \[2, 3\]"):
+        load_checkpoint(tmp_path / "c", fingerprint="f", tensors=nn.Linear(4, 2).state_dict())
+    with pytest.raises(ValueError, match="expected tensors"):
+        load_checkpoint(tmp_path / "c", fingerprint="f", tensors=nn.Linear(3, 2, bias=False).state_dict())
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-5])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "c", fingerprint="f", tensors=module.state_dict())
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_a_loss_that_is_not_finite_names_model_and_step(digits, way):
+    inputs = digits.labelled.inputs.copy()
+    inputs[7] = np.nan
+    rows = [np.arange(8, 200), np.arange(0, 8)]
+    with pytest.raises(FloatingPointError, match=r"second: the loss is nan at step 0 of 80"):
+        train_stack(MLP, inputs, digits.labelled.labels, classes=10, seeds=[1, 2], rows=rows, names=["first", "second"], optimization=QUICK, way=way)
+
+
+def test_bad_arguments(digits):
+    shared = MLP()
+    with pytest.raises(ValueError, match="model 1 shares 1.weight with model 0"):
+        train(digits, lambda: shared, [1, 2])
+    widths = iter([4, 5])
+    with pytest.raises(ValueError, match="model 1 differ"):
+        train(digits, lambda: MLP(64, [next(widths)]), [1, 2])
+    with pytest.raises(ValueError, match=r"expected 10 outputs per sample.*got \[32, 7\]"):
+        train(digits, functools.partial(MLP, outputs=7), [1])
+    with pytest.raises(TypeError, match="factory: expected a torch.nn.Module; got int"):
+        train(digits, lambda: 3, [1])
+    with pytest.raises(ValueError, match=r"rows: model 0: expected positions in 0\.\.199"):
+        train(digits, MLP, [1], rows=[np.array([200])])
+    with pytest.raises(ValueError, match="way: expected"):
+        train(digits, MLP, [1], way="both")
+    with pytest.raises(ValueError, match=r"labels: model 0: expected 0\.\.8; row \d+ has 9"):
+        train_stack(MLP, digits.labelled.inputs, digits.labelled.labels, classes=9, seeds=[1])
+    with pytest.raises(ValueError, match="inputs: expected float32"):
+        train_stack(MLP, digits.labelled.inputs.astype(np.float64), digits.labelled.labels, classes=10, seeds=[1])
+
+
+def test_training_leaves_the_global_random_state_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(digits, MLP, [1], optimization=Optimization(steps=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_schedules():
+    def rates(**options):
+        optimizer, scheduler = Optimization(steps=100, learning_rate=1.0, **options).build([torch.zeros(1, requires_grad=True)])
+        out = []
+        for _ in range(100):
+            out.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return np.array(out)
+
+    constant = rates(schedule="constant", warmup=0.1)
+    np.testing.assert_allclose(constant[:10], np.arange(1, 11) / 10)
+    assert (constant[10:] == 1).all()
+    cosine = rates(schedule="cosine", warmup=0.0)
+    np.testing.assert_allclose(cosine, (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
+    one_cycle = rates(schedule="one_cycle", warmup=0.3)
+    assert one_cycle.argmax() == 29
+    assert one_cycle[-1] < 1e-4 < one_cycle[0] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": float("nan")}, "learning_rate.*nan"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"schedule": "linear"}, "schedule.*linear"),
+        ({"weight_decay": -1}, "weight_decay"),
+    ],
+)
+def test_bad_optimization(options, words):
+    with pytest.raises(ValueError, match=words):
+        Optimization(**options)

@@ -1,0 +1,96 @@
+"""Transfer sets on real digits."""
+
+import numpy as np
+import pytest
+
+from ensdistill.augmentation import ShiftImages
+from ensdistill.data import UNLABELLED, Digits
+from ensdistill.transfer import Augmented, Mixup, Munge, TransferSet
+
+
+@pytest.fixture(scope="module")
+def split():
+    return Digits().split(seed=0)
+
+
+@pytest.fixture(scope="module")
+def base(split):
+    return np.concatenate([split.labelled.inputs, split.pool.inputs])
+
+
+def test_order_uids_labels_and_origin(split, base):
+    transfer = TransferSet(synthetic=[Munge(rows=300), Mixup(rows=200), Augmented(ShiftImages(), rows=100)]).build(split, seed=1)
+    rows = transfer.rows
+    assert transfer.origin == (("labelled", 200), ("pool", 900), ("munge", 300), ("mixup", 200), ("augmented", 100))
+    np.testing.assert_array_equal(rows.uids, np.arange(1700))
+    np.testing.assert_array_equal(rows.inputs[:1100], base)
+    np.testing.assert_array_equal(rows.labels[:200], split.labelled.labels)
+    assert (rows.labels[200:] == UNLABELLED).all()
+    assert rows.inputs.dtype == np.float32
+    assert rows.inputs.shape[1:] == (1, 8, 8)
+
+
+def test_same_seed_same_rows_and_no_pool(split):
+    made = [TransferSet(pool=False, synthetic=[Munge(rows=50), Mixup(rows=50)]).build(split, seed=s) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(made[0].rows.inputs, made[1].rows.inputs)
+    assert (made[0].rows.inputs[200:] != made[2].rows.inputs[200:]).any()
+    assert made[0].origin[:2] == (("labelled", 200), ("munge", 50))
+
+
+def test_munge_exchanges_with_the_nearest_neighbour(base):
+    n = 2 * len(base)
+    made = Munge(rows=n, probability=0.3, variance=1e12).make(base, np.random.default_rng(0)).reshape(n, -1)
+    flat = base.reshape(len(base), -1).astype(np.float64)
+    distances = ((flat[:, None] - flat[None]) ** 2).sum(-1)  # by brute force
+    np.fill_diagonal(distances, np.inf)
+    own = flat[np.arange(n) % len(flat)]
+    near = flat[distances.argmin(1)[np.arange(n) % len(flat)]]
+    differs = own != near
+    took = np.isclose(made, near, atol=1e-6) & differs
+    kept = np.isclose(made, own, atol=1e-6) & differs
+    assert (took ^ kept)[differs].all()
+    share = took.sum() / differs.sum()
+    assert abs(share - 0.3) < 0.01  # about 50 000 draws: 5 standard errors
+
+
+def test_munge_stays_in_each_attribute_range_and_skips_duplicates(base):
+    made = Munge(rows=2200, variance=0.2).make(base, np.random.default_rng(0))
+    assert (made >= base.min(0)).all()
+    assert (made <= base.max(0)).all()
+    twice = np.array([[0.0], [0.0], [5.0], [6.0]], np.float32)
+    exchanged = Munge(rows=4, probability=1.0, variance=1e12).make(twice, np.random.default_rng(0))
+    np.testing.assert_allclose(exchanged, [[0], [0], [6], [5]], atol=1e-5)
+
+
+def test_mixup_lies_between_its_parents():
+    base = np.array([[0.0, 0.0], [1.0, 2.0]], np.float32)
+    made = Mixup(rows=4000).make(base, np.random.default_rng(0))
+    np.testing.assert_allclose(made[:, 1], 2 * made[:, 0], atol=1e-6)
+    inner = made[(made[:, 0] > 0) & (made[:, 0] < 1), 0]
+    assert abs(inner.mean() - 0.5) < 0.03
+    assert abs(inner.std() - 12**-0.5) < 0.02  # uniform for alpha = 1
+    arcsine = Mixup(rows=4000, alpha=0.1).make(base, np.random.default_rng(0))[:, 0]
+    assert arcsine.std() > made[:, 0].std()
+
+
+def test_augmented_rows_are_distinct_shifts():
+    base = np.arange(2 * 9, dtype=np.float32).reshape(2, 1, 3, 3) + 1
+    made = Augmented(ShiftImages(1), rows=16).make(base, np.random.default_rng(0))
+    assert len({row.tobytes() for row in made}) == 16
+    assert not any((row == original).all() for row in made for original in base)
+    with pytest.raises(ValueError, match="at most 16"):
+        Augmented(ShiftImages(1), rows=17).make(base, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Munge(rows=0), "munge: rows"),
+        (lambda: Munge(rows=1, probability=1.5), r"probability in \(0, 1\].*1\.5"),
+        (lambda: Mixup(rows=1, alpha=0), "alpha"),
+        (lambda: Munge(rows=1).make(np.zeros((1, 2), np.float32), np.random.default_rng(0)), "at least 2 rows"),
+    ],
+)
+def test_bad_settings(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
