@@ -58,7 +58,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Any
         return _differentiable_backward(grad_loss, student, rest, ctx.settings), *nothing
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if type(grad_loss) is Tensor and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
-        return gradient, *nothing
+        # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
+        return gradient.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else gradient, *nothing
     factor = grad_loss if grad_loss.dim() == 0 else grad_loss.unsqueeze(-1)
     # Scaled in the loss's precision and rounded once.
     return (gradient * factor).to(gradient.dtype), *nothing

@@ -76,6 +76,8 @@ class TorchMembers:
     way : {"auto", "stacked", "one_by_one"}
         See :func:`ensdistill.training.train_stack`.
     device : str
+    checkpoint_every : int
+        Steps between checkpoints.
 
     Examples
     --------
@@ -91,6 +93,7 @@ class TorchMembers:
     augment: Augmentation | None = None
     way: Way = "auto"
     device: str = "cpu"
+    checkpoint_every: int = 256
     together = True
 
     def __post_init__(self) -> None:
@@ -128,6 +131,7 @@ class TorchMembers:
             way=self.way,
             device=self.device,
             checkpoint=checkpoint,
+            checkpoint_every=self.checkpoint_every,
             progress=progress,
         )
         return [TorchMember(m, name=job.name, classes=classes, factory=self.model) for m, job in zip(modules, jobs, strict=True)]

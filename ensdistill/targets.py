@@ -37,6 +37,10 @@ class EnsembleLogits:
         """The members' logits as float32 [K, N, C]."""
         return self.logits.float()
 
+    def rows(self, start: int, stop: int) -> EnsembleLogits:
+        """Rows ``start`` to ``stop`` as a view."""
+        return EnsembleLogits(self.logits[:, start:stop], self.weights)
+
 
 @dataclass(frozen=True)
 class QuantizedLogits:
@@ -74,6 +78,11 @@ class QuantizedLogits:
         scale, offset = self.scale.unsqueeze(-1), self.offset.unsqueeze(-1)
         logits = offset + scale.abs() * self.codes
         return logits.masked_fill((scale < 0) & (self.codes == 0), -torch.inf)
+
+    def rows(self, start: int, stop: int) -> QuantizedLogits:
+        """Rows ``start`` to ``stop`` as a view."""
+        part = slice(start, stop)
+        return QuantizedLogits(self.codes[:, part], self.scale[:, part], self.offset[:, part], self.weights)
 
 
 Targets = EnsembleLogits | QuantizedLogits

@@ -49,7 +49,7 @@ def train_stack(
     names: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     checkpoint: Path | str | None = None,
-    checkpoint_every: int = 512,
+    checkpoint_every: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[nn.Module]:
     """Train one model per seed with cross entropy.

@@ -88,7 +88,7 @@ def test_bad_arrays(files, tmp_path):
         save(labelled=12, classes=["a", "b"]).split(0)
     bad = inputs.copy()
     bad[7, 1] = np.nan
-    with pytest.raises(ValueError, match="row 7 .* NaN"):
+    with pytest.raises(ValueError, match=r"row 7 .* NaN"):
         save(inputs=bad, labelled=12).split(0)
     np.save(tmp_path / "x.npy", np.array([{"code": "run"}], object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers"):

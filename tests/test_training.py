@@ -27,7 +27,6 @@ def train(digits, factory, seeds, **options):
     return train_stack(factory, digits.labelled.inputs, digits.labelled.labels, classes=10, seeds=seeds, **options)
 
 
-
 def difference(a, b):
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
@@ -203,19 +202,21 @@ def test_a_loss_that_is_not_finite_names_model_and_step(digits, way):
     inputs[7] = np.nan
     rows = [np.arange(8, 200), np.arange(0, 8)]
     with pytest.raises(FloatingPointError, match=r"second: the loss is nan at step 0 of 80"):
-        train_stack(MLP, inputs, digits.labelled.labels, classes=10, seeds=[1, 2], rows=rows, names=["first", "second"], optimization=QUICK, way=way)
+        train_stack(
+            MLP, inputs, digits.labelled.labels, classes=10, seeds=[1, 2], rows=rows, names=["first", "second"], optimization=QUICK, way=way
+        )
 
 
 def test_bad_arguments(digits):
     shared = MLP()
-    with pytest.raises(ValueError, match="model 1 shares 1.weight with model 0"):
+    with pytest.raises(ValueError, match=r"model 1 shares 1\.weight with model 0"):
         train(digits, lambda: shared, [1, 2])
     widths = iter([4, 5])
     with pytest.raises(ValueError, match="model 1 differ"):
         train(digits, lambda: MLP(64, [next(widths)]), [1, 2])
     with pytest.raises(ValueError, match=r"expected 10 outputs per sample.*got \[32, 7\]"):
         train(digits, functools.partial(MLP, outputs=7), [1])
-    with pytest.raises(TypeError, match="factory: expected a torch.nn.Module; got int"):
+    with pytest.raises(TypeError, match=r"factory: expected a torch\.nn\.Module; got int"):
         train(digits, lambda: 3, [1])
     with pytest.raises(ValueError, match=r"rows: model 0: expected positions in 0\.\.199"):
         train(digits, MLP, [1], rows=[np.array([200])])

@@ -1,0 +1,286 @@
+"""Adapters: what they answer, how they are saved, and what they refuse."""
+
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.svm import SVC
+from torch import nn
+
+from ensdistill.data import Digits
+from ensdistill.members import ArrayMember, CallableMember, Member, SklearnMember, TorchMember, as_member, load_member, to_logits
+from ensdistill.models import CNN, MLP
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits().split(seed=0)
+
+
+@pytest.fixture(scope="module")
+def rows(digits):
+    return digits.labelled.inputs.reshape(200, -1), digits.labelled.labels
+
+
+def test_torch_member_predicts_in_eval_mode_and_gives_modes_back(digits):
+    module = CNN([[4]], dropout=0.5).train()
+    module[0].eval()
+    modes = [m.training for m in module.modules()]
+    member = TorchMember(module, batch_size=64)
+    a, b = member.predict_logits(digits.test.inputs), member.predict_logits(digits.test.inputs)
+    np.testing.assert_array_equal(a, b)  # no dropout
+    assert [m.training for m in module.modules()] == modes
+    assert (a.dtype, a.shape) == (np.float32, (697, 10))
+    with torch.no_grad():
+        np.testing.assert_allclose(a, module.eval()(torch.from_numpy(digits.test.inputs)).numpy(), atol=1e-6)  # batches
+    assert member.parameters == 4 * 9 + 4 + 64 * 10 + 10
+    assert member.bytes == 4 * member.parameters
+
+
+def test_modes_come_back_after_an_error():
+    module = MLP(64).train()
+    with pytest.raises(RuntimeError):
+        TorchMember(module).predict_logits(np.zeros((2, 3), np.float32))
+    assert module.training
+
+
+def test_probabilities_become_logits_that_give_them_back(digits, rows):
+    forest = RandomForestClassifier(20, random_state=0).fit(*rows)
+    p = forest.predict_proba(digits.test.inputs.reshape(697, -1))
+    assert (p == 0).any()
+    logits = SklearnMember(forest, smoothing=1e-3).predict_logits(digits.test.inputs)
+    np.testing.assert_allclose(softmax(logits.astype(float), -1), (p + 1e-3) / 1.01, atol=1e-6)
+    assert np.isfinite(logits).all()
+
+
+def test_decision_function_binary_margin_and_regression(digits, rows):
+    x, y = rows
+    svc = SVC().fit(x, y)
+    member = SklearnMember(svc)
+    assert member.output == "decision"
+    np.testing.assert_allclose(
+        member.predict_logits(digits.test.inputs), svc.decision_function(digits.test.inputs.reshape(697, -1)), rtol=1e-6
+    )
+    two = SVC().fit(x[y < 2], y[y < 2])
+    z = SklearnMember(two).predict_logits(x[y < 2])
+    np.testing.assert_allclose(z[:, 1] - z[:, 0], two.decision_function(x[y < 2].astype(np.float64)), rtol=1e-5)
+    ridge = KernelRidge(kernel="rbf", gamma=0.1).fit(x, 2 * np.eye(10)[y] - 1)
+    z = SklearnMember(ridge, classes=digits.classes).predict_logits(digits.test.inputs)
+    assert (z.argmax(1) == digits.test.labels).mean() > 0.9
+
+
+def test_classes_are_aligned_by_name(rows):
+    x, y = rows
+    names = np.array(["zebra", "ant", "mouse"])
+    keep = y < 3
+    model = LinearDiscriminantAnalysis().fit(x[keep] + np.random.default_rng(0).normal(0, 1e-3, x[keep].shape), names[y[keep]])
+    member = SklearnMember(model, classes=list(names))  # classes_ are sorted: ant, mouse, zebra
+    assert member.classes == ("zebra", "ant", "mouse")
+    assert (member.predict_logits(x[keep]).argmax(1) == y[keep]).mean() > 0.95
+    assert SklearnMember(model).classes == ("ant", "mouse", "zebra")
+    with pytest.raises(ValueError, match=r"knows \['ant', 'mouse', 'zebra'\]; expected \['zebra', 'ant', 'cow'\]"):
+        SklearnMember(model, classes=["zebra", "ant", "cow"])
+
+
+def test_integer_classes_are_indices(digits, rows):
+    member = SklearnMember(SVC().fit(*rows), classes=[f"digit {i}" for i in range(10)])
+    assert (member.predict_logits(digits.test.inputs).argmax(1) == digits.test.labels).mean() > 0.9
+    with pytest.raises(ValueError, match=r"classes: svc knows \[0, 1, 2.*expected \['a', 'b'\]"):
+        SklearnMember(SVC().fit(*rows), classes=["a", "b"])
+
+
+def test_unfit_estimators_and_missing_outputs(rows):
+    with pytest.raises(ValueError, match="svc is not fitted"):
+        SklearnMember(SVC())
+    with pytest.raises(ValueError, match="output: svc has no predict_proba"):
+        SklearnMember(SVC().fit(*rows), output="probability")
+    with pytest.raises(ValueError, match=r"expected outputs \[200, 10\].*got \[200, 45\]"):
+        SklearnMember(SVC(decision_function_shape="ovo").fit(*rows), classes=[str(i) for i in range(10)]).predict_logits(rows[0])
+
+
+def test_to_logits_refuses_logits():
+    with pytest.raises(ValueError, match=r"row 1 is \[-2.0, 3.0\]"):
+        to_logits(np.array([[0.5, 0.5], [-2.0, 3.0]]))
+    with pytest.raises(ValueError, match="row 0"):
+        to_logits(np.array([[np.nan, 0.5]]))
+
+
+def members(rows):
+    x, y = rows
+    return [
+        TorchMember(MLP(64, [8]), name="mlp", classes=[str(i) for i in range(10)], factory=functools.partial(MLP, inputs=64, hidden=[8])),
+        SklearnMember(SVC(C=3).fit(x, y), name="svc"),
+        SklearnMember(ExtraTreesClassifier(5, random_state=0).fit(x, y), name="trees", smoothing=0.01),
+        SklearnMember(KernelRidge(kernel="rbf").fit(x, np.eye(10)[y]), classes=[str(i) for i in range(10)], name="ridge"),
+        ArrayMember(x, logits=np.random.default_rng(0).normal(size=(200, 10)), name="array"),
+    ]
+
+
+def test_saved_members_answer_the_same_bits(tmp_path, rows):
+    x = rows[0]
+    for member in members(rows):
+        assert isinstance(member, Member)
+        member.save(tmp_path / member.name)
+        loaded = load_member(tmp_path / member.name)
+        np.testing.assert_array_equal(loaded.predict_logits(x), member.predict_logits(x))
+        assert (loaded.name, loaded.classes, loaded.fingerprint()) == (member.name, member.classes, member.fingerprint())
+        assert (loaded.parameters, loaded.bytes) == (member.parameters, member.bytes)
+
+
+FINGERPRINTS = """
+import sys; sys.path.insert(0, "tests")
+import numpy as np, torch
+junk = [np.random.random(n) for n in range(int(sys.argv[1]))]  # other memory addresses
+import test_members as t
+from ensdistill.data import Digits
+s = Digits().split(seed=0)
+torch.manual_seed(0)
+print([(m.fingerprint(), m.parameters, m.bytes) for m in t.members((s.labelled.inputs.reshape(200, -1), s.labelled.labels))])
+"""
+
+
+def test_fingerprints_are_of_content_not_of_addresses(rows):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "MALLOC_PERTURB_": "85"}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", FINGERPRINTS, junk],
+            env={**environment, "PYTHONHASHSEED": junk},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for junk in ("1", "99")
+    ]
+    assert runs[0].stdout == runs[1].stdout != ""
+
+
+def test_fingerprints_change_with_what_matters(rows):
+    x, y = rows
+    base, other = SVC(C=3).fit(x, y), SVC(C=3).fit(x[1:], y[1:])
+    assert SklearnMember(base).fingerprint() == SklearnMember(SVC(C=3).fit(x, y)).fingerprint()
+    assert SklearnMember(base).fingerprint() != SklearnMember(other).fingerprint()
+    forest = RandomForestClassifier(5, random_state=0).fit(x, y)
+    assert SklearnMember(forest).fingerprint() != SklearnMember(forest, smoothing=0.1).fingerprint()
+    module = MLP(4, [], 2)
+    before = TorchMember(module).fingerprint()
+    with torch.no_grad():
+        module[1].bias[0] += 1e-6
+    assert TorchMember(module).fingerprint() != before
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 4])
+def test_a_flipped_byte_is_noticed(tmp_path, rows, which):
+    member = members(rows)[which]
+    member.save(tmp_path)
+    file = next(f for f in tmp_path.iterdir() if f.suffix in (".safetensors", ".skops"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_member(tmp_path)
+
+
+def test_loading_cannot_run_code(tmp_path, rows):
+    """A torch member whose class is a function that does harm, and an archive that asks for one."""
+    evidence = tmp_path / "harm"
+    TorchMember(MLP(), factory=MLP).save(tmp_path / "torch")
+    about = json.loads((tmp_path / "torch" / "member.json").read_text())
+    about["recipe"] = {"class_path": "os.system", "init_args": {"command": f"touch {evidence}"}}
+    (tmp_path / "torch" / "member.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"os\.system is not trusted"):
+        load_member(tmp_path / "torch")
+
+    SklearnMember(SVC().fit(*rows)).save(tmp_path / "sklearn")
+    schema = {
+        "__class__": "system",
+        "__module__": "os",
+        "__loader__": "FunctionNode",
+        "content": {"module_path": "os", "function": "system"},
+        "__id__": 1,
+        "protocol": 2,
+        "_skops_version": "0.13",
+    }
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w") as archive:
+        archive.writestr("schema.json", json.dumps(schema))
+    (tmp_path / "sklearn" / "estimator.skops").write_bytes(blob.getvalue())
+    with pytest.raises(ValueError, match="not trusted"):
+        load_member(tmp_path / "sklearn")
+    assert not evidence.exists()
+
+
+class Custom(nn.Module):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_own_classes_load_when_trusted(tmp_path):
+    member = TorchMember(Custom(4), name="own", factory=functools.partial(Custom, width=4))
+    member.save(tmp_path)
+    path = f"{Custom.__module__}.Custom"
+    with pytest.raises(ValueError, match=rf"{path} is not trusted.*trusted=\['{path}'\]"):
+        load_member(tmp_path)
+    loaded = load_member(tmp_path, trusted=[path])
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(loaded.predict_logits(x), member.predict_logits(x))
+
+
+def test_what_cannot_be_saved_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"own: cannot be saved .*factory="):
+        TorchMember(Custom(), name="own").save(tmp_path)
+    with pytest.raises(ValueError, match="factory: own: expected a module class"):
+        TorchMember(Custom(), name="own", factory=lambda: Custom())
+    with pytest.raises(TypeError, match="f: a function cannot be saved"):
+        CallableMember(lambda x: x, name="f", version="1", output="logits").save(tmp_path)
+    with pytest.raises(ValueError, match="no saved member"):
+        load_member(tmp_path)
+
+
+def test_newer_formats_are_refused(tmp_path, rows):
+    members(rows)[1].save(tmp_path)
+    about = json.loads((tmp_path / "member.json").read_text())
+    (tmp_path / "member.json").write_text(json.dumps({**about, "format": 2}))
+    with pytest.raises(ValueError, match="format 2; this version reads 1"):
+        load_member(tmp_path)
+
+
+def test_array_member_finds_rows_by_content():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    z = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    member = ArrayMember(x, logits=z, name="known")
+    order = np.random.default_rng(2).permutation(20)[:7]
+    np.testing.assert_array_equal(member.predict_logits(x[order]), z[order])
+    with pytest.raises(ValueError, match=r"known has no answer for row 1 \(1 such rows\)"):
+        member.predict_logits(np.stack([x[0], x[1] + 1]))
+    with pytest.raises(ValueError, match="rows 0 and 1 are equal but have different answers"):
+        ArrayMember(np.zeros((2, 3)), logits=z[:2], name="known")
+    with pytest.raises(ValueError, match="expected one of the two"):
+        ArrayMember(x, name="known")
+
+
+def test_callable_member():
+    member = CallableMember(lambda x: torch.softmax(torch.from_numpy(x), -1), name="soft", version="1", output="probabilities")
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(softmax(member.predict_logits(x), -1), softmax(x, -1), atol=1e-5)  # the smoothing moves by 3e-6
+    with pytest.raises(ValueError, match=r"short: expected outputs \[5, C\]"):
+        CallableMember(lambda x: x[:2], name="short", version="1", output="logits").predict_logits(x)
+
+
+def test_as_member_says_which_adapter():
+    with pytest.raises(TypeError, match="CallableMember"):
+        as_member(lambda x: x)
