@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
 from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets
@@ -101,7 +103,7 @@ def distillation_loss(
     k, _n, c = values.shape
     if isinstance(target, QuantizedLogits):
         _check_affine(target)
-    _check_settings(temperature, alpha, combiner, label_smoothing, reduction, impl, labels)
+    _check_settings(temperature, alpha, combiner, ignore_index, label_smoothing, reduction, impl, labels)
     weights = _check_weights(weights, k, student_logits.device)
     if labels is not None:
         _check_labels(labels, student_logits, ignore_index)
@@ -109,7 +111,8 @@ def distillation_loss(
         function = reference.distillation_loss if impl == "reference" else _compiled_reference()
         loss: Tensor = function(
             student_logits,
-            target.to_logits() if codes else values.detach(),
+            # In the loss's own precision, as the kernel decodes them.
+            target.to_logits(torch.promote_types(student_logits.dtype, torch.float32)) if codes else values.detach(),
             labels,
             temperature=temperature,
             alpha=alpha,
@@ -120,6 +123,9 @@ def distillation_loss(
             reduction=reduction,
         )
         return loss
+    # The op has no forward-mode rule, and torch would take that for a tangent of zero.
+    if forward_ad.unpack_dual(student_logits).tangent is not None:
+        raise NotImplementedError("student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'")
     result: Tensor = ops.distill_loss(
         _rows(student_logits),
         _rows(values).detach(),
@@ -194,14 +200,19 @@ def _check_device(name: str, value: Tensor, student: Tensor) -> None:
         raise ValueError(f"{name}: on device {value.device}, but student_logits is on {student.device}; move one of them")
 
 
-def _check_settings(temperature: Any, alpha: Any, combiner: Any, label_smoothing: Any, reduction: Any, impl: Any, labels: Any) -> None:
-    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+def _check_settings(
+    temperature: Any, alpha: Any, combiner: Any, ignore_index: Any, label_smoothing: Any, reduction: Any, impl: Any, labels: Any
+) -> None:
+    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
         raise ValueError(f"temperature: expected a finite number above 0; got {temperature!r}")
     for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
-        if not (isinstance(value, int | float) and 0 <= value <= 1):
+        if not (isinstance(value, Real) and 0 <= value <= 1):
             raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
     if alpha < 1 and labels is None:
         raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int; got {ignore_index!r}")
     for name, value, allowed in (
         ("combiner", combiner, ("prob", "logit", "log_prob")),
         ("reduction", reduction, ("mean", "sum", "none")),
@@ -215,7 +226,12 @@ def _check_weights(weights: Any, k: int, device: torch.device) -> Tensor | None:
     if weights is None:
         return None
     given = weights
-    weights = torch.as_tensor(weights, dtype=torch.float64, device=device).detach().contiguous()
+    if isinstance(given, Tensor) and given.is_complex():
+        raise TypeError(f"weights: expected real numbers; got {given.dtype}")
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
+    except (TypeError, ValueError):
+        raise TypeError(f"weights: expected a Tensor or a sequence of {k} numbers; got {given!r}") from None
     if weights.shape != (k,):
         raise ValueError(f"weights: expected one for each of the {k} members, [{k}]; got shape {list(weights.shape)}")
     # On another device, or while tracing, looking would wait for the values; the kernel checks them there.

@@ -73,7 +73,7 @@ def _differentiable_backward(grad_loss: Tensor, student: Tensor, rest: list[Tens
     if scale is not None and offset is not None:
         from ensdistill.targets import QuantizedLogits
 
-        targets = QuantizedLogits(targets, scale, offset).to_logits()
+        targets = QuantizedLogits(targets, scale, offset).to_logits(torch.promote_types(student.dtype, torch.float32))
     loss = reference.distillation_loss(
         student,
         targets.detach(),

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone, is_regressor
+from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
 from ensdistill.augmentation import Augmentation
@@ -152,6 +153,9 @@ class SklearnMembers:
         The estimator's class name in lower case by default.
     output, smoothing
         See :class:`ensdistill.members.SklearnMember`.
+    one_vs_rest : bool
+        Fit one copy of a binary classifier for each class. An ``SVC`` that votes between pairs of classes has coarse decision
+        values; one against the rest, its margins calibrate well.
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
     trusted : list of str
@@ -169,13 +173,14 @@ class SklearnMembers:
     name: str = ""
     output: Output = "auto"
     smoothing: float = SMOOTHING
+    one_vs_rest: bool = False
     augment: Augmentation | None = None
     trusted: tuple[str, ...] = ()
     together = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__.lower())
-        object.__setattr__(self, "trusted", tuple({*self.trusted, class_path(type(self.estimator))}))
+        object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, class_path(type(self.estimator))})))
         _check(self.name, self.count)
         if self.count > 1 and not self._unseeded():
             raise ValueError(f"count: {self.name} has no random_state that is None, so its {self.count} members would be equal")
@@ -197,6 +202,8 @@ class SklearnMembers:
         members: list[Member] = []
         for job in jobs:
             estimator = clone(self.estimator).set_params(**{name: job.seed % 2**31 for name in self._unseeded()})
+            if self.one_vs_rest:
+                estimator = OneVsRestClassifier(estimator)
             x, y = inputs[job.rows], labels[job.rows]
             if self.augment is not None:
                 variants = self.augment.variants(x)

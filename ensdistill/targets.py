@@ -33,9 +33,9 @@ class EnsembleLogits:
         k, n, c = self.logits.shape
         return k, n, c
 
-    def to_logits(self) -> Tensor:
-        """The members' logits as float32 [K, N, C]."""
-        return self.logits.float()
+    def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The members' logits as [K, N, C]."""
+        return self.logits.to(dtype)
 
     def rows(self, start: int, stop: int) -> EnsembleLogits:
         """Rows ``start`` to ``stop`` as a view."""
@@ -73,9 +73,9 @@ class QuantizedLogits:
         k, n, c = self.codes.shape
         return k, n, c
 
-    def to_logits(self) -> Tensor:
-        """The decoded logits as float32 [K, N, C]."""
-        scale, offset = self.scale.unsqueeze(-1), self.offset.unsqueeze(-1)
+    def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The logits [K, N, C], decoded in ``dtype``."""
+        scale, offset = self.scale.to(dtype).unsqueeze(-1), self.offset.to(dtype).unsqueeze(-1)
         logits = offset + scale.abs() * self.codes
         return logits.masked_fill((scale < 0) & (self.codes == 0), -torch.inf)
 

@@ -60,9 +60,8 @@ class Munge:
         if len(base) < 2:
             raise ValueError(f"munge: expected at least 2 rows to find neighbours among; got {len(base)}")
         flat = base.reshape(len(base), -1)
-        pairs = NearestNeighbors(n_neighbors=2).fit(flat).kneighbors(flat, return_distance=False)
-        # A row's own place is not always first: a duplicate has the same distance.
-        neighbour = np.where(pairs[:, 0] == np.arange(len(flat)), pairs[:, 1], pairs[:, 0])
+        # The second nearest of all rows: the nearest is the row itself, or a duplicate, which has the same attributes.
+        neighbour = NearestNeighbors(n_neighbors=2).fit(flat).kneighbors(flat, return_distance=False)[:, 1]
         which = np.arange(self.rows) % len(flat)
         a, b = flat[which], flat[neighbour[which]]
         noise = generator.standard_normal(a.shape, dtype=np.float32)
@@ -80,6 +79,8 @@ class Mixup:
     rows : int
     alpha : float
         The share of the first row is drawn from Beta(alpha, alpha); 1 is uniform.
+    augment : Augmentation, optional
+        Pairs are then drawn among all variants of the rows.
 
     Examples
     --------
@@ -89,6 +90,7 @@ class Mixup:
 
     rows: int
     alpha: float = 1.0
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         _check_rows("mixup", self.rows)
@@ -96,6 +98,8 @@ class Mixup:
             raise ValueError(f"mixup: alpha: expected a positive number; got {self.alpha}")
 
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if self.augment is not None:
+            base = np.concatenate(self.augment.variants(base))
         first, second = generator.integers(len(base), size=(2, self.rows))
         share = generator.beta(self.alpha, self.alpha, self.rows).astype(np.float32).reshape(-1, *[1] * (base.ndim - 1))
         return (share * base[first] + (1 - share) * base[second]).astype(base.dtype)

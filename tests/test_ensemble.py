@@ -139,6 +139,16 @@ def test_averaging_makes_a_mixture_underconfident_and_its_temperature_repairs_it
     assert after < before
 
 
+def test_a_mixture_temperature_keeps_its_head_on_few_rows():
+    """All rows right: without a prior the best temperature is the lowest allowed."""
+    z, labels = 3 * np.eye(4)[None, :, :], np.arange(4)
+    z = np.repeat(z, 2, axis=0)
+    assert fit_mixture_temperature(z, np.full(2, 0.5), labels, spread=np.inf) < 0.1
+    few = fit_mixture_temperature(z, np.full(2, 0.5), labels)
+    many = fit_mixture_temperature(np.tile(z, (1, 100, 1)), np.full(2, 0.5), np.tile(labels, 100))
+    assert 0.1 < many < few < 1
+
+
 def test_predictions_are_calibrated_and_combined():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 6, 3)).astype(np.float32)
@@ -208,10 +218,10 @@ def test_bad_members_and_weights():
 
 
 def specs():
-    quick = Optimization(steps=160, batch_size=32, learning_rate=0.01)
+    quick = Optimization(steps=160, batch_size=32, learning_rate=0.03)
     cnn = functools.partial(CNN, channels=[4, 8], dropout=0.1)
     return [
-        TorchMembers(cnn, count=2, name="cnn", optimization=quick, augment=ShiftImages()),
+        TorchMembers(cnn, count=2, name="cnn", optimization=quick, augment=ShiftImages(), checkpoint_every=64),
         SklearnMembers(SVC(gamma=0.05, C=10), augment=ShiftImages(diagonal=False)),
         SklearnMembers(ExtraTreesClassifier(10), count=2, name="trees", smoothing=0.01),
     ]
@@ -296,8 +306,15 @@ def test_killed_and_run_again_ends_with_the_same_bits(digits, trained, tmp_path,
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), name, str(share)], env=environment, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    assert (tmp_path / "pieces").exists()
-    ensemble, held_out = train_ensemble(specs(), digits.labelled, digits.classes, seed=4, folder=tmp_path)
+    seen = []
+    ensemble, held_out = train_ensemble(
+        specs(), digits.labelled, digits.classes, seed=4, folder=tmp_path, progress=lambda of, done, total: seen.append((of, done / total))
+    )
+    if name == "cnn":
+        assert seen[0][1] > 0.3  # from the checkpoint, not from the first step
+    else:
+        assert seen[0] == ("cnn", 1.0)  # finished before the kill
+    assert not list(tmp_path.rglob("checkpoint"))
     np.testing.assert_array_equal(held_out, trained[1])
     assert ensemble.fingerprint() == trained[0].fingerprint()
     x = digits.test.inputs

@@ -1,0 +1,112 @@
+"""*Direct*: the student's architecture on hard labels, made as strong as the labelled rows allow, because every claim is measured
+against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.augmentation import Augmentation
+from ensdistill.calibration import fit_temperature, log_mixture, negative_log_likelihood
+from ensdistill.config import DistillConfig, StudentConfig
+from ensdistill.data import Rows, Split, derive_seed
+from ensdistill.files import read_json, write_json
+from ensdistill.fingerprint import digest
+from ensdistill.stages import Progress, keep
+from ensdistill.student import StudentTrainer
+from ensdistill.training import train_stack
+
+
+def train_baselines(
+    student: StudentConfig, settings: DistillConfig, split: Split, seed: int, folder: Path, report: Progress
+) -> dict[str, Any]:
+    """Train *direct* and *direct with label smoothing*, and fit the temperature of *direct with temperature scaling*.
+
+    With and without the augmentation is decided by the NLL on held-out folds of the labelled rows; the temperature is fitted on
+    the same predictions. The test rows have no say.
+
+    Returns
+    -------
+    dict
+        ``augmented`` (bool), ``temperature``, and ``held_out_nll`` with and without augmentation.
+    """
+    variants: dict[str, Augmentation | None] = {"plain": None}
+    if settings.augment is not None:
+        variants["augmented"] = settings.augment
+    inputs = digest([repr(student), repr(settings), split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()])
+    choice = read_json(folder / "choice.json")
+    if not isinstance(choice, dict) or choice.get("inputs") != inputs:
+        held_out = {
+            name: _held_out(student, split, augment, settings.folds, seed, folder / "folds" / name, lambda d, t, n=name: report(f"folds, {n}", d, t))
+            for name, augment in variants.items()
+        }
+        labels = split.labelled.labels
+        losses = {name: negative_log_likelihood(log_mixture(z[None], np.ones(1)), labels) for name, z in held_out.items()}
+        best = min(losses, key=lambda name: losses[name])
+        choice = {"inputs": inputs, "best": best, "temperature": fit_temperature(held_out[best], labels), "held_out_nll": losses}
+        write_json(folder / "choice.json", choice)
+    augment = variants[choice["best"]]
+    for kind, smoothing in (("direct", 0.0), ("direct_label_smoothing", settings.label_smoothing)):
+        trainer = StudentTrainer(replace(student.baseline, label_smoothing=smoothing), mixed_precision=settings.mixed_precision)
+        keep(
+            student,
+            folder / kind,
+            split,
+            lambda path, trainer=trainer, kind=kind: trainer.direct(
+                student.model,
+                split.labelled,
+                classes=len(split.classes),
+                seed=seed,
+                augment=augment,
+                watch=split.test.inputs,
+                checkpoint=path,
+                progress=lambda done, total: report(kind.replace("_", " "), done, total),
+            ),
+            inputs,
+        )
+    return {"augmented": augment is not None, "temperature": choice["temperature"], "held_out_nll": choice["held_out_nll"]}
+
+
+def _held_out(
+    student: StudentConfig,
+    split: Split,
+    augment: Augmentation | None,
+    folds: int,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> np.ndarray:
+    """Logits [N, C] of the labelled rows by models that did not see them."""
+    from sklearn.model_selection import StratifiedKFold
+
+    rows: Rows = split.labelled
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed("direct folds", seed) % 2**32)
+    parts = list(splitter.split(np.zeros(len(rows)), rows.labels))
+    models = train_stack(
+        student.model,
+        rows.inputs,
+        rows.labels,
+        classes=len(split.classes),
+        seeds=[derive_seed("direct fold", seed, i) for i in range(folds)],
+        rows=[train for train, _ in parts],
+        names=[f"direct, fold {i + 1}" for i in range(folds)],
+        optimization=student.baseline,
+        augment=augment,
+        checkpoint=folder,
+        progress=progress,
+    )
+    logits = np.zeros((len(rows), len(split.classes)), np.float32)
+    for model, (_, held) in zip(models, parts, strict=True):
+        logits[held] = _logits(model, rows.inputs[held])
+    return logits
+
+
+def _logits(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(inputs)).float().numpy()

@@ -1,0 +1,180 @@
+"""The main job's settings as dataclasses; jsonargparse reads them from YAML and from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from ensdistill.augmentation import Augmentation
+from ensdistill.calibration import Combiner
+from ensdistill.data import Dataset
+from ensdistill.describe import module_recipe
+from ensdistill.optimization import Optimization
+from ensdistill.specs import MemberSpec
+from ensdistill.transfer import TransferSet
+
+Codec = Literal["uint8", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TeachersConfig:
+    """Who the teachers are and how they are combined.
+
+    Parameters
+    ----------
+    members : list of MemberSpec
+        Each a class_path with init_args: ensdistill.specs.TorchMembers, ensdistill.specs.SklearnMembers, or your own.
+    folds : int
+        Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
+    combiner : {"prob", "logit", "log_prob"}
+        The mean of the members' probabilities, of their logits, or of their log-probabilities.
+    prior_rows : float
+        How many rows of evidence for equal weights the fit starts with; 0 trusts the out-of-fold rows alone.
+    """
+
+    members: list[MemberSpec]
+    folds: int = 5
+    combiner: Combiner = "prob"
+    prior_rows: float = 3.0
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What the teachers are asked, and how their word is stored.
+
+    Parameters
+    ----------
+    transfer : TransferSet
+        The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
+    codec : {"uint8", "fp16", "fp32"}
+        How a logit is stored.
+    """
+
+    transfer: TransferSet = field(default_factory=TransferSet)
+    codec: Codec = "uint8"
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """One student architecture, how it is distilled, and how its baseline is trained.
+
+    Parameters
+    ----------
+    model : class_path with init_args
+        A torch module that maps [N, ...] to logits [N, C].
+    optimization : Optimization
+        Of the student.
+    direct : Optimization, optional
+        Of the same model on hard labels: as many steps of as many rows, but the learning rate and weight decay that serve it
+        best. The student's by default.
+    description : str
+        For the report.
+    """
+
+    model: Callable[[], nn.Module]
+    optimization: Optimization = field(default_factory=Optimization)
+    direct: Optimization | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if module_recipe(self.model) is None:
+            raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
+        for name in ("steps", "batch_size"):
+            mine, its = getattr(self.optimization, name), getattr(self.baseline, name)
+            if mine != its:
+                raise ValueError(f"direct.{name}: expected the student's, {mine}, for a fair comparison; got {its}")
+
+    @property
+    def baseline(self) -> Optimization:
+        return self.direct or self.optimization
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How students learn, and how their baselines are chosen.
+
+    Parameters
+    ----------
+    students : dict of str to StudentConfig
+        The first one is the report's headline.
+    temperature : float
+        T of the KL term.
+    alpha : float
+        Share of the KL term; the rest is cross entropy on the rows with labels.
+    augment : Augmentation, optional
+        The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
+        held-out folds of the labelled rows is *direct*.
+    folds : int
+        Folds for that choice, and for the temperature of *direct with temperature scaling*.
+    label_smoothing : float
+        Of *direct with label smoothing*.
+    mixed_precision : {"no", "bf16", "fp16"}
+        Precision of the student's forward pass.
+    """
+
+    students: dict[str, StudentConfig]
+    temperature: float = 1.0
+    alpha: float = 1.0
+    augment: Augmentation | None = None
+    folds: int = 3
+    label_smoothing: float = 0.1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    def __post_init__(self) -> None:
+        if not self.students:
+            raise ValueError("distill.students: expected at least one; got none")
+        if not self.temperature > 0:
+            raise ValueError(f"distill.temperature: expected a number above 0; got {self.temperature}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"distill.alpha: expected 0 to 1; got {self.alpha}")
+        if self.folds < 2:
+            raise ValueError(f"distill.folds: expected at least 2; got {self.folds}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The main job: ensemble, cache, students, report.
+
+    Parameters
+    ----------
+    data : Dataset
+        class_path with init_args of a data set: ensdistill.data.Digits, ensdistill.data.ArrayDataset, or your own.
+    teachers, cache, distill
+        The stages' settings.
+    name : str
+        The run's folder in ``folder``.
+    folder : path
+        Where runs are written.
+    seeds : int
+        Everything is repeated this often, with another split each time.
+    workers : int
+        Processes that share the work; 0: as many as there are cores, but no more than there is work for. The numbers do not
+        depend on it.
+    threads : int
+        Threads of each process. The numbers' last bits may depend on it.
+    """
+
+    data: Dataset
+    teachers: TeachersConfig
+    cache: CacheConfig
+    distill: DistillConfig
+    name: str = "run"
+    folder: Path = Path("runs")
+    seeds: int = 3
+    workers: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
+        if not self.name or self.name in (".", "..") or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name: expected a name that can be a folder's; got {self.name!r}")
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.folder) / self.name

@@ -1,0 +1,257 @@
+"""The main job's stages on disk. Each reads only what the stages before it wrote, and is skipped when its inputs have not changed.
+
+A run folder holds, for each seed::
+
+    seed-0/teachers/          the ensemble, and its members' held-out predictions
+    seed-0/cache/             the transfer set, and the targets
+    seed-0/direct/<student>/  the baselines on hard labels
+    seed-0/distill/<student>/ the student, and the same distilled from the best member
+    report.json report.html figures/
+
+A stage is finished when its ``stage.json`` names the digest of everything that it was made from: content, never dates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ensdistill
+from ensdistill.config import Config, StudentConfig
+from ensdistill.data import Rows, Split
+from ensdistill.describe import describe
+from ensdistill.files import read_json, write_arrays, write_json
+from ensdistill.fingerprint import digest
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total): rate and time left are the display's business."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a stage of a seed, for ``direct`` and ``distill`` of one student."""
+
+    stage: str
+    seed: int
+    student: str = ""
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} · {self.stage}{' ' + self.student if self.student else ''}"
+
+    def folder(self, config: Config) -> Path:
+        return config.run_folder / f"seed-{self.seed}" / self.stage / self.student
+
+    def needs(self) -> list[Unit]:
+        if self.stage == "cache":
+            return [Unit("teachers", self.seed)]
+        return [Unit("cache", self.seed)] if self.stage == "distill" else []
+
+
+def units(config: Config, last: str) -> list[Unit]:
+    """What has to be there for the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest work first."""
+    seeds, students = range(config.seeds), list(config.distill.students)
+    teachers = [Unit("teachers", seed) for seed in seeds]
+    if last == "teachers":
+        return teachers
+    caches = [Unit("cache", seed) for seed in seeds]
+    if last == "cache":
+        return teachers + caches
+    both = [Unit(stage, seed, student) for stage in ("distill", "direct") for seed in seeds for student in students]
+    return teachers + caches + both
+
+
+@lru_cache(maxsize=8)
+def _split(data: Any, seed: int) -> Split:
+    split = data.split(seed)
+    if not isinstance(split, Split):
+        raise TypeError(f"data: {type(data).__name__}.split: expected an ensdistill.data.Split; got {type(split).__name__}")
+    return split
+
+
+def split_of(config: Config, seed: int) -> Split:
+    """The seed's split; kept, because every fingerprint asks for it."""
+    try:
+        return _split(config.data, seed)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return config.data.split(seed)  # a data set that is no frozen dataclass
+
+
+def fingerprint(config: Config, unit: Unit) -> str:
+    """Digest of everything the unit's result depends on, the units before it included."""
+    split, common = split_of(config, unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
+    if unit.stage == "teachers":
+        return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
+    if unit.stage == "cache":
+        return digest([*common, fingerprint(config, unit.needs()[0]), describe(config.cache), split.pool])
+    distill, student = config.distill, config.distill.students[unit.student]
+    if unit.stage == "direct":
+        choices = [describe(distill.augment), distill.folds, distill.label_smoothing]
+        own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
+    else:
+        choices = [distill.temperature, distill.alpha, distill.mixed_precision]
+        own = [describe(student.model), describe(student.optimization), choices, fingerprint(config, unit.needs()[0])]
+    # The test inputs are watched for the learning curves.
+    return digest([*common, *own, unit.student, split.test.inputs])
+
+
+def is_finished(config: Config, unit: Unit) -> bool:
+    """Whether the unit's result is there and was made from what the config says now."""
+    return is_done(unit.folder(config), fingerprint(config, unit))
+
+
+def is_done(folder: Path, digest_of_inputs: str) -> bool:
+    record = read_json(folder / "stage.json")
+    if not isinstance(record, dict) or record.get("fingerprint") != digest_of_inputs:
+        return False
+    sizes: dict[str, int] = record["files"]
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def finish(folder: Path, digest_of_inputs: str, seconds: float, **more: Any) -> None:
+    """Record that the folder's content was made from these inputs. The last thing a stage writes."""
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part"))
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
+    write_json(folder / "stage.json", {"fingerprint": digest_of_inputs, "seconds": round(seconds, 3), "files": files, **more})
+
+
+def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> None:
+    """Do the unit's work, going on where a killed process left it."""
+    report = progress or (lambda what, done, total: None)
+    folder, inputs, start = unit.folder(config), fingerprint(config, unit), time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").unlink(missing_ok=True)
+    stage = {"teachers": _teachers, "cache": _cache, "direct": _direct, "distill": _distill}[unit.stage]
+    more = stage(config, unit, folder, report)
+    finish(folder, inputs, time.perf_counter() - start, **more)
+
+
+def trusted_classes(config: Config) -> tuple[str, ...]:
+    """What loading the saved members may build: the classes that the config itself names."""
+    students = [describe(s.model) for s in config.distill.students.values()]
+    own = [path for s in students for path in _class_paths(s)]
+    return tuple({*own, *(path for spec in config.teachers.members for path in spec.trusted)})
+
+
+def _class_paths(described: Any) -> list[str]:
+    if isinstance(described, dict):
+        found = [described["class_path"]] if isinstance(described.get("class_path"), str) else []
+        return found + [path for value in described.values() for path in _class_paths(value)]
+    return [path for value in described for path in _class_paths(value)] if isinstance(described, list) else []
+
+
+def _teachers(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+    from ensdistill.ensemble import train_ensemble
+    from ensdistill.metrics import nll
+
+    split, settings = split_of(config, unit.seed), config.teachers
+    ensemble, held_out = train_ensemble(
+        settings.members,
+        split.labelled,
+        split.classes,
+        folds=settings.folds,
+        seed=unit.seed,
+        combiner=settings.combiner,
+        prior_rows=settings.prior_rows,
+        folder=folder / "training",
+        progress=report,
+    )
+    ensemble.save(folder / "ensemble")
+    write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
+    calibrated = ensemble.apply_temperatures(held_out)
+    losses = [nll(_softmax(z * ensemble.temperature), split.labelled.labels) for z in calibrated]
+    # By held-out NLL: the test rows have no say in who is the best.
+    return {"held_out_nll": dict(zip(ensemble.names, losses, strict=True)), "best_member": ensemble.names[int(np.argmin(losses))]}
+
+
+def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+    from ensdistill.cache import cache_targets
+    from ensdistill.ensemble import Ensemble
+
+    ensemble = Ensemble.load(Unit("teachers", unit.seed).folder(config) / "ensemble", trusted_classes(config))
+    transfer = config.cache.transfer.build(split_of(config, unit.seed), unit.seed)
+    # overwrite: what another config left here is replaced; a cache of the same things is resumed.
+    cache = cache_targets(
+        ensemble,
+        transfer.rows,
+        folder / "targets",
+        codec=config.cache.codec,
+        overwrite=True,
+        progress=lambda done, total: report("targets", done, total),
+    )
+    rows = transfer.rows
+    write_arrays(folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels})
+    return {"origin": transfer.origin, "statistics": cache.manifest["statistics"]}
+
+
+def load_transfer(folder: Path) -> Rows:
+    """The transfer set that a cache stage wrote."""
+    from safetensors.numpy import load_file
+
+    return Rows(**load_file(folder / "transfer.safetensors"))
+
+
+def _direct(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+    from ensdistill.baselines import train_baselines
+
+    student = config.distill.students[unit.student]
+    return train_baselines(student, config.distill, split_of(config, unit.seed), unit.seed, folder, report)
+
+
+def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+    from ensdistill.cache import TargetCache
+    from ensdistill.student import StudentTrainer
+
+    student, settings, split = config.distill.students[unit.student], config.distill, split_of(config, unit.seed)
+    source = Unit("cache", unit.seed).folder(config)
+    cache, rows = TargetCache.open(source / "targets"), load_transfer(source)
+    best = read_json(Unit("teachers", unit.seed).folder(config) / "stage.json")["best_member"]
+    trainer = StudentTrainer(
+        student.optimization, temperature=settings.temperature, alpha=settings.alpha, mixed_precision=settings.mixed_precision
+    )
+    for kind, member in (("student", None), ("distilled_from_best_member", best)):
+        keep(
+            student,
+            folder / kind,
+            split,
+            lambda path, member=member, kind=kind: trainer.distill(
+                student.model,
+                rows,
+                cache,
+                seed=unit.seed,
+                member=member,
+                watch=split.test.inputs,
+                checkpoint=path,
+                progress=lambda done, total: report(kind.replace("_", " "), done, total),
+            ),
+            fingerprint(config, unit),
+        )
+    return {"best_member": best}
+
+
+def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[[Path], Any], inputs: str) -> None:
+    """Train one model and keep it, unless it is kept already."""
+    from ensdistill.members import TorchMember
+
+    if is_done(folder, inputs):
+        return
+    start = time.perf_counter()
+    trained = train(folder / "checkpoint.safetensors")
+    TorchMember(trained.module, name="student", classes=split.classes, factory=student.model).save(folder)
+    write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    finish(folder, inputs, time.perf_counter() - start)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    from scipy.special import softmax
+
+    probabilities: np.ndarray = softmax(logits.astype(np.float64), axis=-1)
+    return probabilities

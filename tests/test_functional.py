@@ -1,0 +1,538 @@
+"""Values and gradients of distillation_loss, against the closed forms in float64."""
+
+import random
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from cache_helpers import digits
+from closed_forms import UNIT, Answer, closed_forms, decoded, make_codes, make_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from ensdistill.functional import distillation_loss
+from ensdistill.targets import EnsembleLogits, QuantizedLogits
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDTHS = (2, 10, 31, 64, 65, 252, 507, 5000, 50257)
+COMBINERS = ("prob", "logit", "log_prob")
+
+
+def run(student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """The loss, and the gradient of its sum."""
+    student = student.detach().requires_grad_()
+    loss = distillation_loss(student, targets, labels, **arguments)
+    loss.sum().backward()
+    return loss.detach(), student.grad
+
+
+def assert_close(found: tuple[Tensor, Tensor], student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any) -> None:
+    """Found is as near to the truth as the naive code in float32 is (float64, where an input is), or nearer, up to a small eps."""
+    logits = decoded(targets)
+    kind = targets.codes.dtype if isinstance(targets, QuantizedLogits) else targets.dtype
+    dtype = torch.float64 if torch.float64 in (student.dtype, kind) else torch.float32
+    truth, naive = (closed_forms(student, logits, labels, dtype=d, **arguments) for d in (torch.float64, dtype))
+    loss, gradient = found
+    assert (loss.dtype, loss.shape, gradient.dtype, gradient.shape) == (dtype, truth.loss.shape, student.dtype, student.shape)
+    temperature, alpha = arguments.get("temperature", 1.0), arguments.get("alpha", 1.0)
+    # A logit's own rounding moves every log-probability by that times its size; 16 units for the exponential, the sums, the division.
+    largest = torch.cat([x.double().flatten() for x in (student, logits)])
+    largest = largest[largest.isfinite()].abs().max().item() if len(student) else 0.0
+    eps = 16 * UNIT[dtype] * (1 + largest / min(temperature, 1.0))
+    size = alpha * temperature**2 + 1 - alpha
+    rows = len(student) if arguments.get("reduction") == "sum" else 1
+    assert worst(loss, truth.loss) <= worst(naive.loss, truth.loss) + eps * size * rows
+
+    # The gradient is rounded once to the student's dtype: half a unit, or half the smallest subnormal.
+    once = UNIT[student.dtype] * truth.gradient.abs() * 1.01 + torch.finfo(student.dtype).smallest_normal * UNIT[student.dtype]
+
+    def relative(answer: Tensor, allowed: Tensor | float) -> float:
+        return worst(((answer.double() - truth.gradient).abs() - allowed).clamp(min=0) / truth.mass.clamp(min=1e-37), torch.zeros(()))
+
+    assert relative(gradient, once) <= relative(naive.gradient, 0.0) + eps
+
+
+def worst(found: Tensor, truth: Tensor) -> float:
+    """The largest distance; infinite where one is NaN, or infinite alone."""
+    distance = torch.where(found.double() == truth.double(), 0, (found.double() - truth.double()).abs())
+    return distance.nan_to_num(nan=torch.inf).max().item() if distance.numel() else 0.0
+
+
+@dataclass(frozen=True)
+class Case:
+    student: torch.dtype
+    target: torch.dtype
+    k: int
+    n: int
+    c: int
+    combiner: str
+    temperature: float
+    alpha: float
+    reduction: str
+    smoothing: float
+    masked: bool
+    weighted: bool
+    ignore_index: int
+    seed: int
+
+    def __str__(self) -> str:
+        names = "-".join(str(x).removeprefix("torch.") for x in (self.student, self.target))
+        return f"{names}-K{self.k}-N{self.n}-C{self.c}-{self.combiner}-T{self.temperature}-a{self.alpha}-{self.reduction}-{self.seed}"
+
+    def build(self) -> tuple[tuple[Tensor, Any, Tensor | None], dict[str, Any]]:
+        k, n, c = self.k, self.n, self.c
+        student = make_logits(n, c, seed=self.seed, dtype=self.student)
+        targets: Any
+        if self.target == torch.uint8:
+            targets = make_codes(k, n, c, seed=self.seed, masked=self.masked)
+        else:
+            # As the cache gives them: [K, N, C] seen in [N, K, C].
+            targets = make_logits(n, k, c, seed=self.seed + 1, dtype=self.target).transpose(0, 1)
+            if self.masked:
+                targets[..., ::5] = -torch.inf
+                student[:, ::5] = -torch.inf
+        labels = 1 + 5 * torch.randint(0, (c + 3) // 5, (n,), generator=torch.Generator().manual_seed(self.seed))  # never a masked class
+        labels[3::4] = self.ignore_index
+        weights = torch.tensor([2.0, 0.0, 1.0, 0.5, 0.0, 3.0, 1.0, 1.0][: self.k]) if self.weighted else None
+        arguments = {
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            "weights": weights,
+            "combiner": self.combiner,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": 0.0 if self.masked else self.smoothing,  # a masked class's cross entropy is infinite
+            "reduction": self.reduction,
+        }
+        return (student, targets, labels if self.alpha < 1 or self.seed % 2 else None), arguments
+
+
+def sampled_cases() -> list[Case]:
+    """Every pair of dtypes with every number of members; the rest drawn, the same on every run."""
+    draw = random.Random(5).choice
+    cases = []
+    for seed, (student, target, k) in enumerate(product(FLOATS, (*FLOATS, torch.uint8), (1, 3, 8))):
+        c = draw(WIDTHS)
+        n = draw((0, 1, 15, 37)) if c < 5000 else draw((1, 3))
+        cases.append(
+            Case(
+                student,
+                target,
+                k,
+                n,
+                c,
+                combiner=draw(COMBINERS),
+                temperature=draw((0.5, 1.0, 2.0, 5.0)),
+                alpha=draw((0.0, 0.3, 1.0, 1.0)),
+                reduction=draw(("mean", "sum", "none")),
+                smoothing=draw((0.0, 0.1)),
+                masked=draw((False, True)),
+                weighted=draw((False, True)),
+                ignore_index=draw((-100, 1)),
+                seed=seed,
+            )
+        )
+    return cases
+
+
+@pytest.mark.parametrize("case", sampled_cases(), ids=str)
+def test_fused_agrees_with_the_closed_forms(case, instruction_set):
+    inputs, arguments = case.build()
+    assert_close(run(*inputs, **arguments), *inputs, **arguments)
+
+
+@pytest.mark.parametrize("case", sampled_cases(), ids=str)
+def test_reference_agrees_with_the_closed_forms(case):
+    inputs, arguments = case.build()
+    assert_close(run(*inputs, impl="reference", **arguments), *inputs, **arguments)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("c", WIDTHS)
+def test_every_width(c, k, instruction_set):
+    n = 2 if c >= 5000 else 37
+    student, targets = make_logits(n, c, seed=c), make_logits(k, n, c, seed=c + 1)
+    labels = torch.arange(n) % c
+    arguments = {"temperature": 2.0, "alpha": 0.6, "label_smoothing": 0.1}
+    assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
+    codes = make_codes(k, n, c, seed=c)
+    assert_close(run(student, codes, temperature=2.0), student, codes, temperature=2.0)
+
+
+def test_digits_with_real_teachers(instruction_set):
+    teachers, rows = digits()
+    targets, labels = torch.tensor(teachers.logits), torch.tensor(rows.labels)
+    student = make_logits(len(rows), 10, seed=0)
+    for combiner in COMBINERS:
+        arguments = {"temperature": 3.0, "alpha": 0.7, "weights": torch.tensor([0.2, 0.5, 0.3]), "combiner": combiner}
+        assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
+
+
+# Traps ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_no_teacher_mass_is_no_term(impl, combiner, instruction_set):
+    """0 * (log 0 - log q) is 0, also where the student has masked the class itself and log q is -inf."""
+    targets, student = make_logits(3, 15, 31, seed=0), make_logits(15, 31, seed=1)
+    targets[..., 4:9] = -torch.inf
+    student[:, 6:8] = -torch.inf
+    loss, gradient = run(student, targets, impl=impl, combiner=combiner)
+    kept = [c for c in range(31) if c not in (6, 7)]
+    expected, expected_gradient = run(student[:, kept], targets[..., kept], impl=impl, combiner=combiner)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the sums are in another order
+    assert (gradient[:, 6:8] == 0).all()
+    torch.testing.assert_close(gradient[:, kept], expected_gradient, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_student_without_mass_where_the_teacher_has_some_is_infinitely_far(impl):
+    targets, student = make_logits(2, 3, 70, seed=0), make_logits(3, 70, seed=1)
+    student[1, 5] = -torch.inf
+    assert distillation_loss(student, targets, impl=impl, reduction="none").isinf().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_first_blocks_all_masked(k, instruction_set):
+    """A wide row is walked in blocks; one without a finite logit must not make exp(-inf + inf)."""
+    student, targets = make_logits(2, 9000, seed=0), make_logits(k, 2, 9000, seed=1)
+    student[:, :5000] = -torch.inf
+    targets[..., :5000] = -torch.inf
+    targets[0, 0, :7000] = -torch.inf
+    targets[0, 1, 7000:] = -torch.inf  # and a last block
+    targets[0, 1, 5000] = 40.0
+    assert_close(run(student, targets, temperature=2.0), student, targets, temperature=2.0)
+
+
+@pytest.mark.parametrize("c", [10, 1000])
+def test_vocabulary_padding_changes_nothing(c, instruction_set):
+    student, targets, labels = make_logits(5, c, seed=0), make_logits(3, 5, c, seed=1), torch.arange(5)
+    arguments = {"temperature": 2.0, "alpha": 0.5}
+    loss, gradient = run(student, targets, labels, **arguments)
+    pad = (0, 23)
+    padded = [torch.nn.functional.pad(x, pad, value=-torch.inf) for x in (student, targets)]
+    padded_loss, padded_gradient = run(*padded, labels, **arguments)
+    assert padded_loss.item() == pytest.approx(loss.item(), rel=1e-6)  # the sums are in another order
+    torch.testing.assert_close(padded_gradient[:, :c], gradient, rtol=1e-5, atol=1e-8)
+    assert (padded_gradient[:, c:] == 0).all()
+    zeros = [torch.nn.functional.pad(x, pad, value=0.0) for x in (student, targets)]
+    assert abs(run(*zeros, labels, **arguments)[0].item() - loss.item()) > 1e-3  # which padding by 0 does
+
+
+def test_temperature_squared_keeps_the_gradient_size():
+    """For large T the gradient tends to that of half the squared distance of centred logits, over C."""
+    student, targets = make_logits(15, 31, seed=0), make_logits(1, 15, 31, seed=1)
+    limit = ((student - student.mean(-1, keepdim=True)) - (targets[0] - targets[0].mean(-1, keepdim=True))) / 31
+    for t in (1e2, 1e3):
+        _, gradient = run(student, targets, temperature=t, reduction="sum")
+        assert (gradient - limit).norm() <= 20 / t * limit.norm()  # first order in 1/T
+
+
+def test_mean_is_over_counted_rows():
+    student, targets = make_logits(15, 31, seed=0), make_logits(3, 15, 31, seed=1)
+    labels = torch.full((15,), -100)
+    labels[[2, 5, 11, 12]] = torch.tensor([0, 30, 7, 7])
+    for alpha in (0.4, 1.0):
+        rows = distillation_loss(student, targets, labels, alpha=alpha, reduction="none")
+        mean, gradient = run(student, targets, labels, alpha=alpha)
+        assert (rows != 0).nonzero().flatten().tolist() == [2, 5, 11, 12]
+        assert mean.item() == pytest.approx(rows.sum().item() / 4, rel=1e-6)
+        assert (gradient != 0).any(-1).nonzero().flatten().tolist() == [2, 5, 11, 12]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("c", [10, 300])
+def test_all_rows_ignored_is_zero(c, impl, alpha, instruction_set):
+    student, labels = make_logits(17, c, seed=0), torch.full((17,), 3)
+    for reduction in ("mean", "sum", "none"):
+        arguments = {"ignore_index": 3, "alpha": alpha, "reduction": reduction, "label_smoothing": 0.1, "impl": impl}
+        loss, gradient = run(student, make_logits(2, 17, c, seed=1), labels, **arguments)
+        assert (loss == 0).all()
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("c", [10, 300])
+def test_what_an_ignored_row_holds_does_not_matter(c, instruction_set):
+    student, targets = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1)
+    labels = torch.arange(17) % 7
+    labels[4] = -100
+    expected = run(student, targets, labels, alpha=0.5)
+    student[4], targets[:, 4] = torch.nan, torch.inf
+    loss, gradient = run(student, targets, labels, alpha=0.5)
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+@pytest.mark.parametrize("c", [10, 300, 20000])
+def test_zero_at_the_optimum(c, combiner, instruction_set):
+    z = make_logits(5, c, seed=c)
+    for temperature in (1.0, 2.5):
+        loss, gradient = run(z, z[None], temperature=temperature, combiner=combiner)
+        assert loss.item() == 0  # one member's log-probabilities come from its logits by the same steps as the student's
+        assert gradient.abs().max() <= 1e-7
+        loss, gradient = run(z, z.expand(3, 5, c), temperature=temperature, combiner=combiner, weights=[0.2, 0.3, 0.5])
+        assert abs(loss.item()) <= 1e-6 * temperature**2  # a mixture's logarithm is rounded
+        assert gradient.abs().max() <= 1e-6
+
+
+def test_zero_at_the_optimum_of_a_mixture():
+    targets = make_logits(4, 6, 50, seed=0, dtype=torch.float64)
+    optimum = 2.0 * torch.softmax(targets / 2.0, -1).mean(0).log()
+    loss, gradient = run(optimum, targets, temperature=2.0)
+    assert abs(loss.item()) <= 1e-14  # float64's rounding
+    assert gradient.abs().max() <= 1e-14
+    assert distillation_loss(targets.mean(0), targets, temperature=2.0) > 0.01  # the mean logits are not the optimum
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("c", [10, 300])
+def test_nan_in_a_member_matters_only_if_it_is_used(c, impl, combiner, instruction_set):
+    student, targets = make_logits(5, c, seed=0), make_logits(3, 5, c, seed=1)
+    arguments = {"combiner": combiner, "impl": impl}
+    expected = run(student, targets[[0, 2]], weights=[1.0, 3.0], **arguments)
+    targets[1] = torch.nan
+    loss, gradient = run(student, targets, weights=[1.0, 0.0, 3.0], **arguments)
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(gradient, expected[1])
+    targets[2, 3, c - 1] = torch.nan
+    loss, gradient = run(student, targets, weights=[1.0, 0.0, 3.0], reduction="none", **arguments)
+    assert loss.isnan().tolist() == [False, False, False, True, False]
+    assert gradient.isnan().any(-1).tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("c", [10, 65, 3000])
+@pytest.mark.parametrize("k", [1, 3])
+def test_nan_is_never_hidden(k, c, value, instruction_set):
+    for place in (0, c // 2, c - 1):
+        student, targets = make_logits(5, c, seed=0), make_logits(k, 5, c, seed=1)
+        student[1, place] = value
+        targets[k - 1, 3, place] = value
+        loss, gradient = run(student, targets, reduction="none")
+        assert loss.isnan().tolist() == [False, True, False, True, False]
+        assert gradient.isnan().any(-1).tolist() == [False, True, False, True, False]
+
+
+def test_a_member_that_rules_out_every_class_is_nan(instruction_set):
+    for c in (10, 300):
+        targets = make_logits(2, 3, c, seed=0)
+        targets[1, 1] = -torch.inf
+        assert distillation_loss(make_logits(3, c, seed=1), targets, reduction="none").isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("c", [10, 3000])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_logits(size, c, instruction_set):
+    student, targets, labels = make_logits(15, c, seed=0), make_logits(3, 15, c, seed=1), torch.arange(15) % c
+    arguments = {"temperature": 2.0, "alpha": 0.5}
+    shifted = [(x + size) - size for x in (student, targets)]  # what a float32 keeps of them out there
+    loss, gradient = run(shifted[0] + size, shifted[1] + size, labels, **arguments)
+    truth = closed_forms(*shifted, labels, **arguments)
+    assert loss.item() == pytest.approx(truth.loss.item(), rel=1e-5)  # the shift is subtracted exactly; the rest is float32
+    assert worst(gradient, truth.gradient) <= 1e-7
+    student[0, 1], targets[:, 0, 0] = size, -size  # one far from the others
+    assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("c", [10, 507])
+def test_rows_need_not_be_contiguous(c, dtype, instruction_set):
+    wide, targets = make_logits(15, 3 * c, seed=0, dtype=dtype), make_logits(3, 15, c, seed=1)
+    labels = torch.arange(30)[::2] % c
+    for view in (wide[:, c - 1 : 2 * c - 1], wide[:, ::3], wide[:, :c].flip(0), wide[:, :c].T.contiguous().T, wide[:1, :c].expand(15, c)):
+        for z in (targets, targets.permute(2, 0, 1).contiguous().permute(1, 2, 0), targets[:1].expand(3, 15, c)):
+            expected = run(view.contiguous(), z.contiguous(), labels.contiguous(), alpha=0.5)
+            loss, gradient = run(view, z, labels, alpha=0.5)
+            assert torch.equal(loss, expected[0])
+            assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_inputs_are_not_overwritten(alpha, instruction_set):
+    for c in (10, 507):
+        student, codes, labels = make_logits(15, c, seed=0), make_codes(3, 15, c, seed=1), torch.arange(15) % c
+        weights = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
+        tensors = (student, codes.codes, codes.scale, codes.offset, labels, weights)
+        before = [x.clone() for x in tensors]
+        run(student, codes, labels, alpha=alpha, weights=weights)
+        assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize(("n", "c"), [(2000, 10), (300, 507), (3, 50257)])
+def test_same_bits_every_time_and_with_any_number_of_threads(n, c, instruction_set):
+    student, targets, labels = make_logits(n, c, seed=0), make_logits(3, n, c, seed=1), torch.arange(n) % c
+    arguments = {"temperature": 2.0, "alpha": 0.5, "label_smoothing": 0.1}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run(student, targets, labels, **arguments)
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss, gradient = run(student, targets, labels, **arguments)
+            assert torch.equal(loss, expected[0])
+            assert torch.equal(gradient, expected[1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_gradients_of_single_rows(alpha):
+    """With reduction none every row's upstream factor reaches that row and no other."""
+    student, targets, labels = make_logits(15, 31, seed=0), make_logits(3, 15, 31, seed=1), torch.arange(15)
+    labels[6] = -100
+    factors = torch.linspace(-2, 3, 15)
+    student.requires_grad_()
+    distillation_loss(student, targets, labels, alpha=alpha, reduction="none").backward(factors)
+    truth = closed_forms(student, targets, labels, alpha=alpha, reduction="none")
+    assert worst(student.grad, truth.gradient * factors[:, None]) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_one_class(dtype, instruction_set):
+    for k, labels in product((1, 3), (None, torch.zeros(5, dtype=torch.int64))):
+        loss, gradient = run(
+            make_logits(5, 1, seed=0, dtype=dtype), make_logits(k, 5, 1, seed=1), labels, alpha=1.0 if labels is None else 0.5
+        )
+        assert abs(loss.item()) <= 1e-6  # the logarithm of 1 as a sum of rounded weights
+        assert gradient.abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_empty_batch(impl, reduction):
+    for targets in (torch.zeros(3, 0, 10), torch.zeros(0, 10), make_codes(2, 0, 10, seed=0)):
+        labels = torch.zeros(0, dtype=torch.int64)
+        loss, gradient = run(torch.zeros(0, 10), targets, labels, alpha=0.5, reduction=reduction, impl=impl)
+        assert loss.shape == ((0,) if reduction == "none" else ())
+        assert loss.sum() == 0
+        assert gradient.shape == (0, 10)
+
+
+def test_targets_in_any_wrapping():
+    student, targets = make_logits(5, 31, seed=0), make_logits(3, 5, 31, seed=1)
+    weights = torch.tensor([3.0, 1.0, 0.5])
+    expected = distillation_loss(student, targets, weights=weights)
+    assert distillation_loss(student, EnsembleLogits(targets, weights)) == expected
+    assert distillation_loss(student, targets, weights=[3.0, 1.0, 0.5]) == expected
+    assert distillation_loss(student, EnsembleLogits(targets, torch.ones(3)), weights=weights) == expected  # the argument wins
+    assert distillation_loss(student, targets) != expected
+    assert distillation_loss(student, targets[0]) == distillation_loss(student, targets[:1])
+
+
+def test_labels_follow_cross_entropy():
+    """With alpha 0 it is torch's cross entropy, ignore_index and label_smoothing included."""
+    student, targets, labels = make_logits(15, 31, seed=0), make_logits(3, 15, 31, seed=1), torch.arange(15)
+    labels[2] = 9
+    for smoothing, reduction in product((0.0, 0.2, 1.0), ("mean", "sum", "none")):
+        arguments = {"ignore_index": 9, "label_smoothing": smoothing, "reduction": reduction}
+        leaf = student.double().requires_grad_()
+        expected = torch.nn.functional.cross_entropy(leaf, labels, **arguments)
+        expected.sum().backward()
+        loss, gradient = run(student, targets, labels, alpha=0.0, temperature=3.0, **arguments)
+        assert worst(loss, expected.detach()) <= 1e-5  # float32, a sum of 14 rows of about 8
+        assert worst(gradient, leaf.grad) <= 1e-6
+
+
+def test_the_loss_is_a_kl_not_a_cross_entropy():
+    targets = torch.zeros(1, 4, 7)
+    assert distillation_loss(torch.zeros(4, 7), targets) == 0  # a cross entropy would be log 7
+    loss = distillation_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, -1.0]]), temperature=1.0)
+    p, q = torch.softmax(torch.tensor([0.0, -1.0]), 0), torch.softmax(torch.tensor([0.0, 2.0]), 0)
+    assert loss.item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-6)
+
+
+# Laws ----------------------------------------------------------------------------------------------------------------
+
+ELEMENTS = st.floats(-20, 20, width=32)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    k, n, c = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.sampled_from([2, 3, 10, 64, 65, 130]))
+    student = torch.from_numpy(draw(arrays("float32", (n, c), elements=ELEMENTS)))
+    targets = torch.from_numpy(draw(arrays("float32", (k, n, c), elements=ELEMENTS)))
+    weights = draw(st.lists(st.floats(0.05, 1), min_size=k, max_size=k))
+    return (
+        student,
+        targets,
+        {"temperature": draw(st.sampled_from([0.5, 1.0, 4.0])), "combiner": draw(st.sampled_from(COMBINERS)), "weights": weights},
+    )
+
+
+def assert_same(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], temperature: float) -> None:
+    # float32 on logits of up to 80 after division by T, times T^2
+    assert worst(left[0], right[0]) <= 1e-5 * max(temperature, 1) ** 2 * (1 + right[0].abs().max().item())
+    assert worst(left[1], right[1]) <= 1e-5 * max(temperature, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), shift=st.floats(-100, 100))
+def test_a_shift_of_logits_changes_nothing(problem, shift):
+    student, targets, arguments = problem
+    base = run(student.double(), targets.double(), **arguments)
+    # In float64, where adding the shift loses nothing that matters.
+    shifts = shift * torch.arange(1, len(targets) + 1)[:, None, None]
+    shifted = run(student.double() - shift, targets.double() + shifts, **arguments)
+    assert worst(shifted[0], base[0]) <= 1e-10
+    assert worst(shifted[1], base[1]) <= 1e-10
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), random=st.randoms(use_true_random=False))
+def test_the_order_of_classes_and_members_does_not_matter(problem, random):
+    student, targets, arguments = problem
+    classes, members = list(range(student.shape[1])), list(range(len(targets)))
+    random.shuffle(classes)
+    random.shuffle(members)
+    base = run(student, targets, **arguments)
+    loss, gradient = run(
+        student[:, classes], targets[members][..., classes], **{**arguments, "weights": [arguments["weights"][k] for k in members]}
+    )
+    assert_same((loss, gradient), (base[0], base[1][:, classes]), arguments["temperature"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_equal_members_are_one_member(problem):
+    student, targets, arguments = problem
+    together = run(student, targets[:1].expand_as(targets), **arguments)
+    assert_same(together, run(student, targets[0], **{**arguments, "weights": None}), arguments["temperature"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), scale=st.floats(1e-3, 1e3))
+def test_only_the_ratio_of_weights_matters(problem, scale):
+    student, targets, arguments = problem
+    scaled = run(student, targets, **{**arguments, "weights": [w * scale for w in arguments["weights"]]})
+    assert_same(scaled, run(student, targets, **arguments), arguments["temperature"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_kl_is_not_negative(problem):
+    student, targets, arguments = problem
+    rounding = 1e-5 * arguments["temperature"] ** 2
+    assert (distillation_loss(student, targets, reduction="none", **arguments) >= -rounding).all()
+    assert (distillation_loss(student.double(), targets, reduction="none", **arguments) >= -1e-12).all()
+
+
+def test_answer_of_the_closed_forms_is_itself_right():
+    """The truth's gradient against a finite difference of its loss, so that a wrong closed form can't pass for truth."""
+    student, targets, labels = make_logits(3, 5, seed=0, dtype=torch.float64), make_logits(2, 3, 5, seed=1), torch.tensor([1, -100, 4])
+    for combiner, alpha in product(COMBINERS, (0.3, 1.0)):
+
+        def answer(s: Tensor, combiner: str = combiner, alpha: float = alpha) -> Answer:
+            return closed_forms(s, targets, labels, temperature=2.0, alpha=alpha, combiner=combiner, label_smoothing=0.1)
+
+        for row, column in product(range(3), range(5)):
+            step = torch.zeros(3, 5, dtype=torch.float64)
+            step[row, column] = 1e-5
+            slope = (answer(student + step).loss - answer(student - step).loss) / 2e-5
+            assert abs(slope - answer(student).gradient[row, column]) <= 1e-9  # (1e-5)^2 and 1e-16 / 1e-5

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from closed_forms import decoded, make_codes, make_logits
+
+from ensdistill.targets import EnsembleLogits, QuantizedLogits
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(3, 15, 31), (1, 1, 2), (2, 0, 10)])
+def test_codes_decode_by_their_affine_map(shape, masked):
+    targets = make_codes(*shape, seed=0, masked=masked)
+    assert targets.shape == shape
+    exact = decoded(targets)
+    assert torch.equal(targets.to_logits(torch.float64), exact)
+    logits = targets.to_logits()
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits.isneginf(), exact.isneginf())
+    # a product and a sum of numbers up to 20, each rounded
+    torch.testing.assert_close(logits.double(), exact, rtol=0, atol=2 * 20 * 2.0**-24)
+
+
+def test_code_zero_is_masked_only_where_the_scale_is_negative():
+    codes = torch.tensor([[[0, 1, 255], [0, 1, 255]]], dtype=torch.uint8)
+    logits = QuantizedLogits(codes, torch.tensor([[0.5, -0.5]]), torch.tensor([[-1.0, -1.0]])).to_logits()
+    assert logits.tolist() == [[[-1.0, -0.5, 126.5], [-torch.inf, -0.5, 126.5]]]
+
+
+def test_a_constant_row_has_scale_zero():
+    codes = torch.zeros(1, 1, 4, dtype=torch.uint8)
+    assert QuantizedLogits(codes, torch.zeros(1, 1), torch.full((1, 1), 2.5)).to_logits().tolist() == [[[2.5] * 4]]
+
+
+def test_decoding_leaves_the_codes_alone():
+    targets = make_codes(2, 3, 10, seed=0, masked=True)
+    before = [x.clone() for x in (targets.codes, targets.scale, targets.offset)]
+    targets.to_logits().zero_()
+    assert all(torch.equal(x, y) for x, y in zip(before, (targets.codes, targets.scale, targets.offset), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_ensemble_logits_keep_what_they_are_given(dtype):
+    logits = make_logits(3, 5, 10, seed=0, dtype=dtype)
+    logits[0, 0, 0] = -torch.inf
+    targets = EnsembleLogits(logits, weights=torch.tensor([1.0, 2.0, 3.0]))
+    assert targets.shape == (3, 5, 10)
+    assert targets.logits is logits
+    assert targets.to_logits().dtype == torch.float32
+    assert torch.equal(targets.to_logits(torch.float64), logits.double())
+
+
+def test_targets_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        EnsembleLogits(torch.zeros(1, 1, 2)).weights = torch.ones(1)
+    with pytest.raises(AttributeError):
+        make_codes(1, 1, 2, seed=0).scale = torch.ones(1, 1)
