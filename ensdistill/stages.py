@@ -115,9 +115,9 @@ def is_done(folder: Path, digest_of_inputs: str) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
-def finish(folder: Path, digest_of_inputs: str, seconds: float, **more: Any) -> None:
-    """Record that the folder's content was made from these inputs. The last thing a stage writes."""
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part"))
+def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/*", **more: Any) -> None:
+    """Record that the folder's files were made from these inputs. The last thing a stage writes."""
+    names = sorted(p for p in folder.glob(only) if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part"))
     files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
     write_json(folder / "stage.json", {"fingerprint": digest_of_inputs, "seconds": round(seconds, 3), "files": files, **more})
 

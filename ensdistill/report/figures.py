@@ -158,7 +158,7 @@ def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
 
 
 def _learning_curves(results: RunResults) -> Figure:
-    """Left each model's own objective, right the NLL on the validation rows, which alone compares them; first seed."""
+    """Left each model's own objective, right the NLL on the test rows, which alone compares them; first seed."""
     students = [student for student in results.students if student.curves]
     figure, axes = _figure(10.4, 3.3 * len(students), len(students), 2)
     for row, student in zip(axes, students, strict=True):
@@ -168,7 +168,7 @@ def _learning_curves(results: RunResults) -> Figure:
             validated = [(step, value) for step, _, value in points if value is not None]
             row[1].plot([p[0] for p in validated], [p[1] for p in validated], label=KIND_LABELS[kind], **look)
         row[0].set(title=f"{student.name}: training loss, each its own objective", xlabel="step")
-        row[1].set(title=f"{student.name}: validation NLL, nats", xlabel="step")
+        row[1].set(title=f"{student.name}: test NLL, nats", xlabel="step")
         for axis in row:
             values = np.concatenate([line.get_ydata() for line in axis.lines]) if axis.lines else np.empty(0)
             if values.size and (values > 0).all():

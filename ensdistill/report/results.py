@@ -88,8 +88,9 @@ class StudentResults:
         A short key ("mlp") and what it is ("MLP 64-64-10").
     models : dict of str to ModelResult
         One for each of `STUDENT_KINDS`.
-    curves : dict of str to list of (step, loss, validation NLL or None)
-        Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective.
+    curves : dict of str to list of (step, loss, test NLL or None)
+        Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective. The NLL is recorded
+        for the eye alone: nothing is chosen by it.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""How fast the pieces are, measured on the machine at hand: ``python -m benchmarks``."""

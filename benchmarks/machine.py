@@ -1,0 +1,89 @@
+"""What a result has to say about where it comes from: machine, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensdistill import _native, ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def last_level_cache() -> int:
+    """Bytes of the last-level cache, 32 MiB where the system doesn't say."""
+    sizes = [_bytes(p.read_text().strip()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(sizes, default=32 << 20)
+
+
+def _bytes(text: str) -> int:
+    return int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
+
+
+def cpu_name() -> str:
+    """The processor's name as it calls itself."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Device, cores, threads and versions, as plain data for a result file."""
+    build = ops.build_info()
+    return {
+        "device": cpu_name(),
+        "cores": build["cpu"]["cores"],
+        "threads": torch.get_num_threads(),
+        "instruction_sets": build["cpu"]["runnable"],
+        "last_level_cache_bytes": last_level_cache(),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "compiler": build["cpu"]["compiler"]},
+    }
+
+
+def describe_source() -> dict[str, Any]:
+    """Commit and state of the checkout; ``None`` outside of one.
+
+    ``dirty`` leaves the results themselves out, and ``library_is_older`` says that the native code changed after it was built,
+    so that the numbers belong to code that is no longer there.
+    """
+    built = Path(str(_native._cpu.__file__)).stat().st_mtime
+    csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h") and "cuda" not in p.parts]
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "csrc_tree": _git("rev-parse", "HEAD:csrc"),
+        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+        "csrc_dirty": None if commit is None else bool(_git("status", "--porcelain", "--", "csrc")),
+        "library_is_older": any(p.stat().st_mtime > built for p in csrc),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    # Looking must not take the index's lock from somebody who is committing.
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def result_name(machine: dict[str, Any], source: dict[str, Any]) -> str:
+    """``<device>-<cores>c-<commit>``, with ``-dirty`` where the commit alone doesn't name the code.
+
+    Examples
+    --------
+    >>> result_name({"device": "AMD EPYC (9B)", "cores": 2}, {"commit": "0123456789ab", "dirty": True})
+    'amd-epyc-9b-2c-01234567-dirty'
+    """
+    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    commit = (source["commit"] or "unknown")[:8]
+    return f"{device}-{machine['cores']}c-{commit}" + ("-dirty" if source["dirty"] else "")

@@ -1,0 +1,154 @@
+// distill_loss on CUDA: checks, the choice of plan, launches on torch's current stream. Nothing here waits for the device.
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "distill_loss.cuh"
+
+namespace ensdistill::cuda {
+namespace {
+
+Element element_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Double: return Element::f64;
+    case ScalarType::Float: return Element::f32;
+    case ScalarType::BFloat16: return Element::bf16;
+    case ScalarType::Half: return Element::f16;
+    default: return Element::u8;
+  }
+}
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <class Student, class Group, bool kResident>
+void launch_distill_rows(const Problem& problem, const Plan& plan, cudaStream_t stream) {
+  const auto kernel = distill_rows<Student, Group, kResident>;
+  if (plan.shared_bytes > 48 * 1024)  // more than this a kernel gets only if it has been asked for
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)));
+  const int64_t blocks = (problem.rows + plan.rows_per_block() - 1) / plan.rows_per_block();
+  kernel<<<unsigned(std::min<int64_t>(blocks, 0x7fffffff)), plan.threads, plan.shared_bytes, stream>>>(problem, plan.lanes);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class Student>
+void launch_plan(const Problem& problem, const Plan& plan, cudaStream_t stream) {
+  if (plan.tile)
+    launch_distill_rows<Student, Tile, true>(problem, plan, stream);
+  else if (plan.resident)
+    launch_distill_rows<Student, Block, true>(problem, plan, stream);
+  else
+    launch_distill_rows<Student, Block, false>(problem, plan, stream);
+}
+
+void launch_rows(const Problem& problem, const Plan& plan, bool in_double, cudaStream_t stream) {
+  if (in_double) return launch_distill_rows<Any, Block, false>(problem, plan, stream);
+  switch (problem.student_type) {
+    case Element::f32: return launch_plan<float>(problem, plan, stream);
+    case Element::bf16: return launch_plan<Bf16>(problem, plan, stream);
+    default: return launch_plan<F16>(problem, plan, stream);
+  }
+}
+
+std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
+                                        std::optional<Tensor> weights, std::optional<Tensor> labels, double temperature, double alpha,
+                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction, bool with_gradient) {
+  const int64_t K = check_arguments({student, targets, scale, offset, weights, labels, temperature, alpha, combiner, label_smoothing, reduction});
+  const int64_t N = student.size(0), C = student.size(1);
+  STD_TORCH_CHECK(K <= kMaxMembers, "targets: expected at most ", kMaxMembers, " members on CUDA, got ", K);
+  STD_TORCH_CHECK(C <= kMaxClasses, "student: expected at most ", kMaxClasses, " classes on CUDA, got ", C);
+  const int32_t device = student.get_device_index();
+  const auto check_device = [&](const char* name, const Tensor& t) {
+    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == device, name, ": expected on the student's device, cuda:", device);
+  };
+  check_device("student", student);
+  check_device("targets", targets);
+  if (scale) check_device("scale", *scale), check_device("offset", *offset);
+  if (weights) check_device("weights", *weights);
+  if (labels) check_device("labels", *labels);
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const cudaStream_t stream = current_stream(device);
+
+  const bool in_double = student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double;
+  const ScalarType real = in_double ? ScalarType::Double : ScalarType::Float;
+  const bool per_row = reduction == "none";
+  Tensor gradient = torch::stable::new_empty(student, std::vector<int64_t>{with_gradient ? N : 0, C});
+  Tensor loss = torch::stable::new_empty(student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, real);
+  if (per_row && N == 0) return {loss, gradient};
+  Tensor row_loss = per_row ? loss : torch::stable::new_empty(student, std::vector<int64_t>{N}, real);
+
+  // One allocation: the header, then weights and numbers of the members that count.
+  const int64_t weights_at = sizeof(Prepared), members_at = weights_at + K * int64_t(sizeof(double));
+  Tensor workspace = torch::stable::new_empty(student, std::vector<int64_t>{members_at + K * int64_t(sizeof(int))}, ScalarType::Byte);
+  char* const work = static_cast<char*>(workspace.mutable_data_ptr());
+  auto* prepared = reinterpret_cast<Prepared*>(work);
+  auto* member_weights = reinterpret_cast<double*>(work + weights_at);
+  auto* members = reinterpret_cast<int*>(work + members_at);
+
+  Problem problem{};
+  problem.rows = N;
+  problem.classes = int(C);
+  problem.student = student.const_data_ptr();
+  problem.student_type = element_of(student.scalar_type());
+  problem.student_stride = student.stride(0);
+  problem.targets = targets.const_data_ptr();
+  problem.target_type = element_of(targets.scalar_type());
+  problem.target_member_stride = targets.stride(0);
+  problem.target_row_stride = targets.stride(1);
+  if (scale) {
+    problem.scale = scale->const_data_ptr<float>();
+    problem.offset = offset->const_data_ptr<float>();
+    problem.scale_member_stride = scale->stride(0);
+    problem.scale_row_stride = scale->stride(1);
+    problem.offset_member_stride = offset->stride(0);
+    problem.offset_row_stride = offset->stride(1);
+  }
+  problem.prepared = prepared;
+  problem.member = members;
+  problem.weight = member_weights;
+  problem.geometric = combiner != "prob";
+  problem.mean = reduction == "mean";
+  problem.labels = labels ? labels->const_data_ptr<int64_t>() : nullptr;
+  problem.ignore_index = ignore_index;
+  problem.temperature = temperature;
+  problem.alpha = alpha;
+  problem.label_smoothing = label_smoothing;
+  problem.gradient = with_gradient && N > 0 ? gradient.mutable_data_ptr() : nullptr;
+  problem.row_loss = row_loss.mutable_data_ptr();
+
+  STD_CUDA_CHECK(cudaMemsetAsync(prepared, 0, sizeof(Prepared), stream));
+  const int64_t count_blocks = labels ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
+  prepare<<<unsigned(count_blocks), 256, 0, stream>>>(prepared, members, member_weights, weights ? weights->const_data_ptr<double>() : nullptr, int(K),
+                                                      problem.labels, ignore_index, N);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  if (N > 0) {
+    int shared_limit = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int vector = in_double ? 1 : 16 / int(problem.student_type == Element::f32 ? sizeof(float) : sizeof(Bf16));
+    const Plan plan = choose_plan(int(C), int(K), K > 1 && !problem.geometric, vector, shared_limit);
+    problem.steps = plan.steps;
+    launch_rows(problem, plan, in_double, stream);
+  }
+  if (!per_row) {
+    if (in_double)
+      reduce_rows<double><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<double>());
+    else
+      reduce_rows<float><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<float>());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  return {loss, gradient};
+}
+
+}  // namespace
+}  // namespace ensdistill::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::cuda::distill_loss)); }

@@ -1,0 +1,28 @@
+// The Python module of the CUDA library. Importing it registers the ops; what it binds itself is what is no tensor op.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace {
+
+// As TORCH_CUDA_ARCH_LIST separates them: "8.0;9.0;10.0+PTX", or with spaces.
+std::vector<std::string> architectures() {
+  const std::string list = ENSDISTILL_ARCHITECTURES;
+  std::vector<std::string> names;
+  for (size_t begin = 0; (begin = list.find_first_not_of("; ", begin)) != std::string::npos;) {
+    const size_t end = std::min(list.find_first_of("; ", begin), list.size());
+    names.push_back(list.substr(begin, end - begin));
+    begin = end;
+  }
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of ensdistill; use ensdistill.ops.";
+  m.attr("architectures") = architectures();
+}
