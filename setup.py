@@ -1,10 +1,21 @@
 """Only the extension modules; everything else about the package stands in pyproject.toml."""
 
 import os
+import shutil
+import sys
 
-import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    sys.exit(
+        "ensdistill: torch is missing; the extension is compiled against it. Install it first, for example `pip install torch==2.13.0`, then "
+        "`pip install --no-build-isolation .`, so that the build uses that torch. In a checkout, `make setup` does all of it."
+    )
+if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+    sys.exit("ensdistill: a C++17 compiler is missing. Debian/Ubuntu: `apt-get install g++`; Fedora: `dnf install gcc-c++`.")
 
 # The oldest torch whose stable ABI the libraries use: one build then serves every later torch.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
@@ -30,5 +41,9 @@ if torch.version.cuda and CUDA_HOME:
             },
         )
     )
+
+# The Makefile installs the packages with one command and builds in place with another: compiling once is enough.
+if os.environ.get("ENSDISTILL_SKIP_EXTENSION"):
+    extensions = []
 
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})

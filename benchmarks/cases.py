@@ -37,7 +37,9 @@ class Case:
         """
         student, targets = DTYPES[self.student].itemsize, DTYPES[self.targets].itemsize
         elements = self.rows * self.classes
-        return elements * (student * (1 + gradient) + self.members * targets) + (8 * self.members * self.rows if self.targets == "uint8" else 0)
+        return elements * (student * (1 + gradient) + self.members * targets) + (
+            8 * self.members * self.rows if self.targets == "uint8" else 0
+        )
 
 
 def make_case(classes: int, members: int, student: str, targets: str, data_bytes: int) -> Case:
@@ -69,8 +71,8 @@ class Errors:
     gradient: float
 
 
-def errors(student: Tensor, targets: Targets, outputs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Errors]:
-    """Judge losses [] and gradients [N, C] by the closed form in float64.
+def errors(student: Tensor, targets: Targets, outputs: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Errors], float]:
+    """Judge losses [] and gradients [N, C] by the closed form in float64; the errors, and the true loss.
 
     With q = softmax(s/T) and p̄ = mean_k softmax(z_k/T) the loss is T²·mean_n Σ p̄·log(p̄/q), its gradient T·(q − p̄)/N. An element's
     error is measured in what was subtracted, q + p̄, not in the largest gradient: small elements must be right too.
@@ -89,11 +91,7 @@ def errors(student: Tensor, targets: Targets, outputs: Mapping[str, tuple[Tensor
                 error = float(((gradient[start : start + step] - truth).abs_() / unit).max())
                 # A NaN compares false with everything, and must not pass for a small error.
                 worst[name] = max(worst[name], error) if error == error else float("inf")
-    return {name: Errors(_distance(float(value), loss), worst[name]) for name, (value, _) in outputs.items()}
-
-
-def _distance(value: float, truth: float) -> float:
-    return abs(value - truth) if value == value else float("inf")
+    return {name: Errors(abs(float(value) - loss), worst[name]) for name, (value, _) in outputs.items()}, loss
 
 
 def _mixture(part: Targets) -> Tensor:

@@ -29,7 +29,9 @@ def _loop() -> Any:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise RuntimeError(f"no C++ compiler {command[0]!r} for the floor's loop; install one (Debian/Ubuntu: apt-get install g++) or set CXX") from None
+            raise RuntimeError(
+                f"no C++ compiler {command[0]!r} for the floor's loop; install one (Debian/Ubuntu: apt-get install g++) or set CXX"
+            ) from None
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"{' '.join(command)} failed:\n{error.stderr}") from None
         loop = ctypes.CDLL(str(library)).floor_loop
@@ -52,11 +54,17 @@ def floor(student: Tensor, targets: Targets, out: Tensor | None, pool: ThreadPoo
     loop, to = _loop(), None if out is None else out.data_ptr()
     threads = torch.get_num_threads()
     # Members of codes are shorter than the student: both the part with them and the part without are shared out.
-    shares = [(low * i // threads + start, low * (i + 1) // threads + start) for start, low in ((0, member_words), (member_words, words - member_words)) for i in range(threads)]
+    shares = [
+        (low * i // threads + start, low * (i + 1) // threads + start)
+        for start, low in ((0, member_words), (member_words, words - member_words))
+        for i in range(threads)
+    ]
     held = (student, values, out)  # the loop has only addresses
 
     def run() -> None:
-        jobs = [pool.submit(_share, loop, held[0].data_ptr(), inputs, members, member_words, to, shares[i::threads]) for i in range(threads)]
+        jobs = [
+            pool.submit(_share, loop, held[0].data_ptr(), inputs, members, member_words, to, shares[i::threads]) for i in range(threads)
+        ]
         for job in jobs:
             job.result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import re
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensdistill import _native, ops
+from ensdistill import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +46,12 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": build["cpu"]["runnable"],
         "last_level_cache_bytes": last_level_cache(),
         "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "compiler": build["cpu"]["compiler"]},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "compiler": build["cpu"]["compiler"],
+        },
     }
 
 
@@ -55,7 +61,8 @@ def describe_source() -> dict[str, Any]:
     ``dirty`` leaves the results themselves out, and ``library_is_older`` says that the native code changed after it was built,
     so that the numbers belong to code that is no longer there.
     """
-    built = Path(str(_native._cpu.__file__)).stat().st_mtime
+    library = importlib.util.find_spec("ensdistill._cpu")
+    built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.ops fails without the library
     csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h") and "cuda" not in p.parts]
     commit = _git("rev-parse", "HEAD")
     return {

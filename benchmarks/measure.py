@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# OpenMP's threads keep spinning for some milliseconds after their work; they would take a core from a neighbour that has its own.
+_PAUSE = 0.01
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -52,6 +55,7 @@ def interleave(contenders: Mapping[str, Callable[[], Any]], rounds: int, seconds
             shuffle(order)
             for name in order:
                 call = contenders[name]
+                time.sleep(_PAUSE)
                 start = time.perf_counter()
                 result = call()
                 times[name].append(1e3 * (time.perf_counter() - start))

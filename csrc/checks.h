@@ -29,7 +29,8 @@ struct Arguments {
 inline int64_t check_arguments(const Arguments& a) {
   STD_TORCH_CHECK(a.student.dim() == 2 && is_logits_type(a.student.scalar_type()), "student: expected floating-point [N, C]");
   const int64_t rows = a.student.size(0), classes = a.student.size(1);
-  STD_TORCH_CHECK(a.targets.dim() == 3 && a.targets.size(1) == rows && a.targets.size(2) == classes, "targets: expected [K, ", rows, ", ", classes, "]");
+  STD_TORCH_CHECK(a.targets.dim() == 3 && a.targets.size(1) == rows && a.targets.size(2) == classes, "targets: expected [K, ", rows, ", ", classes,
+                  "]");
   STD_TORCH_CHECK(classes >= 1 && a.targets.size(0) >= 1, "student and targets: expected at least one class and one member");
   const int64_t members = a.targets.size(0);
   STD_TORCH_CHECK(a.student.stride(1) == 1 || classes == 1, "student: expected unit stride over classes");
@@ -44,8 +45,9 @@ inline int64_t check_arguments(const Arguments& a) {
                       "scale and offset: expected float32 [", members, ", ", rows, "]");
     }
   if (a.weights) {
-    STD_TORCH_CHECK(a.weights->scalar_type() == ScalarType::Double && a.weights->dim() == 1 && a.weights->size(0) == members && a.weights->is_contiguous(),
-                    "weights: expected contiguous float64 [", members, "]");
+    STD_TORCH_CHECK(
+        a.weights->scalar_type() == ScalarType::Double && a.weights->dim() == 1 && a.weights->size(0) == members && a.weights->is_contiguous(),
+        "weights: expected contiguous float64 [", members, "]");
   }
   if (a.labels) {
     STD_TORCH_CHECK(a.labels->scalar_type() == ScalarType::Long && a.labels->dim() == 1 && a.labels->size(0) == rows && a.labels->is_contiguous(),
@@ -55,7 +57,8 @@ inline int64_t check_arguments(const Arguments& a) {
   STD_TORCH_CHECK(a.alpha >= 0 && a.alpha <= 1, "alpha: expected 0..1, got ", a.alpha);
   STD_TORCH_CHECK(a.alpha == 1 || a.labels, "alpha: below 1 it mixes in hard labels, and labels is None");
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing: expected 0..1, got ", a.label_smoothing);
-  STD_TORCH_CHECK(a.combiner == "prob" || a.combiner == "logit" || a.combiner == "log_prob", "combiner: expected prob, logit or log_prob, got ", a.combiner);
+  STD_TORCH_CHECK(a.combiner == "prob" || a.combiner == "logit" || a.combiner == "log_prob", "combiner: expected prob, logit or log_prob, got ",
+                  a.combiner);
   STD_TORCH_CHECK(a.reduction == "mean" || a.reduction == "sum" || a.reduction == "none", "reduction: expected mean, sum or none, got ", a.reduction);
   return members;
 }

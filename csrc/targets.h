@@ -32,9 +32,7 @@ struct Codes {
     const auto v = decoded(S::load_part(row + first, count, 0));
     return S::lane_index() < typename S::ivec{} + int32_t(count) ? v : S::all(fill);
   }
-  ALWAYS_INLINE typename S::vec decoded(typename S::vec code) const {
-    return decode(code, S::all(step), S::all(offset), S::all(zero_value));
-  }
+  ALWAYS_INLINE typename S::vec decoded(typename S::vec code) const { return decode(code, S::all(step), S::all(offset), S::all(zero_value)); }
 };
 
 }  // namespace ENSDISTILL_ISA

@@ -16,7 +16,8 @@ const std::vector<Candidate>& candidates() {
       {&baseline_kernels, [] { return true; }},
 #if defined(__x86_64__)
       {&avx2_kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-      {&avx512_kernels, [] {
+      {&avx512_kernels,
+       [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq");
        }},

@@ -52,7 +52,8 @@ void* thread_scratch(size_t bytes) {
 
 std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                         std::optional<Tensor> weights, std::optional<Tensor> labels, double temperature, double alpha,
-                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction, bool with_gradient) {
+                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction,
+                                        bool with_gradient) {
   const int64_t K = check_arguments({student, targets, scale, offset, weights, labels, temperature, alpha, combiner, label_smoothing, reduction});
   const int64_t N = student.size(0), C = student.size(1);
 
@@ -73,10 +74,10 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
   const int64_t* label = labels ? labels->const_data_ptr<int64_t>() : nullptr;
   if (label)
     for (int64_t n = 0; n < N; ++n) {
-      if (label[n] == ignore_index)
-        --counted;
+      if (label[n] == ignore_index) --counted;
       else
-        STD_TORCH_CHECK(label[n] >= 0 && label[n] < C, "labels: expected 0..", C - 1, " or ignore_index ", ignore_index, ", got ", label[n], " in row ", n);
+        STD_TORCH_CHECK(label[n] >= 0 && label[n] < C, "labels: expected 0..", C - 1, " or ignore_index ", ignore_index, ", got ", label[n],
+                        " in row ", n);
     }
 
   const bool in_double = student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double;
@@ -141,10 +142,8 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
     for (double x : row_loss) sum += x;
     *out = sum * problem.gradient_factor;
   };
-  if (in_double)
-    write(loss.mutable_data_ptr<double>());
-  else
-    write(loss.mutable_data_ptr<float>());
+  if (in_double) write(loss.mutable_data_ptr<double>());
+  else write(loss.mutable_data_ptr<float>());
   return {loss, gradient};
 }
 

@@ -15,9 +15,9 @@
 #endif
 #define ENSDISTILL_ISA avx512
 #define ENSDISTILL_LANES 16
-#include "simd.h"
 #include "row_kernel.h"
 #include "rows.h"
+#include "simd.h"
 
 namespace ensdistill {
 const Kernels avx512_kernels{"avx512", &avx512::rows<avx512::Simd>};

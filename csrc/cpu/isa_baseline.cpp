@@ -8,9 +8,9 @@
 
 #define ENSDISTILL_ISA baseline
 #define ENSDISTILL_LANES 4
-#include "simd.h"
 #include "row_kernel.h"
 #include "rows.h"
+#include "simd.h"
 
 namespace ensdistill {
 const Kernels baseline_kernels{"baseline", &baseline::rows<baseline::Simd>};

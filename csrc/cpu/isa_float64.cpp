@@ -56,7 +56,5 @@ struct Scalar {
 #include "rows.h"
 
 namespace ensdistill {
-void rows_float64(const Problem& problem, int64_t begin, int64_t end, void* scratch) {
-  float64::rows<float64::Scalar>(problem, begin, end, scratch);
-}
+void rows_float64(const Problem& problem, int64_t begin, int64_t end, void* scratch) { float64::rows<float64::Scalar>(problem, begin, end, scratch); }
 }  // namespace ensdistill

@@ -167,12 +167,9 @@ struct Rows {
     constexpr std::true_type yes{};
     constexpr std::false_type no{};
     const Along<S, real> mean_logits{scratch.p, vectors * S::lanes};
-    if (members == 1)
-      hard > 0 ? sweep(yes, yes, target(0)) : sweep(yes, no, target(0));
-    else if (single)
-      hard > 0 ? sweep(yes, yes, mean_logits) : sweep(yes, no, mean_logits);
-    else
-      hard > 0 ? sweep(no, yes, mean_logits) : sweep(no, no, mean_logits);
+    if (members == 1) hard > 0 ? sweep(yes, yes, target(0)) : sweep(yes, no, target(0));
+    else if (single) hard > 0 ? sweep(yes, yes, mean_logits) : sweep(yes, no, mean_logits);
+    else hard > 0 ? sweep(no, yes, mean_logits) : sweep(no, no, mean_logits);
 
     vec loss = S::all(alpha * temperature * temperature) * reduce_sum(kl);
     if (hard > 0) {
@@ -182,10 +179,8 @@ struct Rows {
         const int64_t label = labels[lane];
         const int64_t i = Across ? label : label / S::lanes, within = Across ? lane : label % S::lanes;
         const vec s = student.load(i, kMinusInf);
-        if constexpr (Across)
-          lane_set(label_logit, lane, lane_get(s, lane));
-        else
-          label_logit = S::all(lane_get(s, within));
+        if constexpr (Across) lane_set(label_logit, lane, lane_get(s, lane));
+        else label_logit = S::all(lane_get(s, within));
         if (!problem.gradient) continue;
         const int64_t block = i / kBlockVectors;
         const vec fq = q.softmax_factor(block), fm = member.softmax_factor(block) * weight, fq1 = q1.softmax_factor(block);

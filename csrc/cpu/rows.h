@@ -1,7 +1,5 @@
 // Walks the rows of a problem: picks element types and the layout, and feeds row_kernel.h. Included after it.
 
-
-
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
 
@@ -17,8 +15,7 @@ struct TargetRows {
     if constexpr (std::is_same_v<T, uint8_t>)
       return Codes<S>(codes, problem.classes, problem.scale[member * problem.scale_member_stride + row * problem.scale_row_stride],
                       problem.offset[member * problem.offset_member_stride + row * problem.offset_row_stride]);
-    else
-      return Along<S, T>{codes, problem.classes};
+    else return Along<S, T>{codes, problem.classes};
   }
 };
 

@@ -96,9 +96,7 @@ struct Simd {
   static ALWAYS_INLINE vec load_part(const float* p, int64_t count, float fill) {
     return (vec)_mm512_mask_loadu_ps((__m512)all(fill), __mmask16((1u << count) - 1), p);
   }
-  static ALWAYS_INLINE void store_part(float* p, vec v, int64_t count) {
-    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
-  }
+  static ALWAYS_INLINE void store_part(float* p, vec v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v); }
 #endif
 
   static ALWAYS_INLINE ivec lane_index() {

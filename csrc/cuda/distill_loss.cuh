@@ -1,5 +1,5 @@
-// distill_loss on the GPU, free of torch: loss and gradient of a row by a group of threads. See kernels' arithmetic in
-// rowmath.h; this file says who reads what, and when.
+// distill_loss on the GPU, free of torch: loss and gradient of a row by a group of threads. The arithmetic is rowmath.h's;
+// this file says who reads what, and when.
 //
 // A row is cut into 16-byte vectors, and each thread of the row's group owns every size-th of them in all sweeps. So what a
 // thread keeps of its vectors (in its own column of shared memory) needs no barrier and meets no bank conflict; the group
@@ -426,7 +426,6 @@ struct Row {
     if (!exists) return;
     if (!counted && p.gradient) {
       const Real zeros[V] = {};
-#pragma unroll 1
       for (int v = group.rank; v < span.vectors(); v += group.size) sink.store(span, v, zeros);
     }
     if (group.rank != 0) return;
@@ -440,7 +439,7 @@ struct Row {
 // --- kernels
 
 template <class Student, class Group, bool kResident>
-__global__ void __launch_bounds__(Group::max_threads) distill_rows(const __grid_constant__ Problem p, int lanes) {
+__global__ void __launch_bounds__(Group::max_threads, 768 / Group::max_threads) distill_rows(const __grid_constant__ Problem p, int lanes) {
   extern __shared__ __align__(16) unsigned char memory[];
   Group group(lanes, memory);
   const int64_t rows_per_block = blockDim.x / lanes;
@@ -464,7 +463,6 @@ static __global__ void prepare(Prepared* out, int* member, double* weight, const
   double total = 0;
   bool valid = true;
   int used = 0;
-#pragma unroll 1
   for (int k = 0; k < members; ++k) {
     const double w = weights ? weights[k] : 1.0;
     valid = valid && w >= 0 && w <= 1e300;
@@ -474,7 +472,6 @@ static __global__ void prepare(Prepared* out, int* member, double* weight, const
   valid = valid && total > 0;
   if (!valid) used = 1, member[0] = 0, weight[0] = 1;  // something that can be read: the rows become NaN anyway
   if (valid)
-#pragma unroll 1
     for (int k = 0; k < used; ++k) weight[k] /= total;
   out->members_used = used;
   out->valid = valid;

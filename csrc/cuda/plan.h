@@ -34,20 +34,24 @@ constexpr int power_of_two_at_least(int x) {
 inline Plan choose_plan(int classes, int members, bool several, int vector, int shared_limit) {
   const int vectors = (classes + 2 * (vector - 1)) / vector;  // an unaligned row may begin and end within a vector
   Plan plan{};
+  const auto lay = [&](int threads, int lanes) {
+    plan.threads = threads, plan.lanes = lanes, plan.steps = (vectors + lanes - 1) / lanes;
+    // Student and last member, and the sum of the members before it; each thread keeps its own vectors, as floats.
+    plan.shared_bytes = kReductionBytes + sizeof(float) * (several ? 3 : 2) * size_t(plan.steps) * vector * threads;
+  };
   plan.tile = classes <= kTileClasses && vector > 1;
   if (plan.tile) {
-    plan.lanes = std::min(32, power_of_two_at_least(vectors));
-    plan.threads = kTileThreads;
+    lay(kTileThreads, std::min(32, power_of_two_at_least(vectors)));
   } else {
     // About four vectors a thread keep its loads in flight without leaving threads idle.
-    plan.threads = plan.lanes = std::clamp(power_of_two_at_least((vectors + 3) / 4), 128, kMaxBlockThreads);
+    const int threads = std::clamp(power_of_two_at_least((vectors + 3) / 4), 128, 256);
+    lay(threads, threads);
+    // A multiprocessor that has room for one such block only should have more threads in it.
+    if (2 * plan.shared_bytes > size_t(shared_limit)) lay(kMaxBlockThreads, kMaxBlockThreads);
   }
-  plan.steps = (vectors + plan.lanes - 1) / plan.lanes;
-  // Student and last member, and the sum of the members before it; each thread keeps its own vectors, as floats.
-  const size_t resident = kReductionBytes + sizeof(float) * (several ? 3 : 2) * size_t(plan.steps) * vector * plan.threads;
-  plan.resident = vector > 1 && resident <= size_t(shared_limit);
+  plan.resident = vector > 1 && plan.shared_bytes <= size_t(shared_limit);
   // Re-reading needs each member's maximum and log-sum at hand.
-  plan.shared_bytes = plan.resident ? resident : kReductionBytes + 2 * sizeof(double) * size_t(members);
+  if (!plan.resident) plan.shared_bytes = kReductionBytes + 2 * sizeof(double) * size_t(members);
   return plan;
 }
 

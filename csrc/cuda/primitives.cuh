@@ -20,11 +20,11 @@ struct Any {};  // an element whose type is known at run time only: the double-p
 enum class Element : int { f64, f32, bf16, f16, u8 };
 
 // What a kernel for students of type T computes in, how many elements make a 16-byte access, and how many such vectors a
-// thread asks for before it uses the first: 16 elements.
+// thread asks for before it uses the first (more would cost registers, and with them warps that keep loads in flight too).
 template <class T>
 struct Traits {
   using Real = float;
-  static constexpr int vector = 16 / sizeof(T), batch = 16 / vector;
+  static constexpr int vector = 16 / sizeof(T), batch = 2;
 };
 template <>
 struct Traits<Any> {

@@ -1,0 +1,57 @@
+# make demo    an ensemble becomes one small model, with the report     make test    all tests
+# Both set up .venv by themselves: torch, the other packages, the compiled extension. A second call sets up nothing again.
+#   TORCH=torch make demo    take the registry's newest torch (with CUDA) instead of the pinned one
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test setup lint format bench clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	$(BIN)/ensdistill run examples/digits.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: .venv/.built
+
+.venv/.built: .venv/.installed $(SOURCES)
+	@echo "building the extension (a minute or two) ..."
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# Packages first, then the extension, in place, by the rule above. torch comes before everything that needs it: pinned
+# exactly, because a bare torch would bring gigabytes of CUDA; and without build isolation, which would fetch another one.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ensdistill needs Python 3.11 or newer ($(PYTHON) is older, or missing). Install it, or say which: make PYTHON=python3.12"; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || \
+	  { echo "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++   Fedora: dnf install gcc-c++   macOS: xcode-select --install"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "python's venv module is missing. Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "installing $(TORCH) and the other packages into .venv ..."
+	@$(PIP) '$(TORCH)' numpy 'setuptools>=77' wheel ninja || \
+	  { echo "$(TORCH) can't be installed. Name a build that your platform has: make TORCH='torch==2.12.0'"; exit 1; }
+	@ENSDISTILL_SKIP_EXTENSION=1 $(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter-out setup.py,$(SOURCES))
+
+bench: setup
+	$(BIN)/python -m benchmarks kernels
+
+clean:
+	rm -rf build ensdistill/*.so .venv/.built
