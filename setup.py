@@ -1,5 +1,6 @@
 """Only the extension modules; everything else about the package stands in pyproject.toml."""
 
+import glob
 import os
 import shutil
 import sys
@@ -11,8 +12,9 @@ try:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError:
     sys.exit(
-        "ensdistill: torch is missing; the extension is compiled against it. Install it first, for example `pip install torch==2.13.0`, then "
-        "`pip install --no-build-isolation .`, so that the build uses that torch. In a checkout, `make setup` does all of it."
+        "ensdistill: torch is missing; the extension is compiled against it. Install it first, for example `pip install "
+        "torch==2.13.0`, then `pip install --no-build-isolation .`, so that the build uses that torch. In a checkout, "
+        "`make setup` does all of it."
     )
 if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
     sys.exit("ensdistill: a C++17 compiler is missing. Debian/Ubuntu: `apt-get install g++`; Fedora: `dnf install gcc-c++`.")
@@ -24,8 +26,7 @@ CXX = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi",
 extensions = [
     CppExtension(
         "ensdistill._cpu",
-        ["csrc/schema.cpp"]
-        + [f"csrc/cpu/{name}.cpp" for name in ("distill_loss", "dispatch", "module", "isa_baseline", "isa_avx2", "isa_avx512", "isa_float64")],
+        ["csrc/schema.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))],
         extra_compile_args=[*CXX, f'-DENSDISTILL_TORCH_VERSION="{torch.__version__}"'],
     )
 ]

@@ -89,9 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = machine.describe_source()
     if source["library_is_older"]:
         # By date only, which a checkout also changes: a warning here, a mark in the result.
-        notes.print(
-            "warning: csrc/ is newer than the native library; if it was changed, build first (make setup), or these are yesterday's numbers"
-        )
+        notes.print("warning: csrc/ is newer than the native library; if it was changed, build first (make setup): these are old numbers")
     cases = kernels.make_cases(
         options.classes or (kernels.QUICK_CLASSES if options.quick else kernels.CLASSES),
         options.members or kernels.MEMBERS,

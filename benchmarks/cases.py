@@ -71,7 +71,7 @@ class Errors:
     gradient: float
 
 
-def errors(student: Tensor, targets: Targets, outputs: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Errors], float]:
+def errors[K](student: Tensor, targets: Targets, outputs: Mapping[K, tuple[Tensor, Tensor]]) -> tuple[dict[K, Errors], float]:
     """Judge losses [] and gradients [N, C] by the closed form in float64; the errors, and the true loss.
 
     With q = softmax(s/T) and p̄ = mean_k softmax(z_k/T) the loss is T²·mean_n Σ p̄·log(p̄/q), its gradient T·(q − p̄)/N. An element's
@@ -105,7 +105,8 @@ def _mixture(part: Targets) -> Tensor:
 def tolerance(naive: Errors, student: Tensor, loss: float) -> Errors:
     """The plain code's own error, and a little more for luck in rounding.
 
-    The gradient is rounded once to the student's dtype; two units of it are the luck. The loss is float32 at best, a sum of terms of
-    the size of a few nats, hence eight units of max(1, loss).
+    Loss: float32, a sum of terms of a few nats, hence eight units of max(1, loss). Gradient: q and p̄ are exponentials in float32 of
+    arguments up to about 16, whose rounding alone is worth eight units; half precision then rounds once more, by half a unit of its own.
     """
-    return Errors(naive.loss + 8 * torch.finfo(torch.float32).eps * max(1.0, loss), naive.gradient + 2 * torch.finfo(student.dtype).eps)
+    unit, half = torch.finfo(torch.float32).eps, torch.finfo(student.dtype).eps / 2 if student.dtype.itemsize < 4 else 0.0
+    return Errors(naive.loss + 8 * unit * max(1.0, loss), naive.gradient + 8 * unit + half)

@@ -24,7 +24,7 @@ _HOMES = {
     "student": ("StudentTrainer",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from ensdistill.cache import TargetCache, cache_targets

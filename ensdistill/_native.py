@@ -6,6 +6,7 @@ that is with a CUDA torch and a toolkit; a library that is there and doesn't loa
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch  # the libraries link to torch's, so it must be loaded first
 
 try:
-    from ensdistill import _cpu
+    _cpu: Any = importlib.import_module("ensdistill._cpu")
 except ImportError as error:
     raise ImportError(
         f"ensdistill's compiled part is missing or doesn't load ({error}). Build it with a C++17 compiler (Debian/Ubuntu: "
@@ -21,9 +22,7 @@ except ImportError as error:
         "`pip install --no-build-isolation .` with torch already installed."
     ) from error
 
-_cuda: Any = None
-if importlib.util.find_spec("ensdistill._cuda") is not None:
-    from ensdistill import _cuda  # type: ignore[attr-defined,no-redef]
+_cuda: Any = importlib.import_module("ensdistill._cuda") if importlib.util.find_spec("ensdistill._cuda") is not None else None
 
 
 def build_info() -> dict[str, Any]:
@@ -36,7 +35,12 @@ def build_info() -> dict[str, Any]:
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
-        "torch": {"running": torch.__version__, "compiled_with": _cpu.compiled_with_torch, "stable_abi": "2.11", "cuda": torch.version.cuda},
+        "torch": {
+            "running": torch.__version__,
+            "compiled_with": _cpu.compiled_with_torch,
+            "stable_abi": "2.11",
+            "cuda": torch.version.cuda,
+        },
         "cpu": {
             "compiled": _cpu.compiled_instruction_sets(),
             "runnable": _cpu.runnable_instruction_sets(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.config import DistillConfig, StudentConfig
 from ensdistill.data import Rows, Split, derive_seed
+from ensdistill.describe import describe
 from ensdistill.files import read_json, write_json
 from ensdistill.fingerprint import digest
 from ensdistill.stages import Progress, keep
@@ -39,11 +41,23 @@ def train_baselines(
     variants: dict[str, Augmentation | None] = {"plain": None}
     if settings.augment is not None:
         variants["augmented"] = settings.augment
-    inputs = digest([repr(student), repr(settings), split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()])
+    inputs = digest(
+        [
+            describe(student),
+            describe(settings.augment),
+            settings.folds,
+            settings.label_smoothing,
+            split.labelled,
+            split.test.inputs,
+            seed,
+            torch.__version__,
+            torch.get_num_threads(),
+        ]
+    )
     choice = read_json(folder / "choice.json")
     if not isinstance(choice, dict) or choice.get("inputs") != inputs:
         held_out = {
-            name: _held_out(student, split, augment, settings.folds, seed, folder / "folds" / name, lambda d, t, n=name: report(f"folds, {n}", d, t))
+            name: _held_out(student, split, augment, settings.folds, seed, folder / "folds" / name, partial(report, f"folds, {name}"))
             for name, augment in variants.items()
         }
         labels = split.labelled.labels
@@ -54,22 +68,17 @@ def train_baselines(
     augment = variants[choice["best"]]
     for kind, smoothing in (("direct", 0.0), ("direct_label_smoothing", settings.label_smoothing)):
         trainer = StudentTrainer(replace(student.baseline, label_smoothing=smoothing), mixed_precision=settings.mixed_precision)
-        keep(
-            student,
-            folder / kind,
-            split,
-            lambda path, trainer=trainer, kind=kind: trainer.direct(
-                student.model,
-                split.labelled,
-                classes=len(split.classes),
-                seed=seed,
-                augment=augment,
-                watch=split.test.inputs,
-                checkpoint=path,
-                progress=lambda done, total: report(kind.replace("_", " "), done, total),
-            ),
-            inputs,
+        train = partial(
+            trainer.direct,
+            student.model,
+            split.labelled,
+            classes=len(split.classes),
+            seed=seed,
+            augment=augment,
+            watch=split.test.inputs,
+            progress=partial(report, kind.replace("_", " ")),
         )
+        keep(student, folder / kind, split, train, inputs)
     return {"augmented": augment is not None, "temperature": choice["temperature"], "held_out_nll": choice["held_out_nll"]}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
-from scipy.special import log_softmax, logsumexp, softmax  # type: ignore[import-untyped]
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax, logsumexp, softmax
 
 Combiner = Literal["prob", "logit", "log_prob"]
 COMBINERS = ("prob", "logit", "log_prob")
@@ -56,6 +56,12 @@ def log_mixture(logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "p
     if len(empty):
         raise ValueError(f"logits: the members together rule out every class of row {empty[0]}; the combiner {combiner!r} has no answer")
     return log_softmax(mean, axis=-1)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """softmax(logits) over the last axis, float64."""
+    values: np.ndarray = softmax(np.asarray(logits, np.float64), axis=-1)
+    return values
 
 
 def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -123,7 +123,7 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
         sys.path.insert(0, folder)
     parser = job_parser(command)
     settings = parser.instantiate(parser.parse_args(list(arguments)))
-    return Config(**{f.name: settings[f.name] for f in fields(Config)})
+    return Config(**{f.name: settings[f.name] for f in fields(Config) if f.init})
 
 
 def _job(command: str, rest: list[str]) -> int:
@@ -223,7 +223,8 @@ def _info() -> int:
     table.add_row("ensdistill", __version__)
     table.add_row("torch", f"{torch['running']} (built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later)")
     table.add_row("CPU built", f"{', '.join(cpu['compiled'])} (compiler {cpu['compiler']})")
-    table.add_row("CPU here", f"{', '.join(cpu['runnable'])}; in use: {cpu['instruction_set']}; {cpu['threads']} threads, {cpu['cores']} cores")
+    here = f"{', '.join(cpu['runnable'])}; in use: {cpu['instruction_set']}"
+    table.add_row("CPU here", f"{here}; {cpu['threads']} threads, {cpu['cores']} cores")
     if cuda["built"]:
         table.add_row("CUDA built", ", ".join(cuda["architectures"]))
     else:
@@ -252,7 +253,8 @@ def _cache(command: str, rest: list[str]) -> int:
     table = Table.grid(padding=(0, 3))
     table.add_row("folder", rest[0])
     table.add_row("records", f"{len(cache)} of {cache.layout.bytes} bytes, in {len(cache.manifest['shards'])} shards")
-    table.add_row("codec", f"{cache.manifest['codec']}: KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats")
+    exact = f"KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats"
+    table.add_row("codec", f"{cache.manifest['codec']}: {exact}")
     table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
     table.add_row("combiner", cache.combiner)
     table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import Combiner
-from ensdistill.data import Dataset
+from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
 from ensdistill.optimization import Optimization
 from ensdistill.specs import MemberSpec
@@ -167,6 +167,7 @@ class Config:
     seeds: int = 3
     workers: int = 0
     threads: int = 1
+    _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
@@ -174,6 +175,15 @@ class Config:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
         if not self.name or self.name in (".", "..") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name: expected a name that can be a folder's; got {self.name!r}")
+
+    def split(self, seed: int) -> Split:
+        """The data's split for a seed; kept, because every stage's fingerprint asks for it."""
+        if seed not in self._splits:
+            split = self.data.split(seed)
+            if not isinstance(split, Split):
+                raise TypeError(f"data: {type(self.data).__name__}.split: expected an ensdistill.data.Split; got {type(split).__name__}")
+            self._splits[seed] = split
+        return self._splits[seed]
 
     @property
     def run_folder(self) -> Path:

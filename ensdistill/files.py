@@ -33,9 +33,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, f"no space left on the disk of {path.parent}; everything finished so far is kept: free some space and run the same command again", str(path)
-            ) from error
+            advice = "everything finished so far is kept: free some space and run the same command again"
+            raise OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}; {advice}", str(path)) from error
         raise
     except BaseException:
         part.unlink(missing_ok=True)

@@ -93,14 +93,14 @@ def distillation_loss(
     >>> loss = distillation_loss(student, teachers, temperature=2.0)
     >>> loss.backward()
     >>> loss.item(), student.grad
-    (0.5..., tensor([[-0.4..., -0.0..., 0.5...]]))
+    (0.5757..., tensor([[-0.4117, -0.0144,  0.4261]]))
     """
     target = targets if isinstance(targets, EnsembleLogits | QuantizedLogits) else _as_ensemble(targets)
     weights = target.weights if weights is None else weights
     codes = isinstance(target, QuantizedLogits)
     values = target.codes if isinstance(target, QuantizedLogits) else target.logits
     _check_tensors(student_logits, values, codes)
-    k, _n, c = values.shape
+    k = values.shape[0]
     if isinstance(target, QuantizedLogits):
         _check_affine(target)
     _check_settings(temperature, alpha, combiner, ignore_index, label_smoothing, reduction, impl, labels)
@@ -125,7 +125,9 @@ def distillation_loss(
         return loss
     # The op has no forward-mode rule, and torch would take that for a tangent of zero.
     if forward_ad.unpack_dual(student_logits).tangent is not None:
-        raise NotImplementedError("student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'")
+        raise NotImplementedError(
+            "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
+        )
     result: Tensor = ops.distill_loss(
         _rows(student_logits),
         _rows(values).detach(),
@@ -179,9 +181,13 @@ def _check_tensors(student: Tensor, values: Tensor, codes: bool) -> None:
     if values.dim() != 3 or values.shape[0] < 1:
         raise ValueError(f"targets: expected [K, N, C] with K >= 1; got shape {list(values.shape)}")
     if values.shape[2] != c:
-        raise ValueError(f"targets: {values.shape[2]} classes, but student_logits has {c} (shapes {list(values.shape)} and {list(student.shape)})")
+        raise ValueError(
+            f"targets: {values.shape[2]} classes, but student_logits has {c} (shapes {list(values.shape)} and {list(student.shape)})"
+        )
     if values.shape[1] != n:
-        raise ValueError(f"targets: {values.shape[1]} rows, but student_logits has {n} (shapes {list(values.shape)} and {list(student.shape)})")
+        raise ValueError(
+            f"targets: {values.shape[1]} rows, but student_logits has {n} (shapes {list(values.shape)} and {list(student.shape)})"
+        )
     _check_device("targets", values, student)
 
 
@@ -204,10 +210,10 @@ def _check_settings(
     temperature: Any, alpha: Any, combiner: Any, ignore_index: Any, label_smoothing: Any, reduction: Any, impl: Any, labels: Any
 ) -> None:
     # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
-    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+    if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
         raise ValueError(f"temperature: expected a finite number above 0; got {temperature!r}")
     for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
-        if not (isinstance(value, Real) and 0 <= value <= 1):
+        if not (isinstance(value, Real) and 0 <= float(value) <= 1):
             raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
     if alpha < 1 and labels is None:
         raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")

@@ -46,12 +46,13 @@ class DistillationLoss(nn.Module):
             temperature=self.temperature,
             alpha=self.alpha,
             weights=self.weights,
-            combiner=self.combiner,  # type: ignore[arg-type]
+            combiner=self.combiner,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            reduction=self.reduction,  # type: ignore[arg-type]
-            impl=self.impl,  # type: ignore[arg-type]
+            reduction=self.reduction,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, alpha={self.alpha}, combiner={self.combiner!r}, reduction={self.reduction!r}, impl={self.impl!r}"
+        names = ("temperature", "alpha", "combiner", "reduction", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

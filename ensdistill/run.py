@@ -16,8 +16,8 @@ from typing import Any
 from ensdistill.config import Config
 from ensdistill.display import Display
 from ensdistill.files import exclusive
-from ensdistill.stages import Unit, finish, fingerprint, is_done, is_finished, run_unit, units
 from ensdistill.fingerprint import digest
+from ensdistill.stages import Unit, fingerprint, finish, is_done, is_finished, run_unit, units
 
 _worker: dict[str, Any] = {}
 
@@ -106,11 +106,16 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that is started anew.
     parent = mp.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
     _worker.update(config=reload(), messages=messages)
+
+
+def _die_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _work(unit: Unit) -> tuple[str, str] | None:
@@ -151,5 +156,3 @@ def _report(config: Config, display: Display) -> dict[str, Any]:
     finish(folder, inputs, time.perf_counter() - start, only="report.*")
     display.finished("report")
     return report
-
-

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +66,9 @@ def units(config: Config, last: str) -> list[Unit]:
     return teachers + caches + both
 
 
-@lru_cache(maxsize=8)
-def _split(data: Any, seed: int) -> Split:
-    split = data.split(seed)
-    if not isinstance(split, Split):
-        raise TypeError(f"data: {type(data).__name__}.split: expected an ensdistill.data.Split; got {type(split).__name__}")
-    return split
-
-
-def split_of(config: Config, seed: int) -> Split:
-    """The seed's split; kept, because every fingerprint asks for it."""
-    try:
-        return _split(config.data, seed)
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return config.data.split(seed)  # a data set that is no frozen dataclass
-
-
 def fingerprint(config: Config, unit: Unit) -> str:
     """Digest of everything the unit's result depends on, the units before it included."""
-    split, common = split_of(config, unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
+    split, common = config.split(unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
     if unit.stage == "teachers":
         return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
     if unit.stage == "cache":
@@ -148,10 +130,11 @@ def _class_paths(described: Any) -> list[str]:
 
 
 def _teachers(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+    from ensdistill.calibration import probabilities
     from ensdistill.ensemble import train_ensemble
     from ensdistill.metrics import nll
 
-    split, settings = split_of(config, unit.seed), config.teachers
+    split, settings = config.split(unit.seed), config.teachers
     ensemble, held_out = train_ensemble(
         settings.members,
         split.labelled,
@@ -166,7 +149,7 @@ def _teachers(config: Config, unit: Unit, folder: Path, report: Progress) -> dic
     ensemble.save(folder / "ensemble")
     write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
     calibrated = ensemble.apply_temperatures(held_out)
-    losses = [nll(_softmax(z * ensemble.temperature), split.labelled.labels) for z in calibrated]
+    losses = [nll(probabilities(z * ensemble.temperature), split.labelled.labels) for z in calibrated]
     # By held-out NLL: the test rows have no say in who is the best.
     return {"held_out_nll": dict(zip(ensemble.names, losses, strict=True)), "best_member": ensemble.names[int(np.argmin(losses))]}
 
@@ -176,7 +159,7 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
     from ensdistill.ensemble import Ensemble
 
     ensemble = Ensemble.load(Unit("teachers", unit.seed).folder(config) / "ensemble", trusted_classes(config))
-    transfer = config.cache.transfer.build(split_of(config, unit.seed), unit.seed)
+    transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
     # overwrite: what another config left here is replaced; a cache of the same things is resumed.
     cache = cache_targets(
         ensemble,
@@ -184,7 +167,7 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
         folder / "targets",
         codec=config.cache.codec,
         overwrite=True,
-        progress=lambda done, total: report("targets", done, total),
+        progress=partial(report, "targets"),
     )
     rows = transfer.rows
     write_arrays(folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels})
@@ -202,14 +185,14 @@ def _direct(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[
     from ensdistill.baselines import train_baselines
 
     student = config.distill.students[unit.student]
-    return train_baselines(student, config.distill, split_of(config, unit.seed), unit.seed, folder, report)
+    return train_baselines(student, config.distill, config.split(unit.seed), unit.seed, folder, report)
 
 
 def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
     from ensdistill.cache import TargetCache
     from ensdistill.student import StudentTrainer
 
-    student, settings, split = config.distill.students[unit.student], config.distill, split_of(config, unit.seed)
+    student, settings, split = config.distill.students[unit.student], config.distill, config.split(unit.seed)
     source = Unit("cache", unit.seed).folder(config)
     cache, rows = TargetCache.open(source / "targets"), load_transfer(source)
     best = read_json(Unit("teachers", unit.seed).folder(config) / "stage.json")["best_member"]
@@ -217,41 +200,29 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
         student.optimization, temperature=settings.temperature, alpha=settings.alpha, mixed_precision=settings.mixed_precision
     )
     for kind, member in (("student", None), ("distilled_from_best_member", best)):
-        keep(
-            student,
-            folder / kind,
-            split,
-            lambda path, member=member, kind=kind: trainer.distill(
-                student.model,
-                rows,
-                cache,
-                seed=unit.seed,
-                member=member,
-                watch=split.test.inputs,
-                checkpoint=path,
-                progress=lambda done, total: report(kind.replace("_", " "), done, total),
-            ),
-            fingerprint(config, unit),
+        train = partial(
+            trainer.distill,
+            student.model,
+            rows,
+            cache,
+            seed=unit.seed,
+            member=member,
+            watch=split.test.inputs,
+            progress=partial(report, kind.replace("_", " ")),
         )
+        keep(student, folder / kind, split, train, fingerprint(config, unit))
     return {"best_member": best}
 
 
-def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[[Path], Any], inputs: str) -> None:
-    """Train one model and keep it, unless it is kept already."""
+def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
+    """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
     from ensdistill.members import TorchMember
 
     if is_done(folder, inputs):
         return
     start = time.perf_counter()
-    trained = train(folder / "checkpoint.safetensors")
+    trained = train(checkpoint=folder / "checkpoint.safetensors")
     TorchMember(trained.module, name="student", classes=split.classes, factory=student.model).save(folder)
     write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    from scipy.special import softmax
-
-    probabilities: np.ndarray = softmax(logits.astype(np.float64), axis=-1)
-    return probabilities

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class StudentTrainer:
             for i in range(len(positions)):
                 batch = _to(target.rows(i * positions.shape[1], (i + 1) * positions.shape[1]), device)
                 hard = labels[positions[i]].to(device) if self.alpha < 1 else None
-                yield lambda logits, batch=batch, hard=hard: self._loss(logits, batch, hard, weights, combiner)
+                yield partial(self._loss, targets=batch, labels=hard, weights=weights, combiner=combiner)
 
         about = [cache.manifest["fingerprint"], member, self.temperature, self.alpha, cache.combiner]
         return self._train(factory, rows, losses, None, classes, seed, watch, checkpoint, checkpoint_every, progress, about)
@@ -181,7 +182,7 @@ class StudentTrainer:
         def losses(positions: np.ndarray, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
             for index in positions:
                 hard = labels[index].to(device)
-                yield lambda logits, hard=hard: F.cross_entropy(logits.float(), hard, label_smoothing=smoothing)
+                yield partial(_cross_entropy, labels=hard, smoothing=smoothing)
 
         return self._train(factory, rows, losses, augment, classes, seed, watch, checkpoint, checkpoint_every, progress, ["labels"])
 
@@ -318,6 +319,10 @@ class _Curve:
                 for start in range(0, len(self.watch), 1024):
                     self.watched[point, start : start + 1024] = model(self.watch[start : start + 1024].to(device)).float().cpu()
             model.train()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 def _to(target: Any, device: torch.device) -> Any:

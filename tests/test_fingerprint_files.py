@@ -41,6 +41,8 @@ VALUES = [
     "true",
     b"",
     b"1",
+    [b"", b"bytes"],
+    [b"bytes", b""],
     [],
     [[]],
     {},

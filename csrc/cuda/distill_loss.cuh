@@ -198,44 +198,40 @@ struct Row {
       mask(v + u * group.size, x[u]);
     }
   }
-  // The same of the members' weighted mean. The type is looked at for each member here: more branches, less code.
+  // The vector v of the members' weighted mean. The targets' type is looked at for each member here: more branches, less code.
   ENSDISTILL_DEVICE void read_mean(int v, Real (*x)[V]) const {
 #pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int j = 0; j < V; ++j) x[u][j] = 0;
+    for (int j = 0; j < V; ++j) x[0][j] = 0;
 #pragma unroll 1
     for (int k = 0; k < p.prepared->members_used; ++k) {
+      Real z[1][V];
+      with_target<Student>(p.target_type, [&](auto type) { read<1>(target<decltype(type)>(k), v, z); });
       const Real weight = Real(p.weight[k]);
-      Real z[U][V];
-      with_target<Student>(p.target_type, [&](auto type) { read<U>(target<decltype(type)>(k), v, z); });
 #pragma unroll
-      for (int u = 0; u < U; ++u)
-#pragma unroll
-        for (int j = 0; j < V; ++j) x[u][j] += weight * z[u][j];
+      for (int j = 0; j < V; ++j) x[0][j] += weight * z[0][j];
     }
   }
 
-  // The first sweep, over what read_batch(v, x) delivers. Exponentials are taken against the largest logit this thread has
+  // The first sweep, over what read_batch(v, x) delivers, `Count` vectors at a time. Exponentials are taken against the largest logit this thread has
   // seen, and the sum is rescaled once for each batch.
-  template <class ReadBatch>
+  template <int Count, class ReadBatch>
   ENSDISTILL_DEVICE Statistics<Real> statistics(const ReadBatch& read_batch, int keep_on, bool unit, bool with_total) const {
     const Real inv_t = Real(1) / Real(p.temperature), nothing = minus_infinity<Real>();
     Real max = nothing, sum = 0, unit_sum = 0, total = 0;
 #pragma unroll 1
-    for (int v = group.rank, step = 0; v < vectors; v += U * group.size, step += U) {
-      Real x[U][V];
+    for (int v = group.rank, step = 0; v < vectors; v += Count * group.size, step += Count) {
+      Real x[Count][V];
       read_batch(v, x);
       Real next = max;
 #pragma unroll
-      for (int u = 0; u < U; ++u)
+      for (int u = 0; u < Count; ++u)
 #pragma unroll
         for (int j = 0; j < V; ++j) next = Max{}(next, x[u][j]);
       // Masked classes only, so far: they must give zeros, not exp(-inf + inf).
       const Real against = next == nothing ? Real(0) : next;
       sum *= exponential((max - against) * inv_t);
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
+      for (int u = 0; u < Count; ++u) {
 #pragma unroll
         for (int j = 0; j < V; ++j) sum += exponential((x[u][j] - against) * inv_t);
         if constexpr (kResident)
@@ -244,13 +240,13 @@ struct Row {
       if (unit) {
         unit_sum *= exponential(max - against);
 #pragma unroll
-        for (int u = 0; u < U; ++u)
+        for (int u = 0; u < Count; ++u)
 #pragma unroll
           for (int j = 0; j < V; ++j) unit_sum += exponential(x[u][j] - against);
       }
       if (with_total) {
 #pragma unroll
-        for (int u = 0; u < U; ++u)
+        for (int u = 0; u < Count; ++u)
 #pragma unroll
           for (int j = 0; j < V; ++j)
             if (span.inside(span.first(v + u * group.size) + j)) total += x[u][j];
@@ -268,7 +264,7 @@ struct Row {
   }
   template <class T>
   ENSDISTILL_DEVICE Statistics<Real> statistics_of(const Source<T, V>& source, int keep_on, bool unit = false, bool with_total = false) const {
-    return statistics([&](int v, Real(*x)[V]) { read<U>(source, v, x); }, keep_on, unit, with_total);
+    return statistics<U>([&](int v, Real(*x)[V]) { read<U>(source, v, x); }, keep_on, unit, with_total);
   }
 
   // The first sweep over the targets. Returns the softmax of what is on shelf 1 (or is read again): the mean of logits, or
@@ -277,7 +273,7 @@ struct Row {
     const int members = p.prepared->members_used;
     Softmax<Real> last;
     if (p.geometric && members > 1) {
-      last = statistics([&](int v, Real(*x)[V]) { read_mean(v, x); }, 1, false, false).softmax;
+      last = statistics<1>([&](int v, Real(*x)[V]) { read_mean(v, x); }, 1, false, false).softmax;
     } else {
       with_target<Student>(p.target_type, [&](auto type) {
 #pragma unroll 1
@@ -439,7 +435,7 @@ struct Row {
 // --- kernels
 
 template <class Student, class Group, bool kResident>
-__global__ void __launch_bounds__(Group::max_threads, 768 / Group::max_threads) distill_rows(const __grid_constant__ Problem p, int lanes) {
+__global__ void __launch_bounds__(kThreadsAtOnce) distill_rows(const __grid_constant__ Problem p, int lanes) {
   extern __shared__ __align__(16) unsigned char memory[];
   Group group(lanes, memory);
   const int64_t rows_per_block = blockDim.x / lanes;

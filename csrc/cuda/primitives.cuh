@@ -70,7 +70,6 @@ ENSDISTILL_DEVICE R reduce_lanes(R x, int lanes, Op op) {
 
 // `lanes` neighbouring lanes of a warp own a row.
 struct Tile {
-  static constexpr int max_threads = kTileThreads;
   int size, rank, index;
 
   ENSDISTILL_DEVICE Tile(int lanes, void*) : size(lanes), rank(int(threadIdx.x) % lanes), index(int(threadIdx.x) / lanes) {}
@@ -82,7 +81,6 @@ struct Tile {
 
 // A block owns a row.
 struct Block {
-  static constexpr int max_threads = kMaxBlockThreads;
   static constexpr int index = 0;
   int size, rank;
   void* slots;

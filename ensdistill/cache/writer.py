@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,10 +36,16 @@ _OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commi
 class Ensemble(Protocol):
     """What a cache needs of its teachers."""
 
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
     weights: np.ndarray
-    combiner: str
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def classes(self) -> Sequence[str] | None: ...
+
+    @property
+    def combiner(self) -> str: ...
 
     def predict_logits(self, inputs: np.ndarray) -> Any:
         """Calibrated logits, float32 [K, N, C], as an array or a tensor on any device."""
@@ -122,7 +128,7 @@ def cache_targets(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a positive integer; got {value!r}")
     hashes = _input_hashes(rows)
-    plan = _plan(ensemble, hashes, codec, shard_rows)
+    plan = _plan(ensemble, _classes(ensemble, rows), hashes, codec, shard_rows)
     if (cache := _finished(path, plan, overwrite)) is not None:
         return cache
     try:
@@ -151,9 +157,16 @@ def _input_hashes(rows: Rows) -> np.ndarray:
     return input_hashes(rows.inputs)[np.argsort(rows.uids)]
 
 
-def _plan(ensemble: Ensemble, hashes: np.ndarray, codec: str, shard_rows: int) -> m.Manifest:
+def _classes(ensemble: Ensemble, rows: Rows) -> list[str]:
+    """The classes' names; numbers where no teacher knows names."""
+    if ensemble.classes is not None:
+        return list(ensemble.classes)
+    return list(map(str, range(np.shape(ensemble.predict_logits(rows.inputs[:1]))[-1])))
+
+
+def _plan(ensemble: Ensemble, classes: list[str], hashes: np.ndarray, codec: str, shard_rows: int) -> m.Manifest:
     """Everything of the manifest that is known before the teachers run."""
-    names, classes = list(ensemble.names), list(ensemble.classes)
+    names = list(ensemble.names)
     weights = np.asarray(ensemble.weights)
     if codec not in CODECS:
         raise ValueError(f"codec: expected one of {list(CODECS)}; got {codec!r}")

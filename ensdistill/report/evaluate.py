@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ensdistill import ops
+from ensdistill.calibration import probabilities as probabilities_of
 from ensdistill.config import Config
 from ensdistill.describe import class_path
 from ensdistill.ensemble import Ensemble
@@ -21,7 +22,7 @@ from ensdistill.files import read_json
 from ensdistill.members import Member, load_member
 from ensdistill.metrics import nll
 from ensdistill.report.results import CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
-from ensdistill.stages import Progress, Unit, load_transfer, split_of, trusted_classes
+from ensdistill.stages import Progress, Unit, load_transfer, trusted_classes
 
 LATENCY_SECONDS = 0.6  # of measuring for each model and batch size
 TRAINED_KINDS = {
@@ -35,7 +36,7 @@ TRAINED_KINDS = {
 def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     """Load every model of the run, seed by seed, and predict the test rows."""
     report = progress or (lambda what, done, total: None)
-    splits = [split_of(config, seed) for seed in range(config.seeds)]
+    splits = [config.split(seed) for seed in range(config.seeds)]
     trusted = trusted_classes(config)
     members: list[list[np.ndarray]] = []
     mixtures: list[np.ndarray] = []
@@ -46,7 +47,7 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
         ensemble = Ensemble.load(folder / "ensemble", trusted)
         logits = np.asarray(ensemble.predict_logits(split.test.inputs))
         # A member alone has its own temperature; the mixture's is a correction to the mixture.
-        members.append([_softmax(z * ensemble.temperature) for z in logits])
+        members.append([probabilities_of(z * ensemble.temperature) for z in logits])
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
         best.append(_record(folder)["best_member"])
@@ -55,7 +56,7 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     first, sample = ensembles[0], splits[0].test.inputs
     member_results = []
     for k, member in enumerate(first.members):
-        cost = _cost(member, lambda x, m=member: m.predict_logits(x), sample)
+        cost = _cost(member, member.predict_logits, sample)
         weights = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
         member_results.append(MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost))
@@ -93,21 +94,21 @@ def _student(config: Config, name: str, trusted: tuple[str, ...], report: Progre
     notes = []
     cost: dict[str, Any] = {}
     for seed in range(config.seeds):
-        test = split_of(config, seed).test.inputs
+        test = config.split(seed).test.inputs
         direct = _record(Unit("direct", seed, name).folder(config))
         notes.append("augmented" if direct["augmented"] else "plain")
         for kind, stage in TRAINED_KINDS.items():
             member = load_member(Unit(stage, seed, name).folder(config) / kind, trusted)
             logits = member.predict_logits(test)
-            probabilities[kind].append(_softmax(logits))
+            probabilities[kind].append(probabilities_of(logits))
             if kind == "direct":
-                probabilities["direct_temperature_scaled"].append(_softmax(logits / direct["temperature"]))
+                probabilities["direct_temperature_scaled"].append(probabilities_of(logits / direct["temperature"]))
             # One architecture, one cost: its four trainings are served alike.
-            cost = cost or _cost(member, lambda x, m=member: _softmax(m.predict_logits(x)), test)
+            cost = cost or _cost(member, member.predict_logits, test)
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
-    labels = split_of(config, 0).test.labels
+    labels = config.split(0).test.labels
     curves = {kind: _curve(Unit(stage, 0, name).folder(config) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
     return StudentResults(name, student.description or class_path(type(member)), models, curves)
 
@@ -117,7 +118,7 @@ def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
 
     curve = load_file(folder / "curve.safetensors")
     losses = zip(curve["steps"], curve["losses"], curve["watched"], strict=True)
-    return [(int(step), float(loss), nll(_softmax(logits), labels)) for step, loss, logits in losses]
+    return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
 
 
 def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, Any]:
@@ -190,10 +191,3 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _names(values: list[str]) -> str:
     return values[0] if len(set(values)) == 1 else ", ".join(f"{v} (seed {i})" for i, v in enumerate(values))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    from scipy.special import softmax
-
-    probabilities: np.ndarray = softmax(np.asarray(logits, np.float64), axis=-1)
-    return probabilities
