@@ -17,8 +17,8 @@ RESULTS = machine.ROOT / "benchmarks" / "results"
 
 _KERNELS_HELP = """\
 Times distillation_loss, forward+backward and forward alone, against
-  eager    plain torch code (and impl="reference"; the faster of the two)
-  compile  torch.compile of it (and impl="compile"; the faster of the two)
+  eager    plain torch code (up to 100 classes also impl="reference"; the faster of the two)
+  compile  torch.compile of it (up to 100 classes also impl="compile"; the faster of the two)
   floor    a loop that reads every input once and writes the gradient's buffer once
 
 All run in rotation in one process; medians count. Before that, every loss and gradient is
@@ -73,7 +73,8 @@ def _positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns the exit status."""
     options = parser().parse_args(arguments)
-    notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     # Found out now, not after ten minutes.
     try:
         from benchmarks.plot import draw

@@ -63,6 +63,9 @@ def make_inputs(case: Case) -> tuple[Tensor, Targets]:
     return student.requires_grad_(), EnsembleLogits(logits)
 
 
+Name = tuple[str, str]  # the kind and the form of a contender
+
+
 @dataclass(frozen=True)
 class Errors:
     """How far an output is from the truth: ``loss`` absolute, ``gradient`` the worst element, relative to T·(q + p̄)/N."""
@@ -71,7 +74,7 @@ class Errors:
     gradient: float
 
 
-def errors[K](student: Tensor, targets: Targets, outputs: Mapping[K, tuple[Tensor, Tensor]]) -> tuple[dict[K, Errors], float]:
+def errors(student: Tensor, targets: Targets, outputs: Mapping[Name, tuple[Tensor, Tensor]]) -> tuple[dict[Name, Errors], float]:
     """Judge losses [] and gradients [N, C] by the closed form in float64; the errors, and the true loss.
 
     With q = softmax(s/T) and p̄ = mean_k softmax(z_k/T) the loss is T²·mean_n Σ p̄·log(p̄/q), its gradient T·(q − p̄)/N. An element's
@@ -79,7 +82,7 @@ def errors[K](student: Tensor, targets: Targets, outputs: Mapping[K, tuple[Tenso
     """
     n, c = student.shape
     t, loss = TEMPERATURE, 0.0
-    worst = dict.fromkeys(outputs, 0.0)
+    worst: dict[Name, float] = dict.fromkeys(outputs, 0.0)
     step = max(1, (8 << 20) // (c * targets.shape[0]))  # 64 MiB of float64 members
     with torch.no_grad():
         for start in range(0, n, step):

@@ -77,7 +77,7 @@ def run(cases: Iterable[Case], rounds: int = 7, seconds: float = 1.5, progress: 
 def run_case(case: Case, rounds: int, seconds: float, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """The rows of one case: first every form's outputs are checked, then the best form of each kind is timed."""
     student, targets = make_inputs(case)
-    racing = contenders()
+    racing = contenders(case.classes)
     judged = _check(case, student, targets, racing)
     racing = _best_forms(racing, student, targets)  # for both modes: compiling every form once more for a second race takes minutes
     rows = []
@@ -134,7 +134,8 @@ def _check(case: Case, student: Tensor, targets: Targets, racing: list[Contender
 
 def _check_loss(case: Case, kind: str, loss: float, judged: _Judged) -> None:
     if not abs(loss - judged.truth) <= judged.allowed.loss:
-        raise WrongOutput(f"{case.label}: {kind} without a gradient gives the loss {loss:.9g}; expected {judged.truth:.9g} within {judged.allowed.loss:.3g}")
+        allowed = f"{judged.truth:.9g} within {judged.allowed.loss:.3g}"
+        raise WrongOutput(f"{case.label}: {kind} without a gradient gives the loss {loss:.9g}; expected {allowed}")
 
 
 def _best_forms(racing: list[Contender], student: Tensor, targets: Targets) -> list[Contender]:

@@ -48,9 +48,9 @@ def interleave(contenders: Mapping[str, Callable[[], Any]], rounds: int, seconds
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(0).shuffle
-    begin = time.perf_counter()
     done = 0
     with _no_collection():
+        begin = time.perf_counter()
         while done < rounds or time.perf_counter() - begin < seconds:
             shuffle(order)
             for name in order:
