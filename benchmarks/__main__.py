@@ -30,7 +30,7 @@ Keep the machine quiet: whatever else runs takes memory bandwidth from all of th
 
 _KERNELS_EXAMPLES = """\
 examples:
-  python -m benchmarks kernels                      all shapes, about 12 minutes on 2 cores
+  python -m benchmarks kernels                      all shapes, about 10 minutes on 2 cores
   python -m benchmarks kernels --quick              6 shapes, under two minutes
   python -m benchmarks kernels --classes 1000 --members 1 4 --dtypes float32 uint8
 """

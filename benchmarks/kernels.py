@@ -46,7 +46,7 @@ def make_cases(classes: Sequence[int], members: Sequence[int], dtypes: Sequence[
     return [make_case(c, k, "float32" if d == "uint8" else d, d, data_bytes) for d in dtypes for k in members for c in classes]
 
 
-def run(cases: Iterable[Case], rounds: int = 7, seconds: float = 1.5, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run(cases: Iterable[Case], rounds: int = 7, seconds: float = 1.0, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Check and time every case; the result as plain data (``SCHEMA_VERSION``).
 
     Raises

@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _failed(error)
     known = [*STAGES, "cache info", "cache verify", "info"]
+    if command == "cache" and rest:
+        command = f"cache {rest[0]}"
     near = difflib.get_close_matches(command, known, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return _usage_error(f"command: expected one of {', '.join(known)}; got {command!r}.{hint}")
@@ -145,8 +147,8 @@ def _job(command: str, rest: list[str]) -> int:
     try:
         config = load_config(rest, command)
     except ArgumentError as error:
-        message = str(error)
-        return _usage_error(f"{_tidy(message)}{_suggestion(message)}")
+        message, hint = _tidy(str(error)), _suggestion(str(error))
+        return _usage_error(f"{message.removesuffix('.')}.{hint}" if hint else message)
     except (ValueError, TypeError) as error:
         return _usage_error(str(error))
 
@@ -182,10 +184,10 @@ def _suggestion(message: str) -> str:
     found = re.search(r"[Oo]ption '([\w.]+)'", message) or re.search(r"arguments: --([\w.]+)", message)
     if not found:
         return ""
-    paths = re.findall(r"class_path '([\w.]+)'", message) or re.findall(r"class_path='([\w.]+)'", message)
+    paths = re.findall(r"class_path[ =]'([\w.]+)'", message)
     name = found.group(1)
     last = name.rpartition(".")[2]
-    hint = _nearest(last, _settings(paths[-1:]))
+    hint = _nearest(last, _settings(paths))
     return hint.replace("Did you mean '", f"Did you mean '{name.removesuffix(last)}") if hint else ""
 
 

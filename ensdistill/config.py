@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,14 @@ class TeachersConfig:
     folds: int = 5
     combiner: Combiner = "prob"
     prior_rows: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("teachers.members: expected at least one; got none")
+        if self.folds < 2:
+            raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")
+        if not 0 <= self.prior_rows < math.inf:
+            raise ValueError(f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}")
 
 
 @dataclass(frozen=True)
@@ -127,12 +136,16 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if not self.students:
             raise ValueError("distill.students: expected at least one; got none")
-        if not self.temperature > 0:
-            raise ValueError(f"distill.temperature: expected a number above 0; got {self.temperature}")
+        for name in self.students:
+            _check_folder_name("distill.students", name)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"distill.temperature: expected a finite number above 0; got {self.temperature}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha: expected 0 to 1; got {self.alpha}")
         if self.folds < 2:
             raise ValueError(f"distill.folds: expected at least 2; got {self.folds}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,7 @@ class Config:
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
-        if not self.name or self.name in (".", "..") or "/" in self.name or "\\" in self.name:
-            raise ValueError(f"name: expected a name that can be a folder's; got {self.name!r}")
+        _check_folder_name("name", self.name)
 
     def split(self, seed: int) -> Split:
         """The data's split for a seed; kept, because every stage's fingerprint asks for it."""
@@ -188,3 +200,8 @@ class Config:
     @property
     def run_folder(self) -> Path:
         return Path(self.folder) / self.name
+
+
+def _check_folder_name(argument: str, name: str) -> None:
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+        raise ValueError(f"{argument}: expected a name that can be a folder's; got {name!r}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -208,6 +209,9 @@ class StudentTrainer:
         progress: Progress | None,
         about: list[Any],
     ) -> Trained:
+        # accelerate keeps one precision for the whole process; two trainers of one process may want different ones.
+        if is_initialized() and AcceleratorState().mixed_precision != self.mixed_precision:
+            AcceleratorState._reset_state()
         accelerator = Accelerator(cpu=self.cpu, mixed_precision=self.mixed_precision)
         world, rank = accelerator.num_processes, accelerator.process_index
         size, steps = self.optimization.batch_size, self.optimization.steps

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensdistill.functional import distillation_loss
 from ensdistill.targets import QuantizedLogits
 
+COMBINERS = ("prob", "logit", "log_prob")
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -91,3 +93,17 @@ def make_codes(k: int, n: int, c: int, *, seed: int, masked: bool = False) -> Qu
     records = records.transpose(0, 1)
     numbers = affine.transpose(0, 1)
     return QuantizedLogits(records[..., 8:], numbers[..., 0], numbers[..., 1])
+
+
+def run(student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """The loss, and the gradient of its sum."""
+    student = student.detach().requires_grad_()
+    loss = distillation_loss(student, targets, labels, **arguments)
+    loss.sum().backward()
+    return loss.detach(), student.grad
+
+
+def worst(found: Tensor, truth: Tensor) -> float:
+    """The largest distance; infinite where one is NaN, or infinite alone."""
+    distance = torch.where(found.double() == truth.double(), 0, (found.double() - truth.double()).abs())
+    return distance.nan_to_num(nan=torch.inf).max().item() if distance.numel() else 0.0

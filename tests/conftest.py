@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,3 +13,13 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.use_instruction_set(request.param)
     yield request.param
     ops.use_instruction_set(before)
+
+
+@pytest.fixture(scope="session")
+def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the smallest whole job, made by one undisturbed worker; to be read only. ``job.yaml`` is two folders up."""
+    from job_helpers import succeed, write_job
+
+    folder = tmp_path_factory.mktemp("job")
+    succeed("run", write_job(folder), processes=True)
+    return folder / "runs" / "tiny"

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import queue
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 import yaml
 
+import ensdistill.run as job
+from ensdistill import stages
 from ensdistill.cli import main
+from ensdistill.config import Config
+from ensdistill.report import evaluate
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}
 
@@ -20,6 +27,7 @@ def mlp(hidden: int, **more: Any) -> dict[str, Any]:
     return {"class_path": "ensdistill.models.MLP", "init_args": {"inputs": 64, "hidden": [hidden], "outputs": 10, **more}}
 
 
+# The report's headline student is the first.
 JOB: dict[str, Any] = {
     "name": "tiny",
     "seeds": 1,
@@ -48,35 +56,73 @@ JOB: dict[str, Any] = {
 
 def write_job(folder: Path, change: dict[str, Any] | None = None, **more: Any) -> Path:
     """Write the job as YAML to ``folder``; ``change`` maps dotted paths (list positions are numbers) to new values."""
-    job = deepcopy(JOB) | {"folder": str(folder / "runs")} | more
+    settings = deepcopy(JOB) | {"folder": str(folder / "runs")} | more
     for path, value in (change or {}).items():
         *parents, last = path.split(".")
-        at: Any = job
+        at: Any = settings
         for key in parents:
             at = at[int(key)] if isinstance(at, list) else at[key]
         at[last] = value
     file = folder / "job.yaml"
-    file.write_text(yaml.safe_dump(job, sort_keys=False))
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
     return file
 
 
-def run(*words: str | Path) -> tuple[int, str, str]:
-    """The command line in this process: exit status, standard output, standard error."""
+def _execute(config: Config, todo: list[stages.Unit], reload: Any, display: Any) -> None:
+    """`ensdistill.run._execute` without processes: the same units through the same `_work`, one after the other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    job._worker.update(config=config, messages=queue.SimpleQueue())
+    try:
+        for unit in stages.units(config, "report"):  # in an order in which nothing comes before what it needs
+            if unit in todo:
+                if error := job._work(unit):
+                    raise job.UnitFailed(unit, *error)
+                display.finished(unit)
+    finally:
+        torch.set_num_threads(threads)
+        job._worker.clear()
+
+
+def run(*words: str | Path, processes: bool = False) -> tuple[int, str, str]:
+    """The command line in this process: exit status, standard output, standard error.
+
+    A worker takes seconds to start, so the work is done here too unless ``processes`` is set.
+    """
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(evaluate, "LATENCY_SECONDS", 0.0))
+        if not processes:
+            stack.enter_context(mock.patch.object(job, "_execute", _execute))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
         status = main([str(word) for word in words])
     return status, out.getvalue(), err.getvalue()
 
 
+def succeed(*words: str | Path, processes: bool = False) -> str:
+    """Standard output of a command that has to succeed."""
+    status, out, err = run(*words, processes=processes)
+    assert status == 0, err
+    return out
+
+
 def numbers(folder: Path) -> dict[str, Any]:
-    """report.json without what depends on the clock: latencies and seconds."""
-    return without_clock(json.loads((folder / "report.json").read_text()))
+    """report.json without what depends on the clock (latencies, seconds), and without the run's name."""
+    report = _without_clock(json.loads((folder / "report.json").read_text()))
+    del report["name"]
+    return report
 
 
-def without_clock(value: Any) -> Any:
+def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_clock(v) for k, v in value.items() if k not in ("latency_ms", "timings", "seconds", "created")}
-    return [without_clock(v) for v in value] if isinstance(value, list) else value
+        return {k: _without_clock(v) for k, v in value.items() if k not in ("latency_ms", "timings_s")}
+    return [_without_clock(v) for v in value] if isinstance(value, list) else value
+
+
+def trained(folder: Path) -> dict[str, bytes]:
+    """What was trained, bit for bit: the models, the members' held-out predictions, the targets and the curves."""
+    return {name: data for name, (_, data) in stamps(folder).items() if name.endswith(".safetensors") and "/training/" not in name}
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -94,8 +94,12 @@ def test_compiles_for_every_architecture(built: Path) -> None:
 
 @needs_nvcc
 def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
-    entry = r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
-    hot = [found for found in re.findall(entry, (built / "ptxas.txt").read_text(), re.DOTALL) if is_hot(found[0])]
+    entry = re.compile(
+        r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    hot = [found for found in entry.findall((built / "ptxas.txt").read_text()) if is_hot(found[0])]
     assert len(hot) == 9 * len(ARCHITECTURES)  # three student types, three plans
     for kernel, architecture, stack, stores, loads, registers in hot:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), (kernel, architecture)
@@ -141,7 +145,8 @@ int main(int, char** a) {  // classes members several vector shared_limit
             vectors = -(-(classes + vector - 1) // vector)
             assert steps * lanes >= vectors
             assert shared <= limit
-            assert threads % lanes == 0 and threads % 32 == 0 and threads <= 512
+            assert threads % lanes == threads % 32 == 0
+            assert threads <= 512
             assert tile == (classes <= 1024 and vector > 1)
             assert not tile or (lanes <= 32 and resident)
             assert tile or lanes == threads

@@ -104,7 +104,7 @@ struct Source<Any, 1> {
   }
 };
 
-// The type of the targets becomes static here, once for each sweep over a row and not for each pair of types and kernel.
+// The type of the targets becomes static here, within a kernel: kernels for each pair of types would be many.
 template <class Student, class F>
 ENSDISTILL_DEVICE void with_target(Element type, const F& f) {
   if constexpr (std::is_same_v<Student, Any>) {
@@ -198,14 +198,18 @@ struct Row {
       mask(v + u * group.size, x[u]);
     }
   }
-  // The vector v of the members' weighted mean. The targets' type is looked at for each member here: more branches, less code.
+  // One vector of member k. The targets' type is looked at each time: more branches than in the first sweep, far less code.
+  ENSDISTILL_DEVICE void read_member(int k, int v, Real (*z)[V]) const {
+    with_target<Student>(p.target_type, [&](auto type) { read<1>(target<decltype(type)>(k), v, z); });
+  }
+  // The vector v of the members' weighted mean.
   ENSDISTILL_DEVICE void read_mean(int v, Real (*x)[V]) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) x[0][j] = 0;
 #pragma unroll 1
     for (int k = 0; k < p.prepared->members_used; ++k) {
       Real z[1][V];
-      with_target<Student>(p.target_type, [&](auto type) { read<1>(target<decltype(type)>(k), v, z); });
+      read_member(k, v, z);
       const Real weight = Real(p.weight[k]);
 #pragma unroll
       for (int j = 0; j < V; ++j) x[0][j] += weight * z[0][j];
@@ -314,13 +318,12 @@ struct Row {
     for (int j = 0; j < V; ++j) prob[j] += weight * exponential(last.log_prob(z[j])), log_prob[j] = logarithm(prob[j]);
   }
   // The same, read again.
-  template <class T>
   ENSDISTILL_DEVICE void mixture_again(int v, const Softmax<Real>& last, bool single, Real* prob, Real* log_prob) const {
     Real sum[V] = {};  // of logits or of probabilities
 #pragma unroll 1
     for (int k = 0; k < p.prepared->members_used; ++k) {
       Real z[1][V];
-      read<1>(target<T>(k), v, z);
+      read_member(k, v, z);
       const Real weight = Real(p.weight[k]);
       const Softmax<Real> member{member_softmax(k)[0], last.inv_t, member_softmax(k)[1]};
 #pragma unroll
@@ -411,11 +414,9 @@ struct Row {
         mixture_kept(step, last, single, weight, prob, log_prob);
       });
     } else {
-      with_target<Student>(p.target_type, [&](auto type) {
-        kl = sweep(s.softmax, q1, scales, int(label), sink, [&](int v, int, Real* x, Real* prob, Real* log_prob) {
-          read<1>(student, v, reinterpret_cast<Real(*)[V]>(x));
-          mixture_again<decltype(type)>(v, last, single, prob, log_prob);
-        });
+      kl = sweep(s.softmax, q1, scales, int(label), sink, [&](int v, int, Real* x, Real* prob, Real* log_prob) {
+        read<1>(student, v, reinterpret_cast<Real(*)[V]>(x));
+        mixture_again(v, last, single, prob, log_prob);
       });
     }
 

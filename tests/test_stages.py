@@ -1,0 +1,232 @@
+"""What is done again, what is kept, and what a stage refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from job_helpers import fingerprints, numbers, run, stamps, succeed, trained, write_job
+from safetensors.numpy import load_file, save_file
+
+from ensdistill.cache import TargetCache
+from ensdistill.cli import load_config
+from ensdistill.files import read_json
+from ensdistill.members import load_member
+from ensdistill.stages import Unit, load_transfer, units
+from ensdistill.student import StudentTrainer
+
+ALL = {f"seed-0/{name}" for name in ("teachers", "cache", "direct/small", "direct/wide", "distill/small", "distill/wide")}
+DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direct/", "/distill/"))
+
+
+@pytest.fixture
+def copy(finished_job, tmp_path):
+    """A copy of the finished job that may be changed: its run folder; job.yaml is two folders up."""
+    write_job(tmp_path)
+    shutil.copytree(finished_job, tmp_path / "runs" / "tiny")
+    return tmp_path / "runs" / "tiny"
+
+
+def job_file(folder: Path) -> Path:
+    return folder.parents[1] / "job.yaml"
+
+
+def test_the_units_and_what_they_need(finished_job):
+    config = load_config(["--config", str(job_file(finished_job)), "--seeds", "2"])
+    every = units(config, "report")
+    assert len(every) == len(set(every)) == 2 * (1 + 1 + 2 + 2)
+    assert units(config, "teachers") == [Unit("teachers", 0), Unit("teachers", 1)]
+    assert {unit.stage for unit in units(config, "cache")} == {"teachers", "cache"}
+    assert units(config, "distill") == every
+    assert all(need in every for unit in every for need in unit.needs())
+    assert Unit("distill", 1, "wide").needs() == [Unit("cache", 1)]
+    assert not Unit("direct", 0, "small").needs()  # a baseline sees no teacher
+
+
+def test_a_second_run_touches_nothing(copy):
+    before = stamps(copy)
+    out = succeed("run", job_file(copy))
+    assert stamps(copy) == before
+    assert "Retained gain" in out  # and still shows what it found
+    for command in ("teachers", "distill", "report"):
+        succeed(command, job_file(copy))
+    succeed("cache", "build", job_file(copy))
+    assert stamps(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        (["--distill.temperature", "3"], DISTILL),
+        (["--distill.alpha", "0.5"], DISTILL),
+        (["--distill.label_smoothing", "0.2"], DIRECT),
+        (["--distill.students.small.optimization.weight_decay", "0.5"], {"seed-0/direct/small", "seed-0/distill/small"}),
+        (["--cache.codec", "fp16"], {"seed-0/cache", *DISTILL}),
+        (["--teachers.prior_rows", "9"], {"seed-0/teachers", "seed-0/cache", *DISTILL}),
+        (["--data.init_args.pool", "90"], ALL),  # another draw: other test rows, which the curves watch
+        (["--workers", "2"], set()),
+    ],
+)
+def test_a_setting_redoes_what_depends_on_it(copy, override, redone):
+    if override[0] == "--data.init_args.pool":
+        redone = redone - {"seed-0/teachers"}  # the labelled rows are drawn first, so they are the same ones
+    before, files = fingerprints(copy), stamps(copy)
+    succeed("distill", job_file(copy), *override)
+    after = fingerprints(copy)
+    assert {name for name in ALL if after[name] != before[name]} == redone
+    kept = {name: stamp for name, stamp in files.items() if name.startswith("seed-") and not any(name.startswith(u + "/") for u in redone)}
+    now = stamps(copy)
+    assert {name: now[name] for name in kept} == kept
+    changed = {str(Path(name).parent) for name in trained(copy) if now[name][1] != files[name][1]}
+    assert all(any(name.startswith(unit) for name in changed) for unit in redone if unit != "seed-0/teachers")
+
+
+def test_the_same_settings_again_give_the_same_bits(copy, finished_job):
+    shutil.rmtree(copy)
+    succeed("run", job_file(copy))  # in this process; the other was made by a worker
+    assert trained(copy) == trained(finished_job)
+    assert numbers(copy) == numbers(finished_job)
+
+
+def test_another_seed_is_added(copy):
+    files = stamps(copy)
+    out = succeed("run", job_file(copy), "--seeds", "2")
+    assert {name.replace("seed-0", "seed-1") for name in ALL} <= set(fingerprints(copy))
+    now = stamps(copy)
+    assert {name: now[name] for name in files if name.startswith("seed-0")} == {n: s for n, s in files.items() if n.startswith("seed-0")}
+    assert "seeds 0, 1" in out.replace("\n", " ")
+    report = json.loads((copy / "report.json").read_text())
+    assert report["seeds"] == [0, 1]
+    assert len(set(report["models"]["student"]["nll"]["per_seed"])) == 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
+    succeed("distill", job_file(copy), "--distill.temperature", str(temperature))
+    config = load_config(["--config", str(job_file(copy))])
+    seed = copy / "seed-0"
+    best = read_json(seed / "teachers" / "stage.json")["best_member"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for kind, member in (("student", None), ("distilled_from_best_member", best)):
+        kept = load_member(seed / "distill" / "small" / kind)
+        student = config.distill.students["small"]
+        trainer = StudentTrainer(student.optimization, temperature=temperature)
+        cache, rows = TargetCache.open(seed / "cache" / "targets"), load_transfer(seed / "cache")
+        again = trainer.distill(student.model, rows, cache, seed=0, member=member)
+        inputs = config.split(0).test.inputs[:50]
+        with torch.no_grad():
+            np.testing.assert_array_equal(kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy())
+    torch.set_num_threads(threads)
+
+
+def test_the_best_member_is_chosen_without_the_test_rows(finished_job):
+    record = read_json(finished_job / "seed-0" / "teachers" / "stage.json")
+    held_out = load_file(finished_job / "seed-0" / "teachers" / "held_out.safetensors")
+    assert held_out["logits"].shape == (2, 100, 10)
+    assert record["best_member"] == min(record["held_out_nll"], key=record["held_out_nll"].get)
+    assert json.loads((finished_job / "report.json").read_text())["models"]["best_member"]["note"] == record["best_member"]
+
+
+def test_a_lost_file_is_made_again(copy, finished_job):
+    (copy / "seed-0" / "distill" / "small" / "student" / "model.safetensors").unlink()
+    (copy / "seed-0" / "cache" / "transfer.safetensors").write_bytes(b"cut")
+    before = stamps(copy / "seed-0" / "teachers")
+    succeed("run", job_file(copy))
+    assert trained(copy) == trained(finished_job)
+    assert stamps(copy / "seed-0" / "teachers") == before
+
+
+def test_transfer_rows_that_changed_after_the_cache_was_built(copy):
+    file = copy / "seed-0" / "cache" / "transfer.safetensors"
+    arrays = load_file(file)
+    arrays["inputs"][7, 0, 3, 3] += 0.25
+    save_file(arrays, file)
+    before = stamps(copy / "seed-0" / "distill" / "small" / "student")
+    status, _, err = run("distill", job_file(copy), "--distill.temperature", "3")
+    assert status == 1
+    assert "distill small" in err
+    assert "inputs: uid 7 (float32 [1, 8, 8]) is not what the cache was made from; 1 of 260 differ" in err
+    assert stamps(copy / "seed-0" / "distill" / "small" / "student") == before
+
+
+def test_a_flipped_byte_in_the_cache_stops_before_any_training(copy):
+    shard = copy / "seed-0" / "cache" / "targets" / "shard-00000.safetensors"
+    blob = bytearray(shard.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    shard.write_bytes(blob)
+    before = {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")}
+    status, _, err = run("distill", job_file(copy), "--distill.temperature", "3")
+    assert status == 1
+    assert "shard-00000.safetensors: the bytes are not those that were written (hash); delete the cache and build it again" in err
+    assert {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")} == before
+    # What it tells to do is right.
+    shutil.rmtree(copy / "seed-0" / "cache")
+    succeed("distill", job_file(copy), "--distill.temperature", "3")
+
+
+LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_folder_that_another_process_writes(copy):
+    before = stamps(copy)
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(copy / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        status, out, err = run("run", job_file(copy), "--distill.temperature", "3")
+        other.stdin.close()
+    assert (status, out) == (1, "")
+    assert f"{copy} is being written by another process; wait for it to end" in err
+    assert stamps(copy) == before
+    succeed("run", job_file(copy))
+
+
+@pytest.mark.parametrize("write", [1, 4, 12, 20])
+def test_a_full_disk_then_the_same_command(copy, finished_job, monkeypatch, write):
+    shutil.rmtree(copy)
+    left, fsync = write, os.fsync
+
+    def full(descriptor):
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run("distill", job_file(copy))
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert status == 1
+    assert "no space left on the disk of" in err
+    assert "free some space and run the same command again" in err.replace("\n", " ")
+    assert not list(copy.rglob("*.part"))
+    succeed("distill", job_file(copy))
+    assert trained(copy) == trained(finished_job)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distill.students.small.model.init_args.outputs": 7}, "model: MLP: expected 10 outputs per sample, one for each class"),
+        ({"teachers.members.0.init_args.model.init_args.outputs": 7}, "10"),
+        ({"teachers.folds": 60}, "folds: expected 2 to"),
+        ({"data.init_args.labelled": 1800}, "labelled=1800"),
+        ({"distill.students.small.optimization.learning_rate": 1e30}, "student: the loss is nan at step"),
+        ({"data": {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs": "no.npy", "labels": "no.npy", "labelled": 5}}}, "no.npy"),
+    ],
+)  # fmt: skip
+def test_settings_that_only_the_work_can_refute(copy, change, message):
+    file = write_job(copy.parents[1], change)
+    status, out, err = run("distill", file)
+    assert (status, out) == (1, "")
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err
