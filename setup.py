@@ -30,15 +30,18 @@ extensions = [
         extra_compile_args=[*CXX, f'-DENSDISTILL_TORCH_VERSION="{torch.__version__}"'],
     )
 ]
-# Decided by what can be compiled, not by whether a GPU is plugged in: builders often have none.
+# Decided by what can be compiled, not by whether a GPU is plugged in: builders often have none. So are the architectures,
+# unless TORCH_CUDA_ARCH_LIST names others; toolkits before 12.8 don't know Blackwell.
 if torch.version.cuda and CUDA_HOME:
+    knows_blackwell = tuple(map(int, torch.version.cuda.split(".")[:2])) >= (12, 8)
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if knows_blackwell else "8.0;9.0+PTX")
     extensions.append(
         CUDAExtension(
             "ensdistill._cuda",
             ["csrc/cuda/module.cpp", "csrc/cuda/distill_loss.cu"],
             extra_compile_args={
-                "cxx": [*CXX, f'-DENSDISTILL_ARCHITECTURES="{os.environ.get("TORCH_CUDA_ARCH_LIST", "of this machine")}"'],
-                "nvcc": ["-std=c++17", "-O3", "-Xptxas", "-v", *STABLE_ABI],
+                "cxx": [*CXX, f'-DENSDISTILL_ARCHITECTURES="{architectures}"'],
+                "nvcc": ["-std=c++17", "-O3", "-DUSE_CUDA", *STABLE_ABI],
             },
         )
     )

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import queue
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,9 +53,9 @@ JOB: dict[str, Any] = {
 }
 
 
-def write_job(folder: Path, change: dict[str, Any] | None = None, **more: Any) -> Path:
+def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
     """Write the job as YAML to ``folder``; ``change`` maps dotted paths (list positions are numbers) to new values."""
-    settings = deepcopy(JOB) | {"folder": str(folder / "runs")} | more
+    settings = json.loads(json.dumps(JOB)) | {"folder": str(folder / "runs")}
     for path, value in (change or {}).items():
         *parents, last = path.split(".")
         at: Any = settings

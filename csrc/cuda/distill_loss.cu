@@ -42,12 +42,9 @@ void launch_distill_rows(const Problem& problem, const Plan& plan, cudaStream_t 
 
 template <class Student>
 void launch_plan(const Problem& problem, const Plan& plan, cudaStream_t stream) {
-  if (plan.tile)
-    launch_distill_rows<Student, Tile, true>(problem, plan, stream);
-  else if (plan.resident)
-    launch_distill_rows<Student, Block, true>(problem, plan, stream);
-  else
-    launch_distill_rows<Student, Block, false>(problem, plan, stream);
+  if (plan.tile) launch_distill_rows<Student, Tile, true>(problem, plan, stream);
+  else if (plan.resident) launch_distill_rows<Student, Block, true>(problem, plan, stream);
+  else launch_distill_rows<Student, Block, false>(problem, plan, stream);
 }
 
 void launch_rows(const Problem& problem, const Plan& plan, bool in_double, cudaStream_t stream) {
@@ -61,7 +58,8 @@ void launch_rows(const Problem& problem, const Plan& plan, bool in_double, cudaS
 
 std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                         std::optional<Tensor> weights, std::optional<Tensor> labels, double temperature, double alpha,
-                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction, bool with_gradient) {
+                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction,
+                                        bool with_gradient) {
   const int64_t K = check_arguments({student, targets, scale, offset, weights, labels, temperature, alpha, combiner, label_smoothing, reduction});
   const int64_t N = student.size(0), C = student.size(1);
   STD_TORCH_CHECK(K <= kMaxMembers, "targets: expected at most ", kMaxMembers, " members on CUDA, got ", K);
@@ -127,8 +125,8 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
 
   STD_CUDA_CHECK(cudaMemsetAsync(prepared, 0, sizeof(Prepared), stream));
   const int64_t count_blocks = labels ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
-  prepare<<<unsigned(count_blocks), 256, 0, stream>>>(prepared, members, member_weights, weights ? weights->const_data_ptr<double>() : nullptr, int(K),
-                                                      problem.labels, ignore_index, N);
+  prepare<<<unsigned(count_blocks), 256, 0, stream>>>(prepared, members, member_weights, weights ? weights->const_data_ptr<double>() : nullptr,
+                                                      int(K), problem.labels, ignore_index, N);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (N > 0) {
     int shared_limit = 0;
@@ -139,10 +137,8 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
     launch_rows(problem, plan, in_double, stream);
   }
   if (!per_row) {
-    if (in_double)
-      reduce_rows<double><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<double>());
-    else
-      reduce_rows<float><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<float>());
+    if (in_double) reduce_rows<double><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<double>());
+    else reduce_rows<float><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<float>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   return {loss, gradient};

@@ -68,10 +68,8 @@ struct Source {
   ENSDISTILL_DEVICE Packed<T, V> load(const Span<V>& span, int v) const {
     const int first = span.first(v);
     Packed<T, V> packed;
-    if (aligned && span.whole(first))
-      packed.load(row + first);
-    else
-      packed.load_elements(row, first, span);
+    if (aligned && span.whole(first)) packed.load(row + first);
+    else packed.load_elements(row, first, span);
     return packed;
   }
   ENSDISTILL_DEVICE float decode(const Packed<T, V>& packed, int j) const { return value(packed.at(j)); }
@@ -148,7 +146,8 @@ struct Row {
 
   // A thread's own column of the block's shared memory: shelf 0 the student, 1 the last member, 2 the members before it.
   ENSDISTILL_DEVICE float4* shelf(int which, int step) const {
-    return reinterpret_cast<float4*>(static_cast<char*>(memory) + kReductionBytes) + size_t(which * p.steps + step) * (V / 4) * blockDim.x + threadIdx.x;
+    return reinterpret_cast<float4*>(static_cast<char*>(memory) + kReductionBytes) + size_t(which * p.steps + step) * (V / 4) * blockDim.x +
+           threadIdx.x;
   }
   ENSDISTILL_DEVICE void put(int which, int step, const Real* x) const {
 #pragma unroll
@@ -168,7 +167,8 @@ struct Row {
   ENSDISTILL_DEVICE Source<T, V> target(int k) const {
     const int64_t member = p.member[k];
     Source<T, V> source(p.targets, p.target_type, member * p.target_member_stride + row * p.target_row_stride, span);
-    if (p.scale) {
+    if constexpr (std::is_same_v<T, Any> || std::is_same_v<T, uint8_t>) {
+      if (!p.scale) return source;
       const AffineCodes<Real> map(p.scale[member * p.scale_member_stride + row * p.scale_row_stride],
                                   p.offset[member * p.offset_member_stride + row * p.offset_row_stride]);
       source.step = map.step, source.offset = map.offset, source.zero_value = map.zero_value;
@@ -346,7 +346,8 @@ struct Row {
   // The last sweep, over the student's logits and the mixture as at(v, step, s, prob, log_prob) delivers them. Elements
   // outside the row are -inf for all, so they add nothing.
   template <class At>
-  ENSDISTILL_DEVICE Real sweep(const Softmax<Real>& q, const Softmax<Real>& q1, const Scales& scales, int label, const Sink<Student>& sink, const At& at) const {
+  ENSDISTILL_DEVICE Real sweep(const Softmax<Real>& q, const Softmax<Real>& q1, const Scales& scales, int label, const Sink<Student>& sink,
+                               const At& at) const {
     Real kl = 0;
 #pragma unroll 1
     for (int v = group.rank, step = 0; v < vectors; v += group.size, ++step) {

@@ -5,13 +5,13 @@
 
 namespace ensdistill::cuda {
 
-constexpr int kTileThreads = 128;      // a block of tiles; each tile of 1..32 lanes owns a row
-constexpr int kTileClasses = 1024;     // wider rows get a block each
+constexpr int kTileThreads = 128;   // a block of tiles; each tile of 1..32 lanes owns a row
+constexpr int kTileClasses = 1024;  // wider rows get a block each
 constexpr int kMaxBlockThreads = 512;
-constexpr int kThreadsAtOnce = 768;    // for as many threads the registers of a multiprocessor suffice: at most 80 for each
-constexpr int kReductionBytes = 512;   // head of a block's shared memory: two sets of 32 partial results of up to 8 bytes
+constexpr int kThreadsAtOnce = 768;   // for as many threads the registers of a multiprocessor suffice: at most 80 for each
+constexpr int kReductionBytes = 512;  // head of a block's shared memory: two sets of 32 partial results of up to 8 bytes
 constexpr int kMaxMembers = 1024;
-constexpr int kMaxClasses = 1 << 30;   // positions within a row are 32-bit; offsets of rows are 64-bit
+constexpr int kMaxClasses = 1 << 30;  // positions within a row are 32-bit; offsets of rows are 64-bit
 
 struct Plan {
   bool tile;      // rows are owned by tiles of a warp, else by blocks

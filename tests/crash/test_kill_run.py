@@ -1,0 +1,103 @@
+"""Ctrl-C and kill -9 at random moments of the whole job: the same command ends with an undisturbed run's numbers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from job_helpers import numbers, succeed, trained, write_job
+
+ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
+FILES = 45  # of a finished job, about: the moment is drawn in files that are there, not in seconds of whatever machine
+PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
+# The command as a user gives it but for the measuring of latencies, which takes most of so small a job's time.
+COMMAND = """
+import sys
+import ensdistill.report.evaluate as evaluate
+from ensdistill.cli import main
+evaluate.LATENCY_SECONDS = 0.0
+sys.exit(main())
+"""
+
+
+def start(file: Path) -> subprocess.Popen[bytes]:
+    """The job in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "run", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def count(folder: Path) -> int:
+    return sum(1 for path in folder.rglob("*") if path.is_file())
+
+
+def wait_for_files(folder: Path, least: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while count(folder) < least and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session, as /proc tells them."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(sid) == leader and state != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+def nobody_is_left(leader: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while left := session(leader):
+        assert time.monotonic() < until, f"still there {PATIENCE} s after their parent: {left}"
+        time.sleep(0.05)
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc, which only Linux has")
+
+
+def the_same_command(file: Path, finished_job: Path) -> None:
+    succeed("run", file)
+    folder = file.parent / "runs" / "tiny"
+    assert trained(folder) == trained(finished_job)
+    assert numbers(folder) == numbers(finished_job)
+    leftovers = [path for path in folder.rglob("*.part") if "training" not in path.parts]
+    assert len(leftovers) <= 2  # of one writer that was killed while it wrote: never read
+
+
+@pytest.mark.parametrize("whom", ["group", "parent"])
+def test_ctrl_c(tmp_path, finished_job, whom):
+    # A terminal sends SIGINT to the whole group; `kill -INT` and process managers to the parent alone.
+    file = write_job(tmp_path)
+    process = start(file)
+    wait_for_files(tmp_path / "runs", 8 if whom == "group" else 25, process)
+    (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert b"Stopped. Everything finished is kept; the same command goes on from there." in err
+    assert b"Traceback" not in err
+    nobody_is_left(process.pid)
+    the_same_command(file, finished_job)
+
+
+@pytest.mark.parametrize("round_", range(ROUNDS))
+def test_kill_9(tmp_path, finished_job, round_):
+    file, moment = write_job(tmp_path), random.Random(round_).randrange(1, FILES)
+    process = start(file)
+    wait_for_files(tmp_path / "runs", moment, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"it had ended before its {moment}th file"
+    nobody_is_left(process.pid)
+    the_same_command(file, finished_job)
