@@ -87,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    source = machine.describe_source()
-    if source["library_is_older"]:
+    if machine.describe_source()["library_is_older"]:
         # By date only, which a checkout also changes: a warning here, a mark in the result.
         notes.print("warning: csrc/ is newer than the native library; if it was changed, build first (make setup): these are old numbers")
     cases = kernels.make_cases(
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes.print(f"wrong output: {error}")
         return 1
     print_result(result, screen)
-    out = options.out or RESULTS / (machine.result_name(result["machine"], source) + _variant(options) + ".json")
+    out = options.out or RESULTS / (machine.result_name(result["machine"], result["source"]) + _variant(options) + ".json")
     write_json(out, result)
     draw(result, out.with_suffix(".png"))
     notes.print(f"{out}\n{out.with_suffix('.png')}")

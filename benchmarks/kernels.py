@@ -55,6 +55,7 @@ def run(cases: Iterable[Case], rounds: int = 7, seconds: float = 1.0, progress: 
         A loss or a gradient is further from the float64 truth than plain torch code is.
     """
     cases, rows, begin = list(cases), [], time.perf_counter()
+    source = machine.describe_source()  # now: somebody may commit while this runs
     # Beyond its limit of recompilations dynamo would run eager code under the name of compiled code.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for done, case in enumerate(cases, 1):
@@ -67,7 +68,7 @@ def run(cases: Iterable[Case], rounds: int = 7, seconds: float = 1.0, progress: 
         "benchmark": "kernels",
         "checked": bool(rows) and all(row["checked"] for row in rows),
         "machine": machine.describe_machine(),
-        "source": machine.describe_source(),
+        "source": source,
         "settings": {"loss": "forward KL to the members' mean softmax", "temperature": TEMPERATURE, "rounds": rounds, "seconds": seconds},
         "seconds": round(time.perf_counter() - begin, 1),
         "rows": rows,

@@ -140,11 +140,11 @@ def _job(command: str, rest: list[str]) -> int:
         path = rest[index + 1] if word == "--config" and index + 1 < len(rest) else word.removeprefix("--config=")
         if word.startswith("--config") and not Path(path).is_file():
             return _usage_error(f"{command}: CONFIG: there is no file {path!r}")
-    if any(word.startswith("--print_config") for word in rest):
-        parser = job_parser(command)
-        print(parser.dump(parser.parse_args([word for word in rest if not word.startswith("--print_config")])), end="")
-        return 0
     try:
+        if any(word.startswith("--print_config") for word in rest):
+            parser = job_parser(command)
+            print(parser.dump(parser.parse_args([word for word in rest if not word.startswith("--print_config")])), end="")
+            return 0
         config = load_config(rest, command)
     except ArgumentError as error:
         message, hint = _tidy(str(error)), _suggestion(str(error))
@@ -176,7 +176,10 @@ def _tidy(message: str) -> str:
 
 
 def _suggestion(message: str) -> str:
-    """`` Did you mean ...?`` for a name in the message that nothing goes by."""
+    """`` Did you mean ...?`` for a name in the message that nothing goes by; for a class that does not fit, what would."""
+    protocol = re.search(r"does not implement protocol (\w+)", message)
+    if protocol:
+        return _protocol(protocol.group(1))
     missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if missing:
         module, name = missing.groups()
@@ -185,10 +188,20 @@ def _suggestion(message: str) -> str:
     if not found:
         return ""
     paths = re.findall(r"class_path[ =]'([\w.]+)'", message)
-    name = found.group(1)
-    last = name.rpartition(".")[2]
-    hint = _nearest(last, _settings(paths))
-    return hint.replace("Did you mean '", f"Did you mean '{name.removesuffix(last)}") if hint else ""
+    # The message may name what stands below the wrong word: --optimisation.steps.
+    parts, known = found.group(1).split("."), _settings(paths)
+    wrong = next((i for i, part in enumerate(parts) if part not in known), len(parts) - 1)
+    near = difflib.get_close_matches(parts[wrong], sorted(known - {parts[wrong]}), 1)
+    return f" Did you mean {'.'.join([*parts[:wrong], near[0], *parts[wrong + 1 :]])!r}?" if near else ""
+
+
+def _protocol(name: str) -> str:
+    """The methods that a user's class needs, as it has to declare them."""
+    from ensdistill import augmentation, data, specs, transfer
+
+    cls = next((vars(module)[name] for module in (data, specs, transfer, augmentation) if name in vars(module)), None)
+    methods = [f"def {n}{inspect.signature(f)}" for n, f in vars(cls).items() if n[0] != "_" and inspect.isfunction(f)] if cls else []
+    return f" Expected, types included: {'; '.join(methods)}".replace("'", "") if methods else ""
 
 
 def _settings(paths: Iterable[str]) -> set[str]:

@@ -129,6 +129,8 @@ def test_floor_refuses_what_it_would_read_wrongly():
             floor(student, EnsembleLogits(torch.zeros(1, 4, 6)), None, pool)
         with pytest.raises(ValueError, match=r"contiguous tensor of whole 4-byte words; got shape \[3, 4\]"):
             floor(student[:3, :4], EnsembleLogits(student[None, :3, :4]), None, pool)
+        with pytest.raises(ValueError, match=r"whole 4-byte words; got shape \[1, 3\]"):
+            floor(student[:1, :3], EnsembleLogits(student[None, :1, :3]), None, pool)
 
 
 def test_interleaving():

@@ -87,7 +87,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ensdistill.data import Digits
+from ensdistill.data import Digits, Split
 from ensdistill.models import MLP
 
 
@@ -108,7 +108,7 @@ class Data:
 
     rows: int = 100
 
-    def split(self, seed: int):
+    def split(self, seed: int) -> Split:
         return Digits(labelled=self.rows, pool=self.rows).split(seed)
 '''
 
@@ -264,7 +264,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         # A name that nothing goes by, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "Option 'sedes' is not accepted. Did you mean 'seeds'?"),
         ({"distill.temprature": 2}, [], "Did you mean 'temperature'?"),
-        ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
+        ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization.steps'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
         ({f"{SMALL}.model.init_args.hiden": [2]}, [], "Did you mean 'hidden'?"),
         ({f"{MEMBER}.cuont": 2}, [], "Did you mean 'count'?"),
@@ -272,6 +272,8 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"cache.transfer.synthetic.0.init_args.row": 2}, [], "Did you mean 'rows'?"),
         ({}, ["--distill.temprature", "2"], "Did you mean 'distill.temperature'?"),
         ({}, ["--sedes", "2"], "Did you mean 'seeds'?"),
+        ({}, ["--distil.temperature", "2"], "Did you mean 'distill.temperature'?"),
+        ({"sedes": 2}, ["--print_config"], "Did you mean 'seeds'?"),
         ({}, [f"--{SMALL}.optimization.stepz", "2"], "Did you mean 'steps'?"),
         # A class that can't be imported, or is something else.
         ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "module 'ensdistill.models' has no attribute 'MPL'"),
@@ -279,7 +281,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({f"{SMALL}.model.class_path": "nowhere.Net"}, [], "No module named 'nowhere'"),
         ({f"{SMALL}.model": {"class_path": "ensdistill.data.Digits"}}, [], "ensdistill.data.Digits"),
         ({"data.class_path": "ensdistill.data.Digit"}, [], "Did you mean 'Digits'?"),
-        ({"data": {"class_path": "ensdistill.models.MLP"}}, [], "data"),
+        ({"data": {"class_path": "ensdistill.models.MLP"}}, [], "Expected, types included: def split(self, seed: int) -> Split"),
         ({"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"}, [], "Did you mean 'GaussianNB'?"),
         # Values of another kind, or out of range.
         ({"seeds": "two"}, [], "Got value: two"),

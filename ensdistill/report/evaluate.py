@@ -24,7 +24,7 @@ from ensdistill.metrics import nll
 from ensdistill.report.results import CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
 from ensdistill.stages import Progress, Unit, load_transfer, trusted_classes
 
-LATENCY_SECONDS = 0.6  # of measuring for each model and batch size
+LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
     "direct": "direct",
     "direct_label_smoothing": "direct",
