@@ -21,7 +21,7 @@ setup: .venv/.built
 
 .venv/.built: .venv/.installed $(SOURCES)
 	@echo "building the extension (a minute or two) ..."
-	@$(BIN)/python setup.py -q build_ext --inplace
+	@mkdir -p build && $(BIN)/python setup.py -q build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
 	@touch $@
 
 # Packages first, then the extension, in place, by the rule above. torch comes before everything that needs it: pinned

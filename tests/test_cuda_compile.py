@@ -1,7 +1,7 @@
 """The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code is what was meant.
 
-Compiling takes 18 s on two idle cores; the result is kept in pytest's cache under a hash of all that goes into it, so only a
-change of the sources costs that time again (5 tests in under a second otherwise).
+Compiling takes 18 s on two idle cores, up to a minute on shared ones; the result is kept in pytest's cache under a hash of all
+that goes into it, so only a change of the sources costs that time again. Otherwise most of the time, some 6 s, is the pybind11 module.
 """
 
 import hashlib

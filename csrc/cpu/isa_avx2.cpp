@@ -15,9 +15,11 @@
 #endif
 #define ENSDISTILL_ISA avx2
 #define ENSDISTILL_LANES 8
+// clang-format off: each needs the one before it
+#include "simd.h"
 #include "row_kernel.h"
 #include "rows.h"
-#include "simd.h"
+// clang-format on
 
 namespace ensdistill {
 const Kernels avx2_kernels{"avx2", &avx2::rows<avx2::Simd>};

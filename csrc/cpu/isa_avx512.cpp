@@ -15,9 +15,11 @@
 #endif
 #define ENSDISTILL_ISA avx512
 #define ENSDISTILL_LANES 16
+// clang-format off: each needs the one before it
+#include "simd.h"
 #include "row_kernel.h"
 #include "rows.h"
-#include "simd.h"
+// clang-format on
 
 namespace ensdistill {
 const Kernels avx512_kernels{"avx512", &avx512::rows<avx512::Simd>};

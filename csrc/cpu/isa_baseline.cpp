@@ -8,9 +8,11 @@
 
 #define ENSDISTILL_ISA baseline
 #define ENSDISTILL_LANES 4
+// clang-format off: each needs the one before it
+#include "simd.h"
 #include "row_kernel.h"
 #include "rows.h"
-#include "simd.h"
+// clang-format on
 
 namespace ensdistill {
 const Kernels baseline_kernels{"baseline", &baseline::rows<baseline::Simd>};
