@@ -80,7 +80,8 @@ def distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, what came and what was expected.
+        Naming the argument, what came and what was expected. Values on a GPU can't be looked at without waiting for it: a label
+        out of range makes its row's loss and gradient NaN there, invalid weights every row's.
 
     Notes
     -----

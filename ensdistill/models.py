@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
+Activation = Literal["relu", "gelu", "silu", "tanh"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
-def _head(features: int, hidden: Sequence[int], outputs: int, dropout: float) -> list[nn.Module]:
+
+def _activation(name: str) -> nn.Module:
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}; got {name!r}")
+    return _ACTIVATIONS[name]()
+
+
+def _head(features: int, hidden: Sequence[int], outputs: int, dropout: float, activation: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(features, width), nn.ReLU()]
+        layers += [nn.Linear(features, width), _activation(activation)]
         if dropout:
             layers.append(nn.Dropout(dropout))
         features = width
@@ -19,7 +29,7 @@ def _head(features: int, hidden: Sequence[int], outputs: int, dropout: float) ->
 
 
 class MLP(nn.Sequential):
-    """Flatten, then fully connected layers with ReLU.
+    """Flatten, then fully connected layers.
 
     Parameters
     ----------
@@ -31,6 +41,8 @@ class MLP(nn.Sequential):
         Classes.
     dropout : float
         Dropout probability after each hidden layer.
+    activation : {"relu", "gelu", "silu", "tanh"}
+        After each hidden layer. A smooth one (silu) follows a smooth teacher more closely than ReLU does.
 
     Examples
     --------
@@ -38,12 +50,19 @@ class MLP(nn.Sequential):
     4810
     """
 
-    def __init__(self, inputs: int = 64, hidden: Sequence[int] = (64,), outputs: int = 10, dropout: float = 0.0) -> None:
-        super().__init__(nn.Flatten(), *_head(inputs, hidden, outputs, dropout))
+    def __init__(
+        self,
+        inputs: int = 64,
+        hidden: Sequence[int] = (64,),
+        outputs: int = 10,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(nn.Flatten(), *_head(inputs, hidden, outputs, dropout, activation))
 
 
 class CNN(nn.Sequential):
-    """Stages of 3x3 convolutions (padding 1) with ReLU, each ended by a 2x2 max-pool; then fully connected layers.
+    """Stages of 3x3 convolutions (padding 1), each ended by a 2x2 max-pool; then fully connected layers.
 
     Parameters
     ----------
@@ -57,6 +76,8 @@ class CNN(nn.Sequential):
         Classes.
     dropout : float
         Dropout probability after the last stage and after each hidden layer.
+    activation : {"relu", "gelu", "silu", "tanh"}
+        After each convolution and hidden layer.
 
     Raises
     ------
@@ -76,6 +97,7 @@ class CNN(nn.Sequential):
         hidden: Sequence[int] = (),
         outputs: int = 10,
         dropout: float = 0.0,
+        activation: Activation = "relu",
     ) -> None:
         if len(image) != 3:
             raise ValueError(f"image: expected [channels, height, width]; got {list(image)}")
@@ -85,10 +107,10 @@ class CNN(nn.Sequential):
         layers: list[nn.Module] = []
         for stage in channels:
             for count in [stage] if isinstance(stage, int) else stage:
-                layers += [nn.Conv2d(depth, count, 3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(depth, count, 3, padding=1), _activation(activation)]
                 depth = count
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
         if dropout:
             layers.append(nn.Dropout(dropout))
-        super().__init__(*layers, nn.Flatten(), *_head(math.prod((depth, height, width)), hidden, outputs, dropout))
+        super().__init__(*layers, nn.Flatten(), *_head(math.prod((depth, height, width)), hidden, outputs, dropout, activation))

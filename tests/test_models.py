@@ -35,6 +35,14 @@ def test_parameters_and_outputs(module, parameters):
     assert module(torch.zeros(2, *image)).shape == (2, 5 if parameters == 357 else 10)
 
 
+def test_the_activation_is_the_one_that_was_asked_for():
+    for name, kind in (("relu", "ReLU"), ("silu", "SiLU"), ("gelu", "GELU"), ("tanh", "Tanh")):
+        for module in (MLP(hidden=[8, 8], activation=name), CNN([4], hidden=[8], activation=name)):
+            assert [type(m).__name__ for m in module].count(kind) == 2
+    with pytest.raises(ValueError, match="activation: expected one of relu, gelu, silu, tanh; got 'swish'"):
+        MLP(activation="swish")
+
+
 def test_dropout_is_where_it_should_be():
     kinds = [type(m).__name__ for m in CNN([[8, 16]], hidden=[64], dropout=0.3)]
     assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Dropout", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
