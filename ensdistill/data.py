@@ -284,5 +284,7 @@ class ArrayDataset:
 def _open(argument: str, path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{argument}: there is no file {path}") from error
     except (ValueError, EOFError) as error:
         raise ValueError(f"{argument}: {path} is not a .npy file of numbers ({error})") from error

@@ -17,7 +17,7 @@ from ensdistill.config import Config
 from ensdistill.display import Display
 from ensdistill.files import exclusive
 from ensdistill.fingerprint import digest
-from ensdistill.stages import Unit, fingerprint, finish, is_done, is_finished, run_unit, units
+from ensdistill.stages import Unit, check_students, fingerprint, finish, is_done, is_finished, run_unit, units
 
 _worker: dict[str, Any] = {}
 
@@ -57,6 +57,7 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
                 todo.append(unit)
         display.start(finished, len(todo))
         if todo:
+            check_students(config)
             _execute(config, todo, reload, display)
         return _report(config, display) if last == "report" else None
 

@@ -115,6 +115,18 @@ def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> No
     finish(folder, inputs, time.perf_counter() - start, **more)
 
 
+def check_students(config: Config) -> None:
+    """Build every student and ask it for two rows: a wrong number of outputs is said before the teachers are trained."""
+    from ensdistill.student import build_student
+
+    split = config.split(0)
+    for name, student in config.distill.students.items():
+        try:
+            build_student(student.model, split.labelled, len(split.classes))
+        except ValueError as error:
+            raise ValueError(f"distill.students.{name}.{error}") from error
+
+
 def trusted_classes(config: Config) -> tuple[str, ...]:
     """What loading the saved members may build: the classes that the config itself names."""
     students = [describe(s.model) for s in config.distill.students.values()]

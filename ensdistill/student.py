@@ -219,7 +219,7 @@ class StudentTrainer:
             raise ValueError(f"optimization.batch_size: expected a multiple of the {world} processes; got {size}")
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed("student", seed))
-            model = _checked(factory, rows, classes)
+            model = build_student(factory, rows, classes)
             names = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
             optimizer, scheduler = self.optimization.build(model.parameters())
             fingerprint = self._fingerprint(model, rows, augment, seed, watch, about) if checkpoint is not None else ""
@@ -337,7 +337,14 @@ def _to(target: Any, device: torch.device) -> Any:
     return type(target)(**moved)
 
 
-def _checked(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:
+def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:
+    """A new student, tried on two rows.
+
+    Raises
+    ------
+    ValueError
+        It does not take the rows' inputs, or does not return [N, classes].
+    """
     model = factory()
     if not isinstance(model, nn.Module):
         raise TypeError(f"factory: expected a torch.nn.Module; got {type(model).__name__}")
@@ -346,8 +353,12 @@ def _checked(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.M
     if len(rows) == 0:
         raise ValueError("rows: expected at least one; got none")
     model.eval()
-    with torch.no_grad():
-        logits = model(torch.from_numpy(np.ascontiguousarray(rows.inputs[:2])))
+    try:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(np.ascontiguousarray(rows.inputs[:2])))
+    except RuntimeError as error:
+        shape = list(rows.inputs.shape[1:])
+        raise ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})") from error
     expected = (min(2, len(rows)), classes)
     if tuple(logits.shape) != expected:
         raise ValueError(

@@ -91,12 +91,10 @@ def test_the_teachers_refuse(settings, message):
         TeachersConfig(**{"members": [SklearnMembers(GaussianNB())], **settings})
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 20), ("batch_size", 16)])
-def test_direct_has_the_students_budget(name, value):
-    direct = Optimization(**{"steps": 30, "batch_size": 64, name: value})
-    with pytest.raises(ValueError, match=rf"direct.{name}: expected the student's, \d+, for a fair comparison; got {value}"):
-        StudentConfig(MLP, Optimization(steps=30), direct)
-    fair = StudentConfig(MLP, Optimization(steps=30), Optimization(steps=30, learning_rate=0.1, weight_decay=0.5))
+def test_direct_has_the_students_budget():
+    with pytest.raises(ValueError, match=r"direct\.steps: expected the student's, 30, for a fair comparison; got 20"):
+        StudentConfig(MLP, Optimization(steps=30), Optimization(steps=20))
+    fair = StudentConfig(MLP, Optimization(steps=30), Optimization(steps=30, batch_size=8, learning_rate=0.1, weight_decay=0.5))
     assert fair.baseline.learning_rate == 0.1
     assert StudentConfig(MLP, Optimization(steps=30)).baseline == Optimization(steps=30)
 
