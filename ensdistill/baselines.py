@@ -3,6 +3,7 @@ against it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.config import DistillConfig, StudentConfig
 from ensdistill.data import Rows, Split, derive_seed
@@ -38,34 +37,23 @@ def train_baselines(
     dict
         ``augmented`` (bool), ``temperature``, and ``held_out_nll`` with and without augmentation.
     """
-    variants: dict[str, Augmentation | None] = {"plain": None}
-    if settings.augment is not None:
-        variants["augmented"] = settings.augment
     inputs = digest(
         [
-            describe(student),
-            describe(settings.augment),
-            settings.folds,
-            settings.label_smoothing,
-            split.labelled,
-            split.test.inputs,
-            seed,
-            torch.__version__,
-            torch.get_num_threads(),
+            [describe(student), describe(settings.augment), settings.folds, settings.label_smoothing],
+            [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
         ]
     )
     choice = read_json(folder / "choice.json")
     if not isinstance(choice, dict) or choice.get("inputs") != inputs:
-        held_out = {
-            name: _held_out(student, split, augment, settings.folds, seed, folder / "folds" / name, partial(report, f"folds, {name}"))
-            for name, augment in variants.items()
-        }
+        variants = ["plain"] if settings.augment is None else ["plain", "augmented"]
+        held_out = _held_out(student, settings, split, variants, seed, folder / "folds", partial(report, "folds"))
         labels = split.labelled.labels
         losses = {name: negative_log_likelihood(log_mixture(z[None], np.ones(1)), labels) for name, z in held_out.items()}
         best = min(losses, key=lambda name: losses[name])
         choice = {"inputs": inputs, "best": best, "temperature": fit_temperature(held_out[best], labels), "held_out_nll": losses}
         write_json(folder / "choice.json", choice)
-    augment = variants[choice["best"]]
+        shutil.rmtree(folder / "folds", ignore_errors=True)
+    augmented = choice["best"] == "augmented"
     for kind, smoothing in (("direct", 0.0), ("direct_label_smoothing", settings.label_smoothing)):
         trainer = StudentTrainer(replace(student.baseline, label_smoothing=smoothing), mixed_precision=settings.mixed_precision)
         train = partial(
@@ -74,48 +62,48 @@ def train_baselines(
             split.labelled,
             classes=len(split.classes),
             seed=seed,
-            augment=augment,
+            augment=settings.augment if augmented else None,
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
         keep(student, folder / kind, split, train, inputs)
-    return {"augmented": augment is not None, "temperature": choice["temperature"], "held_out_nll": choice["held_out_nll"]}
+    return {"augmented": augmented, "temperature": choice["temperature"], "held_out_nll": choice["held_out_nll"]}
 
 
 def _held_out(
     student: StudentConfig,
+    settings: DistillConfig,
     split: Split,
-    augment: Augmentation | None,
-    folds: int,
+    variants: list[str],
     seed: int,
     folder: Path,
     progress: Callable[[int, int], None],
-) -> np.ndarray:
-    """Logits [N, C] of the labelled rows by models that did not see them."""
+) -> dict[str, np.ndarray]:
+    """For each variant the logits [N, C] of the labelled rows by models that did not see them."""
     from sklearn.model_selection import StratifiedKFold
 
     rows: Rows = split.labelled
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed("direct folds", seed) % 2**32)
+    splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=derive_seed("direct folds", seed) % 2**32)
     parts = list(splitter.split(np.zeros(len(rows)), rows.labels))
+    jobs = [(name, i) for name in variants for i in range(settings.folds)]
+    # All folds of all variants as one stack: small models cost their steps' overhead, which a stack pays once.
     models = train_stack(
         student.model,
         rows.inputs,
         rows.labels,
         classes=len(split.classes),
-        seeds=[derive_seed("direct fold", seed, i) for i in range(folds)],
-        rows=[train for train, _ in parts],
-        names=[f"direct, fold {i + 1}" for i in range(folds)],
+        seeds=[derive_seed("direct fold", seed, i) for _, i in jobs],
+        rows=[parts[i][0] for _, i in jobs],
+        names=[f"direct, {name}, fold {i + 1}" for name, i in jobs],
         optimization=student.baseline,
-        augment=augment,
+        augment=settings.augment,
+        augmented=[name == "augmented" for name, _ in jobs],
         checkpoint=folder,
         progress=progress,
     )
-    logits = np.zeros((len(rows), len(split.classes)), np.float32)
-    for model, (_, held) in zip(models, parts, strict=True):
-        logits[held] = _logits(model, rows.inputs[held])
+    logits = {name: np.zeros((len(rows), len(split.classes)), np.float32) for name in variants}
+    for model, (name, i) in zip(models, jobs, strict=True):
+        held = parts[i][1]
+        with torch.no_grad():
+            logits[name][held] = model(torch.from_numpy(rows.inputs[held])).float().numpy()
     return logits
-
-
-def _logits(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.from_numpy(inputs)).float().numpy()

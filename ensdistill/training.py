@@ -45,6 +45,7 @@ def train_stack(
     rows: Sequence[np.ndarray] | None = None,
     optimization: Optimization | None = None,
     augment: Augmentation | None = None,
+    augmented: Sequence[bool] | None = None,
     way: Way = "auto",
     names: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
@@ -68,6 +69,8 @@ def train_stack(
         For each model the positions in ``inputs`` that it learns from, for example a fold or a bootstrap sample. All by default.
     optimization : Optimization, optional
     augment : Augmentation, optional
+    augmented : sequence of bool, optional
+        For each model whether it uses ``augment``; all by default.
     way : {"auto", "stacked", "one_by_one"}
         ``stacked`` trains all models at once by ``torch.func.stack_module_state`` and ``vmap(randomness="different")``.
         ``auto`` stacks from four models on (the measurement stands in the source) and, with a warning that says why,
@@ -112,6 +115,9 @@ def train_stack(
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
     names = [f"model {i}" for i in range(count)] if names is None else list(names)
     _check(inputs, labels, rows, names, count, classes)
+    augmented = [augment is not None] * count if augmented is None else list(augmented)
+    if len(augmented) != count or (any(augmented) and augment is None):
+        raise ValueError(f"augmented: expected {count} values, one for each model, and an augmentation; got {augmented} and {augment}")
     models = [_initialise(factory, seed) for seed in seeds]
     _check_models(models, names)
     if way not in ("auto", "stacked", "one_by_one"):
@@ -129,6 +135,7 @@ def train_stack(
             classes,
             optimization,
             augment,
+            [i for i, model in enumerate(group) if augmented[model]],
         )
         file = None if checkpoint is None else Path(checkpoint) / ("stack.safetensors" if stacked else f"model-{group[0]:04d}.safetensors")
         report = None if progress is None else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
@@ -150,10 +157,11 @@ class _Job:
         classes: int,
         optimization: Optimization,
         augment: Augmentation | None,
+        augmented: list[int],
     ) -> None:
-        self.models, self.names, self.seeds, self.rows = models, names, seeds, rows
+        self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
         self.inputs, self.labels, self.classes = inputs, labels, classes
-        self.optimization, self.augment = optimization, augment
+        self.optimization, self.augment = optimization, augment if augmented else None
         self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
         self.single = len(models) == 1
         base = models[0].train()
@@ -197,13 +205,13 @@ class _Job:
         index = torch.from_numpy(positions).to(device)
         if self.augment is not None:
             # Draws for a whole block, cut to its steps, so that they do not depend on how many steps there are.
-            drawn = [self.augment.draw(BLOCK * size, random_generator("augment", seed, block)) for seed in self.seeds]
+            drawn = [self.augment.draw(BLOCK * size, random_generator("augment", self.seeds[m], block)) for m in self.augmented]
             draws = torch.from_numpy(np.stack([d.reshape(BLOCK, size, *d.shape[1:])[:steps] for d in drawn], axis=1)).to(device)
         losses = []
         for i in range(steps):
             inputs = self.inputs[index[i].flatten()]
             if self.augment is not None:
-                inputs = self.augment.apply(inputs, draws[i].flatten(0, 1))
+                inputs = self._augmented(self.augment, inputs, draws[i].flatten(0, 1))
             loss = self._losses(inputs, self.labels[index[i].flatten()])
             self.optimizer.zero_grad()
             loss.sum().backward()  # the sum, so that a model's gradient is the one it has alone
@@ -218,6 +226,13 @@ class _Job:
                 f"lower optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme inputs"
             )
         return start + steps
+
+    def _augmented(self, augment: Augmentation, inputs: Tensor, draws: Tensor) -> Tensor:
+        if len(self.augmented) == len(self.models):
+            return augment.apply(inputs, draws)
+        each = inputs.unflatten(0, (len(self.models), -1))  # a copy already: it was indexed
+        each[self.augmented] = augment.apply(each[self.augmented].flatten(0, 1), draws).unflatten(0, (len(self.augmented), -1))
+        return inputs
 
     def _losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each model: [models]; inputs [models * batch, ...]."""
@@ -247,7 +262,7 @@ class _Job:
         start = {name: value.detach() for name, value in {**self.parameters, **self.buffers}.items()}
         augment = None if self.augment is None else [type(self.augment).__qualname__, repr(self.augment)]
         data = [self.inputs, self.labels, self.rows]
-        return digest([repr(self.models[0]), start, self.seeds, self.optimization, augment, data, torch.__version__])
+        return digest([repr(self.models[0]), start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
 
 
 def _shifted(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:

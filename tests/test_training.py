@@ -270,3 +270,16 @@ def test_schedules():
 def test_bad_optimization(options, words):
     with pytest.raises(ValueError, match=words):
         Optimization(**options)
+
+
+def test_only_the_models_that_are_to_use_it_are_augmented(digits):
+    def trained(way, augmented, seeds=(1, 1)):
+        return train(digits, SMALL, list(seeds), way=way, augment=ShiftImages(), augmented=augmented)
+
+    plain, shifted = (model.state_dict() for model in trained("one_by_one", [False, True]))
+    mixed = [model.state_dict() for model in trained("stacked", [False, True])]
+    assert difference(mixed[0], plain) < 1e-4
+    assert difference(mixed[1], shifted) < 1e-4
+    assert difference(plain, shifted) > 1e-2
+    with pytest.raises(ValueError, match="augmented: expected 2 values"):
+        trained("auto", [True])
