@@ -328,7 +328,7 @@ def test_files_that_are_no_settings(tmp_path, text, message):
 
 
 def test_a_traceback_where_it_is_asked_for(tmp_path, monkeypatch):
-    file = write_job(tmp_path, {f"{SMALL}.model.init_args.outputs": 7})
+    file = write_job(tmp_path, {f"{SMALL}.optimization.learning_rate": 1e30})
     monkeypatch.setenv("ENSDISTILL_TRACEBACK", "1")
     status, _, err = run("distill", file)
     assert status == 1

@@ -224,7 +224,7 @@ NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs":
         ({"teachers.folds": 60}, "folds: expected 2 to"),
         ({"data.init_args.labelled": 1800}, "labelled=1800"),
         ({"distill.students.small.optimization.learning_rate": 1e30}, "student: the loss is nan at step"),
-        ({"data": NO_DATA}, "No such file or directory: 'no.npy'"),
+        ({"data": NO_DATA}, "inputs: there is no file no.npy"),
     ],
 )
 def test_settings_that_only_the_work_can_refute(copy, change, message):

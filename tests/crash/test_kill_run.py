@@ -27,9 +27,13 @@ sys.exit(main())
 
 
 def start(file: Path) -> subprocess.Popen[bytes]:
-    """The job in a process group of its own."""
+    """The job in a process group of its own, which listens to SIGINT even where the tests run in a shell's background."""
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "run", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", COMMAND, "run", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
