@@ -104,12 +104,21 @@ def test_death_while_another_cache_is_overwritten(tmp_path, undisturbed, monkeyp
 def test_kill_9_at_random_moments(tmp_path, undisturbed):
     generator, killed = random.Random(6), 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start(folder):
+        writer = subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], stdout=subprocess.PIPE, env=environment)
+        assert writer.stdout.readline() == b"ready\n"
+        return writer
+
+    # The moments lie within what an undisturbed writer takes here, however fast the machine is.
+    writer, begun = start(tmp_path / "undisturbed"), time.perf_counter()
+    writer.communicate()
+    whole = time.perf_counter() - begun
     for round_ in range(ROUNDS):
         folder = tmp_path / str(round_)
         for _ in range(2):
-            writer = subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], stdout=subprocess.PIPE, env=environment)
-            assert writer.stdout.readline() == b"ready\n"
-            time.sleep(generator.uniform(0.0, 0.12))
+            writer = start(folder)
+            time.sleep(generator.uniform(0.0, 0.6 * whole))
             writer.send_signal(signal.SIGKILL)
             killed += writer.wait() == -signal.SIGKILL
             writer.stdout.close()
