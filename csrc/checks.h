@@ -1,9 +1,11 @@
-// Argument checks of the native ops. Python has checked already and speaks to the user (functional.py); these are the
+// The op's arguments and their checks. Python has checked already and speaks to the user (arguments.py); these are the
 // backstop for whoever calls torch.ops.ensdistill directly, or through torch.compile, where Python can't see the values.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
+#include <optional>
 #include <string>
 
 namespace ensdistill {
@@ -15,52 +17,99 @@ inline bool is_logits_type(ScalarType t) {
   return t == ScalarType::Double || t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half;
 }
 
-struct Arguments {
-  const Tensor& student;
-  const Tensor& targets;
-  const std::optional<Tensor>&scale, &offset, &weights, &labels;
-  double temperature, alpha;
-  const std::string& combiner;
-  double label_smoothing;
-  const std::string& reduction;
+// As they stand in schema.cpp.
+struct LossArguments {
+  Tensor student, targets;
+  std::optional<Tensor> scale, offset, ids, tail, weights, labels, class_weights, sample_weights;
+  std::string kind, divergence;
+  double beta, temperature, alpha;
+  std::string combiner, tail_mode;
+  int64_t ignore_index;
+  double label_smoothing, z_loss;
+  std::string reduction;
+  double divisor;
+  bool with_gradient, with_statistics;
+
+  int64_t rows() const { return student.dim() == 2 ? student.size(0) : student.size(0) * student.size(1); }
+  int64_t inner() const { return student.dim() == 2 ? student.size(0) : student.size(1); }
+  int64_t classes() const { return student.size(student.dim() - 1); }
+  bool sparse() const { return kind == "topk"; }
+  int64_t members() const { return sparse() ? 1 : targets.size(0); }
+  bool in_double() const { return student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double; }
 };
 
-// Returns the number of members, K.
-inline int64_t check_arguments(const Arguments& a) {
-  STD_TORCH_CHECK(a.student.dim() == 2 && is_logits_type(a.student.scalar_type()), "student: expected floating-point [N, C]");
-  const int64_t rows = a.student.size(0), classes = a.student.size(1);
-  STD_TORCH_CHECK(a.targets.dim() == 3 && a.targets.size(1) == rows && a.targets.size(2) == classes, "targets: expected [K, ", rows, ", ", classes,
-                  "]");
-  STD_TORCH_CHECK(classes >= 1 && a.targets.size(0) >= 1, "student and targets: expected at least one class and one member");
-  const int64_t members = a.targets.size(0);
-  STD_TORCH_CHECK(a.student.stride(1) == 1 || classes == 1, "student: expected unit stride over classes");
-  STD_TORCH_CHECK(a.targets.stride(2) == 1 || classes == 1, "targets: expected unit stride over classes");
-  const bool codes = a.targets.scalar_type() == ScalarType::Byte;
-  STD_TORCH_CHECK(codes || is_logits_type(a.targets.scalar_type()), "targets: expected floating-point logits or uint8 codes");
+inline void check_one_of(const char* name, const std::string& value, std::initializer_list<const char*> allowed) {
+  for (const char* a : allowed)
+    if (value == a) return;
+  STD_TORCH_CHECK(false, name, ": unknown value '", value, "'");
+}
+
+inline void check_vector(const char* name, const std::optional<Tensor>& t, ScalarType type, int64_t size) {
+  if (t)
+    STD_TORCH_CHECK(t->scalar_type() == type && t->dim() == 1 && t->size(0) == size && t->is_contiguous(), name, ": expected a contiguous [", size,
+                    "] of the type in the schema");
+}
+
+// Either the classes or the inner rows are neighbours in memory.
+inline void check_layout(const char* name, const Tensor& t) {
+  const int64_t d = t.dim();
+  STD_TORCH_CHECK(t.stride(d - 1) == 1 || t.size(d - 1) == 1 || t.stride(d - 2) == 1 || t.size(d - 2) <= 1, name,
+                  ": expected unit stride over the classes or over the rows");
+}
+
+inline void check_sparse(const LossArguments& a) {
+  const Tensor& t = a.targets;
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == a.rows() && t.is_contiguous() &&
+                      (t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double),
+                  "targets: expected contiguous float32 or float64 [", a.rows(), ", k]");
+  STD_TORCH_CHECK(a.ids && a.ids->dim() == 2 && a.ids->size(0) == t.size(0) && a.ids->size(1) == t.size(1) &&
+                      a.ids->scalar_type() == ScalarType::Long && a.ids->is_contiguous(),
+                  "ids: expected contiguous int64 of the targets' shape");
+  STD_TORCH_CHECK(a.tail_mode != "tail" || (a.tail && a.tail->dim() == 1 && a.tail->size(0) == a.rows() && a.tail->is_contiguous() &&
+                                            (a.tail->scalar_type() == ScalarType::Float || a.tail->scalar_type() == ScalarType::Double)),
+                  "tail: expected contiguous float32 or float64 [", a.rows(), "] for tail_mode 'tail'");
+}
+
+inline void check_dense(const LossArguments& a) {
+  const Tensor &s = a.student, &t = a.targets;
+  const int64_t d = s.dim();
+  bool fits = t.dim() == d + 1 && t.size(0) >= 1;
+  for (int64_t i = 0; fits && i < d; ++i) fits = t.size(i + 1) == s.size(i);
+  STD_TORCH_CHECK(fits, "targets: expected [K, ...] with the student's shape behind K");
+  check_layout("targets", t);
+  const bool codes = t.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(codes || is_logits_type(t.scalar_type()), "targets: expected floating-point numbers or uint8 codes");
+  STD_TORCH_CHECK(!codes || a.kind == "logits", "targets: uint8 codes are of logits");
   STD_TORCH_CHECK(codes == a.scale.has_value() && codes == a.offset.has_value(), "scale and offset: expected with uint8 codes, and only then");
   for (const auto* part : {&a.scale, &a.offset})
     if (part->has_value()) {
-      const Tensor& t = part->value();
-      STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.dim() == 2 && t.size(0) == members && t.size(1) == rows,
-                      "scale and offset: expected float32 [", members, ", ", rows, "]");
+      const Tensor& x = part->value();
+      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.dim() == 2 && x.size(0) == a.members() && x.size(1) == a.rows(),
+                      "scale and offset: expected float32 [", a.members(), ", ", a.rows(), "]");
     }
-  if (a.weights) {
-    STD_TORCH_CHECK(
-        a.weights->scalar_type() == ScalarType::Double && a.weights->dim() == 1 && a.weights->size(0) == members && a.weights->is_contiguous(),
-        "weights: expected contiguous float64 [", members, "]");
-  }
-  if (a.labels) {
-    STD_TORCH_CHECK(a.labels->scalar_type() == ScalarType::Long && a.labels->dim() == 1 && a.labels->size(0) == rows && a.labels->is_contiguous(),
-                    "labels: expected contiguous int64 [", rows, "]");
-  }
+}
+
+inline void check_arguments(const LossArguments& a) {
+  STD_TORCH_CHECK((a.student.dim() == 2 || a.student.dim() == 3) && is_logits_type(a.student.scalar_type()),
+                  "student: expected floating-point [N, C] or [O, I, C]");
+  STD_TORCH_CHECK(a.classes() >= 1, "student: expected at least one class");
+  check_layout("student", a.student);
+  check_one_of("kind", a.kind, {"logits", "log_probs", "probs", "topk"});
+  check_one_of("divergence", a.divergence, {"forward_kl", "reverse_kl", "jsd", "tvd"});
+  check_one_of("combiner", a.combiner, {"prob", "logit", "log_prob"});
+  check_one_of("tail_mode", a.tail_mode, {"tail", "renormalize", "zero"});
+  check_one_of("reduction", a.reduction, {"mean", "sum", "none"});
+  a.sparse() ? check_sparse(a) : check_dense(a);
+  check_vector("weights", a.weights, ScalarType::Double, a.members());
+  check_vector("labels", a.labels, ScalarType::Long, a.rows());
+  check_vector("class_weights", a.class_weights, ScalarType::Double, a.classes());
+  check_vector("sample_weights", a.sample_weights, ScalarType::Double, a.rows());
   STD_TORCH_CHECK(a.temperature > 0, "temperature: expected > 0, got ", a.temperature);
   STD_TORCH_CHECK(a.alpha >= 0 && a.alpha <= 1, "alpha: expected 0..1, got ", a.alpha);
   STD_TORCH_CHECK(a.alpha == 1 || a.labels, "alpha: below 1 it mixes in hard labels, and labels is None");
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing: expected 0..1, got ", a.label_smoothing);
-  STD_TORCH_CHECK(a.combiner == "prob" || a.combiner == "logit" || a.combiner == "log_prob", "combiner: expected prob, logit or log_prob, got ",
-                  a.combiner);
-  STD_TORCH_CHECK(a.reduction == "mean" || a.reduction == "sum" || a.reduction == "none", "reduction: expected mean, sum or none, got ", a.reduction);
-  return members;
+  STD_TORCH_CHECK(a.beta > 0 && a.beta < 1, "beta: expected above 0 and below 1, got ", a.beta);
+  STD_TORCH_CHECK(a.divisor > 0, "divisor: expected > 0, got ", a.divisor);
 }
 
 }  // namespace ensdistill

@@ -4,15 +4,36 @@
 
 STABLE_TORCH_LIBRARY(ensdistill, m) {
   // Loss and gradient of distillation in one pass. N rows, C classes, K members; see ensdistill/functional.py.
-  //   student   [N, C]                       float64 | float32 | bfloat16 | float16, any row stride
-  //   targets   [K, N, C]                    the same, or uint8 codes with scale and offset [K, N] float32
-  //   weights   [K] float64, non-negative    None: uniform
-  //   labels    [N] int64                    None: no hard labels; rows equal to ignore_index don't count
-  //   combiner  "prob" | "logit" | "log_prob"     reduction  "mean" | "sum" | "none"
-  // Returns (loss, gradient): loss [] or [N], float64 where an input is, else float32; gradient [N, C] of the reduced
-  // loss (of each row's, for "none") with respect to student, in its dtype; [0, C] when not asked for.
+  //   student   [N, C] or [O, I, C] (N = O * I)   float64 | float32 | bfloat16 | float16; over the classes, or over I, the stride is 1
+  //   targets   [K, N, C] or [K, O, I, C]         the same, or uint8 codes with scale and offset [K, N] float32
+  //             [N, k] for kind "topk"            float32 | float64 log-probabilities of ids [N, k] int64; tail [N], log-mass outside
+  //   weights   [K] float64, non-negative         None: uniform
+  //   labels    [N] int64                         None: no hard labels; rows equal to ignore_index don't count
+  //   class_weights [C], sample_weights [N]       float64
+  //   kind "logits" | "log_probs" | "probs" | "topk"      divergence "forward_kl" | "reverse_kl" | "jsd" | "tvd"
+  //   combiner "prob" | "logit" | "log_prob"              tail_mode "tail" | "renormalize" | "zero"
+  //   reduction "mean" over counted rows | "sum" over divisor | "none"
+  // Returns (loss, gradient, statistics): loss [] or [N], float64 where an input is, else float32; gradient, shaped and laid
+  // out as student and in its dtype, of the reduced loss (of each row's, for "none"), [0, ...] when not asked for;
+  // statistics [N, 4] in the loss's dtype: entropy of q, entropy of p, agreement, disagreement; [0, 4] when not asked for.
   m.def(
-      "distill_loss(Tensor student, Tensor targets, Tensor? scale, Tensor? offset, Tensor? weights, Tensor? labels, "
-      "float temperature, float alpha, str combiner, int ignore_index, float label_smoothing, str reduction, "
-      "bool with_gradient) -> (Tensor, Tensor)");
+      "distill_loss(Tensor student, Tensor targets, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? tail, Tensor? weights, "
+      "Tensor? labels, Tensor? class_weights, Tensor? sample_weights, str kind, str divergence, float beta, float temperature, "
+      "float alpha, str combiner, str tail_mode, int ignore_index, float label_smoothing, float z_loss, str reduction, "
+      "float divisor, bool with_gradient, bool with_statistics) -> (Tensor, Tensor, Tensor)");
+
+  // Encoders: what K members say about N rows, made small. Each returns last the rows' KL divergence from what it was given,
+  // float64, NaN where a row has no distribution (NaN, +inf, no class left). targets, scale, offset, weights: as above, with
+  // targets [K, N, C] and unit stride over the classes. See ensdistill/encoders.py.
+
+  // logits [K, N, C] -> codes [K, N, C] uint8, scale and offset [K, N] float32, kl [K, N]
+  m.def("encode_uint8(Tensor logits) -> (Tensor, Tensor, Tensor, Tensor)");
+  // -> ids [N, k] int32 (int64 from C = 2^31 on), log_probs [N, k] float32, tail_log_mass [N] float32, kl [N]
+  m.def(
+      "encode_top_k(Tensor targets, Tensor? scale, Tensor? offset, Tensor? weights, float temperature, str combiner, int k) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // row_ids [N] int64, None: 0..N-1; with the seed they decide the draws -> ids [N, min(draws, C)], counts int32, kl [N]
+  m.def(
+      "encode_counts(Tensor targets, Tensor? scale, Tensor? offset, Tensor? weights, float temperature, str combiner, int draws, "
+      "int seed, Tensor? row_ids) -> (Tensor, Tensor, Tensor)");
 }

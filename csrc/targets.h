@@ -1,39 +1,183 @@
-// Where logits come from. Every source answers one question, load(i, fill): the i-th vector of a row, decoded, with lanes
-// past the row's end set to `fill`. A new kind of target is one more struct here. Included after a Simd type is defined.
+// Where numbers come from, and where gradients go. The mathematics sees floats in blocks of vectors, never an element type
+// or a layout: a Source decodes a block of one row (or of `lanes` rows side by side), a Sink stores one. A new element type
+// or layout is one more function here; a new kind of target is one more way to fill a Source. Included after a Simd type.
 
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
 
-// Dense elements along a row.
-template <class S, class T>
-struct Along {
-  const T* row;
-  int64_t classes;
+// The three layouts of a block. Along: vector i holds classes i * lanes ... of one row. Across: vector i holds class i of
+// `lanes` rows, which are read by transposition where classes are contiguous (Turned), directly where rows are (Direct).
+enum class Layout { along, turned, direct };
 
-  ALWAYS_INLINE typename S::vec load(int64_t i, float fill) const {
-    const int64_t first = i * S::lanes;
-    return first + S::lanes <= classes ? S::load(row + first) : S::load_part(row + first, classes - first, fill);
-  }
-};
-
-// uint8 codes along a row with the row's affine map.
 template <class S>
-struct Codes {
-  const uint8_t* row;
-  int64_t classes;
-  typename S::real step, offset, zero_value;
+struct Source {
+  using vec = typename S::vec;
+  const void* data;              // the first row
+  Element type;
+  int64_t classes, rows;      // rows: valid lanes of an Across block
+  int64_t row_stride, class_stride;
+  vec step, offset, zero_value;  // of codes, for each lane
 
-  Codes(const uint8_t* row, int64_t classes, float scale, float offset)
-      : row(row), classes(classes), step(scale < 0 ? -scale : scale), offset(offset), zero_value(scale < 0 ? -__builtin_inff() : offset) {}
+  // Vectors [first, last) as floats into `out`, lanes past the end of a row set to -inf; returns the largest of each lane.
+  vec (*decode)(const Source&, int64_t first, int64_t last, float* out);
 
-  ALWAYS_INLINE typename S::vec load(int64_t i, float fill) const {
-    const int64_t first = i * S::lanes, count = classes - first;
-    if (count >= S::lanes) return decoded(S::load(row + first));
-    const auto v = decoded(S::load_part(row + first, count, 0));
-    return S::lane_index() < typename S::ivec{} + int32_t(count) ? v : S::all(fill);
+  // One logit (not a code).
+  float one(int64_t c, int64_t lane) const {
+    const int64_t at = lane * row_stride + c * class_stride;
+    switch (type) {
+      case Element::bf16: return S::load_part(static_cast<const Bf16*>(data) + at, 1, 0)[0];
+      case Element::f16: return S::load_part(static_cast<const F16*>(data) + at, 1, 0)[0];
+      default: return static_cast<const float*>(data)[at];
+    }
   }
-  ALWAYS_INLINE typename S::vec decoded(typename S::vec code) const { return decode(code, S::all(step), S::all(offset), S::all(zero_value)); }
 };
+
+template <class S, class T>
+ALWAYS_INLINE typename S::vec decoded(const Source<S>& source, typename S::vec v) {
+  if constexpr (sizeof(T) == 1) return decode(v, source.step, source.offset, source.zero_value);
+  else return v;
+}
+
+template <class S, class T>
+typename S::vec decode_along(const Source<S>& source, int64_t first, int64_t last, float* out) {
+  const T* row = static_cast<const T*>(source.data);
+  typename S::vec max = S::all(-__builtin_inff());
+  const int64_t whole = last * S::lanes <= source.classes ? last : last - 1;
+  for (int64_t i = first; i < whole; ++i) {
+    const auto v = decoded<S, T>(source, S::load(row + i * S::lanes));
+    S::store(out + (i - first) * S::lanes, v);
+    max = S::max(max, v);
+  }
+  if (whole < last) {
+    const int64_t count = source.classes - whole * S::lanes;
+    auto v = decoded<S, T>(source, S::load_part(row + whole * S::lanes, count, 0));
+    v = S::lane_index() < typename S::ivec{} + int32_t(count) ? v : S::all(-__builtin_inff());
+    S::store(out + (whole - first) * S::lanes, v);
+    max = S::max(max, v);
+  }
+  return max;
+}
+
+template <class S, class T>
+typename S::vec decode_turned(const Source<S>& source, int64_t first, int64_t last, float* out) {
+  constexpr int lanes = S::lanes;
+  const T* row[lanes];
+  for (int r = 0; r < lanes; ++r) row[r] = static_cast<const T*>(source.data) + (r < source.rows ? r : source.rows - 1) * source.row_stride;
+  typename S::vec max = S::all(-__builtin_inff());
+  for (int64_t c = first; c < last; c += lanes) {
+    const int64_t count = last - c < lanes ? last - c : lanes;
+    typename S::vec v[lanes];
+    if (count == lanes)
+      for (int r = 0; r < lanes; ++r) v[r] = S::load(row[r] + c);
+    else
+      for (int r = 0; r < lanes; ++r) v[r] = S::load_part(row[r] + c, count, 0);
+    S::transpose(v);
+    float* to = out + (c - first) * lanes;
+    for (int i = 0; i < count; ++i) {
+      const auto x = decoded<S, T>(source, v[i]);
+      S::store(to + i * lanes, x);
+      max = S::max(max, x);
+    }
+  }
+  return max;
+}
+
+template <class S, class T>
+typename S::vec decode_direct(const Source<S>& source, int64_t first, int64_t last, float* out) {
+  const T* column = static_cast<const T*>(source.data) + first * source.class_stride;
+  typename S::vec max = S::all(-__builtin_inff());
+  for (int64_t i = first; i < last; ++i, column += source.class_stride, out += S::lanes) {
+    const auto v = decoded<S, T>(source, source.rows == S::lanes ? S::load(column) : S::load_part(column, source.rows, 0));
+    S::store(out, v);
+    max = S::max(max, v);
+  }
+  return max;
+}
+
+template <class S>
+struct Sink {
+  void* data;
+  int64_t classes, rows, row_stride, class_stride;
+  void (*store)(const Sink&, int64_t first, int64_t last, const float* g);
+};
+
+template <class S, class T>
+void store_along(const Sink<S>& sink, int64_t first, int64_t last, const float* g) {
+  T* row = static_cast<T*>(sink.data);
+  const int64_t whole = last * S::lanes <= sink.classes ? last : last - 1;
+  for (int64_t i = first; i < whole; ++i) S::store(row + i * S::lanes, S::load(g + (i - first) * S::lanes));
+  if (whole < last) S::store_part(row + whole * S::lanes, S::load(g + (whole - first) * S::lanes), sink.classes - whole * S::lanes);
+}
+
+template <class S, class T>
+void store_turned(const Sink<S>& sink, int64_t first, int64_t last, const float* g) {
+  constexpr int lanes = S::lanes;
+  T* row = static_cast<T*>(sink.data);
+  for (int64_t c = first; c < last; c += lanes) {
+    const int64_t count = last - c < lanes ? last - c : lanes;
+    typename S::vec v[lanes];
+    for (int i = 0; i < lanes; ++i) v[i] = S::load(g + (c - first + (i < count ? i : 0)) * lanes);
+    S::transpose(v);
+    if (count == lanes && sink.rows == lanes)
+      for (int r = 0; r < lanes; ++r) S::store(row + r * sink.row_stride + c, v[r]);
+    else
+      for (int r = 0; r < sink.rows; ++r) S::store_part(row + r * sink.row_stride + c, v[r], count);
+  }
+}
+
+template <class S, class T>
+void store_direct(const Sink<S>& sink, int64_t first, int64_t last, const float* g) {
+  T* column = static_cast<T*>(sink.data) + first * sink.class_stride;
+  for (int64_t i = first; i < last; ++i, column += sink.class_stride, g += S::lanes)
+    if (sink.rows == S::lanes) S::store(column, S::load(g));
+    else S::store_part(column, S::load(g), sink.rows);
+}
+
+// --- the choice of functions, once for each row or group of rows
+
+template <class S, class T>
+auto decoder_of(Layout layout) {
+  return layout == Layout::along ? &decode_along<S, T> : layout == Layout::turned ? &decode_turned<S, T> : &decode_direct<S, T>;
+}
+template <class S, class T>
+auto store_of(Layout layout) {
+  return layout == Layout::along ? &store_along<S, T> : layout == Layout::turned ? &store_turned<S, T> : &store_direct<S, T>;
+}
+
+template <class S>
+Source<S> source_of(const Matrix& matrix, int64_t classes, Layout layout) {
+  Source<S> source{};
+  source.type = matrix.type;
+  source.classes = classes;
+  source.row_stride = matrix.inner_stride;
+  source.class_stride = matrix.class_stride;
+  switch (matrix.type) {
+    case Element::bf16: source.decode = decoder_of<S, Bf16>(layout); break;
+    case Element::f16: source.decode = decoder_of<S, F16>(layout); break;
+    case Element::u8: source.decode = decoder_of<S, uint8_t>(layout); break;
+    default: source.decode = decoder_of<S, float>(layout);
+  }
+  return source;
+}
+
+template <class S>
+Sink<S> sink_of(const Matrix& matrix, int64_t classes, Layout layout) {
+  Sink<S> sink{};
+  sink.classes = classes;
+  sink.row_stride = matrix.inner_stride;
+  sink.class_stride = matrix.class_stride;
+  switch (matrix.type) {
+    case Element::bf16: sink.store = store_of<S, Bf16>(layout); break;
+    case Element::f16: sink.store = store_of<S, F16>(layout); break;
+    default: sink.store = store_of<S, float>(layout);
+  }
+  return sink;
+}
+
+inline int64_t bytes_of(Element type) { return type == Element::u8 ? 1 : type == Element::f32 ? 4 : type == Element::f64 ? 8 : 2; }
+
+// `index` in elements.
+inline const void* element_at(const Matrix& matrix, int64_t index) { return static_cast<const char*>(matrix.data) + index * bytes_of(matrix.type); }
 
 }  // namespace ENSDISTILL_ISA
 }  // namespace ensdistill

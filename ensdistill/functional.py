@@ -2,24 +2,102 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
-from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets
+from ensdistill.arguments import Combiner, Divergence, Impl, Reduction, Tail, check_class_dim, check_floats, check_probs, make_problem
+from ensdistill.layout import collapse
+from ensdistill.targets import Targets
 
-Combiner = Literal["prob", "logit", "log_prob"]
-Reduction = Literal["mean", "sum", "none"]
-Impl = Literal["fused", "reference", "compile"]
+__all__ = ["Combiner", "Divergence", "Impl", "Reduction", "RowStatistics", "Tail", "distillation_loss"]
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """By-products of the loss, one number for each row, in the shape of the leading dimensions and the loss's dtype.
+
+    No gradient flows through them. Rows that don't count (ignored, or of sample weight 0) are NaN.
+
+    Parameters
+    ----------
+    student_entropy : Tensor [...]
+        H(q), nats, of the student at the loss's temperature.
+    mixture_entropy : Tensor [...]
+        H(p), nats; over what the divergence compares: with ``tail="tail"`` the listed classes and the bucket.
+    agreement : Tensor [...]
+        1 where student and mixture have the same most probable class, else 0.
+    disagreement : Tensor [...]
+        H(p) - sum of w_k H(p_k), nats: what the members don't agree on. NaN where they aren't known one by one.
+    """
+
+    student_entropy: Tensor
+    mixture_entropy: Tensor
+    agreement: Tensor
+    disagreement: Tensor
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, lead: Sequence[int]) -> RowStatistics:
+        """From the op's [N, 4]."""
+        return cls(*(x.reshape(lead) for x in rows.detach().unbind(-1)))
+
+
+@overload
+def distillation_loss(
+    student_logits: Tensor,
+    targets: Tensor | Targets,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    weights: Tensor | Sequence[float] | None = None,
+    combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    class_dim: int = -1,
+    recompute: bool = False,
+    statistics: Literal[False] = False,
+    impl: Impl = "fused",
+) -> Tensor: ...
+
+
+@overload
+def distillation_loss(
+    student_logits: Tensor,
+    targets: Tensor | Targets,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    weights: Tensor | Sequence[float] | None = None,
+    combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    class_dim: int = -1,
+    recompute: bool = False,
+    statistics: Literal[True],
+    impl: Impl = "fused",
+) -> tuple[Tensor, RowStatistics]: ...
 
 
 def distillation_loss(
@@ -31,51 +109,82 @@ def distillation_loss(
     alpha: float = 1.0,
     weights: Tensor | Sequence[float] | None = None,
     combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
+    class_dim: int = -1,
+    recompute: bool = False,
+    statistics: bool = False,
     impl: Impl = "fused",
-) -> Tensor:
-    r"""Distil an ensemble's logits into a student's: KL to the members' mixture, mixed with cross entropy.
+) -> Tensor | tuple[Tensor, RowStatistics]:
+    r"""Distil what teachers say into a student's logits: a divergence from their mixture, mixed with cross entropy.
 
-    For each row, with q = softmax(s/T) and the mixture p̄ = Σ w_k softmax(z_k/T),
+    For each row, with q = softmax(s/T), the teachers' mixture p at T, and the row's sample weight u,
 
-    .. math:: \alpha T^2 \, KL(\bar p \,\|\, q) + (1 - \alpha) \, CE(y, softmax(s))
+    .. math:: u \, [\alpha T^2 \, D(p, q) + (1 - \alpha) \, CE(y, softmax(s)) + z \, (\log \textstyle\sum_j e^{s_j})^2]
 
-    The teacher's entropy is part of it, so the loss is 0 where the student equals the mixture (alpha = 1). T² keeps the
-    gradient's size independent of T. Loss and gradient are made in one pass, without any intermediate of size [K, N, C]
-    or [N, C].
+    The teacher's entropy is part of a KL, so the loss is 0 where the student equals the mixture (alpha = 1). T² keeps the gradient's
+    size independent of T. Loss and gradient are made in one pass, without any intermediate of size [K, N, C] or [N, C].
 
     Parameters
     ----------
-    student_logits : Tensor [N, C], float32, bfloat16, float16 or float64
-        Only C has to be contiguous (other layouts are copied). ``-inf`` marks a masked class. N = 0 is legal.
-    targets : Tensor [K, N, C] or [N, C], EnsembleLogits or QuantizedLogits
-        What the teachers said. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Codes
-        are read as stored. No gradient flows to them.
-    labels : Tensor [N], int64, optional
-        Hard labels. Rows equal to ``ignore_index`` don't count at all: neither for the KL, nor in the mean.
+    student_logits : Tensor [..., C], float32, bfloat16, float16 or float64
+        Any leading dimensions, N rows altogether; N = 0 is legal. ``-inf`` marks a masked class. Read in place if the classes are
+        contiguous, or if they come first as in a feature map (see ``class_dim``); the gradient is laid out like it.
+    targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.targets`
+        What the teachers said. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Everything is read
+        as stored. No gradient flows to it.
+    labels : Tensor [...], int64, optional
+        Hard labels. Rows equal to ``ignore_index`` don't count at all: neither for the divergence, nor in the mean.
     temperature : float
-        T > 0, for the KL term.
+        T > 0, for the divergence. LogProbs, Probs, TopK and Counts must have been made at it.
     alpha : float
-        Share of the KL term, 0 to 1. Below 1, ``labels`` is needed.
+        Share of the divergence, 0 to 1. Below 1, ``labels`` is needed.
     weights : Tensor or sequence [K], optional
-        Non-negative; normalised to sum to one. By default the weights that ``targets`` carries, else uniform. A member of
-        weight 0 is not read.
+        Of the members: non-negative; normalised to sum to one. By default those that ``targets`` carries, else uniform. A member
+        of weight 0 is not read.
     combiner : {"prob", "logit", "log_prob"}
-        ``prob``: mean of the members' softmaxes at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is
-        the normalised geometric mean of their probabilities.
+        ``prob``: mean of the members' probabilities at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the
+        normalised geometric mean of their probabilities.
+    divergence : {"forward_kl", "reverse_kl", "jsd", "tvd"}
+        D = KL(p‖q); KL(q‖p); beta·KL(p‖m) + (1 - beta)·KL(q‖m) with m = beta·p + (1 - beta)·q; half of Σ|p - q|, whose gradient
+        is taken as 0 where p = q.
+    beta : float
+        Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta times the reverse.
+    tail : {"tail", "renormalize", "zero"}
+        For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
+        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing.
     ignore_index, label_smoothing
         As in :func:`torch.nn.functional.cross_entropy`.
-    reduction : {"mean", "sum", "none"}
-        ``mean`` divides by the number of rows that count; if none does, the loss is 0 with zero gradients.
+    class_weights : Tensor or sequence [C], optional
+        As ``weight`` in :func:`torch.nn.functional.cross_entropy`: for the cross entropy of each row. The mean doesn't divide by them.
+    sample_weights : Tensor or sequence [...], optional
+        Non-negative factor u of each row. A row of weight 0 is not read, but counts in the mean.
+    z_loss : float
+        Factor of the squared log-sum-exp of the logits (at T = 1), which keeps them from drifting.
+    reduction : {"mean", "sum", "batchmean", "none"}
+        ``mean`` divides by the number of rows that count; if none does, the loss is 0 with zero gradients. ``batchmean`` divides by the
+        size of the first leading dimension.
+    class_dim : int
+        The class dimension of ``student_logits`` and (after K) of dense targets: 1 for feature maps [N, C, H, W]. The ids of TopK and
+        Counts are last anyway: [N, H, W, k].
+    recompute : bool
+        Keep no gradient between forward and backward: the backward reads the inputs again. Less memory, more time.
+    statistics : bool
+        Return a :class:`RowStatistics` too.
     impl : {"fused", "reference", "compile"}
         The native kernel; the plain torch code that specifies it; the same through ``torch.compile``.
 
     Returns
     -------
-    Tensor [] or [N]
-        In natural units (nats). float64 if an input is float64, else float32, also for half-precision logits.
+    Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
+        In natural units (nats). float64 if student or targets are float64, else float32, also for half-precision logits.
 
     Raises
     ------
@@ -85,7 +194,8 @@ def distillation_loss(
 
     Notes
     -----
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. Generalised JSD: Agarwal et al.,
+    "On-Policy Distillation of Language Models", 2024, equation 1. z-loss: Chowdhery et al., "PaLM", 2022, section 5.
 
     Examples
     --------
@@ -95,179 +205,61 @@ def distillation_loss(
     >>> loss.backward()
     >>> loss.item(), student.grad
     (0.5757..., tensor([[-0.4117, -0.0144,  0.4261]]))
+
+    A feature map of 3 classes, and how far the two members disagree on each of its pixels:
+
+    >>> maps = torch.randn(2, 4, 3, 8, 8)  # K=2, N=4, C=3, H=8, W=8
+    >>> loss, rows = distillation_loss(torch.zeros(4, 3, 8, 8), maps, class_dim=1, divergence="jsd", statistics=True)
+    >>> rows.disagreement.shape
+    torch.Size([4, 8, 8])
     """
-    target = targets if isinstance(targets, EnsembleLogits | QuantizedLogits) else _as_ensemble(targets)
-    weights = target.weights if weights is None else weights
-    codes = isinstance(target, QuantizedLogits)
-    values = target.codes if isinstance(target, QuantizedLogits) else target.logits
-    _check_tensors(student_logits, values, codes)
-    k = values.shape[0]
-    if isinstance(target, QuantizedLogits):
-        _check_affine(target)
-    _check_settings(temperature, alpha, combiner, ignore_index, label_smoothing, reduction, impl, labels)
-    weights = _check_weights(weights, k, student_logits.device)
-    if labels is not None:
-        _check_labels(labels, student_logits, ignore_index)
-    if impl != "fused":
-        function = reference.distillation_loss if impl == "reference" else _compiled_reference()
-        loss: Tensor = function(
-            student_logits,
-            # In the loss's own precision, as the kernel decodes them.
-            target.to_logits(torch.promote_types(student_logits.dtype, torch.float32)) if codes else values.detach(),
-            labels,
-            temperature=temperature,
-            alpha=alpha,
-            weights=weights,
-            combiner=combiner,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        )
-        return loss
-    # The op has no forward-mode rule, and torch would take that for a tangent of zero.
-    if forward_ad.unpack_dual(student_logits).tangent is not None:
-        raise NotImplementedError(
-            "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
-        )
-    result: Tensor = ops.distill_loss(
-        _rows(student_logits),
-        _rows(values).detach(),
-        target.scale if isinstance(target, QuantizedLogits) else None,
-        target.offset if isinstance(target, QuantizedLogits) else None,
-        weights,
-        None if labels is None else labels.contiguous(),
-        float(temperature),
-        float(alpha),
-        combiner,
-        ignore_index,
-        float(label_smoothing),
-        reduction,
-        student_logits.requires_grad and torch.is_grad_enabled(),
-    )[0]
-    return result
+    check_floats("student_logits", student_logits, "")
+    shape = tuple(student_logits.shape)
+    class_dim = check_class_dim(class_dim, "student_logits", shape)
+    if shape[class_dim] < 1:
+        raise ValueError(f"student_logits: expected at least one class; got shape {list(shape)}")
+    problem = make_problem(
+        shape,
+        class_dim,
+        student_logits.dtype,
+        student_logits.device,
+        targets,
+        labels,
+        temperature=temperature,
+        alpha=alpha,
+        weights=weights,
+        combiner=combiner,
+        divergence=divergence,
+        beta=beta,
+        tail=tail,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        sample_weights=sample_weights,
+        z_loss=z_loss,
+        reduction=reduction,
+        impl=impl,
+    )
+    rows, dense = collapse(student_logits, problem.values if problem.dense else None, class_dim)
+    values = (problem.values if dense is None else dense).detach()
+    if impl == "fused":
+        # The op has no forward-mode rule, and torch would take that for a tangent of zero.
+        if forward_ad.unpack_dual(student_logits).tangent is not None:
+            raise NotImplementedError(
+                "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
+            )
+        with_gradient = student_logits.requires_grad and torch.is_grad_enabled() and not recompute
+        loss, _, by_products = ops.differentiable_loss(rows, values, *problem.tensors, *problem.settings, with_gradient, statistics)
+    else:
+        function: Any = reference.distill_loss if impl == "reference" else _compiled_reference()
+        loss, by_products = function(rows, values, *problem.tensors, *problem.settings, with_statistics=statistics)
+    if problem.settings[0] == "probs":
+        check_probs(problem, class_dim, loss, ignore_index)
+    if reduction == "none":
+        loss = loss.reshape(problem.lead)
+    return (loss, RowStatistics.from_rows(by_products, problem.lead)) if statistics else loss
 
 
 @lru_cache(maxsize=1)
 def _compiled_reference() -> Any:
-    return torch.compile(reference.distillation_loss, dynamic=False)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
-def _as_ensemble(targets: Any) -> EnsembleLogits:
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets: expected a Tensor of logits, EnsembleLogits or QuantizedLogits; got {type(targets).__name__}")
-    if targets.dim() not in (2, 3):
-        raise ValueError(f"targets: expected logits [K, N, C] or [N, C]; got shape {list(targets.shape)}")
-    return EnsembleLogits(targets if targets.dim() == 3 else targets.unsqueeze(0))
-
-
-def _check_tensors(student: Tensor, values: Tensor, codes: bool) -> None:
-    if not isinstance(student, Tensor):
-        raise TypeError(f"student_logits: expected a Tensor; got {type(student).__name__}")
-    if student.dim() != 2 or student.shape[1] < 1:
-        raise ValueError(f"student_logits: expected [N, C] with C >= 1; got shape {list(student.shape)}")
-    if student.dtype not in _FLOATS:
-        raise TypeError(f"student_logits: expected {_names(_FLOATS)}; got {student.dtype}")
-    if not isinstance(values, Tensor):
-        raise TypeError(f"targets: expected Tensors inside {'QuantizedLogits' if codes else 'EnsembleLogits'}; got {type(values).__name__}")
-    if codes and values.dtype != torch.uint8:
-        raise TypeError(f"targets.codes: expected torch.uint8; got {values.dtype}")
-    if not codes and values.dtype not in _FLOATS:
-        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
-        raise TypeError(f"targets: expected {_names(_FLOATS)} logits; got {values.dtype}{hint}")
-    n, c = student.shape
-    if values.dim() != 3 or values.shape[0] < 1:
-        raise ValueError(f"targets: expected [K, N, C] with K >= 1; got shape {list(values.shape)}")
-    if values.shape[2] != c:
-        raise ValueError(
-            f"targets: {values.shape[2]} classes, but student_logits has {c} (shapes {list(values.shape)} and {list(student.shape)})"
-        )
-    if values.shape[1] != n:
-        raise ValueError(
-            f"targets: {values.shape[1]} rows, but student_logits has {n} (shapes {list(values.shape)} and {list(student.shape)})"
-        )
-    _check_device("targets", values, student)
-
-
-def _check_affine(target: QuantizedLogits) -> None:
-    for name in ("scale", "offset"):
-        value = getattr(target, name)
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            raise TypeError(f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}")
-        if value.shape != target.codes.shape[:2]:
-            raise ValueError(f"targets.{name}: expected [K, N] = {list(target.codes.shape[:2])}; got shape {list(value.shape)}")
-        _check_device(f"targets.{name}", value, target.codes)
-
-
-def _check_device(name: str, value: Tensor, student: Tensor) -> None:
-    if value.device != student.device:
-        raise ValueError(f"{name}: on device {value.device}, but student_logits is on {student.device}; move one of them")
-
-
-def _check_settings(
-    temperature: Any, alpha: Any, combiner: Any, ignore_index: Any, label_smoothing: Any, reduction: Any, impl: Any, labels: Any
-) -> None:
-    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
-    if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
-        raise ValueError(f"temperature: expected a finite number above 0; got {temperature!r}")
-    for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
-        if not (isinstance(value, Real) and 0 <= float(value) <= 1):
-            raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
-    if alpha < 1 and labels is None:
-        raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int; got {ignore_index!r}")
-    for name, value, allowed in (
-        ("combiner", combiner, ("prob", "logit", "log_prob")),
-        ("reduction", reduction, ("mean", "sum", "none")),
-        ("impl", impl, ("fused", "reference", "compile")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
-
-
-def _check_weights(weights: Any, k: int, device: torch.device) -> Tensor | None:
-    if weights is None:
-        return None
-    given = weights
-    if isinstance(given, Tensor) and given.is_complex():
-        raise TypeError(f"weights: expected real numbers; got {given.dtype}")
-    try:
-        weights = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
-    except (TypeError, ValueError):
-        raise TypeError(f"weights: expected a Tensor or a sequence of {k} numbers; got {given!r}") from None
-    if weights.shape != (k,):
-        raise ValueError(f"weights: expected one for each of the {k} members, [{k}]; got shape {list(weights.shape)}")
-    # On another device, or while tracing, looking would wait for the values; the kernel checks them there.
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-            raise ValueError(f"weights: expected finite numbers of at least 0; got {_shown(given)}")
-        if float(weights.sum()) <= 0:
-            raise ValueError(f"weights: expected a sum above 0; got {_shown(given)}")
-    return weights
-
-
-def _check_labels(labels: Any, student: Tensor, ignore_index: int) -> None:
-    n, c = student.shape
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels: expected a torch.int64 Tensor [N]; got {getattr(labels, 'dtype', type(labels).__name__)}")
-    if labels.shape != (n,):
-        raise ValueError(f"labels: expected [{n}], one for each row of student_logits; got shape {list(labels.shape)}")
-    _check_device("labels", labels, student)
-    if n == 0 or labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= c))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"labels: expected 0..{c - 1} or ignore_index {ignore_index}; got {int(labels[row])} in row {row}")
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def _shown(weights: Any) -> str:
-    return str(weights.tolist() if isinstance(weights, Tensor) else list(weights))
+    return torch.compile(reference.distill_loss, dynamic=False)

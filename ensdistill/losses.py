@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from ensdistill.functional import Combiner, Impl, Reduction, distillation_loss
+from ensdistill.functional import Combiner, Divergence, Impl, Reduction, RowStatistics, Tail, distillation_loss
 from ensdistill.targets import Targets
 
 
 class DistillationLoss(nn.Module):
     """:func:`ensdistill.functional.distillation_loss` with its settings fixed; the parameters are described there.
+
+    ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. Class weights are a buffer, which moves
+    with the module and isn't saved with it.
 
     Examples
     --------
@@ -22,6 +26,8 @@ class DistillationLoss(nn.Module):
     torch.Size([])
     """
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         *,
@@ -29,30 +35,56 @@ class DistillationLoss(nn.Module):
         alpha: float = 1.0,
         weights: Tensor | Sequence[float] | None = None,
         combiner: Combiner = "prob",
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
+        tail: Tail = "tail",
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | Sequence[float] | None = None,
+        z_loss: float = 0.0,
         reduction: Reduction = "mean",
+        class_dim: int = -1,
+        recompute: bool = False,
+        statistics: bool = False,
         impl: Impl = "fused",
     ) -> None:
         super().__init__()
         self.temperature, self.alpha, self.weights, self.combiner = temperature, alpha, weights, combiner
-        self.ignore_index, self.label_smoothing, self.reduction, self.impl = ignore_index, label_smoothing, reduction, impl
+        self.divergence, self.beta, self.tail = divergence, beta, tail
+        self.ignore_index, self.label_smoothing, self.z_loss = ignore_index, label_smoothing, z_loss
+        self.reduction, self.class_dim, self.recompute, self.statistics, self.impl = reduction, class_dim, recompute, statistics, impl
+        given = None if class_weights is None else torch.as_tensor(class_weights)
+        self.register_buffer("class_weights", given, persistent=False)
 
-    def forward(self, student_logits: Tensor, targets: Tensor | Targets, labels: Tensor | None = None) -> Tensor:
-        return distillation_loss(
-            student_logits,
-            targets,
-            labels,
-            temperature=self.temperature,
-            alpha=self.alpha,
-            weights=self.weights,
-            combiner=self.combiner,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
+    def forward(
+        self,
+        student_logits: Tensor,
+        targets: Tensor | Targets,
+        labels: Tensor | None = None,
+        sample_weights: Tensor | Sequence[float] | None = None,
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
+        settings = {
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            "weights": self.weights,
+            "combiner": self.combiner,
+            "divergence": self.divergence,
+            "beta": self.beta,
+            "tail": self.tail,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+            "class_weights": self.class_weights,
+            "sample_weights": sample_weights,
+            "z_loss": self.z_loss,
+            "reduction": self.reduction,
+            "class_dim": self.class_dim,
+            "recompute": self.recompute,
+            "statistics": self.statistics,
+            "impl": self.impl,
+        }
+        result: Tensor | tuple[Tensor, RowStatistics] = distillation_loss(student_logits, targets, labels, **settings)  # type: ignore[call-overload]
+        return result
 
     def extra_repr(self) -> str:
-        names = ("temperature", "alpha", "combiner", "reduction", "impl")
+        names = ("temperature", "alpha", "combiner", "divergence", "reduction", "impl")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -1,4 +1,4 @@
-"""The native ops as torch sees them: fake kernels for tracing, and autograd. Validation for users is in functional.py."""
+"""The native ops as torch sees them: fake kernels for tracing, autograd, vmap. Validation for users is in functional.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ensdistill import _native, reference
+from ensdistill.layout import ready
 
-__all__ = ["build_info", "distill_loss", "instruction_set", "use_instruction_set"]
+__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "use_instruction_set"]
 
 build_info = _native.build_info
 instruction_set = _native.instruction_set
@@ -17,76 +18,193 @@ use_instruction_set = _native.use_instruction_set
 
 distill_loss = torch.ops.ensdistill.distill_loss.default
 
+# student, targets, scale, offset, ids, tail, weights, labels, class_weights, sample_weights; then kind ... with_statistics
+_TENSORS, _SETTINGS = 10, 14
+_WEIGHTS, _CLASS_WEIGHTS = 6, 8
+_KIND, _IGNORE_INDEX, _REDUCTION, _DIVISOR = 0, 7, 10, 11
+
 
 @torch.library.register_fake("ensdistill::distill_loss")
-def _(
-    student: Tensor,
-    targets: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    weights: Tensor | None,
-    labels: Tensor | None,
-    temperature: float,
-    alpha: float,
-    combiner: str,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    n, c = student.shape
+def _(student: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    reduction, (with_gradient, with_statistics) = rest[_TENSORS - 2 + _REDUCTION], rest[-2:]
     dtype = torch.float64 if torch.float64 in (student.dtype, targets.dtype) else torch.float32
+    n = student.shape[0] if student.dim() == 2 else student.shape[0] * student.shape[1]
     loss = student.new_empty((n,) if reduction == "none" else (), dtype=dtype)
-    return loss, student.new_empty((n if with_gradient else 0, c))
+    return loss, _empty_gradient(student, with_gradient), student.new_empty((n if with_statistics else 0, 4), dtype=dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    student, targets, scale, offset, weights, labels, *settings = inputs
-    *ctx.settings, ctx.with_gradient = settings
-    ctx.save_for_backward(output[1], student, targets, scale, offset, weights, labels)
+def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
+    """Laid out like ``student``: classes last, or first in memory where it has them first."""
+    *lead, classes = student.shape
+    if not with_gradient:
+        lead[0] = 0
+    if student.stride(-1) == 1 or classes <= 1:
+        return student.new_empty((*lead, classes))
+    return student.new_empty((*lead[:-1], classes, lead[-1])).transpose(-1, -2)
+
+
+# Autograd -------------------------------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *ctx.settings, ctx.with_gradient, _ = inputs[_TENSORS:]
+    ctx.save_for_backward(output[1], *inputs[:_TENSORS])
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1], output[2])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    nothing = (None,) * 12
-    gradient, student, *rest = ctx.saved_tensors
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    nothing = (None,) * (_TENSORS + _SETTINGS - 1)
     if grad_loss is None:
         return None, *nothing
+    gradient, *tensors = ctx.saved_tensors
+    traced = type(grad_loss) is not Tensor
+    # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
+    owned = not traced and not torch._C._autograd._get_current_graph_task_keep_graph()
     if not ctx.with_gradient:
-        raise RuntimeError("distill_loss: called with with_gradient=False, so there is no gradient to go back through")
-    if torch.is_grad_enabled() and (grad_loss.requires_grad or student.requires_grad):
-        return _differentiable_backward(grad_loss, student, rest, ctx.settings), *nothing
+        gradient, owned = distill_loss(*(None if x is None else x.detach() for x in tensors), *ctx.settings, True, False)[1], True
+    if torch.is_grad_enabled() and (grad_loss.requires_grad or tensors[0].requires_grad):
+        return _First.apply(grad_loss, gradient, tensors[0], *tensors[1:], ctx.settings), *nothing
+    return _scaled(gradient, grad_loss, owned), *nothing
+
+
+def _scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
+    """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
+    wrapped = type(grad_loss) is not Tensor or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (gradient, grad_loss))
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
-    if type(grad_loss) is Tensor and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
-        # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
-        return gradient.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else gradient, *nothing
-    factor = grad_loss if grad_loss.dim() == 0 else grad_loss.unsqueeze(-1)
-    # Scaled in the loss's precision and rounded once.
-    return (gradient * factor).to(gradient.dtype), *nothing
+    if not wrapped and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
+        return gradient if owned else gradient.clone()
+    factor = grad_loss if grad_loss.dim() == 0 else grad_loss.reshape(*gradient.shape[:-1], 1)
+    if owned and not wrapped:
+        return gradient.mul_(factor)
+    return (gradient * factor).to(gradient.dtype)
 
 
-def _differentiable_backward(grad_loss: Tensor, student: Tensor, rest: list[Tensor | None], settings: list[Any]) -> Tensor:
-    """The gradient as a function that autograd can differentiate again (``create_graph=True``): that of the specification."""
-    targets, scale, offset, weights, labels = rest
-    temperature, alpha, combiner, ignore_index, label_smoothing, reduction = settings
-    assert targets is not None
-    if scale is not None and offset is not None:
-        from ensdistill.targets import QuantizedLogits
+class _First(torch.autograd.Function):
+    """The first derivative as something that can be differentiated again (``create_graph=True``, torch.func.grad). Itself it is the
+    kernel's; its own derivative is that of the specification, made only if somebody asks.
+    """
 
-        targets = QuantizedLogits(targets, scale, offset).to_logits(torch.promote_types(student.dtype, torch.float32))
-    loss = reference.distillation_loss(
-        student,
-        targets.detach(),
-        labels,
-        temperature=temperature,
-        alpha=alpha,
-        weights=weights,
-        combiner=combiner,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
-    return torch.autograd.grad(loss, student, grad_loss, create_graph=True)[0]
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad_loss: Tensor, gradient: Tensor, *_: Any) -> Tensor:
+        return _scaled(gradient, grad_loss, owned=False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_loss, _, *tensors, ctx.settings = inputs
+        ctx.save_for_backward(grad_loss, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Any, ...]:
+        grad_loss, student, *rest = ctx.saved_tensors
+        vjp: Any = torch.func.vjp
+
+        def first(grad_loss: Tensor, student: Tensor) -> Tensor:
+            _, pull = vjp(lambda s: reference.distill_loss(s, *rest, *ctx.settings)[0], student)
+            return pull(grad_loss)[0]
+
+        _, pull = vjp(first, grad_loss, student)
+        second_loss, second_student = pull(direction)
+        return second_loss, None, second_student, *(None,) * len(rest), None
+
+
+class _Eager(torch.autograd.Function):
+    """The op outside of tracing and torch.func, at a third of what its registration with torch.library costs a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output: tuple[Tensor, Tensor, Tensor] = distill_loss(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+class _Transformable(torch.autograd.Function):
+    """The op under torch.func, which refuses what torch.library's registration makes."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda *arguments: distill_loss(*arguments))
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+def differentiable_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:data:`distill_loss`, by the shortest way that is right in torch's present mode."""
+    if torch.compiler.is_compiling():
+        function: Any = distill_loss
+    elif torch._C._are_functorch_transforms_active():
+        function = _Transformable.apply
+    else:
+        function = _Eager.apply if arguments[0].requires_grad and torch.is_grad_enabled() else distill_loss
+    output: tuple[Tensor, Tensor, Tensor] = function(*arguments)
+    return output
 
 
 torch.library.register_autograd("ensdistill::distill_loss", _backward, setup_context=_setup_context)
+
+
+# vmap -----------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_vmap("ensdistill::distill_loss")
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """The batch as an outer leading dimension where that is possible, else one call for each of it."""
+    size = info.batch_size
+    flags = arguments[-2:]
+    tensors = [x if d is None or x is None else x.movedim(d, 0) for x, d in zip(arguments[:_TENSORS], in_dims, strict=False)]
+    batched = [d is not None for d in in_dims[:_TENSORS]]
+    if batched[_WEIGHTS] or batched[_CLASS_WEIGHTS]:  # which the rows of one call share
+        calls = [[x[i] if b else x for x, b in zip(tensors, batched, strict=True)] for i in range(size)]
+        outputs = zip(*(distill_loss(*call, *arguments[_TENSORS:]) for call in calls), strict=True)
+        return tuple(torch.stack(x) for x in outputs), (0, 0, 0)
+    tensors = [x if x is None or b else x.expand(size, *x.shape) for x, b in zip(tensors, batched, strict=True)]
+    return _one_call(size, tensors, list(arguments[_TENSORS:-2]), *flags)
+
+
+def _one_call(
+    size: int, tensors: list[Any], settings: list[Any], with_gradient: bool, with_statistics: bool
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """The batch as an outer leading dimension of all tensors (but the weights of members and classes). Reductions become row factors."""
+    student, targets, scale, offset, ids, tail, weights, labels, class_weights, sample_weights = tensors
+    each = student.shape[1:]  # [N, C] or [O, I, C]
+    shape = (size, *each) if len(each) == 2 else (size * each[0], *each[1:])
+    n = each[0] if len(each) == 2 else each[0] * each[1]
+    kind, reduction, divisor = settings[_KIND], settings[_REDUCTION], settings[_DIVISOR]
+    if reduction != "none":
+        factor = student.new_full((size, 1), 1 / (max(n, 1) if reduction == "mean" else divisor), dtype=torch.float64)
+        if reduction == "mean" and labels is not None:
+            factor = 1 / (labels != settings[_IGNORE_INDEX]).sum(-1, keepdim=True).clamp(min=1).double()
+        sample_weights = factor.expand(size, n) if sample_weights is None else factor * sample_weights
+        settings[_REDUCTION], settings[_DIVISOR] = "none", 1.0
+
+    def members(x: Tensor, *shape: int) -> Tensor:  # [B, K, ...] as [K, B, ...]
+        return x.transpose(0, 1).reshape(-1, *shape)
+
+    def rows(x: Tensor | None) -> Tensor | None:  # [B, N, ...] as [B * N, ...]
+        return None if x is None else x.reshape(size * n, *x.shape[2:]).contiguous()
+
+    loss, gradient, statistics = distill_loss(
+        ready(student.reshape(shape)),
+        rows(targets) if kind == "topk" else ready(members(targets, *shape)),
+        None if scale is None else members(scale, size * n),
+        None if offset is None else members(offset, size * n),
+        rows(ids),
+        rows(tail),
+        None if weights is None else weights[0],
+        rows(labels),
+        None if class_weights is None else class_weights[0],
+        rows(sample_weights),
+        *settings,
+        with_gradient,
+        with_statistics,
+    )
+    loss = loss.reshape(size, n)
+    return (
+        loss if reduction == "none" else loss.sum(-1, dtype=torch.float64).to(loss.dtype),
+        gradient.reshape(size, *each) if with_gradient else gradient[:0].reshape(0, *each[1:]),
+        statistics.reshape(size, n, 4) if with_statistics else statistics,
+    ), (0, 0 if with_gradient else None, 0 if with_statistics else None)

@@ -1,4 +1,8 @@
-"""The types a teacher's word can have. Each names what it holds, so that a loss never has to guess logits from probabilities."""
+"""The types a teacher's word can have. Each names what it holds, so that a loss never has to guess logits from probabilities.
+
+Everywhere ``...`` are the student's leading dimensions: ``N`` rows, tokens [B, T], pixels [N, H, W]. Logits, codes and probabilities
+of feature maps may be channels-first like the student's, [K, N, C, H, W] beside [N, C, H, W]; the loss's ``class_dim`` says so.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ class EnsembleLogits:
 
     Parameters
     ----------
-    logits : Tensor [K, N, C], float64, float32, bfloat16 or float16
-        Only C has to be contiguous. ``-inf`` marks a class that the member rules out.
+    logits : Tensor [K, ..., C], float64, float32, bfloat16 or float16
+        ``-inf`` marks a class that the member rules out.
     weights : Tensor [K], optional
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
 
@@ -29,17 +33,16 @@ class EnsembleLogits:
     weights: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        k, n, c = self.logits.shape
-        return k, n, c
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.logits.shape)
 
     def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The members' logits as [K, N, C]."""
+        """The members' logits as [K, ..., C]."""
         return self.logits.to(dtype)
 
     def rows(self, start: int, stop: int) -> EnsembleLogits:
-        """Rows ``start`` to ``stop`` as a view."""
-        return EnsembleLogits(self.logits[:, start:stop], self.weights)
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
+        return EnsembleLogits(self.logits[..., start:stop, :], self.weights)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class QuantizedLogits:
 
     Parameters
     ----------
-    codes : Tensor [K, N, C], uint8
-        Only C has to be contiguous, so a view of the cache's records does.
-    scale, offset : Tensor [K, N], float32
+    codes : Tensor [K, ..., C], uint8
+        A view of the cache's records is read in place.
+    scale, offset : Tensor [K, ...], float32
     weights : Tensor [K], optional
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
 
@@ -69,20 +72,160 @@ class QuantizedLogits:
     weights: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        k, n, c = self.codes.shape
-        return k, n, c
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.codes.shape)
 
     def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The logits [K, N, C], decoded in ``dtype``."""
+        """The logits [K, ..., C], decoded in ``dtype``; the classes have to be last."""
         scale, offset = self.scale.to(dtype).unsqueeze(-1), self.offset.to(dtype).unsqueeze(-1)
         logits = offset + scale.abs() * self.codes
         return logits.masked_fill((scale < 0) & (self.codes == 0), -torch.inf)
 
     def rows(self, start: int, stop: int) -> QuantizedLogits:
-        """Rows ``start`` to ``stop`` as a view."""
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
         part = slice(start, stop)
-        return QuantizedLogits(self.codes[:, part], self.scale[:, part], self.offset[:, part], self.weights)
+        return QuantizedLogits(self.codes[..., part, :], self.scale[..., part], self.offset[..., part], self.weights)
 
 
-Targets = EnsembleLogits | QuantizedLogits
+@dataclass(frozen=True)
+class LogProbs:
+    """Log-probabilities of one distribution or of K members, made at one temperature.
+
+    Rows are normalised (a log-softmax changes log-probabilities by nothing but their rounding), so a store that rounds may be used as
+    it is.
+
+    Parameters
+    ----------
+    log_probs : Tensor [..., C] or [K, ..., C], float64, float32, bfloat16 or float16
+        Told apart by the student's number of dimensions. ``-inf`` is no mass.
+    weights : Tensor [K], optional
+        Non-negative mixture weights of K members; they are normalised to sum to one. Uniform by default.
+    temperature : float
+        The one they were made at. The loss must use the same: what a distribution would be at another can't be told for a mixture.
+
+    Examples
+    --------
+    >>> LogProbs(torch.log_softmax(torch.zeros(5, 10) / 2.0, -1), temperature=2.0).shape
+    (5, 10)
+    """
+
+    log_probs: Tensor
+    weights: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.log_probs.shape)
+
+    def rows(self, start: int, stop: int) -> LogProbs:
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
+        return LogProbs(self.log_probs[..., start:stop, :], self.weights, self.temperature)
+
+
+@dataclass(frozen=True)
+class Probs:
+    """Probabilities of one distribution or of K members, made at one temperature.
+
+    Rows are divided by their sum, which makes up for rounding. A negative entry, or a sum further than 0.05 from one, is an error.
+
+    Parameters
+    ----------
+    probs : Tensor [..., C] or [K, ..., C], float64, float32, bfloat16 or float16
+        Told apart by the student's number of dimensions.
+    weights : Tensor [K], optional
+        Non-negative mixture weights of K members; they are normalised to sum to one. Uniform by default.
+    temperature : float
+        The one they were made at; see :class:`LogProbs`.
+
+    Examples
+    --------
+    >>> Probs(torch.softmax(torch.zeros(3, 5, 10), -1), weights=torch.tensor([0.5, 0.3, 0.2])).shape
+    (3, 5, 10)
+    """
+
+    probs: Tensor
+    weights: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.probs.shape)
+
+    def rows(self, start: int, stop: int) -> Probs:
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
+        return Probs(self.probs[..., start:stop, :], self.weights, self.temperature)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest log-probabilities of a distribution, and the exact log-mass of all other classes.
+
+    Parameters
+    ----------
+    ids : Tensor [..., k], int32 or int64
+        Class ids, each at most once in a row.
+    log_probs : Tensor [..., k], float64, float32, bfloat16 or float16
+        Log-probabilities in the whole distribution, not among the k. ``-inf`` is padding: the entry is skipped, its id only has to be
+        in range.
+    tail_log_mass : Tensor [...], float32 or float64, optional
+        log of the mass of all classes that are not listed, from an exact sum: 1 - sum of rounded probabilities is noise.
+    temperature : float
+        The one they were made at; see :class:`LogProbs`.
+
+    Examples
+    --------
+    >>> log_p = torch.log_softmax(torch.arange(6.0), -1)
+    >>> top = TopK(torch.tensor([5, 4]), log_p[[5, 4]], log_p[:4].logsumexp(-1))
+    >>> top.shape
+    (2,)
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    tail_log_mass: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.ids.shape)
+
+    def rows(self, start: int, stop: int) -> TopK:
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
+        part = slice(start, stop)
+        tail = None if self.tail_log_mass is None else self.tail_log_mass[..., part]
+        return TopK(self.ids[..., part, :], self.log_probs[..., part, :], tail, self.temperature)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each class was drawn from a distribution: p = counts / their sum, and no mass on classes that weren't drawn.
+
+    Parameters
+    ----------
+    ids : Tensor [..., S], int32 or int64
+        Class ids, each at most once in a row (except those with count 0).
+    counts : Tensor [..., S], integers or floating-point numbers of at least 0
+        0 is padding: the entry is skipped, its id only has to be in range.
+    temperature : float
+        The one the distribution was made at; see :class:`LogProbs`.
+
+    Examples
+    --------
+    >>> Counts(torch.tensor([[7, 2, 0]]), torch.tensor([[5, 3, 0]])).shape
+    (1, 3)
+    """
+
+    ids: Tensor
+    counts: Tensor
+    temperature: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.ids.shape)
+
+    def rows(self, start: int, stop: int) -> Counts:
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
+        return Counts(self.ids[..., start:stop, :], self.counts[..., start:stop, :], self.temperature)
+
+
+Targets = EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts

@@ -1,15 +1,15 @@
-// distill_loss on the CPU: checks, the choice of instruction set, threads over rows, the reduction.
-#include <sys/mman.h>
+// distill_loss on the CPU: checks, the choice of instruction set, threads over rows or within them, the reduction.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <cstdlib>
-#include <memory>
+#include <algorithm>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../checks.h"
 #include "dispatch.h"
+#include "memory.h"
 
 namespace ensdistill {
 namespace {
@@ -24,127 +24,184 @@ Element element_of(ScalarType t) {
   }
 }
 
-// Faulting a large fresh buffer in 4 KiB pages costs as much as the arithmetic; ask for 2 MiB ones. Advice only.
-void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t huge = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge - 1) / huge * huge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge * huge;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+// The last two or three dimensions of t as rows of classes.
+Matrix matrix_of(const Tensor& t, int64_t dims) {
+  const int64_t d = t.dim();
+  const bool one_class = t.size(d - 1) == 1;
+  return {t.numel() ? t.const_data_ptr() : nullptr, element_of(t.scalar_type()), dims == 3 ? t.stride(d - 3) : 0, t.stride(d - 2),
+          one_class ? 1 : t.stride(d - 1)};
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// One buffer for each thread, kept between calls and grown when a wider row comes.
-void* thread_scratch(size_t bytes) {
-  thread_local std::unique_ptr<void, Free> buffer;
-  thread_local size_t capacity = 0;
-  if (capacity < bytes) {
-    capacity = (bytes + 63) / 64 * 64;
-    buffer.reset(std::aligned_alloc(64, capacity));
-    STD_TORCH_CHECK(buffer, "distill_loss: no memory for ", capacity, " bytes of scratch");
+// The gradient has the student's layout: channels first where the student has it so.
+Tensor new_gradient(const LossArguments& a) {
+  const Tensor& s = a.student;
+  const int64_t C = a.classes(), rows = a.with_gradient ? a.rows() : 0;
+  std::vector<int64_t> size{rows, C}, stride{C, 1};
+  const bool channels_first = s.stride(s.dim() - 1) != 1 && C > 1;
+  if (s.dim() == 3) {
+    const int64_t O = a.with_gradient ? s.size(0) : 0, I = s.size(1);
+    size = {O, I, C};
+    stride = channels_first ? std::vector<int64_t>{C * I, 1, I} : std::vector<int64_t>{I * C, C, 1};
+  } else if (channels_first) {
+    stride = {1, std::max<int64_t>(rows, 1)};
   }
-  return buffer.get();
+  const size_t bytes = size_t(rows) * C * aoti_torch_dtype_element_size(int32_t(s.scalar_type()));
+  if (bytes >= size_t(1) << 20)
+    return torch::stable::from_blob(take_gradient(bytes), size, stride, s.device(), s.scalar_type(), &give_gradient_back);
+  if (!channels_first) return torch::stable::new_empty(s, size);
+  const std::vector<int64_t> memory = s.dim() == 3 ? std::vector<int64_t>{size[0], C, size[1]} : std::vector<int64_t>{C, rows};
+  return torch::stable::transpose(torch::stable::new_empty(s, memory), s.dim() - 2, s.dim() - 1);
 }
 
-std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
-                                        std::optional<Tensor> weights, std::optional<Tensor> labels, double temperature, double alpha,
-                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction,
-                                        bool with_gradient) {
-  const int64_t K = check_arguments({student, targets, scale, offset, weights, labels, temperature, alpha, combiner, label_smoothing, reduction});
-  const int64_t N = student.size(0), C = student.size(1);
+Divergence divergence_of(const std::string& name) {
+  return name == "forward_kl" ? Divergence::forward_kl : name == "reverse_kl" ? Divergence::reverse_kl : name == "jsd" ? Divergence::jsd : Divergence::tvd;
+}
 
-  // Members without weight are never read: a NaN of theirs can't matter, and they cost nothing.
-  std::vector<int64_t> members;
-  std::vector<double> member_weights;
+// Members without weight are never read: a NaN of theirs can't matter, and they cost nothing.
+void choose_members(const LossArguments& a, std::vector<int64_t>& members, std::vector<double>& weights) {
   double total = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    const double w = weights ? weights->const_data_ptr<double>()[k] : 1.0;
+  for (int64_t k = 0; k < a.members(); ++k) {
+    const double w = a.weights ? a.weights->const_data_ptr<double>()[k] : 1.0;
     STD_TORCH_CHECK(w >= 0 && w <= 1e300, "weights: expected finite values of at least 0, got ", w, " for member ", k);
     total += w;
-    if (w > 0) members.push_back(k), member_weights.push_back(w);
+    if (w > 0) members.push_back(k), weights.push_back(w);
   }
   STD_TORCH_CHECK(total > 0, "weights: expected a sum above 0");
-  for (double& w : member_weights) w /= total;
+  for (double& w : weights) w /= total;
+}
 
+int64_t count_rows(const LossArguments& a) {
+  const int64_t N = a.rows(), C = a.classes();
+  if (!a.labels) return N;
+  const int64_t* label = a.labels->const_data_ptr<int64_t>();
   int64_t counted = N;
-  const int64_t* label = labels ? labels->const_data_ptr<int64_t>() : nullptr;
-  if (label)
-    for (int64_t n = 0; n < N; ++n) {
-      if (label[n] == ignore_index) --counted;
-      else
-        STD_TORCH_CHECK(label[n] >= 0 && label[n] < C, "labels: expected 0..", C - 1, " or ignore_index ", ignore_index, ", got ", label[n],
-                        " in row ", n);
-    }
-
-  const bool in_double = student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double;
-  const ScalarType loss_type = in_double ? ScalarType::Double : ScalarType::Float;
-  const std::vector<int64_t> gradient_size{with_gradient ? N : 0, C};
-  Tensor gradient = torch::stable::new_empty(student, gradient_size);
-  void* gradient_data = with_gradient && N > 0 ? gradient.mutable_data_ptr() : nullptr;
-  if (gradient_data) prefer_huge_pages(gradient_data, size_t(N) * C * aoti_torch_dtype_element_size(int32_t(student.scalar_type())));
-
-  std::vector<double> row_loss(N);
-  Problem problem{};
-  problem.rows = N;
-  problem.classes = C;
-  problem.student = student.const_data_ptr();
-  problem.student_type = element_of(student.scalar_type());
-  problem.student_stride = student.stride(0);
-  problem.targets = targets.const_data_ptr();
-  problem.target_type = element_of(targets.scalar_type());
-  problem.target_member_stride = targets.stride(0);
-  problem.target_row_stride = targets.stride(1);
-  if (scale) {
-    problem.scale = scale->const_data_ptr<float>();
-    problem.offset = offset->const_data_ptr<float>();
-    problem.scale_member_stride = scale->stride(0);
-    problem.scale_row_stride = scale->stride(1);
-    problem.offset_member_stride = offset->stride(0);
-    problem.offset_row_stride = offset->stride(1);
+  for (int64_t n = 0; n < N; ++n) {
+    if (label[n] == a.ignore_index) --counted;
+    else
+      STD_TORCH_CHECK(label[n] >= 0 && label[n] < C, "labels: expected 0..", C - 1, " or ignore_index ", a.ignore_index, ", got ", label[n],
+                      " in row ", n);
   }
-  problem.members = members.data();
-  problem.weights = member_weights.data();
-  problem.members_used = int64_t(members.size());
-  problem.geometric = combiner != "prob";
-  problem.labels = label;
-  problem.ignore_index = ignore_index;
-  problem.temperature = temperature;
-  problem.alpha = alpha;
-  problem.label_smoothing = label_smoothing;
-  problem.gradient_factor = reduction == "mean" ? 1.0 / (counted > 0 ? counted : 1) : 1.0;
-  problem.gradient = gradient_data;
-  problem.row_loss = row_loss.data();
+  return counted;
+}
 
-  const RowsFunction rows = in_double ? &rows_float64 : active_kernels().rows;
-  // A thread is worth waking for about 16k elements; narrow rows come in groups of lanes, which must not be split.
-  const int64_t group = kMaxLanes, groups = (N + group - 1) / group;
-  const int64_t grain = std::max<int64_t>(1, 16384 / (C * group));
-  if (N > 0 && C * group > 16384 && N < 64) {  // few wide rows: one row is work enough for a thread
-    torch::stable::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) { rows(problem, begin, end, thread_scratch(scratch_bytes(C))); });
-  } else if (N > 0) {
-    torch::stable::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
-      rows(problem, begin * group, std::min(N, end * group), thread_scratch(scratch_bytes(C)));
+void run_parts(int parts, void (*part)(void*, int), void* context) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) part(context, int(i));
+  });
+}
+void run_alone(int parts, void (*part)(void*, int), void* context) {
+  for (int i = 0; i < parts; ++i) part(context, i);
+}
+
+void run(const Problem& p, bool in_double) {
+  const int threads = int(torch::stable::get_num_threads());
+  const Team alone{1, &run_alone}, team{std::min(threads, kMaxParts), &run_parts};
+  if (in_double) {
+    torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, 2048 / p.classes), [&](int64_t begin, int64_t end) {
+      const double nan = __builtin_nan("");
+      for (int64_t n = begin; n < end; ++n) {
+        if (p.active(n)) {
+          row_in_double(p, n);
+          continue;
+        }
+        p.row_loss[n] = 0;
+        if (p.statistics) std::fill_n(p.statistics + 4 * n, 4, nan);
+        const int64_t size = p.gradient_layout.type == Element::f64 ? 8 : p.gradient_layout.type == Element::f32 ? 4 : 2;
+        char* g = static_cast<char*>(p.gradient);
+        for (int64_t c = 0; g && c < p.classes; ++c)
+          std::fill_n(g + (p.gradient_layout.at(n, p.inner) + c * p.gradient_layout.class_stride) * size, size, char(0));
+      }
     });
+    return;
   }
+  const Kernels& kernels = active_kernels();
+  const size_t bytes = kernels.scratch_bytes(p);
+  const int64_t units = kernels.units(p), elements = p.rows / units * p.classes;
+  // Fewer rows than threads, and wide ones: the threads share each row.
+  if (units < threads && p.classes >= 16384) return kernels.rows(p, 0, units, thread_scratch(bytes), team);
+  // A thread is worth waking for about 16k elements.
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, elements));
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernels.rows(p, begin, end, thread_scratch(bytes), alone); });
+}
 
+std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
+                                                std::optional<Tensor> ids, std::optional<Tensor> tail, std::optional<Tensor> weights,
+                                                std::optional<Tensor> labels, std::optional<Tensor> class_weights,
+                                                std::optional<Tensor> sample_weights, std::string kind, std::string divergence, double beta,
+                                                double temperature, double alpha, std::string combiner, std::string tail_mode, int64_t ignore_index,
+                                                double label_smoothing, double z_loss, std::string reduction, double divisor, bool with_gradient,
+                                                bool with_statistics) {
+  const LossArguments a{student, targets,     scale, offset,   ids,       tail,         weights,         labels, class_weights, sample_weights, kind,
+                        divergence, beta,     temperature, alpha, combiner, tail_mode, ignore_index, label_smoothing, z_loss,  reduction,     divisor,
+                        with_gradient, with_statistics};
+  check_arguments(a);
+  const int64_t N = a.rows(), C = a.classes(), K = a.members(), dims = student.dim();
+  std::vector<int64_t> members;
+  std::vector<double> member_weights;
+  choose_members(a, members, member_weights);
+  const int64_t counted = count_rows(a);
+
+  Tensor gradient = new_gradient(a);
+  std::vector<double> row_loss(N), statistics(with_statistics ? 4 * N : 0), ones;
+  std::vector<float> smoothed;
+  Problem p{};
+  p.rows = N, p.inner = std::max<int64_t>(1, a.inner()), p.classes = C;
+  p.student = matrix_of(student, dims);
+  p.kind = kind == "logits" ? Kind::logits : kind == "log_probs" ? Kind::log_probs : kind == "probs" ? Kind::probs : Kind::topk;
+  if (a.sparse()) {
+    p.targets = {targets.numel() ? targets.const_data_ptr() : nullptr, element_of(targets.scalar_type()), 0, targets.size(1), 1};
+    p.ids = ids->numel() ? ids->const_data_ptr<int64_t>() : nullptr;
+    p.entries = targets.size(1);
+    p.tail_mode = tail_mode == "tail" ? TailMode::tail : tail_mode == "zero" ? TailMode::zero : TailMode::renormalize;
+    if (tail && N > 0) p.tail = tail->const_data_ptr(), p.tail_is_double = tail->scalar_type() == ScalarType::Double;
+  } else {
+    p.targets = matrix_of(targets, dims);
+    p.target_member_stride = targets.stride(0);
+  }
+  if (scale && N > 0) {
+    p.scale = scale->const_data_ptr<float>(), p.offset = offset->const_data_ptr<float>();
+    p.scale_member_stride = scale->stride(0), p.scale_row_stride = scale->stride(1);
+    p.offset_member_stride = offset->stride(0), p.offset_row_stride = offset->stride(1);
+  }
+  p.members = members.data(), p.weights = member_weights.data(), p.members_used = int64_t(members.size());
+  p.geometric = combiner != "prob" && p.members_used > 1;
+  p.labels = labels && N > 0 ? labels->const_data_ptr<int64_t>() : nullptr;
+  p.ignore_index = ignore_index;
+  p.sample_weights = sample_weights && N > 0 ? sample_weights->const_data_ptr<double>() : nullptr;
+  p.class_weights = class_weights ? class_weights->const_data_ptr<double>() : nullptr;
+  for (int64_t c = 0; c < C; ++c) p.class_weight_sum += p.class_weights ? p.class_weights[c] : 1;
+  p.divergence = divergence_of(divergence);
+  p.beta = beta, p.temperature = temperature, p.alpha = alpha, p.label_smoothing = label_smoothing, p.z_loss = z_loss;
+  if (p.hard() && label_smoothing > 0) {
+    smoothed.assign((C + kMaxLanes - 1) / kMaxLanes * kMaxLanes, 0);
+    for (int64_t c = 0; c < C; ++c) smoothed[c] = p.class_weights ? float(p.class_weights[c]) : 1.f;
+    p.smoothed_classes = smoothed.data();
+  }
+  p.gradient_factor = reduction == "mean" ? 1.0 / std::max<int64_t>(counted, 1) : reduction == "sum" ? 1.0 / divisor : 1.0;
+  if (with_gradient && N > 0) p.gradient = gradient.mutable_data_ptr(), p.gradient_layout = matrix_of(gradient, dims);
+  p.row_loss = row_loss.data();
+  p.statistics = with_statistics ? statistics.data() : nullptr;
+  (void)K;
+  if (N > 0) run(p, a.in_double());
+
+  const ScalarType loss_type = a.in_double() ? ScalarType::Double : ScalarType::Float;
   const bool per_row = reduction == "none";
   Tensor loss = torch::stable::new_empty(student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, loss_type);
-  const auto write = [&](auto* out) {
+  Tensor by_products = torch::stable::new_empty(student, std::vector<int64_t>{with_statistics ? N : 0, 4}, loss_type);
+  const auto write = [&](auto* out, auto* statistics_out) {
+    using Real = std::remove_pointer_t<decltype(out)>;
+    std::copy(statistics.begin(), statistics.end(), statistics_out);
     if (per_row) {
-      for (int64_t n = 0; n < N; ++n) out[n] = row_loss[n];
+      std::copy(row_loss.begin(), row_loss.end(), out);
       return;
     }
     double sum = 0;  // in row order, in double: the same bits whatever the number of threads
     for (double x : row_loss) sum += x;
-    *out = sum * problem.gradient_factor;
+    *out = Real(sum * p.gradient_factor);
   };
-  if (in_double) write(loss.mutable_data_ptr<double>());
-  else write(loss.mutable_data_ptr<float>());
-  return {loss, gradient};
+  if (a.in_double()) write(loss.mutable_data_ptr<double>(), by_products.mutable_data_ptr<double>());
+  else write(loss.mutable_data_ptr<float>(), by_products.mutable_data_ptr<float>());
+  return {loss, gradient, by_products};
 }
 
 }  // namespace

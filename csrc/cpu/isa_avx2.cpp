@@ -2,7 +2,9 @@
 #include <immintrin.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "problem.h"
@@ -15,14 +17,10 @@
 #endif
 #define ENSDISTILL_ISA avx2
 #define ENSDISTILL_LANES 8
-// clang-format off: each needs the one before it
-#include "simd.h"
-#include "row_kernel.h"
-#include "rows.h"
-// clang-format on
+#include "isa.h"
 
 namespace ensdistill {
-const Kernels avx2_kernels{"avx2", &avx2::rows<avx2::Simd>};
+const Kernels avx2_kernels{"avx2", avx2::Simd::lanes, &avx2::rows<avx2::Simd>, &avx2::Row<avx2::Simd>::scratch_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -2,7 +2,9 @@
 #include <immintrin.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "problem.h"
@@ -15,14 +17,10 @@
 #endif
 #define ENSDISTILL_ISA avx512
 #define ENSDISTILL_LANES 16
-// clang-format off: each needs the one before it
-#include "simd.h"
-#include "row_kernel.h"
-#include "rows.h"
-// clang-format on
+#include "isa.h"
 
 namespace ensdistill {
-const Kernels avx512_kernels{"avx512", &avx512::rows<avx512::Simd>};
+const Kernels avx512_kernels{"avx512", avx512::Simd::lanes, &avx512::rows<avx512::Simd>, &avx512::Row<avx512::Simd>::scratch_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#define ALWAYS_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
@@ -79,6 +80,26 @@ struct Simd {
   }
 
   // The last, partial vector of a row: lanes past the end hold `fill`.
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+  static ALWAYS_INLINE vec load_part(const float* p, int64_t count, float fill) {
+    return (vec)_mm512_mask_loadu_ps((__m512)all(fill), __mmask16((1u << count) - 1), p);
+  }
+  static ALWAYS_INLINE void store_part(float* p, vec v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v); }
+  template <class T>
+  static ALWAYS_INLINE vec load_part(const T* p, int64_t count, float fill) {
+    const __mmask16 mask = __mmask16((1u << count) - 1);
+    T buffer[lanes];
+    if constexpr (sizeof(T) == 1) _mm_storeu_si128((__m128i*)buffer, _mm_maskz_loadu_epi8(mask, p));
+    else _mm256_storeu_si256((__m256i*)buffer, _mm256_maskz_loadu_epi16(mask, p));
+    return (vec)_mm512_mask_blend_ps(mask, (__m512)all(fill), (__m512)load(buffer));
+  }
+  template <class T>
+  static ALWAYS_INLINE void store_part(T* p, vec v, int64_t count) {
+    T buffer[lanes];
+    store(buffer, v);
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), _mm256_loadu_si256((const __m256i*)buffer));
+  }
+#else
   template <class T>
   static ALWAYS_INLINE vec load_part(const T* p, int64_t count, float fill) {
     T buffer[lanes] = {};
@@ -92,11 +113,6 @@ struct Simd {
     store(buffer, v);
     std::memcpy(p, buffer, count * sizeof(T));
   }
-#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
-  static ALWAYS_INLINE vec load_part(const float* p, int64_t count, float fill) {
-    return (vec)_mm512_mask_loadu_ps((__m512)all(fill), __mmask16((1u << count) - 1), p);
-  }
-  static ALWAYS_INLINE void store_part(float* p, vec v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v); }
 #endif
 
   static ALWAYS_INLINE ivec lane_index() {
@@ -107,29 +123,79 @@ struct Simd {
 
   static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
 
-  static ALWAYS_INLINE float lane_max(vec v) {
-    float m = v[0];
-    for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
-    return m;
+  // Over the lanes by halves, into every lane: an order that doesn't depend on anything, so the same bits every run.
+  template <class Merge>
+  static ALWAYS_INLINE vec reduce(vec v, const Merge& merge) {
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) v = merge(v, shuffle(v, v, (lane_index() + half) & (lanes - 1)));
+    return v;
   }
-  static ALWAYS_INLINE float lane_sum(vec v) {
-    // Pairwise, in an order that doesn't depend on anything: the same bits every run.
-    float t[lanes];
-    store(t, v);
-    for (int half = lanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) t[i] += t[i + half];
-    return t[0];
+  static ALWAYS_INLINE vec lane_max(vec v) {
+    return reduce(v, [](vec a, vec b) ALWAYS_INLINE_LAMBDA { return a > b ? a : b; });
+  }
+  static ALWAYS_INLINE vec lane_sum(vec v) {
+    return reduce(v, [](vec a, vec b) ALWAYS_INLINE_LAMBDA { return a + b; });
+  }
+
+  // Lanes alternately from the first, or the second, halves of a and b.
+  static ALWAYS_INLINE vec zip_low(vec a, vec b) {
+#if ENSDISTILL_LANES == 16
+    return shuffle(a, b, ivec{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+#elif ENSDISTILL_LANES == 8
+    return shuffle(a, b, ivec{0, 8, 1, 9, 2, 10, 3, 11});
+#else
+    return shuffle(a, b, ivec{0, 4, 1, 5});
+#endif
+  }
+  static ALWAYS_INLINE vec zip_high(vec a, vec b) {
+#if ENSDISTILL_LANES == 16
+    return shuffle(a, b, ivec{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+#elif ENSDISTILL_LANES == 8
+    return shuffle(a, b, ivec{4, 12, 5, 13, 6, 14, 7, 15});
+#else
+    return shuffle(a, b, ivec{2, 6, 3, 7});
+#endif
+  }
+  static ALWAYS_INLINE vec shuffle(vec a, vec b, ivec from) {
+#if defined(__clang__)
+    vec v;
+    for (int i = 0; i < lanes; ++i) v[i] = from[i] < lanes ? a[from[i]] : b[from[i] - lanes];
+    return v;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+  }
+  // Each round turns the bits of (row, lane) by one place; after log2(lanes) rounds rows and lanes have changed places.
+  static ALWAYS_INLINE void transpose(vec (&v)[lanes]) {
+#pragma GCC unroll 4
+    for (int round = lanes; round > 1; round /= 2) {
+      vec t[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes / 2; ++i) t[2 * i] = zip_low(v[i], v[i + lanes / 2]), t[2 * i + 1] = zip_high(v[i], v[i + lanes / 2]);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) v[i] = t[i];
+    }
   }
 
   // exp for x <= 0 and a little above, relative error below 1e-7 (checked against fp64); 0 below -87.3, NaN stays NaN.
   // Cody-Waite reduction to [-ln2/2, ln2/2] and the Cephes polynomial.
   static ALWAYS_INLINE vec exp(vec x) {
     const vec low = all(-87.3f);
-    const vec clamped = x < low ? low : x;
     const vec magic = all(12582912.f);  // 1.5 * 2^23: adding it leaves round(y) in the low bits of the mantissa
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    // The instruction scales by 2^n and zeroes what is too small, so nothing has to be clamped.
+    const vec n = (x * 1.44269504088896341f + magic) - magic, y = exp_of_remainder(x, n);
+    return (vec)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ), (__m512)y, (__m512)n);
+#else
+    const vec clamped = x < low ? low : x;
     const vec shifted = clamped * 1.44269504088896341f + magic;
-    const vec n = shifted - magic;
-    vec r = clamped - n * 0.693359375f;
+    const vec y = exp_of_remainder(clamped, shifted - magic);
+    const vec result = (vec)((ivec)y + ((ivec)shifted << 23));
+    return x < low ? vec{} : (x == x ? result : x);
+#endif
+  }
+  static ALWAYS_INLINE vec exp_of_remainder(vec x, vec n) {
+    vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     vec y = all(1.9875691500e-4f);
     y = y * r + 1.3981999507e-3f;
@@ -137,9 +203,7 @@ struct Simd {
     y = y * r + 4.1665795894e-2f;
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
-    y = y * (r * r) + r + 1.f;
-    const vec result = (vec)((ivec)y + ((ivec)shifted << 23));
-    return x < low ? vec{} : (x == x ? result : x);
+    return y * (r * r) + (r + 1.f);
   }
 
   // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.

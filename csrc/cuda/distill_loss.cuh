@@ -429,7 +429,7 @@ struct Row {
     if (group.rank != 0) return;
     Real loss = alpha * temperature * temperature * kl;
     if (counted && !bad && hard > 0)
-      loss += hard * cross_entropy(q1.max + q1.log_sum, Real(student.element(int(label))), s.total / Real(p.classes), smoothing);
+      loss += hard * cross_entropy(q1.max + q1.log_sum, Real(student.element(int(label))), Real(1), s.total / Real(p.classes), Real(1), smoothing);
     static_cast<Real*>(p.row_loss)[row] = !counted ? Real(0) : bad ? not_a_number<Real>() : loss;
   }
 };

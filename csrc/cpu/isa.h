@@ -1,0 +1,11 @@
+// All of the row kernel for one instruction set. Each needs the one before it.
+// clang-format off
+#include "simd.h"
+#include "../rowmath.h"
+#include "../targets.h"
+#include "softmax.h"
+#include "row.h"
+#include "row_logits.h"
+#include "row_gradient.h"
+#include "row_sparse.h"
+#include "rows.h"

@@ -1,0 +1,17 @@
+// Memory that outlives a call.
+#pragma once
+#include <cstddef>
+
+namespace ensdistill {
+
+// One buffer for each thread, kept between calls and grown when a wider row comes; aligned to 64 bytes.
+void* thread_scratch(size_t bytes);
+
+// A gradient's memory, on huge pages where the system has them. Faulting fresh pages in costs as much as the arithmetic, and
+// a training loop asks for the same size again and again, so the last buffer that was given back is kept for the next call.
+void* take_gradient(size_t bytes);
+void give_gradient_back(void* data);
+// Frees what is kept; returns its bytes.
+size_t release_memory();
+
+}  // namespace ensdistill

@@ -1,0 +1,216 @@
+// The loss and gradient of a row, or of `lanes` rows side by side. Included once for each instruction set, after softmax.h.
+//
+// A row is walked twice: once over its logits, which become exponentials in scratch with their sums (row_logits.h), and once
+// over the scratch, which becomes the gradient (row_gradient.h; row_sparse.h for targets that name only some classes). The
+// element types, the layout and the kind of target are gone after the first walk. Each walk is over a range of blocks, so
+// that a team of threads can share a row that is wide enough.
+
+namespace ensdistill {
+namespace ENSDISTILL_ISA {
+
+constexpr float kTiny = 1.2e-38f;  // below it exp() gives 0, and a float has lost bits
+
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
+
+template <class S>
+class Row {
+ public:
+  using vec = typename S::vec;
+  using ivec = typename S::ivec;
+
+  Row(const Problem& problem, void* memory, const Team& team);
+  // Rows first .. first + count - 1: one, or as many as there are lanes. They must lie in the same outer dimension.
+  void run(int64_t first, int64_t count);
+  // Floats: for one thread, or for a team.
+  static size_t scratch_bytes(const Problem& problem);
+
+ private:
+  // What one thread's range of blocks adds up.
+  struct Part {
+    Walk<S> q, q1, member;
+    vec weighted_logits, value, slope, entropy, outside, best_q, best_p;
+    ivec best_q_at, best_p_at, unsafe;
+
+    Part()
+        : weighted_logits{}, value{}, slope{}, entropy{}, outside{}, best_q(S::all(-__builtin_inff())), best_p(S::all(-1.f)), best_q_at{},
+          best_p_at{}, unsafe{} {}
+  };
+
+  // f(part, begin, end): all blocks, shared out over the team. Each part starts anew.
+  template <class F>
+  void each_range(const F& f);
+  // f(block, first vector, vectors).
+  template <class F>
+  ALWAYS_INLINE void each_block(int64_t begin, int64_t end, const F& f) const {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * kBlockVectors;
+      f(b, first, (first + kBlockVectors < vectors ? first + kBlockVectors : vectors) - first);
+    }
+  }
+  // Parts are put together in their order: the same bits for the same number of threads.
+  vec sum_over(vec Part::*what) const {
+    vec sum = part[0].*what;
+    for (int i = 1; i < parts; ++i) sum += part[i].*what;
+    return across ? sum : S::lane_sum(sum);
+  }
+  Walk<S> walk_over(Walk<S> Part::*what, float inv_t) const {
+    Walk<S> walk = part[0].*what;
+    for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, inv_t);
+    if (!across) walk.reduce_lanes(inv_t);
+    return walk;
+  }
+
+  void locate();
+  Source<S> target(int64_t k) const;
+  vec reference_of(const Source<S>& source) const;
+  void walk_logits();
+  void walk_members();
+  void walk_member_entropies();
+  void mix_logits(int64_t first, int64_t count, float* z, vec* largest) const;
+  void set_scales(double sample_weight, double label_weight, int lane);
+  void prepare_scales();
+
+  template <bool kSum, bool kValue>
+  void gradient_of_forward_kl();
+  template <class D, bool kSum>
+  void terms();
+  template <class D>
+  void terms_and_gradient();
+  template <class Make>
+  void write(int64_t block, int64_t first, int64_t n, const Make& make) const;
+  void patch(int64_t block, int64_t first, int64_t count, float* g) const;
+  template <class D>
+  void sparse();
+  template <bool kSum>
+  void observe_mixture();
+  void find_best(vec Part::*value, ivec Part::*at, int64_t* best) const;
+  void note_unsafe();
+  void finish(vec divergence);
+  void finish_row(int lane, float value);
+
+  // Where class c of a lane stands in scratch.
+  int64_t position(int64_t c, int lane) const { return across ? c * S::lanes + lane : c; }
+  vec class_weights(int64_t i) const { return across ? S::all(p.smoothed_classes[i]) : S::load(p.smoothed_classes + i * S::lanes); }
+  ALWAYS_INLINE vec mixture(int64_t i, vec factor, Yes) const { return S::load(e_m + i * S::lanes) * factor + S::load(sum_p + i * S::lanes); }
+  ALWAYS_INLINE vec mixture(int64_t i, vec factor, No) const { return S::load(e_m + i * S::lanes) * factor; }
+  // Whether the mixture is one distribution, or a sum kept beside the last member's.
+  bool single() const { return p.members_used == 1 || p.geometric; }
+
+  const Problem& p;
+  const Team& team;
+  const bool across, sparse_target, extra, own_q1, by_dot;
+  const int64_t vectors, blocks;
+  const int parts, lanes;  // lanes: those that are rows of their own
+
+  float *e_q, *e_q1, *e_m, *sum_p;
+  vec *used_q, *used_m;
+  double *entry_q, *entry_slope;      // [entries] of a lane, twice for the lanes
+  int64_t *patch_next, *patch_first;  // lists of entries by block
+  Part part[kMaxParts];
+
+  int64_t row = 0, count = 0;  // now
+  Layout student_layout, target_layout;
+  Source<S> student;
+  Sink<S> sink;
+  Softmax<S> q, q1, member;
+  vec last_weight, kl, weighted_mean_logit;
+  vec student_entropy, mixture_entropy, members_entropy;  // by-products
+  int64_t student_best[S::lanes], mixture_best[S::lanes];
+  vec scale, scale_q1, scale_q1_plain, scale_z, scale_classes, log_sum_q1;  // of the divergence's gradient, of q at T = 1 and of the class weights in it
+  bool all_active = true;
+  ivec active, unsafe;  // unsafe: what a float can't hold matters, the row is done again in double
+  float label_amount[S::lanes];
+  int64_t label[S::lanes];
+};
+
+template <class S>
+template <class F>
+void Row<S>::each_range(const F& f) {
+  for (int i = 0; i < parts; ++i) part[i] = Part{};
+  if (parts == 1) return f(part[0], 0, blocks);
+  struct Context {
+    Row* row;
+    const F* f;
+  } context{this, &f};
+  team.run(
+      parts,
+      [](void* c, int i) {
+        auto& [row, f] = *static_cast<Context*>(c);
+        (*f)(row->part[i], row->blocks * i / row->parts, row->blocks * (i + 1) / row->parts);
+      },
+      &context);
+}
+
+template <class S>
+size_t Row<S>::scratch_bytes(const Problem& p) {
+  const int64_t vectors = runs_across(p) ? p.classes : (p.classes + S::lanes - 1) / S::lanes;
+  const int64_t blocks = (vectors + kBlockVectors - 1) / kBlockVectors;
+  const int64_t lists = p.kind == Kind::topk ? S::lanes * (p.entries * 3 + blocks) : 0;
+  return size_t((4 * vectors + 2 * blocks) * int64_t(sizeof(vec)) + lists * 8);
+}
+
+template <class S>
+Row<S>::Row(const Problem& problem, void* memory, const Team& t)
+    : p(problem),
+      team(t),
+      across(runs_across(problem)),
+      sparse_target(problem.kind == Kind::topk),
+      extra(problem.hard() || problem.z_loss != 0),
+      own_q1(extra && (problem.temperature != 1 || sparse_target)),
+      by_dot(problem.divergence == Divergence::forward_kl && !sparse_target && problem.kind != Kind::probs && single()),
+      vectors(across ? problem.classes : (problem.classes + S::lanes - 1) / S::lanes),
+      blocks((vectors + kBlockVectors - 1) / kBlockVectors),
+      parts(blocks < 8 ? 1 : blocks / 4 < t.parts ? int(blocks / 4) : t.parts),
+      lanes(across ? S::lanes : 1) {
+  auto* floats = static_cast<float*>(memory);
+  for (float** array : {&e_q, &e_q1, &e_m, &sum_p}) *array = floats, floats += vectors * S::lanes;
+  for (vec** array : {&used_q, &used_m}) *array = reinterpret_cast<vec*>(floats), floats += blocks * S::lanes;
+  auto* words = reinterpret_cast<int64_t*>(floats);
+  const int64_t entries = sparse_target ? S::lanes * p.entries : 0;
+  entry_q = reinterpret_cast<double*>(words), entry_slope = entry_q + entries;
+  patch_next = words + 2 * entries, patch_first = patch_next + entries;
+  if (!own_q1) e_q1 = e_q;
+  const float inv_t = float(1 / p.temperature), target_inv_t = float(1 / p.target_temperature());
+  q = Softmax<S>{e_q, used_q, inv_t, {}, {}};
+  q1 = Softmax<S>{e_q1, used_q, 1, {}, {}};
+  member = Softmax<S>{e_m, used_m, target_inv_t, {}, {}};
+  student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
+  active = ivec{} - 1;
+  for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);
+  target_layout = !across ? Layout::along : p.targets.class_stride == 1 ? Layout::turned : Layout::direct;
+}
+
+template <class S>
+void Row<S>::run(int64_t first, int64_t rows) {
+  row = first, count = rows;
+  locate();
+  if (sparse_target) {
+    walk_logits();
+    switch (p.divergence) {
+      case Divergence::forward_kl: return sparse<ForwardKl>();
+      case Divergence::reverse_kl: return sparse<ReverseKl>();
+      case Divergence::jsd: return sparse<GeneralizedJsd>();
+      case Divergence::tvd: return sparse<TotalVariation>();
+    }
+  }
+  if (p.statistics) walk_member_entropies();
+  walk_logits();
+  if (!single()) walk_members();
+  prepare_scales();
+  if (p.statistics) single() ? observe_mixture<false>() : observe_mixture<true>();
+  switch (p.divergence) {
+    case Divergence::forward_kl: return single() ? (by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>())
+                                                 : gradient_of_forward_kl<true, true>();
+    case Divergence::reverse_kl: return terms_and_gradient<ReverseKl>();
+    case Divergence::jsd: return terms_and_gradient<GeneralizedJsd>();
+    case Divergence::tvd: return terms_and_gradient<TotalVariation>();
+  }
+}
+
+}  // namespace ENSDISTILL_ISA
+}  // namespace ensdistill

@@ -1,0 +1,207 @@
+// The first walk: logits become exponentials and sums. Included after row.h.
+
+namespace ensdistill {
+namespace ENSDISTILL_ISA {
+
+// Finds the rows in memory.
+template <class S>
+void Row<S>::locate() {
+  student = source_of<S>(p.student, p.classes, student_layout);
+  student.data = element_at(p.student, p.student.at(row, p.inner));
+  student.rows = count;
+  if (p.gradient) {
+    sink = sink_of<S>(p.gradient_layout, p.classes, student_layout);
+    sink.data = const_cast<void*>(element_at(p.gradient_layout, p.gradient_layout.at(row, p.inner)));
+    sink.rows = count;
+  }
+  if (!p.labels && !p.sample_weights) return;
+  all_active = true;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const int64_t n = row + (lane < count ? lane : count - 1);
+    const bool on = p.active(n);
+    if (across) active[lane] = on ? -1 : 0;
+    else active = ivec{} - int32_t(on);
+    all_active = all_active && on;
+    label[lane] = p.labels && on ? p.labels[n] : 0;
+  }
+}
+
+template <class S>
+Source<S> Row<S>::target(int64_t k) const {
+  const int64_t m = p.members[k];
+  Source<S> source = source_of<S>(p.targets, p.classes, target_layout);
+  source.data = element_at(p.targets, m * p.target_member_stride + p.targets.at(row, p.inner));
+  source.rows = count;
+  if (p.targets.type == Element::u8)
+    for (int lane = 0; lane < lanes; ++lane) {
+      const int64_t n = row + (lane < count ? lane : count - 1);
+      const AffineCodes<float> map(p.scale[m * p.scale_member_stride + n * p.scale_row_stride],
+                                   p.offset[m * p.offset_member_stride + n * p.offset_row_stride]);
+      if (across) source.step[lane] = map.step, source.offset[lane] = map.offset, source.zero_value[lane] = map.zero_value;
+      else source.step = S::all(map.step), source.offset = S::all(map.offset), source.zero_value = S::all(map.zero_value);
+    }
+  return source;
+}
+
+// Some logit of the row, finite where possible: sums of p * (z - s) are taken relative to it, so that a constant added to
+// all logits costs no digits.
+template <class S>
+typename S::vec Row<S>::reference_of(const Source<S>& source) const {
+  alignas(64) float x[S::lanes];
+  source.decode(source, 0, 1, x);
+  const vec v = across ? S::load(x) : S::all(x[0]);
+  const vec size = v < vec{} ? -v : v;
+  return size < S::all(__builtin_inff()) ? v : vec{};
+}
+
+// The weighted mean of the members' logits (of the logarithms of their probabilities), for the geometric combiners.
+template <class S>
+void Row<S>::mix_logits(int64_t first, int64_t n, float* z, vec* largest) const {
+  alignas(64) float x[kBlockVectors * S::lanes];
+  for (int64_t k = 0; k < p.members_used; ++k) {
+    const Source<S> source = target(k);
+    source.decode(source, first, first + n, x);
+    const vec weight = S::all(float(p.weights[k]));
+    for (int64_t i = 0; i < n; ++i) {
+      vec v = S::load(x + i * S::lanes);
+      if (p.kind == Kind::probs) v = S::log(Softmax<S>::probability(v));
+      v = v * weight;
+      S::store(z + i * S::lanes, k == 0 ? v : S::load(z + i * S::lanes) + v);
+    }
+  }
+  vec max = S::all(-__builtin_inff());
+  for (int64_t i = 0; i < n; ++i) max = S::max(max, S::load(z + i * S::lanes));
+  *largest = max;
+}
+
+// The student, and beside it the mixture where that is a single distribution: for the forward KL only the sum of
+// p * (z - s) is wanted of them, and both blocks are at hand.
+template <class S>
+void Row<S>::walk_logits() {
+  const bool beside = !sparse_target && single(), mixed = p.geometric, probabilities = p.kind == Kind::probs && !mixed;
+  const Source<S> teacher = beside ? target(0) : Source<S>{};
+  const vec s0 = reference_of(student), z0 = beside && by_dot && !mixed ? reference_of(teacher) : vec{};
+  each_range([&, this](Part& part, int64_t begin, int64_t end) {
+    alignas(64) float s[kBlockVectors * S::lanes], z[kBlockVectors * S::lanes];
+    each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+      const vec largest = student.decode(student, first, first + n, s);
+      const vec before = part.q.max;
+      q.block(s, block, n, largest, part.q);
+      if (own_q1) {
+        const vec shift = Walk<S>::shift_of(part.q.max);
+        vec sum{};
+        for (int64_t i = 0; i < n; ++i) {
+          const vec v = S::exp(S::load(s + i * S::lanes) - shift);
+          S::store(e_q1 + (first + i) * S::lanes, v);
+          sum += v;
+        }
+        part.q1.sum = part.q1.sum * S::exp(before - shift) + sum;
+        part.q1.max = part.q.max;
+      }
+      if (p.smoothed_classes)
+        for (int64_t i = 0; i < n; ++i) {
+          const vec w = class_weights(first + i), v = w * S::load(s + i * S::lanes);
+          part.weighted_logits += w > vec{} ? v : vec{};
+        }
+      if (p.statistics)
+        for (int64_t i = 0; i < n; ++i) {
+          const vec v = S::load(s + i * S::lanes), e = S::load(e_q + (first + i) * S::lanes), t = e * (v - s0) * q.inv_t;
+          part.q.dot += e > vec{} ? t : vec{};
+          part.best_q_at = v > part.best_q ? ivec{} + int32_t(first + i) : part.best_q_at;
+          part.best_q = v > part.best_q ? v : part.best_q;
+        }
+      if (!beside) return;
+      vec largest_z;
+      if (mixed) mix_logits(first, n, z, &largest_z);
+      else largest_z = teacher.decode(teacher, first, first + n, z);
+      if (probabilities) return member.block_of_probabilities(z, block, n, part.member);
+      member.block(z, block, n, largest_z, part.member);
+      if (by_dot) {
+        vec sum{};
+        for (int64_t i = 0; i < n; ++i) {
+          const vec e = S::load(e_m + (first + i) * S::lanes);
+          const vec t = e * ((S::load(z + i * S::lanes) - z0) * member.inv_t - (S::load(s + i * S::lanes) - s0) * q.inv_t);
+          sum += e > vec{} ? t : vec{};
+        }
+        part.member.dot += sum;
+      }
+    });
+  });
+  q.finish(walk_over(&Part::q, q.inv_t));
+  q1.finish(own_q1 ? walk_over(&Part::q1, 1) : Walk<S>(q.max, q.sum));
+  if (beside) {
+    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    member.finish(walk);
+    kl = walk.dot / walk.sum + q.log_sum(s0) - member.log_sum(z0);
+    if (probabilities) member.refuse_unless_distribution();
+  }
+  last_weight = S::all(1);
+  if (p.smoothed_classes) weighted_mean_logit = sum_over(&Part::weighted_logits) / float(p.classes);
+  if (p.statistics) {
+    const Walk<S> walk = walk_over(&Part::q, q.inv_t);
+    student_entropy = q.log_sum(s0) - walk.dot / walk.sum;
+    find_best(&Part::best_q, &Part::best_q_at, student_best);
+  }
+}
+
+// By-product: each member's own entropy. Its exponentials are overwritten afterwards.
+template <class S>
+void Row<S>::walk_member_entropies() {
+  members_entropy = vec{};
+  for (int64_t k = 0; k < p.members_used; ++k) {
+    const Source<S> source = target(k);
+    const bool probabilities = p.kind == Kind::probs;
+    const vec z0 = probabilities ? vec{} : reference_of(source);
+    each_range([&, this](Part& part, int64_t begin, int64_t end) {
+      alignas(64) float z[kBlockVectors * S::lanes];
+      each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+        const vec largest = source.decode(source, first, first + n, z);
+        if (probabilities) member.block_of_probabilities(z, block, n, part.member);
+        else member.block(z, block, n, largest, part.member);
+        for (int64_t i = 0; i < n; ++i) {
+          const vec e = S::load(e_m + (first + i) * S::lanes);
+          const vec x = probabilities ? S::log(e) : (S::load(z + i * S::lanes) - z0) * member.inv_t, t = e * x;
+          part.member.dot += e > vec{} ? t : vec{};
+        }
+      });
+    });
+    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    member.finish(walk);
+    members_entropy += S::all(float(p.weights[k])) * (member.log_sum(z0) - walk.dot / walk.sum);
+  }
+}
+
+// p = weight * softmax(last member) + the sum of the members before it, which is folded in block by block while the next
+// member's exponentials overwrite it.
+template <class S>
+void Row<S>::walk_members() {
+  const bool probabilities = p.kind == Kind::probs;
+  for (int64_t k = 0; k < p.members_used; ++k) {
+    const Softmax<S> previous = member;
+    const vec weight = last_weight;
+    const Source<S> source = target(k);
+    each_range([&, this](Part& part, int64_t begin, int64_t end) {
+      alignas(64) float z[kBlockVectors * S::lanes];
+      each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+        float *m = e_m + first * S::lanes, *sum = sum_p + first * S::lanes;
+        if (k == 1) {
+          const vec factor = previous.factor(block) * weight;
+          for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(m + i * S::lanes) * factor);
+        } else if (k > 1) {
+          const vec factor = previous.factor(block) * weight;
+          for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
+        }
+        const vec largest = source.decode(source, first, first + n, z);
+        if (probabilities) member.block_of_probabilities(z, block, n, part.member);
+        else member.block(z, block, n, largest, part.member);
+      });
+    });
+    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    member.finish(walk);
+    if (probabilities) member.refuse_unless_distribution();
+    last_weight = S::all(float(p.weights[k]));
+  }
+}
+
+}  // namespace ENSDISTILL_ISA
+}  // namespace ensdistill

@@ -1,0 +1,91 @@
+// The softmax of a row, block by block. Included once for each instruction set, after targets.h.
+//
+// Each block is exponentiated against the largest logit that its lane has seen so far, and remembers which that was; what
+// is missing to the row's true maximum is one factor for each block later. So every logit comes from memory once, whatever
+// the width of the row. Nothing is reduced over lanes before the row's end: Along and Across are the same text.
+
+namespace ensdistill {
+namespace ENSDISTILL_ISA {
+
+// What a walk over blocks adds up, for each lane: e = exp((x - max) / T), and e times something that the caller chooses.
+template <class S>
+struct Walk {
+  using vec = typename S::vec;
+  vec max, sum, dot;
+
+  Walk() : Walk(S::all(-__builtin_inff()), vec{}) {}
+  Walk(vec max, vec sum) : max(max), sum(sum), dot{} {}
+
+  // Puts sums that were taken against `max` on the footing of a larger one; -inf stands for nothing seen.
+  static ALWAYS_INLINE vec rescale(vec from, vec shift, float inv_t) { return S::exp(from * inv_t - shift * inv_t); }
+  // exp(-inf + inf) must not happen where all is masked so far.
+  static ALWAYS_INLINE vec shift_of(vec max) { return max == S::all(-__builtin_inff()) ? vec{} : max; }
+
+  void merge(const Walk& other, float inv_t) {
+    const vec both = S::max(max, other.max), shift = shift_of(both);
+    const vec mine = rescale(max, shift, inv_t), others = rescale(other.max, shift, inv_t);
+    sum = sum * mine + other.sum * others;
+    dot = dot * mine + other.dot * others;
+    max = both;
+  }
+  // Along a row, its lanes become one: every lane then holds the row's numbers.
+  void reduce_lanes(float inv_t) {
+    const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), inv_t);
+    sum = S::lane_sum(sum * mine);
+    dot = S::lane_sum(dot * mine);
+    max = all;
+  }
+};
+
+// A row's exponentials in scratch, with what it takes to turn them into probabilities.
+template <class S>
+struct Softmax {
+  using vec = typename S::vec;
+  float* e;
+  vec* used;  // [blocks] the maxima that a block's exponentials were taken against
+  float inv_t;
+  vec max, sum;
+
+  ALWAYS_INLINE vec factor(int64_t block) const { return S::exp(used[block] * inv_t - max * inv_t) / sum; }
+  // log of the sum of exp((x - reference) / T) over the row.
+  ALWAYS_INLINE vec log_sum(vec reference) const { return (max - reference) * inv_t + S::log(sum); }
+  void finish(const Walk<S>& walk) { max = walk.max, sum = walk.sum; }
+
+  // The block's floats x, [count] vectors with the largest in `largest`, become exponentials.
+  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk) const {
+    const vec max = S::max(walk.max, largest), shift = Walk<S>::shift_of(max), c = shift * inv_t;
+    float* to = e + index * kBlockVectors * S::lanes;
+    vec sum{};
+    for (int64_t i = 0; i < count; ++i) {
+      const vec v = S::exp(S::load(x + i * S::lanes) * inv_t - c);
+      S::store(to + i * S::lanes, v);
+      sum += v;
+    }
+    const vec rescale = Walk<S>::rescale(walk.max, shift, inv_t);
+    walk.sum = walk.sum * rescale + sum;
+    walk.dot = walk.dot * rescale;
+    walk.max = max;
+    used[index] = max;
+  }
+  // Probabilities as they come, normalised by their sum later. A negative one makes the row NaN; past the end they are 0.
+  ALWAYS_INLINE void block_of_probabilities(float* x, int64_t index, int64_t count, Walk<S>& walk) const {
+    float* to = e + index * kBlockVectors * S::lanes;
+    for (int64_t i = 0; i < count; ++i) {
+      const vec v = probability(S::load(x + i * S::lanes));
+      S::store(to + i * S::lanes, v);
+      walk.sum += v;
+    }
+    walk.max = used[index] = vec{};
+  }
+  ALWAYS_INLINE void refuse_unless_distribution() {
+    const vec off = sum - 1.f;
+    sum = (off < vec{} ? -off : off) <= S::all(0.05f) ? sum : S::all(__builtin_nanf(""));
+  }
+  static ALWAYS_INLINE vec probability(vec x) {
+    const vec end = S::all(-__builtin_inff());
+    return x == end ? vec{} : (x < vec{} ? S::all(__builtin_nanf("")) : x);
+  }
+};
+
+}  // namespace ENSDISTILL_ISA
+}  // namespace ensdistill

@@ -1,0 +1,456 @@
+"""The arguments of the losses: every check of a user's input, and what the op is called with.
+
+Shapes, dtypes and settings are always checked. Values are looked at where that costs no wait: on the CPU, outside torch.compile and
+vmap; elsewhere the kernel makes the rows NaN that hold what it can't use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
+
+Combiner = Literal["prob", "logit", "log_prob"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
+Tail = Literal["tail", "renormalize", "zero"]
+Reduction = Literal["mean", "sum", "batchmean", "none"]
+Impl = Literal["fused", "reference", "compile"]
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+# What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more; logits are further off.
+SUM_TOLERANCE = 0.05
+_DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
+_NAMES = [(name, get_args(kind)) for name, kind in (("combiner", Combiner), ("divergence", Divergence), ("tail", Tail))]
+_NAMES += [("reduction", get_args(Reduction)), ("impl", get_args(Impl))]
+
+
+@dataclass(slots=True)
+class Problem:
+    """What the op needs beside the student's logits, checked. N is the number of rows: the product of the leading dimensions."""
+
+    lead: tuple[int, ...]
+    values: Tensor  # dense: [K, ...] shaped like the student; else [N, k]
+    dense: bool
+    scale: Tensor | None  # [K, N]
+    offset: Tensor | None  # [K, N]
+    ids: Tensor | None  # [N, k]
+    tail: Tensor | None  # [N]
+    weights: Tensor | None  # [K]
+    labels: Tensor | None  # [N]
+    class_weights: Tensor | None  # [C]
+    sample_weights: Tensor | None  # [N]
+    settings: tuple[Any, ...]  # from kind to divisor, as csrc/schema.cpp has them
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """From scale to sample_weights, as csrc/schema.cpp has them."""
+        return (
+            self.scale,
+            self.offset,
+            self.ids,
+            self.tail,
+            self.weights,
+            self.labels,
+            self.class_weights,
+            self.sample_weights,
+        )
+
+
+def make_problem(
+    shape: Sequence[int],
+    class_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    targets: Tensor | Targets,
+    labels: Tensor | None,
+    *,
+    temperature: float,
+    alpha: float,
+    weights: Tensor | Sequence[float] | None,
+    combiner: str,
+    divergence: str,
+    beta: float,
+    tail: str,
+    ignore_index: int,
+    label_smoothing: float,
+    class_weights: Tensor | Sequence[float] | None,
+    sample_weights: Tensor | Sequence[float] | None,
+    z_loss: float,
+    reduction: str,
+    impl: str = "fused",
+) -> Problem:
+    """Checks everything but the student's logits, of which it needs ``shape``, the class dimension (not negative), dtype, device."""
+    check_settings(temperature, alpha, beta, label_smoothing, z_loss, ignore_index, labels)
+    for (name, allowed), value in zip(_NAMES, (combiner, divergence, tail, reduction, impl), strict=True):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+    classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
+    target = as_target(targets, len(shape))
+    kind, tail_mode = "logits", tail
+    scale = offset = ids = tail_mass = None
+    if isinstance(target, TopK | Counts):
+        kind, dense, members = "topk", False, 0
+        values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, tail, divergence)
+        if weights is not None:
+            raise ValueError(f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got {shown(weights)}")
+    else:
+        dense = True
+        values = dense_values(target, shape, class_dim, device)
+        members = len(values)
+        weights = target.weights if weights is None else weights
+        if isinstance(target, QuantizedLogits):
+            scale, offset = affine_maps(target, (members, *lead), device)
+        elif isinstance(target, LogProbs | Probs):
+            kind = "log_probs" if isinstance(target, LogProbs) else "probs"
+            combiner = "log_prob" if combiner == "logit" else combiner
+    if not isinstance(target, EnsembleLogits | QuantizedLogits):
+        check_temperature(target, temperature)
+    problem = Problem(
+        lead,
+        values,
+        dense,
+        scale,
+        offset,
+        ids,
+        tail_mass,
+        None if weights is None else member_weights(weights, members, device),
+        None if labels is None else checked_labels(labels, lead, classes, ignore_index, shape, class_dim, device),
+        None if class_weights is None else numbers("class_weights", class_weights, (classes,), "class", device),
+        None if sample_weights is None else numbers("sample_weights", sample_weights, lead, "of the student's rows", device),
+        (
+            kind,
+            divergence,
+            float(beta),
+            float(temperature),
+            float(alpha),
+            combiner,
+            tail_mode,
+            ignore_index,
+            float(label_smoothing),
+            float(z_loss),
+            "sum" if reduction == "batchmean" else reduction,
+            float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
+        ),
+    )
+    if ids is not None:
+        check_sparse(problem, type(target).__name__, classes, ignore_index, tail_mode)
+    return problem
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def check_settings(temperature: Any, alpha: Any, beta: Any, label_smoothing: Any, z_loss: Any, ignore_index: Any, labels: Any) -> None:
+    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
+    check_number("temperature", temperature)
+    for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
+        if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+            raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
+    if not (isinstance(beta, Real) and 0 < float(beta) < 1):
+        raise ValueError(f"beta: expected a number between 0 and 1, neither of them; got {beta!r}")
+    if not (isinstance(z_loss, Real) and 0 <= float(z_loss) < math.inf):
+        raise ValueError(f"z_loss: expected a finite number of at least 0; got {z_loss!r}")
+    if alpha < 1 and labels is None:
+        raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int; got {ignore_index!r}")
+
+
+def check_number(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+        raise ValueError(f"{name}: expected a finite number above 0; got {value!r}")
+
+
+def check_temperature(target: LogProbs | Probs | TopK | Counts, temperature: float) -> None:
+    made_at = target.temperature
+    check_number("targets.temperature", made_at)
+    if made_at != temperature:
+        raise ValueError(
+            f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, and a mixture at one "
+            f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the targets anew from the "
+            "members' logits"
+        )
+
+
+def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
+    """``class_dim`` counted from the front."""
+    dims = len(shape)
+    if not isinstance(class_dim, int):
+        raise TypeError(f"class_dim: expected an int; got {class_dim!r}")
+    if not -dims <= class_dim < dims:
+        raise ValueError(f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}")
+    return class_dim % dims
+
+
+def check_floats(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor{expected}; got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {dtype_names(FLOATS)}; got {value.dtype}")
+
+
+def check_device(name: str, value: Tensor, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(f"{name}: on device {value.device}, but the student is on {device}; move one of them")
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+
+def as_target(targets: Any, dims: int) -> Targets:
+    """A bare tensor is logits: of one member if shaped like the student's, which has ``dims`` dimensions, else of K."""
+    if isinstance(targets, EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts):
+        return targets
+    if not isinstance(targets, Tensor):
+        names = ", ".join(kind.__name__ for kind in (*_DENSE, TopK))
+        raise TypeError(f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}")
+    return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
+
+
+def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: torch.device) -> Tensor:
+    """What the members say, [K, ...] with ``shape`` behind K."""
+    name = type(target).__name__
+    values = getattr(target, _DENSE[type(target)])
+    if not isinstance(values, Tensor):
+        raise TypeError(f"targets: expected Tensors inside {name}; got {type(values).__name__}")
+    if isinstance(target, QuantizedLogits):
+        if values.dtype != torch.uint8:
+            raise TypeError(f"targets.codes: expected torch.uint8; got {values.dtype}")
+    elif values.dtype not in FLOATS:
+        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
+        raise TypeError(f"targets: expected {dtype_names(FLOATS)} {_DENSE[type(target)]}; got {values.dtype}{hint}")
+    if isinstance(target, LogProbs | Probs) and values.dim() == len(shape):
+        values = values.unsqueeze(0)
+    found = list(values.shape)
+    if values.dim() != len(shape) + 1 or found[0] < 1:
+        wanted = str(["K", *shape]).replace("'", "")
+        raise ValueError(f"targets: expected {wanted} with K >= 1, for the student's {list(shape)}; got shape {found}")
+    if found[1:] != list(shape):
+        both = f"(shapes {found} and {list(shape)})"
+        if found[class_dim + 1] != shape[class_dim]:
+            raise ValueError(f"targets: {found[class_dim + 1]} classes, but the student has {shape[class_dim]} {both}")
+        lead, wanted_lead = found[1:], list(shape)
+        del lead[class_dim], wanted_lead[class_dim]
+        raise ValueError(f"targets: {extent(lead)}, but the student has {extent(wanted_lead)} {both}")
+    check_device("targets", values, device)
+    return values
+
+
+def affine_maps(target: QuantizedLogits, expected: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """scale and offset as [K, N]."""
+    maps = []
+    for name in ("scale", "offset"):
+        value = getattr(target, name)
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            raise TypeError(f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}")
+        if value.shape != expected:
+            raise ValueError(f"targets.{name}: expected {list(expected)}, one for each member and row; got shape {list(value.shape)}")
+        check_device(f"targets.{name}", value, device)
+        maps.append(value if len(expected) == 2 else value.flatten(1) if len(expected) > 2 else value.unsqueeze(1))
+    return maps[0], maps[1]
+
+
+def sparse_values(
+    target: TopK | Counts, lead: tuple[int, ...], classes: int, dtype: torch.dtype, device: torch.device, tail: str, divergence: str
+) -> tuple[Tensor, Tensor, Tensor | None, str]:
+    """Log-probabilities [N, k], their ids [N, k], log-mass of the rest [N], and the mode in which they are to be read."""
+    ids = target.ids
+    field, listed = ("log_probs", target.log_probs) if isinstance(target, TopK) else ("counts", target.counts)
+    for part, value in (("ids", ids), (field, listed)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"targets.{part}: expected a Tensor; got {type(value).__name__}")
+        check_device(f"targets.{part}", value, device)
+    if ids.dtype not in INTEGERS:
+        raise TypeError(f"targets.ids: expected {dtype_names(INTEGERS)}; got {ids.dtype}")
+    if ids.shape[:-1] != lead or ids.dim() != len(lead) + 1 or ids.shape[-1] < 1:
+        wanted = str([*lead, "k"]).replace("'", "")
+        raise ValueError(f"targets.ids: expected {wanted} with k >= 1, for the student's {extent(lead)}; got shape {list(ids.shape)}")
+    if listed.shape != ids.shape:
+        raise ValueError(f"targets.{field}: expected the shape of ids, {list(ids.shape)}; got shape {list(listed.shape)}")
+    k, tail_mass = ids.shape[-1], None
+    if isinstance(target, Counts):
+        if listed.dtype == torch.bool or listed.is_complex():
+            raise TypeError(f"targets.counts: expected integers or floating-point numbers; got {listed.dtype}")
+        # The kernel normalises them; a count of 0 becomes the -inf that marks padding, a negative one NaN.
+        listed, tail = listed.detach().to(torch.promote_types(dtype, torch.float32)).log(), "renormalize"
+    else:
+        if listed.dtype not in FLOATS:
+            raise TypeError(f"targets.log_probs: expected {dtype_names(FLOATS)}; got {listed.dtype}")
+        listed = listed.detach().to(torch.promote_types(listed.dtype, torch.float32))
+        if tail == "tail":
+            tail_mass = tail_log_mass(target, lead, device)
+    if divergence == "reverse_kl" and tail != "tail":
+        what = f"tail={tail!r}" if isinstance(target, TopK) else "Counts"
+        raise ValueError(
+            f"divergence: reverse_kl is infinite with {what}, which leaves no mass on the other classes; use TopK with tail='tail'"
+        )
+    rows = (-1, k)
+    return listed.reshape(rows).contiguous(), ids.reshape(rows).to(torch.int64).contiguous(), tail_mass, tail
+
+
+def tail_log_mass(target: TopK, lead: tuple[int, ...], device: torch.device) -> Tensor:
+    mass = target.tail_log_mass
+    if mass is None:
+        raise ValueError("tail: 'tail' needs targets.tail_log_mass, which is None; pass it, or tail='renormalize' or 'zero'")
+    if not isinstance(mass, Tensor) or mass.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"targets.tail_log_mass: expected float32 or float64; got {getattr(mass, 'dtype', type(mass).__name__)}")
+    if mass.shape != lead:
+        raise ValueError(f"targets.tail_log_mass: expected {list(lead)}, one for each row; got shape {list(mass.shape)}")
+    check_device("targets.tail_log_mass", mass, device)
+    return mass.detach().reshape(-1).contiguous()
+
+
+def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, tail_mode: str) -> None:
+    """Values of TopK and Counts, in the rows that count."""
+    ids, listed, tail = problem.ids, problem.values, problem.tail
+    assert ids is not None
+    if ids.numel() == 0 or not all(visible(x) for x in (ids, listed, tail, problem.labels, problem.sample_weights) if x is not None):
+        return
+    low, high = torch.aminmax(ids)
+    if int(low) < 0 or int(high) >= classes:
+        row, entry = first((ids < 0) | (ids >= classes))
+        raise ValueError(f"targets.ids: expected 0..{classes - 1}; got {int(ids[row, entry])} in row {row}")
+    used = torch.ones(len(ids), dtype=torch.bool)
+    if problem.labels is not None:
+        used &= problem.labels != ignore_index
+    if problem.sample_weights is not None:
+        used &= problem.sample_weights != 0
+    # Padding may repeat an id: each gets one of its own, below 0.
+    real = torch.where(listed == -torch.inf, -1 - torch.arange(ids.shape[1]), ids).sort(-1).values
+    twice = (real[:, 1:] == real[:, :-1]) & used[:, None]
+    if bool(twice.any()):
+        row, entry = first(twice)
+        raise ValueError(f"targets.ids: expected each id once in a row; got {int(real[row, entry])} twice in row {row}")
+    if name == "Counts":
+        if bool((listed.isnan() & used[:, None]).any()):
+            row, _ = first(listed.isnan() & used[:, None])
+            raise ValueError(f"targets.counts: expected numbers of at least 0; got a negative one or NaN in row {row}")
+    else:
+        mass = listed.double().exp().sum(-1)
+        mass = mass if tail is None else mass + tail.double().exp()
+        low_mass = 1 - SUM_TOLERANCE if tail is not None else 0.0
+        wrong = used & ((mass > 1 + SUM_TOLERANCE) | (mass < low_mass))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            wanted = (
+                "log-probabilities and tail_log_mass whose exp sum to 1" if tail is not None else "log-probabilities, exp sum at most 1"
+            )
+            raise ValueError(f"targets.log_probs: expected {wanted}; got a sum of {float(mass[row]):.4g} in row {row}")
+    nothing = used & (listed == -torch.inf).all(-1)
+    if tail_mode == "renormalize" and bool(nothing.any()):
+        row = int(nothing.nonzero()[0])
+        raise ValueError(f"targets: expected mass on at least one class; got only padding in row {row}")
+
+
+def check_probs(problem: Problem, class_dim: int, loss: Tensor, ignore_index: int) -> None:
+    """Why a loss is NaN, if it is because of the probabilities. To be called with the result: looking at all of them costs a pass."""
+    values, labels, sample_weights = problem.values, problem.labels, problem.sample_weights
+    if not all(visible(x) for x in (values, loss, labels, sample_weights) if x is not None) or not bool(loss.isnan().any()):
+        return
+    rows = values.movedim(class_dim + 1, -1).flatten(1, -2) if values.dim() > 2 else values.unsqueeze(1)
+    used = torch.ones(rows.shape[:2], dtype=torch.bool)
+    if labels is not None:
+        used &= labels != ignore_index
+    if sample_weights is not None:
+        used &= sample_weights != 0
+    if problem.weights is not None:
+        used &= (problem.weights != 0)[:, None]
+    rows = rows.double()
+    for wrong, what in (
+        ((rows < 0).any(-1), "no negative probability"),
+        ((rows.sum(-1) - 1).abs() > SUM_TOLERANCE, f"probabilities whose sum is 1 to within {SUM_TOLERANCE}"),
+    ):
+        if bool((wrong & used).any()):
+            member, row = first(wrong & used)
+            found = rows[member, row]
+            got = f"{float(found.min()):.4g}" if what.startswith("no") else f"a sum of {float(found.sum()):.4g}"
+            place = f"row {row}" + (f" of member {member}" if len(rows) > 1 else "")
+            raise ValueError(f"targets.probs: expected {what}; got {got} in {place}")
+
+
+# Labels and weights ---------------------------------------------------------------------------------------------------
+
+
+def checked_labels(
+    labels: Any, lead: tuple[int, ...], classes: int, ignore_index: int, shape: Sequence[int], class_dim: int, device: torch.device
+) -> Tensor:
+    """Labels as [N]."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        raise TypeError(f"labels: expected a torch.int64 Tensor; got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels.shape != lead:
+        channels_first = len(shape) > 2 and class_dim != 1 and labels.shape == (shape[0], *shape[2:])
+        hint = "; with classes in dimension 1, pass class_dim=1" if channels_first else ""
+        raise ValueError(f"labels: expected {list(lead)}, one for each of the student's rows; got shape {list(labels.shape)}{hint}")
+    check_device("labels", labels, device)
+    labels = labels.reshape(-1).contiguous()
+    if labels.numel() == 0 or not visible(labels):
+        return labels
+    low, high = torch.aminmax(labels)
+    if int(low) < 0 or int(high) >= classes:
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"labels: expected 0..{classes - 1} or ignore_index {ignore_index}; got {int(labels[row])} in row {row}")
+    return labels
+
+
+def member_weights(weights: Any, k: int, device: torch.device) -> Tensor:
+    result = numbers("weights", weights, (k,), "member", device)
+    if visible(result) and float(result.sum()) <= 0:
+        raise ValueError(f"weights: expected a sum above 0; got {shown(weights)}")
+    return result
+
+
+def numbers(name: str, given: Any, shape: tuple[int, ...], what: str, device: torch.device) -> Tensor:
+    """``given``, finite and not negative, as a flat float64 tensor on ``device``; one number for each ``what``."""
+    if isinstance(given, Tensor) and given.is_complex():
+        raise TypeError(f"{name}: expected real numbers; got {given.dtype}")
+    try:
+        value = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a Tensor or a sequence of {math.prod(shape)} numbers; got {given!r}") from None
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected one for each {what}, {list(shape)}; got shape {list(value.shape)}")
+    value = value.reshape(-1)
+    if value.numel() and visible(value):
+        low, high = torch.aminmax(value)  # NaN if one is
+        if not (float(low) >= 0 and float(high) < math.inf):
+            raise ValueError(f"{name}: expected finite numbers of at least 0; got {shown(given)}")
+    return value
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def visible(x: Tensor) -> bool:
+    """Whether Python can look at values without waiting for a device, and without being the part of a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(x)
+
+
+def first(mask: Tensor) -> tuple[int, int]:
+    row, column = mask.nonzero()[0].tolist()
+    return row, column
+
+
+def extent(lead: Sequence[int]) -> str:
+    return f"{lead[0]} rows" if len(lead) == 1 else f"leading dimensions {list(lead)}"
+
+
+def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def shown(values: Any) -> str:
+    numbers = values.flatten().tolist() if isinstance(values, Tensor) else values
+    try:
+        return str([*numbers]) if len(numbers) <= 20 else f"{[*numbers[:20]]} and {len(numbers) - 20} more"
+    except TypeError:
+        return repr(values)

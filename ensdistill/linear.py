@@ -1,0 +1,434 @@
+"""Distillation through a student's last linear layer, without ever holding its logits: they are made and used up in chunks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ensdistill import ops
+from ensdistill.arguments import check_device, check_floats, check_number, check_probs, make_problem
+from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
+from ensdistill.layout import product, ready
+from ensdistill.targets import Targets
+
+# Of logits in one chunk: large enough for the matrix products to run at full speed, small beside any layer that this is for.
+CHUNK_BYTES = 48 * 2**20
+
+
+@overload
+def linear_distillation_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor | Targets,
+    labels: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    weights: Tensor | Sequence[float] | None = None,
+    combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    recompute: bool = False,
+    statistics: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def linear_distillation_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor | Targets,
+    labels: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    weights: Tensor | Sequence[float] | None = None,
+    combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    recompute: bool = False,
+    statistics: Literal[True],
+) -> tuple[Tensor, RowStatistics]: ...
+
+
+def linear_distillation_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor | Targets,
+    labels: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    weights: Tensor | Sequence[float] | None = None,
+    combiner: Combiner = "prob",
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    tail: Tail = "tail",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    recompute: bool = False,
+    statistics: bool = False,
+) -> Tensor | tuple[Tensor, RowStatistics]:
+    r""":func:`~ensdistill.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``, which never exist as a whole.
+
+    Rows go through in chunks: a matrix product makes a chunk's logits, the fused kernel their loss and gradient, two more products
+    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients: two chunks, about 100 MB, whatever N and C are.
+
+    Parameters
+    ----------
+    hidden : Tensor [..., D], float32, bfloat16, float16 or float64
+        What the last layer is fed; any leading dimensions, N rows altogether.
+    weight : Tensor [C, D]
+        Of the last layer, in ``hidden``'s dtype (any under autocast, which then says in which both are multiplied).
+    targets, labels, temperature ... z_loss, statistics
+        As in :func:`~ensdistill.functional.distillation_loss`, for logits [..., C]; the classes of dense targets are last.
+    bias : Tensor [C], optional
+        Like ``weight``.
+    softcap : float, optional
+        The logits are softcap · tanh(logits / softcap).
+    chunk_rows : int, optional
+        Rows in a chunk. By default so many that their logits take 48 MiB.
+    reduction : {"mean", "sum", "batchmean", "none"}
+        With ``none`` each row's upstream factor is known in the backward only, so all gradients are made there, from the inputs
+        (as with ``recompute``). The others make them in the forward.
+    recompute : bool
+        Make all gradients in the backward. Nothing is kept in between, and the logits are made twice.
+
+    Returns
+    -------
+    Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
+        In nats. float64 if the logits or targets are, else float32.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument, what came and what was expected.
+    NotImplementedError
+        Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do both.
+
+    Notes
+    -----
+    The weight's gradient is summed over chunks in float32 (float64 for float64), and rounded to the weight's dtype once.
+    Chunking after Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025, and Hsu et al., "Liger Kernel", 2024.
+    softcap: Gemma Team, "Gemma 2", 2024, section 2.
+
+    Examples
+    --------
+    >>> hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(10, 4, requires_grad=True)
+    >>> teachers = torch.randn(3, 6, 10)
+    >>> loss = linear_distillation_loss(hidden, weight, teachers, temperature=2.0, softcap=30.0)
+    >>> loss.backward()
+    >>> hidden.grad.shape, weight.grad.shape
+    (torch.Size([6, 4]), torch.Size([10, 4]))
+    """
+    dtype = check_layer(hidden, weight, bias)
+    if softcap is not None:
+        check_number("softcap", softcap)
+    classes, lead = weight.shape[0], tuple(hidden.shape[:-1])
+    problem = make_problem(
+        (*lead, classes),
+        len(lead),
+        dtype,
+        hidden.device,
+        targets,
+        labels,
+        temperature=temperature,
+        alpha=alpha,
+        weights=weights,
+        combiner=combiner,
+        divergence=divergence,
+        beta=beta,
+        tail=tail,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        sample_weights=sample_weights,
+        z_loss=z_loss,
+        reduction=reduction,
+    )
+    n = product(lead)
+    if chunk_rows is None:
+        chunk_rows = max(1, CHUNK_BYTES // (classes * dtype.itemsize))
+        chunk_rows -= chunk_rows % 64 if chunk_rows > 64 else 0
+    elif not isinstance(chunk_rows, int) or chunk_rows < 1:
+        raise ValueError(f"chunk_rows: expected an int of at least 1; got {chunk_rows!r}")
+    values = problem.values.detach()
+    *settings, mode, divisor = problem.settings
+    inputs = (hidden, weight, *(() if bias is None else (bias,)))
+    now = torch.is_grad_enabled() and not recompute and mode != "none" and any(x.requires_grad for x in inputs)
+    loss, _, _, _, by_products = _differentiable(
+        hidden.reshape(n, hidden.shape[-1]),
+        weight,
+        bias,
+        values.reshape(len(values), n, classes) if problem.dense else values,
+        *problem.tensors,
+        *settings,
+        mode == "none",
+        float(softcap or 0.0),
+        chunk_rows,
+        dtype,
+        now and hidden.requires_grad,
+        now and weight.requires_grad,
+        now and bias is not None and bias.requires_grad,
+        statistics,
+    )
+    # After the gradient, which so stays as large as a row's is: in float16 the mean's would round to nothing.
+    if mode == "mean":
+        loss = loss / (max(n, 1) if problem.labels is None else (problem.labels != ignore_index).sum().clamp(min=1))
+    elif mode == "sum":
+        loss = loss / divisor
+    else:
+        loss = loss.reshape(lead)
+    if problem.settings[0] == "probs":
+        check_probs(problem, len(lead), loss, ignore_index)
+    return (loss, RowStatistics.from_rows(by_products, lead)) if statistics else loss
+
+
+def check_layer(hidden: Any, weight: Any, bias: Any) -> torch.dtype:
+    """The dtype in which the layer is multiplied."""
+    check_floats("hidden", hidden, " [..., D]")
+    check_floats("weight", weight, " [C, D]")
+    if hidden.dim() < 1:
+        raise ValueError(f"hidden: expected [..., D]; got shape {list(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight: expected [C, {hidden.shape[-1]}] with C >= 1, for hidden {list(hidden.shape)}; got {list(weight.shape)}")
+    check_device("weight", weight, hidden.device)
+    if bias is not None:
+        check_floats("bias", bias, " [C]")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias: expected [{weight.shape[0]}]; got shape {list(bias.shape)}")
+        check_device("bias", bias, hidden.device)
+    device = hidden.device.type
+    # As torch's own matrix products: float64 is never cast.
+    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, weight.dtype):
+        return torch.get_autocast_dtype(device)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype != hidden.dtype:
+            raise TypeError(f"{name}: expected {hidden.dtype} like hidden; got {value.dtype}")
+    return hidden.dtype
+
+
+# The op: a loop over chunks. As an op of its own it is one node for torch.compile, however many chunks there are. ------
+
+
+@torch.library.custom_op("ensdistill::linear_distill_loss", mutates_args=())
+def _linear(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    ids: Tensor | None,
+    tail: Tensor | None,
+    weights: Tensor | None,
+    labels: Tensor | None,
+    class_weights: Tensor | None,
+    sample_weights: Tensor | None,
+    kind: str,
+    divergence: str,
+    beta: float,
+    temperature: float,
+    alpha: float,
+    combiner: str,
+    tail_mode: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    each_row: bool,
+    softcap: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    with_hidden: bool,
+    with_weight: bool,
+    with_bias: bool,
+    with_statistics: bool,
+    upstream: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss [] (summed) or [N], gradients of its sum, or with ``upstream`` [N] of that product ([0] if not asked for), statistics [N, 4].
+
+    ``upstream`` is applied where a row is D long, not C.
+    """
+    n, kept = len(hidden), torch.promote_types(weight.dtype, torch.float32)
+    settings = (kind, divergence, beta, temperature, alpha, combiner, tail_mode, ignore_index, label_smoothing, z_loss)
+    with_gradient = with_hidden or with_weight or with_bias
+    w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if with_hidden else hidden.new_empty(0)
+    grad_weight = torch.zeros(weight.shape if with_weight else 0, dtype=kept, device=weight.device)
+    grad_bias = torch.zeros(len(weight) if with_bias else 0, dtype=kept, device=weight.device)
+    losses, statistics = [], []
+    buffer = hidden.new_empty((min(chunk_rows, n), len(weight)), dtype=dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, max(n, 1), chunk_rows):
+            rows = slice(start, min(start + chunk_rows, n))
+            h = hidden[rows].to(dtype)
+            logits = buffer[: len(h)]
+            torch.mm(h, w.t(), out=logits) if b is None else torch.addmm(b, h, w.t(), out=logits)
+            if softcap:
+                logits.div_(softcap).tanh_().mul_(softcap)
+            part = [None if x is None else x[rows] for x in (ids, tail, labels, sample_weights)]
+            loss, gradient, by_products = ops.distill_loss(
+                logits,
+                targets[rows] if kind == "topk" else ready(targets[:, rows]),
+                None if scale is None else scale[:, rows],
+                None if offset is None else offset[:, rows],
+                part[0],
+                part[1],
+                weights,
+                part[2],
+                class_weights,
+                part[3],
+                *settings,
+                "none" if each_row else "sum",
+                1.0,
+                with_gradient,
+                with_statistics,
+            )
+            losses.append(loss)
+            statistics.append(by_products)
+            if not with_gradient:
+                continue
+            if softcap:  # 1 - tanh^2
+                gradient.addcmul_(gradient, logits.div_(softcap).square_(), value=-1)
+            factor = None if upstream is None else upstream[rows].unsqueeze(-1)
+            if with_hidden:
+                g = gradient @ w
+                grad_hidden[rows] = g if factor is None else g * factor
+            if with_weight:
+                h = h if factor is None else (h * factor).to(dtype)
+                if dtype == kept:
+                    grad_weight.addmm_(gradient.t(), h)
+                else:
+                    grad_weight.add_(gradient.t() @ h)
+            if with_bias:
+                grad_bias.add_(gradient.sum(0, dtype=kept) if factor is None else gradient.t().to(kept) @ factor.squeeze(-1).to(kept))
+    total = torch.cat(losses) if each_row else torch.stack(losses).sum(dtype=torch.float64).to(losses[0].dtype)
+    return (
+        total,
+        grad_hidden,
+        grad_weight.to(weight.dtype),
+        grad_bias.to(weight.dtype if bias is None else bias.dtype),
+        torch.cat(statistics),
+    )
+
+
+@_linear.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    each_row, _, _, dtype, with_hidden, with_weight, with_bias, with_statistics = rest[18:26]
+    n, precision = hidden.shape[0], torch.float64 if torch.float64 in (dtype, targets.dtype) else torch.float32
+    return (
+        hidden.new_empty((n,) if each_row else (), dtype=precision),
+        hidden.new_empty(hidden.shape if with_hidden else 0),
+        weight.new_empty(weight.shape if with_weight else 0),
+        (weight if bias is None else bias).new_empty(weight.shape[0] if with_bias else 0),
+        hidden.new_empty((n if with_statistics else 0, 4), dtype=precision),
+    )
+
+
+# Autograd -------------------------------------------------------------------------------------------------------------
+
+_TENSORS, _ARGUMENTS, _FLAGS = 12, 30, slice(26, 29)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.settings = inputs[_TENSORS:_ARGUMENTS]
+    ctx.made = any(inputs[_FLAGS])
+    ctx.save_for_backward(*output[1:4], *inputs[:_TENSORS])
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    nothing = (None,) * (len(ctx.needs_input_grad) - 3)
+    if grad_loss is None:
+        return None, None, None, *nothing
+    *made, hidden, weight, bias = ctx.saved_tensors[:6]
+    wanted = ctx.needs_input_grad[:3]
+    each_row, softcap, chunk_rows, dtype = ctx.settings[10:14]
+    owned = type(grad_loss) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    if not ctx.made:
+        tensors = [None if x is None else x.detach() for x in ctx.saved_tensors[3:]]
+        upstream = grad_loss.detach() if each_row else None
+        settings = (*ctx.settings[:10], each_row, softcap, chunk_rows, dtype, *wanted, False, upstream)
+        _, *made, _ = _linear(*tensors, *settings)
+        owned = type(grad_loss) is Tensor
+    gradients = [_times(x, grad_loss, owned and not each_row, each_row) if w else None for x, w in zip(made, wanted, strict=True)]
+    if torch.is_grad_enabled():
+        gradients = [None if g is None else _Once.apply(g, grad_loss, hidden, weight, bias) for g in gradients]
+    return *gradients, *nothing
+
+
+def _times(gradient: Tensor, grad_loss: Tensor, owned: bool, each_row: bool) -> Tensor:
+    if each_row:
+        return gradient
+    if owned and not any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (gradient, grad_loss)):
+        return gradient.mul_(grad_loss)
+    return (gradient * grad_loss).to(gradient.dtype)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that can't be differentiated again say so, and only to who tries."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *_: Any) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("linear_distillation_loss: has no second derivative; take distillation_loss of the logits for one")
+
+
+class _Function(torch.autograd.Function):
+    """The op for eager mode and torch.func, which refuses what torch.library's registration makes."""
+
+    forward = staticmethod(lambda *arguments: _linear(*arguments))
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise NotImplementedError("linear_distillation_loss: has no rule for torch.func.vmap; give it leading dimensions instead")
+
+
+_linear.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _differentiable(*arguments: Any) -> tuple[Tensor, ...]:
+    output: tuple[Tensor, ...] = _linear(*arguments) if torch.compiler.is_compiling() else _Function.apply(*arguments)
+    return output
