@@ -59,9 +59,9 @@ inline void check_layout(const char* name, const Tensor& t) {
 
 inline void check_sparse(const LossArguments& a) {
   const Tensor& t = a.targets;
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == a.rows() && t.is_contiguous() &&
-                      (t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double),
-                  "targets: expected contiguous float32 or float64 [", a.rows(), ", k]");
+  STD_TORCH_CHECK(
+      t.dim() == 2 && t.size(0) == a.rows() && t.is_contiguous() && (t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double),
+      "targets: expected contiguous float32 or float64 [", a.rows(), ", k]");
   STD_TORCH_CHECK(a.ids && a.ids->dim() == 2 && a.ids->size(0) == t.size(0) && a.ids->size(1) == t.size(1) &&
                       a.ids->scalar_type() == ScalarType::Long && a.ids->is_contiguous(),
                   "ids: expected contiguous int64 of the targets' shape");

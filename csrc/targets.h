@@ -12,9 +12,9 @@ enum class Layout { along, turned, direct };
 template <class S>
 struct Source {
   using vec = typename S::vec;
-  const void* data;              // the first row
+  const void* data;  // the first row
   Element type;
-  int64_t classes, rows;      // rows: valid lanes of an Across block
+  int64_t classes, rows;  // rows: valid lanes of an Across block
   int64_t row_stride, class_stride;
   vec step, offset, zero_value;  // of codes, for each lane
 

@@ -14,6 +14,8 @@
 namespace ensdistill {
 namespace {
 
+constexpr double kMaxFloatTemperature = 32;
+
 Element element_of(ScalarType t) {
   switch (t) {
     case ScalarType::Double: return Element::f64;
@@ -46,15 +48,17 @@ Tensor new_gradient(const LossArguments& a) {
     stride = {1, std::max<int64_t>(rows, 1)};
   }
   const size_t bytes = size_t(rows) * C * aoti_torch_dtype_element_size(int32_t(s.scalar_type()));
-  if (bytes >= size_t(1) << 20)
-    return torch::stable::from_blob(take_gradient(bytes), size, stride, s.device(), s.scalar_type(), &give_gradient_back);
+  if (bytes >= size_t(1) << 20) return torch::stable::from_blob(take_gradient(bytes), size, stride, s.device(), s.scalar_type(), &give_gradient_back);
   if (!channels_first) return torch::stable::new_empty(s, size);
   const std::vector<int64_t> memory = s.dim() == 3 ? std::vector<int64_t>{size[0], C, size[1]} : std::vector<int64_t>{C, rows};
   return torch::stable::transpose(torch::stable::new_empty(s, memory), s.dim() - 2, s.dim() - 1);
 }
 
 Divergence divergence_of(const std::string& name) {
-  return name == "forward_kl" ? Divergence::forward_kl : name == "reverse_kl" ? Divergence::reverse_kl : name == "jsd" ? Divergence::jsd : Divergence::tvd;
+  return name == "forward_kl"   ? Divergence::forward_kl
+         : name == "reverse_kl" ? Divergence::reverse_kl
+         : name == "jsd"        ? Divergence::jsd
+                                : Divergence::tvd;
 }
 
 // Members without weight are never read: a NaN of theirs can't matter, and they cost nothing.
@@ -131,11 +135,11 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
                                                 double temperature, double alpha, std::string combiner, std::string tail_mode, int64_t ignore_index,
                                                 double label_smoothing, double z_loss, std::string reduction, double divisor, bool with_gradient,
                                                 bool with_statistics) {
-  const LossArguments a{student, targets,     scale, offset,   ids,       tail,         weights,         labels, class_weights, sample_weights, kind,
-                        divergence, beta,     temperature, alpha, combiner, tail_mode, ignore_index, label_smoothing, z_loss,  reduction,     divisor,
-                        with_gradient, with_statistics};
+  const LossArguments a{student,         targets, scale,      offset,  ids,           tail,           weights,  labels,    class_weights,
+                        sample_weights,  kind,    divergence, beta,    temperature,   alpha,          combiner, tail_mode, ignore_index,
+                        label_smoothing, z_loss,  reduction,  divisor, with_gradient, with_statistics};
   check_arguments(a);
-  const int64_t N = a.rows(), C = a.classes(), K = a.members(), dims = student.dim();
+  const int64_t N = a.rows(), C = a.classes(), dims = student.dim();
   std::vector<int64_t> members;
   std::vector<double> member_weights;
   choose_members(a, members, member_weights);
@@ -181,8 +185,8 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
   if (with_gradient && N > 0) p.gradient = gradient.mutable_data_ptr(), p.gradient_layout = matrix_of(gradient, dims);
   p.row_loss = row_loss.data();
   p.statistics = with_statistics ? statistics.data() : nullptr;
-  (void)K;
-  if (N > 0) run(p, a.in_double());
+  // At a high temperature all probabilities are nearly equal, and T^2 magnifies what a float has lost of their difference.
+  if (N > 0) run(p, a.in_double() || temperature > kMaxFloatTemperature);
 
   const ScalarType loss_type = a.in_double() ? ScalarType::Double : ScalarType::Float;
   const bool per_row = reduction == "none";

@@ -68,12 +68,14 @@ struct Problem {
 constexpr int kMaxLanes = 16, kMaxParts = 32;
 // Rows are walked in blocks of so many vectors, which stay in the first-level cache together with their exponentials.
 constexpr int64_t kBlockVectors = 64;
-// Up to this many classes, vectors run across rows instead of along one.
-constexpr int64_t kNarrowClasses = 128;
+// Up to this many classes, vectors run across rows instead of along one: nothing is then reduced over lanes, and no lane is
+// wasted on a row's end. It takes enough rows, unless a row is too narrow to fill a few vectors.
+constexpr int64_t kNarrowClasses = 512, kVeryNarrowClasses = 32, kNeighbours = 8;
 
-// Vectors run across rows where rows are narrow, or where neighbouring rows are what is contiguous.
+// Also where neighbouring rows are what is contiguous.
 inline bool runs_across(const Problem& p) {
-  return p.classes <= kNarrowClasses || p.student.class_stride != 1 || (p.kind != Kind::topk && p.targets.class_stride != 1);
+  return p.student.class_stride != 1 || (p.kind != Kind::topk && p.targets.class_stride != 1) || p.classes <= kVeryNarrowClasses ||
+         (p.classes <= kNarrowClasses && p.inner >= kNeighbours);
 }
 
 // Runs part(context, i) for i in [0, parts), on threads where there are some.

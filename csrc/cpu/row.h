@@ -37,8 +37,16 @@ class Row {
     ivec best_q_at, best_p_at, unsafe;
 
     Part()
-        : weighted_logits{}, value{}, slope{}, entropy{}, outside{}, best_q(S::all(-__builtin_inff())), best_p(S::all(-1.f)), best_q_at{},
-          best_p_at{}, unsafe{} {}
+        : weighted_logits{},
+          value{},
+          slope{},
+          entropy{},
+          outside{},
+          best_q(S::all(-__builtin_inff())),
+          best_p(S::all(-1.f)),
+          best_q_at{},
+          best_p_at{},
+          unsafe{} {}
   };
 
   // f(part, begin, end): all blocks, shared out over the team. Each part starts anew.
@@ -53,12 +61,12 @@ class Row {
     }
   }
   // Parts are put together in their order: the same bits for the same number of threads.
-  vec sum_over(vec Part::*what) const {
+  vec sum_over(vec Part::* what) const {
     vec sum = part[0].*what;
     for (int i = 1; i < parts; ++i) sum += part[i].*what;
     return across ? sum : S::lane_sum(sum);
   }
-  Walk<S> walk_over(Walk<S> Part::*what, float inv_t) const {
+  Walk<S> walk_over(Walk<S> Part::* what, float inv_t) const {
     Walk<S> walk = part[0].*what;
     for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, inv_t);
     if (!across) walk.reduce_lanes(inv_t);
@@ -68,6 +76,7 @@ class Row {
   void locate();
   Source<S> target(int64_t k) const;
   vec reference_of(const Source<S>& source) const;
+  vec reference_in(const float* x) const;
   void walk_logits();
   void walk_members();
   void walk_member_entropies();
@@ -88,7 +97,7 @@ class Row {
   void sparse();
   template <bool kSum>
   void observe_mixture();
-  void find_best(vec Part::*value, ivec Part::*at, int64_t* best) const;
+  void find_best(vec Part::* value, ivec Part::* at, int64_t* best) const;
   void note_unsafe();
   void finish(vec divergence);
   void finish_row(int lane, float value);
@@ -121,7 +130,8 @@ class Row {
   vec last_weight, kl, weighted_mean_logit;
   vec student_entropy, mixture_entropy, members_entropy;  // by-products
   int64_t student_best[S::lanes], mixture_best[S::lanes];
-  vec scale, scale_q1, scale_q1_plain, scale_z, scale_classes, log_sum_q1;  // of the divergence's gradient, of q at T = 1 and of the class weights in it
+  vec scale, scale_q1, scale_q1_plain, scale_z, scale_classes,
+      log_sum_q1;  // of the divergence's gradient, of q at T = 1 and of the class weights in it
   bool all_active = true;
   ivec active, unsafe;  // unsafe: what a float can't hold matters, the row is done again in double
   float label_amount[S::lanes];
@@ -141,7 +151,7 @@ void Row<S>::each_range(const F& f) {
       parts,
       [](void* c, int i) {
         auto& [row, f] = *static_cast<Context*>(c);
-        (*f)(row->part[i], row->blocks * i / row->parts, row->blocks * (i + 1) / row->parts);
+        (*f)(row->part[i], row->blocks* i / row->parts, row->blocks * (i + 1) / row->parts);
       },
       &context);
 }
@@ -165,7 +175,9 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
       by_dot(problem.divergence == Divergence::forward_kl && !sparse_target && problem.kind != Kind::probs && single()),
       vectors(across ? problem.classes : (problem.classes + S::lanes - 1) / S::lanes),
       blocks((vectors + kBlockVectors - 1) / kBlockVectors),
-      parts(blocks < 8 ? 1 : blocks / 4 < t.parts ? int(blocks / 4) : t.parts),
+      parts(blocks < 8             ? 1
+            : blocks / 4 < t.parts ? int(blocks / 4)
+                                   : t.parts),
       lanes(across ? S::lanes : 1) {
   auto* floats = static_cast<float*>(memory);
   for (float** array : {&e_q, &e_q1, &e_m, &sum_p}) *array = floats, floats += vectors * S::lanes;
@@ -176,9 +188,10 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
   patch_next = words + 2 * entries, patch_first = patch_next + entries;
   if (!own_q1) e_q1 = e_q;
   const float inv_t = float(1 / p.temperature), target_inv_t = float(1 / p.target_temperature());
-  q = Softmax<S>{e_q, used_q, inv_t, {}, {}};
-  q1 = Softmax<S>{e_q1, used_q, 1, {}, {}};
-  member = Softmax<S>{e_m, used_m, target_inv_t, {}, {}};
+  const bool one_block = across && blocks == 1;
+  q = Softmax<S>{e_q, used_q, inv_t, one_block, {}, {}};
+  q1 = Softmax<S>{e_q1, used_q, 1, one_block, {}, {}};
+  member = Softmax<S>{e_m, used_m, target_inv_t, one_block, {}, {}};
   student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
   active = ivec{} - 1;
   for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);
@@ -204,8 +217,9 @@ void Row<S>::run(int64_t first, int64_t rows) {
   prepare_scales();
   if (p.statistics) single() ? observe_mixture<false>() : observe_mixture<true>();
   switch (p.divergence) {
-    case Divergence::forward_kl: return single() ? (by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>())
-                                                 : gradient_of_forward_kl<true, true>();
+    case Divergence::forward_kl:
+      return single() ? (by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>())
+                      : gradient_of_forward_kl<true, true>();
     case Divergence::reverse_kl: return terms_and_gradient<ReverseKl>();
     case Divergence::jsd: return terms_and_gradient<GeneralizedJsd>();
     case Divergence::tvd: return terms_and_gradient<TotalVariation>();

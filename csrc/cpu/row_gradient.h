@@ -175,7 +175,7 @@ void Row<S>::observe_mixture() {
 
 // The first class with the largest value, for each lane (for all of them, along a row).
 template <class S>
-void Row<S>::find_best(vec Part::*value, ivec Part::*at, int64_t* best) const {
+void Row<S>::find_best(vec Part::* value, ivec Part::* at, int64_t* best) const {
   float largest[S::lanes];
   for (int lane = 0; lane < S::lanes; ++lane) largest[lane] = -__builtin_inff(), best[lane] = -1;
   for (int i = 0; i < parts; ++i)

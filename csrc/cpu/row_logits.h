@@ -44,14 +44,17 @@ Source<S> Row<S>::target(int64_t k) const {
 }
 
 // Some logit of the row, finite where possible: sums of p * (z - s) are taken relative to it, so that a constant added to
-// all logits costs no digits.
+// all logits costs no digits. x is the row's first block.
+template <class S>
+typename S::vec Row<S>::reference_in(const float* x) const {
+  const vec v = across ? S::load(x) : S::all(x[0]), size = v < vec{} ? -v : v;
+  return size < S::all(__builtin_inff()) ? v : vec{};
+}
 template <class S>
 typename S::vec Row<S>::reference_of(const Source<S>& source) const {
   alignas(64) float x[S::lanes];
   source.decode(source, 0, 1, x);
-  const vec v = across ? S::load(x) : S::all(x[0]);
-  const vec size = v < vec{} ? -v : v;
-  return size < S::all(__builtin_inff()) ? v : vec{};
+  return reference_in(x);
 }
 
 // The weighted mean of the members' logits (of the logarithms of their probabilities), for the geometric combiners.
@@ -80,11 +83,13 @@ template <class S>
 void Row<S>::walk_logits() {
   const bool beside = !sparse_target && single(), mixed = p.geometric, probabilities = p.kind == Kind::probs && !mixed;
   const Source<S> teacher = beside ? target(0) : Source<S>{};
-  const vec s0 = reference_of(student), z0 = beside && by_dot && !mixed ? reference_of(teacher) : vec{};
+  // A row that one thread walks finds its references on the way.
+  vec s0 = parts > 1 ? reference_of(student) : vec{}, z0 = parts > 1 && beside && by_dot && !mixed ? reference_of(teacher) : vec{};
   each_range([&, this](Part& part, int64_t begin, int64_t end) {
     alignas(64) float s[kBlockVectors * S::lanes], z[kBlockVectors * S::lanes];
     each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
       const vec largest = student.decode(student, first, first + n, s);
+      if (block == 0 && parts == 1) s0 = reference_in(s);
       const vec before = part.q.max;
       q.block(s, block, n, largest, part.q);
       if (own_q1) {
@@ -117,6 +122,7 @@ void Row<S>::walk_logits() {
       if (probabilities) return member.block_of_probabilities(z, block, n, part.member);
       member.block(z, block, n, largest_z, part.member);
       if (by_dot) {
+        if (block == 0 && parts == 1 && !mixed) z0 = reference_in(z);
         vec sum{};
         for (int64_t i = 0; i < n; ++i) {
           const vec e = S::load(e_m + (first + i) * S::lanes);

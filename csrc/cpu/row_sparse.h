@@ -72,9 +72,9 @@ void Row<S>::sparse() {
     }
     double outside_slope = 0;  // the bucket's, for each unit of q
     if (named < p.classes) {
-      const double log_pt = !bucket ? -__builtin_inf()
-                                    : p.tail_is_double ? static_cast<const double*>(p.tail)[row + lane]
-                                                       : double(static_cast<const float*>(p.tail)[row + lane]);
+      const double log_pt = !bucket            ? -__builtin_inf()
+                            : p.tail_is_double ? static_cast<const double*>(p.tail)[row + lane]
+                                               : double(static_cast<const float*>(p.tail)[row + lane]);
       const double pt = std::exp(log_pt), qt = left[lane];
       if (pt > 0 && qt < kTiny) unsafe[lane] = -1;
       if (bucket || p.divergence != Divergence::forward_kl) {

@@ -44,9 +44,13 @@ struct Softmax {
   float* e;
   vec* used;  // [blocks] the maxima that a block's exponentials were taken against
   float inv_t;
+  bool one_block;  // and no lanes to put together: every exponential is against the row's own maximum
   vec max, sum;
 
-  ALWAYS_INLINE vec factor(int64_t block) const { return S::exp(used[block] * inv_t - max * inv_t) / sum; }
+  ALWAYS_INLINE vec factor(int64_t block) const {
+    if (one_block) return 1 / sum;
+    return S::exp(used[block] * inv_t - max * inv_t) / sum;
+  }
   // log of the sum of exp((x - reference) / T) over the row.
   ALWAYS_INLINE vec log_sum(vec reference) const { return (max - reference) * inv_t + S::log(sum); }
   void finish(const Walk<S>& walk) { max = walk.max, sum = walk.sum; }
@@ -61,9 +65,13 @@ struct Softmax {
       S::store(to + i * S::lanes, v);
       sum += v;
     }
-    const vec rescale = Walk<S>::rescale(walk.max, shift, inv_t);
-    walk.sum = walk.sum * rescale + sum;
-    walk.dot = walk.dot * rescale;
+    if (one_block) {
+      walk.sum = sum;
+    } else {
+      const vec rescale = Walk<S>::rescale(walk.max, shift, inv_t);
+      walk.sum = walk.sum * rescale + sum;
+      walk.dot = walk.dot * rescale;
+    }
     walk.max = max;
     used[index] = max;
   }

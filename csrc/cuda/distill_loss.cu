@@ -56,11 +56,31 @@ void launch_rows(const Problem& problem, const Plan& plan, bool in_double, cudaS
   }
 }
 
-std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
-                                        std::optional<Tensor> weights, std::optional<Tensor> labels, double temperature, double alpha,
-                                        std::string combiner, int64_t ignore_index, double label_smoothing, std::string reduction,
-                                        bool with_gradient) {
-  const int64_t K = check_arguments({student, targets, scale, offset, weights, labels, temperature, alpha, combiner, label_smoothing, reduction});
+// What these kernels don't do yet. Said, never done otherwise.
+void refuse_unless_implemented(const LossArguments& a) {
+  STD_TORCH_CHECK(a.kind == "logits", "distill_loss on CUDA takes logits or codes so far, got targets of kind '", a.kind, "'");
+  STD_TORCH_CHECK(a.divergence == "forward_kl", "distill_loss on CUDA has forward_kl so far, got '", a.divergence, "'");
+  STD_TORCH_CHECK(
+      a.student.dim() == 2 && (a.student.stride(1) == 1 || a.student.size(1) == 1) && (a.targets.stride(2) == 1 || a.targets.size(2) == 1),
+      "distill_loss on CUDA takes rows of contiguous classes, [N, C], so far");
+  STD_TORCH_CHECK(!a.class_weights && !a.sample_weights && a.z_loss == 0 && !a.with_statistics,
+                  "distill_loss on CUDA has no class_weights, sample_weights, z_loss or statistics so far");
+  STD_TORCH_CHECK(a.reduction != "sum" || a.divisor == 1, "distill_loss on CUDA has no reduction 'batchmean' so far");
+}
+
+std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
+                                                std::optional<Tensor> ids, std::optional<Tensor> tail, std::optional<Tensor> weights,
+                                                std::optional<Tensor> labels, std::optional<Tensor> class_weights,
+                                                std::optional<Tensor> sample_weights, std::string kind, std::string divergence, double beta,
+                                                double temperature, double alpha, std::string combiner, std::string tail_mode, int64_t ignore_index,
+                                                double label_smoothing, double z_loss, std::string reduction, double divisor, bool with_gradient,
+                                                bool with_statistics) {
+  const LossArguments arguments{student,         targets, scale,      offset,  ids,           tail,           weights,  labels,    class_weights,
+                                sample_weights,  kind,    divergence, beta,    temperature,   alpha,          combiner, tail_mode, ignore_index,
+                                label_smoothing, z_loss,  reduction,  divisor, with_gradient, with_statistics};
+  check_arguments(arguments);
+  refuse_unless_implemented(arguments);
+  const int64_t K = arguments.members();
   const int64_t N = student.size(0), C = student.size(1);
   STD_TORCH_CHECK(K <= kMaxMembers, "targets: expected at most ", kMaxMembers, " members on CUDA, got ", K);
   STD_TORCH_CHECK(C <= kMaxClasses, "student: expected at most ", kMaxClasses, " classes on CUDA, got ", C);
@@ -81,7 +101,8 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
   const bool per_row = reduction == "none";
   Tensor gradient = torch::stable::new_empty(student, std::vector<int64_t>{with_gradient ? N : 0, C});
   Tensor loss = torch::stable::new_empty(student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, real);
-  if (per_row && N == 0) return {loss, gradient};
+  Tensor statistics = torch::stable::new_empty(student, std::vector<int64_t>{0, 4}, real);
+  if (per_row && N == 0) return {loss, gradient, statistics};
   Tensor row_loss = per_row ? loss : torch::stable::new_empty(student, std::vector<int64_t>{N}, real);
 
   // One allocation: the header, then weights and numbers of the members that count.
@@ -141,7 +162,7 @@ std::tuple<Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::opt
     else reduce_rows<float><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<float>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {loss, gradient};
+  return {loss, gradient, statistics};
 }
 
 }  // namespace
