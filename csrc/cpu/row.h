@@ -120,7 +120,7 @@ class Row {
   vec *used_q, *used_m;
   double *entry_q, *entry_slope;      // [entries] of a lane, twice for the lanes
   int64_t *patch_next, *patch_first;  // lists of entries by block
-  Part part[kMaxParts];
+  Part* part;                         // [parts]
 
   int64_t row = 0, count = 0;  // now
   Layout student_layout, target_layout;
@@ -141,7 +141,7 @@ class Row {
 template <class S>
 template <class F>
 void Row<S>::each_range(const F& f) {
-  for (int i = 0; i < parts; ++i) part[i] = Part{};
+  for (int i = 0; i < parts; ++i) new (part + i) Part;
   if (parts == 1) return f(part[0], 0, blocks);
   struct Context {
     Row* row;
@@ -161,7 +161,7 @@ size_t Row<S>::scratch_bytes(const Problem& p) {
   const int64_t vectors = runs_across(p) ? p.classes : (p.classes + S::lanes - 1) / S::lanes;
   const int64_t blocks = (vectors + kBlockVectors - 1) / kBlockVectors;
   const int64_t lists = p.kind == Kind::topk ? S::lanes * (p.entries * 3 + blocks) : 0;
-  return size_t((4 * vectors + 2 * blocks) * int64_t(sizeof(vec)) + lists * 8);
+  return size_t((4 * vectors + 2 * blocks) * int64_t(sizeof(vec)) + lists * 8) + kMaxParts * sizeof(Part);
 }
 
 template <class S>
@@ -179,7 +179,8 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
             : blocks / 4 < t.parts ? int(blocks / 4)
                                    : t.parts),
       lanes(across ? S::lanes : 1) {
-  auto* floats = static_cast<float*>(memory);
+  part = static_cast<Part*>(memory);
+  auto* floats = reinterpret_cast<float*>(part + kMaxParts);
   for (float** array : {&e_q, &e_q1, &e_m, &sum_p}) *array = floats, floats += vectors * S::lanes;
   for (vec** array : {&used_q, &used_m}) *array = reinterpret_cast<vec*>(floats), floats += blocks * S::lanes;
   auto* words = reinterpret_cast<int64_t*>(floats);
