@@ -1,1 +1,1 @@
-"""How fast the pieces are, measured on the machine at hand: ``python -m benchmarks``."""
+"""``python -m benchmarks``: results are kept here, what measures them is in ``ensdistill/bench``, where an installed user has it too."""

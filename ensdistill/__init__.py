@@ -18,8 +18,9 @@ _HOMES = {
     "data": ("Rows", "Split"),
     "transfer": ("TransferSet",),
     "cache": ("TargetCache", "cache_targets"),
-    "targets": ("EnsembleLogits", "QuantizedLogits"),
-    "functional": ("distillation_loss",),
+    "targets": ("EnsembleLogits", "QuantizedLogits", "LogProbs", "Probs", "TopK", "Counts"),
+    "functional": ("distillation_loss", "RowStatistics"),
+    "linear": ("linear_distillation_loss",),
     "losses": ("DistillationLoss",),
     "student": ("StudentTrainer",),
 }
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from ensdistill.cache import TargetCache, cache_targets
     from ensdistill.data import Rows, Split
     from ensdistill.ensemble import Ensemble, train_ensemble
-    from ensdistill.functional import distillation_loss
+    from ensdistill.functional import RowStatistics, distillation_loss
+    from ensdistill.linear import linear_distillation_loss
     from ensdistill.losses import DistillationLoss
     from ensdistill.members import ArrayMember, CallableMember, SklearnMember, TorchMember
     from ensdistill.optimization import Optimization
     from ensdistill.specs import SklearnMembers, TorchMembers
     from ensdistill.student import StudentTrainer
-    from ensdistill.targets import EnsembleLogits, QuantizedLogits
+    from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
     from ensdistill.transfer import TransferSet
 
 

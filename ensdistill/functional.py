@@ -45,7 +45,7 @@ class RowStatistics:
     @classmethod
     def from_rows(cls, rows: Tensor, lead: Sequence[int]) -> RowStatistics:
         """From the op's [N, 4]."""
-        return cls(*(x.reshape(lead) for x in rows.detach().unbind(-1)))
+        return cls(*(x.reshape(lead) for x in rows.unbind(-1)))
 
 
 @overload
@@ -215,6 +215,8 @@ def distillation_loss(
     """
     check_floats("student_logits", student_logits, "")
     shape = tuple(student_logits.shape)
+    if not shape:
+        raise ValueError("student_logits: expected [..., C]; got shape []")
     class_dim = check_class_dim(class_dim, "student_logits", shape)
     if shape[class_dim] < 1:
         raise ValueError(f"student_logits: expected at least one class; got shape {list(shape)}")

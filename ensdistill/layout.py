@@ -28,14 +28,14 @@ def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Ten
     student = student.movedim(class_dim, -1)
     dense = None if dense is None else dense.movedim(class_dim + 1, -1)
     lead, classes = student.shape[:-1], student.shape[-1]
-    strides = [x.stride()[-len(lead) - 1 :] for x in (student, dense) if x is not None]
-    sizes = [1 if dense is None else len(dense)]
-
-    def copied(split: int | None) -> int:
-        volumes = (1, *sizes)
-        return sum(v for v, stride in zip(volumes, strides, strict=False) if not is_view(lead, classes, stride, split))
-
-    split = min((None, *range(max(len(lead), 1))), key=copied)
+    strides = [(1, student.stride())]
+    if dense is not None:
+        strides.append((len(dense), dense.stride()[1:]))
+    split, least = None, None
+    for candidate in (None, *range(max(len(lead), 1))):
+        copied = sum(volume for volume, stride in strides if not is_view(lead, classes, stride, candidate))
+        if least is None or copied < least:
+            split, least = candidate, copied
     shape = (product(lead), classes) if split is None else (product(lead[:split]), product(lead[split:]), classes)
     return ready(student.reshape(shape)), None if dense is None else ready(dense.reshape(len(dense), *shape))
 

@@ -13,6 +13,7 @@ from ensdistill.arguments import check_device, check_floats, check_number, check
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
 from ensdistill.targets import Targets
+from ensdistill.wrapped import is_batched, is_plain
 
 # Of logits in one chunk: large enough for the matrix products to run at full speed, small beside any layer that this is for.
 CHUNK_BYTES = 48 * 2**20
@@ -357,6 +358,7 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *res
 
 # Autograd -------------------------------------------------------------------------------------------------------------
 
+_NO_VMAP = "linear_distillation_loss: has no rule for torch.func.vmap"
 _TENSORS, _ARGUMENTS, _FLAGS = 12, 30, slice(26, 29)
 
 
@@ -377,6 +379,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     each_row, softcap, chunk_rows, dtype = ctx.settings[10:14]
     owned = type(grad_loss) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
     if not ctx.made:
+        if each_row and is_batched(grad_loss):
+            raise NotImplementedError(f"{_NO_VMAP}, nor for many backward passes in one with reduction='none'")
         tensors = [None if x is None else x.detach() for x in ctx.saved_tensors[3:]]
         upstream = grad_loss.detach() if each_row else None
         settings = (*ctx.settings[:10], each_row, softcap, chunk_rows, dtype, *wanted, False, upstream)
@@ -391,7 +395,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
 def _times(gradient: Tensor, grad_loss: Tensor, owned: bool, each_row: bool) -> Tensor:
     if each_row:
         return gradient
-    if owned and not any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (gradient, grad_loss)):
+    if owned and is_plain(gradient) and is_plain(grad_loss):
         return gradient.mul_(grad_loss)
     return (gradient * grad_loss).to(gradient.dtype)
 
@@ -423,7 +427,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def vmap(*_: Any) -> Any:
-        raise NotImplementedError("linear_distillation_loss: has no rule for torch.func.vmap; give it leading dimensions instead")
+        raise NotImplementedError(f"{_NO_VMAP}; give it leading dimensions instead")
 
 
 _linear.register_autograd(_backward, setup_context=_setup_context)

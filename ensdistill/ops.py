@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ensdistill import _native, reference
 from ensdistill.layout import ready
+from ensdistill.wrapped import is_plain
 
 __all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "use_instruction_set"]
 
@@ -70,12 +71,12 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
 
 def _scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
-    wrapped = type(grad_loss) is not Tensor or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (gradient, grad_loss))
+    plain = is_plain(gradient) and is_plain(grad_loss)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
-    if not wrapped and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
+    if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
     factor = grad_loss if grad_loss.dim() == 0 else grad_loss.reshape(*gradient.shape[:-1], 1)
-    if owned and not wrapped:
+    if owned and plain:
         return gradient.mul_(factor)
     return (gradient * factor).to(gradient.dtype)
 

@@ -1,8 +1,10 @@
 """What torch asks of an op: schema, fake kernel, autograd of any order, compilation, dispatch."""
 
+from itertools import product
+
 import pytest
 import torch
-from closed_forms import closed_forms, make_codes, make_logits
+from closed_forms import closed_forms, make_codes, make_logits, make_top_k
 from torch.autograd import gradcheck, gradgradcheck
 
 from ensdistill import ops
@@ -11,23 +13,41 @@ from ensdistill.functional import distillation_loss
 LABELS = torch.tensor([3, -100, 0, 9, 1])
 
 
-def arguments(k=3, dtype=torch.float32, codes=False, labels=None, reduction="mean", with_gradient=True):
-    student = make_logits(5, 10, seed=0, dtype=dtype).requires_grad_(with_gradient)
-    targets = make_codes(k, 5, 10, seed=1, masked=True) if codes else None
-    values = (targets.codes, targets.scale, targets.offset) if codes else (make_logits(k, 5, 10, seed=1), None, None)
-    weights = None if k == 1 else torch.arange(k, dtype=torch.float64)
-    alpha = 1.0 if labels is None else 0.4
-    return (student, *values, weights, labels, 2.0, alpha, "prob", -100, 0.1, reduction, with_gradient)
+def arguments(k=3, dtype=torch.float32, kind="logits", divergence="forward_kl", labels=None, reduction="mean", maps=False, **flags):
+    """The op's; ``kind`` may be codes, and ``maps`` is [O, I, C] with the classes first in memory."""
+    with_gradient, with_statistics = flags.get("with_gradient", True), flags.get("with_statistics", False)
+    shape = (5, 10) if not maps else (1, 10, 5)
+    student, values = make_logits(*shape, seed=0, dtype=dtype), make_logits(k, *shape, seed=1)
+    student, values = (student.mT, values.mT) if maps else (student, values)
+    scale = offset = ids = tail = None
+    if kind == "codes":
+        codes = make_codes(k, 5, 10, seed=1, masked=True)
+        kind, values, scale, offset = "logits", codes.codes, codes.scale, codes.offset
+    elif kind == "topk":
+        top = make_top_k(5, 10, 4, seed=1)
+        values, ids, tail = top.log_probs, top.ids.long(), top.tail_log_mass
+    elif kind == "probs":
+        values = values.softmax(-1)
+    weights = torch.arange(k, dtype=torch.float64) if k > 1 and kind != "topk" else None
+    per_class = None if labels is None else torch.linspace(0, 2, 10, dtype=torch.float64)
+    rows = None if labels is None else torch.linspace(0, 3, 5, dtype=torch.float64)
+    settings = (kind, divergence, 0.3, 2.0, 1.0 if labels is None else 0.4, "prob", "tail", -100, 0.1, 0.01, reduction, 3.0)
+    tensors = (student.requires_grad_(with_gradient), values, scale, offset, ids, tail, weights, labels, per_class, rows)
+    return (*tensors, *settings, with_gradient, with_statistics)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"k": 1, "reduction": "sum"},
-        {"labels": LABELS, "reduction": "none"},
-        {"codes": True},
-        {"codes": True, "labels": LABELS, "dtype": torch.bfloat16},
+        {"k": 1, "reduction": "sum", "divergence": "jsd"},
+        {"labels": LABELS, "reduction": "none", "divergence": "reverse_kl"},
+        {"kind": "codes"},
+        {"kind": "codes", "labels": LABELS, "dtype": torch.bfloat16},
+        {"kind": "topk", "divergence": "tvd"},
+        {"kind": "probs", "labels": LABELS},
+        {"kind": "log_probs", "with_statistics": True},
+        {"maps": True, "labels": LABELS},
         {"dtype": torch.float64},
         {"with_gradient": False},
     ],
@@ -42,11 +62,11 @@ def test_opcheck(changes):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("codes", [False, True])
-def test_fake_kernel_has_the_real_shapes_and_dtypes(codes, dtype, reduction):
-    for with_gradient in (False, True):
-        inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments(dtype=dtype, codes=codes, reduction=reduction)]
-        inputs[-1] = with_gradient
+@pytest.mark.parametrize("changes", [{}, {"kind": "codes"}, {"kind": "topk"}, {"maps": True}], ids=str)
+def test_fake_kernel_has_the_real_shapes_and_dtypes(changes, dtype, reduction):
+    for with_gradient, with_statistics in product((False, True), repeat=2):
+        flags = {"with_gradient": with_gradient, "with_statistics": with_statistics}
+        inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments(dtype=dtype, reduction=reduction, **changes, **flags)]
         real = ops.distill_loss(*inputs)
         meta = ops.distill_loss(*[x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs])
         assert [(x.shape, x.dtype, x.stride()) for x in real] == [(x.shape, x.dtype, x.stride()) for x in meta]
@@ -55,6 +75,7 @@ def test_fake_kernel_has_the_real_shapes_and_dtypes(codes, dtype, reduction):
 
 CASES = [
     {},
+    {"recompute": True, "temperature": 3.0},
     {"temperature": 2.0, "reduction": "sum"},
     {"temperature": 0.7, "alpha": 0.4, "label_smoothing": 0.1},
     {"alpha": 0.0, "reduction": "none"},
@@ -146,11 +167,37 @@ def test_without_gradients_nothing_is_made_for_them():
     assert ops.distill_loss(*arguments(with_gradient=False))[1].shape == (0, 10)
 
 
-def test_backward_without_a_gradient_is_refused():
-    inputs = list(arguments(with_gradient=False))
-    inputs[0] = inputs[0].requires_grad_()
-    with pytest.raises(RuntimeError, match="called with with_gradient=False, so there is no gradient to go back through"):
-        ops.distill_loss(*inputs)[0].backward()
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recompute_gives_the_same_bits_and_keeps_nothing(dtype, reduction):
+    student, targets = make_logits(50, 300, seed=0, dtype=dtype), make_logits(3, 50, 300, seed=1)
+    results, kept = [], []
+    for recompute in (False, True):
+        leaf, sizes = student.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.shape) or x, lambda x: x):
+            loss = distillation_loss(leaf, targets, reduction=reduction, recompute=recompute)
+        (loss * 3).sum().backward()
+        results.append((loss.detach(), leaf.grad))
+        kept.append(sizes.count(student.shape))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert kept == [2, 1]  # the student's logits, and without recompute their gradient
+    leaf = student.clone().requires_grad_()
+    loss = distillation_loss(leaf, targets, reduction=reduction, recompute=True).sum()
+    loss.backward(retain_graph=True)
+    once = leaf.grad.clone()
+    loss.backward()
+    assert torch.equal(leaf.grad, 2 * once)
+
+
+def test_a_scaled_loss_needs_no_second_gradient():
+    """An upstream factor other than 1 scales the gradient where it lies: fresh memory would cost as much as the loss itself."""
+    student, targets = make_logits(64, 1000, seed=0).requires_grad_(), make_logits(2, 64, 1000, seed=1)
+    pointers = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: pointers.append(x.data_ptr()) or x, lambda x: x):
+        loss = distillation_loss(student, targets)
+    (loss / 4).backward()
+    assert student.grad.data_ptr() in pointers
 
 
 def test_autocast():
@@ -178,10 +225,97 @@ def test_forward_mode_is_refused_not_zero():
     assert slope.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_vmap_is_a_loop():
-    students, targets = make_logits(4, 5, 10, seed=0), make_logits(4, 3, 5, 10, seed=1)
-    losses = torch.func.vmap(distillation_loss)(students, targets)
-    assert torch.equal(losses, torch.stack([distillation_loss(s, z) for s, z in zip(students, targets, strict=True)]))
+ROWS = {"alpha": 0.4, "temperature": 2.0, "divergence": "jsd", "z_loss": 0.01}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
+def test_vmap_is_a_loop(reduction):
+    students, targets = make_logits(4, 5, 10, seed=0, dtype=torch.float64), make_logits(4, 3, 5, 10, seed=1)
+    labels = torch.stack([LABELS, LABELS.flip(0), torch.full((5,), -100), LABELS])
+
+    def loss(student, targets, labels):
+        return distillation_loss(student, targets, labels, reduction=reduction, **ROWS)
+
+    def check(function, *batch, dims):
+        found = torch.func.vmap(function, in_dims=dims)(*batch)
+        slices = [[x if d is None else x.select(d, i) for x, d in zip(batch, dims, strict=True)] for i in range(4)]
+        torch.testing.assert_close(found, torch.stack([function(*part) for part in slices]), rtol=1e-13, atol=1e-15)  # sums in float64
+
+    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (None, None, 0)):
+        batch = [x if d == 0 else x[0] for x, d in zip((students, targets, labels), dims, strict=True)]
+        check(loss, *batch, dims=dims)
+        if dims[0] == 0:
+            check(torch.func.grad(lambda *a: loss(*a).sum()), *batch, dims=dims)
+    check(loss, students.permute(1, 2, 0), targets, labels, dims=(2, 0, 0))
+
+
+def test_vmap_over_weights_and_kinds_of_targets():
+    student, targets = make_logits(5, 10, seed=0), make_logits(3, 5, 10, seed=1)
+    weights, per_class = make_logits(4, 3, seed=2).abs(), make_logits(4, 10, seed=3).abs()
+    found = torch.func.vmap(lambda w, c: distillation_loss(student, targets, LABELS, alpha=0.5, weights=w, class_weights=c))(
+        weights, per_class
+    )
+    loop = [
+        distillation_loss(student, targets, LABELS, alpha=0.5, weights=w, class_weights=c) for w, c in zip(weights, per_class, strict=True)
+    ]
+    assert torch.equal(found, torch.stack(loop))
+    students, top, codes = make_logits(4, 5, 10, seed=4), make_top_k(5, 10, 4, seed=1), make_codes(2, 5, 10, seed=1)
+    for target in (top, codes):
+        found = torch.func.vmap(lambda s, target=target: distillation_loss(s, target))(students)
+        torch.testing.assert_close(found, torch.stack([distillation_loss(s, target) for s in students]), rtol=1e-6, atol=0)
+    maps = make_logits(4, 2, 10, 3, 3, seed=5)
+    found = torch.func.vmap(lambda m: distillation_loss(m, maps[0], class_dim=1, reduction="none"))(maps)
+    loop = torch.stack([distillation_loss(m, maps[0], class_dim=1, reduction="none") for m in maps])
+    torch.testing.assert_close(found, loop, rtol=1e-5, atol=1e-6)  # float32, read in another order
+
+
+def test_torch_func_differentiates():
+    """grad, jacrev and their compositions, first order by the kernel, second by the specification."""
+    student, targets = make_logits(5, 10, seed=0, dtype=torch.float64), make_logits(3, 5, 10, seed=1)
+
+    def loss(student, impl="fused"):
+        return distillation_loss(student, targets, LABELS, impl=impl, **ROWS)
+
+    leaf = student.clone().requires_grad_()
+    loss(leaf).backward()
+    assert torch.equal(torch.func.grad(loss)(student), leaf.grad)
+    assert torch.equal(torch.func.grad_and_value(loss)(student)[1], loss(student))
+    hessian = torch.func.jacrev(torch.func.jacrev(loss))(student)
+    expected = torch.func.hessian(lambda s: loss(s, "reference"))(student)
+    torch.testing.assert_close(hessian, expected, rtol=1e-10, atol=1e-13)  # float64, in two orders
+    rows = torch.func.jacrev(lambda s: distillation_loss(s, targets, reduction="none"))(student)
+    assert rows.shape == (5, 5, 10)
+    assert (rows[0, 1:] == 0).all()
+    for recompute in (False, True):
+        found = torch.func.grad(lambda s, recompute=recompute: distillation_loss(s, targets, recompute=recompute))(student)
+        torch.testing.assert_close(found, closed_forms(student, targets).gradient, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_batched_upstream_factors(recompute):
+    """Many backward passes in one, as torch.autograd.functional.jacobian(vectorize=True) makes them."""
+    student, targets = make_logits(5, 10, seed=0, dtype=torch.float64), make_logits(3, 5, 10, seed=1)
+
+    def losses(student):
+        return distillation_loss(student, targets, reduction="none", recompute=recompute)
+
+    leaf = student.clone().requires_grad_()
+    (found,) = torch.autograd.grad(losses(leaf), leaf, torch.eye(5, dtype=torch.float64), is_grads_batched=True)
+    assert torch.equal(found, torch.func.jacrev(losses)(student))
+    (found,) = torch.autograd.grad(losses(leaf).mean(), leaf, torch.linspace(0, 1, 3, dtype=torch.float64), is_grads_batched=True)
+    torch.testing.assert_close(found[2], closed_forms(student, targets).gradient, rtol=1e-10, atol=1e-15)
+    (found,) = torch.autograd.grad(
+        distillation_loss(leaf, targets, recompute=recompute), leaf, torch.linspace(0, 1, 3, dtype=torch.float64), is_grads_batched=True
+    )
+    torch.testing.assert_close(found[2], closed_forms(student, targets).gradient, rtol=1e-10, atol=1e-15)
+
+
+def test_create_graph_gives_the_kernels_own_gradient():
+    student, targets = make_logits(5, 10, seed=0, dtype=torch.bfloat16).requires_grad_(), make_logits(3, 5, 10, seed=1)
+    once = torch.autograd.grad(distillation_loss(student, targets), student)[0]
+    (differentiable,) = torch.autograd.grad(distillation_loss(student, targets), student, create_graph=True)
+    assert differentiable.requires_grad
+    assert torch.equal(differentiable, once)
 
 
 @pytest.fixture
@@ -282,34 +416,42 @@ def test_impl_compile_is_the_reference(compiled):
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "message"),
+    ("name", "value", "message"),
     [
-        (0, torch.zeros(5), r"student: expected floating-point \[N, C\]"),
-        (0, torch.zeros(5, 10, dtype=torch.int32), r"student: expected floating-point \[N, C\]"),
-        (0, torch.zeros(10, 5).T, "student: expected unit stride over classes"),
-        (1, torch.zeros(3, 5, 11), r"targets: expected \[K, 5, 10\]"),
-        (1, torch.zeros(0, 5, 10), "at least one class and one member"),
-        (1, torch.zeros(3, 10, 5).mT, "targets: expected unit stride over classes"),
-        (1, torch.zeros(3, 5, 10, dtype=torch.int64), "targets: expected floating-point logits or uint8 codes"),
-        (1, torch.zeros(3, 5, 10, dtype=torch.uint8), "scale and offset: expected with uint8 codes, and only then"),
-        (2, torch.zeros(3, 5), "scale and offset: expected with uint8 codes, and only then"),
-        (4, torch.ones(3), r"weights: expected contiguous float64 \[3\]"),
-        (4, torch.ones(2, dtype=torch.float64), r"weights: expected contiguous float64 \[3\]"),
-        (4, torch.tensor([1, torch.nan, 1]).double(), "weights: expected finite values of at least 0, got nan for member 1"),
-        (4, torch.zeros(3).double(), "weights: expected a sum above 0"),
-        (5, torch.zeros(5, dtype=torch.int32), r"labels: expected contiguous int64 \[5\]"),
-        (5, torch.tensor([0, 0, 0, 0, -1]), r"labels: expected 0\.\.9 or ignore_index -100, got -1 in row 4"),
-        (6, 0.0, "temperature: expected > 0, got 0"),
-        (6, float("nan"), "temperature: expected > 0, got nan"),
-        (7, 1.5, "alpha: expected 0..1, got 1.5"),
-        (7, 0.5, "alpha: below 1 it mixes in hard labels, and labels is None"),
-        (8, "mean", "combiner: expected prob, logit or log_prob, got mean"),
-        (10, -0.1, "label_smoothing: expected 0..1, got -0.1"),
-        (11, "average", "reduction: expected mean, sum or none, got average"),
+        ("student", torch.zeros(5), r"student: expected floating-point \[N, C\]"),
+        ("student", torch.zeros(5, 10, dtype=torch.int32), r"student: expected floating-point \[N, C\]"),
+        ("student", torch.zeros(10, 20)[::2, ::2], "student: expected unit stride over the classes or over the rows"),
+        ("targets", torch.zeros(3, 5, 11), r"targets: expected \[K, ...\] with the student's shape behind K"),
+        ("targets", torch.zeros(0, 5, 10), r"targets: expected \[K, ...\]"),
+        ("targets", torch.zeros(3, 10, 20)[:, ::2, ::2], "targets: expected unit stride over the classes or over the rows"),
+        ("targets", torch.zeros(3, 5, 10, dtype=torch.int64), "targets: expected floating-point numbers or uint8 codes"),
+        ("targets", torch.zeros(3, 5, 10, dtype=torch.uint8), "scale and offset: expected with uint8 codes, and only then"),
+        ("scale", torch.zeros(3, 5), "scale and offset: expected with uint8 codes, and only then"),
+        ("weights", torch.ones(3), r"weights: expected a contiguous \[3\]"),
+        ("weights", torch.ones(2, dtype=torch.float64), r"weights: expected a contiguous \[3\]"),
+        ("weights", torch.tensor([1, torch.nan, 1]).double(), "weights: expected finite values of at least 0, got nan for member 1"),
+        ("weights", torch.zeros(3).double(), "weights: expected a sum above 0"),
+        ("labels", torch.zeros(5, dtype=torch.int32), r"labels: expected a contiguous \[5\]"),
+        ("labels", torch.tensor([0, 0, 0, 0, -1]), r"labels: expected 0\.\.9 or ignore_index -100, got -1 in row 4"),
+        ("class_weights", torch.ones(10), r"class_weights: expected a contiguous \[10\]"),
+        ("sample_weights", torch.ones(4).double(), r"sample_weights: expected a contiguous \[5\]"),
+        ("temperature", 0.0, "temperature: expected > 0, got 0"),
+        ("temperature", float("nan"), "temperature: expected > 0, got nan"),
+        ("alpha", 1.5, "alpha: expected 0..1, got 1.5"),
+        ("alpha", 0.5, "alpha: below 1 it mixes in hard labels, and labels is None"),
+        ("beta", 1.0, "beta: expected above 0 and below 1, got 1"),
+        ("kind", "samples", "kind: unknown value 'samples'"),
+        ("divergence", "kl", "divergence: unknown value 'kl'"),
+        ("combiner", "mean", "combiner: unknown value 'mean'"),
+        ("tail_mode", "none", "tail_mode: unknown value 'none'"),
+        ("label_smoothing", -0.1, "label_smoothing: expected 0..1, got -0.1"),
+        ("reduction", "average", "reduction: unknown value 'average'"),
+        ("divisor", 0.0, "divisor: expected > 0, got 0"),
     ],
 )
-def test_the_native_checks(position, value, message):
+def test_the_native_checks(name, value, message):
+    names = [x.name for x in ops.distill_loss._schema.arguments]
     inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments()]
-    inputs[position] = value
+    inputs[names.index(name)] = value
     with pytest.raises(RuntimeError, match=message):
         ops.distill_loss(*inputs)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from closed_forms import decoded, make_codes, make_logits
+from closed_forms import decoded, make_codes, make_counts, make_logits, make_top_k
 
-from ensdistill.targets import EnsembleLogits, QuantizedLogits
+from ensdistill.functional import distillation_loss
+from ensdistill.targets import EnsembleLogits, LogProbs, Probs, QuantizedLogits
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -53,3 +56,32 @@ def test_targets_cannot_be_changed():
         EnsembleLogits(torch.zeros(1, 1, 2)).weights = torch.ones(1)
     with pytest.raises(AttributeError):
         make_codes(1, 1, 2, seed=0).scale = torch.ones(1, 1)
+
+
+def every_kind(k, n, c):
+    z = make_logits(k, n, c, seed=1)
+    log_p, weights = torch.log_softmax(z / 2.0, -1), torch.linspace(1, 2, k)
+    yield EnsembleLogits(z, weights)
+    yield make_codes(k, n, c, seed=1)
+    yield LogProbs(log_p, weights, 2.0)
+    yield LogProbs(log_p[0], temperature=2.0)
+    yield Probs(log_p.exp(), weights, 2.0)
+    yield Probs(log_p[0].exp(), temperature=2.0)
+    yield replace(make_top_k(n, c, 4, seed=1), temperature=2.0)
+    yield replace(make_counts(n, c, 6, seed=1), temperature=2.0)
+
+
+@pytest.mark.parametrize("kind", range(8))
+def test_rows_are_views_that_know_all_the_rest(kind):
+    target, student = list(every_kind(3, 9, 12))[kind], make_logits(9, 12, seed=0)
+    part = target.rows(2, 6)
+    assert type(part) is type(target)
+    for name, whole in vars(target).items():
+        found = getattr(part, name)
+        if isinstance(whole, torch.Tensor) and name != "weights":
+            assert found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        else:
+            assert found is whole
+    assert part.shape[-2] == 4
+    arguments = {"temperature": 2.0, "reduction": "none"}
+    assert torch.equal(distillation_loss(student[2:6], part, **arguments), distillation_loss(student, target, **arguments)[2:6])

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensdistill import ops
+from ensdistill import __version__, ops
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, the folder that holds it
 
 
 def last_level_cache() -> int:
@@ -36,11 +36,12 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """Device, cores, threads and versions, as plain data for a result file."""
     build = ops.build_info()
     return {
-        "device": cpu_name(),
+        "kind": device.type,
+        "device": cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "cores": build["cpu"]["cores"],
         "threads": torch.get_num_threads(),
         "instruction_sets": build["cpu"]["runnable"],
@@ -56,7 +57,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_source() -> dict[str, Any]:
-    """Commit and state of the checkout; ``None`` outside of one.
+    """Version, and commit and state of the checkout: ``None`` outside of one.
 
     ``dirty`` leaves the results themselves out, and ``library_is_older`` says that the native code changed after it was built,
     so that the numbers belong to code that is no longer there.
@@ -64,10 +65,11 @@ def describe_source() -> dict[str, Any]:
     library = importlib.util.find_spec("ensdistill._cpu")
     built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.ops fails without the library
     csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h") and "cuda" not in p.parts]
-    commit = _git("rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in somebody else's repository
     return {
+        "version": __version__,
         "commit": commit,
-        "csrc_tree": _git("rev-parse", "HEAD:csrc"),
+        "csrc_tree": None if commit is None else _git("rev-parse", "HEAD:csrc"),
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
         "csrc_dirty": None if commit is None else bool(_git("status", "--porcelain", "--", "csrc")),
         "library_is_older": any(p.stat().st_mtime > built for p in csrc),
@@ -84,13 +86,15 @@ def _git(*arguments: str) -> str | None:
 
 
 def result_name(machine: dict[str, Any], source: dict[str, Any]) -> str:
-    """``<device>-<cores>c-<commit>``, with ``-dirty`` where the commit alone doesn't name the code.
+    """``<device>-<cores>c-<commit>``, with ``-dirty`` where the commit alone doesn't name the code; the version where there is none.
 
     Examples
     --------
-    >>> result_name({"device": "AMD EPYC (9B)", "cores": 2}, {"commit": "0123456789ab", "dirty": True})
+    >>> result_name({"kind": "cpu", "device": "AMD EPYC (9B)", "cores": 2}, {"commit": "0123456789ab", "dirty": True})
     'amd-epyc-9b-2c-01234567-dirty'
+    >>> result_name({"kind": "cuda", "device": "NVIDIA H100"}, {"commit": None, "version": "0.1.0", "dirty": None})
+    'nvidia-h100-0.1.0'
     """
     device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    commit = (source["commit"] or "unknown")[:8]
-    return f"{device}-{machine['cores']}c-{commit}" + ("-dirty" if source["dirty"] else "")
+    cores = f"-{machine['cores']}c" if machine["kind"] == "cpu" else ""
+    return f"{device}{cores}-{(source['commit'] or source['version'])[:8]}" + ("-dirty" if source["dirty"] else "")

@@ -1,0 +1,128 @@
+"""The command line of ``ensdistill bench`` and of ``python -m benchmarks kernels``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ensdistill.bench import machine, suite
+from ensdistill.bench.cases import Case
+from ensdistill.bench.cuda import Cuda
+from ensdistill.bench.measure import Cpu
+from ensdistill.bench.race import WrongOutput
+from ensdistill.bench.run import run
+
+DESCRIPTION = """\
+Times ensdistill's distillation losses, forward+backward and forward alone, against
+  eager          plain torch code (kl_div of probabilities or log-probabilities, cross_entropy: the fastest)
+  compile        torch.compile of it; on a GPU also with max-autotune
+  liger          Liger-Kernel's, on a GPU where it is installed
+  specification  impl="compile", on some shapes
+  floor          a loop that reads every input once and writes the gradient's buffer once; on a GPU a copy of as many bytes
+
+All run in rotation in one process; medians count. Before that, every loss and gradient is checked against float64: one of ours that
+is further off than plain torch code ends the run, others are left out. The result is written after each shape.
+
+x floor is what is left to gain (1 is the end), x eager and x compile what is gained already.
+Keep the machine quiet: whatever else runs takes memory bandwidth from all of them.
+"""
+EPILOG = """\
+examples:
+  {prog}                    everything, about a quarter of an hour on 2 cores
+  {prog} --quick            9 shapes, under two minutes
+  {prog} --resume           go on with an interrupted run
+  {prog} --classes 1000 --members 1 4 --targets float32 uint8
+"""
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The options."""
+    p = argparse.ArgumentParser(
+        prog=prog, description=DESCRIPTION, epilog=EPILOG.format(prog=prog), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--quick", action="store_true", help="few shapes")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU and its kernels are built")
+    p.add_argument("--threads", type=_positive, metavar="N", help=f"CPU threads for everybody (default: torch's, here {torch.get_num_threads()})")
+    p.add_argument("--classes", type=_positive, nargs="+", metavar="C", help="a grid of dense targets only; default: all of the suite")
+    p.add_argument("--members", type=_positive, nargs="+", metavar="K", help="likewise")
+    p.add_argument("--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student")
+    p.add_argument("--data-mib", type=_positive, metavar="MIB", help="inputs and gradient of a shape (default: four times the last-level cache)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
+    p.add_argument("--resume", action="store_true", help="keep what the result file holds already, if machine, commit and settings are the same")
+    return p
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1; got {text}")
+    return value
+
+
+def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path | None = None) -> int:
+    """Run; the result goes to ``folder`` (default: the current one). Returns the exit status."""
+    options = parser(prog).parse_args(arguments)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    # Found out now, not after a quarter of an hour.
+    try:
+        from ensdistill.bench.plot import draw
+        from ensdistill.bench.table import print_result
+    except ImportError as error:
+        notes.print(f"{error}: pip install 'ensdistill[report]'")
+        return 1
+    if options.out is not None and options.out.suffix != ".json":
+        notes.print(f"--out: expected a name that ends in .json; got {options.out}")
+        return 2
+    if options.device == "cuda" and not _has_gpu():
+        notes.print("--device: expected cpu; cuda needs a GPU and ensdistill's CUDA kernels (see `ensdistill info`)")
+        return 2
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    place = Cuda() if (options.device or ("cuda" if _has_gpu() else "cpu")) == "cuda" else Cpu()
+    if options.data_mib:
+        place.data_bytes = options.data_mib << 20
+    source = machine.describe_source()
+    if source["library_is_older"]:
+        # By date only, which a checkout also changes: a warning here, a mark in the result.
+        notes.print("warning: csrc/ is newer than the native library; if it was changed, build first (make setup): these are old numbers")
+    name = machine.result_name(machine.describe_machine(place.device), source) + _variant(options)
+    out = options.out or (folder or Path()) / f"{'' if folder else 'ensdistill-bench-'}{name}.json"
+    try:
+        result = run(_cases(options, place), place, out, resume=options.resume, progress=notes.print)
+    except (WrongOutput, ValueError) as error:
+        notes.print(f"{'wrong output' if isinstance(error, WrongOutput) else 'error'}: {error}")
+        return 1
+    except KeyboardInterrupt:
+        notes.print(f"Stopped. What was measured is in {out}; the same command with --resume goes on from there.")
+        return 130
+    print_result(result, screen)
+    draw(result, out.with_suffix(".png"))
+    notes.print(f"{out}\n{out.with_suffix('.png')}")
+    return 0
+
+
+def _cases(options: argparse.Namespace, place: Cpu | Cuda) -> list[Case]:
+    if options.classes or options.members or options.targets:
+        return suite.grid(
+            place.data_bytes, options.classes or suite.CLASSES, options.members or suite.MEMBERS, options.targets or suite.TARGETS
+        )
+    return suite.quick(place.data_bytes) if options.quick else suite.full(place.data_bytes, place.device.type == "cuda")
+
+
+def _has_gpu() -> bool:
+    from ensdistill.ops import build_info
+
+    return torch.cuda.is_available() and bool(build_info()["cuda"]["built"])
+
+
+def _variant(options: argparse.Namespace) -> str:
+    """A part must not take the whole's place."""
+    if options.classes or options.members or options.targets or options.data_mib or options.threads:
+        return "-part"
+    return "-quick" if options.quick else ""

@@ -1,0 +1,103 @@
+"""Who is timed. Each takes :class:`~ensdistill.bench.cases.Inputs` and returns the loss []."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ensdistill import ops
+from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case, Inputs
+from ensdistill.bench.liger import liger
+from ensdistill.bench.plain import plain_loss, tensors
+from ensdistill.functional import distillation_loss
+from ensdistill.linear import linear_distillation_loss
+
+Loss = Callable[[Inputs], Tensor]
+# The specification through torch.compile is timed on some shapes only: compiling it takes as long as compiling the plain code.
+_SPECIFICATION_CLASSES = (10, 100, 1000, 32000)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``kind`` is what a row of the result is called; of several ``form``s of a kind the faster one is timed at length."""
+
+    kind: str
+    form: str
+    loss: Loss
+    ours: bool = False  # wrong outputs of ours end the run, those of others leave them out
+    whole: bool = True  # False: a cross entropy, which leaves the teacher's entropy out of the loss
+
+
+def contenders(case: Case, device: torch.device) -> list[Contender]:
+    """Fresh ones for each case: torch.compile specialises on the shape, and must not carry the last one's guards along."""
+    torch.compiler.reset()
+    found = _ours(case, device)
+    dense_kl = case.targets != "topk" and case.divergence == "forward_kl" and not case.labels
+    forms = ["kl_div"]
+    if dense_kl and not case.hidden:
+        forms += ["log_target"] if case.members == 1 and case.targets != "uint8" else []
+        forms += ["cross_entropy"]
+    for form in forms:
+        found.append(Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy"))
+    found.append(Contender("compile", "kl_div", _compiled(case, None)))
+    if device.type == "cuda":
+        # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
+        found.append(Contender("autotune", "kl_div", _compiled(case, "max-autotune-no-cudagraphs")))
+        found += [Contender("liger", form, loss) for form, loss in liger(case)]
+    if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members < 8 and not case.family:
+        found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
+    return found
+
+
+def _ours(case: Case, device: torch.device) -> list[Contender]:
+    if case.hidden:
+        unfused = partial(_unfused_layer, case)
+        return [Contender("fused", "linear", partial(_layer, case), True), Contender("fused-logits", "logits", unfused, True)]
+    if device.type == "cuda":
+        return [Contender("fused", "cuda", partial(_loss, case), True)]
+    active, fused = ops.instruction_set(), partial(_loss, case)
+    found = [Contender("fused", active, fused, True)]
+    if active == "avx512":
+        found.append(Contender("fused-avx2", "avx2", partial(_with_instruction_set, "avx2", fused), True))
+    return found
+
+
+def _settings(case: Case) -> dict[str, Any]:
+    reduction = "sum" if case.divisor == 1 else "mean"
+    return {"temperature": TEMPERATURE, "divergence": case.divergence, "alpha": ALPHA if case.labels else 1.0, "reduction": reduction}
+
+
+def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
+    student, class_dim = inputs.leaves[0], 1 if case.layout == "map" else -1
+    return distillation_loss(student, inputs.targets, inputs.labels, class_dim=class_dim, **_settings(case), **settings)
+
+
+def _layer(case: Case, inputs: Inputs) -> Tensor:
+    return linear_distillation_loss(*inputs.leaves, inputs.targets, inputs.labels, **_settings(case))
+
+
+def _unfused_layer(case: Case, inputs: Inputs) -> Tensor:
+    return distillation_loss(F.linear(*inputs.leaves), inputs.targets, inputs.labels, **_settings(case))
+
+
+def _plain(function: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    return function(*tensors(inputs))
+
+
+def _compiled(case: Case, mode: str | None) -> Loss:
+    return partial(_plain, torch.compile(plain_loss(case), dynamic=False, fullgraph=True, mode=mode))
+
+
+def _with_instruction_set(name: str, loss: Loss, inputs: Inputs) -> Tensor:
+    active = ops.instruction_set()
+    ops.use_instruction_set(name)
+    try:
+        return loss(inputs)
+    finally:
+        ops.use_instruction_set(active)

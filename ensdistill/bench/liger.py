@@ -1,0 +1,87 @@
+"""Liger-Kernel's losses, where they compute the same thing. They are Triton code: they need a GPU, and ``pip install liger-kernel``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ensdistill.bench.cases import TEMPERATURE, Case, Inputs
+from ensdistill.targets import EnsembleLogits
+
+_T = TEMPERATURE
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why Liger-Kernel isn't among the contenders; None where it is."""
+    if device.type != "cuda":
+        return "Liger-Kernel: left out, it needs a GPU"
+    return None if _module("fused_linear_jsd") else "Liger-Kernel: left out, it isn't installed (pip install liger-kernel)"
+
+
+def liger(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
+    """Names and functions of what it has for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
+    if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.layout != "rows" or case.divisor == 1:
+        return []
+    if case.hidden:
+        # beta 0 is its forward KL.
+        beta = {"forward_kl": 0.0, "jsd": 0.5}.get(case.divergence)
+        module = _module("fused_linear_jsd")
+        return [] if beta is None or module is None else [("fused_linear_jsd", _linear(module.LigerFusedLinearJSD(beta, temperature=_T)))]
+    found: list[tuple[str, Callable[[Inputs], Tensor]]] = []
+    if case.divergence == "forward_kl" and (module := _module("kl_div")):
+        found.append(("kl_div", _kl_div(module.LigerKLDIVLoss(reduction="batchmean"))))
+    if case.divergence == "tvd" and (module := _module("tvd")):
+        found.append(("tvd", _tvd(module.LigerTVDLoss())))
+    beta = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}.get(case.divergence)
+    if beta is not None and (module := _module("jsd")):
+        found.append(("jsd", _jsd(module.LigerJSD(beta))))
+    return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"liger_kernel.transformers.{name}")
+    except ImportError:
+        return None
+
+
+def _logits(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    assert isinstance(inputs.targets, EnsembleLogits)
+    return inputs.leaves[0].float() / _T, inputs.targets.logits[0].float() / _T
+
+
+def _kl_div(loss: Any) -> Callable[[Inputs], Tensor]:
+    def run(inputs: Inputs) -> Tensor:
+        s, z = _logits(inputs)
+        return loss(F.log_softmax(s, -1), F.softmax(z, -1)) * _T**2
+
+    return run
+
+
+def _jsd(loss: Any) -> Callable[[Inputs], Tensor]:
+    def run(inputs: Inputs) -> Tensor:
+        s, z = _logits(inputs)
+        return loss(F.log_softmax(s, -1), F.log_softmax(z, -1)) * _T**2
+
+    return run
+
+
+def _tvd(loss: Any) -> Callable[[Inputs], Tensor]:
+    def run(inputs: Inputs) -> Tensor:
+        s, z = _logits(inputs)
+        return loss(F.softmax(s, -1), F.softmax(z, -1)) * _T**2  # it differentiates the first
+
+    return run
+
+
+def _linear(loss: Any) -> Callable[[Inputs], Tensor]:
+    def run(inputs: Inputs) -> Tensor:
+        assert inputs.teacher is not None
+        return loss(*inputs.leaves, *inputs.teacher, None) * _T**2
+
+    return run

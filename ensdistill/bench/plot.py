@@ -1,0 +1,79 @@
+"""The roofline picture: bytes a second that every implementation gets out of the memory, beside what a plain copy gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure  # the object interface needs no display and leaves pyplot's state alone
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from ensdistill.bench.race import MODES
+from ensdistill.bench.table import Shape, by_shape, is_family
+from ensdistill.files import atomic_path
+
+# Okabe and Ito's colours, and markers: the picture also reads in grey.
+_LOOKS = {
+    "fused": ("o", "#0072B2", "ensdistill"),
+    "fused-avx2": ("s", "#56B4E9", "ensdistill, AVX2 only"),
+    "liger": ("v", "#CC79A7", "Liger-Kernel"),
+    "autotune": ("P", "#009E73", "torch.compile, max-autotune"),
+    "compile": ("^", "#E69F00", "torch.compile"),
+    "eager": ("D", "#D55E00", "eager torch"),
+}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write a PNG with one panel for each kind of target and number of members: dense targets, forward KL, loss and gradient."""
+    shapes = by_shape(result, MODES[0])
+    shapes = [s for s in shapes if not is_family(s["fused"])] or shapes
+    targets = list(dict.fromkeys(s["fused"]["targets"] for s in shapes))
+    members = sorted({s["fused"]["members"] for s in shapes})
+    figure = Figure(figsize=(1.5 + 3.4 * len(targets), 1.4 + 2.5 * len(members)), dpi=150, layout="constrained")
+    panels = figure.subplots(max(1, len(members)), max(1, len(targets)), squeeze=False, sharex=True, sharey=True)
+    copy = result["machine"]["copy_gb_per_s"]
+    for line, k in zip(panels, members, strict=True):
+        for panel, kind in zip(line, targets, strict=True):
+            inside = [s for s in shapes if s["fused"]["members"] == k and s["fused"]["targets"] == kind]
+            if inside:
+                _panel(panel, inside, copy, f"{kind} targets, K = {k}")
+            else:
+                panel.set_visible(False)
+        line[0].set_ylabel("GB/s")
+    classes = sorted({s["fused"]["classes"] for s in shapes})
+    for panel in panels.flat:
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.set_xticks(classes, [_short(c) for c in classes], rotation=60, fontsize=8)
+        panel.xaxis.set_minor_locator(NullLocator())
+    for panel in panels[-1]:
+        panel.set_xlabel("classes")
+    handles = {label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    machine, source = result["machine"], result["source"]
+    place = f"{machine['device']}, {machine['threads']} threads" if machine["kind"] == "cpu" else machine["device"]
+    what = f"{place}, {(source['commit'] or source['version'])[:8]}: bytes that have to move, over time"
+    figure.suptitle(f"Distillation loss and gradient against the memory's speed\n{what}", fontsize=10)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png")
+
+
+def _panel(panel: Any, shapes: list[Shape], copy: float, title: str) -> None:
+    shapes = sorted(shapes, key=lambda s: s["fused"]["classes"])
+    if any("floor" in s for s in shapes):
+        found = [s for s in shapes if "floor" in s]
+        at = [s["fused"]["classes"] for s in found]
+        panel.plot(at, [s["floor"]["gb_per_s"] for s in found], color="black", linewidth=1.0, label="streaming floor of the shape")
+    panel.axhline(copy, color="black", linewidth=1.0, linestyle="--", label="large copy")
+    for name, (marker, colour, label) in _LOOKS.items():
+        rows = [s[name] for s in shapes if name in s]
+        if rows:
+            at, speed = [r["classes"] for r in rows], [r["gb_per_s"] for r in rows]
+            panel.plot(at, speed, marker, color=colour, label=label, markersize=4, linestyle=":", linewidth=0.8)
+    panel.grid(axis="y", which="both", linewidth=0.3)
+    panel.set_title(title, fontsize=9)
+
+
+def _short(classes: int) -> str:
+    return str(classes) if classes < 10000 else f"{classes / 1000:.0f}k"

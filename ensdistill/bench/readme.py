@@ -1,0 +1,129 @@
+"""The README's table, generated from a result file: ``python -m benchmarks readme [RESULT.json]``."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ensdistill.bench.race import MODES
+from ensdistill.bench.result import check_result
+from ensdistill.bench.table import Shape, best_peer, by_shape, is_family, mib, ratio, what
+from ensdistill.files import read_json, write_bytes
+
+BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
+_NAMED = re.compile(r"`(benchmarks/results/[^`]+\.json)`")
+_LAYERS = {"fused": "`linear_distillation_loss`", "fused-logits": "a layer, then `distillation_loss`"}
+_LAYERS |= {"eager": "a layer, then eager torch", "compile": "torch.compile of both", "autotune": "the same, max-autotune", "liger": "Liger-Kernel"}
+
+
+def named(readme: str) -> str:
+    """The result file that the README's table says it is from.
+
+    Raises
+    ------
+    ValueError
+        There is no such table, or it names none.
+    """
+    block = BLOCK.search(readme)
+    found = _NAMED.search(block[0]) if block else None
+    if found is None:
+        raise ValueError("README: expected a block between <!-- kernels --> and <!-- /kernels --> that names its result file")
+    return found[1]
+
+
+def rewrite(readme: Path, result: Path, root: Path) -> None:
+    """Put the table of ``result`` between the README's markers."""
+    text = readme.read_text(encoding="utf-8")
+    if BLOCK.search(text) is None:
+        raise ValueError(f"{readme}: expected the lines <!-- kernels --> and <!-- /kernels -->")
+    value = read_json(result)
+    if value is None:
+        raise ValueError(f"result: there is no file {result}")
+    table = markdown(check_result(value), result.resolve().relative_to(root.resolve()).as_posix())
+    write_bytes(readme, BLOCK.sub(lambda _: table, text).encode())
+
+
+def markdown(result: dict[str, Any], name: str) -> str:
+    """The block's text: float32 shape by shape, other dtypes in a line each, then the family and fused layers."""
+    shapes = by_shape(result, MODES[0])
+    if not shapes:
+        raise ValueError(f"{name}: has no rows of {MODES[0]}")
+    dense = [s for s in shapes if not is_family(s["fused"])]
+    exact = [s for s in dense if s["fused"]["targets"] == "float32"]
+    family = [s for s in shapes if is_family(s["fused"]) and not s["fused"]["hidden"]]
+    layers = [s for s in shapes if s["fused"]["hidden"]]
+    m = result["machine"]
+    place = f"{m['threads']} threads of an {m['device']}" if m["kind"] == "cpu" else m["device"]
+    unfinished = "" if result["complete"] else " The run was interrupted."
+    lines = [
+        f"Loss and gradient on {place} (torch {m['versions']['torch']}), medians of all contenders in rotation in one run, every output",
+        f"checked against float64 first. A large copy moves {m['copy_gb_per_s']:.1f} GB/s there.{unfinished} `python -m benchmarks kernels`",
+        f"makes `{name}`, from which this is generated.",
+        "",
+    ]
+    lines += ["Forward KL, float32:", "", *_table(_shape_rows(exact, with_targets=False))] if exact else []
+    lines += _others([s for s in dense if s["fused"]["targets"] != "float32"])
+    lines += ["", "The rest of the family:", "", *_table(_shape_rows(family, with_targets=True))] if family else []
+    lines += ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))] if layers else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Iterable[list[str]]) -> list[str]:
+    head, *body = rows
+    mark = ["---:" if i or head[0] in ("classes",) else ":---" for i in range(len(head))]
+    return ["| " + " | ".join(row) + " |" for row in (head, *body)][:1] + ["|" + "|".join(mark) + "|"] + [
+        "| " + " | ".join(row) + " |" for row in body
+    ]
+
+
+def _shape_rows(shapes: list[Shape], with_targets: bool) -> list[list[str]]:
+    head = ["classes", "members", "ms", "GB/s", "× the floor", "× eager torch", "× torch.compile", "× the best other", "extra MiB (eager's)"]
+    rows = [["what", *head] if with_targets else head]
+    for shape in shapes:
+        fused = shape["fused"]
+        best = best_peer(fused)
+        eager = shape.get("eager", {}).get("extra_bytes")
+        rows.append(
+            [
+                *([what(fused)] if with_targets else []),
+                str(fused["classes"]),
+                str(fused["members"]),
+                f"{fused['ms']:.3g}",
+                f"{fused['gb_per_s']:.1f}",
+                ratio(fused["ratio_to_floor"]),
+                ratio(fused["speedup"].get("eager"), 1),
+                ratio(fused["speedup"].get("compile"), 1),
+                "" if best is None else ratio(best[1], 1),
+                f"{mib(fused['extra_bytes'])} ({mib(eager)})",
+            ]
+        )
+    return rows
+
+
+def _others(shapes: list[Shape]) -> list[str]:
+    """One row for each kind of target and number of members."""
+    kinds = dict.fromkeys((s["fused"]["targets"], s["fused"]["members"]) for s in shapes)
+    if not kinds:
+        return []
+    rows = [["targets, over all numbers of classes", "members", "× the floor: median, worst", "× eager torch: least", "× torch.compile: least"]]
+    for kind in kinds:
+        inside = [s["fused"] for s in shapes if (s["fused"]["targets"], s["fused"]["members"]) == kind]
+        floors = [r["ratio_to_floor"] for r in inside if r["ratio_to_floor"] is not None]
+        least = [min((r["speedup"][p] for r in inside if p in r["speedup"]), default=None) for p in ("eager", "compile")]
+        floor = f"{statistics.median(floors):.2f}, {max(floors):.2f}" if floors else ""
+        rows.append([kind[0], str(kind[1]), floor, *(ratio(x, 1) for x in least)])
+    return ["", *_table(rows)]
+
+
+def _layer_rows(shapes: list[Shape]) -> list[list[str]]:
+    rows = [["what", "how", "ms", "× its matrix products", "peak extra MiB"]]
+    for shape in shapes:
+        for name, words in _LAYERS.items():
+            if name in shape:
+                row = shape[name]
+                label = f"{what(row)}, N={row['rows']}, C={row['classes']}"
+                rows.append([label, words, f"{row['ms']:.0f}", ratio(row["ratio_to_floor"]), mib(row["extra_bytes"])])
+    return rows

@@ -1,0 +1,59 @@
+"""Which cases are run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ensdistill.bench.cases import Case, make_case
+
+CLASSES = (10, 100, 1000, 8192, 32000, 50257, 128256, 151936)
+MEMBERS = (1, 4, 8)
+TARGETS = ("float32", "uint8", "bfloat16", "float16")
+DIVERGENCES = ("reverse_kl", "jsd", "tvd")
+VOCABULARY = 128256
+SMALL = 128  # rows of a small batch, where starting the work is what takes time
+# Of bfloat16 and float16 not every number of members: they differ from float32 in their loads only, and each case takes ten seconds.
+_HALF_MEMBERS = {"bfloat16": (1, 4), "float16": (1,)}
+
+
+def full(data_bytes: int, gpu: bool) -> list[Case]:
+    """Everything."""
+    members = {t: MEMBERS if gpu else _HALF_MEMBERS.get(t, MEMBERS) for t in TARGETS}
+    return [case for t in TARGETS for case in grid(data_bytes, CLASSES, members[t], [t])] + family(data_bytes, gpu)
+
+
+def grid(data_bytes: int, classes: Sequence[int], members: Sequence[int], targets: Sequence[str]) -> list[Case]:
+    """Forward KL of dense targets, all combinations; codes meet a float32 student."""
+    return [make_case(data_bytes, c, k, t) for t in targets for k in members for c in classes]
+
+
+def family(data_bytes: int, gpu: bool) -> list[Case]:
+    """Divergences, top-k targets, hard labels, feature maps, small batches, and a last layer fused with the loss."""
+    dtype = "bfloat16" if gpu else "float32"
+    return [
+        *(make_case(data_bytes, c, 1, "float32", divergence=d) for d in DIVERGENCES for c in (1000, 32000, VOCABULARY)),
+        *(make_case(data_bytes, c, 1, "topk") for c in (1000, 32000, VOCABULARY)),
+        *(make_case(data_bytes, c, 1, "float32", labels=True) for c in (1000, 32000)),
+        *(make_case(data_bytes, c, 1, "float32", layout="map") for c in (21, 150)),  # Pascal VOC's, ADE20K's
+        *(Case(SMALL, c, 4, "float32", "float32") for c in (10, 1000)),
+        *linear(4096 if gpu else 512, 2048 if gpu else 256, dtype),
+    ]
+
+
+def linear(rows: int, hidden: int, dtype: str) -> list[Case]:
+    """The last layer of a language model with the loss behind it: dense targets, JSD (which Liger has fused, too), top-k targets."""
+    return [
+        Case(rows, VOCABULARY, 1, dtype, dtype, hidden=hidden),
+        Case(rows, VOCABULARY, 1, dtype, dtype, divergence="jsd", hidden=hidden),
+        Case(rows, VOCABULARY, 1, dtype, "topk", hidden=hidden),
+    ]
+
+
+def quick(data_bytes: int) -> list[Case]:
+    """A few of each, in under two minutes on two quiet cores."""
+    return [
+        *grid(data_bytes, (10, 1000, 50257), (1, 4), ["float32"]),
+        make_case(data_bytes, 50257, 4, "uint8"),
+        make_case(data_bytes, 32000, 1, "float32", divergence="jsd"),
+        make_case(data_bytes, 32000, 1, "topk"),
+    ]

@@ -1,0 +1,103 @@
+"""A result as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Shape = dict[str, dict[str, Any]]  # {implementation: row}
+COLUMNS = ("targets", "K", "C", "N", "ms", "GB/s", "x floor", "avx2", "x eager", "x compile", "x best peer", "", "extra MiB", "eager's")
+
+
+def by_shape(result: dict[str, Any], mode: str) -> list[Shape]:
+    """The rows of one mode, those of a case together; without cases that ours was left out of."""
+    shapes: dict[str, Shape] = {}
+    for row in result["rows"]:
+        if row["mode"] == mode:
+            shapes.setdefault(row["case"], {})[row["implementation"]] = row
+    return [shape for shape in shapes.values() if "fused" in shape]
+
+
+def is_family(row: dict[str, Any]) -> bool:
+    """Whether a row is of something else than a forward KL of dense targets [K, N, C]."""
+    other = row["divergence"] != "forward_kl" or row["targets"] == "topk" or row["layout"] != "rows"
+    return bool(other or row["labels"] or row["hidden"] or row["inputs"] > 1)
+
+
+def what(row: dict[str, Any]) -> str:
+    """What is computed, in words: targets, then what sets the case apart."""
+    words = [row["targets"], *([] if row["divergence"] == "forward_kl" else [row["divergence"]]), *(["labels"] if row["labels"] else [])]
+    words += ["[N,C,H,W]"] if row["layout"] == "map" else []
+    return " ".join([*words, *([f"linear D={row['hidden']}"] if row["hidden"] else [])])
+
+
+def best_peer(fused: dict[str, Any]) -> tuple[str, float] | None:
+    """Name of the fastest of the others, and how many times as fast ours is."""
+    return min(fused["speedup"].items(), key=lambda item: item[1], default=None)
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """One table per mode, then the worst shape of each comparison in words, then what was left out."""
+    for mode in dict.fromkeys(row["mode"] for row in result["rows"]):
+        shapes = by_shape(result, mode)
+        if shapes:
+            console.print(_table(mode, shapes, result["machine"]))
+            console.print(*_worst(shapes), sep="\n", end="\n\n")
+    console.print(f"A large copy moves {result['machine']['copy_gb_per_s']:.1f} GB/s here. Every output was checked against float64 first.")
+    for note in result["notes"]:
+        console.print(note)
+    for left in result["left_out"]:
+        console.print(f"{left['case']}: without {left['who']}: {left['why']}", markup=False)
+
+
+def _table(mode: str, shapes: list[Shape], machine: dict[str, Any]) -> Table:
+    table = Table(title=f"{mode}, {machine['device']}, {machine['threads']} threads", title_justify="left", box=None, padding=(0, 1))
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("targets", "") else "right", no_wrap=True)
+    for shape in shapes:
+        fused, narrow, eager = shape["fused"], shape.get("fused-avx2"), shape.get("eager")
+        best = best_peer(fused)
+        table.add_row(
+            what(fused).replace("[", "\\["),
+            str(fused["members"]),
+            str(fused["classes"]),
+            str(fused["rows"]),
+            f"{fused['ms']:.2f}" if fused["ms"] >= 0.1 else f"{fused['ms']:.4f}",
+            f"{fused['gb_per_s']:.1f}",
+            ratio(fused["ratio_to_floor"]),
+            "" if narrow is None else ratio(narrow["ratio_to_floor"]),
+            ratio(fused["speedup"].get("eager"), 1),
+            ratio(fused["speedup"].get("compile"), 1),
+            "" if best is None else ratio(best[1], 1),
+            "" if best is None else best[0],
+            mib(fused["extra_bytes"]),
+            "" if eager is None else mib(eager["extra_bytes"]),
+        )
+    return table
+
+
+def ratio(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def mib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.0f}"
+
+
+def _worst(shapes: list[Shape]) -> list[str]:
+    comparisons: tuple[tuple[str, Callable[[dict[str, Any]], float | None], Callable[..., Any]], ...] = (
+        ("the floor's time", lambda row: row["ratio_to_floor"], max),
+        ("as fast as eager torch", lambda row: row["speedup"].get("eager"), min),
+        ("as fast as torch.compile", lambda row: row["speedup"].get("compile"), min),
+        ("as fast as its best peer", lambda row: (best_peer(row) or ("", None))[1], min),
+    )
+    lines = []
+    for text, value, worst in comparisons:
+        found = [(v, shape["fused"]["case"]) for shape in shapes if (v := value(shape["fused"])) is not None]
+        if found:
+            number, case = worst(found)
+            lines.append(f"fused, at its worst: {number:.2f}x {text} ({case})".replace("[", "\\["))
+    return lines
