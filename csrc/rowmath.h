@@ -19,6 +19,8 @@ struct Term {
   V value, slope;
 };
 
+enum class Divergence : int { forward_kl, reverse_kl, jsd, tvd };
+
 // A divergence is one struct: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio says so. Classes
 // without mass add 0, also where the ratio is infinite: 0 * inf must not poison the row. Where the true value is infinite,
 // infinity comes out. M is where the logarithm comes from.

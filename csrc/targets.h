@@ -174,8 +174,6 @@ Sink<S> sink_of(const Matrix& matrix, int64_t classes, Layout layout) {
   return sink;
 }
 
-inline int64_t bytes_of(Element type) { return type == Element::u8 ? 1 : type == Element::f32 ? 4 : type == Element::f64 ? 8 : 2; }
-
 // `index` in elements.
 inline const void* element_at(const Matrix& matrix, int64_t index) { return static_cast<const char*>(matrix.data) + index * bytes_of(matrix.type); }
 

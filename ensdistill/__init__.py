@@ -21,6 +21,7 @@ _HOMES = {
     "targets": ("EnsembleLogits", "QuantizedLogits", "LogProbs", "Probs", "TopK", "Counts"),
     "functional": ("distillation_loss", "RowStatistics"),
     "linear": ("linear_distillation_loss",),
+    "encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
     "losses": ("DistillationLoss",),
     "student": ("StudentTrainer",),
 }
@@ -30,6 +31,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 if TYPE_CHECKING:
     from ensdistill.cache import TargetCache, cache_targets
     from ensdistill.data import Rows, Split
+    from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
     from ensdistill.ensemble import Ensemble, train_ensemble
     from ensdistill.functional import RowStatistics, distillation_loss
     from ensdistill.linear import linear_distillation_loss

@@ -29,6 +29,7 @@ ensdistill: any ensemble in, one small fast model out, with proof of how much of
   ensdistill cache info FOLDER    what a target cache holds, and how exact it is
   ensdistill cache verify FOLDER  read all of it and check every byte
   ensdistill info                 what is built and what runs here
+  ensdistill bench                time the losses on this machine (`ensdistill bench --help`)
 
 Each of the job's commands does what is missing before it, skips what is finished and unchanged, and goes on where a killed
 one stopped. Anything in CONFIG can be overridden:
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "info":
             return _info()
+        if command == "bench":
+            from ensdistill.bench.command import main as bench
+
+            return bench(rest)
         if command in ("cache info", "cache verify"):
             return _cache(command, rest)
         if command in STAGES:
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _failed(error)
-    known = [*STAGES, "cache info", "cache verify", "info"]
+    known = [*STAGES, "cache info", "cache verify", "info", "bench"]
     if command == "cache" and rest:
         command = f"cache {rest[0]}"
     near = difflib.get_close_matches(command, known, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +13,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
-from ensdistill.arguments import Combiner, Divergence, Impl, Reduction, Tail, check_class_dim, check_floats, check_probs, make_problem
-from ensdistill.layout import collapse
+from ensdistill.arguments import (
+    Combiner,
+    Divergence,
+    Impl,
+    Problem,
+    Reduction,
+    Tail,
+    check_class_dim,
+    check_floats,
+    check_probs,
+    make_problem,
+)
+from ensdistill.layout import collapse, product
 from ensdistill.targets import Targets
 
 __all__ = ["Combiner", "Divergence", "Impl", "Reduction", "RowStatistics", "Tail", "distillation_loss"]
@@ -251,7 +263,12 @@ def distillation_loss(
                 "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
             )
         with_gradient = student_logits.requires_grad and torch.is_grad_enabled() and not recompute
-        loss, _, by_products = ops.differentiable_loss(rows, values, *problem.tensors, *problem.settings, with_gradient, statistics)
+        settings, factor = problem.settings, None
+        half = student_logits.dtype == torch.float16
+        if (half and reduction == "mean") or (reduction == "batchmean" and (half or torch.compiler.is_compiling())):
+            settings, factor = _divided_outside(problem, ignore_index)
+        loss, _, by_products = ops.differentiable_loss(rows, values, *problem.tensors, *settings, with_gradient, statistics)
+        loss = loss if factor is None else loss * factor
     else:
         function: Any = reference.distill_loss if impl == "reference" else _compiled_reference()
         loss, by_products = function(rows, values, *problem.tensors, *problem.settings, with_statistics=statistics)
@@ -260,6 +277,22 @@ def distillation_loss(
     if reduction == "none":
         loss = loss.reshape(problem.lead)
     return (loss, RowStatistics.from_rows(by_products, problem.lead)) if statistics else loss
+
+
+def _divided_outside(problem: Problem, ignore_index: int) -> tuple[tuple[Any, ...], float | Tensor]:
+    """Settings for a gradient as large as one row's, and the factor of the loss that is left.
+
+    A mean's gradient over many rows is below what float16 holds, and a scaled loss (torch.amp.GradScaler) can't bring back what was
+    rounded to 0. The op divides by less than 2; what is left is a power of two, which rounds nothing, if all rows count. In a compiled
+    graph, which is for any number of rows, the op divides by nothing.
+    """
+    *settings, mode, divisor = problem.settings
+    rows = max(product(problem.lead), 1) if mode == "mean" else divisor
+    power = rows if torch.compiler.is_compiling() else 2.0 ** math.floor(math.log2(rows))
+    factor: float | Tensor = 1 / power
+    if mode == "mean" and problem.labels is not None:
+        factor = rows / power / (problem.labels != ignore_index).sum().clamp(min=1)
+    return (*settings, "sum", rows / power), factor
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from ensdistill.arguments import check_device, check_floats, check_number, check
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
 from ensdistill.targets import Targets
-from ensdistill.wrapped import is_batched, is_plain
+from ensdistill.wrapped import is_batched
 
 # Of logits in one chunk: large enough for the matrix products to run at full speed, small beside any layer that this is for.
 CHUNK_BYTES = 48 * 2**20
@@ -386,18 +386,11 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         settings = (*ctx.settings[:10], each_row, softcap, chunk_rows, dtype, *wanted, False, upstream)
         _, *made, _ = _linear(*tensors, *settings)
         owned = type(grad_loss) is Tensor
-    gradients = [_times(x, grad_loss, owned and not each_row, each_row) if w else None for x, w in zip(made, wanted, strict=True)]
+    # Each row's factor is in them already.
+    gradients = [(x if each_row else ops.scaled(x, grad_loss, owned)) if w else None for x, w in zip(made, wanted, strict=True)]
     if torch.is_grad_enabled():
         gradients = [None if g is None else _Once.apply(g, grad_loss, hidden, weight, bias) for g in gradients]
     return *gradients, *nothing
-
-
-def _times(gradient: Tensor, grad_loss: Tensor, owned: bool, each_row: bool) -> Tensor:
-    if each_row:
-        return gradient
-    if owned and is_plain(gradient) and is_plain(grad_loss):
-        return gradient.mul_(grad_loss)
-    return (gradient * grad_loss).to(gradient.dtype)
 
 
 class _Once(torch.autograd.Function):

@@ -11,10 +11,11 @@ from ensdistill import _native, reference
 from ensdistill.layout import ready
 from ensdistill.wrapped import is_plain
 
-__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "use_instruction_set"]
+__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "release_memory", "scaled", "use_instruction_set"]
 
 build_info = _native.build_info
 instruction_set = _native.instruction_set
+release_memory = _native.release_memory
 use_instruction_set = _native.use_instruction_set
 
 distill_loss = torch.ops.ensdistill.distill_loss.default
@@ -66,16 +67,19 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
         gradient, owned = distill_loss(*(None if x is None else x.detach() for x in tensors), *ctx.settings, True, False)[1], True
     if torch.is_grad_enabled() and (grad_loss.requires_grad or tensors[0].requires_grad):
         return _First.apply(grad_loss, gradient, tensors[0], *tensors[1:], ctx.settings), *nothing
-    return _scaled(gradient, grad_loss, owned), *nothing
+    return scaled(gradient, grad_loss, owned), *nothing
 
 
-def _scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
+def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
     plain = is_plain(gradient) and is_plain(grad_loss)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
-    factor = grad_loss if grad_loss.dim() == 0 else grad_loss.reshape(*gradient.shape[:-1], 1)
+    # One number for all: on the CPU it enters in its own precision. On a GPU it would enter in the gradient's, where a loss scale of
+    # 2^16 is infinite in float16; with dimensions it doesn't.
+    shape = (1,) * gradient.dim() if grad_loss.dim() == 0 else (*gradient.shape[:-1], 1)
+    factor = grad_loss if grad_loss.dim() == 0 and grad_loss.device.type == "cpu" else grad_loss.reshape(shape)
     if owned and plain:
         return gradient.mul_(factor)
     return (gradient * factor).to(gradient.dtype)
@@ -90,7 +94,7 @@ class _First(torch.autograd.Function):
 
     @staticmethod
     def forward(grad_loss: Tensor, gradient: Tensor, *_: Any) -> Tensor:
-        return _scaled(gradient, grad_loss, owned=False)
+        return scaled(gradient, grad_loss, owned=False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -84,7 +84,7 @@ CODES = QuantizedLogits(torch.zeros(2, 3, 4, dtype=torch.uint8), torch.ones(2, 3
         (
             lambda: top_k_targets(LOGITS, 2, weights=[1]),
             ValueError,
-            r"weights: expected one for each member, \[2\]; got shape \[1\]",
+            r"weights: expected one for each of the 2 members, \[2\]; got shape \[1\]",
         ),
         (lambda: top_k_targets(LOGITS, 2, weights=[1, -1]), ValueError, "weights: expected finite numbers of at least 0; got"),
         (lambda: top_k_targets(LOGITS, 2, weights=[0, 0]), ValueError, "weights: expected a sum above 0; got"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from closed_forms import make_logits
 
 from ensdistill import ops
+from ensdistill.functional import distillation_loss
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,12 +53,8 @@ def test_an_instruction_set_can_be_chosen(instruction_set):
 
 
 def test_instruction_sets_are_really_different():
-    """Their sums have different orders, so at least in the last bits they differ: choosing one does choose another kernel."""
-    from closed_forms import make_logits
-
-    from ensdistill.functional import distillation_loss
-
-    student, targets = make_logits(37, 507, seed=0), make_logits(3, 37, 507, seed=1)
+    """Their sums of a wide row have different orders, so in the last bits they differ: choosing one does choose another kernel."""
+    student, targets = make_logits(37, 5003, seed=0), make_logits(3, 37, 5003, seed=1)
     before, losses = ops.instruction_set(), []
     try:
         for name in ops.build_info()["cpu"]["runnable"]:
@@ -65,6 +63,23 @@ def test_instruction_sets_are_really_different():
     finally:
         ops.use_instruction_set(before)
     assert len(set(losses)) == len(losses)
+
+
+def test_release_memory_gives_back_what_was_kept():
+    """A gradient's memory, and never one that somebody still holds."""
+    student = torch.zeros(64, 8192, requires_grad=True)
+    ops.release_memory()
+    loss = distillation_loss(student, torch.zeros(1, 64, 8192))
+    assert ops.release_memory() == 0
+    (gradient,) = torch.autograd.grad(loss, student)
+    del loss
+    assert ops.release_memory() == 0
+    del gradient
+    assert ops.release_memory() == student.nbytes
+    assert ops.release_memory() == 0
+    small = distillation_loss(student[:1], torch.zeros(1, 1, 8192))
+    del small
+    assert ops.release_memory() == 0  # 32 KiB aren't worth keeping
 
 
 @pytest.mark.parametrize("name", ["avx1024", "", "AVX2"])

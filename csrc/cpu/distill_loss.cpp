@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "../bind.h"
 #include "../checks.h"
 #include "dispatch.h"
 #include "memory.h"
@@ -14,51 +15,12 @@
 namespace ensdistill {
 namespace {
 
-constexpr double kMaxFloatTemperature = 32;
-
-Element element_of(ScalarType t) {
-  switch (t) {
-    case ScalarType::Double: return Element::f64;
-    case ScalarType::Float: return Element::f32;
-    case ScalarType::BFloat16: return Element::bf16;
-    case ScalarType::Half: return Element::f16;
-    default: return Element::u8;
-  }
-}
-
-// The last two or three dimensions of t as rows of classes.
-Matrix matrix_of(const Tensor& t, int64_t dims) {
-  const int64_t d = t.dim();
-  const bool one_class = t.size(d - 1) == 1;
-  return {t.numel() ? t.const_data_ptr() : nullptr, element_of(t.scalar_type()), dims == 3 ? t.stride(d - 3) : 0, t.stride(d - 2),
-          one_class ? 1 : t.stride(d - 1)};
-}
-
-// The gradient has the student's layout: channels first where the student has it so.
-Tensor new_gradient(const LossArguments& a) {
-  const Tensor& s = a.student;
-  const int64_t C = a.classes(), rows = a.with_gradient ? a.rows() : 0;
-  std::vector<int64_t> size{rows, C}, stride{C, 1};
-  const bool channels_first = s.stride(s.dim() - 1) != 1 && C > 1;
-  if (s.dim() == 3) {
-    const int64_t O = a.with_gradient ? s.size(0) : 0, I = s.size(1);
-    size = {O, I, C};
-    stride = channels_first ? std::vector<int64_t>{C * I, 1, I} : std::vector<int64_t>{I * C, C, 1};
-  } else if (channels_first) {
-    stride = {1, std::max<int64_t>(rows, 1)};
-  }
-  const size_t bytes = size_t(rows) * C * aoti_torch_dtype_element_size(int32_t(s.scalar_type()));
-  if (bytes >= size_t(1) << 20) return torch::stable::from_blob(take_gradient(bytes), size, stride, s.device(), s.scalar_type(), &give_gradient_back);
-  if (!channels_first) return torch::stable::new_empty(s, size);
-  const std::vector<int64_t> memory = s.dim() == 3 ? std::vector<int64_t>{size[0], C, size[1]} : std::vector<int64_t>{C, rows};
-  return torch::stable::transpose(torch::stable::new_empty(s, memory), s.dim() - 2, s.dim() - 1);
-}
-
-Divergence divergence_of(const std::string& name) {
-  return name == "forward_kl"   ? Divergence::forward_kl
-         : name == "reverse_kl" ? Divergence::reverse_kl
-         : name == "jsd"        ? Divergence::jsd
-                                : Divergence::tvd;
+// Large ones are kept when they are let go: fresh pages cost as much as the arithmetic.
+Tensor pooled_gradient(const LossArguments& a) {
+  const size_t bytes = size_t(a.with_gradient ? a.rows() : 0) * a.classes() * bytes_of(element_of(a.student.scalar_type()));
+  if (bytes < size_t(1) << 20) return new_gradient(a);
+  const auto [size, stride] = gradient_shape(a);
+  return torch::stable::from_blob(take_gradient(bytes), size, stride, a.student.device(), a.student.scalar_type(), &give_gradient_back);
 }
 
 // Members without weight are never read: a NaN of theirs can't matter, and they cost nothing.
@@ -139,53 +101,28 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
                         sample_weights,  kind,    divergence, beta,    temperature,   alpha,          combiner, tail_mode, ignore_index,
                         label_smoothing, z_loss,  reduction,  divisor, with_gradient, with_statistics};
   check_arguments(a);
-  const int64_t N = a.rows(), C = a.classes(), dims = student.dim();
+  const int64_t N = a.rows(), C = a.classes();
   std::vector<int64_t> members;
   std::vector<double> member_weights;
   choose_members(a, members, member_weights);
   const int64_t counted = count_rows(a);
 
-  Tensor gradient = new_gradient(a);
-  std::vector<double> row_loss(N), statistics(with_statistics ? 4 * N : 0), ones;
+  Tensor gradient = pooled_gradient(a);
+  std::vector<double> row_loss(N), statistics(with_statistics ? 4 * N : 0);
   std::vector<float> smoothed;
   Problem p{};
-  p.rows = N, p.inner = std::max<int64_t>(1, a.inner()), p.classes = C;
-  p.student = matrix_of(student, dims);
-  p.kind = kind == "logits" ? Kind::logits : kind == "log_probs" ? Kind::log_probs : kind == "probs" ? Kind::probs : Kind::topk;
-  if (a.sparse()) {
-    p.targets = {targets.numel() ? targets.const_data_ptr() : nullptr, element_of(targets.scalar_type()), 0, targets.size(1), 1};
-    p.ids = ids->numel() ? ids->const_data_ptr<int64_t>() : nullptr;
-    p.entries = targets.size(1);
-    p.tail_mode = tail_mode == "tail" ? TailMode::tail : tail_mode == "zero" ? TailMode::zero : TailMode::renormalize;
-    if (tail && N > 0) p.tail = tail->const_data_ptr(), p.tail_is_double = tail->scalar_type() == ScalarType::Double;
-  } else {
-    p.targets = matrix_of(targets, dims);
-    p.target_member_stride = targets.stride(0);
-  }
-  if (scale && N > 0) {
-    p.scale = scale->const_data_ptr<float>(), p.offset = offset->const_data_ptr<float>();
-    p.scale_member_stride = scale->stride(0), p.scale_row_stride = scale->stride(1);
-    p.offset_member_stride = offset->stride(0), p.offset_row_stride = offset->stride(1);
-  }
+  static_cast<LossCall&>(p) = call_of(a, gradient);
   p.members = members.data(), p.weights = member_weights.data(), p.members_used = int64_t(members.size());
   p.geometric = combiner != "prob" && p.members_used > 1;
-  p.labels = labels && N > 0 ? labels->const_data_ptr<int64_t>() : nullptr;
-  p.ignore_index = ignore_index;
-  p.sample_weights = sample_weights && N > 0 ? sample_weights->const_data_ptr<double>() : nullptr;
-  p.class_weights = class_weights ? class_weights->const_data_ptr<double>() : nullptr;
   for (int64_t c = 0; c < C; ++c) p.class_weight_sum += p.class_weights ? p.class_weights[c] : 1;
-  p.divergence = divergence_of(divergence);
-  p.beta = beta, p.temperature = temperature, p.alpha = alpha, p.label_smoothing = label_smoothing, p.z_loss = z_loss;
   if (p.hard() && label_smoothing > 0) {
     smoothed.assign((C + kMaxLanes - 1) / kMaxLanes * kMaxLanes, 0);
     for (int64_t c = 0; c < C; ++c) smoothed[c] = p.class_weights ? float(p.class_weights[c]) : 1.f;
     p.smoothed_classes = smoothed.data();
   }
   p.gradient_factor = reduction == "mean" ? 1.0 / std::max<int64_t>(counted, 1) : reduction == "sum" ? 1.0 / divisor : 1.0;
-  if (with_gradient && N > 0) p.gradient = gradient.mutable_data_ptr(), p.gradient_layout = matrix_of(gradient, dims);
   p.row_loss = row_loss.data();
   p.statistics = with_statistics ? statistics.data() : nullptr;
-  // At a high temperature all probabilities are nearly equal, and T^2 magnifies what a float has lost of their difference.
   if (N > 0) run(p, a.in_double() || temperature > kMaxFloatTemperature);
 
   const ScalarType loss_type = a.in_double() ? ScalarType::Double : ScalarType::Float;

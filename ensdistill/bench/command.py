@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from rich.console import Console
 
 from ensdistill.bench import machine, suite
 from ensdistill.bench.cases import Case
+from ensdistill.bench.check import WrongOutput
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
-from ensdistill.bench.race import WrongOutput
 from ensdistill.bench.run import run
 
 DESCRIPTION = """\
@@ -47,13 +46,19 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--quick", action="store_true", help="few shapes")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU and its kernels are built")
-    p.add_argument("--threads", type=_positive, metavar="N", help=f"CPU threads for everybody (default: torch's, here {torch.get_num_threads()})")
+    p.add_argument(
+        "--threads", type=_positive, metavar="N", help=f"CPU threads for everybody (default: torch's, here {torch.get_num_threads()})"
+    )
     p.add_argument("--classes", type=_positive, nargs="+", metavar="C", help="a grid of dense targets only; default: all of the suite")
     p.add_argument("--members", type=_positive, nargs="+", metavar="K", help="likewise")
     p.add_argument("--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student")
-    p.add_argument("--data-mib", type=_positive, metavar="MIB", help="inputs and gradient of a shape (default: four times the last-level cache)")
+    p.add_argument(
+        "--data-mib", type=_positive, metavar="MIB", help="inputs and gradient of a shape (default: four times the last-level cache)"
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
-    p.add_argument("--resume", action="store_true", help="keep what the result file holds already, if machine, commit and settings are the same")
+    p.add_argument(
+        "--resume", action="store_true", help="keep what the result file holds already, if machine, commit and settings are the same"
+    )
     return p
 
 
@@ -68,7 +73,8 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     """Run; the result goes to ``folder`` (default: the current one). Returns the exit status."""
     options = parser(prog).parse_args(arguments)
     notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    screen = Console(highlight=False)
+    screen.width = max(screen.width, 140)  # a narrow terminal breaks the lines, which is better than leaving columns out
     # Found out now, not after a quarter of an hour.
     try:
         from ensdistill.bench.plot import draw

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ensdistill import ops
-from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case, Inputs
+from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
+from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.liger import liger
 from ensdistill.bench.plain import plain_loss, tensors
+from ensdistill.bench.truth import Name
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
 
@@ -33,22 +35,34 @@ class Contender:
     ours: bool = False  # wrong outputs of ours end the run, those of others leave them out
     whole: bool = True  # False: a cross entropy, which leaves the teacher's entropy out of the loss
 
+    @property
+    def name(self) -> Name:
+        return self.kind, self.form
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} ({self.form})"
+
 
 def contenders(case: Case, device: torch.device) -> list[Contender]:
     """Fresh ones for each case: torch.compile specialises on the shape, and must not carry the last one's guards along."""
     torch.compiler.reset()
     found = _ours(case, device)
-    dense_kl = case.targets != "topk" and case.divergence == "forward_kl" and not case.labels
+    dense_kl = case.targets != "topk" and case.divergence == "forward_kl"
     forms = ["kl_div"]
-    if dense_kl and not case.hidden:
-        forms += ["log_target"] if case.members == 1 and case.targets != "uint8" else []
-        forms += ["cross_entropy"]
+    if dense_kl and case.members == 1:
+        forms.append("log_target")
+    # Each compilation takes seconds, so one form is compiled, and that is this one where it exists: of probabilities kl_div also takes
+    # p·log(p), which compiled costs up to as much again as all the rest. Compiled cross entropy is as fast as one of the two.
+    compiled = forms[-1]
+    if dense_kl and not case.labels and not case.hidden:
+        forms.append("cross_entropy")
     for form in forms:
         found.append(Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy"))
-    found.append(Contender("compile", "kl_div", _compiled(case, None)))
+    found.append(Contender("compile", compiled, _compiled(case, compiled, None)))
     if device.type == "cuda":
         # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
-        found.append(Contender("autotune", "kl_div", _compiled(case, "max-autotune-no-cudagraphs")))
+        found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
         found += [Contender("liger", form, loss) for form, loss in liger(case)]
     if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members < 8 and not case.family:
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
@@ -79,7 +93,8 @@ def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
 
 
 def _layer(case: Case, inputs: Inputs) -> Tensor:
-    return linear_distillation_loss(*inputs.leaves, inputs.targets, inputs.labels, **_settings(case))
+    hidden, weight = inputs.leaves
+    return linear_distillation_loss(hidden, weight, inputs.targets, inputs.labels, **_settings(case))
 
 
 def _unfused_layer(case: Case, inputs: Inputs) -> Tensor:
@@ -90,8 +105,8 @@ def _plain(function: Callable[..., Tensor], inputs: Inputs) -> Tensor:
     return function(*tensors(inputs))
 
 
-def _compiled(case: Case, mode: str | None) -> Loss:
-    return partial(_plain, torch.compile(plain_loss(case), dynamic=False, fullgraph=True, mode=mode))
+def _compiled(case: Case, form: str, mode: str | None) -> Loss:
+    return partial(_plain, torch.compile(plain_loss(case, form), dynamic=False, fullgraph=True, mode=mode))
 
 
 def _with_instruction_set(name: str, loss: Loss, inputs: Inputs) -> Tensor:

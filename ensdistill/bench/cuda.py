@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from ensdistill.bench.cases import Case, Inputs
+from ensdistill.bench.cases import Case
 from ensdistill.bench.floor import products
+from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.liger import why_not
 from ensdistill.bench.measure import Call, copy_speed
 
@@ -95,4 +97,9 @@ def capture(call: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = call()
-    return lambda: (graph.replay(), result)[0]  # what was made in the capture lives in the graph's memory
+
+    def replay() -> Any:
+        graph.replay()
+        return result  # what was made in the capture, and lives in the graph's memory
+
+    return replay

@@ -16,27 +16,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensdistill.bench.cases import Case, Inputs
+from ensdistill.bench.cases import Case
+from ensdistill.bench.inputs import Inputs
 from ensdistill.targets import QuantizedLogits, TopK
 
 SOURCE = Path(__file__).with_name("floor.cpp")
 _WORD = 4
 
 
-def compiler() -> str | None:
-    """The C++ compiler that the loop needs; None where there is none."""
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+def why_not() -> str | None:
+    """Why the loop can't run here; None where it can."""
+    try:
+        _loop()
+    except (OSError, RuntimeError) as failure:
+        return f"the streaming floor: left out, {failure}"
+    return None
 
 
 def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor) -> Callable[[], None] | None:
     """The least that ``case`` can cost: its memory traffic, or for a last layer its three matrix products (the forward's one).
 
-    None without a compiler. The gradient's buffer is touched here: an output whose pages come from the system on first use would not
-    be a floor.
+    None where the loop can't run, and for small batches: handing them to threads from Python takes longer than they do. The gradient's
+    buffer is touched here: an output whose pages come from the system on first use would not be a floor.
     """
     if case.hidden:
         return products(inputs, gradient)
-    if compiler() is None:
+    if case.small or why_not():
         return None
     student = inputs.leaves[0].detach()
     run = stream(student, members(inputs), torch.zeros_like(student) if gradient else None, pool)
@@ -109,12 +114,15 @@ def _words(x: Tensor) -> int:
 
 @lru_cache(maxsize=1)
 def _loop() -> Any:
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("it needs a C++ compiler (Debian/Ubuntu: apt-get install g++; or set CXX)")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "floor.so"
-        command = [str(compiler()), "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
+        command = [compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
         loop = ctypes.CDLL(str(library)).floor_loop
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     loop.argtypes = [pointer, pointer, count, count, pointer, count, count]

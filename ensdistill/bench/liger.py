@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensdistill.bench.cases import TEMPERATURE, Case, Inputs
+from ensdistill.bench.cases import TEMPERATURE, Case
+from ensdistill.bench.inputs import Inputs
 from ensdistill.targets import EnsembleLogits
 
 _T = TEMPERATURE

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from ensdistill._native import release_memory
 from ensdistill.bench import floor, liger, machine
-from ensdistill.bench.cases import Case, Inputs
+from ensdistill.bench.cases import Case
+from ensdistill.bench.inputs import Inputs
 
 Call = Callable[[], Any]
 # OpenMP's threads keep spinning for some milliseconds after their work; they would take a core from a neighbour that has its own.
@@ -60,6 +62,8 @@ class Cpu:
         return dict(calls), set()
 
     def extra_bytes(self, call: Call) -> int | None:
+        """Bytes at the call's peak beyond those before it; None where the system can't say."""
+        release_memory()  # a gradient's buffer that our op kept for its next call counts as that call's
         return extra_bytes(call)
 
     def floor(self, case: Case, inputs: Inputs, gradient: bool) -> tuple[str, Call] | None:
@@ -70,9 +74,7 @@ class Cpu:
     def notes(self) -> list[str]:
         """What is left out here, for everybody to read."""
         found = [] if (missing := liger.why_not(self.device)) is None else [missing]
-        if floor.compiler() is None:
-            found.append("the streaming floor: left out, it needs a C++ compiler (Debian/Ubuntu: apt-get install g++; or set CXX)")
-        return found
+        return found if (missing := floor.why_not()) is None else [*found, missing]
 
     def copy_gb_per_s(self) -> float:
         """What a large copy reaches, both directions counted, between buffers that were touched before."""

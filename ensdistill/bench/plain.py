@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case, Inputs
+from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
+from ensdistill.bench.inputs import Inputs
 from ensdistill.targets import EnsembleLogits, QuantizedLogits, TopK
 
 

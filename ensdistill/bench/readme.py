@@ -16,7 +16,12 @@ from ensdistill.files import read_json, write_bytes
 BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
 _NAMED = re.compile(r"`(benchmarks/results/[^`]+\.json)`")
 _LAYERS = {"fused": "`linear_distillation_loss`", "fused-logits": "a layer, then `distillation_loss`"}
-_LAYERS |= {"eager": "a layer, then eager torch", "compile": "torch.compile of both", "autotune": "the same, max-autotune", "liger": "Liger-Kernel"}
+_LAYERS |= {
+    "eager": "a layer, then eager torch",
+    "compile": "torch.compile of both",
+    "autotune": "the same, max-autotune",
+    "liger": "Liger-Kernel",
+}
 
 
 def named(readme: str) -> str:
@@ -60,8 +65,8 @@ def markdown(result: dict[str, Any], name: str) -> str:
     unfinished = "" if result["complete"] else " The run was interrupted."
     lines = [
         f"Loss and gradient on {place} (torch {m['versions']['torch']}), medians of all contenders in rotation in one run, every output",
-        f"checked against float64 first. A large copy moves {m['copy_gb_per_s']:.1f} GB/s there.{unfinished} `python -m benchmarks kernels`",
-        f"makes `{name}`, from which this is generated.",
+        f"checked against float64 first. A large copy moves {m['copy_gb_per_s']:.1f} GB/s there.{unfinished}",
+        f"`python -m benchmarks kernels` makes `{name}`, from which this is generated.",
         "",
     ]
     lines += ["Forward KL, float32:", "", *_table(_shape_rows(exact, with_targets=False))] if exact else []
@@ -74,13 +79,25 @@ def markdown(result: dict[str, Any], name: str) -> str:
 def _table(rows: Iterable[list[str]]) -> list[str]:
     head, *body = rows
     mark = ["---:" if i or head[0] in ("classes",) else ":---" for i in range(len(head))]
-    return ["| " + " | ".join(row) + " |" for row in (head, *body)][:1] + ["|" + "|".join(mark) + "|"] + [
-        "| " + " | ".join(row) + " |" for row in body
-    ]
+    return (
+        ["| " + " | ".join(row) + " |" for row in (head, *body)][:1]
+        + ["|" + "|".join(mark) + "|"]
+        + ["| " + " | ".join(row) + " |" for row in body]
+    )
 
 
 def _shape_rows(shapes: list[Shape], with_targets: bool) -> list[list[str]]:
-    head = ["classes", "members", "ms", "GB/s", "× the floor", "× eager torch", "× torch.compile", "× the best other", "extra MiB (eager's)"]
+    head = [
+        "classes",
+        "members",
+        "ms",
+        "GB/s",
+        "× the floor",
+        "× eager torch",
+        "× torch.compile",
+        "× the best other",
+        "extra MiB (eager's)",
+    ]
     rows = [["what", *head] if with_targets else head]
     for shape in shapes:
         fused = shape["fused"]
@@ -108,7 +125,9 @@ def _others(shapes: list[Shape]) -> list[str]:
     kinds = dict.fromkeys((s["fused"]["targets"], s["fused"]["members"]) for s in shapes)
     if not kinds:
         return []
-    rows = [["targets, over all numbers of classes", "members", "× the floor: median, worst", "× eager torch: least", "× torch.compile: least"]]
+    rows = [
+        ["targets, over all numbers of classes", "members", "× the floor: median, worst", "× eager torch: least", "× torch.compile: least"]
+    ]
     for kind in kinds:
         inside = [s["fused"] for s in shapes if (s["fused"]["targets"], s["fused"]["members"]) == kind]
         floors = [r["ratio_to_floor"] for r in inside if r["ratio_to_floor"] is not None]

@@ -37,6 +37,8 @@ ROW: dict[str, Any] = {
     "labels": bool,
     "layout": str,
     "hidden": int,
+    "small": bool,
+    "family": str,  # what sets the case apart from a forward KL of logits [N, C]
     "mode": str,
     "implementation": str,  # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | floor
     "form": str,

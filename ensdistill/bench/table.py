@@ -23,15 +23,12 @@ def by_shape(result: dict[str, Any], mode: str) -> list[Shape]:
 
 def is_family(row: dict[str, Any]) -> bool:
     """Whether a row is of something else than a forward KL of dense targets [K, N, C]."""
-    other = row["divergence"] != "forward_kl" or row["targets"] == "topk" or row["layout"] != "rows"
-    return bool(other or row["labels"] or row["hidden"] or row["inputs"] > 1)
+    return bool(row["family"] or row["targets"] == "topk")
 
 
 def what(row: dict[str, Any]) -> str:
     """What is computed, in words: targets, then what sets the case apart."""
-    words = [row["targets"], *([] if row["divergence"] == "forward_kl" else [row["divergence"]]), *(["labels"] if row["labels"] else [])]
-    words += ["[N,C,H,W]"] if row["layout"] == "map" else []
-    return " ".join([*words, *([f"linear D={row['hidden']}"] if row["hidden"] else [])])
+    return f"{row['targets']} {row['family']}".rstrip()
 
 
 def best_peer(fused: dict[str, Any]) -> tuple[str, float] | None:

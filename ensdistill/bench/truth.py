@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ensdistill.bench.cases import Case, Inputs
+from ensdistill.bench.cases import Case
 from ensdistill.bench.closed_forms import row_truth
+from ensdistill.bench.inputs import Inputs
 from ensdistill.targets import EnsembleLogits, Targets
 
 Name = tuple[str, str]  # the kind and the form of a contender
@@ -27,7 +28,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Truth:
-    """``loss`` is the mean over rows (the sum in float16); ``entropy`` what of it doesn't depend on the student, T²·H(p) for a forward KL."""
+    """``loss`` is the mean over rows (the sum in float16), ``entropy`` what of it doesn't depend on the student: T²·H(p)."""
 
     loss: float
     entropy: float
