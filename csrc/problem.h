@@ -4,12 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "rowmath.h"
+#include "host_device.h"
 
 namespace ensdistill {
 
 enum class Element : int { f64, f32, bf16, f16, u8 };
 enum class Kind : int { logits, log_probs, probs, topk };
+enum class Divergence : int { forward_kl, reverse_kl, jsd, tvd };
 enum class TailMode : int { tail, renormalize, zero };
 
 ENSDISTILL_HD int64_t bytes_of(Element type) { return type == Element::u8 ? 1 : type == Element::f32 ? 4 : type == Element::f64 ? 8 : 2; }

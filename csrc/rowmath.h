@@ -4,11 +4,7 @@
 // Notation: s student logits, z_k teacher logits, q = softmax(s/T), p = the mixture of the softmax(z_k/T).
 #pragma once
 
-#if defined(__CUDACC__)
-#define ENSDISTILL_HD __host__ __device__ __forceinline__
-#else
-#define ENSDISTILL_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace ensdistill {
 
@@ -18,8 +14,6 @@ template <class V>
 struct Term {
   V value, slope;
 };
-
-enum class Divergence : int { forward_kl, reverse_kl, jsd, tvd };
 
 // A divergence is one struct: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio says so. Classes
 // without mass add 0, also where the ratio is infinite: 0 * inf must not poison the row. Where the true value is infinite,
