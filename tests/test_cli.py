@@ -238,7 +238,7 @@ def test_cache_info_and_verify(finished_job, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rnu", "x.yaml"], "cache build, distill, report, cache info, cache verify, info; got 'rnu'. Did you mean 'run'?"),
+        (["rnu", "x.yaml"], "cache build, distill, report, cache info, cache verify, info, bench; got 'rnu'. Did you mean 'run'?"),
         (["cache", "bild", "x.yaml"], "got 'cache bild'. Did you mean 'cache build'?"),
         (["cache"], "got 'cache'."),
         (["run"], "run: expected a CONFIG file, for example: ensdistill run examples/digits.yaml"),

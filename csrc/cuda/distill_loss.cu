@@ -1,8 +1,5 @@
 // distill_loss on CUDA: checks, the choice of plan, launches on torch's current stream. Nothing here waits for the device.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -10,6 +7,7 @@
 
 #include "../checks.h"
 #include "distill_loss.cuh"
+#include "runtime.cuh"
 
 namespace ensdistill::cuda {
 namespace {
@@ -24,20 +22,11 @@ Element element_of(ScalarType t) {
   }
 }
 
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 template <class Student, class Group, bool kResident>
 void launch_distill_rows(const Problem& problem, const Plan& plan, cudaStream_t stream) {
-  const auto kernel = distill_rows<Student, Group, kResident>;
-  if (plan.shared_bytes > 48 * 1024)  // more than this a kernel gets only if it has been asked for
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)));
   const int64_t blocks = (problem.rows + plan.rows_per_block() - 1) / plan.rows_per_block();
-  kernel<<<unsigned(std::min<int64_t>(blocks, 0x7fffffff)), plan.threads, plan.shared_bytes, stream>>>(problem, plan.lanes);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(distill_rows<Student, Group, kResident>, unsigned(std::min<int64_t>(blocks, 0x7fffffff)), plan.threads, plan.shared_bytes, stream, problem,
+         plan.lanes);
 }
 
 template <class Student>
@@ -84,17 +73,16 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
   const int64_t N = student.size(0), C = student.size(1);
   STD_TORCH_CHECK(K <= kMaxMembers, "targets: expected at most ", kMaxMembers, " members on CUDA, got ", K);
   STD_TORCH_CHECK(C <= kMaxClasses, "student: expected at most ", kMaxClasses, " classes on CUDA, got ", C);
-  const int32_t device = student.get_device_index();
   const auto check_device = [&](const char* name, const Tensor& t) {
-    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == device, name, ": expected on the student's device, cuda:", device);
+    STD_TORCH_CHECK(on_same_device(student, t), name, ": expected on the student's device, cuda:", student.get_device_index());
   };
   check_device("student", student);
   check_device("targets", targets);
   if (scale) check_device("scale", *scale), check_device("offset", *offset);
   if (weights) check_device("weights", *weights);
   if (labels) check_device("labels", *labels);
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const cudaStream_t stream = current_stream(device);
+  const OnDevice device(student);
+  const cudaStream_t stream = device.stream();
 
   const bool in_double = student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double;
   const ScalarType real = in_double ? ScalarType::Double : ScalarType::Float;
@@ -144,23 +132,20 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
   problem.gradient = with_gradient && N > 0 ? gradient.mutable_data_ptr() : nullptr;
   problem.row_loss = row_loss.mutable_data_ptr();
 
-  STD_CUDA_CHECK(cudaMemsetAsync(prepared, 0, sizeof(Prepared), stream));
+  fill_zero(prepared, sizeof(Prepared), stream);
   const int64_t count_blocks = labels ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
-  prepare<<<unsigned(count_blocks), 256, 0, stream>>>(prepared, members, member_weights, weights ? weights->const_data_ptr<double>() : nullptr,
-                                                      int(K), problem.labels, ignore_index, N);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(prepare, unsigned(count_blocks), 256, 0, stream, prepared, members, member_weights, weights ? weights->const_data_ptr<double>() : nullptr,
+         int(K), problem.labels, ignore_index, N);
   if (N > 0) {
-    int shared_limit = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int shared_limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index());
     const int vector = in_double ? 1 : 16 / int(problem.student_type == Element::f32 ? sizeof(float) : sizeof(Bf16));
     const Plan plan = choose_plan(int(C), int(K), K > 1 && !problem.geometric, vector, shared_limit);
     problem.steps = plan.steps;
     launch_rows(problem, plan, in_double, stream);
   }
   if (!per_row) {
-    if (in_double) reduce_rows<double><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<double>());
-    else reduce_rows<float><<<1, kMaxBlockThreads, 0, stream>>>(problem, loss.mutable_data_ptr<float>());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    if (in_double) launch(reduce_rows<double>, 1, kMaxBlockThreads, 0, stream, problem, loss.mutable_data_ptr<double>());
+    else launch(reduce_rows<float>, 1, kMaxBlockThreads, 0, stream, problem, loss.mutable_data_ptr<float>());
   }
   return {loss, gradient, statistics};
 }
@@ -168,4 +153,6 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
 }  // namespace
 }  // namespace ensdistill::cuda
 
+#ifndef ENSDISTILL_SHIM
 STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::cuda::distill_loss)); }
+#endif
