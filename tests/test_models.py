@@ -43,6 +43,15 @@ def test_the_activation_is_the_one_that_was_asked_for():
         MLP(activation="swish")
 
 
+def test_the_pooling_is_the_one_that_was_asked_for():
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    for name, expected in (("max", [[5.0, 7.0], [13.0, 15.0]]), ("average", [[2.5, 4.5], [10.5, 12.5]])):
+        pooled = next(m for m in CNN([4], pooling=name) if isinstance(m, (torch.nn.MaxPool2d, torch.nn.AvgPool2d)))(image)
+        assert pooled.tolist() == [[expected]]
+    with pytest.raises(ValueError, match="pooling: expected one of max, average; got 'mean'"):
+        CNN(pooling="mean")
+
+
 def test_dropout_is_where_it_should_be():
     kinds = [type(m).__name__ for m in CNN([[8, 16]], hidden=[64], dropout=0.3)]
     assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Dropout", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
