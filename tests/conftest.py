@@ -1,5 +1,8 @@
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +20,22 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.use_instruction_set(request.param)
     yield request.param
     ops.use_instruction_set(before)
+
+
+@pytest.fixture
+def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Imports a source text as a user's module; the same name again is the file edited and imported by a new process."""
+
+    def load(source: str, name: str = "users_own") -> ModuleType:
+        file = tmp_path / f"{name}.py"
+        file.write_text(source)
+        specification = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(source, str(file), "exec"), vars(module))  # not through the bytecode, which goes by the clock
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")
