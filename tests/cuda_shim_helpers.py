@@ -58,18 +58,16 @@ class Launch:
 
 
 class Builder:
-    """Builds into one folder for each state of the sources, below ``folder``; older ones go."""
+    """Compiles what isn't in ``folder`` yet: objects are named by a hash of their source, of all headers and of how they are made."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
-        digest = hashlib.sha256(repr((FLAGS, CHECKED, BOUNDED, LINKED, torch.__version__, version)).encode())
-        for path in sorted(x for x in (*SHIM.rglob("*"), *(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h")) if x.is_file()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        self.folder = folder / digest.hexdigest()[:24]
-        if not self.folder.exists():
-            for stale in folder.iterdir():
-                shutil.rmtree(stale)
-            self.folder.mkdir(parents=True)
+        self._common = hashlib.sha256(repr((FLAGS, LINKED, torch.__version__, version)).encode())
+        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.cuh", "distill_loss.cu") for x in root.rglob(pattern))
+        for path in sorted({*headers, *(SHIM / "include").glob("*")}):
+            self._common.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
+        self._logs: list[Path] = []
 
     def library(self, bounded: bool = False) -> Path:
         """The op. ``bounded``: with the address sanitizer, whose library must then be loaded first of all."""
@@ -81,27 +79,36 @@ class Builder:
         return self._build("toys", [SHIM / "toys.cpp"], bounded, ["-rdynamic", "-ldl"])
 
     def warnings(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.folder.glob("*/*.log")))
+        """What the compiler said of all that this builder needed."""
+        return "".join(path.read_text() for path in self._logs)
 
     def _build(self, name: str, kernels: list[Path], bounded: bool, link: list[str]) -> Path:
-        out = self.folder / f"{name.split('.')[0]}-{'bounded' if bounded else 'checked'}"
-        if (out / name).exists():
-            return out / name
-        out.mkdir(exist_ok=True)
-        sanitizer = [BOUNDED] if bounded else []
+        kind, sanitizer = ("bounded", [BOUNDED]) if bounded else ("checked", [])
         # The kernels first: they take longest. Not optimised, since the compiler would take longer for that than the tests gain.
         jobs = [(path, ["-O0", *(sanitizer or [CHECKED])]) for path in kernels] + [(SHIM / f"{x}.cpp", ["-O2", *sanitizer]) for x in ENGINE]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            objects = list(pool.map(lambda job: self._compile(*job, out), jobs))
-        unfinished = out / f".{name}"
-        _run("g++", *sanitizer, *objects, *link, "-pthread", "-o", unfinished)
-        unfinished.rename(out / name)  # last: it says that all is there
-        return out / name
+            objects = list(pool.map(lambda job: self._compile(*job, kind), jobs))
+        self._logs += [x.with_suffix(".log") for x in objects]
+        digest = hashlib.sha256(repr((link, [x.name for x in objects])).encode()).hexdigest()[:24]
+        return self._made(f"{kind}-{name.partition('.')[0]}", digest, Path(name).suffix, "g++", *sanitizer, *objects, *link, "-pthread")
 
-    def _compile(self, source: Path, flags: list[str], out: Path) -> Path:
-        target = out / f"{source.stem}.o"
-        (out / f"{source.stem}.log").write_text(_run("g++", "-x", "c++", "-c", source, "-o", target, *FLAGS, *flags))
-        return target
+    def _compile(self, source: Path, flags: list[str], kind: str) -> Path:
+        digest = self._common.copy()
+        digest.update(repr(flags).encode() + source.read_bytes())
+        command = ("g++", "-x", "c++", "-c", source, *FLAGS, *flags)
+        return self._made(f"{kind}-{source.stem}", digest.hexdigest()[:24], ".o", *command)
+
+    def _made(self, stem: str, digest: str, suffix: str, *command: object) -> Path:
+        """The file ``stem-digest`` that a command writes, by the command or from before; files of other digests go."""
+        out = self.folder / f"{stem}-{digest}{suffix}"
+        if out.exists():
+            return out
+        for stale in (*self.folder.glob(f"{stem}-{'?' * 24}{suffix}"), *self.folder.glob(f"{stem}-{'?' * 24}.log")):
+            stale.unlink(missing_ok=True)
+        unfinished = self.folder / f".{out.name}-{os.getpid()}"
+        out.with_suffix(".log").write_text(_run(*command, "-o", unfinished))
+        unfinished.rename(out)  # last: it says that all is there
+        return out
 
 
 def _run(*command: object) -> str:

@@ -79,7 +79,7 @@ def tolerance(naive: Errors, case: Case, truth: Truth) -> Errors:
 
 
 def of_cross_entropy(allowed: Errors, truth: Truth) -> Errors:
-    """What a cross entropy may be off by: it is rounded as the larger number that it is, entropy included, over 10^5 classes by 30 units."""
+    """What a cross entropy may be off by: rounded as the larger number that it is, over 10^5 classes by 30 units."""
     return replace(allowed, loss=allowed.loss + 64 * torch.finfo(torch.float32).eps * truth.entropy)
 
 

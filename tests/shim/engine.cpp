@@ -137,7 +137,7 @@ std::string deadlock() {
 // A thread that can go on, drawn at random; of the same block as long as there are, or nearly so, since clusters pay for changes.
 Thread* draw(Block* present) {
   std::vector<Block>& blocks = engine.group.blocks;
-  if (!present || present->ready.empty() || (blocks.size() > 1 && engine.random(256) == 0)) {
+  if (!present || present->ready.empty() || (blocks.size() > 1 && engine.random(4096) == 0)) {
     const size_t from = engine.random(blocks.size());
     for (size_t i = 0; i < blocks.size(); ++i) {
       present = &blocks[(from + i) % blocks.size()];
