@@ -61,10 +61,14 @@ struct DenseRow : RowBase<Panel> {
   ENSDISTILL_DEVICE Softmax<Real> softmax_of(const Reader& reader) const {
     const Real inv_t = Real(1 / p.target_temperature());
     const auto s = this->template sums<Count>([&](int step, Real(*x)[V]) { this->template read<Count>(reader, step, x); }, inv_t);
-    Softmax<Real> softmax(s.max, inv_t, s.sum);
+    return Softmax<Real>(s.max, inv_t, s.sum);
+  }
+  template <int Count, class Reader>
+  ENSDISTILL_DEVICE Softmax<Real> softmax_of_member(const Reader& reader) const {
+    Softmax<Real> softmax = softmax_of<Count>(reader);
     // Of probabilities, the sum itself: one that is far from 1 belongs to no distribution.
-    if (p.kind == Kind::probs && !(exponential(softmax.log_sum_exp()) <= Real(1.05) && softmax.log_sum_exp() >= Real(-0.0513)))
-      softmax.log_sum = not_a_number<Real>();
+    const Real sum = exponential(softmax.log_sum_exp());
+    if (p.kind == Kind::probs && !(sum >= Real(0.95) && sum <= Real(1.05))) softmax.log_sum = not_a_number<Real>();
     return softmax;
   }
 
@@ -83,7 +87,7 @@ struct DenseRow : RowBase<Panel> {
           add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * z[j]; }, shelf);
           continue;
         }
-        last = softmax_of<U>(shelf);
+        last = softmax_of_member<U>(shelf);
         panel.keep_softmax(k, last);
         if (k + 1 < members) add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * exponential(last.log_prob(z[j])); }, shelf);
       }
@@ -95,7 +99,7 @@ struct DenseRow : RowBase<Panel> {
     } else {
 #pragma unroll 1
       for (int k = 0; k < members; ++k) {
-        last = softmax_of<U>(panel.member(k, row));
+        last = softmax_of_member<U>(panel.member(k, row));
         panel.keep_softmax(k, last);
       }
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../bind.h"
+#include "prepare.cuh"
 #include "rows/rows.h"
 #include "runtime.cuh"
 

@@ -42,7 +42,7 @@ struct ObservedRow : DenseRow<Panel, AnyDivergence> {
 #pragma unroll 1
     for (int k = 0; k < members; ++k) {
       const auto reader = panel.member(k, row);
-      const Softmax<Real> member = this->template softmax_of<1>(reader);
+      const Softmax<Real> member = this->template softmax_of_member<1>(reader);
       Real entropy = 0;
 #pragma unroll 1
       for (int step = 0; step < panel.span.steps; ++step) {

@@ -65,6 +65,9 @@ constexpr int64_t power_of_two_at_least(int64_t x) {
 }
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// Of a sparse row's index: a bit for each class, and a word more, for two words are read at once.
+constexpr int64_t named_words(int64_t classes) { return round_up((classes + 31) / 32 + 1, 4); }
+
 class Planner {
  public:
   explicit Planner(const Shape& shape) : s(shape), vector(shape.doubles ? 1 : 16 / shape.student_bytes) {}
@@ -118,8 +121,8 @@ class Planner {
     at = round_up(at, 16);
     plan.index_at = at;
     if (s.sparse) {
-      plan.table_size = int(power_of_two_at_least(2 * s.entries + 1));
-      at += round_up(4 * (s.classes / 32 + 2), 16) + 8 * int64_t(plan.table_size);
+      plan.table_size = int(power_of_two_at_least(2 * s.entries + 4));
+      at += 4 * named_words(s.classes) + (4 + (s.doubles ? 8 : 4)) * int64_t(plan.table_size);
     }
     plan.shared_bytes = at;
 

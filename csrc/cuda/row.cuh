@@ -157,7 +157,8 @@ struct RowBase {
 #pragma unroll
         for (int u = 0; u < Count; ++u)
 #pragma unroll
-          for (int j = 0; j < V; ++j) s.total += weighted(panel.span.first(step + u) + j, x[u][j]);
+          for (int j = 0; j < V; ++j)
+            if (step + u < panel.span.steps) s.total += weighted(panel.span.first(step + u) + j, x[u][j]);
       }
       s.max = next;
     }

@@ -9,23 +9,23 @@
 namespace ensdistill::cuda {
 
 // In a block's shared memory.
+template <class Real>
 struct NamedClasses {
   uint32_t* bits;
   int* key;
-  float* slope;
+  Real* slope;
   int size;  // of the table, a power of two above the number of entries
 
   static constexpr int kEmpty = -1;
-  static __host__ __device__ int64_t words_of(int64_t classes) { return (classes + 31) / 32 + 1; }
 
   ENSDISTILL_DEVICE NamedClasses(unsigned char* memory, int64_t classes, int size)
       : bits(reinterpret_cast<uint32_t*>(memory)),
-        key(reinterpret_cast<int*>(bits + words_of(classes))),
-        slope(reinterpret_cast<float*>(key + size)),
+        key(reinterpret_cast<int*>(bits + named_words(classes))),
+        slope(reinterpret_cast<Real*>(key + size)),
         size(size) {}
 
   ENSDISTILL_DEVICE void clear(int64_t classes) const {
-    for (int i = int(threadIdx.x); i < words_of(classes); i += int(blockDim.x)) bits[i] = 0;
+    for (int i = int(threadIdx.x); i < named_words(classes); i += int(blockDim.x)) bits[i] = 0;
     for (int i = int(threadIdx.x); i < size; i += int(blockDim.x)) key[i] = kEmpty;
   }
   ENSDISTILL_DEVICE int place(int id) const { return int((uint32_t(id) * 2654435769u) >> 7) & (size - 1); }
@@ -39,7 +39,7 @@ struct NamedClasses {
       if (found == id) return false;
     }
   }
-  ENSDISTILL_DEVICE float* slope_of(int id) const {
+  ENSDISTILL_DEVICE Real* slope_of(int id) const {
     int at = place(id);
     while (key[at] != id) at = (at + 1) & (size - 1);
     return slope + at;
@@ -63,7 +63,7 @@ struct SparseRow : RowBase<Panel> {
   using Base::p, Base::panel, Base::q, Base::scale, Base::row, Base::active;
   static constexpr int V = Panel::V;
 
-  const NamedClasses named;
+  const NamedClasses<Real> named;
 
   ENSDISTILL_DEVICE SparseRow(const Problem& p, Panel& panel) : Base(p, panel), named(panel.memory + p.index_at, p.classes, p.table_size) {}
 
@@ -116,21 +116,25 @@ struct SparseRow : RowBase<Panel> {
     const Real inv_t = Real(1 / p.temperature);
     const Merge<Real> merge{inv_t, this->own_unit()};
     const auto student = panel.student();
+    Real total = 0;
     const LogSums<Real> outside = this->template sums<1>(
         [&](int step, Real(*s)[V]) {
           this->template read<1>(student, step, s);
-          const uint32_t mask = named.mask_of(panel.span, panel.span.first(step));
+          const int first = panel.span.first(step);
+          const uint32_t mask = named.mask_of(panel.span, first);
 #pragma unroll
-          for (int j = 0; j < V; ++j)
+          for (int j = 0; j < V; ++j) {
+            if (this->smoothed()) total += this->weighted(first + j, s[0][j]);
             if (mask >> j & 1) s[0][j] = minus_infinity<Real>();
+          }
         },
-        inv_t, this->own_unit(), this->smoothed());
+        inv_t, this->own_unit());
     LogSums<Real> mine = LogSums<Real>::nothing();
+    mine.total = total;
     double total_p = 0;
     each_entry([&](int64_t, int id, double log_p) {
       const Real s = panel.student_at(id);
-      if (s != minus_infinity<Real>()) mine = merge(mine, LogSums<Real>{s, 1, 1, this->smoothed() ? this->weighted(id, s) : Real(0)});
-      else if (this->smoothed()) mine.total += this->weighted(id, s);
+      if (s != minus_infinity<Real>()) mine = merge(mine, LogSums<Real>{s, 1, 1, 0});
       total_p += exp(log_p);
     });
     this->know_student(merge(outside, panel.group.reduce(mine, LogSums<Real>::nothing(), merge)));
@@ -143,7 +147,7 @@ struct SparseRow : RowBase<Panel> {
       log_p -= log_total;
       const double log_q = double(q.log_prob(panel.student_at(id))), prob = exp(log_p), prob_q = exp(log_q);
       const Term<double> t = term(prob, prob_q, log_p - log_q);
-      *named.slope_of(id) = float(t.slope);
+      *named.slope_of(id) = Real(t.slope);
       totals.value += t.value, totals.slopes += t.slope, totals.q += prob_q;
       totals.entropy -= prob > 0 ? prob * log_p : 0;
       best_p.see(log_p, id);
@@ -153,7 +157,7 @@ struct SparseRow : RowBase<Panel> {
     totals = panel.group.reduce(totals, Totals{}, AddTotals{});
     const bool bucket = panel.group.reduce(named_here, int64_t(0), Add<int64_t>{}) < p.classes;
 
-    double outside_slope = 0;  // the bucket's, for each unit of q
+    double outside_slope = 0, slopes = totals.slopes;  // the bucket's for each unit of q; the sum of all, the bucket's too
     if (bucket) {
       const double log_pt = p.tail_mode != TailMode::tail ? minus_infinity<double>()
                             : !active                     ? 0.0
@@ -162,15 +166,15 @@ struct SparseRow : RowBase<Panel> {
       const double log_qt = double((outside.max - q.max) * inv_t + logarithm(outside.sum) - q.log_sum);
       const double pt = exp(log_pt), qt = outside.sum > 0 ? exp(log_qt) : 0;
       const Term<double> t = term(pt, qt, pt > 0 && qt == 0 && !(outside.sum > 0) ? -minus_infinity<double>() : log_pt - log_qt);
-      totals.value += t.value, totals.entropy -= pt > 0 ? pt * log_pt : 0;
+      totals.value += t.value, slopes += t.slope, totals.entropy -= pt > 0 ? pt * log_pt : 0;
       outside_slope = qt > 0 ? t.slope / qt : 0;
     }
-    // The sum R of all slopes, the bucket's too, is subtracted from each. With all q summing to one, outside - R is a sum over
-    // the named classes: digits are kept where nearly everything is outside.
+    // The sum of all slopes is subtracted from each. With all q summing to one, the bucket's less that sum is a sum over the
+    // named classes: digits are kept where nearly everything is outside.
     const double outside_less_sum = totals.value != totals.value ? totals.value : outside_slope * totals.q - totals.slopes;
     panel.group.sync();  // the slopes are there
     if (p.statistics) observe(student, Real(totals.entropy), best_p);
-    if (p.gradient) gradient(student, Real(outside_less_sum), Real(outside_slope - outside_less_sum));
+    if (p.gradient) gradient(student, Real(outside_less_sum), Real(slopes));
     this->finish(Real(totals.value));
     panel.close();
     panel.group.sync();  // the next row clears the names
@@ -190,7 +194,7 @@ struct SparseRow : RowBase<Panel> {
 #pragma unroll 1
         for (int j = 0; j < V; ++j) {
           if (!(mask >> j & 1)) continue;
-          const Real exact = scale.divergence * (Real(*named.slope_of(first + j)) - exponential(q.log_prob(panel.student_at(first + j))) * slopes);
+          const Real exact = scale.divergence * (*named.slope_of(first + j) - exponential(q.log_prob(panel.student_at(first + j))) * slopes);
 #pragma unroll
           for (int i = 0; i < V; ++i)
             if (i == j) g[i] = exact;
