@@ -39,7 +39,8 @@ def train_baselines(
     """
     inputs = digest(
         [
-            [describe(student), describe(settings.augment), settings.folds, settings.label_smoothing],
+            [describe(student.model), describe(student.baseline), describe(settings.augment)],
+            [settings.folds, settings.label_smoothing, settings.mixed_precision],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
         ]
     )

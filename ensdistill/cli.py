@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 import os
 import re
+import shlex
 import sys
-import textwrap
-from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-USAGE = """\
-ensdistill: any ensemble in, one small fast model out, with proof of how much of the ensemble it kept.
+from ensdistill.help import OTHERS, USAGE, job_help, setting_help
+from ensdistill.settings import config_files, load_config
 
-    teachers ──► cache ──► student ──► report
-
-  ensdistill run CONFIG           the whole job, up to the report
-  ensdistill teachers CONFIG      train, calibrate and weigh the ensemble
-  ensdistill cache build CONFIG   and run it once over the transfer set
-  ensdistill distill CONFIG       and train the students and their baselines
-  ensdistill report CONFIG        and judge them: table, report.json, report.html
-  ensdistill cache info FOLDER    what a target cache holds, and how exact it is
-  ensdistill cache verify FOLDER  read all of it and check every byte
-  ensdistill info                 what is built and what runs here
-  ensdistill bench                time the losses on this machine (`ensdistill bench --help`)
-
-Each of the job's commands does what is missing before it, skips what is finished and unchanged, and goes on where a killed
-one stopped. Anything in CONFIG can be overridden:
-
-  ensdistill run examples/digits.yaml --seeds 5 --distill.temperature 2 --distill.students.mlp.optimization.steps 2000
-
-`ensdistill run --help` explains every setting; `ensdistill run CONFIG --print_config` prints them as they are. Your own models and
-data sets come in by import path (class_path, init_args); the current folder is importable.
-"""
 STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "distill": "distill", "report": "report"}
 
 
@@ -60,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "cache" and rest and rest[0] in ("build", "info", "verify"):
         command, rest = f"cache {rest[0]}", rest[1:]
     try:
+        if command in OTHERS and _asks_for_help(rest):
+            print(OTHERS[command], end="")
+            return 0
         if command == "info":
-            return _info()
+            return _info() if not rest else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
         if command == "bench":
             from ensdistill.bench.command import main as bench
 
@@ -95,7 +73,7 @@ def _failed(error: Exception) -> int:
         import traceback
 
         print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
-    elif not isinstance(error, OSError):
+    elif not getattr(error, "by_system", isinstance(error, OSError)):
         print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
     return 1
 
@@ -105,55 +83,27 @@ def _usage_error(message: str) -> int:
     return 2
 
 
-def job_parser(command: str = "run") -> Any:
-    """The parser of a job's settings: jsonargparse over `ensdistill.config.Config`."""
-    from jsonargparse import ArgumentParser
-
-    from ensdistill.config import Config
-
-    parser = ArgumentParser(
-        prog=f"ensdistill {command}",
-        usage=f"ensdistill {command} CONFIG [--SETTING VALUE ...]",
-        description=f"CONFIG is a YAML file, such as examples/digits.yaml. Example: ensdistill {command} examples/digits.yaml --seeds 5",
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action="config", help="The YAML file; may be given as the first word.")
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def load_config(arguments: Sequence[str], command: str = "run", folder: str | None = None) -> Any:
-    """The `Config` that ``--config FILE`` and overrides make. ``folder`` is put first on the import path."""
-    from ensdistill.config import Config
-
-    if folder is not None and folder not in sys.path:
-        sys.path.insert(0, folder)
-    parser = job_parser(command)
-    settings = parser.instantiate(parser.parse_args(list(arguments)))
-    return Config(**{f.name: settings[f.name] for f in fields(Config) if f.init})
-
-
 def _job(command: str, rest: list[str]) -> int:
+    asked = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
+    if asked is not None:
+        setting, _, path = rest[asked].removeprefix("--").partition("=")
+        following = rest[asked + 1] if len(rest) > asked + 1 and not rest[asked + 1].startswith("-") else ""
+        try:
+            print(setting_help(setting.removesuffix(".help"), path or following), end="")
+        except ValueError as error:
+            return _usage_error(str(error))
+        return 0
+    if _asks_for_help(rest):
+        print(job_help(command), end="")
+        return 0
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    if "-h" in rest or "--help" in rest:
-        job_parser(command).print_help()
-        return 0
-    if not any(word == "--config" or word.startswith("--config=") for word in rest):
-        return _usage_error(f"{command}: expected a CONFIG file, for example: ensdistill {command} examples/digits.yaml")
-    for index, word in enumerate(rest):
-        path = rest[index + 1] if word == "--config" and index + 1 < len(rest) else word.removeprefix("--config=")
-        if word.startswith("--config") and not Path(path).is_file():
-            return _usage_error(f"{command}: CONFIG: there is no file {path!r}")
+    if wrong := _no_config(command, rest):
+        return _usage_error(wrong)
     try:
-        if any(word.startswith("--print_config") for word in rest):
-            parser = job_parser(command)
-            print(parser.dump(parser.parse_args([word for word in rest if not word.startswith("--print_config")])), end="")
-            return 0
         config = load_config(rest, command)
-    except ArgumentError as error:
-        message, hint = _tidy(str(error)), _suggestion(str(error))
-        return _usage_error(f"{message.removesuffix('.')}.{hint}" if hint else message)
+    except SystemExit:  # --print_config has printed
+        return 0
     except (ValueError, TypeError) as error:
         return _usage_error(str(error))
 
@@ -165,69 +115,37 @@ def _job(command: str, rest: list[str]) -> int:
     with Display() as display:
         report = run(config, STAGES[command], partial(load_config, rest, command, os.getcwd()), display)
     console = Console()
+    unchanged = "" if display.done else " (unchanged)"
     if report is None:
-        console.print(f"[green]✓[/] {command}: {config.run_folder}", highlight=False)
+        tick = "✓" if display.done else "="
+        console.print(f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True)
     else:
         from ensdistill.report import print_report
 
         print_report(report, console)
-        console.print(f"\nreport: {config.run_folder / 'report.html'}  and  report.json, figures/ beside it", highlight=False)
+        where = f"{config.run_folder / 'report.html'}  and  report.json, figures/ beside it"
+        console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _tidy(message: str) -> str:
-    """jsonargparse wraps each level of a nested setting in a line; the last one says what is wrong."""
-    return textwrap.dedent(message).strip()
+def _asks_for_help(words: Sequence[str]) -> bool:
+    return "-h" in words or "--help" in words
 
 
-def _suggestion(message: str) -> str:
-    """`` Did you mean ...?`` for a name in the message that nothing goes by; for a class that does not fit, what would."""
-    protocol = re.search(r"does not implement protocol (\w+)", message)
-    if protocol:
-        return _protocol(protocol.group(1))
-    missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
-    if missing:
-        module, name = missing.groups()
-        return _nearest(name, (n for n in dir(importlib.import_module(module)) if not n.startswith("_")))
-    found = re.search(r"[Oo]ption '([\w.]+)'", message) or re.search(r"arguments: --([\w.]+)", message)
-    if not found:
-        return ""
-    paths = re.findall(r"class_path[ =]'([\w.]+)'", message)
-    # The message may name what stands below the wrong word: --optimisation.steps.
-    parts, known = found.group(1).split("."), _settings(paths)
-    wrong = next((i for i, part in enumerate(parts) if part not in known), len(parts) - 1)
-    near = difflib.get_close_matches(parts[wrong], sorted(known - {parts[wrong]}), 1)
-    return f" Did you mean {'.'.join([*parts[:wrong], near[0], *parts[wrong + 1 :]])!r}?" if near else ""
-
-
-def _protocol(name: str) -> str:
-    """The methods that a user's class needs, as it has to declare them."""
-    from ensdistill import augmentation, data, specs, transfer
-
-    cls = next((vars(module)[name] for module in (data, specs, transfer, augmentation) if name in vars(module)), None)
-    methods = [f"def {n}{inspect.signature(f)}" for n, f in vars(cls).items() if n[0] != "_" and inspect.isfunction(f)] if cls else []
-    return f" Expected, types included: {'; '.join(methods)}".replace("'", "") if methods else ""
-
-
-def _settings(paths: Iterable[str]) -> set[str]:
-    """Names of settings: those of the classes at these import paths, else all of the job's own."""
-    names: set[str] = set()
+def _no_config(command: str, words: list[str]) -> str:
+    """What is wrong with the CONFIG among a job's words, or nothing."""
+    example = f"ensdistill {command} examples/digits.yaml"
+    paths = list(config_files(words))
     for path in paths:
-        module, _, name = path.rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            continue
-        names.update(n for n in inspect.signature(cls).parameters if n != "self")
-    from ensdistill import config, optimization
-
-    classes = [c for m in (config, optimization) for c in vars(m).values() if inspect.isclass(c) and is_dataclass(c)]
-    return names | {f.name for c in classes for f in fields(c)}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+        if path.is_dir():
+            return f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
+        if not path.is_file():
+            return f"{command}: CONFIG: there is no file {str(path)!r}"
+    if paths:
+        return ""
+    if later := next((word for word in words if Path(word).is_file()), ""):
+        return f"{command}: CONFIG comes first: ensdistill {command} {shlex.join([later, *(word for word in words if word != later)])}"
+    return f"{command}: expected a CONFIG file, for example: {example}"
 
 
 def _info() -> int:
@@ -241,7 +159,8 @@ def _info() -> int:
     cpu, cuda, torch = info["cpu"], info["cuda"], info["torch"]
     table = Table.grid(padding=(0, 3))
     table.add_row("ensdistill", __version__)
-    table.add_row("torch", f"{torch['running']} (built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later)")
+    table.add_row("torch", f"{torch['running']}")
+    table.add_row("", f"built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later")
     table.add_row("CPU built", f"{', '.join(cpu['compiled'])} (compiler {cpu['compiler']})")
     here = f"{', '.join(cpu['runnable'])}; in use: {cpu['instruction_set']}"
     table.add_row("CPU here", f"{here}; {cpu['threads']} threads, {cpu['cores']} cores")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from ensdistill.calibration import Combiner
 from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
 from ensdistill.optimization import Optimization
-from ensdistill.specs import MemberSpec
+from ensdistill.specs import MemberSpec, job_names
 from ensdistill.transfer import TransferSet
 
 Codec = Literal["uint8", "fp16", "fp32"]
@@ -45,6 +46,11 @@ class TeachersConfig:
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
+        names = [name for spec in self.members for name in job_names(spec)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"
+            )
         if self.folds < 2:
             raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")
         if not 0 <= self.prior_rows < math.inf:
@@ -113,7 +119,8 @@ class DistillConfig:
     temperature : float
         T of the KL term.
     alpha : float
-        Share of the KL term; the rest is cross entropy on the rows with labels.
+        Share of the KL term, which is the mean over all rows of a batch; the rest is cross entropy, the mean over those rows of the
+        batch that have a label.
     augment : Augmentation, optional
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
         held-out folds of the labelled rows is *direct*.
@@ -189,17 +196,38 @@ class Config:
         _check_folder_name("name", self.name)
 
     def split(self, seed: int) -> Split:
-        """The data's split for a seed; kept, because every stage's fingerprint asks for it."""
+        """The data's split for a seed; kept, because every stage's fingerprint asks for it.
+
+        Raises
+        ------
+        ValueError
+            The data set's own ``split`` raised something, or what it gave back is no ``Split``.
+        """
         if seed not in self._splits:
-            split = self.data.split(seed)
+            where = f"data: {type(self.data).__name__}.split(seed={seed})"
+            try:
+                split = self.data.split(seed)
+            except Exception as error:  # it is the user's code: whatever it raises is about the data
+                raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
-                raise TypeError(f"data: {type(self.data).__name__}.split: expected an ensdistill.data.Split; got {type(split).__name__}")
+                raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
             self._splits[seed] = split
         return self._splits[seed]
 
     @property
     def run_folder(self) -> Path:
         return Path(self.folder) / self.name
+
+
+def _told(error: Exception) -> str:
+    """The error's message; where it is no check of this package, with its kind and the line of the user's code."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    frames = frames[1:] or frames  # the first is the call itself
+    if Path(frames[-1].filename).parent == Path(__file__).parent:
+        return str(error)
+    # What the user's code called may have raised it far down in a library.
+    own = next((f for f in reversed(frames) if f.filename == frames[0].filename), frames[-1])
+    return f"{type(error).__name__}: {error} ({own.filename}, line {own.lineno})"
 
 
 def _check_folder_name(argument: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,21 @@ from ensdistill.fingerprint import digest
 UNLABELLED = -100  # the ignore_index of torch's losses
 
 
+class BadRows(ValueError):
+    """An error that lies in single rows.
+
+    Parameters
+    ----------
+    message : str
+    rows : ndarray, int64
+        Their positions in what was passed: who passed it knows them by other names (uids, a source) and can add these.
+    """
+
+    def __init__(self, message: str, rows: np.ndarray) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Rows:
     """Samples in a fixed order.
@@ -22,9 +38,15 @@ class Rows:
     ----------
     inputs : ndarray [N, ...]
     uids : ndarray [N], int64
-        Stable and unique: what the cache is keyed by.
+        Unique: each sample's own number. In a data set it is stable, whatever split the sample is drawn into. In a transfer set
+        it is the sample's place in the cache, so there the uids are 0..N-1 (see :func:`ensdistill.cache.cache_targets`).
     labels : ndarray [N], int64
         Class indices; -100 where the label isn't known.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not NumPy arrays, not one uid and one label for each input, or a uid that stands twice.
     """
 
     inputs: np.ndarray
@@ -32,6 +54,12 @@ class Rows:
     labels: np.ndarray
 
     def __post_init__(self) -> None:
+        for name, expected in (("inputs", "[N, ...]"), ("uids", "[N], int64"), ("labels", "[N], int64")):
+            value = getattr(self, name)
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{name}: expected a NumPy array {expected}; got {type(value).__name__}")
+            if value.ndim == 0:
+                raise ValueError(f"{name}: expected an array {expected}; got a single number")
         n = len(self.inputs)
         for name in ("uids", "labels"):
             value = getattr(self, name)
@@ -54,7 +82,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """What one seed of the job sees.
+    """What one seed of the job sees: three parts without a common row, of finite float32 inputs of one shape.
 
     Parameters
     ----------
@@ -65,7 +93,12 @@ class Split:
     test : Rows
         For the report alone.
     classes : tuple of str
-        Class names; position is class index.
+        Class names, all different; position is class index.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Anything else than the above; names the part, the row and its uid.
     """
 
     labelled: Rows
@@ -73,12 +106,65 @@ class Split:
     test: Rows
     classes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        _check_classes(self.classes)
+        for name in ("labelled", "pool", "test"):
+            if not isinstance(rows := getattr(self, name), Rows):
+                raise TypeError(f"{name}: expected Rows; got {type(rows).__name__}")
+            if name != "pool" and len(rows) == 0:
+                raise ValueError(f"{name}: expected at least one row; got none")
+            _check_inputs(name, rows, self.labelled.inputs.shape[1:])
+        for name in ("labelled", "test"):
+            _check_labels(name, getattr(self, name), (0, len(self.classes) - 1), f"a class index in 0..{len(self.classes) - 1}")
+        _check_labels("pool", self.pool, (UNLABELLED, UNLABELLED), f"{UNLABELLED}, because the pool has no labels (`without_labels()`)")
+        # A test row that was trained on makes every number of the report too good.
+        for one, other in (("labelled", "test"), ("pool", "test"), ("labelled", "pool")):
+            if len(common := np.intersect1d(getattr(self, one).uids, getattr(self, other).uids)):
+                raise ValueError(f"{one} and {other}: expected no common row; uid {common[0]} is in both ({len(common)} such rows)")
+
 
 @runtime_checkable
 class Dataset(Protocol):
     """What ``data.class_path`` in a config may name."""
 
     def split(self, seed: int) -> Split: ...
+
+
+def _check_classes(classes: Any) -> None:
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes: expected a tuple of str; got {classes!r}")
+    if len(classes) < 2:
+        raise ValueError(f"classes: expected at least two names; got {classes!r}")
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise ValueError(f"classes: expected different names; {twice[0]!r} stands {len(twice)} times")
+
+
+def _check_inputs(name: str, rows: Rows, shape: tuple[int, ...]) -> None:
+    if rows.inputs.dtype != np.float32 or rows.inputs.ndim < 2:
+        raise ValueError(f"{name}.inputs: expected float32 [N, ...]; got {rows.inputs.dtype} {list(rows.inputs.shape)}")
+    if rows.inputs.shape[1:] != shape:
+        raise ValueError(
+            f"{name}.inputs: expected rows of shape {list(shape)}, as the labelled rows have; got {list(rows.inputs.shape[1:])}"
+        )
+    check_finite(f"{name}.inputs", rows.inputs, rows.uids)
+
+
+def check_finite(argument: str, inputs: np.ndarray, uids: np.ndarray | None = None) -> None:
+    """Raise BadRows where ``inputs`` [N, ...] hold NaN or infinity, naming the first such row, and its uid where it is known."""
+    flat = inputs.reshape(len(inputs), math.prod(inputs.shape[1:]))
+    bad = np.flatnonzero(~np.isfinite(flat).all(1))
+    if len(bad):
+        row = bad[0]
+        uid = "" if uids is None else f" (uid {uids[row]})"
+        value = flat[row][~np.isfinite(flat[row])][0]
+        raise BadRows(f"{argument}: expected finite numbers; row {row}{uid} holds {value} ({len(bad)} such rows)", bad)
+
+
+def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -> None:
+    bad = np.flatnonzero((rows.labels < span[0]) | (rows.labels > span[1]))
+    if len(bad):
+        row = bad[0]
+        raise BadRows(f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has {rows.labels[row]}", bad)
 
 
 def derive_seed(*parts: Any) -> int:
@@ -162,21 +248,22 @@ def stratified_split(
     if len(wrong):
         raise ValueError(f"labels: expected 0..{len(classes) - 1} (or {UNLABELLED}); row {wrong[0]} has {labels[wrong[0]]}")
     index = np.flatnonzero(labels != UNLABELLED)
-    rest_size = len(index) - labelled - pool
-    test = rest_size if test is None else test
-    if labelled < 1 or pool < 0 or test < 1 or test > rest_size:
-        raise ValueError(
-            f"labelled={labelled}, pool={pool}, test={max(test, 1)}: expected at least 1, 0 and 1 rows, "
-            f"and no more than the {len(index)} labelled rows in all"
-        )
+    asked = {"labelled": labelled, "pool": pool} | ({} if test is None else {"test": test})
+    # Every part that is drawn has to hold each class, so that each can be learned, and judged.
+    for name, size in asked.items():
+        if size < (least := 0 if name == "pool" else 1):
+            raise ValueError(f"{name}={size}: expected at least {least}")
+        if 0 < size < len(classes):
+            raise ValueError(f"{name}={size}: expected at least {len(classes)}, a row of each of the {len(classes)} classes")
+    sizes, left = ", ".join(f"{name}={size}" for name, size in asked.items()), len(index) - sum(asked.values())
+    if left < 0 or (test is None and left < len(classes)):
+        over = "" if test is not None else f", and at least {len(classes)} left over for testing, one of each class"
+        raise ValueError(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
+    test = left if test is None else test
     counts = np.bincount(labels[index], minlength=len(classes))
-    parts = 3 if pool else 2
-    if counts.min() < parts or min(labelled, test, pool or test) < len(classes):
+    if counts.min() < (parts := 3 if pool else 2):
         rare = int(counts.argmin())
-        raise ValueError(
-            f"labelled={labelled}, pool={pool}, test={test}: every part needs a row of each of the {len(classes)} classes; "
-            f"the rarest, {classes[rare]!r}, has {counts[rare]} rows in all"
-        )
+        raise ValueError(f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} has {counts[rare]}")
 
     def draw(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         if size in (0, len(rows)):
@@ -188,7 +275,7 @@ def stratified_split(
         second, rest = draw(rest, pool)
         third, _ = draw(rest, test)
     except ValueError as error:
-        raise ValueError(f"labelled={labelled}, pool={pool}, test={test}: the rows cannot be split by class ({error})") from error
+        raise ValueError(f"{sizes}: the rows cannot be split by class ({error})") from error
     missing = np.flatnonzero(np.bincount(labels[first], minlength=len(classes)) == 0)
     if len(missing):
         raise ValueError(f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more labelled rows")
@@ -272,11 +359,7 @@ class ArrayDataset:
         if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
             raise ValueError(f"labels: {labels.max()} in {self.labels} is no class index")
         labels = labels.astype(np.int64)
-        bad = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(1))
-        if len(bad):
-            raise ValueError(
-                f"inputs: expected finite numbers in {self.inputs}; row {bad[0]} (and {len(bad) - 1} more) has NaN or infinity"
-            )
+        check_finite(f"inputs: {self.inputs}", inputs)
         classes = self.classes or [str(i) for i in range(int(labels.max(initial=0)) + 1)]
         return stratified_split(inputs, labels, classes, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed)
 

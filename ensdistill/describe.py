@@ -28,7 +28,7 @@ def class_path(cls: type) -> str:
 
 
 def describe(value: Any) -> Any:
-    """What ``value`` is made of, as JSON-able data that is the same in every process.
+    """What ``value`` is made of, as JSON-able data that is the same in every process: its settings, and its source's digest.
 
     Parameters
     ----------
@@ -56,17 +56,39 @@ def describe(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return {"partial": [describe(v) for v in (value.func, *value.args)], "init_args": describe(value.keywords)}
     if inspect.isclass(value):
-        return {"class_path": class_path(value), "source": source_digest(value)}
+        return _class(value)
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class_path": class_path(type(value)), "fields": fields}
+        return {**_class(type(value)), "fields": fields}
     if hasattr(value, "get_params"):
-        return {"class_path": class_path(type(value)), "params": describe(value.get_params(deep=False))}
+        return {**_class(type(value)), "params": describe(value.get_params(deep=False))}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [describe(v) for v in value]
     if inspect.isfunction(value) or inspect.isbuiltin(value):
-        return {"function": f"{value.__module__}.{value.__qualname__}", "source": source_digest(value)}  # type: ignore[arg-type]
+        return {"function": f"{value.__module__}.{value.__qualname__}", "source": source_digest(value)}
     raise TypeError(f"describe: expected plain data, a dataclass, an estimator, a class or a function; got {class_path(type(value))}")
+
+
+def _class(cls: type) -> dict[str, str | None]:
+    # An edited class is another one, whatever it is called and however it is set.
+    return {"class_path": class_path(cls), "source": source_digest(cls)}
+
+
+def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
+    """The module that a factory makes.
+
+    Raises
+    ------
+    TypeError
+        It is a module itself or nothing that can be called, or what it makes is no module.
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        got = f"the {type(factory).__name__} itself" if isinstance(factory, nn.Module) else type(factory).__name__
+        raise TypeError(f"factory: expected what makes a new module (its class, functools.partial of it, a function); got {got}")
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"factory: expected a torch.nn.Module; got {type(module).__name__}")
+    return module
 
 
 def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:

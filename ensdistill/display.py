@@ -3,20 +3,24 @@ looks on."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
+
+NARROW = 100  # columns of a terminal below which the elapsed time gives way to the description
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.fields.get("overall"):
-            return Text(f"{int(task.completed)}/{int(task.total or 0)} pieces")
+            return Text(f"{int(task.completed)}/{int(task.total or 0)}")
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed:.1f}/s" if speed else "")
+        if not speed:
+            return Text("")
+        return Text(f"{speed / 1000:,.0f}k/s" if speed >= 10_000 else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
 
 
 class Display:
@@ -26,24 +30,32 @@ class Display:
     ----------
     console : Console, optional
         Standard error by default, so that standard output holds the result alone.
+
+    Attributes
+    ----------
+    done : int
+        Pieces of work that were finished while it looked on.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        narrow = self.console.width < NARROW
+        rest = 36 if narrow else 56  # the other columns' widths below, and a space before each
         self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            # The one column that gives way: the numbers beside it mean nothing when they are cut.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=self.console.width - rest)),
+            BarColumn(bar_width=12 if narrow else 24, table_column=Column(width=12 if narrow else 24)),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True, min_width=5)),
+            _Rate(table_column=Column(no_wrap=True, min_width=8, justify="right")),
+            *([] if narrow else [TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))]),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
         self._overall: TaskID | None = None
+        self.done = 0
 
     def __enter__(self) -> Display:
         self._bars.start()
@@ -55,25 +67,26 @@ class Display:
     def start(self, finished: int, todo: int) -> None:
         """How many pieces of work there are, and how many of them need no work."""
         if finished and todo:
-            self.console.print(f"{finished} finished pieces are kept, {todo} are to be done.", style="dim")
+            self.console.print(f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.", style="dim", highlight=False)
         if todo:
-            self._overall = self._bars.add_task("[bold]all", total=finished + todo, completed=finished, overall=True)
+            self._overall = self._bars.add_task("[bold]all pieces", total=finished + todo, completed=finished, overall=True)
 
     def progress(self, piece: Any, what: str, done: int, total: int) -> None:
         """A piece of work has come to ``done`` of ``total`` of ``what``."""
         key, description = str(piece), f"{piece} · {what}"
         if key not in self._tasks:
-            self._tasks[key], self._started[key] = self._bars.add_task(description, total=total), time.monotonic()
+            self._tasks[key] = self._bars.add_task(description, total=total)
         task = self._tasks[key]
         if self._bars.tasks[self._bars.task_ids.index(task)].description != description:
             self._bars.reset(task, total=total, description=description)
         self._bars.update(task, completed=done, total=total)
 
-    def finished(self, piece: Any) -> None:
+    def finished(self, piece: Any, seconds: float) -> None:
+        """A piece of work is finished; ``seconds`` are its own, by the process that did it."""
         key = str(piece)
         if key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
-        seconds = time.monotonic() - self._started.pop(key, time.monotonic())
         self.console.print(f"[green]✓[/] {key} [dim]({seconds:.1f} s)[/]", highlight=False)
-        if self._overall is not None:
+        self.done += 1
+        if self._overall is not None and not self._bars.tasks[0].finished:  # the report comes on top of the pieces
             self._bars.advance(self._overall)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
-from ensdistill.data import Rows, derive_seed
+from ensdistill.data import BadRows, Rows, derive_seed
 from ensdistill.describe import describe
 from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
@@ -68,7 +69,9 @@ class Ensemble:
         Parameters
         ----------
         members : sequence
-            Members, torch modules and fitted scikit-learn estimators, mixed. Unnamed ones of one class are numbered.
+            Members, torch modules and fitted scikit-learn estimators, mixed. Unnamed ones of one class are numbered. A bare module
+            predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
+            says how it is built again.
         weights : [K], optional
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
@@ -111,6 +114,12 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.members)
 
+    def __repr__(self) -> str:
+        width = max(map(len, self.names))
+        members = zip(self.names, self.weights, self.temperatures, strict=True)
+        lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
+        return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
+
     def member_logits(self, index: int, inputs: np.ndarray) -> np.ndarray:
         """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
 
@@ -120,7 +129,10 @@ class Ensemble:
             It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
         """
         member = self.members[index]
-        logits = member.predict_logits(inputs)
+        try:
+            logits = member.predict_logits(inputs)
+        except BadRows as error:
+            raise BadRows(f"{member.name}: {error}", error.rows) from error
         check_logits(logits, member.name, len(inputs), self.classes)
         if member.classes is not None and self.classes is not None and member.classes != self.classes:
             logits = logits[:, [member.classes.index(name) for name in self.classes]]
@@ -211,10 +223,28 @@ class Ensemble:
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``."""
-        for member in self.members:
-            member.save(Path(folder) / "members" / member.name)
-        write_json(Path(folder) / "ensemble.json", {"format": FORMAT, **self.fingerprint()})
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A member that can't be saved (a module without a factory, a function); the folder is then as it was before.
+        """
+        folder = Path(folder).absolute()
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            for member in self.members:
+                member.save(part / member.name)
+            # From here on nothing can be refused any more. Without its ensemble.json a folder that is cut short is known as such.
+            (folder / "ensemble.json").unlink(missing_ok=True)
+            for file in [p for p in part.rglob("*") if p.is_file()]:
+                target = folder / "members" / file.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+            write_json(folder / "ensemble.json", {"format": FORMAT, **self.fingerprint()})
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
@@ -232,9 +262,13 @@ class Ensemble:
             Nothing complete is there, a newer version wrote it, a class is not trusted, or a file is damaged.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"folder: there is no folder {str(folder)!r}")
         about = read_json(folder / "ensemble.json")
+        if about is None:
+            raise ValueError(f"folder: {folder} holds no ensemble: there is no ensemble.json, which is written last; save it again")
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            got = "none" if about is None else f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
+            got = f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
             raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
         members = [load_member(folder / "members" / _plain_name(name, folder), trusted) for name in about["members"]]
         ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
@@ -381,7 +415,10 @@ class _Piece:
                 logits.append(np.zeros((len(group), 0, len(self.classes)), np.float32))
                 continue
             those = Ensemble.from_members(trained[index * len(group) : (index + 1) * len(group)], classes=self.classes)
-            logits.append(those.raw_logits(inputs[held]))
+            try:
+                logits.append(those.raw_logits(inputs[held]))
+            except BadRows as error:
+                raise ValueError(f"{error}; that row is the labelled row of uid {self.labelled.uids[held[error.rows[0]]]}") from error
         kept = trained[-self.spec.count :] if self.final else []
         if home is None:
             return logits, kept
@@ -426,12 +463,12 @@ def check_logits(logits: np.ndarray, name: str, rows: int, classes: Sequence[str
     bad = np.flatnonzero(wrong.any(1))
     if len(bad):
         value = logits[bad[0]][wrong[bad[0]]][0]
-        raise ValueError(
-            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: {bad[:5].tolist()}{' ...' * (len(bad) > 5)})"
+        raise BadRows(
+            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: {bad[:5].tolist()}{' ...' * (len(bad) > 5)})", bad
         )
     empty = np.flatnonzero(np.isneginf(logits).all(1))
     if len(empty):
-        raise ValueError(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left")
+        raise BadRows(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left", empty)
 
 
 def _free_name(members: Sequence[Any], index: int) -> str | None:

@@ -34,7 +34,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
             advice = "everything finished so far is kept: free some space and run the same command again"
-            raise OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}; {advice}", str(path)) from error
+            raise OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}; {advice}") from error
         raise
     except BaseException:
         part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,19 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         raise TypeError(f"digest: expected plain data, arrays or tensors; got {type(value).__module__}.{type(value).__qualname__}")
 
 
-def source_digest(cls: type) -> str | None:
-    """Digest of the file that defines ``cls``, or None where there is no Python source (a compiled or built-in class)."""
+def source_digest(code: type | Callable[..., Any]) -> str | None:
+    """Digest of the files that define a class and its bases, or a function; None where there is no Python source.
+
+    Other modules that they import don't count.
+    """
+    parts = inspect.getmro(code) if inspect.isclass(code) else (code,)
+    files = dict.fromkeys(file for part in parts if (file := _source_file(part)))
+    return digest([file.read_bytes() for file in files]) if files else None
+
+
+def _source_file(code: Any) -> Path | None:
     try:
-        file = inspect.getsourcefile(cls)
-    except TypeError:
+        file = inspect.getsourcefile(code)
+    except TypeError:  # compiled, or built in
         return None
-    return digest(Path(file).read_bytes()) if file and Path(file).exists() else None
+    return Path(file) if file and Path(file).exists() else None

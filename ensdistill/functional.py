@@ -46,7 +46,16 @@ class RowStatistics:
     agreement : Tensor [...]
         1 where student and mixture have the same most probable class, else 0.
     disagreement : Tensor [...]
-        H(p) - sum of w_k H(p_k), nats: what the members don't agree on. NaN where they aren't known one by one.
+        H(p) - sum of w_k H(p_k), nats: what the members don't agree on. NaN where they aren't known one by one. For the combiner
+        ``prob`` it is the members' generalised Jensen-Shannon divergence (Lin, "Divergence measures based on the Shannon entropy",
+        1991, section IV), which isn't negative.
+
+    Examples
+    --------
+    >>> sure, unsure = torch.tensor([[50.0, 0.0]]), torch.zeros(1, 2)
+    >>> _, rows = distillation_loss(unsure, torch.stack([sure, sure.flip(-1)]), statistics=True)
+    >>> rows.student_entropy, rows.mixture_entropy, rows.disagreement
+    (tensor([0.6931]), tensor([0.6931]), tensor([0.6931]))
     """
 
     student_entropy: Tensor
@@ -206,6 +215,9 @@ def distillation_loss(
 
     Notes
     -----
+    All arithmetic is in float32 (float64 for float64), and the gradient is rounded to the student's dtype once; a float16 mean's is kept
+    as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing.
+
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. Generalised JSD: Agarwal et al.,
     "On-Policy Distillation of Language Models", 2024, equation 1. z-loss: Chowdhery et al., "PaLM", 2022, section 5.
 
@@ -263,12 +275,14 @@ def distillation_loss(
                 "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
             )
         with_gradient = student_logits.requires_grad and torch.is_grad_enabled() and not recompute
-        settings, factor = problem.settings, None
+        settings, factor = problem.settings, 1.0
+        divisor: int | Tensor = 1
         half = student_logits.dtype == torch.float16
-        if (half and reduction == "mean") or (reduction == "batchmean" and (half or torch.compiler.is_compiling())):
-            settings, factor = _divided_outside(problem, ignore_index)
+        outside = (half and reduction == "mean") or (reduction == "batchmean" and (half or torch.compiler.is_compiling()))
+        if outside:
+            settings, factor, divisor = _divided_outside(problem, ignore_index)
         loss, _, by_products = ops.differentiable_loss(rows, values, *problem.tensors, *settings, with_gradient, statistics)
-        loss = loss if factor is None else loss * factor
+        loss = loss * factor / divisor if outside else loss
     else:
         function: Any = reference.distill_loss if impl == "reference" else _compiled_reference()
         loss, by_products = function(rows, values, *problem.tensors, *problem.settings, with_statistics=statistics)
@@ -279,8 +293,8 @@ def distillation_loss(
     return (loss, RowStatistics.from_rows(by_products, problem.lead)) if statistics else loss
 
 
-def _divided_outside(problem: Problem, ignore_index: int) -> tuple[tuple[Any, ...], float | Tensor]:
-    """Settings for a gradient as large as one row's, and the factor of the loss that is left.
+def _divided_outside(problem: Problem, ignore_index: int) -> tuple[tuple[Any, ...], float, int | Tensor]:
+    """Settings for a gradient as large as one row's; and the factor and the divisor of the loss that are left.
 
     A mean's gradient over many rows is below what float16 holds, and a scaled loss (torch.amp.GradScaler) can't bring back what was
     rounded to 0. The op divides by less than 2; what is left is a power of two, which rounds nothing, if all rows count. In a compiled
@@ -289,10 +303,10 @@ def _divided_outside(problem: Problem, ignore_index: int) -> tuple[tuple[Any, ..
     *settings, mode, divisor = problem.settings
     rows = max(product(problem.lead), 1) if mode == "mean" else divisor
     power = rows if torch.compiler.is_compiling() else 2.0 ** math.floor(math.log2(rows))
-    factor: float | Tensor = 1 / power
+    settings += ["sum", rows / power]
     if mode == "mean" and problem.labels is not None:
-        factor = rows / power / (problem.labels != ignore_index).sum().clamp(min=1)
-    return (*settings, "sum", rows / power), factor
+        return tuple(settings), rows / power, (problem.labels != ignore_index).sum().clamp(min=1)
+    return tuple(settings), 1 / power, 1
 
 
 @lru_cache(maxsize=1)

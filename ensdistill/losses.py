@@ -12,10 +12,10 @@ from ensdistill.targets import Targets
 
 
 class DistillationLoss(nn.Module):
-    """:func:`ensdistill.functional.distillation_loss` with its settings fixed; the parameters are described there.
+    """:func:`ensdistill.functional.distillation_loss` with its settings fixed; parameters, units, errors and sources are described there.
 
     ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. Class weights are a buffer, which moves
-    with the module and isn't saved with it.
+    with the module and isn't saved with it. Settings are looked at when the module is called.
 
     Examples
     --------
@@ -63,6 +63,19 @@ class DistillationLoss(nn.Module):
         labels: Tensor | None = None,
         sample_weights: Tensor | Sequence[float] | None = None,
     ) -> Tensor | tuple[Tensor, RowStatistics]:
+        """The loss of one batch.
+
+        Parameters
+        ----------
+        student_logits : Tensor [..., C]
+        targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.targets`
+        labels : Tensor [...], int64, optional
+        sample_weights : Tensor or sequence [...], optional
+
+        Returns
+        -------
+        Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
+        """
         settings = {
             "temperature": self.temperature,
             "alpha": self.alpha,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ensdistill.data import BadRows
 from ensdistill.describe import build_module, class_path, module_recipe
 from ensdistill.files import read_json, write_arrays, write_bytes, write_json
 from ensdistill.fingerprint import digest
@@ -72,9 +73,10 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING) -> np.nda
     p = np.asarray(probabilities, np.float64)
     bad = np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= 1e-3)))
     if len(bad):
-        raise ValueError(
+        raise BadRows(
             f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is {p[bad[0]].round(4).tolist()} "
-            f"({len(bad)} such rows). If they are logits, say so"
+            f"({len(bad)} such rows). If they are logits, say so",
+            bad,
         )
     return np.log(p + smoothing).astype(np.float32)
 
@@ -158,7 +160,11 @@ class TorchMember:
         from safetensors.torch import save
 
         if self.recipe is None:
-            raise ValueError(f"{self.name}: cannot be saved without knowing how it is built; pass factory= to TorchMember")
+            kind = type(self.module).__name__
+            raise ValueError(
+                f"{self.name}: cannot be saved without knowing how it is built; make it a member by "
+                f"TorchMember(module, name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
+            )
         # clone(): tied weights share storage, which safetensors refuses.
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
         write_bytes(Path(folder) / "model.safetensors", save(state))

@@ -9,7 +9,9 @@ from typing import Literal
 from torch import nn
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
+Pooling = Literal["max", "average"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 def _activation(name: str) -> nn.Module:
@@ -62,7 +64,7 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Sequential):
-    """Stages of 3x3 convolutions (padding 1), each ended by a 2x2 max-pool; then fully connected layers.
+    """Stages of 3x3 convolutions (padding 1), each ended by a 2x2 pooling; then fully connected layers.
 
     Parameters
     ----------
@@ -78,11 +80,13 @@ class CNN(nn.Sequential):
         Dropout probability after the last stage and after each hidden layer.
     activation : {"relu", "gelu", "silu", "tanh"}
         After each convolution and hidden layer.
+    pooling : {"max", "average"}
+        At the end of each stage. Averages are smooth: a small network then follows a smooth teacher more closely.
 
     Raises
     ------
     ValueError
-        The image is too small for that many stages.
+        The image is too small for that many stages, or an unknown activation or pooling.
 
     Examples
     --------
@@ -98,7 +102,10 @@ class CNN(nn.Sequential):
         outputs: int = 10,
         dropout: float = 0.0,
         activation: Activation = "relu",
+        pooling: Pooling = "max",
     ) -> None:
+        if pooling not in _POOLINGS:
+            raise ValueError(f"pooling: expected one of {', '.join(_POOLINGS)}; got {pooling!r}")
         if len(image) != 3:
             raise ValueError(f"image: expected [channels, height, width]; got {list(image)}")
         depth, height, width = image
@@ -109,7 +116,7 @@ class CNN(nn.Sequential):
             for count in [stage] if isinstance(stage, int) else stage:
                 layers += [nn.Conv2d(depth, count, 3, padding=1), _activation(activation)]
                 depth = count
-            layers.append(nn.MaxPool2d(2))
+            layers.append(_POOLINGS[pooling](2))
             height, width = height // 2, width // 2
         if dropout:
             layers.append(nn.Dropout(dropout))

@@ -75,7 +75,11 @@ class Optimization:
         # The fused step is one call for all parameters; small models spend much of their time in the per-parameter loop.
         optimizer = AdamW(list(parameters), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "one_cycle":
-            return optimizer, OneCycleLR(optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=self.warmup)
+            # A cycle of one step would begin at its end, where the learning rate is next to nothing. And OneCycleLR divides by the
+            # number of the warm-up's last step: 0 where it has one step. A hair less of a warm-up has the same learning rates.
+            total = max(2, self.steps)
+            warmup = self.warmup * (1 - 1e-9) if self.warmup * total == 1 else float(self.warmup)
+            return optimizer, OneCycleLR(optimizer, max_lr=self.learning_rate, total_steps=total, pct_start=warmup)
         return optimizer, LambdaLR(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:

@@ -15,19 +15,19 @@ from typing import Any
 
 from ensdistill.config import Config
 from ensdistill.display import Display
-from ensdistill.files import exclusive
-from ensdistill.fingerprint import digest
-from ensdistill.stages import Unit, check_students, fingerprint, finish, is_done, is_finished, run_unit, units
+from ensdistill.files import exclusive, read_json
+from ensdistill.stages import Unit, check_job, finish, is_done, is_finished, report_fingerprint, run_unit, units
 
 _worker: dict[str, Any] = {}
 
 
 class UnitFailed(RuntimeError):
-    """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process that did the work."""
+    """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process that did the work, and
+    ``by_system`` says that it was an OSError: no fault of the code's."""
 
-    def __init__(self, unit: Unit, message: str, details: str) -> None:
+    def __init__(self, unit: Unit, message: str, details: str, by_system: bool) -> None:
         super().__init__(f"{unit}: {message}")
-        self.details = details
+        self.details, self.by_system = details, by_system
 
 
 def run(config: Config, last: str, reload: Callable[[], Config], display: Display) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
                 todo.append(unit)
         display.start(finished, len(todo))
         if todo:
-            check_students(config)
+            check_job(config)
             _execute(config, todo, reload, display)
         return _report(config, display) if last == "report" else None
 
@@ -66,6 +66,7 @@ def _execute(config: Config, todo: list[Unit], reload: Callable[[], Config], dis
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(config.workers or max(1, cores // config.threads), len(todo))
     context = mp.get_context("spawn")  # fork would copy torch's threads' locks
+    _start_tracker()
     messages = context.SimpleQueue()
     # The workers are always separate processes, also a single one: the numbers then can't depend on how many there are.
     with _pool(workers, context, (reload, messages, config.threads)) as pool:
@@ -83,7 +84,7 @@ def _execute(config: Config, todo: list[Unit], reload: Callable[[], Config], dis
                 error = future.result()
                 if error is not None:
                     raise UnitFailed(unit, *error)
-                display.finished(unit)
+                display.finished(unit, read_json(unit.folder(config) / "stage.json")["seconds"])
 
 
 class _pool:
@@ -100,6 +101,21 @@ class _pool:
             for process in mp.active_children():
                 process.kill()
         self.executor.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's resource tracker, which outlives a killed run to clean up after it, without its warning of having done so."""
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> None:
@@ -119,8 +135,8 @@ def _die_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(unit: Unit) -> tuple[str, str] | None:
-    """The unit's error as (message, traceback): exceptions with their own constructors don't survive the way home."""
+def _work(unit: Unit) -> tuple[str, str, bool] | None:
+    """What `UnitFailed` is made of, where it failed: exceptions with their own constructors don't survive the way home."""
     messages, shown = _worker["messages"], 0.0
 
     def progress(what: str, done: int, total: int) -> None:
@@ -133,15 +149,13 @@ def _work(unit: Unit) -> tuple[str, str] | None:
     try:
         run_unit(_worker["config"], unit, progress)
     except Exception as error:
-        return (str(error) or type(error).__name__, traceback.format_exc())
+        return (str(error) or type(error).__name__, traceback.format_exc(), isinstance(error, OSError))
     return None
 
 
 def _report(config: Config, display: Display) -> dict[str, Any]:
-    from ensdistill.files import read_json
-
     folder: Path = config.run_folder
-    inputs = digest(["report", *(fingerprint(config, unit) for unit in units(config, "report"))])
+    inputs = report_fingerprint(config)
     if is_done(folder, inputs):
         report: dict[str, Any] = read_json(folder / "report.json")
         return report
@@ -154,6 +168,7 @@ def _report(config: Config, display: Display) -> dict[str, Any]:
     start = time.perf_counter()
     results = evaluate(config, lambda what, done, total: display.progress("report", what, done, total))
     report = write_report(results, folder)
-    finish(folder, inputs, time.perf_counter() - start, only="report.*")
-    display.finished("report")
+    seconds = time.perf_counter() - start
+    finish(folder, inputs, seconds, only="report.*")
+    display.finished("report", seconds)
     return report

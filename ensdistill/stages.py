@@ -24,7 +24,7 @@ import numpy as np
 
 import ensdistill
 from ensdistill.config import Config, StudentConfig
-from ensdistill.data import Rows, Split
+from ensdistill.data import BadRows, Rows, Split
 from ensdistill.describe import describe
 from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
@@ -75,13 +75,24 @@ def fingerprint(config: Config, unit: Unit) -> str:
         return digest([*common, fingerprint(config, unit.needs()[0]), describe(config.cache), split.pool])
     distill, student = config.distill, config.distill.students[unit.student]
     if unit.stage == "direct":
-        choices = [describe(distill.augment), distill.folds, distill.label_smoothing]
+        choices = [describe(distill.augment), distill.folds, distill.label_smoothing, distill.mixed_precision]
         own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
     else:
         choices = [distill.temperature, distill.alpha, distill.mixed_precision]
         own = [describe(student.model), describe(student.optimization), choices, fingerprint(config, unit.needs()[0])]
     # The test inputs are watched for the learning curves.
     return digest([*common, *own, unit.student, split.test.inputs])
+
+
+def report_fingerprint(config: Config) -> str:
+    """Digest of everything the report shows, and of the code that judges and shows it."""
+    here = Path(__file__).parent
+    code = [*sorted(p for p in (here / "report").iterdir() if p.is_file()), here / "metrics.py", here / "calibration.py"]
+    splits = [config.split(seed) for seed in range(config.seeds)]
+    judged = [[split.test, list(split.classes), len(split.pool)] for split in splits]
+    shown = [config.name, type(config.data).__name__, {name: s.description for name, s in config.distill.students.items()}]
+    made = [fingerprint(config, unit) for unit in units(config, "report")]
+    return digest([ensdistill.__version__, "report", [p.read_bytes() for p in code], judged, shown, made])
 
 
 def is_finished(config: Config, unit: Unit) -> bool:
@@ -115,16 +126,36 @@ def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> No
     finish(folder, inputs, time.perf_counter() - start, **more)
 
 
-def check_students(config: Config) -> None:
-    """Build every student and ask it for two rows: a wrong number of outputs is said before the teachers are trained."""
+def check_job(config: Config) -> None:
+    """Refuse, before hours of work, what cannot end well: too many folds, and models that do not fit the data.
+
+    Every student and every torch member is built and asked for two rows.
+    """
+    from ensdistill.specs import TorchMembers
     from ensdistill.student import build_student
 
+    for seed in range(config.seeds):
+        _check_folds(config, seed)
     split = config.split(0)
-    for name, student in config.distill.students.items():
+    models = [(f"teachers.members.{i} ({m.name}): ", m.model) for i, m in enumerate(config.teachers.members) if isinstance(m, TorchMembers)]
+    models += [(f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()]
+    for name, model in models:
         try:
-            build_student(student.model, split.labelled, len(split.classes))
-        except ValueError as error:
-            raise ValueError(f"distill.students.{name}.{error}") from error
+            build_student(model, split.labelled, len(split.classes))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}{error}") from error
+
+
+def _check_folds(config: Config, seed: int) -> None:
+    split = config.split(seed)
+    counts = np.bincount(split.labelled.labels, minlength=len(split.classes))
+    rare = int(counts.argmin())
+    rows = f"{counts[rare]} of the labelled rows of seed {seed} are of class {split.classes[rare]!r}"
+    if counts[rare] < 2:
+        raise ValueError(f"data: {rows}; expected at least 2 of each class, one to learn from and one to be held out")
+    for name, folds in (("teachers.folds", config.teachers.folds), ("distill.folds", config.distill.folds)):
+        if folds > counts[rare]:
+            raise ValueError(f"{name}: expected at most {counts[rare]}, because {rows}; got {folds}")
 
 
 def trusted_classes(config: Config) -> tuple[str, ...]:
@@ -173,14 +204,18 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
     ensemble = Ensemble.load(Unit("teachers", unit.seed).folder(config) / "ensemble", trusted_classes(config))
     transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
     # overwrite: what another config left here is replaced; a cache of the same things is resumed.
-    cache = cache_targets(
-        ensemble,
-        transfer.rows,
-        folder / "targets",
-        codec=config.cache.codec,
-        overwrite=True,
-        progress=partial(report, "targets"),
-    )
+    try:
+        cache = cache_targets(
+            ensemble,
+            transfer.rows,
+            folder / "targets",
+            codec=config.cache.codec,
+            overwrite=True,
+            progress=partial(report, "targets"),
+        )
+    except BadRows as error:
+        uid = int(error.rows[0])
+        raise ValueError(f"{error}; uid {uid} of the transfer set is {transfer.source(uid)}") from error
     rows = transfer.rows
     write_arrays(folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels})
     return {"origin": transfer.origin, "statistics": cache.manifest["statistics"]}

@@ -6,11 +6,12 @@ device, mixed precision and data parallelism are what ``accelerate launch`` or `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
-from ensdistill.fingerprint import digest
+from ensdistill.describe import make_module
+from ensdistill.fingerprint import digest, source_digest
 from ensdistill.functional import Combiner, Impl, distillation_loss
 from ensdistill.optimization import Optimization
 
@@ -32,6 +34,7 @@ BLOCK = 32
 CURVE_POINTS = 24
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
+Precision = Literal["no", "bf16", "fp16"]
 Progress = Callable[[int, int], None]
 
 
@@ -66,13 +69,19 @@ class StudentTrainer:
     temperature : float
         T of the KL term.
     alpha : float
-        Share of the KL term; the rest is cross entropy on the rows whose label is known. Rows without one have the KL term only.
+        Share of the KL term, which is the mean over all rows of the batch. The rest is cross entropy: the mean over those rows of the
+        batch whose label is known, however few they are; 0 in a batch without any. Below 1, some row needs a label.
     mixed_precision : {"no", "bf16", "fp16"}
         The forward pass's precision; the loss is computed in float32 whatever it is.
     cpu : bool
         Stay on the CPU even where there is a GPU.
     impl : {"fused", "reference", "compile"}
         See :func:`ensdistill.functional.distillation_loss`.
+
+    Raises
+    ------
+    ValueError
+        A value outside what stands above.
 
     Examples
     --------
@@ -90,10 +99,17 @@ class StudentTrainer:
         *,
         temperature: float = 1.0,
         alpha: float = 1.0,
-        mixed_precision: str = "no",
+        mixed_precision: Precision = "no",
         cpu: bool = True,
         impl: Impl = "fused",
     ) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number above 0; got {temperature}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected 0 to 1; got {alpha}")
+        for name, value, allowed in (("mixed_precision", mixed_precision, get_args(Precision)), ("impl", impl, get_args(Impl))):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         self.optimization = optimization or Optimization()
         self.temperature, self.alpha, self.mixed_precision, self.cpu, self.impl = temperature, alpha, mixed_precision, cpu, impl
 
@@ -135,13 +151,17 @@ class StudentTrainer:
         CacheMismatch
             An input is not the one that the cache was made from.
         ValueError
-            A member that the cache does not have, or a module with another number of outputs.
+            A member that the cache does not have, a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
+        TypeError
+            ``factory`` is no factory; a module, for example.
         FloatingPointError
             A loss that is not finite; names the step.
         """
         classes = len(cache.classes)
         if member is not None and member not in cache.names:
             raise ValueError(f"member: expected one of {', '.join(cache.names)}; got {member!r}")
+        if self.alpha < 1:
+            self._check_labels(rows, classes)
         cache.verify_inputs(rows.uids, rows.inputs)
         weights = None if member is None else torch.tensor([float(name == member) for name in cache.names], dtype=torch.float64)
         labels = torch.from_numpy(rows.labels)
@@ -187,12 +207,26 @@ class StudentTrainer:
 
         return self._train(factory, rows, losses, augment, classes, seed, watch, checkpoint, checkpoint_every, progress, ["labels"])
 
+    def _check_labels(self, rows: Rows, classes: int) -> None:
+        known = rows.labels != UNLABELLED
+        if not known.any():
+            raise ValueError(
+                f"alpha, rows.labels: alpha = {self.alpha} mixes in cross entropy, but none of the {len(rows)} rows has a label; "
+                "pass labels or alpha=1.0"
+            )
+        wrong = np.flatnonzero(known & ((rows.labels < 0) | (rows.labels >= classes)))
+        if len(wrong):
+            raise ValueError(
+                f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
+            )
+
     def _loss(self, logits: Tensor, targets: Any, labels: Tensor | None, weights: Tensor | None, combiner: Combiner) -> Tensor:
         loss = distillation_loss(logits, targets, temperature=self.temperature, weights=weights, combiner=combiner, impl=self.impl)
         if labels is None:
             return loss
         # Unlabelled rows keep their KL term, so the two means are taken apart: the op's own mixture would drop these rows.
-        hard = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / len(labels)
+        known = (labels != UNLABELLED).sum().clamp(min=1)
+        hard = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / known
         return self.alpha * loss + (1 - self.alpha) * hard
 
     def _train(
@@ -288,7 +322,8 @@ class StudentTrainer:
         self, model: nn.Module, rows: Rows, augment: Augmentation | None, seed: int, watch: np.ndarray | None, about: list[Any]
     ) -> str:
         start = dict(model.state_dict())
-        what = [repr(model), start, rows, repr(augment), seed, watch, self.optimization, self.mixed_precision, self.impl, about]
+        code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
+        what = [repr(model), start, rows, repr(augment), code, seed, watch, self.optimization, self.mixed_precision, self.impl, about]
         return digest([*what, torch.__version__, torch.get_num_threads()])
 
 
@@ -344,10 +379,10 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     ------
     ValueError
         It does not take the rows' inputs, or does not return [N, classes].
+    TypeError
+        ``factory`` makes no module, or is one itself.
     """
-    model = factory()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"factory: expected a torch.nn.Module; got {type(model).__name__}")
+    model = make_module(factory)
     if rows.inputs.dtype != np.float32:
         raise ValueError(f"rows.inputs: expected float32; got {rows.inputs.dtype}")
     if len(rows) == 0:

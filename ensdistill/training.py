@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from ensdistill.augmentation import Augmentation
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import BatchOrder, derive_seed, random_generator
-from ensdistill.fingerprint import digest
+from ensdistill.describe import make_module
+from ensdistill.fingerprint import digest, source_digest
 from ensdistill.optimization import Optimization
 
 # Batches and draws are made, losses are checked and dropout is seeded once per block; checkpoints lie between blocks.
@@ -260,9 +261,10 @@ class _Job:
 
     def _fingerprint(self) -> str:
         start = {name: value.detach() for name, value in {**self.parameters, **self.buffers}.items()}
-        augment = None if self.augment is None else [type(self.augment).__qualname__, repr(self.augment)]
+        augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
+        model = [repr(self.models[0]), source_digest(type(self.models[0]))]
         data = [self.inputs, self.labels, self.rows]
-        return digest([repr(self.models[0]), start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
+        return digest([model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
 
 
 def _shifted(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
@@ -272,10 +274,7 @@ def _shifted(progress: Callable[[int, int], None], before: int, total: int) -> C
 def _initialise(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial parameters", seed))
-        model = factory()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"factory: expected a torch.nn.Module; got {type(model).__name__}")
-    return model
+        return make_module(factory)
 
 
 def _check(inputs: np.ndarray, labels: np.ndarray, rows: list[np.ndarray], names: list[str], count: int, classes: int) -> None:

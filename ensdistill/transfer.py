@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from ensdistill.augmentation import Augmentation
-from ensdistill.data import UNLABELLED, Rows, Split, random_generator
+from ensdistill.data import UNLABELLED, Rows, Split, check_finite, random_generator
 
 
 @runtime_checkable
@@ -145,6 +145,19 @@ class Transfer:
     rows: Rows
     origin: tuple[tuple[str, int], ...]
 
+    def source(self, uid: int) -> str:
+        """Where a row comes from: "row 10 of pool".
+
+        >>> Transfer(Rows(np.zeros((5, 1)), np.arange(5), np.arange(5)), (("labelled", 2), ("pool", 3))).source(4)
+        'row 2 of pool'
+        """
+        first = 0
+        for name, count in self.origin:
+            if uid < first + count:
+                return f"row {uid - first} of {name}"
+            first += count
+        raise ValueError(f"uid: expected 0..{first - 1}; got {uid}")
+
 
 @dataclass(frozen=True)
 class TransferSet:
@@ -169,19 +182,33 @@ class TransferSet:
     synthetic: Sequence[Synthetic] = field(default_factory=list)
 
     def build(self, split: Split, seed: int) -> Transfer:
-        """The transfer set of a split; the same for the same seed, and no source's rows depend on the others."""
+        """The transfer set of a split; the same for the same seed, and no source's rows depend on the others.
+
+        Raises
+        ------
+        ValueError
+            A source gives something else than finite rows like those of its base; names the source and the row.
+        """
         parts = [("labelled", split.labelled.inputs)]
         if self.pool:
             parts.append(("pool", split.pool.inputs))
         base = np.concatenate([inputs for _, inputs in parts])
         for index, source in enumerate(self.synthetic):
             made = source.make(base, random_generator("transfer", seed, index))
+            _check_made(f"transfer.synthetic.{index} ({type(source).__name__})", made, base)
             parts.append((type(source).__name__.lower(), made))
         inputs = np.concatenate([inputs for _, inputs in parts])
         labels = np.full(len(inputs), UNLABELLED, np.int64)
         labels[: len(split.labelled)] = split.labelled.labels
         rows = Rows(inputs, np.arange(len(inputs), dtype=np.int64), labels)
         return Transfer(rows, tuple((name, len(part)) for name, part in parts))
+
+
+def _check_made(name: str, made: np.ndarray, base: np.ndarray) -> None:
+    if not isinstance(made, np.ndarray) or made.dtype != base.dtype or made.shape[1:] != base.shape[1:] or len(made) == 0:
+        got = f"{made.dtype} {list(made.shape)}" if isinstance(made, np.ndarray) else type(made).__name__
+        raise ValueError(f"{name}: expected make to give {base.dtype} rows of shape {list(base.shape[1:])}, as its base; got {got}")
+    check_finite(name, made)
 
 
 def _check_rows(name: str, rows: int) -> None:

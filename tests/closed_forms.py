@@ -264,9 +264,11 @@ def assert_close(found: tuple[Tensor, Tensor], student: Tensor, targets: Any, la
     assert worst(loss, truth.loss) <= worst(naive.loss, truth.loss) + eps * size * rows
 
     # The gradient is rounded once to the student's dtype: half a unit, or half the smallest subnormal. A float16 mean's is kept as
-    # large as a row's, and where rows are ignored, or their number isn't a power of two, it is rounded when it is divided too.
-    twice = student.dtype == torch.float16 and labels is not None and arguments.get("reduction", "mean") == "mean"
-    once = (1 + twice) * UNIT[student.dtype] * truth.gradient.abs() * 1.01 + torch.finfo(student.dtype).smallest_normal * UNIT[student.dtype]
+    # large as a row's and divided later: that rounds subnormals again, and all of them if the divisor is no power of two.
+    divided = student.dtype == torch.float16 and arguments.get("reduction", "mean") in ("mean", "batchmean")
+    again = divided and labels is not None
+    sizes = (1 + again) * 1.01 * truth.gradient.abs() + (1 + divided) * torch.finfo(student.dtype).smallest_normal
+    once = UNIT[student.dtype] * sizes
 
     def relative(answer: Tensor, allowed: Tensor | float) -> float:
         excess = ((answer.double() - truth.gradient).abs() - truth.slack - allowed).clamp(min=0)

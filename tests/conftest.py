@@ -1,9 +1,16 @@
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ensdistill import ops
+
+if TYPE_CHECKING:
+    import cuda_shim_helpers
 
 
 @pytest.fixture(params=ops.build_info()["cpu"]["runnable"])
@@ -15,6 +22,22 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.use_instruction_set(before)
 
 
+@pytest.fixture
+def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Imports a source text as a user's module; the same name again is the file edited and imported by a new process."""
+
+    def load(source: str, name: str = "users_own") -> ModuleType:
+        file = tmp_path / f"{name}.py"
+        file.write_text(source)
+        specification = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(source, str(file), "exec"), vars(module))  # not through the bytecode, which goes by the clock
+        return module
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the smallest whole job, made by one undisturbed worker; to be read only. ``job.yaml`` is two folders up."""
@@ -23,3 +46,12 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     succeed("run", write_job(folder), processes=True)
     return folder / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def shim_builder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "cuda_shim_helpers.Builder":
+    """Compiles the CUDA kernels for the CPU; what it has built is kept in pytest's cache."""
+    from cuda_shim_helpers import Builder
+
+    cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
+    return Builder(cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim"))

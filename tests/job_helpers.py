@@ -77,7 +77,7 @@ def _execute(config: Config, todo: list[stages.Unit], reload: Any, display: Any)
             if unit in todo:
                 if error := job._work(unit):
                     raise job.UnitFailed(unit, *error)
-                display.finished(unit)
+                display.finished(unit, 0.0)
     finally:
         torch.set_num_threads(threads)
         job._worker.clear()

@@ -1,122 +1,73 @@
-"""The benchmark itself: it refuses wrong outputs, counts right, and writes what it says it writes."""
+"""The benchmark counts right, times in rotation, and its floor reads and writes everything."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import __main__ as command
-from benchmarks import contenders, kernels, machine
-from benchmarks.cases import TEMPERATURE, Case, errors, make_case, make_inputs, tolerance
-from benchmarks.floor import floor
-from benchmarks.measure import extra_bytes, interleave
-from ensdistill import ops, reference
-from ensdistill.targets import EnsembleLogits
+from ensdistill import ops
+from ensdistill.bench import floor, machine, suite
+from ensdistill.bench.cases import Case, make_case
+from ensdistill.bench.check import both
+from ensdistill.bench.contenders import contenders
+from ensdistill.bench.cuda import Cuda
+from ensdistill.bench.inputs import make_inputs
+from ensdistill.bench.measure import Cpu, extra_bytes, interleave
+from ensdistill.bench.race import run_case
 
-KINDS = [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "uint8")]
-
-
-@pytest.fixture
-def without_compile(monkeypatch):
-    """Eager code in torch.compile's place: a compilation takes seconds, and only one test is about it."""
-    original = contenders.contenders
-    eager = {
-        "plain": contenders._plain_eager,
-        "reference": contenders.partial(contenders.distillation_loss, temperature=TEMPERATURE, impl="reference"),
-    }
-    found = [replace(c, loss=eager[c.form]) if c.kind == "compile" else c for c in original(12)]
-    monkeypatch.setattr(kernels, "contenders", lambda classes: found)
-    return found
-
-
-@pytest.mark.parametrize(("student_dtype", "target_dtype"), KINDS)
-@pytest.mark.parametrize("members", [1, 3])
-def test_truth_is_the_specification(student_dtype, target_dtype, members):
-    student, targets = make_inputs(Case(20, 37, members, student_dtype, target_dtype))
-    exact = student.detach().double().requires_grad_()
-    logits = (
-        targets.to_logits()
-        if target_dtype != "uint8"
-        else targets.offset[..., None].double() + targets.scale[..., None].double() * targets.codes
-    )
-    loss, _ = reference.distill_loss(exact, logits.double(), temperature=TEMPERATURE)
-    gradient = torch.autograd.grad(loss, exact)[0]
-    found, truth = errors(student, targets, {("a", "a"): (loss.detach(), gradient), ("b", "b"): (loss.detach() + 1, 1.01 * gradient)})
-    assert truth == pytest.approx(loss.item(), rel=1e-12)
-    assert found["a", "a"].gradient < 1e-12
-    assert found["b", "b"].loss == pytest.approx(1)
-    assert 1e-3 < found["b", "b"].gradient <= 1.01e-2
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda loss, gradient: (loss * 1.001, gradient),
-        lambda loss, gradient: (loss, gradient * TEMPERATURE),
-        lambda loss, gradient: (loss, gradient.index_fill(1, torch.tensor([11]), 0.0)),
-        lambda loss, gradient: (loss, gradient.where(torch.arange(12) != 3, torch.nan)),
-        lambda loss, gradient: (loss * torch.nan, gradient),
-    ],
-    ids=["loss", "factor", "column", "nan", "nan loss"],
-)
-@pytest.mark.parametrize(("student_dtype", "target_dtype"), KINDS)
-def test_wrong_output_is_refused(without_compile, monkeypatch, student_dtype, target_dtype, damage):
-    case = Case(8, 12, 2, student_dtype, target_dtype)
-    original = kernels._both
-    fused = without_compile[0].loss
-    run = lambda: kernels._check(case, *make_inputs(case), without_compile)  # noqa: E731
-    assert run().errors.keys() == {(c.kind, c.form) for c in without_compile}
-    monkeypatch.setattr(kernels, "_both", lambda loss, s, t: damage(*original(loss, s, t)) if loss is fused else original(loss, s, t))
-    with pytest.raises(kernels.WrongOutput, match=r"C=12 K=2 .*: fused \(\w+\) is wrong by .* allows"):
-        run()
-
-
-def test_wrong_loss_without_a_gradient_is_refused(without_compile, monkeypatch):
-    original = kernels._forward
-    monkeypatch.setattr(kernels, "_forward", lambda loss, s, t: original(loss, s, t) + 1e-3)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(kernels.WrongOutput, match="without a gradient gives the loss"):
-        kernels.run_case(Case(8, 12, 1, "float32", "float32"), 2, 0.0, pool)
-
-
-def test_tolerance_is_near_the_rounding():
-    student, targets = make_inputs(Case(8, 1000, 2, "float32", "float32"))
-    out = kernels._both(contenders._plain_eager, student, targets)
-    found, truth = errors(student, targets, {("eager", "plain"): out})
-    allowed = tolerance(found["eager", "plain"], student, truth)
-    assert allowed.gradient < 4e-6
-    assert allowed.loss < 4e-6 * max(1, truth)
+CPU = torch.device("cpu")
+FLOAT = ("float32", "float32")
+KINDS = [FLOAT, ("bfloat16", "bfloat16"), ("float32", "uint8")]
 
 
 def test_bytes():
-    assert Case(100, 10, 1, "float32", "float32").bytes_moved(gradient=True) == 12 * 1000
+    assert Case(100, 10, 1, *FLOAT).bytes_moved(gradient=True) == 12 * 1000
     assert Case(100, 10, 4, "bfloat16", "bfloat16").bytes_moved(gradient=True) == 12 * 1000
     assert Case(100, 10, 4, "float32", "uint8").bytes_moved(gradient=True) == 12 * 1000 + 8 * 4 * 100
-    assert Case(100, 10, 4, "float32", "float32").bytes_moved(gradient=False) == 20 * 1000
-    case = make_case(1000, 8, "bfloat16", "bfloat16", 64 << 20)
+    assert Case(100, 10, 4, *FLOAT).bytes_moved(gradient=False) == 20 * 1000
+    assert Case(100, 10, 1, *FLOAT, labels=True).bytes_moved(gradient=False) == 8 * 1000 + 8 * 100
+    assert Case(100, 1000, 1, "float32", "topk").bytes_moved(gradient=True) == 8 * 100_000 + 100 * (64 * 8 + 4)
+    assert Case(100, 1000, 1, *FLOAT, hidden=16).bytes_moved(gradient=True) == 2 * 4 * 16 * 1100 + 4 * 100_000
+    case = make_case(64 << 20, 1000, 8, "bfloat16")
     assert 0.98 < case.bytes_moved(gradient=True) / (64 << 20) <= 1
-    assert make_case(10**6, 8, "float32", "float32", 1).rows == 4
+    assert make_case(1, 10**6, 8, "float32").rows == 4
+    assert make_case(1, 21, 1, "float32", layout="map").rows == 64 * 64
 
 
-@pytest.mark.parametrize(("student_dtype", "target_dtype"), KINDS)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_suite_has_every_shape_once(gpu):
+    cases = suite.full(128 << 20, gpu)
+    assert len({case.label for case in cases}) == len(cases)
+    plain = {(c.targets, c.classes, c.members) for c in cases if not c.family}
+    assert plain >= {(t, c, k) for t in ("float32", "uint8") for c in suite.CLASSES for k in (1, 4, 8)}
+    assert plain >= {(t, c, 1) for t in suite.TARGETS for c in suite.CLASSES}
+    assert {c.divergence for c in cases} == {"forward_kl", "reverse_kl", "jsd", "tvd"}
+    assert any(c.labels for c in cases)
+    assert any(c.hidden and c.classes > 128_000 for c in cases)
+    assert {c.classes for c in cases if c.layout == "map"} == {21, 150}
+    # Those of the grid outrun the cache in one call; small batches do by their number.
+    assert all(c.bytes_moved(gradient=True) > 64 << 20 for c in cases if not c.small and not c.hidden)
+
+
+@pytest.mark.parametrize(("student", "targets"), KINDS)
 @pytest.mark.parametrize("members", [1, 4, 8, 11])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_floor_reads_and_writes_everything(student_dtype, target_dtype, members, threads):
+def test_floor_reads_and_writes_everything(student, targets, members, threads):
     # Larger than the loop's block, and not a multiple of it.
-    student, targets = make_inputs(Case(44, 1003, members, student_dtype, target_dtype))
-    out = torch.zeros_like(student, requires_grad=False)
+    inputs = make_inputs(Case(44, 1003, members, student, targets), CPU)
+    logits, parts = inputs.leaves[0].detach(), floor.members(inputs)
+    out = torch.zeros_like(logits)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         with ThreadPoolExecutor(threads) as pool:
-            floor(student, targets, out, pool)()
-            floor(student, targets, None, pool)()
+            floor.stream(logits, parts, out, pool)()
+            floor.stream(logits, parts, None, pool)()
     finally:
         torch.set_num_threads(before)
-    words = student.detach().view(-1).view(torch.int32).clone()
-    for member in targets.codes if target_dtype == "uint8" else targets.logits:
+    words = logits.view(-1).view(torch.int32).clone()
+    for member in parts:
         member = member.reshape(-1).view(torch.int32)
         words[: len(member)] += member
     assert torch.equal(out.view(-1).view(torch.int32), words)
@@ -125,24 +76,44 @@ def test_floor_reads_and_writes_everything(student_dtype, target_dtype, members,
 def test_floor_refuses_what_it_would_read_wrongly():
     student = torch.zeros(4, 6, dtype=torch.bfloat16)
     with ThreadPoolExecutor(1) as pool:
-        with pytest.raises(ValueError, match=r"no larger than the student's; got torch.float32 and torch.bfloat16"):
-            floor(student, EnsembleLogits(torch.zeros(1, 4, 6)), None, pool)
+        with pytest.raises(ValueError, match="no more bytes than the student's; got 96 and 48"):
+            floor.stream(student, [torch.zeros(4, 6)], None, pool)
         with pytest.raises(ValueError, match=r"contiguous tensor of whole 4-byte words; got shape \[3, 4\]"):
-            floor(student[:3, :4], EnsembleLogits(student[None, :3, :4]), None, pool)
+            floor.stream(student[:3, :4], [student], None, pool)
         with pytest.raises(ValueError, match=r"whole 4-byte words; got shape \[1, 3\]"):
-            floor(student[:1, :3], EnsembleLogits(student[None, :1, :3]), None, pool)
+            floor.stream(student[:1, :3], [student], None, pool)
+
+
+def test_without_a_compiler_the_floor_is_left_out(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    floor._loop.cache_clear()
+    place = Cpu()
+    assert any("streaming floor: left out, it needs a C++ compiler" in note for note in place.notes())
+    case = Case(4, 12, 1, *FLOAT)
+    assert place.floor(case, make_inputs(case, CPU), gradient=True) is None
+
+
+def test_floor_of_a_layer_is_its_products():
+    inputs = make_inputs(Case(6, 10, 1, *FLOAT, hidden=4), CPU)
+    hidden, weight = (x.detach() for x in inputs.leaves)
+    logits = hidden @ weight.t()
+    for found, expected in zip(floor.products(inputs, gradient=True)(), (logits, logits @ weight, logits.t() @ hidden), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert len(floor.products(inputs, gradient=False)()) == 1
 
 
 def test_interleaving():
     log = []
-    times = interleave({"fast": lambda: log.append("f"), "slow": lambda: (log.append("s"), time.sleep(0.004))}, 7)
+    clock = Cpu().clock
+    times = interleave({"fast": lambda: log.append("f"), "slow": lambda: (log.append("s"), time.sleep(0.004))}, 7, 0.0, clock)
     assert log.count("f") == log.count("s") == 7
     assert all({log[i], log[i + 1]} == {"f", "s"} for i in range(0, 14, 2)), "each goes once a round"
     assert 4 <= times["slow"].first_quartile <= times["slow"].median <= times["slow"].third_quartile
     assert times["fast"].median < 1
-    assert interleave({"fast": lambda: None}, 2, seconds=0.2)["fast"].rounds > 5
+    assert interleave({"fast": lambda: None}, 2, 0.2, clock)["fast"].rounds > 5
     with pytest.raises(ValueError, match="rounds: expected at least 2; got 1"):
-        interleave({}, 1)
+        interleave({}, 1, 0.0, clock)
 
 
 def test_extra_bytes():
@@ -154,83 +125,49 @@ def test_extra_bytes():
     assert extra_bytes(lambda: None) < 4 << 20
 
 
-def test_command(tmp_path, capsys):
-    """The real thing, torch.compile included, on one small shape."""
-    active = ops.instruction_set()
-    out = tmp_path / "result.json"
-    assert command.main(["kernels", "--classes", "10", "--members", "2", "--dtypes", "float32", "--data-mib", "1", "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert ops.instruction_set() == active
-    assert result["schema_version"] == 1
-    assert result["checked"] is True
-    assert result["machine"]["threads"] == torch.get_num_threads()
-    assert result["source"].keys() == {"commit", "csrc_tree", "dirty", "csrc_dirty", "library_is_older"}
-    kinds = ["fused", *(["fused-avx2"] if active == "avx512" else []), "eager", "compile", "floor"]
-    assert [(r["mode"], r["implementation"]) for r in result["rows"]] == [(m, k) for m in kernels.MODES for k in kinds]
-    floors = {r["mode"]: r["ms"] for r in result["rows"] if r["implementation"] == "floor"}
-    for row in result["rows"]:
-        assert (row["classes"], row["members"], row["rows"]) == (10, 2, (1 << 20) // 160 // 4 * 4)
-        assert row["checked"] is True
-        assert row["rounds"] >= 7
-        assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["ms"] / 1e6)
-        assert row["ratio_to_floor"] == pytest.approx(row["ms"] / floors[row["mode"]])
-        assert (row["error"] is None) == (row["implementation"] == "floor")
-        assert ("speedup" in row) == row["implementation"].startswith("fused")
-    screen = capsys.readouterr()
-    assert "x floor" in screen.out
-    assert "fused, at its worst" in screen.out
-    assert "[1/1] C=10 K=2 float32" in screen.err
-    assert "left" in screen.err
+def test_a_gradient_that_is_kept_for_the_next_call_is_counted():
+    case = Case(4096, 2048, 1, *FLOAT)
+    inputs, fused = make_inputs(case, CPU), contenders(case, CPU)[0]
+    both(fused.loss, inputs)
+    found = Cpu().extra_bytes(lambda: both(fused.loss, inputs))
+    if found is None:
+        pytest.skip("this system doesn't tell a process's peak memory")
+    assert found == pytest.approx(4 * 4096 * 2048, rel=0.1)
 
 
-def test_wrong_output_ends_the_command(without_compile, monkeypatch, capsys, tmp_path):
-    without_compile[0] = replace(without_compile[0], loss=lambda s, t: 2 * contenders._plain_eager(s, t))
-    arguments = [
-        "kernels",
-        "--classes",
-        "10",
-        "--members",
-        "1",
-        "--dtypes",
-        "float32",
-        "--data-mib",
-        "1",
-        "--out",
-        str(tmp_path / "r.json"),
-    ]
-    assert command.main(arguments) == 1
-    assert "wrong output: C=10 K=1 float32: fused" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_small_batches_are_many(monkeypatch):
+    """So many that the caches are outrun; and the fastest of each kind races."""
+    monkeypatch.setattr(
+        "ensdistill.bench.race.contenders", lambda case, device: [c for c in contenders(case, device) if c.kind != "compile"]
+    )
+    place = Cpu()
+    place.cache_bytes = 10_000
+    rows, left_out = run_case(Case(16, 10, 4, *FLOAT, small=True), place, 2, 0.0)
+    assert left_out == []
+    assert {row["inputs"] for row in rows} == {1 + 20_000 // (16 * 10 * 4 * 6)}
+    kinds = ["fused", *(["fused-avx2"] if ops.instruction_set() == "avx512" else []), "eager"]
+    assert [(row["mode"], row["implementation"]) for row in rows] == [(m, k) for m in ("forward+backward", "forward") for k in kinds]
+    assert all(row["ratio_to_floor"] is None for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "COMMAND"),
-        (["kernels", "--classes", "0"], "expected a number of at least 1; got 0"),
-        (["kernels", "--dtypes", "int4"], "invalid choice: 'int4'"),
-    ],
-)
-def test_wrong_arguments(arguments, words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(arguments)
-    assert words in capsys.readouterr().err
+@pytest.mark.parametrize(("milliseconds", "graphs"), [(0.1, {"ours"}), (1.0, set())])
+def test_short_work_on_a_gpu_becomes_a_graph_where_it_can(milliseconds, graphs, monkeypatch):
+    def capture(call):
+        if call() == "waits for the device":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: "graph"
 
-
-def test_out_must_be_json(capsys):
-    assert command.main(["kernels", "--out", "x.csv"]) == 2
-    assert "ends in .json; got x.csv" in capsys.readouterr().err
-
-
-def test_a_part_has_a_name_of_its_own():
-    def variant(*arguments):
-        return command._variant(command.parser().parse_args(["kernels", *arguments]))
-
-    assert [variant(), variant("--quick"), variant("--quick", "--classes", "10")] == ["", "-quick", "-part"]
+    monkeypatch.setattr("ensdistill.bench.cuda.capture", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    place = object.__new__(Cuda)  # there may be no GPU
+    monkeypatch.setattr(place, "clock", lambda call: milliseconds, raising=False)
+    timed, found = place.launched({"ours": lambda: "call", "theirs": lambda: "waits for the device"})
+    assert found == graphs
+    assert timed["ours"]() == ("graph" if graphs else "call")
+    assert timed["theirs"]() == "waits for the device"
 
 
 def test_machine():
     assert machine.last_level_cache() >= 1 << 20
     assert machine._bytes("1024K") == machine._bytes("1M") == 1 << 20
-    assert machine.describe_machine()["device"]
+    assert machine.describe_machine(CPU)["device"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,9 @@ KINDS = (
     "direct_temperature_scaled",
     "distilled_from_best_member",
     "student",
+    # After temperature scaling, beside direct's own.
+    "student_temperature_scaled",
+    "distilled_from_best_member_temperature_scaled",
 )
 
 
@@ -52,6 +56,8 @@ def test_the_report_has_the_documented_keys(finished_job):
         for metric in ("accuracy", "nll", "brier"):
             assert {"mean", "ci95"} <= set(block["retained_gain"][metric])
         assert block["verdict"]
+        assert block["verdict"].endswith(" This is one seed: the intervals leave out how much seeds differ.")
+    assert report["students"]["small"]["description"] == "ensdistill.models.MLP"  # where nothing is said of it
     assert report["models"] == report["students"]["small"]["models"]
     assert report["models"]["student"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
     assert [member["name"] for member in report["members"]] == ["mlp", "gaussiannb"]
@@ -169,7 +175,73 @@ def test_help_teaches():
     }.items():
         assert setting in out
         assert explained in out
-    assert "usage: ensdistill distill CONFIG" in succeed("distill", "--help")
+
+
+@pytest.mark.parametrize(
+    ("words", "tells"),
+    [
+        (["run", "--help"], "The whole job"),
+        (["teachers", "--help"], "Writes seed-*/teachers/"),
+        (["cache", "build", "-h"], "asks the ensemble about it once"),
+        (["distill", "--help"], "usage: ensdistill distill CONFIG [--SETTING VALUE ...] Trains the students from the cache"),
+        (["report", "--help"], "Judges the students on the test rows"),
+        (["cache", "--help"], "usage: ensdistill cache build CONFIG"),
+        (["cache", "info", "--help"], "What the target cache in FOLDER holds"),
+        (["cache", "verify", "-h"], "checks every byte against the manifest"),
+        (["info", "--help"], "what of it runs on this machine"),
+        # What stands in lists and mappings, where --help can't know the names.
+        (["run", "--help"], "--distill.students.NAME.optimization.learning_rate"),
+        (["run", "--help"], "Arguments (init_args) of the members of ensdistill.specs.TorchMembers"),
+        # And what a setting may be, all without a CONFIG.
+        (["run", "--distill.students.help"], "--distill.students.NAME.description"),
+        (["run", "--teachers.members.help"], "ensdistill.specs.SklearnMembers"),
+        (["run", "--teachers.members.help", "ensdistill.specs.TorchMembers"], "checkpoint_every"),
+        (["run", "--teachers.members.help=ensdistill.specs.TorchMembers"], "checkpoint_every"),
+        (["run", "--data.help"], "or of a class of your own with, types included, def split(self, seed: int) -> Split"),
+        (["run", "--data.help", "Digits"], "labelled"),
+        (["run", "--cache.transfer.synthetic.help", "ensdistill.transfer.Munge"], "variance"),
+    ],
+)  # fmt: skip
+def test_every_command_and_every_class_is_explained(words, tells):
+    assert tells in flat(succeed(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--sedes.help"], "--sedes.help: 'sedes' is no setting that has one"),
+        (["run", "--seeds.help"], "--seeds.help: expected a setting that names a class"),
+        (["run", "--data.help", "nowhere.Data"], "CLASS_PATH: 'nowhere.Data' can't be imported"),
+        (["run", "--data.help", "Digit"], "CLASS_PATH: there is no class 'Digit'"),
+    ],
+)
+def test_help_that_is_not_there(words, message):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_config_comes_first(tmp_path):
+    file = write_job(tmp_path)
+    status, _, err = run("run", "--seeds", "1", file)
+    assert (status, f"run: CONFIG comes first: ensdistill run {file} --seeds 1" in err) == (2, True)
+    status, _, err = run("run", tmp_path)
+    assert (status, f"run: CONFIG: {str(tmp_path)!r} is a folder; expected a YAML file, for example:" in err) == (2, True)
+
+
+def test_another_class_by_the_command_line_takes_its_own_arguments(tmp_path):
+    words = [
+        "--data.class_path",
+        "ensdistill.data.ArrayDataset",
+        "--data.inputs",
+        "x.npy",
+        "--data.labels",
+        "y.npy",
+        "--data.labelled",
+        "30",
+    ]
+    config = load_config(["--config", str(write_job(tmp_path)), *words])
+    assert (type(config.data).__name__, config.data.labelled) == ("ArrayDataset", 30)
 
 
 def test_version_and_info():
@@ -182,6 +254,13 @@ def test_version_and_info():
     assert "CUDA built" in out
 
 
+def test_info_fits_a_terminal_of_eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = succeed("info").splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["ensdistill", "torch"]
+    assert re.match(r" +built with [\w.+]+; the libraries serve [\d.]+ and later *$", lines[2])
+
+
 def test_print_config_shows_what_would_run_and_can_be_run(tmp_path):
     file = write_job(tmp_path)
     out = succeed("run", file, "--distill.temperature", "3", "--seeds", "2", "--print_config")
@@ -189,6 +268,9 @@ def test_print_config_shows_what_would_run_and_can_be_run(tmp_path):
     assert settings["distill"]["temperature"] == 3.0
     assert settings["distill"]["alpha"] == 1.0  # a default that the file does not name
     assert settings["seeds"] == 2
+    assert "temperature: 3.0" in succeed("run", file, "--distill.temperature", "3", "--print_config=skip_default")
+    assert "threads" in out
+    assert "threads" not in succeed("run", file, "--print_config=skip_default")
     assert not (tmp_path / "runs").exists()
     (tmp_path / "printed.yaml").write_text(out)
     again = load_config(["--config", str(tmp_path / "printed.yaml")])
@@ -238,7 +320,7 @@ def test_cache_info_and_verify(finished_job, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rnu", "x.yaml"], "cache build, distill, report, cache info, cache verify, info; got 'rnu'. Did you mean 'run'?"),
+        (["rnu", "x.yaml"], "cache build, distill, report, cache info, cache verify, info, bench; got 'rnu'. Did you mean 'run'?"),
         (["cache", "bild", "x.yaml"], "got 'cache bild'. Did you mean 'cache build'?"),
         (["cache"], "got 'cache'."),
         (["run"], "run: expected a CONFIG file, for example: ensdistill run examples/digits.yaml"),
@@ -247,6 +329,7 @@ def test_cache_info_and_verify(finished_job, tmp_path):
         (["run", "--config=no/such.yaml"], "run: CONFIG: there is no file 'no/such.yaml'"),
         (["cache", "info"], "cache info: expected one FOLDER, for example"),
         (["cache", "verify", "a", "b"], "cache verify: expected one FOLDER"),
+        (["info", "foo"], "info: expected no arguments; got 'foo'"),
     ],
 )  # fmt: skip
 def test_wrong_words(words, message):
@@ -262,62 +345,88 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
     ("change", "words", "message"),
     [
         # A name that nothing goes by, at every depth; the nearest one is suggested.
-        ({"sedes": 2}, [], "Option 'sedes' is not accepted. Did you mean 'seeds'?"),
-        ({"distill.temprature": 2}, [], "Did you mean 'temperature'?"),
-        ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization.steps'?"),
+        ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
+        ({"sedes": 2}, [], "threads. Did you mean 'seeds'?"),
+        ({"distill.temprature": 2}, [], "distill.temprature: there is no such setting; known: students, temperature, "),
+        ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
-        ({f"{SMALL}.model.init_args.hiden": [2]}, [], "Did you mean 'hidden'?"),
+        ({f"{SMALL}.model.init_args.hiden": [2]}, [], "MLP takes no such argument; known: inputs, hidden, outputs, dropout, activation."),
+        # Also where nothing is said by it.
+        ({"cahce": {}}, [], "cahce: there is no such setting; known: data, teachers, cache,"),
+        ({"teachers.fold": {}}, [], "Did you mean 'folds'?"),
+        ({"distill.lable_smoothing": {}}, [], "Did you mean 'label_smoothing'?"),
+        ({f"{SMALL}.optimization.stepz": None}, [], f"{SMALL}.optimization.stepz: there is no such setting"),
+        ({f"{MEMBER}.model.init_args.widht": {}}, [], "teachers.members.0.init_args.model.init_args.widht: ensdistill.models.MLP takes no"),
+        ({"data.labelled": 100}, [], "data.labelled: beside class_path stands init_args alone; arguments belong there"),
         ({f"{MEMBER}.cuont": 2}, [], "Did you mean 'count'?"),
         ({"data.init_args.labeled": 2}, [], "Did you mean 'labelled'?"),
         ({"cache.transfer.synthetic.0.init_args.row": 2}, [], "Did you mean 'rows'?"),
-        ({}, ["--distill.temprature", "2"], "Did you mean 'distill.temperature'?"),
-        ({}, ["--sedes", "2"], "Did you mean 'seeds'?"),
-        ({}, ["--distil.temperature", "2"], "Did you mean 'distill.temperature'?"),
+        ({}, ["--distill.temprature", "2"], "--distill.temprature: there is no such setting; known: students, temperature, alpha,"),
+        ({}, ["--distill.temprature=2"], "Did you mean '--distill.temperature'?"),
+        ({}, ["--sedes", "2"], "Did you mean '--seeds'?"),
+        ({}, ["--distil.temperature", "2"], "Did you mean '--distill'?"),
+        ({}, ["--data.labeled", "30"], "Did you mean '--data.init_args.labelled'?"),
         ({"sedes": 2}, ["--print_config"], "Did you mean 'seeds'?"),
-        ({}, [f"--{SMALL}.optimization.stepz", "2"], "Did you mean 'steps'?"),
+        ({}, [f"--{SMALL}.optimization.stepz", "2"], f"Did you mean '--{SMALL}.optimization.steps'?"),
+        ({}, ["--print_config=bogus"], 'Invalid option "bogus" for --print_config'),
         # A class that can't be imported, or is something else.
         ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "module 'ensdistill.models' has no attribute 'MPL'"),
         ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "Did you mean 'MLP'?"),
         ({f"{SMALL}.model.class_path": "nowhere.Net"}, [], "No module named 'nowhere'"),
-        ({f"{SMALL}.model": {"class_path": "ensdistill.data.Digits"}}, [], "ensdistill.data.Digits"),
+        ({f"{SMALL}.model": {"class_path": "ensdistill.data.Digits"}}, [], f"{SMALL}.model: expected the class_path of a Module; got "),
+        ({"distill.students.wide.model.class_path": "ensdistill.models.MPL"}, [], "students.wide.model: module 'ensdistill.models' has "),
+        ({f"{SMALL}.model": "MLP3"}, [], f"{SMALL}.model: expected an import path, package.module.Class; got MLP3"),
+        ({f"{SMALL}.model.class_path": 3}, [], f"{SMALL}.model.class_path: expected an import path, package.module.Class; got 3"),
+        ({"data": {"class_path": "ensdistill.data.ArrayDataset"}}, [], "data: ensdistill.data.ArrayDataset needs: inputs, labels, label"),
+        ({"distill.augment": {"class_path": "ensdistill.data.Digits"}}, [], "distill.augment: ensdistill.data.Digits is no Augmentation."),
         ({"data.class_path": "ensdistill.data.Digit"}, [], "Did you mean 'Digits'?"),
-        ({"data": {"class_path": "ensdistill.models.MLP"}}, [], "Expected, types included: def split(self, seed: int) -> Split"),
+        ({"data": {"class_path": "ensdistill.models.MLP"}}, [], "data: ensdistill.models.MLP is no Dataset. Expected, types included: "),
         ({"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"}, [], "Did you mean 'GaussianNB'?"),
         # Values of another kind, or out of range.
-        ({"seeds": "two"}, [], "Got value: two"),
-        ({"distill.temperature": "hot"}, [], "Got value: hot"),
+        ({"seeds": "two"}, [], "seeds: expected a whole number; got two"),
+        ({"seeds": None}, [], "seeds: expected a value; got nothing"),
+        ({"teachers": 3}, [], "teachers: expected a mapping of names to values; got 3"),
+        ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a list; got {'a': 1}"),
+        ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected true or false; got maybe"),
+        ({f"{MEMBER}.optimization": 3}, [], f"{MEMBER}.optimization: expected a mapping of names to values; got 3"),
+        ({"distill.students.wide.optimization.schedule": "cosin"}, [], "wide.optimization.schedule: expected one of one_cycle, cos"),
+        ({"distill.temperature": "hot"}, [], "distill.temperature: expected a finite number; got hot"),
         ({"distill.temperature": 0}, [], "distill.temperature: expected a finite number above 0; got 0.0"),
         ({}, ["--distill.temperature", "-1"], "distill.temperature: expected a finite number above 0; got -1.0"),
-        ({}, ["--distill.temperature", "nan"], "Got value: nan"),
+        ({}, ["--distill.temperature", "nan"], "distill.temperature: expected a finite number; got nan"),
         ({"distill.temperature": float("nan")}, [], "distill.temperature: expected a finite number above 0; got nan"),
         ({"distill.alpha": 1.5}, [], "distill.alpha: expected 0 to 1; got 1.5"),
         ({}, ["--distill.alpha=-0.5"], "distill.alpha: expected 0 to 1; got -0.5"),
-        ({"cache.codec": "uint9"}, [], "Got value: uint9"),
+        ({"cache.codec": "uint9"}, [], "cache.codec: expected one of uint8, fp16, fp32; got uint9"),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
         ({"distill.students": {"../small": {"model": mlp(8)}}}, [], "distill.students: expected a name that can be a folder's; got '../"),
         ({f"{SMALL}.direct": {"steps": 20, "batch_size": 32}}, [], "direct.steps: expected the student's, 30, for a fair comparison;"),
-        ({f"{SMALL}.optimization.learning_rate": -1}, [], "optimization.learning_rate: expected a positive number; got -1"),
+        ({f"{SMALL}.optimization.learning_rate": -1}, [], f"{SMALL}.optimization.learning_rate: expected a positive number; got -1"),
+        ({}, [f"--{SMALL}.optimization.steps", "0"], f"{SMALL}.optimization.steps: expected at least 1; got 0"),
+        ({f"{MEMBER}.optimization.steps": 0}, [], f"{MEMBER}.optimization.steps: expected at least 1; got 0"),
         ({"cache.transfer.synthetic.0.init_args.rows": 0}, [], "mixup: rows: expected at least 1; got 0"),
         ({"teachers.members": []}, [], "teachers.members: expected at least one; got none"),
         ({"name": "a/b"}, [], "name: expected a name that can be a folder's; got 'a/b'"),
         ({}, ["--seeds", "0"], "seeds: expected at least 1; got 0"),
-        ({}, ["--seeds"], "argument --seeds: expected one argument"),
+        ({}, ["--seeds"], "--seeds: expected a value; got nothing"),
     ],
 )  # fmt: skip
 def test_wrong_settings(tmp_path, change, words, message):
     status, out, err = run("run", write_job(tmp_path, change), *words)
     assert (status, out) == (2, "")
     assert message in err
-    assert "Traceback" not in err
+    assert not any(inside in err for inside in ("Traceback", "<class", "Namespace(", "typing.", "Parser key"))
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1,\n b: 2", "Problems parsing config"),
-        ("- 1\n", "Unexpected config"),
-        ("seeds: 3\n", "required: data, teachers.members, distill.students"),
+        ("a: [1,\n b: 2", "bad.yaml, line 2, column 6: not YAML (expected ',' or ']', but got '<stream end>')"),
+        ("- 1\n", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got a list"),
+        ("", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got nothing"),
+        ("a: \0", "bad.yaml: not YAML (unacceptable character #x0000"),
+        ("seeds: 3\n", "the job needs: data, teachers.members, distill.students"),
     ],
 )
 def test_files_that_are_no_settings(tmp_path, text, message):

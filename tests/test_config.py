@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
 from torch import nn
 
 from ensdistill.config import CacheConfig, Config, DistillConfig, StudentConfig, TeachersConfig
-from ensdistill.data import Digits
+from ensdistill.data import Digits, Split
 from ensdistill.models import MLP
 from ensdistill.optimization import Optimization
-from ensdistill.specs import SklearnMembers
+from ensdistill.specs import SklearnMembers, TorchMembers
 
 
 def distill(**more):
@@ -122,8 +124,46 @@ def test_a_split_is_made_once_and_has_to_be_one():
     assert settings.split(1) is first
     assert settings.split(0) is not first
     assert data.calls == [1, 0]
-    with pytest.raises(TypeError, match=r"data: Counting.split: expected an ensdistill.data.Split; got str"):
+    with pytest.raises(ValueError, match=r"^data: Counting\.split\(seed=2\): expected an ensdistill\.data\.Split; got str$"):
         settings.split(2)
+
+
+class Broken:
+    def __init__(self, how):
+        self.how = how
+
+    def split(self, seed):
+        if self.how == "index":
+            return np.arange(3)[np.arange(9)]
+        if self.how == "library":
+            return train_test_split(np.arange(3), train_size=9)
+        if self.how == "empty":
+            raise RuntimeError
+        split = Digits(labelled=20, pool=20).split(seed)
+        return Split(split.labelled, split.pool, split.labelled, split.classes)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("index", r"IndexError: index 3 is out of bounds for axis 0 with size 3 \(.*test_config\.py, line \d+\)$"),
+        ("library", r"ValueError: train_size=9 should be .*\(.*test_config\.py, line \d+\)$"),
+        ("empty", r"RuntimeError: +\(.*test_config\.py, line \d+\)$"),
+        ("leak", r"labelled and test: expected no common row; uid \d+ is in both \(20 such rows\)$"),
+    ],
+)
+def test_a_split_that_fails_is_about_the_data(how, message):
+    with pytest.raises(ValueError, match=r"(?s)^data: Broken\.split\(seed=4\): " + message):
+        config(data=Broken(how)).split(4)
+    with pytest.raises(ValueError, match=r"^data: Digits\.split\(seed=0\): labelled=5: expected at least 10"):
+        config(data=Digits(labelled=5)).split(0)
+
+
+def test_members_of_one_name():
+    cnns = TorchMembers(MLP, count=2, name="cnn")
+    with pytest.raises(ValueError, match=r"^teachers\.members: expected different names; 2 are called 'cnn-1'"):
+        TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-1")])
+    TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-3")])
 
 
 def test_where_the_run_is():

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVC
 
 from ensdistill.augmentation import ShiftImages
 from ensdistill.calibration import fit_mixture_temperature, fit_temperature, fit_weights, log_mixture, negative_log_likelihood
 from ensdistill.data import Digits, Rows
 from ensdistill.ensemble import Ensemble, train_ensemble
-from ensdistill.members import CallableMember
+from ensdistill.members import CallableMember, TorchMember
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
 from ensdistill.specs import SklearnMembers, TorchMembers
@@ -331,8 +332,53 @@ def test_save_and_load(digits, trained, tmp_path):
     assert not list(tmp_path.rglob("*.pkl"))
 
 
+def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
+    named = TorchMember(MLP(64, [], 10), name="named", factory=functools.partial(MLP, inputs=64, hidden=[], outputs=10))
+    bare = Ensemble.from_members([named, MLP(64, [4], 10)])
+    with pytest.raises(ValueError, match=r"^mlp: cannot be saved .* TorchMember\(module, name='mlp', factory=functools\.partial\(MLP, "):
+        bare.save(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    trained[0].save(tmp_path / "old")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="cannot be saved"):
+        bare.save(tmp_path / "old")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    Ensemble.from_members([named]).save(tmp_path / "old")
+    assert Ensemble.load(tmp_path / "old").names == ("named",)
+
+
+def test_what_an_ensemble_shows():
+    ensemble = Ensemble.from_members([fixed(np.zeros((4, 3)), "a"), fixed(np.zeros((4, 3)), "longer")], weights=[3, 1])
+    ensemble.temperature, ensemble.temperatures = 0.9, np.array([2.0, 0.25])
+    assert repr(ensemble) == (
+        "Ensemble: combiner 'prob', temperature 0.900, members\n"
+        "    a       weight 0.750, temperature 2.000\n"
+        "    longer  weight 0.250, temperature 0.250"
+    )
+
+
+class Picky(GaussianNB):
+    """Has no answer for what it doesn't like."""
+
+    def predict_proba(self, x):
+        answer = super().predict_proba(x)
+        answer[x[:, 0] > 1] = np.nan
+        return answer
+
+
+def test_a_held_out_row_without_an_answer_is_named_by_its_uid():
+    rng = np.random.default_rng(0)
+    inputs, uids = rng.random((40, 3), np.float32), rng.permutation(1000)[:40]
+    inputs[17, 0] = 2
+    rows = Rows(inputs, uids, np.arange(40) % 2)
+    with pytest.raises(ValueError, match=rf"^picky: probabilities: .* that row is the labelled row of uid {uids[17]}$"):
+        train_ensemble([SklearnMembers(Picky())], rows, ("a", "b"), folds=4)
+
+
 def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
-    with pytest.raises(ValueError, match="expected an ensemble of format 1; got none"):
+    with pytest.raises(ValueError, match=r"^folder: there is no folder '.*nope'$"):
+        Ensemble.load(tmp_path / "nope")
+    with pytest.raises(ValueError, match=r"^folder: .* holds no ensemble: there is no ensemble.json, which is written last"):
         Ensemble.load(tmp_path)
     trained[0].save(tmp_path)
     about = json.loads((tmp_path / "ensemble.json").read_text())

@@ -1,4 +1,5 @@
 import errno
+import inspect
 import json
 import os
 import subprocess
@@ -133,9 +134,15 @@ def test_an_array_of_objects_is_refused():
         digest(np.array([{}, None]))
 
 
-def test_source_digest_is_of_the_file():
-    assert source_digest(Here) == digest(Path(__file__).read_bytes())
-    assert source_digest(int) is None
+class There(Path):
+    """A class whose base stands in another file."""
+
+
+def test_source_digest_is_of_the_files():
+    here = Path(__file__).read_bytes()
+    assert source_digest(Here) == source_digest(test_source_digest_is_of_the_files) == digest([here])
+    assert source_digest(There) == digest([here, Path(inspect.getsourcefile(Path)).read_bytes()])
+    assert source_digest(int) is source_digest(len) is None
 
 
 def test_write_and_read_json(tmp_path):

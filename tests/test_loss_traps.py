@@ -1,12 +1,14 @@
 """Where distillation losses go wrong, each by name; for every divergence where it matters to every one."""
 
+import os
 from itertools import product
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from closed_forms import DIVERGENCES, assert_close, closed_forms, make_codes, make_counts, make_logits, make_top_k, run, worst
 
+from ensdistill import ops
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
 from ensdistill.targets import EnsembleLogits, LogProbs, Probs, TopK
@@ -16,9 +18,8 @@ INF = torch.inf
 
 def available_memory() -> int:
     """Bytes; 0 where that can't be told."""
-    file = Path("/proc/meminfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
+    return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
@@ -190,41 +191,60 @@ def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruc
         assert all(torch.equal(x.detach(), y) for x, y in zip(tensors, before, strict=True))
 
 
-@pytest.mark.parametrize("layout", ["classes last", "classes first"])
+# 65540 rows of 65537 classes, or as many in maps with the classes first: indices of the last rows need more than 32 bits.
+PAST_32_BITS = {"classes last": (65540, 65537), "classes first": (1, 65537, 65540), "maps": (1030, 4096, 1030)}
+
+
+@pytest.mark.parametrize("layout", PAST_32_BITS)
 def test_indices_past_two_to_the_32(layout):
-    """The last rows of 65540 x 65537 logits. The others have no weight, so they are not read, and their memory is never touched."""
-    n, c = 65540, 65537
-    assert n * c > 2**32
-    shape = (n, c) if layout == "classes last" else (1, c, n)
+    """Of the student, in memory that is reserved and hardly touched: all rows but the last three have no weight."""
+    shape = PAST_32_BITS[layout]
     try:
-        student = torch.empty(shape, dtype=torch.bfloat16)
-    except RuntimeError:
-        pytest.skip("no address space for 8 GiB")
-    rows = student if layout == "classes last" else student[0].t()
-    last = make_logits(3, c, seed=0, dtype=torch.bfloat16)
-    rows[-3:] = last
-    weights = torch.zeros(n)
-    weights[-3:] = 1
-    targets = torch.zeros(1, 1, c).expand(1, n, c)
-    losses = distillation_loss(rows, targets, sample_weights=weights, reduction="none")
-    truth = closed_forms(last, torch.zeros(1, 3, c), reduction="none").loss
+        student = torch.from_numpy(np.zeros(shape, np.int16)).view(torch.bfloat16)  # calloc: pages that nobody writes take no memory
+    except MemoryError:
+        pytest.skip("no address space for 8.6 GB")
+    assert student.numel() > 2**32
+    last = student[-3:] if len(shape) == 2 else student[-1, :, -3:].t()
+    last[:, -40:] = make_logits(3, 40, seed=0, dtype=torch.bfloat16)
+    targets = torch.zeros(shape[1]).view(-1, *(1,) * (len(shape) - 2)).expand(1, *shape)
+    weights = torch.zeros((shape[0],) if len(shape) == 2 else (shape[0], shape[2]))
+    weights.view(-1)[-3:] = 1
+    losses = distillation_loss(student, targets, sample_weights=weights, reduction="none", class_dim=1).view(-1)
+    truth = closed_forms(last, torch.zeros(1, *last.shape), reduction="none").loss
+    assert truth.min() > 1e-4  # so that another row's loss would not do
     assert worst(losses[-3:], truth) <= 1e-5 * truth.max()
     assert (losses[:-3] == 0).all()
 
 
-def test_gradients_past_two_to_the_32():
-    n, c = 65540, 65537
-    if available_memory() < 24 * 2**30:
-        pytest.skip("needs 24 GiB of memory")
-    student = torch.empty(n, c, dtype=torch.bfloat16)
-    student[-3:] = make_logits(3, c, seed=0, dtype=torch.bfloat16)
-    weights = torch.zeros(n)
-    weights[-3:] = 1
-    targets = torch.zeros(1, 1, c).expand(1, n, c)
-    _, gradient = run(student, targets, sample_weights=weights, reduction="sum")
-    truth = closed_forms(student[-3:], torch.zeros(1, 3, c), reduction="sum")
-    assert worst(gradient[-3:], truth.gradient) <= 2**-8 * truth.gradient.abs().max()
-    assert (gradient[: n - 3 : 997] == 0).all()
+LARGE = "ENSDISTILL_TEST_LARGE"
+
+
+@pytest.mark.parametrize("layout", ["classes last", "maps"])
+def test_gradients_past_two_to_the_32(layout):
+    """Of 8.6 GB, each row looked at; the inputs are one row or map, repeated by a stride of 0."""
+    if not os.environ.get(LARGE):
+        pytest.skip(f"takes 9 GB of memory and half a minute; set {LARGE}=1 to run it")
+    if (free := available_memory()) < 16 * 2**30:
+        pytest.skip(f"needs 16 GiB of memory; {free / 2**30:.1f} GiB are available")
+    shape = PAST_32_BITS[layout]
+    one, teacher = (make_logits(*shape[1:], seed=i, dtype=torch.bfloat16) for i in (0, 1))
+    truth = closed_forms(as_rows(one), as_rows(teacher)[None], reduction="none")
+    student = one.expand(shape).requires_grad_()
+    loss = distillation_loss(student, teacher.expand(1, *shape), class_dim=1, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, student)  # .backward() would copy it
+    try:
+        assert gradient.numel() > 2**32
+        assert worst(as_rows(gradient[0]), truth.gradient) <= 2**-8 * truth.gradient.abs().max()
+        assert all(torch.equal(x, gradient[0]) for x in gradient)  # the same inputs give the same bits
+        assert loss.item() == pytest.approx(truth.loss.sum().item() * shape[0], rel=1e-6)
+    finally:
+        del loss, gradient
+        ops.release_memory()
+
+
+def as_rows(x):
+    """One row [C], or the pixels of a map [C, I], as [N, C]."""
+    return x[None] if x.dim() == 1 else x.t()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

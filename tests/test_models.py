@@ -11,8 +11,8 @@ from torch import nn
 from ensdistill.augmentation import ShiftImages
 from ensdistill.describe import build_module, describe, module_recipe
 from ensdistill.models import CNN, MLP
-from ensdistill.specs import MemberSpec
-from ensdistill.transfer import TransferSet
+from ensdistill.specs import MemberSpec, SklearnMembers
+from ensdistill.transfer import Mixup, TransferSet
 
 
 def count(module):
@@ -41,6 +41,15 @@ def test_the_activation_is_the_one_that_was_asked_for():
             assert [type(m).__name__ for m in module].count(kind) == 2
     with pytest.raises(ValueError, match="activation: expected one of relu, gelu, silu, tanh; got 'swish'"):
         MLP(activation="swish")
+
+
+def test_the_pooling_is_the_one_that_was_asked_for():
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    for name, expected in (("max", [[5.0, 7.0], [13.0, 15.0]]), ("average", [[2.5, 4.5], [10.5, 12.5]])):
+        pooled = next(m for m in CNN([4], pooling=name) if isinstance(m, (torch.nn.MaxPool2d, torch.nn.AvgPool2d)))(image)
+        assert pooled.tolist() == [[expected]]
+    with pytest.raises(ValueError, match="pooling: expected one of max, average; got 'mean'"):
+        CNN(pooling="mean")
 
 
 def test_dropout_is_where_it_should_be():
@@ -100,6 +109,52 @@ def test_building_something_else_is_refused(path, monkeypatch):
 def test_trust_does_not_make_a_function_a_module():
     with pytest.raises(ValueError, match=r"expected a subclass of torch\.nn\.Module"):
         build_module({"class_path": "os.getcwd", "init_args": {}}, trusted=["os.getcwd"])
+
+
+OWN = """
+from dataclasses import dataclass
+from sklearn.base import BaseEstimator
+from their_base import Base
+
+class Estimator(BaseEstimator):
+    def predict_proba(self, x):
+        return {word}
+
+class Heir(Base):
+    pass
+
+@dataclass
+class Augmentation:
+    pixels: int = 1
+
+def function(x):
+    return x
+"""
+BASE = "class Base:\n    answer = {word}\n    def get_params(self, deep=True):\n        return {{}}\n"
+USES = {
+    "estimator": lambda own: own.Estimator(),
+    "member": lambda own: SklearnMembers(own.Estimator()),
+    "dataclass": lambda own: own.Augmentation(),
+    "nested": lambda own: Mixup(rows=3, augment=own.Augmentation()),
+    "function": lambda own: own.function,
+    "partial": lambda own: functools.partial(own.function, x=1),
+    "class": lambda own: own.Augmentation,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_edited_class_is_described_as_another(module_of, use):
+    module_of(BASE.format(word="1"), "their_base")
+    before, same, edited = (describe(USES[use](module_of(OWN.format(word=word)))) for word in ("x", "x", "x + 1"))
+    assert before == same != edited
+
+
+def test_an_edited_base_in_another_file(module_of):
+    described = []
+    for word in ("1", "1", "2"):
+        module_of(BASE.format(word=word), "their_base")
+        described.append(describe(module_of(OWN.format(word="x")).Heir()))
+    assert described[0] == described[1] != described[2]
 
 
 def test_describe_refuses_what_it_cannot_read():

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from ensdistill.report import StudentResults, judge
 from ensdistill.report.judge import _retained
-from ensdistill.report.results import ALTERNATIVES, KINDS
+from ensdistill.report.results import KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import OUTCOMES
 
 SCHEMA = sys.modules["ensdistill.report.judge"].__doc__ or ""
@@ -131,7 +131,7 @@ def test_serving_is_ensemble_over_student(report: dict[str, Any]) -> None:
 
 
 def test_serving_has_no_ratio_to_nothing() -> None:
-    models = {kind: model(kind, 0.93, [labels_of(0)], parameters=0) for kind in ("direct", *ALTERNATIVES, "student")}
+    models = {kind: model(kind, 0.93, [labels_of(0)], parameters=0) for kind in STUDENT_KINDS}
     report = judge(run_results(seeds=(0,), students=[StudentResults("rule", "", models, {})]))
     assert report["serving"]["parameters"] is None
     assert report["serving"]["bytes"] == 40

@@ -14,7 +14,8 @@ from report_cases import HELPED, model, run_results
 from rich.console import Console
 
 from ensdistill.report import RunResults, StudentResults, judge, print_report, write_report
-from ensdistill.report.table import milliseconds, size, times
+from ensdistill.report.table import look, milliseconds, size, times
+from ensdistill.report.verdict import KIND_LABELS
 
 DID_NOT = {"student": 0.92}
 
@@ -58,6 +59,8 @@ def test_table_keeps_numbers_whole_and_pipes_plain(report: dict[str, Any], width
     cell = f"{100 * kept['mean']:.0f} % [{100 * kept['ci95'][0]:.0f}, {100 * kept['ci95'][1]:.0f}]"
     assert any(line.strip().startswith("accuracy +") and line.rstrip().endswith(cell) for line in map(squeeze, text.splitlines()))
     assert any(row[:2] == ["extra-trees", "0.03"] for row in rows)
+    for label in KIND_LABELS.values():
+        assert any(re.match(rf" *{re.escape(label)} +\d", line) for line in text.splitlines()), label  # on one line
 
 
 def squeeze(line: str) -> str:
@@ -161,7 +164,55 @@ def test_nothing_but_one_seed_one_student_no_members_no_curves(tmp_path: Path) -
     report = write_report(run_results(HELPED, seeds=(7,), students=[bare], members=[], environment={}, timings={}), tmp_path)
     assert not (tmp_path / "figures" / "learning_curves.png").exists()
     assert Page((tmp_path / "report.html").read_text()).svgs == 3
-    assert "seed 7." in printed(report, 80)
+    text = " ".join(printed(report, 80).split())
+    assert "seed 7." in text
+    assert "paired bootstrap resamples of the test rows; how much seeds differ is not in them." in text
+    assert "This is one seed: the intervals leave out how much seeds differ." in text
+    assert "This is one seed" in (tmp_path / "report.html").read_text()
+
+
+def test_several_seeds_are_in_the_intervals(report: dict[str, Any]) -> None:
+    text = " ".join(printed(report, 80).split())
+    assert "paired bootstrap resamples of seeds and test rows." in text
+    assert "one seed" not in text
+
+
+def test_help_that_needed_no_ensemble_is_not_praised(tmp_path: Path) -> None:
+    results = run_results({"distilled_from_best_member": HELPED["student"]})
+    report = write_report(results, tmp_path)
+    title = "Distillation helped mlp, but measurably no more than distilling the best member alone"
+    assert printed(report, 200).startswith(f"{title}: ")
+    assert look(report["students"]["mlp"]) == "mixed"
+    page = (tmp_path / "report.html").read_text()
+    assert Page(page).headlines == [title]
+    assert '<section class="verdict mixed">' in page
+    assert report["outcome"] == "helped"  # the word of report.json is about direct
+    worse = judge(run_results({"distilled_from_best_member": 0.975}))
+    assert worse["verdict"].startswith("Distillation helped mlp, but less than distilling the best member alone: ")
+    assert look(judge(run_results())["students"]["mlp"]) == "helped"
+
+
+def test_the_best_member_has_its_cost(report: dict[str, Any]) -> None:
+    serving = printed(report, 100).split("Cost to serve")[1]
+    assert re.search(r"best member +48\.1k +196k +0\.210 / 0\.273", serving)
+
+
+def test_before_and_after_temperature_scaling() -> None:
+    text = printed(judge(run_results()), 100)
+    for label in ("direct", "distilled from best", "student"):
+        assert len(re.findall(rf"^  {label}\b.*scaled ", text, re.MULTILINE)) == 1
+    assert "Never on the test rows." in " ".join(text.split())
+    assert "made NLL worse" not in text
+    report = judge(run_results({"student_temperature_scaled": 0.93}))
+    before, after = (report["models"][kind]["nll"]["mean"] for kind in ("student", "student_temperature_scaled"))
+    remark = f"Temperature scaling made NLL worse: mlp, student (distilled) ({before:.3f} to {after:.3f})."
+    assert remark in " ".join(printed(report, 100).split())
+
+
+def test_adaptive_ece_is_in_the_tables(page: tuple[Path, RunResults], report: dict[str, Any]) -> None:
+    cell = f"{100 * report['models']['ensemble']['adaptive_ece']['mean']:.2f}"
+    assert re.search(rf"^ensemble .* {re.escape(cell)} *$", printed(report, 100), re.MULTILINE)
+    assert (page[0] / "report.html").read_text().count("aECE %") == 2
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 import torch
 from job_helpers import fingerprints, numbers, run, stamps, succeed, trained, write_job
 from safetensors.numpy import load_file
+from sklearn.naive_bayes import GaussianNB
 
 from ensdistill.cache import TargetCache
 from ensdistill.cli import load_config
+from ensdistill.data import Digits, Split
 from ensdistill.files import read_json, write_arrays
 from ensdistill.members import load_member
 from ensdistill.stages import Unit, load_transfer, units
@@ -51,6 +54,14 @@ def test_the_units_and_what_they_need(finished_job):
     assert not Unit("direct", 0, "small").needs()  # a baseline sees no teacher
 
 
+@pytest.mark.parametrize(("words", "says"), [(["run"], "figures/ beside it (unchanged)"), (["cache", "build"], "= cache build: ")])
+def test_a_command_without_work_says_so(copy, words, says):
+    out = succeed(*words, job_file(copy)).replace("\n", "")
+    assert says in out
+    assert out.rstrip().endswith("(unchanged)")
+    assert "✓" not in out
+
+
 def test_a_second_run_touches_nothing(copy):
     before = stamps(copy)
     out = succeed("run", job_file(copy))
@@ -68,6 +79,7 @@ def test_a_second_run_touches_nothing(copy):
         (["--distill.temperature", "3"], DISTILL),
         (["--distill.alpha", "0.5"], DISTILL),
         (["--distill.label_smoothing", "0.2"], DIRECT),
+        (["--distill.mixed_precision", "bf16"], DIRECT | DISTILL),
         (["--distill.students.small.optimization.weight_decay", "0.5"], {"seed-0/direct/small", "seed-0/distill/small"}),
         (["--cache.codec", "fp16"], {"seed-0/cache", *DISTILL}),
         (["--teachers.prior_rows", "9"], {"seed-0/teachers", "seed-0/cache", *DISTILL}),
@@ -208,9 +220,57 @@ def test_a_full_disk_then_the_same_command(copy, finished_job, monkeypatch, writ
     assert status == 1
     assert "no space left on the disk of" in err
     assert "free some space and run the same command again" in err.replace("\n", " ")
+    assert "ENSDISTILL_TRACEBACK" not in err
     assert not list(copy.rglob("*.part"))
     succeed("distill", job_file(copy))
     assert trained(copy) == trained(finished_job)
+
+
+class Picky(GaussianNB):
+    """Has no answer for digits that nobody drew: mixup's are not in sixteenths."""
+
+    def predict_proba(self, x):
+        answer = super().predict_proba(x)
+        answer[(x * 16 % 1 != 0).any(1)] = np.nan
+        return answer
+
+
+def test_a_transfer_row_without_an_answer_is_named_by_where_it_comes_from(tmp_path):
+    file = write_job(tmp_path, {"teachers.members.1.init_args.estimator.class_path": "test_stages.Picky"})
+    status, _, err = run("cache", "build", file)
+    assert status == 1
+    err = err.replace("\n", " ")
+    assert "seed 0 · cache: picky: probabilities: expected rows that are at least 0 and sum to 1; row 200 is [nan" in err
+    assert "that row has uid 200; uid 200 of the transfer set is row 0 of mixup" in err
+
+
+@pytest.mark.parametrize("change", [{"teachers.folds": 60}, {"teachers.members.0.init_args.model.init_args.outputs": 7}])
+def test_what_cannot_end_well_is_not_begun(tmp_path, change):
+    status, _, _ = run("distill", write_job(tmp_path, change))
+    assert status == 1
+    assert not list(tmp_path.glob("runs/tiny/seed-*"))
+
+
+def test_other_test_labels_make_another_report(copy, monkeypatch):
+    split = Digits.split
+
+    def flipped(self: Digits, seed: int) -> Split:
+        whole = split(self, seed)
+        return replace(whole, test=replace(whole.test, labels=(whole.test.labels + 1) % 10))
+
+    before, models = numbers(copy), trained(copy)
+    monkeypatch.setattr(Digits, "split", flipped)
+    succeed("run", job_file(copy))
+    after = numbers(copy)
+    assert after["models"]["ensemble"]["accuracy"]["mean"] < 0.3 < before["models"]["ensemble"]["accuracy"]["mean"]
+    assert trained(copy) == models
+
+
+def test_other_words_make_another_report(copy):
+    models = trained(copy)
+    succeed("run", job_file(copy), "--distill.students.small.description", "a tiny one")
+    assert numbers(copy)["students"]["small"]["description"] == "a tiny one"
+    assert trained(copy) == models
 
 
 NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs": "no.npy", "labels": "no.npy", "labelled": 5}}
@@ -220,9 +280,11 @@ NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs":
     ("change", "message"),
     [
         ({"distill.students.small.model.init_args.outputs": 7}, "model: MLP: expected 10 outputs per sample, one for each class"),
-        ({"teachers.members.0.init_args.model.init_args.outputs": 7}, "mlp: expected 10 outputs"),
-        ({"teachers.folds": 60}, "folds: expected 2 to"),
-        ({"data.init_args.labelled": 1800}, "labelled=1800"),
+        ({"teachers.members.0.init_args.model.init_args.outputs": 7}, "teachers.members.0 (mlp): model: MLP: expected 10 outputs"),
+        ({"teachers.folds": 60}, "teachers.folds: expected at most 10, because 10 of the labelled rows of seed 0 are of class '0'; got 60"),
+        ({"distill.folds": 60}, "distill.folds: expected at most 10, because 10 of the labelled rows"),
+        ({"data.init_args.labelled": 10}, "data: 1 of the labelled rows of seed 0 are of class '0'; expected at least 2 of each class"),
+        ({"data.init_args.labelled": 1800}, "data: Digits.split(seed=0): labelled=1800"),
         ({"distill.students.small.optimization.learning_rate": 1e30}, "student: the loss is nan at step"),
         ({"data": NO_DATA}, "inputs: there is no file no.npy"),
     ],

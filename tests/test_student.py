@@ -105,7 +105,8 @@ def by_hand(rows, logits, weights, combiner, temperature, alpha, seed):
         p, log_q = target[index], (out / temperature).log_softmax(1)
         loss = alpha * temperature**2 * (p * (p.log() - log_q)).sum(1).mean()
         known = y[index] != UNLABELLED
-        loss = loss + (1 - alpha) * -out.log_softmax(1)[known, y[index][known]].sum() / len(index)
+        if known.any():
+            loss = loss + (1 - alpha) * -out.log_softmax(1)[known, y[index][known]].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,11 +181,40 @@ def test_rows_without_a_label_have_no_hard_term(rows, caches):
     # With alpha = 1 labels are not even looked at.
     soft = StudentTrainer(SHORT, temperature=2.0)
     assert same(soft.distill(STUDENT, rows, caches["prob"]), soft.distill(STUDENT, rows.without_labels(), caches["prob"]))
-    # Nothing to learn from but decay: hard labels alone, and none known.
-    idle = StudentTrainer(Optimization(steps=5, batch_size=32, weight_decay=0.0), alpha=0.0)
+    # Nothing to learn from but decay: hard labels alone, and none in the batch.
+    idle = StudentTrainer(Optimization(steps=1, batch_size=4, weight_decay=0.0), alpha=0.0)
+    first = BatchOrder(N, 4, derive_seed("student batches", 0))(0)
+    labels = np.full(N, UNLABELLED)
+    labels[np.setdiff1d(np.arange(N), first)[0]] = 3
     torch.manual_seed(derive_seed("student", 0))
-    trained = idle.distill(STUDENT, rows.without_labels(), caches["prob"])
+    trained = idle.distill(STUDENT, Rows(rows.inputs, rows.uids, labels), caches["prob"])
     assert all(torch.equal(a, b) for a, b in zip(trained.module.parameters(), STUDENT().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_mixture_with_labels_that_are_not_there(rows, caches, alpha):
+    trainer = StudentTrainer(SHORT, alpha=alpha)
+    with pytest.raises(ValueError, match=rf"^alpha, rows\.labels: alpha = {alpha} mixes in .* none of the {N} rows has a label"):
+        trainer.distill(STUDENT, rows.without_labels(), caches["prob"])
+    labels = rows.labels.copy()
+    labels[3] = 10
+    with pytest.raises(ValueError, match=rf"^rows\.labels: expected 0\.\.9 or -100; uid {rows.uids[3]} has 10$"):
+        trainer.distill(STUDENT, Rows(rows.inputs, rows.uids, labels), caches["prob"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mixed_precision": "bf17"}, r"^mixed_precision: expected one of no, bf16, fp16; got 'bf17'$"),
+        ({"impl": "fast"}, r"^impl: expected one of fused, reference, compile; got 'fast'$"),
+        ({"alpha": 1.5}, r"^alpha: expected 0 to 1; got 1\.5$"),
+        ({"alpha": float("nan")}, r"^alpha: .* got nan$"),
+        ({"temperature": 0.0}, r"^temperature: expected a finite number above 0; got 0\.0$"),
+    ],
+)
+def test_settings_that_no_trainer_has(settings, message):
+    with pytest.raises(ValueError, match=message):
+        StudentTrainer(SHORT, **settings)
 
 
 def test_the_seed_decides_and_the_callers_generator_is_left_alone(rows, caches):
@@ -250,6 +280,28 @@ def test_a_checkpoint_of_another_training_is_not_resumed(rows, caches, tmp_path)
     assert same(trained, other.distill(STUDENT, rows, caches["prob"]))
 
 
+MODEL = """
+from torch import nn
+class Net(nn.Linear):
+    def forward(self, x):
+        return {factor} * super().forward(x)
+"""
+
+
+def test_a_checkpoint_of_a_model_that_was_edited_is_not_resumed(rows, caches, tmp_path, module_of):
+    file, steps = tmp_path / "checkpoint.safetensors", []
+    net = module_of(MODEL.format(factor=1)).Net
+    with pytest.raises(Stop):
+        StudentTrainer(SHORT).distill(
+            partial(net, 64, 10), rows, caches["prob"], checkpoint=file, checkpoint_every=32, progress=stop_at(32)
+        )
+    net = module_of(MODEL.format(factor=2)).Net  # the same name, the same parameters
+    StudentTrainer(SHORT).distill(
+        partial(net, 64, 10), rows, caches["prob"], checkpoint=file, progress=lambda done, total: steps.append(done)
+    )
+    assert steps == [32, 64, 70]
+
+
 def test_a_damaged_checkpoint_says_what_to_do(rows, caches, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(b"half a fi")
@@ -310,6 +362,10 @@ def test_members_and_models_that_are_not_there(rows, caches):
         trainer.distill(partial(MLP, outputs=7), rows, caches["prob"])
     with pytest.raises(TypeError, match=r"factory: expected a torch.nn.Module; got int"):
         trainer.distill(lambda: 3, rows, caches["prob"])
+    with pytest.raises(TypeError, match=r"^factory: expected what makes a new module \(.*\); got the MLP itself$"):
+        trainer.distill(STUDENT(), rows, caches["prob"])
+    with pytest.raises(TypeError, match=r"^factory: expected what makes a new module \(.*\); got str$"):
+        trainer.distill("MLP", rows, caches["prob"])
 
 
 def test_labels_and_inputs_that_direct_refuses(rows):

@@ -283,3 +283,51 @@ def test_only_the_models_that_are_to_use_it_are_augmented(digits):
     assert difference(plain, shifted) > 1e-2
     with pytest.raises(ValueError, match="augmented: expected 2 values"):
         trained("auto", [True])
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("steps", range(1, 41))
+def test_every_length_has_a_schedule(steps, schedule):
+    # k / steps is a warm-up of k steps, and 1 / 2 the one of a cycle that is stretched to two.
+    for warmup in sorted({0, 0.05, 0.1, 0.5, 0.99, *(k / steps for k in range(steps))}):
+        optimization = Optimization(steps=steps, warmup=warmup, schedule=schedule, learning_rate=0.01)
+        parameter = nn.Parameter(torch.ones(1))
+        optimizer, scheduler = optimization.build([parameter])
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            parameter.grad = torch.ones(1)
+            optimizer.step()
+            scheduler.step()
+        assert all(0 < rate <= 0.01 * (1 + 1e-9) for rate in rates), (warmup, rates)
+        assert parameter.item() < 1
+        # Unless nearly all of it is warm-up, it gets to where it was meant to be.
+        assert max(rates) > 0.0049 or warmup * steps > steps - 1, (warmup, rates)
+
+
+AUGMENTATION = """
+import numpy as np
+class Scale:
+    def __repr__(self):
+        return "Scale()"
+    def draw(self, count, generator):
+        return generator.random(count).astype(np.float32)
+    def apply(self, inputs, draws):
+        return inputs * (1 + {share} * draws[:, None, None, None])
+"""
+
+
+def test_a_checkpoint_of_an_augmentation_that_was_edited_is_not_resumed(digits, tmp_path, module_of):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        raise Stop
+
+    scale = module_of(AUGMENTATION.format(share=0.1)).Scale()
+    with pytest.raises(Stop):
+        train(digits, SMALL, [1], augment=scale, checkpoint=tmp_path, checkpoint_every=1, progress=stop)
+    steps = []
+    scale = module_of(AUGMENTATION.format(share=0.2)).Scale()
+    train(digits, SMALL, [1], augment=scale, checkpoint=tmp_path, progress=lambda done, total: steps.append(done))
+    assert steps[0] == BLOCK

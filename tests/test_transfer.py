@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensdistill.augmentation import ShiftImages
-from ensdistill.data import UNLABELLED, Digits
+from ensdistill.data import UNLABELLED, BadRows, Digits
 from ensdistill.transfer import Augmented, Mixup, Munge, TransferSet
 
 
@@ -100,3 +100,48 @@ def test_augmented_rows_are_distinct_shifts():
 def test_bad_settings(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+class Made:
+    rows = 5
+
+    def __init__(self, change):
+        self.change = change
+
+    def make(self, base, generator):
+        return self.change(base[:5].copy())
+
+
+def hole(made):
+    made[3, 0, 2, 2] = np.nan
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (hole, r"expected finite numbers; row 3 holds nan \(1 such rows\)$"),
+        (lambda made: made.astype(np.float64), r"expected make to give float32 rows of shape \[1, 8, 8\], .* got float64 \[5, 1, 8, 8\]$"),
+        (lambda made: made[:, 0], r"expected make to give .* got float32 \[5, 8, 8\]$"),
+        (lambda made: made[:0], r"expected make to give .* got float32 \[0, 1, 8, 8\]$"),
+        (lambda made: made.tolist(), r"expected make to give .* got list$"),
+    ],
+)
+def test_sources_that_make_something_else(split, change, words):
+    sources = [Mixup(rows=2), Made(change)]
+    with pytest.raises(ValueError, match=r"^transfer\.synthetic\.1 \(Made\): " + words):
+        TransferSet(synthetic=sources).build(split, seed=0)
+
+
+def test_bad_rows_are_counted(split):
+    with pytest.raises(BadRows) as found:
+        TransferSet(synthetic=[Made(hole)]).build(split, seed=0)
+    assert found.value.rows.tolist() == [3]
+
+
+def test_where_a_row_comes_from(split):
+    transfer = TransferSet(synthetic=[Mixup(rows=7)]).build(split, seed=0)
+    found = [transfer.source(uid) for uid in (0, 199, 200, 1099, 1100, 1106)]
+    assert found == ["row 0 of labelled", "row 199 of labelled", "row 0 of pool", "row 899 of pool", "row 0 of mixup", "row 6 of mixup"]
+    with pytest.raises(ValueError, match=r"uid: expected 0\.\.1106; got 1107"):
+        transfer.source(1107)

@@ -101,6 +101,7 @@ class Row {
   void note_unsafe();
   void finish(vec divergence);
   void finish_row(int lane, float value);
+  void finish_unread();
 
   // Where class c of a lane stands in scratch.
   int64_t position(int64_t c, int lane) const { return across ? c * S::lanes + lane : c; }
@@ -132,7 +133,7 @@ class Row {
   int64_t student_best[S::lanes], mixture_best[S::lanes];
   vec scale, scale_q1, scale_q1_plain, scale_z, scale_classes,
       log_sum_q1;  // of the divergence's gradient, of q at T = 1 and of the class weights in it
-  bool all_active = true;
+  bool all_active = true, any_active = true;
   ivec active, unsafe;  // unsafe: what a float can't hold matters, the row is done again in double
   float label_amount[S::lanes];
   int64_t label[S::lanes];
@@ -203,6 +204,7 @@ template <class S>
 void Row<S>::run(int64_t first, int64_t rows) {
   row = first, count = rows;
   locate();
+  if (!any_active) return finish_unread();
   if (sparse_target) {
     walk_logits();
     switch (p.divergence) {

@@ -200,6 +200,14 @@ void Row<S>::finish(vec divergence) {
     else finish_row(lane, value[lane]);
 }
 
+// Rows that don't count. Many may not: the prompts of a batch, its padding.
+template <class S>
+void Row<S>::finish_unread() {
+  alignas(64) const float zeros[kBlockVectors * S::lanes] = {};
+  if (p.gradient) each_block(0, blocks, [&, this](int64_t, int64_t first, int64_t n) { sink.store(sink, first, first + n, zeros); });
+  for (int lane = 0; lane < count; ++lane) finish_row(lane, 0);
+}
+
 template <class S>
 void Row<S>::finish_row(int lane, float value) {
   const int64_t n = row + lane;

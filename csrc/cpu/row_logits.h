@@ -15,13 +15,13 @@ void Row<S>::locate() {
     sink.rows = count;
   }
   if (!p.labels && !p.sample_weights) return;
-  all_active = true;
+  all_active = true, any_active = false;
   for (int lane = 0; lane < lanes; ++lane) {
     const int64_t n = row + (lane < count ? lane : count - 1);
     const bool on = p.active(n);
     if (across) active[lane] = on ? -1 : 0;
     else active = ivec{} - int32_t(on);
-    all_active = all_active && on;
+    all_active = all_active && on, any_active = any_active || on;
     label[lane] = p.labels && on ? p.labels[n] : 0;
   }
 }

@@ -10,7 +10,7 @@ import torch
 from ensdistill.bench.cases import Case
 from ensdistill.bench.contenders import Contender, Loss
 from ensdistill.bench.inputs import Inputs
-from ensdistill.bench.truth import Errors, Name, Output, Truth, errors, sanity, tolerance, without_entropy
+from ensdistill.bench.truth import Errors, Name, Output, Truth, errors, of_cross_entropy, sanity, tolerance, without_entropy
 
 NAIVE = ("eager", "kl_div")  # whose own error is the measure
 _NOT_BUILT = " so far"  # how the CUDA op ends a refusal of what it doesn't compute yet
@@ -57,10 +57,11 @@ def check(case: Case, inputs: Inputs, racing: Sequence[Contender]) -> Judged:
     allowed = tolerance(found[NAIVE], case, truth)
     fit: list[Contender] = []
     for c in racing:
-        if c.name in found and _within(found[c.name], allowed):
+        limit = allowed if c.whole else of_cross_entropy(allowed, truth)
+        if c.name in found and _within(found[c.name], limit):
             fit.append(c)
         elif c.name in found:
-            left_out[c.title] = _wrong(c.title, found[c.name], allowed)
+            left_out[c.title] = _wrong(c.title, found[c.name], limit)
             if c.ours:
                 raise WrongOutput(f"{case.label}: {left_out[c.title]}")
     return Judged(truth, allowed, fit, found, left_out)
@@ -75,9 +76,11 @@ def check_forward(case: Case, c: Contender, inputs: Inputs, judged: Judged) -> N
         Whose ever it is.
     """
     loss = float(forward(c.loss, inputs))
-    truth = judged.truth.loss + (0.0 if c.whole else judged.truth.entropy)
-    if not abs(loss - truth) <= judged.allowed.loss:
-        expected = f"{truth:.9g} within {judged.allowed.loss:.3g}"
+    truth, allowed = judged.truth.loss, judged.allowed
+    if not c.whole:
+        truth, allowed = truth + judged.truth.entropy, of_cross_entropy(allowed, judged.truth)
+    if not abs(loss - truth) <= allowed.loss:
+        expected = f"{truth:.9g} within {allowed.loss:.3g}"
         raise WrongOutput(f"{case.label}: {c.title} without a gradient gives the loss {loss:.9g}; expected {expected}")
 
 

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     place = Cuda() if (options.device or ("cuda" if _has_gpu() else "cpu")) == "cuda" else Cpu()
     if options.data_mib:
         place.data_bytes = options.data_mib << 20
-    source = machine.describe_source()
+    source = machine.describe_source(place.device)
     if source["library_is_older"]:
         # By date only, which a checkout also changes: a warning here, a mark in the result.
         notes.print("warning: csrc/ is newer than the native library; if it was changed, build first (make setup): these are old numbers")

@@ -64,7 +64,7 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
         # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
         found += [Contender("liger", form, loss) for form, loss in liger(case)]
-    if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members < 8 and not case.family:
+    if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
     return found
 

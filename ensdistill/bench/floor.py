@@ -33,7 +33,7 @@ def why_not() -> str | None:
     return None
 
 
-def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor) -> Callable[[], None] | None:
+def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor) -> Callable[[], Any] | None:
     """The least that ``case`` can cost: its memory traffic, or for a last layer its three matrix products (the forward's one).
 
     None where the loop can't run, and for small batches: handing them to threads from Python takes longer than they do. The gradient's
@@ -49,17 +49,18 @@ def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecu
     return run
 
 
-def products(inputs: Inputs, gradient: bool) -> Callable[[], None]:
+def products(inputs: Inputs, gradient: bool) -> Callable[[], list[Tensor]]:
     """Matrix products of a last layer into buffers that are there: logits, and the gradients of hidden and weight."""
     hidden, weight = (x.detach() for x in inputs.leaves)
     logits = hidden @ weight.t()
     outputs = [torch.zeros_like(hidden), torch.zeros_like(weight)] if gradient else []
 
-    def run() -> None:
+    def run() -> list[Tensor]:
         torch.mm(hidden, weight.t(), out=logits)
         if gradient:
             torch.mm(logits, weight, out=outputs[0])
             torch.mm(logits.t(), hidden, out=outputs[1])
+        return [logits, *outputs]
 
     return run
 

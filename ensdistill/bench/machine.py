@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -39,6 +40,7 @@ def cpu_name() -> str:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Device, cores, threads and versions, as plain data for a result file."""
     build = ops.build_info()
+    packages = {name: _version(name) for name in ("triton", "liger-kernel")}
     return {
         "kind": device.type,
         "device": cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -52,19 +54,29 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "compiler": build["cpu"]["compiler"],
+            "cuda": torch.version.cuda,
+            **packages,
         },
     }
 
 
-def describe_source() -> dict[str, Any]:
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_source(device: torch.device) -> dict[str, Any]:
     """Version, and commit and state of the checkout: ``None`` outside of one.
 
     ``dirty`` leaves the results themselves out, and ``library_is_older`` says that the native code changed after it was built,
     so that the numbers belong to code that is no longer there.
     """
-    library = importlib.util.find_spec("ensdistill._cpu")
+    library = importlib.util.find_spec(f"ensdistill._{device.type}")
+    other = "cuda" if device.type == "cpu" else "cpu"
     built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.ops fails without the library
-    csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h") and "cuda" not in p.parts]
+    csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".cu", ".cuh") and other not in p.relative_to(ROOT).parts]
     commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in somebody else's repository
     return {
         "version": __version__,

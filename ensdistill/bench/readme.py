@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ensdistill.bench.race import MODES
 from ensdistill.bench.result import check_result
-from ensdistill.bench.table import Shape, best_peer, by_shape, is_family, mib, ratio, what
+from ensdistill.bench.table import Shape, best_peer, by_shape, is_family, mib, milliseconds, place, ratio, what
 from ensdistill.files import read_json, write_bytes
 
 BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
 _NAMED = re.compile(r"`(benchmarks/results/[^`]+\.json)`")
-_LAYERS = {"fused": "`linear_distillation_loss`", "fused-logits": "a layer, then `distillation_loss`"}
-_LAYERS |= {
+_LAYERS = {  # {implementation: in words}
+    "fused": "`linear_distillation_loss`",
+    "fused-logits": "a layer, then `distillation_loss`",
     "eager": "a layer, then eager torch",
     "compile": "torch.compile of both",
     "autotune": "the same, max-autotune",
@@ -61,32 +61,31 @@ def markdown(result: dict[str, Any], name: str) -> str:
     family = [s for s in shapes if is_family(s["fused"]) and not s["fused"]["hidden"]]
     layers = [s for s in shapes if s["fused"]["hidden"]]
     m = result["machine"]
-    place = f"{m['threads']} threads of an {m['device']}" if m["kind"] == "cpu" else m["device"]
     unfinished = "" if result["complete"] else " The run was interrupted."
     lines = [
-        f"Loss and gradient on {place} (torch {m['versions']['torch']}), medians of all contenders in rotation in one run, every output",
+        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), medians of all contenders in rotation in one run, every output",
         f"checked against float64 first. A large copy moves {m['copy_gb_per_s']:.1f} GB/s there.{unfinished}",
         f"`python -m benchmarks kernels` makes `{name}`, from which this is generated.",
         "",
     ]
-    lines += ["Forward KL, float32:", "", *_table(_shape_rows(exact, with_targets=False))] if exact else []
+    lines += ["Forward KL, float32:", "", *_table(_shape_rows(exact, ""))] if exact else []
     lines += _others([s for s in dense if s["fused"]["targets"] != "float32"])
-    lines += ["", "The rest of the family:", "", *_table(_shape_rows(family, with_targets=True))] if family else []
+    if family:
+        table = _table(_shape_rows(family, "what"))
+        lines += ["", "<details><summary>The rest of the family</summary>", "", *table, "", "</details>"]
     lines += ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))] if layers else []
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Iterable[list[str]]) -> list[str]:
+def _table(rows: list[list[str]]) -> list[str]:
+    """Markdown of rows, the first of which is the head; words go left, numbers right."""
     head, *body = rows
-    mark = ["---:" if i or head[0] in ("classes",) else ":---" for i in range(len(head))]
-    return (
-        ["| " + " | ".join(row) + " |" for row in (head, *body)][:1]
-        + ["|" + "|".join(mark) + "|"]
-        + ["| " + " | ".join(row) + " |" for row in body]
-    )
+    marks = [":---" if any(row[i][:1].isalpha() or row[i][:1] == "`" for row in body) else "---:" for i in range(len(head))]
+    return ["|" + "|".join(cell.join("  ") for cell in row) + "|" for row in (head, marks, *body)]
 
 
-def _shape_rows(shapes: list[Shape], with_targets: bool) -> list[list[str]]:
+def _shape_rows(shapes: list[Shape], first: str) -> list[list[str]]:
+    """``first`` heads what is computed, in words; nothing does where that is the same in all rows."""
     head = [
         "classes",
         "members",
@@ -98,25 +97,22 @@ def _shape_rows(shapes: list[Shape], with_targets: bool) -> list[list[str]]:
         "× the best other",
         "extra MiB (eager's)",
     ]
-    rows = [["what", *head] if with_targets else head]
+    rows = [[*filter(None, [first]), *head]]
     for shape in shapes:
         fused = shape["fused"]
         best = best_peer(fused)
-        eager = shape.get("eager", {}).get("extra_bytes")
-        rows.append(
-            [
-                *([what(fused)] if with_targets else []),
-                str(fused["classes"]),
-                str(fused["members"]),
-                f"{fused['ms']:.3g}",
-                f"{fused['gb_per_s']:.1f}",
-                ratio(fused["ratio_to_floor"]),
-                ratio(fused["speedup"].get("eager"), 1),
-                ratio(fused["speedup"].get("compile"), 1),
-                "" if best is None else ratio(best[1], 1),
-                f"{mib(fused['extra_bytes'])} ({mib(eager)})",
-            ]
-        )
+        cells = [
+            str(fused["classes"]),
+            str(fused["members"]),
+            milliseconds(fused["ms"]),
+            f"{fused['gb_per_s']:.1f}",
+            ratio(fused["ratio_to_floor"]),
+            ratio(fused["speedup"].get("eager"), 1),
+            ratio(fused["speedup"].get("compile"), 1),
+            "" if best is None else ratio(best[1], 1),
+            f"{mib(fused['extra_bytes'])} ({mib(shape.get('eager', {}).get('extra_bytes'))})",
+        ]
+        rows.append([what(fused), *cells] if first else cells)
     return rows
 
 

@@ -38,7 +38,7 @@ def run(
     notes = place.notes()
     start = {
         "machine": machine.describe_machine(place.device) | {"copy_gb_per_s": place.copy_gb_per_s()},
-        "source": machine.describe_source(),  # now: somebody may commit while this runs
+        "source": machine.describe_source(place.device),  # now: somebody may commit while this runs
         "settings": {"temperature": TEMPERATURE, "rounds": rounds, "seconds": seconds, "data_bytes": place.data_bytes},
         "notes": notes,
     }

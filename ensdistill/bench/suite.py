@@ -41,7 +41,7 @@ def family(data_bytes: int, gpu: bool) -> list[Case]:
 
 def linear(gpu: bool) -> list[Case]:
     """The last layer of a language model with the loss behind it: dense targets, top-k targets, and JSD where Liger can run."""
-    rows, hidden, dtype = (4096, 2048, "bfloat16") if gpu else (512, 256, "float32")
+    rows, hidden, dtype = (4096, 2048, "bfloat16") if gpu else (512, 128, "float32")
     dense = ("forward_kl", "jsd") if gpu else ("forward_kl",)
     return [
         *(Case(rows, VOCABULARY, 1, dtype, dtype, divergence=d, hidden=hidden) for d in dense),

@@ -31,6 +31,12 @@ def what(row: dict[str, Any]) -> str:
     return f"{row['targets']} {row['family']}".rstrip()
 
 
+def place(machine: dict[str, Any]) -> str:
+    """Where it was measured, in words."""
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    return machine["device"] + (threads if machine["kind"] == "cpu" else "")
+
+
 def best_peer(fused: dict[str, Any]) -> tuple[str, float] | None:
     """Name of the fastest of the others, and how many times as fast ours is."""
     return min(fused["speedup"].items(), key=lambda item: item[1], default=None)
@@ -51,7 +57,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 
 def _table(mode: str, shapes: list[Shape], machine: dict[str, Any]) -> Table:
-    table = Table(title=f"{mode}, {machine['device']}, {machine['threads']} threads", title_justify="left", box=None, padding=(0, 1))
+    table = Table(title=f"{mode}, {place(machine)}", title_justify="left", box=None, padding=(0, 1))
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("targets", "") else "right", no_wrap=True)
     for shape in shapes:
@@ -62,7 +68,7 @@ def _table(mode: str, shapes: list[Shape], machine: dict[str, Any]) -> Table:
             str(fused["members"]),
             str(fused["classes"]),
             str(fused["rows"]),
-            f"{fused['ms']:.2f}" if fused["ms"] >= 0.1 else f"{fused['ms']:.4f}",
+            milliseconds(fused["ms"]),
             f"{fused['gb_per_s']:.1f}",
             ratio(fused["ratio_to_floor"]),
             "" if narrow is None else ratio(narrow["ratio_to_floor"]),
@@ -74,6 +80,10 @@ def _table(mode: str, shapes: list[Shape], machine: dict[str, Any]) -> Table:
             "" if eager is None else mib(eager["extra_bytes"]),
         )
     return table
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
 def ratio(value: float | None, digits: int = 2) -> str:

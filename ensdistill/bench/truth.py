@@ -71,9 +71,16 @@ def tolerance(naive: Errors, case: Case, truth: Truth) -> Errors:
 
     Loss: float32, a sum of terms of a few nats, hence eight units of max(1, loss). Gradient: q and p are exponentials in float32 of
     arguments up to about 16, whose rounding alone is worth eight units; half precision then rounds once more, by half a unit of its own.
+    A last layer's error is mostly its logits', which other matrix products, of fewer rows at a time, round differently: twice the plain
+    code's is another draw of the same, and far from a wrong term.
     """
-    unit = torch.finfo(torch.float32).eps
-    return Errors(naive.loss + 8 * unit * max(1.0, truth.loss), naive.gradient + 8 * unit + half_unit(case))
+    unit, draws = torch.finfo(torch.float32).eps, 2 if case.hidden else 1
+    return Errors(naive.loss + 8 * unit * max(1.0, truth.loss), draws * naive.gradient + 8 * unit + half_unit(case))
+
+
+def of_cross_entropy(allowed: Errors, truth: Truth) -> Errors:
+    """What a cross entropy may be off by: it is rounded as the larger number that it is, entropy included, over 10^5 classes by 30 units."""
+    return replace(allowed, loss=allowed.loss + 64 * torch.finfo(torch.float32).eps * truth.entropy)
 
 
 def half_unit(case: Case) -> float:

@@ -23,7 +23,7 @@ from ensdistill.cache.codecs import CODECS, kl_divergence, layout
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
 from ensdistill.cache.reader import TargetCache
-from ensdistill.data import Rows
+from ensdistill.data import BadRows, Rows
 from ensdistill.files import FolderLocked, atomic_path, exclusive
 
 # Sixteen bins to an octave (4.4 % wide) from 2^-60 nats: mergeable over shards and writers, unlike a quantile.
@@ -75,7 +75,8 @@ def cache_targets(
     ensemble : Ensemble
         The teachers: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and ``fingerprint()``.
     rows : Rows
-        The transfer set. Its uids must be 0 ... N-1 in any order: a uid is a place in the cache.
+        The transfer set. Its uids must be 0 ... N-1, each once and in any order: a uid is a place in the cache, and what ``gather``
+        asks by. Rows drawn from a data set have other uids; give them new ones, ``Rows(inputs, np.arange(len(inputs)), labels)``.
     path : path
         A folder; made if it isn't there.
     codec : {"uint8", "fp16", "fp32"}
@@ -259,7 +260,7 @@ def _write(
             for start in range(0, size, batch_size):
                 stop = min(start + batch_size, size)
                 uids = np.arange(first + start, first + stop)
-                kl.append(_encode(ensemble.predict_logits(rows.inputs[order[uids]]), uids, plan, records[start:stop]))
+                kl.append(_encode(_predict(ensemble, rows.inputs[order[uids]], uids), uids, plan, records[start:stop]))
                 if progress is not None:
                     progress(first + stop, total)
             commit = _publish(path, plan, shard, records, np.concatenate(kl, axis=None))
@@ -268,6 +269,14 @@ def _write(
         commits.append(commit)
     shards = [commit["shard"] for commit in commits]
     m.write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": {"kl": _merge([commit["kl"] for commit in commits])}})
+
+
+def _predict(ensemble: Ensemble, inputs: np.ndarray, uids: np.ndarray) -> Any:
+    try:
+        return ensemble.predict_logits(inputs)
+    except BadRows as error:  # it counts the rows of this batch
+        bad = uids[error.rows]
+        raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
 
 
 def _encode(value: Any, uids: np.ndarray, plan: m.Manifest, records: np.ndarray) -> np.ndarray:
@@ -294,15 +303,16 @@ def _checked_logits(value: Any, uids: np.ndarray, names: list[str], classes: int
     bad = np.argwhere(np.isnan(logits) | (logits > _LARGEST) | ((logits < -_LARGEST) & ~np.isneginf(logits)))
     if len(bad):
         k, n, c = map(int, bad[0])
-        raise ValueError(
+        raise BadRows(
             f"ensemble.predict_logits: expected logits within 1e38 of zero, or -inf for a masked class; member {names[k]!r} gave "
-            f"{logits[k, n, c]} for uid {int(uids[n])}, class {c} ({len(bad)} such values in this batch)"
+            f"{logits[k, n, c]} for uid {int(uids[n])}, class {c} ({len(bad)} such values in this batch)",
+            uids[[n]],
         )
     masked = np.argwhere(np.isneginf(logits).all(-1))
     if len(masked):
         k, n = map(int, masked[0])
         at = f"member {names[k]!r} gave -inf for every class of uid {int(uids[n])}"
-        raise ValueError(f"ensemble.predict_logits: {at}; expected at least one finite logit")
+        raise BadRows(f"ensemble.predict_logits: {at}; expected at least one finite logit", uids[[n]])
     return np.ascontiguousarray(logits.swapaxes(0, 1))
 
 

@@ -16,12 +16,13 @@ import torch
 from ensdistill import ops
 from ensdistill.calibration import probabilities as probabilities_of
 from ensdistill.config import Config
-from ensdistill.describe import class_path
+from ensdistill.describe import module_recipe
 from ensdistill.ensemble import Ensemble
 from ensdistill.files import read_json
 from ensdistill.members import Member, load_member
 from ensdistill.metrics import nll
-from ensdistill.report.results import CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.scaling import calibration_rows, fit_temperature_to
 from ensdistill.stages import Progress, Unit, load_transfer, trusted_classes
 
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
@@ -66,7 +67,8 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     best_cost = member_results[positions[0]]
     best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
     ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
-    students = [_student(config, name, trusted, report) for name in config.distill.students]
+    calibration = [calibration_rows(config, seed) for seed in range(config.seeds)]
+    students = [_student(config, name, trusted, calibration, report) for name in config.distill.students]
     return RunResults(
         name=config.name,
         dataset={
@@ -88,9 +90,11 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     )
 
 
-def _student(config: Config, name: str, trusted: tuple[str, ...], report: Progress) -> StudentResults:
+def _student(
+    config: Config, name: str, trusted: tuple[str, ...], calibration: list[tuple[np.ndarray, np.ndarray]], report: Progress
+) -> StudentResults:
     student = config.distill.students[name]
-    probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in (*TRAINED_KINDS, "direct_temperature_scaled")}
+    probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in STUDENT_KINDS}
     notes = []
     cost: dict[str, Any] = {}
     for seed in range(config.seeds):
@@ -101,8 +105,11 @@ def _student(config: Config, name: str, trusted: tuple[str, ...], report: Progre
             member = load_member(Unit(stage, seed, name).folder(config) / kind, trusted)
             logits = member.predict_logits(test)
             probabilities[kind].append(probabilities_of(logits))
-            if kind == "direct":
-                probabilities["direct_temperature_scaled"].append(probabilities_of(logits / direct["temperature"]))
+            if kind in SCALED:
+                inputs, mixture = calibration[seed]
+                # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
+                fitted = direct["temperature"] if kind == "direct" else fit_temperature_to(member.predict_logits(inputs), mixture)
+                probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             cost = cost or _cost(member, member.predict_logits, test)
         report(f"student {name} on the test rows", seed + 1, config.seeds)
@@ -110,7 +117,8 @@ def _student(config: Config, name: str, trusted: tuple[str, ...], report: Progre
     models["direct"] = replace(models["direct"], note=_names(notes))
     labels = config.split(0).test.labels
     curves = {kind: _curve(Unit(stage, 0, name).folder(config) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
-    return StudentResults(name, student.description or class_path(type(member)), models, curves)
+    recipe = module_recipe(student.model) or {}
+    return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
 
 
 def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensdistill import metrics
-from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults
+from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS, RunResults
 from ensdistill.report.verdict import KIND_LABELS
 
 if TYPE_CHECKING:
@@ -17,9 +17,26 @@ if TYPE_CHECKING:
 
 INK = "#1c2128"
 # Mid-tones, told apart on white, on near-black and by the colour blind (Okabe & Ito 2008, a little darker or lighter); markers repeat it.
-COLOURS = {"ensemble": "#0a7fc2", "best_member": "#4f97a8", "direct": "#e07a10", "student": "#0b9a6d"}
+COLOURS = {
+    "ensemble": "#0a7fc2",
+    "best_member": "#4f97a8",
+    "direct": "#e07a10",
+    "direct_label_smoothing": "#a8842c",
+    "distilled_from_best_member": "#c05a96",
+    "student": "#0b9a6d",
+}
 OTHER = "#8b929b"
-MARKERS = {"ensemble": "D", "best_member": "d", "direct": "s", "student": "o"}
+MARKERS = {
+    "ensemble": "D",
+    "best_member": "d",
+    "direct": "s",
+    "direct_label_smoothing": "v",
+    "distilled_from_best_member": "^",
+    "student": "o",
+}
+DASHES = {"direct_label_smoothing": "--", "distilled_from_best_member": "-."}
+UNSCALED = {scaled: kind for kind, scaled in SCALED.items()}
+FEW = 5  # rows below which a bin's accuracy says next to nothing
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -109,10 +126,12 @@ def _metrics(report: dict[str, Any]) -> Figure:
             if row is None:
                 continue
             _, kind, model = row
-            colour, marker = COLOURS.get(kind, OTHER), MARKERS.get(kind, "o")
+            # After temperature scaling: the same model, so the same mark, but hollow.
+            like = UNSCALED.get(kind, kind)
+            colour, marker, fill = COLOURS.get(like, OTHER), MARKERS.get(like, "o"), "none" if kind in UNSCALED else "full"
             per_seed = scale * np.array(model[metric]["per_seed"])
             axis.plot(per_seed, np.full(len(per_seed), y), ".", color=colour, alpha=0.45, markersize=5)
-            axis.plot(scale * model[metric]["mean"], y, marker, color=colour, markersize=7)
+            axis.plot(scale * model[metric]["mean"], y, marker, color=colour, fillstyle=fill, markersize=7)
         axis.set_title(f"{title} {'→' if metric == 'accuracy' else '←'} better")
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -137,17 +156,13 @@ def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
             # The tables' figure, a mean over seeds: that of the pooled rows drawn here would be smaller, and would contradict them.
             ece = report["students"][student.name]["models"][kind]["ece"]["mean"]
             label = f"{KIND_LABELS[kind]}, ECE {100 * ece:.2f} %"
-            axis.plot(bins.confidence, bins.accuracy, "-", color=COLOURS[kind], linewidth=1, alpha=0.35)
+            enough = bins.count >= FEW
+            axis.plot(bins.confidence[enough], bins.accuracy[enough], "-", color=COLOURS[kind], linewidth=1, alpha=0.35)
             # A bin's area follows its rows: a far-off bin of three rows should not look like one of three hundred.
-            axis.scatter(
-                bins.confidence,
-                bins.accuracy,
-                8 + 160 * bins.count / bins.count.max(),
-                COLOURS[kind],
-                marker=MARKERS[kind],
-                label=label,
-                alpha=0.8,
-            )
+            area = 8 + 160 * bins.count / bins.count.max()
+            for shown, alpha, name in ((enough, 0.8, label), (~enough, 0.2, None)):
+                x, y = bins.confidence[shown], bins.accuracy[shown]
+                axis.scatter(x, y, area[shown], COLOURS[kind], marker=MARKERS[kind], label=name, alpha=alpha)
         axis.set_title(student.name)
         axis.set(xlim=(0, 1.04), ylim=(0, 1.04), xlabel="confidence of the top label", aspect="equal")
         legend = axis.legend(loc="lower right", handletextpad=0.2)
@@ -163,7 +178,8 @@ def _learning_curves(results: RunResults) -> Figure:
     figure, axes = _figure(10.4, 3.3 * len(students), len(students), 2)
     for row, student in zip(axes, students, strict=True):
         for kind, points in student.curves.items():
-            look = {"color": COLOURS.get(kind, OTHER), "linewidth": 1.4 if kind in COLOURS else 0.9, "zorder": 3 if kind in COLOURS else 2}
+            look = {"color": COLOURS[kind], "linestyle": DASHES.get(kind, "-"), "linewidth": 0.9 if kind in DASHES else 1.4}
+            look["zorder"] = 2 if kind in DASHES else 3
             row[0].plot([p[0] for p in points], [p[1] for p in points], label=KIND_LABELS[kind], **look)
             validated = [(step, value) for step, _, value in points if value is not None]
             row[1].plot([p[0] for p in validated], [p[1] for p in validated], label=KIND_LABELS[kind], **look)
@@ -174,7 +190,9 @@ def _learning_curves(results: RunResults) -> Figure:
             if values.size and (values > 0).all():
                 axis.set_yscale("log")
                 _plain_log_ticks(axis.yaxis)
-        row[0].legend()
+    # Beside the panels: curves go everywhere within them. All students have the same kinds.
+    handles, labels = max((row[0].get_legend_handles_labels() for row in axes), key=lambda entry: len(entry[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
@@ -182,21 +200,25 @@ def _latency(report: dict[str, Any]) -> Figure:
     """Accuracy against the median time of a batch of 1 and of 256."""
     from matplotlib.lines import Line2D
 
-    points = [("ensemble", "ensemble", report["models"]["ensemble"]), ("best member", "best_member", report["models"]["best_member"])]
-    for name, student in report["students"].items():
-        points += [(name, kind, student["models"][kind]) for kind in ("direct", "student")]
+    above, below = {"xytext": (0, 8), "ha": "center"}, {"xytext": (0, -9), "ha": "center", "va": "top"}
+    left, right = {"xytext": (-9, 0), "ha": "right", "va": "center"}, {"xytext": (9, 0), "va": "center"}
+    points = [
+        (kind.replace("_", " "), kind, place, report["models"][kind]) for kind, place in (("ensemble", above), ("best_member", below))
+    ]
+    for i, (name, student) in enumerate(report["students"].items()):
+        # A student stands above its direct twin, of the same speed, and often beside the next student.
+        place = right if i % 2 else left
+        points += [(f"{name}, {kind}", kind, place, student["models"][kind]) for kind in ("direct", "student")]
     figure, axes = _figure(10.4, 3.9, 1, 2, sharey=True)
     for axis, batch in zip(axes[0], ("batch_1", "batch_256"), strict=True):
         for member in report["members"]:
             axis.plot(member["latency_ms"][batch]["p50"], 100 * member["accuracy"]["mean"], ".", color=OTHER, markersize=8)
-        for label, kind, model in points:
+        for label, kind, place, model in points:
             x, y = model["latency_ms"][batch]["p50"], 100 * model["accuracy"]["mean"]
             axis.plot(x, y, MARKERS[kind], color=COLOURS[kind], markersize=8)
-            # Students stand above each other (same size, same speed), so their names go beside them.
-            place = {"xytext": (9, 0), "va": "center"} if kind in ("direct", "student") else {"xytext": (0, 8), "ha": "center"}
             axis.annotate(label, (x, y), textcoords="offset points", fontsize=9, **place)
         axis.set_xscale("log")
-        axis.margins(x=0.14, y=0.14)
+        axis.margins(x=0.36, y=0.14)
         _plain_log_ticks(axis.xaxis)
         axis.set(title=f"batch of {batch.removeprefix('batch_')}", xlabel="median latency, ms")
     axes[0, 0].set_ylabel("accuracy, %")

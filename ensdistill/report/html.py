@@ -13,12 +13,14 @@ from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults
 from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
 
 _CAPTIONS = {
-    "metrics": ("Every model", "Large marks are means over seeds, small dots the seeds."),
+    "metrics": (
+        "Every model",
+        "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour after temperature scaling.",
+    ),
     "reliability": (
         "Reliability",
         "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the dashed line the confidence "
-        "is right. "
-        "A mark's area follows its number of rows.",
+        f"is right. A mark's area follows its number of rows; faint ones stand for fewer than {figures.FEW}.",
     ),
     "latency": ("Latency against accuracy", "Left and up is better. The whole batch is timed, on the machine named below."),
     "learning_curves": (
@@ -72,7 +74,13 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
     from markupsafe import Markup
 
     students = [
-        {"name": name, **block, "headline": (title := headline(name, block["outcome"])), "detail": _detail(block["verdict"], title)}
+        {
+            "name": name,
+            **block,
+            "look": table.look(block),
+            "headline": (title := headline(name, block)),
+            "detail": _detail(block["verdict"], title),
+        }
         for name, block in table.by_outcome(report)
     ]
     return _template().render(

@@ -44,6 +44,8 @@ The five entries marked ``*`` describe the first student and stand again, for ev
 ``retained_gain.mean`` is the student's gain divided by the ensemble's, both of means over seeds, null where the ensemble's is
 not positive. ``meaningful`` is false, and ``ci95`` null, where the ensemble's gain is not beyond its interval;
 ``share_without_gain`` is the share of resamples in which the ensemble has no gain (see `bootstrap.ratio_interval`).
+``<kind>_temperature_scaled`` is the model after temperature scaling: ``direct`` calibrated on held-out folds of the labelled rows, the
+distilled ones to the mixture on the pool (see `scaling`); the test rows have no say.
 ``serving`` is ensemble divided by student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
 """
 
@@ -139,7 +141,7 @@ def _student(student: StudentResults, shared: dict[str, Any], results: RunResult
     }
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)
-    block["verdict"] = verdict(name, block)
+    block["verdict"] = verdict(name, block, len(results.seeds))
     return block
 
 

@@ -12,7 +12,13 @@ from ensdistill import metrics
 
 SHARED_KINDS = ("ensemble", "best_member")
 ALTERNATIVES = ("direct_label_smoothing", "direct_temperature_scaled", "distilled_from_best_member")
-STUDENT_KINDS = ("direct", *ALTERNATIVES, "student")
+# Metrics after temperature scaling, beside those before; direct's stands among the alternatives. See `scaling` for the rows.
+SCALED = {
+    "direct": "direct_temperature_scaled",
+    "distilled_from_best_member": "distilled_from_best_member_temperature_scaled",
+    "student": "student_temperature_scaled",
+}
+STUDENT_KINDS = ("direct", *ALTERNATIVES, SCALED["distilled_from_best_member"], "student", SCALED["student"])
 KINDS = SHARED_KINDS + STUDENT_KINDS
 BATCHES = ("batch_1", "batch_256")
 PERCENTILES = ("p50", "p95")

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline
+from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline, only_as_one_member
 
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
@@ -28,15 +28,20 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     """
     console = console or Console()
     for name, student in by_outcome(report):
-        title = headline(name, student["outcome"])
+        title = headline(name, student)
         # Text throughout: a name with square brackets is a name, not rich's markup.
-        console.print(Text.assemble((title, _STYLES.get(student["outcome"], "bold")), student["verdict"].removeprefix(title)))
+        console.print(Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)))
         console.print()
     tables = (_models(report), _retained(report), _members(report), _serving(report))
     for table in tables:
         console.print(table)
     for line in footnotes(report):
         console.print(Text(line, "dim"))
+
+
+def look(student: dict[str, Any]) -> str:
+    """The outcome whose colour a student's headline has: help that needed no ensemble is no good news without reserve."""
+    return "mixed" if only_as_one_member(student) else str(student["outcome"])
 
 
 def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -46,21 +51,32 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def footnotes(report: dict[str, Any]) -> list[str]:
     """How to read the numbers, and whatever about them would otherwise go unsaid."""
-    data, level = report["dataset"], report["bootstrap"]
+    data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
         f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} in the transfer set, "
-        f"{data['test']} for testing; {data['classes']} classes; {'seeds' if len(report['seeds']) > 1 else 'seed'} {seeds}.",
-        f"Metrics are means over seeds on the test rows. Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} "
-        "paired bootstrap resamples of seeds and test rows. Gains: positive is better, accuracy in points. "
+        f"{data['test']} for testing; {data['classes']} classes; {'seeds' if several else 'seed'} {seeds}.",
+        f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
+        f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap resamples of "
+        f"{'seeds and test rows' if several else 'the test rows; how much seeds differ is not in them'}. "
+        "Gains: positive is better, accuracy in points. "
         "Kept = (student - direct) / (ensemble - direct); it means nothing where the ensemble's gain is not beyond its own interval. "
-        "Brier sums over classes; ECE has 15 equal bins of the top label's confidence.",
+        "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 bins of about as many rows each.",
+        "Temperature scaling: direct on held-out folds of the labelled rows; the distilled, for whom no label is held out, to the "
+        "ensemble's mixture on the pool. Never on the test rows.",
     ]
+    worse = [_scaled(name, student["models"], kind) for name, student in report["students"].items() for kind in SCALED]
+    lines += [f"Temperature scaling made NLL worse: {'; '.join(filter(None, worse))}."] if any(worse) else []
     floored = [f"{name} ({model['nll_floored_rows']})" for name, model in named_models(report) if model["nll_floored_rows"]]
     if floored:
         lines.append(f"Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: {', '.join(floored)}.")
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
+    before, after = (models[k]["nll"]["mean"] for k in (kind, SCALED[kind]))
+    return f"{name}, {KIND_LABELS[kind]} ({before:.3f} to {after:.3f})" if f"{after:.3f}" > f"{before:.3f}" else ""
 
 
 def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,12 +91,13 @@ def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def metric_cells(model: dict[str, Any]) -> list[str]:
-    """Accuracy in percent, NLL, Brier, ECE in percent, as every table of the report shows them."""
+    """Accuracy in percent, NLL, Brier, ECE and adaptive ECE in percent, as every table of the report shows them."""
     return [
         f"{100 * model['accuracy']['mean']:.2f}",
         f"{model['nll']['mean']:.3f}",
         f"{model['brier']['mean']:.3f}",
         f"{100 * model['ece']['mean']:.2f}",
+        f"{100 * model['adaptive_ece']['mean']:.2f}",
     ]
 
 
@@ -135,12 +152,12 @@ def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
 
 
 def _models(report: dict[str, Any]) -> Table:
-    table = _table("Models", "", "accuracy %", "NLL", "Brier", "ECE %")
+    table = _table("Models", "", "accuracy %", "NLL", "Brier", "ECE %", "aECE %")
     for kind in SHARED_KINDS:
         _add(table, [KIND_LABELS[kind], *metric_cells(report["models"][kind])])
     for name, student in report["students"].items():
         table.add_section()
-        _add(table, [f"{name}: {student['description']}", "", "", "", ""], "italic")
+        _add(table, [f"{name}: {student['description']}", *5 * [""]], "italic")
         for kind in STUDENT_KINDS:
             _add(table, [f"  {KIND_LABELS[kind]}", *metric_cells(student["models"][kind])], "bold" if kind == "student" else "")
     return table
@@ -161,7 +178,7 @@ def _members(report: dict[str, Any]) -> Table:
     table = _table("\nMembers", "", "weight", "temperature", "accuracy %", "NLL", "Brier", "ECE %")
     for member in report["members"]:
         weighting = [f"{member['weight']['mean']:.2f}", f"{member['temperature']['mean']:.2f}"]
-        _add(table, [member["name"], *weighting, *metric_cells(member)])
+        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # what eighty columns hold
     return table
 
 
@@ -173,6 +190,7 @@ def _serving(report: dict[str, Any]) -> Table:
         _add(table, [label, size(model["parameters"]), size(model["bytes"]), *latency])
 
     row("ensemble", report["models"]["ensemble"])
+    row("best member", report["models"]["best_member"])
     for name, student in report["students"].items():
         row(name, student["models"]["student"])
         serving = student["serving"]

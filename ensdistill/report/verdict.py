@@ -14,7 +14,9 @@ KIND_LABELS = {
     "direct_label_smoothing": "direct, label smoothing",
     "direct_temperature_scaled": "direct, temperature scaled",
     "distilled_from_best_member": "distilled from best member",
+    "distilled_from_best_member_temperature_scaled": "distilled from best, scaled",
     "student": "student (distilled)",
+    "student_temperature_scaled": "student, temperature scaled",
 }
 METRIC_LABELS = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier"}
 
@@ -43,27 +45,40 @@ def outcome(block: dict[str, Any]) -> str:
     return "did_not_help" if worse or all(gain["mean"] <= 0 for gain in gains) else "cannot_tell"
 
 
-def headline(name: str, result: str) -> str:
-    """The shortest true summary of an outcome, which the verdict starts with."""
+def only_as_one_member(block: dict[str, Any]) -> str:
+    """Where distillation helped: how the ensemble's student falls short of the best single member's; empty where it is measurably better.
+
+    Such a student needed no ensemble, which takes the shine off the good news.
+    """
+    gains = block["gains"]["student_over"]["distilled_from_best_member"].values()
+    if block["outcome"] != "helped" or any(gain["beyond_interval"] for gain in gains):
+        return ""
+    return "less" if any(gain["ci95"][1] < 0 for gain in gains) else "measurably no more"
+
+
+def headline(name: str, block: dict[str, Any]) -> str:
+    """The shortest true summary of a student's entry of the report, which the verdict starts with."""
+    short = only_as_one_member(block)
     return {
-        "helped": f"Distillation helped {name}",
+        "helped": f"Distillation helped {name}" + (f", but {short} than distilling the best member alone" if short else ""),
         "mixed": f"Distillation helped {name} in one metric and hurt it in another",
         "did_not_help": f"Distillation did not help {name}",
         "cannot_tell": f"Whether distillation helped {name} can't be told from these seeds and rows",
         "ensemble_has_no_gain": f"The ensemble is not measurably better than direct {name}, so a retained gain means nothing here",
-    }[result]
+    }[block["outcome"]]
 
 
-def verdict(name: str, block: dict[str, Any]) -> str:
-    """Two sentences for the student ``name``: against direct training, and against the best alternatives. Intervals are 95 %."""
+def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
+    """For the student ``name``: against direct training, and against the best alternatives. Intervals are 95 %, of ``seeds`` seeds."""
     gains = block["gains"]["student"]
     told = ["accuracy", "nll"]
     # Brier mostly repeats one of the two; it is named where it alone carries the outcome.
     if _direction(gains["brier"]) not in (0, *(_direction(gains[metric]) for metric in told)):
         told.append("brier")
     clauses = [f"{METRIC_LABELS[metric]} {_change(metric, gains[metric])}{_kept(block, metric)}" for metric in told]
-    text = f"{headline(name, block['outcome'])}: against direct training, {_list(clauses)}."
-    return f"{text} {_against_alternatives(block['gains']['student_over'])}"
+    text = f"{headline(name, block)}: against direct training, {_list(clauses)}."
+    alone = " This is one seed: the intervals leave out how much seeds differ." if seeds == 1 else ""
+    return f"{text} {_against_alternatives(block['gains']['student_over'])}{alone}"
 
 
 def _direction(gain: dict[str, Any]) -> int:

@@ -38,7 +38,8 @@ def start(file: Path) -> subprocess.Popen[bytes]:
 
 
 def count(folder: Path) -> int:
-    return sum(1 for path in folder.rglob("*") if path.is_file())
+    # Unlike rglob, walk doesn't mind a folder that is taken away while it looks.
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def wait_for_files(folder: Path, least: int, process: subprocess.Popen[bytes]) -> None:

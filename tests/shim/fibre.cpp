@@ -1,12 +1,11 @@
 #include "fibre.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -77,23 +76,21 @@ namespace shim {
 namespace {
 
 constexpr size_t kPage = 4096;
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kStack = 256 * 1024;  // red zones around every local variable
-#else
-constexpr size_t kStack = 64 * 1024;
-#endif
+constexpr size_t kStack = 256 * 1024;  // kernels that aren't optimised keep every variable there; pages come when they are touched
 
 }  // namespace
 
+void Stacks::reserve(size_t count) {
+  if (count <= count_) return;
+  if (memory_) munmap(memory_, count_ * (kStack + kPage));
+  count_ = 0;
+  void* memory = mmap(nullptr, count * (kStack + kPage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  memory_ = static_cast<char*>(memory), count_ = count;
+  for (size_t n = 0; n < count; ++n) mprotect(memory_ + n * (kStack + kPage), kPage, PROT_NONE);
+}
+
 void Stacks::prepare(Fibre& fibre, size_t i, void (*entry)()) {
-  if (i >= count_) {
-    if (memory_) munmap(memory_, count_ * (kStack + kPage));
-    count_ = i < 1024 ? 1024 : 16 * 1024;  // the threads of a block, or of the largest cluster
-    void* memory = mmap(nullptr, count_ * (kStack + kPage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || i >= count_) throw std::bad_alloc();
-    memory_ = static_cast<char*>(memory);
-    for (size_t n = 0; n < count_; ++n) mprotect(memory_ + n * (kStack + kPage), kPage, PROT_NONE);
-  }
   fibre = {};
   fibre.bottom = memory_ + i * (kStack + kPage) + kPage;
   fibre.size = kStack;
@@ -109,12 +106,14 @@ Stacks::~Stacks() {
 
 void adopt_current(Fibre& fibre) {
   fibre = {};
+#if defined(__SANITIZE_ADDRESS__)
   pthread_attr_t attributes;
   void* bottom = nullptr;
   pthread_getattr_np(pthread_self(), &attributes);
   pthread_attr_getstack(&attributes, &bottom, &fibre.size);
   pthread_attr_destroy(&attributes);
   fibre.bottom = static_cast<char*>(bottom);
+#endif
 }
 
 void hand_over(Fibre& from, Fibre& to) {

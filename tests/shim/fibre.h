@@ -14,6 +14,8 @@ struct Fibre {
 // Every stack ends in a page that can't be touched, and is kept for the next launch.
 class Stacks {
  public:
+  // Room for `count` fibres; those there were are lost.
+  void reserve(size_t count);
   // A fibre that begins with entry(), on stack number `i`. entry() never returns.
   void prepare(Fibre& fibre, size_t i, void (*entry)());
   ~Stacks();
@@ -23,7 +25,7 @@ class Stacks {
   size_t count_ = 0;
 };
 
-// The stack this is called on, for going back to it.
+// The stack this is called on, so that fibres can go back to it.
 void adopt_current(Fibre& fibre);
 // Goes on with `to`. Returns when somebody hands over to `from`.
 void hand_over(Fibre& from, Fibre& to);

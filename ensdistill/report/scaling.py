@@ -1,0 +1,62 @@
+"""The temperature of a distilled model, fitted without a label.
+
+No labelled row is held out for it: the ensemble was trained on all of them, so its targets know the labels there, and a temperature
+fitted on them makes every student far too sure (measured on digits: T = 0.03, a test NLL of 0.7 instead of 0.09). The pool is held out:
+no teacher saw a label of it, and the mixture is calibrated by out-of-fold predictions. So the student is calibrated to the mixture on the
+pool; where there is none, on the synthetic rows. The test rows have no say.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from ensdistill.cache import TargetCache
+from ensdistill.calibration import LOG_TEMPERATURE, Combiner, log_mixture
+from ensdistill.config import Config
+from ensdistill.data import UNLABELLED
+from ensdistill.files import read_json
+from ensdistill.stages import Unit, load_transfer
+
+ROWS = 4000  # more would not move a single number
+
+
+def calibration_rows(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities for them [M, C], float64.
+
+    M is 0 where the transfer set is the labelled rows alone.
+    """
+    folder = Unit("cache", seed).folder(config)
+    rows, cache = load_transfer(folder), TargetCache.open(folder / "targets")
+    counts = [count for _, count in read_json(folder / "stage.json")["origin"]]
+    origin = np.repeat(np.arange(len(counts)), counts)
+    unlabelled = np.flatnonzero(rows.labels == UNLABELLED)
+    # The order is labelled, pool, synthetic: the first source of unlabelled rows is the pool where there is one.
+    chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
+    if not len(chosen):
+        return rows.inputs[:0], np.empty((0, len(cache.classes)))
+    logits = cache.gather(rows.uids[chosen]).to_logits().numpy()
+    return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
+
+
+def fit_temperature_to(logits: np.ndarray, probabilities: np.ndarray) -> float:
+    """The temperature T that minimises the cross entropy of softmax(logits / T) to ``probabilities``, both [M, C]; 1 without rows.
+
+    Examples
+    --------
+    >>> z = np.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> round(fit_temperature_to(3 * z, np.exp(log_softmax(z, axis=-1))), 4)
+    3.0
+    """
+    if not len(logits):
+        return 1.0
+    z = np.asarray(logits, np.float64)
+
+    def loss(log_temperature: float) -> float:
+        return float(-(probabilities * log_softmax(z / np.exp(log_temperature), axis=-1)).sum(1).mean())
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

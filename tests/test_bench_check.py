@@ -1,0 +1,181 @@
+"""The benchmark refuses wrong outputs, whoever's they are, and lets right ones pass."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ensdistill.bench import check as checking
+from ensdistill.bench import liger
+from ensdistill.bench.cases import TEMPERATURE, Case
+from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forward
+from ensdistill.bench.contenders import Contender, _settings, contenders
+from ensdistill.bench.inputs import make_inputs
+from ensdistill.bench.truth import Errors, errors, tolerance
+from ensdistill.functional import distillation_loss
+from ensdistill.targets import EnsembleLogits
+
+CPU = torch.device("cpu")
+FLOAT = ("float32", "float32")
+CASES = [
+    Case(8, 12, 1, *FLOAT),
+    Case(20, 37, 3, *FLOAT),
+    Case(8, 12, 2, "bfloat16", "bfloat16"),
+    Case(8, 12, 1, "float16", "float16"),
+    Case(8, 12, 2, "float32", "uint8"),
+    Case(8, 200, 1, "float32", "topk"),
+    *(Case(8, 12, k, *FLOAT, divergence=d) for k in (1, 2) for d in ("reverse_kl", "jsd", "tvd")),
+    Case(8, 12, 1, *FLOAT, labels=True),
+    Case(4096, 5, 1, *FLOAT, layout="map"),
+    Case(16, 40, 1, *FLOAT, hidden=6),
+    Case(16, 40, 1, "float32", "topk", hidden=6),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
+WRONG = {
+    "loss": lambda loss, g: (loss * 1.001, g),
+    "factor": lambda loss, g: (loss, [x * TEMPERATURE for x in g]),
+    "hole": lambda loss, g: (loss, [x.reshape(-1).index_fill(0, torch.arange(5), 0.0).view(x.shape) for x in g]),
+    "nan": lambda loss, g: (loss, [x.where(torch.arange(x.numel()).view(x.shape) != 3, torch.nan) for x in g]),
+    "nan loss": lambda loss, g: (loss * torch.nan, g),
+}
+
+
+def eager_only(case):
+    """Without those that torch.compile makes: a compilation takes seconds, and one test elsewhere is about it."""
+    return [c for c in contenders(case, CPU) if c.kind not in ("compile", "specification")]
+
+
+@each_case
+def test_truth_is_the_specification(case):
+    inputs = make_inputs(case, CPU)
+    exact = [x.detach().double().requires_grad_() for x in inputs.leaves]
+    logits = F.linear(*exact) if case.hidden else exact[0]
+    class_dim = 1 if case.layout == "map" else -1
+    loss = distillation_loss(logits, inputs.targets, inputs.labels, class_dim=class_dim, impl="reference", **_settings(case))
+    gradients = torch.autograd.grad(loss, exact)
+    right, wrong = ("a", "a"), ("b", "b")
+    found, truth = errors(case, inputs, {right: (loss.detach(), gradients), wrong: (loss.detach() + 1, [1.01 * g for g in gradients])})
+    assert truth.loss == pytest.approx(loss.item(), rel=1e-12)
+    # Listed masses and tail are float32 and sum to one within its rounding, which the two treat differently.
+    assert found[right].gradient < (2e-7 if case.targets == "topk" else 1e-12)
+    assert found[wrong].loss == pytest.approx(1)
+    assert 1e-5 < found[wrong].gradient < 1.1e-2
+
+
+@each_case
+def test_everybody_is_right(case):
+    found = eager_only(case)
+    judged = check(case, make_inputs(case, CPU), found)
+    assert judged.left_out == {}
+    assert judged.racing == found
+    assert judged.errors.keys() == {c.name for c in found}
+
+
+@each_case
+@pytest.mark.parametrize("damage", WRONG.values(), ids=WRONG)
+def test_a_wrong_output_of_ours_ends_the_run(case, damage, monkeypatch):
+    found = eager_only(case)
+    mine = found[0].loss
+    monkeypatch.setattr(checking, "both", lambda loss, inputs: damage(*both(loss, inputs)) if loss is mine else both(loss, inputs))
+    with pytest.raises(WrongOutput, match=r"^C=\d+ K=\d .*: fused \(\w+\) is wrong by .* allowed are"):
+        check(case, make_inputs(case, CPU), found)
+
+
+@pytest.mark.parametrize("damage", WRONG.values(), ids=WRONG)
+def test_a_wrong_output_of_others_leaves_them_out(damage, monkeypatch):
+    found = eager_only(CASES[0])
+    (theirs,) = [c.loss for c in found if c.form == "log_target"]
+    monkeypatch.setattr(checking, "both", lambda loss, inputs: damage(*both(loss, inputs)) if loss is theirs else both(loss, inputs))
+    judged = check(CASES[0], make_inputs(CASES[0], CPU), found)
+    assert [c.form for c in found if c not in judged.racing] == ["log_target"]
+    assert judged.left_out.keys() == {"eager (log_target)"}
+
+
+def test_the_measure_of_all_others_must_be_right_itself():
+    found = [
+        replace(c, loss=lambda x: 2 * F.kl_div(x.leaves[0], x.leaves[0].detach(), reduction="sum")) if c.name == NAIVE else c
+        for c in eager_only(CASES[0])
+    ]
+    with pytest.raises(WrongOutput, match=r"eager \(kl_div\) is wrong"):
+        check(CASES[0], make_inputs(CASES[0], CPU), found)
+
+
+def failing(error):
+    def loss(inputs):
+        raise error
+
+    return loss
+
+
+def test_what_is_not_built_is_said_and_not_a_crash():
+    first, *rest = eager_only(CASES[0])
+    for error in (
+        NotImplementedError("no jsd"),
+        RuntimeError("distill_loss on CUDA has forward_kl so far, got 'jsd'\nException raised from"),
+    ):
+        judged = check(CASES[0], make_inputs(CASES[0], CPU), [replace(first, loss=failing(error)), *rest])
+        assert judged.left_out == {first.title: f"not implemented: {str(error).splitlines()[0]}"}
+        assert judged.racing == rest
+    with pytest.raises(RuntimeError, match="out of memory"):
+        check(CASES[0], make_inputs(CASES[0], CPU), [replace(first, loss=failing(RuntimeError("out of memory"))), *rest])
+    theirs = Contender("liger", "kl_div", failing(RuntimeError("out of memory")))
+    assert check(CASES[0], make_inputs(CASES[0], CPU), [first, *rest, theirs]).left_out == {"liger (kl_div)": "RuntimeError: out of memory"}
+
+
+def test_the_loss_without_a_gradient_is_checked_too():
+    case, inputs = CASES[1], make_inputs(CASES[1], CPU)
+    judged = check(case, inputs, eager_only(case))
+    for c in judged.racing:
+        check_forward(case, c, inputs, judged)
+        with pytest.raises(WrongOutput, match="without a gradient gives the loss"):
+            check_forward(case, replace(c, loss=lambda x, loss=c.loss: loss(x) + 1e-3), inputs, judged)
+
+
+def test_tolerance_is_near_the_rounding():
+    case = Case(8, 1000, 2, *FLOAT)
+    inputs = make_inputs(case, CPU)
+    plain = next(c for c in contenders(case, CPU) if c.name == NAIVE)
+    found, truth = errors(case, inputs, {NAIVE: both(plain.loss, inputs)})
+    allowed = tolerance(found[NAIVE], case, truth)
+    assert allowed.gradient < 4e-6
+    assert allowed.loss < 4e-6 * max(1, truth.loss)
+    assert tolerance(Errors(0.0, 0.0), replace(case, student="bfloat16"), truth).gradient == pytest.approx(2**-8, rel=1e-3)
+
+
+def kl(p, log_p, log_q):
+    return (p * (log_p - log_q)).sum() / len(p)
+
+
+def jsd(beta, log_q, log_p):
+    """Liger's, as its documentation defines it: 0 is the forward KL, 1 the reverse."""
+    if beta in (0, 1):
+        return kl(log_p.exp(), log_p, log_q) if beta == 0 else kl(log_q.exp(), log_q, log_p)
+    log_m = (beta * log_p.exp() + (1 - beta) * log_q.exp()).log()
+    return beta * kl(log_p.exp(), log_p, log_m) + (1 - beta) * kl(log_q.exp(), log_q, log_m)
+
+
+def linear_jsd(beta, temperature, hidden, weight, teacher_hidden, teacher_weight, labels):
+    return jsd(
+        beta, F.log_softmax(hidden @ weight.t() / temperature, -1), F.log_softmax(teacher_hidden @ teacher_weight.t() / temperature, -1)
+    )
+
+
+STAND_INS = {  # Liger's modules, in plain torch: they need a GPU themselves
+    "kl_div": SimpleNamespace(LigerKLDIVLoss=lambda reduction: partial(F.kl_div, reduction=reduction)),
+    "tvd": SimpleNamespace(LigerTVDLoss=lambda: lambda q, p: (q - p).abs().sum() / 2 / len(q)),
+    "jsd": SimpleNamespace(LigerJSD=lambda beta: partial(jsd, beta)),
+    "fused_linear_jsd": SimpleNamespace(LigerFusedLinearJSD=lambda beta, temperature: partial(linear_jsd, beta, temperature)),
+}
+
+
+@each_case
+def test_liger_is_asked_for_the_same_loss(case, monkeypatch):
+    monkeypatch.setattr(liger, "_module", STAND_INS.get)
+    inputs = make_inputs(case, CPU)
+    offered = [Contender("liger", form, loss) for form, loss in liger.liger(case)]
+    assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
+    one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits) and case.student == "float32"
+    assert bool(offered) == (one and not case.labels and case.layout == "rows")

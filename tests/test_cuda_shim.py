@@ -1,0 +1,301 @@
+"""The CUDA kernels, executed: csrc/cuda compiled for the host (cuda_shim_helpers.py), against the closed forms in float64.
+
+The family's own tests run here once more, with the CUDA op in place of the CPU's, on devices with much and with little shared memory;
+then what only kernels for a GPU can do wrong. A build takes half a minute and is kept; the tests take about as long.
+"""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import cycle, product
+from typing import Any
+
+import numpy as np
+import pytest
+import test_divergences
+import test_functional
+import test_layouts
+import test_loss_traps
+import test_topk
+import torch
+from closed_forms import DIVERGENCES, assert_close, closed_forms, make_codes, make_logits, run, worst
+from cuda_shim_helpers import DEVICES, H100, Builder, Shim, kernels_in
+from test_divergences import legal, make_targets
+
+from ensdistill.functional import distillation_loss
+from ensdistill.linear import linear_distillation_loss
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
+
+# What the CUDA op says it has not "so far". Tests that need one of these are skipped with the op's own words; a line that stays here
+# although the op has learned it fails test_what_waits_is_refused_and_the_rest_is_right.
+WAITING = (
+    "kind log_probs",
+    "kind probs",
+    "kind topk",
+    "divergence reverse_kl",
+    "divergence jsd",
+    "divergence tvd",
+    "classes first",
+    "class_weights",
+    "sample_weights",
+    "z_loss",
+    "with_statistics",
+    "divisor",
+)
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.fixture(scope="session")
+def shim(shim_builder: Builder) -> Shim:
+    return Shim(shim_builder.library())
+
+
+@pytest.fixture
+def on_h100(shim: Shim) -> Iterator[Shim]:
+    shim.use(H100)
+    with shim.instead_of_the_cpu(WAITING):
+        yield shim
+
+
+# The family's tests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=DEVICES)
+def instruction_set(request: pytest.FixtureRequest, shim: Shim) -> Iterator[str]:
+    """What those tests take: there an instruction set of the CPU, here a device."""
+    shim.use(DEVICES[request.param])
+    with shim.instead_of_the_cpu(WAITING):
+        yield request.param
+
+
+ABOUT_THE_CPU = {
+    "test_rows_that_do_not_count_cost_nothing",  # by the clock
+    "test_same_bits_every_time_and_with_any_number_of_threads",  # see test_results_do_not_depend_on_the_order
+}
+for _module in (test_divergences, test_topk, test_layouts, test_loss_traps, test_functional):
+    for _name, _test in inspect.getmembers(_module, inspect.isfunction):
+        if "instruction_set" in inspect.signature(_test).parameters and _name not in ABOUT_THE_CPU:
+            globals()[f"{_name}_{_module.__name__.removeprefix('test_')}"] = _test
+
+
+# What is there and what is not yet ------------------------------------------------------------------------------------
+
+SMALLEST: dict[str, dict[str, Any]] = {
+    "kind log_probs": {"kind": "log_probs"},
+    "kind probs": {"kind": "probs"},
+    "kind topk": {"kind": "topk-zero"},
+    "divergence reverse_kl": {"divergence": "reverse_kl"},
+    "divergence jsd": {"divergence": "jsd"},
+    "divergence tvd": {"divergence": "tvd"},
+    "classes first": {},
+    "class_weights": {"class_weights": torch.linspace(0, 2, 33), "alpha": 0.5},
+    "sample_weights": {"sample_weights": torch.linspace(0, 2, 5)},
+    "z_loss": {"z_loss": 0.01},
+    "with_statistics": {},
+    "divisor": {"reduction": "batchmean"},
+}
+
+
+@pytest.mark.parametrize("feature", SMALLEST)
+def test_what_waits_is_refused_and_the_rest_is_right(feature: str, shim: Shim) -> None:
+    shim.use(H100)
+    arguments = dict(SMALLEST[feature])
+    targets, more = make_targets(arguments.pop("kind", "logits"), 2, 5, 33, seed=1)
+    student, labels = make_logits(5, 33, seed=0), torch.arange(5) if "alpha" in arguments else None
+    arguments |= more
+
+    def call() -> None:
+        with shim.instead_of_the_cpu():
+            if feature == "classes first":
+                loss, gradient = run(student.t()[None], targets.transpose(1, 2)[:, None], class_dim=1)
+                assert_close((loss, gradient[0].t()), student, targets)
+            elif feature == "with_statistics":
+                _, rows = distillation_loss(student, targets, statistics=True)
+                truth = closed_forms(student, targets).statistics
+                assert worst(rows.student_entropy, truth[:, 0]) <= 1e-5
+                assert worst(rows.mixture_entropy, truth[:, 1]) <= 1e-5
+                assert torch.equal(rows.agreement.double(), truth[:, 2])
+                assert worst(rows.disagreement, truth[:, 3]) <= 1e-5
+            else:
+                assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
+
+    if feature not in WAITING:
+        return call()
+    try:
+        call()
+    except RuntimeError as error:
+        assert "so far" in str(error)  # noqa: PT017
+        pytest.skip(str(error).splitlines()[0])
+    pytest.fail(f"the CUDA op has {feature} by now: take it out of WAITING")
+
+
+# Every plan -----------------------------------------------------------------------------------------------------------
+
+# One row in a few lanes, in a warp, in a block, in a block with all of its shared memory, in more than that; odd ones among them.
+WIDTHS = {2: 37, 10: 37, 33: 9, 100: 9, 1000: 5, 1025: 3, 5003: 3, 14001: 2}
+KINDS = ("logits", "codes", "log_probs", "probs", "topk-tail", "topk-renormalize", "topk-zero")
+
+
+class Sweep:
+    """Every student type through every plan, once in a session; the kernels that ran."""
+
+    def __init__(self, shim: Shim) -> None:
+        self.shim = shim
+        self.done: dict[torch.dtype, set[str]] = {}
+        self.waiting = 0
+
+    def kernels(self, dtype: torch.dtype) -> set[str]:
+        if dtype not in self.done:
+            self.shim.launches()
+            for device in DEVICES.values():
+                self.shim.use(device)
+                self._every_width(dtype)
+            self.done[dtype] = {launch.kernel for launch in self.shim.launches()}
+        return self.done[dtype]
+
+    def _every_width(self, dtype: torch.dtype) -> None:
+        settings = cycle(product((1.0, 0.5, 2.0), (1.0, 0.4, 0.0), (0.0, 0.1), ("prob", "logit"), ("mean", "none", "sum")))
+        for seed, ((c, n), k, kind, divergence) in enumerate(product(WIDTHS.items(), (1, 2, 5), KINDS, DIVERGENCES)):
+            if not legal(kind, divergence) or (k > 1 and kind.startswith("topk")):
+                continue
+            temperature, alpha, smoothing, combiner, reduction = next(settings)
+            target_type = FLOATS[(seed + seed // 7) % 3]  # with float64 targets the float64 kernel runs, which has its own turn
+            targets, arguments = make_targets(kind, k, n, c, seed=seed + 1, dtype=target_type, temperature=temperature)
+            student, labels = make_logits(n, c, seed=seed, dtype=dtype), None
+            if alpha < 1:
+                labels = torch.arange(n) % c
+                labels[n // 2] = -100
+                arguments["label_smoothing"] = smoothing
+            arguments |= {"temperature": temperature, "alpha": alpha, "combiner": combiner, "reduction": reduction, "divergence": divergence}
+            if kind in ("logits", "codes") and k > 1:
+                arguments["weights"] = torch.linspace(0, 1, k)
+            try:
+                with self.shim.instead_of_the_cpu(WAITING):
+                    found = run(student, targets, labels, **arguments)
+            except pytest.skip.Exception:
+                self.waiting += 1
+                continue
+            assert_close(found, student, targets, labels, **arguments)
+
+
+@pytest.fixture(scope="module")
+def sweep(shim: Shim) -> Sweep:
+    return Sweep(shim)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_plan(dtype: torch.dtype, sweep: Sweep) -> None:
+    assert sweep.kernels(dtype)
+    assert WAITING or not sweep.waiting
+
+
+def test_every_kernel_has_run(sweep: Sweep) -> None:
+    """Of those that the library holds: an instantiation that no plan chooses, or no test, is one that nobody has seen work."""
+    ran = set().union(*(sweep.kernels(dtype) for dtype in FLOATS))
+    assert kernels_in(sweep.shim.library) - ran == set()
+
+
+# What only a GPU's kernels can do wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("c", [10, 123, 1003, 2501])
+def test_rows_start_anywhere(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
+    """128-bit accesses need 16-byte boundaries, and rows needn't: an access that isn't aligned would be reported."""
+    for shift, codes in product(range(4), (False, True)):
+        memory = make_logits(5 * (c + 3) + shift, seed=c + shift, dtype=dtype)
+        student = memory[shift:].view(5, c + 3)[:, :c]
+        if codes:
+            targets: Any = make_codes(2, 5, c + shift, seed=1)
+            targets = type(targets)(targets.codes[..., shift:], targets.scale, targets.offset)
+        else:
+            targets = make_logits(2, 5, c + 5, seed=1, dtype=FLOATS[shift % 3])[..., shift : c + shift]
+        assert_close(run(student, targets), student, targets)
+
+
+def test_results_do_not_depend_on_the_order(on_h100: Shim) -> None:
+    """In which blocks and threads happen to run: the same bits, or a barrier is missing, or a sum has no fixed order."""
+    labels = torch.arange(300) % 7
+    labels[3::5] = -100
+    for c, n in ((10, 300), (300, 41), (3001, 9), (40000, 2)):
+        student, targets = make_logits(n, c, seed=0), make_logits(3, n, c, seed=1)
+        found = []
+        for seed in range(4):
+            on_h100.seed(seed)
+            found.append(run(student, targets, labels[:n] % c if c < 7 else labels[:n], alpha=0.5, label_smoothing=0.1))
+        for loss, gradient in found[1:]:
+            assert torch.equal(loss, found[0][0])
+            assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("c", [100, 5003])
+def test_offsets_past_32_bits(c: int, on_h100: Shim) -> None:
+    """Rows far apart, in memory that is reserved and hardly touched."""
+    apart = 2**31 + 40
+    try:
+        memory = torch.from_numpy(np.zeros(2 * apart + c, np.int16)).view(torch.bfloat16)
+    except MemoryError:
+        pytest.skip("no address space for 8.6 GB")
+    student = memory.as_strided((3, c), (apart, 1))
+    student.copy_(make_logits(3, c, seed=0, dtype=torch.bfloat16))
+    found = run(student, make_logits(2, 3, c, seed=1))
+    assert_close(found, student.clone(), make_logits(2, 3, c, seed=1))
+    found = run(make_logits(3, c, seed=2), student[None])
+    assert_close(found, make_logits(3, c, seed=2), student[None].clone())
+
+
+def test_linear_loss_runs_on_the_kernel(on_h100: Shim) -> None:
+    hidden, weight = make_logits(9, 4, seed=0).requires_grad_(), make_logits(130, 4, seed=1).requires_grad_()
+    targets = make_logits(2, 9, 130, seed=2)
+    on_h100.launches()
+    loss = linear_distillation_loss(hidden, weight, targets, chunk_rows=4, reduction="sum")
+    loss.backward()
+    assert sum("distill_rows" in launch.kernel for launch in on_h100.launches()) >= 3
+    truth = closed_forms((hidden @ weight.t()).detach(), targets, reduction="sum")
+    assert loss.item() == pytest.approx(truth.loss.item(), rel=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), truth.gradient @ weight.detach().double(), rtol=1e-4, atol=1e-4)
+
+
+# The build ------------------------------------------------------------------------------------------------------------
+
+WITHIN_BOUNDS = """
+import sys
+import torch
+from itertools import product
+from closed_forms import assert_close, make_codes, make_logits, run
+from cuda_shim_helpers import DEVICES, Shim
+from pathlib import Path
+
+shim = Shim(Path(sys.argv[1]))
+labels = torch.tensor([0, -100, 1])
+for device, c, dtype in product(DEVICES, (2, 10, 33, 1000, 1025, 5003, 14001), (torch.float32, torch.bfloat16, torch.float64)):
+    shim.use(DEVICES[device])
+    with shim.instead_of_the_cpu():
+        student = make_logits(3, c, seed=0, dtype=dtype)
+        for targets in (make_logits(1, 3, c, seed=1), make_logits(3, 3, c, seed=1, dtype=torch.float16), make_codes(2, 3, c, seed=1)):
+            arguments = dict(alpha=0.5, label_smoothing=0.1, temperature=2.0)
+            assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
+print("within bounds")
+"""
+
+
+def test_memory_is_read_and_written_within_bounds(shim_builder: Builder) -> None:
+    """Under the address sanitizer, which has to be in a process before all else."""
+    library = shim_builder.library(bounded=True)
+    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", WITHIN_BOUNDS, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "within bounds\n"
+
+
+def test_compiles_without_warnings(shim_builder: Builder) -> None:
+    shim_builder.library()
+    assert shim_builder.warnings() == ""
