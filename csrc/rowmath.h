@@ -5,6 +5,7 @@
 #pragma once
 
 #include "host_device.h"
+#include "problem.h"
 
 namespace ensdistill {
 
@@ -56,6 +57,20 @@ struct TotalVariation {
     const V half = q * 0.5f, none = V{};
     const V distance = (p > q ? p - q : q - p) * 0.5f;
     return {distance, q > p ? half : (q < p ? -half : none)};
+  }
+};
+
+// One that is known at run time only.
+struct AnyDivergence {
+  Divergence which;
+  template <class M, class V>
+  ENSDISTILL_HD Term<V> at(V p, V q, V log_ratio, V beta) const {
+    switch (which) {
+      case Divergence::forward_kl: return ForwardKl::at<M>(p, q, log_ratio, beta);
+      case Divergence::reverse_kl: return ReverseKl::at<M>(p, q, log_ratio, beta);
+      case Divergence::jsd: return GeneralizedJsd::at<M>(p, q, log_ratio, beta);
+      default: return TotalVariation::at<M>(p, q, log_ratio, beta);
+    }
   }
 };
 

@@ -70,7 +70,7 @@ void Row<S>::sparse() {
       if (pe > 0 && qe < kTiny) unsafe[lane] = -1;
       if (log_p > best) best = log_p, mixture_best[lane] = p.ids[from + e];
     }
-    double outside_slope = 0;  // the bucket's, for each unit of q
+    double outside_slope = 0, sum = slopes;  // the bucket's for each unit of q; the sum of all, the bucket's too
     if (named < p.classes) {
       const double log_pt = !bucket            ? -__builtin_inf()
                             : p.tail_is_double ? static_cast<const double*>(p.tail)[row + lane]
@@ -79,13 +79,13 @@ void Row<S>::sparse() {
       if (pt > 0 && qt < kTiny) unsafe[lane] = -1;
       if (bucket || p.divergence != Divergence::forward_kl) {
         const Term<double> term = D::template at<Double>(pt, qt, log_pt - std::log(qt), p.beta);
-        value += term.value, entropy -= pt > 0 ? pt * log_pt : 0;
+        value += term.value, sum += term.slope, entropy -= pt > 0 ? pt * log_pt : 0;
         outside_slope = qt > 0 ? term.slope / qt : 0;
       }
     }
-    // The sum R of all slopes, the bucket's too, is subtracted from each. With all q summing to one, outside - R is a sum over
-    // the named classes: digits are kept where nearly everything is outside.
-    const double outside_less_sum = outside_slope * named_q - slopes, sum = outside_slope - outside_less_sum;
+    // The sum of all slopes is subtracted from each. With all q summing to one, the bucket's less that sum is a sum over the
+    // named classes: digits are kept where nearly everything is outside.
+    const double outside_less_sum = outside_slope * named_q - slopes;
     if (invalid[lane]) value = __builtin_nan("");
     divergence[lane] = float(value), outside[lane] = invalid[lane] ? __builtin_nanf("") : float(outside_less_sum);
     mixture_entropy[lane] = float(entropy);

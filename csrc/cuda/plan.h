@@ -2,58 +2,142 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 namespace ensdistill::cuda {
 
-constexpr int kTileThreads = 128;   // a block of tiles; each tile of 1..32 lanes owns a row
-constexpr int kTileClasses = 1024;  // wider rows get a block each
+// For as many threads the 65536 registers of a multiprocessor suffice: at most 96 for each. Kernels for other divergences, and
+// those that read rows again and keep loads in registers, get 128.
+constexpr int kThreadsAtOnce = 640, kFewerThreadsAtOnce = 512;
 constexpr int kMaxBlockThreads = 512;
-constexpr int kThreadsAtOnce = 768;   // for as many threads the registers of a multiprocessor suffice: at most 80 for each
-constexpr int kReductionBytes = 512;  // head of a block's shared memory: two sets of 32 partial results of up to 8 bytes
+constexpr int kSlotBytes = 32;                     // of one partial result
+constexpr int kReductionBytes = 66 * kSlotBytes;   // head of a block's shared memory: two sets of 32, and two of a cluster
 constexpr int kMaxMembers = 1024;
 constexpr int kMaxClasses = 1 << 30;  // positions within a row are 32-bit; offsets of rows are 64-bit
 
-struct Plan {
-  bool tile;      // rows are owned by tiles of a warp, else by blocks
-  bool resident;  // the decoded row stays in shared memory, so each logit comes from device memory once; else it is read twice
-  int threads;    // of a block
-  int lanes;      // threads that share a row
-  int steps;      // vectors of a row that each of them walks, at most
-  size_t shared_bytes;
-
-  int rows_per_block() const { return threads / lanes; }
+enum class Layout : int {
+  staged,    // a thread for each row; the block's rows lie in shared memory as they lie in device memory
+  strided,   // a thread for each row, reading device memory: neighbouring rows are what is contiguous
+  tile,      // lanes of a warp for each row, which stays in shared memory
+  block,     // a block for each row, which stays in shared memory
+  cluster,   // several blocks for each row, which stays in their shared memory together
+  reread,    // a block for each row, which is read from device memory in each sweep
+  doubles,   // the same in double precision, any strides
 };
 
-constexpr int power_of_two_at_least(int x) {
-  int p = 1;
+inline const char* name_of(Layout layout) {
+  constexpr const char* names[] = {"staged", "strided", "tile", "block", "cluster", "reread", "doubles"};
+  return names[int(layout)];
+}
+
+// What the choice depends on.
+struct Shape {
+  int64_t rows, classes, members;
+  int student_bytes, target_bytes;  // of an element; targets of a sparse row: 0
+  bool geometric, doubles, sparse;
+  bool keeps_softmax;     // every plan must hold each member's softmax ready
+  bool unit_classes;      // classes neighbour in memory, in all matrices
+  bool flat;              // so do rows, from a 16-byte boundary on: a block's rows are one piece
+  int64_t entries;        // of a sparse row
+  int shared_limit;       // bytes of shared memory that a block may ask for
+  bool clusters;          // the device has them
+};
+
+struct Plan {
+  Layout layout;
+  int threads;         // of a block
+  int blocks;          // of a cluster
+  int lanes;           // threads of a block that share a row
+  int rows_per_block;
+  int steps;           // vectors of a row that each thread walks, at most
+  int buffers;         // of targets on chip
+  int table_size;      // of named classes
+  int64_t member_softmax_at, shelves_at, index_at, shared_bytes;
+  double bytes;        // through device memory, predicted
+
+  int64_t groups(int64_t rows) const { return (rows + rows_per_block - 1) / rows_per_block; }
+};
+
+constexpr int64_t power_of_two_at_least(int64_t x) {
+  int64_t p = 1;
   while (p < x) p *= 2;
   return p;
 }
+constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// `vector`: elements in the student's 16-byte accesses, 1 in the double-precision plan (which is never resident).
-// `shared_limit`: shared memory that a block may ask for. `several`: the mixture needs a running sum beside the last member.
-inline Plan choose_plan(int classes, int members, bool several, int vector, int shared_limit) {
-  const int vectors = (classes + 2 * (vector - 1)) / vector;  // an unaligned row may begin and end within a vector
-  Plan plan{};
-  const auto lay = [&](int threads, int lanes) {
-    plan.threads = threads, plan.lanes = lanes, plan.steps = (vectors + lanes - 1) / lanes;
-    // Student and last member, and the sum of the members before it; each thread keeps its own vectors, as floats.
-    plan.shared_bytes = kReductionBytes + sizeof(float) * (several ? 3 : 2) * size_t(plan.steps) * vector * threads;
-  };
-  plan.tile = classes <= kTileClasses && vector > 1;
-  if (plan.tile) {
-    lay(kTileThreads, std::min(32, power_of_two_at_least(vectors)));
-  } else {
-    // About four vectors a thread keep its loads in flight without leaving threads idle.
-    const int threads = std::clamp(power_of_two_at_least((vectors + 3) / 4), 128, 256);
-    lay(threads, threads);
-    // A multiprocessor that has room for one such block only should have more threads in it.
-    if (2 * plan.shared_bytes > size_t(shared_limit)) lay(kMaxBlockThreads, kMaxBlockThreads);
+// Of a sparse row's index: a bit for each class, and a word more, for two words are read at once.
+constexpr int64_t named_words(int64_t classes) { return round_up((classes + 31) / 32 + 1, 4); }
+
+class Planner {
+ public:
+  explicit Planner(const Shape& shape) : s(shape), vector(shape.doubles ? 1 : 16 / shape.student_bytes) {}
+
+  // The first that fits, from the one that moves the fewest bytes.
+  Plan choose() const {
+    Plan plan;
+    const auto fits = [&](const Plan& candidate, int limit) { return plan = candidate, candidate.shared_bytes <= limit; };
+    if (s.doubles) return lay(Layout::doubles, 256);
+    if (!s.unit_classes) return lay(Layout::strided, s.classes > 4096 ? 32 : 128);
+    if (s.flat && !s.sparse && s.classes <= 32)
+      for (int threads : {128, 64, 32})
+        if (fits(lay(Layout::staged, threads), s.shared_limit / 2)) return plan;
+    if (!s.sparse && s.classes <= 1024 && fits(lay(Layout::tile, 128), s.shared_limit)) return plan;
+    // About four vectors a thread keep its loads in flight without leaving threads idle. A multiprocessor that has room for
+    // one such block only should have more threads in it.
+    const int threads = int(std::clamp<int64_t>(power_of_two_at_least((vectors() + 3) / 4), 64, 256));
+    if (fits(lay(Layout::block, threads), s.shared_limit / 2) || fits(lay(Layout::block, kMaxBlockThreads), s.shared_limit)) return plan;
+    if (s.clusters && !s.sparse)
+      for (int blocks : {2, 4, 8})
+        // Two clusters at once, so that one computes while the other waits for memory, rather than fewer blocks.
+        if (fits(lay(Layout::cluster, kMaxBlockThreads, blocks), blocks < 8 ? s.shared_limit / 2 : s.shared_limit)) return plan;
+    return lay(Layout::reread, kFewerThreadsAtOnce / 2);
   }
-  plan.resident = vector > 1 && plan.shared_bytes <= size_t(shared_limit);
-  // Re-reading needs each member's maximum and log-sum at hand.
-  if (!plan.resident) plan.shared_bytes = kReductionBytes + 2 * sizeof(double) * size_t(members);
-  return plan;
-}
+
+  Plan lay(Layout layout, int threads, int blocks = 1) const {
+    Plan plan{};
+    plan.layout = layout, plan.threads = threads, plan.blocks = blocks;
+    const bool by_thread = layout == Layout::staged || layout == Layout::strided;
+    plan.lanes = by_thread ? 1 : layout == Layout::tile ? int(std::min<int64_t>(32, power_of_two_at_least(vectors()))) : threads;
+    plan.rows_per_block = threads / plan.lanes;
+    const int64_t walkers = int64_t(plan.lanes) * blocks;
+    plan.steps = int((vectors() + walkers - 1) / walkers);
+
+    const bool several = s.members > 1, resident = layout == Layout::tile || layout == Layout::block || layout == Layout::cluster;
+    int64_t at = by_thread || layout == Layout::tile ? 0 : kReductionBytes;
+    plan.member_softmax_at = -1;
+    if (!s.sparse && (!resident || (several && s.keeps_softmax))) {
+      plan.member_softmax_at = at;
+      at += round_up(2 * (s.doubles ? 8 : 4) * s.members * plan.rows_per_block, 16);
+    }
+    plan.shelves_at = at;
+    plan.buffers = s.sparse ? 0 : several ? 2 : 1;
+    if (layout == Layout::staged) {
+      const auto piece = [&](int size) { return round_up(plan.rows_per_block * s.classes * size, 16); };
+      at += piece(s.student_bytes) + s.members * piece(s.target_bytes);
+    } else if (resident) {
+      const int64_t slots = int64_t(plan.steps) * vector * threads;
+      at += slots * (s.student_bytes + plan.buffers * s.target_bytes + (several ? 4 : 0));
+    }
+    at = round_up(at, 16);
+    plan.index_at = at;
+    if (s.sparse) {
+      plan.table_size = int(power_of_two_at_least(2 * s.entries + 4));
+      at += 4 * named_words(s.classes) + (4 + (s.doubles ? 8 : 4)) * int64_t(plan.table_size);
+    }
+    plan.shared_bytes = at;
+
+    const double elements = double(s.rows) * double(s.classes);
+    const int reads = resident || layout == Layout::staged ? 1 : 2;
+    plan.bytes = elements * (s.student_bytes * (reads + 1) + double(s.members) * s.target_bytes * reads) + double(s.rows) * double(s.entries) * 12;
+    return plan;
+  }
+
+ private:
+  const Shape s;
+  const int vector;
+
+  // An unaligned row may begin and end within a vector.
+  int64_t vectors() const { return (s.classes + 2 * (vector - 1)) / vector; }
+};
 
 }  // namespace ensdistill::cuda

@@ -1,0 +1,251 @@
+// A row whose targets name every class: K members' logits, codes, log-probabilities or probabilities.
+//
+// First sweep, over the student and each member: maximum and sum of exponentials together. Last sweep: loss and gradient.
+// Resident panels bring each number from device memory once and keep the members' running sum beside it; others read again.
+#pragma once
+#include "row.cuh"
+
+namespace ensdistill::cuda {
+
+template <class Panel, class D>
+struct DenseRow : RowBase<Panel> {
+  using Base = RowBase<Panel>;
+  using Real = typename Panel::Real;
+  using Base::p, Base::panel, Base::q, Base::scale, Base::row, Base::active;
+  static constexpr int V = Panel::V, U = Panel::U;
+  // The forward KL's gradient needs no sum of slopes first: one sweep does.
+  static constexpr bool kForward = std::is_same_v<D, ForwardKl>;
+
+  // What the last sweep takes probabilities from: the only distribution, or the last member beside the sum of the others.
+  Softmax<Real> last;
+  bool single = true;
+  Real last_weight = 1;
+
+  ENSDISTILL_DEVICE DenseRow(const Problem& p, Panel& panel) : Base(p, panel) {}
+
+  ENSDISTILL_DEVICE D divergence() const {
+    if constexpr (kForward) return {};
+    else return {p.divergence};
+  }
+  ENSDISTILL_DEVICE Real member_weight(int k) const { return Real(p.weight[k]); }
+
+  // The softmax of the student and of each member.
+  ENSDISTILL_DEVICE void look(int64_t index) {
+    this->locate(index);
+    panel.open(*this);
+    const auto student = panel.student();
+    panel.wait_for_student();
+    this->know_student(this->template sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(student, step, x); }, Real(1 / p.temperature),
+                                              this->own_unit(), this->smoothed()));
+    const int members = p.prepared->members_used;
+    single = members == 1 || p.geometric;
+    last_weight = member_weight(members - 1);
+    read_targets(members);
+  }
+
+  ENSDISTILL_DEVICE void run(int64_t index) {
+    look(index);
+    if constexpr (kForward) {
+      this->finish(forward());
+    } else {
+      const Pair<Real> sums = terms();
+      if (p.gradient) gradient(sums.b);
+      this->finish(sums.a);
+    }
+    panel.close();
+  }
+
+  // --- the first sweep over the targets
+
+  template <int Count, class Reader>
+  ENSDISTILL_DEVICE Softmax<Real> softmax_of(const Reader& reader) const {
+    const Real inv_t = Real(1 / p.target_temperature());
+    const auto s = this->template sums<Count>([&](int step, Real(*x)[V]) { this->template read<Count>(reader, step, x); }, inv_t);
+    return Softmax<Real>(s.max, inv_t, s.sum);
+  }
+  template <int Count, class Reader>
+  ENSDISTILL_DEVICE Softmax<Real> softmax_of_member(const Reader& reader) const {
+    Softmax<Real> softmax = softmax_of<Count>(reader);
+    // Of probabilities, the sum itself: one that is far from 1 belongs to no distribution.
+    const Real sum = exponential(softmax.log_sum_exp());
+    if (p.kind == Kind::probs && !(sum >= Real(0.95) && sum <= Real(1.05))) softmax.log_sum = not_a_number<Real>();
+    return softmax;
+  }
+
+  ENSDISTILL_DEVICE void read_targets(int members) {
+    if constexpr (Panel::kResident) {
+#pragma unroll 1
+      for (int k = 0; k < members; ++k) {
+        if (k + 1 < members) {
+          panel.bring_member(k + 1, row);
+          async_wait<1>();
+        } else {
+          async_wait<0>();
+        }
+        const auto shelf = panel.shelf_of(k, row);
+        if (p.geometric && members > 1) {
+          add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * z[j]; }, shelf);
+          continue;
+        }
+        last = softmax_of_member<U>(shelf);
+        panel.keep_softmax(k, last);
+        if (k + 1 < members) add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * exponential(last.log_prob(z[j])); }, shelf);
+      }
+      if (p.geometric && members > 1) last = softmax_of<1>(panel.sum());
+    } else if (p.geometric && members > 1) {
+      const Real inv_t = Real(1 / p.target_temperature());
+      const auto s = this->template sums<1>([&](int step, Real(*x)[V]) { read_mean(step, x); }, inv_t);
+      last = Softmax<Real>(s.max, inv_t, s.sum);
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < members; ++k) {
+        last = softmax_of_member<U>(panel.member(k, row));
+        panel.keep_softmax(k, last);
+      }
+    }
+    panel.group.sync();
+  }
+
+  template <class Value, class Reader>
+  ENSDISTILL_DEVICE void add_to_sum(int k, const Value& value, const Reader& reader) const {
+    const auto sums = panel.sum();
+#pragma unroll 1
+    for (int step = 0; step < panel.span.steps; ++step) {
+      Real z[1][V], sum[1][V] = {};
+      this->template read<1>(reader, step, z);
+      if (k > 0) sums.get_numbers(step, sum[0]);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[0][j] += value(z[0], j);
+      sums.put_numbers(step, sum[0]);
+    }
+  }
+
+  // One vector of member k, or of the members' weighted mean, from device memory.
+  ENSDISTILL_DEVICE void read_member(int k, int step, Real (*z)[V]) const { this->template read<1>(panel.member(k, row), step, z); }
+  ENSDISTILL_DEVICE void read_mean(int step, Real (*x)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[0][j] = 0;
+#pragma unroll 1
+    for (int k = 0; k < p.prepared->members_used; ++k) {
+      Real z[1][V];
+      read_member(k, step, z);
+#pragma unroll
+      for (int j = 0; j < V; ++j) x[0][j] += member_weight(k) * z[0][j];
+    }
+  }
+
+  // --- the mixture of a vector, and its logarithms
+
+  ENSDISTILL_DEVICE void mixture(int step, Real* prob, Real* log_prob) const {
+    Real z[1][V];
+    if constexpr (Panel::kResident) {
+      if (p.geometric && p.prepared->members_used > 1) this->template read<1>(panel.sum(), step, z);
+      else this->template read<1>(panel.shelf_of(p.prepared->members_used - 1, row), step, z);
+      if (single) return from_logits(z[0], prob, log_prob);
+      panel.sum().get_numbers(step, prob);
+#pragma unroll
+      for (int j = 0; j < V; ++j) prob[j] += last_weight * exponential(last.log_prob(z[0][j]));
+    } else {
+      if (single) {
+        if (p.geometric && p.prepared->members_used > 1) read_mean(step, z);
+        else read_member(0, step, z);
+        return from_logits(z[0], prob, log_prob);
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) prob[j] = 0;
+#pragma unroll 1
+      for (int k = 0; k < p.prepared->members_used; ++k) {
+        read_member(k, step, z);
+        const Softmax<Real> member = panel.softmax(k, last.inv_t);
+#pragma unroll
+        for (int j = 0; j < V; ++j) prob[j] += member_weight(k) * exponential(member.log_prob(z[0][j]));
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) log_prob[j] = logarithm(prob[j]);
+    if constexpr (!kForward) {
+      // Under a logarithm alone, what has no digits left in a float still matters.
+      if (p.divergence != Divergence::reverse_kl) return;
+      for (int j = 0; j < V; ++j)
+        if (prob[j] < Real(1e-37) && panel.span.inside(panel.span.first(step) + j)) log_prob[j] = log_of_little(panel.span.first(step) + j);
+    }
+  }
+  // Exact log-probabilities, made as the student's are: the loss is 0 where they agree.
+  ENSDISTILL_DEVICE void from_logits(const Real* z, Real* prob, Real* log_prob) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) log_prob[j] = last.log_prob(z[j]), prob[j] = exponential(log_prob[j]);
+  }
+  ENSDISTILL_DEVICE Real log_of_little(int c) const {
+    Real max = minus_infinity<Real>(), sum = 0;
+#pragma unroll 1
+    for (int k = 0; k < p.prepared->members_used; ++k) {
+      const Real x = panel.softmax(k, last.inv_t).log_prob(panel.member_at(k, row, c)) + logarithm(member_weight(k));
+      const Real next = larger(max, x), against = reference_of(next);
+      sum = sum * exponential(max - against) + exponential(x - against);
+      max = next;
+    }
+    return max + logarithm(sum);
+  }
+
+  // --- the last sweep
+
+  template <class Each>
+  ENSDISTILL_DEVICE void each_step(const Each& each) const {
+    const auto student = panel.student();
+#pragma unroll 1
+    for (int step = 0; step < panel.span.steps; ++step) {
+      Real s[1][V], prob[V], log_prob[V];
+      this->template read<1>(student, step, s);
+      mixture(step, prob, log_prob);
+      each(step, s[0], prob, log_prob);
+    }
+  }
+
+  ENSDISTILL_DEVICE Real forward() const {
+    Real value = 0;
+    each_step([&](int step, const Real* s, const Real* prob, const Real* log_prob) {
+      Real g[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const Real log_q = q.log_prob(s[j]);
+        value += forward_kl_term(prob[j], log_prob[j], log_q);
+        g[j] = forward_kl_gradient(exponential(log_q), prob[j], scale.divergence);
+      }
+      if (p.gradient) this->store(step, s, g);
+    });
+    return panel.group.reduce(value, Real(0), Add<Real>{});
+  }
+
+  // Elements outside the row have neither p nor q, so they add nothing.
+  ENSDISTILL_DEVICE Term<Real> term(Real s, Real prob, Real log_prob, Real* prob_q) const {
+    const Real log_q = q.log_prob(s);
+    *prob_q = exponential(log_q);
+    return divergence().template at<Math>(prob, *prob_q, log_prob - log_q, Real(p.beta));
+  }
+  ENSDISTILL_DEVICE Pair<Real> terms() const {
+    Pair<Real> sums{0, 0};
+    each_step([&](int, const Real* s, const Real* prob, const Real* log_prob) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        Real prob_q;
+        const Term<Real> t = term(s[j], prob[j], log_prob[j], &prob_q);
+        sums.a += t.value, sums.b += t.slope;
+      }
+    });
+    return panel.group.reduce(sums, Pair<Real>{0, 0}, AddPairs<Real>{});
+  }
+  ENSDISTILL_DEVICE void gradient(Real slopes) const {
+    each_step([&](int step, const Real* s, const Real* prob, const Real* log_prob) {
+      Real g[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        Real prob_q;
+        const Term<Real> t = term(s[j], prob[j], log_prob[j], &prob_q);
+        g[j] = scale.divergence * (t.slope - prob_q * slopes);
+      }
+      this->store(step, s, g);
+    });
+  }
+};
+
+}  // namespace ensdistill::cuda

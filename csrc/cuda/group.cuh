@@ -1,0 +1,83 @@
+// The threads that own a row together, and how they meet: a lane alone, lanes of a warp, a block, a cluster of blocks. Some
+// kernels learn which at run time only: one for each would be three times as many. Reductions run in a fixed order, so the
+// same input gives the same bits, and all threads end with the same ones as long as op(a, b) and op(b, a) are bitwise equal.
+#pragma once
+#include "hardware.cuh"
+#include "plan.h"
+
+namespace ensdistill::cuda {
+
+template <class T, class Op>
+ENSDISTILL_DEVICE T reduce_lanes(T x, int lanes, const Op& op) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) x = op(x, from_lane_across(x, distance));
+  return x;
+}
+
+enum class Meeting { alone, block, any };
+
+template <Meeting kMeeting>
+struct Group {
+  int lanes;   // up to 32, a power of two; else the whole block
+  int blocks;  // of a cluster
+  int size, rank;
+  int index;              // of the block's groups
+  unsigned char* memory;  // from two blocks' worth of threads on: slots for partial results, see kReductionBytes
+  int turn = 0;
+
+  // `memory` may be null for groups of up to 32 lanes.
+  ENSDISTILL_DEVICE Group(int lanes, unsigned char* memory, bool cluster = false)
+      : lanes(lanes),
+        blocks(cluster ? cluster_size() : 1),
+        size(lanes * blocks),
+        rank(int(threadIdx.x) % lanes + (blocks > 1 ? cluster_rank() * lanes : 0)),
+        index(int(threadIdx.x) / lanes),
+        memory(memory) {}
+
+  template <class T, class Op>
+  ENSDISTILL_DEVICE T reduce(T x, T neutral, const Op& op) {
+    if constexpr (kMeeting == Meeting::alone) return x;
+    if (kMeeting == Meeting::any && lanes <= 32) return reduce_lanes(x, lanes, op);
+    x = reduce_block(x, neutral, op);
+    return kMeeting == Meeting::any && blocks > 1 ? reduce_blocks(x, neutral, op) : x;
+  }
+  ENSDISTILL_DEVICE void sync() const {
+    if constexpr (kMeeting == Meeting::alone) return;
+    if (kMeeting == Meeting::any && lanes <= 32) __syncwarp();
+    else if (kMeeting == Meeting::any && blocks > 1) cluster_barrier();
+    else __syncthreads();
+  }
+  // In its block: shared memory is each block's own.
+  ENSDISTILL_DEVICE bool first_here() const { return int(threadIdx.x) % lanes == 0; }
+
+ private:
+  // One barrier: the next reduction writes the other set of slots, and nobody can write this one again before all threads
+  // have passed that next one's barrier, that is, have read this one.
+  template <class T, class Op>
+  ENSDISTILL_DEVICE T reduce_block(T x, T neutral, const Op& op) {
+    static_assert(sizeof(T) <= kSlotBytes, "a slot's size");
+    T* slot = reinterpret_cast<T*>(memory + 32 * kSlotBytes * turn);
+    turn ^= 1;
+    const int thread = int(threadIdx.x), warps = int(blockDim.x) / 32;
+    x = reduce_lanes(x, 32, op);
+    if (thread % 32 == 0) slot[thread / 32] = x;
+    __syncthreads();
+    return reduce_lanes(thread % 32 < warps ? slot[thread % 32] : neutral, 32, op);
+  }
+  template <class T, class Op>
+  ENSDISTILL_DEVICE T reduce_blocks(T x, T neutral, const Op& op) {
+    auto* mine = reinterpret_cast<uint32_t*>(memory + kSlotBytes * (64 + turn));
+    if (threadIdx.x == 0) memcpy(mine, &x, sizeof(T));
+    cluster_barrier();
+    x = neutral;
+    const int lane = int(threadIdx.x) % 32;
+    if (lane < blocks) {
+      uint32_t word[sizeof(T) / 4];
+#pragma unroll
+      for (int i = 0; i < int(sizeof(T) / 4); ++i) word[i] = word_of_block(mine + i, lane);
+      memcpy(&x, word, sizeof(T));
+    }
+    return reduce_lanes(x, 32, op);
+  }
+};
+
+}  // namespace ensdistill::cuda

@@ -1,0 +1,57 @@
+// The two small kernels around the rows': what is prepared on the device, and the sum of the rows' losses.
+#pragma once
+#include "problem.cuh"
+
+namespace ensdistill::cuda {
+
+// Counts rows (whole numbers, so the order of the additions doesn't matter) and normalises the weights. `out` comes zeroed.
+__global__ void __launch_bounds__(256) prepare(Prepared* out, int* member, double* weight, const double* weights, int members,
+                                                      const LossCall call) {
+  __shared__ __align__(16) unsigned char slots[kReductionBytes];
+  Group<Meeting::block> block(int(blockDim.x), slots);
+  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (call.labels) {
+    int64_t counted = 0;
+    for (int64_t n = thread; n < call.rows; n += int64_t(gridDim.x) * blockDim.x) counted += call.labels[n] != call.ignore_index;
+    counted = block.reduce(counted, int64_t(0), Add<int64_t>{});
+    if (block.rank == 0 && counted > 0) atomicAdd(&out->counted, static_cast<unsigned long long>(counted));
+  }
+  if (blockIdx.x > 0) return;
+  double classes = double(call.classes);
+  if (call.class_weights) {
+    classes = 0;
+    for (int64_t c = thread; c < call.classes; c += blockDim.x) classes += call.class_weights[c];
+    classes = block.reduce(classes, 0.0, Add<double>{});
+  }
+  if (thread != 0) return;
+  out->class_weight_sum = classes;
+  if (!call.labels) out->counted = call.rows;
+  double total = 0;
+  bool valid = true;
+  int used = 0;
+  for (int k = 0; k < members; ++k) {
+    const double w = weights ? weights[k] : 1.0;
+    valid = valid && w >= 0 && w <= 1e300;
+    total += w;
+    if (w > 0) member[used] = k, weight[used] = w, ++used;
+  }
+  valid = valid && total > 0;
+  if (!valid) used = 1, member[0] = 0, weight[0] = 1;  // something that can be read: the rows become NaN anyway
+  if (valid)
+    for (int k = 0; k < used; ++k) weight[k] /= total;
+  out->members_used = used;
+  out->valid = valid;
+}
+
+// One block, so that the order is fixed; in double, so that it hardly matters.
+template <class Real>
+__global__ void __launch_bounds__(512) reduce_rows(const Problem p, Real* loss) {
+  __shared__ __align__(16) unsigned char slots[kReductionBytes];
+  Group<Meeting::block> block(int(blockDim.x), slots);
+  double sum = 0;
+  for (int64_t n = block.rank; n < p.rows; n += block.size) sum += static_cast<const Real*>(p.row_loss)[n];
+  sum = block.reduce(sum, 0.0, Add<double>{});
+  if (block.rank == 0) *loss = Real(sum * row_factor(p));
+}
+
+}  // namespace ensdistill::cuda

@@ -1,0 +1,5 @@
+#include "../kernels.cuh"
+
+namespace ensdistill::cuda {
+void launch_f16_f32(const Problem& problem, const Plan& plan, cudaStream_t stream) { launch_dense<F16, float>(problem, plan, stream); }
+}  // namespace ensdistill::cuda
