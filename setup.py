@@ -38,7 +38,7 @@ if torch.version.cuda and CUDA_HOME:
     extensions.append(
         CUDAExtension(
             "ensdistill._cuda",
-            ["csrc/cuda/module.cpp", "csrc/cuda/distill_loss.cu"],
+            ["csrc/cuda/module.cpp", *sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True))],
             extra_compile_args={
                 "cxx": [*CXX, f'-DENSDISTILL_ARCHITECTURES="{architectures}"'],
                 "nvcc": ["-std=c++17", "-O3", "-DUSE_CUDA", *STABLE_ABI],

@@ -53,6 +53,16 @@ def build_info() -> dict[str, Any]:
     }
 
 
+def kernel_plan(*shape: Any) -> dict[str, Any]:
+    """See `ensdistill.plans.kernel_plan`."""
+    return dict(_cpu.kernel_plan(*shape))
+
+
+def kernel_registers(*kernel: Any) -> int | None:
+    """What the CUDA library says; None where there is none, or no GPU to load it for."""
+    return int(_cuda.registers(*kernel)) if _cuda is not None and torch.cuda.is_available() else None
+
+
 def release_memory() -> int:
     """Free the memory of the last gradient, which is kept for the next call of the loss on the CPU.
 

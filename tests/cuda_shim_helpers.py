@@ -164,7 +164,8 @@ class Shim:
 
         def op(*arguments: Any) -> Any:
             try:
-                return self.op(*arguments)
+                with _poisoned_memory():
+                    return self.op(*arguments)
             except RuntimeError as error:
                 if "so far" not in str(error) or not (features_of(self.op, arguments) & set(waiting)):
                     raise
@@ -176,6 +177,17 @@ class Shim:
             yield
         finally:
             ops.distill_loss = real
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Tensors that torch makes hold NaN, or the largest integer, until somebody writes there."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)  # a part of which is torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 def features_of(op: Any, arguments: tuple[Any, ...]) -> set[str]:

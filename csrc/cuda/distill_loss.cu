@@ -43,6 +43,8 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   s.sparse = a.sparse(), s.geometric = p.geometric;
   s.keeps_softmax = p.divergence == Divergence::reverse_kl;
   s.unit_classes = p.student.class_stride == 1 && (a.sparse() || p.targets.class_stride == 1);
+  // The gradient says where; its memory is new.
+  s.aligned = a.with_gradient && !s.doubles && p.classes * s.student_bytes % 16 == 0;
   s.flat = !a.sparse() && is_flat(p.student, outer, p.inner, p.classes) && is_flat(p.targets, outer, p.inner, p.classes) &&
            p.target_member_stride * bytes_of(p.targets.type) % 16 == 0;
   s.shared_limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -125,6 +127,17 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
 }
 
 }  // namespace
+
+int registers_of_plan(Layout layout, Element student, Element target, Divergence divergence, bool sparse) {
+  int registers = 0;
+  Plan plan{};
+  plan.layout = layout, plan.registers = &registers;
+  Problem p{};
+  p.student.type = student, p.targets.type = target, p.divergence = divergence, p.kind = sparse ? Kind::topk : Kind::logits;
+  launch_rows_of(p, plan, nullptr);
+  return registers;
+}
+
 }  // namespace ensdistill::cuda
 
 #ifndef ENSDISTILL_SHIM

@@ -30,6 +30,10 @@ __global__ void __launch_bounds__(threads_at_once<Row>(), 1) distill_rows(const 
 
 template <class Row>
 void launch_rows(const Problem& problem, const Plan& plan, cudaStream_t stream) {
+  if (plan.registers) {
+    *plan.registers = registers_of(distill_rows<Row>);
+    return;
+  }
   const int64_t groups = std::min<int64_t>(plan.groups(problem.rows), 0x7fffffff / plan.blocks);
   launch_clusters(distill_rows<Row>, dim3(unsigned(groups * plan.blocks)), unsigned(plan.blocks), dim3(unsigned(plan.threads)), size_t(plan.shared_bytes),
                   stream, problem);

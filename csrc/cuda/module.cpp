@@ -3,8 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../problem.h"
+#include "plan.h"
 
 namespace {
 
@@ -22,7 +26,18 @@ std::vector<std::string> architectures() {
 
 }  // namespace
 
+namespace ensdistill::cuda {
+int registers_of_plan(Layout, Element student, Element target, Divergence, bool sparse);
+}
+
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of ensdistill; use ensdistill.ops.";
   m.attr("architectures") = architectures();
+  m.def("registers", [](const std::string& layout, int student, int target, int divergence, bool sparse) {
+    using namespace ensdistill;
+    for (int i = 0; i <= int(cuda::Layout::doubles); ++i)
+      if (layout == cuda::name_of(cuda::Layout(i)))
+        return cuda::registers_of_plan(cuda::Layout(i), Element(student), Element(target), Divergence(divergence), sparse);
+    throw std::invalid_argument("layout: no plan is called " + layout);
+  });
 }

@@ -37,6 +37,7 @@ struct Shape {
   bool geometric, doubles, sparse;
   bool keeps_softmax;     // every plan must hold each member's softmax ready
   bool unit_classes;      // classes neighbour in memory, in all matrices
+  bool aligned;           // each row, where it is cut into vectors, begins and ends at a boundary of 16 bytes
   bool flat;              // so do rows, from a 16-byte boundary on: a block's rows are one piece
   int64_t entries;        // of a sparse row
   int shared_limit;       // bytes of shared memory that a block may ask for
@@ -54,6 +55,7 @@ struct Plan {
   int table_size;      // of named classes
   int64_t member_softmax_at, shelves_at, index_at, shared_bytes;
   double bytes;        // through device memory, predicted
+  int* registers;      // where not a launch is wanted, but the number of registers that its kernel takes
 
   int64_t groups(int64_t rows) const { return (rows + rows_per_block - 1) / rows_per_block; }
 };
@@ -82,14 +84,17 @@ class Planner {
       for (int threads : {128, 64, 32})
         if (fits(lay(Layout::staged, threads), s.shared_limit / 2)) return plan;
     if (!s.sparse && s.classes <= 1024 && fits(lay(Layout::tile, 128), s.shared_limit)) return plan;
-    // About four vectors a thread keep its loads in flight without leaving threads idle. A multiprocessor that has room for
-    // one such block only should have more threads in it.
+    // About four vectors a thread keep its loads in flight without leaving threads idle. While one block computes, others of
+    // its multiprocessor should wait for memory: a row that takes more than a third of it is cut up, if it can be.
     const int threads = int(std::clamp<int64_t>(power_of_two_at_least((vectors() + 3) / 4), 64, 256));
-    if (fits(lay(Layout::block, threads), s.shared_limit / 2) || fits(lay(Layout::block, kMaxBlockThreads), s.shared_limit)) return plan;
-    if (s.clusters && !s.sparse)
-      for (int blocks : {2, 4, 8})
-        // Two clusters at once, so that one computes while the other waits for memory, rather than fewer blocks.
-        if (fits(lay(Layout::cluster, kMaxBlockThreads, blocks), blocks < 8 ? s.shared_limit / 2 : s.shared_limit)) return plan;
+    const int most = s.clusters && !s.sparse ? 8 : 1;
+    for (int share : {3, 2, 1}) {
+      const int limit = s.shared_limit / share - (share > 1 ? 1024 : 0);  // the system takes a little of each block
+      const int width = share > 1 ? threads : kMaxBlockThreads;
+      if (fits(lay(Layout::block, width), limit)) return plan;
+      for (int blocks = 2; blocks <= most; blocks *= 2)
+        if (fits(lay(Layout::cluster, width, blocks), limit)) return plan;
+    }
     return lay(Layout::reread, kFewerThreadsAtOnce / 2);
   }
 
@@ -100,7 +105,7 @@ class Planner {
     plan.lanes = by_thread ? 1 : layout == Layout::tile ? int(std::min<int64_t>(32, power_of_two_at_least(vectors()))) : threads;
     plan.rows_per_block = threads / plan.lanes;
     const int64_t walkers = int64_t(plan.lanes) * blocks;
-    plan.steps = int((vectors() + walkers - 1) / walkers);
+    plan.steps = int(by_thread ? s.classes : (vectors() + walkers - 1) / walkers);
 
     const bool several = s.members > 1, resident = layout == Layout::tile || layout == Layout::block || layout == Layout::cluster;
     int64_t at = by_thread || layout == Layout::tile ? 0 : kReductionBytes;
@@ -137,7 +142,7 @@ class Planner {
   const int vector;
 
   // An unaligned row may begin and end within a vector.
-  int64_t vectors() const { return (s.classes + 2 * (vector - 1)) / vector; }
+  int64_t vectors() const { return s.aligned ? s.classes / vector : (s.classes + 2 * (vector - 1)) / vector; }
 };
 
 }  // namespace ensdistill::cuda

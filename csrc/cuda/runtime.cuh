@@ -48,6 +48,20 @@ inline int device_attribute(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+#ifndef ENSDISTILL_SHIM
+template <class... Parameters>
+int registers_of(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.numRegs;
+}
+#else
+template <class... Parameters>
+int registers_of(void (*)(Parameters...)) {
+  return 0;
+}
+#endif
+
 inline void fill_zero(void* to, size_t bytes, cudaStream_t stream) { check(cudaMemsetAsync(to, 0, bytes, stream)); }
 
 // `cluster` neighbouring blocks run at the same time and see each other's shared memory: 1, or on sm_90 and later up to 16, of
@@ -55,7 +69,7 @@ inline void fill_zero(void* to, size_t bytes, cudaStream_t stream) { check(cudaM
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, cudaStream_t stream,
                      Arguments&&... arguments) {
-  constexpr size_t kUnasked = 48 * 1024;   // of shared memory; more a kernel gets only if it has been asked for
+  constexpr size_t kUnasked = 48 * 1024;    // of shared memory; more a kernel gets only if it has been asked for
   constexpr unsigned kPortableCluster = 8;  // the same for blocks
   if (shared_bytes > kUnasked) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
   if (cluster > kPortableCluster) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));

@@ -103,15 +103,17 @@ cudaError_t launch(const void* kernel, const char* name, const cudaLaunchConfig_
     const std::lock_guard<std::mutex> lock(mutex);
     const Permission& permission = permissions[kernel];
     const auto none = [](const uint3& d) { return d.x == 0 || d.y == 0 || d.z == 0; };
-    if (none(grid) || none(block) || none(cluster) || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return note(cudaErrorInvalidConfiguration);
+    if (none(grid) || none(block) || none(cluster) || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+      return note(cudaErrorInvalidConfiguration);
     if (block.x > 1024 || block.y > 1024 || block.z > 64 || uint64_t(block.x) * block.y * block.z > 1024) return note(cudaErrorInvalidConfiguration);
     if (config.dynamicSmemBytes > permission.shared_bytes) return note(cudaErrorInvalidValue);
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) return note(cudaErrorInvalidConfiguration);
     const uint64_t size = uint64_t(cluster.x) * cluster.y * cluster.z;
     if (size > (permission.large_cluster ? kLargestCluster : kPortableCluster)) return note(cudaErrorClusterOutOfResources);
     if (size > 1 && attributes.at(cudaDevAttrComputeCapabilityMajor) < 9) return note(cudaErrorInvalidConfiguration);
-    launches += std::string(name) + "\t" + std::to_string(uint64_t(grid.x) * grid.y * grid.z) + "\t" + std::to_string(uint64_t(block.x) * block.y * block.z) +
-                "\t" + std::to_string(config.dynamicSmemBytes) + "\t" + std::to_string(size) + "\n";
+    launches += std::string(name) + "\t" + std::to_string(uint64_t(grid.x) * grid.y * grid.z) + "\t" +
+                std::to_string(uint64_t(block.x) * block.y * block.z) + "\t" + std::to_string(config.dynamicSmemBytes) + "\t" + std::to_string(size) +
+                "\n";
   }
   run(name, shape, body, argument);
   return cudaSuccess;

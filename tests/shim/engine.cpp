@@ -222,7 +222,8 @@ void lay_out(const Shape& shape, const uint3& first) {
   for (unsigned rank = 0; rank < size; ++rank) {
     Block& block = group.blocks[rank];
     block.rank = rank;
-    block.index = {first.x + rank % shape.cluster.x, first.y + rank / shape.cluster.x % shape.cluster.y, first.z + rank / shape.cluster.x / shape.cluster.y};
+    block.index = {first.x + rank % shape.cluster.x, first.y + rank / shape.cluster.x % shape.cluster.y,
+                   first.z + rank / shape.cluster.x / shape.cluster.y};
     block.alive = int(threads);
     if (size > 1) block.shared = poisoned;
     block.threads.resize(threads);
@@ -387,7 +388,8 @@ unsigned cluster_size() { return unsigned(engine.group.blocks.size()); }
 
 void read_shared(void* to, const void* address, size_t bytes, unsigned rank, Place place) {
   const std::vector<Block>& blocks = engine.group.blocks;
-  if (!engine.shared.holds(address, bytes)) fail("out of bounds: %p isn't shared memory, here or in another block (%s:%d)", address, place.file, place.line);
+  if (!engine.shared.holds(address, bytes))
+    fail("out of bounds: %p isn't shared memory, here or in another block (%s:%d)", address, place.file, place.line);
   if (rank >= blocks.size()) fail("out of bounds: block %u of a cluster of %zu (%s:%d)", rank, blocks.size(), place.file, place.line);
   if (!blocks[rank].alive) fail("shared memory of block %u of the cluster, which has exited already (%s:%d)", rank, place.file, place.line);
   const bool own = &blocks[rank] == self().block;

@@ -9,8 +9,8 @@ namespace shim {
 
 class SharedMemory {
  public:
-  static constexpr int kPoison = 0xff;                // all bits set is a NaN in every format, and no likely number or index
-  static constexpr size_t kLargest = 256 * 1024;      // of the dynamic part
+  static constexpr int kPoison = 0xff;            // all bits set is a NaN in every format, and no likely number or index
+  static constexpr size_t kLargest = 256 * 1024;  // of the dynamic part
   using Image = std::vector<unsigned char>;
 
   // For the launches of this host thread, until close().

@@ -189,7 +189,8 @@ void formats() {
 }
 void widened() {
   for (unsigned i = 0; i < 65536; ++i) {
-    const float x[] = {__half2float(__ushort_as_half(static_cast<unsigned short>(i))), __bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(i)))};
+    const float x[] = {__half2float(__ushort_as_half(static_cast<unsigned short>(i))),
+                       __bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(i)))};
     std::fwrite(x, sizeof x, 1, stdout);
   }
 }

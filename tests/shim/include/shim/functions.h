@@ -42,10 +42,10 @@ void store(T* p, T x, Place place) {
 
 // --- memory
 
-#define ENSDISTILL_SHIM_LOAD(name)                         \
-  template <class T>                                       \
+#define ENSDISTILL_SHIM_LOAD(name)                                   \
+  template <class T>                                                 \
   ENSDISTILL_SHIM_INLINE T name(const T* p, ENSDISTILL_SHIM_PLACE) { \
-    return shim::load(p, place);                           \
+    return shim::load(p, place);                                     \
   }
 ENSDISTILL_SHIM_LOAD(__ldg)
 ENSDISTILL_SHIM_LOAD(__ldcg)
@@ -54,10 +54,10 @@ ENSDISTILL_SHIM_LOAD(__ldcs)
 ENSDISTILL_SHIM_LOAD(__ldlu)
 ENSDISTILL_SHIM_LOAD(__ldcv)
 #undef ENSDISTILL_SHIM_LOAD
-#define ENSDISTILL_SHIM_STORE(name)                              \
-  template <class T>                                             \
+#define ENSDISTILL_SHIM_STORE(name)                                    \
+  template <class T>                                                   \
   ENSDISTILL_SHIM_INLINE void name(T* p, T x, ENSDISTILL_SHIM_PLACE) { \
-    shim::store(p, x, place);                                    \
+    shim::store(p, x, place);                                          \
   }
 ENSDISTILL_SHIM_STORE(__stwb)
 ENSDISTILL_SHIM_STORE(__stcg)
@@ -77,16 +77,16 @@ ENSDISTILL_SHIM_INLINE T ensdistill_shim_atomic(T* p, F update) {
   *p = update(old);
   return old;
 }
-#define ENSDISTILL_SHIM_ATOMIC(name, expression)                                        \
-  template <class T>                                                                    \
-  ENSDISTILL_SHIM_INLINE T name(T* p, typename std::common_type<T>::type x) {           \
-    return ensdistill_shim_atomic(p, [x](T old) -> T { return T(expression); });        \
+#define ENSDISTILL_SHIM_ATOMIC(name, expression)                                 \
+  template <class T>                                                             \
+  ENSDISTILL_SHIM_INLINE T name(T* p, typename std::common_type<T>::type x) {    \
+    return ensdistill_shim_atomic(p, [x](T old) -> T { return T(expression); }); \
   }
 ENSDISTILL_SHIM_ATOMIC(atomicAdd, old + x)
 ENSDISTILL_SHIM_ATOMIC(atomicSub, old - x)
 ENSDISTILL_SHIM_ATOMIC(atomicMax, old > x ? old : x)
 ENSDISTILL_SHIM_ATOMIC(atomicMin, old < x ? old : x)
-ENSDISTILL_SHIM_ATOMIC(atomicAnd, old & x)
+ENSDISTILL_SHIM_ATOMIC(atomicAnd, old& x)
 ENSDISTILL_SHIM_ATOMIC(atomicOr, old | x)
 ENSDISTILL_SHIM_ATOMIC(atomicXor, old ^ x)
 ENSDISTILL_SHIM_ATOMIC(atomicExch, ((void)old, x))
@@ -99,9 +99,9 @@ T atomicCAS(T* p, typename std::common_type<T>::type expected, typename std::com
 
 // --- lanes of a warp
 
-#define ENSDISTILL_SHIM_SHUFFLE(name, kind)                                                                                        \
-  template <class T>                                                                                                               \
-  T name(unsigned mask, T x, int operand, int width = 32, ENSDISTILL_SHIM_PLACE) {                                                           \
+#define ENSDISTILL_SHIM_SHUFFLE(name, kind)                                                                                      \
+  template <class T>                                                                                                             \
+  T name(unsigned mask, T x, int operand, int width = 32, ENSDISTILL_SHIM_PLACE) {                                               \
     return shim::from_bits<T>(shim::shuffle(shim::Shuffle::kind, mask, shim::to_bits(x), int(sizeof x), operand, width, place)); \
   }
 ENSDISTILL_SHIM_SHUFFLE(__shfl_xor_sync, by_xor)
@@ -153,9 +153,15 @@ template <class T>
 T __reduce_min_sync(unsigned mask, T x, ENSDISTILL_SHIM_PLACE) {
   return shim::reduced("__reduce_min_sync", mask, x, shim::smallest<T>, place);
 }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) { return shim::reduced("__reduce_and_sync", mask, x, shim::both, place); }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) { return shim::reduced("__reduce_or_sync", mask, x, shim::either, place); }
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) { return shim::reduced("__reduce_xor_sync", mask, x, shim::odd, place); }
+inline unsigned __reduce_and_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) {
+  return shim::reduced("__reduce_and_sync", mask, x, shim::both, place);
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) {
+  return shim::reduced("__reduce_or_sync", mask, x, shim::either, place);
+}
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned x, ENSDISTILL_SHIM_PLACE) {
+  return shim::reduced("__reduce_xor_sync", mask, x, shim::odd, place);
+}
 
 // --- blocks
 
@@ -225,8 +231,8 @@ ENSDISTILL_SHIM_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned sel
   return r;
 }
 
-#define ENSDISTILL_SHIM_MINMAX(T)                                    \
-  ENSDISTILL_SHIM_INLINE T min(T a, T b) { return b < a ? b : a; }   \
+#define ENSDISTILL_SHIM_MINMAX(T)                                  \
+  ENSDISTILL_SHIM_INLINE T min(T a, T b) { return b < a ? b : a; } \
   ENSDISTILL_SHIM_INLINE T max(T a, T b) { return a < b ? b : a; }
 ENSDISTILL_SHIM_MINMAX(int)
 ENSDISTILL_SHIM_MINMAX(unsigned)

@@ -17,7 +17,7 @@ uint16_t round_to_16_bits(double x) {
   if (a == 0) return sign;
   int exponent = std::ilogb(a);
   if (exponent > largest) return sign | infinity;
-  if (exponent < smallest) exponent = smallest;  // subnormal: the unit stays
+  if (exponent < smallest) exponent = smallest;                              // subnormal: the unit stays
   const double units = std::nearbyint(std::scalbn(a, mantissa - exponent));  // exact but for the rounding, which is to even
   // A carry out of the mantissa runs into the exponent, as it should, up to infinity.
   return uint16_t(sign | uint16_t((exponent - smallest) * (1 << mantissa) + int(units)));
@@ -26,7 +26,8 @@ uint16_t round_to_16_bits(double x) {
 template <int kExponent>
 float from_16_bits(uint16_t bits) {
   constexpr int mantissa = 15 - kExponent, bias = (1 << (kExponent - 1)) - 1;
-  const uint32_t exponent = bits >> mantissa & ((1u << kExponent) - 1), fraction = bits & ((1u << mantissa) - 1), sign = uint32_t(bits & 0x8000) << 16;
+  const uint32_t exponent = bits >> mantissa & ((1u << kExponent) - 1), fraction = bits & ((1u << mantissa) - 1),
+                 sign = uint32_t(bits & 0x8000) << 16;
   uint32_t word = sign;
   if (exponent == (1u << kExponent) - 1) {
     word |= 0x7f800000u | fraction << (23 - mantissa);

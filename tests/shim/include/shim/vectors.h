@@ -13,14 +13,10 @@ struct dim3 {
   constexpr operator uint3() const { return {x, y, z}; }
 };
 
-#define ENSDISTILL_SHIM_VECTORS(T, name)                                                             \
-  struct alignas(2 * sizeof(T)) name##2 {                                                            \
-    T x, y;                                                                                          \
-  };                                                                                                 \
-  struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name##4 {                                       \
-    T x, y, z, w;                                                                                    \
-  };                                                                                                 \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                         \
+#define ENSDISTILL_SHIM_VECTORS(T, name)                                        \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };                            \
+  struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; }; \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                    \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 ENSDISTILL_SHIM_VECTORS(float, float)
 ENSDISTILL_SHIM_VECTORS(int, int)
