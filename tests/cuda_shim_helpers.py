@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,8 +86,8 @@ class Builder:
         # The kernels first: they take longest. Not optimised, since the compiler would take longer for that than the tests gain.
         jobs = [(path, ["-O0", *(sanitizer or [CHECKED])]) for path in kernels] + [(SHIM / f"{x}.cpp", ["-O2", *sanitizer]) for x in ENGINE]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            objects = list(pool.map(lambda job: self._compile(*job, kind), jobs))
-        self._logs += [x.with_suffix(".log") for x in objects]
+            objects = list(pool.map(lambda job: self._compile(job[0], job[1], kind), jobs))
+        self._logs += [_log_of(x) for x in objects]
         digest = hashlib.sha256(repr((link, [x.name for x in objects])).encode()).hexdigest()[:24]
         return self._made(f"{kind}-{name.partition('.')[0]}", digest, Path(name).suffix, "g++", *sanitizer, *objects, *link, "-pthread")
 
@@ -103,12 +102,17 @@ class Builder:
         out = self.folder / f"{stem}-{digest}{suffix}"
         if out.exists():
             return out
-        for stale in (*self.folder.glob(f"{stem}-{'?' * 24}{suffix}"), *self.folder.glob(f"{stem}-{'?' * 24}.log")):
+        for stale in self.folder.glob(f"{stem}-{'?' * 24}{suffix}"):
             stale.unlink(missing_ok=True)
+            _log_of(stale).unlink(missing_ok=True)
         unfinished = self.folder / f".{out.name}-{os.getpid()}"
-        out.with_suffix(".log").write_text(_run(*command, "-o", unfinished))
+        _log_of(out).write_text(_run(*command, "-o", unfinished))
         unfinished.rename(out)  # last: it says that all is there
         return out
+
+
+def _log_of(made: Path) -> Path:
+    return made.with_name(f"{made.name}.log")
 
 
 def _run(*command: object) -> str:
@@ -120,7 +124,8 @@ def _run(*command: object) -> str:
 def kernels_in(library: Path) -> set[str]:
     """The kernels of a library, as :meth:`Shim.launches` names them; those that no other file could call have no name there."""
     text = "".join(path.read_text() for path in (CSRC / "cuda").rglob("*.cu*"))
-    names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(", text)
+    text = re.sub(r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)", "", text)
+    names = re.findall(r"__global__\s+void\s+(\w+)\s*\(", text)
     assert len(names) == text.count("__global__ ")
     symbols = re.findall(r" [WT] (.+)", _run("nm", "-DC", "--defined-only", library))
     return {x for x in symbols if re.match(rf"(void )?ensdistill::cuda::({'|'.join(names)})[<(]", x)}
@@ -140,6 +145,7 @@ class Shim:
             torch.ops.load_library(str(library))
         self.library = library
         self.op = torch.ops.ensdistill_shim.distill_loss.default
+        self.kernels_run: set[str] = set()
         self._functions = ctypes.CDLL(str(library))
         self._functions.ensdistill_shim_launches.restype = ctypes.c_char_p
         self._functions.ensdistill_shim_seed.argtypes = [ctypes.c_uint64]
@@ -155,12 +161,14 @@ class Shim:
     def launches(self) -> list[Launch]:
         """Those since the last call."""
         lines = self._functions.ensdistill_shim_launches().decode().splitlines()
-        return [Launch(x[0], *map(int, x[1:])) for x in (line.split("\t") for line in lines)]
+        found = [Launch(x[0], *map(int, x[1:])) for x in (line.split("\t") for line in lines)]
+        self.kernels_run |= {launch.kernel for launch in found}
+        return found
 
     @contextmanager
     def instead_of_the_cpu(self, waiting: tuple[str, ...] = ()) -> Iterator[None]:
         """ensdistill's functions call this op. A call for what the op says it hasn't "so far" skips the test if ``waiting`` says so too."""
-        real = ops.distill_loss
+        real: Any = ops.distill_loss
 
         def op(*arguments: Any) -> Any:
             try:

@@ -1,4 +1,6 @@
-"""The stand-in that runs CUDA kernels on the CPU, on toy kernels (shim/toys.cpp): right ones give what a GPU gives, wrong ones are caught."""
+"""The stand-in that runs CUDA kernels on the CPU, tried on toy kernels (shim/toys.cpp): right ones give what a GPU gives, wrong ones
+are caught.
+"""
 
 import os
 import shutil
@@ -84,7 +86,7 @@ REPORTS = {
     "lane_stays_away": "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (3, 0, 0) has exited",
     "lane_left_out": "which mask 0x0000ffff leaves out",
     "from_a_lane_left_out": "__shfl_sync (TOYS) from lane 20, which mask 0x0000ffff leaves out",
-    "barrier_and_shuffle": "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (16, 0, 0) waits at __shfl_xor_sync with mask 0xffffffff",
+    "barrier_and_shuffle": "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (16, 0, 0) waits at __shfl_xor_sync",
     "different_masks": "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (16, 0, 0) has exited",
     "warp_not_full": "its warp has fewer lanes",
     "one_block_leaves": "waits at the cluster's barrier (TOYS), and block (1, 0, 0), thread (0, 0, 0) has exited",

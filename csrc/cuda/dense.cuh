@@ -164,11 +164,25 @@ struct DenseRow : RowBase<Panel> {
 #pragma unroll
     for (int j = 0; j < V; ++j) log_prob[j] = logarithm(prob[j]);
     if constexpr (!kForward) {
-      // Under a logarithm alone, what has no digits left in a float still matters.
+      // Under a logarithm alone, what has no digits left in a float still matters. Rolled, because it is rare.
       if (p.divergence != Divergence::reverse_kl) return;
-      for (int j = 0; j < V; ++j)
-        if (prob[j] < Real(1e-37) && panel.span.inside(panel.span.first(step) + j)) log_prob[j] = log_of_little(panel.span.first(step) + j);
+#pragma unroll 1
+      for (int j = 0; j < V; ++j) {
+        const int c = panel.span.first(step) + j;
+        if (!panel.span.inside(c) || !(chosen(prob, j) < Real(1e-37))) continue;
+        const Real exact = log_of_little(c);
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          if (i == j) log_prob[i] = exact;
+      }
     }
+  }
+  // An element of an array in registers, which have no addresses.
+  static ENSDISTILL_DEVICE Real chosen(const Real* x, int j) {
+    Real found = x[0];
+#pragma unroll
+    for (int i = 1; i < V; ++i) found = i == j ? x[i] : found;
+    return found;
   }
   // Exact log-probabilities, made as the student's are: the loss is 0 where they agree.
   ENSDISTILL_DEVICE void from_logits(const Real* z, Real* prob, Real* log_prob) const {

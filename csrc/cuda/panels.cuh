@@ -70,7 +70,7 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   static constexpr bool kResident = kResident_, kRereads = !kResident_;
   // Vectors asked for before the first is used; more would cost registers, and with them warps. On chip, what matters is that
   // sums are rescaled rarely.
-  static constexpr int U = kResident ? 8 / V : 2;
+  static constexpr int U = kResident ? 8 / V : sizeof(Target) > sizeof(Student) ? 1 : 2;
   Student* gradient = nullptr;
 
   using Base::Base;

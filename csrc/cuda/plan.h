@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../host_device.h"
+
 namespace ensdistill::cuda {
 
 // For as many threads the 65536 registers of a multiprocessor suffice: at most 96 for each. Kernels for other divergences, and
@@ -68,7 +70,7 @@ constexpr int64_t power_of_two_at_least(int64_t x) {
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // Of a sparse row's index: a bit for each class, and a word more, for two words are read at once.
-constexpr int64_t named_words(int64_t classes) { return round_up((classes + 31) / 32 + 1, 4); }
+ENSDISTILL_HD int64_t named_words(int64_t classes) { return (classes / 32 + 5) / 4 * 4; }
 
 class Planner {
  public:
@@ -88,13 +90,15 @@ class Planner {
     // its multiprocessor should wait for memory: a row that takes more than a third of it is cut up, if it can be.
     const int threads = int(std::clamp<int64_t>(power_of_two_at_least((vectors() + 3) / 4), 64, 256));
     const int most = s.clusters && !s.sparse ? 8 : 1;
-    for (int share : {3, 2, 1}) {
-      const int limit = s.shared_limit / share - (share > 1 ? 1024 : 0);  // the system takes a little of each block
-      const int width = share > 1 ? threads : kMaxBlockThreads;
-      if (fits(lay(Layout::block, width), limit)) return plan;
-      for (int blocks = 2; blocks <= most; blocks *= 2)
-        if (fits(lay(Layout::cluster, width, blocks), limit)) return plan;
-    }
+    const auto cut_up = [&](int width, int limit) {
+      for (int blocks = 1; blocks <= most; blocks *= 2)
+        if (fits(lay(blocks == 1 ? Layout::block : Layout::cluster, width, blocks), limit)) return true;
+      return false;
+    };
+    for (int share : {3, 2})
+      if (cut_up(threads, s.shared_limit / share - 1024)) return plan;  // the system takes a little of each block
+    for (int width : {kMaxBlockThreads, 3 * kMaxBlockThreads / 4, kMaxBlockThreads / 2})
+      if (cut_up(width, s.shared_limit)) return plan;
     return lay(Layout::reread, kFewerThreadsAtOnce / 2);
   }
 

@@ -212,7 +212,7 @@ struct SparseRow : RowBase<Panel> {
     for (int step = 0; step < panel.span.steps; ++step) {
       Real s[1][V];
       this->template read<1>(student, step, s);
-#pragma unroll 1
+#pragma unroll
       for (int j = 0; j < V; ++j) {
         if (!panel.span.inside(panel.span.first(step) + j)) continue;
         const Real log_q = q.log_prob(s[0][j]), prob_q = exponential(log_q);
