@@ -1,12 +1,32 @@
-// What the encoders do to one number or one draw, free of torch, for host and device: the affine map of a row of codes, and
-// the random numbers of sampled counts.
+// What the encoders read, and what they do to one number or one draw, free of torch, for host and device: the affine map of a
+// row of codes, and the random numbers of sampled counts. Nothing here adds to a product: whether a compiler fuses the two or
+// not, the bits are the same.
 #pragma once
 #include <cmath>
 #include <cstdint>
 
-#include "rowmath.h"
+#include "problem.h"
 
 namespace ensdistill {
+
+// Members' logits or codes [K, N, C] in memory, classes side by side. Strides in elements.
+struct StoredLogits {
+  const void* data;
+  Element type;
+  int64_t classes, member_stride, row_stride;
+  const float *scale = nullptr, *offset = nullptr;  // [K, N], of codes
+  int64_t scale_strides[2] = {}, offset_strides[2] = {};
+
+  ENSDISTILL_HD int64_t start_of(int64_t member, int64_t row) const { return member * member_stride + row * row_stride; }
+  ENSDISTILL_HD float scale_of(int64_t member, int64_t row) const { return scale[member * scale_strides[0] + row * scale_strides[1]]; }
+  ENSDISTILL_HD float offset_of(int64_t member, int64_t row) const { return offset[member * offset_strides[0] + row * offset_strides[1]]; }
+};
+
+// Product and sum in float32, as by all readers. Code 0 of a row with a negative scale is a masked class.
+ENSDISTILL_HD double decoded_logit(float scale, float offset, int code) {
+  if (scale < 0 && code == 0) return -__builtin_inf();
+  return double(offset + float(double(scale < 0 ? -scale : scale) * code));
+}
 
 // Sums and differences of logits within it stay finite in float32; the target cache draws the same line.
 constexpr double kLargestLogit = 1e38;
@@ -39,10 +59,7 @@ struct RowCodes {
     return logit == -__builtin_inf() ? 0 : uint8_t(bits);
   }
 
-  ENSDISTILL_HD double decode(uint8_t code) const {
-    if (scale < 0 && code == 0) return -__builtin_inf();
-    return double(offset + float(double(scale < 0 ? -scale : scale) * code));  // product and sum in float32, as readers do
-  }
+  ENSDISTILL_HD double decode(uint8_t code) const { return decoded_logit(scale, offset, code); }
 };
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): the draw is a function of seed, row
@@ -60,6 +77,9 @@ ENSDISTILL_HD void philox(uint64_t seed, uint64_t row, uint64_t block, uint64_t 
   out[1] = uint64_t(c[3]) << 32 | c[2];
 }
 
+// A uniform number from 52 of 64 random bits; never 0, never 1.
+ENSDISTILL_HD double uniform_of(uint64_t bits) { return (double(bits >> 12) + 0.5) * 0x1p-52; }
+
 // `draws` uniform numbers in (0, 1) in rising order, one after the other: of those that are left, n of them above x, the
 // smallest lies where the part above it has shrunk by U^(1/n). No sort and no storage.
 class SortedUniforms {
@@ -68,8 +88,8 @@ class SortedUniforms {
 
   ENSDISTILL_HD double next() {
     if (used_ % 2 == 0) philox(seed_, row_, uint64_t(used_ / 2), bits_);
-    const double u = (double(bits_[used_ % 2] >> 12) + 0.5) * 0x1p-52;  // never 0, never 1
-    log_above_ += log(u) / double(draws_ - used_++);
+    log_above_ += log(uniform_of(bits_[used_ % 2])) / double(draws_ - used_);
+    ++used_;
     return -expm1(log_above_);
   }
 

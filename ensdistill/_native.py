@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch  # the libraries link to torch's, so it must be loaded first
@@ -51,6 +54,66 @@ def build_info() -> dict[str, Any]:
         },
         "cuda": {"built": _cuda is not None, "architectures": _cuda.architectures if _cuda is not None else [], "devices": gpus},
     }
+
+
+def why_no_kernels(device_type: str, index: int | None = None) -> str | None:
+    """Why nothing native runs on such a device, and what to do about it; None where it does. With an ``index`` that GPU is asked too.
+
+    Examples
+    --------
+    >>> why_no_kernels("cpu"), why_no_kernels("mps")
+    (None, "and there are kernels for cpu and cuda only; move the tensors, or pass impl='reference'")
+    """
+    if device_type in ("cpu", "meta"):
+        return None
+    if device_type != "cuda":
+        return "and there are kernels for cpu and cuda only; move the tensors, or pass impl='reference'"
+    if _cuda is None:
+        return (
+            f"but this ensdistill was built without its CUDA kernels (torch {torch.__version__} is running). Build it again where a CUDA "
+            "toolkit is (nvcc on the PATH, or CUDA_HOME): `python setup.py build_ext --inplace` in a checkout, or `pip install "
+            "--no-build-isolation --no-deps --force-reinstall .`; or move the tensors to the CPU, or pass impl='reference'"
+        )
+    return None if index is None else _why_not_this_gpu(index, tuple(_cuda.architectures))
+
+
+@lru_cache
+def _why_not_this_gpu(index: int, architectures: tuple[str, ...]) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if runs_on(capability, architectures):
+        return None
+    found, oldest = ".".join(map(str, capability)), min(architectures, key=_capability)
+    name = f"a {torch.cuda.get_device_name(index)} of compute capability {found}"
+    if capability < (8, 0):
+        return f"{name}, and the kernels need 8.0 or later; move the tensors to the CPU, or pass impl='reference'"
+    return (
+        f"{name}, and the CUDA kernels are compiled for {', '.join(architectures)} ({oldest} being the oldest); build again with "
+        f"TORCH_CUDA_ARCH_LIST={found}, or pass impl='reference'"
+    )
+
+
+def runs_on(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether a GPU can run what was compiled: machine code of its own generation and no newer, or any older PTX.
+
+    Examples
+    --------
+    >>> runs_on((8, 6), ["8.0", "9.0"]), runs_on((12, 0), ["9.0", "10.0+PTX"]), runs_on((7, 5), ["8.0+PTX"])
+    (True, True, False)
+    """
+    for name in architectures:
+        compiled = _capability(name)
+        # A letter is of that one chip's own instructions, also in PTX.
+        if not name.removesuffix("+PTX").replace(".", "").isdigit():
+            if capability == compiled:
+                return True
+        elif compiled <= capability and (name.endswith("+PTX") or compiled[0] == capability[0]):
+            return True
+    return False
+
+
+def _capability(architecture: str) -> tuple[int, int]:
+    major, minor = re.sub(r"[^0-9.]", "", architecture).split(".")
+    return int(major), int(minor)
 
 
 def kernel_plan(*shape: Any) -> dict[str, Any]:

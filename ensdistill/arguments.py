@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ensdistill import _native
 from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 from ensdistill.wrapped import is_batched
 
@@ -206,6 +207,15 @@ def check_floats(name: str, value: Any, expected: str) -> None:
 def check_device(name: str, value: Tensor, device: torch.device) -> None:
     if value.device != device:
         raise ValueError(f"{name}: on device {value.device}, but the student is on {device}; move one of them")
+
+
+def check_kernels(name: str, device: torch.device) -> None:
+    """That ``impl="fused"`` has something to run. Whether it is the right GPU is asked where nobody traces."""
+    if device.type == "cpu":
+        return
+    why = _native.why_no_kernels(device.type, None if torch.compiler.is_compiling() else device.index)
+    if why is not None:
+        raise NotImplementedError(f"{name}: on device {device}, {why}")
 
 
 # Targets --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Encoders: what an ensemble says, made small, and what that loses.
 
 Each returns the targets and every row's KL divergence from what it was given, in nats and float64: the price of the small form,
-known when it is made. The native ops read logits or codes as stored and hold a few rows for each thread, never [N, C].
+known when it is made. The native ops read logits or codes as stored and hold a few rows for each thread, or on a GPU for each block,
+never [N, C]. CPU and GPU write the same codes, choose the same classes unless their probabilities differ by no more than the rounding
+of doubles, and follow the same random numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ensdistill import (
     _native,  # noqa: F401  loading the library registers the ops
     encoders_reference,
 )
-from ensdistill.arguments import FLOATS, Combiner, dtype_names, member_weights, visible
+from ensdistill.arguments import FLOATS, Combiner, check_kernels, dtype_names, member_weights, visible
 from ensdistill.targets import Counts, EnsembleLogits, QuantizedLogits, TopK
 
 __all__ = ["quantize_logits", "sample_counts", "top_k_targets"]
@@ -40,7 +42,7 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
     logits : Tensor [K, ..., C] or EnsembleLogits, float64, float32, bfloat16 or float16
         ``-inf`` masks a class. All others have to be within 1e38 of zero, which float32 arithmetic bears.
     impl : {"fused", "reference"}
-        The native op (CPU); or the plain torch code that specifies it, on any device.
+        The native op (CPU, CUDA); or the plain torch code that specifies it, on any device.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
         Naming the argument, and the member and row of a NaN, ``+inf``, a logit beyond 1e38, or a row of ``-inf`` only. Values on a GPU
         or while compiling aren't looked at: such a row has NaN for scale, offset and KL.
     NotImplementedError
-        ``impl="fused"`` on another device than the CPU.
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
 
     Examples
     --------
@@ -108,7 +110,7 @@ def top_k_targets(
     combiner : {"prob", "logit", "log_prob"}
         ``prob``: mean of the members' softmaxes. ``logit`` and ``log_prob``: the softmax of their mean logits.
     impl : {"fused", "reference"}
-        The native op (CPU); or the plain torch code that specifies it, on any device.
+        The native op (CPU, CUDA); or the plain torch code that specifies it, on any device.
 
     Returns
     -------
@@ -124,7 +126,7 @@ def top_k_targets(
         Naming the argument, and the member and row of a NaN, ``+inf`` or a row of ``-inf`` only. Values on a GPU or while compiling
         aren't looked at: such a row has NaN for its numbers.
     NotImplementedError
-        ``impl="fused"`` on another device than the CPU.
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
 
     Examples
     --------
@@ -158,7 +160,9 @@ def sample_counts(
     """Draw classes from the mixture, with replacement, and count them: an unbiased target whose size the caller chooses.
 
     A row's draws are a function of the seed and the row's id (Philox4x32-10), so neither threads nor the way rows are cut into batches
-    change them. Sorted uniform numbers, each made from the one before, walk over the row once.
+    change them. Sorted uniform numbers, each made from the one before, walk over the row once. A GPU follows the same numbers and repeats
+    itself bit by bit, but adds in another order, and its exp and log differ from the CPU's in the last bit: a draw that lies within about
+    1e-15 of the edge between two classes may fall into the other one there.
 
     Parameters
     ----------
@@ -276,10 +280,8 @@ def _check_device(name: str, value: Tensor, values: Tensor) -> None:
 def _implementation(impl: Any, values: Tensor, name: str, fused: Any, reference: Any) -> Any:
     if impl not in ("fused", "reference"):
         raise ValueError(f"impl: expected one of fused, reference; got {impl!r}")
-    if impl == "fused" and values.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(
-            f"{name}: on device {values.device}, and impl='fused' encodes on the CPU only; move it there, or pass impl='reference'"
-        )
+    if impl == "fused":
+        check_kernels(name, values.device)
     return fused if impl == "fused" else reference
 
 

@@ -22,6 +22,7 @@ from ensdistill.arguments import (
     Tail,
     check_class_dim,
     check_floats,
+    check_kernels,
     check_probs,
     make_problem,
 )
@@ -169,7 +170,8 @@ def distillation_loss(
         Share of the divergence, 0 to 1. Below 1, ``labels`` is needed.
     weights : Tensor or sequence [K], optional
         Of the members: non-negative; normalised to sum to one. By default those that ``targets`` carries, else uniform. A member
-        of weight 0 is not read.
+        of weight 0 is not read. Where the logits are on a GPU, weights of all kinds should be tensors there: others are copied, which
+        waits for the device.
     combiner : {"prob", "logit", "log_prob"}
         ``prob``: mean of the members' probabilities at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the
         normalised geometric mean of their probabilities.
@@ -212,6 +214,8 @@ def distillation_loss(
     ValueError, TypeError
         Naming the argument, what came and what was expected. Values on a GPU can't be looked at without waiting for it: a label
         out of range makes its row's loss and gradient NaN there, invalid weights every row's.
+    NotImplementedError
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
 
     Notes
     -----
@@ -266,6 +270,8 @@ def distillation_loss(
         reduction=reduction,
         impl=impl,
     )
+    if impl == "fused":
+        check_kernels("student_logits", student_logits.device)
     rows, dense = collapse(student_logits, problem.values if problem.dense else None, class_dim)
     values = (problem.values if dense is None else dense).detach()
     if impl == "fused":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensdistill import ops
-from ensdistill.arguments import check_device, check_floats, check_number, check_probs, make_problem
+from ensdistill.arguments import check_device, check_floats, check_kernels, check_number, check_probs, make_problem
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
 from ensdistill.targets import Targets
@@ -135,7 +135,7 @@ def linear_distillation_loss(
     ValueError, TypeError
         Naming the argument, what came and what was expected.
     NotImplementedError
-        Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do both.
+        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do both.
 
     Notes
     -----
@@ -177,6 +177,7 @@ def linear_distillation_loss(
         z_loss=z_loss,
         reduction=reduction,
     )
+    check_kernels("hidden", hidden.device)
     n = product(lead)
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_BYTES // (classes * dtype.itemsize))

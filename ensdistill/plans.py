@@ -92,7 +92,7 @@ def kernel_plan(
     Examples
     --------
     >>> kernel_plan(8192, 10).layout, kernel_plan(8192, 1000).layout, kernel_plan(1024, 50_257).layout
-    ('staged', 'tile', 'block')
+    ('staged', 'tile', 'cluster')
     """
     targets = student if targets is None else targets
     for name, number, least in (("rows", rows, 1), ("classes", classes, 1), ("members", members, 1), ("entries", entries, 0)):

@@ -1,7 +1,7 @@
 """The CUDA kernels on the CPU: csrc/cuda compiled by g++ against the stand-in headers of tests/shim.
 
-What is built is the op itself, launcher and kernels, registered as ``ensdistill_shim::distill_loss`` for tensors on the CPU. Threads of
-a block are fibres there; see tests/shim/engine.cpp. A build is kept under a hash of all that goes into it.
+What is built are the ops themselves, launchers and kernels, registered as ``ensdistill_shim::distill_loss`` and so on for tensors on
+the CPU. Threads of a block are fibres there; see tests/shim/engine.cpp. A build is kept under a hash of all that goes into it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ensdistill import ops
 SHIM = Path(__file__).parent / "shim"
 CSRC = Path(__file__).parent.parent / "csrc"
 TORCH = Path(torch.__file__).parent
+OPS = ("distill_loss.cu", "encode.cu")
 ENGINE = ("engine", "fibre", "shared", "device", "reports")
 FLAGS = [
     *("-std=c++17", "-g1", "-fPIC", "-pthread", "-DENSDISTILL_SHIM", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
@@ -63,15 +64,15 @@ class Builder:
         self.folder = folder
         version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
         self._common = hashlib.sha256(repr((FLAGS, LINKED, torch.__version__, version)).encode())
-        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.cuh", "distill_loss.cu") for x in root.rglob(pattern))
+        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.cuh", *OPS) for x in root.rglob(pattern))
         for path in sorted({*headers, *(SHIM / "include").glob("*")}):
             self._common.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
         self._logs: list[Path] = []
 
     def library(self, bounded: bool = False) -> Path:
-        """The op. ``bounded``: with the address sanitizer, whose library must then be loaded first of all."""
-        # Other files of kernels than the op's own are compiled as they are.
-        kernels = [path for path in sorted((CSRC / "cuda").rglob("*.cu")) if path.name != "distill_loss.cu"]
+        """The ops. ``bounded``: with the address sanitizer, whose library must then be loaded first of all."""
+        # Other files of kernels than the ops' own, which library.cpp takes in, are compiled as they are.
+        kernels = [path for path in sorted((CSRC / "cuda").rglob("*.cu")) if path.name not in OPS]
         return self._build("libensdistill_shim.so", [SHIM / "library.cpp", *kernels], bounded, ["-shared", *LINKED])
 
     def toys(self, bounded: bool = False) -> Path:
@@ -131,7 +132,7 @@ def kernels_in(library: Path) -> set[str]:
     return {x for x in symbols if re.match(rf"(void )?ensdistill::cuda::({'|'.join(names)})[<(]", x)}
 
 
-# Defined once in a process; its signature is the real op's.
+# Defined once in a process; the signatures are the real ops'.
 _LIBRARIES: list[Any] = []
 
 
@@ -141,7 +142,9 @@ class Shim:
     def __init__(self, library: Path) -> None:
         if not _LIBRARIES:
             _LIBRARIES.append(torch.library.Library("ensdistill_shim", "DEF"))
-            _LIBRARIES[0].define(str(ops.distill_loss._schema).removeprefix("ensdistill::"))
+            encoders = (getattr(torch.ops.ensdistill, name).default for name in ("encode_uint8", "encode_top_k", "encode_counts"))
+            for op in (ops.distill_loss, *encoders):
+                _LIBRARIES[0].define(str(op._schema).removeprefix("ensdistill::"))
             torch.ops.load_library(str(library))
         self.library = library
         self.op = torch.ops.ensdistill_shim.distill_loss.default
@@ -168,11 +171,12 @@ class Shim:
     @contextmanager
     def instead_of_the_cpu(self, waiting: tuple[str, ...] = ()) -> Iterator[None]:
         """ensdistill's functions call this op. A call for what the op says it hasn't "so far" skips the test if ``waiting`` says so too."""
-        real: Any = ops.distill_loss
+        module: Any = ops
+        real = module.distill_loss
 
         def op(*arguments: Any) -> Any:
             try:
-                with _poisoned_memory():
+                with poisoned_memory():
                     return self.op(*arguments)
             except RuntimeError as error:
                 if "so far" not in str(error) or not (features_of(self.op, arguments) & set(waiting)):
@@ -180,15 +184,15 @@ class Shim:
                 said = str(error).splitlines()[0]
             pytest.skip(said)
 
-        ops.distill_loss = op
+        module.distill_loss = op
         try:
             yield
         finally:
-            ops.distill_loss = real
+            module.distill_loss = real
 
 
 @contextmanager
-def _poisoned_memory() -> Iterator[None]:
+def poisoned_memory() -> Iterator[None]:
     """Tensors that torch makes hold NaN, or the largest integer, until somebody writes there."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)  # a part of which is torch.utils.deterministic.fill_uninitialized_memory

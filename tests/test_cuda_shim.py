@@ -301,4 +301,5 @@ def test_every_kernel_has_run(shim: Shim, request: pytest.FixtureRequest) -> Non
     if request.config.option.keyword or any("::" in x for x in request.config.args):
         pytest.skip("only some of this file's tests run")
     shim.launches()
-    assert kernels_in(shim.library) - shim.kernels_run == set()
+    kernels = {x for x in kernels_in(shim.library) if "encode_" not in x}  # see test_cuda_shim_encoders.py
+    assert kernels - shim.kernels_run == set()

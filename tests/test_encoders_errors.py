@@ -6,6 +6,7 @@ import pytest
 import torch
 from closed_forms import make_codes, make_logits
 
+from ensdistill import _native
 from ensdistill.encoders import _implementation, quantize_logits, sample_counts, top_k_targets
 from ensdistill.targets import QuantizedLogits
 
@@ -151,6 +152,8 @@ class Elsewhere(torch.Tensor):
     device = torch.device("cuda:0")
 
 
-def test_another_device_is_named():
-    with pytest.raises(NotImplementedError, match="targets: on device cuda:0, and impl='fused' encodes on the CPU only"):
-        _implementation("fused", torch.zeros(2, 3, 4).as_subclass(Elsewhere), "targets", None, None)
+def test_a_device_without_kernels_is_named(monkeypatch):
+    monkeypatch.setattr(_native, "_cuda", None)
+    for name in ("targets", "logits"):
+        with pytest.raises(NotImplementedError, match=f"{name}: on device cuda:0, but this ensdistill was built without its CUDA kernels"):
+            _implementation("fused", torch.zeros(2, 3, 4).as_subclass(Elsewhere), name, None, None)

@@ -11,6 +11,7 @@ from cache_helpers import digits
 from closed_forms import COMBINERS, assert_close, closed_forms, make_codes, make_logits, run, worst
 from torch import Tensor
 
+from ensdistill import ops
 from ensdistill.functional import distillation_loss
 from ensdistill.targets import EnsembleLogits
 
@@ -308,7 +309,8 @@ def test_rows_need_not_be_contiguous(c, dtype, instruction_set):
         for z in (targets, across, targets[:1].expand(3, 15, c)):
             expected = run(view.contiguous(), z.contiguous(), labels.contiguous(), alpha=0.5)
             loss, gradient = run(view, z, labels, alpha=0.5)
-            if view is rows_first or z is across:  # read across rows, the sums are in another order
+            # Read across rows, the sums are in another order; on a GPU that depends on where rows begin.
+            if view is rows_first or z is across or instruction_set not in ops.build_info()["cpu"]["runnable"]:
                 assert_close((loss, gradient), view, z, labels, alpha=0.5)
             else:
                 assert torch.equal(loss, expected[0])

@@ -1,70 +1,28 @@
 // The encoders on the CPU: what an ensemble says, made small, with what that loses as each row's KL divergence.
 // Every thread holds a few rows of doubles; nothing of size [N, C] is made but the codes themselves.
-#include "../encode.h"
-
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
-#include <string>
 #include <tuple>
 
+#include "../encode_bind.h"
 #include "mixture.h"
 
 namespace ensdistill {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using namespace doubles;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-StoredLogits stored_logits(const char* name, const Tensor& t, bool codes_allowed) {
-  STD_TORCH_CHECK(t.dim() == 3 && t.size(0) >= 1 && t.size(2) >= 1, name, ": expected [K, N, C] with at least one member and one class");
-  STD_TORCH_CHECK(t.stride(2) == 1 || t.size(2) == 1, name, ": expected unit stride over classes");
-  const auto type = [&] {
-    switch (t.scalar_type()) {
-      case ScalarType::Double: return Stored::f64;
-      case ScalarType::Float: return Stored::f32;
-      case ScalarType::BFloat16: return Stored::bf16;
-      case ScalarType::Half: return Stored::f16;
-      default: return Stored::codes;
-    }
-  }();
-  STD_TORCH_CHECK(type != Stored::codes || (codes_allowed && t.scalar_type() == ScalarType::Byte), name, ": expected floating-point logits",
-                  codes_allowed ? " or uint8 codes" : "");
-  return {t.const_data_ptr(), type, t.size(2), t.stride(0), t.stride(1)};
-}
-
-Ensemble ensemble_of(const Tensor& targets, const std::optional<Tensor>& scale, const std::optional<Tensor>& offset,
-                     const std::optional<Tensor>& weights, double temperature, const std::string& combiner) {
-  Ensemble e{stored_logits("targets", targets, true), {}, {}, temperature, combiner != "prob"};
-  const int64_t members = targets.size(0), rows = targets.size(1);
-  const bool codes = e.logits.type == Stored::codes;
-  STD_TORCH_CHECK(codes == scale.has_value() && codes == offset.has_value(), "scale and offset: expected with uint8 codes, and only then");
-  if (codes) {
-    for (const Tensor* t : {&*scale, &*offset})
-      STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 2 && t->size(0) == members && t->size(1) == rows,
-                      "scale and offset: expected float32 [", members, ", ", rows, "]");
-    e.logits.scale = scale->const_data_ptr<float>();
-    e.logits.offset = offset->const_data_ptr<float>();
-    for (int d = 0; d < 2; ++d) e.logits.scale_strides[d] = scale->stride(d), e.logits.offset_strides[d] = offset->stride(d);
-  }
-  STD_TORCH_CHECK(temperature > 0, "temperature: expected > 0, got ", temperature);
-  STD_TORCH_CHECK(combiner == "prob" || combiner == "logit" || combiner == "log_prob", "combiner: expected prob, logit or log_prob, got ", combiner);
-  STD_TORCH_CHECK(
-      !weights || (weights->scalar_type() == ScalarType::Double && weights->dim() == 1 && weights->size(0) == members && weights->is_contiguous()),
-      "weights: expected contiguous float64 [", members, "]");
+Ensemble ensemble_of(const EnsembleArguments& a) {
+  Ensemble e{checked_logits(a), {}, {}, a.temperature, a.geometric()};
   // Members without weight are never read: a NaN of theirs can't matter.
   double total = 0;
-  for (int64_t k = 0; k < members; ++k) {
-    const double w = weights ? weights->const_data_ptr<double>()[k] : 1.0;
+  for (int64_t k = 0; k < a.members(); ++k) {
+    const double w = a.weights ? a.weight()[k] : 1.0;
     STD_TORCH_CHECK(w >= 0 && w <= 1e300, "weights: expected finite values of at least 0, got ", w, " for member ", k);
     total += w;
     if (w > 0) e.members.push_back(k), e.weights.push_back(w);
@@ -76,23 +34,6 @@ Ensemble ensemble_of(const Tensor& targets, const std::optional<Tensor>& scale, 
 
 // Rows that are worth waking a thread for, at a few nanoseconds for each number of a row.
 int64_t grain(int64_t numbers_of_a_row) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, numbers_of_a_row)); }
-
-ScalarType id_type(int64_t classes) { return classes - 1 > std::numeric_limits<int32_t>::max() ? ScalarType::Long : ScalarType::Int; }
-
-// Ids are written through this: int32 wherever the classes fit.
-struct Ids {
-  int32_t* narrow = nullptr;
-  int64_t* wide = nullptr;
-
-  explicit Ids(Tensor& t) {
-    if (t.scalar_type() == ScalarType::Int) narrow = t.mutable_data_ptr<int32_t>();
-    else wide = t.mutable_data_ptr<int64_t>();
-  }
-  void set(int64_t at, int64_t id) const {
-    if (narrow) narrow[at] = int32_t(id);
-    else wide[at] = id;
-  }
-};
 
 struct Range {
   double low, high;  // of the finite logits
@@ -148,10 +89,7 @@ ENSDISTILL_CLONES double quantize(const double* z, int64_t n, double high, RowCo
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_uint8(Tensor logits) {
   const StoredLogits stored = stored_logits("logits", logits, false);
   const int64_t members = logits.size(0), rows = logits.size(1), classes = stored.classes;
-  Tensor codes = torch::stable::new_empty(logits, {members, rows, classes}, ScalarType::Byte);
-  Tensor scale = torch::stable::new_empty(logits, {members, rows}, ScalarType::Float);
-  Tensor offset = torch::stable::new_empty(logits, {members, rows}, ScalarType::Float);
-  Tensor kl = torch::stable::new_empty(logits, {members, rows}, ScalarType::Double);
+  auto [codes, scale, offset, kl] = CodesResult(logits);
   if (rows == 0) return {codes, scale, offset, kl};
   uint8_t* code = codes.mutable_data_ptr<uint8_t>();
   float *s = scale.mutable_data_ptr<float>(), *o = offset.mutable_data_ptr<float>();
@@ -160,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_uint8(Tensor logits) {
     std::vector<double> z(padded(classes));
     std::vector<uint8_t> row(z.size());
     for (int64_t i = begin; i < end; ++i) {
-      stored.load(i / rows, i % rows, 0, classes, z.data());
+      load_logits(stored, i / rows, i % rows, 0, classes, z.data());
       const Range range = range_of(z.data(), classes);
       RowCodes affine(range.low, range.high, range.masked > 0);
       if (range.storable) {
@@ -225,15 +163,13 @@ std::pair<double, double> tail_of(MixtureRow& row, const std::vector<int64_t>& i
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                         std::optional<Tensor> weights, double temperature, std::string combiner, int64_t k) {
-  const Ensemble ensemble = ensemble_of(targets, scale, offset, weights, temperature, combiner);
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const Ensemble ensemble = ensemble_of(arguments);
   const int64_t rows = targets.size(1), classes = targets.size(2);
-  STD_TORCH_CHECK(k >= 1 && k <= classes, "k: expected 1..", classes, ", got ", k);
-  Tensor ids = torch::stable::new_empty(targets, {rows, k}, id_type(classes));
-  Tensor log_probs = torch::stable::new_empty(targets, {rows, k}, ScalarType::Float);
-  Tensor tail = torch::stable::new_empty(targets, {rows}, ScalarType::Float);
-  Tensor kl = torch::stable::new_empty(targets, {rows}, ScalarType::Double);
+  check_k(arguments, k);
+  auto [ids, log_probs, tail, kl] = TopKResult(arguments, k);
   if (rows == 0) return {ids, log_probs, tail, kl};
-  const Ids id(ids);
+  const Ids id = ids_in(ids);
   float *log_prob = log_probs.mutable_data_ptr<float>(), *log_tail = tail.mutable_data_ptr<float>();
   double* error = kl.mutable_data_ptr<double>();
   torch::stable::parallel_for(0, rows, grain(classes * int64_t(ensemble.members.size())), [&](int64_t begin, int64_t end) {
@@ -257,18 +193,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::opt
 std::tuple<Tensor, Tensor, Tensor> encode_counts(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                  std::optional<Tensor> weights, double temperature, std::string combiner, int64_t draws, int64_t seed,
                                                  std::optional<Tensor> row_ids) {
-  const Ensemble ensemble = ensemble_of(targets, scale, offset, weights, temperature, combiner);
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const Ensemble ensemble = ensemble_of(arguments);
   const int64_t rows = targets.size(1), classes = targets.size(2);
-  STD_TORCH_CHECK(draws >= 1 && draws <= std::numeric_limits<int32_t>::max(), "draws: expected 1..2147483647, got ", draws);
-  STD_TORCH_CHECK(
-      !row_ids || (row_ids->scalar_type() == ScalarType::Long && row_ids->dim() == 1 && row_ids->size(0) == rows && row_ids->is_contiguous()),
-      "row_ids: expected contiguous int64 [", rows, "]");
+  check_draws(arguments, draws, row_ids);
   const int64_t entries = std::min(draws, classes);
-  Tensor ids = torch::stable::new_empty(targets, {rows, entries}, id_type(classes));
-  Tensor counts = torch::stable::new_empty(targets, {rows, entries}, ScalarType::Int);
-  Tensor kl = torch::stable::new_empty(targets, {rows}, ScalarType::Double);
+  auto [ids, counts, kl] = CountsResult(arguments, entries);
   if (rows == 0) return {ids, counts, kl};
-  const Ids id(ids);
+  const Ids id = ids_in(ids);
   int32_t* count = counts.mutable_data_ptr<int32_t>();
   double* error = kl.mutable_data_ptr<double>();
   const int64_t* row_id = row_ids ? row_ids->const_data_ptr<int64_t>() : nullptr;

@@ -45,24 +45,22 @@ ENSDISTILL_CLONES void logarithms(const double* p, int64_t n, double* out) {
 
 }  // namespace
 
-void StoredLogits::load(int64_t member, int64_t row, int64_t first, int64_t count, double* out) const {
-  const int64_t at = member * member_stride + row * row_stride + first;
-  switch (type) {
-    case Stored::f64: widen<double>(data, at, count, out); break;
-    case Stored::f32: widen<float>(data, at, count, out); break;
-    case Stored::bf16: widen<torch::headeronly::BFloat16>(data, at, count, out); break;
-    case Stored::f16: widen<torch::headeronly::Half>(data, at, count, out); break;
-    case Stored::codes: {
-      const float s = scale[member * scale_strides[0] + row * scale_strides[1]], o = offset[member * offset_strides[0] + row * offset_strides[1]];
-      const float step = s < 0 ? -s : s;
-      const auto decoded = [=](int code) { return s < 0 && code == 0 ? kMinusInf : o + float(double(step) * code); };  // in float32, as by readers
-      const uint8_t* codes = static_cast<const uint8_t*>(data) + at;
+void load_logits(const StoredLogits& logits, int64_t member, int64_t row, int64_t first, int64_t count, double* out) {
+  const int64_t at = logits.start_of(member, row) + first;
+  switch (logits.type) {
+    case Element::f64: widen<double>(logits.data, at, count, out); break;
+    case Element::f32: widen<float>(logits.data, at, count, out); break;
+    case Element::bf16: widen<torch::headeronly::BFloat16>(logits.data, at, count, out); break;
+    case Element::f16: widen<torch::headeronly::Half>(logits.data, at, count, out); break;
+    case Element::u8: {
+      const float scale = logits.scale_of(member, row), offset = logits.offset_of(member, row);
+      const uint8_t* codes = static_cast<const uint8_t*>(logits.data) + at;
       if (count < 512) {  // too few to pay for a table
-        for (int64_t c = 0; c < count; ++c) out[c] = decoded(codes[c]);
+        for (int64_t c = 0; c < count; ++c) out[c] = decoded_logit(scale, offset, codes[c]);
         break;
       }
       double table[256];
-      for (int code = 0; code < 256; ++code) table[code] = decoded(code);
+      for (int code = 0; code < 256; ++code) table[code] = decoded_logit(scale, offset, code);
       for (int64_t c = 0; c < count; ++c) out[c] = table[codes[c]];
     }
   }
@@ -91,7 +89,7 @@ bool MixtureRow::make(int64_t row) {
   }
   std::fill(p.begin(), p.end(), 0.0);
   for (int64_t k = 0; k < members; ++k) {
-    ensemble_.logits.load(ensemble_.members[k], row, 0, ensemble_.logits.classes, x_.data());
+    load_logits(ensemble_.logits, ensemble_.members[k], row, 0, ensemble_.logits.classes, x_.data());
     const double total = softmax_terms(k, x_.data(), x_.data());
     if (!(total > 0)) return false;
     add_scaled(x_.data(), padded_, ensemble_.weights[k] / total, p.data());
@@ -114,7 +112,7 @@ double MixtureRow::softmax_terms(int64_t member, double* shifted, double* terms)
 void MixtureRow::mean_logits(int64_t row) {
   const auto& members = ensemble_.members;
   const int64_t classes = ensemble_.logits.classes;
-  ensemble_.logits.load(members[0], row, 0, classes, x_.data());
+  load_logits(ensemble_.logits, members[0], row, 0, classes, x_.data());
   if (members.size() == 1) return;
   for (double& x : x_) x *= ensemble_.weights[0];
   constexpr int64_t block = 1024;  // the other members' logits need no row of their own
@@ -122,7 +120,7 @@ void MixtureRow::mean_logits(int64_t row) {
   for (int64_t first = 0; first < classes; first += block) {
     const int64_t count = std::min(block, classes - first);
     for (size_t k = 1; k < members.size(); ++k) {
-      ensemble_.logits.load(members[k], row, first, count, other);
+      load_logits(ensemble_.logits, members[k], row, first, count, other);
       add_scaled(other, padded(count), ensemble_.weights[k], x_.data() + first);
     }
   }
@@ -133,7 +131,7 @@ double MixtureRow::log_of_little(int64_t row, int64_t c) const {
   double max = kMinusInf, total = 0, block[kLanes];
   for (int pass = 0; pass < 2; ++pass)
     for (size_t k = 0; k < ensemble_.members.size(); ++k) {
-      ensemble_.logits.load(ensemble_.members[k], row, c, 1, block);
+      load_logits(ensemble_.logits, ensemble_.members[k], row, c, 1, block);
       const double x = (block[0] - largest_[k]) / ensemble_.temperature - log_sum_[k] + std::log(ensemble_.weights[k]);
       if (pass == 0) max = std::max(max, x);
       else if (max > kMinusInf) total += std::exp(x - max);

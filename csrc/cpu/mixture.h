@@ -3,23 +3,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "../encode.h"
 #include "doubles.h"
 
 namespace ensdistill {
 
-enum class Stored : int { f64, f32, bf16, f16, codes };
-
-// Members' logits [K, N, C] in memory, classes side by side. Strides in elements.
-struct StoredLogits {
-  const void* data;
-  Stored type;
-  int64_t classes, member_stride, row_stride;
-  const float *scale = nullptr, *offset = nullptr;  // [K, N], of codes
-  int64_t scale_strides[2] = {}, offset_strides[2] = {};
-
-  // Classes first .. first + count of a row as doubles, and -inf up to a multiple of the lanes.
-  void load(int64_t member, int64_t row, int64_t first, int64_t count, double* out) const;
-};
+// Classes first .. first + count of a row as doubles, and -inf up to a multiple of the lanes.
+void load_logits(const StoredLogits& logits, int64_t member, int64_t row, int64_t first, int64_t count, double* out);
 
 struct Ensemble {
   StoredLogits logits;

@@ -57,6 +57,12 @@ ENSDISTILL_DEVICE T from_lane_across(T x, int mask) {
   return x;
 }
 
+// From the lane that many below; the lowest lanes get their own. Every lane of the warp must arrive.
+template <class T>
+ENSDISTILL_DEVICE T from_lane_below(T x, int distance) {
+  return __shfl_up_sync(0xffffffffu, x, distance);
+}
+
 // --- asynchronous copies from device to shared memory: a thread may read what it has copied itself once it has waited
 
 #ifndef ENSDISTILL_SHIM

@@ -1,5 +1,6 @@
 // The two small kernels around the rows': what is prepared on the device, and the sum of the rows' losses.
 #pragma once
+#include "members.cuh"
 #include "problem.cuh"
 
 namespace ensdistill::cuda {
@@ -26,20 +27,8 @@ __global__ void __launch_bounds__(256) prepare(Prepared* out, int* member, doubl
   if (thread != 0) return;
   out->class_weight_sum = classes;
   if (!call.labels) out->counted = call.rows;
-  double total = 0;
-  bool valid = true;
-  int used = 0;
-  for (int k = 0; k < members; ++k) {
-    const double w = weights ? weights[k] : 1.0;
-    valid = valid && w >= 0 && w <= 1e300;
-    total += w;
-    if (w > 0) member[used] = k, weight[used] = w, ++used;
-  }
-  valid = valid && total > 0;
-  if (!valid) used = 1, member[0] = 0, weight[0] = 1;  // something that can be read: the rows become NaN anyway
-  if (valid)
-    for (int k = 0; k < used; ++k) weight[k] /= total;
-  out->members_used = used;
+  bool valid;
+  out->members_used = use_members(weights, members, member, weight, &valid);
   out->valid = valid;
 }
 

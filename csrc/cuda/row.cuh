@@ -34,7 +34,7 @@ struct Merge {
 
 template <class R>
 struct Softmax {
-  R max, inv_t, log_sum;
+  R max = 0, inv_t = 0, log_sum = 0;
   Softmax() = default;
   ENSDISTILL_DEVICE Softmax(R max, R inv_t, R sum) : max(max), inv_t(inv_t), log_sum(logarithm(sum)) {}
   ENSDISTILL_DEVICE R log_prob(R x) const { return (x - max) * inv_t - log_sum; }
@@ -81,8 +81,8 @@ struct RowBase {
   int64_t index = 0, row = 0;
   bool exists = false, active = false, bad = false;
   int label = 0;
-  Softmax<Real> q;
-  Real log_sum_q1 = 0, weighted_total = 0;
+  Softmax<Real> q, q1;  // at T, and at T = 1 where labels or z-loss want it
+  Real weighted_total = 0;
   // The gradient is  divergence * (slope - q * R)  +  q1 * softmax(s)  - classes * w  - at_label at the label.
   struct Scales {
     Real divergence, q1, classes, at_label;
@@ -172,12 +172,12 @@ struct RowBase {
 
   ENSDISTILL_DEVICE void know_student(const LogSums<Real>& s) {
     q = Softmax<Real>(s.max, Real(1 / p.temperature), s.sum);
-    log_sum_q1 = own_unit() ? s.max + logarithm(s.unit) : Real(0);
+    q1 = own_unit() ? Softmax<Real>(s.max, Real(1), s.unit) : Softmax<Real>{};
     weighted_total = s.total;
     const double factor = row_factor(p) * p.sample_weight(row), hard = p.hard() ? factor * (1 - p.alpha) : 0, smoothing = p.label_smoothing;
     const double label_weight = p.hard() ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
     scale.divergence = bad ? not_a_number<Real>() : Real(p.alpha * p.temperature * factor);
-    scale.q1 = Real(hard * ((1 - smoothing) * label_weight + smoothing * mean_weight) + 2 * p.z_loss * factor * double(log_sum_q1));
+    scale.q1 = Real(hard * ((1 - smoothing) * label_weight + smoothing * mean_weight) + 2 * p.z_loss * factor * double(q1.log_sum_exp()));
     scale.classes = Real(hard * smoothing / double(p.classes));
     scale.at_label = Real(hard * (1 - smoothing) * label_weight);
   }
@@ -188,7 +188,7 @@ struct RowBase {
       const int first = panel.span.first(step);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        g[j] += scale.q1 * exponential(s[j] - log_sum_q1);
+        g[j] += scale.q1 * exponential(q1.log_prob(s[j]));
         if (!p.hard()) continue;
         if (scale.classes != 0) g[j] -= scale.classes * (panel.span.inside(first + j) ? class_weight(first + j) : Real(0));
         if (first + j == label) g[j] -= scale.at_label;
@@ -206,9 +206,10 @@ struct RowBase {
       for (int step = 0; step < panel.all_steps; ++step) panel.store(step, zeros);
     }
     if (panel.group.rank != 0) return;
-    Real loss = Real(p.alpha * p.temperature * p.temperature) * divergence + Real(p.z_loss) * log_sum_q1 * log_sum_q1;
+    const Real log_sum_exp = q1.log_sum_exp();
+    Real loss = Real(p.alpha * p.temperature * p.temperature) * divergence + Real(p.z_loss) * log_sum_exp * log_sum_exp;
     if (active && p.hard())
-      loss += Real(1 - p.alpha) * cross_entropy(log_sum_q1, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
+      loss += Real(1 - p.alpha) * cross_entropy(log_sum_exp, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
                                                 Real(p.prepared->class_weight_sum / double(p.classes)), Real(p.label_smoothing));
     put_result(p.row_loss, row, !active ? 0.0 : bad ? double(not_a_number<Real>()) : p.sample_weight(row) * double(loss));
   }

@@ -1,5 +1,11 @@
-// The CUDA op, its kernels and their launcher, compiled for the host and registered for tensors on the CPU. Its signature is
-// that of csrc/schema.cpp, which cuda_shim_helpers.py passes on.
+// The CUDA ops, their kernels and launchers, compiled for the host and registered for tensors on the CPU. Their signatures are
+// those of csrc/schema.cpp, which cuda_shim_helpers.py passes on.
 #include "../../csrc/cuda/distill_loss.cu"
+#include "../../csrc/cuda/encode.cu"
 
-STABLE_TORCH_LIBRARY_IMPL(ensdistill_shim, CPU, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::cuda::distill_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(ensdistill_shim, CPU, m) {
+  m.impl("distill_loss", TORCH_BOX(&ensdistill::cuda::distill_loss));
+  m.impl("encode_uint8", TORCH_BOX(&ensdistill::cuda::encode_uint8));
+  m.impl("encode_top_k", TORCH_BOX(&ensdistill::cuda::encode_top_k));
+  m.impl("encode_counts", TORCH_BOX(&ensdistill::cuda::encode_counts));
+}

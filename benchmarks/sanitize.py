@@ -1,0 +1,143 @@
+"""``python -m benchmarks.sanitize``: a small launch of every layout of kernel, for compute-sanitizer to watch.
+
+Inputs are made on the CPU, and rows are few: a sanitizer makes kernels a hundred times slower. Each loss is compared with the specification's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ensdistill import ops
+from ensdistill.functional import distillation_loss
+from ensdistill.plans import KernelPlan, kernel_plan
+from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
+
+_F32, _BF16, _U8 = torch.float32, torch.bfloat16, torch.uint8
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call; ``layout`` is what an H100 runs it with. C = 1003 and the like: rows whose vectors aren't aligned."""
+
+    layout: str
+    rows: int
+    classes: int
+    members: int = 1
+    student: torch.dtype = _F32
+    targets: torch.dtype = _F32
+    divergence: str = "forward_kl"
+    entries: int = 0
+    classes_first: bool = False
+
+    def plan(self) -> KernelPlan:
+        return kernel_plan(
+            self.rows,
+            self.classes,
+            members=self.members,
+            student=self.student,
+            targets=self.targets,
+            divergence=self.divergence,  # type: ignore[arg-type]
+            entries=self.entries,
+            classes_first=self.classes_first,
+        )
+
+    def inputs(self, device: torch.device) -> tuple[Tensor, Targets, Tensor, int]:
+        """Student, targets, labels of which one is ignored, and the dimension of the classes."""
+        random = torch.Generator().manual_seed(self.classes + self.members)
+        n, c = self.rows, self.classes
+        shape = (1, c, n) if self.classes_first else (n, c)
+        student = torch.randn(shape, generator=random).to(self.student)
+        labels = torch.randint(0, c, (1, n) if self.classes_first else (n,), generator=random)
+        labels.view(-1)[n // 2] = -100
+        targets: Targets
+        if self.entries:
+            log_p = torch.log_softmax(torch.randn(shape, generator=random), -1)
+            top = log_p.topk(self.entries)
+            targets = TopK(top.indices.to(device), top.values.to(device), log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1).to(device))
+        elif self.targets == _U8:
+            codes = torch.randint(0, 256, (self.members, *shape), generator=random, dtype=_U8)
+            scale = (0.02 + torch.rand(self.members, n, generator=random) / 50).to(device)
+            targets = QuantizedLogits(codes.to(device), scale, -3 * torch.ones_like(scale))
+        else:
+            targets = EnsembleLogits(torch.randn(self.members, *shape, generator=random).to(self.targets).to(device))
+        return student.to(device).requires_grad_(), targets, labels.to(device), 1 if self.classes_first else -1
+
+
+LAUNCHES = (
+    Launch("staged", 300, 10, 3),
+    Launch("staged", 131, 31, 1, _BF16, _U8, "jsd"),
+    Launch("strided", 150, 21, 2, classes_first=True),
+    Launch("strided", 33, 150, 1, _BF16, _BF16, "tvd", classes_first=True),
+    Launch("tile", 37, 100, 2),
+    Launch("tile", 9, 1003, 1, _BF16, _U8, "reverse_kl"),
+    Launch("block", 5, 5003, 3),
+    Launch("block", 5, 4096, 1, _BF16, _BF16, "jsd"),
+    Launch("block", 5, 5003, 1, _BF16, entries=20),
+    Launch("cluster", 2, 50_257, 2),
+    Launch("cluster", 2, 128_256, 1, _BF16, _BF16, "reverse_kl"),
+    Launch("reread", 2, 262_144, 2),
+    Launch("reread", 2, 262_143, 3, _BF16, _U8, "jsd"),
+    Launch("reread", 2, 120_001, 1, entries=20),
+    Launch("doubles", 7, 33, 2, torch.float64, torch.float64),
+    Launch("doubles", 7, 33, 1, _BF16, torch.float16, "tvd"),
+)
+
+
+def run(launch: Launch, device: torch.device) -> None:
+    """Loss, gradient, by-products; and the loss once more by the specification.
+
+    Raises
+    ------
+    AssertionError
+        It is not what the specification makes of the same inputs in float64.
+    """
+    student, targets, labels, class_dim = launch.inputs(device)
+    arguments: dict[str, Any] = {"alpha": 0.6, "divergence": launch.divergence, "z_loss": 0.01, "class_dim": class_dim}
+    loss, rows = distillation_loss(student, targets, labels, label_smoothing=0.1, statistics=True, **arguments)
+    (gradient,) = torch.autograd.grad(loss, student)
+    exact = student.detach().double().cpu().requires_grad_()
+    on_cpu = type(targets)(**{name: x.cpu() if isinstance(x, Tensor) else x for name, x in vars(targets).items()})
+    truth = distillation_loss(exact, on_cpu, labels.cpu(), label_smoothing=0.1, impl="reference", **arguments)
+    (expected,) = torch.autograd.grad(truth, exact)
+    unit = torch.finfo(launch.student).eps
+    # Rounded to the student's type, and of logits up to 5 in float32.
+    torch.testing.assert_close(loss.double().cpu(), truth.detach(), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(gradient.double().cpu(), expected, rtol=2 * unit + 1e-4, atol=2e-6)
+    assert not rows.student_entropy.view(-1)[0].isnan()
+
+
+def lines() -> Iterator[str]:
+    for launch in LAUNCHES:
+        kind = f"{launch.student}".removeprefix("torch.") + "/" + f"{launch.targets}".removeprefix("torch.")
+        yield f"N={launch.rows} C={launch.classes} K={launch.members} {kind} {launch.divergence} k={launch.entries}: {launch.plan()}"
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="print the plans, run nothing")
+    parser.add_argument("--layouts", nargs="+", help="only these")
+    options = parser.parse_args()
+    if options.list:
+        print(*lines(), sep="\n")
+        return 0
+    if not (torch.cuda.is_available() and ops.build_info()["cuda"]["built"]):
+        print("there is no GPU, or the CUDA kernels aren't built; --list prints what would run", file=sys.stderr)
+        return 2
+    for launch, line in zip(LAUNCHES, lines(), strict=True):
+        if not options.layouts or launch.layout in options.layouts:
+            run(launch, torch.device("cuda"))
+            print(line, flush=True)
+    torch.cuda.synchronize()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
