@@ -18,8 +18,8 @@ namespace ensdistill {
 inline StoredLogits stored_logits(const char* name, const Tensor& t, bool codes_allowed) {
   STD_TORCH_CHECK(t.dim() == 3 && t.size(0) >= 1 && t.size(2) >= 1, name, ": expected [K, N, C] with at least one member and one class");
   STD_TORCH_CHECK(t.stride(2) == 1 || t.size(2) == 1, name, ": expected unit stride over classes");
-  STD_TORCH_CHECK(is_logits_type(t.scalar_type()) || (codes_allowed && t.scalar_type() == ScalarType::Byte), name,
-                  ": expected floating-point logits", codes_allowed ? " or uint8 codes" : "");
+  STD_TORCH_CHECK(is_logits_type(t.scalar_type()) || (codes_allowed && t.scalar_type() == ScalarType::Byte), name, ": expected floating-point logits",
+                  codes_allowed ? " or uint8 codes" : "");
   return {t.numel() ? t.const_data_ptr() : nullptr, element_of(t.scalar_type()), t.size(2), t.stride(0), t.stride(1)};
 }
 
@@ -58,7 +58,9 @@ inline StoredLogits checked_logits(const EnsembleArguments& a) {
   return logits;
 }
 
-inline void check_k(const EnsembleArguments& a, int64_t k) { STD_TORCH_CHECK(k >= 1 && k <= a.classes(), "k: expected 1..", a.classes(), ", got ", k); }
+inline void check_k(const EnsembleArguments& a, int64_t k) {
+  STD_TORCH_CHECK(k >= 1 && k <= a.classes(), "k: expected 1..", a.classes(), ", got ", k);
+}
 
 inline void check_draws(const EnsembleArguments& a, int64_t draws, const std::optional<Tensor>& row_ids) {
   STD_TORCH_CHECK(draws >= 1 && draws <= std::numeric_limits<int32_t>::max(), "draws: expected 1..2147483647, got ", draws);

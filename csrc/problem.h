@@ -65,4 +65,11 @@ struct LossCall {
 // At a higher temperature all probabilities are nearly equal, and T^2 magnifies what a float has lost of their difference.
 constexpr double kMaxFloatTemperature = 32;
 
+// Probabilities that are far from adding up to 1 belong to no distribution; where what is outside isn't told, to less. What
+// is divided by its sum may be counts.
+constexpr double kSumTolerance = 0.05;
+ENSDISTILL_HD bool is_mass(double sum, TailMode mode) {
+  return mode == TailMode::renormalize || (sum <= 1 + kSumTolerance && (mode == TailMode::zero || sum >= 1 - kSumTolerance));
+}
+
 }  // namespace ensdistill

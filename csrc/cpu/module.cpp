@@ -15,11 +15,12 @@ pybind11::dict kernel_plan(int64_t rows, int64_t classes, int64_t members, int s
   ensdistill::cuda::Shape shape{};
   shape.rows = rows, shape.classes = classes, shape.members = members, shape.student_bytes = student_bytes, shape.target_bytes = target_bytes;
   shape.geometric = geometric, shape.doubles = doubles, shape.sparse = entries > 0, shape.keeps_softmax = reverse_kl;
-  shape.unit_classes = unit_classes, shape.flat = flat, shape.aligned = !doubles && classes * student_bytes % 16 == 0, shape.entries = entries, shape.shared_limit = shared_limit, shape.clusters = clusters;
+  shape.unit_classes = unit_classes, shape.flat = flat, shape.aligned = !doubles && classes * student_bytes % 16 == 0, shape.entries = entries,
+  shape.shared_limit = shared_limit, shape.clusters = clusters;
   const auto plan = ensdistill::cuda::Planner(shape).choose();
   return pybind11::dict("layout"_a = ensdistill::cuda::name_of(plan.layout), "threads"_a = plan.threads, "cluster_blocks"_a = plan.blocks,
-                        "threads_per_row"_a = plan.lanes * plan.blocks, "rows_per_block"_a = plan.rows_per_block,
-                        "vectors_per_thread"_a = plan.steps, "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes);
+                        "threads_per_row"_a = plan.lanes * plan.blocks, "rows_per_block"_a = plan.rows_per_block, "vectors_per_thread"_a = plan.steps,
+                        "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -80,7 +81,7 @@ Values member_log_probs(const Problem& p, int64_t row, int64_t k) {
   if (p.kind == Kind::probs) {
     double sum = 0;
     for (double v : x) sum += v < 0 ? kNan : v;
-    if (!(std::fabs(sum - 1) <= 0.05)) sum = kNan;
+    if (!is_mass(sum, TailMode::tail)) sum = kNan;
     for (double& v : x) v = std::log(v / sum);
     return x;
   }
@@ -130,13 +131,19 @@ Mixture named_of(const Problem& p, int64_t row, double* log_outside, std::vector
       mixture.log_p.assign(p.classes, kNan);
       break;
     }
-    if (log_p != -kInfinity) mixture.log_p[id] = log_p, (*named)[id] = true;
+    if (log_p == -kInfinity) continue;
+    mixture.log_p[id] = (*named)[id] ? kNan : log_p;  // named twice
+    (*named)[id] = true;
   }
   if (p.tail_mode == TailMode::renormalize) {
     const double lse = log_sum_exp(given);
     for (double& v : mixture.log_p) v -= lse;
   }
   if (p.tail_mode == TailMode::tail) *log_outside = read(p.tail, p.tail_is_double ? Element::f64 : Element::f32, row);
+  double mass = 0;
+  for (double v : given) mass += std::exp(v);
+  if (std::find(named->begin(), named->end(), false) != named->end()) mass += std::exp(*log_outside);
+  if (!is_mass(mass, p.tail_mode)) mixture.log_p.assign(p.classes, kNan);
   return mixture;
 }
 

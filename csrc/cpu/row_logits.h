@@ -82,6 +82,7 @@ void Row<S>::mix_logits(int64_t first, int64_t n, float* z, vec* largest) const 
 template <class S>
 void Row<S>::walk_logits() {
   const bool beside = !sparse_target && single(), mixed = p.geometric, probabilities = p.kind == Kind::probs && !mixed;
+  const bool one_t = p.target_temperature() == p.temperature;
   const Source<S> teacher = beside ? target(0) : Source<S>{};
   // A row that one thread walks finds its references on the way.
   vec s0 = parts > 1 ? reference_of(student) : vec{}, z0 = parts > 1 && beside && by_dot && !mixed ? reference_of(teacher) : vec{};
@@ -123,10 +124,12 @@ void Row<S>::walk_logits() {
       member.block(z, block, n, largest_z, part.member);
       if (by_dot) {
         if (block == 0 && parts == 1 && !mixed) z0 = reference_in(z);
+        const vec d0 = z0 - s0;
         vec sum{};
         for (int64_t i = 0; i < n; ++i) {
           const vec e = S::load(e_m + (first + i) * S::lanes);
-          const vec t = e * ((S::load(z + i * S::lanes) - z0) * member.inv_t - (S::load(s + i * S::lanes) - s0) * q.inv_t);
+          const vec zi = S::load(z + i * S::lanes), si = S::load(s + i * S::lanes);
+          const vec t = e * (one_t ? ((zi - si) - d0) * q.inv_t : (zi - z0) * member.inv_t - (si - s0) * q.inv_t);
           sum += e > vec{} ? t : vec{};
         }
         part.member.dot += sum;
@@ -138,7 +141,11 @@ void Row<S>::walk_logits() {
   if (beside) {
     const Walk<S> walk = walk_over(&Part::member, member.inv_t);
     member.finish(walk);
-    kl = walk.dot / walk.sum + q.log_sum(s0) - member.log_sum(z0);
+    // At one temperature as a sum of differences, each small where student and teacher are near.
+    kl = walk.dot / walk.sum;
+    if (one_t) kl += ((q.max - member.max) + (z0 - s0)) * q.inv_t + S::log(q.sum / member.sum);
+    else kl += q.log_sum(s0) - member.log_sum(z0);
+    kl = kl < vec{} ? vec{} : kl;  // it isn't negative; a NaN stays
     if (probabilities) member.refuse_unless_distribution();
   }
   last_weight = S::all(1);

@@ -31,8 +31,12 @@ void Row<S>::sparse() {
       invalid[lane] = invalid[lane] || id < 0 || id >= p.classes;
       if (invalid[lane] || log_prob_at(from + e) == -__builtin_inf()) continue;
       const int64_t at = position(id, lane), block = at / S::lanes / kBlockVectors;
+      if (std::signbit(e_q[at])) {  // named before
+        invalid[lane] = true;
+        continue;
+      }
       entry_q[lane * entries + e] = double(e_q[at]) * q.factor(block)[at % S::lanes];
-      e_q[at] = 0;
+      e_q[at] = -0.f;
       patch_next[lane * entries + e] = patch_first[lane * blocks + block];
       patch_first[lane * blocks + block] = e;
     }
@@ -70,12 +74,13 @@ void Row<S>::sparse() {
       if (pe > 0 && qe < kTiny) unsafe[lane] = -1;
       if (log_p > best) best = log_p, mixture_best[lane] = p.ids[from + e];
     }
-    double outside_slope = 0, sum = slopes;  // the bucket's for each unit of q; the sum of all, the bucket's too
+    double mass = total, outside_slope = 0, sum = slopes;  // the bucket's for each unit of q; the sum of all, the bucket's too
     if (named < p.classes) {
       const double log_pt = !bucket            ? -__builtin_inf()
                             : p.tail_is_double ? static_cast<const double*>(p.tail)[row + lane]
                                                : double(static_cast<const float*>(p.tail)[row + lane]);
       const double pt = std::exp(log_pt), qt = left[lane];
+      mass += pt;
       if (pt > 0 && qt < kTiny) unsafe[lane] = -1;
       if (bucket || p.divergence != Divergence::forward_kl) {
         const Term<double> term = D::template at<Double>(pt, qt, log_pt - std::log(qt), p.beta);
@@ -83,11 +88,12 @@ void Row<S>::sparse() {
         outside_slope = qt > 0 ? term.slope / qt : 0;
       }
     }
+    if (!is_mass(mass, p.tail_mode)) value = __builtin_nan("");
     // The sum of all slopes is subtracted from each. With all q summing to one, the bucket's less that sum is a sum over the
     // named classes: digits are kept where nearly everything is outside.
     const double outside_less_sum = outside_slope * named_q - slopes;
     if (invalid[lane]) value = __builtin_nan("");
-    divergence[lane] = float(value), outside[lane] = invalid[lane] ? __builtin_nanf("") : float(outside_less_sum);
+    divergence[lane] = float(value), outside[lane] = value != value ? __builtin_nanf("") : float(outside_less_sum);
     mixture_entropy[lane] = float(entropy);
     for (int64_t e = 0; e < entries; ++e) {
       const double qe = entry_q[lane * entries + e];

@@ -87,7 +87,7 @@ struct Softmax {
   }
   ALWAYS_INLINE void refuse_unless_distribution() {
     const vec off = sum - 1.f;
-    sum = (off < vec{} ? -off : off) <= S::all(0.05f) ? sum : S::all(__builtin_nanf(""));
+    sum = (off < vec{} ? -off : off) <= S::all(float(kSumTolerance)) ? sum : S::all(__builtin_nanf(""));
   }
   static ALWAYS_INLINE vec probability(vec x) {
     const vec end = S::all(-__builtin_inff());

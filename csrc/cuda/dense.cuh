@@ -68,7 +68,7 @@ struct DenseRow : RowBase<Panel> {
     Softmax<Real> softmax = softmax_of<Count>(reader);
     // Of probabilities, the sum itself: one that is far from 1 belongs to no distribution.
     const Real sum = exponential(softmax.log_sum_exp());
-    if (p.kind == Kind::probs && !(sum >= Real(0.95) && sum <= Real(1.05))) softmax.log_sum = not_a_number<Real>();
+    if (p.kind == Kind::probs && !is_mass(sum, TailMode::tail)) softmax.log_sum = not_a_number<Real>();
     return softmax;
   }
 

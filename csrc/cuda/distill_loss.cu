@@ -20,10 +20,14 @@ void check_devices(const LossArguments& a) {
     STD_TORCH_CHECK(on_same_device(a.student, t), name, ": expected on the student's device, cuda:", a.student.get_device_index());
   };
   check("targets", a.targets);
-  const std::pair<const char*, const std::optional<Tensor>*> others[] = {
-      {"scale", &a.scale},   {"offset", &a.offset}, {"ids", &a.ids},
-      {"tail", &a.tail},     {"weights", &a.weights}, {"labels", &a.labels},
-      {"class_weights", &a.class_weights}, {"sample_weights", &a.sample_weights}};
+  const std::pair<const char*, const std::optional<Tensor>*> others[] = {{"scale", &a.scale},
+                                                                         {"offset", &a.offset},
+                                                                         {"ids", &a.ids},
+                                                                         {"tail", &a.tail},
+                                                                         {"weights", &a.weights},
+                                                                         {"labels", &a.labels},
+                                                                         {"class_weights", &a.class_weights},
+                                                                         {"sample_weights", &a.sample_weights}};
   for (const auto& [name, t] : others)
     if (*t) check(name, **t);
 }
@@ -55,9 +59,11 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
 // The loss, and where they are asked for the by-products: of dense rows a launch of their own, which reads everything again.
 void launch(Problem p, Shape shape, cudaStream_t stream) {
   const auto with_plan = [&](const Plan& plan) {
-    STD_TORCH_CHECK(plan.shared_bytes <= shape.shared_limit, shape.sparse ? "ids: expected fewer entries for each row" : "targets: expected fewer members",
-                    " on this device: the plan needs ", plan.shared_bytes, " bytes of shared memory, and a block can have ", shape.shared_limit);
-    p.lanes = plan.lanes, p.cluster = plan.blocks > 1, p.rows_per_block = plan.rows_per_block, p.steps = plan.steps, p.buffers = plan.buffers, p.table_size = plan.table_size;
+    STD_TORCH_CHECK(plan.shared_bytes <= shape.shared_limit,
+                    shape.sparse ? "ids: expected fewer entries for each row" : "targets: expected fewer members", " on this device: the plan needs ",
+                    plan.shared_bytes, " bytes of shared memory, and a block can have ", shape.shared_limit);
+    p.lanes = plan.lanes, p.cluster = plan.blocks > 1, p.rows_per_block = plan.rows_per_block, p.steps = plan.steps, p.buffers = plan.buffers,
+    p.table_size = plan.table_size;
     p.member_softmax_at = plan.member_softmax_at, p.shelves_at = plan.shelves_at, p.index_at = plan.index_at;
     launch_rows_of(p, plan, stream);
   };

@@ -35,8 +35,8 @@ void launch_rows(const Problem& problem, const Plan& plan, cudaStream_t stream) 
     return;
   }
   const int64_t groups = std::min<int64_t>(plan.groups(problem.rows), 0x7fffffff / plan.blocks);
-  launch_clusters(distill_rows<Row>, dim3(unsigned(groups * plan.blocks)), unsigned(plan.blocks), dim3(unsigned(plan.threads)), size_t(plan.shared_bytes),
-                  stream, problem);
+  launch_clusters(distill_rows<Row>, dim3(unsigned(groups * plan.blocks)), unsigned(plan.blocks), dim3(unsigned(plan.threads)),
+                  size_t(plan.shared_bytes), stream, problem);
 }
 
 template <class Panel>

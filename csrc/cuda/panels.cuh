@@ -38,7 +38,9 @@ struct PanelBase {
     d.step = map.step, d.offset = map.offset, d.zero_value = map.zero_value;
     return d;
   }
-  ENSDISTILL_DEVICE int64_t member_start(int k, int64_t row) const { return p.member[k] * p.target_member_stride + p.targets.at(row, int64_t(p.inner)); }
+  ENSDISTILL_DEVICE int64_t member_start(int k, int64_t row) const {
+    return p.member[k] * p.target_member_stride + p.targets.at(row, int64_t(p.inner));
+  }
   ENSDISTILL_DEVICE Real student_at(int c) const {
     return Real(number_at(p.student.data, p.student.type, student_start + c * p.student.class_stride));
   }
@@ -157,7 +159,8 @@ struct Singles : PanelBase<Student, Target, 1, std::is_same_v<Student, Any> ? Me
       stage(0, static_cast<const unsigned char*>(p.student.data) + first_row * C * int64_t(sizeof(Student)), sizeof(Student));
       const int64_t size = bytes_of(p.targets.type);
       for (int k = 0; k < p.prepared->members_used; ++k)
-        stage(member_at_byte(k), static_cast<const unsigned char*>(p.targets.data) + (p.member[k] * p.target_member_stride + first_row * C) * size, size);
+        stage(member_at_byte(k), static_cast<const unsigned char*>(p.targets.data) + (p.member[k] * p.target_member_stride + first_row * C) * size,
+              size);
       async_commit();
       async_wait<0>();
       __syncthreads();
@@ -184,7 +187,8 @@ struct Singles : PanelBase<Student, Target, 1, std::is_same_v<Student, Any> ? Me
   ENSDISTILL_DEVICE void flush() const {
     auto* to = static_cast<unsigned char*>(p.gradient) + first_row * p.classes * int64_t(sizeof(Student));
     const int bytes = int(rows_here * p.classes * int64_t(sizeof(Student))), whole = bytes / 16 * 16;
-    for (int b = 16 * int(threadIdx.x); b < whole; b += 16 * int(blockDim.x)) *reinterpret_cast<uint4*>(to + b) = *reinterpret_cast<const uint4*>(staged(b));
+    for (int b = 16 * int(threadIdx.x); b < whole; b += 16 * int(blockDim.x))
+      *reinterpret_cast<uint4*>(to + b) = *reinterpret_cast<const uint4*>(staged(b));
     for (int b = whole + int(threadIdx.x); b < bytes; b += int(blockDim.x)) to[b] = *staged(b);
   }
 
@@ -205,7 +209,8 @@ struct Singles : PanelBase<Student, Target, 1, std::is_same_v<Student, Any> ? Me
   ENSDISTILL_DEVICE void store(int step, const Real* g) const {
     const int c = span.first(step);
     if constexpr (kStaged) put_number(reinterpret_cast<Student*>(staged(0)) + group.index * int(p.classes) + c, g[0]);
-    else if constexpr (std::is_same_v<Student, Any>) put_number_at(p.gradient, p.gradient_layout.type, gradient_start + c * p.gradient_layout.class_stride, g[0]);
+    else if constexpr (std::is_same_v<Student, Any>)
+      put_number_at(p.gradient, p.gradient_layout.type, gradient_start + c * p.gradient_layout.class_stride, g[0]);
     else put_number(static_cast<Student*>(p.gradient) + gradient_start + c * p.gradient_layout.class_stride, g[0]);
   }
 };

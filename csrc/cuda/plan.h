@@ -12,19 +12,19 @@ namespace ensdistill::cuda {
 // those that read rows again and keep loads in registers, get 128.
 constexpr int kThreadsAtOnce = 640, kFewerThreadsAtOnce = 512;
 constexpr int kMaxBlockThreads = 512;
-constexpr int kSlotBytes = 32;                     // of one partial result
-constexpr int kReductionBytes = 66 * kSlotBytes;   // head of a block's shared memory: two sets of 32, and two of a cluster
+constexpr int kSlotBytes = 32;                    // of one partial result
+constexpr int kReductionBytes = 66 * kSlotBytes;  // head of a block's shared memory: two sets of 32, and two of a cluster
 constexpr int kMaxMembers = 1024;
 constexpr int kMaxClasses = 1 << 30;  // positions within a row are 32-bit; offsets of rows are 64-bit
 
 enum class Layout : int {
-  staged,    // a thread for each row; the block's rows lie in shared memory as they lie in device memory
-  strided,   // a thread for each row, reading device memory: neighbouring rows are what is contiguous
-  tile,      // lanes of a warp for each row, which stays in shared memory
-  block,     // a block for each row, which stays in shared memory
-  cluster,   // several blocks for each row, which stays in their shared memory together
-  reread,    // a block for each row, which is read from device memory in each sweep
-  doubles,   // the same in double precision, any strides
+  staged,   // a thread for each row; the block's rows lie in shared memory as they lie in device memory
+  strided,  // a thread for each row, reading device memory: neighbouring rows are what is contiguous
+  tile,     // lanes of a warp for each row, which stays in shared memory
+  block,    // a block for each row, which stays in shared memory
+  cluster,  // several blocks for each row, which stays in their shared memory together
+  reread,   // a block for each row, which is read from device memory in each sweep
+  doubles,  // the same in double precision, any strides
 };
 
 inline const char* name_of(Layout layout) {
@@ -37,27 +37,27 @@ struct Shape {
   int64_t rows, classes, members;
   int student_bytes, target_bytes;  // of an element; targets of a sparse row: 0
   bool geometric, doubles, sparse;
-  bool keeps_softmax;     // every plan must hold each member's softmax ready
-  bool unit_classes;      // classes neighbour in memory, in all matrices
-  bool aligned;           // each row, where it is cut into vectors, begins and ends at a boundary of 16 bytes
-  bool flat;              // so do rows, from a 16-byte boundary on: a block's rows are one piece
-  int64_t entries;        // of a sparse row
-  int shared_limit;       // bytes of shared memory that a block may ask for
-  bool clusters;          // the device has them
+  bool keeps_softmax;  // every plan must hold each member's softmax ready
+  bool unit_classes;   // classes neighbour in memory, in all matrices
+  bool aligned;        // each row, where it is cut into vectors, begins and ends at a boundary of 16 bytes
+  bool flat;           // so do rows, from a 16-byte boundary on: a block's rows are one piece
+  int64_t entries;     // of a sparse row
+  int shared_limit;    // bytes of shared memory that a block may ask for
+  bool clusters;       // the device has them
 };
 
 struct Plan {
   Layout layout;
-  int threads;         // of a block
-  int blocks;          // of a cluster
-  int lanes;           // threads of a block that share a row
+  int threads;  // of a block
+  int blocks;   // of a cluster
+  int lanes;    // threads of a block that share a row
   int rows_per_block;
-  int steps;           // vectors of a row that each thread walks, at most
-  int buffers;         // of targets on chip
-  int table_size;      // of named classes
+  int steps;       // vectors of a row that each thread walks, at most
+  int buffers;     // of targets on chip
+  int table_size;  // of named classes
   int64_t member_softmax_at, shelves_at, index_at, shared_bytes;
-  double bytes;        // through device memory, predicted
-  int* registers;      // where not a launch is wanted, but the number of registers that its kernel takes
+  double bytes;    // through device memory, predicted
+  int* registers;  // where not a launch is wanted, but the number of registers that its kernel takes
 
   int64_t groups(int64_t rows) const { return (rows + rows_per_block - 1) / rows_per_block; }
 };

@@ -6,8 +6,7 @@
 namespace ensdistill::cuda {
 
 // Counts rows (whole numbers, so the order of the additions doesn't matter) and normalises the weights. `out` comes zeroed.
-__global__ void __launch_bounds__(256) prepare(Prepared* out, int* member, double* weight, const double* weights, int members,
-                                                      const LossCall call) {
+__global__ void __launch_bounds__(256) prepare(Prepared* out, int* member, double* weight, const double* weights, int members, const LossCall call) {
   __shared__ __align__(16) unsigned char slots[kReductionBytes];
   Group<Meeting::block> block(int(blockDim.x), slots);
   const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

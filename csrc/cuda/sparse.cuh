@@ -138,7 +138,8 @@ struct SparseRow : RowBase<Panel> {
       total_p += exp(log_p);
     });
     this->know_student(merge(outside, panel.group.reduce(mine, LogSums<Real>::nothing(), merge)));
-    const double log_total = p.tail_mode == TailMode::renormalize ? log(panel.group.reduce(total_p, 0.0, Add<double>{})) : 0.0;
+    total_p = panel.group.reduce(total_p, 0.0, Add<double>{});
+    const double log_total = p.tail_mode == TailMode::renormalize ? log(total_p) : 0.0;
 
     Totals totals;
     Best<double> best_p = Best<double>::none();
@@ -166,9 +167,11 @@ struct SparseRow : RowBase<Panel> {
       const double log_qt = double((outside.max - q.max) * inv_t + logarithm(outside.sum) - q.log_sum);
       const double pt = exp(log_pt), qt = outside.sum > 0 ? exp(log_qt) : 0;
       const Term<double> t = term(pt, qt, pt > 0 && qt == 0 && !(outside.sum > 0) ? -minus_infinity<double>() : log_pt - log_qt);
+      total_p += pt;
       totals.value += t.value, slopes += t.slope, totals.entropy -= pt > 0 ? pt * log_pt : 0;
       outside_slope = qt > 0 ? t.slope / qt : 0;
     }
+    if (!is_mass(total_p, p.tail_mode)) totals.value = not_a_number<double>();
     // The sum of all slopes is subtracted from each. With all q summing to one, the bucket's less that sum is a sum over the
     // named classes: digits are kept where nearly everything is outside.
     const double outside_less_sum = totals.value != totals.value ? totals.value : outside_slope * totals.q - totals.slopes;

@@ -5,17 +5,11 @@
 
 namespace ensdistill::cuda {
 
-#define ENSDISTILL_PAIRS(f) \
-  f(Element::f32, Element::f32, f32_f32) \
-  f(Element::f32, Element::bf16, f32_bf16) \
-  f(Element::f32, Element::f16, f32_f16) \
-  f(Element::f32, Element::u8, f32_u8) \
-  f(Element::bf16, Element::f32, bf16_f32) \
-  f(Element::bf16, Element::bf16, bf16_bf16) \
-  f(Element::bf16, Element::u8, bf16_u8) \
-  f(Element::f16, Element::f32, f16_f32) \
-  f(Element::f16, Element::f16, f16_f16) \
-  f(Element::f16, Element::u8, f16_u8)
+#define ENSDISTILL_PAIRS(f)                                                                                                    \
+  f(Element::f32, Element::f32, f32_f32) f(Element::f32, Element::bf16, f32_bf16) f(Element::f32, Element::f16, f32_f16)       \
+      f(Element::f32, Element::u8, f32_u8) f(Element::bf16, Element::f32, bf16_f32) f(Element::bf16, Element::bf16, bf16_bf16) \
+          f(Element::bf16, Element::u8, bf16_u8) f(Element::f16, Element::f32, f16_f32) f(Element::f16, Element::f16, f16_f16) \
+              f(Element::f16, Element::u8, f16_u8)
 
 #define ENSDISTILL_DECLARE(student, target, name) void launch_##name(const Problem&, const Plan&, cudaStream_t);
 ENSDISTILL_PAIRS(ENSDISTILL_DECLARE)
