@@ -19,7 +19,7 @@ from ensdistill.data import BadRows, Rows, derive_seed
 from ensdistill.describe import describe
 from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
-from ensdistill.members import Member, as_member, load_member
+from ensdistill.members import Member, as_member, default_name, load_member
 from ensdistill.specs import Job, MemberSpec, job_names
 
 FORMAT = 1
@@ -87,7 +87,7 @@ class Ensemble:
             raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
-        adapted = [as_member(m, _free_name(members, i)) for i, m in enumerate(members)]
+        adapted = [as_member(m, name) for m, name in zip(members, _free_names(members), strict=True)]
         names = [m.name for m in adapted]
         for name in names:
             if names.count(name) > 1:
@@ -471,11 +471,10 @@ def check_logits(logits: np.ndarray, name: str, rows: int, classes: Sequence[str
         raise BadRows(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left", empty)
 
 
-def _free_name(members: Sequence[Any], index: int) -> str | None:
-    """A numbered name for an unnamed member that is one of several of its class."""
-    kind = type(members[index])
-    same = [i for i, m in enumerate(members) if type(m) is kind]
-    return f"{kind.__name__.lower()}-{same.index(index) + 1}" if len(same) > 1 else None
+def _free_names(members: Sequence[Any]) -> list[str | None]:
+    """For each unnamed member what it is called: numbered where several would have one name."""
+    names = [None if isinstance(m, Member) else default_name(m) for m in members]
+    return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
 def _normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
