@@ -76,7 +76,7 @@ def test_boosted_trees_that_are_not_fitted_or_no_classifiers(library):
     regressor = {"xgboost": "XGBRegressor", "lightgbm": "LGBMRegressor", "catboost": "CatBoostRegressor"}[library]
     quiet = {"xgboost": {}, "lightgbm": {"verbose": -1}, "catboost": {"verbose": False, "allow_writing_files": False}}[library]
     model = getattr(pytest.importorskip(library), regressor)(n_estimators=3, **quiet).fit(x, y.astype(float))
-    with pytest.raises(ValueError, match="estimator: expected an? .* classifier.*; got the"):
+    with pytest.raises(ValueError, match=r"estimator: expected an? .* classifier.*; got the"):
         BoostedMember(model)
 
 

@@ -75,12 +75,19 @@ class TorchMember:
         return sum(t.nbytes for t in self.module.state_dict().values())
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
+        return self.ordered(check_width(self.name, self.raw(inputs), len(inputs), self.classes))
+
+    def ordered(self, outputs: np.ndarray) -> np.ndarray:
+        """The module's outputs [N, C] in the order of ``classes``."""
+        return outputs if self._columns is None else outputs[:, self._columns]
+
+    def raw(self, inputs: np.ndarray) -> np.ndarray:
+        """The module's outputs as they are: float32 [N, C]."""
         if inputs.dtype != np.float32 and inputs.dtype.kind not in "iu":
             raise ValueError(f"inputs: {self.name} expects float32, or integers for a model of tokens; got {inputs.dtype}")
         with predicting(self.module, self.device) as device, torch.no_grad():
             parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device)]
-        logits = check_width(self.name, torch.cat(parts).float().cpu().numpy(), len(inputs), self.classes)
-        return logits if self._columns is None else logits[:, self._columns]
+        return torch.cat(parts).float().cpu().numpy()
 
     def _predict(self, inputs: np.ndarray, device: torch.device) -> list[Tensor]:
         try:
