@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
-from ensdistill.data import BadRows
-from ensdistill.ensemble import storage
+from ensdistill.data import BadRows, Rows
+from ensdistill.ensemble import storage, training
 from ensdistill.ensemble.checks import check_logits, free_names, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
+from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import stacked_logits
 from ensdistill.members import Member, as_member
+from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
+from ensdistill.training import Watch, Way
 from ensdistill.uncertainty import Uncertainty, decompose
 from ensdistill.vector_scaling import fit_vector
 
@@ -103,6 +107,90 @@ class Ensemble:
             if member.classes is not None and order is not None and sorted(member.classes) != sorted(order):
                 raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(order)}")
         return cls(adapted, order, normalised(weights, len(adapted)), combiner)
+
+    @classmethod
+    def train(
+        cls,
+        factory: Any,
+        data: Rows | tuple[Any, Any],
+        *,
+        members: int | Sequence[int] | None = None,
+        method: str | Method = "seeds",
+        seed: int = 0,
+        optimization: Optimization | None = None,
+        augment: Augmentation | None = None,
+        classes: Sequence[str] | None = None,
+        combiner: Combiner = "prob",
+        way: Way = "measured",
+        device: str = "cpu",
+        n_jobs: int | None = None,
+        name: str | None = None,
+        folder: Path | str | None = None,
+        progress: bool | Watch | None = None,
+    ) -> Ensemble:
+        """Train an ensemble.
+
+        Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
+        before a process died is not trained again: say the same ``folder`` again.
+
+        Parameters
+        ----------
+        factory : callable, estimator, or list of those
+            What makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is to be fitted, of
+            scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters, architectures, kinds (Wenzel
+            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification").
+        data : Rows, or (inputs [N, ...], labels [N])
+            Float32 inputs; labels are class indices, or names.
+        members : int, or sequence of int
+            How many; one of each factory of a list by default. Numbers, counted from 0, are those members of the ensemble, and what each
+            of them is does not depend on the others (see :func:`ensdistill.training.train_stack` for how exactly).
+        method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.ensemble.methods``
+            What makes the members of one factory differ.
+        seed : int
+        optimization : Optimization, optional
+            Of torch members: steps, batch size, learning rate. Snapshots and fast geometric ensembles take their members from one
+            training of so many steps.
+        augment : Augmentation, optional
+            Of torch members.
+        classes : sequence of str, optional
+            Names by index; by default the labels' own names, or their numbers.
+        combiner : {"prob", "logit", "log_prob"}
+        way : {"measured", "auto", "stacked", "one_by_one"}
+            Torch members of one factory train together or one after the other; see :func:`ensdistill.training.train_stack`. Whoever needs
+            the same bits on each run chooses another than ``measured``.
+        device : str
+        n_jobs : int, optional
+            Estimators fitted at once, as in scikit-learn.
+        name : str, optional
+            Members are called ``name-1``, ``name-2``, ...; by default after their class.
+        folder : path, optional
+            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end.
+        progress : bool, or callable, optional
+            True: a live view of all members. A callable is told each :class:`ensdistill.training.Status`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data of one class, labels out of range, members that would be equal, a factory that returns shared parameters or another number
+            of outputs, or one that can't be written down where there is a folder.
+        FloatingPointError
+            A loss that is not finite; names the member and the step.
+
+        Examples
+        --------
+        >>> from ensdistill.models import MLP
+        >>> x = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8]
+        >>> y = np.array(["even", "odd"] * 16)
+        >>> fast = Optimization(steps=60, batch_size=8, learning_rate=0.05)
+        >>> ensemble = Ensemble.train(lambda: MLP(4, [8], 2), (x, y), members=3, optimization=fast)
+        >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
+        (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
+        """
+        inputs, labels, names = training.as_data(data, classes)
+        chosen = as_method(method)
+        planned = training.plan(factory, members, chosen, seed, name, labels)
+        settings = training.Settings(inputs, labels, names, chosen, optimization or Optimization(), augment, way, device, n_jobs)
+        return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
 
     @property
     def names(self) -> tuple[str, ...]:
