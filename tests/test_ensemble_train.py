@@ -245,7 +245,7 @@ def test_an_interrupted_training_goes_on(digits, tmp_path, way, method):
 
 
 def test_what_cannot_be_written_down_is_refused_before_training(digits, tmp_path):
-    with pytest.raises(ValueError, match="factory: member-1: expected a module class, or functools.partial of one with plain arguments"):
+    with pytest.raises(ValueError, match=r"factory: member-1: expected a module class, or functools\.partial of one with plain arguments"):
         train(digits, lambda: MLP(), folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def _on_disk(
     mine = _share(planned, prints, finished, home, group)
     if mine:
         write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
-    for name, member in _fit(mine, settings, home / "checkpoint", watch):
+    for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
         place = folder / "members" / name
         (place / "trained.json").unlink(missing_ok=True)
         member.save(place)
@@ -146,11 +146,16 @@ def _one_training(method: Method) -> bool:
     return isinstance(method, (Snapshot, FastGeometric))
 
 
-def _fit(planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> Iterator[tuple[str, Member]]:
-    """The members, by name, as they are done."""
-    for group in _groups(planned):
+def _fit(
+    planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None, finished: Container[str] = ()
+) -> Iterator[tuple[str, Member]]:
+    """The members, by name, as they are done; those that are finished only where they are part of a stack that is not."""
+    for group in _groups(planned, settings):
+        left = [p for p in group if p.name not in finished]
+        if not left:
+            continue
         if estimators.is_estimator(group[0].factory):
-            jobs = [(p.factory, p.seed, p.rows, p.name) for p in group]
+            jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
             for name, member in estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs):
                 if watch is not None:
                     watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
@@ -162,11 +167,12 @@ def _fit(planned: list[Planned], settings: Settings, checkpoint: Path | None, wa
             yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory)
 
 
-def _groups(planned: list[Planned]) -> list[list[Planned]]:
-    """Those of one factory together."""
+def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
+    """Those of one factory together; modules that are trained one by one in any case each by itself, so that it is put away at once."""
     groups = defaultdict(list)
+    alone = settings.way == "one_by_one" and not _one_training(settings.method)
     for p in planned:
-        groups[id(p.factory)].append(p)
+        groups[id(p.factory), p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
     return list(groups.values())
 
 
