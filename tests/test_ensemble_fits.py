@@ -175,6 +175,10 @@ def test_stacked_members_predict_what_they_predict_alone():
     alone, together = ensemble.predict_logits(x), ensemble.predict_logits(x, way="stacked")
     assert float((alone - together).abs().max()) < 1e-5  # rounding of float32 logits of about 1
     assert all(m.training for m in mlps)
+    with torch.no_grad():  # what has changed is noticed
+        mlps[1][-1].bias += 1.0
+    assert float((ensemble.predict_logits(x) - alone).abs().max()) > 0.9
+    assert float((ensemble.predict_logits(x) - ensemble.predict_logits(x, way="stacked")).abs().max()) < 1e-5
     with pytest.raises(ValueError, match="way: expected one_by_one or stacked; got 'fast'"):
         ensemble.predict_logits(x, way="fast")
 

@@ -18,7 +18,7 @@ from ensdistill.ensemble import storage, training
 from ensdistill.ensemble.checks import check_logits, free_names, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
-from ensdistill.ensemble.stacked import stacked_logits
+from ensdistill.ensemble.stacked import Stack, stacked_logits
 from ensdistill.members import Member, as_member
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
@@ -62,6 +62,7 @@ class Ensemble:
         self.members, self.classes, self.weights, self.combiner = tuple(members), classes, weights, combiner
         self.temperatures, self.temperature = np.ones(len(members)), 1.0
         self.vectors: np.ndarray | None = None
+        self._stacks: dict[tuple[int, ...], Stack] = {}
 
     @classmethod
     def from_members(
@@ -235,7 +236,7 @@ class Ensemble:
         """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
-        together = stacked_logits(self.members, inputs) if way == "stacked" else {}
+        together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
         logits = [self.member_logits(i, inputs, together.get(i)) for i in range(len(self))]
         for member, z in zip(self.members, logits, strict=True):
             if z.shape != logits[0].shape:
@@ -255,7 +256,7 @@ class Ensemble:
         """The members' calibrated logits for ``inputs`` [N, ...]: float32 [K, N, C].
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where each of them is small; the
-        logits are then the same up to rounding.
+        logits are then the same up to rounding, and a copy of the parameters is kept.
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 

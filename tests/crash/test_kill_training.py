@@ -42,8 +42,6 @@ def check(folder: Path, count: int, alone: Ensemble) -> None:
         np.testing.assert_array_equal(np.load(folder / f"cached-{rank}.npy"), cached)
     one, several = ({f.name: f.read_bytes() for f in (folder / name).iterdir()} for name in ("cache of one", "cache"))
     assert several == one
-        f.name: f.read_bytes() for f in (folder / "cache of one").iterdir()
-    }
     assert Ensemble.load(folder).fingerprint() == alone.fingerprint()
     assert not (folder / "training").exists()
 
