@@ -207,3 +207,47 @@ def test_an_ensemble_of_everything(tmp_path):
     kept.save(tmp_path / "ensemble")
     loaded = Ensemble.load(tmp_path / "ensemble")
     np.testing.assert_array_equal(loaded.predict_proba(x), kept.predict_proba(x))
+
+
+class Harm:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "sklearn", "array", "onnx", *LIBRARIES])
+def test_a_pickle_in_any_member_s_place_does_nothing(tmp_path, kind):
+    import functools
+    import pickle
+
+    from sklearn.naive_bayes import GaussianNB
+
+    from ensdistill.members import ArrayMember, SklearnMember
+    from ensdistill.models import MLP
+
+    x, y = data(3)
+    if kind == "onnx":
+        write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32))
+    member = {
+        "torch": lambda: TorchMember(MLP(8, [], 3), name="m", factory=functools.partial(MLP, inputs=8, hidden=[], outputs=3)),
+        "sklearn": lambda: SklearnMember(GaussianNB().fit(x, y), name="m"),
+        "array": lambda: ArrayMember(x, logits=np.ones((300, 3)), name="m"),
+        "onnx": lambda: OnnxMember(tmp_path / "m.onnx"),
+    }.get(kind, lambda: BoostedMember(boosted(kind, 3).fit(x, y), name="m"))()
+    folder = tmp_path / "ensemble"
+    Ensemble.from_members([member]).save(folder)
+    (file,) = [f for f in (folder / "members" / "m").iterdir() if f.name != "member.json"]
+    file.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(ValueError, match=str(folder)):
+        Ensemble.load(folder)
+    about = json.loads((folder / "members" / "m" / "member.json").read_text())
+    (folder / "members" / "m" / "member.json").write_text(json.dumps(about | {"kind": "pickle"}))
+    with pytest.raises(ValueError, match="unknown kind 'pickle'; expected one of torch, sklearn"):
+        Ensemble.load(folder)
+    assert not (tmp_path / "harm").exists()
+    pickle.loads(file.read_bytes())  # it would have
+    assert (tmp_path / "harm").exists()
