@@ -337,6 +337,7 @@ def test_short_memory_halves_the_batch_and_in_the_end_says_who():
     # The rounding of a matrix product depends on how many rows it has.
     np.testing.assert_allclose(TorchMember(tight).predict_logits(x), TorchMember(roomy).predict_logits(x), atol=1e-6)
     assert max(s for s in tight.seen if s <= 3) == 3
+    assert len(tight.seen) < 12  # halves, not one row less at a time
     hopeless = Hungry(0).train()
     with pytest.raises(MemoryError, match=r"big: out of memory on cpu with a single row .* device='cpu'"):
         TorchMember(hopeless, name="big").predict_logits(x)
