@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ensemble": ("Ensemble", "train_ensemble"),
-    "members": ("TorchMember", "SklearnMember", "CallableMember", "ArrayMember"),
+    "members": ("TorchMember", "SklearnMember", "BoostedMember", "OnnxMember", "CallableMember", "ArrayMember"),
     "specs": ("TorchMembers", "SklearnMembers"),
     "optimization": ("Optimization",),
     "data": ("Rows", "Split"),
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ensdistill.functional import RowStatistics, distillation_loss
     from ensdistill.linear import linear_distillation_loss
     from ensdistill.losses import DistillationLoss
-    from ensdistill.members import ArrayMember, CallableMember, SklearnMember, TorchMember
+    from ensdistill.members import ArrayMember, BoostedMember, CallableMember, OnnxMember, SklearnMember, TorchMember
     from ensdistill.optimization import Optimization
     from ensdistill.specs import SklearnMembers, TorchMembers
     from ensdistill.student import StudentTrainer

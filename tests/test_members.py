@@ -281,6 +281,110 @@ def test_callable_member():
         CallableMember(lambda x: x[:2], name="short", version="1", output="logits").predict_logits(x)
 
 
-def test_as_member_says_which_adapter():
-    with pytest.raises(TypeError, match="CallableMember"):
-        as_member(lambda x: x)
+def test_a_bare_function_is_listened_to():
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    member = as_member(lambda x: softmax(x, -1))
+    assert member.predict_logits(x[:0]).shape == (0, 3)  # no row decides nothing
+    np.testing.assert_allclose(softmax(member.predict_logits(x), -1), softmax(x, -1), atol=1e-5)
+    raw = as_member(lambda x: x)
+    np.testing.assert_array_equal(raw.predict_logits(x), x.astype(np.float32))
+    two_faced = as_member(lambda x: softmax(x, -1) if len(x) > 2 else x, "two")
+    two_faced.predict_logits(x)
+    with pytest.raises(ValueError, match=r"two: its first answer looked like probabilities, but row 0 .*output='logits'"):
+        two_faced.predict_logits(x[:2])
+    with pytest.raises(ValueError, match=r"two: a function has no fingerprint.*version='1'"):
+        two_faced.fingerprint()
+
+
+def test_a_bare_array_is_logits_or_probabilities(tmp_path):
+    z = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    logits, probabilities = as_member(z, "z"), as_member(torch.from_numpy(softmax(z, -1)), "p")
+    np.testing.assert_array_equal(logits.predict_logits(np.zeros((6, 2))), z)
+    np.testing.assert_allclose(softmax(probabilities.predict_logits(np.zeros((6, 2))), -1), softmax(z, -1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"z has answers for 6 rows and does not know which; got 5 rows"):
+        logits.predict_logits(np.zeros((5, 2)))
+    logits.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(np.zeros((6, 2))), z)
+    with pytest.raises(ValueError, match=r"ndarray: expected logits or probabilities \[N, C\]; got float64 \[3\]"):
+        as_member(np.zeros(3))
+
+
+def test_anything_else_is_no_member():
+    with pytest.raises(TypeError, match=r"members: expected a member, a torch module.*; got builtins\.dict"):
+        as_member({})
+    with pytest.raises(TypeError, match=r"got builtins\.type"):
+        as_member(MLP)
+
+
+class Hungry(nn.Module):
+    """Runs out of memory at more than ``room`` rows."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.seen, self.layer = room, [], nn.Linear(3, 2)
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.layer(x)
+
+
+def test_short_memory_halves_the_batch_and_in_the_end_says_who():
+    x = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    roomy, tight = Hungry(100), Hungry(3)
+    tight.load_state_dict(roomy.state_dict())
+    # The rounding of a matrix product depends on how many rows it has.
+    np.testing.assert_allclose(TorchMember(tight).predict_logits(x), TorchMember(roomy).predict_logits(x), atol=1e-6)
+    assert max(s for s in tight.seen if s <= 3) == 3
+    assert len(tight.seen) < 12  # halves, not one row less at a time
+    hopeless = Hungry(0).train()
+    with pytest.raises(MemoryError, match=r"big: out of memory on cpu with a single row .* device='cpu'"):
+        TorchMember(hopeless, name="big").predict_logits(x)
+    assert hopeless.training
+
+
+def test_a_module_visits_its_device_and_comes_back():
+    visited = []
+
+    class Traveller(nn.Linear):
+        def to(self, device):
+            visited.append(torch.device(device).type)
+            return self  # there is one device here: the itinerary is what is looked at
+
+    member = TorchMember(Traveller(3, 2), device="cpu")
+    member.predict_logits(np.zeros((2, 3), np.float32))
+    assert visited == []
+    member.device = torch.device("meta")
+    with pytest.raises(Exception):  # noqa: B017, PT011 (parameters at home, inputs abroad)
+        member.predict_logits(np.zeros((2, 3), np.float32))
+    assert visited == ["meta", "cpu"]
+
+
+class Classifier(nn.Module):
+    """As Hugging Face's: a config, an attention mask, an output with logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+        self.config = type("Config", (), {"pad_token_id": 0, "id2label": {0: "no", 1: "maybe", 2: "yes"}})()
+
+    def forward(self, input_ids, attention_mask=None):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mean = (self.embed(input_ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return type("Output", (), {"logits": self.head(mean)})()
+
+
+def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
+    member = TorchMember(Classifier())
+    assert member.classes == ("no", "maybe", "yes")
+    short, padded = np.array([[3, 5]]), np.array([[3, 5, 0, 0]])
+    np.testing.assert_allclose(member.predict_logits(padded), member.predict_logits(short), atol=1e-6)
+    other = TorchMember(member.module, classes=["yes", "no", "maybe"])
+    np.testing.assert_array_equal(other.predict_logits(short), member.predict_logits(short)[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match=r"module knows \['no', 'maybe', 'yes'\]; expected \['yes', 'no', 'perhaps'\]"):
+        TorchMember(member.module, classes=["yes", "no", "perhaps"])
+    with pytest.raises(ValueError, match="expects float32, or integers for a model of tokens; got float64"):
+        member.predict_logits(np.zeros((1, 2)))
+    with pytest.raises(TypeError, match=r"odd: expected a module that answers with a tensor, or with \.logits; got builtins\.tuple"):
+        TorchMember(nn.LSTM(3, 2), name="odd").predict_logits(np.zeros((1, 2, 3), np.float32))

@@ -18,7 +18,7 @@ def blocks() -> list[tuple[int, str]]:
 
 
 def test_there_is_a_block_for_each_kind_of_user():
-    assert len(blocks()) == 3
+    assert len(blocks()) == 4
 
 
 @pytest.mark.parametrize(("line", "source"), [pytest.param(*block, id=f"line-{block[0]}") for block in blocks()])

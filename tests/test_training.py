@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
+from torch.nn import functional as F
 
 from ensdistill.augmentation import ShiftImages
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import Digits
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
-from ensdistill.training import BLOCK, train_stack
+from ensdistill.training import BLOCK, stack, train_stack, train_trajectory
+from ensdistill.training.dropout import OwnDropout, keys
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
 
@@ -331,3 +334,150 @@ def test_a_checkpoint_of_an_augmentation_that_was_edited_is_not_resumed(digits, 
     scale = module_of(AUGMENTATION.format(share=0.2)).Scale()
     train(digits, SMALL, [1], augment=scale, checkpoint=tmp_path, progress=lambda done, total: steps.append(done))
     assert steps[0] == BLOCK
+
+
+def dropped():
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 32, bias=False),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        nn.Linear(32, 16),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(16, 10),
+    )
+
+
+def test_member_3_of_8_trained_alone_is_member_3_of_8(digits):
+    """With batch normalisation, dropout, an order and rows of its own. The tolerance is that of the stack without dropout, above."""
+    seeds, rows = list(range(20, 28)), [np.arange(i, 200) for i in range(8)]
+    among = train(digits, dropped, seeds, rows=rows, way="stacked")
+    (alone,) = train(digits, dropped, [seeds[3]], rows=[rows[3]], way="one_by_one")
+    assert difference(alone.state_dict(), among[3].state_dict()) < 1e-4
+    (other,) = train(digits, dropped, [seeds[4]], rows=[rows[3]], way="one_by_one")
+    assert difference(other.state_dict(), among[3].state_dict()) > 1e-2
+
+
+@pytest.mark.parametrize(("drop", "shape"), [(F.dropout, (50, 400)), (F.dropout2d, (200, 100, 3, 3))])
+def test_dropout_keeps_what_it_should(drop, shape):
+    x = torch.ones(shape)
+    key = torch.from_numpy(keys([1, 2], 0, 3))
+    with OwnDropout() as mode:
+        mode.begin(key[0, 0])
+        first, second = drop(x, 0.3), drop(x, 0.3)
+        mode.begin(key[0, 0])
+        again = drop(x, 0.3)
+        mode.begin(key[1, 0])
+        later = drop(x, 0.3)
+        mode.begin(key[0, 1])
+        other = drop(x, 0.3)
+
+        def one(key):
+            mode.begin(key)
+            return drop(x, 0.3)
+
+        stacked = vmap(one)(key[0])
+        assert torch.equal(drop(x, 0.3, training=False), x)
+        assert drop(x, 1.0).abs().sum() == 0
+    assert torch.equal(first, again)
+    assert torch.equal(stacked, torch.stack([first, other]))
+    masks = torch.stack([v.flatten() != 0 for v in (first, second, later, other)]).double()
+    if len(shape) == 4:
+        assert ((first == 0).sum((2, 3)) % 9 == 0).all()
+        masks = masks.view(4, -1, 9)[:, :, 0]
+    # 20 000 draws: the standard error of a share of 0.7 is 0.0032, of a correlation 0.0071; five of them.
+    assert (masks.mean(1) - 0.7).abs().max() < 0.0162
+    assert (torch.corrcoef(masks) - torch.eye(4)).abs().max() < 0.036
+    neighbours = torch.corrcoef(torch.stack([masks[0, :-1], masks[0, 1:]]))[0, 1]
+    assert abs(neighbours) < 0.036
+    assert float(first.max()) == pytest.approx(1 / 0.7)
+
+
+def test_the_way_is_measured_on_long_trainings_and_kept_by_a_resumed_one(digits, tmp_path, monkeypatch):
+    long = Optimization(steps=220, batch_size=16)
+    asked = []
+
+    def pretend(answer):
+        def measured(together, single):
+            asked.append((len(together.models), len(single.models)))
+            return answer
+
+        monkeypatch.setattr(stack, "stack_is_faster", measured)
+
+    def interrupt(done, total):
+        raise Stop
+
+    pretend(False)
+    kwargs = {"optimization": long, "way": "measured"}
+    with pytest.raises(Stop):
+        train(digits, MLP, SEEDS[:3], checkpoint=tmp_path, progress=interrupt, **kwargs)
+    assert asked == [(3, 1)]
+    pretend(True)
+    resumed = train(digits, MLP, SEEDS[:3], checkpoint=tmp_path, **kwargs)
+    assert asked == [(3, 1)]
+    alone = train(digits, MLP, SEEDS[:3], optimization=long, way="one_by_one")
+    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(resumed, alone, strict=True))
+    stacked = train(digits, MLP, SEEDS[:3], optimization=long, way="stacked")
+    chosen = train(digits, MLP, SEEDS[:3], **kwargs)
+    assert asked[1:] == [(3, 1)]
+    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(chosen, stacked, strict=True))
+
+
+class Slow(nn.Linear):
+    """Takes its time where it is not vmapped."""
+
+    def forward(self, x):
+        import time
+
+        time.sleep(0.01 if not torch._C._functorch.is_functorch_wrapped_tensor(x) else 0.0)
+        return super().forward(x.flatten(1))
+
+
+def test_what_is_slow_one_by_one_is_stacked(digits):
+    data = [torch.from_numpy(v) for v in (digits.labelled.inputs, digits.labelled.labels)]
+
+    def job(count):
+        names, rows = ["m"] * count, [np.arange(200)] * count
+        return stack.Job([Slow(64, 10) for _ in range(count)], names, list(range(count)), rows, *data, 10, QUICK, None, [])
+
+    assert stack.stack_is_faster(job(3), job(1))
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_who_watches_is_told_losses_and_accuracies(digits, way):
+    seen = []
+    train(digits, MLP, [1, 2], way=way, watch=seen.append, names=["a", "b"], optimization=Optimization(steps=96, learning_rate=1e-2))
+    assert [s.step for s in seen] == ([32, 64, 96] if way == "stacked" else [32, 64, 96] * 2)
+    assert {n for s in seen for n in s.names} == {"a", "b"}
+    own = [s for s in seen if "a" in s.names]
+    losses, accuracies = [s.losses[0] for s in own], [s.accuracies[0] for s in own]
+    assert losses == sorted(losses, reverse=True)
+    assert accuracies == sorted(accuracies)
+    assert 2.5 > losses[0] > losses[-1] > 0
+    assert accuracies[-1] > 0.8
+
+
+def test_a_trajectory_is_the_training_as_it_was_on_its_way(digits, tmp_path):
+    constant = functools.partial(Optimization, batch_size=32, schedule="constant", warmup=0.0)
+    x, y = digits.labelled.inputs, digits.labelled.labels
+
+    def go(**options):
+        return train_trajectory(dropped, x, y, classes=10, seed=5, captures=[40, 70, 90], optimization=constant(steps=90), **options)
+
+    taken = go()
+    for steps, module in zip([40, 70, 90], taken, strict=True):
+        (short,) = train(digits, dropped, [5], optimization=constant(steps=steps))
+        assert same_bits(short.state_dict(), module.state_dict())
+        assert not module.training
+
+    def interrupt(status):
+        if status.step >= 64:
+            raise Stop
+
+    with pytest.raises(Stop):
+        go(checkpoint=tmp_path, checkpoint_every=32, watch=interrupt)
+    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(taken, go(checkpoint=tmp_path), strict=True))
+    with pytest.raises(ValueError, match=r"captures: expected growing steps in 1\.\.90; got \[50, 100\]"):
+        train_trajectory(dropped, x, y, classes=10, seed=5, captures=[50, 100], optimization=constant(steps=90))

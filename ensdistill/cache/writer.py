@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from ensdistill.cache.fingerprint import as_json, differences, input_hashes, roo
 from ensdistill.cache.reader import TargetCache
 from ensdistill.data import BadRows, Rows
 from ensdistill.files import FolderLocked, atomic_path, exclusive
+from ensdistill.processes import Processes, processes
 
 # Sixteen bins to an octave (4.4 % wide) from 2^-60 nats: mergeable over shards and writers, unlike a quantile.
 _BINS, _LOWEST = 16, 2.0**-60
@@ -66,6 +67,8 @@ def cache_targets(
     progress: Callable[[int, int], None] | None = None,
 ) -> TargetCache:
     """Run the ensemble over ``rows`` and keep its members' logits in the folder ``path``.
+
+    Under ``torchrun`` every process calls it with the same arguments, writes the shards that are its own, and gets the whole cache.
 
     If the folder holds a finished cache of the same things it is opened and returned; an unfinished one is resumed. With the
     same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte.
@@ -130,18 +133,25 @@ def cache_targets(
             raise ValueError(f"{name}: expected a positive integer; got {value!r}")
     hashes = _input_hashes(rows)
     plan = _plan(ensemble, _classes(ensemble, rows), hashes, codec, shard_rows)
-    if (cache := _finished(path, plan, overwrite)) is not None:
-        return cache
-    try:
-        with exclusive(path):
-            if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
-                return cache
-            _prepare(path, plan, overwrite)
-            _write(ensemble, rows, path, plan, hashes, batch_size, progress)
-            _remove(_leftovers(path, plan))
-    except FolderLocked as error:
-        raise CacheLocked(str(error)) from error
-    return TargetCache.open(path)
+    with processes() as group:
+        if (cache := _finished(path, plan, overwrite)) is None:
+            group.wait()  # nobody may write before everybody has seen what there is
+            try:
+                with exclusive(path) if group.rank == 0 else nullcontext():
+                    if (cache := _finished(path, plan, overwrite) if group.count == 1 else None) is not None:  # by another writer, since
+                        return cache
+                    if group.rank == 0:
+                        _prepare(path, plan, overwrite)
+                    group.wait()
+                    _write(ensemble, rows, path, plan, hashes, batch_size, progress, group)
+                    group.wait()
+                    if group.rank == 0:
+                        _finish(path, plan)
+            except FolderLocked as error:
+                raise CacheLocked(str(error)) from error
+            group.wait()
+            cache = TargetCache.open(path)
+    return cache
 
 
 def _input_hashes(rows: Rows) -> np.ndarray:
@@ -247,10 +257,11 @@ def _write(
     hashes: np.ndarray,
     batch_size: int,
     progress: Callable[[int, int], None] | None,
+    group: Processes,
 ) -> None:
+    """Publish the shards that are this process's and aren't there."""
     order, total = np.argsort(rows.uids), plan["rows"]
-    commits = []
-    for shard in range(m.shard_count(plan)):
+    for shard in range(group.rank, m.shard_count(plan), group.count):
         first, size = shard * plan["shard_rows"], m.rows_of_shard(plan, shard)
         commit = _committed(path, plan, shard)
         if commit is None:
@@ -263,12 +274,17 @@ def _write(
                 kl.append(_encode(_predict(ensemble, rows.inputs[order[uids]], uids), uids, plan, records[start:stop]))
                 if progress is not None:
                     progress(first + stop, total)
-            commit = _publish(path, plan, shard, records, np.concatenate(kl, axis=None))
+            _publish(path, plan, shard, records, np.concatenate(kl, axis=None))
         elif progress is not None:
             progress(first + size, total)
-        commits.append(commit)
+
+
+def _finish(path: Path, plan: m.Manifest) -> None:
+    """Publish the manifest, once all shards are there."""
+    commits = [m.read_checked(path / m.commit_name(shard)) for shard in range(m.shard_count(plan))]
     shards = [commit["shard"] for commit in commits]
     m.write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": {"kl": _merge([commit["kl"] for commit in commits])}})
+    _remove(_leftovers(path, plan))
 
 
 def _predict(ensemble: Ensemble, inputs: np.ndarray, uids: np.ndarray) -> Any:
@@ -316,7 +332,7 @@ def _checked_logits(value: Any, uids: np.ndarray, names: list[str], classes: int
     return np.ascontiguousarray(logits.swapaxes(0, 1))
 
 
-def _publish(path: Path, plan: m.Manifest, shard: int, records: np.ndarray, kl: np.ndarray) -> m.Manifest:
+def _publish(path: Path, plan: m.Manifest, shard: int, records: np.ndarray, kl: np.ndarray) -> None:
     header = m.shard_header(plan, shard)
     digest = xxhash.xxh3_128(header)
     digest.update(records.data)
@@ -330,7 +346,6 @@ def _publish(path: Path, plan: m.Manifest, shard: int, records: np.ndarray, kl: 
         "kl": {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": sorted(counts.items())},
     }
     m.write_checked(path / m.commit_name(shard), commit)
-    return commit
 
 
 def _committed(path: Path, plan: m.Manifest, shard: int) -> m.Manifest | None:

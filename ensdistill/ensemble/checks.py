@@ -1,0 +1,48 @@
+"""What makes logits, weights and names good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data import BadRows
+from ensdistill.members import Member, default_name
+
+
+def check_logits(logits: np.ndarray, name: str, rows: int, classes: Sequence[str] | None) -> None:
+    """Raise ValueError, naming the member and the rows, for logits [N, C] that are no logits."""
+    if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
+        expected = "C" if classes is None else len(classes)
+        raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
+    wrong = np.isnan(logits) | np.isposinf(logits)
+    bad = np.flatnonzero(wrong.any(1))
+    if len(bad):
+        value = logits[bad[0]][wrong[bad[0]]][0]
+        raise BadRows(
+            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: {bad[:5].tolist()}{' ...' * (len(bad) > 5)})", bad
+        )
+    empty = np.flatnonzero(np.isneginf(logits).all(1))
+    if len(empty):
+        raise BadRows(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left", empty)
+
+
+def free_names(members: Sequence[Any]) -> list[str | None]:
+    """For each unnamed member what it is called: numbered where several would have one name."""
+    names = [None if isinstance(m, Member) else default_name(m) for m in members]
+    return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
+    values = np.ones(count) if weights is None else np.array(weights, np.float64)
+    if values.shape != (count,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
+        raise ValueError(f"weights: expected {count} numbers of at least 0 with a positive sum; got {values.tolist()}")
+    return values / values.sum()
+
+
+def plain_name(name: str, folder: Path) -> str:
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{folder}: {name!r} is no member's name")
+    return name

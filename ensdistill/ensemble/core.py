@@ -1,0 +1,435 @@
+"""The ensemble: weighted, calibrated members and the rule that combines them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill.augmentation import Augmentation
+from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
+from ensdistill.data import BadRows, Rows
+from ensdistill.ensemble import storage, training
+from ensdistill.ensemble.checks import check_logits, free_names, normalised
+from ensdistill.ensemble.known import Known, check_labels, raw_logits
+from ensdistill.ensemble.methods import Method, as_method
+from ensdistill.ensemble.stacked import Stack, stacked_logits
+from ensdistill.members import Member, as_member
+from ensdistill.optimization import Optimization
+from ensdistill.selection import Metric, greedy_selection
+from ensdistill.training import Watch, Way
+from ensdistill.uncertainty import Uncertainty, decompose
+from ensdistill.vector_scaling import fit_vector
+
+Calibration = Literal["temperature", "vector", "pooled"]
+PredictionWay = Literal["one_by_one", "stacked"]
+
+
+class Ensemble:
+    """Members with temperatures, mixture weights and a combiner. Made by :meth:`from_members`, :meth:`load` or ``train_ensemble``.
+
+    Attributes
+    ----------
+    members : tuple of Member
+    names : tuple of str [K]
+    classes : tuple of str [C], or None where no member knows names
+    weights : ndarray [K], float64
+        Non-negative, of sum one.
+    temperatures : ndarray [K], float64
+        Each member's own.
+    vectors : ndarray [2, K, C], float64, or None
+        Each member's scale and bias of each class's logit, where it was calibrated by them.
+    temperature : float
+        The mixture's, shared by all members, on top of their own.
+    combiner : {"prob", "logit", "log_prob"}
+
+    Examples
+    --------
+    >>> from ensdistill.models import MLP
+    >>> ensemble = Ensemble.from_members([MLP(4, [], 3), MLP(4, [8], 3)])
+    >>> ensemble.predict_logits(np.zeros((5, 4), np.float32)).shape
+    torch.Size([2, 5, 3])
+    >>> ensemble.predict_proba(np.zeros((5, 4), np.float32)).sum(1).round(6).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, members: Sequence[Member], classes: tuple[str, ...] | None, weights: np.ndarray, combiner: Combiner) -> None:
+        self.members, self.classes, self.weights, self.combiner = tuple(members), classes, weights, combiner
+        self.temperatures, self.temperature = np.ones(len(members)), 1.0
+        self.vectors: np.ndarray | None = None
+        self._stacks: dict[tuple[int, ...], Stack] = {}
+
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Any],
+        *,
+        weights: Sequence[float] | np.ndarray | None = None,
+        combiner: Combiner = "prob",
+        classes: Sequence[str] | None = None,
+    ) -> Ensemble:
+        """An ensemble of members as they are.
+
+        Parameters
+        ----------
+        members : sequence
+            Members, and anything that :func:`ensdistill.members.as_member` takes: torch modules, fitted models of scikit-learn,
+            XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays, functions, mixed. Unnamed ones of one kind are numbered. A bare
+            module predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
+            says how it is built again.
+        weights : [K], optional
+            Non-negative; normalised to sum one. Equal by default.
+        combiner : {"prob", "logit", "log_prob"}
+        classes : sequence of str, optional
+            The order of the outputs; by default that of the first member that knows names. Others are aligned by name.
+
+        Raises
+        ------
+        ValueError
+            No members, equal names, members with other classes, or weights that do not fit.
+        """
+        if len(members) == 0:
+            raise ValueError("members: expected at least one; got none")
+        if combiner not in COMBINERS:
+            raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
+        adapted = [as_member(m, name) for m, name in zip(members, free_names(members), strict=True)]
+        names = [m.name for m in adapted]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
+        known = next((m.classes for m in adapted if m.classes is not None), None)
+        order = tuple(classes) if classes is not None else known
+        for member in adapted:
+            if member.classes is not None and order is not None and sorted(member.classes) != sorted(order):
+                raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(order)}")
+        return cls(adapted, order, normalised(weights, len(adapted)), combiner)
+
+    @classmethod
+    def train(
+        cls,
+        factory: Any,
+        data: Rows | tuple[Any, Any],
+        *,
+        members: int | Sequence[int] | None = None,
+        method: str | Method = "seeds",
+        seed: int = 0,
+        optimization: Optimization | None = None,
+        augment: Augmentation | None = None,
+        classes: Sequence[str] | None = None,
+        combiner: Combiner = "prob",
+        way: Way = "measured",
+        device: str = "cpu",
+        n_jobs: int | None = None,
+        name: str | None = None,
+        folder: Path | str | None = None,
+        progress: bool | Watch | None = None,
+    ) -> Ensemble:
+        """Train an ensemble.
+
+        Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
+        before a process died is not trained again: say the same ``folder`` again.
+
+        Parameters
+        ----------
+        factory : callable, estimator, or list of those
+            What makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is to be fitted, of
+            scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters, architectures, kinds (Wenzel
+            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification").
+        data : Rows, or (inputs [N, ...], labels [N])
+            Float32 inputs; labels are class indices, or names.
+        members : int, or sequence of int
+            How many; one of each factory of a list by default. Numbers, counted from 0, are those members of the ensemble, and what each
+            of them is does not depend on the others (see :func:`ensdistill.training.train_stack` for how exactly).
+        method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.ensemble.methods``
+            What makes the members of one factory differ.
+        seed : int
+        optimization : Optimization, optional
+            Of torch members: steps, batch size, learning rate. Snapshots and fast geometric ensembles take their members from one
+            training of so many steps.
+        augment : Augmentation, optional
+            Of torch members.
+        classes : sequence of str, optional
+            Names by index; by default the labels' own names, or their numbers.
+        combiner : {"prob", "logit", "log_prob"}
+        way : {"measured", "auto", "stacked", "one_by_one"}
+            Torch members of one factory train together or one after the other; see :func:`ensdistill.training.train_stack`. Whoever needs
+            the same bits on each run chooses another than ``measured``.
+        device : str
+        n_jobs : int, optional
+            Estimators fitted at once, as in scikit-learn.
+        name : str, optional
+            Members are called ``name-1``, ``name-2``, ...; by default after their class.
+        folder : path, optional
+            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end.
+        progress : bool, or callable, optional
+            True: a live view of all members. A callable is told each :class:`ensdistill.training.Status`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data of one class, labels out of range, members that would be equal, a factory that returns shared parameters or another number
+            of outputs, or one that can't be written down where there is a folder.
+        FloatingPointError
+            A loss that is not finite; names the member and the step.
+
+        Examples
+        --------
+        >>> from ensdistill.models import MLP
+        >>> x = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8]
+        >>> y = np.array(["even", "odd"] * 16)
+        >>> fast = Optimization(steps=60, batch_size=8, learning_rate=0.05)
+        >>> ensemble = Ensemble.train(lambda: MLP(4, [8], 2), (x, y), members=3, optimization=fast)
+        >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
+        (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
+        """
+        inputs, labels, names = training.as_data(data, classes)
+        chosen = as_method(method)
+        planned = training.plan(factory, members, chosen, seed, name, labels)
+        settings = training.Settings(inputs, labels, names, chosen, optimization or Optimization(), augment, way, device, n_jobs)
+        return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def parameters(self) -> int:
+        return sum(member.parameters for member in self.members)
+
+    @property
+    def bytes(self) -> int:
+        return sum(member.bytes for member in self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.names))
+        members = zip(self.names, self.weights, self.temperatures, strict=True)
+        lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
+        return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
+
+    def member_logits(self, index: int, inputs: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
+        """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
+
+        Raises
+        ------
+        ValueError
+            It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+        """
+        member = self.members[index]
+        try:
+            logits = member.predict_logits(inputs) if answers is None else answers
+        except BadRows as error:
+            raise BadRows(f"{member.name}: {error}", error.rows) from error
+        check_logits(logits, member.name, len(inputs), self.classes)
+        if member.classes is not None and self.classes is not None and member.classes != self.classes:
+            logits = logits[:, [member.classes.index(name) for name in self.classes]]
+        return logits
+
+    def raw_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> np.ndarray:
+        """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
+        if way not in ("one_by_one", "stacked"):
+            raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
+        together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
+        logits = [self.member_logits(i, inputs, together.get(i)) for i in range(len(self))]
+        for member, z in zip(self.members, logits, strict=True):
+            if z.shape != logits[0].shape:
+                raise ValueError(f"members: {member.name} has {z.shape[1]} classes, {self.members[0].name} has {logits[0].shape[1]}")
+        return np.stack(logits)
+
+    def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
+        """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the mixture's: float32 [K, N, C]."""
+        raw = np.asarray(raw)
+        if raw.ndim != 3 or len(raw) != len(self):
+            raise ValueError(f"logits: expected [{len(self)}, N, C], one for each member; got {list(raw.shape)}")
+        if self.vectors is not None:
+            raw = raw * self.vectors[0][:, None] + self.vectors[1][:, None]
+        return (raw / (self.temperatures * self.temperature)[:, None, None]).astype(np.float32)
+
+    def predict_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> Tensor:
+        """The members' calibrated logits for ``inputs`` [N, ...]: float32 [K, N, C].
+
+        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where each of them is small; the
+        logits are then the same up to rounding, and a copy of the parameters is kept.
+        """
+        return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
+
+    def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
+        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``)."""
+        if not (0 < temperature < np.inf):
+            raise ValueError(f"temperature: expected a positive number; got {temperature}")
+        return np.exp(log_mixture(np.asarray(logits), self.weights, self.combiner, temperature))
+
+    def predict_proba(self, inputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """The mixture's probabilities at ``temperature``: float64 [N, C].
+
+        The members' logits are divided by the temperature before they are combined.
+        """
+        return self.combine(self.predict_logits(inputs), temperature)
+
+    def uncertainty(self, inputs: np.ndarray) -> Uncertainty:
+        """How unsure the ensemble is of each row, split by where that comes from; see :class:`ensdistill.uncertainty.Uncertainty`."""
+        return decompose(self.predict_logits(inputs).numpy(), self.weights)
+
+    def calibrate(
+        self, logits: Known, labels: np.ndarray, *, method: Calibration = "temperature", uids: np.ndarray | None = None
+    ) -> Ensemble:
+        """Fit how sure the members are, by NLL. Returns self.
+
+        Parameters
+        ----------
+        logits : [K, N, C], or TargetCache
+            Raw logits (no temperature applied) of rows that the members were not trained on; or a cache of these members' targets.
+        labels : ndarray [N], int64
+        method : {"temperature", "vector", "pooled"}
+            ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each member. No member is worse on these
+            rows than without. ``pooled``: one temperature for all, so that the mixture is calibrated, which is never worse for it.
+        uids : ndarray [N], optional
+            Of a cache, the rows that ``labels`` are of; all by default.
+
+        Raises
+        ------
+        ValueError
+            Shapes, labels or values don't fit; names the member and the rows. A cache of other members is a CacheMismatch.
+        """
+        if method not in ("temperature", "vector", "pooled"):
+            raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
+        raw, labels = raw_logits(self, logits, labels, uids), check_labels(labels)
+        self.temperatures, self.vectors = np.ones(len(self)), None
+        if method == "temperature":
+            self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
+        elif method == "vector":
+            self.temperature = 1.0
+            self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
+        else:
+            self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner, spread=np.inf)
+        return self
+
+    def weigh(self, logits: Known, labels: np.ndarray, *, prior_rows: float = 0.0, uids: np.ndarray | None = None) -> Ensemble:
+        """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
+
+        Weights below 1e-3 are set to zero and the rest is normalised. Call it after ``calibrate``.
+
+        Parameters
+        ----------
+        logits, labels, uids
+            As for ``calibrate``.
+        prior_rows : float
+            Draws the weights to equal ones; see :func:`ensdistill.calibration.fit_weights`.
+        """
+        scaled = self._calibrated(raw_logits(self, logits, labels, uids))
+        labels = check_labels(labels)
+        self.weights = fit_weights(scaled, labels, self.combiner, prior_rows)
+        self.temperature = fit_mixture_temperature(scaled, self.weights, labels, self.combiner)
+        return self
+
+    def select(
+        self,
+        logits: Known,
+        labels: np.ndarray,
+        *,
+        metric: Metric = "nll",
+        rounds: int = 50,
+        bags: int = 1,
+        costs: Sequence[float] | np.ndarray | None = None,
+        budget: float | None = None,
+        seed: int = 0,
+        uids: np.ndarray | None = None,
+    ) -> Ensemble:
+        """The members that are worth having, weighted by how often they were taken: a new ensemble, this one stays as it is.
+
+        Call it after ``calibrate``. The mixture's temperature is that of this ensemble.
+
+        Parameters
+        ----------
+        logits, labels, uids
+            As for ``calibrate``.
+        metric, rounds, bags, costs, budget, seed
+            See :func:`ensdistill.selection.greedy_selection`, which also tells the way it went. ``costs`` may be ``seconds(inputs)``, then
+            ``budget`` is the time for those inputs.
+
+        Examples
+        --------
+        >>> good, bad = np.eye(3, dtype=np.float32) * 4, np.ones((3, 3), np.float32)
+        >>> ensemble = Ensemble.from_members([good, bad])
+        >>> ensemble.select(np.stack([good, bad]), np.arange(3)).names
+        ('ndarray-1',)
+        """
+        scaled = self._calibrated(raw_logits(self, logits, labels, uids)) / self.temperature
+        found = greedy_selection(
+            scaled,
+            check_labels(labels),
+            combiner=self.combiner,
+            metric=metric,
+            rounds=rounds,
+            bags=bags,
+            costs=costs,
+            budget=budget,
+            seed=seed,
+        )
+        kept = np.flatnonzero(found.counts)
+        chosen = type(self)([self.members[k] for k in kept], self.classes, found.weights[kept], self.combiner)
+        chosen.temperatures, chosen.temperature = self.temperatures[kept], self.temperature
+        chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
+        return chosen
+
+    def seconds(self, inputs: np.ndarray, repeats: int = 5) -> np.ndarray:
+        """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        for member in self.members:  # first calls load code and fill caches
+            member.predict_logits(inputs)
+        return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
+
+    def _calibrated(self, raw: np.ndarray) -> np.ndarray:
+        scaled = raw if self.vectors is None else raw * self.vectors[0][:, None] + self.vectors[1][:, None]
+        return scaled / self.temperatures[:, None, None]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its targets depend on, field by field, JSON-able."""
+        return {
+            "members": {member.name: member.fingerprint() for member in self.members},
+            "weights": self.weights.tolist(),
+            "temperatures": self.temperatures.tolist(),
+            "temperature": self.temperature,
+            "combiner": self.combiner,
+            "classes": None if self.classes is None else list(self.classes),
+            **({} if self.vectors is None else {"vectors": self.vectors.tolist()}),
+        }
+
+    def save(self, folder: Path | str) -> None:
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A member that can't be saved (a module without a factory, a function); the folder is then as it was before.
+        """
+        storage.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
+        """A saved ensemble, every member checked against its fingerprint.
+
+        Parameters
+        ----------
+        folder : path
+        trusted : sequence of str
+            Class paths that may be built beside torch's, this package's and scikit-learn's own.
+
+        Raises
+        ------
+        ValueError
+            Nothing complete is there, a newer version wrote it, a class is not trusted, or a file is damaged.
+        """
+        return storage.load(cls, folder, trusted)
+
+
+def _seconds(member: Member, inputs: np.ndarray) -> float:
+    start = time.perf_counter()
+    member.predict_logits(inputs)
+    return time.perf_counter() - start

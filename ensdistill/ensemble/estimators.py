@@ -1,0 +1,63 @@
+"""Estimators as factories: copies of one, fitted side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdistill.members import BoostedMember, Member, SklearnMember
+from ensdistill.members.base import flat
+from ensdistill.members.boosted import library_of
+
+Job = tuple[Any, int, np.ndarray, str]
+"""Estimator, seed, rows, name."""
+
+
+def is_estimator(value: Any) -> bool:
+    """Whether it is fitted rather than called: scikit-learn's interface, which boosted trees have as well."""
+    return not isinstance(value, type) and hasattr(value, "fit") and hasattr(value, "get_params")
+
+
+def check_seeds(counts: Sequence[tuple[Any, int]], rows_differ: bool) -> None:
+    """Refuse members that would be equal: several of an estimator that has no seed, on the same rows."""
+    for estimator, count in counts:
+        if count > 1 and not rows_differ and not seeds_of(estimator, 0):
+            raise ValueError(
+                f"factory: {type(estimator).__name__} has no random_state that is None, so its {count} members would be equal; "
+                "choose method='bagging', or different estimators"
+            )
+
+
+def seeds_of(estimator: Any, seed: int) -> dict[str, int]:
+    """What is set to give an estimator a seed of its own; what has a seed already keeps it."""
+    parameters = estimator.get_params()
+    found = {name: seed % 2**31 for name, value in parameters.items() if name.endswith("random_state") and value is None}
+    if library_of(estimator) == "catboost" and not {"random_seed", "random_state"} & set(parameters):
+        return {"random_seed": seed % 2**31}  # it tells only what was set
+    return found
+
+
+def fit(
+    jobs: Sequence[Job], inputs: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], n_jobs: int | None
+) -> Iterator[tuple[str, Member]]:
+    """Fitted members by name, as they are done; ``n_jobs`` means what it means in scikit-learn."""
+    from joblib import Parallel, delayed
+
+    features = flat(inputs)
+    # joblib's results come in the order of the jobs; what is done is given out at once, so that it can be put away.
+    fitted = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_fit)(e, seed, features[rows], labels[rows]) for e, seed, rows, _ in jobs
+    )
+    for (_, _, _, name), estimator in zip(jobs, fitted, strict=True):
+        adapter: Any = SklearnMember if library_of(estimator) is None else BoostedMember
+        yield name, adapter(estimator, name=name, classes=classes)
+
+
+def _fit(estimator: Any, seed: int, features: np.ndarray, labels: np.ndarray) -> Any:
+    from sklearn.base import clone
+
+    copy = clone(estimator).set_params(**seeds_of(estimator, seed))
+    # scikit-learn's members predict from float64; trees of other libraries from float32.
+    return copy.fit(features if library_of(estimator) else features.astype(np.float64), labels)

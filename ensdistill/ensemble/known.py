@@ -1,0 +1,76 @@
+"""Members' logits that are there already: an array, or a cache, from which nobody has to be run again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ensdistill.cache import CacheMismatch, TargetCache
+from ensdistill.ensemble.checks import check_logits
+
+if TYPE_CHECKING:
+    from ensdistill.ensemble.core import Ensemble
+
+Known = np.ndarray | Tensor | TargetCache
+
+
+def raw_logits(ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.ndarray | None) -> np.ndarray:
+    """Checked raw logits [K, N, C], float64, of the rows that ``labels`` are of.
+
+    Raises
+    ------
+    ValueError
+        Shapes, labels or values don't fit.
+    CacheMismatch
+        The cache is of other members.
+    """
+    labels = check_labels(labels)
+    if isinstance(logits, TargetCache):
+        raw = _from_cache(ensemble, logits, len(labels), uids)
+    elif uids is not None:
+        raise ValueError("uids: expected a cache beside them, in which they are places; got an array of logits")
+    else:
+        raw = np.asarray(logits, np.float64)
+    count = len(ensemble)
+    if raw.ndim != 3 or len(raw) != count or raw.shape[1] != len(labels) or len(labels) == 0:
+        raise ValueError(f"logits: expected [{count}, {len(labels)}, C] for {len(labels)} labels; got {list(raw.shape)}")
+    if labels.min() < 0 or labels.max() >= raw.shape[2]:
+        hint = "; rows without a label (-100) can be left out by uids" if isinstance(logits, TargetCache) and labels.min() == -100 else ""
+        raise ValueError(f"labels: expected 0..{raw.shape[2] - 1}; got {labels.min()}..{labels.max()}{hint}")
+    for name, z in zip(ensemble.names, raw, strict=True):
+        check_logits(z, name, len(labels), ensemble.classes)
+    return raw
+
+
+def check_labels(labels: Any) -> np.ndarray:
+    """Labels as an array [N] of integers."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected integers [N], class indices; got {labels.dtype} {list(labels.shape)}")
+    return labels.astype(np.int64)
+
+
+def _from_cache(ensemble: Ensemble, cache: TargetCache, count: int, uids: np.ndarray | None) -> np.ndarray:
+    made = cache.manifest["fingerprint"]["ensemble"]
+    mine = ensemble.fingerprint()
+    theirs = made.get("members", {})
+    differing = [f"{n}: {'not as it was' if n in theirs else 'not in the cache'}" for n, f in mine["members"].items() if theirs.get(n) != f]
+    if differing:
+        raise CacheMismatch(
+            f"logits: the cache {cache.path} has the members {list(cache.names)}; expected those of the ensemble", differing
+        )
+    if mine["classes"] is not None and list(cache.classes) != mine["classes"]:
+        raise CacheMismatch(f"logits: the cache {cache.path} has the classes {list(cache.classes)}; expected {mine['classes']}")
+    where = np.arange(len(cache)) if uids is None else np.asarray(uids)
+    if len(where) != count:
+        raise ValueError(f"labels: expected {len(where)}, one for each {'row of the cache' if uids is None else 'uid'}; got {count}")
+    mine_there = [cache.names.index(name) for name in ensemble.names]
+    # What is stored was calibrated by what the ensemble was then; that is undone by the cache's own record of it.
+    z = cache.gather(where).to_logits().double().numpy()[mine_there] * made["temperature"]
+    z *= np.array(made["temperatures"])[mine_there, None, None]
+    if made.get("vectors") is not None:
+        scale, bias = np.array(made["vectors"])[:, mine_there]
+        z = (z - bias[:, None]) / scale[:, None]
+    return z

@@ -1,0 +1,268 @@
+"""``Ensemble.train``: many members from one factory, or from several, on one process or on many."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.augmentation import Augmentation
+from ensdistill.data import Rows, check_finite, derive_seed
+from ensdistill.describe import class_path, describe, module_recipe
+from ensdistill.ensemble import estimators, storage
+from ensdistill.ensemble.methods import FastGeometric, Method, Snapshot
+from ensdistill.ensemble.view import TrainingView
+from ensdistill.files import read_json, write_json
+from ensdistill.fingerprint import digest
+from ensdistill.members import Member, TorchMember, load_member
+from ensdistill.optimization import Optimization
+from ensdistill.processes import Processes, processes
+from ensdistill.training import Status, Watch, Way, train_stack, train_trajectory
+
+if TYPE_CHECKING:
+    from ensdistill.ensemble.core import Ensemble
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A member to be: its number, name, seed, what makes it, and the rows it learns from."""
+
+    number: int
+    name: str
+    seed: int
+    factory: Any
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all members of a training share."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    method: Method
+    optimization: Optimization
+    augment: Augmentation | None
+    way: Way
+    device: str
+    n_jobs: int | None
+
+
+def train(
+    cls: type[Ensemble],
+    planned: list[Planned],
+    settings: Settings,
+    *,
+    combiner: Any,
+    folder: Path | str | None,
+    progress: bool | Watch | None,
+) -> Ensemble:
+    """Train what is planned; see :meth:`ensdistill.ensemble.Ensemble.train`."""
+    names = [p.name for p in planned]
+    view = TrainingView(names) if progress is True else nullcontext(progress or None)
+    with processes(settings.device) as group, view as watch:
+        if folder is None:
+            if group.count > 1:
+                raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
+            made = dict(_fit(planned, settings, None, watch))
+            return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.classes)
+        return _on_disk(cls, planned, settings, combiner, Path(folder), group, watch)
+
+
+def _on_disk(
+    cls: type[Ensemble], planned: list[Planned], settings: Settings, combiner: Any, folder: Path, group: Processes, watch: Watch | None
+) -> Ensemble:
+    """Every member is put into the folder by the process whose it is, and taken from there by all."""
+    prints = _fingerprints(planned, settings)
+    trusted = [recipe["class_path"] for p in planned if (recipe := _recipe(p.factory)) is not None]
+    finished = {p.name for p in planned if _finished(folder, p.name, prints[p.name])}
+    group.wait()  # nobody may write before everybody has seen what there is
+    home = folder / "training" / f"{group.rank}-of-{group.count}"
+    mine = _share(planned, prints, finished, home, group)
+    if mine:
+        write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
+    for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
+        place = folder / "members" / name
+        (place / "trained.json").unlink(missing_ok=True)
+        member.save(place)
+        write_json(place / "trained.json", {"fingerprint": prints[name]})
+    shutil.rmtree(home, ignore_errors=True)
+    group.wait()
+    # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
+    members = [load_member(folder / "members" / p.name, [*trusted, *_estimator_paths(planned)]) for p in planned]
+    ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
+    if group.rank == 0:
+        shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
+        write_json(folder / "ensemble.json", {"format": storage.FORMAT, **ensemble.fingerprint()})
+    group.wait()
+    return ensemble
+
+
+def _share(planned: list[Planned], prints: dict[str, str], finished: set[str], home: Path, group: Processes) -> list[Planned]:
+    """This process's members: those it was at when it was killed, for the sake of their checkpoint, or its part of what is left."""
+    before = read_json(home / "share.json")
+    if isinstance(before, dict) and all(prints.get(name) == value for name, value in before.items()):
+        return [p for p in planned if p.name in before]
+    return [p for i, p in enumerate(planned) if i % group.count == group.rank and p.name not in finished]
+
+
+def _finished(folder: Path, name: str, fingerprint: str) -> bool:
+    record = read_json(folder / "members" / name / "trained.json")
+    return isinstance(record, dict) and record.get("fingerprint") == fingerprint
+
+
+def _fingerprints(planned: list[Planned], settings: Settings) -> dict[str, str]:
+    """Of everything a member depends on. Who is trained beside it is not among that."""
+    for p in planned:
+        if isinstance(p.factory, nn.Module) or (not estimators.is_estimator(p.factory) and _recipe(p.factory) is None):
+            raise ValueError(
+                f"factory: {p.name}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
+                f"saved in the folder; got {p.factory!r}"
+            )
+    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method), settings.optimization]
+    augment = None if settings.augment is None else describe(settings.augment)
+    shared = digest([common, augment, settings.way, torch.__version__, len(planned) if _one_training(settings.method) else 0])
+    return {p.name: digest([shared, describe(p.factory), p.number, p.seed, p.rows]) for p in planned}
+
+
+def _recipe(factory: Any) -> dict[str, Any] | None:
+    return None if estimators.is_estimator(factory) else module_recipe(factory)
+
+
+def _estimator_paths(planned: list[Planned]) -> list[str]:
+    return [class_path(type(p.factory)) for p in planned if estimators.is_estimator(p.factory)]
+
+
+def _one_training(method: Method) -> bool:
+    return isinstance(method, (Snapshot, FastGeometric))
+
+
+def _fit(
+    planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None, finished: Container[str] = ()
+) -> Iterator[tuple[str, Member]]:
+    """The members, by name, as they are done; those that are finished only where they are part of a stack that is not."""
+    for group in _groups(planned, settings):
+        left = [p for p in group if p.name not in finished]
+        if not left:
+            continue
+        if estimators.is_estimator(group[0].factory):
+            jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
+            for name, member in estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs):
+                if watch is not None:
+                    watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
+                yield name, member
+            continue
+        home = None if checkpoint is None else checkpoint / f"from-{group[0].number}"
+        for p, module in zip(group, _modules(group, settings, home, watch), strict=True):
+            factory = p.factory if _recipe(p.factory) is not None else None
+            yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory)
+
+
+def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
+    """Those of one factory together; modules that are trained one by one in any case each by itself, so that it is put away at once."""
+    groups = defaultdict(list)
+    alone = settings.way == "one_by_one" and not _one_training(settings.method)
+    for p in planned:
+        groups[id(p.factory), p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
+    return list(groups.values())
+
+
+def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
+    common: dict[str, Any] = {"classes": len(settings.classes), "augment": settings.augment, "device": settings.device}
+    common |= {"checkpoint": checkpoint, "watch": watch}
+    inputs, labels, base = settings.inputs, settings.labels, settings.optimization
+    if not isinstance(settings.method, (Snapshot, FastGeometric)):
+        own: dict[str, Any] = {"seeds": [p.seed for p in group], "rows": [p.rows for p in group], "names": [p.name for p in group]}
+        return train_stack(group[0].factory, inputs, labels, optimization=base, way=settings.way, **own, **common)
+    optimization, captures = settings.method.plan(base, len(group))
+
+    def shared(status: Status) -> None:  # one training, of which everybody is a part
+        for p, end in zip(group, captures, strict=True):
+            if watch is not None:
+                watch(Status((p.name,), min(status.step, end), end, status.losses, status.accuracies))
+
+    seed = derive_seed("trajectory", group[0].seed)
+    common["watch"] = None if watch is None else shared
+    return train_trajectory(
+        group[0].factory, inputs, labels, seed=seed, captures=captures, optimization=optimization, name=group[0].name, **common
+    )
+
+
+def plan(
+    factory: Any, members: int | Sequence[int] | None, method: Method, seed: int, name: str | None, labels: np.ndarray
+) -> list[Planned]:
+    """What is to be trained, checked."""
+    several = isinstance(factory, (list, tuple))
+    factories = list(factory) if several else [factory]
+    if not factories:
+        raise ValueError("factory: expected at least one; got an empty list")
+    if members is None and not several:
+        raise ValueError("members: expected how many members; got None, which stands for one of each factory in a list")
+    numbers = list(range(len(factories))) if members is None else list(range(members)) if isinstance(members, int) else list(members)
+    if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
+        raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
+    if _one_training(method) and (several or estimators.is_estimator(factory) or not isinstance(members, int)):
+        kind = type(method).__name__
+        raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
+    for one in factories:
+        if isinstance(one, nn.Module) or not (estimators.is_estimator(one) or callable(one)):
+            got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
+            expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
+            raise TypeError(f"factory: expected {expected}, or a list of those; got {got}")
+    planned = []
+    for number in numbers:
+        one = factories[number % len(factories)]
+        own = derive_seed("member", seed, number) if not _one_training(method) else derive_seed("member", seed)
+        rows = np.arange(len(labels), dtype=np.int64) if isinstance(method, (Snapshot, FastGeometric)) else method.rows(labels, own)
+        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, rows))
+    if not _one_training(method):
+        counts = [sum(p.factory is one for p in planned) for one in factories]
+        differ = not np.array_equal(planned[0].rows, planned[-1].rows)
+        estimators.check_seeds([(one, n) for one, n in zip(factories, counts, strict=True) if estimators.is_estimator(one)], differ)
+    return planned
+
+
+def _called(factory: Any) -> str:
+    if estimators.is_estimator(factory):
+        return type(factory).__name__.lower()
+    recipe = module_recipe(factory)
+    return "member" if recipe is None else recipe["class_path"].rpartition(".")[2].lower()
+
+
+def as_data(data: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Inputs [N, ...], labels as class indices, int64 [N], and the classes' names."""
+    if isinstance(data, Rows):
+        inputs, labels = data.inputs, data.labels
+    elif isinstance(data, tuple) and len(data) == 2:
+        inputs, labels = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for v in data)
+    else:
+        raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
+    if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or len(inputs) == 0:
+        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(labels.shape)}")
+    check_finite("data", inputs)
+    if labels.dtype.kind in "US":  # names
+        names = tuple(np.unique(labels).tolist()) if classes is None else tuple(classes)
+        position = {name: i for i, name in enumerate(names)}
+        if unknown := sorted(set(labels.tolist()) - set(names)):
+            raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}")
+        labels = np.array([position[name] for name in labels.tolist()], np.int64)
+    elif labels.dtype.kind in "iu":
+        names = tuple(str(i) for i in range(int(labels.max()) + 1)) if classes is None else tuple(classes)
+        labels = labels.astype(np.int64)
+    else:
+        raise ValueError(f"data: expected labels that are class indices or names; got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= len(names):
+        row = int(np.flatnonzero((labels < 0) | (labels >= len(names)))[0])
+        raise ValueError(f"data: expected labels in 0..{len(names) - 1}; row {row} has {labels[row]}")
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}")
+    return inputs, labels, names

@@ -1,0 +1,172 @@
+"""Torch modules as members: any that map a batch to logits, or to an output with ``.logits`` as Hugging Face's classifiers do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ensdistill.describe import build_module, class_path, module_recipe
+from ensdistill.files import write_bytes
+from ensdistill.fingerprint import digest
+from ensdistill.members import pretrained
+from ensdistill.members.base import align, batches, check_width, write_about
+
+
+class TorchMember:
+    """A torch module that maps [N, ...] to logits [N, C], or to an object whose ``logits`` are that.
+
+    Parameters
+    ----------
+    module : Module
+        Predicts in eval mode, without gradients; every submodule's mode is given back as it was. Hugging Face classification models
+        are such modules: of token ids, those equal to the config's ``pad_token_id`` are masked, and ``id2label`` names the classes.
+    name : str
+    classes : sequence of str, optional
+    factory : callable, optional
+        The module's class, or ``functools.partial(Class, **plain_arguments)``: how it is built again when it is loaded.
+        Needed to save it (but for Hugging Face models, whose config says it).
+    batch_size : int
+        Rows predicted at once; halved as often as needed where the memory is short.
+    device : str, optional
+        Where it predicts; the module is moved there for each call and back afterwards, so that of many members one at a time is
+        there. By default it predicts where it is.
+
+    Examples
+    --------
+    >>> TorchMember(nn.Linear(3, 2)).predict_logits(np.zeros((5, 3), np.float32)).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str = "module",
+        classes: Sequence[str] | None = None,
+        factory: Callable[[], nn.Module] | None = None,
+        batch_size: int = 1024,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected a torch.nn.Module; got {class_path(type(module))}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {name}: expected at least 1; got {batch_size}")
+        self.module, self.name, self.batch_size = module, name, batch_size
+        self.device = None if device is None else torch.device(device)
+        self.classes, self._columns = align(name, pretrained.class_names(module), None if classes is None else tuple(classes))
+        self.recipe = pretrained.recipe(module) if factory is None else module_recipe(factory)
+        if factory is not None and self.recipe is None:
+            raise ValueError(f"factory: {name}: expected a module class, or functools.partial of one with plain arguments; got {factory!r}")
+        self._masks = "attention_mask" in inspect.signature(module.forward).parameters
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in self.module.state_dict().values())
+
+    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
+        return self.ordered(check_width(self.name, self.raw(inputs), len(inputs), self.classes))
+
+    def ordered(self, outputs: np.ndarray) -> np.ndarray:
+        """The module's outputs [N, C] in the order of ``classes``."""
+        return outputs if self._columns is None else outputs[:, self._columns]
+
+    def raw(self, inputs: np.ndarray) -> np.ndarray:
+        """The module's outputs as they are: float32 [N, C]."""
+        if inputs.dtype != np.float32 and inputs.dtype.kind not in "iu":
+            raise ValueError(f"inputs: {self.name} expects float32, or integers for a model of tokens; got {inputs.dtype}")
+        with predicting(self.module, self.device) as device, torch.no_grad():
+            parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def _predict(self, inputs: np.ndarray, device: torch.device) -> list[Tensor]:
+        try:
+            return [self._logits(torch.from_numpy(np.ascontiguousarray(inputs)).to(device)).cpu()]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(inputs) <= 1:
+                raise MemoryError(
+                    f"{self.name}: out of memory on {device} with a single row ({error}). It has {self.bytes / 2**20:,.0f} MiB of "
+                    f"parameters: predict elsewhere with TorchMember(module, name={self.name!r}, device='cpu'), or free the device"
+                ) from None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(inputs) // 2  # not in the except clause: the error's frames hold the tensors that did not fit
+        return self._predict(inputs[:half], device) + self._predict(inputs[half:], device)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        padding = getattr(getattr(self.module, "config", None), "pad_token_id", None)
+        if self._masks and padding is not None and not x.is_floating_point():
+            output = self.module(x, attention_mask=(x != padding).long())
+        else:
+            output = self.module(x)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{self.name}: expected a module that answers with a tensor, or with .logits; got {class_path(type(output))}")
+        return logits
+
+    def fingerprint(self) -> str:
+        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict())])
+
+    def save(self, folder: Path | str) -> None:
+        from safetensors.torch import save
+
+        if self.recipe is None:
+            kind = type(self.module).__name__
+            raise ValueError(
+                f"{self.name}: cannot be saved without knowing how it is built; make it a member by "
+                f"TorchMember(module, name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
+            )
+        # clone(): tied weights share storage, which safetensors refuses.
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
+        write_bytes(Path(folder) / "model.safetensors", save(state))
+        write_about(folder, self, "torch", recipe=self.recipe, batch_size=self.batch_size)
+
+
+def load_torch(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> TorchMember:
+    """A saved module, built from its recipe: of trusted classes only."""
+    from safetensors.torch import load
+
+    recipe = about["recipe"]
+    module = pretrained.build(recipe, trusted) if "config" in recipe else build_module(recipe, trusted)
+    module.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+    member = TorchMember(module.eval(), name=about["name"], classes=about["classes"], batch_size=int(about["batch_size"]))
+    member.recipe = recipe
+    return member
+
+
+@contextmanager
+def predicting(module: nn.Module, device: torch.device | None = None) -> Iterator[torch.device]:
+    """The module in eval mode and on ``device`` (by default where it is), which it yields; then as it was, whatever happens."""
+    tensors = [*module.parameters(), *module.buffers()]
+    home = next((t.device for t in tensors), torch.device("cpu"))
+    modes = {m: m.training for m in module.modules()}
+    if device is not None and len({t.device for t in tensors}) > 1:
+        raise ValueError(f"device: expected a module on one device; {type(module).__name__} is spread over several, so it can't be moved")
+    try:
+        module.eval()
+        if device is not None and device != home:
+            module.to(device)
+        yield device or home
+    finally:
+        if device is not None and device != home:
+            module.to(home)
+        for m, training in modes.items():
+            m.training = training
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on whichever device."""
+    # On the CPU torch has no class for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)

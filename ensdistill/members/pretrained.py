@@ -1,0 +1,57 @@
+"""Hugging Face models by what they look like, without importing transformers: a ``config`` with ``id2label`` beside the parameters."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ensdistill.describe import class_path
+
+LIBRARY = "transformers.models."
+
+
+def class_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The classes that the config names, in order; None for another kind of module, and for the LABEL_0, LABEL_1, ... of a config
+    that was told no names."""
+    named = getattr(getattr(module, "config", None), "id2label", None)
+    if not isinstance(named, Mapping) or sorted(map(int, named)) != list(range(len(named))):
+        return None
+    names = [str(named[key]) for key in sorted(named, key=int)]
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
+
+
+def recipe(module: nn.Module) -> dict[str, Any] | None:
+    """``{"class_path", "config"}`` of one of the library's own models; None for anything else."""
+    path, config = class_path(type(module)), getattr(module, "config", None)
+    if not path.startswith(LIBRARY) or config is None or not hasattr(config, "to_dict"):
+        return None
+    # Through JSON: what is written down and what it is compared with must be the same kind of data.
+    return {"class_path": path, "config": json.loads(json.dumps(config.to_dict(), default=str))}
+
+
+def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
+    """The model that :func:`recipe` wrote down, with new parameters. Only the library's own classes are imported, and its config names
+    no code: ``auto_map``, by which a repository brings its own, is not looked at.
+
+    Raises
+    ------
+    ValueError
+        The class is not one of the library's models, or the library is not installed.
+    """
+    path, config = made_by["class_path"], made_by["config"]
+    if not isinstance(path, str) or not (path.startswith(LIBRARY) or path in trusted) or not isinstance(config, dict):
+        raise ValueError(f"{path} is not trusted: it is not one of {LIBRARY}*. If you know it, pass trusted=[{path!r}]")
+    module_name, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be imported ({error}); it needs the package transformers") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "config_class")):
+        raise ValueError(f"{path}: expected one of the library's models")
+    model: nn.Module = cls(cls.config_class.from_dict(config))
+    return model

@@ -1,0 +1,199 @@
+"""The training of a stack of models, or of a single plain one, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+from ensdistill.augmentation import Augmentation
+from ensdistill.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.data import BatchOrder, derive_seed, random_generator
+from ensdistill.fingerprint import digest, source_digest
+from ensdistill.optimization import Optimization
+from ensdistill.training.dropout import OwnDropout, keys
+from ensdistill.training.status import Status, Watch
+
+# Batches and draws are made, losses are checked and watchers told once per block; checkpoints lie between blocks.
+BLOCK = 32
+
+
+class Job:
+    """The training of a stack of models, or of a single plain one."""
+
+    def __init__(
+        self,
+        models: list[nn.Module],
+        names: list[str],
+        seeds: list[int],
+        rows: list[np.ndarray],
+        inputs: Tensor,
+        labels: Tensor,
+        classes: int,
+        optimization: Optimization,
+        augment: Augmentation | None,
+        augmented: list[int],
+        captures: Sequence[int] = (),
+        watch: Watch | None = None,
+    ) -> None:
+        self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
+        self.inputs, self.labels, self.classes = inputs, labels, classes
+        self.optimization, self.augment = optimization, augment if augmented else None
+        self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
+        self.single, self.watch = len(models) == 1, watch
+        base = models[0].train()
+        self.dropout = OwnDropout() if has_dropout(base, inputs) else None
+        self.parameters: dict[str, Tensor]
+        self.buffers: dict[str, Tensor]
+        if self.single:
+            self.parameters, self.buffers = dict(base.named_parameters()), dict(base.named_buffers())
+        else:
+            self.parameters, self.buffers = stack_module_state(models)
+            self.stack = vmap(self._call, randomness="different")
+        self.optimizer, self.scheduler = optimization.build(self.parameters.values())
+        self.captures = {step: i for i, step in enumerate(captures)}
+        state = {**self.parameters, **self.buffers}
+        self.captured = {name: torch.zeros(len(captures), *v.shape, dtype=v.dtype, device=v.device) for name, v in state.items()}
+
+    def run(self, checkpoint: Path | None, checkpoint_every: int, progress: Callable[[int], None] | None) -> None:
+        state = {**self.parameters, **{f"buffer {name}": value for name, value in self.buffers.items()}}
+        if self.captures:
+            state |= {f"captured {name}": value for name, value in self.captured.items()}
+        fingerprint = "" if checkpoint is None else self._fingerprint()
+        step = saved = 0
+        if checkpoint is not None:
+            resumed = load_checkpoint(
+                checkpoint, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
+            )
+            step = saved = resumed.step if resumed else 0
+        steps, device = self.optimization.steps, self.inputs.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            while step < steps:
+                step = self.block(step // BLOCK, min(BLOCK, steps - step))
+                if checkpoint is not None and (step - saved >= checkpoint_every or step == steps):
+                    save_checkpoint(
+                        checkpoint, step=step, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
+                    )
+                    saved = step
+                if progress is not None:
+                    progress(step)
+        if not self.single:
+            self._unstack()
+
+    def block(self, block: int, steps: int) -> int:
+        """Train ``steps`` steps from the start of ``block``; the number of steps that are then done."""
+        start, size, device = block * BLOCK, self.optimization.batch_size, self.inputs.device
+        torch.manual_seed(derive_seed("dropout", self.seeds, block))  # for what draws beside dropout
+        key = None if self.dropout is None else torch.from_numpy(keys(self.seeds, block, BLOCK)[:steps]).to(device)
+        positions = np.stack(
+            [np.stack([r[order(start + i)] for i in range(steps)]) for r, order in zip(self.rows, self.orders, strict=True)], axis=1
+        )  # [steps, models, batch]
+        index = torch.from_numpy(positions).to(device)
+        if self.augment is not None:
+            # Draws for a whole block, cut to its steps, so that they do not depend on how many steps there are.
+            drawn = [self.augment.draw(BLOCK * size, random_generator("augment", self.seeds[m], block)) for m in self.augmented]
+            draws = torch.from_numpy(np.stack([d.reshape(BLOCK, size, *d.shape[1:])[:steps] for d in drawn], axis=1)).to(device)
+        losses, hits = [], []
+        for i in range(steps):
+            inputs = self.inputs[index[i].flatten()]
+            if self.augment is not None:
+                inputs = self._augmented(self.augment, inputs, draws[i].flatten(0, 1))
+            labels = self.labels[index[i].flatten()]
+            logits = self._logits(inputs, None if key is None else key[i])
+            loss = self._losses(logits, labels)
+            self.optimizer.zero_grad()
+            loss.sum().backward()  # the sum, so that a model's gradient is the one it has alone
+            self.optimizer.step()
+            self.scheduler.step()
+            losses.append(loss.detach())
+            if self.watch is not None:
+                hits.append((logits.detach().argmax(-1) == labels.view(len(self.models), -1)).float().mean(1))
+            if start + i + 1 in self.captures:
+                self._capture(self.captures[start + i + 1])
+        mean = torch.stack(losses)  # [steps, models]; one synchronisation per block
+        bad = mean.isfinite().logical_not().nonzero().tolist()
+        if bad:
+            step, model = bad[0]
+            raise FloatingPointError(
+                f"{self.names[model]}: the loss is {losses[step][model].item()} at step {start + step} of {self.optimization.steps}; "
+                f"lower optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme inputs"
+            )
+        if self.watch is not None:
+            means = [value.double().mean(0).cpu().numpy() for value in (mean, torch.stack(hits))]
+            self.watch(Status(tuple(self.names), start + steps, self.optimization.steps, *means))
+        return start + steps
+
+    def _augmented(self, augment: Augmentation, inputs: Tensor, draws: Tensor) -> Tensor:
+        if len(self.augmented) == len(self.models):
+            return augment.apply(inputs, draws)
+        each = inputs.unflatten(0, (len(self.models), -1))  # a copy already: it was indexed
+        each[self.augmented] = augment.apply(each[self.augmented].flatten(0, 1), draws).unflatten(0, (len(self.augmented), -1))
+        return inputs
+
+    def _logits(self, inputs: Tensor, key: Tensor | None) -> Tensor:
+        """[models, batch, C] for inputs [models * batch, ...]; key [models, 2]."""
+        count = len(self.models)
+        with nullcontext() if self.dropout is None else self.dropout:
+            if self.single:
+                if self.dropout is not None and key is not None:
+                    self.dropout.begin(key[0])
+                logits = self.models[0](inputs)[None]
+            else:
+                keys = torch.zeros(count, 2, dtype=torch.int32, device=inputs.device) if key is None else key
+                logits = self.stack(self.parameters, self.buffers, inputs.unflatten(0, (count, -1)), keys)
+        expected = (count, len(inputs) // count, self.classes)
+        if logits.shape != expected:
+            raise ValueError(
+                f"{self.names[0]}: expected {self.classes} outputs per sample, one for each class: {list(expected[1:])}; "
+                f"got {list(logits.shape[1:])}"
+            )
+        return logits
+
+    def _call(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, key: Tensor) -> Tensor:
+        if self.dropout is not None:
+            self.dropout.begin(key)
+        logits: Tensor = functional_call(self.models[0], (parameters, buffers), (inputs,))
+        return logits
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of each model: [models]."""
+        loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none", label_smoothing=self.optimization.label_smoothing)
+        return loss.view(len(logits), -1).mean(1)
+
+    @torch.no_grad()
+    def _capture(self, place: int) -> None:
+        for name, value in {**self.parameters, **self.buffers}.items():
+            self.captured[name][place] = value
+
+    @torch.no_grad()
+    def _unstack(self) -> None:
+        for i, model in enumerate(self.models):
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.parameters[name][i])
+            for name, buffer in model.named_buffers():
+                buffer.copy_(self.buffers[name][i])
+
+    def _fingerprint(self) -> str:
+        start = {name: value.detach() for name, value in {**self.parameters, **self.buffers}.items()}
+        augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
+        model = [repr(self.models[0]), source_digest(type(self.models[0]))]
+        data = [self.inputs, self.labels, self.rows]
+        return digest([model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
+
+
+def has_dropout(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether a forward pass in train mode drops anything, tried on two rows; what the module remembers stays as it was."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.device.type == "cuda" else []), OwnDropout() as mode:
+            module(inputs[:2] if len(inputs) > 1 else inputs[[0, 0]])
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
+    return mode.used

@@ -1,0 +1,253 @@
+"""Adapters of models that other libraries made. Each part runs where its library is installed (``pip install 'ensdistill[members]'``)."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+
+from ensdistill.ensemble import Ensemble
+from ensdistill.members import BoostedMember, OnnxMember, TorchMember, load_member
+
+NAMES = np.array(["zebra", "ant", "mouse"])
+
+
+def data(classes):
+    x, y = make_classification(300, 8, n_informative=6, n_classes=classes, random_state=0)
+    return x.astype(np.float32), y
+
+
+def boosted(library, classes, **more):
+    if library == "xgboost":
+        return pytest.importorskip("xgboost").XGBClassifier(n_estimators=8, max_depth=3, n_jobs=1, **more)
+    if library == "lightgbm":
+        return pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=8, num_leaves=6, n_jobs=1, verbose=-1, **more)
+    module = pytest.importorskip("catboost")
+    return module.CatBoostClassifier(iterations=8, depth=3, thread_count=1, verbose=False, allow_writing_files=False, **more)
+
+
+LIBRARIES = ["xgboost", "lightgbm", "catboost"]
+
+
+def predicted(model, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lightgbm: features without names
+        return model.predict_proba(x)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_boosted_trees_say_what_they_say_themselves_and_come_back_as_they_were(tmp_path, library, classes):
+    x, y = data(classes)
+    model = boosted(library, classes).fit(x, y)
+    member = BoostedMember(model)
+    logits = member.predict_logits(x)
+    assert (logits.dtype, logits.shape, member.classes) == (np.float32, (300, classes), tuple(map(str, range(classes))))
+    # float32 scores: 1e-7 times a few, through exp.
+    np.testing.assert_allclose(softmax(logits, -1), predicted(model, x), atol=2e-6)
+    member.save(tmp_path)
+    loaded = load_member(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_logits(x), logits)
+    assert (loaded.fingerprint(), loaded.bytes, loaded.classes) == (member.fingerprint(), member.bytes, member.classes)
+    assert not [f for f in tmp_path.iterdir() if f.suffix in (".pkl", ".joblib", ".bin")]
+
+
+@pytest.mark.parametrize("library", ["lightgbm", "catboost"])  # XGBoost's own estimator takes integers only
+def test_boosted_trees_are_aligned_by_class_name(tmp_path, library):
+    x, y = data(3)
+    model = boosted(library, 3).fit(x, NAMES[y])  # classes_ are sorted: ant, mouse, zebra
+    member = BoostedMember(model, classes=list(NAMES))
+    assert (member.predict_logits(x).argmax(1) == y).mean() > 0.7  # the wrong order: a third
+    member.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(x), member.predict_logits(x))
+    with pytest.raises(ValueError, match=r"classes: .*classifier knows \['ant', 'mouse', 'zebra'\]; expected \['ant', 'cow', 'zebra'\]"):
+        BoostedMember(model, classes=["ant", "cow", "zebra"])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_boosted_trees_that_are_not_fitted_or_no_classifiers(library):
+    with pytest.raises(ValueError, match="classifier is not fitted; call its fit first"):
+        BoostedMember(boosted(library, 3))
+    x, y = data(3)
+    regressor = {"xgboost": "XGBRegressor", "lightgbm": "LGBMRegressor", "catboost": "CatBoostRegressor"}[library]
+    quiet = {"xgboost": {}, "lightgbm": {"verbose": -1}, "catboost": {"verbose": False, "allow_writing_files": False}}[library]
+    model = getattr(pytest.importorskip(library), regressor)(n_estimators=3, **quiet).fit(x, y.astype(float))
+    with pytest.raises(ValueError, match=r"estimator: expected an? .* classifier.*; got the"):
+        BoostedMember(model)
+
+
+@pytest.mark.parametrize(
+    ("library", "options"), [("lightgbm", {"objective": "multiclassova"}), ("catboost", {"loss_function": "MultiClassOneVsAll"})]
+)
+def test_one_against_the_rest_is_no_softmax_of_its_scores(library, options):
+    x, y = data(3)
+    model = boosted(library, 3, **options).fit(x, y)
+    p = predicted(model, x)
+    expected = p / p.sum(1, keepdims=True)
+    np.testing.assert_allclose(softmax(BoostedMember(model).predict_logits(x), -1), expected, atol=1e-5)
+
+
+def test_early_stopping_is_kept(tmp_path):
+    x, y = data(3)
+    xgboost = pytest.importorskip("xgboost")
+    model = xgboost.XGBClassifier(n_estimators=60, learning_rate=1.0, early_stopping_rounds=2, n_jobs=1)
+    model.fit(x[:100], y[:100], eval_set=[(x[100:], y[100:])], verbose=False)
+    assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
+    member = BoostedMember(model)
+    np.testing.assert_allclose(softmax(member.predict_logits(x), -1), model.predict_proba(x), atol=2e-6)
+    member.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(x), member.predict_logits(x))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_damaged_boosted_trees_are_noticed(tmp_path, library):
+    x, y = data(3)
+    member = BoostedMember(boosted(library, 3).fit(x, y))
+    member.save(tmp_path)
+    file = next(f for f in tmp_path.iterdir() if f.name != "member.json")
+    blob = bytearray(file.read_bytes())
+    blob[len(blob) // 2] ^= 0x04
+    file.write_bytes(blob)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_member(tmp_path)
+
+
+def write_onnx(path, weight, outputs=("logits",), softmax_too=False):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("MatMul", ["x", "w"], [outputs[0] if not softmax_too else "z"])]
+    if softmax_too:
+        nodes.append(helper.make_node("Softmax", ["z"], [outputs[0]], axis=-1))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", len(weight)])],
+        [helper.make_tensor_value_info(outputs[0], TensorProto.FLOAT, ["n", weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_onnx_files_of_logits_and_of_probabilities(tmp_path):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
+    write_onnx(tmp_path / "raw.onnx", weight)
+    write_onnx(tmp_path / "soft.onnx", weight, ("probabilities",), softmax_too=True)
+    raw, soft = OnnxMember(tmp_path / "raw.onnx", batch_size=7), OnnxMember(tmp_path / "soft.onnx")
+    assert (raw.output, soft.output, raw.name) == ("logits", "probabilities", "raw")
+    np.testing.assert_allclose(raw.predict_logits(x), x @ weight, atol=1e-5)
+    np.testing.assert_allclose(softmax(soft.predict_logits(x), -1), softmax(x @ weight, -1), atol=1e-5)
+    soft.save(tmp_path / "saved")
+    (tmp_path / "soft.onnx").unlink()
+    loaded = load_member(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.predict_logits(x), soft.predict_logits(x))
+    assert loaded.fingerprint() == soft.fingerprint()
+
+
+def test_onnx_files_that_do_not_say_enough(tmp_path):
+    write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32), ("scores",))
+    with pytest.raises(ValueError, match="output: m: 'scores' could hold either"):
+        OnnxMember(tmp_path / "m.onnx")
+    assert OnnxMember(tmp_path / "m.onnx", output="logits").predict_logits(np.ones((2, 8), np.float32)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"output_name: m: expected one of \['scores'\]; got 'nope'"):
+        OnnxMember(tmp_path / "m.onnx", output_name="nope")
+    with pytest.raises(ValueError, match="m expects float32; got int64"):
+        OnnxMember(tmp_path / "m.onnx", output="logits").predict_logits(np.ones((2, 8), np.int64))
+    with pytest.raises(ValueError, match="there is no file"):
+        OnnxMember(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"bad\.onnx: onnxruntime can't run it"):
+        OnnxMember(tmp_path / "bad.onnx")
+
+
+def test_hugging_face_models(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, id2label={0: "bad", 1: "good"}
+    )
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).train()
+    tokens = np.random.default_rng(0).integers(1, 30, (5, 6))
+    tokens[2, 4:] = config.pad_token_id
+    member = TorchMember(model, name="bert")
+    assert member.classes == ("bad", "good")
+    with torch.no_grad():
+        one = model.eval()(torch.from_numpy(tokens[2:3, :4])).logits.numpy()
+    np.testing.assert_allclose(member.predict_logits(tokens)[2:3], one, atol=1e-5)  # padding is not looked at
+    member.save(tmp_path)
+    loaded = load_member(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_logits(tokens), member.predict_logits(tokens))
+    about = json.loads((tmp_path / "member.json").read_text())
+    about["recipe"]["class_path"] = "subprocess.Popen"
+    (tmp_path / "member.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"subprocess\.Popen is not trusted"):
+        load_member(tmp_path)
+
+
+def test_an_ensemble_of_everything(tmp_path):
+    x, y = data(3)
+    members = [boosted(library, 3).fit(x, y) for library in LIBRARIES]
+    write_onnx(tmp_path / "linear.onnx", np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32))
+    linear = LogisticRegression().fit(x, y)
+    net = torch.nn.Linear(8, 3)
+    everything = [*members, linear, net, tmp_path / "linear.onnx", linear.predict_log_proba, linear.predict_proba(x)]
+    ensemble = Ensemble.from_members(everything)
+    assert len(set(ensemble.names)) == 8
+    logits = ensemble.predict_logits(x)
+    assert logits.shape == (8, 300, 3)
+    for other in (6, 7):  # logits, log-probabilities (a function's) and probabilities (an array); the smoothing moves by 3e-6
+        np.testing.assert_allclose(softmax(logits[other], -1), softmax(logits[3], -1), atol=5e-6)
+    kept = Ensemble.from_members([*members, linear, tmp_path / "linear.onnx"], weights=[1, 2, 3, 4, 5])
+    kept.save(tmp_path / "ensemble")
+    loaded = Ensemble.load(tmp_path / "ensemble")
+    np.testing.assert_array_equal(loaded.predict_proba(x), kept.predict_proba(x))
+
+
+class Harm:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "sklearn", "array", "onnx", *LIBRARIES])
+def test_a_pickle_in_any_member_s_place_does_nothing(tmp_path, kind):
+    import functools
+    import pickle
+
+    from sklearn.naive_bayes import GaussianNB
+
+    from ensdistill.members import ArrayMember, SklearnMember
+    from ensdistill.models import MLP
+
+    x, y = data(3)
+    if kind == "onnx":
+        write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32))
+    member = {
+        "torch": lambda: TorchMember(MLP(8, [], 3), name="m", factory=functools.partial(MLP, inputs=8, hidden=[], outputs=3)),
+        "sklearn": lambda: SklearnMember(GaussianNB().fit(x, y), name="m"),
+        "array": lambda: ArrayMember(x, logits=np.ones((300, 3)), name="m"),
+        "onnx": lambda: OnnxMember(tmp_path / "m.onnx"),
+    }.get(kind, lambda: BoostedMember(boosted(kind, 3).fit(x, y), name="m"))()
+    folder = tmp_path / "ensemble"
+    Ensemble.from_members([member]).save(folder)
+    (file,) = [f for f in (folder / "members" / "m").iterdir() if f.name != "member.json"]
+    file.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(ValueError, match=str(folder)):
+        Ensemble.load(folder)
+    about = json.loads((folder / "members" / "m" / "member.json").read_text())
+    (folder / "members" / "m" / "member.json").write_text(json.dumps(about | {"kind": "pickle"}))
+    with pytest.raises(ValueError, match="unknown kind 'pickle'; expected one of torch, sklearn"):
+        Ensemble.load(folder)
+    assert not (tmp_path / "harm").exists()
+    pickle.loads(file.read_bytes())  # it would have
+    assert (tmp_path / "harm").exists()
