@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
-from ensdistill.cache.manifest import shard_header, write_checked
+from ensdistill.cache.checked import write_checked
+from ensdistill.cache.manifest import shard_header
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def test_a_flipped_bit_anywhere_is_found(copy):
 def test_a_sound_shard_is_still_read_and_the_damaged_one_is_not(copy):
     shard = copy / "shard-00002.safetensors"
     data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
+    data[5000] ^= 1  # the header takes 4096
     shard.write_bytes(data)
     cache = TargetCache.open(copy)
     cache.gather([0, 64, 229])
     for _ in range(2):  # not only the first time
-        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those"):
+        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those .*bytes 0 to 65536"):
             cache.gather([0, 128])
     with pytest.raises(CacheCorrupt, match="shard-00002"):
         cache.verify()
@@ -106,9 +107,9 @@ def test_missing_files(copy, tmp_path):
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 2')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 2', '"format_version": 3')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 2, but this ensdistill reads up to 1; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 3, but this ensdistill reads up to 2; upgrade"):
         TargetCache.open(copy)
 
 
@@ -126,11 +127,20 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m.update(codec="pickle"), "codec: expected one of"),
         (lambda m: m.update(codec=["uint8"]), "codec: expected one of"),
         (lambda m: m.update(codec="fp32"), "record: expected the layout of its codec"),
+        (lambda m: m.update(codec="topk-3"), "temperature: expected a number, because topk-3 holds a mixture"),
+        (lambda m: m.update(codec="topk-30", temperature=1.0), "codec: topk-30 needs at least 30 classes; got 10"),
+        (lambda m: m.update(temperature=0), "temperature: expected 'any' or a number above 0; got 0"),
+        (lambda m: m.update(views=2), "shards: expected 8 shards"),
+        (lambda m: m.update(views=10**18), "shards: expected 4000000000000000000 shards"),
+        (lambda m: m.update(sequences=True), r"shards\[0\]: expected .*'bytes'"),
+        (lambda m: m.update(block_bytes=1), "block_bytes: expected 65536; got 1"),
+        (lambda m: m["shards"][2].pop("blocks"), r"shards\[2\]: expected"),
         (lambda m: m.update(members=["a"] * 10**6), "weights: expected 1000000 numbers"),
         (lambda m: m.update(weights=[0, 0, 0]), "weights: expected a list of non-negative numbers with a positive sum"),
         (lambda m: m["record"].update(bytes=10**18), "record: expected the layout"),
         (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
         (lambda m: m.update(statistics={}), "statistics: expected"),
+        (lambda m: m["statistics"]["members"]["a"].update(bins=[[0]]), "statistics: expected"),
         (lambda m: m.update(format="other"), "format: expected 'ensdistill-target-cache'; got 'other'"),
         (lambda m: m.update(colour="red"), r"unknown fields \['colour'\]"),
         (lambda m: m.pop("classes"), "classes: expected a list of names; the field is missing"),
@@ -173,7 +183,7 @@ def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory
     except CacheError:
         pass
     else:  # what it takes is data about the targets, never their sizes or places
-        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics")
+        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics", "seed")
 
 
 def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
@@ -181,7 +191,7 @@ def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
 
     shard = copy / "shard-00000.safetensors"
     manifest = TargetCache.open(copy).manifest
-    header = shard_header(manifest, 0)
+    header = shard_header(manifest, 0, 64)
     lie = header.replace(b'"shape":[64', b'"shape":[63')
     data = shard.read_bytes().replace(header, lie)
     shard.write_bytes(data)
