@@ -45,7 +45,10 @@ class Source(Protocol):
         """Records of each sample, int64 [N]; None unless they are sequences."""
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, np.ndarray | statistics.Part]]:
-        """The fields of the samples' records, ``input_hash`` among them, and the KL of each record by what it is of."""
+        """The fields of the samples' records, ``input_hash`` among them, and the KL of each record by what it is of.
+
+        Of what is copied from another cache the statistics are known as a whole: they come once, with any batch.
+        """
 
 
 def publish(
@@ -224,7 +227,7 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
             # The other writers' shards were read back by those that wrote them, or are read by whoever opens the cache.
             commits = [_committed(path, plan, shard, every_byte=False) for shard in range(m.shard_count(plan))]
             if all(commit is not None for commit in commits):
-                members = {name: statistics.merge(c["kl"][name] for c in commits if c) for name in m.targets_of(plan)}
+                members = {name: statistics.merge(c["kl"][name] for c in commits if c and name in c["kl"]) for name in m.targets_of(plan)}
                 shards = [commit["shard"] for commit in commits if commit]
                 write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": statistics.summary(members)})
                 _remove(_leftovers(path, plan))
