@@ -397,7 +397,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"distill.temperature": float("nan")}, [], "distill.temperature: expected a finite number above 0; got nan"),
         ({"distill.alpha": 1.5}, [], "distill.alpha: expected 0 to 1; got 1.5"),
         ({}, ["--distill.alpha=-0.5"], "distill.alpha: expected 0 to 1; got -0.5"),
-        ({"cache.codec": "uint9"}, [], "cache.codec: expected one of uint8, fp16, fp32; got uint9"),
+        ({"cache.codec": "uint9"}, [], "cache.codec: expected one of uint8, fp16, bf16, fp32; got uint9"),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
         ({"distill.students": {"../small": {"model": mlp(8)}}}, [], "distill.students: expected a name that can be a folder's; got '../"),
         ({f"{SMALL}.direct": {"steps": 20, "batch_size": 32}}, [], "direct.steps: expected the student's, 30, for a fair comparison;"),

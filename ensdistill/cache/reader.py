@@ -19,6 +19,9 @@ from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manife
 from ensdistill.cache.mapped import MappedShards, default_threads
 
 if TYPE_CHECKING:
+    from ensdistill.augmentation import Augmentation
+    from ensdistill.cache.writer import Ensemble
+    from ensdistill.data import Rows
     from ensdistill.targets import Targets
 
 
@@ -133,15 +136,15 @@ class TargetCache:
         """How many versions of each sample there are; epoch e takes view e mod views."""
         return self._manifest["views"]
 
-    def gather(self, uids: np.ndarray, view: int = 0) -> Targets:
+    def gather(self, uids: np.ndarray, view: int | np.ndarray = 0) -> Targets:
         """The targets of these samples, as stored: the tensors are strided views of one block of records.
 
         Parameters
         ----------
         uids : ndarray or Tensor [N], integer
             Any order, repeats allowed.
-        view : int
-            Which version of the samples.
+        view : int or ndarray [N]
+            Which version of the samples, or of each.
 
         Returns
         -------
@@ -158,14 +161,14 @@ class TargetCache:
         """
         return self._target(self.gather_records(uids, view))
 
-    def gather_records(self, uids: np.ndarray, view: int = 0, out: np.ndarray | None = None) -> np.ndarray:
+    def gather_records(self, uids: np.ndarray, view: int | np.ndarray = 0, out: np.ndarray | None = None) -> np.ndarray:
         """The raw records of these samples, uint8 [N, record bytes], without torch; `layout` takes them apart.
 
         Raises as `gather` does, and ValueError where ``out``, which is filled and returned if it is given, has another shape.
         """
         return self._shards.gather(self._ids(uids, view), out)
 
-    def gather_logits(self, uids: np.ndarray, view: int = 0) -> np.ndarray:
+    def gather_logits(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """What `gather` means, decoded, without torch: float32 [K, N, C] logits, or [1, N, C] log-probabilities of the mixture.
 
         Each row is exact up to a shift and its codec's error; raises as `gather` does.
@@ -173,11 +176,11 @@ class TargetCache:
         fields = self.layout.views(self.gather_records(uids, view))
         return np.ascontiguousarray(self._codec.decode(fields, len(self.classes)).swapaxes(0, 1), np.float32)
 
-    def lengths(self, uids: np.ndarray, view: int = 0) -> np.ndarray:
+    def lengths(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """How many records (positions) each of these samples has, int64 [N]; 1 unless they are sequences."""
         return self._shards.lengths(self._ids(uids, view))
 
-    def stream(self, batches: Iterable[np.ndarray | tuple[np.ndarray, int]]) -> Iterator[Targets]:
+    def stream(self, batches: Iterable[np.ndarray | tuple[np.ndarray, int | np.ndarray]]) -> Iterator[Targets]:
         """The targets of each batch; while one is being used the next is gathered, on another thread.
 
         Parameters
@@ -199,7 +202,7 @@ class TargetCache:
             if ahead is not None:
                 yield self._target(ahead.result())
 
-    def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray, view: int = 0) -> None:
+    def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray, view: int | np.ndarray = 0) -> None:
         """Check that the cache's targets were made from exactly these inputs.
 
         Parameters
@@ -207,7 +210,7 @@ class TargetCache:
         uids : ndarray [N], integer
         inputs : ndarray [N, ...]
             In the dtype and shape that the teachers saw, augmented where they were.
-        view : int
+        view : int or ndarray [N]
 
         Raises
         ------
@@ -243,10 +246,40 @@ class TargetCache:
         if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
+    def verify_against(self, ensemble: Ensemble, rows: Rows, *, share: float = 0.001, augment: Augmentation | None = None) -> int:
+        """Ask the teachers again about a share of the samples, and compare what they say with what is stored.
+
+        Parameters
+        ----------
+        ensemble : Ensemble
+            The cache's.
+        rows : Rows
+            The transfer set; inputs are compared too.
+        share : float
+            Of the samples, above 0 and up to 1; drawn evenly, the same at every call; at least one.
+        augment : Augmentation, optional
+            The one that the cache was made with, if it was.
+
+        Returns
+        -------
+        int
+            How many samples were compared.
+
+        Raises
+        ------
+        CacheMismatch
+            An input that is not the cache's, or a target further off than storing explains; names uid and member.
+        CacheCorrupt
+            As `gather`.
+        """
+        from ensdistill.cache.recheck import recheck
+
+        return recheck(self, ensemble, rows, share, augment)
+
     def _target(self, records: np.ndarray) -> Targets:
         return self._codec.target(self.layout.views(records), len(self.classes), self.weights, self.temperature)
 
-    def _input_hashes(self, uids: np.ndarray, view: int) -> np.ndarray:
+    def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
         if not self._manifest["sequences"]:
             return hashes
@@ -255,11 +288,15 @@ class TargetCache:
 
     def _ids(self, uids: Any, view: Any) -> np.ndarray:
         """Where the samples stand among all shards' rows."""
-        if isinstance(view, bool) or not isinstance(view, int | np.integer):
-            raise TypeError(f"view: expected an integer; got {view!r}")
-        if not 0 <= view < self.views:
-            raise IndexError(f"view: expected 0 to {self.views - 1}; got {view}")
-        return self._check_uids(uids) + int(view) * shards_per_view(self._manifest) * self._manifest["shard_rows"]
+        uids, views = self._check_uids(uids), np.asarray(view)
+        if views.dtype.kind not in "iu":
+            raise TypeError(f"view: expected an integer, or one for each uid; got {view!r}")
+        if views.shape not in ((), uids.shape):
+            raise ValueError(f"view: expected one for each of the {len(uids)} uids; got {list(views.shape)}")
+        if views.size and (views.min() < 0 or views.max() >= self.views):
+            wrong = int(views[(views < 0) | (views >= self.views)].reshape(-1)[0])
+            raise IndexError(f"view: expected 0 to {self.views - 1}; got {wrong}")
+        return uids + views.astype(np.int64) * shards_per_view(self._manifest) * self._manifest["shard_rows"]
 
     def _check_uids(self, uids: Any) -> np.ndarray:
         array = np.asarray(uids)
