@@ -25,10 +25,10 @@ from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module
+from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 from ensdistill.fingerprint import digest, source_digest
 from ensdistill.functional import Combiner, Impl, distillation_loss
 from ensdistill.optimization import Optimization
-from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -156,7 +156,8 @@ class StudentTrainer:
         CacheMismatch
             An input is not the one that the cache was made from, or ``augment`` isn't that of the cache.
         ValueError
-            A member that the cache does not have, a temperature at which it holds nothing, sequences, a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
+            A member that the cache does not have, a temperature at which it holds nothing, sequences,
+            a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
         TypeError
             ``factory`` is no factory; a module, for example.
         FloatingPointError
@@ -400,7 +401,9 @@ def _to(target: Any, device: torch.device) -> Any:
     """A batch of targets on the student's device, still as stored."""
     if device.type == "cpu":
         return target
-    return replace(target, **{name: value.to(device, non_blocking=True) for name, value in vars(target).items() if isinstance(value, Tensor)})
+    return replace(
+        target, **{name: value.to(device, non_blocking=True) for name, value in vars(target).items() if isinstance(value, Tensor)}
+    )
 
 
 def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:

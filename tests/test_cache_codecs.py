@@ -259,7 +259,7 @@ def test_max_kl_refuses_worse_before_anything_is_written(tmp_path):
     with pytest.raises(CacheError, match=rf"max_kl: expected at most .* nats .*'uint8' has .* for '{'abc'[k]}', uid {uid}"):
         cache_targets(teachers, rows, tmp_path / "bound", shard_rows=64, max_kl=float(limit))
     assert not (tmp_path / "bound" / f"shard-{uid // 64:05d}.safetensors").exists()
-    with pytest.raises(CacheError, match="max_kl: expected at most .* has a row with"):
+    with pytest.raises(CacheError, match=r"max_kl: expected at most .* has a row with"):
         cache_targets(teachers, rows, tmp_path / "free", shard_rows=64, max_kl=float(limit))
     better = cache_targets(teachers, rows, tmp_path / "better", codec="fp16", shard_rows=64, max_kl=float(limit))
     assert TargetCache.open(better.path).manifest["statistics"]["kl"]["max"] <= limit

@@ -32,7 +32,13 @@ def test_a_member_comes_and_goes(cache, tmp_path):
     assert TargetCache.open(tmp_path / "again").names == ("b", "c", "d")
     assert "b 1, c 0, d 2.5" in flat(succeed("cache", "reweight", tmp_path / "again", "b=1", "c=0", "d=2.5"))
     info = flat(succeed("cache", "info", tmp_path / "again"))
-    for told in ("b (1.000), c (0.000), d (2.500)", "temperature any", "derived add {'name': 'd'", "derived drop {'name': 'a'}", "derived reweight"):
+    for told in (
+        "b (1.000), c (0.000), d (2.500)",
+        "temperature any",
+        "derived add {'name': 'd'",
+        "derived drop {'name': 'a'}",
+        "derived reweight",
+    ):
         assert told in info
 
 

@@ -95,7 +95,11 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
         (lambda: drop_member(mixture, tmp_path / "n", name="a"), CacheError, only),
         (lambda: reweight(tmp_path / "x", {"a": 1, "b": 1, "c": 1}), CacheError, only),
         (lambda: convert(cache, tmp_path / "n", codec="topk-4"), ValueError, "mixture_at: expected a temperature"),
-        (lambda: add_member(cache, tmp_path / "n", name="a", logits=new, weight=1), ValueError, "name: expected one that is none of a, b, c"),
+        (
+            lambda: add_member(cache, tmp_path / "n", name="a", logits=new, weight=1),
+            ValueError,
+            "name: expected one that is none of a, b, c",
+        ),
         (lambda: add_member(cache, tmp_path / "n", name="d", logits=new[1:], weight=1), ValueError, r"logits: expected \[230, 10\]"),
         (lambda: add_member(cache, tmp_path / "n", name="d", logits=new.astype(float), weight=1), TypeError, "logits: expected float32"),
         (lambda: add_member(cache, tmp_path / "n", name="d", logits=new * np.nan, weight=1), ValueError, "member 'd' gave nan for uid 0"),
@@ -121,7 +125,7 @@ def test_against_teachers(tmp_path):
     row = int(np.flatnonzero(rows.uids == 77)[0])
     other = teachers.with_logit(1, row, 3, teachers.logits[1, row].max() + 2.0)
     for wrong in (cache, mixture, counts):
-        with pytest.raises(CacheMismatch, match="uid 77 .*1 of 230 samples differ"):
+        with pytest.raises(CacheMismatch, match=r"uid 77 .*1 of 230 samples differ"):
             wrong.verify_against(other, rows, share=1.0)
     with pytest.raises(CacheMismatch, match="inputs: uid"):
         cache.verify_against(teachers, replace(rows, inputs=rows.inputs[::-1].copy()), share=1.0)

@@ -21,7 +21,7 @@ def s3():
     server_module = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
     server = server_module.ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    _, port = server.get_host_and_port()
     options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"}}
     before = fsspec.config.conf.get("s3", {})
     fsspec.config.conf["s3"] = options

@@ -124,7 +124,7 @@ def test_a_student_refuses_what_a_cache_does_not_hold(images, tmp_path):
     assert np.isfinite(trainer.distill(STUDENT, images, cache).losses).all()
     with pytest.raises(ValueError, match=r"temperature: 1\.0, but the cache .* holds the mixture at 2\.0 only"):
         StudentTrainer(Optimization(steps=5)).distill(STUDENT, images, cache)
-    with pytest.raises(ValueError, match="member: 'a' is not in the cache .*: it holds the members' mixture only"):
+    with pytest.raises(ValueError, match=r"member: 'a' is not in the cache .*: it holds the members' mixture only"):
         trainer.distill(STUDENT, images, cache, member="a")
 
 

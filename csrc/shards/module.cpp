@@ -84,8 +84,8 @@ PYBIND11_MODULE(_shards, m) {
             py::gil_scoped_acquire acquire;
             return where(damage);
           },
-          py::arg("shard"), py::arg("fd"), py::arg("file_bytes"), py::arg("data_begin"), py::arg("records"), py::arg("rows"),
-          py::arg("checksums"), "None, or (shard, begin, end) of the bytes that are not as they were written.")
+          py::arg("shard"), py::arg("fd"), py::arg("file_bytes"), py::arg("data_begin"), py::arg("records"), py::arg("rows"), py::arg("checksums"),
+          "None, or (shard, begin, end) of the bytes that are not as they were written.")
       .def("unmap_all", &Reader::unmap_all, py::call_guard<py::gil_scoped_release>())
       .def("mapped", &Reader::mapped)
       .def(

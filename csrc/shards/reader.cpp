@@ -193,11 +193,10 @@ std::optional<Damage> Reader::gather(const int64_t* ids, int64_t count, uint8_t*
       std::memcpy(out + p.to, p.from->data() + p.begin, p.bytes);
     }
   };
-  const int parts = static_cast<int>(std::clamp<int64_t>(total / BYTES_PER_THREAD, 1, std::min<int64_t>(here.pool.size(), std::max<int64_t>(count, 1))));
-  if (parts == 1)
-    work(0, count);
-  else
-    here.pool.run(parts, [&](int part) { work(count * part / parts, count * (part + 1) / parts); });
+  const int parts =
+      static_cast<int>(std::clamp<int64_t>(total / BYTES_PER_THREAD, 1, std::min<int64_t>(here.pool.size(), std::max<int64_t>(count, 1))));
+  if (parts == 1) work(0, count);
+  else here.pool.run(parts, [&](int part) { work(count * part / parts, count * (part + 1) / parts); });
   if (bad == count) return std::nullopt;
   const Piece& p = pieces[bad];
   const int64_t block = p.from->damaged(p.begin, p.begin + p.bytes);

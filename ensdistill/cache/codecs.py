@@ -195,9 +195,7 @@ class Counts:
         return Target(tensor(unpack_ids(fields["ids"], counts.shape[1], c)), tensor(counts), temperature)
 
 
-_DENSE: dict[str, Codec] = {
-    codec.name: codec for codec in (Uint8(), Float("fp16", "<f2"), Float("bf16", "<u2"), Float("fp32", "<f4"))
-}
+_DENSE: dict[str, Codec] = {codec.name: codec for codec in (Uint8(), Float("fp16", "<f2"), Float("bf16", "<u2"), Float("fp32", "<f4"))}
 
 
 def codec_of(name: Any) -> Codec:

@@ -83,7 +83,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("weights", nargs="+", type=_weight, metavar="MEMBER=WEIGHT", help="one for each member")
 
     sub = command(
-        "convert", _convert, "Writes the same targets in another codec, or only their mixture.", f"{EXAMPLE} small --codec topk-4 --mixture-at 2"
+        "convert",
+        _convert,
+        "Writes the same targets in another codec, or only their mixture.",
+        f"{EXAMPLE} small --codec topk-4 --mixture-at 2",
     )
     _folder(sub)
     _out(sub)
@@ -148,7 +151,9 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     records = sum(shard["records"] for shard in manifest["shards"])
     positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
     size = sum(shard["bytes"] for shard in manifest["shards"])
-    table.add_row("records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB")
+    table.add_row(
+        "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
+    )
     exact = f"KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats"
     table.add_row("codec", f"{manifest['codec']}: {exact}")
     table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
@@ -186,7 +191,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
 
 def _written(console: Console, cache: TargetCache) -> int:
     kl = cache.manifest["statistics"]["kl"]
-    console.print(f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, max KL {kl['max']:.1e}")
+    console.print(
+        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, max KL {kl['max']:.1e}"
+    )
     return 0
 
 

@@ -18,7 +18,6 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache import statistics
 from ensdistill.cache.checked import write_checked
 from ensdistill.cache.codecs import Counts, Fields, codec_of
-from ensdistill.cache.errors import CacheError
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
@@ -144,9 +143,7 @@ def drop_member(
     keep = [k for k, other in enumerate(source.names) if other != name]
     if not keep or source.weights[keep].sum() <= 0:
         raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
-    plan = _plan(
-        source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist()
-    )
+    plan = _plan(source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist())
     return publish(Path(path), plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
 
 

@@ -126,8 +126,8 @@ class Encoder:
             half = shifted.bfloat16()
             fields = {"logits": _records(half.view(torch.int16)).view("<u2")}
         # One member at a time, for the float64 copies' sake.
-        kl = [_kl(torch.log_softmax(z.double(), -1), h) for z, h in zip(logits, half, strict=True)]
-        return fields, torch.stack(kl).cpu().numpy()
+        rows = [_kl(torch.log_softmax(z.double(), -1), h) for z, h in zip(logits, half, strict=True)]
+        return fields, torch.stack(rows).cpu().numpy()
 
     def _top_k(self, logits: Tensor, codec: TopK) -> tuple[Fields, np.ndarray]:
         stored, _ = encoders.top_k_targets(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -23,7 +24,7 @@ class Writer:
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         self.folder, self.rank, self.world = folder, rank, world
 
-    def alone(self) -> object:
+    def alone(self) -> AbstractContextManager[Any]:
         """A context in which nobody else changes what all writers share: the plan and the manifest."""
         return nullcontext() if self.world == 1 else _alone(self.folder, _PATIENCE)
 
@@ -60,7 +61,7 @@ def writing(folder: Path, rank: int, world: int) -> Iterator[Writer]:
 
 
 @contextmanager
-def _alone(folder: Path, patience: float) -> Iterator[object]:
+def _alone(folder: Path, patience: float) -> Iterator[Callable[[], None]]:
     """Hold the folder's lock; yields a function that gives it back early."""
     deadline = time.monotonic() + patience
     while True:

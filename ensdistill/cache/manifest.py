@@ -168,7 +168,7 @@ def _unexpected(path: Path, manifest: Manifest, field: str, expectation: str) ->
 def _check_shard(file: Path, manifest: Manifest, shard: int, entry: Any) -> None:
     # The name follows from the number, so that a manifest cannot lead anywhere else ("..", absolute paths).
     rows = rows_of_shard(manifest, shard)
-    records = entry.get("records") if isinstance(entry, dict) else None
+    records: Any = entry.get("records") if isinstance(entry, dict) else None
     if not _positive(records) or (records < rows if manifest["sequences"] else records != rows):
         raise CacheCorrupt(f"{file}: shards[{shard}]: expected records for its {rows} rows; got {repr(entry)[:200]}")
     size = len(shard_header(manifest, shard, records)) + data_bytes(manifest, shard, records) + 4 * block_count(manifest, shard, records)

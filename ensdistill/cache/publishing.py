@@ -72,7 +72,7 @@ def publish(
         path.mkdir(parents=True, exist_ok=True)
         _fsync_folder(path.parent)  # without its name in there, a folder does not outlive a power cut
     with writing(path, rank, world) as writer:
-        with writer.alone():  # type: ignore[attr-defined]
+        with writer.alone():
             if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
                 return _within(cache, max_kl)
             _prepare(path, plan, overwrite, writer)
@@ -132,9 +132,7 @@ def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> N
         write_checked(path / m.PLAN, plan)
 
 
-def _write(
-    path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl: float | None, progress: Progress | None
-) -> None:
+def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl: float | None, progress: Progress | None) -> None:
     """Publish and commit every shard of this writer."""
     own = range(writer.rank, m.shard_count(plan), writer.world)
     done, total = 0, sum(m.rows_of_shard(plan, shard) for shard in own)
@@ -210,7 +208,7 @@ def _refuse_worse(
         worst = values["max"] if isinstance(values, dict) else float(values.max())
         if worst > max_kl:
             known = owners is not None and not isinstance(values, dict)
-            where = f"uid {int(owners[int(np.argmax(values))])}" if known else f"a row of {m.shard_name(shard)}"  # type: ignore[index]
+            where = f"uid {owners[np.argmax(values)]}" if known else f"a row of {m.shard_name(shard)}"  # type: ignore[arg-type,index]
             raise CacheError(
                 f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g} for {name!r}, {where}; "
                 "nothing of its shard was written: choose a more exact codec, or allow more"
@@ -221,7 +219,7 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
     """Write the manifest once every shard is committed, by whichever writer."""
     seen, since = -1, time.monotonic()
     while True:
-        with writer.alone():  # type: ignore[attr-defined]
+        with writer.alone():
             if (path / m.MANIFEST).exists():
                 return
             # The other writers' shards were read back by those that wrote them, or are read by whoever opens the cache.

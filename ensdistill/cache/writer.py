@@ -169,9 +169,7 @@ def cache_targets(
         "views": described,
     }
     source = _Teachers(ensemble, rows, order, hashes, plan, augment, seed, _lengths(lengths, rows, order), batch_size)
-    return publish(
-        Path(path), plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress
-    )
+    return publish(Path(path), plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def make_plan(
