@@ -13,6 +13,7 @@ USAGE = """\
 usage: python -m benchmarks COMMAND
 
   kernels [OPTIONS]      time the losses; `kernels --help` explains. The same as `ensdistill bench`, into benchmarks/results
+  cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
   readme [RESULT.json]   put a result's table into README.md (by default that of the result which README.md names)
 """
 
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["kernels"]:
         return command.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results")
+    if words[:1] == ["cache"]:
+        from benchmarks.cache.command import main as cache
+
+        return cache(words[1:], root / "benchmarks" / "results")
     if words[:1] == ["readme"] and len(words) <= 2 and not words[-1].startswith("-"):
         text = root / "README.md"
         try:
