@@ -43,7 +43,7 @@ Mapping::Mapping(int fd, const Parts& parts, int64_t record_bytes, int64_t block
   struct stat status;
   if (fstat(fd, &status) != 0) throw std::system_error(errno, std::generic_category(), "fstat");
   require(S_ISREG(status.st_mode) && status.st_size == parts.file_bytes, "file: expected a regular file of the stated size");
-  sound_ = std::vector<std::atomic<uint8_t>>(blocks);
+  state_ = std::vector<std::atomic<uint8_t>>(blocks);
   void* file = mmap(nullptr, parts.file_bytes, PROT_READ, MAP_SHARED, fd, 0);
   if (file == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
   file_ = static_cast<const uint8_t*>(file);
@@ -69,10 +69,10 @@ std::pair<int64_t, int64_t> Mapping::sample(int64_t row) const {
 
 int64_t Mapping::damaged(int64_t begin, int64_t end) {
   for (int64_t block = begin / block_bytes_; block * block_bytes_ < end; ++block) {
-    if (sound_[block].load(std::memory_order_relaxed)) continue;
+    if (state_[block].load(std::memory_order_relaxed) == SOUND) continue;
     const int64_t at = block * block_bytes_;
     if (crc32c(data() + at, std::min(block_bytes_, data_bytes_ - at)) != checksums_[block]) return block;
-    sound_[block].store(1, std::memory_order_relaxed);
+    state_[block].store(SOUND, std::memory_order_relaxed);
   }
   return -1;
 }
@@ -80,7 +80,9 @@ int64_t Mapping::damaged(int64_t begin, int64_t end) {
 void Mapping::want(int64_t begin, int64_t end) {
   const int64_t first = begin / block_bytes_, last = (end - 1) / block_bytes_;
   for (int64_t block = first; block <= last; ++block) {
-    if (sound_[block].load(std::memory_order_relaxed)) continue;
+    // Once only: most records of a batch share their blocks with others.
+    uint8_t unread = UNREAD;
+    if (!state_[block].compare_exchange_strong(unread, WANTED, std::memory_order_relaxed)) continue;
     const uintptr_t page = ~static_cast<uintptr_t>(4095);
     const uintptr_t from = reinterpret_cast<uintptr_t>(data() + block * block_bytes_) & page;
     const int64_t bytes = std::min(block_bytes_, data_bytes_ - block * block_bytes_);
@@ -145,17 +147,22 @@ int64_t Reader::mapped() const {
   return std::count_if(shards_.begin(), shards_.end(), [](const auto& shard) { return shard != nullptr; });
 }
 
-Mapping& Reader::at(int64_t id) const {
-  require(id >= 0 && id / shard_rows_ < static_cast<int64_t>(shards_.size()), "ids: outside of the shards");
-  Mapping* mapping = shards_[id / shard_rows_].get();
+std::pair<Mapping*, int64_t> Reader::at(int64_t id) const {
+  require(id >= 0, "ids: outside of the shards");
+  const int64_t shard = id / shard_rows_, row = id - shard * shard_rows_;
+  require(shard < static_cast<int64_t>(shards_.size()), "ids: outside of the shards");
+  Mapping* mapping = shards_[shard].get();
   if (mapping == nullptr) throw std::out_of_range("ids: their shard is not mapped");
-  require(id % shard_rows_ < mapping->rows(), "ids: outside of their shard");
-  return *mapping;
+  require(row < mapping->rows(), "ids: outside of their shard");
+  return {mapping, row};
 }
 
 void Reader::lengths(const int64_t* ids, int64_t count, int64_t* out) const {
   std::shared_lock lock(running().lock);
-  for (int64_t i = 0; i < count; ++i) out[i] = at(ids[i]).sample(ids[i] % shard_rows_).second;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto [from, row] = at(ids[i]);
+    out[i] = from->sample(row).second;
+  }
 }
 
 std::optional<Damage> Reader::gather(const int64_t* ids, int64_t count, uint8_t* out, int64_t out_bytes) {
@@ -168,9 +175,9 @@ std::optional<Damage> Reader::gather(const int64_t* ids, int64_t count, uint8_t*
   std::vector<Piece> pieces(count);
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) {
-    Mapping& from = at(ids[i]);
-    const auto [first, records] = from.sample(ids[i] % shard_rows_);
-    pieces[i] = {&from, ids[i], first * record_bytes_, records * record_bytes_, total};
+    const auto [from, row] = at(ids[i]);
+    const auto [first, records] = from->sample(row);
+    pieces[i] = {from, ids[i], first * record_bytes_, records * record_bytes_, total};
     total += pieces[i].bytes;
   }
   require(total == out_bytes, "out: expected room for exactly the records asked for");

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <utility>
 #include <vector>
 
 #include "pool.h"
@@ -45,7 +46,8 @@ class Mapping {
   int64_t block_bytes_, data_bytes_;
   const uint8_t* file_ = nullptr;
   std::vector<uint32_t> checksums_;
-  std::vector<std::atomic<uint8_t>> sound_;  // set once; two threads that check one block at once do no harm
+  enum State : uint8_t { UNREAD, WANTED, SOUND };
+  std::vector<std::atomic<uint8_t>> state_;  // of each block; two threads that check one at once do no harm
   std::vector<uint64_t> offsets_;            // [rows + 1], sequences only
 };
 
@@ -77,7 +79,7 @@ class Reader {
     Pool pool;
   };
   Running& running() const;
-  Mapping& at(int64_t id) const;
+  std::pair<Mapping*, int64_t> at(int64_t id) const;  // and the row in it
 
   int64_t record_bytes_, shard_rows_, block_bytes_;
   bool sequences_;
