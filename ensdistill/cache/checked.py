@@ -55,7 +55,10 @@ def read_checked(path: Path) -> dict[str, Any]:
         It is of another version of the format.
     """
     with open(open_regular(path), "rb") as file:
-        raw = file.read(_LARGEST)
+        size = os.fstat(file.fileno()).st_size
+        if size > _LARGEST:
+            raise CacheCorrupt(f"{path}: {size} bytes, which no manifest comes near")
+        raw = file.read(size)  # never with a larger number: that much is allocated first
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, an integer of 5000 digits

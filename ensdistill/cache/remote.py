@@ -195,10 +195,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _manifest_text(system: Any, source: str, url: str) -> bytes:
     def read() -> bytes:
-        if system.info(source)["size"] > _LARGEST_MANIFEST:
+        if (size := system.info(source)["size"]) > _LARGEST_MANIFEST:
             raise CacheCorrupt(f"{url}: its manifest has more than {_LARGEST_MANIFEST} bytes")
         with system.open(source, "rb") as file:
-            return file.read(_LARGEST_MANIFEST)
+            return file.read(size)
 
     try:
         return _retried(url, read)
