@@ -141,7 +141,9 @@ def shards(folder: Path, generator: random.Random, rounds: int) -> dict[str, int
         data = bytearray(sound)
         for _ in range(generator.choice((1, 1, 2, 8))):
             # Mostly where numbers are that say where other things are: the header's, and the offsets.
-            at = generator.choice((generator.randrange(16), generator.randrange(begin), generator.randrange(end - 8 * (entry["rows"] + 1), end)))
+            at = generator.choice(
+                (generator.randrange(16), generator.randrange(begin), generator.randrange(end - 8 * (entry["rows"] + 1), end))
+            )
             data[at : at + 1] = generator.choice((generator.randbytes(1), generator.randbytes(1), b"\xff", b"\x00"))
         table = _shards.checksums(bytes(data[begin:end]), original["block_bytes"]).astype("<u4").tobytes()
         data[end:] = table
