@@ -238,6 +238,30 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """A power cut keeps what was fsynced, and nothing else for certain: content before name, shard before commit, all before the manifest."""
+    events, fsync, replace_ = [], os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        events.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        assert events[-1] == ("fsync", str(source))  # the content, and nothing was written to it since
+        events.append(("rename", str(target)))
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    folder = tmp_path / "new" / "cache"
+    cache_targets(*digits(), folder, shard_rows=64)
+    assert events[:2] == [("fsync", str(folder.parent)), ("fsync", str(tmp_path))]  # the new folders' own names
+    renames = [i for i, (what, _) in enumerate(events) if what == "rename"]
+    assert all(events[i + 1] == ("fsync", str(folder)) for i in renames)  # the name, before anything that relies on it
+    shards = [f"shard-0000{i}.{end}" for i in range(4) for end in ("safetensors", "commit.json")]
+    assert [os.path.basename(events[i][1]) for i in renames] == ["plan.json", *shards, "manifest.json"]
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00002.safetensors"])
 def test_a_damaged_cache_can_be_overwritten(copy, original, name):
     data = bytearray((copy / name).read_bytes())

@@ -68,9 +68,10 @@ def publish(
     """
     if (cache := _finished(path, plan, overwrite)) is not None:
         return _within(cache, max_kl)
-    if not path.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        _fsync_folder(path.parent)  # without its name in there, a folder does not outlive a power cut
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        _fsync_folder(folder.parent)  # without its name in there, a folder does not outlive a power cut
     with writing(path, rank, world) as writer:
         with writer.alone():
             if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
