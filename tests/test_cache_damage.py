@@ -10,6 +10,7 @@ from cache_helpers import contents, digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensdistill import _shards
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
 from ensdistill.cache.checked import write_checked
 from ensdistill.cache.manifest import shard_header
@@ -71,6 +72,17 @@ def test_a_sound_shard_is_still_read_and_the_damaged_one_is_not(copy):
         cache.verify()
     with pytest.raises(CacheCorrupt, match="shard-00002"):
         TargetCache.open(copy, check="full")
+
+
+def test_records_changed_together_with_their_checksums_are_found(copy):
+    shard = copy / "shard-00002.safetensors"
+    data, records = bytearray(shard.read_bytes()), TargetCache.open(copy)
+    data[5000] ^= 1
+    end = 4096 + 64 * records.layout.bytes
+    data[end:] = _shards.checksums(bytes(data[4096:end]), 1 << 16).tobytes()
+    shard.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match="table of checksums"):
+        TargetCache.open(copy).gather([128])
 
 
 def test_verify_reads_again_what_was_read_before(copy):

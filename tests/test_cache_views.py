@@ -10,7 +10,8 @@ import torch
 from cache_helpers import Teachers, contents, digits
 
 from ensdistill.augmentation import ShiftImages
-from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheMismatch, TargetCache, cache_targets, publishing
+from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheLocked, CacheMismatch, TargetCache, cache_targets, publishing
+from ensdistill.cache.locks import writing
 from ensdistill.data import BatchOrder, Rows
 from ensdistill.feeding import TargetBlocks, draw_block, versions_of
 from ensdistill.functional import distillation_loss
@@ -216,6 +217,17 @@ def test_several_writers_give_the_same_bytes_and_each_its_share(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
     assert asked == {0: 3 * 32, 1: 2 * 32 + 6, 2: 2 * 32}  # shards 0 3 6, 1 4 7 and 2 5; the last of all has 6 rows
     assert [len(cache) for cache in results.values()] == [230] * 3
+
+
+def test_writers_that_would_meet_are_refused(tmp_path):
+    teachers, rows = digits()
+    with writing(tmp_path, 0, 2):
+        for rank, world, writer in ((0, 2, "0 of 2"), (0, 1, "0 of 2"), (1, 3, "0 of 2")):
+            with pytest.raises(CacheLocked, match=rf"is being written by another process \(writer {writer}\)"):
+                cache_targets(teachers, rows, tmp_path, rank=rank, world=world)
+        with writing(tmp_path, 1, 2) as partner:
+            assert partner.others_alive() == [".writer-0-of-2.lock"]
+    assert len(cache_targets(teachers, rows, tmp_path)) == 230
 
 
 def test_a_writer_whose_partner_never_comes_says_so(tmp_path, monkeypatch):

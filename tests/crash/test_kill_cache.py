@@ -56,16 +56,19 @@ def start(job, folder, *more):
 @pytest.mark.parametrize("job", JOBS if ROUNDS > 2 else ["write"])
 def test_kill_9_at_random_moments(tmp_path, job):
     generator, killed, accepted = random.Random(6), 0, 0
-    # The moments lie within what an undisturbed writer takes here, however fast the machine is.
+    # The moments lie within what an undisturbed writer takes here to its manifest, however fast the machine is.
     writer, begun = start(job, tmp_path / "undisturbed" / "cache"), time.perf_counter()
-    writer.communicate()
+    while not (tmp_path / "undisturbed" / "cache" / "manifest.json").exists():
+        assert writer.poll() is None
+        time.sleep(0.001)
     whole = time.perf_counter() - begun
+    writer.communicate()
     undisturbed = contents(tmp_path / "undisturbed" / "cache")
     for round_ in range(ROUNDS):
         folder = tmp_path / str(round_) / "cache"
         for _ in range(2):
             writer = start(job, folder)
-            time.sleep(generator.uniform(0.0, 0.6 * whole))
+            time.sleep(generator.uniform(0.0, 0.8 * whole))
             writer.send_signal(signal.SIGKILL)
             writer.communicate()
             killed += writer.returncode == -signal.SIGKILL
