@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
 
 
 def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
-    """A power cut keeps what was fsynced, and nothing else for certain: content before name, shard before commit, all before the manifest."""
+    """A power cut keeps for certain what was fsynced: content before name, shard before commit, all before the manifest."""
     events, fsync, replace_ = [], os.fsync, os.replace
 
     def record_fsync(descriptor):
