@@ -5,11 +5,11 @@ import os
 import shutil
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, include_paths
 except ImportError:
     sys.exit(
         "ensdistill: torch is missing; the extension is compiled against it. Install it first, for example `pip install "
@@ -21,14 +21,22 @@ if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"),
 
 # The oldest torch whose stable ABI the libraries use: one build then serves every later torch.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
-CXX = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", *STABLE_ABI]
+PLAIN_CXX = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+CXX = [*PLAIN_CXX, "-Wno-psabi", "-Wno-maybe-uninitialized", *STABLE_ABI]
 
 extensions = [
     CppExtension(
         "ensdistill._cpu",
         ["csrc/schema.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))],
         extra_compile_args=[*CXX, f'-DENSDISTILL_TORCH_VERSION="{torch.__version__}"'],
-    )
+    ),
+    # Reads caches without torch: of torch's headers it sees pybind11's alone, and it links to none of its libraries.
+    Extension(
+        "ensdistill._shards",
+        sorted(glob.glob("csrc/shards/*.cpp")),
+        include_dirs=include_paths()[:1],
+        extra_compile_args=PLAIN_CXX,
+    ),
 ]
 # Decided by what can be compiled, not by whether a GPU is plugged in: builders often have none. So are the architectures,
 # unless TORCH_CUDA_ARCH_LIST names others; toolkits before 12.8 don't know Blackwell.

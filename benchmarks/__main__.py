@@ -14,6 +14,7 @@ usage: python -m benchmarks COMMAND
 
   kernels [OPTIONS]      time the losses; `kernels --help` explains. The same as `ensdistill bench`, into benchmarks/results
   teachers [OPTIONS]     time the training of members, and see what choosing among them is worth; `teachers --help` explains
+  cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
   readme [RESULT.json]   put a result's table into README.md (by default that of the result which README.md names)
 """
 
@@ -27,6 +28,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         from benchmarks.teachers.command import main as teachers
 
         return teachers(words[1:], root / "benchmarks" / "results")
+    if words[:1] == ["cache"]:
+        from benchmarks.cache.command import main as cache
+
+        return cache(words[1:], root / "benchmarks" / "results")
     if words[:1] == ["readme"] and len(words) <= 2 and not words[-1].startswith("-"):
         text = root / "README.md"
         try:

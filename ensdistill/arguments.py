@@ -113,7 +113,7 @@ def make_problem(
         elif isinstance(target, LogProbs | Probs):
             kind = "log_probs" if isinstance(target, LogProbs) else "probs"
             combiner = "log_prob" if combiner == "logit" else combiner
-    if not isinstance(target, EnsembleLogits | QuantizedLogits):
+    if not isinstance(target, EnsembleLogits) and target.temperature is not None:
         check_temperature(target, temperature)
     problem = Problem(
         lead,
@@ -176,7 +176,7 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number above 0; got {value!r}")
 
 
-def check_temperature(target: LogProbs | Probs | TopK | Counts, temperature: float) -> None:
+def check_temperature(target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float) -> None:
     made_at = target.temperature
     check_number("targets.temperature", made_at)
     if made_at != temperature:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ensdistill.help import OTHERS, USAGE, job_help, setting_help
 from ensdistill.settings import config_files, load_config
 
+CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
 STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "distill": "distill", "report": "report"}
 
 
@@ -32,9 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ensdistill {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    if command == "cache" and rest and rest[0] in ("build", "info", "verify"):
+    if command == "cache" and rest and rest[0] in ("build", *CACHE_COMMANDS):
         command, rest = f"cache {rest[0]}", rest[1:]
     try:
+        if command.startswith("cache ") and command != "cache build":
+            from ensdistill.cache.command import main as cache
+
+            try:
+                return cache([command.removeprefix("cache "), *rest])
+            except SystemExit as usage:  # argparse has said what is wrong
+                return int(usage.code or 0)
         if command in OTHERS and _asks_for_help(rest):
             print(OTHERS[command], end="")
             return 0
@@ -44,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ensdistill.bench.command import main as bench
 
             return bench(rest)
-        if command in ("cache info", "cache verify"):
-            return _cache(command, rest)
         if command in STAGES:
             return _job(command, rest)
     except KeyboardInterrupt:
@@ -56,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _failed(error)
-    known = [*STAGES, "cache info", "cache verify", "info", "bench"]
+    known = [*STAGES, *(f"cache {name}" for name in CACHE_COMMANDS), "info", "bench"]
     if command == "cache" and rest:
         command = f"cache {rest[0]}"
     near = difflib.get_close_matches(command, known, 1)
@@ -171,31 +177,4 @@ def _info() -> int:
         table.add_row("CUDA built", f"no: {reason}")
     table.add_row("CUDA here", ", ".join(cuda["devices"]) or "no GPU")
     Console().print(table)
-    return 0
-
-
-def _cache(command: str, rest: list[str]) -> int:
-    if len(rest) != 1 or rest[0].startswith("-"):
-        return _usage_error(f"{command}: expected one FOLDER, for example: ensdistill {command} runs/digits/seed-0/cache/targets")
-    from rich.console import Console
-    from rich.table import Table
-
-    from ensdistill.cache import TargetCache
-
-    cache = TargetCache.open(rest[0])
-    console = Console()
-    if command == "cache verify":
-        cache.verify()
-        console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written", highlight=False)
-        return 0
-    kl = cache.manifest["statistics"]["kl"]
-    table = Table.grid(padding=(0, 3))
-    table.add_row("folder", rest[0])
-    table.add_row("records", f"{len(cache)} of {cache.layout.bytes} bytes, in {len(cache.manifest['shards'])} shards")
-    exact = f"KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats"
-    table.add_row("codec", f"{cache.manifest['codec']}: {exact}")
-    table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
-    table.add_row("combiner", cache.combiner)
-    table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
-    console.print(table)
     return 0

@@ -19,7 +19,7 @@ from ensdistill.optimization import Optimization
 from ensdistill.specs import MemberSpec, job_names
 from ensdistill.transfer import TransferSet
 
-Codec = Literal["uint8", "fp16", "fp32"]
+Codec = Literal["uint8", "fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CacheConfig:
     ----------
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
-    codec : {"uint8", "fp16", "fp32"}
+    codec : {"uint8", "fp16", "bf16", "fp32"}
         How a logit is stored.
     """
 

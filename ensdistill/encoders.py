@@ -20,7 +20,7 @@ from ensdistill import (
     _native,  # noqa: F401  loading the library registers the ops
     encoders_reference,
 )
-from ensdistill.arguments import FLOATS, Combiner, check_kernels, dtype_names, member_weights, visible
+from ensdistill.arguments import FLOATS, Combiner, check_kernels, check_temperature, dtype_names, member_weights, visible
 from ensdistill.targets import Counts, EnsembleLogits, QuantizedLogits, TopK
 
 __all__ = ["quantize_logits", "sample_counts", "top_k_targets"]
@@ -242,6 +242,8 @@ def _mixture_arguments(targets: Any, weights: Any, temperature: Any, combiner: A
         values = _checked_values("targets", given.logits, codes=False)
     if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
         raise ValueError(f"temperature: expected a finite number above 0; got {temperature!r}")
+    if isinstance(given, QuantizedLogits) and given.temperature is not None:
+        check_temperature(given, float(temperature))
     if combiner not in ("prob", "logit", "log_prob"):
         raise ValueError(f"combiner: expected one of prob, logit, log_prob; got {combiner!r}")
     weights = given.weights if weights is None else weights

@@ -20,7 +20,7 @@ ensdistill: any ensemble in, one small fast model out, with proof of how much of
   ensdistill distill CONFIG       and train the students and their baselines
   ensdistill report CONFIG        and judge them: table, report.json, report.html
   ensdistill cache info FOLDER    what a target cache holds, and how exact it is
-  ensdistill cache verify FOLDER  read all of it and check every byte
+  ensdistill cache verify FOLDER  read all of it and check every byte (`ensdistill cache --help`: what else can be done with one)
   ensdistill info                 what is built and what runs here
   ensdistill bench                time the losses on this machine (`ensdistill bench --help`)
 
@@ -46,21 +46,17 @@ JOBS = {
 }
 OTHERS = {
     "cache": """\
-usage: ensdistill cache build CONFIG [--SETTING VALUE ...]   ask the ensemble once about the transfer set and store its answers
-       ensdistill cache info FOLDER                          what a target cache holds, and how exact it is
-       ensdistill cache verify FOLDER                        read all of it and check every byte
-""",
-    "cache info": """\
-usage: ensdistill cache info FOLDER
+usage: ensdistill cache COMMAND ...     `ensdistill cache COMMAND --help` explains each
 
-What the target cache in FOLDER holds: records, codec and its measured error, members with their weights, combiner, classes.
-It reads the manifest alone. Example: ensdistill cache info runs/digits/seed-0/cache/targets
-""",
-    "cache verify": """\
-usage: ensdistill cache verify FOLDER
-
-Reads every record of the target cache in FOLDER and checks every byte against the manifest; the exit status is 1 where one
-differs. Example: ensdistill cache verify runs/digits/seed-0/cache/targets
+  build CONFIG [--SETTING VALUE ...]    ask the ensemble once about the transfer set and store its answers
+  info FOLDER                           what a target cache holds, and how exact it is
+  verify FOLDER                         read all of it and check every byte; --against-teachers 0.1% asks them again
+  add-member FOLDER OUT ...             a copy with one member more, whose logits are in a file
+  drop-member FOLDER OUT --name NAME    a copy with one member less
+  reweight FOLDER MEMBER=WEIGHT ...     other weights, in place
+  convert FOLDER OUT --codec CODEC      the same targets in another codec, or only their mixture (--mixture-at T)
+  export FOLDER FILE.parquet            for other tools
+  push FOLDER URL, pull URL FOLDER      to and from s3://, gs://, ...: whatever fsspec knows
 """,
     "info": """\
 usage: ensdistill info

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module
+from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 from ensdistill.fingerprint import digest, source_digest
 from ensdistill.functional import Combiner, Impl, distillation_loss
 from ensdistill.optimization import Optimization
@@ -121,6 +122,7 @@ class StudentTrainer:
         *,
         seed: int = 0,
         member: str | None = None,
+        augment: Augmentation | None = None,
         watch: np.ndarray | None = None,
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
@@ -139,6 +141,9 @@ class StudentTrainer:
             Initialisation, order of the batches, dropout.
         member : str, optional
             Distil this one member instead of the mixture.
+        augment : Augmentation, optional
+            The one that the cache was made with, and only then: in epoch e the student sees view e mod ``cache.views``, the pixels that
+            the teachers saw. One input of each batch is compared with the cache's record of it.
         watch : ndarray [M, ...], optional
             Inputs whose predictions are recorded along the way. Nothing is chosen by them.
         checkpoint : path, optional
@@ -149,9 +154,10 @@ class StudentTrainer:
         Raises
         ------
         CacheMismatch
-            An input is not the one that the cache was made from.
+            An input is not the one that the cache was made from, or ``augment`` isn't that of the cache.
         ValueError
-            A member that the cache does not have, a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
+            A member that the cache does not have, a temperature at which it holds nothing, sequences,
+            a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
         TypeError
             ``factory`` is no factory; a module, for example.
         FloatingPointError
@@ -162,21 +168,26 @@ class StudentTrainer:
             raise ValueError(f"member: expected one of {', '.join(cache.names)}; got {member!r}")
         if self.alpha < 1:
             self._check_labels(rows, classes)
-        cache.verify_inputs(rows.uids, rows.inputs)
+        self._check_cache(cache, member)
+        versions = versions_of(cache, rows, augment)
         weights = None if member is None else torch.tensor([float(name == member) for name in cache.names], dtype=torch.float64)
         labels = torch.from_numpy(rows.labels)
         combiner: Combiner = cache.combiner  # type: ignore[assignment]
 
-        def losses(positions: np.ndarray, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+        def losses(block: Block, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
             # One gather for a block of steps; each step then takes its rows as a view.
-            target = cache.gather(rows.uids[positions.reshape(-1)])
-            for i in range(len(positions)):
-                batch = _to(target.rows(i * positions.shape[1], (i + 1) * positions.shape[1]), device)
-                hard = labels[positions[i]].to(device) if self.alpha < 1 else None
+            target, size = targets.of(block), block.positions.shape[1]
+            for i in range(len(block.positions)):
+                batch = _to(target.rows(i * size, (i + 1) * size), device)
+                hard = labels[block.positions[i]].to(device) if self.alpha < 1 else None
                 yield partial(self._loss, targets=batch, labels=hard, weights=weights, combiner=combiner)
 
-        about = [cache.manifest["fingerprint"], member, self.temperature, self.alpha, cache.combiner]
-        return self._train(factory, rows, losses, None, classes, seed, watch, checkpoint, checkpoint_every, progress, about)
+        held = [cache.manifest[field] for field in ("fingerprint", "codec", "seed", "temperature", "views", "weights")]
+        about = [held, member, self.temperature, self.alpha, cache.combiner, repr(augment)]
+        with TargetBlocks(cache, rows) as targets:
+            return self._train(
+                factory, rows, losses, versions, classes, seed, watch, checkpoint, checkpoint_every, progress, about, targets.ahead
+            )
 
     def direct(
         self,
@@ -200,12 +211,23 @@ class StudentTrainer:
             raise ValueError(f"rows.labels: expected 0..{classes - 1}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}")
         labels, smoothing = torch.from_numpy(rows.labels), self.optimization.label_smoothing
 
-        def losses(positions: np.ndarray, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
-            for index in positions:
+        def losses(block: Block, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+            for index in block.positions:
                 hard = labels[index].to(device)
                 yield partial(_cross_entropy, labels=hard, smoothing=smoothing)
 
         return self._train(factory, rows, losses, augment, classes, seed, watch, checkpoint, checkpoint_every, progress, ["labels"])
+
+    def _check_cache(self, cache: TargetCache, member: str | None) -> None:
+        made_at = cache.temperature
+        if made_at is not None and made_at != self.temperature:
+            raise ValueError(f"temperature: {self.temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
+        if made_at is not None and member is not None:
+            raise ValueError(f"member: {member!r} is not in the cache {cache.path}: it holds the members' mixture only")
+        if cache.manifest["sequences"]:
+            raise ValueError(
+                f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets in a loop of your own"
+            )
 
     def _check_labels(self, rows: Rows, classes: int) -> None:
         known = rows.labels != UNLABELLED
@@ -233,8 +255,8 @@ class StudentTrainer:
         self,
         factory: Callable[[], nn.Module],
         rows: Rows,
-        losses: Callable[[np.ndarray, torch.device], Iterator[Callable[[Tensor], Tensor]]],
-        augment: Augmentation | None,
+        losses: Callable[[Block, torch.device], Iterator[Callable[[Tensor], Tensor]]],
+        augment: Augmentation | Versions | None,
         classes: int,
         seed: int,
         watch: np.ndarray | None,
@@ -242,6 +264,7 @@ class StudentTrainer:
         checkpoint_every: int,
         progress: Progress | None,
         about: list[Any],
+        ahead: Callable[[Block], None] | None = None,
     ) -> Trained:
         # accelerate keeps one precision for the whole process; two trainers of one process may want different ones.
         if is_initialized() and AcceleratorState().mixed_precision != self.mixed_precision:
@@ -271,18 +294,26 @@ class StudentTrainer:
             order = BatchOrder(len(rows), size, derive_seed("student batches", seed))
             inputs = torch.from_numpy(np.ascontiguousarray(rows.inputs))
             wrapped.train()
+            drawn = draw_block(order, step, min(BLOCK, steps - step), rank, world)
             while step < steps:
-                count = min(BLOCK, steps - step)
                 # Every process draws the same batches and takes its share; dropout differs by process and block.
-                positions = np.stack([order(step + i) for i in range(count)])[:, rank::world]
+                now, count = drawn, len(drawn.positions)
                 torch.manual_seed(derive_seed("student dropout", seed, step // BLOCK, rank))
                 block = []
-                batches = inputs[torch.from_numpy(positions)]
-                if augment is not None:
+                batch_losses = losses(now, accelerator.device)
+                if step + count < steps:
+                    drawn = draw_block(order, step + count, min(BLOCK, steps - step - count), rank, world)
+                if isinstance(augment, Versions):
+                    batches = torch.from_numpy(augment.inputs(now))
+                else:
+                    batches = inputs[torch.from_numpy(now.positions)]
+                if augment is not None and not isinstance(augment, Versions):
                     draws = torch.from_numpy(augment.draw(BLOCK * size, random_generator("student augment", seed, step // BLOCK)))
                     share = draws.unflatten(0, (BLOCK, size))[:count, rank::world]
                     batches = augment.apply(batches.flatten(0, 1), share.flatten(0, 1)).view(batches.shape)
-                for i, loss_of in enumerate(losses(positions, accelerator.device)):
+                for i, loss_of in enumerate(batch_losses):
+                    if i == 0 and ahead is not None and drawn is not now:
+                        ahead(drawn)
                     with accelerator.autocast():
                         logits = wrapped(batches[i].to(accelerator.device))
                     loss = loss_of(logits)
@@ -319,9 +350,11 @@ class StudentTrainer:
         return Trained(model.cpu().eval(), curve.steps, curve.losses.cpu().numpy(), curve.watched.numpy())
 
     def _fingerprint(
-        self, model: nn.Module, rows: Rows, augment: Augmentation | None, seed: int, watch: np.ndarray | None, about: list[Any]
+        self, model: nn.Module, rows: Rows, augment: Augmentation | Versions | None, seed: int, watch: np.ndarray | None, about: list[Any]
     ) -> str:
         start = dict(model.state_dict())
+        # What makes a cache's versions stands in its fingerprint.
+        augment = None if isinstance(augment, Versions) else augment
         code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
         what = [repr(model), start, rows, repr(augment), code, seed, watch, self.optimization, self.mixed_precision, self.impl, about]
         return digest([*what, torch.__version__, torch.get_num_threads()])
@@ -368,8 +401,9 @@ def _to(target: Any, device: torch.device) -> Any:
     """A batch of targets on the student's device, still as stored."""
     if device.type == "cpu":
         return target
-    moved = {name: value.to(device, non_blocking=True) for name, value in vars(target).items() if isinstance(value, Tensor)}
-    return type(target)(**moved)
+    return replace(
+        target, **{name: value.to(device, non_blocking=True) for name, value in vars(target).items() if isinstance(value, Tensor)}
+    )
 
 
 def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:

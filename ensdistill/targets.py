@@ -60,6 +60,8 @@ class QuantizedLogits:
     scale, offset : Tensor [K, ...], float32
     weights : Tensor [K], optional
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
+    temperature : float, optional
+        Where the logits stand for a mixture (K = 1, softmax(logit / T) = p), the T that it was made at; the loss must use the same.
 
     Examples
     --------
@@ -72,6 +74,7 @@ class QuantizedLogits:
     scale: Tensor
     offset: Tensor
     weights: Tensor | None = None
+    temperature: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +89,7 @@ class QuantizedLogits:
     def rows(self, start: int, stop: int) -> QuantizedLogits:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
         part = slice(start, stop)
-        return QuantizedLogits(self.codes[..., part, :], self.scale[..., part], self.offset[..., part], self.weights)
+        return QuantizedLogits(self.codes[..., part, :], self.scale[..., part], self.offset[..., part], self.weights, self.temperature)
 
 
 @dataclass(frozen=True)

@@ -54,5 +54,5 @@ def in_uid_order(teachers: Teachers, rows: Rows) -> np.ndarray:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a cache but its lock."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != ".lock"}
+    """Every file of a cache but its locks."""
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")}

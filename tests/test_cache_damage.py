@@ -10,8 +10,10 @@ from cache_helpers import contents, digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensdistill import _shards
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
-from ensdistill.cache.manifest import shard_header, write_checked
+from ensdistill.cache.checked import write_checked
+from ensdistill.cache.manifest import shard_header
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +61,28 @@ def test_a_flipped_bit_anywhere_is_found(copy):
 def test_a_sound_shard_is_still_read_and_the_damaged_one_is_not(copy):
     shard = copy / "shard-00002.safetensors"
     data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
+    data[5000] ^= 1  # the header takes 4096
     shard.write_bytes(data)
     cache = TargetCache.open(copy)
     cache.gather([0, 64, 229])
     for _ in range(2):  # not only the first time
-        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those"):
+        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those .*bytes 0 to 65536"):
             cache.gather([0, 128])
     with pytest.raises(CacheCorrupt, match="shard-00002"):
         cache.verify()
     with pytest.raises(CacheCorrupt, match="shard-00002"):
         TargetCache.open(copy, check="full")
+
+
+def test_records_changed_together_with_their_checksums_are_found(copy):
+    shard = copy / "shard-00002.safetensors"
+    data, records = bytearray(shard.read_bytes()), TargetCache.open(copy)
+    data[5000] ^= 1
+    end = 4096 + 64 * records.layout.bytes
+    data[end:] = _shards.checksums(bytes(data[4096:end]), 1 << 16).tobytes()
+    shard.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match="table of checksums"):
+        TargetCache.open(copy).gather([128])
 
 
 def test_verify_reads_again_what_was_read_before(copy):
@@ -106,9 +119,9 @@ def test_missing_files(copy, tmp_path):
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 2')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 2', '"format_version": 3')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 2, but this ensdistill reads up to 1; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 3, but this ensdistill reads up to 2; upgrade"):
         TargetCache.open(copy)
 
 
@@ -126,11 +139,20 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m.update(codec="pickle"), "codec: expected one of"),
         (lambda m: m.update(codec=["uint8"]), "codec: expected one of"),
         (lambda m: m.update(codec="fp32"), "record: expected the layout of its codec"),
+        (lambda m: m.update(codec="topk-3"), "temperature: expected a number, because topk-3 holds a mixture"),
+        (lambda m: m.update(codec="topk-30", temperature=1.0), "codec: topk-30 needs at least 30 classes; got 10"),
+        (lambda m: m.update(temperature=0), "temperature: expected 'any' or a number above 0; got 0"),
+        (lambda m: m.update(views=2), "shards: expected 8 shards"),
+        (lambda m: m.update(views=10**18), "shards: expected 4000000000000000000 shards"),
+        (lambda m: m.update(sequences=True), r"shards\[0\]: expected .*'bytes'"),
+        (lambda m: m.update(block_bytes=1), "block_bytes: expected 65536; got 1"),
+        (lambda m: m["shards"][2].pop("blocks"), r"shards\[2\]: expected"),
         (lambda m: m.update(members=["a"] * 10**6), "weights: expected 1000000 numbers"),
         (lambda m: m.update(weights=[0, 0, 0]), "weights: expected a list of non-negative numbers with a positive sum"),
         (lambda m: m["record"].update(bytes=10**18), "record: expected the layout"),
         (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
         (lambda m: m.update(statistics={}), "statistics: expected"),
+        (lambda m: m["statistics"]["members"]["a"].update(bins=[[0]]), "statistics: expected"),
         (lambda m: m.update(format="other"), "format: expected 'ensdistill-target-cache'; got 'other'"),
         (lambda m: m.update(colour="red"), r"unknown fields \['colour'\]"),
         (lambda m: m.pop("classes"), "classes: expected a list of names; the field is missing"),
@@ -173,7 +195,7 @@ def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory
     except CacheError:
         pass
     else:  # what it takes is data about the targets, never their sizes or places
-        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics")
+        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics", "seed")
 
 
 def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
@@ -181,7 +203,7 @@ def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
 
     shard = copy / "shard-00000.safetensors"
     manifest = TargetCache.open(copy).manifest
-    header = shard_header(manifest, 0)
+    header = shard_header(manifest, 0, 64)
     lie = header.replace(b'"shape":[64', b'"shape":[63')
     data = shard.read_bytes().replace(header, lie)
     shard.write_bytes(data)
@@ -226,6 +248,30 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
         TargetCache.open(folder)
     cache_targets(teachers, rows, folder, shard_rows=64)
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """A power cut keeps for certain what was fsynced: content before name, shard before commit, all before the manifest."""
+    events, fsync, replace_ = [], os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        events.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        assert events[-1] == ("fsync", str(source))  # the content, and nothing was written to it since
+        events.append(("rename", str(target)))
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    folder = tmp_path / "new" / "cache"
+    cache_targets(*digits(), folder, shard_rows=64)
+    assert events[:2] == [("fsync", str(folder.parent)), ("fsync", str(tmp_path))]  # the new folders' own names
+    renames = [i for i, (what, _) in enumerate(events) if what == "rename"]
+    assert all(events[i + 1] == ("fsync", str(folder)) for i in renames)  # the name, before anything that relies on it
+    shards = [f"shard-0000{i}.{end}" for i in range(4) for end in ("safetensors", "commit.json")]
+    assert [os.path.basename(events[i][1]) for i in renames] == ["plan.json", *shards, "manifest.json"]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00002.safetensors"])

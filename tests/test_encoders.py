@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ensdistill import encoders_reference
-from ensdistill.cache.codecs import CODECS, kl_divergence
+from ensdistill.cache.codecs import codec_of, kl_divergence
 from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
 from ensdistill.functional import distillation_loss
 from ensdistill.targets import EnsembleLogits
@@ -31,10 +31,22 @@ def masked(logits: torch.Tensor, every: int = 5) -> torch.Tensor:
 
 
 def codec(logits: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What the cache stores for logits [K, N, C], and its KL, in this order of dimensions."""
-    fields = CODECS["uint8"].encode(logits.swapaxes(0, 1))
-    kl = kl_divergence(logits.swapaxes(0, 1), CODECS["uint8"].decode(fields))
-    return {name: value.swapaxes(0, 1) for name, value in fields.items()}, kl.swapaxes(0, 1)
+    """The cache's uint8 format for logits [K, N, C], written down a third time, in NumPy; and the KL of what a reader decodes."""
+    finite = np.isfinite(logits)
+    masked = ~finite.all(-1)
+    low = np.min(logits, -1, where=finite, initial=np.inf).astype(np.float64)
+    high = np.max(logits, -1, where=finite, initial=-np.inf).astype(np.float64)
+    # 255 steps lie between 256 codes; a masked row gives code 0 away. A step below the smallest normal float32 could be
+    # flushed to zero by a kernel, and a zero step has no sign to flag the mask with: such a row counts as constant.
+    step = ((high - low) / np.where(masked, 254, 255)).astype(np.float32)
+    step = np.where(step < np.finfo(np.float32).tiny, masked.astype(np.float32), step)
+    offset = (low - np.where(masked, step, 0)).astype(np.float32)
+    # The codes are chosen for the rounded step and offset, which are what the reader has.
+    divisor = np.where(step == 0, 1, step).astype(np.float64)[..., None]
+    codes = np.rint((np.where(finite, logits, low[..., None]) - offset.astype(np.float64)[..., None]) / divisor)
+    codes = np.where(finite, np.clip(codes, masked[..., None].astype(np.float64), 255), 0).astype(np.uint8)
+    fields = {"scale": np.where(masked, -step, step), "offset": offset, "codes": codes}
+    return fields, kl_divergence(logits, codec_of("uint8").decode(fields, logits.shape[-1]))
 
 
 def mixture(logits: torch.Tensor, weights=None, temperature=1.0, combiner="prob") -> np.ndarray:

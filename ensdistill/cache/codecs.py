@@ -1,33 +1,43 @@
-"""How a member's logits become bytes of a record, and what that costs.
+"""How what was said of a sample becomes bytes of a record, and what that costs.
 
-A record holds one sample: the hash of its input, then the fields of the codec, all members side by side, padded to a
-multiple of 8 bytes. Every field is a strided view of the gathered records, so reading never copies a target.
+A record holds one sample (one position of a sequence): the hash of its input, then the fields of the codec, all members side by
+side, padded to a multiple of 8 bytes. Every field is a strided view of the gathered records; only packed ids are taken apart.
 
-=======  =====================================  =======================================================================
-codec    fields (K members, C classes)          error
-=======  =====================================  =======================================================================
-uint8    scale f32 [K], offset f32 [K],         half a step: KL <= R^2 / (520200 T^2) where R is the row's range
-         codes u8 [K, C]                        (its 255 steps; with masked classes 254 steps)
-fp16     logits f16 [K, C], row maximum at 0    2^-11 relative, and below -65504 clamped, where softmax is 0
-fp32     logits f32 [K, C]                      none
-=======  =====================================  =======================================================================
+==========  =========================================  =================================================================
+codec       fields (K members, C classes)              error
+==========  =========================================  =================================================================
+uint8       scale f32 [K], offset f32 [K],             half a step: KL <= R^2 / (520200 T^2) where R is the row's range
+            codes u8 [K, C]                            (its 255 steps; with masked classes 254 steps)
+fp16        logits f16 [K, C], row maximum at 0        2^-11 relative, and below -65504 clamped, where softmax is 0
+bf16        logits bf16 [K, C], row maximum at 0       2^-8 relative
+fp32        logits f32 [K, C]                          none
+topk-N      tail_log_mass f32, log_probs f16 [N],      the tail's shape: its mass is exact. N ids of ceil(log2 C) bits
+            ids u8 [ceil(N bits / 8)]
+counts-N    counts u8 [M], ids u8 [ceil(M bits / 8)]   none on average: E|p~ - p|^2 = (1 - |p|^2) / N; M = min(N, C)
+==========  =========================================  =================================================================
 
-KL bound: if all logits of a row are within e, up to a shift, then KL(p || p~) <= e^2 / (2 T^2); half a step is R/510.
+The first four hold each member's logits, or (K = 1) the log-probabilities of their mixture at one temperature; the last two
+always the mixture's. KL bound: if all logits of a row are within e, up to a shift, then KL(p || p~) <= e^2 / (2 T^2).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ensdistill.cache.native import shards
+
 if TYPE_CHECKING:
-    from ensdistill.targets import EnsembleLogits, QuantizedLogits
+    from ensdistill.targets import Targets
 
 Fields = dict[str, np.ndarray]
 """A codec's fields of N records by name, each ``[N, *shape]``."""
+CODECS = ("uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N")
+LARGEST_DRAWS = 255
 
 
 @dataclass(frozen=True)
@@ -59,21 +69,20 @@ class Layout:
 
 
 class Codec(Protocol):
-    """One way to store logits. All arrays are member-major inside a record: [N, K, ...]."""
+    """One way to store a target. All arrays are member-major inside a record: [N, K, ...]."""
 
     name: str
+    mixture: bool
+    """Whether it can hold a mixture only."""
 
     def fields(self, k: int, c: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name to (dtype, shape) of each field of a record."""
+        """Name to (dtype, shape) of each field of a record, the widest first. Raises ValueError where C is too small."""
 
-    def encode(self, logits: np.ndarray) -> Fields:
-        """Fields of checked float32 logits [N, K, C]."""
+    def decode(self, fields: Fields, c: int) -> np.ndarray:
+        """What a reader gets, as float32 [N, K, C] up to a shift of each row: logits, or log-probabilities of the mixture."""
 
-    def decode(self, fields: Fields) -> np.ndarray:
-        """The logits as float32 [N, K, C], up to a shift of each row."""
-
-    def target(self, fields: Fields, weights: np.ndarray) -> QuantizedLogits | EnsembleLogits:
-        """The fields as stored, as torch views [K, N, ...] that the loss reads."""
+    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+        """The fields as torch views that the loss reads; ``temperature`` is that of a mixture, None for members."""
 
 
 class Uint8:
@@ -82,40 +91,29 @@ class Uint8:
     A negative scale says that code 0 of the row means ``-inf``; the finite logits of such a row use the codes 1 to 255.
     """
 
-    name = "uint8"
+    name, mixture = "uint8", False
 
     def fields(self, k: int, c: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {"scale": ("<f4", (k,)), "offset": ("<f4", (k,)), "codes": ("|u1", (k, c))}
 
-    def encode(self, logits: np.ndarray) -> Fields:
-        finite = np.isfinite(logits)
-        masked = ~finite.all(-1)
-        low = np.min(logits, -1, where=finite, initial=np.inf).astype(np.float64)
-        high = np.max(logits, -1, where=finite, initial=-np.inf).astype(np.float64)
-        # 255 steps lie between 256 codes; a masked row gives code 0 away. A step below the smallest normal float32 could be
-        # flushed to zero by a kernel, and a zero step has no sign to flag the mask with: such a row counts as constant.
-        step = ((high - low) / np.where(masked, 254, 255)).astype(np.float32)
-        step = np.where(step < np.finfo(np.float32).tiny, masked.astype(np.float32), step)
-        offset = (low - np.where(masked, step, 0)).astype(np.float32)
-        # The codes are chosen for the rounded step and offset, which are what the reader has.
-        divisor = np.where(step == 0, 1, step).astype(np.float64)[..., None]
-        codes = np.rint((np.where(finite, logits, low[..., None]) - offset.astype(np.float64)[..., None]) / divisor)
-        codes = np.where(finite, np.clip(codes, masked[..., None].astype(np.float64), 255), 0).astype(np.uint8)
-        return {"scale": np.where(masked, -step, step), "offset": offset, "codes": codes}
-
-    def decode(self, fields: Fields) -> np.ndarray:
+    def decode(self, fields: Fields, c: int) -> np.ndarray:
         scale, offset, codes = fields["scale"][..., None], fields["offset"][..., None], fields["codes"]
         return np.where((scale < 0) & (codes == 0), np.float32(-np.inf), offset + np.abs(scale) * codes.astype(np.float32))
 
-    def target(self, fields: Fields, weights: np.ndarray) -> QuantizedLogits:
+    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
         from ensdistill.targets import QuantizedLogits
 
         codes, scale, offset = (_member_major(fields[name]) for name in ("codes", "scale", "offset"))
-        return QuantizedLogits(codes, scale, offset, _tensor(weights))
+        if temperature is None:
+            return QuantizedLogits(codes, scale, offset, tensor(weights))
+        # The codes are of log p at T, and whoever reads logits divides them by T.
+        return QuantizedLogits(codes, scale * temperature, offset * temperature, temperature=temperature)
 
 
 class Float:
-    """The logits themselves, in half (each row shifted so that its maximum is 0, which softmax does not see) or in full."""
+    """The logits themselves, in full or in half; in half each row is shifted so that its maximum is 0, which softmax does not see."""
+
+    mixture = False
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype
@@ -123,23 +121,102 @@ class Float:
     def fields(self, k: int, c: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {"logits": (self.dtype, (k, c))}
 
-    def encode(self, logits: np.ndarray) -> Fields:
-        if self.dtype == "<f4":
-            return {"logits": logits}
-        # Clamped, so that -inf keeps its one meaning: a class that the member rules out.
-        shifted = np.maximum(logits - logits.max(-1, keepdims=True), -65504.0)
-        return {"logits": np.where(np.isneginf(logits), -np.inf, shifted).astype(self.dtype)}
-
-    def decode(self, fields: Fields) -> np.ndarray:
+    def decode(self, fields: Fields, c: int) -> np.ndarray:
+        if self.name == "bf16":  # NumPy has no such type: it is the upper half of a float32
+            return (fields["logits"].astype("<u4") << 16).view("<f4")
         return fields["logits"].astype(np.float32)
 
-    def target(self, fields: Fields, weights: np.ndarray) -> EnsembleLogits:
-        from ensdistill.targets import EnsembleLogits
+    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+        from ensdistill.targets import EnsembleLogits, LogProbs
 
-        return EnsembleLogits(_member_major(fields["logits"]), _tensor(weights))
+        logits = _member_major(fields["logits"])
+        if self.name == "bf16":
+            import torch
+
+            logits = logits.view(torch.bfloat16)
+        return EnsembleLogits(logits, tensor(weights)) if temperature is None else LogProbs(logits[0], temperature=temperature)
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Uint8(), Float("fp16", "<f2"), Float("fp32", "<f4"))}
+class TopK:
+    """The k likeliest classes of the mixture, likeliest first, and the exact log-mass of all others."""
+
+    mixture = True
+
+    def __init__(self, k: int) -> None:
+        self.k, self.name = k, f"topk-{k}"
+
+    def fields(self, k: int, c: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        if self.k > c:
+            raise ValueError(f"codec: {self.name} needs at least {self.k} classes; got {c}")
+        packed = _packed_bytes(self.k, c)
+        return {"tail_log_mass": ("<f4", ()), "log_probs": ("<f2", (self.k,)), "ids": ("|u1", (packed,))}
+
+    def decode(self, fields: Fields, c: int) -> np.ndarray:
+        """The tail's mass is spread evenly over the classes that are not listed."""
+        rest = c - self.k
+        with np.errstate(divide="ignore"):
+            out = np.repeat(fields["tail_log_mass"][:, None] - np.log(np.float32(max(rest, 1))), c, axis=1)
+        np.put_along_axis(out, unpack_ids(fields["ids"], self.k, c), fields["log_probs"].astype(np.float32), axis=1)
+        return out[:, None]
+
+    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+        from ensdistill.targets import TopK as Target
+
+        assert temperature is not None
+        ids = tensor(unpack_ids(fields["ids"], self.k, c))
+        return Target(ids, tensor(fields["log_probs"]), tensor(fields["tail_log_mass"]), temperature)
+
+
+class Counts:
+    """How often each class was drawn from the mixture: unbiased, and lossless once drawn."""
+
+    mixture = True
+
+    def __init__(self, draws: int) -> None:
+        self.draws, self.name = draws, f"counts-{draws}"
+
+    def fields(self, k: int, c: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        entries = min(self.draws, c)
+        return {"counts": ("|u1", (entries,)), "ids": ("|u1", (_packed_bytes(entries, c),))}
+
+    def decode(self, fields: Fields, c: int) -> np.ndarray:
+        counts = fields["counts"]
+        shares = np.zeros((len(counts), c), np.float32)
+        rows, entries = np.nonzero(counts)
+        shares[rows, unpack_ids(fields["ids"], counts.shape[1], c)[rows, entries]] = counts[rows, entries] / np.float32(self.draws)
+        with np.errstate(divide="ignore"):
+            return np.log(shares)[:, None]
+
+    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+        from ensdistill.targets import Counts as Target
+
+        assert temperature is not None
+        counts = fields["counts"]
+        return Target(tensor(unpack_ids(fields["ids"], counts.shape[1], c)), tensor(counts), temperature)
+
+
+_DENSE: dict[str, Codec] = {codec.name: codec for codec in (Uint8(), Float("fp16", "<f2"), Float("bf16", "<u2"), Float("fp32", "<f4"))}
+
+
+def codec_of(name: Any) -> Codec:
+    """The codec of this name.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+
+    Examples
+    --------
+    >>> codec_of("topk-32").fields(1, 1000)["ids"]  # 32 ids of 10 bits
+    ('|u1', (40,))
+    """
+    if isinstance(name, str):
+        if name in _DENSE:
+            return _DENSE[name]
+        if (match := re.fullmatch(r"(topk|counts)-([1-9]\d{0,6})", name)) and (match[1] == "topk" or int(match[2]) <= LARGEST_DRAWS):
+            return TopK(int(match[2])) if match[1] == "topk" else Counts(int(match[2]))
+    raise ValueError(f"codec: expected one of {', '.join(CODECS)} (N a number, for counts at most {LARGEST_DRAWS}); got {name!r}")
 
 
 def layout(codec: str, k: int, c: int) -> Layout:
@@ -152,10 +229,25 @@ def layout(codec: str, k: int, c: int) -> Layout:
     """
     offset = 8
     fields: dict[str, tuple[int, str, tuple[int, ...]]] = {"input_hash": (0, "<u8", ())}
-    for name, (dtype, shape) in CODECS[codec].fields(k, c).items():
+    for name, (dtype, shape) in codec_of(codec).fields(k, c).items():
         fields[name] = (offset, dtype, shape)
         offset += math.prod(shape) * np.dtype(dtype).itemsize
     return Layout(fields, -(-offset // 8) * 8)
+
+
+def id_bits(c: int) -> int:
+    """Bits of a class id: ceil(log2 C), at least 1."""
+    return max(1, (c - 1).bit_length())
+
+
+def pack_ids(ids: np.ndarray, c: int) -> np.ndarray:
+    """Ids int32 [N, k] in as few bits as C classes need, uint8 [N, ceil(k bits / 8)]."""
+    return shards.pack(np.ascontiguousarray(ids, np.int32), id_bits(c))
+
+
+def unpack_ids(packed: np.ndarray, count: int, c: int) -> np.ndarray:
+    """What `pack_ids` packed, int32 [N, count]."""
+    return shards.unpack(packed, count, id_bits(c))
 
 
 def kl_divergence(logits: np.ndarray, decoded: np.ndarray) -> np.ndarray:
@@ -167,6 +259,10 @@ def kl_divergence(logits: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     return np.maximum(terms.sum(-1), 0.0)  # rounding can leave -1e-17
 
 
+def _packed_bytes(count: int, c: int) -> int:
+    return (count * id_bits(c) + 7) // 8
+
+
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(-1, keepdims=True)
@@ -174,10 +270,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _member_major(field: np.ndarray) -> Any:
-    return _tensor(field.swapaxes(0, 1))
+    return tensor(field.swapaxes(0, 1))
 
 
-def _tensor(array: np.ndarray) -> Any:
+def tensor(array: np.ndarray) -> Any:
+    """The array as a tensor that shares its memory."""
     import torch  # here, so that a cache can be opened and read without torch
 
     return torch.from_numpy(array)

@@ -1,29 +1,39 @@
 """The two JSON files of a cache, and the header of its shards. This is the format's reference.
 
 A finished cache is a folder with ``manifest.json`` and ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... Sample
-``uid`` is row ``uid % shard_rows`` of shard ``uid // shard_rows``: there is no index. The manifest's fields:
+``uid`` is row ``uid % shard_rows`` of shard ``view * V + uid // shard_rows``, where each view has V = ceil(rows / shard_rows) shards:
+there is no index. The manifest's fields:
 
 ==================  ==================================================================================================
 format              ``"ensdistill-target-cache"``
-format_version      1; a reader refuses what is newer than itself
-codec               ``uint8``, ``fp16`` or ``fp32`` (``codecs.py``)
+format_version      2; a reader refuses every other
+codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N`` (``codecs.py``)
+seed                of the draws of ``counts-N``; else null
 rows                N; the uids are 0 ... N-1
 members, weights    K names, and K non-negative weights (float64) of the mixture
 combiner            ``prob``, ``logit`` or ``log_prob``
 classes             C names; position is class index
-temperature         ``"any"``: members' logits are kept, so the mixture can be formed at every T
-shard_rows          S; the last shard may be shorter
+temperature         ``"any"``: members' logits are kept, so the mixture can be formed at every T. A number: only the mixture at this T
+views               how many versions of each sample
+sequences           whether a sample has several positions, each with a record
+shard_rows          S; a view's last shard may be shorter
+block_bytes         B; each block of a shard's data has a CRC-32C of its own
 record              ``{bytes, fields: [{name, dtype, offset, shape}]}``: one sample, all members side by side
-fingerprint         ``{ensemble: {...}, inputs: {rows, hash}, codec}``: what the cache was made from, by content. ``inputs.hash``
-                    is the xxh3_128 of all records' ``input_hash`` in uid order
-shards              for each ``{file, rows, bytes, hash}``; ``hash`` is the xxh3_128 of the whole file
-statistics          ``{kl: {rows, mean, p99, max}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows and members.
-                    ``p99`` is the upper edge of a bin 4.4 % wide, so that it never promises too much
+fingerprint         ``{ensemble: {...}, inputs: {rows, hash}, views: null or {...}}``: what the cache was made from, by content.
+                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation; ``derived`` lists
+                    what was done to the cache since
+shards              for each ``{file, rows, records, bytes, hash, blocks}``; ``hash`` is the xxh3_128 of the whole file, ``blocks``
+                    that of its table of CRCs
+statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows
+                    and members; of a mixture KL(mixture || stored) at its T; of counts KL(stored || mixture). ``p99`` is the upper
+                    edge of a bin 4.4 % wide, so that it never promises too much
 checksum            xxh3_128 of the file's text without this field
 ==================  ==================================================================================================
 
-A shard is a ``.safetensors`` file with one tensor ``records``, uint8 [rows, record bytes], and the layout in its metadata. Its
-header follows from the manifest byte for byte, so a reader compares it and never has to parse what it was given.
+A shard is a ``.safetensors`` file with the tensors ``records`` (uint8 [records, record bytes]), for sequences ``offsets`` (uint64
+[rows + 1]: where each sample's records begin), and ``crc32c`` (uint32 [blocks], over records and offsets), and the layout in its
+metadata. Its header is padded to a page and follows from the manifest byte for byte, so a reader compares it and never has to parse
+what it was given.
 
 While a cache is being written there is no manifest: ``plan.json`` holds the fields that are known beforehand, and each finished
 shard has ``shard-00000.commit.json``. Both go when the manifest stands. None of the files holds a date, a path or a process id.
@@ -33,22 +43,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from ensdistill.cache.codecs import CODECS, layout
-from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete, CacheMismatch
-from ensdistill.files import write_bytes
+from ensdistill.cache import statistics
+from ensdistill.cache.checked import FORMAT_VERSION, read_checked
+from ensdistill.cache.codecs import codec_of, layout
+from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete
 
 FORMAT = "ensdistill-target-cache"
-FORMAT_VERSION = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 COMBINERS = ("prob", "logit", "log_prob")
+BLOCK_BYTES = 1 << 16
+# Records start at a page, so that a block is read and checked by whole pages.
+_PAGE = 4096
 
 Manifest = dict[str, Any]
 
@@ -61,94 +70,65 @@ def commit_name(shard: int) -> str:
     return f"shard-{shard:05d}.commit.json"
 
 
-def shard_count(manifest: Manifest) -> int:
+def shards_per_view(manifest: Manifest) -> int:
     return -(-manifest["rows"] // manifest["shard_rows"])
 
 
+def shard_count(manifest: Manifest) -> int:
+    return manifest["views"] * shards_per_view(manifest)
+
+
+def view_and_first_uid(manifest: Manifest, shard: int) -> tuple[int, int]:
+    view, place = divmod(shard, shards_per_view(manifest))
+    return view, place * manifest["shard_rows"]
+
+
 def rows_of_shard(manifest: Manifest, shard: int) -> int:
-    return min(manifest["shard_rows"], manifest["rows"] - shard * manifest["shard_rows"])
+    return min(manifest["shard_rows"], manifest["rows"] - view_and_first_uid(manifest, shard)[1])
 
 
-def shard_header(manifest: Manifest, shard: int) -> bytes:
-    """The safetensors header of a shard: 8 bytes of length, then JSON padded so that the records start at a multiple of 64."""
+def targets_of(manifest: Manifest) -> list[str]:
+    """What a record holds side by side: its members, or their mixture."""
+    return manifest["members"] if manifest["temperature"] == "any" else ["mixture"]
+
+
+def layout_of(manifest: Manifest) -> Any:
+    return layout(manifest["codec"], len(targets_of(manifest)), len(manifest["classes"]))
+
+
+def data_bytes(manifest: Manifest, shard: int, records: int) -> int:
+    """Bytes of a shard's records and offsets: what the blocks divide."""
+    return records * manifest["record"]["bytes"] + (8 * (rows_of_shard(manifest, shard) + 1) if manifest["sequences"] else 0)
+
+
+def block_count(manifest: Manifest, shard: int, records: int) -> int:
+    return -(-data_bytes(manifest, shard, records) // manifest["block_bytes"])
+
+
+def shard_header(manifest: Manifest, shard: int, records: int) -> bytes:
+    """The safetensors header of a shard: 8 bytes of length, then JSON padded so that the records start at a page."""
     rows, record = rows_of_shard(manifest, shard), manifest["record"]
+    view, first = view_and_first_uid(manifest, shard)
     metadata = {
         "format": FORMAT,
         "format_version": str(manifest["format_version"]),
         "codec": manifest["codec"],
-        "first_uid": str(shard * manifest["shard_rows"]),
+        "view": str(view),
+        "first_uid": str(first),
         "record": json.dumps(record, separators=(",", ":")),
     }
-    tensor = {"dtype": "U8", "shape": [rows, record["bytes"]], "data_offsets": [0, rows * record["bytes"]]}
-    text = json.dumps({"__metadata__": metadata, "records": tensor}, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
+    wanted = [("records", "U8", [records, record["bytes"]], records * record["bytes"])]
+    if manifest["sequences"]:
+        wanted.append(("offsets", "U64", [rows + 1], 8 * (rows + 1)))
+    blocks = block_count(manifest, shard, records)
+    wanted.append(("crc32c", "U32", [blocks], 4 * blocks))
+    tensors, end = {}, 0
+    for name, dtype, shape, size in wanted:
+        tensors[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _PAGE)
     return len(text).to_bytes(8, "little") + text
-
-
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file: no symbolic link, and no pipe that would make the reader wait for ever.
-
-    Raises
-    ------
-    CacheIncomplete
-        There is no such file.
-    CacheCorrupt
-        It is something else than a regular file.
-    """
-    try:
-        kind = os.lstat(path).st_mode
-    except FileNotFoundError:
-        raise CacheIncomplete(f"{path}: no such file; the cache has not been finished, or was copied only in part") from None
-    if not stat.S_ISREG(kind):
-        raise CacheCorrupt(f"{path}: expected a regular file; got {'a symbolic link' if stat.S_ISLNK(kind) else stat.filemode(kind)}")
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-
-
-def write_checked(path: Path, body: Manifest) -> None:
-    """Atomically write ``body`` as JSON with a checksum of itself."""
-    write_bytes(path, _text({**body, "checksum": _checksum(body)}))
-
-
-def read_checked(path: Path) -> Manifest:
-    """The body that `write_checked` wrote, its checksum removed.
-
-    Raises
-    ------
-    CacheIncomplete
-        There is no such file.
-    CacheCorrupt
-        It is not byte for byte what was written.
-    CacheMismatch
-        It is of a newer format.
-    """
-    with open(open_regular(path), "rb") as file:
-        raw = file.read()
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, an integer of 5000 digits
-        raise CacheCorrupt(f"{path}: not a JSON file ({str(error)[:200]})") from None
-    if not isinstance(body, dict):
-        raise CacheCorrupt(f"{path}: expected a JSON object; got {type(body).__name__}")
-    # First, because a newer format may keep its checksum in another way.
-    version = body.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads up to {FORMAT_VERSION}; upgrade it")
-    checksum = body.pop("checksum", None)
-    try:
-        sound = checksum == _checksum(body) and raw == _text({**body, "checksum": checksum})
-    except (ValueError, RecursionError):  # NaN and infinities, which JSON does not have but Python's parser lets through
-        sound = False
-    if not sound:
-        raise CacheCorrupt(f"{path}: the file has been changed since it was written (checksum)")
-    return body
-
-
-def _text(value: Manifest) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _checksum(body: Manifest) -> str:
-    return xxhash.xxh3_128_hexdigest(_text(body))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -159,27 +139,43 @@ def read_manifest(path: Path) -> Manifest:
         state = "its writer has not finished; run it again to resume" if (path / PLAN).exists() else "no cache has been written there"
         raise CacheIncomplete(f"{path}: no {MANIFEST}: {state}") from None
     _check(path / MANIFEST, manifest, {**PLAN_FIELDS, **SHARD_FIELDS})
-    members, classes = len(manifest["members"]), len(manifest["classes"])
+    members = len(manifest["members"])
+    if len(manifest["weights"]) != members:
+        raise _unexpected(path, manifest, "weights", f"{members} numbers, one for each member")
+    codec = codec_of(manifest["codec"])
+    if codec.mixture and manifest["temperature"] == "any":
+        raise _unexpected(path, manifest, "temperature", f"a number, because {codec.name} holds a mixture")
+    try:
+        record = layout_of(manifest).describe()
+    except ValueError as error:
+        raise CacheCorrupt(f"{path / MANIFEST}: {error}") from None
     expected = {
-        "weights": f"{members} numbers, one for each member" if len(manifest["weights"]) != members else None,
-        "record": "the layout of its codec" if manifest["record"] != layout(manifest["codec"], members, classes).describe() else None,
+        "record": "the layout of its codec" if manifest["record"] != record else None,
         "shards": f"{shard_count(manifest)} shards" if len(manifest["shards"]) != shard_count(manifest) else None,
     }
     for field, expectation in expected.items():
         if expectation:
-            raise CacheCorrupt(f"{path / MANIFEST}: {field}: expected {expectation}; got {repr(manifest[field])[:200]}")
+            raise _unexpected(path, manifest, field, expectation)
     for shard, entry in enumerate(manifest["shards"]):
         _check_shard(path / MANIFEST, manifest, shard, entry)
     return manifest
 
 
+def _unexpected(path: Path, manifest: Manifest, field: str, expectation: str) -> CacheCorrupt:
+    return CacheCorrupt(f"{path / MANIFEST}: {field}: expected {expectation}; got {repr(manifest[field])[:200]}")
+
+
 def _check_shard(file: Path, manifest: Manifest, shard: int, entry: Any) -> None:
     # The name follows from the number, so that a manifest cannot lead anywhere else ("..", absolute paths).
     rows = rows_of_shard(manifest, shard)
-    size = len(shard_header(manifest, shard)) + rows * manifest["record"]["bytes"]
-    expected = {"file": shard_name(shard), "rows": rows, "bytes": size}
-    if not isinstance(entry, dict) or {k: v for k, v in entry.items() if k != "hash"} != expected or not isinstance(entry.get("hash"), str):
-        raise CacheCorrupt(f"{file}: shards[{shard}]: expected {expected} and a hash; got {repr(entry)[:200]}")
+    records: Any = entry.get("records") if isinstance(entry, dict) else None
+    if not _positive(records) or (records < rows if manifest["sequences"] else records != rows):
+        raise CacheCorrupt(f"{file}: shards[{shard}]: expected records for its {rows} rows; got {repr(entry)[:200]}")
+    size = len(shard_header(manifest, shard, records)) + data_bytes(manifest, shard, records) + 4 * block_count(manifest, shard, records)
+    expected = {"file": shard_name(shard), "rows": rows, "records": records, "bytes": size}
+    hashes = {k: v for k, v in entry.items() if k not in expected}
+    if {k: entry.get(k) for k in expected} != expected or hashes.keys() != {"hash", "blocks"} or not _names([*hashes.values()]):
+        raise CacheCorrupt(f"{file}: shards[{shard}]: expected {expected}, a hash and that of its blocks; got {repr(entry)[:200]}")
 
 
 def check_plan(file: Path, plan: Manifest) -> None:
@@ -197,7 +193,7 @@ def _check(file: Path, body: Manifest, fields: dict[str, tuple[Callable[[Any], b
 
 
 def _positive(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**63
+    return type(value) is int and 0 < value < 2**62
 
 
 def _number(value: Any) -> bool:
@@ -212,26 +208,41 @@ def _weights(value: Any) -> bool:
     return isinstance(value, list) and all(map(_number, value)) and sum(value) > 0
 
 
+def _codec(value: Any) -> bool:
+    try:
+        codec_of(value)
+    except ValueError:
+        return False
+    return True
+
+
 def _statistics(value: Any) -> bool:
-    kl = value.get("kl") if isinstance(value, dict) else None
-    return isinstance(kl, dict) and kl.keys() == {"rows", "mean", "p99", "max"} and all(map(_number, kl.values()))
+    if not isinstance(value, dict) or value.keys() != {"kl", "members"} or not isinstance(value["members"], dict):
+        return False
+    kl, parts = value["kl"], value["members"].values()
+    numbers = isinstance(kl, dict) and kl.keys() == {"rows", "mean", "p99", "max"} and all(map(_number, kl.values()))
+    return numbers and bool(parts) and all(map(statistics.is_part, parts))
 
 
 PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (lambda v: v == FORMAT, repr(FORMAT)),
     "format_version": (lambda v: type(v) is int and v == FORMAT_VERSION, str(FORMAT_VERSION)),
-    "codec": (lambda v: isinstance(v, str) and v in CODECS, f"one of {list(CODECS)}"),
+    "codec": (_codec, "one of uint8, fp16, bf16, fp32, topk-N, counts-N"),
+    "seed": (lambda v: v is None or (type(v) is int and 0 <= v < 2**63), "null or a number of at least 0"),
     "rows": (_positive, "a positive integer"),
     "members": (_names, "a list of names"),
     "weights": (_weights, "a list of non-negative numbers with a positive sum"),
     "combiner": (lambda v: v in COMBINERS, f"one of {list(COMBINERS)}"),
     "classes": (_names, "a list of names"),
-    "temperature": (lambda v: v == "any", "'any'"),
+    "temperature": (lambda v: v == "any" or (_number(v) and v > 0), "'any' or a number above 0"),
+    "views": (_positive, "a positive integer"),
+    "sequences": (lambda v: type(v) is bool, "true or false"),
     "shard_rows": (_positive, "a positive integer"),
+    "block_bytes": (lambda v: type(v) is int and v == BLOCK_BYTES, str(BLOCK_BYTES)),
     "record": (lambda v: isinstance(v, dict), "an object"),
     "fingerprint": (lambda v: isinstance(v, dict), "an object"),
 }
 SHARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shards": (lambda v: isinstance(v, list), "a list"),
-    "statistics": (_statistics, "{'kl': {'rows', 'mean', 'p99', 'max'}} with non-negative numbers"),
+    "statistics": (_statistics, "{'kl': {'rows', 'mean', 'p99', 'max'}, 'members': ...} with non-negative numbers"),
 }

@@ -1,56 +1,68 @@
-"""Reading a target cache: map the shards, check each before its first value leaves, gather records of any uids.
+"""Reading a target cache: any uids in any order, as targets that the loss reads as they are stored.
 
 Needs NumPy only; torch is imported by `TargetCache.gather`, whose tensors are views of the gathered records.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
-from ensdistill.cache.codecs import CODECS, layout
-from ensdistill.cache.errors import CacheCorrupt, CacheMismatch
+from ensdistill.cache.codecs import codec_of
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
-from ensdistill.cache.manifest import MANIFEST, Manifest, open_regular, read_manifest, rows_of_shard, shard_header, shard_name
+from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manifest, shards_per_view
+from ensdistill.cache.mapped import MappedShards, default_threads
 
 if TYPE_CHECKING:
-    from ensdistill.targets import EnsembleLogits, QuantizedLogits
-
-# A mapping keeps a file descriptor, of which a process commonly has 1024.
-_MAPPED_SHARDS = 512
+    from ensdistill.augmentation import Augmentation
+    from ensdistill.cache.writer import Ensemble
+    from ensdistill.data import Rows
+    from ensdistill.targets import Targets
 
 
 class TargetCache:
-    """The members' logits for N samples, on disk. Made by `cache_targets`, opened by `TargetCache.open`.
+    """What an ensemble says about N samples, on disk. Made by `cache_targets`, opened by `TargetCache.open`.
 
-    Any number of processes may read one cache, from a read-only folder too. A shard is compared with its hash once for each
-    open, before its first record is handed out.
+    Any number of processes may read one cache, from a read-only folder too; a process may fork with it. A block of records is
+    compared with its checksum once for each open, before its first record is handed out.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.path = path
-        self.layout = layout(manifest["codec"], len(manifest["members"]), len(manifest["classes"]))
+        self.layout = layout_of(manifest)
         self._manifest = manifest
-        self._codec = CODECS[manifest["codec"]]
-        self._mapped: dict[int, np.ndarray] = {}
-        self._verified: set[int] = set()
+        self._codec = codec_of(manifest["codec"])
+        self._shards = MappedShards(path, manifest, threads or default_threads())
 
     @classmethod
-    def open(cls, path: Path | str, *, check: str = "lazy", expect: dict[str, Any] | None = None) -> TargetCache:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        check: str = "lazy",
+        expect: dict[str, Any] | None = None,
+        threads: int | None = None,
+        local: Path | str | None = None,
+    ) -> TargetCache:
         """Open a finished cache.
 
         Parameters
         ----------
-        path : path
-            The folder.
+        path : path or URL
+            The folder. A URL (``s3://...``, ``memory://...``: whatever fsspec knows) is copied to this machine first, each shard once.
         check : {"lazy", "full"}
-            ``lazy`` checks manifest and file sizes now and each shard's hash at its first use; ``full`` reads everything now.
+            ``lazy`` checks manifest and file sizes now and each block of records at its first use; ``full`` reads everything now.
         expect : dict, optional
-            Fields of ``manifest["fingerprint"]`` (``ensemble``, ``inputs``, ``codec``) that must be equal to these.
+            Fields of ``manifest["fingerprint"]`` (``ensemble``, ``inputs``, ``views``) that must be equal to these.
+        threads : int, optional
+            That copy records; by default one for each core, at most four.
+        local : path, optional
+            Where the copy of a URL is kept; by default in the user's cache folder.
 
         Raises
         ------
@@ -59,20 +71,28 @@ class TargetCache:
         CacheCorrupt
             A file is not what was written.
         CacheMismatch
-            The fingerprint differs from ``expect`` (field by field in the message), or the format is newer than this reader.
+            The fingerprint differs from ``expect`` (field by field in the message), or another version of the format.
         """
-        path = Path(path)
         if check not in ("lazy", "full"):
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= 256):
+            raise ValueError(f"threads: expected a number from 1 to 256; got {threads!r}")
+        if "://" in str(path):
+            from ensdistill.cache.remote import download
+
+            path = download(str(path), local)
+        elif local is not None:
+            raise ValueError(f"local: is for a URL; got it with the folder {path}")
+        path = Path(path)
         manifest = read_manifest(path)
         if expect is not None:
             expect = as_json("expect", expect)
             found = {field: value for field, value in manifest["fingerprint"].items() if field in expect}
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
-        cache = cls(path, manifest)
+        cache = cls(path, manifest, threads)
         for shard in range(len(manifest["shards"])):
-            cache._check_size(shard)
+            cache._shards.check_size(shard)
         if check == "full":
             cache.verify()
         return cache
@@ -106,51 +126,91 @@ class TargetCache:
     def combiner(self) -> str:
         return self._manifest["combiner"]
 
-    def gather(self, uids: np.ndarray) -> QuantizedLogits | EnsembleLogits:
-        """The members' targets of these samples, as stored: the tensors are strided views of one block of records.
+    @property
+    def temperature(self) -> float | None:
+        """The one temperature of a cache that holds the mixture only; None where the members are kept, which serve every one."""
+        return None if self._manifest["temperature"] == "any" else float(self._manifest["temperature"])
+
+    @property
+    def views(self) -> int:
+        """How many versions of each sample there are; epoch e takes view e mod views."""
+        return self._manifest["views"]
+
+    def gather(self, uids: np.ndarray, view: int | np.ndarray = 0) -> Targets:
+        """The targets of these samples, as stored: the tensors are strided views of one block of records.
 
         Parameters
         ----------
         uids : ndarray or Tensor [N], integer
             Any order, repeats allowed.
+        view : int or ndarray [N]
+            Which version of the samples, or of each.
 
         Returns
         -------
-        QuantizedLogits (codec ``uint8``) or EnsembleLogits (``fp16`` and ``fp32``), [K, N, C], with the ensemble's weights
+        QuantizedLogits (codec ``uint8``) or EnsembleLogits (the floats), [K, N, C], with the ensemble's weights
+            Of a cache that holds the mixture only: QuantizedLogits [1, N, C], LogProbs [N, C], TopK [N, k] or Counts [N, S]. Of
+            sequences, N is the number of all their positions, one sequence after the other; `lengths` says how many each has.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            ``uids`` are not integers, not one-dimensional, or not within 0 ... N-1.
+            ``uids`` are not integers, not one-dimensional, or not within 0 ... N-1; or ``view`` is not within 0 ... views-1.
         CacheCorrupt
-            A shard that is read for the first time does not have its hash.
+            What is read for the first time does not have its checksum.
         """
-        return self._codec.target(self.layout.views(self.gather_records(uids)), self.weights)
+        return self._target(self.gather_records(uids, view))
 
-    def gather_records(self, uids: np.ndarray) -> np.ndarray:
+    def gather_records(self, uids: np.ndarray, view: int | np.ndarray = 0, out: np.ndarray | None = None) -> np.ndarray:
         """The raw records of these samples, uint8 [N, record bytes], without torch; `layout` takes them apart.
 
-        Raises as `gather` does.
+        Raises as `gather` does, and ValueError where ``out``, which is filled and returned if it is given, has another shape.
         """
-        uids = self._check_uids(uids)
-        shards, rows = np.divmod(uids, self._manifest["shard_rows"])
-        order = np.argsort(shards, kind="stable")
-        touched, starts = np.unique(shards[order], return_index=True)
-        # Before the buffer: what a shard's file can't back is never allocated for.
-        mapped = {int(shard): self._shard(int(shard)) for shard in touched}
-        out = np.empty((len(uids), self.layout.bytes), np.uint8)
-        for shard, where in zip(touched, np.split(order, starts)[1:], strict=True):
-            out[where] = mapped[int(shard)][rows[where]]
-        return out
+        return self._shards.gather(self._ids(uids, view), out)
 
-    def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray) -> None:
+    def gather_logits(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
+        """What `gather` means, decoded, without torch: float32 [K, N, C] logits, or [1, N, C] log-probabilities of the mixture.
+
+        Each row is exact up to a shift and its codec's error; raises as `gather` does.
+        """
+        fields = self.layout.views(self.gather_records(uids, view))
+        return np.ascontiguousarray(self._codec.decode(fields, len(self.classes)).swapaxes(0, 1), np.float32)
+
+    def lengths(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
+        """How many records (positions) each of these samples has, int64 [N]; 1 unless they are sequences."""
+        return self._shards.lengths(self._ids(uids, view))
+
+    def stream(self, batches: Iterable[np.ndarray | tuple[np.ndarray, int | np.ndarray]]) -> Iterator[Targets]:
+        """The targets of each batch; while one is being used the next is gathered, on another thread.
+
+        Parameters
+        ----------
+        batches : iterable of uids [N], or of pairs (uids [N], view)
+
+        Examples
+        --------
+        >>> for target in cache.stream(batches):  # doctest: +SKIP
+        ...     distillation_loss(student(...), target).backward()
+        """
+        with ThreadPoolExecutor(1, "ensdistill-cache") as executor:
+            ahead: Future[np.ndarray] | None = None
+            for batch in batches:
+                uids, view = batch if isinstance(batch, tuple) else (batch, 0)
+                ready, ahead = ahead, executor.submit(self.gather_records, uids, view)
+                if ready is not None:
+                    yield self._target(ready.result())
+            if ahead is not None:
+                yield self._target(ahead.result())
+
+    def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray, view: int | np.ndarray = 0) -> None:
         """Check that the cache's targets were made from exactly these inputs.
 
         Parameters
         ----------
         uids : ndarray [N], integer
         inputs : ndarray [N, ...]
-            In the dtype and shape that the teachers saw.
+            In the dtype and shape that the teachers saw, augmented where they were.
+        view : int or ndarray [N]
 
         Raises
         ------
@@ -160,8 +220,7 @@ class TargetCache:
         uids, inputs = self._check_uids(uids), np.asarray(inputs)
         if inputs.shape[:1] != uids.shape:
             raise ValueError(f"inputs: expected {len(uids)}, one for each uid; got an array {list(inputs.shape)}")
-        stored = self.layout.views(self.gather_records(uids))["input_hash"]
-        wrong = np.flatnonzero(stored != input_hashes(inputs))
+        wrong = np.flatnonzero(self._input_hashes(uids, view) != input_hashes(inputs))
         if wrong.size:
             raise CacheMismatch(
                 f"inputs: uid {int(uids[wrong[0]])} ({inputs.dtype} {list(inputs.shape[1:])}) is not what the cache was made from; "
@@ -169,22 +228,75 @@ class TargetCache:
             )
 
     def verify(self) -> None:
-        """Read everything: every shard against its hash, every input hash against the fingerprint.
+        """Read everything: every file against its hash, every input hash against the fingerprint.
 
         Raises
         ------
         CacheIncomplete, CacheCorrupt
             The first file that is not as it was written.
         """
-        hashes = []
+        self._shards.unmap()
         for shard in range(len(self._manifest["shards"])):
-            self._mapped.pop(shard, None)
-            self._verified.discard(shard)
-            hashes.append(self.layout.views(self._shard(shard))["input_hash"])
-        recorded = self._manifest["fingerprint"].get("inputs")
-        found = {"rows": len(self), "hash": root_hash(np.concatenate(hashes))}
-        if recorded != found:
+            self._shards.check_whole(shard)
+        if self._manifest["fingerprint"].get("views") is not None:
+            return  # the fingerprint is of what the samples were before they were augmented
+        step = max(1, (1 << 26) // self.layout.bytes)
+        uids = [np.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+        found = {"rows": len(self), "hash": root_hash(np.concatenate([self._input_hashes(part, 0) for part in uids]))}
+        if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
+
+    def verify_against(self, ensemble: Ensemble, rows: Rows, *, share: float = 0.001, augment: Augmentation | None = None) -> int:
+        """Ask the teachers again about a share of the samples, and compare what they say with what is stored.
+
+        Parameters
+        ----------
+        ensemble : Ensemble
+            The cache's.
+        rows : Rows
+            The transfer set; inputs are compared too.
+        share : float
+            Of the samples, above 0 and up to 1; drawn evenly, the same at every call; at least one.
+        augment : Augmentation, optional
+            The one that the cache was made with, if it was.
+
+        Returns
+        -------
+        int
+            How many samples were compared.
+
+        Raises
+        ------
+        CacheMismatch
+            An input that is not the cache's, or a target further off than storing explains; names uid and member.
+        CacheCorrupt
+            As `gather`.
+        """
+        from ensdistill.cache.recheck import recheck
+
+        return recheck(self, ensemble, rows, share, augment)
+
+    def _target(self, records: np.ndarray) -> Targets:
+        return self._codec.target(self.layout.views(records), len(self.classes), self.weights, self.temperature)
+
+    def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
+        hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
+        if not self._manifest["sequences"]:
+            return hashes
+        lengths = self.lengths(uids, view)
+        return hashes[np.cumsum(lengths) - lengths]  # every position has its sequence's
+
+    def _ids(self, uids: Any, view: Any) -> np.ndarray:
+        """Where the samples stand among all shards' rows."""
+        uids, views = self._check_uids(uids), np.asarray(view)
+        if views.dtype.kind not in "iu":
+            raise TypeError(f"view: expected an integer, or one for each uid; got {view!r}")
+        if views.shape not in ((), uids.shape):
+            raise ValueError(f"view: expected one for each of the {len(uids)} uids; got {list(views.shape)}")
+        if views.size and (views.min() < 0 or views.max() >= self.views):
+            wrong = int(views[(views < 0) | (views >= self.views)].reshape(-1)[0])
+            raise IndexError(f"view: expected 0 to {self.views - 1}; got {wrong}")
+        return uids + views.astype(np.int64) * shards_per_view(self._manifest) * self._manifest["shard_rows"]
 
     def _check_uids(self, uids: Any) -> np.ndarray:
         array = np.asarray(uids)
@@ -194,38 +306,15 @@ class TargetCache:
             raise TypeError(f"uids: expected integers; got {array.dtype}")
         if array.ndim != 1:
             raise ValueError(f"uids: expected one dimension [N]; got {list(array.shape)}")
-        outside = array[(array < 0) | (array >= len(self))]
-        if outside.size:
-            raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(outside[0])}")
+        if array.min() < 0 or array.max() >= len(self):
+            raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
         return array.astype(np.int64)
 
-    def _check_size(self, shard: int, size: int | None = None) -> None:
-        file, expected = self.path / shard_name(shard), self._manifest["shards"][shard]["bytes"]
-        if size is None:
-            descriptor = open_regular(file)
-            size = os.fstat(descriptor).st_size
-            os.close(descriptor)
-        if size != expected:
-            raise CacheCorrupt(f"{file}: expected {expected} bytes; got {size}: the file was {'cut' if size < expected else 'added to'}")
 
-    def _shard(self, shard: int) -> np.ndarray:
-        """The records of a shard, uint8 [rows, bytes], mapped; checked against the manifest at the first call."""
-        if shard in self._mapped:
-            return self._mapped[shard]
-        file = self.path / shard_name(shard)
-        with open(open_regular(file), "rb") as handle:
-            self._check_size(shard, os.fstat(handle.fileno()).st_size)
-            content = np.asarray(np.memmap(handle, np.uint8, mode="r"))
-        if shard not in self._verified:
-            header = shard_header(self._manifest, shard)
-            if xxhash.xxh3_128_hexdigest(content.data) != self._manifest["shards"][shard]["hash"]:
-                raise CacheCorrupt(f"{file}: the bytes are not those that were written (hash); delete the cache and build it again")
-            if content[: len(header)].tobytes() != header:
-                raise CacheCorrupt(f"{file}: the header does not describe the records that the manifest describes")
-            self._verified.add(shard)
-        rows = rows_of_shard(self._manifest, shard)
-        records = content[content.size - rows * self.layout.bytes :].reshape(rows, self.layout.bytes)
-        while len(self._mapped) >= _MAPPED_SHARDS:
-            self._mapped.pop(next(iter(self._mapped)))
-        self._mapped[shard] = records
-        return records
+def require_members(cache: TargetCache, what: str) -> None:
+    """Raise CacheError where a cache holds the mixture only, and so can't do ``what``."""
+    if cache.temperature is not None:
+        raise CacheError(
+            f"{cache.path}: holds the mixture at T = {cache.temperature:g} only ({cache.manifest['codec']}), and {what} needs each "
+            "member's logits; build a cache with codec uint8, fp16, bf16 or fp32 and without `mixture_at`"
+        )

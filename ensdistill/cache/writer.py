@@ -1,37 +1,26 @@
-"""Writing a target cache: run the teachers once over the rows, in uid order, one shard after the other.
-
-A shard is published by a rename, then committed by a small file with its hash; the manifest comes last. A writer that dies at
-any moment leaves finished shards and no manifest, and the next call goes on with the first shard that has no valid commit.
-"""
+"""Writing a target cache: run the teachers once over the rows, in uid order, one shard after the other."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import xxhash
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.codecs import CODECS, kl_divergence, layout
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
-from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
+from ensdistill.cache.checked import FORMAT_VERSION
+from ensdistill.cache.codecs import Counts, Fields, codec_of
+from ensdistill.cache.fingerprint import as_json, input_hashes, root_hash
+from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.data import BadRows, Rows
-from ensdistill.files import FolderLocked, atomic_path, exclusive
-from ensdistill.processes import Processes, processes
+from ensdistill.processes import processes
 
-# Sixteen bins to an octave (4.4 % wide) from 2^-60 nats: mergeable over shards and writers, unlike a quantile.
-_BINS, _LOWEST = 16, 2.0**-60
-# Sums and differences of logits within it stay finite in float32. A larger one is a mask in disguise: -inf says that exactly.
-_LARGEST = 1e38
-_OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
+if TYPE_CHECKING:
+    from ensdistill.augmentation import Augmentation
+
+_LONGEST = 2**24
 
 
 class Ensemble(Protocol):
@@ -49,7 +38,7 @@ class Ensemble(Protocol):
     def combiner(self) -> str: ...
 
     def predict_logits(self, inputs: np.ndarray) -> Any:
-        """Calibrated logits, float32 [K, N, C], as an array or a tensor on any device."""
+        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]), as an array or a tensor on any device."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain JSON that changes with whatever changes the logits: members, weights, combiner, calibration."""
@@ -61,17 +50,26 @@ def cache_targets(
     path: Path | str,
     *,
     codec: str = "uint8",
+    mixture_at: float | None = None,
+    views: int = 1,
+    augment: Augmentation | None = None,
+    lengths: np.ndarray | None = None,
+    max_kl: float | None = None,
+    seed: int = 0,
     batch_size: int = 1024,
     shard_rows: int = 4096,
+    rank: int | None = None,
+    world: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TargetCache:
-    """Run the ensemble over ``rows`` and keep its members' logits in the folder ``path``.
+    """Run the ensemble over ``rows`` and keep what it says in the folder ``path``.
 
     Under ``torchrun`` every process calls it with the same arguments, writes the shards that are its own, and gets the whole cache.
 
     If the folder holds a finished cache of the same things it is opened and returned; an unfinished one is resumed. With the
-    same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte.
+    same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte, whatever the
+    number of writers.
 
     Parameters
     ----------
@@ -82,17 +80,33 @@ def cache_targets(
         asks by. Rows drawn from a data set have other uids; give them new ones, ``Rows(inputs, np.arange(len(inputs)), labels)``.
     path : path
         A folder; made if it isn't there.
-    codec : {"uint8", "fp16", "fp32"}
-        How logits are stored; see ``ensdistill.cache.codecs``.
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
+        How targets are stored; see ``ensdistill.cache.codecs``. ``topk-N`` and ``counts-N`` hold the mixture only.
+    mixture_at : float, optional
+        Keep only the mixture at this temperature, a K-th of the bytes. By default every member's logits are kept, which serve every
+        temperature, weighting and combiner.
+    views : int
+        Versions of each sample, each augmented in its own way by ``augment``.
+    augment : Augmentation, optional
+        Changes the inputs before the teachers see them; ``ensdistill.views.view_inputs`` gives the student the same.
+    lengths : ndarray [N], integer, optional
+        In the order of ``rows``: the samples are sequences, of which so many positions count; ``predict_logits`` gives [K, N, L, C].
+    max_kl : float, optional
+        Refuse to write a shard in which storing costs a row more than so many nats.
+    seed : int
+        Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
         Samples for one call of ``predict_logits``.
     shard_rows : int
         Samples in one file.
+    rank, world : int, optional
+        This process is writer number ``rank`` of ``world``, all given the same arguments; each runs the teachers over its own shards,
+        and returns when all are done. By default as ``torchrun`` says, or alone.
     overwrite : bool
         Build again instead of refusing a folder that holds something else, or a damaged cache (everything is read to see that).
         A sound cache of the same things is still opened, and an unfinished one resumed.
     progress : callable, optional
-        Called with ``(samples done, samples in all)``.
+        Called with ``(samples done, samples in all)`` of this process, each view counted.
 
     Returns
     -------
@@ -103,12 +117,14 @@ def cache_targets(
     ValueError, TypeError
         An argument, or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class). The message names
         the uid and the member; the shard is not published.
+    CacheError
+        ``max_kl``: names the member and the uid.
     CacheMismatch
         The folder holds a cache of something else; the message says what differs, field by field.
     CacheLocked
         Another process is writing the folder.
     CacheCorrupt, CacheIncomplete
-        A finished cache in the folder is damaged; ``overwrite=True`` builds it again.
+        A finished cache in the folder is damaged (``overwrite=True`` builds it again); or another writer died.
 
     Examples
     --------
@@ -127,45 +143,160 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
-    path = Path(path)
-    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
-        if not isinstance(value, int) or value < 1:
+    if rank is None and world is None:
+        with processes() as group:
+            rank, world = group.rank, group.count
+    rank, world = 0 if rank is None else rank, 1 if world is None else world
+    _check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
+    order = _order(rows)
+    if augment is None and views > 1:
+        raise ValueError(f"augment: expected an augmentation, because {views} views without one would all be the same; got None")
+    plan = make_plan(
+        members=list(ensemble.names),
+        weights=ensemble.weights,
+        combiner=ensemble.combiner,
+        classes=_classes(ensemble, rows),
+        codec=codec,
+        mixture_at=mixture_at,
+        rows=len(rows),
+        views=views,
+        sequences=lengths is not None,
+        shard_rows=shard_rows,
+        seed=seed,
+    )
+    hashes = input_hashes(rows.inputs)[order]
+    described = None
+    if augment is not None:
+        from ensdistill.views import describe_views
+
+        described = as_json("augment", describe_views(augment, views, seed))
+    plan["fingerprint"] = {
+        "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
+        "inputs": {"rows": len(hashes), "hash": root_hash(hashes)},
+        "views": described,
+    }
+    source = _Teachers(ensemble, rows, order, hashes, plan, augment, seed, _lengths(lengths, rows, order), batch_size)
+    return publish(Path(path), plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
+
+
+def make_plan(
+    *,
+    members: list[str],
+    weights: Any,
+    combiner: str,
+    classes: list[str],
+    codec: str,
+    mixture_at: float | None,
+    rows: int,
+    views: int,
+    sequences: bool,
+    shard_rows: int,
+    seed: int,
+) -> m.Manifest:
+    """Everything of the manifest that is known before the teachers run, but the fingerprint."""
+    weights, kind = np.asarray(weights), codec_of(codec)
+    for field, value in (("names", members), ("classes", classes)):
+        if not value or not all(isinstance(name, str) for name in value):
+            raise ValueError(f"ensemble.{field}: expected strings, at least one; got {value!r}")
+    if len(set(members)) != len(members):
+        raise ValueError(f"ensemble.names: expected different names; got {members!r}")
+    if weights.dtype != np.float64 or weights.shape != (len(members),):
+        raise ValueError(f"ensemble.weights: expected float64 [{len(members)}] (members); got {weights.dtype} {list(weights.shape)}")
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}")
+    if combiner not in m.COMBINERS:
+        raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {combiner!r}")
+    if kind.mixture and mixture_at is None:
+        raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
+    if mixture_at is not None and not (isinstance(mixture_at, int | float) and 0 < mixture_at < np.inf):
+        raise ValueError(f"mixture_at: expected a finite number above 0; got {mixture_at!r}")
+    plan = {
+        "format": m.FORMAT,
+        "format_version": FORMAT_VERSION,
+        "codec": codec,
+        "seed": seed if isinstance(kind, Counts) else None,
+        "rows": rows,
+        "members": members,
+        "weights": weights.tolist(),
+        "combiner": combiner,
+        "classes": classes,
+        "temperature": "any" if mixture_at is None else float(mixture_at),
+        "views": views,
+        "sequences": sequences,
+        "shard_rows": shard_rows,
+        "block_bytes": m.BLOCK_BYTES,
+    }
+    return {**plan, "record": m.layout_of(plan).describe()}
+
+
+class _Teachers:
+    """Records of what the teachers say of the rows."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        rows: Rows,
+        order: np.ndarray,
+        hashes: np.ndarray,
+        plan: m.Manifest,
+        augment: Augmentation | None,
+        seed: int,
+        lengths: np.ndarray | None,
+        batch_size: int,
+    ) -> None:
+        self.ensemble, self.rows, self.order, self.hashes, self.plan = ensemble, rows, order, hashes, plan
+        self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
+        self._encoder: Any = None
+
+    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
+        return None if self.all_lengths is None else self.all_lengths[uids]
+
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        if self._encoder is None:
+            from ensdistill.cache.encoding import Encoder
+
+            self._encoder = Encoder(self.plan)
+        inputs, hashes, lengths = self.rows.inputs[self.order[uids]], self.hashes[uids], self.lengths(view, uids)
+        if self.augment is not None:
+            from ensdistill.views import view_inputs
+
+            inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
+            hashes = input_hashes(inputs)
+        try:
+            value = self.ensemble.predict_logits(inputs)
+        except BadRows as error:  # it counts the rows of this batch
+            bad = uids[error.rows]
+            raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
+        fields, kl = self._encoder(value, view, uids, lengths)
+        fields["input_hash"] = hashes if lengths is None else np.repeat(hashes, lengths)
+        return fields, dict(zip(m.targets_of(self.plan), kl, strict=True))
+
+
+def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any) -> None:
+    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world)):
+        if type(value) is not int or value < 1:
             raise ValueError(f"{name}: expected a positive integer; got {value!r}")
-    hashes = _input_hashes(rows)
-    plan = _plan(ensemble, _classes(ensemble, rows), hashes, codec, shard_rows)
-    with processes() as group:
-        if (cache := _finished(path, plan, overwrite)) is None:
-            group.wait()  # nobody may write before everybody has seen what there is
-            try:
-                with exclusive(path) if group.rank == 0 else nullcontext():
-                    if (cache := _finished(path, plan, overwrite) if group.count == 1 else None) is not None:  # by another writer, since
-                        return cache
-                    if group.rank == 0:
-                        _prepare(path, plan, overwrite)
-                    group.wait()
-                    _write(ensemble, rows, path, plan, hashes, batch_size, progress, group)
-                    group.wait()
-                    if group.rank == 0:
-                        _finish(path, plan)
-            except FolderLocked as error:
-                raise CacheLocked(str(error)) from error
-            group.wait()
-            cache = TargetCache.open(path)
-    return cache
+    if type(rank) is not int or not 0 <= rank < world:
+        raise ValueError(f"rank: expected 0 to {world - 1}, one of the {world} writers; got {rank!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
+    if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
+        raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
 
 
-def _input_hashes(rows: Rows) -> np.ndarray:
-    """The input hashes in uid order; checks the uids on the way."""
+def _order(rows: Rows) -> np.ndarray:
+    """The positions of the rows in uid order."""
     n = len(rows)
     if n == 0:
         raise ValueError("rows: expected at least one; got none")
-    if not np.array_equal(np.sort(rows.uids), np.arange(n)):
+    order = np.argsort(rows.uids)
+    if not np.array_equal(rows.uids[order], np.arange(n)):
         low, high = int(rows.uids.min()), int(rows.uids.max())
         raise ValueError(
             f"rows.uids: expected each of 0 to {n - 1} once, because a uid is a place in the cache; got {n} uids from {low} to {high}; "
             "number the transfer set anew with Rows(inputs, np.arange(len(inputs)), labels)"
         )
-    return input_hashes(rows.inputs)[np.argsort(rows.uids)]
+    return order
 
 
 def _classes(ensemble: Ensemble, rows: Rows) -> list[str]:
@@ -175,216 +306,13 @@ def _classes(ensemble: Ensemble, rows: Rows) -> list[str]:
     return list(map(str, range(np.shape(ensemble.predict_logits(rows.inputs[:1]))[-1])))
 
 
-def _plan(ensemble: Ensemble, classes: list[str], hashes: np.ndarray, codec: str, shard_rows: int) -> m.Manifest:
-    """Everything of the manifest that is known before the teachers run."""
-    names = list(ensemble.names)
-    weights = np.asarray(ensemble.weights)
-    if codec not in CODECS:
-        raise ValueError(f"codec: expected one of {list(CODECS)}; got {codec!r}")
-    for field, value in (("names", names), ("classes", classes)):
-        if not value or not all(isinstance(name, str) for name in value):
-            raise ValueError(f"ensemble.{field}: expected strings, at least one; got {value!r}")
-    if weights.dtype != np.float64 or weights.shape != (len(names),):
-        raise ValueError(f"ensemble.weights: expected float64 [{len(names)}] (members); got {weights.dtype} {list(weights.shape)}")
-    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}")
-    if ensemble.combiner not in m.COMBINERS:
-        raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {ensemble.combiner!r}")
-    made_from = as_json("ensemble.fingerprint()", ensemble.fingerprint())
-    return {
-        "format": m.FORMAT,
-        "format_version": m.FORMAT_VERSION,
-        "codec": codec,
-        "rows": len(hashes),
-        "members": names,
-        "weights": weights.tolist(),
-        "combiner": ensemble.combiner,
-        "classes": classes,
-        "temperature": "any",
-        "shard_rows": shard_rows,
-        "record": layout(codec, len(names), len(classes)).describe(),
-        "fingerprint": {"ensemble": made_from, "inputs": {"rows": len(hashes), "hash": root_hash(hashes)}, "codec": codec},
-    }
-
-
-def _finished(path: Path, plan: m.Manifest, overwrite: bool) -> TargetCache | None:
-    """The finished cache in the folder, if there is one; one that is not of this plan is an error or, to be overwritten, None."""
-    if not (path / m.MANIFEST).exists():
+def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
+    """In uid order."""
+    if lengths is None:
         return None
-    try:
-        cache = TargetCache.open(path, check="full" if overwrite else "lazy")
-        _require_same(path, {field: cache.manifest[field] for field in plan}, plan)
-    except CacheError:
-        if overwrite:
-            return None
-        raise
-    if _leftovers(path, plan):
-        # Its writer died after publishing. The leftovers are never read; where they can't be removed they do no harm.
-        with suppress(OSError, FolderLocked), exclusive(path):
-            _remove(_leftovers(path, plan))
-    return cache
-
-
-def _require_same(path: Path, found: m.Manifest, plan: m.Manifest) -> None:
-    # The record follows from other fields, and a difference in it would only repeat theirs.
-    found, plan = ({field: value for field, value in body.items() if field != "record"} for body in (found, plan))
-    if differing := differences(found, plan):
-        raise CacheMismatch(f"{path}: the folder holds a cache of something else; choose another folder or pass overwrite=True:", differing)
-
-
-def _prepare(path: Path, plan: m.Manifest, overwrite: bool) -> None:
-    """Leave in the folder what may be resumed, under a plan that equals ours."""
-    try:
-        if (path / m.MANIFEST).exists():
-            raise CacheMismatch(f"{path}: the finished cache there is to be overwritten")
-        found = m.read_checked(path / m.PLAN)
-        m.check_plan(path / m.PLAN, found)
-        _require_same(path, found, plan)
-    except CacheIncomplete:
-        m.write_checked(path / m.PLAN, plan)
-    except CacheError:
-        if not overwrite:
-            raise
-        _remove(file for file in path.iterdir() if _OURS.fullmatch(file.name))
-        m.write_checked(path / m.PLAN, plan)
-
-
-def _write(
-    ensemble: Ensemble,
-    rows: Rows,
-    path: Path,
-    plan: m.Manifest,
-    hashes: np.ndarray,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None,
-    group: Processes,
-) -> None:
-    """Publish the shards that are this process's and aren't there."""
-    order, total = np.argsort(rows.uids), plan["rows"]
-    for shard in range(group.rank, m.shard_count(plan), group.count):
-        first, size = shard * plan["shard_rows"], m.rows_of_shard(plan, shard)
-        commit = _committed(path, plan, shard)
-        if commit is None:
-            records, kl = np.zeros((size, plan["record"]["bytes"]), np.uint8), []
-            records[:, :8] = hashes[first : first + size, None].view(np.uint8)
-            # Batches never cross shards: a resumed writer runs the very batches of an undisturbed one.
-            for start in range(0, size, batch_size):
-                stop = min(start + batch_size, size)
-                uids = np.arange(first + start, first + stop)
-                kl.append(_encode(_predict(ensemble, rows.inputs[order[uids]], uids), uids, plan, records[start:stop]))
-                if progress is not None:
-                    progress(first + stop, total)
-            _publish(path, plan, shard, records, np.concatenate(kl, axis=None))
-        elif progress is not None:
-            progress(first + size, total)
-
-
-def _finish(path: Path, plan: m.Manifest) -> None:
-    """Publish the manifest, once all shards are there."""
-    commits = [m.read_checked(path / m.commit_name(shard)) for shard in range(m.shard_count(plan))]
-    shards = [commit["shard"] for commit in commits]
-    m.write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": {"kl": _merge([commit["kl"] for commit in commits])}})
-    _remove(_leftovers(path, plan))
-
-
-def _predict(ensemble: Ensemble, inputs: np.ndarray, uids: np.ndarray) -> Any:
-    try:
-        return ensemble.predict_logits(inputs)
-    except BadRows as error:  # it counts the rows of this batch
-        bad = uids[error.rows]
-        raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
-
-
-def _encode(value: Any, uids: np.ndarray, plan: m.Manifest, records: np.ndarray) -> np.ndarray:
-    """Fill the fields of one batch of records with predicted logits; returns the KL of each row and member."""
-    names, classes = plan["members"], plan["classes"]
-    logits = _checked_logits(value, uids, names, len(classes))
-    codec, layout_ = CODECS[plan["codec"]], layout(plan["codec"], len(names), len(classes))
-    views = layout_.views(records)
-    for name, field in codec.encode(logits).items():
-        views[name][:] = field
-    decoded = codec.decode(views)  # from the record itself: what is certified is what a reader gets
-    # A member at a time, for the float64 copies' sake.
-    return np.stack([kl_divergence(logits[:, k], decoded[:, k]) for k in range(len(names))])
-
-
-def _checked_logits(value: Any, uids: np.ndarray, names: list[str], classes: int) -> np.ndarray:
-    """Logits as float32 [N, K, C], or an error that says where they are not logits."""
-    logits = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    expected = (len(names), len(uids), classes)
-    if logits.shape != expected:
-        raise ValueError(f"ensemble.predict_logits: expected [members, samples, classes] = {list(expected)}; got {list(logits.shape)}")
-    if logits.dtype != np.float32:
-        raise TypeError(f"ensemble.predict_logits: expected float32 logits; got {logits.dtype}")
-    bad = np.argwhere(np.isnan(logits) | (logits > _LARGEST) | ((logits < -_LARGEST) & ~np.isneginf(logits)))
-    if len(bad):
-        k, n, c = map(int, bad[0])
-        raise BadRows(
-            f"ensemble.predict_logits: expected logits within 1e38 of zero, or -inf for a masked class; member {names[k]!r} gave "
-            f"{logits[k, n, c]} for uid {int(uids[n])}, class {c} ({len(bad)} such values in this batch)",
-            uids[[n]],
-        )
-    masked = np.argwhere(np.isneginf(logits).all(-1))
-    if len(masked):
-        k, n = map(int, masked[0])
-        at = f"member {names[k]!r} gave -inf for every class of uid {int(uids[n])}"
-        raise BadRows(f"ensemble.predict_logits: {at}; expected at least one finite logit", uids[[n]])
-    return np.ascontiguousarray(logits.swapaxes(0, 1))
-
-
-def _publish(path: Path, plan: m.Manifest, shard: int, records: np.ndarray, kl: np.ndarray) -> None:
-    header = m.shard_header(plan, shard)
-    digest = xxhash.xxh3_128(header)
-    digest.update(records.data)
-    with atomic_path(path / m.shard_name(shard)) as part, open(part, "wb") as file:
-        file.write(header)
-        file.write(records.data)
-    counts = Counter(np.floor(np.log2(np.maximum(kl, _LOWEST)) * _BINS).astype(int).tolist())
-    commit = {
-        "plan": _identity(plan),
-        "shard": {"file": m.shard_name(shard), "rows": len(records), "bytes": len(header) + records.nbytes, "hash": digest.hexdigest()},
-        "kl": {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": sorted(counts.items())},
-    }
-    m.write_checked(path / m.commit_name(shard), commit)
-
-
-def _committed(path: Path, plan: m.Manifest, shard: int) -> m.Manifest | None:
-    """The shard's commit, if it is of this plan and the shard's bytes are those it names."""
-    try:
-        commit = m.read_checked(path / m.commit_name(shard))
-        with open(m.open_regular(path / m.shard_name(shard)), "rb") as file:
-            content = file.read()
-    except (CacheIncomplete, CacheCorrupt):
-        return None
-    if commit.get("plan") != _identity(plan) or commit["shard"]["hash"] != xxhash.xxh3_128_hexdigest(content):
-        return None
-    return commit
-
-
-def _identity(plan: m.Manifest) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(plan).encode())
-
-
-def _merge(parts: list[m.Manifest]) -> m.Manifest:
-    rows, largest = sum(part["rows"] for part in parts), max(part["max"] for part in parts)
-    counts: Counter[int] = Counter()
-    for part in parts:
-        counts.update(dict(part["bins"]))
-    below, p99 = 0, 0.0
-    for bin_, count in sorted(counts.items()):
-        below += count
-        if below >= 0.99 * rows:
-            p99 = 2.0 ** ((bin_ + 1) / _BINS)
-            break
-    return {"rows": rows, "mean": math.fsum(part["sum"] for part in parts) / rows, "p99": min(p99, largest), "max": largest}
-
-
-def _leftovers(path: Path, finished: m.Manifest) -> list[Path]:
-    """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
-    keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
-    return [file for file in path.iterdir() if _OURS.fullmatch(file.name) and file.name not in keep]
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for file in list(files):  # all named before the folder changes
-        file.unlink()
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" or array.shape != (len(rows),):
+        raise ValueError(f"lengths: expected one integer for each of the {len(rows)} rows; got {array.dtype} {list(array.shape)}")
+    if array.min() < 1 or array.max() >= _LONGEST:
+        raise ValueError(f"lengths: expected 1 to {_LONGEST - 1}; got {array.min()} to {array.max()}")
+    return array.astype(np.int64)[order]

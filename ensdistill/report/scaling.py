@@ -38,7 +38,7 @@ def calibration_rows(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
-    logits = cache.gather(rows.uids[chosen]).to_logits().numpy()
+    logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 
 

@@ -1,19 +1,29 @@
-"""Writes a small cache slowly enough to be killed on the way: ``python cache_writer.py FOLDER``. Needs NumPy only."""
+"""Writes a small cache in a child that may be killed.
 
+``python cache_writer.py write FOLDER [RANK WORLD]``     slowly enough to be killed on the way
+``python cache_writer.py steps FOLDER JOB``              dies before every single change of the file system in turn, see `main`
+"""
+
+import json
+import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from ensdistill.cache import cache_targets
+import ensdistill.cache.encoding  # noqa: F401  before the forks
+from ensdistill.cache import CacheIncomplete, TargetCache, add_member, cache_targets, convert
 from ensdistill.data import Rows
 
 N = 300
 LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
+OPTIONS = {"shard_rows": 64, "batch_size": 32}
 
 
-def write(folder: str, pause: float = 0.0, version: int = 1) -> None:
+def write(folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 0, world: int = 1, **options: object) -> None:
     def predict(inputs: np.ndarray) -> np.ndarray:
         time.sleep(pause)
         return np.float32(version) * LOGITS[:, inputs[:, 0]]
@@ -27,9 +37,115 @@ def write(folder: str, pause: float = 0.0, version: int = 1) -> None:
         fingerprint=lambda: {"members": ["a", "b"], "version": version},
     )
     numbers = np.arange(N)
-    cache_targets(ensemble, Rows(numbers[:, None], numbers, numbers % 10), folder, shard_rows=64, batch_size=32, overwrite=True)
+    rows = Rows(numbers[:, None], numbers, numbers % 10)
+    cache_targets(ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
+
+
+def converted(folder: Path) -> None:
+    write(source := folder.with_name("source"))
+    convert(source, folder, codec="topk-3", mixture_at=1.0)
+
+
+def with_member(folder: Path) -> None:
+    write(source := folder.with_name("source"))
+    add_member(source, folder, name="c", logits=LOGITS[0] * 2, weight=0.5)
+
+
+JOBS: dict[str, Callable[[Path], None]] = {"write": write, "convert": converted, "add-member": with_member}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")}
+
+
+def dies_at(step: int, work: Callable[[], None]) -> int:
+    """Run ``work`` in a child that exits, with nothing tidied up, just before its n-th change of the file system."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def count(event: str, arguments: tuple) -> None:
+            nonlocal left
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if writes or event in ("os.rename", "os.remove", "os.mkdir"):
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+
+        try:
+            sys.addaudithook(count)
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def every_step(folder: Path, job: Callable[[Path], None]) -> dict[str, int]:
+    """Die before each change in turn; after each death a reader gets all or nothing, and the next run ends with the same bytes."""
+    # What a process wrote outlives it without fsync, which is for the death of the machine; it only costs time here.
+    os.fsync = lambda descriptor: None
+    job(folder / "undisturbed" / "cache")
+    expected = contents(folder / "undisturbed" / "cache")
+    finished, step, status = 0, 0, 9
+    while status == 9:
+        step += 1
+        place = folder / str(step) / "cache"
+        if job is not write:
+            write(place.with_name("source"))
+        status = dies_at(step, lambda place=place: job(place))
+        if place.exists():
+            try:
+                TargetCache.open(place, check="full")
+            except CacheIncomplete:
+                pass
+            else:
+                assert {name: data for name, data in contents(place).items() if name in expected} == expected
+                finished += 1
+        assert dies_at(step // 2 + 1, lambda place=place: job(place)) in (0, 9)  # resumed, and killed once more on the way
+        job(place)
+        assert contents(place) == expected
+    assert status == 0
+    return {"steps": step, "finished": finished}
+
+
+def every_overwriting_step(folder: Path) -> dict[str, int]:
+    """Die while another cache is being overwritten: a reader gets the old one, the new one, or nothing."""
+    os.fsync = lambda descriptor: None
+    write(folder / "old")
+    write(folder / "new", version=2)
+    manifests = [(folder / name / "manifest.json").read_bytes() for name in ("old", "new")]
+    step, status = 0, 9
+    while status == 9:
+        step += 1
+        place = folder / str(step)
+        write(place)
+        status = dies_at(step, lambda place=place: write(place, version=2))
+        try:
+            TargetCache.open(place, check="full")
+        except CacheIncomplete:
+            pass
+        else:
+            assert (place / "manifest.json").read_bytes() in manifests
+        write(place, version=2)
+        assert contents(place) == contents(folder / "new")
+    assert status == 0
+    return {"steps": step}
+
+
+def main() -> None:
+    command, folder, *rest = sys.argv[1:]
+    if command == "steps":
+        result = every_overwriting_step(Path(folder)) if rest == ["overwrite"] else every_step(Path(folder), JOBS[rest[0]])
+        print(json.dumps(result))
+        return
+    print("ready", flush=True)
+    rank, world = map(int, rest or (0, 1))
+    if command == "write":
+        write(folder, pause=0.003, rank=rank, world=world)
+    else:
+        JOBS[command](Path(folder))
 
 
 if __name__ == "__main__":
-    print("ready", flush=True)
-    write(sys.argv[1], pause=0.003)
+    main()

@@ -1,0 +1,100 @@
+"""The command line of ``python -m benchmarks cache``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cache import codecs, gather, training
+from ensdistill.bench import machine
+from ensdistill.cache.native import shards
+from ensdistill.files import write_json
+
+PEERS = ("pyarrow", "lmdb", "h5py", "zarr", "safetensors")
+DESCRIPTION = """\
+Times the target cache's reader against other stores (random batches of 1024 records; warm, and as cold as can be had without being
+root), measures what every codec costs on real networks' logits, and a student's step fed by the cache against targets in memory.
+
+Stores whose package is missing are left out: pip install 'ensdistill[bench]'. Keep the machine quiet.
+"""
+
+
+def main(arguments: Sequence[str], folder: Path) -> int:
+    """Run; the result goes to ``folder``. Returns the exit status."""
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks cache", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--quick", action="store_true", help="few records and rounds: does it all work?")
+    p.add_argument("--records", type=int, metavar="N", help="of each store (default: 200000; quick: 4000)")
+    p.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the stores are made (default: the system's temporary folder)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
+    options = p.parse_args(arguments)
+    notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
+    n = options.records or (4000 if options.quick else 200_000)
+    if n < gather.BATCH:
+        notes.print(f"--records: expected at least {gather.BATCH}, a batch; got {n}")
+        return 2
+    where, source = machine.describe_machine(torch.device("cpu")), machine.describe_source(torch.device("cpu"))
+    name = f"cache-{machine.result_name(where, source)}" + ("-quick" if options.quick else "")
+    out = options.out or folder / f"{name}.json"
+    rounds, seconds = (2, 0.05) if options.quick else (9, 0.4)
+    scratch = Path(tempfile.mkdtemp(prefix="ensdistill-bench-", dir=options.scratch))
+    try:
+        rows = [row for width in gather.WIDTHS for row in gather.measure(scratch, n, width, rounds, seconds, notes.print)]
+        notes.print("codecs, on networks trained for it ...")
+        result: dict[str, Any] = {
+            "schema_version": 1,
+            "benchmark": "cache",
+            "machine": {**where, "checksums": shards.crc32c_implementation(), "peers": {peer: _version(peer) for peer in PEERS}},
+            "source": source,
+            "settings": {"records": n, "batch": gather.BATCH, "rounds": rounds, "seconds": seconds},
+            "gather": rows,
+            "codecs": codecs.measure(scratch, steps=20 if options.quick else 600),
+            "training": training.measure(scratch, rounds, steps=10 if options.quick else 200),
+        }
+    except gather.WrongRecords as error:
+        notes.print(f"wrong records: {error}")
+        return 1
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    write_json(out, result)
+    _print(result, screen)
+    from benchmarks.cache.picture import draw
+
+    draw(result, out.with_suffix(".png"))
+    notes.print(f"{out}\n{out.with_suffix('.png')}")
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _print(result: dict[str, Any], screen: Console) -> None:
+    table = Table("store", "bytes", "warm rec/s", "warm GB/s", "cold rec/s", "write MB/s", title="Random batches of 1024 records")
+    for row in result["gather"]:
+        numbers = (row["warm_records_per_s"], row["warm_gb_per_s"], row["cold_records_per_s"], row["write_mb_per_s"])
+        table.add_row(row["store"], str(row["width"]), *(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in numbers))
+    screen.print(table)
+    table = Table("codec", "bytes/sample", "KL mean", "p99", "max", "samples/s written", title="Codecs, 4 networks, 100 classes")
+    for row in result["codecs"]:
+        label = row["codec"] if row["mixture_at"] is None else f"{row['codec']}, mixture at {row['mixture_at']:g}"
+        kl = row["kl"]
+        table.add_row(label, str(row["bytes_per_sample"]), *(f"{kl[x]:.1e}" for x in kl), f"{row['write_samples_per_s']:,.0f}")
+    screen.print(table)
+    step = result["training"]
+    screen.print(
+        f"a student's step: {step['ms_cache']:.3f} ms from the cache, {step['ms_memory']:.3f} ms from memory ({step['slower']:+.1%})"
+    )

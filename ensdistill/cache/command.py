@@ -1,0 +1,243 @@
+"""``ensdistill cache info | verify | add-member | drop-member | reweight | convert | export | push | pull``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ensdistill.cache.derive import add_member, convert, drop_member, reweight
+from ensdistill.cache.reader import TargetCache
+
+EXAMPLE = "runs/digits/seed-0/cache/targets"
+CODECS = "uint8, fp16, bf16, fp32, topk-N or counts-N"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    p = argparse.ArgumentParser(prog="ensdistill cache", description="What can be done with a target cache once it is built.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text[0].lower() + text[1:].split(". ")[0].rstrip("."),
+            description=f"{text} Example: ensdistill cache {name} {example}",
+        )
+        sub.set_defaults(work=work)
+        return sub
+
+    sub = command(
+        "info",
+        _info,
+        "What a target cache holds: records, codec and its measured error, members with their weights, combiner, classes. It reads the "
+        "manifest alone.",
+        EXAMPLE,
+    )
+    _folder(sub)
+
+    sub = command(
+        "verify",
+        _verify,
+        "Reads every record of a target cache and checks every byte against the manifest; the exit status is 1 where one differs.",
+        f"{EXAMPLE} --against-teachers 0.1%",
+    )
+    _folder(sub)
+    sub.add_argument(
+        "--against-teachers",
+        type=_share,
+        metavar="SHARE",
+        help="also ask the teachers again about so many of the samples (0.1%% or 0.001) and compare what they say",
+    )
+    sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
+    sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
+
+    sub = command(
+        "add-member",
+        _add,
+        "Writes a copy of a target cache with one member more; the others are not run again. The logits are a NumPy file, float32 "
+        "[samples, classes], in uid order.",
+        f"{EXAMPLE} with-forest --name forest --logits forest.npy --weight 0.2",
+    )
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--name", required=True, help="of the new member")
+    sub.add_argument("--logits", type=Path, required=True, metavar="FILE.npy")
+    sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more")
+
+    sub = command("drop-member", _drop, "Writes a copy of a target cache without one of its members.", f"{EXAMPLE} without-a --name a")
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--name", required=True, help="of the member")
+
+    sub = command(
+        "reweight", _reweight, "Gives the members of a target cache other weights, in place.", f"{EXAMPLE} forest=0.5 svc=0.3 cnn=0.2"
+    )
+    _folder(sub)
+    sub.add_argument("weights", nargs="+", type=_weight, metavar="MEMBER=WEIGHT", help="one for each member")
+
+    sub = command(
+        "convert",
+        _convert,
+        "Writes the same targets in another codec, or only their mixture.",
+        f"{EXAMPLE} small --codec topk-4 --mixture-at 2",
+    )
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--codec", required=True, help=CODECS)
+    sub.add_argument("--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more")
+    sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
+
+    sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
+    _folder(sub)
+    sub.add_argument("file", type=Path, metavar="FILE.parquet")
+
+    sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
+    _folder(sub)
+    sub.add_argument("url")
+
+    sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
+    sub.add_argument("url")
+    sub.add_argument("folder", type=Path)
+    return p
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; returns the exit status. Wrong usage exits with 2, as argparse does."""
+    options = parser().parse_args(list(words))
+    return options.work(options, Console(highlight=False, soft_wrap=True))
+
+
+def _folder(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="of the cache")
+
+
+def _out(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("out", type=Path, metavar="OUT", help="the new cache's folder")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share of the samples such as 0.1% or 0.001; got {text!r}")
+    return share
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        return (name, float(number)) if name else (_ for _ in ()).throw(ValueError)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected MEMBER=WEIGHT, such as forest=0.5; got {text!r}") from None
+
+
+def _info(options: argparse.Namespace, console: Console) -> int:
+    cache = TargetCache.open(options.folder)
+    manifest = cache.manifest
+    kl = manifest["statistics"]["kl"]
+    table = Table.grid(padding=(0, 3))
+    table.add_row("folder", str(options.folder))
+    views = f", in {cache.views} views" if cache.views > 1 else ""
+    records = sum(shard["records"] for shard in manifest["shards"])
+    positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    table.add_row(
+        "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
+    )
+    exact = f"KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats"
+    table.add_row("codec", f"{manifest['codec']}: {exact}")
+    table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
+    table.add_row("combiner", cache.combiner)
+    table.add_row("temperature", "any" if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
+    table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
+    if made_by := manifest["fingerprint"].get("views"):
+        table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
+    for step in manifest["fingerprint"].get("derived", []):
+        table.add_row("derived", ", ".join(f"{what} {about}" for what, about in step.items()))
+    console.print(table)
+    return 0
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    cache = TargetCache.open(options.folder)
+    cache.verify()
+    console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written")
+    if options.against_teachers is not None:
+        from safetensors.numpy import load_file
+
+        from ensdistill.data import Rows
+        from ensdistill.ensemble import Ensemble
+
+        # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors, seed-0/teachers/ensemble.
+        transfer = options.transfer or cache.path.resolve().parent / "transfer.safetensors"
+        ensemble = options.ensemble or cache.path.resolve().parent.parent / "teachers" / "ensemble"
+        for name, place in (("transfer", transfer), ("ensemble", ensemble)):
+            if not place.exists():
+                raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
+        count = cache.verify_against(Ensemble.load(ensemble), Rows(**load_file(transfer)), share=options.against_teachers)
+        console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
+    return 0
+
+
+def _written(console: Console, cache: TargetCache) -> int:
+    kl = cache.manifest["statistics"]["kl"]
+    console.print(
+        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, max KL {kl['max']:.1e}"
+    )
+    return 0
+
+
+def _add(options: argparse.Namespace, console: Console) -> int:
+    try:
+        logits: Any = np.load(options.logits, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"--logits: {options.logits}: expected a NumPy file of float32 [samples, classes]; {error}") from None
+    cache = add_member(options.folder, options.out, name=options.name, logits=logits, weight=options.weight, max_kl=options.max_kl)
+    return _written(console, cache)
+
+
+def _drop(options: argparse.Namespace, console: Console) -> int:
+    return _written(console, drop_member(options.folder, options.out, name=options.name))
+
+
+def _reweight(options: argparse.Namespace, console: Console) -> int:
+    cache = reweight(options.folder, dict(options.weights))
+    console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
+    return 0
+
+
+def _convert(options: argparse.Namespace, console: Console) -> int:
+    wanted = {"codec": options.codec, "mixture_at": options.mixture_at, "max_kl": options.max_kl, "seed": options.seed}
+    return _written(console, convert(options.folder, options.out, **wanted))
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.export import export_parquet
+
+    rows = export_parquet(options.folder, options.file)
+    console.print(f"[green]✓[/] {options.file}: {rows} rows")
+    return 0
+
+
+def _push(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.remote import upload
+
+    upload(options.folder, options.url)
+    console.print(f"[green]✓[/] {options.url}")
+    return 0
+
+
+def _pull(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.remote import download
+
+    return _written(console, TargetCache.open(download(options.url, options.folder)))

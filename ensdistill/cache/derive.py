@@ -1,0 +1,276 @@
+"""New caches from old ones, without asking the members again: another codec, one member more or fewer, other weights.
+
+A derived cache is a folder of its own, written as any other is: killed at any moment, the same call goes on. What was done stands in
+``fingerprint.derived``, one entry for each step; the rest of the fingerprint remains that of the first cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache import statistics
+from ensdistill.cache.checked import write_checked
+from ensdistill.cache.codecs import Counts, Fields, codec_of
+from ensdistill.cache.locks import writing
+from ensdistill.cache.publishing import publish
+from ensdistill.cache.reader import TargetCache, require_members
+
+Progress = Callable[[int, int], None]
+
+
+def convert(
+    source: TargetCache | Path | str,
+    path: Path | str,
+    *,
+    codec: str,
+    mixture_at: float | None = None,
+    max_kl: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TargetCache:
+    """The same targets in another codec, or only their mixture.
+
+    Parameters
+    ----------
+    source : TargetCache or path
+        Holds each member's logits.
+    path : path
+        The new cache's folder.
+    codec, mixture_at, max_kl, seed, overwrite, progress
+        As for :func:`ensdistill.cache.cache_targets`. The statistics and ``max_kl`` are of the step from the source, whose own KL stands
+        in ``fingerprint.derived``.
+
+    Raises
+    ------
+    CacheError
+        The source holds a mixture only; and all that `cache_targets` raises.
+    """
+    source = _opened(source)
+    require_members(source, "another codec")
+    kind = codec_of(codec)
+    if kind.mixture and mixture_at is None:
+        raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
+    if mixture_at is not None and not (isinstance(mixture_at, int | float) and 0 < mixture_at < math.inf):
+        raise ValueError(f"mixture_at: expected a finite number above 0; got {mixture_at!r}")
+    step = {"convert": {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}}
+    changes = {
+        "codec": codec,
+        "seed": seed if isinstance(kind, Counts) else None,
+        "temperature": "any" if mixture_at is None else float(mixture_at),
+    }
+    plan = _plan(source, step, **changes)
+    return publish(Path(path), plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
+
+
+def add_member(
+    source: TargetCache | Path | str,
+    path: Path | str,
+    *,
+    name: str,
+    logits: np.ndarray,
+    weight: float,
+    max_kl: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TargetCache:
+    """The same cache with one member more.
+
+    Parameters
+    ----------
+    source : TargetCache or path
+        Holds each member's logits.
+    path : path
+        The new cache's folder.
+    name : str
+        Of the new member, different from the others'.
+    logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
+        What the new member says, in uid order.
+    weight : float
+        Beside the weights that are there, which stay as they are; the loss normalises their sum.
+
+    Raises
+    ------
+    CacheError
+        The source holds a mixture only; and all that `cache_targets` raises.
+    """
+    source = _opened(source)
+    require_members(source, "another member")
+    if not isinstance(name, str) or not name or name in source.names:
+        raise ValueError(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
+    _check_weight("weight", weight)
+    source_logits = np.asarray(logits)
+    if source_logits.dtype != np.float32:
+        raise TypeError(f"logits: expected float32; got {source_logits.dtype}")
+    counts = [_records(source, view) for view in range(source.views)]
+    wanted = (counts[0], len(source.classes)) if source.views == 1 else (source.views, counts[0], len(source.classes))
+    if source_logits.shape != wanted:
+        raise ValueError(f"logits: expected {list(wanted)}, one row for each record in uid order; got {list(source_logits.shape)}")
+    values = source_logits.reshape(source.views, counts[0], -1)
+    digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
+    plan = _plan(
+        source,
+        {"add": {"name": name, "logits": digest, "weight": float(weight)}},
+        members=[*source.names, name],
+        weights=[*source.weights.tolist(), float(weight)],
+    )
+    return publish(Path(path), plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
+
+
+def drop_member(
+    source: TargetCache | Path | str, path: Path | str, *, name: str, overwrite: bool = False, progress: Progress | None = None
+) -> TargetCache:
+    """The same cache without one of its members; the others' bytes stay as they are.
+
+    Raises
+    ------
+    ValueError
+        There is no such member, it is the only one, or the others' weights are all 0.
+    CacheError
+        The source holds a mixture only; and all that `cache_targets` raises.
+    """
+    source = _opened(source)
+    require_members(source, "leaving one out")
+    if name not in source.names:
+        raise ValueError(f"name: expected one of {', '.join(source.names)}; got {name!r}")
+    keep = [k for k, other in enumerate(source.names) if other != name]
+    if not keep or source.weights[keep].sum() <= 0:
+        raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
+    plan = _plan(source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist())
+    return publish(Path(path), plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
+
+
+def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
+    """Give a cache's members other weights, in place: one file is replaced, at once.
+
+    Parameters
+    ----------
+    path : path
+    weights : mapping of every member's name to its weight
+        Non-negative, with a positive sum; they need not sum to one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Not one weight for each member, or not such weights.
+    CacheError
+        The cache holds a mixture only: its weights are in the stored numbers.
+    CacheLocked
+        Another process is writing the folder.
+    """
+    source = _opened(path)
+    require_members(source, "another weighting")
+    if set(weights) != set(source.names):
+        raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {', '.join(map(str, weights)) or 'none'}")
+    for name, weight in weights.items():
+        _check_weight(f"weights[{name!r}]", weight)
+    if sum(weights.values()) <= 0:
+        raise ValueError(f"weights: expected a positive sum; got {dict(weights)!r}")
+    with writing(source.path, 0, 1):
+        manifest = TargetCache.open(source.path).manifest
+        values = [float(weights[name]) for name in manifest["members"]]
+        fingerprint = _derived(manifest, {"reweight": dict(zip(manifest["members"], values, strict=True))})
+        write_checked(source.path / m.MANIFEST, {**manifest, "weights": values, "fingerprint": fingerprint})
+    return TargetCache.open(source.path)
+
+
+def _opened(source: TargetCache | Path | str) -> TargetCache:
+    return source if isinstance(source, TargetCache) else TargetCache.open(source)
+
+
+def _check_weight(name: str, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0; got {weight!r}")
+
+
+def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
+    fingerprint = manifest["fingerprint"]
+    return {**fingerprint, "derived": [*fingerprint.get("derived", []), step]}
+
+
+def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manifest:
+    plan = {field: source.manifest[field] for field in m.PLAN_FIELDS}
+    plan |= {"fingerprint": _derived(source.manifest, step), **changes}
+    return {**plan, "record": m.layout_of(plan).describe()}
+
+
+def _records(cache: TargetCache, view: int) -> int:
+    return int(cache.lengths(np.arange(len(cache)), view).sum())
+
+
+class _Derived:
+    """Records made from those of another cache."""
+
+    batch_size = 1024
+
+    def __init__(self, source: TargetCache) -> None:
+        self.source = source
+
+    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
+        return self.source.lengths(uids, view) if self.source.manifest["sequences"] else None
+
+    def known(self, names: Sequence[str], view: int, uids: np.ndarray) -> dict[str, statistics.Part]:
+        """Statistics of members whose bytes stay as they are: known for the cache as a whole, so they come with its first record."""
+        parts = self.source.manifest["statistics"]["members"]
+        return {name: parts[name] for name in names} if view == 0 and uids[0] == 0 else {}
+
+
+class _Converted(_Derived):
+    def __init__(self, source: TargetCache, plan: m.Manifest) -> None:
+        from ensdistill.cache.encoding import Encoder
+
+        super().__init__(source)
+        self.names, self.encoder = m.targets_of(plan), Encoder(plan)
+
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        lengths = self.lengths(view, uids)
+        logits = self.source.gather_logits(uids, view)
+        if lengths is not None:
+            logits = _padded(logits, lengths)
+        fields, kl = self.encoder(logits, view, uids, lengths)
+        fields["input_hash"] = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
+        return fields, dict(zip(self.names, kl, strict=True))
+
+
+class _Added(_Derived):
+    def __init__(self, source: TargetCache, plan: m.Manifest, values: np.ndarray) -> None:
+        from ensdistill.cache.encoding import Encoder
+
+        super().__init__(source)
+        self.name, self.values = plan["members"][-1], values
+        self.encoder = Encoder({**plan, "members": [self.name], "weights": [1.0]})
+        ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
+        self.starts = [np.concatenate([[0], end]) for end in ends]
+
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        lengths = self.lengths(view, uids)
+        new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
+        added, kl = self.encoder(new if lengths is None else _padded(new, lengths), view, uids, lengths)
+        fields = self.source.layout.views(self.source.gather_records(uids, view))
+        both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
+        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), self.name: kl[0]}
+
+
+class _Kept(_Derived):
+    def __init__(self, source: TargetCache, keep: list[int]) -> None:
+        super().__init__(source)
+        self.keep = keep
+
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        fields = self.source.layout.views(self.source.gather_records(uids, view))
+        kept = {name: value if name == "input_hash" else value[:, self.keep] for name, value in fields.items()}
+        return kept, self.known([self.source.names[k] for k in self.keep], view, uids)
+
+
+def _padded(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[K, sum of lengths, C] as [K, N, L, C]; what is beyond a length is 0."""
+    out = np.zeros((len(packed), len(lengths), lengths.max(), packed.shape[-1]), np.float32)
+    out[:, np.arange(lengths.max()) < lengths[:, None]] = packed
+    return out

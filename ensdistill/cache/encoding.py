@@ -1,0 +1,170 @@
+"""From the teachers' logits to the bytes of records, on the device where the teachers run; only the small form is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill import encoders, reference
+from ensdistill.cache.codecs import Codec, Counts, Fields, TopK, codec_of, pack_ids
+from ensdistill.cache.manifest import Manifest
+from ensdistill.data import BadRows
+from ensdistill.encoders_reference import mixture_log_probs
+
+# Sums and differences of logits within it stay finite in float32. A larger one is a mask in disguise: -inf says that exactly.
+_LARGEST = 1e38
+# A row's place among the draws: enough for a sequence of 16 million positions.
+_POSITION_BITS = 24
+
+
+class Encoder:
+    """Encodes batches for the cache that a plan describes.
+
+    Parameters
+    ----------
+    plan : dict
+        The manifest's fields that are known beforehand.
+    """
+
+    def __init__(self, plan: Manifest) -> None:
+        self.names, self.classes = plan["members"], len(plan["classes"])
+        self.codec: Codec = codec_of(plan["codec"])
+        self.weights = torch.tensor(plan["weights"], dtype=torch.float64)
+        self.combiner, self.seed, self.rows = plan["combiner"], plan["seed"], plan["rows"]
+        self.temperature = None if plan["temperature"] == "any" else float(plan["temperature"])
+
+    def __call__(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> tuple[Fields, np.ndarray]:
+        """Fields of the batch's records, and the KL of each, float64 [K or 1, records].
+
+        Parameters
+        ----------
+        value : ndarray or Tensor, float32 [K, N, C]; of sequences [K, N, L, C]
+        view : int
+        uids : ndarray [N]
+        lengths : ndarray [N], of sequences
+            How many of the L positions count.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Another dtype or shape.
+        BadRows
+            NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid.
+        """
+        logits = self._shaped(value, uids, lengths)
+        owners = uids if lengths is None else np.repeat(uids, lengths)
+        self._check(logits, owners)
+        if self.temperature is None:
+            return self._dense(logits)
+        if isinstance(self.codec, TopK):
+            return self._top_k(logits, self.codec)
+        if isinstance(self.codec, Counts):
+            ids = view * self.rows + owners
+            if lengths is not None:
+                ids = (ids << _POSITION_BITS) + np.concatenate([np.arange(n) for n in lengths])
+            return self._counts(logits, self.codec, torch.from_numpy(ids).to(logits.device))
+        # float32 holds a log-probability to 6e-8 of itself, which is what a codec of logits starts from.
+        return self._dense(self._mixture(logits).float()[None])
+
+    def _shaped(self, value: Any, uids: np.ndarray, lengths: np.ndarray | None) -> Tensor:
+        """The logits as [K, records, C]."""
+        what = "ensemble.predict_logits"
+        logits = value.detach() if isinstance(value, Tensor) else _as_tensor(np.asarray(value))
+        shape = (len(self.names), len(uids), self.classes)
+        if lengths is None:
+            if tuple(logits.shape) != shape:
+                raise ValueError(f"{what}: expected [members, samples, classes] = {list(shape)}; got {list(logits.shape)}")
+        elif logits.dim() != 4 or (*logits.shape[:2], logits.shape[3]) != shape or logits.shape[2] < lengths.max():
+            wanted = f"[{shape[0]}, {shape[1]}, at least {lengths.max()}, {shape[2]}]"
+            raise ValueError(f"{what}: expected [members, samples, positions, classes] = {wanted}; got {list(logits.shape)}")
+        if logits.dtype != torch.float32:
+            raise TypeError(f"{what}: expected float32 logits; got {str(logits.dtype).removeprefix('torch.')}")
+        if lengths is not None:
+            used = torch.arange(logits.shape[2]) < torch.from_numpy(lengths)[:, None]
+            logits = logits[:, used.to(logits.device)]
+        return logits
+
+    def _check(self, logits: Tensor, owners: np.ndarray) -> None:
+        low, high = torch.aminmax(logits)  # NaN if one is
+        if bool((low >= -_LARGEST) & (high <= _LARGEST)):
+            return
+        bad = logits.isnan() | (logits > _LARGEST) | ((logits < -_LARGEST) & ~logits.isneginf())
+        if count := int(bad.sum()):
+            k, n, c = bad.nonzero()[0].tolist()
+            raise BadRows(
+                f"ensemble.predict_logits: expected logits within 1e38 of zero, or -inf for a masked class; member {self.names[k]!r} gave "
+                f"{logits[k, n, c].item():g} for uid {int(owners[n])}, class {c} ({count} such values in this batch)",
+                owners[[n]],
+            )
+        masked = logits.isneginf().all(-1)
+        if bool(masked.any()):
+            k, n = masked.nonzero()[0].tolist()
+            at = f"member {self.names[k]!r} gave -inf for every class of uid {int(owners[n])}"
+            raise BadRows(f"ensemble.predict_logits: {at}; expected at least one finite logit", owners[[n]])
+
+    def _mixture(self, logits: Tensor) -> Tensor:
+        """log p at T, float64 [records, C]."""
+        return mixture_log_probs(logits, None, None, self.weights.to(logits.device), self.temperature or 1.0, self.combiner)
+
+    def _dense(self, logits: Tensor) -> tuple[Fields, np.ndarray]:
+        if self.codec.name == "uint8":
+            impl: encoders.Impl = "fused" if logits.device.type == "cpu" else "reference"
+            stored, kl = encoders.quantize_logits(logits, impl=impl)
+            return {n: _records(getattr(stored, n)) for n in ("scale", "offset", "codes")}, kl.cpu().numpy()
+        if self.codec.name == "fp32":
+            return {"logits": _records(logits)}, np.zeros(logits.shape[:2])
+        shifted = logits - logits.amax(-1, keepdim=True)
+        if self.codec.name == "fp16":
+            # Clamped, so that -inf keeps its one meaning: a class that the member rules out.
+            half = torch.where(logits.isneginf(), -torch.inf, shifted.clamp(min=-65504.0)).half()
+            fields = {"logits": _records(half)}
+        else:
+            # The largest float32 below 2^128 would round up to infinity; a difference of two logits within 1e38 does not come near.
+            half = shifted.bfloat16()
+            fields = {"logits": _records(half.view(torch.int16)).view("<u2")}
+        # One member at a time, for the float64 copies' sake.
+        rows = [_kl(torch.log_softmax(z.double(), -1), h) for z, h in zip(logits, half, strict=True)]
+        return fields, torch.stack(rows).cpu().numpy()
+
+    def _top_k(self, logits: Tensor, codec: TopK) -> tuple[Fields, np.ndarray]:
+        stored, _ = encoders.top_k_targets(
+            logits.cpu(), codec.k, temperature=self.temperature or 1.0, weights=self.weights, combiner=self.combiner
+        )
+        assert stored.tail_log_mass is not None
+        fields = {
+            "tail_log_mass": stored.tail_log_mass.numpy(),
+            "log_probs": stored.log_probs.half().numpy(),
+            "ids": pack_ids(stored.ids.numpy(), self.classes),
+        }
+        decoded = torch.from_numpy(codec.decode(fields, self.classes))[:, 0]  # from the bytes: what is certified is what a reader gets
+        return fields, _kl(self._mixture(logits).cpu(), decoded)[None].numpy()
+
+    def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> tuple[Fields, np.ndarray]:
+        stored, kl = encoders.sample_counts(
+            logits.cpu(),
+            codec.draws,
+            seed=self.seed,
+            row_ids=ids.cpu(),
+            temperature=self.temperature or 1.0,
+            weights=self.weights,
+            combiner=self.combiner,
+        )
+        fields = {"counts": stored.counts.to(torch.uint8).numpy(), "ids": pack_ids(stored.ids.numpy(), self.classes)}
+        return fields, kl[None].numpy()
+
+
+def _kl(log_p: Tensor, decoded: Tensor) -> Tensor:
+    """KL(p || softmax(decoded)) of each row, float64."""
+    return reference.forward_kl(log_p, torch.log_softmax(decoded.double(), -1), 0.0).clamp(min=0)
+
+
+def _records(field: Tensor) -> np.ndarray:
+    """[K, N, ...] on any device as [N, K, ...] in NumPy."""
+    return field.cpu().numpy().swapaxes(0, 1)
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

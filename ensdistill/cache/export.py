@@ -1,0 +1,100 @@
+"""A cache as one Parquet file, for tools that know nothing of it. Needs pyarrow: ``pip install 'ensdistill[parquet]'``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.cache.codecs import Counts, TopK, codec_of, unpack_ids
+from ensdistill.cache.reader import TargetCache
+from ensdistill.files import atomic_path
+
+_SAMPLES = 4096
+
+
+def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> int:
+    """Write every record as a row.
+
+    Parameters
+    ----------
+    cache : TargetCache or path
+    path : path
+        The file; written beside it and renamed.
+    progress : callable, optional
+        Called with ``(samples done, samples in all)``, each view counted.
+
+    Returns
+    -------
+    int
+        Rows written.
+
+    Raises
+    ------
+    ImportError
+        pyarrow is missing.
+    CacheCorrupt
+        What is read is not as it was written.
+
+    Notes
+    -----
+    Columns ``uid``, ``view``, ``position`` (within a sequence), ``input_hash``; then, of members, ``logits: <name>``, decoded, a
+    list of C float32; of a mixture ``log_probs``; of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts ``ids``, ``counts``. The
+    file's metadata ``ensdistill`` is the manifest.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(f"pyarrow is missing ({error}): pip install 'ensdistill[parquet]'") from error
+    import json
+
+    cache = cache if isinstance(cache, TargetCache) else TargetCache.open(cache)
+    manifest = {k: v for k, v in cache.manifest.items() if k not in ("shards", "record")}
+    writer, rows, done = None, 0, 0
+    with atomic_path(path) as part:
+        for view in range(cache.views):
+            for start in range(0, len(cache), _SAMPLES):
+                uids = np.arange(start, min(start + _SAMPLES, len(cache)))
+                columns = {name: _column(pa, values) for name, values in _columns(cache, uids, view).items()}
+                table = pa.table(columns).replace_schema_metadata({"ensdistill": json.dumps(manifest)})
+                if writer is None:
+                    writer = pq.ParquetWriter(part, table.schema)
+                writer.write_table(table)
+                rows, done = rows + table.num_rows, done + len(uids)
+                if progress is not None:
+                    progress(done, cache.views * len(cache))
+        assert writer is not None  # a cache has at least one sample
+        writer.close()
+    return rows
+
+
+def _columns(cache: TargetCache, uids: np.ndarray, view: int) -> dict[str, np.ndarray]:
+    fields = cache.layout.views(cache.gather_records(uids, view))
+    lengths = cache.lengths(uids, view)
+    columns = {
+        "uid": np.repeat(uids, lengths),
+        "view": np.full(lengths.sum(), view, np.int32),
+        "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        "input_hash": fields["input_hash"],
+    }
+    codec, classes = codec_of(cache.manifest["codec"]), len(cache.classes)
+    if isinstance(codec, TopK | Counts):
+        values = fields["log_probs"].astype(np.float32) if isinstance(codec, TopK) else fields["counts"]
+        columns["ids"] = unpack_ids(fields["ids"], values.shape[1], classes)
+        columns["log_probs" if isinstance(codec, TopK) else "counts"] = values
+        if isinstance(codec, TopK):
+            columns["tail_log_mass"] = fields["tail_log_mass"]
+        return columns
+    logits = codec.decode(fields, classes)
+    names = ["log_probs"] if cache.temperature is not None else [f"logits: {name}" for name in cache.names]
+    return columns | {name: logits[:, k] for k, name in enumerate(names)}
+
+
+def _column(pa: Any, values: np.ndarray) -> Any:
+    values = np.ascontiguousarray(values)
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

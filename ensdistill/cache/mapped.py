@@ -1,0 +1,160 @@
+"""A cache's shards as one array of samples: each file checked and mapped at its first use, each block at the first read of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ensdistill.cache.checked import open_regular
+from ensdistill.cache.errors import CacheCorrupt
+from ensdistill.cache.manifest import Manifest, block_count, data_bytes, rows_of_shard, shard_header, shard_name
+from ensdistill.cache.native import shards as native
+
+# A system commonly allows a process 65530 mappings. Whoever uses more shards has them mapped anew now and then.
+_MAPPED_SHARDS = 16384
+_CHUNK = 1 << 24
+
+
+def default_threads() -> int:
+    """Copying is bound by memory, which few cores use up."""
+    return min(4, os.cpu_count() or 1)
+
+
+class MappedShards:
+    """Records by id, where an id is shard * shard_rows + row.
+
+    Parameters
+    ----------
+    path : Path
+    manifest : dict
+        As `read_manifest` returns it.
+    threads : int
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, threads: int) -> None:
+        self.path, self.manifest = path, manifest
+        self.record_bytes: int = manifest["record"]["bytes"]
+        self._reader: Any = native.Reader(
+            record_bytes=self.record_bytes,
+            shard_rows=manifest["shard_rows"],
+            shards=len(manifest["shards"]),
+            block_bytes=manifest["block_bytes"],
+            sequences=manifest["sequences"],
+            threads=threads,
+        )
+
+    @property
+    def mapped(self) -> int:
+        """How many shards are."""
+        return self._reader.mapped()
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        """How many records each sample has, int64 [N]."""
+        if not self.manifest["sequences"]:
+            return np.ones(len(ids), np.int64)
+        while True:
+            self._map(ids)
+            try:
+                return self._reader.lengths(ids)
+            except LookupError:
+                continue
+
+    def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if that is given."""
+        while True:
+            self._map(ids)
+            try:
+                return self._gather(ids, out)
+            except LookupError:  # another thread needed room for its shards
+                continue
+
+    def _gather(self, ids: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        records = int(self._reader.lengths(ids).sum()) if self.manifest["sequences"] else len(ids)
+        if out is None:
+            size = records * self.record_bytes
+            out = np.frombuffer(native.Buffer(size), np.uint8, size).reshape(records, self.record_bytes)
+        elif out.dtype != np.uint8 or out.shape != (records, self.record_bytes) or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(
+                f"out: expected a writable contiguous uint8 [{records}, {self.record_bytes}]; got {out.dtype} {list(out.shape)}"
+            )
+        self._raise(self._reader.gather(ids, out))
+        return out
+
+    def unmap(self) -> None:
+        """Forget what was mapped and checked."""
+        self._reader.unmap_all()
+
+    def check_size(self, shard: int) -> None:
+        """The file is there, and as long as it was."""
+        descriptor = open_regular(self._file(shard))
+        try:
+            self._check_size(shard, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+
+    def check_whole(self, shard: int) -> None:
+        """Every byte of the file is as it was written."""
+        digest = xxhash.xxh3_128()
+        with open(open_regular(self._file(shard)), "rb") as file:
+            self._check_size(shard, os.fstat(file.fileno()).st_size)
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != self.manifest["shards"][shard]["hash"]:
+            raise CacheCorrupt(
+                f"{self._file(shard)}: the bytes are not those that were written (hash); delete the cache and build it again"
+            )
+
+    def _map(self, ids: np.ndarray) -> None:
+        if not len(ids) or not (missing := self._reader.missing(ids)):
+            return
+        if self._reader.mapped() + len(missing) > _MAPPED_SHARDS:
+            self._reader.unmap_all()
+            missing = self._reader.missing(ids)
+        for shard in missing:
+            self._map_shard(shard)
+
+    def _map_shard(self, shard: int) -> None:
+        entry, file = self.manifest["shards"][shard], self._file(shard)
+        header = shard_header(self.manifest, shard, entry["records"])
+        with open(open_regular(file), "rb") as handle:
+            self._check_size(shard, os.fstat(handle.fileno()).st_size)
+            if handle.read(len(header)) != header:
+                raise CacheCorrupt(f"{file}: the header does not describe the records that the manifest describes")
+            handle.seek(len(header) + data_bytes(self.manifest, shard, entry["records"]))
+            table = handle.read(4 * block_count(self.manifest, shard, entry["records"]))
+            if xxhash.xxh3_128_hexdigest(table) != entry["blocks"]:
+                raise CacheCorrupt(f"{file}: the bytes are not those that were written (table of checksums)")
+            try:
+                damage = self._reader.map(
+                    shard=shard,
+                    fd=handle.fileno(),
+                    file_bytes=entry["bytes"],
+                    data_begin=len(header),
+                    records=entry["records"],
+                    rows=rows_of_shard(self.manifest, shard),
+                    checksums=np.frombuffer(table, "<u4"),
+                )
+            except ValueError as error:
+                raise CacheCorrupt(f"{file}: {error}") from None
+        self._raise(damage)
+
+    def _raise(self, damage: tuple[int, int, int] | None) -> None:
+        if damage is not None:
+            shard, begin, end = damage
+            raise CacheCorrupt(
+                f"{self._file(shard)}: the bytes are not those that were written (checksum of bytes {begin} to {end} of its records); "
+                "delete the cache and build it again"
+            )
+
+    def _check_size(self, shard: int, size: int) -> None:
+        expected = self.manifest["shards"][shard]["bytes"]
+        if size != expected:
+            way = "cut" if size < expected else "added to"
+            raise CacheCorrupt(f"{self._file(shard)}: expected {expected} bytes; got {size}: the file was {way}")
+
+    def _file(self, shard: int) -> Path:
+        return self.path / shard_name(shard)

@@ -1,0 +1,284 @@
+"""Writing a cache's shards so that any process may die at any moment, whatever the records come from.
+
+A shard is published by a rename, then committed by a small file with its hash; the manifest comes last. A writer that dies leaves
+finished shards and no manifest, and the next one goes on with the first shard of its own that has no valid commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache import statistics
+from ensdistill.cache.checked import open_regular, read_checked, write_checked
+from ensdistill.cache.codecs import Fields
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
+from ensdistill.cache.fingerprint import differences
+from ensdistill.cache.locks import Writer, writing
+from ensdistill.cache.native import shards as native
+from ensdistill.cache.reader import TargetCache
+from ensdistill.files import atomic_path
+
+_OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
+# How long a writer that is done waits for one that does not show itself.
+PATIENCE = 60.0
+
+Progress = Callable[[int, int], None]
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    batch_size: int
+
+    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
+        """Records of each sample, int64 [N]; None unless they are sequences."""
+
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, np.ndarray | statistics.Part]]:
+        """The fields of the samples' records, ``input_hash`` among them, and the KL of each record by what it is of.
+
+        Of what is copied from another cache the statistics are known as a whole: they come once, with any batch.
+        """
+
+
+def publish(
+    path: Path,
+    plan: m.Manifest,
+    source: Source,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    overwrite: bool = False,
+    max_kl: float | None = None,
+    progress: Progress | None = None,
+) -> TargetCache:
+    """The cache of this plan, in the folder ``path``: opened where it is finished, resumed where it is not.
+
+    With several writers (``world``) each returns when all are done.
+    """
+    if (cache := _finished(path, plan, overwrite)) is not None:
+        return _within(cache, max_kl)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        _fsync_folder(folder.parent)  # without its name in there, a folder does not outlive a power cut
+    with writing(path, rank, world) as writer:
+        with writer.alone():
+            if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
+                return _within(cache, max_kl)
+            _prepare(path, plan, overwrite, writer)
+        _write(path, plan, source, writer, max_kl, progress)
+        _finish(path, plan, writer)
+    return TargetCache.open(path)
+
+
+def _within(cache: TargetCache, max_kl: float | None) -> TargetCache:
+    largest = cache.manifest["statistics"]["kl"]["max"]
+    if max_kl is not None and largest > max_kl:
+        raise CacheError(f"max_kl: expected at most {max_kl:g} nats; the cache {cache.path} has a row with {largest:.3g}")
+    return cache
+
+
+def _finished(path: Path, plan: m.Manifest, overwrite: bool) -> TargetCache | None:
+    """The finished cache in the folder, if there is one; one that is not of this plan is an error or, to be overwritten, None."""
+    if not (path / m.MANIFEST).exists():
+        return None
+    try:
+        cache = TargetCache.open(path, check="full" if overwrite else "lazy")
+        _require_same(path, {field: cache.manifest[field] for field in plan}, plan)
+    except CacheError:
+        if overwrite:
+            return None
+        raise
+    if _leftovers(path, plan):
+        # Its writer died after publishing. The leftovers are never read; where they can't be removed they do no harm.
+        with suppress(OSError, CacheError), writing(path, 0, 1):
+            _remove(_leftovers(path, plan))
+    return cache
+
+
+def _require_same(path: Path, found: m.Manifest, plan: m.Manifest) -> None:
+    # The record follows from other fields, and a difference in it would only repeat theirs.
+    found, plan = ({field: value for field, value in body.items() if field != "record"} for body in (found, plan))
+    if differing := differences(found, plan):
+        raise CacheMismatch(f"{path}: the folder holds a cache of something else; choose another folder or pass overwrite=True:", differing)
+
+
+def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
+    """Leave in the folder what may be resumed, under a plan that equals ours."""
+    try:
+        if (path / m.MANIFEST).exists():
+            raise CacheMismatch(f"{path}: the finished cache there is to be overwritten")
+        found = read_checked(path / m.PLAN)
+        m.check_plan(path / m.PLAN, found)
+        _require_same(path, found, plan)
+    except CacheIncomplete:
+        write_checked(path / m.PLAN, plan)
+    except CacheError as error:
+        if not overwrite:
+            raise
+        if others := writer.others_alive():
+            raise CacheError(f"{error}\nIt can't be overwritten: {', '.join(others)} are held by its other writers") from error
+        _remove(file for file in path.iterdir() if _OURS.fullmatch(file.name))
+        write_checked(path / m.PLAN, plan)
+
+
+def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl: float | None, progress: Progress | None) -> None:
+    """Publish and commit every shard of this writer."""
+    own = range(writer.rank, m.shard_count(plan), writer.world)
+    done, total = 0, sum(m.rows_of_shard(plan, shard) for shard in own)
+    for shard in own:
+        rows = m.rows_of_shard(plan, shard)
+        commit = _committed(path, plan, shard, every_byte=True)
+        if commit is None and (path / m.MANIFEST).exists():
+            return  # another writer found everything committed, and has tidied up
+        if commit is None:
+            _publish_shard(path, plan, shard, source, max_kl, None if progress is None else _shifted(progress, done, total))
+        else:
+            _refuse_worse(max_kl, {name: np.array([part["max"]]) for name, part in commit["kl"].items()}, plan, shard, None)
+            if progress is not None:
+                progress(done + rows, total)
+        done += rows
+
+
+def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]:
+    return lambda samples: progress(done + samples, total)
+
+
+def _publish_shard(
+    path: Path, plan: m.Manifest, shard: int, source: Source, max_kl: float | None, progress: Callable[[int], None] | None
+) -> None:
+    view, first = m.view_and_first_uid(plan, shard)
+    rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]
+    lengths = source.lengths(view, np.arange(first, first + rows))
+    offsets = np.arange(rows + 1) if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
+    records = int(offsets[-1])
+    data = np.zeros(m.data_bytes(plan, shard, records), np.uint8)
+    body, layout = data[: records * width].reshape(records, width), m.layout_of(plan)
+    if lengths is not None:
+        data[records * width :].view("<u8")[:] = offsets
+    parts: dict[str, list[statistics.Part]] = {}
+    # Batches never cross shards: a resumed writer runs the very batches of an undisturbed one.
+    for start in range(0, rows, source.batch_size):
+        stop = min(start + source.batch_size, rows)
+        uids = np.arange(first + start, first + stop)
+        fields, kl = source.encode(view, uids)
+        views = layout.views(body[offsets[start] : offsets[stop]])
+        for name, field in fields.items():
+            views[name][:] = field
+        _refuse_worse(max_kl, kl, plan, shard, uids if lengths is None else np.repeat(uids, lengths[start:stop]))
+        for name, values in kl.items():
+            parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))
+        if progress is not None:
+            progress(stop)
+    header, table = m.shard_header(plan, shard, records), native.checksums(data, plan["block_bytes"]).astype("<u4")
+    digest = xxhash.xxh3_128(header)
+    digest.update(data.data)
+    digest.update(table.data)
+    with atomic_path(path / m.shard_name(shard)) as part, open(part, "wb") as file:
+        for piece in (header, data.data, table.data):
+            file.write(piece)
+    entry = {
+        "file": m.shard_name(shard),
+        "rows": rows,
+        "records": records,
+        "bytes": len(header) + data.nbytes + table.nbytes,
+        "hash": digest.hexdigest(),
+        "blocks": xxhash.xxh3_128_hexdigest(table.data),
+    }
+    kl_parts = {name: statistics.merge(several) for name, several in parts.items()}
+    write_checked(path / m.commit_name(shard), {"plan": _identity(plan), "shard": entry, "kl": kl_parts})
+
+
+def _refuse_worse(
+    max_kl: float | None, kl: dict[str, np.ndarray | statistics.Part], plan: m.Manifest, shard: int, owners: np.ndarray | None
+) -> None:
+    if max_kl is None:
+        return
+    for name, values in kl.items():
+        worst = values["max"] if isinstance(values, dict) else float(values.max())
+        if worst > max_kl:
+            known = owners is not None and not isinstance(values, dict)
+            where = f"uid {owners[np.argmax(values)]}" if known else f"a row of {m.shard_name(shard)}"  # type: ignore[arg-type,index]
+            raise CacheError(
+                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g} for {name!r}, {where}; "
+                "nothing of its shard was written: choose a more exact codec, or allow more"
+            )
+
+
+def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
+    """Write the manifest once every shard is committed, by whichever writer."""
+    seen, since = -1, time.monotonic()
+    while True:
+        with writer.alone():
+            if (path / m.MANIFEST).exists():
+                return
+            # The other writers' shards were read back by those that wrote them, or are read by whoever opens the cache.
+            commits = [_committed(path, plan, shard, every_byte=False) for shard in range(m.shard_count(plan))]
+            if all(commit is not None for commit in commits):
+                members = {name: statistics.merge(c["kl"][name] for c in commits if c and name in c["kl"]) for name in m.targets_of(plan)}
+                shards = [commit["shard"] for commit in commits if commit]
+                write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": statistics.summary(members)})
+                _remove(_leftovers(path, plan))
+                return
+            alive = writer.others_alive()
+        missing = [shard for shard, commit in enumerate(commits) if commit is None]
+        if len(missing) != seen or alive:
+            seen, since = len(missing), time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            ranks = sorted({shard % writer.world for shard in missing})
+            raise CacheIncomplete(
+                f"{path}: {len(missing)} shards of rank {', '.join(map(str, ranks))} of {writer.world} are missing, and no process that "
+                "writes them is running; run it again to resume"
+            )
+        time.sleep(0.05)
+
+
+def _committed(path: Path, plan: m.Manifest, shard: int, every_byte: bool) -> m.Manifest | None:
+    """The shard's commit, if it is of this plan and the shard's bytes are those it names."""
+    digest = xxhash.xxh3_128()
+    try:
+        commit = read_checked(path / m.commit_name(shard))
+        if commit.get("plan") != _identity(plan):
+            return None
+        with open(open_regular(path / m.shard_name(shard)), "rb") as file:
+            if os.fstat(file.fileno()).st_size != commit["shard"]["bytes"]:
+                return None
+            while every_byte and (chunk := file.read(1 << 24)):
+                digest.update(chunk)
+    except (CacheIncomplete, CacheCorrupt):
+        return None
+    return commit if not every_byte or commit["shard"]["hash"] == digest.hexdigest() else None
+
+
+def _identity(plan: m.Manifest) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(plan).encode())
+
+
+def _leftovers(path: Path, finished: m.Manifest) -> list[Path]:
+    """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
+    keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
+    return [file for file in path.iterdir() if _OURS.fullmatch(file.name) and file.name not in keep]
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in list(files):  # all named before the folder changes
+        file.unlink(missing_ok=True)
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""Caches damaged and malformed at random. ``ENSDISTILL_FUZZ_ROUNDS=200000 python -m pytest tests/fuzz`` is the long form."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROUNDS = int(os.environ.get("ENSDISTILL_FUZZ_ROUNDS", "1000"))
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+SHARDS = HERE.parent.parent / "csrc" / "shards"
+
+
+def fuzz(job: str, rounds: int) -> dict[str, int]:
+    command = [sys.executable, str(HERE / "cache_fuzzer.py"), job, str(rounds), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]  # -14: a round that hung; MemoryError: one that wanted too much
+    print(job, done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_every_damage_is_found():
+    result = fuzz("flips", ROUNDS)
+    assert result["found"] == result["damaged"] == ROUNDS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory can't be limited")
+@pytest.mark.parametrize("job", ["manifests", "shards"])
+def test_what_is_malformed_is_refused_or_harmless(job):
+    rounds = ROUNDS // 2
+    result = fuzz(job, rounds)
+    assert result["fuzzed"] == rounds
+    assert 0.3 * rounds < result["refused"]  # most changes are of something that matters
+    assert result["refused"] < rounds  # and some are not: the fuzzer gets through the checksums
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="no g++ with sanitizers")
+def test_the_native_reader_bears_any_file(tmp_path):
+    program = tmp_path / "fuzzer"
+    sources = [HERE / "reader_fuzzer.cpp", SHARDS / "reader.cpp", SHARDS / "crc32c.cpp"]
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run(["g++", *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(program), str(3 * ROUNDS), "0", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert min(result.values()) > ROUNDS / 10  # every way out is taken
+    print("reader", done.stdout)

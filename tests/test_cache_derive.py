@@ -1,0 +1,139 @@
+"""Caches made from caches, and reading them from elsewhere."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cache_helpers import Teachers, contents, digits, in_uid_order
+from test_cache_views import LENGTHS, N, token_teachers
+
+from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, reweight
+from ensdistill.data import Rows
+
+UIDS = np.arange(230)
+CODECS = ("uint8", "fp16", "bf16", "fp32")
+
+
+def two_of(teachers: Teachers) -> Teachers:
+    return replace(teachers, logits=teachers.logits[:2], names=("a", "b"), weights=teachers.weights[:2])
+
+
+def records(cache: TargetCache) -> np.ndarray:
+    return cache.gather_records(np.arange(len(cache)))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_added_member_is_as_if_it_had_been_there(tmp_path, codec):
+    teachers, rows = digits()
+    cache_targets(two_of(teachers), rows, tmp_path / "two", codec=codec, shard_rows=64)
+    whole = cache_targets(teachers, rows, tmp_path / "three", codec=codec, shard_rows=64)
+    new = in_uid_order(teachers, rows)[2]
+    added = add_member(tmp_path / "two", tmp_path / "added", name="c", logits=new, weight=0.2)
+    np.testing.assert_array_equal(records(added), records(whole))
+    assert (added.names, added.weights.tolist()) == (whole.names, whole.weights.tolist())
+    assert added.manifest["statistics"] == whole.manifest["statistics"]
+    assert added.manifest["fingerprint"]["derived"][0]["add"]["name"] == "c"
+    # And taken away again, the bytes of the first.
+    dropped = drop_member(added, tmp_path / "dropped", name="c")
+    np.testing.assert_array_equal(records(dropped), records(TargetCache.open(tmp_path / "two")))
+    assert dropped.manifest["statistics"] == TargetCache.open(tmp_path / "two").manifest["statistics"]
+    TargetCache.open(tmp_path / "dropped", check="full")
+
+
+@pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("bf16", None), ("topk-4", 2.0), ("uint8", 1.0)])
+def test_converting_what_is_exact_is_as_if_it_had_been_written_so(tmp_path, codec, mixture_at):
+    teachers, rows = digits()
+    exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", shard_rows=64)
+    direct = cache_targets(teachers, rows, tmp_path / "direct", codec=codec, mixture_at=mixture_at, shard_rows=64)
+    converted = convert(exact, tmp_path / "converted", codec=codec, mixture_at=mixture_at)
+    np.testing.assert_array_equal(records(converted), records(direct))
+    assert converted.manifest["statistics"] == direct.manifest["statistics"]
+    again = contents(tmp_path / "converted")
+    convert(exact, tmp_path / "converted", codec=codec, mixture_at=mixture_at)
+    assert contents(tmp_path / "converted") == again
+    with pytest.raises(CacheMismatch, match="codec: the cache has"):
+        convert(exact, tmp_path / "converted", codec="fp16")
+    with pytest.raises(CacheError, match="max_kl: expected at most 0 nats"):
+        convert(exact, tmp_path / "other", codec=codec, mixture_at=mixture_at, max_kl=0.0)
+
+
+def test_sequences_are_converted_and_get_members(tmp_path):
+    teachers, inputs = token_teachers()
+    rows = Rows(inputs, np.random.default_rng(4).permutation(N), np.zeros(N, np.int64))
+    options = {"lengths": LENGTHS, "shard_rows": 16}
+    exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", **options)
+    direct = cache_targets(teachers, rows, tmp_path / "direct", codec="counts-30", mixture_at=1.0, **options)
+    np.testing.assert_array_equal(records(convert(exact, tmp_path / "c", codec="counts-30", mixture_at=1.0)), records(direct))
+    new = exact.gather_logits(np.arange(N))[0] * 2
+    added = add_member(exact, tmp_path / "added", name="c", logits=new, weight=1)
+    np.testing.assert_array_equal(added.gather_logits(np.arange(N)), np.concatenate([exact.gather_logits(np.arange(N)), new[None]]))
+
+
+def test_reweighting_replaces_one_file(tmp_path):
+    teachers, rows = digits()
+    cache_targets(teachers, rows, tmp_path, shard_rows=64)
+    before = contents(tmp_path)
+    cache = reweight(tmp_path, {"c": 0.0, "a": 3, "b": 1.0})
+    assert cache.weights.tolist() == [3.0, 1.0, 0.0]
+    assert cache.gather([0]).weights.tolist() == [3.0, 1.0, 0.0]
+    after = contents(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    assert cache.manifest["fingerprint"]["derived"] == [{"reweight": {"a": 3.0, "b": 1.0, "c": 0.0}}]
+    TargetCache.open(tmp_path, check="full")
+
+
+def test_what_can_not_be_derived_is_refused(tmp_path):
+    teachers, rows = digits()
+    cache = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    mixture = cache_targets(teachers, rows, tmp_path / "x", codec="topk-4", mixture_at=1.0)
+    new = np.zeros((230, 10), np.float32)
+    only = r"holds the mixture at T = 1 only \(topk-4\), and .* needs each member's logits"
+    for call, error, message in (
+        (lambda: convert(mixture, tmp_path / "n", codec="fp32"), CacheError, only),
+        (lambda: add_member(mixture, tmp_path / "n", name="d", logits=new, weight=1), CacheError, only),
+        (lambda: drop_member(mixture, tmp_path / "n", name="a"), CacheError, only),
+        (lambda: reweight(tmp_path / "x", {"a": 1, "b": 1, "c": 1}), CacheError, only),
+        (lambda: convert(cache, tmp_path / "n", codec="topk-4"), ValueError, "mixture_at: expected a temperature"),
+        (
+            lambda: add_member(cache, tmp_path / "n", name="a", logits=new, weight=1),
+            ValueError,
+            "name: expected one that is none of a, b, c",
+        ),
+        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new[1:], weight=1), ValueError, r"logits: expected \[230, 10\]"),
+        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new.astype(float), weight=1), TypeError, "logits: expected float32"),
+        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new * np.nan, weight=1), ValueError, "member 'd' gave nan for uid 0"),
+        (lambda: add_member(cache, tmp_path / "n2", name="d", logits=new, weight=-1), ValueError, "weight: expected a finite number"),
+        (lambda: drop_member(cache, tmp_path / "n2", name="d"), ValueError, "name: expected one of a, b, c; got 'd'"),
+        (lambda: reweight(tmp_path / "m", {"a": 1, "b": 1}), ValueError, "weights: expected one for each of a, b, c; got a, b"),
+        (lambda: reweight(tmp_path / "m", {"a": 0, "b": 0, "c": 0}), ValueError, "weights: expected a positive sum"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert not (tmp_path / "n2").exists()
+
+
+def test_against_teachers(tmp_path):
+    teachers, rows = digits()
+    cache = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    assert cache.verify_against(teachers, rows, share=0.1) == 23
+    assert cache.verify_against(teachers, rows, share=1e-9) == 1
+    mixture = cache_targets(teachers, rows, tmp_path / "x", codec="topk-4", mixture_at=2.0)
+    assert mixture.verify_against(teachers, rows, share=1.0) == 230
+    counts = cache_targets(teachers, rows, tmp_path / "y", codec="counts-50", mixture_at=2.0)
+    assert counts.verify_against(teachers, rows, share=1.0) == 230
+    row = int(np.flatnonzero(rows.uids == 77)[0])
+    other = teachers.with_logit(1, row, 3, teachers.logits[1, row].max() + 2.0)
+    for wrong in (cache, mixture, counts):
+        with pytest.raises(CacheMismatch, match=r"uid 77 .*1 of 230 samples differ"):
+            wrong.verify_against(other, rows, share=1.0)
+    with pytest.raises(CacheMismatch, match="inputs: uid"):
+        cache.verify_against(teachers, replace(rows, inputs=rows.inputs[::-1].copy()), share=1.0)
+    with pytest.raises(ValueError, match="share: expected a number above 0, up to 1; got 0"):
+        cache.verify_against(teachers, rows, share=0)
+
+
+def test_the_manifest_is_plain_json(tmp_path):
+    teachers, rows = digits()
+    cache = cache_targets(teachers, rows, tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["members"] == list(cache.names)

@@ -1,0 +1,155 @@
+"""Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where moto is installed)."""
+
+import threading
+
+import fsspec
+import numpy as np
+import pytest
+from cache_helpers import contents, digits
+
+from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, TargetCache, cache_targets, remote
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return cache_targets(*digits(), tmp_path_factory.mktemp("original") / "cache", shard_rows=32)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    pytest.importorskip("s3fs", reason="pip install 'ensdistill[s3]'")
+    server_module = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"}}
+    before = fsspec.config.conf.get("s3", {})
+    fsspec.config.conf["s3"] = options
+    fsspec.filesystem("s3").mkdir("bucket")
+    yield "s3://bucket"
+    fsspec.config.conf["s3"] = before
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def base(request, tmp_path):
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    return f"memory://{tmp_path}" if request.param == "memory" else f"file://{tmp_path}/remote"
+
+
+def open_at(url):
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
+
+
+def test_there_and_back(original, base, tmp_path):
+    remote.upload(original.path, base)
+    cache = TargetCache.open(base, check="full", local=tmp_path / "here")
+    np.testing.assert_array_equal(cache.gather_records(np.arange(230)), original.gather_records(np.arange(230)))
+    assert contents(tmp_path / "here") == contents(original.path)
+    assert not (tmp_path / "here" / "fetched").exists()
+    system, path = open_at(base)
+    assert not [name for name in system.ls(path, detail=False) if name.endswith(".part")]
+
+
+def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch):
+    remote.upload(original.path, base)
+    folder = tmp_path / "here"
+    TargetCache.open(base, local=folder)
+    fetched = []
+    plain = remote._fetch
+    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(a[-1]["file"]) or plain(*a))
+    TargetCache.open(base, local=folder)
+    assert fetched == []
+    data = bytearray((folder / "shard-00003.safetensors").read_bytes())
+    (folder / "shard-00003.safetensors").write_bytes(data[:-1])  # cut: only that one is fetched
+    TargetCache.open(base, check="full", local=folder)
+    assert contents(folder) == contents(original.path)
+
+
+def test_what_arrives_damaged_is_never_kept(original, base, tmp_path):
+    remote.upload(original.path, base)
+    system, path = open_at(base)
+    name = "shard-00002.safetensors"
+    data = bytearray((original.path / name).read_bytes())
+    data[5000] ^= 1
+    for damaged in (bytes(data), bytes(data[:-7]), bytes(data) + b"more"):
+        system.pipe_file(f"{path}/{name}", damaged)
+        with pytest.raises(CacheCorrupt, match=rf"{name}: the bytes are not those that the manifest names"):
+            remote.download(base, tmp_path / "here")
+        assert not (tmp_path / "here" / name).exists()
+        with pytest.raises(CacheIncomplete):
+            TargetCache.open(tmp_path / "here")
+    remote.upload(original.path, base)  # mends it: what is there with other bytes is sent again
+    assert len(TargetCache.open(base, check="full", local=tmp_path / "here")) == 230
+    system.rm(f"{path}/{name}")
+    with pytest.raises(CacheIncomplete, match=rf"{name}: no such file"):
+        remote.download(base, tmp_path / "other")
+
+
+def test_nothing_there(base, tmp_path):
+    with pytest.raises(CacheIncomplete, match=r"no manifest\.json: no cache has been written there"):
+        TargetCache.open(f"{base}/nowhere", local=tmp_path)
+    with pytest.raises(CacheError, match="nosuchprotocol"):
+        TargetCache.open("nosuchprotocol://x", local=tmp_path)
+    with pytest.raises(ValueError, match="local: is for a URL"):
+        TargetCache.open(tmp_path, local=tmp_path)
+
+
+def test_a_damaged_cache_is_not_published(original, tmp_path):
+    import shutil
+
+    shutil.copytree(original.path, tmp_path / "c")
+    data = bytearray((tmp_path / "c" / "shard-00001.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "c" / "shard-00001.safetensors").write_bytes(data)
+    with pytest.raises(CacheCorrupt, match="it was not sent"):
+        remote.upload(tmp_path / "c", f"memory://{tmp_path}/x")
+    assert not fsspec.filesystem("memory").exists(f"{tmp_path}/x/manifest.json")
+
+
+@pytest.mark.parametrize(("failures", "succeeds"), [(3, True), (4, False)])
+def test_a_network_that_fails_now_and_then(original, tmp_path, monkeypatch, failures, succeeds):
+    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    url = f"memory://{tmp_path}"
+    remote.upload(original.path, url)
+    system, _ = open_at(url)
+    left, plain = {"shard-00004.safetensors": failures}, type(system).open
+
+    def flaky(self, path, *arguments, **options):
+        name = path.rsplit("/", 1)[-1]
+        if left.get(name, 0) > 0:
+            left[name] -= 1
+            raise ConnectionResetError("the other side has gone")
+        return plain(self, path, *arguments, **options)
+
+    monkeypatch.setattr(type(system), "open", flaky)
+    if succeeds:
+        assert len(TargetCache.open(url, check="full", local=tmp_path / "here")) == 230
+    else:
+        with pytest.raises(CacheError, match=r"ConnectionResetError: the other side has gone \(4 tries\)"):
+            remote.download(url, tmp_path / "here")
+        assert not (tmp_path / "here" / "manifest.json").exists()
+
+
+def test_processes_of_one_machine_fetch_once(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    url = f"memory://{tmp_path}"
+    remote.upload(original.path, url)
+    fetched, plain = [], remote._fetch
+    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(1) or plain(*a))
+    threads = [threading.Thread(target=remote.download, args=(url, tmp_path / "here")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == len(original.manifest["shards"])
+    assert len(TargetCache.open(tmp_path / "here", check="full")) == 230
+
+
+def test_the_default_place_is_the_user_s_cache_folder(original, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = f"memory://{tmp_path}/c"
+    remote.upload(original.path, url)
+    assert TargetCache.open(url).path.is_relative_to(tmp_path / "ensdistill")
