@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ensdistill.cache import CacheMismatch, TargetCache
+from ensdistill.cache.reader import require_members
 from ensdistill.ensemble.checks import check_logits
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def _from_cache(ensemble: Ensemble, cache: TargetCache, count: int, uids: np.nda
         )
     if mine["classes"] is not None and list(cache.classes) != mine["classes"]:
         raise CacheMismatch(f"logits: the cache {cache.path} has the classes {list(cache.classes)}; expected {mine['classes']}")
+    require_members(cache, "choosing among members")
     where = np.arange(len(cache)) if uids is None else np.asarray(uids)
     if len(where) != count:
         raise ValueError(f"labels: expected {len(where)}, one for each {'row of the cache' if uids is None else 'uid'}; got {count}")
     mine_there = [cache.names.index(name) for name in ensemble.names]
     # What is stored was calibrated by what the ensemble was then; that is undone by the cache's own record of it.
-    z = cache.gather(where).to_logits().double().numpy()[mine_there] * made["temperature"]
+    z = cache.gather_logits(where).astype(np.float64)[mine_there] * made["temperature"]
     z *= np.array(made["temperatures"])[mine_there, None, None]
     if made.get("vectors") is not None:
         scale, bias = np.array(made["vectors"])[:, mine_there]

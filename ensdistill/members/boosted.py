@@ -100,8 +100,8 @@ class _LightGBM(_Library):
 
     def scores(self, inputs: np.ndarray) -> tuple[np.ndarray, bool]:
         if self.objective == "multiclassova":  # a sigmoid for each class
-            return self.booster.predict(inputs, validate_features=False), True
-        scores = self.booster.predict(inputs, raw_score=True, validate_features=False)
+            return np.asarray(self.booster.predict(inputs, validate_features=False)), True
+        scores = np.asarray(self.booster.predict(inputs, raw_score=True, validate_features=False))
         return scores * self.slope if self.objective == "binary" else scores, False
 
     @classmethod
