@@ -135,7 +135,8 @@ def linear_distillation_loss(
     ValueError, TypeError
         Naming the argument, what came and what was expected.
     NotImplementedError
-        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do both.
+        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap:
+        ``distillation_loss`` of the logits can do both.
 
     Notes
     -----
