@@ -28,6 +28,8 @@ from ensdistill.layout import product
 from ensdistill.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
+# Tuples, since a union is made anew wherever it stands.
+_LOGITS, _DISTRIBUTIONS, _SPARSE = (EnsembleLogits, QuantizedLogits), (LogProbs, Probs), (TopK, Counts)
 # Rows of each member in which LogProbs are looked at.
 _LOOKED_AT = 4
 
@@ -113,7 +115,7 @@ def make_problem(
     target = as_target(targets, len(shape))
     kind, tail_mode = "logits", tail
     given = scale = offset = ids = tail_mass = None
-    if isinstance(target, TopK | Counts):
+    if isinstance(target, _SPARSE):
         kind, dense, members = "topk", False, 0
         values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, tail, divergence)
         if weights is not None:
@@ -128,10 +130,10 @@ def make_problem(
         weights = target.weights if weights is None else weights
         if isinstance(target, QuantizedLogits):
             scale, offset = affine_maps(target, (members, *lead), device)
-        elif isinstance(target, LogProbs | Probs):
+        elif isinstance(target, _DISTRIBUTIONS):
             kind = "log_probs" if isinstance(target, LogProbs) else "probs"
             combiner = "log_prob" if combiner == "logit" else combiner
-    if not isinstance(target, EnsembleLogits | QuantizedLogits):
+    if not isinstance(target, _LOGITS):
         check_target_temperature(target, temperature)
     problem = Problem(
         lead,
@@ -174,12 +176,12 @@ def make_problem(
 
 def as_target(targets: Any, dims: int) -> Targets:
     """A bare tensor is logits: of one member if shaped like the student's, which has ``dims`` dimensions, else of K."""
-    if isinstance(targets, EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts):
-        return targets
-    if not isinstance(targets, Tensor):
+    if isinstance(targets, Tensor):
+        return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
+    if not isinstance(targets, Targets):
         names = ", ".join(kind.__name__ for kind in (*_DENSE, TopK))
         raise TypeError(f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}")
-    return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
+    return targets
 
 
 def check_target_temperature(target: LogProbs | Probs | TopK | Counts, temperature: float) -> None:
@@ -196,7 +198,7 @@ def check_target_temperature(target: LogProbs | Probs | TopK | Counts, temperatu
 def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: torch.device) -> Tensor:
     """What the members say, [K, ...] with ``shape`` behind K."""
     values = typed_values("targets", target)
-    if isinstance(target, LogProbs | Probs) and values.dim() == len(shape):
+    if isinstance(target, _DISTRIBUTIONS) and values.dim() == len(shape):
         values = values.unsqueeze(0)
     found = list(values.shape)
     if values.dim() != len(shape) + 1 or found[0] < 1:
@@ -225,7 +227,8 @@ def typed_values(name: str, target: Targets) -> Tensor:
     elif values.dtype not in FLOATS:
         hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
         raise TypeError(f"{name}: expected {dtype_names(FLOATS)} {field}; got {values.dtype}{hint}")
-    check_strided(name, values)
+    if values.layout is not torch.strided:
+        check_strided(name, values)
     return values
 
 

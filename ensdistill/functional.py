@@ -282,7 +282,7 @@ def distillation_loss(
     values = (problem.values if dense is None else dense).detach()
     if impl == "fused":
         # The op has no forward-mode rule, and torch would take that for a tangent of zero.
-        if forward_ad.unpack_dual(student_logits).tangent is not None:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(student_logits).tangent is not None:
             raise NotImplementedError(
                 "student_logits: carries a forward-mode tangent (torch.func.jvp, jacfwd), which impl='fused' can't propagate; "
                 "use impl='reference'"

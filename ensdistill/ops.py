@@ -13,7 +13,7 @@ from ensdistill import _native, reference
 from ensdistill.layout import ready
 from ensdistill.wrapped import is_plain
 
-__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "release_memory", "use_instruction_set"]
+__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "release_memory", "scaled", "use_instruction_set"]
 
 build_info = _native.build_info
 instruction_set = _native.instruction_set
@@ -55,9 +55,7 @@ def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
 # he differentiates twice, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
 # nothing outlives the call (a traced graph keeps only what it uses), and all inputs are saved.
 
-FORWARD_MODE = (
-    "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); take torch.func.jacrev, for a Hessian jacrev of jacrev, or {instead}"
-)
+FORWARD_MODE = "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian)"
 
 
 def saveable(x: Tensor | None) -> Tensor | None:
@@ -67,37 +65,40 @@ def saveable(x: Tensor | None) -> Tensor | None:
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
 
 
-def _version(x: Tensor | None) -> int | None:
-    return None if x is None or x.is_inference() else x._version
+def _versions(*tensors: Tensor | None) -> list[int | None]:
+    """How often each was changed in place. Of those made under torch.inference_mode() torch doesn't know."""
+    try:
+        return [x._version for x in tensors if x is not None]
+    except RuntimeError:
+        return [None if x.is_inference() else x._version for x in tensors if x is not None]
 
 
 class _Inputs:
     """The inputs of one call, for a second derivative. ``held`` are the targets as the caller holds them, and their class dimension."""
 
-    __slots__ = ("class_dim", "held", "shape", "tensors", "versions")
+    __slots__ = ("held", "rest", "shape", "student", "targets", "versions")
 
-    def __init__(self, tensors: tuple[Tensor | None, ...], held: tuple[Tensor, int] | None) -> None:
-        student, targets, *rest = tensors
-        assert targets is not None
-        self.shape, self.held, self.class_dim = targets.shape, None, 0
+    def __init__(self, arguments: tuple[Any, ...], held: tuple[Tensor, int] | None) -> None:
+        self.student, targets, self.rest = arguments[0], arguments[1], arguments[2:_TENSORS]
+        self.shape, self.held, self.targets = targets.shape, held and held[1], targets
         if held is not None:
-            self.held, self.class_dim, targets = weakref.ref(held[0]), held[1], held[0]
-        self.versions = [_version(x) for x in (student, targets, *rest)]
-        self.tensors = (student, None if held is not None else targets, *rest)
+            targets = held[0]
+            self.targets = weakref.ref(targets)
+        self.versions = _versions(self.student, targets, *self.rest)
 
     def again(self) -> tuple[list[Tensor | None], str | None]:
         """They, and what is wrong with them, if so."""
-        student, targets, *rest = self.tensors
-        targets = targets if self.held is None else self.held()
+        targets = self.targets if self.held is None else self.targets()
         if targets is None:
             fault = "the targets are gone; keep them until then"
-        elif [_version(x) for x in (student, targets, *rest)] != self.versions:
+        elif _versions(self.student, targets, *self.rest) != self.versions:
             fault = "they have been changed in place; change copies"
         else:
             if self.held is not None:
-                targets = targets.detach().movedim(self.class_dim, -1).reshape(self.shape)
-            return [student, targets, *rest], None
-        return [student, None, *rest], f"distillation_loss: a second derivative needs the inputs, and {fault}, or pass recompute=True"
+                targets = targets.detach().movedim(self.held, -1).reshape(self.shape)
+            return [self.student, targets, *self.rest], None
+        fault = f"distillation_loss: a second derivative needs the inputs, and {fault}, or pass recompute=True"
+        return [self.student, None, *self.rest], fault
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -107,10 +108,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(output[1], output[2])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    nothing = (None,) * (_TENSORS + _SETTINGS - 1)
+def _student_gradient(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
     if grad_loss is None:
-        return None, *nothing
+        return None
     gradient, *tensors = ctx.saved_tensors
     traced = type(grad_loss) is not Tensor
     # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
@@ -125,8 +125,16 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
         if not kept:
             ctx.inputs = None
     if twice and (grad_loss.requires_grad or tensors[0].requires_grad):
-        return _First.apply(grad_loss, gradient, *tensors, ctx.settings, fault), *nothing
-    return scaled(gradient, grad_loss, owned), *nothing
+        twice_differentiable: Tensor = _First.apply(grad_loss, gradient, *tensors, ctx.settings, fault)
+        return twice_differentiable
+    return scaled(gradient, grad_loss, owned)
+
+
+_NOTHING = (None,) * (_TENSORS + _SETTINGS - 1)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    return _student_gradient(ctx, grad_loss), *_NOTHING
 
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
@@ -145,6 +153,12 @@ def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     if owned and plain:
         return gradient.mul_(factor)
     return (gradient * factor).to(gradient.dtype)
+
+
+def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        f"distillation_loss: {FORWARD_MODE}; take torch.func.jacrev, of itself for a Hessian, or impl='reference', which has all of them"
+    )
 
 
 class _First(torch.autograd.Function):
@@ -178,13 +192,7 @@ class _First(torch.autograd.Function):
         second_loss, second_student = pull(direction)
         return second_loss, None, second_student, *(None,) * (len(rest) + 2)
 
-    @staticmethod
-    def jvp(*_: Any) -> Any:
-        _refuse_forward_mode()
-
-
-def _refuse_forward_mode(*_: Any) -> Any:
-    raise NotImplementedError(f"distillation_loss: {FORWARD_MODE.format(instead="impl='reference'")}")
+    jvp = staticmethod(_refuse_forward_mode)
 
 
 class _Eager(torch.autograd.Function):
@@ -197,7 +205,7 @@ class _Eager(torch.autograd.Function):
         *ctx.settings, ctx.with_gradient, _, held = arguments[_TENSORS:]
         if ctx.with_gradient:
             ctx.save_for_backward(output[1])
-            ctx.inputs = _Inputs(arguments[:_TENSORS], held)
+            ctx.inputs = _Inputs(arguments, held)
         else:
             ctx.save_for_backward(None, *map(saveable, arguments[:_TENSORS]))
         ctx.set_materialize_grads(False)
@@ -205,8 +213,8 @@ class _Eager(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return *_backward(ctx, *grads), None
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return _student_gradient(ctx, grad_loss), *_NOTHING, None
 
 
 class _Transformable(torch.autograd.Function):
