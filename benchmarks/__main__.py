@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import predict
 from ensdistill.bench import command, readme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,7 @@ usage: python -m benchmarks COMMAND
   kernels [OPTIONS]      time the losses; `kernels --help` explains. The same as `ensdistill bench`, into benchmarks/results
   teachers [OPTIONS]     time the training of members, and see what choosing among them is worth; `teachers --help` explains
   cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
+  predict                what an H100 should take, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   readme [RESULT.json]   put a result's table into README.md (by default that of the result which README.md names)
 """
 
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print(error, file=sys.stderr)
             return 1
         print(f"{text}: the table of {result}")
+        return 0
+    if words == ["predict"]:
+        predict.rewrite(root / "benchmarks" / "PREDICTIONS.md")
+        print(f"{root / 'benchmarks' / 'PREDICTIONS.md'}: the table of this version's plans")
         return 0
     asked = words[:1] in (["-h"], ["--help"])
     print(USAGE, end="", file=sys.stdout if asked else sys.stderr)

@@ -22,6 +22,10 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
       "float alpha, str combiner, str tail_mode, int ignore_index, float label_smoothing, float z_loss, str reduction, "
       "float divisor, bool with_gradient, bool with_statistics) -> (Tensor, Tensor, Tensor)");
 
+  // gradient *= factor, a float on the gradient's device: how a gradient that the forward made meets the upstream one. CUDA only.
+  // A factor of 1, the usual one, costs reading it: whether it is, only the device knows without waiting.
+  m.def("scale_gradient(Tensor(a!) gradient, Tensor factor) -> ()");
+
   // Encoders: what K members say about N rows, made small. Each returns last the rows' KL divergence from what it was given,
   // float64, NaN where a row has no distribution (NaN, +inf, no class left). targets, scale, offset, weights: as above, with
   // targets [K, N, C] and unit stride over the classes. See ensdistill/encoders.py.

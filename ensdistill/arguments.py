@@ -1,37 +1,37 @@
-"""The arguments of the losses: every check of a user's input, and what the op is called with.
-
-Shapes, dtypes and settings are always checked. Values are looked at where that costs no wait: on the CPU, outside torch.compile and
-vmap; elsewhere the kernel makes the rows NaN that hold what it can't use.
-"""
+"""The arguments of the losses: every check of a user's input, and what the op is called with. checks.py has those of single ones."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ensdistill import _native
-from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
-from ensdistill.wrapped import is_batched
+from ensdistill.checks import (
+    FLOATS,
+    INTEGERS,
+    check_device,
+    check_settings,
+    check_strided,
+    check_temperature,
+    dtype_names,
+    extent,
+    first,
+    member_weights,
+    numbers,
+    shown,
+    visible,
+)
+from ensdistill.layout import product
+from ensdistill.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
-Combiner = Literal["prob", "logit", "log_prob"]
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
-Tail = Literal["tail", "renormalize", "zero"]
-Reduction = Literal["mean", "sum", "batchmean", "none"]
-Impl = Literal["fused", "reference", "compile"]
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INTEGERS = (torch.int32, torch.int64)
-# What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more; logits are further off.
-SUM_TOLERANCE = 0.05
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
-_NAMES = [(name, get_args(kind)) for name, kind in (("combiner", Combiner), ("divergence", Divergence), ("tail", Tail))]
-_NAMES += [("reduction", get_args(Reduction)), ("impl", get_args(Impl))]
+# Tuples, since a union is made anew wherever it stands.
+_DISTRIBUTIONS, _SPARSE = (LogProbs, Probs), (TopK, Counts)
+# Rows of each member in which LogProbs are looked at.
+_LOOKED_AT = 4
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class Problem:
     lead: tuple[int, ...]
     values: Tensor  # dense: [K, ...] shaped like the student; else [N, k]
     dense: bool
+    given: Tensor | None  # dense: what ``values`` is a view of, as the caller holds it
     scale: Tensor | None  # [K, N]
     offset: Tensor | None  # [K, N]
     ids: Tensor | None  # [N, k]
@@ -87,38 +88,58 @@ def make_problem(
     sample_weights: Tensor | Sequence[float] | None,
     z_loss: float,
     reduction: str,
+    recompute: bool,
+    statistics: bool,
     impl: str = "fused",
 ) -> Problem:
     """Checks everything but the student's logits, of which it needs ``shape``, the class dimension (not negative), dtype, device."""
-    check_settings(temperature, alpha, beta, label_smoothing, z_loss, ignore_index, labels)
-    for (name, allowed), value in zip(_NAMES, (combiner, divergence, tail, reduction, impl), strict=True):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+    check_settings(
+        temperature,
+        alpha,
+        combiner,
+        divergence,
+        beta,
+        tail,
+        ignore_index,
+        label_smoothing,
+        class_weights is not None,
+        z_loss,
+        reduction,
+        recompute,
+        statistics,
+        impl,
+    )
+    if alpha < 1 and labels is None:
+        raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
     classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
     target = as_target(targets, len(shape))
     kind, tail_mode = "logits", tail
-    scale = offset = ids = tail_mass = None
-    if isinstance(target, TopK | Counts):
+    given = scale = offset = ids = tail_mass = None
+    if isinstance(target, _SPARSE):
         kind, dense, members = "topk", False, 0
         values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, tail, divergence)
         if weights is not None:
             raise ValueError(f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got {shown(weights)}")
+        if combiner != "prob":
+            raise ValueError(f"combiner: {type(target).__name__} is one distribution, which has no members to combine; got {combiner!r}")
     else:
         dense = True
         values = dense_values(target, shape, class_dim, device)
+        given = targets if isinstance(targets, Tensor) else getattr(target, _DENSE[type(target)])
         members = len(values)
         weights = target.weights if weights is None else weights
         if isinstance(target, QuantizedLogits):
             scale, offset = affine_maps(target, (members, *lead), device)
-        elif isinstance(target, LogProbs | Probs):
+        elif isinstance(target, _DISTRIBUTIONS):
             kind = "log_probs" if isinstance(target, LogProbs) else "probs"
             combiner = "log_prob" if combiner == "logit" else combiner
     if not isinstance(target, EnsembleLogits) and target.temperature is not None:
-        check_temperature(target, temperature)
+        check_target_temperature(target, temperature)
     problem = Problem(
         lead,
         values,
         dense,
+        given,
         scale,
         offset,
         ids,
@@ -142,80 +163,12 @@ def make_problem(
             float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
         ),
     )
-    if ids is not None:
-        check_sparse(problem, type(target).__name__, classes, ignore_index, tail_mode)
+    if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
+        if ids is not None:
+            check_sparse(problem, type(target).__name__, classes, ignore_index, tail_mode)
+        elif kind == "log_probs":
+            check_log_probs(problem, class_dim, ignore_index)
     return problem
-
-
-# Settings -------------------------------------------------------------------------------------------------------------
-
-
-def check_settings(temperature: Any, alpha: Any, beta: Any, label_smoothing: Any, z_loss: Any, ignore_index: Any, labels: Any) -> None:
-    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
-    check_number("temperature", temperature)
-    for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
-        if not (real(value) and 0 <= float(value) <= 1):
-            raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
-    if not (real(beta) and 0 < float(beta) < 1):
-        raise ValueError(f"beta: expected a number between 0 and 1, neither of them; got {beta!r}")
-    if not (real(z_loss) and 0 <= float(z_loss) < math.inf):
-        raise ValueError(f"z_loss: expected a finite number of at least 0; got {z_loss!r}")
-    if alpha < 1 and labels is None:
-        raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int; got {ignore_index!r}")
-
-
-def real(value: Any) -> bool:
-    # Whether an abstract class has an instance takes 0.5 µs to find out; nearly all are one of these.
-    return type(value) is float or type(value) is int or isinstance(value, Real)
-
-
-def check_number(name: str, value: Any) -> None:
-    if not (real(value) and 0 < float(value) < math.inf):
-        raise ValueError(f"{name}: expected a finite number above 0; got {value!r}")
-
-
-def check_temperature(target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float) -> None:
-    made_at = target.temperature
-    check_number("targets.temperature", made_at)
-    if made_at != temperature:
-        raise ValueError(
-            f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, and a mixture at one "
-            f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the targets anew from the "
-            "members' logits"
-        )
-
-
-def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
-    """``class_dim`` counted from the front."""
-    dims = len(shape)
-    if not isinstance(class_dim, int):
-        raise TypeError(f"class_dim: expected an int; got {class_dim!r}")
-    if not -dims <= class_dim < dims:
-        raise ValueError(f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}")
-    return class_dim % dims
-
-
-def check_floats(name: str, value: Any, expected: str) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a Tensor{expected}; got {type(value).__name__}")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected {dtype_names(FLOATS)}; got {value.dtype}")
-
-
-def check_device(name: str, value: Tensor, device: torch.device) -> None:
-    if value.device != device:
-        raise ValueError(f"{name}: on device {value.device}, but the student is on {device}; move one of them")
-
-
-def check_kernels(name: str, device: torch.device) -> None:
-    """That ``impl="fused"`` has something to run. Whether it is the right GPU is asked where nobody traces."""
-    if device.type == "cpu":
-        return
-    why = _native.why_no_kernels(device.type, None if torch.compiler.is_compiling() else device.index)
-    if why is not None:
-        raise NotImplementedError(f"{name}: on device {device}, {why}")
 
 
 # Targets --------------------------------------------------------------------------------------------------------------
@@ -223,27 +176,30 @@ def check_kernels(name: str, device: torch.device) -> None:
 
 def as_target(targets: Any, dims: int) -> Targets:
     """A bare tensor is logits: of one member if shaped like the student's, which has ``dims`` dimensions, else of K."""
-    if isinstance(targets, EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts):
-        return targets
-    if not isinstance(targets, Tensor):
+    if isinstance(targets, Tensor):
+        return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
+    if not isinstance(targets, Targets):
         names = ", ".join(kind.__name__ for kind in (*_DENSE, TopK))
         raise TypeError(f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}")
-    return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
+    return targets
+
+
+def check_target_temperature(target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float) -> None:
+    made_at = target.temperature
+    check_temperature("targets.temperature", made_at)
+    assert made_at is not None
+    if abs(made_at - temperature) > 1e-6 * temperature:  # a float32's rounding, as of one that was stored
+        raise ValueError(
+            f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, and a mixture at one "
+            f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the targets anew from the "
+            "members' logits"
+        )
 
 
 def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: torch.device) -> Tensor:
     """What the members say, [K, ...] with ``shape`` behind K."""
-    name = type(target).__name__
-    values = getattr(target, _DENSE[type(target)])
-    if not isinstance(values, Tensor):
-        raise TypeError(f"targets: expected Tensors inside {name}; got {type(values).__name__}")
-    if isinstance(target, QuantizedLogits):
-        if values.dtype != torch.uint8:
-            raise TypeError(f"targets.codes: expected torch.uint8; got {values.dtype}")
-    elif values.dtype not in FLOATS:
-        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
-        raise TypeError(f"targets: expected {dtype_names(FLOATS)} {_DENSE[type(target)]}; got {values.dtype}{hint}")
-    if isinstance(target, LogProbs | Probs) and values.dim() == len(shape):
+    values = typed_values("targets", target)
+    if isinstance(target, _DISTRIBUTIONS) and values.dim() == len(shape):
         values = values.unsqueeze(0)
     found = list(values.shape)
     if values.dim() != len(shape) + 1 or found[0] < 1:
@@ -260,7 +216,26 @@ def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: 
     return values
 
 
-def affine_maps(target: QuantizedLogits, expected: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def typed_values(name: str, target: Targets) -> Tensor:
+    """What a dense target holds, of a dtype that it may have."""
+    field = _DENSE[type(target)]
+    values = getattr(target, field)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected Tensors inside {type(target).__name__}; got {type(values).__name__}")
+    if isinstance(target, QuantizedLogits):
+        if values.dtype != torch.uint8:
+            raise TypeError(f"{name}.codes: expected torch.uint8; got {values.dtype}")
+    elif values.dtype not in FLOATS:
+        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
+        raise TypeError(f"{name}: expected {dtype_names(FLOATS)} {field}; got {values.dtype}{hint}")
+    if values.layout is not torch.strided:
+        check_strided(name, values)
+    return values
+
+
+def affine_maps(
+    target: QuantizedLogits, expected: tuple[int, ...], device: torch.device, others: str = "the student is"
+) -> tuple[Tensor, Tensor]:
     """scale and offset as [K, N]."""
     maps = []
     for name in ("scale", "offset"):
@@ -269,7 +244,7 @@ def affine_maps(target: QuantizedLogits, expected: tuple[int, ...], device: torc
             raise TypeError(f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}")
         if value.shape != expected:
             raise ValueError(f"targets.{name}: expected {list(expected)}, one for each member and row; got shape {list(value.shape)}")
-        check_device(f"targets.{name}", value, device)
+        check_device(f"targets.{name}", value, device, others)
         maps.append(value if len(expected) == 2 else value.flatten(1) if len(expected) > 2 else value.unsqueeze(1))
     return maps[0], maps[1]
 
@@ -334,11 +309,7 @@ def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, t
     if int(low) < 0 or int(high) >= classes:
         row, entry = first((ids < 0) | (ids >= classes))
         raise ValueError(f"targets.ids: expected 0..{classes - 1}; got {int(ids[row, entry])} in row {row}")
-    used = torch.ones(len(ids), dtype=torch.bool)
-    if problem.labels is not None:
-        used &= problem.labels != ignore_index
-    if problem.sample_weights is not None:
-        used &= problem.sample_weights != 0
+    used = used_rows(problem, ignore_index, 1)[0]
     # Padding may repeat an id: each gets one of its own, below 0.
     real = torch.where(listed == -torch.inf, -1 - torch.arange(ids.shape[1]), ids).sort(-1).values
     twice = (real[:, 1:] == real[:, :-1]) & used[:, None]
@@ -346,9 +317,10 @@ def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, t
         row, entry = first(twice)
         raise ValueError(f"targets.ids: expected each id once in a row; got {int(real[row, entry])} twice in row {row}")
     if name == "Counts":
-        if bool((listed.isnan() & used[:, None]).any()):
-            row, _ = first(listed.isnan() & used[:, None])
-            raise ValueError(f"targets.counts: expected numbers of at least 0; got a negative one or NaN in row {row}")
+        wrong = ~(listed < torch.inf) & used[:, None]
+        if bool(wrong.any()):
+            row, _ = first(wrong)
+            raise ValueError(f"targets.counts: expected finite numbers of at least 0; got a negative or infinite one or NaN in row {row}")
     else:
         mass = listed.double().exp().sum(-1)
         mass = mass if tail is None else mass + tail.double().exp()
@@ -366,19 +338,46 @@ def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, t
         raise ValueError(f"targets: expected mass on at least one class; got only padding in row {row}")
 
 
-def check_probs(problem: Problem, class_dim: int, loss: Tensor, ignore_index: int) -> None:
-    """Why a loss is NaN, if it is because of the probabilities. To be called with the result: looking at all of them costs a pass."""
-    values, labels, sample_weights = problem.values, problem.labels, problem.sample_weights
-    if not all(visible(x) for x in (values, loss, labels, sample_weights) if x is not None) or not bool(loss.isnan().any()):
-        return
-    rows = values.movedim(class_dim + 1, -1).flatten(1, -2) if values.dim() > 2 else values.unsqueeze(1)
-    used = torch.ones(rows.shape[:2], dtype=torch.bool)
-    if labels is not None:
-        used &= labels != ignore_index
-    if sample_weights is not None:
-        used &= sample_weights != 0
+def used_rows(problem: Problem, ignore_index: int, members: int) -> Tensor:
+    """[K, N] bool: of which member what row is read."""
+    used = torch.ones(members, product(problem.lead), dtype=torch.bool)
+    if problem.labels is not None:
+        used &= problem.labels != ignore_index
+    if problem.sample_weights is not None:
+        used &= problem.sample_weights != 0
     if problem.weights is not None:
         used &= (problem.weights != 0)[:, None]
+    return used
+
+
+def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None:
+    """Whether a few rows have distributions: logits and probabilities, taken for log-probabilities, have none in any row. All would
+    cost more than the loss does.
+    """
+    values, lead, n = problem.values.detach(), problem.lead or (1,), product(problem.lead)
+    if n == 0 or not all(visible(x) for x in (values, *problem.tensors) if x is not None):
+        return
+    step = -(-n // _LOOKED_AT)
+    index = (slice(None, None, step),) if len(lead) == 1 else torch.unravel_index(torch.arange(0, n, step), lead)
+    rows = (values.movedim(class_dim + 1, -1) if problem.lead else values.unsqueeze(1))[:, *index]
+    mass = rows.double().logsumexp(-1)
+    wrong = (mass.abs() > SUM_TOLERANCE) & used_rows(problem, ignore_index, len(values))[:, ::step]
+    if bool(wrong.any()):
+        member, row = first(wrong)
+        place = f"row {row * step}" + (f" of member {member}" if len(rows) > 1 else "")
+        raise ValueError(
+            f"targets.log_probs: expected log-probabilities whose log-sum-exp is 0 to within {SUM_TOLERANCE}; "
+            f"got {float(mass[member, row]):.4g} in {place}; of logits pass EnsembleLogits, of probabilities Probs"
+        )
+
+
+def check_probs(problem: Problem, class_dim: int, loss: Tensor, ignore_index: int) -> None:
+    """Why a loss is NaN, if it is because of the probabilities. To be called with the result: looking at all of them costs a pass."""
+    values = problem.values
+    if not all(visible(x) for x in (values, loss, *problem.tensors) if x is not None) or not bool(loss.isnan().any()):
+        return
+    rows = values.movedim(class_dim + 1, -1).flatten(1, -2) if values.dim() > 2 else values.unsqueeze(1)
+    used = used_rows(problem, ignore_index, len(rows))
     rows = rows.double()
     for wrong, what in (
         ((rows < 0).any(-1), "no negative probability"),
@@ -399,8 +398,11 @@ def checked_labels(
     labels: Any, lead: tuple[int, ...], classes: int, ignore_index: int, shape: Sequence[int], class_dim: int, device: torch.device
 ) -> Tensor:
     """Labels as [N]."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels: expected a torch.int64 Tensor; got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if not isinstance(labels, Tensor):
+        found = f"a {type(labels).__module__}.{type(labels).__name__}; pass torch.as_tensor(labels)"
+        raise TypeError(f"labels: expected a torch.int64 Tensor; got {found}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels: expected a torch.int64 Tensor; got {labels.dtype}")
     if labels.shape != lead:
         channels_first = len(shape) > 2 and class_dim != 1 and labels.shape == (shape[0], *shape[2:])
         hint = "; with classes in dimension 1, pass class_dim=1" if channels_first else ""
@@ -416,57 +418,3 @@ def checked_labels(
             row = int(wrong.nonzero()[0])
             raise ValueError(f"labels: expected 0..{classes - 1} or ignore_index {ignore_index}; got {int(labels[row])} in row {row}")
     return labels
-
-
-def member_weights(weights: Any, k: int, device: torch.device) -> Tensor:
-    result = numbers("weights", weights, (k,), f"of the {k} members", device)
-    if visible(result) and float(result.sum()) <= 0:
-        raise ValueError(f"weights: expected a sum above 0; got {shown(weights)}")
-    return result
-
-
-def numbers(name: str, given: Any, shape: tuple[int, ...], what: str, device: torch.device) -> Tensor:
-    """``given``, finite and not negative, as a flat float64 tensor on ``device``; one number for each ``what``."""
-    if isinstance(given, Tensor) and given.is_complex():
-        raise TypeError(f"{name}: expected real numbers; got {given.dtype}")
-    try:
-        value = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of {math.prod(shape)} numbers; got {given!r}") from None
-    if value.shape != shape:
-        raise ValueError(f"{name}: expected one for each {what}, {list(shape)}; got shape {list(value.shape)}")
-    value = value.reshape(-1)
-    if value.numel() and visible(value):
-        low, high = torch.aminmax(value)  # NaN if one is
-        if not (float(low) >= 0 and float(high) < math.inf):
-            raise ValueError(f"{name}: expected finite numbers of at least 0; got {shown(given)}")
-    return value
-
-
-# Words ----------------------------------------------------------------------------------------------------------------
-
-
-def visible(x: Tensor) -> bool:
-    """Whether Python can look at values without waiting for a device, outside of a trace or a batch."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(x)
-
-
-def first(mask: Tensor) -> tuple[int, int]:
-    row, column = mask.nonzero()[0].tolist()
-    return row, column
-
-
-def extent(lead: Sequence[int]) -> str:
-    return f"{lead[0]} rows" if len(lead) == 1 else f"leading dimensions {list(lead)}"
-
-
-def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def shown(values: Any) -> str:
-    numbers = values.flatten().tolist() if isinstance(values, Tensor) else values
-    try:
-        return str([*numbers]) if len(numbers) <= 20 else f"{[*numbers[:20]]} and {len(numbers) - 20} more"
-    except TypeError:
-        return repr(values)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +19,17 @@ from ensdistill import (
     _native,  # noqa: F401  loading the library registers the ops
     encoders_reference,
 )
-from ensdistill.arguments import FLOATS, Combiner, check_kernels, check_temperature, dtype_names, member_weights, visible
+from ensdistill.arguments import affine_maps, check_target_temperature, typed_values
+from ensdistill.checks import (
+    Combiner,
+    check_device,
+    check_int,
+    check_kernels,
+    check_one_of,
+    check_temperature,
+    member_weights,
+    visible,
+)
 from ensdistill.targets import Counts, EnsembleLogits, QuantizedLogits, TopK
 
 __all__ = ["quantize_logits", "sample_counts", "top_k_targets"]
@@ -71,7 +80,7 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
     given = EnsembleLogits(logits) if isinstance(logits, Tensor) else logits
     if not isinstance(given, EnsembleLogits):
         raise TypeError(f"logits: expected a Tensor [K, ..., C] or EnsembleLogits; got {type(logits).__name__}")
-    values = _checked_values("logits", given.logits, codes=False)
+    values = _checked_values("logits", given)
     function = _implementation(impl, values, "logits", torch.ops.ensdistill.encode_uint8, encoders_reference.encode_uint8)
     rows = _rows(values)
     codes, scale, offset, kl = function(rows)
@@ -104,7 +113,7 @@ def top_k_targets(
     k : int
         From 1 to C.
     temperature : float
-        T > 0: the mixture is that of softmax(z_k / T). It stays with the targets.
+        T from 1e-4 to 1e4: the mixture is that of softmax(z_k / T). It stays with the targets.
     weights : Tensor or sequence [K], optional
         Non-negative; normalised to sum to one. By default those of ``targets``, else uniform. A member of weight 0 is not read.
     combiner : {"prob", "logit", "log_prob"}
@@ -138,7 +147,7 @@ def top_k_targets(
     True
     """
     values, arguments = _mixture_arguments(targets, weights, temperature, combiner)
-    _check_int("k", k, 1, values.shape[-1], "the number of classes")
+    check_int("k", k, 1, values.shape[-1], "the number of classes")
     function = _implementation(impl, values, "targets", torch.ops.ensdistill.encode_top_k, encoders_reference.encode_top_k)
     ids, log_probs, tail, kl = function(*arguments, k)
     _look(kl, values, arguments)
@@ -201,15 +210,15 @@ def sample_counts(
     (tensor([[0, 2, 0]], dtype=torch.int32), tensor(100))
     """
     values, arguments = _mixture_arguments(targets, weights, temperature, combiner)
-    _check_int("draws", draws, 1, _INT32, "what int32 counts")
-    _check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
+    check_int("draws", draws, 1, _INT32, "what int32 counts")
+    check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
     lead, entries = values.shape[1:-1], min(draws, values.shape[-1])
     if row_ids is not None:
         if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64:
             raise TypeError(f"row_ids: expected a torch.int64 Tensor; got {getattr(row_ids, 'dtype', type(row_ids).__name__)}")
         if row_ids.shape != lead:
             raise ValueError(f"row_ids: expected one for each row, {list(lead)}; got shape {list(row_ids.shape)}")
-        _check_device("row_ids", row_ids, values)
+        check_device("row_ids", row_ids, values.device, "the logits are")
         row_ids = row_ids.reshape(-1).contiguous()
     function = _implementation(impl, values, "targets", torch.ops.ensdistill.encode_counts, encoders_reference.encode_counts)
     ids, counts, kl = function(*arguments, draws, seed, row_ids)
@@ -227,61 +236,32 @@ def _mixture_arguments(targets: Any, weights: Any, temperature: Any, combiner: A
         raise TypeError(
             f"targets: expected a Tensor of logits [K, ..., C], EnsembleLogits or QuantizedLogits; got {type(targets).__name__}"
         )
-    affine: list[Tensor | None] = [None, None]
+    values = _checked_values("targets", given)
+    affine: tuple[Tensor | None, Tensor | None] = (None, None)
     if isinstance(given, QuantizedLogits):
-        values = _checked_values("targets.codes", given.codes, codes=True)
-        for i, name in enumerate(("scale", "offset")):
-            value = getattr(given, name)
-            if not isinstance(value, Tensor) or value.dtype != torch.float32:
-                raise TypeError(f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}")
-            if value.shape != values.shape[:-1]:
-                raise ValueError(f"targets.{name}: expected [K, ...] = {list(values.shape[:-1])}; got shape {list(value.shape)}")
-            _check_device(f"targets.{name}", value, values)
-            affine[i] = value.detach().reshape(len(values), math.prod(values.shape[1:-1]))
-    else:
-        values = _checked_values("targets", given.logits, codes=False)
-    if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
-        raise ValueError(f"temperature: expected a finite number above 0; got {temperature!r}")
+        scale, offset = affine_maps(given, tuple(values.shape[:-1]), values.device, "the logits are")
+        affine = scale.detach(), offset.detach()
+    check_temperature("temperature", temperature)
     if isinstance(given, QuantizedLogits) and given.temperature is not None:
-        check_temperature(given, float(temperature))
-    if combiner not in ("prob", "logit", "log_prob"):
-        raise ValueError(f"combiner: expected one of prob, logit, log_prob; got {combiner!r}")
+        check_target_temperature(given, float(temperature))
+    check_one_of("combiner", combiner, get_args(Combiner))
     weights = given.weights if weights is None else weights
     weights = None if weights is None else member_weights(weights, len(values), values.device)
     return values, [_rows(values), *affine, weights, float(temperature), combiner]
 
 
-def _checked_values(name: str, values: Any, codes: bool) -> Tensor:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected a Tensor; got {type(values).__name__}")
+def _checked_values(name: str, given: EnsembleLogits | QuantizedLogits) -> Tensor:
+    values = typed_values(name, given)
     if values.dim() < 3 or values.shape[0] < 1 or values.shape[-1] < 1:
         hint = "; of one teacher's logits [N, C] pass logits[None]" if values.dim() == 2 else ""
         raise ValueError(
             f"{name}: expected [K, ..., C] with at least one member, one row dimension and one class; got {list(values.shape)}{hint}"
         )
-    if codes and values.dtype != torch.uint8:
-        raise TypeError(f"{name}: expected torch.uint8; got {values.dtype}")
-    if not codes and values.dtype not in FLOATS:
-        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 and name == "targets" else ""
-        raise TypeError(f"{name}: expected {dtype_names(FLOATS)} logits; got {values.dtype}{hint}")
     return values.detach()
 
 
-def _check_int(name: str, value: Any, low: int, high: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-        raise TypeError(f"{name}: expected an int; got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, {what}; got {value}")
-
-
-def _check_device(name: str, value: Tensor, values: Tensor) -> None:
-    if value.device != values.device:
-        raise ValueError(f"{name}: on device {value.device}, but the logits are on {values.device}; move one of them")
-
-
 def _implementation(impl: Any, values: Tensor, name: str, fused: Any, reference: Any) -> Any:
-    if impl not in ("fused", "reference"):
-        raise ValueError(f"impl: expected one of fused, reference; got {impl!r}")
+    check_one_of("impl", impl, get_args(Impl))
     if impl == "fused":
         check_kernels(name, values.device)
     return fused if impl == "fused" else reference

@@ -13,23 +13,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
-from ensdistill.arguments import (
-    Combiner,
-    Divergence,
-    Impl,
-    Problem,
-    Reduction,
-    Tail,
-    check_class_dim,
-    check_floats,
-    check_kernels,
-    check_probs,
-    make_problem,
-)
+from ensdistill.arguments import Problem, check_probs, make_problem
+from ensdistill.checks import Combiner, Divergence, Impl, Reduction, Tail, check_class_dim, check_floats, check_kernels
 from ensdistill.layout import collapse, product
 from ensdistill.targets import Targets
 
 __all__ = ["Combiner", "Divergence", "Impl", "Reduction", "RowStatistics", "Tail", "distillation_loss"]
+
+_ALPHA = 4  # among the op's settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class RowStatistics:
     disagreement : Tensor [...]
         H(p) - sum of w_k H(p_k), nats: what the members don't agree on. NaN where they aren't known one by one. For the combiner
         ``prob`` it is the members' generalised Jensen-Shannon divergence (Lin, "Divergence measures based on the Shannon entropy",
-        1991, section IV), which isn't negative.
+        1991, section IV), which isn't negative; a difference of rounded entropies, it can be -1e-6 where they agree.
 
     Examples
     --------
@@ -160,21 +151,25 @@ def distillation_loss(
         Any leading dimensions, N rows altogether; N = 0 is legal. ``-inf`` marks a masked class. Read in place if the classes are
         contiguous, or if they come first as in a feature map (see ``class_dim``); the gradient is laid out like it.
     targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.targets`
-        What the teachers said. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Everything is read
-        as stored. No gradient flows to it.
+        What the teachers said. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Dense targets are
+        read as stored; of TopK and Counts the loss makes copies of N·k numbers, unless they are int64 ids and float32 or float64
+        log-probabilities. No gradient flows to it. It may be made under :func:`torch.inference_mode`.
     labels : Tensor [...], int64, optional
-        Hard labels. Rows equal to ``ignore_index`` don't count at all: neither for the divergence, nor in the mean.
+        Hard labels. Rows equal to ``ignore_index`` don't count at all: neither for the divergence, nor in the mean. With alpha = 1 that
+        is all they say: a mask.
     temperature : float
-        T > 0, for the divergence. LogProbs, Probs, TopK and Counts must have been made at it.
+        T from 1e-4 to 1e4, for the divergence. LogProbs, Probs, TopK and Counts must have been made at it, to 1e-6 of it. Above 32 all
+        arithmetic is in double precision, which is slower: probabilities are nearly equal there, and T² magnifies what a float has lost
+        of their difference.
     alpha : float
-        Share of the divergence, 0 to 1. Below 1, ``labels`` is needed.
+        Share of the divergence, 0 to 1. Below 1, ``labels`` is needed. At 0 what the targets hold doesn't matter, not even if it is NaN.
     weights : Tensor or sequence [K], optional
         Of the members: non-negative; normalised to sum to one. By default those that ``targets`` carries, else uniform. A member
         of weight 0 is not read. Where the logits are on a GPU, weights of all kinds should be tensors there: others are copied, which
         waits for the device.
     combiner : {"prob", "logit", "log_prob"}
         ``prob``: mean of the members' probabilities at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the
-        normalised geometric mean of their probabilities.
+        normalised geometric mean of their probabilities. TopK and Counts have no members, so only ``prob`` is legal there.
     divergence : {"forward_kl", "reverse_kl", "jsd", "tvd"}
         D = KL(p‖q); KL(q‖p); beta·KL(p‖m) + (1 - beta)·KL(q‖m) with m = beta·p + (1 - beta)·q; half of Σ|p - q|, whose gradient
         is taken as 0 where p = q.
@@ -184,11 +179,12 @@ def distillation_loss(
         For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
         states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing.
     ignore_index, label_smoothing
-        As in :func:`torch.nn.functional.cross_entropy`.
+        As in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels with a share: alpha below 1.
     class_weights : Tensor or sequence [C], optional
         As ``weight`` in :func:`torch.nn.functional.cross_entropy`: for the cross entropy of each row. The mean doesn't divide by them.
+        They need labels with a share: alpha below 1.
     sample_weights : Tensor or sequence [...], optional
-        Non-negative factor u of each row. A row of weight 0 is not read, but counts in the mean.
+        Non-negative factor u of each row. A row of weight 0 is not read, but counts in the mean. No gradient flows to weights of any kind.
     z_loss : float
         Factor of the squared log-sum-exp of the logits (at T = 1), which keeps them from drifting.
     reduction : {"mean", "sum", "batchmean", "none"}
@@ -196,9 +192,11 @@ def distillation_loss(
         size of the first leading dimension.
     class_dim : int
         The class dimension of ``student_logits`` and (after K) of dense targets: 1 for feature maps [N, C, H, W]. The ids of TopK and
-        Counts are last anyway: [N, H, W, k].
+        Counts are last anyway: [N, H, W, k]. It can't be guessed: by default the columns of a feature map are taken for its classes,
+        and only labels, whose shape then doesn't fit, give that away.
     recompute : bool
-        Keep no gradient between forward and backward: the backward reads the inputs again. Less memory, more time.
+        Keep no gradient between forward and backward: the backward reads the inputs again, which autograd saves for that (they stay
+        alive, and must not be changed in place). More time, and less memory where the targets are small or kept anyway.
     statistics : bool
         Return a :class:`RowStatistics` too.
     impl : {"fused", "reference", "compile"}
@@ -215,10 +213,16 @@ def distillation_loss(
         Naming the argument, what came and what was expected. Values on a GPU can't be looked at without waiting for it: a label
         out of range makes its row's loss and gradient NaN there, invalid weights every row's.
     NotImplementedError
-        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU; in forward mode
+        (torch.func.jvp, jacfwd, hessian); in torch.func.grad under torch.compile(fullgraph=True), which wraps it in an error of its own.
+    RuntimeError
+        Differentiated twice when the targets are gone, or inputs were changed in place.
 
     Notes
     -----
+    Between forward and backward the gradient is kept, and the student's logits; not the targets, which may be freed or written over. A
+    second derivative (``create_graph=True``) needs them once more: keep them until then, or pass ``recompute=True``.
+
     All arithmetic is in float32 (float64 for float64), and the gradient is rounded to the student's dtype once; a float16 mean's is kept
     as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing.
 
@@ -268,6 +272,8 @@ def distillation_loss(
         sample_weights=sample_weights,
         z_loss=z_loss,
         reduction=reduction,
+        recompute=recompute,
+        statistics=statistics,
         impl=impl,
     )
     if impl == "fused":
@@ -276,19 +282,15 @@ def distillation_loss(
     values = (problem.values if dense is None else dense).detach()
     if impl == "fused":
         # The op has no forward-mode rule, and torch would take that for a tangent of zero.
-        if forward_ad.unpack_dual(student_logits).tangent is not None:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(student_logits).tangent is not None:
             raise NotImplementedError(
-                "student_logits: carries a forward-mode tangent, which impl='fused' can't propagate; use impl='reference'"
+                "student_logits: carries a forward-mode tangent (torch.func.jvp, jacfwd), which impl='fused' can't propagate; "
+                "use impl='reference'"
             )
         with_gradient = student_logits.requires_grad and torch.is_grad_enabled() and not recompute
-        settings, factor = problem.settings, 1.0
-        divisor: int | Tensor = 1
-        half = student_logits.dtype == torch.float16
-        outside = (half and reduction == "mean") or (reduction == "batchmean" and (half or torch.compiler.is_compiling()))
-        if outside:
-            settings, factor, divisor = _divided_outside(problem, ignore_index)
-        loss, _, by_products = ops.differentiable_loss(rows, values, *problem.tensors, *settings, with_gradient, statistics)
-        loss = loss * factor / divisor if outside else loss
+        given = problem.given
+        held = None if given is None else (given, class_dim + given.dim() - len(shape))
+        loss, by_products = _fused(rows, values, held, problem, with_gradient, statistics, reduction, ignore_index)
     else:
         function: Any = reference.distill_loss if impl == "reference" else _compiled_reference()
         loss, by_products = function(rows, values, *problem.tensors, *problem.settings, with_statistics=statistics)
@@ -297,6 +299,32 @@ def distillation_loss(
     if reduction == "none":
         loss = loss.reshape(problem.lead)
     return (loss, RowStatistics.from_rows(by_products, problem.lead)) if statistics else loss
+
+
+def _fused(
+    student: Tensor,
+    values: Tensor,
+    held: tuple[Tensor, int] | None,
+    problem: Problem,
+    with_gradient: bool,
+    statistics: bool,
+    reduction: str,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    settings, factor, tensors = problem.settings, 1.0, problem.tensors
+    divisor: int | Tensor = 1
+    half = student.dtype == torch.float16
+    outside = (half and reduction == "mean") or (reduction == "batchmean" and (half or torch.compiler.is_compiling()))
+    if outside:
+        settings, factor, divisor = _divided_outside(problem, ignore_index)
+    by_products = None
+    if settings[_ALPHA] == 0:
+        if statistics:  # which are of the teachers all the same
+            by_products = ops.differentiable_loss(student.detach(), values, *tensors, *settings, False, True)[2]
+        values, tensors, settings = ops.without_divergence(student, values, tensors, settings)
+        held, statistics = None, False
+    loss, _, found = ops.differentiable_loss(student, values, *tensors, *settings, with_gradient, statistics, held=held)
+    return loss * factor / divisor if outside else loss, found if by_products is None else by_products
 
 
 def _divided_outside(problem: Problem, ignore_index: int) -> tuple[tuple[Any, ...], float, int | Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ensdistill import ops
-from ensdistill.arguments import check_device, check_floats, check_kernels, check_number, check_probs, make_problem
+from ensdistill.arguments import check_probs, make_problem
+from ensdistill.checks import check_device, check_floats, check_kernels, check_number
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
 from ensdistill.targets import Targets
@@ -135,7 +136,8 @@ def linear_distillation_loss(
     ValueError, TypeError
         Naming the argument, what came and what was expected.
     NotImplementedError
-        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do both.
+        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do
+        both. In forward mode (torch.func.jvp, jacfwd, hessian), and in torch.func.grad under torch.compile(fullgraph=True).
 
     Notes
     -----
@@ -176,13 +178,15 @@ def linear_distillation_loss(
         sample_weights=sample_weights,
         z_loss=z_loss,
         reduction=reduction,
+        recompute=recompute,
+        statistics=statistics,
     )
     check_kernels("hidden", hidden.device)
     n = product(lead)
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_BYTES // (classes * dtype.itemsize))
         chunk_rows -= chunk_rows % 64 if chunk_rows > 64 else 0
-    elif not isinstance(chunk_rows, int) or chunk_rows < 1:
+    elif type(chunk_rows) is not int or chunk_rows < 1:
         raise ValueError(f"chunk_rows: expected an int of at least 1; got {chunk_rows!r}")
     values = problem.values.detach()
     *settings, mode, divisor = problem.settings
@@ -299,23 +303,17 @@ def _linear(
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
             part = [None if x is None else x[rows] for x in (ids, tail, labels, sample_weights)]
-            loss, gradient, by_products = ops.distill_loss(
-                logits,
-                targets[rows] if kind == "topk" else ready(targets[:, rows]),
-                None if scale is None else scale[:, rows],
-                None if offset is None else offset[:, rows],
-                part[0],
-                part[1],
-                weights,
-                part[2],
-                class_weights,
-                part[3],
-                *settings,
-                "none" if each_row else "sum",
-                1.0,
-                with_gradient,
-                with_statistics,
-            )
+            values = targets[rows] if kind == "topk" else ready(targets[:, rows])
+            affine = [None if x is None else x[:, rows] for x in (scale, offset)]
+            others = (*affine, part[0], part[1], weights, part[2], class_weights, part[3])
+            said = (*settings, "none" if each_row else "sum", 1.0)
+            by_products = None
+            if alpha == 0:
+                if with_statistics:  # which are of the teachers all the same
+                    by_products = ops.distill_loss(logits, values, *others, *said, False, True)[2]
+                values, others, said = ops.without_divergence(logits, values, others, said)
+            loss, gradient, found = ops.distill_loss(logits, values, *others, *said, with_gradient, with_statistics and alpha > 0)
+            by_products = found if by_products is None else by_products
             losses.append(loss)
             statistics.append(by_products)
             if not with_gradient:
@@ -366,7 +364,9 @@ _TENSORS, _ARGUMENTS, _FLAGS = 12, 30, slice(26, 29)
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.settings = inputs[_TENSORS:_ARGUMENTS]
     ctx.made = any(inputs[_FLAGS])
-    ctx.save_for_backward(*output[1:4], *inputs[:_TENSORS])
+    # Gradients that are made need no inputs any more: those stay only for a second derivative to arrive at, which is refused there.
+    ctx.leads_to = [x if x is not None and x.requires_grad else None for x in inputs[:3]]
+    ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(ops.saveable, inputs[:_TENSORS])))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
 
@@ -375,14 +375,18 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     nothing = (None,) * (len(ctx.needs_input_grad) - 3)
     if grad_loss is None:
         return None, None, None, *nothing
-    *made, hidden, weight, bias = ctx.saved_tensors[:6]
+    saved = ctx.saved_tensors
+    made, inputs = saved[:3], saved[3:]
     wanted = ctx.needs_input_grad[:3]
     each_row, softcap, chunk_rows, dtype = ctx.settings[10:14]
-    owned = type(grad_loss) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    kept = type(grad_loss) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph()
+    owned, leads_to = not kept, ctx.leads_to
+    if not kept:
+        ctx.leads_to = None
     if not ctx.made:
         if each_row and is_batched(grad_loss):
             raise NotImplementedError(f"{_NO_VMAP}, nor for many backward passes in one with reduction='none'")
-        tensors = [None if x is None else x.detach() for x in ctx.saved_tensors[3:]]
+        tensors = [None if x is None else x.detach() for x in inputs]
         upstream = grad_loss.detach() if each_row else None
         settings = (*ctx.settings[:10], each_row, softcap, chunk_rows, dtype, *wanted, False, upstream)
         _, *made, _ = _linear(*tensors, *settings)
@@ -390,8 +394,12 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     # Each row's factor is in them already.
     gradients = [(x if each_row else ops.scaled(x, grad_loss, owned)) if w else None for x, w in zip(made, wanted, strict=True)]
     if torch.is_grad_enabled():
-        gradients = [None if g is None else _Once.apply(g, grad_loss, hidden, weight, bias) for g in gradients]
+        gradients = [None if g is None else _Once.apply(g, grad_loss, *leads_to) for g in gradients]
     return *gradients, *nothing
+
+
+def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(f"linear_distillation_loss: {ops.FORWARD_MODE}; take distillation_loss of the logits with impl='reference'")
 
 
 class _Once(torch.autograd.Function):
@@ -411,6 +419,8 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError("linear_distillation_loss: has no second derivative; take distillation_loss of the logits for one")
 
+    jvp = staticmethod(_refuse_forward_mode)
+
 
 class _Function(torch.autograd.Function):
     """The op for eager mode and torch.func, which refuses what torch.library's registration makes."""
@@ -418,6 +428,7 @@ class _Function(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: _linear(*arguments))
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
+    jvp = staticmethod(_refuse_forward_mode)
 
     @staticmethod
     def vmap(*_: Any) -> Any:
@@ -428,5 +439,10 @@ _linear.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _differentiable(*arguments: Any) -> tuple[Tensor, ...]:
-    output: tuple[Tensor, ...] = _linear(*arguments) if torch.compiler.is_compiling() else _Function.apply(*arguments)
+    if not torch.compiler.is_compiling():
+        output: tuple[Tensor, ...] = _Function.apply(*arguments)
+        return output
+    if ops.differentiating():
+        ops.refuse_in_one_graph("linear_distillation_loss")
+    output = _linear(*arguments)
     return output

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ensdistill.checks import check_int, check_settings, member_weights, numbers
 from ensdistill.functional import Combiner, Divergence, Impl, Reduction, RowStatistics, Tail, distillation_loss
 from ensdistill.targets import Targets
 
@@ -14,8 +17,9 @@ from ensdistill.targets import Targets
 class DistillationLoss(nn.Module):
     """:func:`ensdistill.functional.distillation_loss` with its settings fixed; parameters, units, errors and sources are described there.
 
-    ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. Class weights are a buffer, which moves
-    with the module and isn't saved with it. Settings are looked at when the module is called.
+    ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights of members and classes are
+    buffers, which move with the module, stay float64 whatever it is cast to, and aren't saved with it. All other settings are in the dict
+    ``settings``, and may be changed there (``loss.settings["temperature"] = 4.0``); they are looked at here and in each call.
 
     Examples
     --------
@@ -24,9 +28,13 @@ class DistillationLoss(nn.Module):
     >>> student, teachers, labels = torch.zeros(4, 10), torch.randn(3, 4, 10), torch.arange(4)
     >>> loss(student, teachers, labels).shape
     torch.Size([])
+    >>> loss
+    DistillationLoss(temperature=2.0, alpha=0.9)
     """
 
+    weights: Tensor | None
     class_weights: Tensor | None
+    settings: dict[str, Any]
 
     def __init__(
         self,
@@ -49,12 +57,30 @@ class DistillationLoss(nn.Module):
         impl: Impl = "fused",
     ) -> None:
         super().__init__()
-        self.temperature, self.alpha, self.weights, self.combiner = temperature, alpha, weights, combiner
-        self.divergence, self.beta, self.tail = divergence, beta, tail
-        self.ignore_index, self.label_smoothing, self.z_loss = ignore_index, label_smoothing, z_loss
-        self.reduction, self.class_dim, self.recompute, self.statistics, self.impl = reduction, class_dim, recompute, statistics, impl
-        given = None if class_weights is None else torch.as_tensor(class_weights)
-        self.register_buffer("class_weights", given, persistent=False)
+        settings: dict[str, Any] = {
+            "temperature": temperature,
+            "alpha": alpha,
+            "combiner": combiner,
+            "divergence": divergence,
+            "beta": beta,
+            "tail": tail,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "z_loss": z_loss,
+            "reduction": reduction,
+            "recompute": recompute,
+            "statistics": statistics,
+            "impl": impl,
+        }
+        check_settings(**settings, has_class_weights=class_weights is not None)
+        check_int("class_dim", class_dim, -64, 63, "of a Tensor's dimensions")
+        self.settings = {**settings, "class_dim": class_dim}
+        members = None if weights is None else member_weights(weights, None, _device(weights)).clone()
+        classes = (
+            None if class_weights is None else numbers("class_weights", class_weights, (None,), "class", _device(class_weights)).clone()
+        )
+        self.register_buffer("weights", members, persistent=False)
+        self.register_buffer("class_weights", classes, persistent=False)
 
     def forward(
         self,
@@ -76,28 +102,32 @@ class DistillationLoss(nn.Module):
         -------
         Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
         """
-        settings = {
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "weights": self.weights,
-            "combiner": self.combiner,
-            "divergence": self.divergence,
-            "beta": self.beta,
-            "tail": self.tail,
-            "ignore_index": self.ignore_index,
-            "label_smoothing": self.label_smoothing,
-            "class_weights": self.class_weights,
-            "sample_weights": sample_weights,
-            "z_loss": self.z_loss,
-            "reduction": self.reduction,
-            "class_dim": self.class_dim,
-            "recompute": self.recompute,
-            "statistics": self.statistics,
-            "impl": self.impl,
-        }
-        result: Tensor | tuple[Tensor, RowStatistics] = distillation_loss(student_logits, targets, labels, **settings)  # type: ignore[call-overload]
+        result: Tensor | tuple[Tensor, RowStatistics] = distillation_loss(
+            student_logits,
+            targets,
+            labels,
+            weights=self.weights,
+            class_weights=self.class_weights,
+            sample_weights=sample_weights,
+            **self.settings,
+        )
         return result
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # What .half() and .to(torch.bfloat16) do to buffers would round the weights: they follow to the device only.
+        before = {name: x for name, x in self._buffers.items() if x is not None and not x.is_meta}
+        super()._apply(fn, recurse)
+        for name, x in before.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = moved if moved.is_meta else x.to(moved.device)
+        return self
+
     def extra_repr(self) -> str:
-        names = ("temperature", "alpha", "combiner", "divergence", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        given = {**self.settings, **{n: x.tolist() for n, x in self._buffers.items() if x is not None}}
+        defaults = inspect.signature(distillation_loss).parameters
+        return ", ".join(f"{n}={given[n]!r}" for n, p in defaults.items() if n in given and given[n] != p.default)
+
+
+def _device(given: Any) -> torch.device:
+    return given.device if isinstance(given, Tensor) else torch.device("cpu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from ensdistill import _native, reference
 from ensdistill.layout import ready
@@ -46,28 +48,93 @@ def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
 
 
 # Autograd -------------------------------------------------------------------------------------------------------------
+# The first derivative needs the gradient that the forward made, and nothing else; only the second one needs the inputs, and a forward
+# can't know whether somebody will ask for that. So in eager mode autograd saves the gradient alone. The student's logits and what is
+# O(N) are kept as plain references, which nobody's version check looks at unless a second derivative is made; the targets [K, N, C],
+# the one large thing that isn't the graph's own, by a weak reference: whoever has let go of them, or written over them, is told so when
+# he differentiates twice, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
+# nothing outlives the call (a traced graph keeps only what it uses), and all inputs are saved.
+
+FORWARD_MODE = "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian)"
+
+
+def saveable(x: Tensor | None) -> Tensor | None:
+    """``x``, or the same memory under another name: autograd saves no tensor that was made under torch.inference_mode()."""
+    if x is None or not x.is_inference():
+        return x
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+
+
+def _versions(*tensors: Tensor | None) -> list[int | None]:
+    """How often each was changed in place. Of those made under torch.inference_mode() torch doesn't know."""
+    try:
+        return [x._version for x in tensors if x is not None]
+    except RuntimeError:
+        return [None if x.is_inference() else x._version for x in tensors if x is not None]
+
+
+class _Inputs:
+    """The inputs of one call, for a second derivative. ``held`` are the targets as the caller holds them, and their class dimension."""
+
+    __slots__ = ("held", "rest", "shape", "student", "targets", "versions")
+
+    def __init__(self, arguments: tuple[Any, ...], held: tuple[Tensor, int] | None) -> None:
+        self.student, targets, self.rest = arguments[0], arguments[1], arguments[2:_TENSORS]
+        self.shape, self.held, self.targets = targets.shape, held and held[1], targets
+        if held is not None:
+            targets = held[0]
+            self.targets = weakref.ref(targets)
+        self.versions = _versions(self.student, targets, *self.rest)
+
+    def again(self) -> tuple[list[Tensor | None], str | None]:
+        """They, and what is wrong with them, if so."""
+        targets = self.targets if self.held is None else self.targets()
+        if targets is None:
+            fault = "the targets are gone; keep them until then"
+        elif _versions(self.student, targets, *self.rest) != self.versions:
+            fault = "they have been changed in place; change copies"
+        else:
+            if self.held is not None:
+                targets = targets.detach().movedim(self.held, -1).reshape(self.shape)
+            return [self.student, targets, *self.rest], None
+        fault = f"distillation_loss: a second derivative needs the inputs, and {fault}, or pass recompute=True"
+        return [self.student, None, *self.rest], fault
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *ctx.settings, ctx.with_gradient, _ = inputs[_TENSORS:]
-    ctx.save_for_backward(output[1], *inputs[:_TENSORS])
+    ctx.save_for_backward(output[1], *map(saveable, inputs[:_TENSORS]))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    nothing = (None,) * (_TENSORS + _SETTINGS - 1)
+def _student_gradient(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
     if grad_loss is None:
-        return None, *nothing
+        return None
     gradient, *tensors = ctx.saved_tensors
     traced = type(grad_loss) is not Tensor
     # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
-    owned = not traced and not torch._C._autograd._get_current_graph_task_keep_graph()
+    kept = traced or torch._C._autograd._get_current_graph_task_keep_graph()
+    owned, fault = not kept, None
+    twice = torch.is_grad_enabled()
     if not ctx.with_gradient:
         gradient, owned = distill_loss(*(None if x is None else x.detach() for x in tensors), *ctx.settings, True, False)[1], True
-    if torch.is_grad_enabled() and (grad_loss.requires_grad or tensors[0].requires_grad):
-        return _First.apply(grad_loss, gradient, tensors[0], *tensors[1:], ctx.settings), *nothing
-    return scaled(gradient, grad_loss, owned), *nothing
+    elif not tensors:  # of _Eager
+        if twice:
+            tensors, fault = ctx.inputs.again()
+        if not kept:
+            ctx.inputs = None
+    if twice and (grad_loss.requires_grad or tensors[0].requires_grad):
+        twice_differentiable: Tensor = _First.apply(grad_loss, gradient, *tensors, ctx.settings, fault)
+        return twice_differentiable
+    return scaled(gradient, grad_loss, owned)
+
+
+_NOTHING = (None,) * (_TENSORS + _SETTINGS - 1)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    return _student_gradient(ctx, grad_loss), *_NOTHING
 
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
@@ -80,9 +147,18 @@ def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     # 2^16 is infinite in float16; with dimensions it doesn't.
     shape = (1,) * gradient.dim() if grad_loss.dim() == 0 else (*gradient.shape[:-1], 1)
     factor = grad_loss if grad_loss.dim() == 0 and grad_loss.device.type == "cpu" else grad_loss.reshape(shape)
+    if owned and plain and gradient.is_cuda and grad_loss.dim() == 0 and grad_loss.dtype == torch.float32:
+        torch.ops.ensdistill.scale_gradient(gradient, grad_loss)
+        return gradient
     if owned and plain:
         return gradient.mul_(factor)
     return (gradient * factor).to(gradient.dtype)
+
+
+def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        f"distillation_loss: {FORWARD_MODE}; take torch.func.jacrev, of itself for a Hessian, or impl='reference', which has all of them"
+    )
 
 
 class _First(torch.autograd.Function):
@@ -98,11 +174,13 @@ class _First(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_loss, _, *tensors, ctx.settings = inputs
-        ctx.save_for_backward(grad_loss, *tensors)
+        grad_loss, _, *tensors, ctx.settings, ctx.fault = inputs
+        ctx.save_for_backward(grad_loss, *map(saveable, tensors))
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Any, ...]:
+        if ctx.fault:
+            raise RuntimeError(ctx.fault)
         grad_loss, student, *rest = ctx.saved_tensors
         vjp: Any = torch.func.vjp
 
@@ -112,7 +190,9 @@ class _First(torch.autograd.Function):
 
         _, pull = vjp(first, grad_loss, student)
         second_loss, second_student = pull(direction)
-        return second_loss, None, second_student, *(None,) * len(rest), None
+        return second_loss, None, second_student, *(None,) * (len(rest) + 2)
+
+    jvp = staticmethod(_refuse_forward_mode)
 
 
 class _Eager(torch.autograd.Function):
@@ -121,11 +201,20 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            output: tuple[Tensor, Tensor, Tensor] = distill_loss(*arguments)
-        _setup_context(ctx, arguments, output)
+            output: tuple[Tensor, Tensor, Tensor] = distill_loss(*arguments[:-1])
+        *ctx.settings, ctx.with_gradient, _, held = arguments[_TENSORS:]
+        if ctx.with_gradient:
+            ctx.save_for_backward(output[1])
+            ctx.inputs = _Inputs(arguments, held)
+        else:
+            ctx.save_for_backward(None, *map(saveable, arguments[:_TENSORS]))
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1], output[2])
         return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return _student_gradient(ctx, grad_loss), *_NOTHING, None
 
 
 class _Transformable(torch.autograd.Function):
@@ -135,18 +224,55 @@ class _Transformable(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: distill_loss(*arguments))
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
+    jvp = staticmethod(_refuse_forward_mode)
 
 
-def differentiable_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """:data:`distill_loss`, by the shortest way that is right in torch's present mode."""
+@torch.compiler.assume_constant_result
+def differentiating() -> bool:
+    """Whether torch.func differentiates, asked while torch.compile traces it."""
+    return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
+
+
+def refuse_in_one_graph(name: str) -> None:
+    """Without fullgraph=True torch.compile takes this for a place to break the graph at, and what is around it runs uncompiled."""
+    raise NotImplementedError(
+        f"{name}: torch.compile can't take torch.func.grad, vjp or jacrev of it into one graph; compile with fullgraph=False, or "
+        "differentiate by loss.backward()"
+    )
+
+
+def differentiable_loss(*arguments: Any, held: tuple[Tensor, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """:data:`distill_loss`, by the shortest way that is right in torch's present mode.
+
+    ``held`` is the tensor that the targets are a view of, where the caller of the loss holds it, and its class dimension: for a second
+    derivative they are taken from there. Without it the targets are kept themselves.
+    """
     if torch.compiler.is_compiling():
+        if differentiating():
+            refuse_in_one_graph("distillation_loss")
         function: Any = distill_loss
     elif torch._C._are_functorch_transforms_active():
         function = _Transformable.apply
+    elif arguments[0].requires_grad and torch.is_grad_enabled():
+        output: tuple[Tensor, Tensor, Tensor] = _Eager.apply(*arguments, held)
+        return output
     else:
-        function = _Eager.apply if arguments[0].requires_grad and torch.is_grad_enabled() else distill_loss
-    output: tuple[Tensor, Tensor, Tensor] = function(*arguments)
+        function = distill_loss
+    output = function(*arguments)
     return output
+
+
+def without_divergence(
+    student: Tensor, targets: Tensor, tensors: tuple[Tensor | None, ...], settings: tuple[Any, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[Any, ...]]:
+    """Targets, other tensors and settings of the same loss where alpha is 0.
+
+    What the teachers say has no share there, not even as 0 times infinity: the student itself, at distance 0, stands in for them.
+    """
+    stand_in = student.detach().unsqueeze(0)
+    if targets.dtype == torch.float64:  # which decides the loss's dtype
+        stand_in = stand_in.double()
+    return stand_in, (None,) * 5 + tuple(tensors[5:]), ("logits", "forward_kl", 0.5, 1.0, 0.0, "prob", "tail", *settings[7:])
 
 
 torch.library.register_autograd("ensdistill::distill_loss", _backward, setup_context=_setup_context)

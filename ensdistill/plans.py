@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from ensdistill import _native
-from ensdistill.arguments import Combiner, Divergence
+from ensdistill.checks import Combiner, Divergence
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
 # csrc/problem.h, Element. Pairs of half precisions have no kernels of their own, see csrc/cuda/rows.
@@ -107,7 +107,7 @@ def kernel_plan(
     shared, clusters = _H100_SHARED, True
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(device if device is not None else torch.cuda.current_device())
-        shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9
+        shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9  # type: ignore[attr-defined]
     doubles = torch.float64 in (student, targets) or (not entries and {student, targets} == _HALVES)
     plan = _native.kernel_plan(
         rows,

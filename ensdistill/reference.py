@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ensdistill.targets import SUM_TOLERANCE
+
 
 def distill_loss(
     student: Tensor,
@@ -69,7 +71,8 @@ def distill_loss(
         log_members = member_log_probs(values, weights, kind, temperature)
         log_p = mixture(log_members, weights, combiner)
         teacher_class, log_q_compared = log_p.argmax(-1), log_q
-    loss = alpha * temperature**2 * DIVERGENCES[divergence](log_p, log_q_compared, beta)
+    # Without a share it isn't computed: 0 times an infinite one would be NaN.
+    loss = alpha * temperature**2 * DIVERGENCES[divergence](log_p, log_q_compared, beta) if alpha > 0 else torch.zeros_like(s[:, 0])
     if labels is not None and alpha < 1:
         loss = loss + (1 - alpha) * cross_entropy(s, labels.where(counted, 0), class_weights, label_smoothing)
     if z_loss:
@@ -109,7 +112,7 @@ def member_log_probs(values: Tensor, weights: Tensor, kind: str, temperature: fl
     if kind != "probs":
         return torch.log_softmax(values / temperature if kind == "logits" else values, -1)
     total = values.sum(-1, keepdim=True)
-    distribution = (values >= 0).all(-1, keepdim=True) & ((total - 1).abs() <= 0.05)
+    distribution = (values >= 0).all(-1, keepdim=True) & ((total - 1).abs() <= SUM_TOLERANCE)
     return (values.log() - total.log()).where(distribution, torch.nan)
 
 

@@ -8,14 +8,40 @@ Making one checks nothing and copies nothing: shapes, dtypes and values are look
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
+# What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more; logits are further off.
+SUM_TOLERANCE = 0.05
 
-@dataclass(frozen=True)
-class EnsembleLogits:
+
+class Movable:
+    """What all targets can do. They are equal to themselves only (``eq=False``): tensors have no single answer to ``==``."""
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
+        """The same targets with all tensors on ``device``; those that are there already are not copied.
+
+        Parameters
+        ----------
+        device : torch.device or what names one
+        non_blocking : bool
+            As in :meth:`torch.Tensor.to`.
+
+        Examples
+        --------
+        >>> EnsembleLogits(torch.zeros(3, 5, 10)).to("meta").logits.device
+        device(type='meta')
+        """
+        where = torch.device(device)  # so that nobody takes a dtype for a device
+        moved = {n: x.to(where, non_blocking=non_blocking) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleLogits(Movable):
     """Raw logits of K members.
 
     Parameters
@@ -47,8 +73,8 @@ class EnsembleLogits:
         return EnsembleLogits(self.logits[..., start:stop, :], self.weights)
 
 
-@dataclass(frozen=True)
-class QuantizedLogits:
+@dataclass(frozen=True, eq=False)
+class QuantizedLogits(Movable):
     """Logits of K members as uint8 codes with one affine map per row and member, as the target cache stores them.
 
     ``logit = offset + |scale| * code``; a negative ``scale`` says that code 0 of that row means ``-inf`` (a masked class).
@@ -92,12 +118,13 @@ class QuantizedLogits:
         return QuantizedLogits(self.codes[..., part, :], self.scale[..., part], self.offset[..., part], self.weights, self.temperature)
 
 
-@dataclass(frozen=True)
-class LogProbs:
+@dataclass(frozen=True, eq=False)
+class LogProbs(Movable):
     """Log-probabilities of one distribution or of K members, made at one temperature.
 
     Rows are normalised (a log-softmax changes log-probabilities by nothing but their rounding), so a store that rounds may be used as
-    it is.
+    it is. Rows whose log-sum-exp is further than 0.05 from zero hold something else, as logits or probabilities: an error, looked for in
+    up to four rows of each member (on the CPU, in eager mode), since what isn't log-probabilities isn't so in any row.
 
     Parameters
     ----------
@@ -106,7 +133,8 @@ class LogProbs:
     weights : Tensor [K], optional
         Non-negative mixture weights of K members; they are normalised to sum to one. Uniform by default.
     temperature : float
-        The one they were made at. The loss must use the same: what a distribution would be at another can't be told for a mixture.
+        The one they were made at. The loss must use the same (to 1e-6 of it): what a distribution would be at another can't be told
+        for a mixture.
 
     Examples
     --------
@@ -127,8 +155,8 @@ class LogProbs:
         return LogProbs(self.log_probs[..., start:stop, :], self.weights, self.temperature)
 
 
-@dataclass(frozen=True)
-class Probs:
+@dataclass(frozen=True, eq=False)
+class Probs(Movable):
     """Probabilities of one distribution or of K members, made at one temperature.
 
     Rows are divided by their sum, which makes up for rounding. A negative entry, or a sum further than 0.05 from one, is an error.
@@ -161,14 +189,14 @@ class Probs:
         return Probs(self.probs[..., start:stop, :], self.weights, self.temperature)
 
 
-@dataclass(frozen=True)
-class TopK:
+@dataclass(frozen=True, eq=False)
+class TopK(Movable):
     """The k largest log-probabilities of a distribution, and the exact log-mass of all other classes.
 
     Parameters
     ----------
     ids : Tensor [..., k], int32 or int64
-        Class ids, each at most once in a row.
+        Class ids, each at most once in a row. The loss makes an int64 copy of int32.
     log_probs : Tensor [..., k], float64, float32, bfloat16 or float16
         Log-probabilities in the whole distribution, not among the k. ``-inf`` is padding: the entry is skipped, its id only has to be
         in range.
@@ -201,15 +229,15 @@ class TopK:
         return TopK(self.ids[..., part, :], self.log_probs[..., part, :], tail, self.temperature)
 
 
-@dataclass(frozen=True)
-class Counts:
+@dataclass(frozen=True, eq=False)
+class Counts(Movable):
     """How often each class was drawn from a distribution: p = counts / their sum, and no mass on classes that weren't drawn.
 
     Parameters
     ----------
     ids : Tensor [..., S], int32 or int64
-        Class ids, each at most once in a row (except those with count 0).
-    counts : Tensor [..., S], integers or floating-point numbers of at least 0
+        Class ids, each at most once in a row (except those with count 0). The loss makes an int64 copy of int32.
+    counts : Tensor [..., S], integers or finite floating-point numbers of at least 0
         0 is padding: the entry is skipped, its id only has to be in range.
     temperature : float
         The one the distribution was made at; see :class:`LogProbs`.

@@ -50,6 +50,15 @@ def test_the_suite_has_every_shape_once(gpu):
     assert all(c.bytes_moved(gradient=True) > 64 << 20 for c in cases if not c.small and not c.hidden)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_short_suite_has_some_of_each(gpu):
+    cases = suite.quick(128 << 20, gpu)
+    assert len({case.label for case in cases}) == len(cases)
+    assert {c.classes for c in cases} >= ({10, 100, 1000, 8192, 32000, 50257, 128256} if gpu else {10, 1000, 50257})
+    assert {c.targets for c in cases} >= {"float32", "uint8", "topk"} | ({"bfloat16"} if gpu else set())
+    assert {c.members for c in cases} >= ({1, 4, 8} if gpu else {1, 4})
+
+
 @pytest.mark.parametrize(("student", "targets"), KINDS)
 @pytest.mark.parametrize("members", [1, 4, 8, 11])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -150,20 +159,31 @@ def test_small_batches_are_many(monkeypatch):
     assert all(row["ratio_to_floor"] is None for row in rows)
 
 
-@pytest.mark.parametrize(("milliseconds", "graphs"), [(0.1, {"ours"}), (1.0, set())])
-def test_short_work_on_a_gpu_becomes_a_graph_where_it_can(milliseconds, graphs, monkeypatch):
+@pytest.mark.parametrize(
+    ("milliseconds", "inputs", "graphs"), [(0.1, 1, {"ours", "floor"}), (1.0, 1, set()), (1.0, 100, {"ours", "floor"}), (50.0, 100, set())]
+)
+def test_short_work_on_a_gpu_becomes_a_graph_where_it_can(milliseconds, inputs, graphs, monkeypatch):
+    """And what waits for the device is never captured: a failed capture would spoil those after it."""
+    mode = []
+
+    def theirs():
+        if mode[-1:] == ["error"]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return "waits for the device"
+
     def capture(call):
-        if call() == "waits for the device":
-            raise RuntimeError("operation not permitted when stream is capturing")
+        assert call is not theirs
         return lambda: "graph"
 
     monkeypatch.setattr("ensdistill.bench.cuda.capture", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     place = object.__new__(Cuda)  # there may be no GPU
     monkeypatch.setattr(place, "clock", lambda call: milliseconds, raising=False)
-    timed, found = place.launched({"ours": lambda: "call", "theirs": lambda: "waits for the device"})
+    timed, found = place.launched({"theirs": theirs, "ours": lambda: "call", "floor": lambda: "call"}, inputs)
     assert found == graphs
-    assert timed["ours"]() == ("graph" if graphs else "call")
+    assert timed["ours"]() == timed["floor"]() == ("graph" if graphs else "call")
+    assert mode[-1:] in ([], ["default"])
     assert timed["theirs"]() == "waits for the device"
 
 

@@ -102,19 +102,30 @@ def is_hot(kernel: str) -> bool:
 
 @needs_nvcc
 def test_compiles_for_every_architecture(built: Path) -> None:
-    assert len(SOURCES) == 12
+    assert len(SOURCES) == 14
     wanted = {f"{source.stem}.compute_{a}.cubin" for source in SOURCES for a in ARCHITECTURES}
     assert {path.name for path in built.glob("*.cubin")} == wanted
 
 
+ENTRY = re.compile(
+    r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+@needs_nvcc
+def test_encoders_stay_in_their_registers(built: Path) -> None:
+    found = ENTRY.findall((built / "encode.txt").read_text())
+    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(ARCHITECTURES, 3)
+    for kernel, architecture, stores, loads, registers in found:
+        assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
+        assert int(registers) <= MORE_REGISTERS, (kernel, architecture)
+
+
 @needs_nvcc
 def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
-    entry = re.compile(
-        r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        re.DOTALL,
-    )
     text = "".join(path.read_text() for path in built.glob("*.txt"))
-    hot = [found for found in entry.findall(text) if is_hot(found[0])]
+    hot = [found for found in ENTRY.findall(text) if is_hot(found[0])]
     # Ten pairs of types: on chip, read again, staged and strided, each for the forward KL and for the others; by-products; sparse.
     assert len(hot) == (10 * (4 * 2 + 1) + 3 * 2) * len(ARCHITECTURES)
     for kernel, architecture, stores, loads, registers in hot:

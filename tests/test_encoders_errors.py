@@ -80,7 +80,7 @@ CODES = QuantizedLogits(torch.zeros(2, 3, 4, dtype=torch.uint8), torch.ones(2, 3
         (lambda: top_k_targets(LOGITS, 5), ValueError, "k: expected 1 to 4, the number of classes; got 5"),
         (lambda: top_k_targets(LOGITS, 2.0), TypeError, r"k: expected an int; got 2\.0"),
         (lambda: top_k_targets(LOGITS.byte(), 2), TypeError, "got torch.uint8; wrap codes in QuantizedLogits"),
-        (lambda: top_k_targets(LOGITS, 2, temperature=0), ValueError, "temperature: expected a finite number above 0; got 0"),
+        (lambda: top_k_targets(LOGITS, 2, temperature=0), ValueError, "temperature: expected a number from 0.0001 to 10000; got 0"),
         (lambda: top_k_targets(LOGITS, 2, combiner="mean"), ValueError, "combiner: expected one of prob, logit, log_prob; got 'mean'"),
         (
             lambda: top_k_targets(LOGITS, 2, weights=[1]),
@@ -99,7 +99,7 @@ CODES = QuantizedLogits(torch.zeros(2, 3, 4, dtype=torch.uint8), torch.ones(2, 3
         (
             lambda: top_k_targets(QuantizedLogits(CODES.codes, CODES.scale, CODES.offset[0]), 2),
             ValueError,
-            r"targets.offset: expected .* \[2, 3\]",
+            r"targets.offset: expected \[2, 3\], one for each member and row; got shape \[3\]",
         ),
         (lambda: top_k_targets(QuantizedLogits(LOGITS, CODES.scale, CODES.offset), 2), TypeError, "targets.codes: expected torch.uint8"),
         (lambda: top_k_targets("logits", 2), TypeError, "targets: expected a Tensor of logits .* got str"),

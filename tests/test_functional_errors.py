@@ -18,6 +18,8 @@ LOG_P = torch.log_softmax(TARGETS, -1)
 TOP, COUNTS = make_top_k(5, 10, 3, seed=1), make_counts(5, 10, 8, seed=1)
 NAN, INF = float("nan"), float("inf")
 FLOATS = "float64, float32, bfloat16, float16"
+NO_GRADIENT = "requires a gradient, and gradients flow to the student only"
+HARD = {"labels": LABELS, "alpha": 0.5}
 
 
 def scaled_row(p, row, factor):
@@ -85,7 +87,8 @@ BAD = [
     # labels
     ({"labels": LABELS.to(torch.int32)}, TypeError, "labels: expected a torch.int64 Tensor; got torch.int32"),
     ({"labels": LABELS.float()}, TypeError, "labels: expected a torch.int64 Tensor; got torch.float32"),
-    ({"labels": [0, 1, 2, 3, 4]}, TypeError, "labels: expected a torch.int64 Tensor; got list"),
+    ({"labels": [0, 1, 2, 3, 4]}, TypeError, "labels: expected a torch.int64 Tensor; got a builtins.list; pass torch.as_tensor(labels)"),
+    ({"labels": np.arange(5)}, TypeError, "labels: expected a torch.int64 Tensor; got a numpy.ndarray; pass torch.as_tensor(labels)"),
     ({"labels": LABELS[:4]}, ValueError, "labels: expected [5], one for each of the student's rows; got shape [4]"),
     ({"labels": LABELS[:, None]}, ValueError, "labels: expected [5], one for each of the student's rows; got shape [5, 1]"),
     ({"labels": torch.tensor([0, 1, 10, 3, 11])}, ValueError, "labels: expected 0..9 or ignore_index -100; got 10 in row 2"),
@@ -98,8 +101,8 @@ BAD = [
     ({"alpha": 0.9}, ValueError, "labels: needed for alpha = 0.9, which mixes in hard labels; pass labels or alpha=1.0"),
     # numbers
     *(
-        ({"temperature": t}, ValueError, f"temperature: expected a finite number above 0; got {t!r}")
-        for t in (0, 0.0, -1.0, NAN, INF, -INF, "2", None)
+        ({"temperature": t}, ValueError, f"temperature: expected a number from 0.0001 to 10000; got {t!r}")
+        for t in (0, 0.0, -1.0, NAN, INF, -INF, "2", None, 0.9e-4, 1.1e4)
     ),
     *(
         ({"alpha": a, "labels": LABELS}, ValueError, f"alpha: expected a number from 0 to 1; got {a!r}")
@@ -115,16 +118,16 @@ BAD = [
     ({"sample_weights": torch.ones(4)}, ValueError, "sample_weights: expected one for each of the student's rows, [5]; got shape [4]"),
     ({"sample_weights": [1, 1, -1, 1, 1]}, ValueError, "sample_weights: expected finite numbers of at least 0; got [1, 1, -1, 1, 1]"),
     ({"sample_weights": torch.full((5,), NAN)}, ValueError, "sample_weights: expected finite numbers of at least 0; got [nan, nan"),
-    ({"class_weights": torch.ones(5)}, ValueError, "class_weights: expected one for each class, [10]; got shape [5]"),
-    ({"class_weights": -torch.ones(10)}, ValueError, "class_weights: expected finite numbers of at least 0; got [-1.0"),
-    ({"class_weights": torch.full((10,), INF)}, ValueError, "class_weights: expected finite numbers of at least 0; got [inf"),
-    ({"class_weights": "balanced"}, TypeError, "class_weights: expected a Tensor or a sequence of 10 numbers; got 'balanced'"),
+    ({"class_weights": torch.ones(5), **HARD}, ValueError, "class_weights: expected one for each class, [10]; got shape [5]"),
+    ({"class_weights": -torch.ones(10), **HARD}, ValueError, "class_weights: expected finite numbers of at least 0; got [-1.0"),
+    ({"class_weights": torch.full((10,), INF), **HARD}, ValueError, "class_weights: expected finite numbers of at least 0; got [inf"),
+    ({"class_weights": "balanced", **HARD}, TypeError, "class_weights: expected a Tensor or a sequence of 10 numbers; got 'balanced'"),
     # distributions, made at a temperature
     ({"targets": LogProbs(LOG_P, temperature=2.0)}, ValueError, "temperature: 1.0, but targets (LogProbs) were made at 2.0"),
     ({"targets": Probs(LOG_P.exp()), "temperature": 3.0}, ValueError, "pass temperature=1.0, or make the targets anew"),
     ({"targets": replace(TOP, temperature=4.0)}, ValueError, "temperature: 1.0, but targets (TopK) were made at 4.0"),
     ({"targets": replace(COUNTS, temperature=4.0)}, ValueError, "temperature: 1.0, but targets (Counts) were made at 4.0"),
-    ({"targets": Probs(LOG_P.exp(), temperature=0.0)}, ValueError, "targets.temperature: expected a finite number above 0; got 0.0"),
+    ({"targets": Probs(LOG_P.exp(), temperature=0.0)}, ValueError, "targets.temperature: expected a number from 0.0001 to 10000; got 0.0"),
     ({"targets": LogProbs(LOG_P[..., :4])}, ValueError, "targets: 4 classes, but the student has 10 (shapes [3, 5, 4] and [5, 10])"),
     ({"targets": Probs(LOG_P.exp().half().to(torch.int32))}, TypeError, f"targets: expected {FLOATS} probs; got torch.int32"),
     ({"targets": Probs(LOG_P)}, ValueError, "targets.probs: expected no negative probability; got -"),
@@ -182,7 +185,14 @@ BAD = [
     ({"targets": TOP, "tail": "zero", "divergence": "reverse_kl"}, ValueError, "divergence: reverse_kl is infinite with tail='zero'"),
     ({"targets": TOP, "tail": "renormalize", "divergence": "reverse_kl"}, ValueError, "reverse_kl is infinite with tail='renormalize'"),
     ({"targets": COUNTS, "divergence": "reverse_kl"}, ValueError, "divergence: reverse_kl is infinite with Counts"),
-    ({"targets": replace(COUNTS, counts=-COUNTS.counts)}, ValueError, "targets.counts: expected numbers of at least 0; got a negative one"),
+    *(
+        (
+            {"targets": replace(COUNTS, counts=COUNTS.counts.double().masked_fill(COUNTS.counts > 0, count))},
+            ValueError,
+            "targets.counts: expected finite numbers of at least 0; got a negative or infinite one or NaN in row 0",
+        )
+        for count in (-1, NAN, INF)
+    ),
     (
         {"targets": replace(COUNTS, counts=0 * COUNTS.counts)},
         ValueError,
@@ -211,6 +221,62 @@ BAD = [
         ValueError,
         "weights: expected finite numbers of at least 0; got [-1.0, -1.0, -1.0]",
     ),
+    ({"weights": [1e308, 1e308, 1.0]}, ValueError, "weights: expected a sum of at most 1e+300; got [1e+308, 1e+308, 1.0]"),
+    ({"weights": [1e301, 1.0, 1.0]}, ValueError, "weights: expected a sum of at most 1e+300; got [1e+301, 1.0, 1.0]"),
+    ({"weights": [10**400, 1, 1]}, ValueError, "weights: expected numbers that a float64 holds; got [1000"),
+    ({"weights": torch.ones(3).to("meta")}, ValueError, "weights: on device meta, but the student is on cpu; move one of them"),
+    # what no gradient flows to
+    ({"weights": torch.ones(3, requires_grad=True)}, ValueError, f"weights: {NO_GRADIENT}; pass weights.detach()"),
+    ({"sample_weights": torch.ones(5, requires_grad=True)}, ValueError, f"sample_weights: {NO_GRADIENT}; pass sample_weights.detach()"),
+    (
+        {"class_weights": torch.ones(10, requires_grad=True), **HARD},
+        ValueError,
+        f"class_weights: {NO_GRADIENT}; pass class_weights.detach()",
+    ),
+    # what would have no effect
+    *(
+        ({**changes, **more}, ValueError, f"{next(iter(changes))}: is of the hard labels' cross entropy, which has no share at alpha = 1.0")
+        for changes, more in product(({"label_smoothing": 0.1}, {"class_weights": torch.ones(10)}), ({}, {"labels": LABELS}))
+    ),
+    *(
+        (
+            {"targets": target, "combiner": combiner},
+            ValueError,
+            f"combiner: {type(target).__name__} is one distribution, which has no members to combine; got '{combiner}'",
+        )
+        for target, combiner in product((TOP, COUNTS), ("logit", "log_prob"))
+    ),
+    # layouts
+    *(
+        ({name: value.to_sparse(), **HARD} | ({"labels": LABELS.to_sparse()} if name == "labels" else {}), TypeError, message)
+        for name, value in (
+            ("student_logits", STUDENT),
+            ("targets", TARGETS),
+            ("labels", LABELS),
+            ("weights", torch.ones(3)),
+            ("class_weights", torch.ones(10)),
+        )
+        for message in (f"{name}: expected a dense Tensor; got one of layout torch.sparse_coo; pass {name}.to_dense()",)
+    ),
+    # flags
+    *(
+        ({name: value}, TypeError, f"{name}: expected a bool; got {value!r}")
+        for name, value in product(("statistics", "recompute"), (1, None, "yes"))
+    ),
+    *(
+        ({"ignore_index": i, **HARD}, ValueError, f"ignore_index: expected {-(2**63)} to {2**63 - 1}, what int64 holds; got {i}")
+        for i in (2**63, -(2**63) - 1)
+    ),
+    ({"ignore_index": True}, TypeError, "ignore_index: expected an int; got True"),
+    # log-probabilities that are none
+    (
+        {"targets": LogProbs(LOG_P + 0.06)},
+        ValueError,
+        "targets.log_probs: expected log-probabilities whose log-sum-exp is 0 to within 0.05",
+    ),
+    ({"targets": LogProbs(LOG_P[0].exp())}, ValueError, "in row 0; of logits pass EnsembleLogits, of probabilities Probs"),
+    ({"targets": LogProbs(scaled_row(LOG_P[1], 4, 0.1)[None])}, ValueError, "in row 4; of logits pass"),
+    ({"targets": LogProbs(torch.stack([LOG_P[0], TARGETS[0]]))}, ValueError, "in row 0 of member 1; of logits pass"),
     # names
     ({"combiner": "mean"}, ValueError, "combiner: expected one of prob, logit, log_prob; got 'mean'"),
     ({"reduction": "average"}, ValueError, "reduction: expected one of mean, sum, batchmean, none; got 'average'"),

@@ -286,6 +286,17 @@ def test_torch_func():
         torch.func.vmap(lambda h: linear_distillation_loss(h, weight.detach(), target))(hidden.detach().expand(2, 11, 6))
 
 
+def test_forward_mode_is_refused_by_name():
+    hidden, weight, _ = (x.detach() for x in make_layer())
+
+    def loss(h):
+        return linear_distillation_loss(h, weight, make_target("logits"))
+
+    for derivative in (torch.func.hessian(loss), torch.func.jacfwd(loss), lambda h: torch.func.jvp(loss, (h,), (h,))):
+        with pytest.raises(NotImplementedError, match=r"linear_distillation_loss: has no forward-mode derivative \(torch.func.jvp"):
+            derivative(hidden)
+
+
 def test_batched_upstream_factors():
     """is_grads_batched: scalars can; factors of rows need the op once for each of the batch, which is refused."""
     hidden, weight, _ = make_layer()
@@ -345,7 +356,7 @@ HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
         ({"bias": torch.zeros(10).half()}, TypeError, "bias: expected torch.float32 like hidden; got torch.float16"),
         ({"bias": 0.0}, TypeError, "bias: expected a Tensor [C]; got float"),
         *(({"softcap": x}, ValueError, f"softcap: expected a finite number above 0; got {x!r}") for x in (0, -1.0, torch.inf, "30")),
-        *(({"chunk_rows": x}, ValueError, f"chunk_rows: expected an int of at least 1; got {x!r}") for x in (0, -4, 2.5)),
+        *(({"chunk_rows": x}, ValueError, f"chunk_rows: expected an int of at least 1; got {x!r}") for x in (0, -4, 2.5, True)),
         ({"targets": torch.zeros(2, 4, 10)}, ValueError, "targets: 4 rows, but the student has 5 rows (shapes [2, 4, 10] and [5, 10])"),
         ({"targets": torch.zeros(2, 5, 9)}, ValueError, "targets: 9 classes, but the student has 10 (shapes [2, 5, 9] and [5, 10])"),
         ({"targets": EnsembleLogits(torch.zeros(5, 10))}, ValueError, "targets: expected [K, 5, 10] with K >= 1"),
@@ -357,6 +368,12 @@ HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
         ),
         ({"alpha": 0.5}, ValueError, "labels: needed for alpha = 0.5"),
         ({"weight": WEIGHT.to("meta")}, ValueError, "weight: on device meta, but the student is on cpu"),
+        ({"hidden": HIDDEN.to_sparse()}, TypeError, "hidden: expected a dense Tensor; got one of layout torch.sparse_coo"),
+        ({"statistics": 1}, TypeError, "statistics: expected a bool; got 1"),
+        ({"recompute": None}, TypeError, "recompute: expected a bool; got None"),
+        ({"label_smoothing": 0.1}, ValueError, "label_smoothing: is of the hard labels' cross entropy, which has no share at alpha = 1.0"),
+        ({"sample_weights": torch.ones(5, requires_grad=True)}, ValueError, "sample_weights: requires a gradient"),
+        ({"targets": LogProbs(torch.ones(5, 10))}, ValueError, "targets.log_probs: expected log-probabilities whose log-sum-exp is 0"),
     ],
 )
 def test_bad_input_is_named(changes, error, message):

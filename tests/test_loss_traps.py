@@ -1,12 +1,13 @@
 """Where distillation losses go wrong, each by name; for every divergence where it matters to every one."""
 
 import os
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from closed_forms import DIVERGENCES, assert_close, closed_forms, make_codes, make_counts, make_logits, make_top_k, run, worst
+from closed_forms import COMBINERS, DIVERGENCES, assert_close, closed_forms, make_codes, make_counts, make_logits, make_top_k, run, worst
 
 from ensdistill import ops
 from ensdistill.functional import distillation_loss
@@ -30,8 +31,9 @@ def test_zero_times_minus_infinity_at_zero_teacher_mass(divergence, impl, instru
         z, student = make_logits(2, 9, c, seed=0), make_logits(9, c, seed=1)
         z[..., 4:9] = -INF
         log_p = torch.log_softmax(z, -1)
-        for targets in (z, LogProbs(log_p), Probs(log_p.exp())):
-            arguments = {"divergence": divergence}
+        student[:, 6:8] = -INF  # log q is then -inf as well
+        for targets, combiner in product((z, LogProbs(log_p), Probs(log_p.exp())), COMBINERS):
+            arguments = {"divergence": divergence, "combiner": combiner}
             found = run(student, targets, impl=impl, **arguments)
             assert found[0].isfinite()
             assert found[1].isfinite().all()
@@ -66,6 +68,10 @@ def test_first_blocks_all_masked(k, divergence, instruction_set):
     """A wide row is walked in blocks; one without a finite logit must not make exp(-inf + inf)."""
     student, targets = make_logits(2, 9000, seed=0), make_logits(k, 2, 9000, seed=1)
     student[:, :5000], targets[..., :5000] = -INF, -INF
+    if divergence != "reverse_kl":  # which is infinite where only the teacher has no mass
+        targets[0, 0, :7000] = -INF
+        targets[0, 1, 7000:] = -INF  # and a last block
+        targets[0, 1, 5000] = 40.0
     arguments = {"temperature": 2.0, "divergence": divergence}
     assert_close(run(student, targets, **arguments), student, targets, **arguments)
 
@@ -74,26 +80,31 @@ def test_first_blocks_all_masked(k, divergence, instruction_set):
 def test_vocabulary_padding_by_minus_infinity_and_not_by_zero(divergence, instruction_set):
     for c in (10, 1000):
         student, targets = make_logits(5, c, seed=0), make_logits(3, 5, c, seed=1)
-        loss, gradient = run(student, targets, divergence=divergence)
+        arguments = {"labels": torch.arange(5), "alpha": 0.5, "divergence": divergence}
+        loss, gradient = run(student, targets, **arguments)
         padded = [torch.nn.functional.pad(x, (0, 23), value=-INF) for x in (student, targets)]
-        found = run(*padded, divergence=divergence)
+        found = run(*padded, **arguments)
         assert found[0].item() == pytest.approx(loss.item(), rel=2e-6)  # the sums are in another order
         torch.testing.assert_close(found[1][:, :c], gradient, rtol=1e-5, atol=1e-7)
         assert (found[1][:, c:] == 0).all()
         zeros = [torch.nn.functional.pad(x, (0, 23), value=0.0) for x in (student, targets)]
-        assert abs(run(*zeros, divergence=divergence)[0] - loss) > 1e-4 * loss  # which padding by 0 changes
+        plain = run(student, targets, divergence=divergence)[0]
+        assert abs(run(*zeros, divergence=divergence)[0] - plain) > 1e-4 * plain  # which padding by 0 changes
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
 def test_temperature_squared_is_there(divergence):
-    """For large T all smooth divergences are a multiple of half the squared distance of centred logits over C, independent of T."""
+    """For large T all smooth divergences are a multiple of half the squared distance of centred logits over C, independent of T, and so
+    is the gradient one of the distance.
+    """
     factor = {"forward_kl": 1.0, "reverse_kl": 1.0, "jsd": 0.3 * 0.7}[divergence]
     student, targets = make_logits(15, 31, seed=0, dtype=torch.float64), make_logits(1, 15, 31, seed=1)
     distance = (student - student.mean(-1, keepdim=True)) - (targets[0] - targets[0].mean(-1, keepdim=True))
-    limit = factor * (distance**2).sum(-1).mean() / 31 / 2
+    limit, slope = factor * (distance**2).sum(-1).mean() / 31 / 2, factor * distance / 31 / 15
     for t in (1e2, 1e3):
-        loss = distillation_loss(student, targets, temperature=t, divergence=divergence, beta=0.3)
+        loss, gradient = run(student, targets, temperature=t, divergence=divergence, beta=0.3)
         assert loss.item() == pytest.approx(limit.item(), rel=20 / t)  # first order in 1/T
+        assert (gradient - slope).norm() <= 20 / t * slope.norm()
 
 
 def test_temperature_squared_is_there_for_tvd():
@@ -119,7 +130,7 @@ def test_mean_is_over_rows_not_over_elements(divergence):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_kl_is_not_a_cross_entropy(divergence):
     """Which would be log 7 here, and not 0."""
-    for targets in (torch.zeros(1, 4, 7), LogProbs(torch.zeros(4, 7)), Probs(torch.full((4, 7), 1 / 7))):
+    for targets in (torch.zeros(1, 4, 7), LogProbs(torch.full((4, 7), 1 / 7).log()), Probs(torch.full((4, 7), 1 / 7))):
         assert abs(distillation_loss(torch.zeros(4, 7), targets, divergence=divergence)) <= 1e-6
 
 
@@ -134,6 +145,8 @@ def test_zero_at_the_optimum(impl, divergence, instruction_set):
         for targets in (z, LogProbs(log_p, temperature=temperature), TopK(top.indices, top.values, outside, temperature)):
             loss, gradient = run(z, targets, temperature=temperature, divergence=divergence, impl=impl)
             assert abs(loss.item()) <= 2e-5 * temperature**2  # TVD adds |p - q| of every class, a rounding each
+            if divergence == "forward_kl" and impl == "fused" and targets is z:
+                assert loss.item() == 0  # one member's log-probabilities come from its logits by the same steps as the student's
             if divergence != "tvd":
                 assert abs(loss.item()) <= 2e-6 * temperature**2
                 assert gradient.abs().max() <= 1e-6
@@ -178,7 +191,7 @@ def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruc
             continue
         student, labels = make_logits(15, c, seed=0), torch.arange(15) % c
         target = {
-            "logits": EnsembleLogits(make_logits(3, 15, c, seed=1), torch.ones(3)),
+            "logits": EnsembleLogits(make_logits(3, 15, c, seed=1), torch.ones(3, dtype=torch.float64)),  # in the kernel's own dtype
             "codes": make_codes(3, 15, c, seed=1),
             "topk": make_top_k(15, c, 4, seed=1),
             "counts": make_counts(15, c, 9, seed=1),
@@ -309,3 +322,62 @@ def test_linear_loss_with_all_rows_ignored_is_zero():
     assert loss == 0
     assert (hidden.grad == 0).all()
     assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("kind", ["nan", "masked", "codes", "probs", "log_probs", "topk", "counts"])
+def test_targets_without_a_share_do_not_matter(kind, impl, instruction_set):
+    """With alpha = 0 the divergence isn't computed: 0 times an infinite one would be NaN."""
+    for c, dtype in product((10, 300), (torch.float32, torch.float16)):
+        student, labels = make_logits(9, c, seed=0, dtype=dtype), torch.arange(9)
+        labels[4] = -100
+        student[0, 5] = -INF
+        target = {
+            "nan": lambda n: torch.full((2, 9, n), torch.nan),
+            "masked": lambda n: torch.full((2, 9, n), -INF),
+            "codes": lambda n: replace(make_codes(2, 9, n, seed=1), scale=torch.full((2, 9), INF)),
+            "probs": lambda n: Probs(torch.full((9, n), -1.0)),
+            "log_probs": lambda n: LogProbs(torch.full((9, n), 9.0)),
+            "topk": lambda n: replace(make_top_k(9, n, 4, seed=1), log_probs=torch.full((9, 4), INF)),
+            "counts": lambda n: replace(make_counts(9, n, 9, seed=1), counts=torch.zeros(9, 9)),
+        }[kind](c)
+        for reduction in ("mean", "sum", "batchmean", "none"):
+            arguments = {"alpha": 0.0, "label_smoothing": 0.0, "z_loss": 0.01, "temperature": 1.0, "reduction": reduction}
+            loss, gradient = run(student, target, labels, impl=impl, **arguments)
+            expected, expected_gradient = run(student, torch.zeros(1, 9, c), labels, impl=impl, **arguments)
+            assert loss.isfinite().all()
+            assert torch.equal(loss, expected)
+            assert torch.equal(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+def test_an_infinite_divergence_without_a_share_is_none(divergence, instruction_set):
+    z, student, labels = make_logits(2, 9, 70, seed=0), make_logits(9, 70, seed=1), torch.arange(9)
+    z[..., 5] = -INF
+    for impl in ("fused", "reference"):
+        loss, gradient = run(student, z, labels, alpha=0.0, divergence=divergence, impl=impl, temperature=3.0)
+        leaf = student.double().requires_grad_()
+        expected = torch.nn.functional.cross_entropy(leaf, labels)
+        expected.backward()
+        assert worst(loss, expected.detach()) <= 1e-5  # float32, rows of about 8
+        assert worst(gradient, leaf.grad) <= 1e-7
+    hidden = student.clone().requires_grad_()
+    loss = linear_distillation_loss(hidden, torch.eye(70), z, labels, alpha=0.0, divergence=divergence, chunk_rows=4)
+    loss.backward()
+    assert worst(loss.detach(), expected.detach()) <= 1e-5
+    assert worst(hidden.grad, leaf.grad) <= 1e-7
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_statistics_are_of_the_teachers_also_without_a_share(impl):
+    student, targets, labels = make_logits(9, 30, seed=0), make_logits(3, 9, 30, seed=1), torch.arange(9)
+    _, expected = distillation_loss(student, targets, labels, alpha=1.0, statistics=True, temperature=2.0)
+    leaf = student.clone().requires_grad_()
+    loss, found = distillation_loss(leaf, targets, labels, alpha=0.0, statistics=True, temperature=2.0, impl=impl)
+    assert loss.requires_grad
+    _, through = linear_distillation_loss(
+        student, torch.eye(30), targets, labels, alpha=0.0, statistics=True, temperature=2.0, chunk_rows=4
+    )
+    for rows in (found, through):
+        for name, x in vars(expected).items():
+            torch.testing.assert_close(getattr(rows, name), x, rtol=1e-5, atol=1e-5)  # float32, a few nats

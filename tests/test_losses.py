@@ -39,14 +39,24 @@ def test_every_setting_of_the_function_is_one_of_the_module():
     assert set(SETTINGS) == set(module)
 
 
+NEEDED = {"label_smoothing": {"alpha": 0.5}, "class_weights": {"alpha": 0.5}}
+BUFFERS = ("weights", "class_weights")
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_reaches_the_function(name, monkeypatch):
     seen: dict[str, Any] = {}
     monkeypatch.setattr("ensdistill.losses.distillation_loss", lambda *_, **settings: seen.update(settings))
-    DistillationLoss(**{name: SETTINGS[name]})(STUDENT, TARGETS, LABELS)
-    assert seen[name] is SETTINGS[name] or seen[name] == SETTINGS[name]
+    given = {name: SETTINGS[name], **NEEDED.get(name, {})}
+    DistillationLoss(**given)(STUDENT, TARGETS, LABELS)
     defaults = inspect.signature(distillation_loss).parameters
-    assert {n: v for n, v in seen.items() if n != name} == {n: defaults[n].default for n in seen if n != name}
+    expected = {n: p.default for n, p in defaults.items() if p.kind is p.KEYWORD_ONLY} | given
+    assert set(seen) == set(expected)
+    for n, value in expected.items():
+        if n in BUFFERS and value is not None:
+            assert torch.equal(seen[n], torch.as_tensor(value).double())
+        else:
+            assert seen[n] is value or seen[n] == value
 
 
 def test_values():
@@ -59,7 +69,84 @@ def test_values():
     assert loss == distillation_loss(STUDENT, make_top_k(5, 10, 3, seed=1), tail="renormalize")
 
 
-def test_class_weights_move_with_the_module_and_are_not_saved():
-    module = DistillationLoss(class_weights=[1.0, 2.0])
-    assert module.to("meta").class_weights.device.type == "meta"
+@pytest.mark.parametrize("name", BUFFERS)
+def test_weights_move_with_the_module_and_are_not_saved(name):
+    module = DistillationLoss(alpha=0.5, **{name: [0.1, 2.0]})
+    assert module.to("meta").get_buffer(name).device.type == "meta"
     assert not module.state_dict()
+
+
+@pytest.mark.parametrize(
+    "cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float(), lambda m: m.to("cpu", torch.half)]
+)
+def test_weights_stay_in_double_precision(cast):
+    """A share of 0.1 in bfloat16 is off by 0.2 %; and in a model that is cast, the loss is cast with it."""
+    given = torch.tensor([0.1, 0.7, 0.2], dtype=torch.float64)
+    module = torch.nn.ModuleDict({"loss": DistillationLoss(weights=given, class_weights=torch.linspace(0.1, 2, 10).double(), alpha=0.5)})
+    loss = cast(module)["loss"]
+    assert torch.equal(loss.weights, given)
+    assert torch.equal(loss.class_weights, torch.linspace(0.1, 2, 10).double())
+
+
+def test_weights_are_the_modules_own():
+    given = torch.ones(3, dtype=torch.float64)
+    module = DistillationLoss(weights=given)
+    given.zero_()
+    assert module(STUDENT, TARGETS) == distillation_loss(STUDENT, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"temperature": 0.0}, ValueError, "temperature: expected a number from"),
+        ({"alpha": 2.0}, ValueError, "alpha: expected a number from 0 to 1; got 2.0"),
+        ({"divergence": "kl"}, ValueError, "divergence: expected one of forward_kl"),
+        ({"combiner": "mean"}, ValueError, "combiner: expected one of"),
+        ({"ignore_index": 2**63}, ValueError, "ignore_index: expected -9223372036854775808 to"),
+        ({"label_smoothing": 0.1}, ValueError, "label_smoothing: is of the hard labels' cross entropy"),
+        ({"class_weights": [1.0]}, ValueError, "class_weights: is of the hard labels' cross entropy"),
+        (
+            {"class_weights": [[1.0]], "alpha": 0.5},
+            ValueError,
+            r"class_weights: expected one for each class, \[any number\]; got shape \[1, 1\]",
+        ),
+        ({"class_weights": [-1.0], "alpha": 0.5}, ValueError, r"class_weights: expected finite numbers of at least 0; got \[-1.0\]"),
+        ({"weights": [0.0, 0.0]}, ValueError, "weights: expected a sum above 0"),
+        ({"weights": "equal"}, TypeError, "weights: expected a Tensor or a sequence of numbers; got 'equal'"),
+        ({"statistics": 1}, TypeError, "statistics: expected a bool; got 1"),
+        ({"class_dim": 1.0}, TypeError, "class_dim: expected an int; got 1.0"),
+    ],
+)
+def test_settings_are_looked_at_when_they_are_given(settings, error, message):
+    with pytest.raises(error, match=message):
+        DistillationLoss(**settings)
+
+
+def test_repr_shows_what_was_chosen():
+    assert repr(DistillationLoss()) == "DistillationLoss()"
+    module = DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)
+    assert repr(module) == "DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)"
+
+
+def test_settings_may_be_changed_between_calls():
+    module = DistillationLoss()
+    module.settings["temperature"] = 4.0
+    assert module(STUDENT, TARGETS) == distillation_loss(STUDENT, TARGETS, temperature=4.0)
+    module.settings["temperature"] = -1.0
+    with pytest.raises(ValueError, match="temperature: expected a number from"):
+        module(STUDENT, TARGETS)
+
+
+def test_the_module_compiles_into_one_graph():
+    torch._dynamo.reset()
+    module = DistillationLoss(temperature=2.0, alpha=0.3, weights=[1.0, 2.0, 0.0], class_weights=torch.linspace(0, 3, 10))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (compiled, module):
+        leaf = STUDENT.clone().requires_grad_()
+        loss = function(leaf, TARGETS, LABELS)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    torch._dynamo.reset()

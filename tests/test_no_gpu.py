@@ -46,7 +46,7 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
         "hidden": lambda: linear_distillation_loss(student, torch.zeros(7, 10, device="cuda"), torch.zeros(5, 7, device="cuda")),
     }
     for name, call in calls.items():
-        with pytest.raises(NotImplementedError, match=f"^{name}: on device cuda:0, but this ensdistill was built without its CUDA") as caught:
+        with pytest.raises(NotImplementedError, match=f"^{name}: on device cuda:0, but this ensdistill was built without its") as caught:
             call()
         for advice in (torch.__version__, "nvcc", "CUDA_HOME", "setup.py build_ext --inplace", "--no-build-isolation", "impl='reference'"):
             assert advice in str(caught.value)
@@ -54,7 +54,7 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
 
 def test_devices_that_nobody_has_kernels_for(fake):
     for device in ("mps", "xpu"):
-        with pytest.raises(NotImplementedError, match=f"^student_logits: on device {device}.*, and there are kernels for cpu and cuda only"):
+        with pytest.raises(NotImplementedError, match=f"^student_logits: on device {device}.*, and there are kernels for cpu and cuda"):
             distillation_loss(*inputs(device))
 
 
@@ -66,7 +66,7 @@ def test_a_gpu_that_is_too_old(gpu):
 
 def test_a_gpu_that_nothing_was_compiled_for(gpu):
     gpu((8, 6), ("9.0",))
-    with pytest.raises(NotImplementedError, match=r"capability 8\.6, and the CUDA kernels are compiled for 9\.0 .* TORCH_CUDA_ARCH_LIST=8\.6"):
+    with pytest.raises(NotImplementedError, match=r"capability 8\.6, and the CUDA kernels are compiled for 9\.0 .*_ARCH_LIST=8\.6"):
         distillation_loss(*inputs())
 
 

@@ -200,7 +200,7 @@ def test_recompute_gives_the_same_bits_and_keeps_nothing(dtype, reduction):
         kept.append(sizes.count(student.shape))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
-    assert kept == [2, 1]  # the student's logits, and without recompute their gradient
+    assert kept == [1, 1]  # the gradient; with recompute the student's logits instead
     leaf = student.clone().requires_grad_()
     loss = distillation_loss(leaf, targets, reduction=reduction, recompute=True).sum()
     loss.backward(retain_graph=True)
@@ -238,6 +238,11 @@ def test_forward_mode_is_refused_not_zero():
     student, targets = make_logits(5, 10, seed=0), make_logits(3, 5, 10, seed=1)
     with pytest.raises(NotImplementedError, match=r"student_logits: carries a forward-mode tangent.* use impl='reference'"):
         torch.func.jvp(lambda s: distillation_loss(s, targets), (student,), (torch.ones_like(student),))
+    for hessian in (torch.func.hessian, lambda f: torch.func.jacfwd(torch.func.grad(f))):
+        with pytest.raises(
+            NotImplementedError, match=r"distillation_loss: has no forward-mode derivative \(.*hessian\); take torch.func.jacrev"
+        ):
+            hessian(lambda s: distillation_loss(s, targets))(student)
     direction = make_logits(5, 10, seed=2)
     _, slope = torch.func.jvp(lambda s: distillation_loss(s, targets, impl="reference"), (student,), (direction,))
     expected = (closed_forms(student, targets).gradient * direction).sum()

@@ -85,3 +85,28 @@ def test_rows_are_views_that_know_all_the_rest(kind):
     assert part.shape[-2] == 4
     arguments = {"temperature": 2.0, "reduction": "none"}
     assert torch.equal(distillation_loss(student[2:6], part, **arguments), distillation_loss(student, target, **arguments)[2:6])
+
+
+@pytest.mark.parametrize("kind", range(8))
+def test_targets_move_with_all_their_tensors(kind):
+    target = list(every_kind(3, 9, 12))[kind]
+    moved = target.to("meta")
+    assert type(moved) is type(target)
+    for name, before in vars(target).items():
+        after = getattr(moved, name)
+        if isinstance(before, torch.Tensor):
+            assert (after.device.type, after.shape, after.dtype) == ("meta", before.shape, before.dtype)
+        else:
+            assert after == before
+    same = target.to(torch.device("cpu"))
+    assert all(getattr(same, name) is x for name, x in vars(target).items())
+    with pytest.raises(TypeError):
+        target.to(torch.float64)  # which would not be the same targets
+
+
+@pytest.mark.parametrize("kind", range(8))
+def test_targets_equal_themselves_only(kind):
+    one, other = (list(every_kind(3, 9, 12))[kind] for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other, one}) == 2

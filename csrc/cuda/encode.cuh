@@ -241,7 +241,6 @@ __global__ void __launch_bounds__(kEncodeThreads, 2) encode_top_k_rows(const __g
       call.tail[n] = float(any ? (log_tail < 0 ? log_tail : 0.0) : minus_inf);
       call.kl[n] = any ? larger(0.0, exponential(max) * (rest.moved - rest.mass * (log_mass - logarithm(double(classes - k))))) : 0.0;
     }
-    __syncthreads();  // the next row comes into the same memory
   }
 }
 
@@ -330,7 +329,6 @@ __global__ void __launch_bounds__(kEncodeThreads, 2) encode_counts_rows(const __
     }
     for (int64_t i = used + block.rank; i < call.entries; i += block.size) call.ids.set(out + i, 0), call.counts[out + i] = 0;
     if (block.rank == 0) call.kl[n] = fine ? larger(0.0, divergence) : not_a_number<double>();
-    __syncthreads();  // the next row comes into the same memory
   }
 }
 

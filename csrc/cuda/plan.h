@@ -86,9 +86,10 @@ class Planner {
       for (int threads : {128, 64, 32})
         if (fits(lay(Layout::staged, threads), s.shared_limit / 2)) return plan;
     if (!s.sparse && s.classes <= 1024 && fits(lay(Layout::tile, 128), s.shared_limit)) return plan;
-    // About four vectors a thread keep its loads in flight without leaving threads idle. While one block computes, others of
+    // About four vectors a thread keep its loads in flight without leaving threads idle; of 192 threads at 96 registers three
+    // blocks fit a multiprocessor. While one block computes, others of
     // its multiprocessor should wait for memory: a row that takes more than a third of it is cut up, if it can be.
-    const int threads = int(std::clamp<int64_t>(power_of_two_at_least((vectors() + 3) / 4), 64, 256));
+    const int threads = int(std::clamp<int64_t>(power_of_two_at_least((vectors() + 3) / 4), 64, 192));
     const int most = s.clusters && !s.sparse ? 8 : 1;
     const auto cut_up = [&](int width, int limit) {
       for (int blocks = 1; blocks <= most; blocks *= 2)

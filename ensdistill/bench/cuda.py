@@ -14,6 +14,7 @@ from ensdistill.bench.liger import why_not
 from ensdistill.bench.measure import Call, copy_speed
 
 _SHORT = 0.25  # ms; below it the time that Python takes to launch the work shows
+_MOST_INPUTS = 256  # of a graph's nodes there is no end, but of the time that it takes to make them
 _WARM_UP = 3  # calls before a capture, as torch's documentation has it
 
 
@@ -21,12 +22,14 @@ class Cuda:
     """The current GPU."""
 
     device = torch.device("cuda")
+    most_inputs = _MOST_INPUTS
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(self.device)
         self.cache_bytes = int(properties.L2_cache_size)
-        # Long enough for a streaming kernel to reach its full speed; intermediates of plain code take up to 16 times as much.
-        self.data_bytes = min(max(4 * self.cache_bytes, 512 << 20), properties.total_memory // 32)
+        # Long enough (0.7 ms on an H100) for a streaming kernel to reach its full speed, and for nobody's launches to show; intermediates
+        # of plain code take up to 16 times as much.
+        self.data_bytes = min(max(4 * self.cache_bytes, 2 << 30), properties.total_memory // 32)
 
     def clock(self, call: Call) -> float:
         """Milliseconds of one call between two events on the stream."""
@@ -39,22 +42,17 @@ class Cuda:
         del result
         return float(start.elapsed_time(end))
 
-    def launched(self, calls: Mapping[str, Call]) -> tuple[dict[str, Call], set[str]]:
-        """Where somebody's call is so short that its launches show, everybody's becomes a CUDA graph that can.
+    def launched(self, calls: Mapping[str, Call], inputs: int = 1) -> tuple[dict[str, Call], set[str]]:
+        """Where somebody's call is so short that its launches show, everybody's becomes a CUDA graph that can; of ``inputs`` sets each.
 
-        One that waits for the device (Liger's do, in their backward) can't be captured, and is timed as it is.
+        One that waits for the device (Liger's do, in their backward) can't be captured, and is timed as it is. It is found out beforehand:
+        a capture that fails leaves torch 2.11's allocator in a state in which no other succeeds.
         """
         timed = dict(calls)
-        if min(self.clock(call) for call in calls.values()) >= _SHORT:
+        if min(self.clock(call) for call in calls.values()) >= _SHORT * inputs:
             return timed, set()
-        graphs = set()
-        for name, call in calls.items():
-            try:
-                timed[name] = capture(call)
-                graphs.add(name)
-            except RuntimeError:  # torch's errors in a capture, CUDA's among them
-                torch.cuda.synchronize()
-        return timed, graphs
+        graphs = {name for name, call in calls.items() if not waits(call)}
+        return timed | {name: capture(calls[name]) for name in graphs}, graphs
 
     def extra_bytes(self, call: Call) -> int | None:
         """Bytes at the call's peak beyond those before it, by torch's allocator."""
@@ -84,6 +82,19 @@ class Cuda:
         """What a large copy reaches, both directions counted."""
         source = torch.ones(max(self.data_bytes, 1 << 30) // 8, device=self.device)
         return copy_speed(self.clock, source, torch.zeros_like(source))
+
+
+def waits(call: Call) -> bool:
+    """Whether it waits for the device, or does something else that a capture forbids."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    return False
 
 
 def capture(call: Call) -> Call:

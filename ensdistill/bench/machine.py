@@ -55,6 +55,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "numpy": np.__version__,
             "compiler": build["cpu"]["compiler"],
             "cuda": torch.version.cuda,
+            "driver": _driver() if device.type == "cuda" else None,
             **packages,
         },
     }
@@ -64,6 +65,13 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
         return None
 
 

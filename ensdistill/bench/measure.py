@@ -41,6 +41,7 @@ class Cpu:
     """The CPU as a place to measure: clock, memory, floor."""
 
     device = torch.device("cpu")
+    most_inputs = 1 << 20  # sets of inputs that a call goes through: no limit
 
     def __init__(self) -> None:
         self.cache_bytes = machine.last_level_cache()
@@ -57,7 +58,7 @@ class Cpu:
         del result  # giving memory back is not part of the call, and the next one finds it free
         return spent
 
-    def launched(self, calls: Mapping[str, Call]) -> tuple[dict[str, Call], set[str]]:
+    def launched(self, calls: Mapping[str, Call], inputs: int = 1) -> tuple[dict[str, Call], set[str]]:
         """The calls as they are to be timed, and the names of those that became CUDA graphs."""
         return dict(calls), set()
 

@@ -28,7 +28,7 @@ def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float) -> tupl
         See :func:`~ensdistill.bench.check.check`.
     """
     # Together more than twice the cache, so that nobody finds there what the call before has read: one set, but for small shapes.
-    count = 1 + 2 * place.cache_bytes // case.bytes_moved(gradient=True)
+    count = min(1 + 2 * place.cache_bytes // case.bytes_moved(gradient=True), place.most_inputs)
     sets = [make_inputs(case, place.device, seed) for seed in range(count)]
     judged = check(case, sets[0], contenders(case, place.device))
     judged.racing = best_forms(judged.racing, sets, place)
@@ -70,11 +70,11 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
         calls[c.kind], forms[c.kind], errors[c.kind] = partial(_each, run, c.loss, sets), c.form, judged.errors[c.name]
         calls[c.kind]()
         memory[c.kind] = place.extra_bytes(partial(run, c.loss, sets[0]))
-    timed, graphs = place.launched(calls)
     floors = [place.floor(case, inputs, gradient) for inputs in sets]
     if floors[0] is not None:
         streams = [found[1] for found in floors if found is not None]
-        timed["floor"], forms["floor"] = lambda: [stream() for stream in streams], floors[0][0]
+        calls["floor"], forms["floor"] = lambda: [stream() for stream in streams], floors[0][0]
+    timed, graphs = place.launched(calls, len(sets))
     times = interleave(timed, rounds, seconds, place.clock)
     return [
         {

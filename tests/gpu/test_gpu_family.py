@@ -1,7 +1,6 @@
 """The family's own tests, on a GPU: the same cases, the same truth in float64."""
 
 import inspect
-from collections.abc import Iterator
 from types import ModuleType
 
 import closed_forms
@@ -59,9 +58,9 @@ def losses_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def instruction_set() -> Iterator[str]:
+def instruction_set() -> str:
     """What those tests take: there an instruction set of the CPU, here the GPU."""
-    yield str(gpu_helpers.DEVICE)
+    return str(gpu_helpers.DEVICE)
 
 
 for _module in MODULES:

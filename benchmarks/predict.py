@@ -1,0 +1,142 @@
+"""What an H100 should take for each shape of the benchmark, from the plan and from what the kernels' text does: PREDICTIONS.md's table.
+
+Of five times the longest is expected: bytes over the memory's speed, exponentials over the special-function units', instructions over the
+schedulers', bytes over what one multiprocessor can fetch, and rows over those that are under way at a time, each of which waits for
+memory, for its threads to meet, and for its own arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensdistill import _native
+from ensdistill.bench.cases import DTYPES, Case
+from ensdistill.bench.suite import CLASSES, MEMBERS
+from ensdistill.plans import KernelPlan
+
+# An H100 SXM5. Its copy is measured (PREDICTIONS.md says where), its clock under load and the latencies are estimates.
+COPY, CLOCK, PROCESSORS = 2.95e12, 1.7e9, 132
+REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233_472, 2048, 32
+EXPONENTIALS, LANES, FETCH = 16, 128, 64  # of a multiprocessor in a clock: special functions, instructions, bytes from the second cache
+MEMORY_LATENCY = 0.9e-6
+MEETING = {"staged": 0.0, "strided": 0.0, "tile": 0.15e-6, "block": 0.6e-6, "cluster": 1.6e-6, "reread": 0.6e-6}  # a reduction
+STALLED = 0.3  # instructions a clock of one warp, whose next waits for its last
+LAUNCHES = 8e-6  # memset, prepare, reduce_rows
+DATA = 2 << 30  # as ensdistill/bench/cuda.py has it
+TARGETS = {1: 0.9, 4: 0.8, 8: 0.8}  # share of the copy's speed, from 1000 classes on; below 0.6
+MARK = "<!-- python -m benchmarks predict -->"
+KINDS = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "uint8"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one element (a class of a row), over all members: counted in csrc/cuda/dense.cuh and row.cuh, forward KL."""
+
+    exponentials: float
+    instructions: float
+
+
+def work(layout: str, members: int, codes: bool) -> Work:
+    """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term and gradient.
+
+    A sweep's step on a number: decode 1 (of a code 4), compare, subtract and multiply 3, exponential 5 (one of them the unit's; the others
+    keep what would be subnormal), add 1.
+    """
+    decode, several = 4 if codes else 1, members > 1
+    resident = layout in ("tile", "block", "cluster")
+    exponentials, instructions = 1.0 + members, 10.0 + members * (9 + decode)
+    if several and resident:
+        exponentials, instructions = exponentials + members - 1, instructions + (members - 1) * (9 + decode)
+    again = 1 if resident else members
+    exponentials, instructions = exponentials + again, instructions + again * (8 + decode)
+    if several:
+        instructions += 20  # a logarithm of the mixture, and the sum from where it is kept
+    return Work(exponentials + 1, instructions + 18)
+
+
+def occupancy(plan: KernelPlan) -> int:
+    """Blocks of a multiprocessor at a time. Registers are those that tests/test_cuda_compile.py allows."""
+    registers = plan.registers or (128 if plan.layout == "reread" else 96)
+    return min(REGISTERS // (registers * plan.threads), SHARED // (plan.shared_bytes + 1024), THREADS // plan.threads, BLOCKS)
+
+
+def plan_of(case: Case) -> KernelPlan:
+    """For an H100, whatever is here; the registers are the budget, so that the table is the same everywhere."""
+    student, targets = DTYPES[case.student].itemsize, 1 if case.targets == "uint8" else DTYPES[case.targets].itemsize
+    shape = (case.rows, case.classes, case.members, student, targets, False, False, False, True, True, 0, 232_448, True)
+    return KernelPlan(**_native.kernel_plan(*shape), registers=None)
+
+
+def times(case: Case, plan: KernelPlan) -> dict[str, float]:
+    """Seconds that each limit alone would take."""
+    elements, blocks = case.rows * case.classes, occupancy(plan)
+    each = work(plan.layout, case.members, case.targets == "uint8")
+    groups = -(-case.rows // plan.rows_per_block) * plan.cluster_blocks
+    share = 1 / groups
+    warps = min(4.0, STALLED * plan.threads / 32)
+    row = MEMORY_LATENCY * (2 if plan.layout == "reread" else 1) + (2 + case.members) * MEETING[plan.layout]
+    row += plan.bytes * share / (FETCH * CLOCK) + elements * share * each.instructions / 32 / warps / CLOCK
+    return {
+        "memory": max(plan.bytes, case.bytes_moved(gradient=True)) / COPY,  # the plan leaves out scales and offsets
+        "exponentials": elements * each.exponentials / (EXPONENTIALS * CLOCK * PROCESSORS),
+        "instructions": elements * each.instructions / (LANES * CLOCK * PROCESSORS),
+        "latency": -(-groups // (PROCESSORS * blocks)) * row,
+    }
+
+
+def cases() -> Iterator[Case]:
+    """The benchmark's grid, and codes beside a bfloat16 student."""
+    for (student, targets), k, c in ((kind, k, c) for kind in KINDS for k in MEMBERS for c in CLASSES):
+        one = Case(1, c, k, student, targets).bytes_moved(gradient=True)
+        yield Case(max(4, DATA // one // 4 * 4), c, k, student, targets)
+
+
+def predict(case: Case) -> dict[str, Any]:
+    """One line of the table."""
+    plan = plan_of(case)
+    limits = times(case, plan)
+    limiter = max(limits, key=lambda name: limits[name])
+    seconds = limits[limiter] + LAUNCHES
+    share = case.bytes_moved(gradient=True) / seconds / COPY
+    target = TARGETS[case.members] if case.classes >= 1000 else 0.6
+    scaling = 2 * case.rows * case.classes * DTYPES[case.student].itemsize / COPY
+    return {
+        "student/targets": f"{case.student}/{case.targets}",
+        "K": case.members,
+        "C": case.classes,
+        "N": case.rows,
+        "plan": f"{plan.layout} {plan.threads}" + (f"x{plan.cluster_blocks}" if plan.cluster_blocks > 1 else ""),
+        "blocks/SM": occupancy(plan),
+        "MB": f"{plan.bytes / 1e6:.0f}",
+        **{f"{name} ms": f"{1e3 * value:.3f}" for name, value in limits.items()},
+        "expected ms": f"{1e3 * seconds:.3f}",
+        "of copy": f"{100 * share:.0f} %" + ("" if share >= target else f" < {100 * target:.0f}"),
+        "limiter": limiter,
+        "+ scaling ms": f"{1e3 * (seconds + scaling):.3f}",
+    }
+
+
+def table() -> str:
+    """All lines, as Markdown."""
+    lines = [predict(case) for case in cases()]
+    head = list(lines[0])
+    rows = [head, ["---"] * len(head), *([str(line[name]) for name in head] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def rewrite(path: Path) -> None:
+    """Put the table into PREDICTIONS.md, between its marks.
+
+    Raises
+    ------
+    ValueError
+        The marks aren't there.
+    """
+    text = path.read_text(encoding="utf-8")
+    parts = text.split(MARK)
+    if len(parts) != 3:
+        raise ValueError(f"{path}: expected two lines {MARK}; got {len(parts) - 1}")
+    path.write_text(f"{parts[0]}{MARK}\n\n{table()}\n{MARK}{parts[2]}", encoding="utf-8")

@@ -1,0 +1,219 @@
+"""Checks of single arguments, whichever function they are of: each says what came and what was expected.
+
+Shapes, dtypes and settings are always checked. Values are looked at where that costs no wait: on the CPU, outside torch.compile and
+vmap; elsewhere the kernel makes the rows NaN that hold what it can't use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ensdistill import _native
+from ensdistill.wrapped import is_batched
+
+Combiner = Literal["prob", "logit", "log_prob"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
+Tail = Literal["tail", "renormalize", "zero"]
+Reduction = Literal["mean", "sum", "batchmean", "none"]
+Impl = Literal["fused", "reference", "compile"]
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+# What lies outside is a slip: 1/T or T² would take what precision is left.
+TEMPERATURES = (1e-4, 1e4)
+# A sum up to which the kernels normalise weights: far below the largest float64, far above what anybody means.
+_LARGEST_WEIGHTS = 1e300
+_COMBINERS, _DIVERGENCES, _TAILS, _REDUCTIONS, _IMPLS = (get_args(kind) for kind in (Combiner, Divergence, Tail, Reduction, Impl))
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def check_settings(
+    temperature: Any,
+    alpha: Any,
+    combiner: Any,
+    divergence: Any,
+    beta: Any,
+    tail: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    has_class_weights: bool,
+    z_loss: Any,
+    reduction: Any,
+    recompute: Any,
+    statistics: Any,
+    impl: Any,
+) -> None:
+    """All that can be said before there is a student."""
+    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
+    check_temperature("temperature", temperature)
+    for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
+        if not (real(value) and 0 <= float(value) <= 1):
+            raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
+    if not (real(beta) and 0 < float(beta) < 1):
+        raise ValueError(f"beta: expected a number between 0 and 1, neither of them; got {beta!r}")
+    if not (real(z_loss) and 0 <= float(z_loss) < math.inf):
+        raise ValueError(f"z_loss: expected a finite number of at least 0; got {z_loss!r}")
+    check_one_of("combiner", combiner, _COMBINERS)
+    check_one_of("divergence", divergence, _DIVERGENCES)
+    check_one_of("tail", tail, _TAILS)
+    check_one_of("reduction", reduction, _REDUCTIONS)
+    check_one_of("impl", impl, _IMPLS)
+    if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
+        check_int("ignore_index", ignore_index, -(2**63), 2**63 - 1, "what int64 holds")
+    if alpha == 1 and (label_smoothing > 0 or has_class_weights):
+        name = "label_smoothing" if label_smoothing > 0 else "class_weights"
+        raise ValueError(f"{name}: is of the hard labels' cross entropy, which has no share at alpha = {alpha!r}; pass an alpha below 1")
+    if type(recompute) is not bool or type(statistics) is not bool:
+        name, value = ("recompute", recompute) if type(recompute) is not bool else ("statistics", statistics)
+        raise TypeError(f"{name}: expected a bool; got {value!r}")
+
+
+def real(value: Any) -> bool:
+    # Whether an abstract class has an instance takes 0.5 µs to find out; nearly all are one of these.
+    return type(value) is float or type(value) is int or isinstance(value, Real)
+
+
+def check_number(name: str, value: Any) -> None:
+    if not (real(value) and 0 < float(value) < math.inf):
+        raise ValueError(f"{name}: expected a finite number above 0; got {value!r}")
+
+
+def check_int(name: str, value: Any, low: int, high: int, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name}: expected an int; got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, {what}; got {value}")
+
+
+def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_temperature(name: str, value: Any) -> None:
+    low, high = TEMPERATURES
+    if not (real(value) and low <= float(value) <= high):
+        raise ValueError(f"{name}: expected a number from {low:g} to {high:g}; got {value!r}")
+
+
+# Tensors --------------------------------------------------------------------------------------------------------------
+
+
+def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
+    """``class_dim`` counted from the front."""
+    dims = len(shape)
+    if type(class_dim) is not int:
+        raise TypeError(f"class_dim: expected an int; got {class_dim!r}")
+    if not -dims <= class_dim < dims:
+        raise ValueError(f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}")
+    return class_dim % dims
+
+
+def check_floats(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor{expected}; got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {dtype_names(FLOATS)}; got {value.dtype}")
+    if value.layout is not torch.strided:
+        check_strided(name, value)
+
+
+def check_strided(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense Tensor; got one of layout {value.layout}; pass {name}.to_dense()")
+
+
+def check_device(name: str, value: Tensor, device: torch.device, others: str = "the student is") -> None:
+    """Where it is, and that it lies there as numbers with strides."""
+    if value.device != device:
+        raise ValueError(f"{name}: on device {value.device}, but {others} on {device}; move one of them")
+    check_strided(name, value)
+
+
+def check_kernels(name: str, device: torch.device) -> None:
+    """That ``impl="fused"`` has something to run. Whether it is the right GPU is asked where nobody traces."""
+    if device.type == "cpu":
+        return
+    why = _native.why_no_kernels(device.type, None if torch.compiler.is_compiling() else device.index)
+    if why is not None:
+        raise NotImplementedError(f"{name}: on device {device}, {why}")
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def member_weights(weights: Any, k: int | None, device: torch.device) -> Tensor:
+    """Of K members, [K] float64."""
+    result = numbers("weights", weights, (k,), "member" if k is None else f"of the {k} members", device)
+    if visible(result):
+        total = float(result.sum())
+        if total <= 0:
+            raise ValueError(f"weights: expected a sum above 0; got {shown(weights)}")
+        if total > _LARGEST_WEIGHTS:
+            raise ValueError(f"weights: expected a sum of at most {_LARGEST_WEIGHTS:g}; got {shown(weights)}")
+    return result
+
+
+def numbers(name: str, given: Any, shape: tuple[int | None, ...], what: str, device: torch.device) -> Tensor:
+    """``given``, finite and not negative, as a flat float64 tensor on ``device``; one number for each ``what``; None is any number of."""
+    if isinstance(given, Tensor):
+        if given.is_complex():
+            raise TypeError(f"{name}: expected real numbers; got {given.dtype}")
+        check_strided(name, given)
+        if given.is_meta and device.type != "meta":
+            raise ValueError(f"{name}: on device meta, but the student is on {device}; move one of them")
+        if given.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: requires a gradient, and gradients flow to the student only; pass {name}.detach()")
+    try:
+        value = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
+    except OverflowError:
+        raise ValueError(f"{name}: expected numbers that a float64 holds; got {given!r}") from None
+    except (TypeError, ValueError):
+        many = "".join(f" {n}" for n in shape if n is not None)
+        raise TypeError(f"{name}: expected a Tensor or a sequence of{many} numbers; got {given!r}") from None
+    if value.shape != shape and (shape != (None,) or value.dim() != 1):
+        wanted = str([*shape]).replace("None", "any number")
+        raise ValueError(f"{name}: expected one for each {what}, {wanted}; got shape {list(value.shape)}")
+    value = value.reshape(-1)
+    if value.numel() and visible(value):
+        low, high = torch.aminmax(value)  # NaN if one is
+        if not (float(low) >= 0 and float(high) < math.inf):
+            raise ValueError(f"{name}: expected finite numbers of at least 0; got {shown(given)}")
+    return value
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def visible(x: Tensor) -> bool:
+    """Whether Python can look at values without waiting for a device, outside of a trace or a batch."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(x)
+
+
+def first(mask: Tensor) -> tuple[int, int]:
+    row, column = mask.nonzero()[0].tolist()
+    return row, column
+
+
+def extent(lead: Sequence[int]) -> str:
+    return f"{lead[0]} rows" if len(lead) == 1 else f"leading dimensions {list(lead)}"
+
+
+def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def shown(values: Any) -> str:
+    numbers = values.flatten().tolist() if isinstance(values, Tensor) else values
+    try:
+        return str([*numbers]) if len(numbers) <= 20 else f"{[*numbers[:20]]} and {len(numbers) - 20} more"
+    except TypeError:
+        return repr(values)
