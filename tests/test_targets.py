@@ -107,6 +107,6 @@ def test_targets_move_with_all_their_tensors(kind):
 @pytest.mark.parametrize("kind", range(8))
 def test_targets_equal_themselves_only(kind):
     one, other = (list(every_kind(3, 9, 12))[kind] for _ in range(2))
-    assert one == one  # noqa: PLR0124
+    assert one == one
     assert one != other
     assert len({one, other, one}) == 2
