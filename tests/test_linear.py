@@ -289,8 +289,10 @@ def test_torch_func():
 def test_forward_mode_is_refused_by_name():
     hidden, weight, _ = (x.detach() for x in make_layer())
 
+    target = make_target("logits")
+
     def loss(h):
-        return linear_distillation_loss(h, weight, make_target("logits"))
+        return linear_distillation_loss(h, weight, target)
 
     for derivative in (torch.func.hessian(loss), torch.func.jacfwd(loss), lambda h: torch.func.jvp(loss, (h,), (h,))):
         with pytest.raises(NotImplementedError, match=r"linear_distillation_loss: has no forward-mode derivative \(torch.func.jvp"):
