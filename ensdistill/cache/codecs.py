@@ -134,7 +134,10 @@ class Float:
             import torch
 
             logits = logits.view(torch.bfloat16)
-        return EnsembleLogits(logits, tensor(weights)) if temperature is None else LogProbs(logits[0], temperature=temperature)
+        if temperature is None:
+            return EnsembleLogits(logits, tensor(weights))
+        # Stored with their largest at 0, where few bits are finest.
+        return LogProbs(logits[0].float().log_softmax(-1), temperature=temperature)
 
 
 class TopK:
