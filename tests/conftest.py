@@ -1,3 +1,9 @@
+import os
+
+# Several workers test side by side: each with a team of threads would be more threads than cores, which wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator

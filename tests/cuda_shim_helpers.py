@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from ensdistill import ops
 
@@ -83,6 +84,10 @@ class Builder:
         return "".join(path.read_text() for path in self._logs)
 
     def _build(self, name: str, kernels: list[Path], bounded: bool, link: list[str]) -> Path:
+        with FileLock(self.folder / f"{name}.lock"):  # other processes may be testing at the same time
+            return self._build_alone(name, kernels, bounded, link)
+
+    def _build_alone(self, name: str, kernels: list[Path], bounded: bool, link: list[str]) -> Path:
         kind, sanitizer = ("bounded", [BOUNDED]) if bounded else ("checked", [])
         # The kernels first: they take longest. Not optimised, since the compiler would take longer for that than the tests gain.
         jobs = [(path, ["-O0", *(sanitizer or [CHECKED])]) for path in kernels] + [(SHIM / f"{x}.cpp", ["-O2", *sanitizer]) for x in ENGINE]
