@@ -40,7 +40,9 @@ def check(folder: Path, count: int, alone: Ensemble) -> None:
     for rank in range(count):
         np.testing.assert_array_equal(np.load(folder / f"answers-{rank}.npy"), expected)
         np.testing.assert_array_equal(np.load(folder / f"cached-{rank}.npy"), cached)
-    one, several = ({f.name: f.read_bytes() for f in (folder / name).iterdir() if not f.name.endswith(".lock")} for name in ("cache of one", "cache"))
+    one, several = (
+        {f.name: f.read_bytes() for f in (folder / name).iterdir() if not f.name.endswith(".lock")} for name in ("cache of one", "cache")
+    )
     assert several == one
     assert Ensemble.load(folder).fingerprint() == alone.fingerprint()
     assert not (folder / "training").exists()
