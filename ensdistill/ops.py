@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
 
 from ensdistill import _native, reference
 from ensdistill.layout import ready
@@ -139,7 +139,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
-    plain = is_plain(gradient) and is_plain(grad_loss)
+    # Autograd's own batches are of upstream factors, so of the gradient it need not be asked: that takes as long as the rest of this.
+    plain = is_plain(grad_loss) and type(gradient) is Tensor and not is_functorch_wrapped_tensor(gradient)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
@@ -202,10 +203,10 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             output: tuple[Tensor, Tensor, Tensor] = distill_loss(*arguments[:-1])
-        *ctx.settings, ctx.with_gradient, _, held = arguments[_TENSORS:]
+        ctx.settings, ctx.with_gradient = arguments[_TENSORS:-3], arguments[-3]
         if ctx.with_gradient:
             ctx.save_for_backward(output[1])
-            ctx.inputs = _Inputs(arguments, held)
+            ctx.inputs = _Inputs(arguments, arguments[-1])
         else:
             ctx.save_for_backward(None, *map(saveable, arguments[:_TENSORS]))
         ctx.set_materialize_grads(False)
