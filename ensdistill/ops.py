@@ -51,8 +51,8 @@ def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
 # The first derivative needs the gradient that the forward made, and nothing else; only the second one needs the inputs, and a forward
 # can't know whether somebody will ask for that. So in eager mode autograd saves the gradient alone. The student's logits and what is
 # O(N) are kept as plain references, which nobody's version check looks at unless a second derivative is made; the targets [K, N, C],
-# the one large thing that isn't the graph's own, by a weak reference: whoever has let go of them, or written over them, is told so when
-# he differentiates twice, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
+# the one large thing that isn't the graph's own, by a weak reference: whoever has let go of them, or written over them, is told so by a
+# second derivative, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
 # nothing outlives the call (a traced graph keeps only what it uses), and all inputs are saved.
 
 FORWARD_MODE = "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian)"
