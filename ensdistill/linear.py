@@ -124,7 +124,7 @@ def linear_distillation_loss(
         With ``none`` each row's upstream factor is known in the backward only, so all gradients are made there, from the inputs
         (as with ``recompute``). The others make them in the forward.
     recompute : bool
-        Make all gradients in the backward. Nothing is kept in between, and the logits are made twice.
+        Make all gradients in the backward. No gradients are kept in between, but all inputs, and the logits are made twice.
 
     Returns
     -------

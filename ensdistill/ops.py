@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
 
 from ensdistill import _native, reference
 from ensdistill.layout import ready
@@ -51,8 +51,8 @@ def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
 # The first derivative needs the gradient that the forward made, and nothing else; only the second one needs the inputs, and a forward
 # can't know whether somebody will ask for that. So in eager mode autograd saves the gradient alone. The student's logits and what is
 # O(N) are kept as plain references, which nobody's version check looks at unless a second derivative is made; the targets [K, N, C],
-# the one large thing that isn't the graph's own, by a weak reference: whoever has let go of them, or written over them, is told so when
-# he differentiates twice, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
+# the one large thing that isn't the graph's own, by a weak reference: whoever has let go of them, or written over them, is told so by a
+# second derivative, and can ask for recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing
 # nothing outlives the call (a traced graph keeps only what it uses), and all inputs are saved.
 
 FORWARD_MODE = "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian)"
@@ -139,7 +139,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
-    plain = is_plain(gradient) and is_plain(grad_loss)
+    # Autograd's own batches are of upstream factors, so of the gradient it need not be asked: that takes as long as the rest of this.
+    plain = is_plain(grad_loss) and type(gradient) is Tensor and not is_functorch_wrapped_tensor(gradient)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
@@ -202,10 +203,10 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             output: tuple[Tensor, Tensor, Tensor] = distill_loss(*arguments[:-1])
-        *ctx.settings, ctx.with_gradient, _, held = arguments[_TENSORS:]
+        ctx.settings, ctx.with_gradient = arguments[_TENSORS:-3], arguments[-3]
         if ctx.with_gradient:
             ctx.save_for_backward(output[1])
-            ctx.inputs = _Inputs(arguments, held)
+            ctx.inputs = _Inputs(arguments, arguments[-1])
         else:
             ctx.save_for_backward(None, *map(saveable, arguments[:_TENSORS]))
         ctx.set_materialize_grads(False)

@@ -333,6 +333,46 @@ def test_nan_of_the_student_is_not_blamed_on_probabilities():
     assert distillation_loss(STUDENT * NAN, Probs(LOG_P.exp())).isnan()
 
 
+@pytest.mark.parametrize("made_at", [0.7, float(np.float32(0.7)), 0.7 * (1 + 9e-7), 0.7 * (1 + 2e-6), 0.7 * (1 - 2e-6)])
+def test_temperatures_are_equal_up_to_a_float32s_rounding(made_at):
+    """As a store in float32 gives it back."""
+    target = LogProbs(torch.log_softmax(TARGETS / 0.7, -1), temperature=made_at)
+    if abs(made_at - 0.7) <= 1e-6 * 0.7:
+        assert distillation_loss(STUDENT, target, temperature=0.7) == distillation_loss(
+            STUDENT, replace(target, temperature=0.7), temperature=0.7
+        )
+    else:
+        with pytest.raises(ValueError, match=r"temperature: 0\.7, but targets"):
+            distillation_loss(STUDENT, target, temperature=0.7)
+
+
+def test_rows_of_log_probabilities_that_do_not_count_are_not_looked_at():
+    log_p, labels = LOG_P.clone(), LABELS.clone()
+    log_p[:, 2], log_p[1] = 5.0, 7.0
+    labels[2] = -100
+    assert distillation_loss(STUDENT, LogProbs(log_p), labels, weights=[1, 0, 1]).isfinite()
+    assert distillation_loss(STUDENT, LogProbs(log_p), sample_weights=[1, 1, 0, 1, 1], weights=[1, 0, 1]).isfinite()
+    with pytest.raises(ValueError, match="in row 2 of member 0; of logits pass"):
+        distillation_loss(STUDENT[:4], LogProbs(log_p[:, :4]), weights=[1, 0, 1])
+    maps = torch.log_softmax(make_logits(2, 4, 10, 3, 3, seed=0), 2)  # classes in dimension 1, after K
+    assert distillation_loss(torch.zeros(4, 10, 3, 3), LogProbs(maps), class_dim=1).isfinite()
+    maps[1, 0, :, 0, 0] += 0.1
+    with pytest.raises(ValueError, match=r"got 0\.1 in row 0 of member 1"):
+        distillation_loss(torch.zeros(4, 10, 3, 3), LogProbs(maps), class_dim=1)
+
+
+def test_bfloat16_log_probabilities_are_log_probabilities():
+    """The worst case, in which every class is rounded the same way: 0.03 of a log-sum-exp."""
+    log_p = torch.full((2, 50257), 1 / 50257).log()
+    assert log_p.to(torch.bfloat16).double().logsumexp(-1).abs().max() > 0.01
+    assert distillation_loss(torch.zeros(2, 50257), LogProbs(log_p.to(torch.bfloat16))).abs() <= 1e-6
+
+
+def test_weights_that_require_a_gradient_are_legal_where_none_is_made():
+    with torch.no_grad():
+        assert distillation_loss(STUDENT, TARGETS, weights=torch.ones(3, requires_grad=True)) == distillation_loss(STUDENT, TARGETS)
+
+
 @pytest.mark.parametrize("temperature", [2, 2.0, np.float32(2), np.float64(2), np.int64(2)])
 def test_numbers_of_any_kind_are_numbers(temperature):
     assert distillation_loss(STUDENT, TARGETS, temperature=temperature) == distillation_loss(STUDENT, TARGETS, temperature=2.0)

@@ -162,10 +162,10 @@ def test_logits_are_let_go_by_the_backward(kept, function):
 # The second derivative ------------------------------------------------------------------------------------------------
 
 
-def second(target, *, student=None, between=lambda: None, class_dim=-1, **arguments):
-    """Of the loss's gradient in the direction of itself; ``between`` is what happens after the forward."""
+def second(target, *, student=None, between=lambda: None, **arguments):
+    """Of the loss, times its gradient; ``between`` is what happens after the forward. The forward KL's doesn't depend on the targets."""
     leaf = (make_logits(5, 10, seed=0, dtype=torch.float64) if student is None else student).requires_grad_()
-    loss = distillation_loss(leaf, target, temperature=2.0 if student is not None else 1.0, class_dim=class_dim, **arguments)
+    loss = distillation_loss(leaf, target, divergence="jsd", **arguments)
     del target
     between()
     (first,) = torch.autograd.grad(loss, leaf, create_graph=True)

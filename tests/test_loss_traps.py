@@ -381,3 +381,19 @@ def test_statistics_are_of_the_teachers_also_without_a_share(impl):
     for rows in (found, through):
         for name, x in vars(expected).items():
             torch.testing.assert_close(getattr(rows, name), x, rtol=1e-5, atol=1e-5)  # float32, a few nats
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e4])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_extremes_of_temperature(divergence, temperature, instruction_set):
+    for c in (10, 300):
+        student, targets = make_logits(9, c, seed=0), make_logits(3, 9, c, seed=1)
+        arguments = {"temperature": temperature, "divergence": divergence}
+        loss, gradient = run(student, targets, **arguments)
+        # The specification in float64, since the closed forms take logarithms of probabilities that are 0 at 1e-4.
+        expected, expected_gradient = run(student.double(), targets.double(), impl="reference", **arguments)
+        # The gradient is at most T times probabilities, in whose exponents logits of up to 15 lie, divided by T and rounded to float32.
+        size = min(temperature, 1.0)
+        assert worst(loss, expected) <= 1e-5 * size + 1e-6 * expected
+        rounded = size * 2.0**-23 * 15 * max(1 / temperature, 1)
+        assert worst(gradient, expected_gradient) <= rounded + 2.0**-23 * expected_gradient.abs().max()
