@@ -155,7 +155,7 @@ def test_the_sanitizer_sees_every_layout(monkeypatch):
 
 @pytest.mark.parametrize("launch", sanitize.LAUNCHES, ids=lambda x: f"{x.layout}-{x.classes}")
 def test_the_sanitizers_inputs_are_fine(launch):
-    """Seen on the CPU, so that a failure under the sanitizer is the kernel's."""
+    """Seen on the CPU, so that a failure under the sanitizer is the kernel's: `run` raises where loss or gradient is wrong."""
     import torch
 
     sanitize.run(launch, torch.device("cpu"))

@@ -205,6 +205,7 @@ def test_nobody_waits_for_the_device(kind, dtype, no_waiting):
 
 
 def test_nobody_waits_in_the_last_layer(no_waiting):
+    """Whoever waits raises, once no_waiting is called."""
     hidden, weight, targets = leaf(make_logits(40, 16, seed=0)), leaf(make_logits(300, 16, seed=1)), moved(make_logits(2, 40, 300, seed=2))
     labels = moved(torch.arange(40))
     linear_distillation_loss(hidden, weight, targets, labels, alpha=0.5).backward()
@@ -212,6 +213,7 @@ def test_nobody_waits_in_the_last_layer(no_waiting):
     for reduction in ("mean", "sum", "none"):
         loss = linear_distillation_loss(hidden, weight, targets, labels, alpha=0.5, chunk_rows=16, softcap=5.0, reduction=reduction)
         loss.sum().backward()
+        assert hidden.grad.device == weight.grad.device == gpu_helpers.DEVICE
 
 
 def test_values_that_nobody_can_look_at_make_nan():
