@@ -16,7 +16,10 @@ LONG = "direct label smoothing of a student with a long name, and then some more
 def shown(width: int, terminal: bool = True) -> list[str]:
     """Every line that was ever on the screen, without its colours."""
     stream = io.StringIO()
-    with Display(Console(file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None)) as display:
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None, _environ={"TERM": "xterm"}
+    )
+    with Display(console) as display:
         display.start(1, 2)
         display.progress("seed 0", LONG, 0, 40)
         for done in (10, 40):
