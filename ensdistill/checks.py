@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +35,25 @@ _COMBINERS, _DIVERGENCES, _TAILS, _REDUCTIONS, _IMPLS = (get_args(kind) for kind
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
+class LossSettings(TypedDict, total=False):
+    """The keywords that all losses share, for type checkers; :func:`ensdistill.functional.distillation_loss` describes them."""
+
+    temperature: float
+    alpha: float
+    weights: Tensor | Sequence[float] | None
+    combiner: Combiner
+    divergence: Divergence
+    beta: float
+    tail: Tail
+    ignore_index: int
+    label_smoothing: float
+    class_weights: Tensor | Sequence[float] | None
+    sample_weights: Tensor | Sequence[float] | None
+    z_loss: float
+    reduction: Reduction
+    recompute: bool
+
+
 def check_settings(
     temperature: Any,
     alpha: Any,
@@ -44,7 +63,6 @@ def check_settings(
     tail: Any,
     ignore_index: Any,
     label_smoothing: Any,
-    has_class_weights: bool,
     z_loss: Any,
     reduction: Any,
     recompute: Any,
@@ -68,9 +86,6 @@ def check_settings(
     check_one_of("impl", impl, _IMPLS)
     if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
         check_int("ignore_index", ignore_index, -(2**63), 2**63 - 1, "what int64 holds")
-    if alpha == 1 and (label_smoothing > 0 or has_class_weights):
-        name = "label_smoothing" if label_smoothing > 0 else "class_weights"
-        raise ValueError(f"{name}: is of the hard labels' cross entropy, which has no share at alpha = {alpha!r}; pass an alpha below 1")
     if type(recompute) is not bool or type(statistics) is not bool:
         name, value = ("recompute", recompute) if type(recompute) is not bool else ("statistics", statistics)
         raise TypeError(f"{name}: expected a bool; got {value!r}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
 from ensdistill.arguments import Problem, check_probs, make_problem
-from ensdistill.checks import Combiner, Divergence, Impl, Reduction, Tail, check_class_dim, check_floats, check_kernels
+from ensdistill.checks import Combiner, Divergence, Impl, LossSettings, Reduction, Tail, check_class_dim, check_floats, check_kernels
 from ensdistill.layout import collapse, product
 from ensdistill.targets import Targets
 
@@ -67,23 +67,10 @@ def distillation_loss(
     targets: Tensor | Targets,
     labels: Tensor | None = None,
     *,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    tail: Tail = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    class_weights: Tensor | Sequence[float] | None = None,
-    sample_weights: Tensor | Sequence[float] | None = None,
-    z_loss: float = 0.0,
-    reduction: Reduction = "mean",
     class_dim: int = -1,
-    recompute: bool = False,
     statistics: Literal[False] = False,
     impl: Impl = "fused",
+    **settings: Unpack[LossSettings],
 ) -> Tensor: ...
 
 
@@ -93,23 +80,10 @@ def distillation_loss(
     targets: Tensor | Targets,
     labels: Tensor | None = None,
     *,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    tail: Tail = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    class_weights: Tensor | Sequence[float] | None = None,
-    sample_weights: Tensor | Sequence[float] | None = None,
-    z_loss: float = 0.0,
-    reduction: Reduction = "mean",
     class_dim: int = -1,
-    recompute: bool = False,
     statistics: Literal[True],
     impl: Impl = "fused",
+    **settings: Unpack[LossSettings],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -179,10 +153,10 @@ def distillation_loss(
         For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
         states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing.
     ignore_index, label_smoothing
-        As in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels with a share: alpha below 1.
+        As in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels; they have a share where alpha is below 1.
     class_weights : Tensor or sequence [C], optional
         As ``weight`` in :func:`torch.nn.functional.cross_entropy`: for the cross entropy of each row. The mean doesn't divide by them.
-        They need labels with a share: alpha below 1.
+        They need labels, as smoothing does.
     sample_weights : Tensor or sequence [...], optional
         Non-negative factor u of each row. A row of weight 0 is not read, but counts in the mean. No gradient flows to weights of any kind.
     z_loss : float

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from ensdistill import ops
 from ensdistill.arguments import check_probs, make_problem
-from ensdistill.checks import check_device, check_floats, check_kernels, check_number
+from ensdistill.checks import LossSettings, check_device, check_floats, check_kernels, check_number
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
 from ensdistill.targets import Targets
@@ -30,21 +30,8 @@ def linear_distillation_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_rows: int | None = None,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    tail: Tail = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    class_weights: Tensor | Sequence[float] | None = None,
-    sample_weights: Tensor | Sequence[float] | None = None,
-    z_loss: float = 0.0,
-    reduction: Reduction = "mean",
-    recompute: bool = False,
     statistics: Literal[False] = False,
+    **settings: Unpack[LossSettings],
 ) -> Tensor: ...
 
 
@@ -58,21 +45,8 @@ def linear_distillation_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_rows: int | None = None,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    tail: Tail = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    class_weights: Tensor | Sequence[float] | None = None,
-    sample_weights: Tensor | Sequence[float] | None = None,
-    z_loss: float = 0.0,
-    reduction: Reduction = "mean",
-    recompute: bool = False,
     statistics: Literal[True],
+    **settings: Unpack[LossSettings],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 

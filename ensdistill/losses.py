@@ -72,7 +72,10 @@ class DistillationLoss(nn.Module):
             "statistics": statistics,
             "impl": impl,
         }
-        check_settings(**settings, has_class_weights=class_weights is not None)
+        check_settings(**settings)
+        if alpha == 1 and (label_smoothing > 0 or class_weights is not None):  # a schedule may get there later
+            name = "label_smoothing" if label_smoothing > 0 else "class_weights"
+            raise ValueError(f"{name}: is of the hard labels' cross entropy, which has no share at alpha = {alpha!r}; begin below 1")
         check_int("class_dim", class_dim, -64, 63, "of a Tensor's dimensions")
         self.settings = {**settings, "class_dim": class_dim}
         members = None if weights is None else member_weights(weights, None, _device(weights)).clone()

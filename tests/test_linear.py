@@ -373,7 +373,7 @@ HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
         ({"hidden": HIDDEN.to_sparse()}, TypeError, "hidden: expected a dense Tensor; got one of layout torch.sparse_coo"),
         ({"statistics": 1}, TypeError, "statistics: expected a bool; got 1"),
         ({"recompute": None}, TypeError, "recompute: expected a bool; got None"),
-        ({"label_smoothing": 0.1}, ValueError, "label_smoothing: is of the hard labels' cross entropy, which has no share at alpha = 1.0"),
+        ({"label_smoothing": 0.1}, ValueError, "label_smoothing: is of the hard labels' cross entropy, but labels is None"),
         ({"sample_weights": torch.ones(5, requires_grad=True)}, ValueError, "sample_weights: requires a gradient"),
         ({"targets": LogProbs(torch.ones(5, 10))}, ValueError, "targets.log_probs: expected log-probabilities whose log-sum-exp is 0"),
     ],

@@ -1,13 +1,15 @@
 """DistillationLoss is distillation_loss with its settings fixed."""
 
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from closed_forms import make_logits, make_top_k
 
+from ensdistill.checks import LossSettings
 from ensdistill.functional import RowStatistics, distillation_loss
+from ensdistill.linear import linear_distillation_loss
 from ensdistill.losses import DistillationLoss
 
 STUDENT, TARGETS, LABELS = make_logits(5, 10, seed=0), make_logits(3, 5, 10, seed=1), torch.arange(5)
@@ -37,6 +39,17 @@ def test_every_setting_of_the_function_is_one_of_the_module():
         n: p.default for n, p in module.items()
     }
     assert set(SETTINGS) == set(module)
+
+
+def test_typed_settings_are_the_functions():
+    functions = [set(inspect.signature(x).parameters) for x in (distillation_loss, linear_distillation_loss)]
+    assert set(get_type_hints(LossSettings)) == functions[0] & functions[1] - {"targets", "labels", "statistics"}
+
+
+def test_alpha_may_be_scheduled_up_to_1():
+    loss = DistillationLoss(alpha=0.5, label_smoothing=0.2, class_weights=torch.linspace(0, 3, 10))
+    loss.settings["alpha"] = 1.0
+    assert loss(STUDENT, TARGETS, LABELS) == distillation_loss(STUDENT, TARGETS, LABELS)
 
 
 NEEDED = {"label_smoothing": {"alpha": 0.5}, "class_weights": {"alpha": 0.5}}
