@@ -4,10 +4,7 @@ can do wrong.
 
 import inspect
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -18,7 +15,7 @@ import test_encoders
 import test_encoders_errors
 import torch
 from closed_forms import make_codes, make_logits
-from cuda_shim_helpers import A10, H100, Builder, Shim, kernels_in, poisoned_memory
+from cuda_shim_helpers import A10, H100, Builder, Shim, kernels_in, poisoned_memory, run_within_bounds
 
 from ensdistill import encoders
 from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
@@ -279,20 +276,11 @@ for c, dtype in product((1, 2, 33, 1000, 3001), (torch.bfloat16, torch.float64))
         for k in {1, (c + 1) // 2, c}:
             ops.encode_top_k(*values, None, 2.0, "prob", k)
             ops.encode_counts(*values, None, 2.0, "logit", 3 * k, 1, torch.arange(3))
-print("within bounds")
 """
 
 
 def test_memory_is_read_and_written_within_bounds(device: dict[str, int], shim_builder: Builder) -> None:
-    """Under the address sanitizer, which has to be in a process before all else."""
-    library = shim_builder.library(bounded=True)
-    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
-    command = [sys.executable, "-c", WITHIN_BOUNDS, str(library), repr(device)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == "within bounds\n"
+    run_within_bounds(shim_builder, WITHIN_BOUNDS, repr(device))
 
 
 def test_every_encoder_has_a_kernel_that_ran(shim: Shim) -> None:
