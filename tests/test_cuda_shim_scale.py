@@ -11,6 +11,8 @@ import torch
 from closed_forms import make_logits
 from cuda_shim_helpers import H100, Builder, Shim, kernels_in, run_within_bounds
 
+from benchmarks import sanitize
+
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -170,6 +172,11 @@ def test_results_do_not_depend_on_the_order(shim: Shim) -> None:
             scale(gradient, 0.7)
             found.append(gradient)
         assert all(torch.equal(x, found[0]) for x in found[1:])
+
+
+def test_what_the_sanitizer_watches_is_fine() -> None:
+    for scaling in sanitize.SCALINGS:
+        sanitize.scale(*scaling, torch.device("cpu"), op=torch.ops.ensdistill_shim.scale_gradient)
 
 
 WITHIN_BOUNDS = """
