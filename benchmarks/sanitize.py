@@ -201,7 +201,7 @@ def scale(dtype: torch.dtype, size: int, start: int, device: torch.device, op: A
         It isn't, or what lies before it has changed.
     """
     memory = torch.randn(start + size, generator=torch.Generator().manual_seed(size)).to(dtype)
-    there = memory.to(device)
+    there = memory.to(device, copy=True)
     op(there[start:], torch.tensor(-3.0, device=device))
     assert torch.equal(there[:start].cpu(), memory[:start])
     # A product with 3 has two digits more at most, which float32 holds: rounded once.

@@ -74,6 +74,7 @@ def test_dry_run(tmp_path):
     for tool in ("memcheck", "racecheck", "synccheck"):
         assert f"--tool {tool} --error-exitcode 9" in outcomes[tool][1]
     assert "benchmarks kernels --quick --device cuda" in outcomes["benchmark"][1]
+    assert "-m pytest -o addopts= " in outcomes["tests"][1]  # not one process for each core
     assert not list((tmp_path / "out").glob("*.log"))
     assert result["commit"] == "abc"
 

@@ -8,6 +8,8 @@ import test_cuda_shim_scale
 import torch
 from gpu_helpers import with_memory
 
+from benchmarks import sanitize
+
 gpu_helpers.need_gpu()
 
 
@@ -24,8 +26,13 @@ def scaled_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 for _name, _test in inspect.getmembers(test_cuda_shim_scale, inspect.isfunction):
-    if _name.startswith("test_") and not {"shim", "shim_builder"} & set(inspect.signature(_test).parameters):
+    if _name.startswith("test_") and "sanitizer" not in _name and not {"shim", "shim_builder"} & set(inspect.signature(_test).parameters):
         globals()[_name] = _test
+
+
+def test_what_the_sanitizer_watches() -> None:
+    for scaling in sanitize.SCALINGS:
+        sanitize.scale(*scaling, gpu_helpers.DEVICE)
 
 
 def test_a_factor_elsewhere_is_refused() -> None:
