@@ -5,6 +5,7 @@ then what only kernels for a GPU can do wrong. A build takes half a minute and i
 """
 
 import inspect
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from test_divergences import legal, make_targets
 
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
+from ensdistill.targets import TopK
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
@@ -240,6 +242,38 @@ def test_offsets_past_32_bits(c: int, on_h100: Shim) -> None:
     assert_close(found, student.clone(), make_logits(2, 3, c, seed=1))
     found = run(make_logits(3, c, seed=2), student[None])
     assert_close(found, make_logits(3, c, seed=2), student[None].clone())
+
+
+# (members, classes): in a thread, in a warp, in a block; and the most that there may be.
+@pytest.mark.parametrize(("k", "c"), [(33, 10), (100, 300), (300, 2000), (1024, 10), (1024, 100)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_members_than_anyone_has(k: int, c: int, device: str, shim: Shim) -> None:
+    shim.use(DEVICES[device])
+    student, targets = make_logits(2, c, seed=0), make_logits(k, 2, c, seed=1)
+    with shim.instead_of_the_cpu():
+        for combiner in ("prob", "logit"):
+            assert_close(run(student, targets, combiner=combiner), student, targets, combiner=combiner)
+
+
+def test_too_many_members_or_classes_are_named(on_h100: Shim) -> None:
+    """As views: nobody reads them."""
+    with pytest.raises(RuntimeError, match="targets: expected at most 1024 members on CUDA, got 1025"):
+        run(torch.zeros(2, 5), torch.zeros(1, 2, 5).expand(1025, 2, 5))
+    settings = ("logits", "forward_kl", 0.5, 1.0, 1.0, "prob", "tail", -100, 0.0, 0.0, "mean", 1.0, True, False)
+    wide = torch.zeros(1).as_strided((1, 2**30 + 1), (1, 0))
+    with pytest.raises(RuntimeError, match="student: expected at most 1073741824 classes on CUDA, got 1073741825"):
+        on_h100.op(wide, wide[None], *(None,) * 8, *settings)
+
+
+def test_what_no_block_has_memory_for_is_named(on_h100: Shim) -> None:
+    """Rather than launched: a number for each member and row, where rows neighbour class by class; an index of the listed classes."""
+    maps, members = torch.zeros(1, 5, 128), torch.zeros(1, 5, 128).expand(1000, 1, 5, 128)
+    with pytest.raises(RuntimeError, match=r"targets: expected fewer members on this device: the plan needs \d+ bytes of shared memory"):
+        run(maps, members, class_dim=1)
+    ids = torch.arange(20_000).expand(2, -1)
+    targets = TopK(ids, torch.full(ids.shape, -math.log(20_000)), torch.full((2,), -40.0))
+    with pytest.raises(RuntimeError, match="ids: expected fewer entries for each row on this device: the plan needs"):
+        run(make_logits(2, 40_000, seed=0), targets)
 
 
 def test_linear_loss_runs_on_the_kernel(on_h100: Shim) -> None:
