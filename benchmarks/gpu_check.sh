@@ -8,7 +8,7 @@ usage: benchmarks/gpu_check.sh [OPTIONS]
 
 Builds in place, then on the GPU: the tests of tests/gpu, compute-sanitizer over every layout of kernel, and the benchmark. A step that
 fails stops no later one. Last comes a summary; all of it goes into one file, FOLDER/gpu-check.json, logs beside it.
-Needs a GPU, nvcc, torch >= 2.11 with CUDA, pytest; nothing is fetched.
+Needs a GPU, nvcc, torch >= 2.11 with CUDA, pytest, hypothesis; nothing is fetched.
 
   --python PYTHON    the one that has torch (default: python3)
   --library FILE     a CPU library (ensdistill/_cpu*.so) built against another torch, to be loaded under this one
