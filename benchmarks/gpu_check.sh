@@ -8,7 +8,7 @@ usage: benchmarks/gpu_check.sh [OPTIONS]
 
 Builds in place, then on the GPU: the tests of tests/gpu, compute-sanitizer over every layout of kernel, and the benchmark. A step that
 fails stops no later one. Last comes a summary; all of it goes into one file, FOLDER/gpu-check.json, logs beside it.
-Needs a GPU, nvcc, torch >= 2.11 with CUDA, pytest; nothing is fetched.
+Needs a GPU, nvcc, torch >= 2.11 with CUDA, pytest, hypothesis; nothing is fetched.
 
   --python PYTHON    the one that has torch (default: python3)
   --library FILE     a CPU library (ensdistill/_cpu*.so) built against another torch, to be loaded under this one
@@ -91,7 +91,11 @@ step rebuild 30 "${no_gpu:-$no_nvcc}" "$python" setup.py -q build_ext --inplace
 load='from ensdistill.ops import build_info as b; from ensdistill.plans import kernel_plan as p; print(b(), p(8192, 1000)); assert b()["cuda"]["built"]'
 step load 30 "$no_gpu" "$python" -c "$load" || no_kernels='the CUDA kernels were not built, or do not load'
 blocked=${no_gpu:-$no_kernels}
-step tests 150 "$blocked" "$python" -m pytest tests/gpu tests/test_no_gpu.py -q --maxfail=200 -p no:cacheprovider
+# Few processes share the GPU, or one where pytest-xdist isn't there: the project's own options are for machines of many cores.
+spread=()
+"$python" -c 'import xdist' 2>/dev/null && spread=(-n 4 --dist loadfile)
+step tests 150 "$blocked" "$python" -m pytest -o addopts= ${spread[@]+"${spread[@]}"} tests/gpu tests/test_no_gpu.py -q --maxfail=200 \
+  -p no:cacheprovider
 for tool in memcheck racecheck synccheck; do
   # Each tensor in an allocation of its own, or what lies beside it in torch's pool hides an access out of bounds.
   step "$tool" 60 "${blocked:-$no_sanitizer}" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \

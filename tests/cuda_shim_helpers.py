@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,6 +138,18 @@ def kernels_in(library: Path) -> set[str]:
     return {x for x in symbols if re.match(rf"(void )?ensdistill::cuda::({'|'.join(names)})[<(]", x)}
 
 
+def run_within_bounds(builder: Builder, code: str, *arguments: str) -> None:
+    """Python that uses the ops, under the address sanitizer, which has to be in a process before all else; it gets the library's path."""
+    library = builder.library(bounded=True)
+    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", f"{code}\nprint('within bounds')", str(library), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "within bounds\n"
+
+
 # Defined once in a process; the signatures are the real ops'.
 _LIBRARIES: list[Any] = []
 
@@ -147,8 +160,8 @@ class Shim:
     def __init__(self, library: Path) -> None:
         if not _LIBRARIES:
             _LIBRARIES.append(torch.library.Library("ensdistill_shim", "DEF"))
-            encoders = (getattr(torch.ops.ensdistill, name).default for name in ("encode_uint8", "encode_top_k", "encode_counts"))
-            for op in (ops.distill_loss, *encoders):
+            others = ("scale_gradient", "encode_uint8", "encode_top_k", "encode_counts")
+            for op in (ops.distill_loss, *(getattr(torch.ops.ensdistill, name).default for name in others)):
                 _LIBRARIES[0].define(str(op._schema).removeprefix("ensdistill::"))
             torch.ops.load_library(str(library))
         self.library = library

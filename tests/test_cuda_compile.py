@@ -123,6 +123,20 @@ def test_encoders_stay_in_their_registers(built: Path) -> None:
 
 
 @needs_nvcc
+def test_gradients_are_scaled_128_bits_at_a_time(built: Path) -> None:
+    found = ENTRY.findall((built / "scale_gradient.txt").read_text())
+    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(ARCHITECTURES, 4)
+    for kernel, architecture, stores, loads, registers in found:
+        assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
+        assert int(registers) <= 32, (kernel, architecture)  # all 2048 threads of a multiprocessor
+    for architecture in ARCHITECTURES:
+        for kernel, seen in kernels_in(built / f"scale_gradient.compute_{architecture}.cubin"):
+            if "scale_in_placeIdE" not in kernel:  # double precision may be slow
+                assert seen["LDG.128"] >= 1, (kernel, architecture)
+                assert seen["STG.128"] >= 1, (kernel, architecture)
+
+
+@needs_nvcc
 def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
     text = "".join(path.read_text() for path in built.glob("*.txt"))
     hot = [found for found in ENTRY.findall(text) if is_hot(found[0])]

@@ -5,10 +5,8 @@ then what only kernels for a GPU can do wrong. A build takes half a minute and i
 """
 
 import inspect
-import os
+import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle, product
@@ -24,11 +22,12 @@ import test_loss_traps
 import test_topk
 import torch
 from closed_forms import DIVERGENCES, assert_close, closed_forms, make_codes, make_logits, run, worst
-from cuda_shim_helpers import DEVICES, H100, Builder, Shim, kernels_in
+from cuda_shim_helpers import DEVICES, H100, Builder, Shim, kernels_in, run_within_bounds
 from test_divergences import legal, make_targets
 
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
+from ensdistill.targets import TopK
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
@@ -245,6 +244,38 @@ def test_offsets_past_32_bits(c: int, on_h100: Shim) -> None:
     assert_close(found, make_logits(3, c, seed=2), student[None].clone())
 
 
+# (members, classes): in a thread, in a warp, in a block; and the most that there may be.
+@pytest.mark.parametrize(("k", "c"), [(33, 10), (100, 300), (300, 2000), (1024, 10), (1024, 100)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_members_than_anyone_has(k: int, c: int, device: str, shim: Shim) -> None:
+    shim.use(DEVICES[device])
+    student, targets = make_logits(2, c, seed=0), make_logits(k, 2, c, seed=1)
+    with shim.instead_of_the_cpu():
+        for combiner in ("prob", "logit"):
+            assert_close(run(student, targets, combiner=combiner), student, targets, combiner=combiner)
+
+
+def test_too_many_members_or_classes_are_named(on_h100: Shim) -> None:
+    """As views: nobody reads them."""
+    with pytest.raises(RuntimeError, match="targets: expected at most 1024 members on CUDA, got 1025"):
+        run(torch.zeros(2, 5), torch.zeros(1, 2, 5).expand(1025, 2, 5))
+    settings = ("logits", "forward_kl", 0.5, 1.0, 1.0, "prob", "tail", -100, 0.0, 0.0, "mean", 1.0, True, False)
+    wide = torch.zeros(1).as_strided((1, 2**30 + 1), (1, 0))
+    with pytest.raises(RuntimeError, match="student: expected at most 1073741824 classes on CUDA, got 1073741825"):
+        on_h100.op(wide, wide[None], *(None,) * 8, *settings)
+
+
+def test_what_no_block_has_memory_for_is_named(on_h100: Shim) -> None:
+    """Rather than launched: a number for each member and row, where rows neighbour class by class; an index of the listed classes."""
+    maps, members = torch.zeros(1, 5, 128), torch.zeros(1, 5, 128).expand(1000, 1, 5, 128)
+    with pytest.raises(RuntimeError, match=r"targets: expected fewer members on this device: the plan needs \d+ bytes of shared memory"):
+        run(maps, members, class_dim=1)
+    ids = torch.arange(20_000).expand(2, -1)
+    targets = TopK(ids, torch.full(ids.shape, -math.log(20_000)), torch.full((2,), -40.0))
+    with pytest.raises(RuntimeError, match="ids: expected fewer entries for each row on this device: the plan needs"):
+        run(make_logits(2, 40_000, seed=0), targets)
+
+
 def test_linear_loss_runs_on_the_kernel(on_h100: Shim) -> None:
     hidden, weight = make_logits(9, 4, seed=0).requires_grad_(), make_logits(130, 4, seed=1).requires_grad_()
     targets = make_logits(2, 9, 130, seed=2)
@@ -277,20 +308,11 @@ for device, c, dtype in product(DEVICES, (2, 10, 33, 1000, 1025, 5003, 14001), (
         for targets in (make_logits(1, 3, c, seed=1), make_logits(3, 3, c, seed=1, dtype=torch.float16), make_codes(2, 3, c, seed=1)):
             arguments = dict(alpha=0.5, label_smoothing=0.1, temperature=2.0)
             assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
-print("within bounds")
 """
 
 
 def test_memory_is_read_and_written_within_bounds(shim_builder: Builder) -> None:
-    """Under the address sanitizer, which has to be in a process before all else."""
-    library = shim_builder.library(bounded=True)
-    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
-    command = [sys.executable, "-c", WITHIN_BOUNDS, str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == "within bounds\n"
+    run_within_bounds(shim_builder, WITHIN_BOUNDS)
 
 
 def test_compiles_without_warnings(shim_builder: Builder) -> None:
@@ -303,5 +325,6 @@ def test_every_kernel_has_run(shim: Shim, request: pytest.FixtureRequest) -> Non
     if request.config.option.keyword or any("::" in x for x in request.config.args):
         pytest.skip("only some of this file's tests run")
     shim.launches()
-    kernels = {x for x in kernels_in(shim.library) if "encode_" not in x}  # see test_cuda_shim_encoders.py
+    # Those of test_cuda_shim_encoders.py and test_cuda_shim_scale.py are judged there.
+    kernels = {x for x in kernels_in(shim.library) if "encode_" not in x and "scale_in_place" not in x}
     assert kernels - shim.kernels_run == set()

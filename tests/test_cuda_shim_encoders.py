@@ -4,10 +4,7 @@ can do wrong.
 
 import inspect
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -18,8 +15,9 @@ import test_encoders
 import test_encoders_errors
 import torch
 from closed_forms import make_codes, make_logits
-from cuda_shim_helpers import A10, H100, Builder, Shim, kernels_in, poisoned_memory
+from cuda_shim_helpers import A10, H100, Builder, Shim, kernels_in, poisoned_memory, run_within_bounds
 
+from benchmarks import sanitize
 from ensdistill import encoders
 from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
 
@@ -102,12 +100,17 @@ for _module in (test_encoders, test_encoders_errors):
 # Beside the CPU's -----------------------------------------------------------------------------------------------------
 
 
-def both(call: Callable[[], Any]) -> tuple[Any, Any]:
-    """What the CPU's kernels give, and what these do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders, "_implementation", lambda impl, values, name, fused, reference: fused)
-        expected = call()
-    return expected, call()
+@pytest.fixture
+def both() -> Callable[..., tuple[Any, Any]]:
+    """Calls an encoder twice: what the CPU's kernels give, and what these do."""
+
+    def call(encoder: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoders, "_implementation", lambda impl, values, name, fused, reference: fused)
+            expected = encoder(*arguments, **keywords)
+        return expected, encoder(*arguments, **keywords)
+
+    return call
 
 
 def edges(c: int, dtype: torch.dtype) -> torch.Tensor:
@@ -126,20 +129,20 @@ def edges(c: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("c", [1, 2, 31, 33, 100, 1000, 1025, 5003])
-def test_codes_are_the_cpus_bit_by_bit(c: int, dtype: torch.dtype) -> None:
+def test_codes_are_the_cpus_bit_by_bit(c: int, dtype: torch.dtype, both: Any) -> None:
     logits = edges(c, dtype)
     wide = torch.full((2, 7, c + 3), math.nan, dtype=dtype)
     wide[..., 1 : c + 1] = logits
     for values in (logits, wide[..., 1 : c + 1], logits.swapaxes(0, 1).contiguous().swapaxes(0, 1)):
-        (expected, expected_kl), (found, kl) = both(lambda values=values: quantize_logits(values))
+        (expected, expected_kl), (found, kl) = both(quantize_logits, values)
         assert torch.equal(found.codes, expected.codes)
         assert torch.equal(found.scale.view(torch.int32), expected.scale.view(torch.int32))
         assert torch.equal(found.offset.view(torch.int32), expected.offset.view(torch.int32))
         torch.testing.assert_close(kl, expected_kl, **test_encoders.CLOSE)
 
 
-def assert_same_top_k(targets: Any, k: int, **arguments: Any) -> None:
-    (expected, expected_kl), (found, kl) = both(lambda: top_k_targets(targets, k, **arguments))
+def assert_same_top_k(both: Any, targets: Any, k: int, **arguments: Any) -> None:
+    (expected, expected_kl), (found, kl) = both(top_k_targets, targets, k, **arguments)
     assert torch.equal(found.ids, expected.ids)
     # A double's last digits decide to which of two neighbours a float is rounded.
     torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=2**-23, atol=1e-13)
@@ -149,55 +152,60 @@ def assert_same_top_k(targets: Any, k: int, **arguments: Any) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("c", [100, 1025, 5003])
-def test_the_same_classes_as_on_the_cpu(c: int, dtype: torch.dtype) -> None:
+def test_the_same_classes_as_on_the_cpu(c: int, dtype: torch.dtype, both: Any) -> None:
     """Of one teacher also where many tie: bfloat16 has few values, and the order of equal ones is the ids'."""
     logits = edges(c, dtype)
     for k in (1, 7, 64, 100, c // 2):
-        assert_same_top_k(logits[:1], k)
-        assert_same_top_k(logits[:1].mul(4).round().div(4), k)
+        assert_same_top_k(both, logits[:1], k)
+        assert_same_top_k(both, logits[:1].mul(4).round().div(4), k)
     if dtype == torch.float32:
-        assert_same_top_k(logits, 33, weights=[0.25, 0.75])
-        assert_same_top_k(logits, 33, combiner="logit", temperature=0.1)
+        assert_same_top_k(both, logits, 33, weights=[0.25, 0.75])
+        assert_same_top_k(both, logits, 33, combiner="logit", temperature=0.1)
 
 
-def test_members_codes_and_many_places() -> None:
+def test_members_codes_and_many_places(both: Any) -> None:
     codes = make_codes(32, 3, 700, seed=2, masked=True)
-    assert_same_top_k(codes, 50, temperature=2.0)
-    assert_same_top_k(make_logits(1, 2, 20000, seed=3, dtype=torch.float64), 4096)
-    assert_same_top_k(make_logits(2, 1, 9000, seed=3, dtype=torch.float64), 9000)  # all of them, in order
+    assert_same_top_k(both, codes, 50, temperature=2.0)
+    assert_same_top_k(both, make_logits(1, 2, 20000, seed=3, dtype=torch.float64), 4096)
+    assert_same_top_k(both, make_logits(2, 1, 9000, seed=3, dtype=torch.float64), 9000)  # all of them, in order
 
 
-def test_classes_far_below_all_doubles() -> None:
+def test_classes_far_below_all_doubles(both: Any) -> None:
     logits = torch.linspace(0, -3000, 400, dtype=torch.float64).repeat(2, 2, 1)
     logits[1] *= 1.1
     for k in (1, 5, 200, 399):
-        assert_same_top_k(logits, k)
+        assert_same_top_k(both, logits, k)
 
 
-def assert_same_counts(targets: Any, draws: int, seed: int = 3, **arguments: Any) -> None:
-    (expected, expected_kl), (found, kl) = both(lambda: sample_counts(targets, draws, seed=seed, **arguments))
+def assert_same_counts(both: Any, targets: Any, draws: int, seed: int = 3, **arguments: Any) -> None:
+    (expected, expected_kl), (found, kl) = both(sample_counts, targets, draws, seed=seed, **arguments)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.counts, expected.counts)
     torch.testing.assert_close(kl, expected_kl, **test_encoders.CLOSE)
 
 
 @pytest.mark.parametrize("c", [2, 33, 1000, 5003])
-def test_the_cpus_draws(c: int) -> None:
+def test_the_cpus_draws(c: int, both: Any) -> None:
     logits = edges(c, torch.float32)
     for draws in (1, 2, 63, 1000):
-        assert_same_counts(logits, draws, row_ids=torch.tensor([7, -1, 2**62 + 1, -(2**63), 0, 5, 6]))
-        assert_same_counts(logits[:1], draws, combiner="logit", temperature=3.0)
-    assert_same_counts(make_codes(5, 4, c, seed=1, masked=True), 100)
+        assert_same_counts(both, logits, draws, row_ids=torch.tensor([7, -1, 2**62 + 1, -(2**63), 0, 5, 6]))
+        assert_same_counts(both, logits[:1], draws, combiner="logit", temperature=3.0)
+    assert_same_counts(both, make_codes(5, 4, c, seed=1, masked=True), 100)
 
 
-def test_many_draws_of_each_class() -> None:
+def test_many_draws_of_each_class(both: Any) -> None:
     """Also of one class nearly always, and never of a class without mass."""
     logits = make_logits(2, 2, 30, seed=4, spread=1.0)
     logits[:, 0, 7] = 20.0
     logits[:, :, 8::5] = -math.inf
-    assert_same_counts(logits, 20_000)
-    found, _ = sample_counts(logits, 20_000, seed=5)
+    assert_same_counts(both, logits, 20_000)
+    _, (found, _) = both(sample_counts, logits, 20_000, seed=5)
     assert not bool(((found.ids % 5 == 3) & (found.ids > 7) & (found.counts > 0)).any())
+
+
+@pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
+def test_what_the_sanitizer_watches_is_fine(encoding: sanitize.Encoding) -> None:
+    sanitize.encode(encoding, torch.device("cpu"))
 
 
 # What only a GPU's kernels can do wrong -------------------------------------------------------------------------------
@@ -222,10 +230,14 @@ def test_rows_without_a_distribution_are_nan_and_leave_the_others_alone() -> Non
 
 
 def raw(logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
-    shim = torch.ops.ensdistill_shim
     with poisoned_memory():
-        top = shim.encode_top_k(logits, None, None, weights, 1.0, "prob", 4)
-        return [*top, *shim.encode_counts(logits, None, None, weights, 1.0, "prob", 7, 3, None), *shim.encode_uint8(logits)]
+        return raw_of(torch.ops.ensdistill_shim, logits, weights)
+
+
+def raw_of(ops: Any, logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
+    """All tensors of all three ops, whatever the logits are."""
+    top = ops.encode_top_k(logits, None, None, weights, 1.0, "prob", 4)
+    return [*top, *ops.encode_counts(logits, None, None, weights, 1.0, "prob", 7, 3, None), *ops.encode_uint8(logits)]
 
 
 def test_invalid_weights_make_every_row_nan() -> None:
@@ -279,20 +291,11 @@ for c, dtype in product((1, 2, 33, 1000, 3001), (torch.bfloat16, torch.float64))
         for k in {1, (c + 1) // 2, c}:
             ops.encode_top_k(*values, None, 2.0, "prob", k)
             ops.encode_counts(*values, None, 2.0, "logit", 3 * k, 1, torch.arange(3))
-print("within bounds")
 """
 
 
 def test_memory_is_read_and_written_within_bounds(device: dict[str, int], shim_builder: Builder) -> None:
-    """Under the address sanitizer, which has to be in a process before all else."""
-    library = shim_builder.library(bounded=True)
-    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
-    command = [sys.executable, "-c", WITHIN_BOUNDS, str(library), repr(device)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == "within bounds\n"
+    run_within_bounds(shim_builder, WITHIN_BOUNDS, repr(device))
 
 
 def test_every_encoder_has_a_kernel_that_ran(shim: Shim) -> None:

@@ -74,6 +74,7 @@ def test_dry_run(tmp_path):
     for tool in ("memcheck", "racecheck", "synccheck"):
         assert f"--tool {tool} --error-exitcode 9" in outcomes[tool][1]
     assert "benchmarks kernels --quick --device cuda" in outcomes["benchmark"][1]
+    assert "-m pytest -o addopts= " in outcomes["tests"][1]  # not one process for each core
     assert not list((tmp_path / "out").glob("*.log"))
     assert result["commit"] == "abc"
 
@@ -159,6 +160,21 @@ def test_the_sanitizers_inputs_are_fine(launch):
     import torch
 
     sanitize.run(launch, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
+def test_the_sanitizers_encodings_are_fine(encoding):
+    import torch
+
+    sanitize.encode(encoding, torch.device("cpu"))
+
+
+def test_the_sanitizer_sees_every_encoder_and_type():
+    import torch
+
+    assert {x.encoder for x in sanitize.ENCODINGS} == {"uint8", "top_k", "counts"}
+    assert {dtype for dtype, *_ in sanitize.SCALINGS} == {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+    assert {launch.student for launch in sanitize.LAUNCHES} == {dtype for dtype, *_ in sanitize.SCALINGS}
 
 
 def test_the_predictions_are_of_these_plans(tmp_path):

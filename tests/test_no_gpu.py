@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensdistill import _native
+from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
 from ensdistill.targets import Counts, LogProbs, QuantizedLogits, TopK
@@ -62,6 +63,23 @@ def test_a_gpu_that_is_too_old(gpu):
     gpu((7, 5))
     with pytest.raises(NotImplementedError, match=r"a Some GPU of compute capability 7\.5, and the kernels need 8\.0 or later; move the"):
         distillation_loss(*inputs())
+
+
+def test_the_encoders_ask_the_gpu_too(gpu):
+    _, targets = inputs()
+    for capability, architectures, message in (
+        ((7, 5), ("8.0",), r"compute capability 7\.5, and the kernels need 8\.0 or later"),
+        ((8, 6), ("9.0",), r"compute capability 8\.6, and the CUDA kernels are compiled for 9\.0"),
+    ):
+        _native._why_not_this_gpu.cache_clear()
+        gpu(capability, architectures)
+        for name, encode in (
+            ("logits", lambda: quantize_logits(targets)),
+            ("targets", lambda: top_k_targets(targets, 2)),
+            ("targets", lambda: sample_counts(targets, 2, seed=0)),
+        ):
+            with pytest.raises(NotImplementedError, match=f"^{name}: on device cuda:0, a Some GPU of {message}"):
+                encode()
 
 
 def test_a_gpu_that_nothing_was_compiled_for(gpu):

@@ -18,7 +18,7 @@ enum class Meeting { alone, block, any };
 template <Meeting kMeeting>
 struct Group {
   int lanes;   // up to 32, a power of two; else the whole block
-  int blocks;  // of a cluster
+  int blocks;  // of a cluster, which only groups of any kind can be
   int size, rank;
   int index;              // of the block's groups
   unsigned char* memory;  // from two blocks' worth of threads on: slots for partial results, see kReductionBytes
@@ -27,7 +27,7 @@ struct Group {
   // `memory` may be null for groups of up to 32 lanes.
   ENSDISTILL_DEVICE Group(int lanes, unsigned char* memory, bool cluster = false)
       : lanes(lanes),
-        blocks(cluster ? cluster_size() : 1),
+        blocks(kMeeting == Meeting::any && cluster ? cluster_size() : 1),
         size(lanes * blocks),
         rank(int(threadIdx.x) % lanes + (blocks > 1 ? cluster_rank() * lanes : 0)),
         index(int(threadIdx.x) / lanes),

@@ -41,19 +41,29 @@ void launch_scale(void* gradient, const float* factor, int64_t size, cudaStream_
   launch(scale_in_place<T>, dim3(unsigned(blocks)), dim3(kScaleThreads), 0, stream, static_cast<T*>(gradient), factor, size, whole);
 }
 
+// In any order of its dimensions: each has its place in memory where the smaller ones end.
+inline bool fills_its_memory(const Tensor& t) {
+  int64_t filled = 1;
+  for (bool more = true; more;) {
+    more = false;
+    for (int64_t d = 0; d < t.dim(); ++d)
+      if (t.size(d) > 1 && t.stride(d) == filled) filled *= t.size(d), more = true;
+  }
+  return filled == t.numel();
+}
+
 void scale_gradient(Tensor gradient, Tensor factor) {
   STD_TORCH_CHECK(factor.numel() == 1 && factor.scalar_type() == ScalarType::Float && on_same_device(gradient, factor),
                   "factor: expected one float32 number on the gradient's device");
-  // Any order of dimensions, as long as they fill their memory.
-  int64_t span = 1;
-  for (int64_t d = 0; d < gradient.dim(); ++d) span += (gradient.size(d) - 1) * gradient.stride(d);
+  const ScalarType type = gradient.scalar_type();
+  STD_TORCH_CHECK(is_logits_type(type), "gradient: expected float64, float32, bfloat16 or float16");
   const int64_t size = gradient.numel();
   if (size == 0) return;
-  STD_TORCH_CHECK(span == size, "gradient: expected dense memory");
+  STD_TORCH_CHECK(fills_its_memory(gradient), "gradient: expected dense memory");
   const OnDevice on(gradient);
   void* const data = gradient.mutable_data_ptr();
   const float* const f = factor.const_data_ptr<float>();
-  switch (element_of(gradient.scalar_type())) {
+  switch (element_of(type)) {
     case Element::f64: return launch_scale<double>(data, f, size, on.stream());
     case Element::f32: return launch_scale<float>(data, f, size, on.stream());
     case Element::bf16: return launch_scale<Bf16>(data, f, size, on.stream());

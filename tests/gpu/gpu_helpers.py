@@ -23,13 +23,18 @@ def need_gpu() -> None:
         pytest.fail("there is a GPU, and the CUDA kernels aren't built: python setup.py build_ext --inplace", pytrace=False)
 
 
+def with_memory(x: Tensor) -> Tensor:
+    """The same view of a copy of all the memory that it is a view of."""
+    everything = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).to(DEVICE, copy=True)
+    return torch.empty(0, dtype=x.dtype, device=DEVICE).set_(everything.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
 class _Strided(torch.autograd.Function):
     """A view, with all that lies around it in memory: strides, gaps and an offset that no vector is aligned to."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        everything = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).to(DEVICE, copy=True)
-        return torch.empty(0, dtype=x.dtype, device=DEVICE).set_(everything.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        return with_memory(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -47,12 +52,14 @@ def moved(x: Any) -> Any:
 
 
 def back(x: Any) -> Any:
-    """The opposite: of a loss, or of a pair of a loss and by-products."""
+    """The opposite: of a tensor, of targets, of by-products, of a tuple of these; anything else as it is."""
     if isinstance(x, Tensor):
         return x.cpu()
     if isinstance(x, tuple):
         return tuple(back(part) for part in x)
-    return replace(x, **{field.name: back(getattr(x, field.name)) for field in fields(x)})
+    if is_dataclass(x) and not isinstance(x, type):
+        return replace(x, **{field.name: back(getattr(x, field.name)) for field in fields(x)})
+    return x
 
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
