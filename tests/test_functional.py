@@ -124,7 +124,8 @@ CODES_OF_A_ROW = {  # scale, largest code
     "narrow": (1e-4, 255),
     "wide": (1.5, 255),  # most classes underflow
     "all of float": (40.0, 255),
-    "far from 255": (0.5, 40),  # whatever is taken relative to code 255 underflows as a whole
+    "far from 255": (0.56, 30),  # relative to code 255 the small ones underflow
+    "farther": (1.5, 80),  # and here all of them
     "constant": (0.0, 7),
 }
 

@@ -228,9 +228,7 @@ void Row<S>::run(int64_t first, int64_t rows) {
   if (p.statistics) summed ? observe_mixture<true>() : observe_mixture<false>();
   switch (p.divergence) {
     case Divergence::forward_kl:
-      return summed   ? gradient_of_forward_kl<true, true>()
-             : by_dot ? gradient_of_forward_kl<false, false>()
-                      : gradient_of_forward_kl<false, true>();
+      return summed ? gradient_of_forward_kl<true, true>() : by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>();
     case Divergence::reverse_kl: return terms_and_gradient<ReverseKl>();
     case Divergence::jsd: return terms_and_gradient<GeneralizedJsd>();
     case Divergence::tvd: return terms_and_gradient<TotalVariation>();
