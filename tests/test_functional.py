@@ -120,6 +120,32 @@ def test_every_width(c, k, instruction_set):
     assert_close(run(student, codes, temperature=2.0), student, codes, temperature=2.0)
 
 
+CODES_OF_A_ROW = {  # scale, largest code
+    "narrow": (1e-4, 255),
+    "wide": (1.5, 255),  # most classes underflow
+    "all of float": (40.0, 255),
+    "far from 255": (0.56, 30),  # relative to code 255 the small ones underflow
+    "farther": (1.5, 80),  # and here all of them
+    "constant": (0.0, 7),
+}
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "tvd"])
+@pytest.mark.parametrize("k", [2, 3, 7, 32])
+def test_codes_of_every_range(k, divergence, instruction_set):
+    n, c = len(CODES_OF_A_ROW), 1013  # a member and row of each kind, in another order for every member
+    codes = make_codes(k, n, c, seed=k)
+    for (scale, largest), place in zip(CODES_OF_A_ROW.values(), range(n), strict=True):
+        for member in range(k):
+            row = (place + member) % n
+            codes.scale[member, row] = scale
+            codes.codes[member, row].clamp_(max=largest)
+            codes.codes[member, row, 5] = largest
+    arguments = {"temperature": 1.5, "divergence": divergence, "weights": torch.linspace(0, 1, k)}
+    student = make_logits(n, c, seed=0)
+    assert_close(run(student, codes, **arguments), student, codes, **arguments)
+
+
 def test_digits_with_real_teachers(instruction_set):
     teachers, rows = digits()
     targets, labels = torch.tensor(teachers.logits), torch.tensor(rows.labels)

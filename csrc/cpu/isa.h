@@ -6,6 +6,7 @@
 #include "softmax.h"
 #include "row.h"
 #include "row_logits.h"
+#include "row_codes.h"
 #include "row_gradient.h"
 #include "row_sparse.h"
 #include "rows.h"

@@ -1,6 +1,6 @@
 // The loss and gradient of a row, or of `lanes` rows side by side. Included once for each instruction set, after softmax.h.
 //
-// A row is walked twice: once over its logits, which become exponentials in scratch with their sums (row_logits.h), and once
+// A row is walked twice: once over its logits, which become exponentials in scratch with their sums (row_logits.h, row_codes.h), and once
 // over the scratch, which becomes the gradient (row_gradient.h; row_sparse.h for targets that name only some classes). The
 // element types, the layout and the kind of target are gone after the first walk. Each walk is over a range of blocks, so
 // that a team of threads can share a row that is wide enough.
@@ -16,6 +16,9 @@ struct Yes {
 struct No {
   static constexpr bool value = false;
 };
+
+template <class S>
+struct CodeTable;
 
 template <class S>
 class Row {
@@ -79,6 +82,9 @@ class Row {
   vec reference_in(const float* x) const;
   void walk_logits();
   void walk_members();
+  bool walk_codes();
+  template <int kMembers>
+  void mix_codes(int64_t k, const CodeTable<S>* tables);
   void walk_member_entropies();
   void mix_logits(int64_t first, int64_t count, float* z, vec* largest) const;
   void set_scales(double sample_weight, double label_weight, int lane);
@@ -108,7 +114,6 @@ class Row {
   vec class_weights(int64_t i) const { return across ? S::all(p.smoothed_classes[i]) : S::load(p.smoothed_classes + i * S::lanes); }
   ALWAYS_INLINE vec mixture(int64_t i, vec factor, Yes) const { return S::load(e_m + i * S::lanes) * factor + S::load(sum_p + i * S::lanes); }
   ALWAYS_INLINE vec mixture(int64_t i, vec factor, No) const { return S::load(e_m + i * S::lanes) * factor; }
-  // Whether the mixture is one distribution, or a sum kept beside the last member's.
   bool single() const { return p.members_used == 1 || p.geometric; }
 
   const Problem& p;
@@ -128,6 +133,7 @@ class Row {
   Source<S> student;
   Sink<S> sink;
   Softmax<S> q, q1, member;
+  bool summed;  // whether the mixture is what e_m holds and, beside it, a sum over the members before; else the former alone
   vec last_weight, kl, weighted_mean_logit;
   vec student_entropy, mixture_entropy, members_entropy;  // by-products
   int64_t student_best[S::lanes], mixture_best[S::lanes];
@@ -216,13 +222,13 @@ void Row<S>::run(int64_t first, int64_t rows) {
   }
   if (p.statistics) walk_member_entropies();
   walk_logits();
-  if (!single()) walk_members();
+  summed = !single() && !walk_codes();
+  if (summed) walk_members();
   prepare_scales();
-  if (p.statistics) single() ? observe_mixture<false>() : observe_mixture<true>();
+  if (p.statistics) summed ? observe_mixture<true>() : observe_mixture<false>();
   switch (p.divergence) {
     case Divergence::forward_kl:
-      return single() ? (by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>())
-                      : gradient_of_forward_kl<true, true>();
+      return summed ? gradient_of_forward_kl<true, true>() : by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>();
     case Divergence::reverse_kl: return terms_and_gradient<ReverseKl>();
     case Divergence::jsd: return terms_and_gradient<GeneralizedJsd>();
     case Divergence::tvd: return terms_and_gradient<TotalVariation>();

@@ -132,7 +132,7 @@ void Row<S>::terms() {
 template <class S>
 template <class D>
 void Row<S>::terms_and_gradient() {
-  single() ? terms<D, false>() : terms<D, true>();
+  summed ? terms<D, true>() : terms<D, false>();
   const vec value = sum_over(&Part::value), slopes = sum_over(&Part::slope);
   if (p.gradient)
     each_range([&, this](Part&, int64_t begin, int64_t end) {

@@ -79,6 +79,15 @@ struct Simd {
 #endif
   }
 
+  // Tables of 16 floats in one vector: `look_up` takes, for each lane, the number that the low four bits of `at` say.
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+  static constexpr bool looks_up = true;
+  static ALWAYS_INLINE ivec integers(const uint8_t* p) { return (ivec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+  static ALWAYS_INLINE vec look_up(vec table, ivec at) { return (vec)_mm512_permutexvar_ps((__m512i)at, (__m512)table); }
+#else
+  static constexpr bool looks_up = false;
+#endif
+
   // The last, partial vector of a row: lanes past the end hold `fill`.
 #if ENSDISTILL_LANES == 16 && defined(__x86_64__)
   static ALWAYS_INLINE vec load_part(const float* p, int64_t count, float fill) {
