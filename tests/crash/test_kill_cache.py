@@ -54,7 +54,12 @@ def test_death_while_another_cache_is_overwritten(tmp_path):
 
 def start(folder, *more):
     writer = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "write", str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        [sys.executable, str(SCRIPT), "write", str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        # Where the tests run in a shell's background, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert writer.stdout.readline() == b"ready\n"
     return writer

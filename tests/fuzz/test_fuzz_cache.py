@@ -30,8 +30,8 @@ def test_every_damage_is_found(figures):
     rounds = max(1000, ROUNDS // 10)
     result = fuzz("damages", rounds)
     figures(
-        f"damages: {result['flipped']} bits flipped, {result['cut']} files cut, {result['extended']} extended, all over the {result['files']} "
-        f"files of {result['caches']} caches; {result['found']} of {result['damaged']} found"
+        f"damages: {result['flipped']} bits flipped, {result['cut']} files cut, {result['extended']} extended, all over the "
+        f"{result['files']} files of {result['caches']} caches; {result['found']} of {result['damaged']} found"
     )
     assert result["found"] == result["damaged"] == rounds
     assert min(result["flipped"], result["cut"], result["extended"]) > 0.02 * rounds
