@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from cache_helpers import digits, in_uid_order
-from job_helpers import run, succeed
+from job_helpers import run, succeed, write_job
 
 from ensdistill.cache import TargetCache, cache_targets
 
@@ -75,13 +75,29 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
     assert "26 samples: what the teachers say now is what is stored" in flat(
         succeed("cache", "verify", targets, "--against-teachers", "10%")
     )
+    words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
+    succeed("cache", "drop-member", targets, tmp_path / "fewer", "--name", TargetCache.open(targets).names[0])
+    assert "3 samples: what" in flat(succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words))
     succeed("cache", "convert", targets, tmp_path / "fp32", "--codec", "fp32")
     logits = TargetCache.open(tmp_path / "fp32").gather_logits(np.arange(260))[0]
     np.save(tmp_path / "n.npy", logits)
     succeed("cache", "add-member", targets, tmp_path / "more", "--name", "more", "--logits", tmp_path / "n.npy", "--weight", "1")
-    words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
     status, _, err = run("cache", "verify", tmp_path / "more", "--against-teachers", "10%", *words)
     assert (status, "ensemble.names: the cache" in flat(err)) == (1, True)
+
+
+def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
+    change = {"cache.views": 2, "cache.augment": {"class_path": "ensdistill.augmentation.ShiftImages"}, "cache.mixture_at": 1}
+    file = write_job(tmp_path, change)
+    shutil.copytree(finished_job / "seed-0" / "teachers", tmp_path / "runs" / "tiny" / "seed-0" / "teachers")
+    succeed("cache", "build", file)
+    for name in ("targets", "best_member"):
+        words = ["verify", tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name, "--against-teachers", "10%"]
+        assert "26 samples: what the teachers say now is what is stored" in flat(succeed("cache", *words, "--config", file))
+        status, _, err = run("cache", *words)
+        assert (status, "--config: expected the job's YAML file: the teachers saw inputs changed by ShiftImages(" in flat(err)) == (1, True)
+    status, _, err = run("cache", *words, "--config", tmp_path / "none.yaml")
+    assert (status, "--config: there is no file" in flat(err)) == (1, True)
 
 
 @pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("fp16", 1.0), ("topk-3", 1.0), ("counts-20", 1.0)])

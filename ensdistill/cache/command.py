@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
     sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
+    sub.add_argument(
+        "--config", type=Path, help="the job's YAML file, which names the augmentation of a cache with views, and model classes of your own"
+    )
 
     sub = command(
         "add-member",
@@ -184,9 +187,26 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         for name, place in (("transfer", transfer), ("ensemble", ensemble)):
             if not place.exists():
                 raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
-        count = cache.verify_against(Ensemble.load(ensemble), Rows(**load_file(transfer)), share=options.against_teachers)
+        trusted, augment = _of_job(options.config)
+        if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
+            raise ValueError(f"--config: expected the job's YAML file: the teachers saw inputs changed by {made_by['augment']}; got none")
+        rows = Rows(**load_file(transfer))
+        count = cache.verify_against(Ensemble.load(ensemble, trusted), rows, share=options.against_teachers, augment=augment)
         console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
     return 0
+
+
+def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
+    """The classes that a job's YAML file names, and the augmentation of its cache."""
+    if file is None:
+        return (), None
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}")
+    from ensdistill.settings import load_config
+    from ensdistill.stages import trusted_classes
+
+    config = load_config(["--config", str(file)], "cache build")
+    return trusted_classes(config), config.cache.augment
 
 
 def _written(console: Console, cache: TargetCache) -> int:

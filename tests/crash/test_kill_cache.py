@@ -6,6 +6,7 @@ counted stands at the end of the output.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -84,17 +85,19 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         process.start()
         return process
 
-    # The moments lie within what an undisturbed process takes here to its last file, however fast the machine is.
-    folder = tmp_path / "undisturbed" / "cache"
-    write(folder.with_name("source"))
-    start_in(tmp_path / "first" / "cache").join()  # starts the server of processes too
-    begun = time.perf_counter()
-    process = start_in(folder)
-    while not (folder / (STUDENT if job == "train" else "manifest.json")).exists():
-        assert process.is_alive()
-        time.sleep(0.001)
-    whole = time.perf_counter() - begun
-    process.join()
+    # The moments lie within what an undisturbed process takes here to its last file, however fast the machine is; of several,
+    # because whatever else the machine is at makes it longer, and the first starts the server of processes too.
+    whole = math.inf
+    for name in ("first", "second", "undisturbed"):
+        folder = tmp_path / name / "cache"
+        write(folder.with_name("source"))
+        begun = time.perf_counter()
+        process = start_in(folder)
+        while not (folder / (STUDENT if job == "train" else "manifest.json")).exists():
+            assert process.exitcode in (None, 0)
+            time.sleep(0.001)
+        whole = min(whole, time.perf_counter() - begun)
+        process.join()
     undisturbed = contents(folder)
     for round_ in range(ROUNDS):
         folder = tmp_path / str(round_) / "cache"
