@@ -166,9 +166,16 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
     for step in manifest["fingerprint"].get("derived", []):
-        table.add_row("derived", ", ".join(f"{what} {about}" for what, about in step.items()))
+        table.add_row("derived", ", ".join(f"{what} {_told(about)}" for what, about in step.items()))
     console.print(table)
     return 0
+
+
+def _told(value: Any) -> str:
+    """What a step of the fingerprint is about, without braces and with few digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(about)}" for name, about in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
