@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
@@ -216,6 +218,16 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
     return trusted_classes(config), config.cache.augment
 
 
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left, on standard error and only while somebody can look at it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples, left"), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _written(console: Console, cache: TargetCache) -> int:
     kl = cache.manifest["statistics"]["kl"]
     console.print(
@@ -229,12 +241,16 @@ def _add(options: argparse.Namespace, console: Console) -> int:
         logits: Any = np.load(options.logits, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"--logits: {options.logits}: expected a NumPy file of float32 [samples, classes]; {error}") from None
-    cache = add_member(options.folder, options.out, name=options.name, logits=logits, weight=options.weight, max_kl=options.max_kl)
+    wanted = {"name": options.name, "logits": logits, "weight": options.weight, "max_kl": options.max_kl}
+    with _progress("adding") as progress:
+        cache = add_member(options.folder, options.out, **wanted, progress=progress)
     return _written(console, cache)
 
 
 def _drop(options: argparse.Namespace, console: Console) -> int:
-    return _written(console, drop_member(options.folder, options.out, name=options.name))
+    with _progress("copying") as progress:
+        cache = drop_member(options.folder, options.out, name=options.name, progress=progress)
+    return _written(console, cache)
 
 
 def _reweight(options: argparse.Namespace, console: Console) -> int:
@@ -245,7 +261,9 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
     wanted = {"codec": options.codec, "mixture_at": options.mixture_at, "max_kl": options.max_kl, "seed": options.seed}
-    return _written(console, convert(options.folder, options.out, **wanted))
+    with _progress("converting") as progress:
+        cache = convert(options.folder, options.out, **wanted, progress=progress)
+    return _written(console, cache)
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
