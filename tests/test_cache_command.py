@@ -97,7 +97,10 @@ def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
         words = ["verify", tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name, "--against-teachers", "10%"]
         assert "26 samples: what the teachers say now is what is stored" in flat(succeed("cache", *words, "--config", file))
         status, _, err = run("cache", *words)
-        assert (status, "--config: expected the job's YAML file: the teachers saw inputs changed by ShiftImages(" in flat(err)) == (1, True)
+        assert (status, "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing" in flat(err)) == (1, True)
+    other = write_job(tmp_path / "runs")
+    status, _, err = run("cache", *words, "--config", other)
+    assert (status, f"got {other}, which has none" in flat(err)) == (1, True)
     status, _, err = run("cache", *words, "--config", tmp_path / "none.yaml")
     assert (status, "--config: there is no file" in flat(err)) == (1, True)
 

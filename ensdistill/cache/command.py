@@ -198,7 +198,11 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
                 raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
         trusted, augment = _of_job(options.config)
         if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
-            raise ValueError(f"--config: expected the job's YAML file: the teachers saw inputs changed by {made_by['augment']}; got none")
+            got = "nothing" if options.config is None else f"{options.config}, which has none"
+            raise ValueError(
+                f"--config: expected a job's YAML file with the cache.augment by which the inputs were changed, {made_by['augment']}; "
+                f"got {got}"
+            )
         rows = Rows(**load_file(transfer))
         count = cache.verify_against(Ensemble.load(ensemble, trusted), rows, share=options.against_teachers, augment=augment)
         console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
