@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception) -> int:
     """An error on the terminal: its message, and a traceback only where the message may not be enough."""
+    from ensdistill.cache.errors import CacheError
+
     message = str(error) or type(error).__name__
     print(f"ensdistill: {message}", file=sys.stderr)
     details = getattr(error, "details", None)
@@ -79,7 +81,8 @@ def _failed(error: Exception) -> int:
         import traceback
 
         print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
-    elif not getattr(error, "by_system", isinstance(error, OSError)):
+    # The cache's errors, like the system's, are about files and not about code.
+    elif not getattr(error, "by_system", isinstance(error, OSError | CacheError)):
         print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
     return 1
 

@@ -12,14 +12,13 @@ from typing import Literal
 from torch import nn
 
 from ensdistill.augmentation import Augmentation
+from ensdistill.cache.codecs import codec_of
 from ensdistill.calibration import Combiner
 from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
 from ensdistill.optimization import Optimization
 from ensdistill.specs import MemberSpec, job_names
 from ensdistill.transfer import TransferSet
-
-Codec = Literal["uint8", "fp16", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,48 @@ class CacheConfig:
     ----------
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
-    codec : {"uint8", "fp16", "bf16", "fp32"}
-        How a logit is stored.
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
+        How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N likeliest classes and the
+        exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``.
+    mixture_at : float, optional
+        Keep only the mixture, at this temperature, which has to be distill.temperature: by default every member's logits are kept,
+        which serve every temperature. The best member, which a student is distilled from for comparison, then gets a cache of its own.
+    views : int
+        Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version e mod views, the pixels
+        that the teachers saw.
+    augment : Augmentation, optional
+        Changes the rows of the transfer set before the teachers and the student see them.
+    max_kl : float, optional
+        Refuse to store what differs from a member's word, or the mixture's, by more than so many nats in any row.
     """
 
     transfer: TransferSet = field(default_factory=TransferSet)
-    codec: Codec = "uint8"
+    codec: str = "uint8"
+    mixture_at: float | None = None
+    views: int = 1
+    augment: Augmentation | None = None
+    max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            codec = codec_of(self.codec)
+        except ValueError as error:
+            raise ValueError(f"cache.{error}") from error
+        if self.mixture_at is not None and not 0 < self.mixture_at < math.inf:
+            raise ValueError(f"cache.mixture_at: expected a finite number above 0; got {self.mixture_at}")
+        if codec.mixture and self.mixture_at is None:
+            raise ValueError(
+                f"cache.mixture_at: expected a temperature, that of distill.temperature, because codec {self.codec} holds the mixture at "
+                "one only; got none"
+            )
+        if self.views < 1:
+            raise ValueError(f"cache.views: expected at least 1; got {self.views}")
+        if self.views > 1 and self.augment is None:
+            raise ValueError(
+                f"cache.augment: expected an augmentation, because {self.views} views without one would all be alike; got none"
+            )
+        if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
+            raise ValueError(f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}")
 
 
 @dataclass(frozen=True)
@@ -194,6 +229,12 @@ class Config:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
         _check_folder_name("name", self.name)
+        made_at, wanted = self.cache.mixture_at, self.distill.temperature
+        if made_at is not None and made_at != wanted:
+            raise ValueError(
+                f"cache.mixture_at: expected distill.temperature, {wanted}, because a mixture at one temperature serves no other; got "
+                f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or fp32, to keep every member"
+            )
 
     def split(self, seed: int) -> Split:
         """The data's split for a seed; kept, because every stage's fingerprint asks for it.

@@ -43,6 +43,8 @@ def plain(message: str, settings: dict[str, Any]) -> str:
     )
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         text += f".{nearest(missing[2], (name for name in dir(importlib.import_module(missing[1])) if name[0] != '_'))}"
+    if (given := re.search(r"Given value: (.*)", message)) and "; got " not in text:  # of X | None it stands in a line of its own
+        text += f"; got {given[1]}"
     keys = ".".join(re.findall(r'Parser key "([^"]+)":', message)).split(".")
     told = message.rpartition("Got value: ")[2]
     places = [at for at, value in _places(settings, keys) if re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", told)]

@@ -139,7 +139,8 @@ def _problems(value: Any, hint: Any, at: str) -> Iterator[Problem]:
         for i, item in enumerate(value):
             yield from _problems(item, inner[0], f"{at}.{i}")
     elif len(inner) == 1:  # X | None
-        yield from _problems(value, inner[0], at)
+        if value is not None or len(typing.get_args(hint)) == 1:
+            yield from _problems(value, inner[0], at)
     elif value is None and hint in (bool, int, float, str, Path):
         yield at, "expected a value; got nothing"
 

@@ -3,7 +3,7 @@
 A run folder holds, for each seed::
 
     seed-0/teachers/          the ensemble, and its members' held-out predictions
-    seed-0/cache/             the transfer set, and the targets
+    seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a mixture only
     seed-0/direct/<student>/  the baselines on hard labels
     seed-0/distill/<student>/ the student, and the same distilled from the best member
     report.json report.html figures/
@@ -13,6 +13,7 @@ A stage is finished when its ``stage.json`` names the digest of everything that 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,10 +128,11 @@ def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> No
 
 
 def check_job(config: Config) -> None:
-    """Refuse, before hours of work, what cannot end well: too many folds, and models that do not fit the data.
+    """Refuse, before hours of work, what cannot end well: too many folds, and models, codecs and augmentations that do not fit the data.
 
     Every student and every torch member is built and asked for two rows.
     """
+    from ensdistill.cache.codecs import codec_of
     from ensdistill.specs import TorchMembers
     from ensdistill.student import build_student
 
@@ -144,6 +146,17 @@ def check_job(config: Config) -> None:
             build_student(model, split.labelled, len(split.classes))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
+    try:
+        codec_of(config.cache.codec).fields(1, len(split.classes))
+    except ValueError as error:
+        raise ValueError(f"cache.{error}") from error
+    if config.cache.augment is not None:
+        from ensdistill.views import view_inputs
+
+        try:
+            view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cache.augment: {error}") from error
 
 
 def _check_folds(config: Config, seed: int) -> None:
@@ -201,24 +214,40 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
     from ensdistill.cache import cache_targets
     from ensdistill.ensemble import Ensemble
 
-    ensemble = Ensemble.load(Unit("teachers", unit.seed).folder(config) / "ensemble", trusted_classes(config))
-    transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
-    # overwrite: what another config left here is replaced; a cache of the same things is resumed.
-    try:
-        cache = cache_targets(
-            ensemble,
-            transfer.rows,
-            folder / "targets",
-            codec=config.cache.codec,
-            overwrite=True,
-            progress=partial(report, "targets"),
-        )
-    except BadRows as error:
-        uid = int(error.rows[0])
-        raise ValueError(f"{error}; uid {uid} of the transfer set is {transfer.source(uid)}") from error
+    settings, teachers = config.cache, Unit("teachers", unit.seed).folder(config)
+    ensemble = Ensemble.load(teachers / "ensemble", trusted_classes(config))
+    transfer = settings.transfer.build(config.split(unit.seed), unit.seed)
+    caches = [(folder / "targets", ensemble, "targets")]
+    if settings.mixture_at is not None:
+        # No member can be had from a mixture, and the student is compared with one that was distilled from the best.
+        best = read_json(teachers / "stage.json")["best_member"]
+        caches.append((folder / "best_member", ensemble.only(best), f"targets of {best}"))
+    else:
+        shutil.rmtree(folder / "best_member", ignore_errors=True)
+    statistics = []
+    for path, asked, what in caches:
+        # overwrite: what another config left here is replaced; a cache of the same things is resumed.
+        try:
+            cache = cache_targets(
+                asked,
+                transfer.rows,
+                path,
+                codec=settings.codec,
+                mixture_at=settings.mixture_at,
+                views=settings.views,
+                augment=settings.augment,
+                max_kl=settings.max_kl,
+                seed=unit.seed,
+                overwrite=True,
+                progress=partial(report, what),
+            )
+        except BadRows as error:
+            uid = int(error.rows[0])
+            raise ValueError(f"{error}; uid {uid} of the transfer set is {transfer.source(uid)}") from error
+        statistics.append(cache.manifest["statistics"])
     rows = transfer.rows
     write_arrays(folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels})
-    return {"origin": transfer.origin, "statistics": cache.manifest["statistics"]}
+    return {"origin": transfer.origin, "statistics": statistics[0]}
 
 
 def load_transfer(folder: Path) -> Rows:
@@ -242,18 +271,20 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
     student, settings, split = config.distill.students[unit.student], config.distill, config.split(unit.seed)
     source = Unit("cache", unit.seed).folder(config)
     cache, rows = TargetCache.open(source / "targets"), load_transfer(source)
+    of_best = cache if config.cache.mixture_at is None else TargetCache.open(source / "best_member")
     best = read_json(Unit("teachers", unit.seed).folder(config) / "stage.json")["best_member"]
     trainer = StudentTrainer(
         student.optimization, temperature=settings.temperature, alpha=settings.alpha, mixed_precision=settings.mixed_precision
     )
-    for kind, member in (("student", None), ("distilled_from_best_member", best)):
+    for kind, targets, member in (("student", cache, None), ("distilled_from_best_member", of_best, best if of_best is cache else None)):
         train = partial(
             trainer.distill,
             student.model,
             rows,
-            cache,
+            targets,
             seed=unit.seed,
             member=member,
+            augment=config.cache.augment,
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )

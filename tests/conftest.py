@@ -61,3 +61,22 @@ def shim_builder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
     return Builder(cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim"))
+
+
+@pytest.fixture
+def figures(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes a line of what a test counted, for the end of the output; a print gets lost in the workers."""
+    return lambda line: record_property("figures", line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "figures" and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(sorted(lines)))

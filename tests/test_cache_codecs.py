@@ -39,6 +39,22 @@ def mask(logits, keep_class):
     return logits
 
 
+@pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("topk-3", 2.0), ("counts-40", 2.0)])
+def test_teachers_on_a_device_without_kernels(monkeypatch, codec, mixture_at):
+    """There plain torch encodes, on that device: to the same bytes, but for roundings."""
+    teachers, rows = digits(60)
+    logits = in_uid_order(teachers, rows).swapaxes(0, 1)
+    fused, views, kl = stored(codec, logits, mixture_at=mixture_at)
+    monkeypatch.setattr("ensdistill.cache.encoding.why_no_kernels", lambda kind, index: "none for it")
+    kernels = {"uint8": "uint8", "topk-3": "top_k", "counts-40": "counts"}
+    monkeypatch.setattr(torch.ops.ensdistill, f"encode_{kernels[codec]}", None)  # whoever calls it all the same fails
+    plain, plain_views, plain_kl = stored(codec, logits, mixture_at=mixture_at)
+    np.testing.assert_allclose(plain, fused, rtol=1e-3)
+    np.testing.assert_allclose(plain_kl, kl, rtol=1e-3, atol=1e-12)
+    for name in {"codes", "ids", "counts"} & views.keys():
+        np.testing.assert_array_equal(plain_views[name], views[name])
+
+
 @given(LOGITS)
 @settings(max_examples=100, deadline=None)
 def test_uint8_keeps_the_bound(logits):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from cache_helpers import digits, in_uid_order
-from job_helpers import run, succeed
+from job_helpers import run, succeed, write_job
 
 from ensdistill.cache import TargetCache, cache_targets
 
@@ -35,9 +35,9 @@ def test_a_member_comes_and_goes(cache, tmp_path):
     for told in (
         "b (1.000), c (0.000), d (2.500)",
         "temperature any",
-        "derived add {'name': 'd'",
-        "derived drop {'name': 'a'}",
-        "derived reweight",
+        "derived add name d, logits",
+        "derived drop name a",
+        "derived reweight b 1, c 0, d 2.5",
     ):
         assert told in info
 
@@ -45,7 +45,9 @@ def test_a_member_comes_and_goes(cache, tmp_path):
 def test_conversion_says_what_it_costs(cache, tmp_path):
     out = flat(succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "topk-4", "--mixture-at", "2"))
     assert "topk-4, max KL" in out
-    assert "temperature 2: the mixture only" in flat(succeed("cache", "info", tmp_path / "small"))
+    info = flat(succeed("cache", "info", tmp_path / "small"))
+    assert "temperature 2: the mixture only" in info
+    assert "derived convert from fp32, kl rows 690, mean 0, p99 0, max 0" in info
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "uint8", "--max-kl", "1e-9")
     assert (status, "max_kl: expected at most 1e-09 nats for every row; codec 'uint8'" in flat(err)) == (1, True)
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "zip")
@@ -75,13 +77,32 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
     assert "26 samples: what the teachers say now is what is stored" in flat(
         succeed("cache", "verify", targets, "--against-teachers", "10%")
     )
+    words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
+    succeed("cache", "drop-member", targets, tmp_path / "fewer", "--name", TargetCache.open(targets).names[0])
+    assert "3 samples: what" in flat(succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words))
     succeed("cache", "convert", targets, tmp_path / "fp32", "--codec", "fp32")
     logits = TargetCache.open(tmp_path / "fp32").gather_logits(np.arange(260))[0]
     np.save(tmp_path / "n.npy", logits)
     succeed("cache", "add-member", targets, tmp_path / "more", "--name", "more", "--logits", tmp_path / "n.npy", "--weight", "1")
-    words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
     status, _, err = run("cache", "verify", tmp_path / "more", "--against-teachers", "10%", *words)
     assert (status, "ensemble.names: the cache" in flat(err)) == (1, True)
+
+
+def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
+    change = {"cache.views": 2, "cache.augment": {"class_path": "ensdistill.augmentation.ShiftImages"}, "cache.mixture_at": 1}
+    file = write_job(tmp_path, change)
+    shutil.copytree(finished_job / "seed-0" / "teachers", tmp_path / "runs" / "tiny" / "seed-0" / "teachers")
+    succeed("cache", "build", file)
+    for name in ("targets", "best_member"):
+        words = ["verify", tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name, "--against-teachers", "10%"]
+        assert "26 samples: what the teachers say now is what is stored" in flat(succeed("cache", *words, "--config", file))
+        status, _, err = run("cache", *words)
+        assert (status, "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing" in flat(err)) == (1, True)
+    other = write_job(tmp_path / "runs")
+    status, _, err = run("cache", *words, "--config", other)
+    assert (status, f"got {other}, which has none" in flat(err)) == (1, True)
+    status, _, err = run("cache", *words, "--config", tmp_path / "none.yaml")
+    assert (status, "--config: there is no file" in flat(err)) == (1, True)
 
 
 @pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("fp16", 1.0), ("topk-3", 1.0), ("counts-20", 1.0)])

@@ -39,11 +39,15 @@ def config_of(folder: Path, *words: str):
     return load_config(["--config", str(folder.parents[1] / "job.yaml"), *words])
 
 
+def ensemble_of(folder: Path, config) -> Ensemble:
+    return Ensemble.load(folder / "seed-0" / "teachers" / "ensemble", trusted_classes(config))
+
+
 def test_the_rows_are_the_pool_and_the_target_is_the_mixture(finished_job):
     config = config_of(finished_job)
-    inputs, probabilities = calibration_rows(config, 0)
+    ensemble = ensemble_of(finished_job, config)
+    inputs, probabilities = calibration_rows(config, 0, ensemble)
     assert np.array_equal(inputs, config.split(0).pool.inputs)
-    ensemble = Ensemble.load(finished_job / "seed-0" / "teachers" / "ensemble", trusted_classes(config))
     # The cache is of eight bits.
     assert np.abs(probabilities - ensemble.predict_proba(inputs)).max() < 0.02
     assert probabilities.sum(1) == pytest.approx(1)
@@ -57,7 +61,7 @@ def test_without_a_pool_the_rows_are_synthetic_or_none(finished_job, tmp_path, s
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
     succeed("cache", "build", tmp_path / "job.yaml")
     config = config_of(tmp_path / "runs" / "tiny")
-    inputs, probabilities = calibration_rows(config, 0)
+    inputs, probabilities = calibration_rows(config, 0, ensemble_of(tmp_path / "runs" / "tiny", config))
     assert (len(inputs), probabilities.shape) == (count, (count, 10))
     known = {row.tobytes() for part in (config.split(0).labelled, config.split(0).test) for row in part.inputs}
     assert not any(row.tobytes() in known for row in inputs)

@@ -18,11 +18,15 @@ from job_helpers import fingerprints, numbers, run, stamps, succeed, trained, wr
 from safetensors.numpy import load_file
 from sklearn.naive_bayes import GaussianNB
 
+from ensdistill.augmentation import ShiftImages
 from ensdistill.cache import TargetCache
 from ensdistill.cli import load_config
 from ensdistill.data import Digits, Split
+from ensdistill.ensemble import Ensemble
 from ensdistill.files import read_json, write_arrays
 from ensdistill.members import load_member
+from ensdistill.report.results import KINDS
+from ensdistill.report.scaling import calibration_rows
 from ensdistill.stages import Unit, load_transfer, units
 from ensdistill.student import StudentTrainer
 
@@ -82,6 +86,8 @@ def test_a_second_run_touches_nothing(copy):
         (["--distill.mixed_precision", "bf16"], DIRECT | DISTILL),
         (["--distill.students.small.optimization.weight_decay", "0.5"], {"seed-0/direct/small", "seed-0/distill/small"}),
         (["--cache.codec", "fp16"], {"seed-0/cache", *DISTILL}),
+        (["--cache.mixture_at", "1"], {"seed-0/cache", *DISTILL}),
+        (["--cache.augment", "ensdistill.augmentation.ShiftImages"], {"seed-0/cache", *DISTILL}),
         (["--teachers.prior_rows", "9"], {"seed-0/teachers", "seed-0/cache", *DISTILL}),
         (["--data.init_args.pool", "90"], ALL),  # another draw: other test rows, which the curves watch
         (["--workers", "2"], set()),
@@ -97,7 +103,7 @@ def test_a_setting_redoes_what_depends_on_it(copy, override, redone):
     kept = {name: stamp for name, stamp in files.items() if name.startswith("seed-") and not any(name.startswith(u + "/") for u in redone)}
     now = stamps(copy)
     assert {name: now[name] for name in kept} == kept
-    changed = {str(Path(name).parent) for name in trained(copy) if now[name][1] != files[name][1]}
+    changed = {str(Path(name).parent) for name in trained(copy) if name not in files or now[name][1] != files[name][1]}
     assert all(any(name.startswith(unit) for name in changed) for unit in redone if unit != "seed-0/teachers")
 
 
@@ -138,6 +144,79 @@ def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
         with torch.no_grad():
             np.testing.assert_array_equal(kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy())
     torch.set_num_threads(threads)
+
+
+SHIFTED = {"class_path": "ensdistill.augmentation.ShiftImages"}
+
+
+def logits_of(folder: Path, inputs: np.ndarray, student: str = "small") -> dict[str, np.ndarray]:
+    kinds = ("student", "distilled_from_best_member")
+    return {kind: load_member(folder / "seed-0" / "distill" / student / kind).predict_logits(inputs) for kind in kinds}
+
+
+def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
+    inputs = load_config(["--config", str(job_file(copy))]).split(0).test.inputs
+    succeed("distill", job_file(copy), "--distill.temperature", "3", "--cache.codec", "fp32")
+    whole = logits_of(copy, inputs)
+    words = ["--distill.temperature", "3", "--cache.codec", "fp32", "--cache.mixture_at", "3"]
+    succeed("distill", job_file(copy), *words)
+    for kind, logits in logits_of(copy, inputs).items():
+        # What differs is the rounding of a log-probability, 1e-6 of it, over thirty steps.
+        np.testing.assert_allclose(logits, whole[kind], atol=1e-3)
+    assert np.abs(whole["student"] - whole["distilled_from_best_member"]).max() > 0.1
+    targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name) for name in ("targets", "best_member"))
+    assert (targets.temperature, best.temperature, targets.layout.bytes) == (3.0, 3.0, best.layout.bytes)
+    assert best.names == (read_json(copy / "seed-0" / "teachers" / "stage.json")["best_member"],)
+    succeed("distill", job_file(copy))  # every member again
+    assert not (copy / "seed-0" / "cache" / "best_member").exists()
+    assert np.abs(logits_of(copy, inputs)["student"] - whole["student"]).max() > 0.1
+
+
+@pytest.mark.parametrize("codec", ["topk-3", "counts-50"])
+def test_a_whole_job_from_compressed_views(copy, codec):
+    file = write_job(copy.parents[1], {"cache.codec": codec, "cache.mixture_at": 2, "distill.temperature": 2, "cache.max_kl": 9.0})
+    succeed("run", file, "--cache.views", "3", "--cache.augment", SHIFTED["class_path"])
+    config = load_config(["--config", str(file)])
+    targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name, check="full") for name in ("targets", "best_member"))
+    for cache in (targets, best):
+        assert (cache.manifest["codec"], cache.views, cache.temperature) == (codec, 3, 2.0)
+    rows, student = load_transfer(copy / "seed-0" / "cache"), config.distill.students["small"]
+    inputs, trainer = config.split(0).test.inputs[:50], StudentTrainer(student.optimization, temperature=2.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for cache, kept in zip((targets, best), logits_of(copy, inputs).values(), strict=True):
+        again = trainer.distill(student.model, rows, cache, seed=0, augment=ShiftImages())
+        with torch.no_grad():
+            np.testing.assert_array_equal(kept, again.module(torch.from_numpy(inputs)).numpy())
+    torch.set_num_threads(threads)
+    # The report judges every model that it judges otherwise, and calibrates to the mixture of the rows as they are.
+    report = json.loads((copy / "report.json").read_text())
+    assert set(report["models"]) == set(KINDS)
+    ensemble = Ensemble.load(copy / "seed-0" / "teachers" / "ensemble")
+    pool, probabilities = calibration_rows(config, 0, ensemble)
+    assert np.array_equal(pool, config.split(0).pool.inputs)
+    np.testing.assert_array_equal(probabilities, ensemble.predict_proba(pool))
+
+
+def test_views_are_other_pixels_for_other_seeds(copy):
+    file = write_job(copy.parents[1], {"cache.views": 2, "cache.augment": SHIFTED, "seeds": 2})
+    succeed("cache", "build", file)
+    made_by = [TargetCache.open(copy / f"seed-{seed}" / "cache" / "targets").manifest["fingerprint"]["views"] for seed in range(2)]
+    assert [views["seed"] for views in made_by] == [0, 1]
+
+
+def test_targets_that_would_be_too_inexact_are_not_stored(copy):
+    before = {name: stamps(copy / "seed-0" / name) for name in ("teachers", "distill")}
+    status, _, err = run("distill", job_file(copy), "--cache.codec", "bf16", "--cache.max_kl", "1e-9")
+    assert status == 1
+    err = err.replace("\n", " ")
+    assert "seed 0 · cache: max_kl: expected at most 1e-09 nats for every row; codec 'bf16' has" in err
+    assert "choose a more exact codec, or allow more" in err
+    assert {name: stamps(copy / "seed-0" / name) for name in before} == before
+    succeed("cache", "build", job_file(copy), "--cache.codec", "bf16", "--cache.max_kl", "1e-3")
+    held = TargetCache.open(copy / "seed-0" / "cache" / "targets").manifest
+    assert 1e-9 < held["statistics"]["kl"]["max"] <= 1e-3
+    assert (held["codec"], read_json(copy / "seed-0" / "cache" / "stage.json")["statistics"]) == ("bf16", held["statistics"])
 
 
 def test_the_best_member_is_chosen_without_the_test_rows(finished_job):
@@ -273,6 +352,12 @@ def test_other_words_make_another_report(copy):
     assert trained(copy) == models
 
 
+class NoShift(ShiftImages):
+    def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        raise ValueError(f"inputs: NoShift wants other rows; got {list(inputs.shape)}")
+
+
+NO_SHIFT = {"class_path": "test_stages.NoShift"}
 NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs": "no.npy", "labels": "no.npy", "labelled": 5}}
 
 
@@ -282,6 +367,8 @@ NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs":
         ({"distill.students.small.model.init_args.outputs": 7}, "model: MLP: expected 10 outputs per sample, one for each class"),
         ({"teachers.members.0.init_args.model.init_args.outputs": 7}, "teachers.members.0 (mlp): model: MLP: expected 10 outputs"),
         ({"teachers.folds": 60}, "teachers.folds: expected at most 10, because 10 of the labelled rows of seed 0 are of class '0'; got 60"),
+        ({"cache.codec": "topk-11", "cache.mixture_at": 1}, "cache.codec: topk-11 needs at least 11 classes; got 10"),
+        ({"cache.augment": NO_SHIFT}, "cache.augment: inputs: NoShift wants other rows; got [2, 1, 8, 8]"),
         ({"distill.folds": 60}, "distill.folds: expected at most 10, because 10 of the labelled rows"),
         ({"data.init_args.labelled": 10}, "data: 1 of the labelled rows of seed 0 are of class '0'; expected at least 2 of each class"),
         ({"data.init_args.labelled": 1800}, "data: Digits.split(seed=0): labelled=1800"),

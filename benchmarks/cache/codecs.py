@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.cache.gather import WrongRecords
 from benchmarks.cache.stores import remove
-from ensdistill.cache import cache_targets
+from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.calibration import log_mixture
 from ensdistill.data import Rows
 
 CODECS: tuple[tuple[str, float | None], ...] = (
@@ -56,8 +61,25 @@ def teachers(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(logits), inputs
 
 
-def measure(folder: Path, steps: int) -> list[dict[str, Any]]:
-    """One row for each codec."""
+def check(cache: TargetCache, logits: np.ndarray) -> None:
+    """Compare the KL that the manifest certifies with that of what a reader gets, in float64 and by other code.
+
+    Raises
+    ------
+    WrongRecords
+        They differ by more than a hundredth, or 1e-9 nats.
+    """
+    t, recorded = cache.temperature, cache.manifest["statistics"]["kl"]
+    exact = log_softmax(logits.astype(np.float64), -1) if t is None else log_mixture(logits, cache.weights, "prob", t)[None]
+    stored = log_softmax(cache.gather_logits(np.arange(len(cache))).astype(np.float64), -1)
+    kl = (np.exp(exact) * (exact - stored)).sum(-1)
+    for name, found in (("mean", kl.mean()), ("max", kl.max())):
+        if not np.isclose(found, recorded[name], rtol=0.01, atol=1e-9):
+            raise WrongRecords(f"codec {cache.manifest['codec']}: the manifest has a {name} KL of {recorded[name]:.4g}; found {found:.4g}")
+
+
+def measure(folder: Path, steps: int, rounds: int, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One row for each codec; written in rotation, the median of the rounds."""
     logits, inputs = teachers(steps)
     numbers = np.arange(len(inputs))
     ensemble = SimpleNamespace(
@@ -69,23 +91,26 @@ def measure(folder: Path, steps: int) -> list[dict[str, Any]]:
         fingerprint=lambda: {},
     )
     rows = Rows(np.concatenate([numbers[:, None], inputs], 1).astype(np.float32), numbers, numbers)
-    found = []
-    for codec, mixture_at in CODECS:
-        place = folder / f"codec-{codec}-{mixture_at}"
-        begun = time.perf_counter()
-        cache = cache_targets(ensemble, rows, place, codec=codec, mixture_at=mixture_at)
-        seconds = time.perf_counter() - begun
-        kl = cache.manifest["statistics"]["kl"]
-        found.append(
-            {
+    seconds: dict[tuple[str, float | None], list[float]] = {kind: [] for kind in CODECS}
+    found = {}
+    for round_ in range(rounds):
+        for codec, mixture_at in CODECS:
+            place = folder / f"codec-{codec}-{mixture_at}"
+            begun = time.perf_counter()
+            cache = cache_targets(ensemble, rows, place, codec=codec, mixture_at=mixture_at)
+            seconds[codec, mixture_at].append(time.perf_counter() - begun)
+            if round_ == 0 and not codec.startswith("counts"):  # of counts the mean over draws is exact, not a row
+                check(cache, logits)
+            found[codec, mixture_at] = {
                 "codec": codec,
                 "mixture_at": mixture_at,
                 "bytes_per_sample": cache.layout.bytes,
                 "bytes_of_fp32_logits": 4 * MEMBERS * 100,
-                "kl": {name: kl[name] for name in ("mean", "p99", "max")},
-                "write_samples_per_s": len(rows) / seconds,
-                "write_mb_of_logits_per_s": logits.nbytes / seconds / 1e6,
+                "kl": {name: cache.manifest["statistics"]["kl"][name] for name in ("mean", "p99", "max")},
             }
-        )
-        remove(place)
-    return found
+            remove(place)
+        note(f"codecs: round {round_ + 1} of {rounds}")
+    for kind, row in found.items():
+        row["write_samples_per_s"] = len(rows) / median(seconds[kind])
+        row["write_mb_of_logits_per_s"] = logits.nbytes / median(seconds[kind]) / 1e6
+    return list(found.values())

@@ -1,4 +1,4 @@
-"""Random batches from every store: all in rotation, medians of the rounds, every store's first batch compared with the records."""
+"""Random batches from every store: all in rotation, medians of the rounds, and before any of it every record of every store compared."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
         place.mkdir(parents=True)
         store = kind(place)
         try:
+            os.sync()
             begun = time.perf_counter()
             store.write(records)
+            os.sync()  # ours has reached the disk by itself; so have the others then
             written = time.perf_counter() - begun
             store.open(count, width)
         except ImportError as error:
@@ -50,24 +52,32 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
         asked = np.random.default_rng(1).integers(0, count, BATCH)
         if not np.array_equal(store.gather(asked), records[asked]):
             raise WrongRecords(f"{kind.name}: the records of a batch are not those that were written")
-        for start in range(0, count, 1 << 14):  # everything once: pages mapped, checksums compared
-            store.gather(np.arange(start, min(start + (1 << 14), count)))
+        for start in range(0, count, 1 << 14):  # everything once: pages are mapped by it, and our checksums compared
+            chunk = slice(start, min(start + (1 << 14), count))
+            if not np.array_equal(store.gather(np.arange(chunk.start, chunk.stop)), records[chunk]):
+                raise WrongRecords(f"{kind.name}: records {chunk.start} to {chunk.stop - 1} are not those that were written")
         opened.append((store, count))
         rows.append({"store": kind.name, "width": width, "records": count, "write_mb_per_s": records.nbytes / written / 1e6})
         note(f"{kind.name}, {width} bytes: written in {written:.1f} s")
     warm: list[list[float]] = [[] for _ in opened]
     cold: list[list[float]] = [[] for _ in opened]
+    from_disk = [0] * len(opened)
     for round_ in range(rounds):
         for i, (store, count) in enumerate(opened):
             warm[i].append(_rate(store, count, round_, seconds, most=1 << 30))
+        note(f"{width} bytes, warm: round {round_ + 1} of {rounds}")
     for round_ in range(min(rounds, 3)):
         for i, (store, count) in enumerate(opened):
             store.close()
             _forget(store.folder)
+            before = _disk_bytes()
             store.open(count, width)
             cold[i].append(_rate(store, count, 1000 + round_, seconds, most=4))
-    for row, (store, _), hot, fresh in zip(rows, opened, warm, cold, strict=True):
+            from_disk[i] += _disk_bytes() - before
+        note(f"{width} bytes, cold: round {round_ + 1} of {min(rounds, 3)}")
+    for row, (store, _), hot, fresh, disk in zip(rows, opened, warm, cold, from_disk, strict=True):
         store.close()
+        row["cold_mb_from_disk"] = disk / 1e6
         for name, rates in (("warm", hot), ("cold", fresh)):
             row[f"{name}_records_per_s"] = median(rates)
             row[f"{name}_gb_per_s"] = median(rates) * width / 1e9
@@ -86,6 +96,15 @@ def _rate(store: Store, count: int, seed: int, seconds: float, most: int) -> flo
         spent += time.perf_counter() - begun
         done += 1
     return done * BATCH / spent
+
+
+def _disk_bytes() -> int:
+    """What this process has had the disk read; stays 0 where the system doesn't tell."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
 
 
 def _forget(folder: Path) -> None:

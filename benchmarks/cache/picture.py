@@ -19,7 +19,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(1, len(widths) + 1)
     for panel, width in zip(panels, widths, strict=False):
         rows = sorted((row for row in result["gather"] if row["width"] == width), key=lambda row: row["warm_records_per_s"])
-        colours = [_OURS if row["store"] == "ensdistill" else _OTHERS for row in rows]
+        colours = [_OURS if row["store"].startswith("ensdistill") else _OTHERS for row in rows]
         panel.barh([row["store"] for row in rows], [row["warm_records_per_s"] for row in rows], color=colours)
         panel.plot([row["cold_records_per_s"] for row in rows], range(len(rows)), "k|", markersize=12, label="cold")
         panel.set_xscale("log")
@@ -34,6 +34,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.annotate(label, (row["bytes_per_sample"], kl), fontsize=7, xytext=(4, 3), textcoords="offset points")
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.margins(x=0.15)
     panel.set_xlabel("bytes of a sample")
     panel.set_ylabel("mean KL, nats (below 1e-9 drawn there)")
     panel.set_title("codecs on real networks' logits", fontsize=10)

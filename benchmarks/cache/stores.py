@@ -64,6 +64,15 @@ class Ours(Store):
         return self.handle.gather_records(batch)
 
 
+class OursAlone(Ours):
+    """Without helping threads, as the others are."""
+
+    name = "ensdistill, 1 thread"
+
+    def open(self, n: int, width: int) -> None:
+        self.handle = TargetCache.open(self.folder / "cache", threads=1)
+
+
 class Memmap(Store):
     name = "numpy memmap"
 
@@ -211,7 +220,7 @@ class FilePerSample(Store):
         return self.folder / "files" / str(uid)
 
 
-STORES: tuple[type[Store], ...] = (Ours, Memmap, Arrow, Lmdb, Hdf5, Zarr, SafetensorsSlices, FilePerSample)
+STORES: tuple[type[Store], ...] = (Ours, OursAlone, Memmap, Arrow, Lmdb, Hdf5, Zarr, SafetensorsSlices, FilePerSample)
 
 
 def remove(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.cache.gather import WrongRecords
 from benchmarks.cache.stores import remove
 from ensdistill.cache import cache_targets
 from ensdistill.data import Rows
@@ -21,7 +22,7 @@ from ensdistill.functional import distillation_loss
 ROWS, MEMBERS, CLASSES, BATCH, WIDTH = 20_000, 4, 250, 256, 512
 
 
-def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, steps: int, note: Callable[[str], None]) -> dict[str, Any]:
     """Milliseconds of a step each way, and their ratio: the median over rounds that alternate."""
     logits = np.random.default_rng(0).normal(0, 3, (MEMBERS, ROWS, CLASSES)).astype(np.float32)
     numbers = np.arange(ROWS)
@@ -41,6 +42,11 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     generator = np.random.default_rng(1)
     batches = [generator.integers(0, ROWS, BATCH) for _ in range(steps)]
     ready = [cache.gather(batch) for batch in batches]
+    for batch, target in zip(batches, ready, strict=True):
+        # Half a step of a row's 255, and float32's rounding.
+        asked = logits[:, batch]
+        if (np.abs(target.to_logits().numpy() - asked).max(-1) > np.ptp(asked, -1) / 500).any():
+            raise WrongRecords("training: the targets of a batch are not the teachers' logits")
 
     def run(targets: Iterable[Any]) -> float:
         begun = time.perf_counter()
@@ -52,9 +58,10 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
 
     run(ready), run(cache.stream(batches))
     from_memory, from_cache = [], []
-    for _ in range(rounds):
+    for round_ in range(rounds):
         from_memory.append(run(ready))
         from_cache.append(run(cache.stream(batches)))
+        note(f"a student's step: round {round_ + 1} of {rounds}")
     remove(folder / "training")
     return {
         "batch": BATCH,

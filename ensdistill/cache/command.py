@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
@@ -56,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
     sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
+    sub.add_argument(
+        "--config", type=Path, help="the job's YAML file, which names the augmentation of a cache with views, and model classes of your own"
+    )
 
     sub = command(
         "add-member",
@@ -163,9 +168,16 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
     for step in manifest["fingerprint"].get("derived", []):
-        table.add_row("derived", ", ".join(f"{what} {about}" for what, about in step.items()))
+        table.add_row("derived", ", ".join(f"{what} {_told(about)}" for what, about in step.items()))
     console.print(table)
     return 0
+
+
+def _told(value: Any) -> str:
+    """What a step of the fingerprint is about, without braces and with few digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(about)}" for name, about in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -184,9 +196,40 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         for name, place in (("transfer", transfer), ("ensemble", ensemble)):
             if not place.exists():
                 raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
-        count = cache.verify_against(Ensemble.load(ensemble), Rows(**load_file(transfer)), share=options.against_teachers)
+        trusted, augment = _of_job(options.config)
+        if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
+            got = "nothing" if options.config is None else f"{options.config}, which has none"
+            raise ValueError(
+                f"--config: expected a job's YAML file with the cache.augment by which the inputs were changed, {made_by['augment']}; "
+                f"got {got}"
+            )
+        rows = Rows(**load_file(transfer))
+        count = cache.verify_against(Ensemble.load(ensemble, trusted), rows, share=options.against_teachers, augment=augment)
         console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
     return 0
+
+
+def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
+    """The classes that a job's YAML file names, and the augmentation of its cache."""
+    if file is None:
+        return (), None
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}")
+    from ensdistill.settings import load_config
+    from ensdistill.stages import trusted_classes
+
+    config = load_config(["--config", str(file)], "cache build")
+    return trusted_classes(config), config.cache.augment
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left, on standard error and only while somebody can look at it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples, left"), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _written(console: Console, cache: TargetCache) -> int:
@@ -202,12 +245,16 @@ def _add(options: argparse.Namespace, console: Console) -> int:
         logits: Any = np.load(options.logits, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"--logits: {options.logits}: expected a NumPy file of float32 [samples, classes]; {error}") from None
-    cache = add_member(options.folder, options.out, name=options.name, logits=logits, weight=options.weight, max_kl=options.max_kl)
+    wanted = {"name": options.name, "logits": logits, "weight": options.weight, "max_kl": options.max_kl}
+    with _progress("adding") as progress:
+        cache = add_member(options.folder, options.out, **wanted, progress=progress)
     return _written(console, cache)
 
 
 def _drop(options: argparse.Namespace, console: Console) -> int:
-    return _written(console, drop_member(options.folder, options.out, name=options.name))
+    with _progress("copying") as progress:
+        cache = drop_member(options.folder, options.out, name=options.name, progress=progress)
+    return _written(console, cache)
 
 
 def _reweight(options: argparse.Namespace, console: Console) -> int:
@@ -218,7 +265,9 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
     wanted = {"codec": options.codec, "mixture_at": options.mixture_at, "max_kl": options.max_kl, "seed": options.seed}
-    return _written(console, convert(options.folder, options.out, **wanted))
+    with _progress("converting") as progress:
+        cache = convert(options.folder, options.out, **wanted, progress=progress)
+    return _written(console, cache)
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:

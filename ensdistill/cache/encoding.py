@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ensdistill import encoders, reference
+from ensdistill._native import why_no_kernels
 from ensdistill.cache.codecs import Codec, Counts, Fields, TopK, codec_of, pack_ids
 from ensdistill.cache.manifest import Manifest
 from ensdistill.data import BadRows
@@ -111,8 +112,7 @@ class Encoder:
 
     def _dense(self, logits: Tensor) -> tuple[Fields, np.ndarray]:
         if self.codec.name == "uint8":
-            impl: encoders.Impl = "fused" if logits.device.type == "cpu" else "reference"
-            stored, kl = encoders.quantize_logits(logits, impl=impl)
+            stored, kl = encoders.quantize_logits(logits, impl=_impl(logits.device))
             return {n: _records(getattr(stored, n)) for n in ("scale", "offset", "codes")}, kl.cpu().numpy()
         if self.codec.name == "fp32":
             return {"logits": _records(logits)}, np.zeros(logits.shape[:2])
@@ -131,29 +131,40 @@ class Encoder:
 
     def _top_k(self, logits: Tensor, codec: TopK) -> tuple[Fields, np.ndarray]:
         stored, _ = encoders.top_k_targets(
-            logits.cpu(), codec.k, temperature=self.temperature or 1.0, weights=self.weights, combiner=self.combiner
-        )
-        assert stored.tail_log_mass is not None
-        fields = {
-            "tail_log_mass": stored.tail_log_mass.numpy(),
-            "log_probs": stored.log_probs.half().numpy(),
-            "ids": pack_ids(stored.ids.numpy(), self.classes),
-        }
-        decoded = torch.from_numpy(codec.decode(fields, self.classes))[:, 0]  # from the bytes: what is certified is what a reader gets
-        return fields, _kl(self._mixture(logits).cpu(), decoded)[None].numpy()
-
-    def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> tuple[Fields, np.ndarray]:
-        stored, kl = encoders.sample_counts(
-            logits.cpu(),
-            codec.draws,
-            seed=self.seed,
-            row_ids=ids.cpu(),
+            logits,
+            codec.k,
             temperature=self.temperature or 1.0,
             weights=self.weights,
             combiner=self.combiner,
+            impl=_impl(logits.device),
         )
-        fields = {"counts": stored.counts.to(torch.uint8).numpy(), "ids": pack_ids(stored.ids.numpy(), self.classes)}
-        return fields, kl[None].numpy()
+        assert stored.tail_log_mass is not None
+        fields = {
+            "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
+            "log_probs": stored.log_probs.half().cpu().numpy(),
+            "ids": pack_ids(stored.ids.cpu().numpy(), self.classes),
+        }
+        decoded = torch.from_numpy(codec.decode(fields, self.classes))[:, 0]  # from the bytes: what is certified is what a reader gets
+        return fields, _kl(self._mixture(logits), decoded.to(logits.device))[None].cpu().numpy()
+
+    def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> tuple[Fields, np.ndarray]:
+        stored, kl = encoders.sample_counts(
+            logits,
+            codec.draws,
+            seed=self.seed,
+            row_ids=ids,
+            temperature=self.temperature or 1.0,
+            weights=self.weights,
+            combiner=self.combiner,
+            impl=_impl(logits.device),
+        )
+        fields = {"counts": stored.counts.to(torch.uint8).cpu().numpy(), "ids": pack_ids(stored.ids.cpu().numpy(), self.classes)}
+        return fields, kl[None].cpu().numpy()
+
+
+def _impl(device: torch.device) -> encoders.Impl:
+    """Kernels where there are some for the teachers' device, plain torch on any other."""
+    return "fused" if why_no_kernels(device.type, device.index) is None else "reference"
 
 
 def _kl(log_p: Tensor, decoded: Tensor) -> Tensor:

@@ -252,7 +252,7 @@ class TargetCache:
         Parameters
         ----------
         ensemble : Ensemble
-            The cache's.
+            Has the cache's members, and may have others.
         rows : Rows
             The transfer set; inputs are compared too.
         share : float

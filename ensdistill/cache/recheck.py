@@ -29,8 +29,12 @@ def recheck(cache: TargetCache, ensemble: Ensemble, rows: Rows, share: float, au
         raise ValueError(f"share: expected a number above 0, up to 1; got {share!r}")
     if len(rows) != len(cache):
         raise CacheMismatch(f"rows: the cache {cache.path} was made from {len(cache)}; got {len(rows)}")
-    if list(ensemble.names) != list(cache.names):
-        raise CacheMismatch(f"ensemble.names: the cache {cache.path} has {', '.join(cache.names)}; got {', '.join(ensemble.names)}")
+    if unknown := [name for name in cache.names if name not in ensemble.names]:
+        raise CacheMismatch(
+            f"ensemble.names: the cache {cache.path} has {', '.join(cache.names)}; got {', '.join(ensemble.names)}, without "
+            f"{', '.join(unknown)}"
+        )
+    members = [list(ensemble.names).index(name) for name in cache.names]  # of a cache of fewer members, only those
     made_by = cache.manifest["fingerprint"].get("views")
     if (made_by is None) != (augment is None):
         raise CacheMismatch(f"augment: the cache {cache.path} was made with {made_by and made_by['augment']}; got {augment!r}")
@@ -45,7 +49,7 @@ def recheck(cache: TargetCache, ensemble: Ensemble, rows: Rows, share: float, au
 
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
-            _compare(cache, ensemble.predict_logits(inputs), uids, view)
+            _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
     return len(chosen)
 
 

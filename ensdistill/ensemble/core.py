@@ -374,7 +374,22 @@ class Ensemble:
             seed=seed,
         )
         kept = np.flatnonzero(found.counts)
-        chosen = type(self)([self.members[k] for k in kept], self.classes, found.weights[kept], self.combiner)
+        return self._of(kept, found.weights[kept])
+
+    def only(self, name: str) -> Ensemble:
+        """An ensemble of one of the members, calibrated as it is here; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            There is no such member.
+        """
+        if name not in self.names:
+            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {name!r}")
+        return self._of(np.array([self.names.index(name)]), np.ones(1))
+
+    def _of(self, kept: np.ndarray, weights: np.ndarray) -> Ensemble:
+        chosen = type(self)([self.members[k] for k in kept], self.classes, weights, self.combiner)
         chosen.temperatures, chosen.temperature = self.temperatures[kept], self.temperature
         chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
         return chosen

@@ -67,7 +67,7 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     best_cost = member_results[positions[0]]
     best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
     ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
-    calibration = [calibration_rows(config, seed) for seed in range(config.seeds)]
+    calibration = [calibration_rows(config, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
     students = [_student(config, name, trusted, calibration, report) for name in config.distill.students]
     return RunResults(
         name=config.name,

@@ -18,16 +18,18 @@ from ensdistill.cache import TargetCache
 from ensdistill.calibration import LOG_TEMPERATURE, Combiner, log_mixture
 from ensdistill.config import Config
 from ensdistill.data import UNLABELLED
+from ensdistill.ensemble import Ensemble
 from ensdistill.files import read_json
 from ensdistill.stages import Unit, load_transfer
 
 ROWS = 4000  # more would not move a single number
 
 
-def calibration_rows(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def calibration_rows(config: Config, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities for them [M, C], float64.
 
-    M is 0 where the transfer set is the labelled rows alone.
+    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble is asked where the cache can't tell: it holds the
+    mixture at another temperature, or was asked about augmented rows.
     """
     folder = Unit("cache", seed).folder(config)
     rows, cache = load_transfer(folder), TargetCache.open(folder / "targets")
@@ -38,6 +40,8 @@ def calibration_rows(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
+    if cache.temperature is not None or config.cache.augment is not None:
+        return rows.inputs[chosen], ensemble.predict_proba(rows.inputs[chosen])
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 

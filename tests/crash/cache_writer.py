@@ -1,4 +1,4 @@
-"""Writes a small cache in a child that may be killed.
+"""Writes a small cache, or trains from one, in a child that may be killed.
 
 ``python cache_writer.py write FOLDER [RANK WORLD]``     slowly enough to be killed on the way
 ``python cache_writer.py steps FOLDER JOB``              dies before every single change of the file system in turn, see `main`
@@ -17,16 +17,28 @@ import numpy as np
 import ensdistill.cache.encoding  # noqa: F401  before the forks
 from ensdistill.cache import CacheIncomplete, TargetCache, add_member, cache_targets, convert
 from ensdistill.data import Rows
+from ensdistill.files import write_arrays
+from ensdistill.models import MLP
+from ensdistill.optimization import Optimization
 
 N = 300
 LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
+NUMBERS = np.arange(N)
+ROWS = Rows(NUMBERS[:, None].astype(np.float32), NUMBERS, NUMBERS % 10)
 OPTIONS = {"shard_rows": 64, "batch_size": 32}
+
+
+PAUSE = 0.003  # seconds for a batch, in a process that is to be killed
+
+
+def slowly(folder: Path) -> None:
+    write(folder, pause=PAUSE)
 
 
 def write(folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 0, world: int = 1, **options: object) -> None:
     def predict(inputs: np.ndarray) -> np.ndarray:
         time.sleep(pause)
-        return np.float32(version) * LOGITS[:, inputs[:, 0]]
+        return np.float32(version) * LOGITS[:, inputs[:, 0].astype(int)]
 
     ensemble = SimpleNamespace(
         names=("a", "b"),
@@ -36,9 +48,7 @@ def write(folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 
         predict_logits=predict,
         fingerprint=lambda: {"members": ["a", "b"], "version": version},
     )
-    numbers = np.arange(N)
-    rows = Rows(numbers[:, None], numbers, numbers % 10)
-    cache_targets(ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
+    cache_targets(ensemble, ROWS, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
 
 
 def converted(folder: Path) -> None:
@@ -51,7 +61,40 @@ def with_member(folder: Path) -> None:
     add_member(source, folder, name="c", logits=LOGITS[0] * 2, weight=0.5)
 
 
-JOBS: dict[str, Callable[[Path], None]] = {"write": write, "convert": converted, "add-member": with_member}
+def trained(folder: Path) -> None:
+    from ensdistill.student import StudentTrainer  # takes seconds, which the other jobs' processes need not wait for
+
+    write(source := folder.with_name("source"))
+    trainer, checkpoint = StudentTrainer(Optimization(steps=256, batch_size=32)), folder / "checkpoint.safetensors"
+    student = trainer.distill(lambda: MLP(1, [16], 10), ROWS, TargetCache.open(source), checkpoint=checkpoint, checkpoint_every=32)
+    weights = {name: value.numpy() for name, value in student.module.state_dict().items()}
+    write_arrays(folder / STUDENT, {**weights, "losses": student.losses})
+    for leftover in (checkpoint, *folder.glob("*.part")):
+        leftover.unlink(missing_ok=True)
+
+
+STUDENT = "student.safetensors"
+JOBS: dict[str, Callable[[Path], None]] = {"write": write, "convert": converted, "add-member": with_member, "train": trained}
+
+
+def is_accepted(folder: Path, expected: dict[str, bytes]) -> bool:
+    """Whether a reader takes what is in the folder for finished; then it must be, to the byte. What was read from is as it was."""
+    source = folder.with_name("source")
+    if source.exists():
+        TargetCache.open(source, check="full")
+    if STUDENT in expected:
+        finished = (folder / STUDENT).exists()
+    elif not folder.exists():
+        return False
+    else:
+        try:
+            TargetCache.open(folder, check="full")
+            finished = True
+        except CacheIncomplete:
+            finished = False
+    if finished:
+        assert {name: data for name, data in contents(folder).items() if name in expected} == expected
+    return finished
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -94,14 +137,7 @@ def every_step(folder: Path, job: Callable[[Path], None]) -> dict[str, int]:
         if job is not write:
             write(place.with_name("source"))
         status = dies_at(step, lambda place=place: job(place))
-        if place.exists():
-            try:
-                TargetCache.open(place, check="full")
-            except CacheIncomplete:
-                pass
-            else:
-                assert {name: data for name, data in contents(place).items() if name in expected} == expected
-                finished += 1
+        finished += is_accepted(place, expected)
         assert dies_at(step // 2 + 1, lambda place=place: job(place)) in (0, 9)  # resumed, and killed once more on the way
         job(place)
         assert contents(place) == expected
@@ -135,16 +171,15 @@ def every_overwriting_step(folder: Path) -> dict[str, int]:
 
 def main() -> None:
     command, folder, *rest = sys.argv[1:]
+    if rest == ["train"]:
+        import ensdistill.student  # noqa: F401  before the forks
     if command == "steps":
         result = every_overwriting_step(Path(folder)) if rest == ["overwrite"] else every_step(Path(folder), JOBS[rest[0]])
         print(json.dumps(result))
         return
     print("ready", flush=True)
     rank, world = map(int, rest or (0, 1))
-    if command == "write":
-        write(folder, pause=0.003, rank=rank, world=world)
-    else:
-        JOBS[command](Path(folder))
+    write(folder, pause=PAUSE, rank=rank, world=world)
 
 
 if __name__ == "__main__":

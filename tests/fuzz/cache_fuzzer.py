@@ -1,6 +1,6 @@
 """Damages caches at random, in a process whose memory and time are limited. ``python cache_fuzzer.py JOB ROUNDS SEED``
 
-flips      bits flipped, bytes cut off or added, anywhere in any file: every one must be found before a value is handed out
+damages    bits flipped, bytes cut off or added, anywhere in any file: every one must be found before a value is handed out
 manifests  JSON changed by somebody who knows how its checksum is made: refused, or a cache with the same records
 shards     headers and offsets changed, every checksum made right again: refused, or records of the right size
 """
@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from ensdistill import _shards
-from ensdistill.cache import CacheError, TargetCache, cache_targets
+from ensdistill.cache import CacheError, TargetCache, cache_targets, convert
 from ensdistill.cache.checked import _checksum, _text
 from ensdistill.data import Rows
 
@@ -57,28 +57,36 @@ def read(folder: Path) -> np.ndarray:
     return cache.gather_records(uids)
 
 
-def flips(folder: Path, generator: random.Random, rounds: int) -> dict[str, int]:
-    make(folder, sequences=False)
-    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    found = 0
+def damages(folder: Path, generator: random.Random, rounds: int) -> dict[str, int]:
+    caches = [folder / name for name in ("plain", "sequences", "topk")]
+    for cache, sequences in zip(caches[:2], (False, True), strict=True):
+        make(cache, sequences)
+    convert(caches[0], caches[2], codec="topk-3", mixture_at=2.0)
+    files = [file for cache in caches for file in sorted(cache.iterdir()) if not file.name.startswith(".")]
+    counted = {"damaged": rounds, "found": 0, "flipped": 0, "cut": 0, "extended": 0, "caches": len(caches), "files": len(files)}
     for _ in range(rounds):
         file = generator.choice(files)
         sound = file.read_bytes()
         data, kind = bytearray(sound), generator.random()
         if kind < 0.8:
             data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            counted["flipped"] += 1
         elif kind < 0.95:
             data = data[: generator.randrange(len(data))]
+            counted["cut"] += 1
         else:
             data += generator.randbytes(generator.randint(1, 100))
+            counted["extended"] += 1
+        signal.alarm(SECONDS)
         file.write_bytes(data)
         try:
-            read(folder)
+            read(file.parent)
         except CacheError:
-            found += 1
+            counted["found"] += 1
         file.write_bytes(sound)
-    read(folder)
-    return {"damaged": rounds, "found": found}
+    for cache in caches:
+        read(cache)
+    return counted
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -171,7 +179,7 @@ def main() -> None:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
         if now:
             resource.setrlimit(resource.RLIMIT_AS, (now + BYTES, resource.RLIM_INFINITY))
-        work = {"flips": flips, "manifests": manifests, "shards": shards}[job]
+        work = {"damages": damages, "manifests": manifests, "shards": shards}[job]
         print(json.dumps(work(folder / "fuzzed", random.Random(seed), rounds)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
