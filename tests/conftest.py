@@ -18,6 +18,9 @@ from ensdistill import ops
 if TYPE_CHECKING:
     import cuda_shim_helpers
 
+# A program of its own, of a library that few have; looking for doctests would import it.
+collect_ignore = ["fuzz/guided_fuzzer.py"]
+
 
 @pytest.fixture(params=ops.build_info()["cpu"]["runnable"])
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
