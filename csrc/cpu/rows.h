@@ -1,7 +1,19 @@
 // Feeds rows to row.h. Included after it and its parts.
 
+#ifndef AHEAD
+#define AHEAD 4
+#endif
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
+
+// Asks for neighbouring rows of a matrix before they are needed. A group of narrow rows is so short, and is read by so many
+// short loads, that the hardware's own looking ahead comes too late.
+ALWAYS_INLINE void prefetch_rows(const Matrix& matrix, int64_t row, int64_t rows, int64_t classes) {
+  if (matrix.class_stride != 1) return;
+  const char* at = static_cast<const char*>(element_at(matrix, row * matrix.inner_stride));
+  const int64_t size = ((rows - 1) * matrix.inner_stride + classes) * bytes_of(matrix.type);
+  for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(at + i);
+}
 
 // Units of work: rows, or groups of `lanes` neighbours in the inner dimension.
 template <class S>
@@ -14,6 +26,11 @@ void rows(const Problem& problem, int64_t begin, int64_t end, void* memory, cons
   const int64_t groups = (problem.inner + S::lanes - 1) / S::lanes;
   for (int64_t g = begin; g < end; ++g) {
     const int64_t within = g % groups * S::lanes, left = problem.inner - within;
+    if (const int64_t next = (g + AHEAD) * S::lanes; next + S::lanes <= problem.rows && groups * 0 == 0 && problem.inner == problem.rows) {
+      prefetch_rows(problem.student, next, S::lanes, problem.classes);
+      prefetch_rows(problem.targets, next, S::lanes, problem.classes);
+      if (problem.gradient) prefetch_rows(problem.gradient_layout, next, S::lanes, problem.classes);
+    }
     row.run(g / groups * problem.inner + within, left < S::lanes ? left : S::lanes);
   }
 }
