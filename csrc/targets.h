@@ -38,12 +38,14 @@ ALWAYS_INLINE typename S::vec decoded(const Source<S>& source, typename S::vec v
   else return v;
 }
 
+constexpr int64_t kAhead = 64;
 template <class S, class T>
 typename S::vec decode_along(const Source<S>& source, int64_t first, int64_t last, float* out) {
   const T* row = static_cast<const T*>(source.data);
   typename S::vec max = S::all(-__builtin_inff());
   const int64_t whole = last * S::lanes <= source.classes ? last : last - 1;
   for (int64_t i = first; i < whole; ++i) {
+    __builtin_prefetch(row + (i + kAhead) * S::lanes);
     const auto v = decoded<S, T>(source, S::load(row + i * S::lanes));
     S::store(out + (i - first) * S::lanes, v);
     max = S::max(max, v);
