@@ -2,7 +2,8 @@
 //
 // All classes outside share one factor, (slope of the bucket / q of the bucket - R), so the gradient is one sweep of the
 // student's exponentials; the named classes are taken out of it and patched in. The bucket's q is the sum of what is left,
-// never 1 minus the named: at a small tail that difference has no digits.
+// never 1 minus the named: at a small tail that difference has no digits. What concerns single entries is in double precision.
+#include "doubles.h"
 
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
@@ -10,6 +11,24 @@ namespace ENSDISTILL_ISA {
 struct Double {
   static double log(double x) { return std::log(x); }
 };
+
+// Of numbers that aren't negative, nor subnormal.
+struct Doubles {
+  using Vec = doubles::Vec;
+  static ALWAYS_INLINE Vec log(Vec x) { return x > Vec{} ? doubles::log_of_normal(x) : (x == x ? doubles::all(doubles::kMinusInf) : x); }
+};
+
+// Eight entries from `e` on; what is behind the last one of a row is `fill`, and isn't written.
+ALWAYS_INLINE doubles::Vec load_entries(const double* from, int64_t e, int64_t entries, double fill) {
+  doubles::Vec v = doubles::all(fill);
+  if (e + doubles::kLanes <= entries) return doubles::load(from + e);
+  for (int64_t i = 0; e + i < entries; ++i) v[i] = from[e + i];
+  return v;
+}
+ALWAYS_INLINE void store_entries(double* to, int64_t e, int64_t entries, doubles::Vec v) {
+  if (e + doubles::kLanes <= entries) return doubles::store(to + e, v);
+  for (int64_t i = 0; e + i < entries; ++i) to[e + i] = v[i];
+}
 
 template <class S>
 template <class D>
@@ -21,6 +40,8 @@ void Row<S>::sparse() {
     return p.targets.type == Element::f64 ? static_cast<const double*>(p.targets.data)[i] : double(static_cast<const float*>(p.targets.data)[i]);
   };
   bool invalid[S::lanes] = {};
+  for (int64_t b = 0; b < blocks; ++b) used_m[b] = q.factor(b);  // there is no member to need it
+  const auto* factors = reinterpret_cast<const float*>(used_m);
   for (int lane = 0; lane < lanes; ++lane) {
     for (int64_t b = 0; b < blocks; ++b) patch_first[lane * blocks + b] = -1;
     if (!active[lane]) continue;
@@ -35,7 +56,7 @@ void Row<S>::sparse() {
         invalid[lane] = true;
         continue;
       }
-      entry_q[lane * entries + e] = double(e_q[at]) * q.factor(block)[at % S::lanes];
+      entry_q[lane * entries + e] = double(e_q[at]) * factors[block * S::lanes + at % S::lanes];
       e_q[at] = -0.f;
       patch_next[lane * entries + e] = patch_first[lane * blocks + block];
       patch_first[lane * blocks + block] = e;
@@ -60,19 +81,47 @@ void Row<S>::sparse() {
   for (int lane = 0; lane < lanes; ++lane) {
     if (!active[lane]) continue;
     const int64_t from = (row + lane) * entries;
-    double total = 0, best = -__builtin_inf(), entropy = 0, value = 0, slopes = 0, named_q = 0;
+    double *const qs = entry_q + lane * entries, *const ps = entry_slope + lane * entries;
+    using Vec = doubles::Vec;
+    const auto log_probs = [&](int64_t e) {
+      Vec v = doubles::all(doubles::kMinusInf);
+      for (int64_t i = 0; i < doubles::kLanes && e + i < entries; ++i) v[i] = log_prob_at(from + e + i);
+      return v;
+    };
+    Vec totals{};
     int64_t named = 0;
-    for (int64_t e = 0; e < entries; ++e)
-      if (entry_q[lane * entries + e] >= 0) total += std::exp(log_prob_at(from + e)), ++named;
-    const double log_total = p.tail_mode == TailMode::renormalize ? std::log(total) : 0;
-    for (int64_t e = 0; e < entries; ++e) {
-      const double qe = entry_q[lane * entries + e], log_p = log_prob_at(from + e) - log_total, pe = std::exp(log_p);
-      if (!(qe >= 0)) continue;
-      const Term<double> term = D::template at<Double>(pe, qe, log_p - std::log(qe), p.beta);
-      entry_slope[lane * entries + e] = term.slope;
-      value += term.value, slopes += term.slope, named_q += qe, entropy -= pe > 0 ? pe * log_p : 0;
-      if (pe > 0 && qe < kTiny) unsafe[lane] = -1;
-      if (log_p > best) best = log_p, mixture_best[lane] = p.ids[from + e];
+    for (int64_t e = 0; e < entries; e += doubles::kLanes) {
+      const Vec qe = load_entries(qs, e, entries, -1), log_p = log_probs(e);
+      const auto is_named = qe >= Vec{};
+      const Vec exp = log_p > doubles::all(700) ? doubles::all(__builtin_nan("")) : doubles::exp_of_negative(log_p), pe = is_named ? exp : Vec{};
+      totals += pe;
+      for (int i = 0; i < doubles::kLanes; ++i) named -= is_named[i];
+      store_entries(ps, e, entries, pe);
+    }
+    const double total = doubles::sum(totals);
+    const bool renormalized = p.tail_mode == TailMode::renormalize;
+    const Vec log_total = doubles::all(renormalized ? std::log(total) : 0), divisor = doubles::all(renormalized ? total : 1);
+    Vec entropies{}, values{}, slope_sum{}, named_sum{};
+    for (int64_t e = 0; e < entries; e += doubles::kLanes) {
+      const Vec found = load_entries(qs, e, entries, -1), log_p = log_probs(e) - log_total;
+      const auto is_named = found >= Vec{};
+      const Vec qe = is_named ? found : doubles::all(1), pe = load_entries(ps, e, entries, 0) / divisor;
+      const Term<Vec> term = D::template at<Doubles>(pe, qe, log_p - Doubles::log(qe), doubles::all(p.beta));
+      values += is_named ? term.value : Vec{};
+      slope_sum += is_named ? term.slope : Vec{};
+      named_sum += is_named ? qe : Vec{};
+      const Vec entropy = pe * log_p;
+      entropies -= pe > Vec{} ? entropy : Vec{};
+      const auto lost = is_named & (pe > Vec{}) & (qe < doubles::all(kTiny));
+      for (int i = 0; i < doubles::kLanes; ++i) unsafe[lane] |= int32_t(lost[i]);
+      store_entries(ps, e, entries, term.slope);
+    }
+    double entropy = doubles::sum(entropies), value = doubles::sum(values);
+    const double slopes = doubles::sum(slope_sum), named_q = doubles::sum(named_sum);
+    if (p.statistics) {
+      double best = -__builtin_inf();
+      for (int64_t e = 0; e < entries; ++e)
+        if (qs[e] >= 0 && log_prob_at(from + e) > best) best = log_prob_at(from + e), mixture_best[lane] = p.ids[from + e];
     }
     double mass = total, outside_slope = 0, sum = slopes;  // the bucket's for each unit of q; the sum of all, the bucket's too
     if (named < p.classes) {
@@ -95,10 +144,7 @@ void Row<S>::sparse() {
     if (invalid[lane]) value = __builtin_nan("");
     divergence[lane] = float(value), outside[lane] = value != value ? __builtin_nanf("") : float(outside_less_sum);
     mixture_entropy[lane] = float(entropy);
-    for (int64_t e = 0; e < entries; ++e) {
-      const double qe = entry_q[lane * entries + e];
-      if (qe >= 0) entry_slope[lane * entries + e] = scale[lane] * (entry_slope[lane * entries + e] - qe * sum);
-    }
+    for (int64_t e = 0; e < entries; ++e) ps[e] = scale[lane] * (ps[e] - qs[e] * sum);  // of those that aren't named nobody reads it
   }
   if (!across) outside = S::all(outside[0]);
   if (p.gradient)
