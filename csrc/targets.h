@@ -38,7 +38,9 @@ ALWAYS_INLINE typename S::vec decoded(const Source<S>& source, typename S::vec v
   else return v;
 }
 
+// How many vectors ahead of its use memory is asked for: about a page, where the hardware's own looking ahead begins anew.
 constexpr int64_t kAhead = 64;
+
 template <class S, class T>
 typename S::vec decode_along(const Source<S>& source, int64_t first, int64_t last, float* out) {
   const T* row = static_cast<const T*>(source.data);

@@ -168,7 +168,9 @@ def make_problem(
     )
     if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
         if ids is not None:
-            check_sparse(problem, type(target).__name__, classes, ignore_index, tail_mode)
+            check_not_empty(problem, ignore_index, tail_mode)
+            if impl != "fused" or alpha == 0:  # else the kernel's NaN says whether there is something to look for
+                check_sparse(problem, type(target).__name__, classes, ignore_index)
         elif kind == "log_probs":
             check_log_probs(problem, class_dim, ignore_index)
     return problem
@@ -302,11 +304,21 @@ def tail_log_mass(target: TopK, lead: tuple[int, ...], device: torch.device) -> 
     return mass.detach().reshape(-1).contiguous()
 
 
-def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, tail_mode: str) -> None:
-    """Values of TopK and Counts, in the rows that count."""
+def check_not_empty(problem: Problem, ignore_index: int, tail_mode: str) -> None:
+    """Of what is to be renormalised there has to be something."""
+    if tail_mode != "renormalize" or not _visible(problem):
+        return
+    nothing = used_rows(problem, ignore_index, 1)[0] & (problem.values == -torch.inf).all(-1)
+    if bool(nothing.any()):
+        row = int(nothing.nonzero()[0])
+        raise ValueError(f"targets: expected mass on at least one class; got only padding in row {row}")
+
+
+def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int) -> None:
+    """Values of TopK and Counts, in the rows that count. To sort all ids costs more than the loss does."""
     ids, listed, tail = problem.ids, problem.values, problem.tail
     assert ids is not None
-    if ids.numel() == 0 or not all(visible(x) for x in (ids, listed, tail, problem.labels, problem.sample_weights) if x is not None):
+    if ids.numel() == 0 or not _visible(problem):
         return
     low, high = torch.aminmax(ids)
     if int(low) < 0 or int(high) >= classes:
@@ -335,10 +347,10 @@ def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int, t
                 "log-probabilities and tail_log_mass whose exp sum to 1" if tail is not None else "log-probabilities, exp sum at most 1"
             )
             raise ValueError(f"targets.log_probs: expected {wanted}; got a sum of {float(mass[row]):.4g} in row {row}")
-    nothing = used & (listed == -torch.inf).all(-1)
-    if tail_mode == "renormalize" and bool(nothing.any()):
-        row = int(nothing.nonzero()[0])
-        raise ValueError(f"targets: expected mass on at least one class; got only padding in row {row}")
+
+
+def _visible(problem: Problem) -> bool:
+    return all(visible(x) for x in (problem.values, *problem.tensors) if x is not None)
 
 
 def used_rows(problem: Problem, ignore_index: int, members: int) -> Tensor:
@@ -358,7 +370,7 @@ def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None
     cost more than the loss does.
     """
     values, lead, n = problem.values.detach(), problem.lead or (1,), product(problem.lead)
-    if n == 0 or not all(visible(x) for x in (values, *problem.tensors) if x is not None):
+    if n == 0 or not _visible(problem):
         return
     step = -(-n // _LOOKED_AT)
     index = (slice(None, None, step),) if len(lead) == 1 else torch.unravel_index(torch.arange(0, n, step), lead)
@@ -374,11 +386,21 @@ def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None
         )
 
 
-def check_probs(problem: Problem, class_dim: int, loss: Tensor, ignore_index: int) -> None:
-    """Why a loss is NaN, if it is because of the probabilities. To be called with the result: looking at all of them costs a pass."""
-    values = problem.values
-    if not all(visible(x) for x in (values, loss, *problem.tensors) if x is not None) or not bool(loss.isnan().any()):
+def explain_nan(problem: Problem, targets: Any, classes: int, class_dim: int, loss: Tensor, ignore_index: int) -> None:
+    """Raise for a loss that is NaN because of what probabilities or sparse targets hold. To be called with the result: looking at all of
+    it beforehand would cost more than the loss.
+    """
+    kind = problem.settings[0]
+    if kind not in ("probs", "topk") or not (visible(loss) and _visible(problem) and bool(loss.isnan().any())):
         return
+    if kind == "topk":
+        check_sparse(problem, type(targets).__name__, classes, ignore_index)
+    else:
+        check_probs(problem, class_dim, ignore_index)
+
+
+def check_probs(problem: Problem, class_dim: int, ignore_index: int) -> None:
+    values = problem.values
     rows = values.movedim(class_dim + 1, -1).flatten(1, -2) if values.dim() > 2 else values.unsqueeze(1)
     used = used_rows(problem, ignore_index, len(rows))
     rows = rows.double()

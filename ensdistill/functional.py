@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ensdistill import ops, reference
-from ensdistill.arguments import Problem, check_probs, make_problem
+from ensdistill.arguments import Problem, explain_nan, make_problem
 from ensdistill.checks import Combiner, Divergence, Impl, LossSettings, Reduction, Tail, check_class_dim, check_floats, check_kernels
 from ensdistill.layout import collapse, product
 from ensdistill.targets import Targets
@@ -268,8 +268,7 @@ def distillation_loss(
     else:
         function: Any = reference.distill_loss if impl == "reference" else _compiled_reference()
         loss, by_products = function(rows, values, *problem.tensors, *problem.settings, with_statistics=statistics)
-    if problem.settings[0] == "probs":
-        check_probs(problem, class_dim, loss, ignore_index)
+    explain_nan(problem, targets, shape[class_dim], class_dim, loss, ignore_index)
     if reduction == "none":
         loss = loss.reshape(problem.lead)
     return (loss, RowStatistics.from_rows(by_products, problem.lead)) if statistics else loss

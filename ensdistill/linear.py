@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensdistill import ops
-from ensdistill.arguments import check_probs, make_problem
+from ensdistill.arguments import explain_nan, make_problem
 from ensdistill.checks import LossSettings, check_device, check_floats, check_kernels, check_number
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
@@ -190,8 +190,7 @@ def linear_distillation_loss(
         loss = loss / divisor
     else:
         loss = loss.reshape(lead)
-    if problem.settings[0] == "probs":
-        check_probs(problem, len(lead), loss, ignore_index)
+    explain_nan(problem, targets, classes, len(lead), loss, ignore_index)
     return (loss, RowStatistics.from_rows(by_products, lead)) if statistics else loss
 
 

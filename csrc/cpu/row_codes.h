@@ -80,7 +80,10 @@ bool Row<S>::walk_codes() {
           const int64_t last = first + n < whole ? first + n : whole;
           vec even{}, odd{};
           int64_t i = first;
-          for (; i + 2 <= last; i += 2) even += table.at(i), odd += table.at(i + 1);
+          for (; i + 2 <= last; i += 2) {
+            __builtin_prefetch(table.codes + (i + 2 * kAhead) * S::lanes);
+            even += table.at(i), odd += table.at(i + 1);
+          }
           if (i < last) even += table.at(i);
           if (first + n > whole) odd += table.part(whole, p.classes - whole * S::lanes);
           part.member.sum += even + odd;

@@ -1,13 +1,10 @@
 // Feeds rows to row.h. Included after it and its parts.
 
-#ifndef AHEAD
-#define AHEAD 4
-#endif
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
 
 // Asks for neighbouring rows of a matrix before they are needed. A group of narrow rows is so short, and is read by so many
-// short loads, that the hardware's own looking ahead comes too late.
+// short loads, that the hardware's own looking ahead comes too late. (Not inlined, GCC takes it for a call without effect.)
 ALWAYS_INLINE void prefetch_rows(const Matrix& matrix, int64_t row, int64_t rows, int64_t classes) {
   if (matrix.class_stride != 1) return;
   const char* at = static_cast<const char*>(element_at(matrix, row * matrix.inner_stride));
@@ -23,10 +20,10 @@ void rows(const Problem& problem, int64_t begin, int64_t end, void* memory, cons
     for (int64_t n = begin; n < end; ++n) row.run(n, 1);
     return;
   }
-  const int64_t groups = (problem.inner + S::lanes - 1) / S::lanes;
+  const int64_t groups = (problem.inner + S::lanes - 1) / S::lanes, ahead = 1 + kAhead / problem.classes;
   for (int64_t g = begin; g < end; ++g) {
     const int64_t within = g % groups * S::lanes, left = problem.inner - within;
-    if (const int64_t next = (g + AHEAD) * S::lanes; next + S::lanes <= problem.rows && groups * 0 == 0 && problem.inner == problem.rows) {
+    if (const int64_t next = (g + ahead) * S::lanes; problem.inner == problem.rows && next + S::lanes <= problem.rows) {
       prefetch_rows(problem.student, next, S::lanes, problem.classes);
       prefetch_rows(problem.targets, next, S::lanes, problem.classes);
       if (problem.gradient) prefetch_rows(problem.gradient_layout, next, S::lanes, problem.classes);
