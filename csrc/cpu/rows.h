@@ -25,7 +25,11 @@ void rows(const Problem& problem, int64_t begin, int64_t end, void* memory, cons
     const int64_t within = g % groups * S::lanes, left = problem.inner - within;
     if (const int64_t next = (g + ahead) * S::lanes; problem.inner == problem.rows && next + S::lanes <= problem.rows) {
       prefetch_rows(problem.student, next, S::lanes, problem.classes);
-      prefetch_rows(problem.targets, next, S::lanes, problem.classes);
+      for (int64_t k = 0; k < problem.members_used && problem.kind != Kind::topk; ++k) {
+        Matrix member = problem.targets;
+        member.data = element_at(member, problem.members[k] * problem.target_member_stride);
+        prefetch_rows(member, next, S::lanes, problem.classes);
+      }
       if (problem.gradient) prefetch_rows(problem.gradient_layout, next, S::lanes, problem.classes);
     }
     row.run(g / groups * problem.inner + within, left < S::lanes ? left : S::lanes);
