@@ -21,6 +21,7 @@ from ensdistill.checks import (
     first,
     member_weights,
     numbers,
+    refuse_label_settings,
     shown,
     visible,
 )
@@ -110,10 +111,8 @@ def make_problem(
     )
     if alpha < 1 and labels is None:
         raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
-    # With labels it is legal at any alpha: schedules of alpha may reach 1.
-    if labels is None and (label_smoothing > 0 or class_weights is not None):
-        name = "label_smoothing" if label_smoothing > 0 else "class_weights"
-        raise ValueError(f"{name}: is of the hard labels' cross entropy, but labels is None; pass labels and an alpha below 1")
+    if labels is None:  # with them it is legal at any alpha: schedules of alpha may reach 1
+        refuse_label_settings(label_smoothing, class_weights, "but labels is None; pass labels and an alpha below 1")
     classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
     target = as_target(targets, len(shape))
     kind, tail_mode = "logits", tail

@@ -91,6 +91,13 @@ def check_settings(
         raise TypeError(f"{name}: expected a bool; got {value!r}")
 
 
+def refuse_label_settings(label_smoothing: float, class_weights: Any, why: str) -> None:
+    """Where there are no hard labels, or they have no share."""
+    if label_smoothing > 0 or class_weights is not None:
+        name = "label_smoothing" if label_smoothing > 0 else "class_weights"
+        raise ValueError(f"{name}: is of the hard labels' cross entropy, {why}")
+
+
 def real(value: Any) -> bool:
     # Whether an abstract class has an instance takes 0.5 µs to find out; nearly all are one of these.
     return type(value) is float or type(value) is int or isinstance(value, Real)

@@ -27,9 +27,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
-        _fsync(part)
+        fsync(part)
         os.replace(part, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
@@ -41,7 +41,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Of a file or a folder: only then do its bytes, or its names, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

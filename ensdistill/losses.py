@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ensdistill.checks import check_int, check_settings, member_weights, numbers
+from ensdistill.checks import check_int, check_settings, member_weights, numbers, refuse_label_settings
 from ensdistill.functional import Combiner, Divergence, Impl, Reduction, RowStatistics, Tail, distillation_loss
 from ensdistill.targets import Targets
 
@@ -73,9 +73,8 @@ class DistillationLoss(nn.Module):
             "impl": impl,
         }
         check_settings(**settings)
-        if alpha == 1 and (label_smoothing > 0 or class_weights is not None):  # a schedule may get there later
-            name = "label_smoothing" if label_smoothing > 0 else "class_weights"
-            raise ValueError(f"{name}: is of the hard labels' cross entropy, which has no share at alpha = {alpha!r}; begin below 1")
+        if alpha == 1:  # a schedule may get there later
+            refuse_label_settings(label_smoothing, class_weights, f"which has no share at alpha = {alpha!r}; begin below 1")
         check_int("class_dim", class_dim, -64, 63, "of a Tensor's dimensions")
         self.settings = {**settings, "class_dim": class_dim}
         members = None if weights is None else member_weights(weights, None, _device(weights)).clone()

@@ -312,6 +312,7 @@ for device, c, dtype in product(DEVICES, (2, 10, 33, 1000, 1025, 5003, 14001), (
 
 
 def test_memory_is_read_and_written_within_bounds(shim_builder: Builder) -> None:
+    """The address sanitizer ends a process that does otherwise."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS)
 
 

@@ -205,6 +205,7 @@ def test_many_draws_of_each_class(both: Any) -> None:
 
 @pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
 def test_what_the_sanitizer_watches_is_fine(encoding: sanitize.Encoding) -> None:
+    """Raises where a result is wrong."""
     sanitize.encode(encoding, torch.device("cpu"))
 
 
@@ -295,6 +296,7 @@ for c, dtype in product((1, 2, 33, 1000, 3001), (torch.bfloat16, torch.float64))
 
 
 def test_memory_is_read_and_written_within_bounds(device: dict[str, int], shim_builder: Builder) -> None:
+    """The address sanitizer ends a process that does otherwise."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS, repr(device))
 
 

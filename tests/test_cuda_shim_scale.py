@@ -175,6 +175,7 @@ def test_results_do_not_depend_on_the_order(shim: Shim) -> None:
 
 
 def test_what_the_sanitizer_watches_is_fine() -> None:
+    """Raises where a result is wrong."""
     for scaling in sanitize.SCALINGS:
         sanitize.scale(*scaling, torch.device("cpu"), op=torch.ops.ensdistill_shim.scale_gradient)
 
@@ -194,6 +195,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
 
 
 def test_memory_is_read_and_written_within_bounds(shim_builder: Builder) -> None:
+    """The address sanitizer ends a process that does otherwise."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS)
 
 

@@ -164,6 +164,7 @@ def test_the_sanitizers_inputs_are_fine(launch):
 
 @pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
 def test_the_sanitizers_encodings_are_fine(encoding):
+    """Raises where a result is wrong."""
     import torch
 
     sanitize.encode(encoding, torch.device("cpu"))

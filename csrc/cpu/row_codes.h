@@ -87,11 +87,10 @@ bool Row<S>::walk_codes() {
           if (i < last) even += table.at(i);
           if (first + n > whole) odd += table.part(whole, p.classes - whole * S::lanes);
           part.member.sum += even + odd;
+          part.member.max = vec{};  // all parts are relative to the same number
         });
       });
-      vec sum = part[0].member.sum;
-      for (int i = 1; i < parts; ++i) sum += part[i].member.sum;
-      sum = S::lane_sum(sum);
+      const vec sum = walk_over(&Part::member, member.inv_t).sum;
       if (!(sum[0] >= kLeastSum) || !(source.offset[0] - source.offset[0] == 0)) return false;
       tables[k] = table;
       tables[k].high = table.high * (S::all(float(p.weights[k])) / sum);

@@ -5,11 +5,12 @@ namespace ENSDISTILL_ISA {
 
 // Asks for neighbouring rows of a matrix before they are needed. A group of narrow rows is so short, and is read by so many
 // short loads, that the hardware's own looking ahead comes too late. (Not inlined, GCC takes it for a call without effect.)
-ALWAYS_INLINE void prefetch_rows(const Matrix& matrix, int64_t row, int64_t rows, int64_t classes) {
+ALWAYS_INLINE void prefetch_rows(const Matrix& matrix, int64_t first, int64_t rows, int64_t classes) {
   if (matrix.class_stride != 1) return;
-  const char* at = static_cast<const char*>(element_at(matrix, row * matrix.inner_stride));
-  const int64_t size = ((rows - 1) * matrix.inner_stride + classes) * bytes_of(matrix.type);
-  for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(at + i);
+  for (int64_t row = first; row < first + rows; ++row) {
+    const char* at = static_cast<const char*>(element_at(matrix, row * matrix.inner_stride));
+    for (int64_t i = 0; i < classes * bytes_of(matrix.type); i += 64) __builtin_prefetch(at + i);
+  }
 }
 
 // Units of work: rows, or groups of `lanes` neighbours in the inner dimension.

@@ -27,7 +27,7 @@ from ensdistill.cache.fingerprint import differences
 from ensdistill.cache.locks import Writer, writing
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
-from ensdistill.files import atomic_path
+from ensdistill.files import atomic_path, fsync
 
 _OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
 # How long a writer that is done waits for one that does not show itself.
@@ -71,7 +71,7 @@ def publish(
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in new:
-        _fsync_folder(folder.parent)  # without its name in there, a folder does not outlive a power cut
+        fsync(folder.parent)  # without its name in there, a folder does not outlive a power cut
     with writing(path, rank, world) as writer:
         with writer.alone():
             if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
@@ -274,11 +274,3 @@ def _leftovers(path: Path, finished: m.Manifest) -> list[Path]:
 def _remove(files: Iterable[Path]) -> None:
     for file in list(files):  # all named before the folder changes
         file.unlink(missing_ok=True)
-
-
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -108,6 +108,7 @@ def test_they_really_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
 def test_every_encoder_against_its_specification(encoding: sanitize.Encoding) -> None:
+    """Raises where a result is wrong."""
     sanitize.encode(encoding, gpu_helpers.DEVICE)
 
 
@@ -176,6 +177,7 @@ def no_waiting() -> Iterator[Callable[[], None]]:
 
 
 def test_nobody_waits_for_the_device(no_waiting: Callable[[], None]) -> None:
+    """Torch raises where somebody does."""
     logits, codes = moved(make_logits(2, 5, 300, seed=0)), moved(make_codes(2, 5, 300, seed=1))
     weights, row_ids = moved(torch.ones(2)), moved(torch.arange(5))
     test_cuda_shim_encoders.quantize_logits(logits)

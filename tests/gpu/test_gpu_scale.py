@@ -31,6 +31,7 @@ for _name, _test in inspect.getmembers(test_cuda_shim_scale, inspect.isfunction)
 
 
 def test_what_the_sanitizer_watches() -> None:
+    """Raises where a result is wrong."""
     for scaling in sanitize.SCALINGS:
         sanitize.scale(*scaling, gpu_helpers.DEVICE)
 
