@@ -16,6 +16,7 @@ struct Source {
   Element type;
   int64_t classes, rows;  // rows: valid lanes of an Across block
   int64_t row_stride, class_stride;
+  int64_t ahead;                 // elements to the rows that are asked for while these are read, Across
   vec step, offset, zero_value;  // of codes, for each lane
 
   // Vectors [first, last) as floats into `out`, lanes past the end of a row set to -inf; returns the largest of each lane.
@@ -71,6 +72,7 @@ typename S::vec decode_turned(const Source<S>& source, int64_t first, int64_t la
   for (int64_t c = first; c < last; c += lanes) {
     const int64_t count = last - c < lanes ? last - c : lanes;
     typename S::vec v[lanes];
+    for (int r = 0; r < lanes; ++r) __builtin_prefetch(row[r] + c + source.ahead);
     if (count == lanes)
       for (int r = 0; r < lanes; ++r) v[r] = S::load(row[r] + c);
     else
@@ -101,7 +103,7 @@ typename S::vec decode_direct(const Source<S>& source, int64_t first, int64_t la
 template <class S>
 struct Sink {
   void* data;
-  int64_t classes, rows, row_stride, class_stride;
+  int64_t classes, rows, row_stride, class_stride, ahead;
   void (*store)(const Sink&, int64_t first, int64_t last, const float* g);
 };
 
@@ -121,6 +123,7 @@ void store_turned(const Sink<S>& sink, int64_t first, int64_t last, const float*
     const int64_t count = last - c < lanes ? last - c : lanes;
     typename S::vec v[lanes];
     for (int i = 0; i < lanes; ++i) v[i] = S::load(g + (c - first + (i < count ? i : 0)) * lanes);
+    for (int r = 0; r < lanes; ++r) __builtin_prefetch(row + r * sink.row_stride + c + sink.ahead, 1);
     S::transpose(v);
     if (count == lanes && sink.rows == lanes)
       for (int r = 0; r < lanes; ++r) S::store(row + r * sink.row_stride + c, v[r]);
@@ -148,6 +151,12 @@ auto store_of(Layout layout) {
   return layout == Layout::along ? &store_along<S, T> : layout == Layout::turned ? &store_turned<S, T> : &store_direct<S, T>;
 }
 
+// Across, memory is asked for by whole groups of rows.
+template <class S>
+int64_t rows_ahead(int64_t classes) {
+  return (1 + kAhead / classes) * S::lanes;
+}
+
 template <class S>
 Source<S> source_of(const Matrix& matrix, int64_t classes, Layout layout) {
   Source<S> source{};
@@ -155,6 +164,7 @@ Source<S> source_of(const Matrix& matrix, int64_t classes, Layout layout) {
   source.classes = classes;
   source.row_stride = matrix.inner_stride;
   source.class_stride = matrix.class_stride;
+  source.ahead = rows_ahead<S>(classes) * matrix.inner_stride;
   switch (matrix.type) {
     case Element::bf16: source.decode = decoder_of<S, Bf16>(layout); break;
     case Element::f16: source.decode = decoder_of<S, F16>(layout); break;
@@ -170,6 +180,7 @@ Sink<S> sink_of(const Matrix& matrix, int64_t classes, Layout layout) {
   sink.classes = classes;
   sink.row_stride = matrix.inner_stride;
   sink.class_stride = matrix.class_stride;
+  sink.ahead = rows_ahead<S>(classes) * matrix.inner_stride;
   switch (matrix.type) {
     case Element::bf16: sink.store = store_of<S, Bf16>(layout); break;
     case Element::f16: sink.store = store_of<S, F16>(layout); break;

@@ -72,7 +72,7 @@ class Row {
   Walk<S> walk_over(Walk<S> Part::* what, float inv_t) const {
     Walk<S> walk = part[0].*what;
     for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, inv_t);
-    if (!across) walk.reduce_lanes(inv_t);
+    if (!across) walk.reduce_lanes(inv_t, blocks == 1);
     return walk;
   }
 
@@ -196,10 +196,9 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
   patch_next = words + 2 * entries, patch_first = patch_next + entries;
   if (!own_q1) e_q1 = e_q;
   const float inv_t = float(1 / p.temperature), target_inv_t = float(1 / p.target_temperature());
-  const bool one_block = across && blocks == 1;
-  q = Softmax<S>{e_q, used_q, inv_t, one_block, {}, {}};
-  q1 = Softmax<S>{e_q1, used_q, 1, one_block, {}, {}};
-  member = Softmax<S>{e_m, used_m, target_inv_t, one_block, {}, {}};
+  q = Softmax<S>{e_q, used_q, inv_t, blocks == 1, !across, {}, {}};
+  q1 = Softmax<S>{e_q1, used_q, 1, blocks == 1, !across, {}, {}};
+  member = Softmax<S>{e_m, used_m, target_inv_t, blocks == 1, !across, {}, {}};
   student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
   active = ivec{} - 1;
   for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);

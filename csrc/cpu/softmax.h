@@ -29,11 +29,12 @@ struct Walk {
     max = both;
   }
   // Along a row, its lanes become one: every lane then holds the row's numbers.
-  void reduce_lanes(float inv_t) {
-    const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), inv_t);
-    sum = S::lane_sum(sum * mine);
-    dot = S::lane_sum(dot * mine);
-    max = all;
+  void reduce_lanes(float inv_t, bool one_max) {
+    if (!one_max) {
+      const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), inv_t);
+      sum *= mine, dot *= mine, max = all;
+    }
+    sum = S::lane_sum(sum), dot = S::lane_sum(dot);
   }
 };
 
@@ -44,7 +45,7 @@ struct Softmax {
   float* e;
   vec* used;  // [blocks] the maxima that a block's exponentials were taken against
   float inv_t;
-  bool one_block;  // and no lanes to put together: every exponential is against the row's own maximum
+  bool one_block, along;  // one block: every exponential is against the row's own maximum
   vec max, sum;
 
   ALWAYS_INLINE vec factor(int64_t block) const {
@@ -57,7 +58,8 @@ struct Softmax {
 
   // The block's floats x, [count] vectors with the largest in `largest`, become exponentials.
   ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk) const {
-    const vec max = S::max(walk.max, largest), shift = Walk<S>::shift_of(max), c = shift * inv_t;
+    const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
+    const vec shift = Walk<S>::shift_of(max), c = shift * inv_t;
     float* to = e + index * kBlockVectors * S::lanes;
     vec sum{};
     for (int64_t i = 0; i < count; ++i) {
