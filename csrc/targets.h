@@ -9,6 +9,15 @@ namespace ENSDISTILL_ISA {
 // `lanes` rows, which are read by transposition where classes are contiguous (Turned), directly where rows are (Direct).
 enum class Layout { along, turned, direct };
 
+// How many vectors ahead of its use memory is asked for: about a page, where the hardware's own looking ahead begins anew.
+constexpr int64_t kAhead = 64;
+
+struct Ahead {
+  const char* at;
+  int64_t step;
+  ALWAYS_INLINE void operator()(int64_t i) const { __builtin_prefetch(at + i * step); }
+};
+
 template <class S>
 struct Source {
   using vec = typename S::vec;
@@ -21,6 +30,12 @@ struct Source {
 
   // Vectors [first, last) as floats into `out`, lanes past the end of a row set to -inf; returns the largest of each lane.
   vec (*decode)(const Source&, int64_t first, int64_t last, float* out);
+
+  // Along, the block after this one: asked for by who does arithmetic meanwhile.
+  ALWAYS_INLINE Ahead after(int64_t first) const {
+    const int64_t step = S::lanes * bytes_of(type);
+    return {static_cast<const char*>(data) + (first + kAhead) * step, step};
+  }
 
   // One logit (not a code).
   float one(int64_t c, int64_t lane) const {
@@ -39,16 +54,12 @@ ALWAYS_INLINE typename S::vec decoded(const Source<S>& source, typename S::vec v
   else return v;
 }
 
-// How many vectors ahead of its use memory is asked for: about a page, where the hardware's own looking ahead begins anew.
-constexpr int64_t kAhead = 64;
-
 template <class S, class T>
 typename S::vec decode_along(const Source<S>& source, int64_t first, int64_t last, float* out) {
   const T* row = static_cast<const T*>(source.data);
   typename S::vec max = S::all(-__builtin_inff());
   const int64_t whole = last * S::lanes <= source.classes ? last : last - 1;
   for (int64_t i = first; i < whole; ++i) {
-    __builtin_prefetch(row + (i + kAhead) * S::lanes);
     const auto v = decoded<S, T>(source, S::load(row + i * S::lanes));
     S::store(out + (i - first) * S::lanes, v);
     max = S::max(max, v);

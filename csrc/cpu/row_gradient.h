@@ -29,26 +29,35 @@ void Row<S>::prepare_scales() {
   unsafe = ivec{};
 }
 
-// Writes the gradient: `make(block)` gives a function of the vector's index.
+// Writes the gradient: `make(block)` gives a function of the vector's index. Whole vectors of floats go straight to their place.
 template <class S>
 template <class Make>
 ALWAYS_INLINE void Row<S>::write(int64_t block, int64_t first, int64_t n, const Make& make) const {
   alignas(64) float buffer[kBlockVectors * S::lanes];
-  const bool in_place = !across && p.gradient_layout.type == Element::f32 && (first + n) * S::lanes <= p.classes;
-  float* g = in_place ? static_cast<float*>(sink.data) + first * S::lanes : buffer;
+  const int64_t last = first + n, whole = across || p.gradient_layout.type != Element::f32 ? 0 : p.classes / S::lanes;
   const auto at = make(block);
-  if (!extra) {
-    for (int64_t i = 0; i < n; ++i) S::store(g + i * S::lanes, at(first + i));
-  } else {
-    const vec factor = q1.factor(block) * scale_q1;
-    for (int64_t i = 0; i < n; ++i) S::store(g + i * S::lanes, at(first + i) + S::load(e_q1 + (first + i) * S::lanes) * factor);
-    if (p.smoothed_classes)
-      for (int64_t i = 0; i < n; ++i) S::store(g + i * S::lanes, S::load(g + i * S::lanes) - scale_classes * class_weights(first + i));
+  const vec factor = extra ? q1.factor(block) * scale_q1 : vec{};
+  for (int64_t from = first, to; from < last; from = to) {
+    const bool in_place = from < whole;
+    to = in_place && whole < last ? whole : last;
+    float* g = in_place ? static_cast<float*>(sink.data) + from * S::lanes : buffer;
+    const int64_t count = to - from;
+    if (in_place)
+      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(g + (i + kAhead) * S::lanes, 1);
+    if (!extra) {
+      for (int64_t i = 0; i < count; ++i) S::store(g + i * S::lanes, at(from + i));
+    } else {
+      for (int64_t i = 0; i < count; ++i)
+        S::store(g + i * S::lanes, at(from + i) + S::load(e_q1 + (from + i) * S::lanes) * factor);
+      if (p.smoothed_classes)
+        for (int64_t i = 0; i < count; ++i)
+          S::store(g + i * S::lanes, S::load(g + i * S::lanes) - scale_classes * class_weights(from + i));
+    }
+    patch(block, from, count, g);
+    if (!all_active)
+      for (int64_t i = 0; i < count; ++i) S::store(g + i * S::lanes, active ? S::load(g + i * S::lanes) : vec{});
+    if (!in_place) sink.store(sink, from, to, g);
   }
-  patch(block, first, n, g);
-  if (!all_active)
-    for (int64_t i = 0; i < n; ++i) S::store(g + i * S::lanes, active ? S::load(g + i * S::lanes) : vec{});
-  if (!in_place) sink.store(sink, first, first + n, g);
 }
 
 // What concerns single classes: the label, and the classes that a sparse target names.
@@ -64,8 +73,10 @@ void Row<S>::patch(int64_t block, int64_t first, int64_t n, float* g) const {
     }
     if (!sparse_target) continue;
     const int64_t* ids = p.ids + (row + lane) * p.entries;
-    for (int64_t e = patch_first[lane * blocks + block]; e >= 0; e = patch_next[lane * p.entries + e])
-      g[position(ids[e], lane) - base] += float(entry_slope[lane * p.entries + e]);
+    for (int64_t e = patch_first[lane * blocks + block]; e >= 0; e = patch_next[lane * p.entries + e]) {
+      const int64_t at = position(ids[e], lane) - base;
+      if (at >= 0 && at < n * S::lanes) g[at] += float(entry_slope[lane * p.entries + e]);
+    }
   }
 }
 

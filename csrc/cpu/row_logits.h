@@ -65,7 +65,9 @@ void Row<S>::mix_logits(int64_t first, int64_t n, float* z, vec* largest) const 
     const Source<S> source = target(k);
     source.decode(source, first, first + n, x);
     const vec weight = S::all(float(p.weights[k]));
+    const Ahead ahead = source.after(first);
     for (int64_t i = 0; i < n; ++i) {
+      ahead(i);
       vec v = S::load(x + i * S::lanes);
       if (p.kind == Kind::probs) v = S::log(Softmax<S>::probability(v));
       v = v * weight;
@@ -92,7 +94,7 @@ void Row<S>::walk_logits() {
       const vec largest = student.decode(student, first, first + n, s);
       if (block == 0 && parts == 1) s0 = reference_in(s);
       const vec before = part.q.max;
-      q.block(s, block, n, largest, part.q);
+      q.block(s, block, n, largest, part.q, student.after(first));
       if (own_q1) {
         const vec shift = Walk<S>::shift_of(part.q.max);
         vec sum{};
@@ -120,8 +122,8 @@ void Row<S>::walk_logits() {
       vec largest_z;
       if (mixed) mix_logits(first, n, z, &largest_z);
       else largest_z = teacher.decode(teacher, first, first + n, z);
-      if (probabilities) return member.block_of_probabilities(z, block, n, part.member);
-      member.block(z, block, n, largest_z, part.member);
+      if (probabilities) return member.block_of_probabilities(z, block, n, part.member, teacher.after(first));
+      member.block(z, block, n, largest_z, part.member, teacher.after(first));
       if (by_dot) {
         if (block == 0 && parts == 1 && !mixed) z0 = reference_in(z);
         const vec d0 = z0 - s0;
@@ -169,8 +171,8 @@ void Row<S>::walk_member_entropies() {
       alignas(64) float z[kBlockVectors * S::lanes];
       each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
         const vec largest = source.decode(source, first, first + n, z);
-        if (probabilities) member.block_of_probabilities(z, block, n, part.member);
-        else member.block(z, block, n, largest, part.member);
+        if (probabilities) member.block_of_probabilities(z, block, n, part.member, source.after(first));
+        else member.block(z, block, n, largest, part.member, source.after(first));
         for (int64_t i = 0; i < n; ++i) {
           const vec e = S::load(e_m + (first + i) * S::lanes);
           const vec x = probabilities ? S::log(e) : (S::load(z + i * S::lanes) - z0) * member.inv_t, t = e * x;
@@ -205,8 +207,8 @@ void Row<S>::walk_members() {
           for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
         }
         const vec largest = source.decode(source, first, first + n, z);
-        if (probabilities) member.block_of_probabilities(z, block, n, part.member);
-        else member.block(z, block, n, largest, part.member);
+        if (probabilities) member.block_of_probabilities(z, block, n, part.member, source.after(first));
+        else member.block(z, block, n, largest, part.member, source.after(first));
       });
     });
     const Walk<S> walk = walk_over(&Part::member, member.inv_t);

@@ -57,12 +57,13 @@ struct Softmax {
   void finish(const Walk<S>& walk) { max = walk.max, sum = walk.sum; }
 
   // The block's floats x, [count] vectors with the largest in `largest`, become exponentials.
-  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk) const {
+  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk, Ahead ahead) const {
     const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
     const vec shift = Walk<S>::shift_of(max), c = shift * inv_t;
     float* to = e + index * kBlockVectors * S::lanes;
     vec sum{};
     for (int64_t i = 0; i < count; ++i) {
+      ahead(i);
       const vec v = S::exp(S::load(x + i * S::lanes) * inv_t - c);
       S::store(to + i * S::lanes, v);
       sum += v;
@@ -78,9 +79,10 @@ struct Softmax {
     used[index] = max;
   }
   // Probabilities as they come, normalised by their sum later. A negative one makes the row NaN; past the end they are 0.
-  ALWAYS_INLINE void block_of_probabilities(float* x, int64_t index, int64_t count, Walk<S>& walk) const {
+  ALWAYS_INLINE void block_of_probabilities(float* x, int64_t index, int64_t count, Walk<S>& walk, Ahead ahead) const {
     float* to = e + index * kBlockVectors * S::lanes;
     for (int64_t i = 0; i < count; ++i) {
+      ahead(i);
       const vec v = probability(S::load(x + i * S::lanes));
       S::store(to + i * S::lanes, v);
       walk.sum += v;
