@@ -69,10 +69,10 @@ class Row {
     for (int i = 1; i < parts; ++i) sum += part[i].*what;
     return across ? sum : S::lane_sum(sum);
   }
-  Walk<S> walk_over(Walk<S> Part::* what, float inv_t) const {
+  Walk<S> walk_over(Walk<S> Part::* what, float k) const {
     Walk<S> walk = part[0].*what;
-    for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, inv_t);
-    if (!across) walk.reduce_lanes(inv_t, blocks == 1);
+    for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, k);
+    if (!across) walk.reduce_lanes(k, blocks == 1);
     return walk;
   }
 
@@ -196,9 +196,10 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
   patch_next = words + 2 * entries, patch_first = patch_next + entries;
   if (!own_q1) e_q1 = e_q;
   const float inv_t = float(1 / p.temperature), target_inv_t = float(1 / p.target_temperature());
-  q = Softmax<S>{e_q, used_q, inv_t, blocks == 1, !across, {}, {}};
-  q1 = Softmax<S>{e_q1, used_q, 1, blocks == 1, !across, {}, {}};
-  member = Softmax<S>{e_m, used_m, target_inv_t, blocks == 1, !across, {}, {}};
+  const auto softmax = [this](float* e, vec* used, float inv_t) {
+    return Softmax<S>{e, used, inv_t, S::kLog2E * inv_t, blocks == 1, !across, {}, {}};
+  };
+  q = softmax(e_q, used_q, inv_t), q1 = softmax(e_q1, used_q, 1), member = softmax(e_m, used_m, target_inv_t);
   student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
   active = ivec{} - 1;
   for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);

@@ -14,10 +14,10 @@ struct CodeTable {
   vec high, low;
 
   CodeTable() = default;
-  CodeTable(const Source<S>& source, float inv_t) : codes(static_cast<const uint8_t*>(source.data)) {
-    const vec lane = __builtin_convertvector(S::lane_index(), vec), d = source.step * inv_t;
-    high = S::exp((lane * 16 - 240) * d);
-    low = S::exp((lane - 15) * d);
+  CodeTable(const Source<S>& source, float k) : codes(static_cast<const uint8_t*>(source.data)) {
+    const vec lane = __builtin_convertvector(S::lane_index(), vec), d = source.step;
+    high = S::exp((lane * 16 - 240) * d, k);
+    low = S::exp((lane - 15) * d, k);
   }
   ALWAYS_INLINE vec at(int64_t i) const { return of(codes + i * S::lanes); }
   // The last vector of a row: lanes past the end are 0.
@@ -74,7 +74,7 @@ bool Row<S>::walk_codes() {
     for (int64_t k = 0; k < p.members_used; ++k) {
       const Source<S> source = target(k);
       if (source.zero_value[0] != source.offset[0]) return false;  // masked classes, or an offset that is no number
-      const CodeTable<S> table(source, member.inv_t);
+      const CodeTable<S> table(source, member.k);
       each_range([&, this](Part& part, int64_t begin, int64_t end) {
         each_block(begin, end, [&](int64_t, int64_t first, int64_t n) {
           const int64_t last = first + n < whole ? first + n : whole;
@@ -90,7 +90,7 @@ bool Row<S>::walk_codes() {
           part.member.max = vec{};  // all parts are relative to the same number
         });
       });
-      const vec sum = walk_over(&Part::member, member.inv_t).sum;
+      const vec sum = walk_over(&Part::member, member.k).sum;
       if (!(sum[0] >= kLeastSum) || !(source.offset[0] - source.offset[0] == 0)) return false;
       tables[k] = table;
       tables[k].high = table.high * (S::all(float(p.weights[k])) / sum);

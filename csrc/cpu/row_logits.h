@@ -138,10 +138,10 @@ void Row<S>::walk_logits() {
       }
     });
   });
-  q.finish(walk_over(&Part::q, q.inv_t));
-  q1.finish(own_q1 ? walk_over(&Part::q1, 1) : Walk<S>(q.max, q.sum));
+  q.finish(walk_over(&Part::q, q.k));
+  q1.finish(own_q1 ? walk_over(&Part::q1, q1.k) : Walk<S>(q.max, q.sum));
   if (beside) {
-    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    const Walk<S> walk = walk_over(&Part::member, member.k);
     member.finish(walk);
     // At one temperature as a sum of differences, each small where student and teacher are near.
     kl = walk.dot / walk.sum;
@@ -153,7 +153,7 @@ void Row<S>::walk_logits() {
   last_weight = S::all(1);
   if (p.smoothed_classes) weighted_mean_logit = sum_over(&Part::weighted_logits) / float(p.classes);
   if (p.statistics) {
-    const Walk<S> walk = walk_over(&Part::q, q.inv_t);
+    const Walk<S> walk = walk_over(&Part::q, q.k);
     student_entropy = q.log_sum(s0) - walk.dot / walk.sum;
     find_best(&Part::best_q, &Part::best_q_at, student_best);
   }
@@ -180,7 +180,7 @@ void Row<S>::walk_member_entropies() {
         }
       });
     });
-    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    const Walk<S> walk = walk_over(&Part::member, member.k);
     member.finish(walk);
     members_entropy += S::all(float(p.weights[k])) * (member.log_sum(z0) - walk.dot / walk.sum);
   }
@@ -211,7 +211,7 @@ void Row<S>::walk_members() {
         else member.block(z, block, n, largest, part.member, source.after(first));
       });
     });
-    const Walk<S> walk = walk_over(&Part::member, member.inv_t);
+    const Walk<S> walk = walk_over(&Part::member, member.k);
     member.finish(walk);
     if (probabilities) member.refuse_unless_distribution();
     last_weight = S::all(float(p.weights[k]));

@@ -186,33 +186,33 @@ struct Simd {
     }
   }
 
-  // exp for x <= 0 and a little above, relative error below 1e-7 (checked against fp64); 0 below -87.3, NaN stays NaN.
-  // Cody-Waite reduction to [-ln2/2, ln2/2] and the Cephes polynomial.
-  static ALWAYS_INLINE vec exp(vec x) {
-    const vec low = all(-87.3f);
-    const vec magic = all(12582912.f);  // 1.5 * 2^23: adding it leaves round(y) in the low bits of the mantissa
+  // exp(x / T) for x / T <= 0 and a little above, with k = log2(e) / T; relative error below 1e-7 (checked against fp64) beside what x
+  // and k are rounded by; 0 below -87.3, NaN stays NaN. 2^(x k) is 2^n, n whole, times 2^r, r in [-1/2, 1/2], a minimax polynomial that
+  // is 1 at 0 (Remez).
+  static constexpr float kLog2E = 1.44269504088896341f;
+  static ALWAYS_INLINE vec exp(vec x, float k = kLog2E) {
+    const float magic = 12582912.f, low = -126.f;  // 1.5 * 2^23: adding it leaves round(x k) in the low bits of the mantissa
 #if ENSDISTILL_LANES == 16 && defined(__x86_64__)
     // The instruction scales by 2^n and zeroes what is too small, so nothing has to be clamped.
-    const vec n = (x * 1.44269504088896341f + magic) - magic, y = exp_of_remainder(x, n);
-    return (vec)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ), (__m512)y, (__m512)n);
+    const vec shifted = x * k + magic, n = shifted - magic;
+    const __mmask16 normal = _mm512_cmp_ps_mask((__m512)shifted, (__m512)all(magic + low), _CMP_NLT_UQ);
+    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)power_of_two(x * k - n), (__m512)n);
 #else
-    const vec clamped = x < low ? low : x;
-    const vec shifted = clamped * 1.44269504088896341f + magic;
-    const vec y = exp_of_remainder(clamped, shifted - magic);
+    const vec clamped = x * k < all(low) ? all(low / k) : x;
+    const vec shifted = clamped * k + magic;
+    const vec y = power_of_two(clamped * k - (shifted - magic));
     const vec result = (vec)((ivec)y + ((ivec)shifted << 23));
-    return x < low ? vec{} : (x == x ? result : x);
+    return x * k < all(low) ? vec{} : (x == x ? result : x);
 #endif
   }
-  static ALWAYS_INLINE vec exp_of_remainder(vec x, vec n) {
-    vec r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    vec y = all(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    return y * (r * r) + (r + 1.f);
+  static ALWAYS_INLINE vec power_of_two(vec r) {
+    vec y = all(1.559467701511e-4f);
+    y = y * r + 1.340664384748e-3f;
+    y = y * r + 9.617692976143e-3f;
+    y = y * r + 5.550310551207e-2f;
+    y = y * r + 2.402265278288e-1f;
+    y = y * r + 6.931472149679e-1f;
+    return y * r + 1.f;
   }
 
   // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.

@@ -17,21 +17,21 @@ struct Walk {
   Walk(vec max, vec sum) : max(max), sum(sum), dot{} {}
 
   // Puts sums that were taken against `max` on the footing of a larger one; -inf stands for nothing seen.
-  static ALWAYS_INLINE vec rescale(vec from, vec shift, float inv_t) { return S::exp(from * inv_t - shift * inv_t); }
+  static ALWAYS_INLINE vec rescale(vec from, vec shift, float k) { return S::exp(from - shift, k); }
   // exp(-inf + inf) must not happen where all is masked so far.
   static ALWAYS_INLINE vec shift_of(vec max) { return max == S::all(-__builtin_inff()) ? vec{} : max; }
 
-  void merge(const Walk& other, float inv_t) {
+  void merge(const Walk& other, float k) {
     const vec both = S::max(max, other.max), shift = shift_of(both);
-    const vec mine = rescale(max, shift, inv_t), others = rescale(other.max, shift, inv_t);
+    const vec mine = rescale(max, shift, k), others = rescale(other.max, shift, k);
     sum = sum * mine + other.sum * others;
     dot = dot * mine + other.dot * others;
     max = both;
   }
   // Along a row, its lanes become one: every lane then holds the row's numbers.
-  void reduce_lanes(float inv_t, bool one_max) {
+  void reduce_lanes(float k, bool one_max) {
     if (!one_max) {
-      const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), inv_t);
+      const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), k);
       sum *= mine, dot *= mine, max = all;
     }
     sum = S::lane_sum(sum), dot = S::lane_sum(dot);
@@ -44,13 +44,13 @@ struct Softmax {
   using vec = typename S::vec;
   float* e;
   vec* used;  // [blocks] the maxima that a block's exponentials were taken against
-  float inv_t;
+  float inv_t, k;  // 1 / T and log2(e) / T
   bool one_block, along;  // one block: every exponential is against the row's own maximum
   vec max, sum;
 
   ALWAYS_INLINE vec factor(int64_t block) const {
     if (one_block) return 1 / sum;
-    return S::exp(used[block] * inv_t - max * inv_t) / sum;
+    return S::exp(used[block] - max, k) / sum;
   }
   // log of the sum of exp((x - reference) / T) over the row.
   ALWAYS_INLINE vec log_sum(vec reference) const { return (max - reference) * inv_t + S::log(sum); }
@@ -59,19 +59,19 @@ struct Softmax {
   // The block's floats x, [count] vectors with the largest in `largest`, become exponentials.
   ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk, Ahead ahead) const {
     const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
-    const vec shift = Walk<S>::shift_of(max), c = shift * inv_t;
+    const vec shift = Walk<S>::shift_of(max);
     float* to = e + index * kBlockVectors * S::lanes;
     vec sum{};
     for (int64_t i = 0; i < count; ++i) {
       ahead(i);
-      const vec v = S::exp(S::load(x + i * S::lanes) * inv_t - c);
+      const vec v = S::exp(S::load(x + i * S::lanes) - shift, k);
       S::store(to + i * S::lanes, v);
       sum += v;
     }
     if (one_block) {
       walk.sum = sum;
     } else {
-      const vec rescale = Walk<S>::rescale(walk.max, shift, inv_t);
+      const vec rescale = Walk<S>::rescale(walk.max, shift, k);
       walk.sum = walk.sum * rescale + sum;
       walk.dot = walk.dot * rescale;
     }
