@@ -61,10 +61,12 @@ struct Softmax {
     const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
     const vec shift = Walk<S>::shift_of(max);
     float* to = e + index * kBlockVectors * S::lanes;
+    const float scale = k;
     vec sum{};
+#pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
       ahead(i);
-      const vec v = S::exp(S::load(x + i * S::lanes) - shift, k);
+      const vec v = S::exp(S::load(x + i * S::lanes) - shift, scale);
       S::store(to + i * S::lanes, v);
       sum += v;
     }
