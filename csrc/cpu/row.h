@@ -69,7 +69,7 @@ class Row {
     for (int i = 1; i < parts; ++i) sum += part[i].*what;
     return across ? sum : S::lane_sum(sum);
   }
-  Walk<S> walk_over(Walk<S> Part::* what, float k) const {
+  Walk<S> walk_over(Walk<S> Part::* what, TwoFloats k) const {
     Walk<S> walk = part[0].*what;
     for (int i = 1; i < parts; ++i) walk.merge(part[i].*what, k);
     if (!across) walk.reduce_lanes(k, blocks == 1);
@@ -195,11 +195,10 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
   entry_q = reinterpret_cast<double*>(words), entry_slope = entry_q + entries;
   patch_next = words + 2 * entries, patch_first = patch_next + entries;
   if (!own_q1) e_q1 = e_q;
-  const float inv_t = float(1 / p.temperature), target_inv_t = float(1 / p.target_temperature());
-  const auto softmax = [this](float* e, vec* used, float inv_t) {
-    return Softmax<S>{e, used, inv_t, S::kLog2E * inv_t, blocks == 1, !across, {}, {}};
+  const auto softmax = [this](float* e, vec* used, double temperature) {
+    return Softmax<S>{e, used, float(1 / temperature), S::log2_e / temperature, blocks == 1, !across, {}, {}};
   };
-  q = softmax(e_q, used_q, inv_t), q1 = softmax(e_q1, used_q, 1), member = softmax(e_m, used_m, target_inv_t);
+  q = softmax(e_q, used_q, p.temperature), q1 = softmax(e_q1, used_q, 1), member = softmax(e_m, used_m, p.target_temperature());
   student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
   active = ivec{} - 1;
   for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);

@@ -14,7 +14,7 @@ struct CodeTable {
   vec high, low;
 
   CodeTable() = default;
-  CodeTable(const Source<S>& source, float k) : codes(static_cast<const uint8_t*>(source.data)) {
+  CodeTable(const Source<S>& source, TwoFloats k) : codes(static_cast<const uint8_t*>(source.data)) {
     const vec lane = __builtin_convertvector(S::lane_index(), vec), d = source.step;
     high = S::exp((lane * 16 - 240) * d, k);
     low = S::exp((lane - 15) * d, k);

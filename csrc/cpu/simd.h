@@ -16,6 +16,13 @@ struct F16 {
   uint16_t bits;
 };
 
+// A double as the sum of two floats.
+struct TwoFloats {
+  float high, low;
+  TwoFloats() = default;
+  constexpr TwoFloats(double x) : high(float(x)), low(float(x - float(x))) {}
+};
+
 struct Simd {
   static constexpr int lanes = ENSDISTILL_LANES;
   using real = float;
@@ -24,6 +31,9 @@ struct Simd {
   typedef uint32_t uvec __attribute__((vector_size(4 * ENSDISTILL_LANES)));
   typedef uint16_t hvec __attribute__((vector_size(2 * ENSDISTILL_LANES)));
   typedef uint8_t bvec __attribute__((vector_size(ENSDISTILL_LANES)));
+
+  static constexpr double log2_e = 1.4426950408889634074;
+  static constexpr TwoFloats kLog2E{log2_e};
 
   static ALWAYS_INLINE vec all(float x) { return vec{} + x; }
 
@@ -186,23 +196,31 @@ struct Simd {
     }
   }
 
-  // exp(x / T) for x / T <= 0 and a little above, with k = log2(e) / T; relative error below 1e-7 (checked against fp64) beside what x
-  // and k are rounded by; 0 below -87.3, NaN stays NaN. 2^(x k) is 2^n, n whole, times 2^r, r in [-1/2, 1/2], a minimax polynomial that
-  // is 1 at 0 (Remez).
-  static constexpr float kLog2E = 1.44269504088896341f;
-  static ALWAYS_INLINE vec exp(vec x, float k = kLog2E) {
+  // exp(x / T) for x / T <= 0 and a little above, with k = log2(e) / T as two floats; relative error below 1e-7 (checked against
+  // fp64); 0 below -87.3, NaN stays NaN. 2^(x k) is 2^n, n whole, times 2^r, r in [-1/2, 1/2], a minimax polynomial that is 1 at 0.
+  static ALWAYS_INLINE vec exp(vec x, TwoFloats k = kLog2E) {
     const float magic = 12582912.f, low = -126.f;  // 1.5 * 2^23: adding it leaves round(x k) in the low bits of the mantissa
 #if ENSDISTILL_LANES == 16 && defined(__x86_64__)
     // The instruction scales by 2^n and zeroes what is too small, so nothing has to be clamped.
-    const vec shifted = x * k + magic, n = shifted - magic;
+    const vec shifted = x * k.high + magic, n = shifted - magic;
     const __mmask16 normal = _mm512_cmp_ps_mask((__m512)shifted, (__m512)all(magic + low), _CMP_NLT_UQ);
-    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)power_of_two(x * k - n), (__m512)n);
+    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)power_of_two(x * k.low + fused_difference(x, k.high, n)), (__m512)n);
 #else
-    const vec clamped = x * k < all(low) ? all(low / k) : x;
-    const vec shifted = clamped * k + magic;
-    const vec y = power_of_two(clamped * k - (shifted - magic));
+    const vec scaled = x * k.high, clamped = scaled < all(low) ? all(low / k.high) : x;
+    const vec shifted = clamped * k.high + magic;
+    const vec y = power_of_two(clamped * k.low + fused_difference(clamped, k.high, shifted - magic));
     const vec result = (vec)((ivec)y + ((ivec)shifted << 23));
-    return x * k < all(low) ? vec{} : (x == x ? result : x);
+    return scaled < all(low) ? vec{} : (x == x ? result : x);
+#endif
+  }
+  // x k - n, rounded once: x k and n are nearly equal.
+  static ALWAYS_INLINE vec fused_difference(vec x, float k, vec n) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return x * k - n;
+#else
+    vec v;
+    for (int i = 0; i < lanes; ++i) v[i] = float(double(x[i]) * k - n[i]);
+    return v;
 #endif
   }
   static ALWAYS_INLINE vec power_of_two(vec r) {

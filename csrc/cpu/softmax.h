@@ -17,11 +17,11 @@ struct Walk {
   Walk(vec max, vec sum) : max(max), sum(sum), dot{} {}
 
   // Puts sums that were taken against `max` on the footing of a larger one; -inf stands for nothing seen.
-  static ALWAYS_INLINE vec rescale(vec from, vec shift, float k) { return S::exp(from - shift, k); }
+  static ALWAYS_INLINE vec rescale(vec from, vec shift, TwoFloats k) { return S::exp(from - shift, k); }
   // exp(-inf + inf) must not happen where all is masked so far.
   static ALWAYS_INLINE vec shift_of(vec max) { return max == S::all(-__builtin_inff()) ? vec{} : max; }
 
-  void merge(const Walk& other, float k) {
+  void merge(const Walk& other, TwoFloats k) {
     const vec both = S::max(max, other.max), shift = shift_of(both);
     const vec mine = rescale(max, shift, k), others = rescale(other.max, shift, k);
     sum = sum * mine + other.sum * others;
@@ -29,7 +29,7 @@ struct Walk {
     max = both;
   }
   // Along a row, its lanes become one: every lane then holds the row's numbers.
-  void reduce_lanes(float k, bool one_max) {
+  void reduce_lanes(TwoFloats k, bool one_max) {
     if (!one_max) {
       const vec all = S::lane_max(max), mine = rescale(max, shift_of(all), k);
       sum *= mine, dot *= mine, max = all;
@@ -44,7 +44,8 @@ struct Softmax {
   using vec = typename S::vec;
   float* e;
   vec* used;  // [blocks] the maxima that a block's exponentials were taken against
-  float inv_t, k;  // 1 / T and log2(e) / T
+  float inv_t;
+  TwoFloats k;  // log2(e) / T
   bool one_block, along;  // one block: every exponential is against the row's own maximum
   vec max, sum;
 
@@ -61,7 +62,7 @@ struct Softmax {
     const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
     const vec shift = Walk<S>::shift_of(max);
     float* to = e + index * kBlockVectors * S::lanes;
-    const float scale = k;
+    const TwoFloats scale = k;
     vec sum{};
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
