@@ -104,6 +104,7 @@ typename S::vec decode_direct(const Source<S>& source, int64_t first, int64_t la
   const T* column = static_cast<const T*>(source.data) + first * source.class_stride;
   typename S::vec max = S::all(-__builtin_inff());
   for (int64_t i = first; i < last; ++i, column += source.class_stride, out += S::lanes) {
+    __builtin_prefetch(column + source.ahead);
     const auto v = decoded<S, T>(source, source.rows == S::lanes ? S::load(column) : S::load_part(column, source.rows, 0));
     S::store(out, v);
     max = S::max(max, v);
@@ -146,9 +147,11 @@ void store_turned(const Sink<S>& sink, int64_t first, int64_t last, const float*
 template <class S, class T>
 void store_direct(const Sink<S>& sink, int64_t first, int64_t last, const float* g) {
   T* column = static_cast<T*>(sink.data) + first * sink.class_stride;
-  for (int64_t i = first; i < last; ++i, column += sink.class_stride, g += S::lanes)
+  for (int64_t i = first; i < last; ++i, column += sink.class_stride, g += S::lanes) {
+    __builtin_prefetch(column + sink.ahead, 1);
     if (sink.rows == S::lanes) S::store(column, S::load(g));
     else S::store_part(column, S::load(g), sink.rows);
+  }
 }
 
 // --- the choice of functions, once for each row or group of rows
