@@ -57,26 +57,23 @@ class MappedShards:
         if not self.manifest["sequences"]:
             return np.ones(len(ids), np.int64)
         while True:
-            self._map(ids)
             try:
                 return self._reader.lengths(ids)
             except LookupError:
-                continue
+                self._map(ids)
 
     def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if that is given."""
         while True:
-            self._map(ids)
             try:
                 return self._gather(ids, out)
-            except LookupError:  # another thread needed room for its shards
-                continue
+            except LookupError:  # a shard's first use, or another thread needed room for its own
+                self._map(ids)
 
     def _gather(self, ids: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         records = int(self._reader.lengths(ids).sum()) if self.manifest["sequences"] else len(ids)
         if out is None:
-            size = records * self.record_bytes
-            out = np.frombuffer(native.Buffer(size), np.uint8, size).reshape(records, self.record_bytes)
+            out = np.ndarray((records, self.record_bytes), np.uint8, native.Buffer(records * self.record_bytes))
         elif out.dtype != np.uint8 or out.shape != (records, self.record_bytes) or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(
                 f"out: expected a writable contiguous uint8 [{records}, {self.record_bytes}]; got {out.dtype} {list(out.shape)}"
@@ -109,8 +106,7 @@ class MappedShards:
             )
 
     def _map(self, ids: np.ndarray) -> None:
-        if not len(ids) or not (missing := self._reader.missing(ids)):
-            return
+        missing = self._reader.missing(ids)
         if self._reader.mapped() + len(missing) > _MAPPED_SHARDS:
             self._reader.unmap_all()
             missing = self._reader.missing(ids)
