@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,14 @@ class MappedShards:
         finally:
             os.close(descriptor)
 
-    def check_whole(self, shard: int) -> None:
-        """Every byte of the file is as it was written."""
+    def check_whole(self, shard: int, tell: Callable[[int], None] = lambda size: None) -> None:
+        """Every byte of the file is as it was written; ``tell`` gets the size of each piece that has been read."""
         digest = xxhash.xxh3_128()
         with open(open_regular(self._file(shard)), "rb") as file:
             self._check_size(shard, os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                tell(len(chunk))
         if digest.hexdigest() != self.manifest["shards"][shard]["hash"]:
             raise CacheCorrupt(
                 f"{self._file(shard)}: the bytes are not those that were written (hash); delete the cache and build it again"

@@ -5,7 +5,7 @@ Needs NumPy only; torch is imported by `TargetCache.gather`, whose tensors are v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,26 +225,54 @@ class TargetCache:
                 f"{wrong.size} of {len(uids)} differ: re-ordered data, another augmentation or another preprocessing"
             )
 
-    def verify(self) -> None:
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> None:
         """Read everything: every file against its hash, every input hash against the fingerprint.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with bytes done and bytes in all.
 
         Raises
         ------
         CacheIncomplete, CacheCorrupt
             The first file that is not as it was written.
         """
+        shards, total, done = self._manifest["shards"], 0, 0
+
+        def tell(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+        # The fingerprint of a cache with views is of what the samples were before they were augmented.
+        hashed = self._manifest["fingerprint"].get("views") is None
+        total = sum(shard["bytes"] + hashed * shard["records"] * self.layout.bytes for shard in shards)
         self._shards.unmap()
-        for shard in range(len(self._manifest["shards"])):
-            self._shards.check_whole(shard)
-        if self._manifest["fingerprint"].get("views") is not None:
-            return  # the fingerprint is of what the samples were before they were augmented
+        for shard in range(len(shards)):
+            self._shards.check_whole(shard, tell)
+        if not hashed:
+            return
         step = max(1, (1 << 26) // self.layout.bytes)
-        uids = [np.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
-        found = {"rows": len(self), "hash": root_hash(np.concatenate([self._input_hashes(part, 0) for part in uids]))}
+        hashes = []
+        for start in range(0, len(self), step):
+            uids = np.arange(start, min(start + step, len(self)))
+            hashes.append(self._input_hashes(uids, 0))
+            tell(int(self.lengths(uids).sum()) * self.layout.bytes)
+        found = {"rows": len(self), "hash": root_hash(np.concatenate(hashes))}
         if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
-    def verify_against(self, ensemble: Ensemble, rows: Rows, *, share: float = 0.001, augment: Augmentation | None = None) -> int:
+    def verify_against(
+        self,
+        ensemble: Ensemble,
+        rows: Rows,
+        *,
+        share: float = 0.001,
+        augment: Augmentation | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
         """Ask the teachers again about a share of the samples, and compare what they say with what is stored.
 
         Parameters
@@ -257,6 +285,8 @@ class TargetCache:
             Of the samples, above 0 and up to 1; drawn evenly, the same at every call; at least one.
         augment : Augmentation, optional
             The one that the cache was made with, if it was.
+        progress : callable, optional
+            Called with samples done and samples in all, each view's counted.
 
         Returns
         -------
@@ -272,7 +302,7 @@ class TargetCache:
         """
         from ensdistill.cache.recheck import recheck
 
-        return recheck(self, ensemble, rows, share, augment)
+        return recheck(self, ensemble, rows, share, augment, progress)
 
     def _target(self, records: np.ndarray) -> Targets:
         return self._codec.target(self.layout.views(records), len(self._manifest["classes"]), self.weights, self.temperature)
