@@ -13,7 +13,9 @@ from rich.text import Text
 NARROW = 100  # columns of a terminal below which the elapsed time gives way to the description
 
 
-class _Rate(ProgressColumn):
+class Rate(ProgressColumn):
+    """Pieces a second."""
+
     def render(self, task: Task) -> Text:
         if task.fields.get("overall"):
             return Text(f"{int(task.completed)}/{int(task.total or 0)}")
@@ -46,7 +48,7 @@ class Display:
             TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=self.console.width - rest)),
             BarColumn(bar_width=12 if narrow else 24, table_column=Column(width=12 if narrow else 24)),
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True, min_width=5)),
-            _Rate(table_column=Column(no_wrap=True, min_width=8, justify="right")),
+            Rate(table_column=Column(no_wrap=True, min_width=8, justify="right")),
             *([] if narrow else [TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))]),
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=self.console,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,35 @@ def test_a_store_with_one_wrong_bit_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gather, "STORES", (stores.Ours, Forgetful))
     with pytest.raises(gather.WrongRecords, match="numpy memmap: records 0 to 1499 are not those that were written"):
         gather.measure(tmp_path, 1500, 344, 1, 0.0, lambda line: None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mappings")
+@pytest.mark.parametrize("kind", stores.STORES, ids=lambda kind: kind.name)
+def test_a_closed_store_maps_nothing_and_opens_again(tmp_path, kind):
+    records, store = gather.table(40, 344), kind(tmp_path)
+    try:
+        store.write(records)
+        store.open(40, 344)
+    except ImportError:
+        pytest.skip("its package is missing")
+    for _ in range(2):
+        np.testing.assert_array_equal(store.gather(np.array([3, 39, 3])), records[[3, 39, 3]])
+        store.close()
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+        store.open(40, 344)
+    store.close()
+
+
+def test_a_store_that_was_served_from_memory_was_not_cold(tmp_path, monkeypatch):
+    read = iter([0, 10**6, 10**6, 10**6 + 4096])  # before and after each store's one round
+    monkeypatch.setattr(gather, "STORES", (stores.Ours, stores.Memmap))
+    monkeypatch.setattr(gather, "_disk_bytes", lambda: next(read))
+    notes = []
+    ours, memmap = gather.measure(tmp_path, 1500, 344, 1, 0.01, notes.append)
+    assert (ours["was_cold"], memmap["was_cold"]) == (True, False)
+    assert "numpy memmap, 344 bytes: its cold rounds were not: 0.0041 MB came from the disk" in notes
+    monkeypatch.setattr(gather, "_disk_bytes", lambda: 0)  # a system that does not tell
+    assert all(row["was_cold"] for row in gather.measure(tmp_path, 1500, 344, 1, 0.01, notes.append))
 
 
 def test_a_codec_whose_error_is_not_the_certified_one_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """``ensdistill cache ...``: what the commands write, and what they say."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from cache_helpers import digits, in_uid_order
 from job_helpers import run, succeed, write_job
 
 from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.cache.command import main
 
 
 def flat(text: str) -> str:
@@ -136,3 +138,34 @@ def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monke
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pyarrow is missing .*ensdistill\[parquet\]"):
         export_parquet(cache, tmp_path / "targets.parquet")
+
+
+def test_long_commands_show_a_bar_to_whoever_looks(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    url = f"file://{tmp_path}/remote"
+    size = sum(shard["bytes"] for shard in cache.manifest["shards"])
+    for words, bar in (
+        (["verify", cache.path], f"reading .* {(size + 230 * cache.layout.bytes) / 1000:.1f}/"),
+        (["push", cache.path, url], f"sending .* {size / 1000:.1f}/"),
+        (["pull", url, tmp_path / "here"], f"fetching .* {size / 1000:.1f}/"),
+    ):
+        assert main([str(word) for word in words]) == 0
+        shown = capsys.readouterr()
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.err)
+        assert re.search(bar, plain), plain
+        assert "kB" in plain
+        assert bar[:7] not in shown.out
+    monkeypatch.delenv("FORCE_COLOR")
+    assert main(["verify", str(cache.path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_of_checks_comes_to_its_end(cache):
+    size = sum(shard["bytes"] for shard in cache.manifest["shards"]) + 230 * cache.layout.bytes
+    teachers, rows = digits()
+    for check, total in ((cache.verify, size), (lambda **how: cache.verify_against(teachers, rows, share=0.5, **how), 115)):
+        calls = []
+        check(progress=lambda *call, calls=calls: calls.append(call))
+        assert calls == sorted(calls)
+        assert {call[1] for call in calls} == {total}
+        assert calls[-1] == (total, total)

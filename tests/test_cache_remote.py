@@ -59,13 +59,45 @@ def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch
     TargetCache.open(base, local=folder)
     fetched = []
     plain = remote._fetch
-    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(a[-1]["file"]) or plain(*a))
+    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(a[4]["file"]) or plain(*a))
     TargetCache.open(base, local=folder)
     assert fetched == []
     data = bytearray((folder / "shard-00003.safetensors").read_bytes())
     (folder / "shard-00003.safetensors").write_bytes(data[:-1])  # cut: only that one is fetched
     TargetCache.open(base, check="full", local=folder)
     assert contents(folder) == contents(original.path)
+
+
+def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_TELL_EVERY", 0.001)
+    total = sum(shard["bytes"] for shard in original.manifest["shards"])
+    for copy in (lambda **how: remote.upload(original.path, base, **how), lambda **how: remote.download(base, tmp_path / "here", **how)):
+        for _ in range(2):
+            calls = []
+            copy(progress=lambda *call, calls=calls: calls.append((*call, threading.current_thread())))
+            done = [call[0] for call in calls]
+            assert all(call[1:] == (total, threading.main_thread()) for call in calls)
+            assert done == sorted(done)
+            assert done[-1] == total
+            (tmp_path / "here" / "manifest.json").unlink(missing_ok=True)  # a copy that needs nothing but that
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remote.download(base, tmp_path / "none", progress=stop)
+
+
+def test_a_shard_is_told_of_while_it_is_copied(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_CHUNK", 64)
+    remote.upload(original.path, url := f"memory://{tmp_path}")
+    told = []
+    entry = original.manifest["shards"][0]
+    remote._fetch(*open_at(url), url, tmp_path / "here", entry, told.append)
+    assert told == [*range(64, entry["bytes"], 64), entry["bytes"]]
+    sent = []
+    remote._send(open_at(url)[0], original.path / entry["file"], f"{tmp_path}/again", sent.append)
+    assert sent == told
 
 
 def test_what_arrives_damaged_is_never_kept(original, base, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from cache_helpers import Teachers, contents, digits
 
 from ensdistill.augmentation import ShiftImages
-from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheLocked, CacheMismatch, TargetCache, cache_targets, publishing
+from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheLocked, CacheMismatch, TargetCache, cache_targets, publishing, streaming
 from ensdistill.cache.locks import writing
 from ensdistill.data import BatchOrder, Rows
 from ensdistill.feeding import TargetBlocks, draw_block, versions_of
@@ -240,14 +240,35 @@ def test_a_writer_whose_partner_never_comes_says_so(tmp_path, monkeypatch):
     assert len(cache_targets(teachers, rows, tmp_path, shard_rows=32)) == 230  # one writer finishes what two began
 
 
-def test_stream_gathers_ahead_and_in_order(tmp_path):
+def test_stream_gathers_ahead_and_in_order(tmp_path, monkeypatch):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path, codec="fp32", shard_rows=32)
     batches = [np.random.default_rng(i).integers(0, 230, 20 + i) for i in range(7)]
     taken = []
-    for i, target in enumerate(cache.stream(taken.append(b) or b for b in batches)):
+    monkeypatch.setattr(streaming, "_BATCHES", 3)
+    targets = cache.stream(taken.append(b) or b.copy() for b in batches)
+    for i, target in enumerate(targets):
         np.testing.assert_array_equal(target.to_logits().numpy(), cache.gather_logits(batches[i]))
-        assert len(taken) == min(i + 2, 7)  # one ahead
+        assert len(taken) == (6 if i < 3 else 7)  # a group ahead
+    assert i == 6
+    monkeypatch.setattr(streaming, "_BYTES", 21 * cache.layout.bytes)
+    taken.clear()
+    next(cache.stream(taken.append(b) or b for b in batches))
+    assert len(taken) == 3  # the first two are as large as a group may be, and so is the third
     with pytest.raises(IndexError, match="uids: expected 0 to 229; got 300"):
         list(cache.stream([np.array([300])]))
     assert list(cache.stream([])) == []
+
+
+def test_stream_of_views_and_of_one_array_that_the_caller_fills_again(images, tmp_path):
+    cache = views_cache(images, tmp_path)
+    uids = np.empty(20, np.int64)
+    views = [0, 2, 1, np.arange(20) % 3]
+
+    def batches():
+        for i, view in enumerate(views):
+            uids[:] = np.arange(20) + i
+            yield uids, view
+
+    for i, (target, view) in enumerate(zip(cache.stream(batches()), views, strict=True)):
+        np.testing.assert_array_equal(target.to_logits().numpy(), cache.gather_logits(np.arange(20) + i, view))

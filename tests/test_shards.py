@@ -103,6 +103,17 @@ def test_the_damaged_block_is_named_and_the_others_are_read(tmp_path, threads):
         assert reader.gather(np.arange(2000), np.empty((2000, 1000), np.uint8)) == (0, block * BLOCK, (block + 1) * BLOCK)
 
 
+@given(st.integers(1, 2**62), st.integers(0, 9), st.integers(-2, 2))
+@settings(max_examples=200, deadline=None)
+def test_an_id_belongs_to_the_shard_that_division_names(rows, shard, off):
+    reader = _shards.Reader(1, rows, 10, BLOCK, False, 1)
+    wanted = rows * shard + off
+    if 0 <= wanted < min(10 * rows, 2**63):
+        assert reader.missing(np.array([wanted])) == [wanted // rows]
+    with pytest.raises(ValueError, match="expected positive sizes"):
+        _shards.Reader(1, -rows, 10, BLOCK, False, 1)
+
+
 def test_sequences(tmp_path):
     lengths = np.array([3, 1, 7, 2, 5])
     shard = Shard(tmp_path, rows=5, lengths=lengths)

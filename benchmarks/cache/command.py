@@ -25,8 +25,9 @@ PEERS = ("pyarrow", "lmdb", "h5py", "zarr", "safetensors")
 DESCRIPTION = """\
 Times the target cache's reader against other stores (random batches of 1024 records; warm, and as cold as can be had without being
 root), measures what every codec costs on real networks' logits, and a student's step fed by the cache against targets in memory.
-Every store's every record is compared before it is timed. The cache compares a block with its checksum at its first use after each
-opening: always in the cold rounds, not again in the warm ones. The result is written after each part.
+Every store's every record is compared before it is timed. Cold is: opened, the system asked to drop the files, then timed. The cache
+compares a block with its checksum at its first use after each opening: always in the cold rounds, not again in the warm ones. The
+result is written after each part.
 
 Stores whose package is missing are left out: pip install 'ensdistill[bench]'. Keep the machine quiet.
 """
@@ -99,8 +100,10 @@ def _table(title: str, *columns: str) -> Table:
 def _print(result: dict[str, Any], screen: Console) -> None:
     table = _table("Random batches of 1024 records", "store", "bytes", "warm rec/s", "GB/s", "cold rec/s", "write MB/s")
     for row in result["gather"]:
-        numbers = (row["warm_records_per_s"], row["warm_gb_per_s"], row["cold_records_per_s"], row["write_mb_per_s"])
-        table.add_row(row["store"], str(row["width"]), *(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in numbers))
+        cold = row["cold_records_per_s"] if row["was_cold"] else None
+        numbers = (row["warm_records_per_s"], row["warm_gb_per_s"], cold, row["write_mb_per_s"])
+        texts = ("not cold" if x is None else f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in numbers)
+        table.add_row(row["store"], str(row["width"]), *texts)
     screen.print(table)
     if not any(row["cold_mb_from_disk"] for row in result["gather"]):
         screen.print("In the cold rounds nothing came from the disk, or the system does not tell: they may not have been cold.")

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.cache.stores import STORES, Store, remove
 
 BATCH = 1024
+COLD_BATCHES = 4  # of a round; more would find most of it in memory again
 WIDTHS = (344, 2000)
 
 
@@ -62,22 +63,27 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
     warm: list[list[float]] = [[] for _ in opened]
     cold: list[list[float]] = [[] for _ in opened]
     from_disk = [0] * len(opened)
+    cold_rounds = min(rounds, 3)
     for round_ in range(rounds):
         for i, (store, count) in enumerate(opened):
             warm[i].append(_rate(store, count, round_, seconds, most=1 << 30))
         note(f"{width} bytes, warm: round {round_ + 1} of {rounds}")
-    for round_ in range(min(rounds, 3)):
+    for round_ in range(cold_rounds):
         for i, (store, count) in enumerate(opened):
             store.close()
-            _forget(store.folder)
-            before = _disk_bytes()
             store.open(count, width)
-            cold[i].append(_rate(store, count, 1000 + round_, seconds, most=4))
+            _forget(store.folder)  # after opening, by which some have the system read all that they map
+            before = _disk_bytes()
+            cold[i].append(_rate(store, count, 1000 + round_, seconds, most=COLD_BATCHES))
             from_disk[i] += _disk_bytes() - before
-        note(f"{width} bytes, cold: round {round_ + 1} of {min(rounds, 3)}")
-    for row, (store, _), hot, fresh, disk in zip(rows, opened, warm, cold, from_disk, strict=True):
+        note(f"{width} bytes, cold: round {round_ + 1} of {cold_rounds}")
+    for row, (store, count), hot, fresh, disk in zip(rows, opened, warm, cold, from_disk, strict=True):
         store.close()
         row["cold_mb_from_disk"] = disk / 1e6
+        # Where others read from the disk, one that read less than a round's first batch holds came from memory.
+        row["was_cold"] = disk >= cold_rounds * min(BATCH, count) * width // 2 or not any(from_disk)
+        if not row["was_cold"]:
+            note(f"{row['store']}, {width} bytes: its cold rounds were not: {disk / 1e6:.3g} MB came from the disk")
         for name, rates in (("warm", hot), ("cold", fresh)):
             row[f"{name}_records_per_s"] = median(rates)
             row[f"{name}_gb_per_s"] = median(rates) * width / 1e9

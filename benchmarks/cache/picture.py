@@ -21,7 +21,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         rows = sorted((row for row in result["gather"] if row["width"] == width), key=lambda row: row["warm_records_per_s"])
         colours = [_OURS if row["store"].startswith("ensdistill") else _OTHERS for row in rows]
         panel.barh([row["store"] for row in rows], [row["warm_records_per_s"] for row in rows], color=colours)
-        panel.plot([row["cold_records_per_s"] for row in rows], range(len(rows)), "k|", markersize=12, label="cold")
+        cold = [i for i, row in enumerate(rows) if row["was_cold"]]
+        panel.plot([rows[i]["cold_records_per_s"] for i in cold], cold, "k|", markersize=12, label="cold")
         panel.set_xscale("log")
         panel.set_xlabel("records a second, random batches of 1024")
         panel.set_title(f"records of {width} bytes", fontsize=10)

@@ -36,7 +36,9 @@ class Store(ABC):
         """The records [len(batch), bytes] of these uids."""
 
     def close(self) -> None:
-        vars(self).pop("handle", None)
+        """Let go of every mapping: what is mapped the system does not drop."""
+        for name in ("handle", "file"):
+            vars(self).pop(name, None)
 
 
 class Ours(Store):
@@ -100,8 +102,8 @@ class Arrow(Store):
     def open(self, n: int, width: int) -> None:
         import pyarrow as pa
 
-        table = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow"))).read_all()
-        self.handle: Any = table["record"].combine_chunks()
+        column = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow"))).read_all()["record"]
+        self.handle: Any = column.chunk(0)  # the only one, and a view of the file: combine_chunks would copy it into memory
         self.width = width
 
     def gather(self, batch: np.ndarray) -> np.ndarray:
@@ -134,7 +136,8 @@ class Lmdb(Store):
         return out
 
     def close(self) -> None:
-        self.handle.close()
+        if "handle" in vars(self):
+            self.handle.close()
         super().close()
 
 
@@ -158,7 +161,8 @@ class Hdf5(Store):
         return self.handle[uids][place]
 
     def close(self) -> None:
-        self.file.close()
+        if "file" in vars(self):
+            self.file.close()
         super().close()
 
 

@@ -19,6 +19,8 @@ namespace {
 
 // Below this a thread costs more than it copies.
 constexpr int64_t BYTES_PER_THREAD = 1 << 18;
+// How many records ahead memory is asked for: small records need many on their way at once.
+constexpr int64_t AHEAD = 16;
 
 void require(bool sound, const char* what) {
   if (!sound) throw std::invalid_argument(what);
@@ -27,7 +29,7 @@ void require(bool sound, const char* what) {
 }  // namespace
 
 Mapping::Mapping(int fd, const Parts& parts, int64_t record_bytes, int64_t block_bytes, bool sequences, std::vector<uint32_t> checksums)
-    : parts_(parts), block_bytes_(block_bytes), checksums_(std::move(checksums)) {
+    : parts_(parts), block_(block_bytes), checksums_(std::move(checksums)) {
   require(record_bytes > 0 && block_bytes > 0, "record and block: expected at least one byte");
   require(parts.rows > 0 && parts.records >= parts.rows && (sequences || parts.records == parts.rows), "records: expected one for each row");
   // Divisions, because a product of what a file says can overflow.
@@ -68,30 +70,31 @@ std::pair<int64_t, int64_t> Mapping::sample(int64_t row) const {
 }
 
 int64_t Mapping::damaged(int64_t begin, int64_t end) {
-  for (int64_t block = begin / block_bytes_; block * block_bytes_ < end; ++block) {
+  const int64_t size = block_.by();
+  for (int64_t block = block_(begin); block * size < end; ++block) {
     if (state_[block].load(std::memory_order_relaxed) == SOUND) continue;
-    const int64_t at = block * block_bytes_;
-    if (crc32c(data() + at, std::min(block_bytes_, data_bytes_ - at)) != checksums_[block]) return block;
+    const int64_t at = block * size;
+    if (crc32c(data() + at, std::min(size, data_bytes_ - at)) != checksums_[block]) return block;
     state_[block].store(SOUND, std::memory_order_relaxed);
   }
   return -1;
 }
 
 void Mapping::want(int64_t begin, int64_t end) {
-  const int64_t first = begin / block_bytes_, last = (end - 1) / block_bytes_;
-  for (int64_t block = first; block <= last; ++block) {
+  const int64_t size = block_.by();
+  for (int64_t block = block_(begin); block * size < end; ++block) {
     // Once only: most records of a batch share their blocks with others.
     uint8_t unread = UNREAD;
     if (!state_[block].compare_exchange_strong(unread, WANTED, std::memory_order_relaxed)) continue;
     const uintptr_t page = ~static_cast<uintptr_t>(4095);
-    const uintptr_t from = reinterpret_cast<uintptr_t>(data() + block * block_bytes_) & page;
-    const int64_t bytes = std::min(block_bytes_, data_bytes_ - block * block_bytes_);
+    const uintptr_t from = reinterpret_cast<uintptr_t>(data() + block * size) & page;
+    const int64_t bytes = std::min(size, data_bytes_ - block * size);
     madvise(reinterpret_cast<void*>(from), bytes, MADV_WILLNEED);  // only a hint
   }
 }
 
 Reader::Reader(int64_t record_bytes, int64_t shard_rows, int64_t shards, int64_t block_bytes, bool sequences, int threads)
-    : record_bytes_(record_bytes), shard_rows_(shard_rows), block_bytes_(block_bytes), sequences_(sequences), threads_(threads) {
+    : record_bytes_(record_bytes), block_bytes_(block_bytes), shard_rows_(shard_rows), sequences_(sequences), threads_(threads) {
   require(record_bytes > 0 && shard_rows > 0 && shards > 0 && block_bytes > 0 && threads > 0, "Reader: expected positive sizes");
   shards_.resize(shards);
 }
@@ -116,8 +119,8 @@ std::vector<int64_t> Reader::missing(const int64_t* ids, int64_t count) const {
   std::shared_lock lock(running().lock);
   std::vector<int64_t> found;
   for (int64_t i = 0; i < count; ++i) {
-    require(ids[i] >= 0 && ids[i] / shard_rows_ < static_cast<int64_t>(shards_.size()), "ids: outside of the shards");
-    if (!shards_[ids[i] / shard_rows_]) found.push_back(ids[i] / shard_rows_);
+    require(ids[i] >= 0 && shard_rows_(ids[i]) < static_cast<int64_t>(shards_.size()), "ids: outside of the shards");
+    if (!shards_[shard_rows_(ids[i])]) found.push_back(shard_rows_(ids[i]));
   }
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());
@@ -149,7 +152,7 @@ int64_t Reader::mapped() const {
 
 std::pair<Mapping*, int64_t> Reader::at(int64_t id) const {
   require(id >= 0, "ids: outside of the shards");
-  const int64_t shard = id / shard_rows_, row = id - shard * shard_rows_;
+  const int64_t shard = shard_rows_(id), row = id - shard * shard_rows_.by();
   require(shard < static_cast<int64_t>(shards_.size()), "ids: outside of the shards");
   Mapping* mapping = shards_[shard].get();
   if (mapping == nullptr) throw std::out_of_range("ids: their shard is not mapped");
@@ -184,14 +187,15 @@ std::optional<Damage> Reader::gather(const int64_t* ids, int64_t count, uint8_t*
 
   std::atomic<int64_t> bad{count};  // the first piece, so that the error is the same on any number of threads
   const auto work = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) pieces[i].from->want(pieces[i].begin, pieces[i].begin + pieces[i].bytes);
+    bool sound = true;  // once and for all: blocks don't become unread again
+    for (int64_t i = begin; i < end; ++i) sound &= pieces[i].from->sound(pieces[i].begin, pieces[i].begin + pieces[i].bytes);
     for (int64_t i = begin; i < end; ++i) {
       const Piece& p = pieces[i];
-      if (i + 4 < end) {  // the start of a record to come; the processor's own prefetcher follows from there
-        const uint8_t* next = pieces[i + 4].from->data() + pieces[i + 4].begin;
-        for (int64_t line = 0; line < std::min<int64_t>(pieces[i + 4].bytes, 512); line += 64) __builtin_prefetch(next + line);
+      if (i + AHEAD < end) {  // the start of a record to come; the processor's own prefetcher follows from there
+        const uint8_t* next = pieces[i + AHEAD].from->data() + pieces[i + AHEAD].begin;
+        for (int64_t line = 0; line < std::min<int64_t>(pieces[i + AHEAD].bytes, 512); line += 64) __builtin_prefetch(next + line);
       }
-      if (p.from->damaged(p.begin, p.begin + p.bytes) >= 0) {
+      if (!sound && p.from->damaged(p.begin, p.begin + p.bytes) >= 0) {
         int64_t seen = bad.load();
         while (i < seen && !bad.compare_exchange_weak(seen, i)) {
         }
@@ -207,7 +211,7 @@ std::optional<Damage> Reader::gather(const int64_t* ids, int64_t count, uint8_t*
   if (bad == count) return std::nullopt;
   const Piece& p = pieces[bad];
   const int64_t block = p.from->damaged(p.begin, p.begin + p.bytes);
-  return Damage{p.id / shard_rows_, block * block_bytes_, (block + 1) * block_bytes_};
+  return Damage{shard_rows_(p.id), block * block_bytes_, (block + 1) * block_bytes_};
 }
 
 }  // namespace ensdistill::shards

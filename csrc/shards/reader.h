@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "divisor.h"
 #include "pool.h"
 
 namespace ensdistill::shards {
@@ -38,12 +39,20 @@ class Mapping {
   std::pair<int64_t, int64_t> sample(int64_t row) const;
   // The first block in [begin, end) of the data that is not as it was written, or -1.
   int64_t damaged(int64_t begin, int64_t end);
-  // Ask the system for these bytes, where they have not been read before.
-  void want(int64_t begin, int64_t end);
+  // Whether all of [begin, end) has been compared with its checksums; asks the system for what has not been read before.
+  bool sound(int64_t begin, int64_t end) {
+    int64_t block = block_(begin);
+    for (int64_t at = block * block_.by(); at < end; at += block_.by(), ++block)
+      if (state_[block].load(std::memory_order_relaxed) != SOUND) return want(begin, end), false;
+    return true;
+  }
 
  private:
+  void want(int64_t begin, int64_t end);
+
   Parts parts_;
-  int64_t block_bytes_, data_bytes_;
+  Divisor block_;
+  int64_t data_bytes_;
   const uint8_t* file_ = nullptr;
   std::vector<uint32_t> checksums_;
   enum State : uint8_t { UNREAD, WANTED, SOUND };
@@ -81,7 +90,8 @@ class Reader {
   Running& running() const;
   std::pair<Mapping*, int64_t> at(int64_t id) const;  // and the row in it
 
-  int64_t record_bytes_, shard_rows_, block_bytes_;
+  int64_t record_bytes_, block_bytes_;
+  Divisor shard_rows_;
   bool sequences_;
   int threads_;
   std::vector<std::unique_ptr<Mapping>> shards_;

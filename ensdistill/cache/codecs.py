@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -55,12 +56,21 @@ class Layout:
     bytes: int
 
     def views(self, records: np.ndarray) -> Fields:
-        """The fields of ``records`` (uint8 [N, bytes]) as views [N, *shape], nothing copied."""
-        views = {}
-        for name, (offset, dtype, shape) in self.fields.items():
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            views[name] = records[:, offset : offset + size].view(dtype).reshape(len(records), *shape)
-        return views
+        """The fields of ``records`` (contiguous uint8 [N, bytes]) as views [N, *shape], nothing copied."""
+        if not (n := len(records)):
+            return {name: np.empty((0, *shape), dtype) for name, _, dtype, shape, _ in self._places}
+        # By one call for each: this runs for every batch.
+        return {name: np.ndarray((n, *shape), dtype, records, offset, strides) for name, offset, dtype, shape, strides in self._places}
+
+    @cached_property
+    def _places(self) -> list[tuple[str, int, np.dtype[Any], tuple[int, ...], tuple[int, ...]]]:
+        """Of each field: name, offset, dtype, shape in a record, and strides among records."""
+        places = []
+        for name, (offset, text, shape) in self.fields.items():
+            dtype = np.dtype(text)
+            inner = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+            places.append((name, offset, dtype, shape, (self.bytes, *inner)))
+        return places
 
     def describe(self) -> dict[str, Any]:
         """The layout as JSON, as it stands in the manifest and in each shard's header."""

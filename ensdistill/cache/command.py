@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
+from ensdistill.display import Rate
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 CODECS = "uint8, fp16, bf16, fp32, topk-N or counts-N"
@@ -182,7 +191,8 @@ def _told(value: Any) -> str:
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
     cache = TargetCache.open(options.folder)
-    cache.verify()
+    with _progress("reading", "bytes") as progress:
+        cache.verify(progress=progress)
     console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written")
     if options.against_teachers is not None:
         from safetensors.numpy import load_file
@@ -204,7 +214,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
                 f"got {got}"
             )
         rows = Rows(**load_file(transfer))
-        count = cache.verify_against(Ensemble.load(ensemble, trusted), rows, share=options.against_teachers, augment=augment)
+        teachers = Ensemble.load(ensemble, trusted)
+        with _progress("asking the teachers") as progress:
+            count = cache.verify_against(teachers, rows, share=options.against_teachers, augment=augment, progress=progress)
         console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
     return 0
 
@@ -223,9 +235,10 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the rate and the time left, on standard error and only while somebody can look at it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples, left"), TimeRemainingColumn())
+def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left, on standard error and only while somebody can look at it; ``unit`` may be ``bytes``."""
+    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TextColumn("left"), TimeRemainingColumn())
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=None)
@@ -273,7 +286,8 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 def _export(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.export import export_parquet
 
-    rows = export_parquet(options.folder, options.file)
+    with _progress("exporting") as progress:
+        rows = export_parquet(options.folder, options.file, progress=progress)
     console.print(f"[green]✓[/] {options.file}: {rows} rows")
     return 0
 
@@ -281,7 +295,8 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 def _push(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import upload
 
-    upload(options.folder, options.url)
+    with _progress("sending", "bytes") as progress:
+        upload(options.folder, options.url, progress=progress)
     console.print(f"[green]✓[/] {options.url}")
     return 0
 
@@ -289,4 +304,6 @@ def _push(options: argparse.Namespace, console: Console) -> int:
 def _pull(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import download
 
-    return _written(console, TargetCache.open(download(options.url, options.folder)))
+    with _progress("fetching", "bytes") as progress:
+        folder = download(options.url, options.folder, progress=progress)
+    return _written(console, TargetCache.open(folder))

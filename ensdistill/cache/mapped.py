@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +58,23 @@ class MappedShards:
         if not self.manifest["sequences"]:
             return np.ones(len(ids), np.int64)
         while True:
-            self._map(ids)
             try:
                 return self._reader.lengths(ids)
             except LookupError:
-                continue
+                self._map(ids)
 
     def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if that is given."""
         while True:
-            self._map(ids)
             try:
                 return self._gather(ids, out)
-            except LookupError:  # another thread needed room for its shards
-                continue
+            except LookupError:  # a shard's first use, or another thread needed room for its own
+                self._map(ids)
 
     def _gather(self, ids: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         records = int(self._reader.lengths(ids).sum()) if self.manifest["sequences"] else len(ids)
         if out is None:
-            size = records * self.record_bytes
-            out = np.frombuffer(native.Buffer(size), np.uint8, size).reshape(records, self.record_bytes)
+            out = np.ndarray((records, self.record_bytes), np.uint8, native.Buffer(records * self.record_bytes))
         elif out.dtype != np.uint8 or out.shape != (records, self.record_bytes) or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(
                 f"out: expected a writable contiguous uint8 [{records}, {self.record_bytes}]; got {out.dtype} {list(out.shape)}"
@@ -96,21 +94,21 @@ class MappedShards:
         finally:
             os.close(descriptor)
 
-    def check_whole(self, shard: int) -> None:
-        """Every byte of the file is as it was written."""
+    def check_whole(self, shard: int, tell: Callable[[int], None] = lambda size: None) -> None:
+        """Every byte of the file is as it was written; ``tell`` gets the size of each piece that has been read."""
         digest = xxhash.xxh3_128()
         with open(open_regular(self._file(shard)), "rb") as file:
             self._check_size(shard, os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                tell(len(chunk))
         if digest.hexdigest() != self.manifest["shards"][shard]["hash"]:
             raise CacheCorrupt(
                 f"{self._file(shard)}: the bytes are not those that were written (hash); delete the cache and build it again"
             )
 
     def _map(self, ids: np.ndarray) -> None:
-        if not len(ids) or not (missing := self._reader.missing(ids)):
-            return
+        missing = self._reader.missing(ids)
         if self._reader.mapped() + len(missing) > _MAPPED_SHARDS:
             self._reader.unmap_all()
             missing = self._reader.missing(ids)

@@ -5,8 +5,7 @@ Needs NumPy only; torch is imported by `TargetCache.gather`, whose tensors are v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
 from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
+from ensdistill.cache.streaming import stream
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -181,26 +181,24 @@ class TargetCache:
         return self._shards.lengths(self._ids(uids, view))
 
     def stream(self, batches: Iterable[np.ndarray | tuple[np.ndarray, int | np.ndarray]]) -> Iterator[Targets]:
-        """The targets of each batch; while one is being used the next is gathered, on another thread.
+        """The targets of each batch; while some are being used the next are gathered, on another thread.
 
         Parameters
         ----------
         batches : iterable of uids [N], or of pairs (uids [N], view)
+            Up to 32 are taken from it before their targets are asked for: as many as fit into 8 MB, and at least two.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, CacheCorrupt
+            As `gather` does, when a batch is taken or its targets are needed.
 
         Examples
         --------
         >>> for target in cache.stream(batches):  # doctest: +SKIP
         ...     distillation_loss(student(...), target).backward()
         """
-        with ThreadPoolExecutor(1, "ensdistill-cache") as executor:
-            ahead: Future[np.ndarray] | None = None
-            for batch in batches:
-                uids, view = batch if isinstance(batch, tuple) else (batch, 0)
-                ready, ahead = ahead, executor.submit(self.gather_records, uids, view)
-                if ready is not None:
-                    yield self._target(ready.result())
-            if ahead is not None:
-                yield self._target(ahead.result())
+        return stream(self, batches)
 
     def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray, view: int | np.ndarray = 0) -> None:
         """Check that the cache's targets were made from exactly these inputs.
@@ -227,26 +225,54 @@ class TargetCache:
                 f"{wrong.size} of {len(uids)} differ: re-ordered data, another augmentation or another preprocessing"
             )
 
-    def verify(self) -> None:
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> None:
         """Read everything: every file against its hash, every input hash against the fingerprint.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with bytes done and bytes in all.
 
         Raises
         ------
         CacheIncomplete, CacheCorrupt
             The first file that is not as it was written.
         """
+        shards, total, done = self._manifest["shards"], 0, 0
+
+        def tell(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+        # The fingerprint of a cache with views is of what the samples were before they were augmented.
+        hashed = self._manifest["fingerprint"].get("views") is None
+        total = sum(shard["bytes"] + hashed * shard["records"] * self.layout.bytes for shard in shards)
         self._shards.unmap()
-        for shard in range(len(self._manifest["shards"])):
-            self._shards.check_whole(shard)
-        if self._manifest["fingerprint"].get("views") is not None:
-            return  # the fingerprint is of what the samples were before they were augmented
+        for shard in range(len(shards)):
+            self._shards.check_whole(shard, tell)
+        if not hashed:
+            return
         step = max(1, (1 << 26) // self.layout.bytes)
-        uids = [np.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
-        found = {"rows": len(self), "hash": root_hash(np.concatenate([self._input_hashes(part, 0) for part in uids]))}
+        hashes = []
+        for start in range(0, len(self), step):
+            uids = np.arange(start, min(start + step, len(self)))
+            hashes.append(self._input_hashes(uids, 0))
+            tell(int(self.lengths(uids).sum()) * self.layout.bytes)
+        found = {"rows": len(self), "hash": root_hash(np.concatenate(hashes))}
         if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
-    def verify_against(self, ensemble: Ensemble, rows: Rows, *, share: float = 0.001, augment: Augmentation | None = None) -> int:
+    def verify_against(
+        self,
+        ensemble: Ensemble,
+        rows: Rows,
+        *,
+        share: float = 0.001,
+        augment: Augmentation | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
         """Ask the teachers again about a share of the samples, and compare what they say with what is stored.
 
         Parameters
@@ -259,6 +285,8 @@ class TargetCache:
             Of the samples, above 0 and up to 1; drawn evenly, the same at every call; at least one.
         augment : Augmentation, optional
             The one that the cache was made with, if it was.
+        progress : callable, optional
+            Called with samples done and samples in all, each view's counted.
 
         Returns
         -------
@@ -274,10 +302,10 @@ class TargetCache:
         """
         from ensdistill.cache.recheck import recheck
 
-        return recheck(self, ensemble, rows, share, augment)
+        return recheck(self, ensemble, rows, share, augment, progress)
 
     def _target(self, records: np.ndarray) -> Targets:
-        return self._codec.target(self.layout.views(records), len(self.classes), self.weights, self.temperature)
+        return self._codec.target(self.layout.views(records), len(self._manifest["classes"]), self.weights, self.temperature)
 
     def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
@@ -288,7 +316,10 @@ class TargetCache:
 
     def _ids(self, uids: Any, view: Any) -> np.ndarray:
         """Where the samples stand among all shards' rows."""
-        uids, views = self._check_uids(uids), np.asarray(view)
+        uids = self._check_uids(uids)
+        if type(view) is int and view == 0:
+            return uids
+        views = np.asarray(view)
         if views.dtype.kind not in "iu":
             raise TypeError(f"view: expected an integer, or one for each uid; got {view!r}")
         if views.shape not in ((), uids.shape):
@@ -306,9 +337,10 @@ class TargetCache:
             raise TypeError(f"uids: expected integers; got {array.dtype}")
         if array.ndim != 1:
             raise ValueError(f"uids: expected one dimension [N]; got {list(array.shape)}")
-        if array.min() < 0 or array.max() >= len(self):
+        uids = array.astype(np.int64)  # a copy: whoever asks may fill it anew
+        if uids.view(np.uint64).max() >= len(self):  # a negative one is a large one
             raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
-        return array.astype(np.int64)
+        return uids
 
 
 def require_members(cache: TargetCache, what: str) -> None:

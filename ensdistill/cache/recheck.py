@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,14 @@ _BATCH = 1024
 _NOISE = 1e-4
 
 
-def recheck(cache: TargetCache, ensemble: Ensemble, rows: Rows, share: float, augment: Augmentation | None) -> int:
+def recheck(
+    cache: TargetCache,
+    ensemble: Ensemble,
+    rows: Rows,
+    share: float,
+    augment: Augmentation | None,
+    progress: Callable[[int, int], None] | None,
+) -> int:
     """See `TargetCache.verify_against`."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(f"share: expected a number above 0, up to 1; got {share!r}")
@@ -50,6 +58,8 @@ def recheck(cache: TargetCache, ensemble: Ensemble, rows: Rows, share: float, au
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
             _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
+            if progress is not None:
+                progress(view * len(chosen) + start + len(uids), cache.views * len(chosen))
     return len(chosen)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,18 +25,28 @@ from ensdistill.files import atomic_path
 
 _CHUNK = 1 << 22
 _AT_ONCE, _TRIES, _PAUSE, _LONGEST_WAIT = 8, 4, 0.5, 3600.0
+_TELL_EVERY = 0.1  # seconds
 # A manifest says how large everything else is, so nothing says how large it may be but this.
 _LARGEST_MANIFEST = 1 << 30
 
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory"}
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]
+Tell = Callable[[int], None]
 
 
-def upload(folder: Path | str, url: str) -> None:
+def upload(folder: Path | str, url: str, *, progress: Progress | None = None) -> None:
     """Copy a finished cache to a URL; shards that are there already, with the same bytes, are not sent again.
 
     The manifest goes last, so that a reader never finds one whose shards are missing.
+
+    Parameters
+    ----------
+    folder : path
+    url : str
+    progress : callable, optional
+        Called now and then with the shards' bytes that are there and all of them, on the caller's thread.
 
     Raises
     ------
@@ -49,18 +60,18 @@ def upload(folder: Path | str, url: str) -> None:
     system, base = _system(url)
     system.makedirs(base, exist_ok=True)
 
-    def send(entry: dict[str, Any]) -> None:
+    def send(entry: dict[str, Any], tell: Tell) -> None:
         name = entry["file"]
         if _hash_of_file(folder / name) != entry["hash"]:
             raise CacheCorrupt(f"{folder / name}: the bytes are not those that were written (hash); it was not sent")
         if not _has(system, f"{base}/{name}", entry):
-            _retried(url, lambda: _send(system, folder / name, f"{base}/{name}"))
+            _retried(url, lambda: _send(system, folder / name, f"{base}/{name}", tell))
 
-    _each(send, manifest["shards"])
-    _retried(url, lambda: _send(system, folder / MANIFEST, f"{base}/{MANIFEST}"))
+    _each(send, manifest["shards"], progress)
+    _retried(url, lambda: _send(system, folder / MANIFEST, f"{base}/{MANIFEST}", lambda size: None))
 
 
-def download(url: str, folder: Path | str | None = None) -> Path:
+def download(url: str, folder: Path | str | None = None, *, progress: Progress | None = None) -> Path:
     """Copy a cache from a URL; shards that are here already, with the bytes that the manifest names, are not fetched again.
 
     Parameters
@@ -68,6 +79,8 @@ def download(url: str, folder: Path | str | None = None) -> Path:
     url : str
     folder : path, optional
         By default one of the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), by the hash of the URL.
+    progress : callable, optional
+        Called now and then with the shards' bytes that are here and all of them, on the caller's thread.
 
     Returns
     -------
@@ -100,7 +113,7 @@ def download(url: str, folder: Path | str | None = None) -> Path:
         with atomic_path(folder / "fetched" / MANIFEST) as part:
             part.write_bytes(text)
         manifest = read_manifest(folder / "fetched")
-        _each(lambda entry: _fetch(system, base, url, folder, entry), manifest["shards"])
+        _each(lambda entry, tell: _fetch(system, base, url, folder, entry, tell), manifest["shards"], progress)
         # Last, as when a cache is written: a folder with a manifest is whole.
         os.replace(folder / "fetched" / MANIFEST, folder / MANIFEST)
         (folder / "fetched").rmdir()
@@ -117,13 +130,23 @@ def _system(url: str) -> tuple[Any, str]:
     return system, base.rstrip("/")
 
 
-def _each(work: Callable[[dict[str, Any]], None], entries: list[dict[str, Any]]) -> None:
-    """Several at once; the first error ends it."""
+def _each(work: Callable[[dict[str, Any], Tell], None], entries: list[dict[str, Any]], progress: Progress | None) -> None:
+    """Several at once; the first error ends it. ``work`` tells how many bytes of its entry it has come to."""
+    come_to, total = [0] * len(entries), sum(entry["bytes"] for entry in entries)
+
+    def run(i: int) -> None:
+        work(entries[i], partial(come_to.__setitem__, i))
+        come_to[i] = entries[i]["bytes"]  # which may have been there already
+
     with ThreadPoolExecutor(_AT_ONCE, "ensdistill-remote") as executor:
-        futures = [executor.submit(work, entry) for entry in entries]
+        waiting = {executor.submit(run, i) for i in range(len(entries))}
         try:
-            for future in futures:
-                future.result()
+            while waiting:
+                done, waiting = wait(waiting, None if progress is None else _TELL_EVERY, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if progress is not None:
+                    progress(sum(come_to), total)
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
@@ -142,7 +165,7 @@ def _retried(url: str, work: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def _send(system: Any, file: Path, target: str) -> None:
+def _send(system: Any, file: Path, target: str, tell: Tell) -> None:
     # Object stores show an object when it is complete. Others get a temporary name and a rename.
     protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
     atomic = bool(protocols & _OBJECT_STORES)
@@ -150,6 +173,7 @@ def _send(system: Any, file: Path, target: str) -> None:
     with open(open_regular(file), "rb") as source, system.open(place, "wb") as sink:
         while chunk := source.read(_CHUNK):
             sink.write(chunk)
+            tell(source.tell())
     if not atomic:
         system.mv(place, target)
 
@@ -206,7 +230,7 @@ def _manifest_text(system: Any, source: str, url: str) -> bytes:
         raise CacheIncomplete(f"{url}: no {MANIFEST}: no cache has been written there, or not all of it") from None
 
 
-def _fetch(system: Any, base: str, url: str, folder: Path, entry: dict[str, Any]) -> None:
+def _fetch(system: Any, base: str, url: str, folder: Path, entry: dict[str, Any], tell: Tell) -> None:
     target = folder / entry["file"]
     if target.is_file() and target.stat().st_size == entry["bytes"] and _hash_of_file(target) == entry["hash"]:
         return
@@ -220,6 +244,7 @@ def _fetch(system: Any, base: str, url: str, folder: Path, entry: dict[str, Any]
                     size += len(chunk)
                     digest.update(chunk)
                     sink.write(chunk)
+                    tell(size)
             if size != entry["bytes"] or digest.hexdigest() != entry["hash"]:
                 raise CacheCorrupt(f"{url}: {entry['file']}: the bytes are not those that the manifest names")
 

@@ -1,0 +1,56 @@
+"""Targets batch by batch, gathered some batches ahead on another thread.
+
+A training step leaves nothing of the reader in the processor's caches: whatever runs once for each step runs cold, several times slower
+than in a loop, and so does waking a thread. Hence batches are gathered in groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ensdistill.cache.reader import TargetCache
+    from ensdistill.targets import Targets
+
+Batch = np.ndarray | tuple[np.ndarray, int | np.ndarray]
+
+# Of one group. Two lie in memory at a time, and in the processor's last cache.
+_BATCHES, _BYTES = 16, 4 << 20
+
+
+def stream(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[Targets]:
+    """What `TargetCache.stream` does."""
+    with ThreadPoolExecutor(1, "ensdistill-cache") as executor:
+        ahead: Future[list[Targets]] | None = None
+        for group in _groups(cache, batches):
+            ready, ahead = ahead, executor.submit(_gather, cache, group)
+            if ready is not None:
+                yield from ready.result()
+        if ahead is not None:
+            yield from ahead.result()
+
+
+def _groups(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[list[np.ndarray]]:
+    """The batches' ids. Sequences are grouped by one: how long they are stands in shards that only the other thread should wait for."""
+    group: list[np.ndarray] = []
+    size = 0
+    for batch in batches:
+        uids, view = batch if isinstance(batch, tuple) else (batch, 0)
+        group.append(cache._ids(uids, view))
+        size += len(group[-1]) * cache.layout.bytes
+        if len(group) == _BATCHES or size >= _BYTES or cache.manifest["sequences"]:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _gather(cache: TargetCache, group: list[np.ndarray]) -> list[Targets]:
+    if len(group) == 1:
+        return [cache._target(cache._shards.gather(group[0]))]
+    records = cache._shards.gather(np.concatenate(group))
+    return [cache._target(part) for part in np.split(records, np.cumsum([len(ids) for ids in group])[:-1])]
