@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ensdistill.augmentation import ShiftImages
+from ensdistill.channels_last import as_channels_last
 from ensdistill.data import Digits
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
 from ensdistill.training import stack, train_stack, ways
-from ensdistill.training.traits import as_channels_last, traits
+from ensdistill.training.traits import traits
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
 LONG = Optimization(steps=10**6, batch_size=8)  # nobody waits for its end

@@ -14,13 +14,14 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from ensdistill.augmentation import Augmentation
+from ensdistill.channels_last import as_channels_last
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import BatchOrder, derive_seed, random_generator
 from ensdistill.fingerprint import digest, source_digest
 from ensdistill.optimization import Optimization
 from ensdistill.training.dropout import OwnDropout, keys
 from ensdistill.training.status import Status, Watch
-from ensdistill.training.traits import as_channels_last, traits
+from ensdistill.training.traits import traits
 
 # Batches and draws are made, losses are checked and watchers told once per block; checkpoints lie between blocks.
 BLOCK = 32
