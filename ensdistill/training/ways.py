@@ -22,7 +22,7 @@ from ensdistill.training.side_by_side import hindrance, single_threaded
 #   CNN (16, 32) + 64, batch 32      1 model 3.2/4.0    4 models 9.4/10.9    24 models 63.1/46.9
 STACK_FROM = 4
 MEASURE_FROM = 200  # steps; timing all ways takes as long as about ten
-_PROBES, _PROBE = 3, 2  # timings of as many steps, after one to warm up
+_PROBES, _PROBE = 2, 2  # timings of as many steps, after one to warm up
 _HOPELESS = 1.5  # times the best so far: not timed again
 
 Way = Literal["auto", "measured", "stacked", "one_by_one", "side_by_side"]
