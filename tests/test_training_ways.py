@@ -46,13 +46,7 @@ def two_threads():
 
 def train(digits, factory, seeds, **options):
     options.setdefault("optimization", QUICK)
-    threads = torch.get_num_threads()
-    if options["way"] in ("one_by_one", "stacked"):  # operations on two threads wait for each other wherever a core has other work
-        torch.set_num_threads(1)
-    models = train_stack(factory, digits.inputs, digits.labels, classes=10, seeds=seeds, **options)
-    if options["way"] in ("one_by_one", "stacked"):
-        torch.set_num_threads(threads)
-    return models
+    return train_stack(factory, digits.inputs, digits.labels, classes=10, seeds=seeds, **options)
 
 
 def states(models):
@@ -173,6 +167,7 @@ class Noisy(MLP):
 
 
 def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
+    torch.set_num_threads(1)
     expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
     with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from torch's global generator"):
         found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
@@ -185,6 +180,7 @@ def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
         train(digits, lambda: nn.Sequential(torch.compile(MLP(), backend="eager")), [1, 2], way="side_by_side", optimization=once)
     with pytest.raises(ValueError, match="way: side_by_side trains on the CPU's threads; got device 'meta'"):
         train(digits, MLP, [1, 2], way="side_by_side", device="meta")
+    torch.set_num_threads(2)
 
 
 class Layout(nn.Module):
@@ -202,13 +198,17 @@ class Layout(nn.Module):
 
 @pytest.mark.parametrize("way", ["one_by_one", "side_by_side"])
 def test_images_are_laid_out_with_channels_innermost_and_models_are_not(digits, way):
+    if way == "one_by_one":  # operations on two threads wait for each other wherever a core has other work
+        torch.set_num_threads(1)
     models = train(digits, Layout, [1, 2], way=way, augment=ShiftImages())
     assert all(model.seen == {True} for model in models)
     assert all(p.is_contiguous() for model in models for p in model.parameters())
-    stacked = train(digits, Layout, [1, 2], way="stacked", augment=ShiftImages())
-    assert max(difference(a, b) for a, b in zip(states(models), states(stacked), strict=True)) < 1e-4
     viewed = train(digits, functools.partial(Layout, flat="view"), [1, 2], way=way)
     assert all(False in model.seen for model in viewed)
+    torch.set_num_threads(1)
+    stacked = train(digits, Layout, [1, 2], way="stacked", augment=ShiftImages())
+    assert max(difference(a, b) for a, b in zip(states(models), states(stacked), strict=True)) < 1e-4
+    torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -236,6 +236,8 @@ def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_trainin
         return left.pop(0)
 
     monkeypatch.setattr(ways, "step_seconds", measured)
+    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    torch.set_num_threads(1)  # as above
 
     def interrupt(done, total):
         raise InterruptedError
@@ -249,6 +251,7 @@ def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_trainin
     assert all(difference(a, b) == 0 for a, b in zip(resumed, expected, strict=True))
     left += seconds
     found = states(train(digits, MLP, [1, 2, 3, 4], **kwargs))
+    torch.set_num_threads(2)
     assert left == []
     assert all(difference(a, b) == 0 for a, b in zip(found, expected, strict=True))
 
@@ -270,7 +273,7 @@ class Slow(nn.Linear):
     def forward(self, x):
         import time
 
-        time.sleep(0.01 if not torch._C._functorch.is_functorch_wrapped_tensor(x) else 0.0)
+        time.sleep(0.03 if not torch._C._functorch.is_functorch_wrapped_tensor(x) else 0.0)
         return super().forward(x.flatten(1))
 
 
@@ -280,13 +283,15 @@ class Sleeping(nn.Linear):
     def forward(self, x):
         import time
 
-        time.sleep(0.01 if x.sum().item() < 1e9 else 0.0)
+        time.sleep(0.03 if x.sum().item() < 1e9 else 0.0)
         return super().forward(x.flatten(1))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(Slow, "stacked"), (Sleeping, "side_by_side")])
 @pytest.mark.filterwarnings("ignore:Sleeping can't be trained as a stack")
-def test_what_is_slow_one_by_one_is_done_at_once(digits, kind, expected):
+def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expected):
+    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    torch.set_num_threads(1)
     data = [torch.from_numpy(v) for v in (digits.inputs, digits.labels)]
     models = [kind(64, 10) for _ in range(6)]
 
@@ -294,4 +299,6 @@ def test_what_is_slow_one_by_one_is_done_at_once(digits, kind, expected):
         count = len(group)
         return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
 
-    assert ways.fastest(models, digits.inputs, job) == expected
+    found = ways.fastest(models, digits.inputs, job)
+    torch.set_num_threads(2)
+    assert found == expected
