@@ -74,7 +74,7 @@ class TorchMembers:
     name : str
     optimization : Optimization
     augment : Augmentation, optional
-    way : {"auto", "stacked", "one_by_one"}
+    way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
         See :func:`ensdistill.training.train_stack`.
     device : str
     checkpoint_every : int

@@ -388,3 +388,24 @@ def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
         member.predict_logits(np.zeros((1, 2)))
     with pytest.raises(TypeError, match=r"odd: expected a module that answers with a tensor, or with \.logits; got builtins\.tuple"):
         TorchMember(nn.LSTM(3, 2), name="odd").predict_logits(np.zeros((1, 2, 3), np.float32))
+
+
+class _Convolution(nn.Module):
+    def __init__(self, viewed):
+        super().__init__()
+        self.first, self.last, self.viewed, self.strides = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), viewed, []
+
+    def forward(self, x):
+        x = self.first(x)
+        self.strides.append(x.stride(1))
+        return self.last(x.view(len(x), -1) if self.viewed else x.flatten(1))
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_convolutions_predict_with_channels_innermost_where_they_can(viewed):
+    module = _Convolution(viewed)
+    x = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32)
+    found = TorchMember(module).predict_logits(x)
+    assert module.strides == ([1, 16] if viewed else [1])
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)

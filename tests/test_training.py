@@ -1,4 +1,4 @@
-"""Training of several models: alone, one by one, stacked, killed and resumed."""
+"""Training of several models: alone, one by one, side by side, stacked, killed and resumed."""
 
 import functools
 
@@ -14,7 +14,7 @@ from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import Digits
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
-from ensdistill.training import BLOCK, stack, train_stack, train_trajectory
+from ensdistill.training import BLOCK, train_stack, train_trajectory
 from ensdistill.training.dropout import OwnDropout, keys
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
@@ -42,7 +42,7 @@ SMALL = functools.partial(CNN, channels=[4, 8])
 SEEDS = [11, 12, 13, 14, 15]
 
 
-@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 def test_models_learn(digits, way):
     models = train(digits, MLP, SEEDS[:4], way=way, optimization=Optimization(steps=200, learning_rate=1e-2))
     test = torch.from_numpy(digits.test.inputs)
@@ -119,7 +119,7 @@ class Branching(nn.Module):
 
 
 def test_what_cannot_be_stacked_is_trained_one_by_one_with_a_reason(digits):
-    with pytest.warns(UserWarning, match=r"Branching can't be trained as a stack and is trained one by one: .*item"):
+    with pytest.warns(UserWarning, match=r"Branching can't be trained as a stack: .*item"):
         models = train(digits, Branching, SEEDS[:4])
     assert len(models) == 4
 
@@ -128,7 +128,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 def test_an_interrupted_training_ends_with_the_same_bits(digits, tmp_path, way):
     factory = functools.partial(CNN, channels=[4], dropout=0.3)
     options = {"augment": ShiftImages(), "way": way, "optimization": Optimization(steps=150, batch_size=16)}
@@ -199,7 +199,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
         load_checkpoint(tmp_path / "c", fingerprint="f", tensors=module.state_dict())
 
 
-@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 def test_a_loss_that_is_not_finite_names_model_and_step(digits, way):
     inputs = digits.labelled.inputs.copy()
     inputs[7] = np.nan
@@ -395,63 +395,15 @@ def test_dropout_keeps_what_it_should(drop, shape):
     assert float(first.max()) == pytest.approx(1 / 0.7)
 
 
-def test_the_way_is_measured_on_long_trainings_and_kept_by_a_resumed_one(digits, tmp_path, monkeypatch):
-    long = Optimization(steps=220, batch_size=16)
-    asked = []
-
-    def pretend(answer):
-        def measured(together, single):
-            asked.append((len(together.models), len(single.models)))
-            return answer
-
-        monkeypatch.setattr(stack, "stack_is_faster", measured)
-
-    def interrupt(done, total):
-        raise Stop
-
-    pretend(False)
-    kwargs = {"optimization": long, "way": "measured"}
-    with pytest.raises(Stop):
-        train(digits, MLP, SEEDS[:3], checkpoint=tmp_path, progress=interrupt, **kwargs)
-    assert asked == [(3, 1)]
-    pretend(True)
-    resumed = train(digits, MLP, SEEDS[:3], checkpoint=tmp_path, **kwargs)
-    assert asked == [(3, 1)]
-    alone = train(digits, MLP, SEEDS[:3], optimization=long, way="one_by_one")
-    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(resumed, alone, strict=True))
-    stacked = train(digits, MLP, SEEDS[:3], optimization=long, way="stacked")
-    chosen = train(digits, MLP, SEEDS[:3], **kwargs)
-    assert asked[1:] == [(3, 1)]
-    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(chosen, stacked, strict=True))
-
-
-class Slow(nn.Linear):
-    """Takes its time where it is not vmapped."""
-
-    def forward(self, x):
-        import time
-
-        time.sleep(0.01 if not torch._C._functorch.is_functorch_wrapped_tensor(x) else 0.0)
-        return super().forward(x.flatten(1))
-
-
-def test_what_is_slow_one_by_one_is_stacked(digits):
-    data = [torch.from_numpy(v) for v in (digits.labelled.inputs, digits.labelled.labels)]
-
-    def job(count):
-        names, rows = ["m"] * count, [np.arange(200)] * count
-        return stack.Job([Slow(64, 10) for _ in range(count)], names, list(range(count)), rows, *data, 10, QUICK, None, [])
-
-    assert stack.stack_is_faster(job(3), job(1))
-
-
-@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 def test_who_watches_is_told_losses_and_accuracies(digits, way):
     seen = []
     train(digits, MLP, [1, 2], way=way, watch=seen.append, names=["a", "b"], optimization=Optimization(steps=96, learning_rate=1e-2))
-    assert [s.step for s in seen] == ([32, 64, 96] if way == "stacked" else [32, 64, 96] * 2)
+    if way != "side_by_side":
+        assert [s.step for s in seen] == ([32, 64, 96] if way == "stacked" else [32, 64, 96] * 2)
     assert {n for s in seen for n in s.names} == {"a", "b"}
     own = [s for s in seen if "a" in s.names]
+    assert [s.step for s in own] == [32, 64, 96]
     losses, accuracies = [s.losses[0] for s in own], [s.accuracies[0] for s in own]
     assert losses == sorted(losses, reverse=True)
     assert accuracies == sorted(accuracies)

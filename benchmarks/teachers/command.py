@@ -18,8 +18,8 @@ from ensdistill.bench import machine
 from ensdistill.files import write_json
 
 DESCRIPTION = """\
-training     K members by this package (its own choice; stacked; one by one), by a plain loop (eager, torch.compile), by Ensemble-Pytorch:
-             same optimiser, batch size and epochs, in rotation; the ensembles' test accuracies have to agree
+training     K members by this package (its own choice; stacked; one by one; side by side), by a plain loop (eager, torch.compile), by
+             Ensemble-Pytorch: same optimiser, batch size and epochs, in rotation; the ensembles' test accuracies have to agree
 prediction   K members' logits in one vmapped call against a loop
 memory       for each further member of a training
 quality      random forest, ExtraTrees, boosting and five MLPs: selected, weighed and calibrated mixtures against the uniform one
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         if "prediction" in options.parts:
             result.setdefault("prediction", []).extend(measure.prediction(case, 5 * rounds))
         if "memory" in options.parts and options.device == "cpu":
-            for way in ("stacked", "one_by_one"):
+            for way in ("stacked", "one_by_one", "side_by_side"):
                 entry = {"task": case.task.name, "model": case.model, "way": way, "bytes_per_member": measure.memory(case, way)}
                 result.setdefault("memory", []).append(entry)
     for name, (x, y) in tables.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,7 @@ def torchensemble(workers: int | None) -> Contender:
         model.set_optimizer("AdamW", lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         data = TensorDataset(torch.from_numpy(case.task.inputs), torch.from_numpy(case.task.labels))
         loader = DataLoader(data, batch_size=case.batch, shuffle=True, drop_last=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each member and epoch
+        with _silent():  # it prints a line for each member and epoch, in its worker processes too
             model.fit(loader, epochs=case.epochs, log_interval=10**9, save_model=False)
         model.eval()
         with torch.no_grad():
@@ -120,10 +120,25 @@ def torchensemble(workers: int | None) -> Contender:
     return train
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches the standard output, neither from this process nor from those that it starts meanwhile."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            os.dup2(nothing.fileno(), 1)
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 CONTENDERS: dict[str, Contender] = {
     "ensdistill": ours("measured"),
     "ensdistill, stacked": ours("stacked"),
     "ensdistill, one by one": ours("one_by_one"),
+    "ensdistill, side by side": ours("side_by_side"),
     "plain loop": plain(compiled=False),
     "plain loop, torch.compile": plain(compiled=True),
     "torchensemble": torchensemble(None),

@@ -156,9 +156,9 @@ class Ensemble:
         classes : sequence of str, optional
             Names by index; by default the labels' own names, or their numbers.
         combiner : {"prob", "logit", "log_prob"}
-        way : {"measured", "auto", "stacked", "one_by_one"}
-            Torch members of one factory train together or one after the other; see :func:`ensdistill.training.train_stack`. Whoever needs
-            the same bits on each run chooses another than ``measured``.
+        way : {"measured", "auto", "stacked", "one_by_one", "side_by_side"}
+            Torch members of one factory train as one stack, one after the other, or several at once on threads; see
+            :func:`ensdistill.training.train_stack`. Whoever needs the same bits on each run chooses another than ``measured``.
         device : str
         n_jobs : int, optional
             Estimators fitted at once, as in scikit-learn.
@@ -255,8 +255,9 @@ class Ensemble:
     def predict_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> Tensor:
         """The members' calibrated logits for ``inputs`` [N, ...]: float32 [K, N, C].
 
-        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where each of them is small; the
-        logits are then the same up to rounding, and a copy of the parameters is kept.
+        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
+        rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
+        are then the same up to rounding, and a copy of the parameters is kept.
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 

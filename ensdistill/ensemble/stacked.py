@@ -18,6 +18,7 @@ from ensdistill.members.module import predicting
 
 # A stack adds up in another order; float32 logits of one row differ by far less, other code by far more.
 TOLERANCE = 1e-3
+LEAST_ROWS = 128  # of a batch, below which small networks would mostly wait for Python
 
 
 class Stack:
@@ -39,7 +40,10 @@ class Stack:
         first = self.members[0]
         with predicting(first.module) as device, torch.no_grad():
             call = vmap(lambda p, b, x: _tensor(functional_call(first.module, (p, b), (x,))), in_dims=(0, 0, None), randomness="error")
-            parts = [call(self._parameters, self._buffers, _batch(x, device)).cpu() for x in batches(inputs, first.batch_size)]
+            # A stack holds all members' activations at once: 8 CNNs of 8-16 channels take 1.2 s for 1024 images of 28x28 in one batch,
+            # and 0.26 s in batches of 128 (2-core x86).
+            rows = max(min(LEAST_ROWS, first.batch_size), first.batch_size // len(self.members))
+            parts = [call(self._parameters, self._buffers, _batch(x, device)).cpu() for x in batches(inputs, rows)]
         logits = torch.cat(parts, dim=1).float().numpy()
         if not self._checked:
             # What a module's text doesn't show (a flag, a branch) would make the first one's code wrong for the others.

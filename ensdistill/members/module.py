@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ensdistill.channels_last import as_channels_last, gains_by_channels_last
 from ensdistill.describe import build_module, class_path, module_recipe
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
@@ -106,6 +107,15 @@ class TorchMember:
         return self._predict(inputs[:half], device) + self._predict(inputs[half:], device)
 
     def _logits(self, x: Tensor) -> Tensor:
+        if gains_by_channels_last(self.module, x):
+            try:
+                return self._answer(as_channels_last(x))
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise  # else it may ask for strides of its own, as Tensor.view does
+        return self._answer(x)
+
+    def _answer(self, x: Tensor) -> Tensor:
         padding = getattr(getattr(self.module, "config", None), "pad_token_id", None)
         if self._masks and padding is not None and not x.is_floating_point():
             output = self.module(x, attention_mask=(x != padding).long())

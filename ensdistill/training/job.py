@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -13,19 +14,29 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from ensdistill.augmentation import Augmentation
+from ensdistill.channels_last import as_channels_last
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import BatchOrder, derive_seed, random_generator
 from ensdistill.fingerprint import digest, source_digest
 from ensdistill.optimization import Optimization
 from ensdistill.training.dropout import OwnDropout, keys
 from ensdistill.training.status import Status, Watch
+from ensdistill.training.traits import traits
 
 # Batches and draws are made, losses are checked and watchers told once per block; checkpoints lie between blocks.
 BLOCK = 32
 
 
+class Stopped(Exception):
+    """A training was told to stop because one beside it did."""
+
+
 class Job:
-    """The training of a stack of models, or of a single plain one."""
+    """The training of a stack of models, or of a single plain one.
+
+    ``stop`` is given to one that runs beside others on threads: it ends by :class:`Stopped` soon after that is set, and leaves torch's
+    global generator, of which there is one for all of them, alone.
+    """
 
     def __init__(
         self,
@@ -41,14 +52,16 @@ class Job:
         augmented: list[int],
         captures: Sequence[int] = (),
         watch: Watch | None = None,
+        stop: Event | None = None,
     ) -> None:
         self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
         self.inputs, self.labels, self.classes = inputs, labels, classes
         self.optimization, self.augment = optimization, augment if augmented else None
         self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
-        self.single, self.watch = len(models) == 1, watch
+        self.single, self.watch, self.stop = len(models) == 1, watch, stop
         base = models[0].train()
-        self.dropout = OwnDropout() if has_dropout(base, inputs) else None
+        self.traits = traits(base, inputs, channels_last=self.single)
+        self.dropout = OwnDropout() if self.traits.drops else None
         self.parameters: dict[str, Tensor]
         self.buffers: dict[str, Tensor]
         if self.single:
@@ -72,24 +85,26 @@ class Job:
                 checkpoint, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
             )
             step = saved = resumed.step if resumed else 0
-        steps, device = self.optimization.steps, self.inputs.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            while step < steps:
-                step = self.block(step // BLOCK, min(BLOCK, steps - step))
-                if checkpoint is not None and (step - saved >= checkpoint_every or step == steps):
-                    save_checkpoint(
-                        checkpoint, step=step, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
-                    )
-                    saved = step
-                if progress is not None:
-                    progress(step)
+        steps = self.optimization.steps
+        while step < steps:
+            step = self.block(step // BLOCK, min(BLOCK, steps - step))
+            if checkpoint is not None and (step - saved >= checkpoint_every or step == steps):
+                save_checkpoint(
+                    checkpoint, step=step, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
+                )
+                saved = step
+            if progress is not None:
+                progress(step)
         if not self.single:
             self._unstack()
 
     def block(self, block: int, steps: int) -> int:
         """Train ``steps`` steps from the start of ``block``; the number of steps that are then done."""
         start, size, device = block * BLOCK, self.optimization.batch_size, self.inputs.device
-        torch.manual_seed(derive_seed("dropout", self.seeds, block))  # for what draws beside dropout
+        if self.stop is None:
+            # For what draws beside dropout. torch.manual_seed notes a traceback for devices that are not in use yet: 0.5 ms.
+            seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+            seed(derive_seed("dropout", self.seeds, block))
         key = None if self.dropout is None else torch.from_numpy(keys(self.seeds, block, BLOCK)[:steps]).to(device)
         positions = np.stack(
             [np.stack([r[order(start + i)] for i in range(steps)]) for r, order in zip(self.rows, self.orders, strict=True)], axis=1
@@ -101,6 +116,8 @@ class Job:
             draws = torch.from_numpy(np.stack([d.reshape(BLOCK, size, *d.shape[1:])[:steps] for d in drawn], axis=1)).to(device)
         losses, hits = [], []
         for i in range(steps):
+            if self.stop is not None and self.stop.is_set():
+                raise Stopped
             inputs = self.inputs[index[i].flatten()]
             if self.augment is not None:
                 inputs = self._augmented(self.augment, inputs, draws[i].flatten(0, 1))
@@ -143,7 +160,7 @@ class Job:
             if self.single:
                 if self.dropout is not None and key is not None:
                     self.dropout.begin(key[0])
-                logits = self.models[0](inputs)[None]
+                logits = self.models[0](as_channels_last(inputs) if self.traits.channels_last else inputs)[None]
             else:
                 keys = torch.zeros(count, 2, dtype=torch.int32, device=inputs.device) if key is None else key
                 logits = self.stack(self.parameters, self.buffers, inputs.unflatten(0, (count, -1)), keys)
@@ -185,15 +202,3 @@ class Job:
         model = [repr(self.models[0]), source_digest(type(self.models[0]))]
         data = [self.inputs, self.labels, self.rows]
         return digest([model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
-
-
-def has_dropout(module: nn.Module, inputs: Tensor) -> bool:
-    """Whether a forward pass in train mode drops anything, tried on two rows; what the module remembers stays as it was."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.device.type == "cuda" else []), OwnDropout() as mode:
-            module(inputs[:2] if len(inputs) > 1 else inputs[[0, 0]])
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
-    return mode.used

@@ -1,0 +1,47 @@
+"""What a training refuses before it begins."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.training.ways import CONCRETE, Way
+
+
+def check_way(way: Way, device: str | torch.device) -> None:
+    if way not in get_args(Way):
+        raise ValueError(f"way: expected auto, measured, {', '.join(CONCRETE[:-1])} or {CONCRETE[-1]}; got {way!r}")
+    if way == "side_by_side" and torch.device(device).type != "cpu":
+        raise ValueError(f"way: side_by_side trains on the CPU's threads; got device {str(device)!r}")
+
+
+def check_data(inputs: np.ndarray, labels: np.ndarray, rows: list[np.ndarray], names: list[str], count: int, classes: int) -> None:
+    if count == 0 or len(rows) != count or len(names) != count:
+        raise ValueError(f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and {len(names)}")
+    if inputs.dtype != np.float32 or inputs.ndim < 2:
+        raise ValueError(f"inputs: expected float32 [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
+    if labels.shape != (len(inputs),) or labels.dtype != np.int64:
+        raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
+    for name, index in zip(names, rows, strict=True):
+        if len(index) == 0 or index.min() < 0 or index.max() >= len(inputs):
+            raise ValueError(f"rows: {name}: expected positions in 0..{len(inputs) - 1}, at least one; got {len(index)} positions")
+        used = labels[index]
+        if used.min() < 0 or used.max() >= classes:
+            wrong = int(np.flatnonzero((used < 0) | (used >= classes))[0])
+            raise ValueError(f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}")
+
+
+def check_models(models: list[nn.Module], names: list[str]) -> None:
+    seen: dict[int, int] = {}
+    shapes = [(n, p.shape) for n, p in models[0].named_parameters()]
+    for i, model in enumerate(models):
+        if [(n, p.shape) for n, p in model.named_parameters()] != shapes:
+            raise ValueError(f"factory: expected one architecture; the parameters of {names[i]} differ from those of {names[0]}")
+        for name, parameter in model.named_parameters():
+            if seen.setdefault(id(parameter), i) != i:
+                raise ValueError(
+                    f"factory: expected a new module from every call; {names[i]} shares {name} with {names[seen[id(parameter)]]}"
+                )

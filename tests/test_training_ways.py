@@ -1,0 +1,304 @@
+"""The ways of training: several at once on threads, the layout of images, and which way is chosen."""
+
+import functools
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ensdistill.augmentation import ShiftImages
+from ensdistill.channels_last import as_channels_last
+from ensdistill.data import Digits
+from ensdistill.models import CNN, MLP
+from ensdistill.optimization import Optimization
+from ensdistill.training import stack, train_stack, ways
+from ensdistill.training.traits import traits
+
+QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
+LONG = Optimization(steps=10**6, batch_size=8)  # nobody waits for its end
+NET = functools.partial(CNN, channels=[4, 8], dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits().split(seed=0).labelled
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """However many cores there are; and every test leaves the number alone, for this thread and for those to come."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    now = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert (now, later) == (2, [2])
+    assert not [t for t in threading.enumerate() if t.name.startswith("ensdistill")]
+
+
+def train(digits, factory, seeds, **options):
+    options.setdefault("optimization", QUICK)
+    return train_stack(factory, digits.inputs, digits.labels, classes=10, seeds=seeds, **options)
+
+
+def states(models):
+    return [model.state_dict() for model in models]
+
+
+def difference(a, b):
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def test_a_model_has_the_same_bits_whoever_is_beside_it_and_however_many_threads_there_are(digits):
+    rows = [np.arange(i, 200) for i in range(5)]
+    options = {"augment": ShiftImages(), "way": "side_by_side"}
+    among = states(train(digits, NET, list(range(5)), rows=rows, **options))
+    (alone,) = states(train(digits, NET, [3], rows=[rows[3]], **options))
+    assert difference(alone, among[3]) == 0
+    torch.set_num_threads(1)
+    in_turn = states(train(digits, NET, list(range(5)), rows=rows, **options))
+    single = states(train(digits, NET, list(range(5)), rows=rows, augment=ShiftImages(), way="one_by_one"))
+    torch.set_num_threads(2)
+    assert all(difference(a, b) == 0 for a, b in zip(among, in_turn, strict=True))
+    # The tolerance of test_training's stacks.
+    assert max(difference(a, b) for a, b in zip(among, single, strict=True)) < 1e-4
+    assert difference(among[2], single[3]) > 1e-2
+
+
+class Counting(nn.Linear):
+    """Knows on which threads it runs, and does something at a step of the model that is made as number ``at``."""
+
+    made, seen, at, what = 0, [], -1, None
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.number, self.steps = Counting.made, 0
+        Counting.made += 1
+        self.threads = set()
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.threads.add(threading.get_ident())
+            self.steps += 1
+            if self.number == Counting.at and self.steps == 40:
+                Counting.what()
+        return super().forward(x.flatten(1))
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    models = []
+
+    def make(at=-1, what=None):
+        monkeypatch.setattr(Counting, "made", 0)
+        monkeypatch.setattr(Counting, "at", at)
+        monkeypatch.setattr(Counting, "what", staticmethod(what) if what else None)
+
+        def factory():
+            models.append(Counting())
+            assert threading.current_thread() is threading.main_thread()
+            return models[-1]
+
+        return factory
+
+    make.models = models
+    return make
+
+
+def test_models_run_on_threads_and_callbacks_on_the_callers(digits, counting):
+    seen, told, threads = [], [], set()
+
+    def watch(status):
+        threads.add(threading.get_ident())
+        seen.append(status)
+
+    def progress(done, total):
+        threads.add(threading.get_ident())
+        told.append((done, total))
+
+    train(digits, counting(), [1, 2, 3, 4], way="side_by_side", watch=watch, progress=progress, names=list("abcd"))
+    assert threads == {threading.get_ident()}
+    own = [model.threads for model in counting.models]
+    assert all(len(t) == 1 and t != threads for t in own)
+    assert len(set.union(*own)) == 2
+    assert told == sorted(told)
+    assert told[-1] == (320, 320)
+    for name in "abcd":
+        assert [s.step for s in seen if s.names == (name,)] == [32, 64, 80]
+
+
+def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
+    def broken():
+        raise ArithmeticError("it broke")
+
+    with pytest.raises(ArithmeticError, match="it broke") as caught:
+        train(digits, counting(1, broken), [1, 2, 3, 4, 5], way="side_by_side", names=list("abcde"), optimization=LONG)
+    assert caught.value.__notes__ == ["in the training of b"]
+    assert counting.models[4].steps == 0
+
+
+def test_a_callback_that_raises_ends_all(digits, counting):
+    def stop(status):
+        if status.step >= 64:
+            raise ArithmeticError("enough")
+
+    with pytest.raises(ArithmeticError, match="enough"):
+        train(digits, counting(), [1, 2, 3, 4], way="side_by_side", watch=stop, optimization=LONG)
+
+
+def test_ctrl_c_ends_all(digits, counting):
+    interrupt = functools.partial(os.kill, os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(digits, counting(0, interrupt), [1, 2, 3, 4], way="side_by_side", optimization=LONG)
+    assert counting.models[0].steps >= 40
+
+
+class Noisy(MLP):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
+    torch.set_num_threads(1)
+    expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
+    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from torch's global generator"):
+        found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
+    assert difference(found[0], expected[0]) == difference(found[1], expected[1]) == 0
+    activation = nn.ReLU()
+    with pytest.warns(UserWarning, match="Sequential can't be trained side by side: its models share a ReLU"):
+        train(digits, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), activation), [1, 2], way="side_by_side")
+    once = Optimization(steps=1)
+    with pytest.warns(UserWarning, match="it is compiled"):
+        train(digits, lambda: nn.Sequential(torch.compile(MLP(), backend="eager")), [1, 2], way="side_by_side", optimization=once)
+    with pytest.raises(ValueError, match="way: side_by_side trains on the CPU's threads; got device 'meta'"):
+        train(digits, MLP, [1, 2], way="side_by_side", device="meta")
+    torch.set_num_threads(2)
+
+
+class Layout(nn.Module):
+    """Remembers how the first convolution's output lies in memory."""
+
+    def __init__(self, channels=1, flat="flatten"):
+        super().__init__()
+        self.first, self.last, self.flat, self.seen = nn.Conv2d(channels, 4, 3), nn.Linear(144, 10), flat, set()
+
+    def forward(self, x):
+        x = self.first(x)
+        self.seen.add(x.stride(1) == 1)
+        return self.last(x.flatten(1) if self.flat == "flatten" else x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("way", ["one_by_one", "side_by_side"])
+def test_images_are_laid_out_with_channels_innermost_and_models_are_not(digits, way):
+    if way == "one_by_one":  # operations on two threads wait for each other wherever a core has other work
+        torch.set_num_threads(1)
+    models = train(digits, Layout, [1, 2], way=way, augment=ShiftImages())
+    assert all(model.seen == {True} for model in models)
+    assert all(p.is_contiguous() for model in models for p in model.parameters())
+    viewed = train(digits, functools.partial(Layout, flat="view"), [1, 2], way=way)
+    assert all(False in model.seen for model in viewed)
+    torch.set_num_threads(1)
+    stacked = train(digits, Layout, [1, 2], way="stacked", augment=ShiftImages())
+    assert max(difference(a, b) for a, b in zip(states(models), states(stacked), strict=True)) < 1e-4
+    torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_is_the_same_values_in_another_order(channels):
+    x = torch.randn(4, channels, 5, 6)
+    last = as_channels_last(x)
+    assert torch.equal(last, x)
+    assert last.stride() == (channels * 30, 1, 6 * channels, channels)
+    assert nn.Conv2d(channels, 2, 3)(last).is_contiguous(memory_format=torch.channels_last)
+    assert traits(nn.Conv2d(channels, 2, 3), x).channels_last
+    for slower in (nn.Sequential(nn.Conv2d(channels, 4, 3), nn.GroupNorm(2, 4)), nn.Conv2d(channels, 2 * channels, 3, groups=channels)):
+        assert traits(slower, x).channels_last == (channels == 1 and isinstance(slower, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [([1.0, 3.0, 4.1], "one_by_one"), ([1.0, 1.4, 4.1], "side_by_side"), ([1.0, 1.4, 2.7], "stacked")],
+)
+def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_training(digits, tmp_path, monkeypatch, seconds, chosen):
+    # Of one model one by one, of two at once (four take two rounds), of all four in a stack.
+    left, long = list(seconds), Optimization(steps=220, batch_size=16)
+
+    def measured(block, hopeless=None):
+        block(1)
+        return left.pop(0)
+
+    monkeypatch.setattr(ways, "step_seconds", measured)
+    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    torch.set_num_threads(1)  # as above
+
+    def interrupt(done, total):
+        raise InterruptedError
+
+    kwargs = {"optimization": long, "way": "measured"}
+    with pytest.raises(InterruptedError):
+        train(digits, MLP, [1, 2, 3, 4], checkpoint=tmp_path, progress=interrupt, **kwargs)
+    assert left == []
+    resumed = states(train(digits, MLP, [1, 2, 3, 4], checkpoint=tmp_path, **kwargs))
+    expected = states(train(digits, MLP, [1, 2, 3, 4], optimization=long, way=chosen))
+    assert all(difference(a, b) == 0 for a, b in zip(resumed, expected, strict=True))
+    left += seconds
+    found = states(train(digits, MLP, [1, 2, 3, 4], **kwargs))
+    torch.set_num_threads(2)
+    assert left == []
+    assert all(difference(a, b) == 0 for a, b in zip(found, expected, strict=True))
+
+
+def test_a_way_that_fails_when_it_is_measured_is_not_chosen(digits):
+    class Local(MLP):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                raise KeyError("not on this thread")
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="Local can't be trained side by side: 'not on this thread'"):
+        train(digits, Local, [1, 2], way="measured", optimization=Optimization(steps=200, batch_size=8))
+
+
+class Slow(nn.Linear):
+    """Takes its time where it is not vmapped."""
+
+    def forward(self, x):
+        import time
+
+        time.sleep(0.03 if not torch._C._functorch.is_functorch_wrapped_tensor(x) else 0.0)
+        return super().forward(x.flatten(1))
+
+
+class Sleeping(nn.Linear):
+    """Takes its time, and can't be stacked."""
+
+    def forward(self, x):
+        import time
+
+        time.sleep(0.03 if x.sum().item() < 1e9 else 0.0)
+        return super().forward(x.flatten(1))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Slow, "stacked"), (Sleeping, "side_by_side")])
+@pytest.mark.filterwarnings("ignore:Sleeping can't be trained as a stack")
+def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expected):
+    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    torch.set_num_threads(1)
+    data = [torch.from_numpy(v) for v in (digits.inputs, digits.labels)]
+    models = [kind(64, 10) for _ in range(6)]
+
+    def job(group):
+        count = len(group)
+        return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
+
+    found = ways.fastest(models, digits.inputs, job)
+    torch.set_num_threads(2)
+    assert found == expected
