@@ -47,11 +47,9 @@ ALWAYS_INLINE void Row<S>::write(int64_t block, int64_t first, int64_t n, const 
     if (!extra) {
       for (int64_t i = 0; i < count; ++i) S::store(g + i * S::lanes, at(from + i));
     } else {
-      for (int64_t i = 0; i < count; ++i)
-        S::store(g + i * S::lanes, at(from + i) + S::load(e_q1 + (from + i) * S::lanes) * factor);
+      for (int64_t i = 0; i < count; ++i) S::store(g + i * S::lanes, at(from + i) + S::load(e_q1 + (from + i) * S::lanes) * factor);
       if (p.smoothed_classes)
-        for (int64_t i = 0; i < count; ++i)
-          S::store(g + i * S::lanes, S::load(g + i * S::lanes) - scale_classes * class_weights(from + i));
+        for (int64_t i = 0; i < count; ++i) S::store(g + i * S::lanes, S::load(g + i * S::lanes) - scale_classes * class_weights(from + i));
     }
     patch(block, from, count, g);
     if (!all_active)

@@ -45,7 +45,7 @@ struct Softmax {
   float* e;
   vec* used;  // [blocks] the maxima that a block's exponentials were taken against
   float inv_t;
-  TwoFloats k;  // log2(e) / T
+  TwoFloats k;            // log2(e) / T
   bool one_block, along;  // one block: every exponential is against the row's own maximum
   vec max, sum;
 
