@@ -102,12 +102,12 @@ ENSDISTILL_HD V decode(V code, V step, V offset, V zero_value) {
   return code == V{} ? zero_value : code * step + offset;
 }
 
-// What decode() needs to know of a row, from the scale and offset as stored.
+// What decode() needs to know of a row, from the scale and offset as stored. A scale that is no number shows through code 0, too.
 template <class R>
 struct AffineCodes {
   R step, offset, zero_value;
   ENSDISTILL_HD AffineCodes(float scale, float offset)
-      : step(scale < 0 ? -scale : scale), offset(offset), zero_value(scale < 0 ? -__builtin_inff() : offset) {}
+      : step(scale < 0 ? -scale : scale), offset(offset), zero_value(scale < 0 ? -__builtin_inff() : offset + 0 * scale) {}
 };
 
 }  // namespace ensdistill

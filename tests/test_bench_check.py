@@ -94,6 +94,16 @@ def test_a_wrong_output_of_others_leaves_them_out(damage, monkeypatch):
     assert judged.left_out.keys() == {"eager (log_target)"}
 
 
+@pytest.mark.parametrize(("times", "out"), [(3, set()), (5, {"eager (log_target)"})])
+def test_others_may_be_a_little_further_off_than_ours(times, out, monkeypatch):
+    found, inputs = eager_only(CASES[0]), make_inputs(CASES[0], CPU)
+    (theirs,) = [c.loss for c in found if c.form == "log_target"]
+    judged = check(CASES[0], inputs, found)
+    off = torch.tensor(judged.truth.loss + times * judged.allowed.loss, dtype=torch.float64)
+    monkeypatch.setattr(checking, "both", lambda loss, x: (off, both(loss, x)[1]) if loss is theirs else both(loss, x))
+    assert check(CASES[0], inputs, found).left_out.keys() == out
+
+
 def test_the_measure_of_all_others_must_be_right_itself():
     found = [
         replace(c, loss=lambda x: 2 * F.kl_div(x.leaves[0], x.leaves[0].detach(), reduction="sum")) if c.name == NAIVE else c

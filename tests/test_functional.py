@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ensdistill import ops
 from ensdistill.functional import distillation_loss
-from ensdistill.targets import EnsembleLogits
+from ensdistill.targets import EnsembleLogits, QuantizedLogits
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = (2, 10, 31, 64, 65, 252, 507, 5000, 50257)
@@ -236,6 +236,18 @@ def test_nan_is_never_hidden(k, c, value, instruction_set):
         loss, gradient = run(student, targets, reduction="none")
         assert loss.isnan().tolist() == [False, True, False, True, False]
         assert gradient.isnan().any(-1).tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("c", [10, 300, 3000])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_scale_that_is_no_number_is_never_hidden(k, c, value, instruction_set):
+    """Not even by a row whose codes are all 0."""
+    targets = QuantizedLogits(torch.zeros(k, 5, c, dtype=torch.uint8), torch.ones(k, 5), torch.zeros(k, 5))
+    targets.scale[k - 1, 3] = value
+    loss, gradient = run(make_logits(5, c, seed=0), targets, reduction="none")
+    assert loss.isnan().tolist() == [False, False, False, True, False]
+    assert gradient.isnan().any(-1).tolist() == [False, False, False, True, False]
 
 
 def test_a_member_that_rules_out_every_class_is_nan(instruction_set):

@@ -74,6 +74,8 @@ def markdown(result: dict[str, Any], name: str) -> str:
         table = _table(_shape_rows(family, "what"))
         lines += ["", "<details><summary>The rest of the family</summary>", "", *table, "", "</details>"]
     lines += ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))] if layers else []
+    left_out = [f"{left['who']} at {left['case']} ({left['why']})" for left in result["left_out"]]
+    lines += ["", f"Left out: {'; '.join(left_out)}."] if left_out else []
     return "\n".join(lines) + "\n"
 
 
