@@ -30,7 +30,7 @@ constexpr int64_t kNarrowClasses = 512, kVeryNarrowClasses = 32, kNeighbours = 8
 // Also where neighbouring rows are what is contiguous.
 inline bool runs_across(const Problem& p) {
   return p.student.class_stride != 1 || (p.kind != Kind::topk && p.targets.class_stride != 1) || p.classes <= kVeryNarrowClasses ||
-         (p.classes <= kNarrowClasses && p.inner >= kNeighbours);
+         (p.classes <= (p.targets.type == Element::u8 && p.members_used > 1 ? kNarrowCodes : kNarrowClasses) && p.inner >= kNeighbours);
 }
 
 // Runs part(context, i) for i in [0, parts), on threads where there are some.
