@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 from itertools import product
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -291,21 +290,19 @@ def test_a_row_without_weight_is_not_read_but_counts(instruction_set):
             assert worst(gradient, expected[1]) <= (0 if impl == "fused" else 1e-6)
 
 
-def test_rows_that_do_not_count_cost_nothing(instruction_set):
-    """The prompts of a batch, its padding: not computed and thrown away, but passed over. (A hundredth of the time, and less.)"""
-    student, targets, labels = make_logits(200, 5000, seed=0), make_logits(1, 200, 5000, seed=1), torch.zeros(200, dtype=torch.int64)
-
-    def seconds(**arguments):
-        times = []
-        for _ in range(5):
-            start = perf_counter()
-            distillation_loss(student, targets, **arguments)
-            times.append(perf_counter() - start)
-        return min(times)
-
-    all_rows = seconds(labels=labels)
-    assert seconds(labels=labels - 100) < all_rows / 4
-    assert seconds(sample_weights=torch.zeros(200)) < all_rows / 4
+@pytest.mark.parametrize("c", [10, 5000])
+def test_rows_that_do_not_count_are_not_read(c, instruction_set):
+    """The prompts of a batch, its padding: not computed and thrown away, but passed over."""
+    student, targets, labels = make_logits(20, c, seed=0), make_logits(1, 20, c, seed=1), torch.arange(20) % c
+    counted = torch.arange(20) % 3 == 0
+    student[~counted], targets[:, ~counted] = torch.nan, torch.inf
+    for arguments in ({"labels": torch.where(counted, labels, -100), "alpha": 0.5}, {"sample_weights": counted.float()}):
+        student.requires_grad_().grad = None
+        loss = distillation_loss(student, targets, **arguments)
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad[~counted].count_nonzero() == 0
+        assert student.grad[counted].isfinite().all()
 
 
 def test_z_loss_is_at_temperature_one():

@@ -25,7 +25,8 @@ constexpr int kMaxLanes = 16, kMaxParts = 32;
 constexpr int64_t kBlockVectors = 64;
 // Up to this many classes, vectors run across rows instead of along one: nothing is then reduced over lanes, and no lane is
 // wasted on a row's end. It takes enough rows, unless a row is too narrow to fill a few vectors.
-constexpr int64_t kNarrowClasses = 512, kVeryNarrowClasses = 32, kNeighbours = 8;
+// Members' codes are looked up along a row only (row_codes.h): that pays from fewer classes on.
+constexpr int64_t kNarrowClasses = 512, kNarrowCodes = 256, kVeryNarrowClasses = 32, kNeighbours = 8;
 
 // Also where neighbouring rows are what is contiguous.
 inline bool runs_across(const Problem& p) {
