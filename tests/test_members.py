@@ -391,21 +391,28 @@ def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
 
 
 class _Convolution(nn.Module):
-    def __init__(self, viewed):
+    def __init__(self, how):
         super().__init__()
-        self.first, self.last, self.viewed, self.strides = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), viewed, []
+        self.first, self.last, self.how, self.strides = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), how, []
 
     def forward(self, x):
         x = self.first(x)
         self.strides.append(x.stride(1))
-        return self.last(x.view(len(x), -1) if self.viewed else x.flatten(1))
+        if self.how == "assert":
+            assert x.is_contiguous()
+        if self.how == "strides":  # as a kernel that doesn't ask
+            return self.last(x.as_strided((len(x), 64), (64, 1)))
+        return self.last(x.view(len(x), -1) if self.how == "view" else x.flatten(1))
 
 
-@pytest.mark.parametrize("viewed", [False, True])
-def test_convolutions_predict_with_channels_innermost_where_they_can(viewed):
-    module = _Convolution(viewed)
+@pytest.mark.parametrize("how", ["flatten", "view", "assert", "strides"])
+def test_convolutions_predict_with_channels_innermost_where_they_can(how):
+    module = _Convolution(how)
     x = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32)
-    found = TorchMember(module).predict_logits(x)
-    assert module.strides == ([1, 16] if viewed else [1])
+    member = TorchMember(module)
+    found = member.predict_logits(x)
+    np.testing.assert_array_equal(member.predict_logits(x), found)
+    later = 1 if how == "flatten" else 16
+    assert module.strides == [16, 1, later, later]  # tried once, on the first rows
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)

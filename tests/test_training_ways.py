@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import signal
 import threading
 
@@ -166,12 +167,25 @@ class Noisy(MLP):
         return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
 
 
+class Shaken(MLP):
+    draw = staticmethod(random.random)
+
+    def forward(self, x):
+        return super().forward(x * (1 + 0.1 * self.draw()) if self.training else x)
+
+
 def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     torch.set_num_threads(1)
     expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
-    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from torch's global generator"):
+    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from a global generator"):
         found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
     assert difference(found[0], expected[0]) == difference(found[1], expected[1]) == 0
+    kept = random.getstate(), np.random.get_state()[2]
+    for draw in (random.random, np.random.rand):
+        shaken = type("Shaken", (Shaken,), {"draw": staticmethod(draw)})()
+        assert traits(shaken, torch.zeros(2, 64)).draws
+    assert (random.getstate(), np.random.get_state()[2]) == kept
+    assert not traits(MLP(), torch.zeros(2, 64)).draws
     activation = nn.ReLU()
     with pytest.warns(UserWarning, match="Sequential can't be trained side by side: its models share a ReLU"):
         train(digits, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), activation), [1, 2], way="side_by_side")
@@ -192,7 +206,12 @@ class Layout(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        self.seen.add(x.stride(1) == 1)
+        if torch.is_grad_enabled():
+            self.seen.add(x.stride(1) == 1)
+        if self.flat == "assert":
+            assert x.is_contiguous()
+        if self.flat == "strides":  # as a kernel that doesn't ask
+            return self.last(x.as_strided((len(x), 144), (144, 1)))
         return self.last(x.flatten(1) if self.flat == "flatten" else x.view(len(x), -1))
 
 
@@ -203,8 +222,10 @@ def test_images_are_laid_out_with_channels_innermost_and_models_are_not(digits, 
     models = train(digits, Layout, [1, 2], way=way, augment=ShiftImages())
     assert all(model.seen == {True} for model in models)
     assert all(p.is_contiguous() for model in models for p in model.parameters())
-    viewed = train(digits, functools.partial(Layout, flat="view"), [1, 2], way=way)
-    assert all(False in model.seen for model in viewed)
+    for flat in ("view", "assert", "strides"):
+        contiguous = train(digits, functools.partial(Layout, flat=flat), [1, 2], way=way, augment=ShiftImages())
+        assert all(model.seen == {False} for model in contiguous)
+        assert max(difference(a, b) for a, b in zip(states(models), states(contiguous), strict=True)) < 1e-4
     torch.set_num_threads(1)
     stacked = train(digits, Layout, [1, 2], way="stacked", augment=ShiftImages())
     assert max(difference(a, b) for a, b in zip(states(models), states(stacked), strict=True)) < 1e-4

@@ -81,7 +81,7 @@ def _named(name: str, training: Callable[[], None]) -> None:
 def hindrance(models: Sequence[nn.Module], job: Job) -> str | None:
     """Why models must not run at once, if that can be told; ``job`` is one of them."""
     if job.traits.draws:
-        return "it draws from torch's global generator, which all threads share"
+        return "it draws from a global generator, which all threads share"
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in models[0].modules()):
         return "it is compiled"
     if torch.is_autocast_enabled("cpu"):

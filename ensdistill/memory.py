@@ -1,0 +1,13 @@
+"""What errors say of memory that is short."""
+
+from __future__ import annotations
+
+import torch
+
+# torch has no class for it on the CPU, and one text for each of its allocators.
+_TEXTS = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on whichever device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
