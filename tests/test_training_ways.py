@@ -320,6 +320,6 @@ def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expe
         count = len(group)
         return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
 
-    found = ways.fastest(models, digits.inputs, job)
+    found = ways.fastest(models, job)
     torch.set_num_threads(2)
     assert found == expected

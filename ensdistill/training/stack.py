@@ -26,7 +26,7 @@ from ensdistill.training.checks import check_data, check_models, check_way
 from ensdistill.training.job import Job
 from ensdistill.training.side_by_side import SideBySide
 from ensdistill.training.status import Watch
-from ensdistill.training.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, can_run_side_by_side, fastest, stackable, workers
+from ensdistill.training.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 
 
 def train_stack(
@@ -70,9 +70,11 @@ def train_stack(
         ``stacked`` trains all models at once by ``torch.func.stack_module_state`` and ``vmap(randomness="different")``;
         ``side_by_side``, on the CPU, as many at once as torch has threads, each on a thread of its own.
         ``auto`` stacks from four models on (the measurement stands in the source); ``measured`` times the first steps of all three, which
-        is worth its time in long trainings, and chooses: the bits then depend on the machine's mood. A warning says why a way is out of
-        the question: stacked, what can't be vmapped; side by side, what draws from torch's global generator by other means than dropout,
-        is compiled, or shares a part with another model. ``auto`` and ``side_by_side`` then train one by one.
+        is worth its time in long trainings (``auto`` decides below 200 steps), and chooses: the bits then depend on the machine's mood.
+        A warning says why a way is out of the question: stacked, what can't be vmapped, doesn't fit into memory, or computes something
+        else for one of the models by what is no parameter of it; side by side, what is compiled or shares a part with another model;
+        both, what draws from a global generator by other means than dropout. It is then trained one by one (``measured``: in the faster
+        way that is left), but for what draws under ``stacked``, which only warns.
     names : sequence of str, optional
         For messages.
     checkpoint : folder, optional
@@ -99,7 +101,11 @@ def train_stack(
     -----
     One by one and side by side, a model has the same bits whoever is trained beside it. Between the ways its batches, augmentation and
     dropout are still the same and only the rounding differs (1e-7 in a step, which AdamW lets grow: 1e-4 of parameters after some
-    hundred steps). What a module draws by other means than torch's dropout functions is drawn for the whole stack. What modules and
+    hundred steps). What a module draws by other means than ``dropout`` and ``dropout1d`` to ``3d`` of
+    torch's functions (within attention, alpha dropout, noise of its own) comes from a global generator: one by one it is keyed by the
+    model's seed, but drawn for the whole stack under ``stacked``, which is why nothing else stacks it. Parameters that don't change the
+    loss (a bias before BatchNorm) have gradients of nothing but rounding, which AdamW scales up to whole steps: between the ways they
+    differ by as much as they have moved, the answers by no more than the rest makes them. What modules and
     augmentations share beside parameters, buffers and submodules (a global cache, say) has to be safe to use from several threads.
 
     Examples
@@ -142,7 +148,7 @@ def train_stack(
 
     home = None if checkpoint is None else Path(checkpoint)
     with _generators_kept(device):
-        chosen = _choose(way, models, inputs, optimization, home, partial(job, copies=True))
+        chosen = _choose(way, models, optimization, home, partial(job, copies=True))
         if chosen == "side_by_side":
             beside, done = SideBySide(), [0] * count
 
@@ -206,7 +212,6 @@ def train_trajectory(
 def _choose(
     way: Way,
     models: list[nn.Module],
-    inputs: np.ndarray,
     optimization: Optimization,
     checkpoint: Path | None,
     job: Callable[[Sequence[int]], Job],
@@ -214,16 +219,18 @@ def _choose(
     """One of the concrete ways; ``job`` makes jobs of copies of models."""
     if way == "side_by_side":
         return way if can_run_side_by_side(models, job([0])) else "one_by_one"
+    if way == "stacked" and len(models) > 1:
+        return way if as_stack(models, job, insist=True) is not None else "one_by_one"
     if way in CONCRETE:
         return way
     if len(models) == 1:
         return "one_by_one"
     if way == "auto" or optimization.steps < MEASURE_FROM:
-        return "stacked" if len(models) >= STACK_FROM and stackable(models, inputs) else "one_by_one"
+        return "stacked" if len(models) >= STACK_FROM and as_stack(models, job) is not None else "one_by_one"
     remembered = None if checkpoint is None else read_json(checkpoint / "way.json")
     if isinstance(remembered, dict) and remembered.get("way") in CONCRETE:  # a training that is resumed goes on as it began
         return remembered["way"]
-    found = fastest(models, inputs, job)
+    found = fastest(models, job)
     if checkpoint is not None:
         write_json(checkpoint / "way.json", {"way": found})
     return found

@@ -33,9 +33,9 @@ def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Tra
     few = inputs[:2] if len(inputs) > 1 else inputs[[0, 0]]
     with torch.no_grad(), OwnDropout() as mode:
         with _kept(module, inputs.device):
-            before = _generators()
+            before = _generators(inputs.device)
             module(few)
-            draws = before != _generators()
+            draws = before != _generators(inputs.device)
 
         def again(images: Tensor) -> Tensor:
             with _kept(module, inputs.device):
@@ -46,10 +46,11 @@ def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Tra
     return Traits(mode.used, draws, last)
 
 
-def _generators() -> tuple[object, ...]:
-    """The states of the CPU's global generators."""
+def _generators(device: torch.device) -> tuple[object, ...]:
+    """The states of the global generators."""
     numpy: Any = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2:]
+    own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+    return torch.get_rng_state().tolist(), own, random.getstate(), numpy[1].tolist(), numpy[2:]
 
 
 @contextmanager
