@@ -81,6 +81,23 @@ def test_three_ways_to_calibrate():
         plain.calibrate(z, labels, method="platt")
 
 
+def test_a_calibration_doesnt_depend_on_those_before_it():
+    z, labels = unequal(40)
+
+    def calibrate(ensemble, method):
+        return ensemble.calibrate(z, labels, method=method)
+
+    steps = [functools.partial(calibrate, method=method) for method in ("temperature", "vector", "pooled")]
+    for last in steps:
+        expected = last(Ensemble.from_members(list(z))).fingerprint()
+        weighed = last(Ensemble.from_members(list(z))).weigh(z, labels).fingerprint()
+        for before in [*steps, lambda e: e.weigh(z, labels)]:
+            found = before(Ensemble.from_members(list(z)))
+            found.weights = np.full(3, 1 / 3)  # pooled: the mixture's temperature is that of the weights there are
+            assert last(found).fingerprint() == expected
+            assert found.weigh(z, labels).fingerprint() == weighed
+
+
 def test_vectors_are_saved(tmp_path):
     z, labels = unequal()
     x = np.arange(400.0)[:, None]

@@ -198,6 +198,9 @@ def test_bad_data_and_factories(digits):
     shared = MLP()
     with pytest.raises(ValueError, match=r"mlp-2 shares 1\.weight with mlp-1|member-2 shares 1\.weight with member-1"):
         train(digits, lambda: shared)
+    for factory, options in ((lambda: shared, {"way": "one_by_one"}), ([lambda: shared, lambda: shared], {"members": None})):
+        with pytest.raises(ValueError, match=r"member-2 shares 1\.weight with member-1"):
+            train(digits, factory, optimization=Optimization(steps=2), **options)
 
 
 def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatch):

@@ -180,11 +180,11 @@ def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from a global generator"):
         found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
     assert difference(found[0], expected[0]) == difference(found[1], expected[1]) == 0
-    kept = random.getstate(), np.random.get_state()[2]
+    kept = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
     for draw in (random.random, np.random.rand):
         shaken = type("Shaken", (Shaken,), {"draw": staticmethod(draw)})()
         assert traits(shaken, torch.zeros(2, 64)).draws
-    assert (random.getstate(), np.random.get_state()[2]) == kept
+    assert (random.getstate(), np.random.get_state()[2]) == kept  # noqa: NPY002
     assert not traits(MLP(), torch.zeros(2, 64)).draws
     activation = nn.ReLU()
     with pytest.warns(UserWarning, match="Sequential can't be trained side by side: its models share a ReLU"):

@@ -283,6 +283,8 @@ class Ensemble:
     ) -> Ensemble:
         """Fit how sure the members are, by NLL. Returns self.
 
+        What was fitted of that before, the mixture's temperature too, doesn't matter and is replaced; the weights stay.
+
         Parameters
         ----------
         logits : [K, N, C], or TargetCache
@@ -302,11 +304,10 @@ class Ensemble:
         if method not in ("temperature", "vector", "pooled"):
             raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
         raw, labels = raw_logits(self, logits, labels, uids), check_labels(labels)
-        self.temperatures, self.vectors = np.ones(len(self)), None
+        self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
         if method == "temperature":
             self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
         elif method == "vector":
-            self.temperature = 1.0
             self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
         else:
             self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner, spread=np.inf)

@@ -26,6 +26,7 @@ from ensdistill.members import Member, TorchMember, load_member
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
 from ensdistill.training import Status, Watch, Way, train_stack, train_trajectory
+from ensdistill.training.checks import Seen, check_own
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -150,6 +151,7 @@ def _fit(
     planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None, finished: Container[str] = ()
 ) -> Iterator[tuple[str, Member]]:
     """The members, by name, as they are done; those that are finished only where they are part of a stack that is not."""
+    seen: Seen = {}
     for group in _groups(planned, settings):
         left = [p for p in group if p.name not in finished]
         if not left:
@@ -162,7 +164,9 @@ def _fit(
                 yield name, member
             continue
         home = None if checkpoint is None else checkpoint / f"from-{group[0].number}"
-        for p, module in zip(group, _modules(group, settings, home, watch), strict=True):
+        modules = _modules(group, settings, home, watch)
+        check_own([(p.name, module) for p, module in zip(group, modules, strict=True)], seen)
+        for p, module in zip(group, modules, strict=True):
             factory = p.factory if _recipe(p.factory) is not None else None
             yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory)
 

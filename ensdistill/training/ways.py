@@ -95,7 +95,7 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
         return None
     if stack.traits.draws:
         warnings.warn(
-            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model depends on those it is trained with",
+            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model depends on those beside it",
             stacklevel=4,
         )
     return stack
