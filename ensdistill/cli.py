@@ -75,7 +75,7 @@ def _failed(error: Exception) -> int:
     from ensdistill.cache.errors import CacheError
 
     message = str(error) or type(error).__name__
-    print(f"ensdistill: {message}", file=sys.stderr)
+    print("\n".join([f"ensdistill: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
     details = getattr(error, "details", None)
     if os.environ.get("ENSDISTILL_TRACEBACK"):
         import traceback

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import OptimizeResult
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ensdistill.cache import CacheMismatch, cache_targets
-from ensdistill.calibration import fit_temperature, log_mixture, negative_log_likelihood
+from ensdistill.calibration import fit_temperature, fit_weights, log_mixture, negative_log_likelihood
 from ensdistill.data import Digits, Rows
 from ensdistill.ensemble import Ensemble
 from ensdistill.members import TorchMember
@@ -82,7 +83,7 @@ def test_three_ways_to_calibrate():
 
 
 def test_a_calibration_doesnt_depend_on_those_before_it():
-    z, labels = unequal(40)
+    z, labels = unequal(16)
 
     def calibrate(ensemble, method):
         return ensemble.calibrate(z, labels, method=method)
@@ -96,6 +97,13 @@ def test_a_calibration_doesnt_depend_on_those_before_it():
             found.weights = np.full(3, 1 / 3)  # pooled: the mixture's temperature is that of the weights there are
             assert last(found).fingerprint() == expected
             assert found.weigh(z, labels).fingerprint() == weighed
+
+
+def test_very_many_members_keep_their_weights(monkeypatch):
+    labels = np.arange(6) % 3
+    # As it ends for equal members; with so many, it would take its time.
+    monkeypatch.setattr("ensdistill.calibration.minimize", lambda loss, start, **_: OptimizeResult(x=start))
+    np.testing.assert_allclose(fit_weights(np.broadcast_to(np.eye(3)[labels], (1200, 6, 3)), labels), np.full(1200, 1 / 1200))
 
 
 def test_vectors_are_saved(tmp_path):

@@ -8,9 +8,26 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
 from torch import nn
 
 from ensdistill.data import Digits, Rows
@@ -214,6 +231,66 @@ def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatc
     monkeypatch.setattr("ensdistill.ensemble.training.train_stack", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr("ensdistill.ensemble.estimators.fit", lambda jobs, *a: pytest.fail("fitted again"))
     assert train(digits, folder=tmp_path, **options).fingerprint() == memory.fingerprint()
+
+
+FOREST, LOGISTIC = RandomForestClassifier(3), LogisticRegression(max_iter=50)
+COMMON = [
+    KNeighborsClassifier(),
+    KNeighborsClassifier(algorithm="ball_tree", metric="manhattan"),
+    HistGradientBoostingClassifier(max_iter=2),
+    GradientBoostingClassifier(n_estimators=2, max_depth=2),
+    AdaBoostClassifier(n_estimators=2),
+    MLPClassifier((4,), max_iter=3),
+    MLPClassifier((4,), max_iter=3, solver="sgd"),
+    CalibratedClassifierCV(GaussianNB(), cv=2),
+    CalibratedClassifierCV(GaussianNB(), cv=2, method="isotonic"),
+    VotingClassifier([("a", FOREST), ("b", GaussianNB())], voting="soft"),
+    StackingClassifier([("a", FOREST), ("b", GaussianNB())], cv=2),
+    GridSearchCV(GaussianNB(), {"var_smoothing": [1e-9, 1e-3]}, cv=2),
+    make_pipeline(StandardScaler(), PCA(5), LOGISTIC),
+    GaussianProcessClassifier(),
+    SVC(),
+]
+
+
+@pytest.mark.parametrize("estimator", COMMON, ids=lambda e: type(e).__name__)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_common_estimators_are_trained_into_a_folder(digits, tmp_path, estimator):
+    few = digits.labelled.take(np.concatenate([np.flatnonzero(digits.labelled.labels == c)[:6] for c in range(10)]))
+    trained = Ensemble.train(estimator, few, members=1, folder=tmp_path)
+    loaded = Ensemble.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(digits.test.inputs), trained.predict_proba(digits.test.inputs))
+
+
+class Own(GaussianNB):
+    """Grows something of a kind of its own where it is told to."""
+
+    def __init__(self, grow=False):
+        super().__init__()
+        self.grow = grow
+
+    def fit(self, x, y):
+        if self.grow:
+            self.grown_ = Own()
+            self.other_ = Grown()
+        return super().fit(x, y)
+
+
+class Grown:
+    pass
+
+
+def test_what_a_folder_would_not_give_back_is_refused_at_once(digits, tmp_path):
+    own = f"{__name__}.Own"
+    train(digits, make_pipeline(StandardScaler(), Own()), members=1, folder=tmp_path / "own")
+    with pytest.raises(ValueError, match="not trusted"):
+        Ensemble.load(tmp_path / "own")
+    assert Ensemble.load(tmp_path / "own", trusted=[own]).names == ("pipeline-1",)
+    unwritable = make_pipeline(FunctionTransformer(lambda x: x), Own())
+    with pytest.raises(ValueError, match=r"factory: pipeline-1: can't be saved in the folder without pickle: .*<lambda>"):
+        train(digits, unwritable, members=1, folder=tmp_path / "lambda")
+    with pytest.raises(ValueError, match=r"own-1: fitted, it holds types that are not trusted.*Grown.*Ensemble.load\(folder, trusted="):
+        train(digits, Own(grow=True), members=3, method="bagging", folder=tmp_path / "grown")
 
 
 def test_another_training_in_the_same_folder_takes_its_place(digits, tmp_path):

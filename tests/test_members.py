@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from ensdistill.data import Digits
+from ensdistill.ensemble import Ensemble
 from ensdistill.members import ArrayMember, CallableMember, Member, SklearnMember, TorchMember, as_member, load_member, to_logits
 from ensdistill.models import CNN, MLP
 
@@ -342,6 +343,29 @@ def test_short_memory_halves_the_batch_and_in_the_end_says_who():
     with pytest.raises(MemoryError, match=r"big: out of memory on cpu with a single row .* device='cpu'"):
         TorchMember(hopeless, name="big").predict_logits(x)
     assert hopeless.training
+
+
+class Greedy(nn.Module):
+    """Asks for a PiB and more for every row beyond ``room``."""
+
+    def __init__(self, room=0):
+        super().__init__()
+        self.room, self.layer = room, nn.Linear(3, 2)
+
+    def forward(self, x):
+        if len(x) > self.room:
+            torch.empty(2**50 * len(x))
+        return self.layer(x)
+
+
+def test_a_real_shortage_is_recognised():
+    x = np.ones((5, 3), np.float32)
+    assert TorchMember(Greedy(2)).predict_logits(x).shape == (5, 2)
+    with pytest.raises(MemoryError, match=r"^big: out of memory on cpu with a single row .*can't allocate memory"):
+        Ensemble.from_members([TorchMember(Greedy(), name="big")]).predict_logits(x)
+    for hungry in (lambda x: torch.empty(2**50), lambda x: np.ones(2**55)):
+        with pytest.raises(MemoryError, match=r"^much: out of memory with 5 rows .*; give it fewer at once"):
+            Ensemble.from_members([CallableMember(hungry, name="much")]).predict_logits(x)
 
 
 def test_a_module_visits_its_device_and_comes_back():

@@ -1,10 +1,12 @@
 """The ways of training: several at once on threads, the layout of images, and which way is chosen."""
 
 import functools
+import gc
 import os
 import random
 import signal
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -144,6 +146,51 @@ def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
         train(digits, counting(1, broken), [1, 2, 3, 4, 5], way="side_by_side", names=list("abcde"), optimization=LONG)
     assert caught.value.__notes__ == ["in the training of b"]
     assert counting.models[4].steps == 0
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
+def test_whatever_way_an_error_says_whose_it_is(digits, counting, way):
+    def starved():
+        torch.empty(2**50)
+
+    def broken():
+        raise ArithmeticError("it broke")
+
+    torch.set_num_threads(2 if way == "side_by_side" else 1)
+    options = {"way": way, "names": list("abc"), "optimization": LONG}
+    # A stack runs the first one's code.
+    at, who = {"stacked": (0, "a to c"), "one_by_one": (0, "a"), "side_by_side": (1, "b")}[way]
+    factory = counting(at, broken)
+    with pytest.raises(ArithmeticError) as caught:
+        train(digits, factory, [1, 2, 3], **options)
+    assert caught.value.__notes__ == [f"in the training of {who}"]
+    advice = ", or train them by way='one_by_one'" if way == "stacked" else "$"
+    with pytest.raises(MemoryError, match=rf"^{who}: out of memory in the training .*lower optimization\.batch_size \(8\){advice}"):
+        train(digits, counting(at, starved), [1, 2, 3], **options)
+    torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
+def test_what_a_training_needs_is_gone_when_its_model_is_done(digits, monkeypatch, way):
+    torch.set_num_threads(2 if way == "side_by_side" else 1)
+    jobs, alive = weakref.WeakSet(), []
+    make = stack.Job.__init__
+
+    def noted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        jobs.add(self)
+
+    monkeypatch.setattr(stack.Job, "__init__", noted)
+    few = Optimization(steps=4, batch_size=8)
+
+    def watch(status):
+        gc.collect()
+        alive.append(len(jobs))
+
+    models = train(digits, MLP, range(8), way=way, watch=watch, optimization=few)
+    torch.set_num_threads(2)
+    assert max(alive) <= {"stacked": 1, "one_by_one": 2, "side_by_side": 3}[way]
+    assert all(p.grad is None for model in models for p in model.parameters())
 
 
 def test_a_callback_that_raises_ends_all(digits, counting):

@@ -20,6 +20,7 @@ from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
 from ensdistill.members import Member, as_member
+from ensdistill.memory import is_out_of_memory
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
@@ -165,7 +166,8 @@ class Ensemble:
         name : str, optional
             Members are called ``name-1``, ``name-2``, ...; by default after their class.
         folder : path, optional
-            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end.
+            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end;
+            with ``trusted=`` where the factory is of classes that are neither torch's, scikit-learn's nor this package's.
         progress : bool, or callable, optional
             True: a live view of all members. A callable is told each :class:`ensdistill.training.Status`.
 
@@ -173,7 +175,8 @@ class Ensemble:
         ------
         ValueError, TypeError
             Data of one class, labels out of range, members that would be equal, a factory that returns shared parameters or another number
-            of outputs, or one that can't be written down where there is a folder.
+            of outputs, or one that can't be written down where there is a folder (before anything is trained), or whose first fitted
+            member holds types that are not trusted.
         FloatingPointError
             A loss that is not finite; names the member and the step.
 
@@ -227,6 +230,10 @@ class Ensemble:
             logits = member.predict_logits(inputs) if answers is None else answers
         except BadRows as error:
             raise BadRows(f"{member.name}: {error}", error.rows) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or str(error).startswith(f"{member.name}: "):
+                raise
+            raise MemoryError(f"{member.name}: out of memory with {len(inputs)} rows ({error}); give it fewer at once") from error
         check_logits(logits, member.name, len(inputs), self.classes)
         if member.classes is not None and self.classes is not None and member.classes != self.classes:
             logits = logits[:, [member.classes.index(name) for name in self.classes]]
@@ -316,7 +323,7 @@ class Ensemble:
     def weigh(self, logits: Known, labels: np.ndarray, *, prior_rows: float = 0.0, uids: np.ndarray | None = None) -> Ensemble:
         """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
 
-        Weights below 1e-3 are set to zero and the rest is normalised. Call it after ``calibrate``.
+        Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after ``calibrate``.
 
         Parameters
         ----------

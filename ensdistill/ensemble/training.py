@@ -22,9 +22,11 @@ from ensdistill.ensemble.methods import FastGeometric, Method, Snapshot
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.files import read_json, write_json
 from ensdistill.fingerprint import digest
-from ensdistill.members import Member, TorchMember, load_member
+from ensdistill.members import Member, SklearnMember, TorchMember, load_member
+from ensdistill.members.boosted import library_of
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
+from ensdistill.skops_files import untrusted_types
 from ensdistill.training import Status, Watch, Way, train_stack, train_trajectory
 from ensdistill.training.checks import Seen, check_own
 
@@ -84,7 +86,7 @@ def _on_disk(
 ) -> Ensemble:
     """Every member is put into the folder by the process whose it is, and taken from there by all."""
     prints = _fingerprints(planned, settings)
-    trusted = [recipe["class_path"] for p in planned if (recipe := _recipe(p.factory)) is not None]
+    trusted = [path for p in planned for path in _own_types(p)]
     finished = {p.name for p in planned if _finished(folder, p.name, prints[p.name])}
     group.wait()  # nobody may write before everybody has seen what there is
     home = folder / "training" / f"{group.rank}-of-{group.count}"
@@ -92,6 +94,11 @@ def _on_disk(
     if mine:
         write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
     for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
+        if isinstance(member, SklearnMember) and (unknown := member.untrusted(trusted)):
+            raise ValueError(
+                f"factory: {name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. "
+                f"If you know them, train without a folder, save the ensemble, and read it by Ensemble.load(folder, trusted={unknown})"
+            )
         place = folder / "members" / name
         (place / "trained.json").unlink(missing_ok=True)
         member.save(place)
@@ -99,7 +106,7 @@ def _on_disk(
     shutil.rmtree(home, ignore_errors=True)
     group.wait()
     # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
-    members = [load_member(folder / "members" / p.name, [*trusted, *_estimator_paths(planned)]) for p in planned]
+    members = [load_member(folder / "members" / p.name, trusted) for p in planned]
     ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
     if group.rank == 0:
         shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
@@ -139,8 +146,23 @@ def _recipe(factory: Any) -> dict[str, Any] | None:
     return None if estimators.is_estimator(factory) else module_recipe(factory)
 
 
-def _estimator_paths(planned: list[Planned]) -> list[str]:
-    return [class_path(type(p.factory)) for p in planned if estimators.is_estimator(p.factory)]
+def _own_types(p: Planned) -> list[str]:
+    """The types that its factory, which is the caller's own, is made of."""
+    if not estimators.is_estimator(p.factory):
+        recipe = _recipe(p.factory)
+        return [] if recipe is None else [recipe["class_path"]]
+    own = [class_path(type(p.factory))]
+    if library_of(p.factory) is not None:
+        return own
+    import skops.io
+
+    try:
+        types = untrusted_types(skops.io.dumps(p.factory))
+    except Exception as error:  # of the kinds of what it holds
+        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
+    if nameless := [name for name in types if "<" in name]:
+        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {nameless} can't be imported again")
+    return own + types
 
 
 def _one_training(method: Method) -> bool:

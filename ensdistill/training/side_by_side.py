@@ -52,12 +52,12 @@ class SideBySide:
         """The callback as a job may call it: it is run by the thread that called ``run``, one at a time and in order."""
         return lambda *arguments: self._told.put(functools.partial(callback, *arguments))
 
-    def run(self, trainings: Sequence[tuple[str, Callable[[], None]]], workers: int) -> None:
-        """Do all trainings (name, what to do), ``workers`` at once, in order. An error gets a note that says whose it is."""
+    def run(self, trainings: Sequence[Callable[[], None]], workers: int) -> None:
+        """Do all trainings, ``workers`` at once, in order."""
         with single_threaded(workers) as pool:
             try:
-                for name, training in trainings:
-                    pool.submit(_named, name, training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
+                for training in trainings:
+                    pool.submit(training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
                 self._left = len(trainings)
                 while self._left:
                     self._told.get()()
@@ -68,14 +68,6 @@ class SideBySide:
     def _end(self, done: Future[None]) -> None:
         done.result()
         self._left -= 1
-
-
-def _named(name: str, training: Callable[[], None]) -> None:
-    try:
-        training()
-    except BaseException as error:
-        error.add_note(f"in the training of {name}")
-        raise
 
 
 def hindrance(models: Sequence[nn.Module], job: Job) -> str | None:

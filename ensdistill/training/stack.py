@@ -7,8 +7,8 @@ does not depend on who is trained beside it (see :func:`train_stack` for how exa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -21,11 +21,13 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.data import derive_seed
 from ensdistill.describe import make_module
 from ensdistill.files import read_json, write_json
+from ensdistill.memory import is_out_of_memory
 from ensdistill.optimization import Optimization
 from ensdistill.training.checks import check_data, check_models, check_way
 from ensdistill.training.job import Job
 from ensdistill.training.side_by_side import SideBySide
 from ensdistill.training.status import Watch
+from ensdistill.training.traits import Traits, traits
 from ensdistill.training.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 
 
@@ -96,6 +98,8 @@ def train_stack(
         Bad arguments, a factory that returns shared parameters, or a model with another number of outputs.
     FloatingPointError
         A loss that is not finite; names the model and the step.
+    MemoryError
+        Memory is short; names the model. Other errors of a model have a note that does.
 
     Notes
     -----
@@ -131,7 +135,9 @@ def train_stack(
     check_models(models, names)
     data = _tensors(inputs, labels, device)
 
-    def job(group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None) -> Job:
+    def job(
+        group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None, known: Traits | None = None
+    ) -> Job:
         return Job(
             [(copy.deepcopy(models[i]) if copies else models[i]).to(device) for i in group],
             [names[i] for i in group],
@@ -144,6 +150,7 @@ def train_stack(
             [i for i, model in enumerate(group) if augmented[model]],
             watch=watch,
             stop=stop,
+            known=known,
         )
 
     home = None if checkpoint is None else Path(checkpoint)
@@ -158,14 +165,20 @@ def train_stack(
                     progress(sum(done), count * optimization.steps)
 
             told = None if watch is None else beside.by_caller(watch)
-            jobs = [job([i], watch=told, stop=beside.stop) for i in range(count)]
-            run = [partial(each.run, _file(home, i), checkpoint_every, beside.by_caller(partial(report, i))) for i, each in enumerate(jobs)]
-            beside.run(list(zip(names, run, strict=True)), workers(count))
+            tried = [traits(model.train(), data[0]) for model in models]  # by this thread: it looks at the global generators
+
+            def training(i: int) -> None:  # what it needs beside the model is there while it runs
+                with named(names[i : i + 1], optimization):
+                    one = job([i], watch=told, stop=beside.stop, known=tried[i])
+                    one.run(_file(home, i), checkpoint_every, beside.by_caller(partial(report, i)))
+
+            beside.run([partial(training, i) for i in range(count)], workers(count))
         else:
             groups = [list(range(count))] if chosen == "stacked" else [[i] for i in range(count)]
             for group in groups:
                 shown = None if progress is None else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
-                job(group, watch=watch).run(_file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown)
+                with named([names[i] for i in group], optimization):
+                    job(group, watch=watch).run(_file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown)
     return [model.eval() for model in models]
 
 
@@ -196,8 +209,8 @@ def train_trajectory(
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
     used = [] if augment is None else [0]
-    job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch)
-    with _generators_kept(device):
+    with _generators_kept(device), named([name], optimization):
+        job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch)
         job.run(None if checkpoint is None else Path(checkpoint) / "trajectory.safetensors", checkpoint_every, None)
     taken = []
     for i in range(len(captures)):
@@ -234,6 +247,23 @@ def _choose(
     if checkpoint is not None:
         write_json(checkpoint / "way.json", {"way": found})
     return found
+
+
+@contextmanager
+def named(names: Sequence[str], optimization: Optimization) -> Iterator[None]:
+    """An error says in the training of which models it was, and what helps where the memory was short."""
+    who = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            if not str(error).startswith(tuple(f"{name}: " for name in names)):
+                error.add_note(f"in the training of {who}")
+            raise
+        fewer = "" if len(names) == 1 else ", or train them by way='one_by_one'"
+        raise MemoryError(
+            f"{who}: out of memory in the training ({error}); lower optimization.batch_size ({optimization.batch_size}){fewer}"
+        ) from None
 
 
 def _tensors(inputs: np.ndarray, labels: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor]:
