@@ -3,6 +3,7 @@
 import functools
 import io
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from ensdistill.data import Digits, Rows
@@ -179,6 +181,23 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
     assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == ("gaussiannb-1", "logisticregression-2")
 
 
+def test_members_that_came_out_equal_are_warned_of(digits):
+    with pytest.warns(UserWarning, match="logisticregression-2 answers just as logisticregression-1 does"):
+        train(digits, LogisticRegression(max_iter=500), members=2)
+    with warnings.catch_warnings(action="error"):
+        train(digits, DecisionTreeClassifier(), members=2)  # which all know their rows by heart
+        train(digits, LogisticRegression(max_iter=500), members=2, method="bagging")
+
+
+def test_members_may_be_optimised_differently(digits):
+    options = {"members": np.int64(4), "way": "one_by_one", "factory": functools.partial(MLP, hidden=[4])}
+    slow, fast = (Optimization(steps=3, batch_size=16, learning_rate=rate) for rate in (1e-4, 1e-2))
+    both = states(train(digits, optimization=[slow, fast], **options))
+    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=slow, **options)), strict=True)] == [1, 0, 1, 0]
+    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=fast, **options)), strict=True)] == [0, 1, 0, 1]
+    assert len(train(digits, optimization=[slow, fast], members=None, way="auto")) == 2
+
+
 def test_labels_may_be_names(digits):
     names = np.array([f"digit {i}" for i in range(10)])
     data = (digits.labelled.inputs, names[digits.labelled.labels])
@@ -207,6 +226,12 @@ def test_bad_data_and_factories(digits):
         ({"factory": []}, ValueError, "factory: expected at least one"),
         ({"factory": MLP()}, TypeError, r"factory: expected what makes a new module .*; got the MLP itself"),
         ({"factory": 3}, TypeError, r"factory: expected what makes .*; got builtins\.int"),
+        ({"members": 2.0}, TypeError, r"members: expected a number, or numbers of members; got builtins\.float"),
+        ({"factory": GaussianNB}, TypeError, r"factory: expected an estimator that is to be fitted, GaussianNB\(\.\.\.\); got its class"),
+        ({"optimization": [QUICK] * 3, "factory": [MLP, CNN]}, ValueError, "one for each of the 2 factories; got 3"),
+        ({"optimization": [3]}, TypeError, r"optimization: expected an Optimization, or a list of them; got builtins\.int"),
+        ({"way": "nope", "method": "snapshot"}, ValueError, "way: expected"),
+        ({"way": "nope", "factory": GaussianNB(), "members": 1}, ValueError, "way: expected"),
         ({"way": "both"}, ValueError, "way: expected auto, measured, stacked, one_by_one or side_by_side; got 'both'"),
     ]
     for change, kind, words in cases:
@@ -355,6 +380,10 @@ def test_the_view_shows_every_member(digits):
     rate = float(view._cells("a")[4])
     assert 100 < rate < 640  # 32 steps in the 0.05 s since the first, or a little more
     assert view._cells("a")[5] == "0:00"
+    view(Status(("a",), 128, 128, np.array([0.75]), np.array([0.5])))
+    done = view._cells("a")[1:]
+    time.sleep(0.05)
+    assert view._cells("a")[1:] == done
 
 
 def test_without_a_terminal_there_are_lines(digits, capsys):

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
 from ensdistill.data import BadRows, Rows
 from ensdistill.ensemble import storage, training
-from ensdistill.ensemble.checks import check_logits, free_names, normalised
+from ensdistill.ensemble.checks import as_inputs, check_logits, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
@@ -24,6 +24,7 @@ from ensdistill.memory import is_out_of_memory
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
+from ensdistill.training.checks import check_way
 from ensdistill.uncertainty import Uncertainty, decompose
 from ensdistill.vector_scaling import fit_vector
 
@@ -87,24 +88,28 @@ class Ensemble:
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
-            The order of the outputs; by default that of the first member that knows names. Others are aligned by name.
+            The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
+            fitted to the integers 0..C-1 by index. What knows no names (a bare module, an array, a function) has to answer in this order.
 
         Raises
         ------
         ValueError
             No members, equal names, members with other classes, or weights that do not fit.
         """
+        if isinstance(members, nn.Module):
+            raise TypeError(f"members: expected a sequence of members; got one {type(members).__name__}: [module] has it as a member")
         if len(members) == 0:
             raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
-        adapted = [as_member(m, name) for m, name in zip(members, free_names(members), strict=True)]
+        order = None if classes is None else tuple(classes)
+        adapted = [named_by_index(as_member(m, name), m, order) for m, name in zip(members, free_names(members), strict=True)]
         names = [m.name for m in adapted]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
         known = next((m.classes for m in adapted if m.classes is not None), None)
-        order = tuple(classes) if classes is not None else known
+        order = known if order is None else order
         for member in adapted:
             if member.classes is not None and order is not None and sorted(member.classes) != sorted(order):
                 raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(order)}")
@@ -119,7 +124,7 @@ class Ensemble:
         members: int | Sequence[int] | None = None,
         method: str | Method = "seeds",
         seed: int = 0,
-        optimization: Optimization | None = None,
+        optimization: Optimization | Sequence[Optimization] | None = None,
         augment: Augmentation | None = None,
         classes: Sequence[str] | None = None,
         combiner: Combiner = "prob",
@@ -135,6 +140,9 @@ class Ensemble:
         Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
         before a process died is not trained again: say the same ``folder`` again.
 
+        Members that share most of their parameters (BatchEnsemble and the like) are not offered: no one of them is a teacher that could
+        be selected, weighed and saved by itself.
+
         Parameters
         ----------
         factory : callable, estimator, or list of those
@@ -149,8 +157,9 @@ class Ensemble:
         method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.ensemble.methods``
             What makes the members of one factory differ.
         seed : int
-        optimization : Optimization, optional
-            Of torch members: steps, batch size, learning rate. Snapshots and fast geometric ensembles take their members from one
+        optimization : Optimization, or list of those, optional
+            Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
+            one. Snapshots and fast geometric ensembles take their members from one
             training of so many steps.
         augment : Augmentation, optional
             Of torch members.
@@ -190,10 +199,11 @@ class Ensemble:
         >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
         (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
         """
+        check_way(way, device)
         inputs, labels, names = training.as_data(data, classes)
         chosen = as_method(method)
-        planned = training.plan(factory, members, chosen, seed, name, labels)
-        settings = training.Settings(inputs, labels, names, chosen, optimization or Optimization(), augment, way, device, n_jobs)
+        planned = training.plan(factory, members, chosen, seed, name, labels, optimization)
+        settings = training.Settings(inputs, labels, names, chosen, augment, way, device, n_jobs)
         return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
 
     @property
@@ -217,7 +227,7 @@ class Ensemble:
         lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
         return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
 
-    def member_logits(self, index: int, inputs: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
+    def member_logits(self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None) -> np.ndarray:
         """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
 
         Raises
@@ -225,7 +235,7 @@ class Ensemble:
         ValueError
             It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
         """
-        member = self.members[index]
+        member, inputs = self.members[index], as_inputs(inputs)
         try:
             logits = member.predict_logits(inputs) if answers is None else answers
         except BadRows as error:
@@ -239,10 +249,11 @@ class Ensemble:
             logits = logits[:, [member.classes.index(name) for name in self.classes]]
         return logits
 
-    def raw_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> np.ndarray:
+    def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
         """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
+        inputs = as_inputs(inputs)
         together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
         logits = [self.member_logits(i, inputs, together.get(i)) for i in range(len(self))]
         for member, z in zip(self.members, logits, strict=True):
@@ -259,8 +270,8 @@ class Ensemble:
             raw = raw * self.vectors[0][:, None] + self.vectors[1][:, None]
         return (raw / (self.temperatures * self.temperature)[:, None, None]).astype(np.float32)
 
-    def predict_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> Tensor:
-        """The members' calibrated logits for ``inputs`` [N, ...]: float32 [K, N, C].
+    def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
+        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C].
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
         rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
@@ -274,14 +285,14 @@ class Ensemble:
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
         return np.exp(log_mixture(np.asarray(logits), self.weights, self.combiner, temperature))
 
-    def predict_proba(self, inputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities at ``temperature``: float64 [N, C].
 
         The members' logits are divided by the temperature before they are combined.
         """
         return self.combine(self.predict_logits(inputs), temperature)
 
-    def uncertainty(self, inputs: np.ndarray) -> Uncertainty:
+    def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
         """How unsure the ensemble is of each row, split by where that comes from; see :class:`ensdistill.uncertainty.Uncertainty`."""
         return decompose(self.predict_logits(inputs).numpy(), self.weights)
 
@@ -403,8 +414,9 @@ class Ensemble:
         chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
         return chosen
 
-    def seconds(self, inputs: np.ndarray, repeats: int = 5) -> np.ndarray:
+    def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
         """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
             member.predict_logits(inputs)
         return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
@@ -426,7 +438,7 @@ class Ensemble:
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``.
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the place of one that is there.
 
         Raises
         ------

@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A member to be: its number, name, seed, what makes it, and the rows it learns from."""
+    """A member to be: its number, name, seed, what makes it, how it is optimised (a module), and the rows it learns from."""
 
     number: int
     name: str
     seed: int
     factory: Any
+    optimization: Optimization
     rows: np.ndarray
 
 
@@ -53,7 +54,6 @@ class Settings:
     labels: np.ndarray
     classes: tuple[str, ...]
     method: Method
-    optimization: Optimization
     augment: Augmentation | None
     way: Way
     device: str
@@ -136,10 +136,10 @@ def _fingerprints(planned: list[Planned], settings: Settings) -> dict[str, str]:
                 f"factory: {p.name}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
                 f"saved in the folder; got {p.factory!r}"
             )
-    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method), settings.optimization]
+    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method)]
     augment = None if settings.augment is None else describe(settings.augment)
     shared = digest([common, augment, settings.way, torch.__version__, len(planned) if _one_training(settings.method) else 0])
-    return {p.name: digest([shared, describe(p.factory), p.number, p.seed, p.rows]) for p in planned}
+    return {p.name: digest([shared, describe(p.factory), p.optimization, p.number, p.seed, p.rows]) for p in planned}
 
 
 def _recipe(factory: Any) -> dict[str, Any] | None:
@@ -180,7 +180,8 @@ def _fit(
             continue
         if estimators.is_estimator(group[0].factory):
             jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
-            for name, member in estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs):
+            fitted = estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs)
+            for name, member in estimators.alike(fitted, settings.inputs):
                 if watch is not None:
                     watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
                 yield name, member
@@ -194,18 +195,19 @@ def _fit(
 
 
 def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
-    """Those of one factory together; modules that are trained one by one in any case each by itself, so that it is put away at once."""
+    """Those of one factory and optimisation together; modules that are trained one by one in any case each by itself, so that it is put
+    away at once."""
     groups = defaultdict(list)
     alone = settings.way == "one_by_one" and not _one_training(settings.method)
     for p in planned:
-        groups[id(p.factory), p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
+        groups[id(p.factory), p.optimization, p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
     return list(groups.values())
 
 
 def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
     common: dict[str, Any] = {"classes": len(settings.classes), "augment": settings.augment, "device": settings.device}
     common |= {"checkpoint": checkpoint, "watch": watch}
-    inputs, labels, base = settings.inputs, settings.labels, settings.optimization
+    inputs, labels, base = settings.inputs, settings.labels, group[0].optimization
     if not isinstance(settings.method, (Snapshot, FastGeometric)):
         own: dict[str, Any] = {"seeds": [p.seed for p in group], "rows": [p.rows for p in group], "names": [p.name for p in group]}
         return train_stack(group[0].factory, inputs, labels, optimization=base, way=settings.way, **own, **common)
@@ -224,22 +226,39 @@ def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, 
 
 
 def plan(
-    factory: Any, members: int | Sequence[int] | None, method: Method, seed: int, name: str | None, labels: np.ndarray
+    factory: Any,
+    members: int | Sequence[int] | None,
+    method: Method,
+    seed: int,
+    name: str | None,
+    labels: np.ndarray,
+    optimization: Optimization | Sequence[Optimization] | None = None,
 ) -> list[Planned]:
     """What is to be trained, checked."""
-    several = isinstance(factory, (list, tuple))
-    factories = list(factory) if several else [factory]
+    several = isinstance(factory, (list, tuple)) or isinstance(optimization, (list, tuple))
+    optimizations: list[Any] = list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
+    factories = list(factory) if isinstance(factory, (list, tuple)) else [factory] * len(optimizations)
     if not factories:
         raise ValueError("factory: expected at least one; got an empty list")
+    if isinstance(optimization, (list, tuple)) and len(optimizations) != len(factories):
+        raise ValueError(f"optimization: expected one, or one for each of the {len(factories)} factories; got {len(optimizations)}")
+    if wrong := [o for o in optimizations if not isinstance(o, Optimization)]:
+        raise TypeError(f"optimization: expected an Optimization, or a list of them; got {class_path(type(wrong[0]))}")
     if members is None and not several:
         raise ValueError("members: expected how many members; got None, which stands for one of each factory in a list")
+    members = int(members) if isinstance(members, np.integer) else members
+    if members is not None and not isinstance(members, int) and not hasattr(members, "__iter__"):
+        raise TypeError(f"members: expected a number, or numbers of members; got {class_path(type(members))}")
     numbers = list(range(len(factories))) if members is None else list(range(members)) if isinstance(members, int) else list(members)
+    numbers = [int(n) if isinstance(n, np.integer) else n for n in numbers]
     if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
         raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
     if _one_training(method) and (several or estimators.is_estimator(factory) or not isinstance(members, int)):
         kind = type(method).__name__
         raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
     for one in factories:
+        if isinstance(one, type) and hasattr(one, "fit") and hasattr(one, "get_params"):
+            raise TypeError(f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class {class_path(one)}")
         if isinstance(one, nn.Module) or not (estimators.is_estimator(one) or callable(one)):
             got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
             expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
@@ -249,7 +268,7 @@ def plan(
         one = factories[number % len(factories)]
         own = derive_seed("member", seed, number) if not _one_training(method) else derive_seed("member", seed)
         rows = np.arange(len(labels), dtype=np.int64) if isinstance(method, (Snapshot, FastGeometric)) else method.rows(labels, own)
-        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, rows))
+        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, optimizations[number % len(optimizations)], rows))
     if not _one_training(method):
         counts = [sum(p.factory is one for p in planned) for one in factories]
         differ = not np.array_equal(planned[0].rows, planned[-1].rows)

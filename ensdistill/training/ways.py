@@ -110,9 +110,9 @@ def difference(stack: Job) -> str | None:
         if repr(model.train()) != repr(base):
             return f"{name} is built otherwise than {stack.names[0]}"
     generator = torch.Generator().manual_seed(0)
-    for key, value in stack.parameters.items():
+    for name, value in stack.parameters.items():
         # Away from where they begin: a last layer of zeros answers zeros whatever came before it.
-        parameters[key] = value + NUDGE * torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
+        parameters[name] = value + NUDGE * torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
     few = stack.inputs[torch.from_numpy(stack.rows[0][np.linspace(0, len(stack.rows[0]) - 1, TRIED).astype(int)]).to(stack.inputs.device)]
     key = torch.tensor([1, 2], dtype=torch.int32, device=few.device)
 
