@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ensdistill.memory import is_out_of_memory
+from ensdistill.errors import is_out_of_memory
 
 # Layouts add up in another order; logits differ by far less for that, and by far more where memory is read in the wrong order.
 TOLERANCE = 1e-3

@@ -19,8 +19,8 @@ from ensdistill.ensemble.checks import as_inputs, check_logits, free_names, name
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
+from ensdistill.errors import is_out_of_memory
 from ensdistill.members import Member, as_member
-from ensdistill.memory import is_out_of_memory
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way

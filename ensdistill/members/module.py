@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ensdistill.channels_last import answers_alike, as_channels_last, gains_by_channels_last
 from ensdistill.describe import build_module, class_path, module_recipe
+from ensdistill.errors import is_out_of_memory
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
 from ensdistill.members.base import align, batches, check_width, write_about
-from ensdistill.memory import is_out_of_memory
 
 
 class TorchMember:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.data import derive_seed
 from ensdistill.describe import make_module
+from ensdistill.errors import is_out_of_memory
 from ensdistill.files import read_json, write_json
-from ensdistill.memory import is_out_of_memory
 from ensdistill.optimization import Optimization
 from ensdistill.training.checks import check_data, check_models, check_way
 from ensdistill.training.job import Job
