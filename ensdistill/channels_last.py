@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from ensdistill.errors import is_out_of_memory
+
+# Layouts add up in another order; logits differ by far less for that, and by far more where memory is read in the wrong order.
+TOLERANCE = 1e-3
 
 
 def gains_by_channels_last(module: nn.Module, inputs: Tensor) -> bool:
@@ -25,3 +32,17 @@ def as_channels_last(images: Tensor) -> Tensor:
     # With one channel both layouts are the same bytes, and torch takes the other one to be meant unless the strides say so.
     _, _, height, width = images.shape
     return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+
+
+def answers_alike(answer: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Whether ``answer`` takes images [N, C, H, W] with C innermost for what they are: not where it asks for strides of its own, as
+    Tensor.view does, or reads memory in the order in which it lies."""
+    expected = answer(images)
+    try:
+        got = answer(as_channels_last(images))
+    except Exception as error:  # of whatever kind: contiguous, it has just worked
+        if is_out_of_memory(error):
+            raise
+        return False
+    scale = 1 + float(expected.float().nan_to_num().abs().max())
+    return got.shape == expected.shape and torch.allclose(got, expected, rtol=0, atol=TOLERANCE * scale, equal_nan=True)

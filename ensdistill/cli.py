@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ensdistill.errors import message
 from ensdistill.help import OTHERS, USAGE, job_help, setting_help
 from ensdistill.settings import config_files, load_config
 
@@ -74,8 +75,7 @@ def _failed(error: Exception) -> int:
     """An error on the terminal: its message, and a traceback only where the message may not be enough."""
     from ensdistill.cache.errors import CacheError
 
-    message = str(error) or type(error).__name__
-    print(f"ensdistill: {message}", file=sys.stderr)
+    print(f"ensdistill: {message(error)}", file=sys.stderr)
     details = getattr(error, "details", None)
     if os.environ.get("ENSDISTILL_TRACEBACK"):
         import traceback

@@ -15,6 +15,7 @@ from typing import Any
 
 from ensdistill.config import Config
 from ensdistill.display import Display
+from ensdistill.errors import message
 from ensdistill.files import exclusive, read_json
 from ensdistill.stages import Unit, check_job, finish, is_done, is_finished, report_fingerprint, run_unit, units
 
@@ -149,7 +150,7 @@ def _work(unit: Unit) -> tuple[str, str, bool] | None:
     try:
         run_unit(_worker["config"], unit, progress)
     except Exception as error:
-        return (str(error) or type(error).__name__, traceback.format_exc(), isinstance(error, OSError))
+        return (message(error), traceback.format_exc(), isinstance(error, OSError))
     return None
 
 

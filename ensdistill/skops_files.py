@@ -13,8 +13,28 @@ import numpy as np
 
 from ensdistill.fingerprint import digest
 
-# What fitted scikit-learn estimators are made of beyond what skops itself trusts.
-TRUSTED_SKLEARN = ("sklearn.tree._tree.Tree",)
+# What fitted scikit-learn estimators are made of beyond what skops itself trusts: trees, indices and their metrics, optimisers, kernels,
+# splitters and the parts of composed estimators. Each holds arrays, numbers and other objects of trusted types, and neither building nor
+# asking it runs anything it was given (which rules out PyFuncDistance and scorers made of functions).
+TRUSTED_SKLEARN = (
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.calibration._TemperatureScaling",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+    *(f"sklearn.gaussian_process.kernels.{name}" for name in ("ConstantKernel", "Matern", "Product", "RBF", "Sum", "WhiteKernel")),
+    *(f"sklearn.metrics._dist_metrics.{name}Distance64" for name in ("Chebyshev", "Euclidean", "Manhattan", "Minkowski")),
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "sklearn.multiclass._ConstantPredictor",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+)
 
 
 def skops_content(blob: bytes) -> tuple[str, int, int]:
@@ -44,13 +64,18 @@ def skops_content(blob: bytes) -> tuple[str, int, int]:
     return digest(content(json.loads(archive.read("schema.json")))), numbers, size
 
 
+def untrusted_types(blob: bytes, trusted: Sequence[str] = ()) -> list[str]:
+    """The types that an archive needs and that nobody trusts."""
+    import skops.io
+
+    return sorted({*skops.io.get_untrusted_types(data=blob)} - {*TRUSTED_SKLEARN, *trusted})
+
+
 def load_skops(blob: bytes, trusted: Sequence[str], folder: Path) -> Any:
     """The estimator of an archive, built of trusted types only; ``folder`` is for the message."""
     import skops.io
 
-    allowed = {*TRUSTED_SKLEARN, *trusted}
-    needed = set(skops.io.get_untrusted_types(data=blob))
-    if needed - allowed:
-        unknown = sorted(needed - allowed)
+    unknown = untrusted_types(blob, trusted)
+    if unknown:
         raise ValueError(f"{folder}: holds types that are not trusted: {unknown}. If you know them, pass trusted={unknown}")
-    return skops.io.loads(blob, trusted=sorted(needed))
+    return skops.io.loads(blob, trusted=skops.io.get_untrusted_types(data=blob))

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from job_helpers import fingerprints, mlp, numbers, run, stamps, succeed, trained, write_job
 
-from ensdistill.cli import load_config
+from ensdistill.cli import load_config, main
 from ensdistill.stages import fingerprint, units
 
 METRICS = ("accuracy", "nll", "brier", "ece")
@@ -459,3 +459,14 @@ def test_a_traceback_where_it_is_asked_for(tmp_path, monkeypatch):
     assert "Traceback (most recent call last)" in err
     assert "student.py" in err  # where the worker raised it, not where its message arrived
     assert "seed-0/teachers" in fingerprints(tmp_path / "runs" / "tiny")  # what was finished is kept
+
+
+def test_an_errors_notes_are_shown(monkeypatch, capsys):
+    def fail():
+        error = ArithmeticError("it broke")
+        error.add_note("in the training of b")
+        raise error
+
+    monkeypatch.setattr("ensdistill.cli._info", fail)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err.startswith("ensdistill: it broke\nin the training of b\n")

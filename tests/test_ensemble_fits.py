@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import OptimizeResult
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ensdistill.cache import CacheMismatch, cache_targets
-from ensdistill.calibration import fit_temperature, log_mixture, negative_log_likelihood
+from ensdistill.calibration import fit_temperature, fit_weights, log_mixture, negative_log_likelihood
 from ensdistill.data import Digits, Rows
 from ensdistill.ensemble import Ensemble
 from ensdistill.members import TorchMember
@@ -81,6 +82,31 @@ def test_three_ways_to_calibrate():
         plain.calibrate(z, labels, method="platt")
 
 
+def test_a_calibration_doesnt_depend_on_those_before_it(monkeypatch):
+    z, labels = unequal(100)
+    monkeypatch.setattr("ensdistill.ensemble.core.fit_vector", lambda z, labels: np.stack([np.full(4, 2.0), np.arange(4.0)]))
+
+    def calibrate(ensemble, method):
+        return ensemble.calibrate(z, labels, method=method)
+
+    steps = [functools.partial(calibrate, method=method) for method in ("temperature", "vector", "pooled")]
+    for last in steps:
+        expected = last(Ensemble.from_members(list(z))).fingerprint()
+        weighed = last(Ensemble.from_members(list(z))).weigh(z, labels).fingerprint()
+        for before in [*steps, lambda e: e.weigh(z, labels)]:
+            found = before(Ensemble.from_members(list(z)))
+            found.weights = np.full(3, 1 / 3)  # pooled: the mixture's temperature is that of the weights there are
+            assert last(found).fingerprint() == expected
+            assert found.weigh(z, labels).fingerprint() == weighed
+
+
+def test_very_many_members_keep_their_weights(monkeypatch):
+    labels = np.arange(6) % 3
+    # As it ends for equal members; with so many, it would take its time.
+    monkeypatch.setattr("ensdistill.calibration.minimize", lambda loss, start, **_: OptimizeResult(x=start))
+    np.testing.assert_allclose(fit_weights(np.broadcast_to(np.eye(3)[labels], (1200, 6, 3)), labels), np.full(1200, 1 / 1200))
+
+
 def test_vectors_are_saved(tmp_path):
     z, labels = unequal()
     x = np.arange(400.0)[:, None]
@@ -95,6 +121,47 @@ def test_vectors_are_saved(tmp_path):
     about["vectors"][0][1][2] += 1.0
     (tmp_path / "ensemble.json").write_text(json.dumps(about))
     assert not np.array_equal(Ensemble.load(tmp_path).predict_proba(x), ensemble.predict_proba(x))
+
+
+def test_inputs_may_be_tensors():
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    ensemble = Ensemble.from_members([MLP(4, [], 3), MLP(4, [8], 3)])
+    assert torch.equal(ensemble.predict_logits(torch.from_numpy(x).requires_grad_()), ensemble.predict_logits(x))
+    np.testing.assert_array_equal(ensemble.predict_proba(torch.from_numpy(x)), ensemble.predict_proba(x))
+    np.testing.assert_array_equal(ensemble.uncertainty(torch.from_numpy(x)).total, ensemble.uncertainty(x).total)
+    for call in (ensemble.predict_logits, ensemble.predict_proba, ensemble.uncertainty, ensemble.seconds):
+        with pytest.raises(TypeError, match=r"inputs: expected an array or a tensor \[N, \.\.\.\]; got builtins\.list"):
+            call(x.tolist())
+
+
+def test_members_fitted_to_integers_are_named_by_index():
+    rng = np.random.default_rng(0)
+    x, names = rng.normal(size=(60, 3)), np.array(["zebra", "ant", "mouse"])
+    y = x.argmax(1)
+    numbers, named = LogisticRegression().fit(x, y), LogisticRegression().fit(x, names[y])
+    ensemble = Ensemble.from_members([numbers, named], classes=list(names))
+    assert ensemble.classes == tuple(names)
+    np.testing.assert_allclose(*ensemble.predict_logits(x), atol=1e-4)
+    with pytest.raises(ValueError, match=r"logisticregression-1 has the classes \['0', '1', '2'\]; expected \['a', 'b'\]"):
+        Ensemble.from_members([numbers, named], classes=["a", "b"])
+    with pytest.raises(TypeError, match="members: expected a sequence of members; got one Sequential"):
+        Ensemble.from_members(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
+
+
+def test_an_ensemble_takes_the_place_of_another_and_of_nothing_else(tmp_path):
+    def ensemble(*names):
+        factory = functools.partial(MLP, inputs=4, hidden=[], outputs=3)
+        return Ensemble.from_members([TorchMember(factory(), name=n, factory=factory) for n in names])
+
+    (tmp_path / "e.part").mkdir()
+    ensemble("a", "b").save(tmp_path / "e")
+    (tmp_path / "e" / "members" / "a" / "trained.json").write_text("{}")
+    (tmp_path / "e" / "members" / "notes").mkdir()
+    ensemble("a", "c").save(tmp_path / "e")
+    assert Ensemble.load(tmp_path / "e").names == ("a", "c")
+    assert sorted(p.name for p in (tmp_path / "e" / "members").iterdir()) == ["a", "c", "notes"]
+    assert sorted(p.name for p in (tmp_path / "e" / "members" / "a").iterdir()) == ["member.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "e.part"]
 
 
 def test_select_keeps_what_belongs_to_the_chosen():

@@ -3,14 +3,33 @@
 import functools
 import io
 import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from ensdistill.data import Digits, Rows
@@ -162,6 +181,23 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
     assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == ("gaussiannb-1", "logisticregression-2")
 
 
+def test_members_that_came_out_equal_are_warned_of(digits):
+    with pytest.warns(UserWarning, match="logisticregression-2 answers just as logisticregression-1 does"):
+        train(digits, LogisticRegression(max_iter=500), members=2)
+    with warnings.catch_warnings(action="error"):
+        train(digits, DecisionTreeClassifier(), members=2)  # which all know their rows by heart
+        train(digits, LogisticRegression(max_iter=500), members=2, method="bagging")
+
+
+def test_members_may_be_optimised_differently(digits):
+    options = {"members": np.int64(4), "way": "one_by_one", "factory": functools.partial(MLP, hidden=[4])}
+    slow, fast = (Optimization(steps=3, batch_size=16, learning_rate=rate) for rate in (1e-4, 1e-2))
+    both = states(train(digits, optimization=[slow, fast], **options))
+    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=slow, **options)), strict=True)] == [1, 0, 1, 0]
+    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=fast, **options)), strict=True)] == [0, 1, 0, 1]
+    assert len(train(digits, optimization=[slow, fast], members=None, way="auto")) == 2
+
+
 def test_labels_may_be_names(digits):
     names = np.array([f"digit {i}" for i in range(10)])
     data = (digits.labelled.inputs, names[digits.labelled.labels])
@@ -190,6 +226,12 @@ def test_bad_data_and_factories(digits):
         ({"factory": []}, ValueError, "factory: expected at least one"),
         ({"factory": MLP()}, TypeError, r"factory: expected what makes a new module .*; got the MLP itself"),
         ({"factory": 3}, TypeError, r"factory: expected what makes .*; got builtins\.int"),
+        ({"members": 2.0}, TypeError, r"members: expected a number, or numbers of members; got builtins\.float"),
+        ({"factory": GaussianNB}, TypeError, r"factory: expected an estimator that is to be fitted, GaussianNB\(\.\.\.\); got its class"),
+        ({"optimization": [QUICK] * 3, "factory": [MLP, CNN]}, ValueError, "one for each of the 2 factories; got 3"),
+        ({"optimization": [3]}, TypeError, r"optimization: expected an Optimization, or a list of them; got builtins\.int"),
+        ({"way": "nope", "method": "snapshot"}, ValueError, "way: expected"),
+        ({"way": "nope", "factory": GaussianNB(), "members": 1}, ValueError, "way: expected"),
         ({"way": "both"}, ValueError, "way: expected auto, measured, stacked, one_by_one or side_by_side; got 'both'"),
     ]
     for change, kind, words in cases:
@@ -198,6 +240,9 @@ def test_bad_data_and_factories(digits):
     shared = MLP()
     with pytest.raises(ValueError, match=r"mlp-2 shares 1\.weight with mlp-1|member-2 shares 1\.weight with member-1"):
         train(digits, lambda: shared)
+    for factory, options in ((lambda: shared, {"way": "one_by_one"}), ([lambda: shared, lambda: shared], {"members": None})):
+        with pytest.raises(ValueError, match=r"member-2 shares 1\.weight with member-1"):
+            train(digits, factory, optimization=Optimization(steps=2), **options)
 
 
 def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatch):
@@ -211,6 +256,66 @@ def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatc
     monkeypatch.setattr("ensdistill.ensemble.training.train_stack", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr("ensdistill.ensemble.estimators.fit", lambda jobs, *a: pytest.fail("fitted again"))
     assert train(digits, folder=tmp_path, **options).fingerprint() == memory.fingerprint()
+
+
+FOREST, LOGISTIC = RandomForestClassifier(3), LogisticRegression(max_iter=50)
+COMMON = [
+    KNeighborsClassifier(),
+    KNeighborsClassifier(algorithm="ball_tree", metric="manhattan"),
+    HistGradientBoostingClassifier(max_iter=2),
+    GradientBoostingClassifier(n_estimators=2, max_depth=2),
+    AdaBoostClassifier(n_estimators=2),
+    MLPClassifier((4,), max_iter=3),
+    MLPClassifier((4,), max_iter=3, solver="sgd"),
+    CalibratedClassifierCV(GaussianNB(), cv=2),
+    CalibratedClassifierCV(GaussianNB(), cv=2, method="isotonic"),
+    VotingClassifier([("a", FOREST), ("b", GaussianNB())], voting="soft"),
+    StackingClassifier([("a", FOREST), ("b", GaussianNB())], cv=2),
+    GridSearchCV(GaussianNB(), {"var_smoothing": [1e-9, 1e-3]}, cv=2),
+    make_pipeline(StandardScaler(), PCA(5), LOGISTIC),
+    GaussianProcessClassifier(),
+    SVC(),
+]
+
+
+@pytest.mark.parametrize("estimator", COMMON, ids=lambda e: type(e).__name__)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_common_estimators_are_trained_into_a_folder(digits, tmp_path, estimator):
+    few = digits.labelled.take(np.concatenate([np.flatnonzero(digits.labelled.labels == c)[:6] for c in range(10)]))
+    trained = Ensemble.train(estimator, few, members=1, folder=tmp_path)
+    loaded = Ensemble.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(digits.test.inputs), trained.predict_proba(digits.test.inputs))
+
+
+class Own(GaussianNB):
+    """Grows something of a kind of its own where it is told to."""
+
+    def __init__(self, grow=False):
+        super().__init__()
+        self.grow = grow
+
+    def fit(self, x, y):
+        if self.grow:
+            self.grown_ = Own()
+            self.other_ = Grown()
+        return super().fit(x, y)
+
+
+class Grown:
+    pass
+
+
+def test_what_a_folder_would_not_give_back_is_refused_at_once(digits, tmp_path):
+    own = f"{__name__}.Own"
+    train(digits, make_pipeline(StandardScaler(), Own()), members=1, folder=tmp_path / "own")
+    with pytest.raises(ValueError, match="not trusted"):
+        Ensemble.load(tmp_path / "own")
+    assert Ensemble.load(tmp_path / "own", trusted=[own]).names == ("pipeline-1",)
+    unwritable = make_pipeline(FunctionTransformer(lambda x: x), Own())
+    with pytest.raises(ValueError, match=r"factory: pipeline-1: can't be saved in the folder without pickle: .*<lambda>"):
+        train(digits, unwritable, members=1, folder=tmp_path / "lambda")
+    with pytest.raises(ValueError, match=r"own-1: fitted, it holds types that are not trusted.*Grown.*Ensemble.load\(folder, trusted="):
+        train(digits, Own(grow=True), members=3, method="bagging", folder=tmp_path / "grown")
 
 
 def test_another_training_in_the_same_folder_takes_its_place(digits, tmp_path):
@@ -275,6 +380,10 @@ def test_the_view_shows_every_member(digits):
     rate = float(view._cells("a")[4])
     assert 100 < rate < 640  # 32 steps in the 0.05 s since the first, or a little more
     assert view._cells("a")[5] == "0:00"
+    view(Status(("a",), 128, 128, np.array([0.75]), np.array([0.5])))
+    done = view._cells("a")[1:]
+    time.sleep(0.05)
+    assert view._cells("a")[1:] == done
 
 
 def test_without_a_terminal_there_are_lines(digits, capsys):

@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from ensdistill.data import Digits
+from ensdistill.ensemble import Ensemble
 from ensdistill.members import ArrayMember, CallableMember, Member, SklearnMember, TorchMember, as_member, load_member, to_logits
 from ensdistill.models import CNN, MLP
 
@@ -344,6 +345,29 @@ def test_short_memory_halves_the_batch_and_in_the_end_says_who():
     assert hopeless.training
 
 
+class Greedy(nn.Module):
+    """Asks for a PiB and more for every row beyond ``room``."""
+
+    def __init__(self, room=0):
+        super().__init__()
+        self.room, self.layer = room, nn.Linear(3, 2)
+
+    def forward(self, x):
+        if len(x) > self.room:
+            torch.empty(2**50 * len(x))
+        return self.layer(x)
+
+
+def test_a_real_shortage_is_recognised():
+    x = np.ones((5, 3), np.float32)
+    assert TorchMember(Greedy(2)).predict_logits(x).shape == (5, 2)
+    with pytest.raises(MemoryError, match=r"^big: out of memory on cpu with a single row .*can't allocate memory"):
+        Ensemble.from_members([TorchMember(Greedy(), name="big")]).predict_logits(x)
+    for hungry in (lambda x: torch.empty(2**50), lambda x: np.ones(2**55)):
+        with pytest.raises(MemoryError, match=r"^much: out of memory with 5 rows .*; give it fewer at once"):
+            Ensemble.from_members([CallableMember(hungry, name="much")]).predict_logits(x)
+
+
 def test_a_module_visits_its_device_and_comes_back():
     visited = []
 
@@ -391,21 +415,28 @@ def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
 
 
 class _Convolution(nn.Module):
-    def __init__(self, viewed):
+    def __init__(self, how):
         super().__init__()
-        self.first, self.last, self.viewed, self.strides = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), viewed, []
+        self.first, self.last, self.how, self.strides = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), how, []
 
     def forward(self, x):
         x = self.first(x)
         self.strides.append(x.stride(1))
-        return self.last(x.view(len(x), -1) if self.viewed else x.flatten(1))
+        if self.how == "assert":
+            assert x.is_contiguous()
+        if self.how == "strides":  # as a kernel that doesn't ask
+            return self.last(x.as_strided((len(x), 64), (64, 1)))
+        return self.last(x.view(len(x), -1) if self.how == "view" else x.flatten(1))
 
 
-@pytest.mark.parametrize("viewed", [False, True])
-def test_convolutions_predict_with_channels_innermost_where_they_can(viewed):
-    module = _Convolution(viewed)
+@pytest.mark.parametrize("how", ["flatten", "view", "assert", "strides"])
+def test_convolutions_predict_with_channels_innermost_where_they_can(how):
+    module = _Convolution(how)
     x = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32)
-    found = TorchMember(module).predict_logits(x)
-    assert module.strides == ([1, 16] if viewed else [1])
+    member = TorchMember(module)
+    found = member.predict_logits(x)
+    np.testing.assert_array_equal(member.predict_logits(x), found)
+    later = 1 if how == "flatten" else 16
+    assert module.strides == [16, 1, later, later]  # tried once, on the first rows
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 
 from ensdistill.ensemble import Ensemble
-from ensdistill.members import BoostedMember, OnnxMember, TorchMember, load_member
+from ensdistill.members import BoostedMember, OnnxMember, TorchMember, load_member, pretrained
 
 NAMES = np.array(["zebra", "ant", "mouse"])
 
@@ -166,7 +166,7 @@ def test_onnx_files_that_do_not_say_enough(tmp_path):
         OnnxMember(tmp_path / "bad.onnx")
 
 
-def test_hugging_face_models(tmp_path):
+def test_hugging_face_models(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, id2label={0: "bad", 1: "good"}
@@ -184,6 +184,20 @@ def test_hugging_face_models(tmp_path):
     loaded = load_member(tmp_path)
     np.testing.assert_array_equal(loaded.predict_logits(tokens), member.predict_logits(tokens))
     about = json.loads((tmp_path / "member.json").read_text())
+    # What names code, which would be fetched from the hub.
+    evil = {"attn_implementation": "evil-org/evil-kernel", "_attn_implementation": "evil-org/evil-kernel"}
+    evil |= {"experts_implementation": "evil-org/evil", "quantization_config": {"quant_method": "gptq"}}
+    about["recipe"]["config"] |= evil | {"sub_config": dict(evil)}
+    (tmp_path / "member.json").write_text(json.dumps(about))
+    reached = []
+    attention = transformers.integrations.hub_kernels
+    monkeypatch.setattr(attention, "load_and_register_attn_kernel", lambda *a, **k: reached.append(a))
+    monkeypatch.setattr(transformers.modeling_utils, "load_and_register_attn_kernel", lambda *a, **k: reached.append(a), raising=False)
+    built = pretrained.build(about["recipe"])
+    assert reached == []
+    assert built.config._attn_implementation in ("sdpa", "eager")
+    assert built.config.sub_config == {}
+    assert getattr(built.config, "quantization_config", None) is None
     about["recipe"]["class_path"] = "subprocess.Popen"
     (tmp_path / "member.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"subprocess\.Popen is not trusted"):

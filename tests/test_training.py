@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from ensdistill.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.data import Digits
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
-from ensdistill.training import BLOCK, train_stack, train_trajectory
+from ensdistill.training import BLOCK, stack, train_stack, train_trajectory, ways
 from ensdistill.training.dropout import OwnDropout, keys
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
@@ -122,6 +123,108 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_with_a_reason(digits):
     with pytest.warns(UserWarning, match=r"Branching can't be trained as a stack: .*item"):
         models = train(digits, Branching, SEEDS[:4])
     assert len(models) == 4
+
+
+class Subspace(nn.Linear):
+    """Sees pixels of its own, which no parameter knows of."""
+
+    def __init__(self):
+        super().__init__(20, 10)
+        self.pixels = torch.randperm(64)[:20].tolist()
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1)[:, self.pixels])
+
+
+class HiddenRate(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+        self.rate = 0.1 + 0.8 * float(torch.rand(1))
+
+    def forward(self, x):
+        return super().forward(F.dropout(x.flatten(1), self.rate, self.training))
+
+
+class Recomputed(nn.Linear):
+    """Forgets its activations, and finds out in the backward pass that vmap has gone."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(super().forward, x.flatten(1), use_reentrant=False)
+
+
+class WithinVmap(nn.Linear):
+    """Fails where it is vmapped."""
+
+    def __init__(self, error):
+        super().__init__(64, 10)
+        self.error = error
+
+    def forward(self, x):
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise self.error
+        return super().forward(x.flatten(1))
+
+
+def rates():
+    return nn.Sequential(nn.Flatten(), nn.Dropout(float(torch.rand(1))), nn.Linear(64, 10))
+
+
+def attentive():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+    return nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(64, 10))
+
+
+def alpha():
+    return nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.3), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (Subspace, "model [1-3] computes something else than model 0 by what is no parameter of it"),
+        (HiddenRate, "model [1-3] computes something else"),
+        (rates, "model 1 is built otherwise than model 0"),
+        (Recomputed, ""),
+        (functools.partial(WithinVmap, TypeError("no such thing")), "no such thing"),
+        (functools.partial(WithinVmap, MemoryError("no room")), "no room"),
+    ],
+)
+@pytest.mark.parametrize("way", ["auto", "stacked", "measured"])
+def test_what_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, factory, reason, way):
+    monkeypatch.setattr(stack, "MEASURE_FROM", 1)
+    monkeypatch.setattr(ways, "workers", lambda count: 1)
+    once = Optimization(steps=5, batch_size=8)
+    with pytest.warns(UserWarning, match=f"can't be trained as a stack: {reason}"):
+        models = train(digits, factory, SEEDS[:4], way=way, optimization=once)
+    alone = train(digits, factory, SEEDS[:4], way="one_by_one", optimization=once)
+    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(models, alone, strict=True))
+
+
+@pytest.mark.parametrize("factory", [attentive, alpha])
+def test_what_draws_beside_dropout_is_not_stacked_unless_one_insists(digits, factory):
+    once = Optimization(steps=5, batch_size=8)
+    with pytest.warns(UserWarning, match="can't be trained as a stack: it draws from a global generator beside dropout"):
+        among = train(digits, factory, SEEDS[:4], optimization=once)
+    (alone,) = train(digits, factory, [SEEDS[3]], optimization=once)
+    assert same_bits(among[3].state_dict(), alone.state_dict())
+    with pytest.warns(UserWarning, match="draws from a global generator .*: stacked, a model depends on those"):
+        stacked = train(digits, factory, SEEDS[:4], way="stacked", optimization=once)
+    assert difference(stacked[3].state_dict(), alone.state_dict()) > 1e-3
+
+
+def test_a_stack_that_fails_when_it_is_measured_is_not_chosen(digits, monkeypatch):
+    def fail(block, hopeless=None):
+        if hopeless is not None:
+            raise MemoryError("no room")
+        return 1.0
+
+    monkeypatch.setattr(ways, "step_seconds", fail)
+    with pytest.warns(UserWarning, match="MLP can't be trained as a stack: no room"):
+        train(digits, MLP, SEEDS[:2], way="measured", optimization=Optimization(steps=200, batch_size=2))
 
 
 class Stop(Exception):

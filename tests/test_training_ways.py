@@ -1,9 +1,12 @@
 """The ways of training: several at once on threads, the layout of images, and which way is chosen."""
 
 import functools
+import gc
 import os
+import random
 import signal
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -145,6 +148,51 @@ def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
     assert counting.models[4].steps == 0
 
 
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
+def test_whatever_way_an_error_says_whose_it_is(digits, counting, way):
+    def starved():
+        torch.empty(2**50)
+
+    def broken():
+        raise ArithmeticError("it broke")
+
+    torch.set_num_threads(2 if way == "side_by_side" else 1)
+    options = {"way": way, "names": list("abc"), "optimization": LONG}
+    # A stack runs the first one's code.
+    at, who = {"stacked": (0, "a to c"), "one_by_one": (0, "a"), "side_by_side": (1, "b")}[way]
+    factory = counting(at, broken)
+    with pytest.raises(ArithmeticError) as caught:
+        train(digits, factory, [1, 2, 3], **options)
+    assert caught.value.__notes__ == [f"in the training of {who}"]
+    advice = ", or train them by way='one_by_one'" if way == "stacked" else "$"
+    with pytest.raises(MemoryError, match=rf"^{who}: out of memory in the training .*lower optimization\.batch_size \(8\){advice}"):
+        train(digits, counting(at, starved), [1, 2, 3], **options)
+    torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
+def test_what_a_training_needs_is_gone_when_its_model_is_done(digits, monkeypatch, way):
+    torch.set_num_threads(2 if way == "side_by_side" else 1)
+    jobs, alive = weakref.WeakSet(), []
+    make = stack.Job.__init__
+
+    def noted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        jobs.add(self)
+
+    monkeypatch.setattr(stack.Job, "__init__", noted)
+    few = Optimization(steps=4, batch_size=8)
+
+    def watch(status):
+        gc.collect()
+        alive.append(len(jobs))
+
+    models = train(digits, MLP, range(8), way=way, watch=watch, optimization=few)
+    torch.set_num_threads(2)
+    assert max(alive) <= {"stacked": 1, "one_by_one": 2, "side_by_side": 3}[way]
+    assert all(p.grad is None for model in models for p in model.parameters())
+
+
 def test_a_callback_that_raises_ends_all(digits, counting):
     def stop(status):
         if status.step >= 64:
@@ -166,12 +214,25 @@ class Noisy(MLP):
         return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
 
 
+class Shaken(MLP):
+    draw = staticmethod(random.random)
+
+    def forward(self, x):
+        return super().forward(x * (1 + 0.1 * self.draw()) if self.training else x)
+
+
 def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     torch.set_num_threads(1)
     expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
-    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from torch's global generator"):
+    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from a global generator"):
         found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
     assert difference(found[0], expected[0]) == difference(found[1], expected[1]) == 0
+    kept = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
+    for draw in (random.random, np.random.rand):
+        shaken = type("Shaken", (Shaken,), {"draw": staticmethod(draw)})()
+        assert traits(shaken, torch.zeros(2, 64)).draws
+    assert (random.getstate(), np.random.get_state()[2]) == kept  # noqa: NPY002
+    assert not traits(MLP(), torch.zeros(2, 64)).draws
     activation = nn.ReLU()
     with pytest.warns(UserWarning, match="Sequential can't be trained side by side: its models share a ReLU"):
         train(digits, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), activation), [1, 2], way="side_by_side")
@@ -192,7 +253,12 @@ class Layout(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        self.seen.add(x.stride(1) == 1)
+        if torch.is_grad_enabled():
+            self.seen.add(x.stride(1) == 1)
+        if self.flat == "assert":
+            assert x.is_contiguous()
+        if self.flat == "strides":  # as a kernel that doesn't ask
+            return self.last(x.as_strided((len(x), 144), (144, 1)))
         return self.last(x.flatten(1) if self.flat == "flatten" else x.view(len(x), -1))
 
 
@@ -203,8 +269,10 @@ def test_images_are_laid_out_with_channels_innermost_and_models_are_not(digits, 
     models = train(digits, Layout, [1, 2], way=way, augment=ShiftImages())
     assert all(model.seen == {True} for model in models)
     assert all(p.is_contiguous() for model in models for p in model.parameters())
-    viewed = train(digits, functools.partial(Layout, flat="view"), [1, 2], way=way)
-    assert all(False in model.seen for model in viewed)
+    for flat in ("view", "assert", "strides"):
+        contiguous = train(digits, functools.partial(Layout, flat=flat), [1, 2], way=way, augment=ShiftImages())
+        assert all(model.seen == {False} for model in contiguous)
+        assert max(difference(a, b) for a, b in zip(states(models), states(contiguous), strict=True)) < 1e-4
     torch.set_num_threads(1)
     stacked = train(digits, Layout, [1, 2], way="stacked", augment=ShiftImages())
     assert max(difference(a, b) for a, b in zip(states(models), states(stacked), strict=True)) < 1e-4
@@ -299,6 +367,6 @@ def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expe
         count = len(group)
         return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
 
-    found = ways.fastest(models, digits.inputs, job)
+    found = ways.fastest(models, job)
     torch.set_num_threads(2)
     assert found == expected

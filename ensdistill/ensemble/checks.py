@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ensdistill.data import BadRows
-from ensdistill.members import Member, default_name
+from ensdistill.describe import class_path
+from ensdistill.members import BoostedMember, Member, SklearnMember, default_name
 
 
 def check_logits(logits: np.ndarray, name: str, rows: int, classes: Sequence[str] | None) -> None:
@@ -46,3 +48,21 @@ def plain_name(name: str, folder: Path) -> str:
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"{folder}: {name!r} is no member's name")
     return name
+
+
+def as_inputs(inputs: Any) -> np.ndarray:
+    """Arrays as they are, tensors as arrays."""
+    if isinstance(inputs, Tensor):
+        array: np.ndarray = inputs.detach().cpu().numpy()
+        return array
+    if not isinstance(inputs, np.ndarray):
+        raise TypeError(f"inputs: expected an array or a tensor [N, ...]; got {class_path(type(inputs))}")
+    return inputs
+
+
+def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) -> Member:
+    """The member that was made of ``value``; with ``classes`` by index, where it is a model that was fitted to the integers 0..C-1."""
+    numbers = None if classes is None else {str(i) for i in range(len(classes))}
+    if member is value or not isinstance(member, (SklearnMember, BoostedMember)) or set(member.classes or ()) != numbers:
+        return member
+    return type(member)(value, name=member.name, classes=classes)

@@ -9,20 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
 from ensdistill.data import BadRows, Rows
 from ensdistill.ensemble import storage, training
-from ensdistill.ensemble.checks import check_logits, free_names, normalised
+from ensdistill.ensemble.checks import as_inputs, check_logits, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
+from ensdistill.errors import is_out_of_memory
 from ensdistill.members import Member, as_member
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
+from ensdistill.training.checks import check_way
 from ensdistill.uncertainty import Uncertainty, decompose
 from ensdistill.vector_scaling import fit_vector
 
@@ -86,24 +88,28 @@ class Ensemble:
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
-            The order of the outputs; by default that of the first member that knows names. Others are aligned by name.
+            The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
+            fitted to the integers 0..C-1 by index. What knows no names (a bare module, an array, a function) has to answer in this order.
 
         Raises
         ------
         ValueError
             No members, equal names, members with other classes, or weights that do not fit.
         """
+        if isinstance(members, nn.Module):
+            raise TypeError(f"members: expected a sequence of members; got one {type(members).__name__}: [module] has it as a member")
         if len(members) == 0:
             raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
-        adapted = [as_member(m, name) for m, name in zip(members, free_names(members), strict=True)]
+        order = None if classes is None else tuple(classes)
+        adapted = [named_by_index(as_member(m, name), m, order) for m, name in zip(members, free_names(members), strict=True)]
         names = [m.name for m in adapted]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
         known = next((m.classes for m in adapted if m.classes is not None), None)
-        order = tuple(classes) if classes is not None else known
+        order = known if order is None else order
         for member in adapted:
             if member.classes is not None and order is not None and sorted(member.classes) != sorted(order):
                 raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(order)}")
@@ -118,7 +124,7 @@ class Ensemble:
         members: int | Sequence[int] | None = None,
         method: str | Method = "seeds",
         seed: int = 0,
-        optimization: Optimization | None = None,
+        optimization: Optimization | Sequence[Optimization] | None = None,
         augment: Augmentation | None = None,
         classes: Sequence[str] | None = None,
         combiner: Combiner = "prob",
@@ -134,6 +140,9 @@ class Ensemble:
         Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
         before a process died is not trained again: say the same ``folder`` again.
 
+        Members that share most of their parameters (BatchEnsemble and the like) are not offered: no one of them is a teacher that could
+        be selected, weighed and saved by itself.
+
         Parameters
         ----------
         factory : callable, estimator, or list of those
@@ -148,8 +157,9 @@ class Ensemble:
         method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.ensemble.methods``
             What makes the members of one factory differ.
         seed : int
-        optimization : Optimization, optional
-            Of torch members: steps, batch size, learning rate. Snapshots and fast geometric ensembles take their members from one
+        optimization : Optimization, or list of those, optional
+            Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
+            one. Snapshots and fast geometric ensembles take their members from one
             training of so many steps.
         augment : Augmentation, optional
             Of torch members.
@@ -165,7 +175,8 @@ class Ensemble:
         name : str, optional
             Members are called ``name-1``, ``name-2``, ...; by default after their class.
         folder : path, optional
-            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end.
+            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end;
+            with ``trusted=`` where the factory is of classes that are neither torch's, scikit-learn's nor this package's.
         progress : bool, or callable, optional
             True: a live view of all members. A callable is told each :class:`ensdistill.training.Status`.
 
@@ -173,7 +184,8 @@ class Ensemble:
         ------
         ValueError, TypeError
             Data of one class, labels out of range, members that would be equal, a factory that returns shared parameters or another number
-            of outputs, or one that can't be written down where there is a folder.
+            of outputs, or one that can't be written down where there is a folder (before anything is trained), or whose first fitted
+            member holds types that are not trusted.
         FloatingPointError
             A loss that is not finite; names the member and the step.
 
@@ -187,10 +199,11 @@ class Ensemble:
         >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
         (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
         """
+        check_way(way, device)
         inputs, labels, names = training.as_data(data, classes)
         chosen = as_method(method)
-        planned = training.plan(factory, members, chosen, seed, name, labels)
-        settings = training.Settings(inputs, labels, names, chosen, optimization or Optimization(), augment, way, device, n_jobs)
+        planned = training.plan(factory, members, chosen, seed, name, labels, optimization)
+        settings = training.Settings(inputs, labels, names, chosen, augment, way, device, n_jobs)
         return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
 
     @property
@@ -214,7 +227,7 @@ class Ensemble:
         lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
         return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
 
-    def member_logits(self, index: int, inputs: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
+    def member_logits(self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None) -> np.ndarray:
         """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
 
         Raises
@@ -222,20 +235,25 @@ class Ensemble:
         ValueError
             It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
         """
-        member = self.members[index]
+        member, inputs = self.members[index], as_inputs(inputs)
         try:
             logits = member.predict_logits(inputs) if answers is None else answers
         except BadRows as error:
             raise BadRows(f"{member.name}: {error}", error.rows) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or str(error).startswith(f"{member.name}: "):
+                raise
+            raise MemoryError(f"{member.name}: out of memory with {len(inputs)} rows ({error}); give it fewer at once") from error
         check_logits(logits, member.name, len(inputs), self.classes)
         if member.classes is not None and self.classes is not None and member.classes != self.classes:
             logits = logits[:, [member.classes.index(name) for name in self.classes]]
         return logits
 
-    def raw_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> np.ndarray:
+    def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
         """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
+        inputs = as_inputs(inputs)
         together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
         logits = [self.member_logits(i, inputs, together.get(i)) for i in range(len(self))]
         for member, z in zip(self.members, logits, strict=True):
@@ -252,8 +270,8 @@ class Ensemble:
             raw = raw * self.vectors[0][:, None] + self.vectors[1][:, None]
         return (raw / (self.temperatures * self.temperature)[:, None, None]).astype(np.float32)
 
-    def predict_logits(self, inputs: np.ndarray, way: PredictionWay = "one_by_one") -> Tensor:
-        """The members' calibrated logits for ``inputs`` [N, ...]: float32 [K, N, C].
+    def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
+        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C].
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
         rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
@@ -267,14 +285,14 @@ class Ensemble:
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
         return np.exp(log_mixture(np.asarray(logits), self.weights, self.combiner, temperature))
 
-    def predict_proba(self, inputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities at ``temperature``: float64 [N, C].
 
         The members' logits are divided by the temperature before they are combined.
         """
         return self.combine(self.predict_logits(inputs), temperature)
 
-    def uncertainty(self, inputs: np.ndarray) -> Uncertainty:
+    def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
         """How unsure the ensemble is of each row, split by where that comes from; see :class:`ensdistill.uncertainty.Uncertainty`."""
         return decompose(self.predict_logits(inputs).numpy(), self.weights)
 
@@ -282,6 +300,8 @@ class Ensemble:
         self, logits: Known, labels: np.ndarray, *, method: Calibration = "temperature", uids: np.ndarray | None = None
     ) -> Ensemble:
         """Fit how sure the members are, by NLL. Returns self.
+
+        What was fitted of that before, the mixture's temperature too, doesn't matter and is replaced; the weights stay.
 
         Parameters
         ----------
@@ -302,11 +322,10 @@ class Ensemble:
         if method not in ("temperature", "vector", "pooled"):
             raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
         raw, labels = raw_logits(self, logits, labels, uids), check_labels(labels)
-        self.temperatures, self.vectors = np.ones(len(self)), None
+        self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
         if method == "temperature":
             self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
         elif method == "vector":
-            self.temperature = 1.0
             self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
         else:
             self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner, spread=np.inf)
@@ -315,7 +334,7 @@ class Ensemble:
     def weigh(self, logits: Known, labels: np.ndarray, *, prior_rows: float = 0.0, uids: np.ndarray | None = None) -> Ensemble:
         """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
 
-        Weights below 1e-3 are set to zero and the rest is normalised. Call it after ``calibrate``.
+        Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after ``calibrate``.
 
         Parameters
         ----------
@@ -395,8 +414,9 @@ class Ensemble:
         chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
         return chosen
 
-    def seconds(self, inputs: np.ndarray, repeats: int = 5) -> np.ndarray:
+    def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
         """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
             member.predict_logits(inputs)
         return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
@@ -418,7 +438,7 @@ class Ensemble:
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``.
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the place of one that is there.
 
         Raises
         ------

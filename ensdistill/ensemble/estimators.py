@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from ensdistill.members import BoostedMember, Member, SklearnMember
 from ensdistill.members.base import flat
 from ensdistill.members.boosted import library_of
+
+ROWS = 256  # on which members are compared
 
 Job = tuple[Any, int, np.ndarray, str]
 """Estimator, seed, rows, name."""
@@ -53,6 +56,21 @@ def fit(
     for (_, _, _, name), estimator in zip(jobs, fitted, strict=True):
         adapter: Any = SklearnMember if library_of(estimator) is None else BoostedMember
         yield name, adapter(estimator, name=name, classes=classes)
+
+
+def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator[tuple[str, Member]]:
+    """The members themselves; a warning tells of those that answer as an earlier one does."""
+    # Rows that nobody has learned by heart: every feature from another one.
+    features = np.random.default_rng(0).permuted(flat(inputs), axis=0)[:ROWS]
+    known: dict[bytes, str] = {}
+    for name, member in members:
+        first = known.setdefault(member.predict_logits(features).tobytes(), name)
+        if first != name:
+            warnings.warn(
+                f"{name} answers just as {first} does: its random_state has no say in it; choose method='bagging', or different estimators",
+                stacklevel=2,
+            )
+        yield name, member
 
 
 def _fit(estimator: Any, seed: int, features: np.ndarray, labels: np.ndarray) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +24,19 @@ FORMAT = 1
 def save(ensemble: Ensemble, folder: Path | str) -> None:
     """See :meth:`ensdistill.ensemble.Ensemble.save`."""
     folder = Path(folder).absolute()
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for member in ensemble.members:
             member.save(part / plain_name(member.name, folder))
         # From here on nothing can be refused any more. Without its ensemble.json a folder that is cut short is known as such.
         (folder / "ensemble.json").unlink(missing_ok=True)
-        for file in [p for p in part.rglob("*") if p.is_file()]:
-            target = folder / "members" / file.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        (folder / "members").mkdir(parents=True, exist_ok=True)
+        for old in (folder / "members").iterdir():  # what members were there before
+            if old.name in ensemble.names or (old / "member.json").is_file():
+                shutil.rmtree(old)
+        for new in part.iterdir():
+            os.replace(new, folder / "members" / new.name)
         write_json(folder / "ensemble.json", {"format": FORMAT, **ensemble.fingerprint()})
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -22,10 +22,13 @@ from ensdistill.ensemble.methods import FastGeometric, Method, Snapshot
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.files import read_json, write_json
 from ensdistill.fingerprint import digest
-from ensdistill.members import Member, TorchMember, load_member
+from ensdistill.members import Member, SklearnMember, TorchMember, load_member
+from ensdistill.members.boosted import library_of
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
+from ensdistill.skops_files import untrusted_types
 from ensdistill.training import Status, Watch, Way, train_stack, train_trajectory
+from ensdistill.training.checks import Seen, check_own
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -33,12 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A member to be: its number, name, seed, what makes it, and the rows it learns from."""
+    """A member to be: its number, name, seed, what makes it, how it is optimised (a module), and the rows it learns from."""
 
     number: int
     name: str
     seed: int
     factory: Any
+    optimization: Optimization
     rows: np.ndarray
 
 
@@ -50,7 +54,6 @@ class Settings:
     labels: np.ndarray
     classes: tuple[str, ...]
     method: Method
-    optimization: Optimization
     augment: Augmentation | None
     way: Way
     device: str
@@ -83,7 +86,7 @@ def _on_disk(
 ) -> Ensemble:
     """Every member is put into the folder by the process whose it is, and taken from there by all."""
     prints = _fingerprints(planned, settings)
-    trusted = [recipe["class_path"] for p in planned if (recipe := _recipe(p.factory)) is not None]
+    trusted = [path for p in planned for path in _own_types(p)]
     finished = {p.name for p in planned if _finished(folder, p.name, prints[p.name])}
     group.wait()  # nobody may write before everybody has seen what there is
     home = folder / "training" / f"{group.rank}-of-{group.count}"
@@ -91,6 +94,11 @@ def _on_disk(
     if mine:
         write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
     for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
+        if isinstance(member, SklearnMember) and (unknown := member.untrusted(trusted)):
+            raise ValueError(
+                f"factory: {name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. "
+                f"If you know them, train without a folder, save the ensemble, and read it by Ensemble.load(folder, trusted={unknown})"
+            )
         place = folder / "members" / name
         (place / "trained.json").unlink(missing_ok=True)
         member.save(place)
@@ -98,7 +106,7 @@ def _on_disk(
     shutil.rmtree(home, ignore_errors=True)
     group.wait()
     # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
-    members = [load_member(folder / "members" / p.name, [*trusted, *_estimator_paths(planned)]) for p in planned]
+    members = [load_member(folder / "members" / p.name, trusted) for p in planned]
     ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
     if group.rank == 0:
         shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
@@ -128,18 +136,33 @@ def _fingerprints(planned: list[Planned], settings: Settings) -> dict[str, str]:
                 f"factory: {p.name}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
                 f"saved in the folder; got {p.factory!r}"
             )
-    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method), settings.optimization]
+    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method)]
     augment = None if settings.augment is None else describe(settings.augment)
     shared = digest([common, augment, settings.way, torch.__version__, len(planned) if _one_training(settings.method) else 0])
-    return {p.name: digest([shared, describe(p.factory), p.number, p.seed, p.rows]) for p in planned}
+    return {p.name: digest([shared, describe(p.factory), p.optimization, p.number, p.seed, p.rows]) for p in planned}
 
 
 def _recipe(factory: Any) -> dict[str, Any] | None:
     return None if estimators.is_estimator(factory) else module_recipe(factory)
 
 
-def _estimator_paths(planned: list[Planned]) -> list[str]:
-    return [class_path(type(p.factory)) for p in planned if estimators.is_estimator(p.factory)]
+def _own_types(p: Planned) -> list[str]:
+    """The types that its factory, which is the caller's own, is made of."""
+    if not estimators.is_estimator(p.factory):
+        recipe = _recipe(p.factory)
+        return [] if recipe is None else [recipe["class_path"]]
+    own = [class_path(type(p.factory))]
+    if library_of(p.factory) is not None:
+        return own
+    import skops.io
+
+    try:
+        types = untrusted_types(skops.io.dumps(p.factory))
+    except Exception as error:  # of the kinds of what it holds
+        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
+    if nameless := [name for name in types if "<" in name]:
+        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {nameless} can't be imported again")
+    return own + types
 
 
 def _one_training(method: Method) -> bool:
@@ -150,36 +173,41 @@ def _fit(
     planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None, finished: Container[str] = ()
 ) -> Iterator[tuple[str, Member]]:
     """The members, by name, as they are done; those that are finished only where they are part of a stack that is not."""
+    seen: Seen = {}
     for group in _groups(planned, settings):
         left = [p for p in group if p.name not in finished]
         if not left:
             continue
         if estimators.is_estimator(group[0].factory):
             jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
-            for name, member in estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs):
+            fitted = estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs)
+            for name, member in estimators.alike(fitted, settings.inputs):
                 if watch is not None:
                     watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
                 yield name, member
             continue
         home = None if checkpoint is None else checkpoint / f"from-{group[0].number}"
-        for p, module in zip(group, _modules(group, settings, home, watch), strict=True):
+        modules = _modules(group, settings, home, watch)
+        check_own([(p.name, module) for p, module in zip(group, modules, strict=True)], seen)
+        for p, module in zip(group, modules, strict=True):
             factory = p.factory if _recipe(p.factory) is not None else None
             yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory)
 
 
 def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
-    """Those of one factory together; modules that are trained one by one in any case each by itself, so that it is put away at once."""
+    """Those of one factory and optimisation together; modules that are trained one by one in any case each by itself, so that it is put
+    away at once."""
     groups = defaultdict(list)
     alone = settings.way == "one_by_one" and not _one_training(settings.method)
     for p in planned:
-        groups[id(p.factory), p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
+        groups[id(p.factory), p.optimization, p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
     return list(groups.values())
 
 
 def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
     common: dict[str, Any] = {"classes": len(settings.classes), "augment": settings.augment, "device": settings.device}
     common |= {"checkpoint": checkpoint, "watch": watch}
-    inputs, labels, base = settings.inputs, settings.labels, settings.optimization
+    inputs, labels, base = settings.inputs, settings.labels, group[0].optimization
     if not isinstance(settings.method, (Snapshot, FastGeometric)):
         own: dict[str, Any] = {"seeds": [p.seed for p in group], "rows": [p.rows for p in group], "names": [p.name for p in group]}
         return train_stack(group[0].factory, inputs, labels, optimization=base, way=settings.way, **own, **common)
@@ -198,22 +226,39 @@ def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, 
 
 
 def plan(
-    factory: Any, members: int | Sequence[int] | None, method: Method, seed: int, name: str | None, labels: np.ndarray
+    factory: Any,
+    members: int | Sequence[int] | None,
+    method: Method,
+    seed: int,
+    name: str | None,
+    labels: np.ndarray,
+    optimization: Optimization | Sequence[Optimization] | None = None,
 ) -> list[Planned]:
     """What is to be trained, checked."""
-    several = isinstance(factory, (list, tuple))
-    factories = list(factory) if several else [factory]
+    several = isinstance(factory, (list, tuple)) or isinstance(optimization, (list, tuple))
+    optimizations: list[Any] = list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
+    factories = list(factory) if isinstance(factory, (list, tuple)) else [factory] * len(optimizations)
     if not factories:
         raise ValueError("factory: expected at least one; got an empty list")
+    if isinstance(optimization, (list, tuple)) and len(optimizations) != len(factories):
+        raise ValueError(f"optimization: expected one, or one for each of the {len(factories)} factories; got {len(optimizations)}")
+    if wrong := [o for o in optimizations if not isinstance(o, Optimization)]:
+        raise TypeError(f"optimization: expected an Optimization, or a list of them; got {class_path(type(wrong[0]))}")
     if members is None and not several:
         raise ValueError("members: expected how many members; got None, which stands for one of each factory in a list")
+    members = int(members) if isinstance(members, np.integer) else members
+    if members is not None and not isinstance(members, int) and not hasattr(members, "__iter__"):
+        raise TypeError(f"members: expected a number, or numbers of members; got {class_path(type(members))}")
     numbers = list(range(len(factories))) if members is None else list(range(members)) if isinstance(members, int) else list(members)
+    numbers = [int(n) if isinstance(n, np.integer) else n for n in numbers]
     if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
         raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
     if _one_training(method) and (several or estimators.is_estimator(factory) or not isinstance(members, int)):
         kind = type(method).__name__
         raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
     for one in factories:
+        if isinstance(one, type) and hasattr(one, "fit") and hasattr(one, "get_params"):
+            raise TypeError(f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class {class_path(one)}")
         if isinstance(one, nn.Module) or not (estimators.is_estimator(one) or callable(one)):
             got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
             expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
@@ -223,7 +268,7 @@ def plan(
         one = factories[number % len(factories)]
         own = derive_seed("member", seed, number) if not _one_training(method) else derive_seed("member", seed)
         rows = np.arange(len(labels), dtype=np.int64) if isinstance(method, (Snapshot, FastGeometric)) else method.rows(labels, own)
-        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, rows))
+        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, optimizations[number % len(optimizations)], rows))
     if not _one_training(method):
         counts = [sum(p.factory is one for p in planned) for one in factories]
         differ = not np.array_equal(planned[0].rows, planned[-1].rows)

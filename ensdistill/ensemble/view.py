@@ -39,7 +39,7 @@ class TrainingView:
 
     def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._rows: dict[str, tuple[Status | None, int, float, float]] = {name: (None, 0, 0.0, 0.0) for name in names}
+        self._rows: dict[str, tuple[Status | None, int, float, float, float]] = {name: (None, 0, 0.0, 0.0, 0.0) for name in names}
         self._live = Live(self._table(), console=self.console, transient=True, refresh_per_second=4) if self.console.is_terminal else None
         self._start = self._told = time.monotonic()
 
@@ -56,10 +56,10 @@ class TrainingView:
     def __call__(self, status: Status) -> None:
         now = time.monotonic()
         for place, name in enumerate(status.names):
-            known, _, _, began = self._rows[name]
+            known, _, _, began, _ = self._rows[name]
             # The rate counts from the first status of each member: in a resumed training, most steps were done before.
             first = status.step if known is None else self._rows[name][2]
-            self._rows[name] = (status, place, first, now if known is None else began)
+            self._rows[name] = (status, place, first, now if known is None else began, now)
         if self._live is not None:
             self._live.update(self._table())
         elif now - self._told >= LINE_SECONDS:
@@ -75,10 +75,10 @@ class TrainingView:
         return table
 
     def _cells(self, name: str) -> tuple[Any, ...]:
-        status, place, first, began = self._rows[name]
+        status, place, first, began, told = self._rows[name]
         if status is None:
             return (ProgressBar(1, 0, width=16), "waiting")
-        passed = time.monotonic() - began
+        passed = (told if status.step == status.steps else time.monotonic()) - began
         rate = (status.step - first) / passed if status.step > first and passed > 0 else math.nan
         left = (status.steps - status.step) / rate if rate > 0 else math.nan
         loss, accuracy = float(status.losses[place]), float(status.accuracies[place])
@@ -92,7 +92,7 @@ class TrainingView:
         )
 
     def _line(self) -> None:
-        known = [(s, place) for s, place, _, _ in self._rows.values() if s is not None]
+        known = [(s, place) for s, place, *_ in self._rows.values() if s is not None]
         if not known:
             return
         done = sum(s.step == s.steps for s, _ in known)

@@ -12,7 +12,7 @@ import numpy as np
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members.base import SMOOTHING, Blob, align, batches, check_smoothing, check_width, flat, to_logits, two_logits, write_about
-from ensdistill.skops_files import load_skops, skops_content
+from ensdistill.skops_files import load_skops, skops_content, untrusted_types
 
 Output = Literal["auto", "probability", "decision"]
 
@@ -117,6 +117,10 @@ class SklearnMember:
 
         blob = skops.io.dumps(self.estimator)
         return (blob, *skops_content(blob))
+
+    def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
+        """The types beside ``trusted`` that whoever loads it has to trust."""
+        return untrusted_types(self._archive[0], trusted)
 
     def save(self, folder: Path | str) -> None:
         write_bytes(Path(folder) / "estimator.skops", self._archive[0])

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.channels_last import as_channels_last, gains_by_channels_last
+from ensdistill.channels_last import answers_alike, as_channels_last, gains_by_channels_last
 from ensdistill.describe import build_module, class_path, module_recipe
+from ensdistill.errors import is_out_of_memory
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
@@ -65,6 +66,7 @@ class TorchMember:
         self.recipe = pretrained.recipe(module) if factory is None else module_recipe(factory)
         if factory is not None and self.recipe is None:
             raise ValueError(f"factory: {name}: expected a module class, or functools.partial of one with plain arguments; got {factory!r}")
+        self._channels_last: bool | None = None  # whether it takes images so, once it is known
         self._masks = "attention_mask" in inspect.signature(module.forward).parameters
 
     @property
@@ -108,11 +110,10 @@ class TorchMember:
 
     def _logits(self, x: Tensor) -> Tensor:
         if gains_by_channels_last(self.module, x):
-            try:
+            if self._channels_last is None and len(x):
+                self._channels_last = answers_alike(self._answer, x[:2])
+            if self._channels_last:
                 return self._answer(as_channels_last(x))
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise  # else it may ask for strides of its own, as Tensor.view does
         return self._answer(x)
 
     def _answer(self, x: Tensor) -> Tensor:
@@ -174,9 +175,3 @@ def predicting(module: nn.Module, device: torch.device | None = None) -> Iterato
             module.to(home)
         for m, training in modes.items():
             m.training = training
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on whichever device."""
-    # On the CPU torch has no class for it.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)

@@ -13,6 +13,8 @@ from torch import nn
 from ensdistill.describe import class_path
 
 LIBRARY = "transformers.models."
+# What in a config names code, which the library would fetch from the hub or import for it.
+_CODE = re.compile(r"auto_map|_*(attn|experts)_implementation.*|quantization_config|kernel_config|use_kernels|custom_pipelines")
 
 
 def class_names(module: nn.Module) -> tuple[str, ...] | None:
@@ -35,8 +37,8 @@ def recipe(module: nn.Module) -> dict[str, Any] | None:
 
 
 def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
-    """The model that :func:`recipe` wrote down, with new parameters. Only the library's own classes are imported, and its config names
-    no code: ``auto_map``, by which a repository brings its own, is not looked at.
+    """The model that :func:`recipe` wrote down, with new parameters. Only the library's own classes are imported, and what in a config
+    names code (another implementation of attention or experts, a quantiser, ``auto_map``) is left out, also of the configs within.
 
     Raises
     ------
@@ -53,5 +55,11 @@ def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
         raise ValueError(f"{path}: cannot be imported ({error}); it needs the package transformers") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "config_class")):
         raise ValueError(f"{path}: expected one of the library's models")
-    model: nn.Module = cls(cls.config_class.from_dict(config))
+    model: nn.Module = cls(cls.config_class.from_dict(_without_code(config)))
     return model
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_code(part) for key, part in value.items() if not _CODE.fullmatch(key)}
+    return [_without_code(part) for part in value] if isinstance(value, list) else value

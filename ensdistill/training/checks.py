@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from typing import get_args
 
 import numpy as np
@@ -34,14 +36,23 @@ def check_data(inputs: np.ndarray, labels: np.ndarray, rows: list[np.ndarray], n
             raise ValueError(f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}")
 
 
+Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
+"""Whose parameters there were, by their identity, which is used again for others once they are gone."""
+
+
+def check_own(modules: Iterable[tuple[str, nn.Module]], seen: Seen) -> None:
+    """Raise where two of ``modules`` (name, module) share a parameter, or one with those of an earlier call with the same ``seen``."""
+    for name, module in modules:
+        for key, parameter in module.named_parameters():
+            owner, known = seen.get(id(parameter), (name, None))
+            seen[id(parameter)] = name, weakref.ref(parameter)
+            if owner != name and known is not None and known() is parameter:
+                raise ValueError(f"factory: expected a new module from every call; {name} shares {key} with {owner}")
+
+
 def check_models(models: list[nn.Module], names: list[str]) -> None:
-    seen: dict[int, int] = {}
     shapes = [(n, p.shape) for n, p in models[0].named_parameters()]
     for i, model in enumerate(models):
         if [(n, p.shape) for n, p in model.named_parameters()] != shapes:
             raise ValueError(f"factory: expected one architecture; the parameters of {names[i]} differ from those of {names[0]}")
-        for name, parameter in model.named_parameters():
-            if seen.setdefault(id(parameter), i) != i:
-                raise ValueError(
-                    f"factory: expected a new module from every call; {names[i]} shares {name} with {names[seen[id(parameter)]]}"
-                )
+    check_own(zip(names, models, strict=True), {})

@@ -21,7 +21,7 @@ from ensdistill.fingerprint import digest, source_digest
 from ensdistill.optimization import Optimization
 from ensdistill.training.dropout import OwnDropout, keys
 from ensdistill.training.status import Status, Watch
-from ensdistill.training.traits import traits
+from ensdistill.training.traits import Traits, traits
 
 # Batches and draws are made, losses are checked and watchers told once per block; checkpoints lie between blocks.
 BLOCK = 32
@@ -34,8 +34,8 @@ class Stopped(Exception):
 class Job:
     """The training of a stack of models, or of a single plain one.
 
-    ``stop`` is given to one that runs beside others on threads: it ends by :class:`Stopped` soon after that is set, and leaves torch's
-    global generator, of which there is one for all of them, alone.
+    ``known`` are its traits, if somebody has looked. ``stop`` is given to one that runs beside others on threads: it ends by
+    :class:`Stopped` soon after that is set, and leaves torch's global generator, of which there is one for all of them, alone.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Job:
         captures: Sequence[int] = (),
         watch: Watch | None = None,
         stop: Event | None = None,
+        known: Traits | None = None,
     ) -> None:
         self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
         self.inputs, self.labels, self.classes = inputs, labels, classes
@@ -60,7 +61,7 @@ class Job:
         self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
         self.single, self.watch, self.stop = len(models) == 1, watch, stop
         base = models[0].train()
-        self.traits = traits(base, inputs, channels_last=self.single)
+        self.traits = known or traits(base, inputs, channels_last=self.single)
         self.dropout = OwnDropout() if self.traits.drops else None
         self.parameters: dict[str, Tensor]
         self.buffers: dict[str, Tensor]
@@ -95,6 +96,7 @@ class Job:
                 saved = step
             if progress is not None:
                 progress(step)
+        self.optimizer.zero_grad()  # nobody needs the last gradients
         if not self.single:
             self._unstack()
 

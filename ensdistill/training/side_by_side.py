@@ -52,12 +52,12 @@ class SideBySide:
         """The callback as a job may call it: it is run by the thread that called ``run``, one at a time and in order."""
         return lambda *arguments: self._told.put(functools.partial(callback, *arguments))
 
-    def run(self, trainings: Sequence[tuple[str, Callable[[], None]]], workers: int) -> None:
-        """Do all trainings (name, what to do), ``workers`` at once, in order. An error gets a note that says whose it is."""
+    def run(self, trainings: Sequence[Callable[[], None]], workers: int) -> None:
+        """Do all trainings, ``workers`` at once, in order."""
         with single_threaded(workers) as pool:
             try:
-                for name, training in trainings:
-                    pool.submit(_named, name, training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
+                for training in trainings:
+                    pool.submit(training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
                 self._left = len(trainings)
                 while self._left:
                     self._told.get()()
@@ -70,18 +70,10 @@ class SideBySide:
         self._left -= 1
 
 
-def _named(name: str, training: Callable[[], None]) -> None:
-    try:
-        training()
-    except BaseException as error:
-        error.add_note(f"in the training of {name}")
-        raise
-
-
 def hindrance(models: Sequence[nn.Module], job: Job) -> str | None:
     """Why models must not run at once, if that can be told; ``job`` is one of them."""
     if job.traits.draws:
-        return "it draws from torch's global generator, which all threads share"
+        return "it draws from a global generator, which all threads share"
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in models[0].modules()):
         return "it is compiled"
     if torch.is_autocast_enabled("cpu"):

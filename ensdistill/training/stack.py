@@ -7,8 +7,8 @@ does not depend on who is trained beside it (see :func:`train_stack` for how exa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.data import derive_seed
 from ensdistill.describe import make_module
+from ensdistill.errors import is_out_of_memory
 from ensdistill.files import read_json, write_json
 from ensdistill.optimization import Optimization
 from ensdistill.training.checks import check_data, check_models, check_way
 from ensdistill.training.job import Job
 from ensdistill.training.side_by_side import SideBySide
 from ensdistill.training.status import Watch
-from ensdistill.training.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, can_run_side_by_side, fastest, stackable, workers
+from ensdistill.training.traits import Traits, traits
+from ensdistill.training.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 
 
 def train_stack(
@@ -70,9 +72,11 @@ def train_stack(
         ``stacked`` trains all models at once by ``torch.func.stack_module_state`` and ``vmap(randomness="different")``;
         ``side_by_side``, on the CPU, as many at once as torch has threads, each on a thread of its own.
         ``auto`` stacks from four models on (the measurement stands in the source); ``measured`` times the first steps of all three, which
-        is worth its time in long trainings, and chooses: the bits then depend on the machine's mood. A warning says why a way is out of
-        the question: stacked, what can't be vmapped; side by side, what draws from torch's global generator by other means than dropout,
-        is compiled, or shares a part with another model. ``auto`` and ``side_by_side`` then train one by one.
+        is worth its time in long trainings (``auto`` decides below 200 steps), and chooses: the bits then depend on the machine's mood.
+        A warning says why a way is out of the question: stacked, what can't be vmapped, doesn't fit into memory, or computes something
+        else for one of the models by what is no parameter of it; side by side, what is compiled or shares a part with another model;
+        both, what draws from a global generator by other means than dropout. It is then trained one by one (``measured``: in the faster
+        way that is left), but for what draws under ``stacked``, which only warns.
     names : sequence of str, optional
         For messages.
     checkpoint : folder, optional
@@ -94,12 +98,18 @@ def train_stack(
         Bad arguments, a factory that returns shared parameters, or a model with another number of outputs.
     FloatingPointError
         A loss that is not finite; names the model and the step.
+    MemoryError
+        Memory is short; names the model. Other errors of a model have a note that does.
 
     Notes
     -----
     One by one and side by side, a model has the same bits whoever is trained beside it. Between the ways its batches, augmentation and
     dropout are still the same and only the rounding differs (1e-7 in a step, which AdamW lets grow: 1e-4 of parameters after some
-    hundred steps). What a module draws by other means than torch's dropout functions is drawn for the whole stack. What modules and
+    hundred steps). What a module draws by other means than ``dropout`` and ``dropout1d`` to ``3d`` of
+    torch's functions (within attention, alpha dropout, noise of its own) comes from a global generator: one by one it is keyed by the
+    model's seed, but drawn for the whole stack under ``stacked``, which is why nothing else stacks it. Parameters that don't change the
+    loss (a bias before BatchNorm) have gradients of nothing but rounding, which AdamW scales up to whole steps: between the ways they
+    differ by as much as they have moved, the answers by no more than the rest makes them. What modules and
     augmentations share beside parameters, buffers and submodules (a global cache, say) has to be safe to use from several threads.
 
     Examples
@@ -125,7 +135,9 @@ def train_stack(
     check_models(models, names)
     data = _tensors(inputs, labels, device)
 
-    def job(group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None) -> Job:
+    def job(
+        group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None, known: Traits | None = None
+    ) -> Job:
         return Job(
             [(copy.deepcopy(models[i]) if copies else models[i]).to(device) for i in group],
             [names[i] for i in group],
@@ -138,11 +150,12 @@ def train_stack(
             [i for i, model in enumerate(group) if augmented[model]],
             watch=watch,
             stop=stop,
+            known=known,
         )
 
     home = None if checkpoint is None else Path(checkpoint)
     with _generators_kept(device):
-        chosen = _choose(way, models, inputs, optimization, home, partial(job, copies=True))
+        chosen = _choose(way, models, optimization, home, partial(job, copies=True))
         if chosen == "side_by_side":
             beside, done = SideBySide(), [0] * count
 
@@ -152,14 +165,20 @@ def train_stack(
                     progress(sum(done), count * optimization.steps)
 
             told = None if watch is None else beside.by_caller(watch)
-            jobs = [job([i], watch=told, stop=beside.stop) for i in range(count)]
-            run = [partial(each.run, _file(home, i), checkpoint_every, beside.by_caller(partial(report, i))) for i, each in enumerate(jobs)]
-            beside.run(list(zip(names, run, strict=True)), workers(count))
+            tried = [traits(model.train(), data[0]) for model in models]  # by this thread: it looks at the global generators
+
+            def training(i: int) -> None:  # what it needs beside the model is there while it runs
+                with named(names[i : i + 1], optimization):
+                    one = job([i], watch=told, stop=beside.stop, known=tried[i])
+                    one.run(_file(home, i), checkpoint_every, beside.by_caller(partial(report, i)))
+
+            beside.run([partial(training, i) for i in range(count)], workers(count))
         else:
             groups = [list(range(count))] if chosen == "stacked" else [[i] for i in range(count)]
             for group in groups:
                 shown = None if progress is None else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
-                job(group, watch=watch).run(_file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown)
+                with named([names[i] for i in group], optimization):
+                    job(group, watch=watch).run(_file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown)
     return [model.eval() for model in models]
 
 
@@ -190,8 +209,8 @@ def train_trajectory(
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
     used = [] if augment is None else [0]
-    job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch)
-    with _generators_kept(device):
+    with _generators_kept(device), named([name], optimization):
+        job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch)
         job.run(None if checkpoint is None else Path(checkpoint) / "trajectory.safetensors", checkpoint_every, None)
     taken = []
     for i in range(len(captures)):
@@ -206,7 +225,6 @@ def train_trajectory(
 def _choose(
     way: Way,
     models: list[nn.Module],
-    inputs: np.ndarray,
     optimization: Optimization,
     checkpoint: Path | None,
     job: Callable[[Sequence[int]], Job],
@@ -214,19 +232,38 @@ def _choose(
     """One of the concrete ways; ``job`` makes jobs of copies of models."""
     if way == "side_by_side":
         return way if can_run_side_by_side(models, job([0])) else "one_by_one"
+    if way == "stacked" and len(models) > 1:
+        return way if as_stack(models, job, insist=True) is not None else "one_by_one"
     if way in CONCRETE:
         return way
     if len(models) == 1:
         return "one_by_one"
     if way == "auto" or optimization.steps < MEASURE_FROM:
-        return "stacked" if len(models) >= STACK_FROM and stackable(models, inputs) else "one_by_one"
+        return "stacked" if len(models) >= STACK_FROM and as_stack(models, job) is not None else "one_by_one"
     remembered = None if checkpoint is None else read_json(checkpoint / "way.json")
     if isinstance(remembered, dict) and remembered.get("way") in CONCRETE:  # a training that is resumed goes on as it began
         return remembered["way"]
-    found = fastest(models, inputs, job)
+    found = fastest(models, job)
     if checkpoint is not None:
         write_json(checkpoint / "way.json", {"way": found})
     return found
+
+
+@contextmanager
+def named(names: Sequence[str], optimization: Optimization) -> Iterator[None]:
+    """An error says in the training of which models it was, and what helps where the memory was short."""
+    who = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            if not str(error).startswith(tuple(f"{name}: " for name in names)):
+                error.add_note(f"in the training of {who}")
+            raise
+        fewer = "" if len(names) == 1 else ", or train them by way='one_by_one'"
+        raise MemoryError(
+            f"{who}: out of memory in the training ({error}); lower optimization.batch_size ({optimization.batch_size}){fewer}"
+        ) from None
 
 
 def _tensors(inputs: np.ndarray, labels: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,15 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
+from ensdistill.training.dropout import OwnDropout
 from ensdistill.training.job import Job
 from ensdistill.training.side_by_side import hindrance, single_threaded
 
@@ -25,6 +27,9 @@ MEASURE_FROM = 200  # steps; timing all ways takes as long as about ten
 _PROBES, _PROBE = 2, 2  # timings of as many steps, after one to warm up
 _HOPELESS = 1.5  # times the best so far: not timed again
 
+# Of the trial whether models are one architecture. A stack adds up in another order, on a GPU in TF32; other code differs by far more.
+TRIED, NUDGE, TOLERANCE = 16, 0.1, 1e-2
+
 Way = Literal["auto", "measured", "stacked", "one_by_one", "side_by_side"]
 CONCRETE: tuple[Way, ...] = ("stacked", "one_by_one", "side_by_side")
 
@@ -34,7 +39,7 @@ def workers(count: int) -> int:
     return min(count, torch.get_num_threads())
 
 
-def fastest(models: list[nn.Module], inputs: np.ndarray, job: Callable[[Sequence[int]], Job]) -> Way:
+def fastest(models: list[nn.Module], job: Callable[[Sequence[int]], Job]) -> Way:
     """The way whose steps take the least time; ``job`` makes jobs of copies, which are used up."""
     count, at_once, single = len(models), workers(len(models)), job([0])
     seconds: dict[Way, float] = {"one_by_one": count * step_seconds(lambda steps: single.block(0, steps))}
@@ -46,9 +51,12 @@ def fastest(models: list[nn.Module], inputs: np.ndarray, job: Callable[[Sequence
             seconds["side_by_side"] = math.ceil(count / at_once) * one
         except Exception as error:  # of whatever kind: one by one it has just worked
             _warn(models[0], "side by side", error)
-    if stackable(models, inputs):
-        stack = job(range(count))
-        seconds["stacked"] = step_seconds(lambda steps: stack.block(0, steps), _HOPELESS * min(seconds.values()))
+    stack = as_stack(models, job)
+    if stack is not None:
+        try:
+            seconds["stacked"] = step_seconds(partial(stack.block, 0), _HOPELESS * min(seconds.values()))
+        except Exception as error:  # as above: short memory, say
+            _warn(models[0], "as a stack", error)
     return min(seconds, key=lambda way: seconds[way])
 
 
@@ -65,18 +73,68 @@ def step_seconds(block: Callable[[int], object], hopeless: float = math.inf) -> 
     return best
 
 
-def stackable(models: list[nn.Module], inputs: np.ndarray) -> bool:
-    """Whether the models run under ``vmap``, tried on copies of their parameters and buffers; if not, a warning says why."""
-    base = models[0].train()
-    parameters, buffers = stack_module_state(models)
-    batch = torch.from_numpy(inputs[:2]).to(next(iter(parameters.values())).device).expand(len(models), *inputs[:2].shape)
+def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insist: bool = False) -> Job | None:
+    """A stack of copies that has done a step and computes what each model does alone; if there is none, a warning says why.
+
+    ``insist``: models that depend on each other by what they draw are only warned of.
+    """
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            vmap(lambda p, b, x: functional_call(base, (p, b), (x,)), randomness="different")(parameters, buffers, batch)
-    except (RuntimeError, ValueError) as error:
-        _warn(base, "as a stack", error)
-        return False
-    return True
+        stack = job(range(len(models)))
+        if stack.traits.draws and not insist:
+            reason: object = "it draws from a global generator beside dropout, so that a model would depend on those it is trained with"
+        else:
+            reason = difference(stack)
+        if reason is None:
+            stack.block(0, 1)
+    except FloatingPointError:  # what it says is true of the models, however they are trained
+        raise
+    except Exception as error:  # of whatever kind: memory, what vmap can't do, what the module does with tensors that are none
+        reason = error
+    if reason is not None:
+        _warn(models[0], "as a stack", reason)
+        return None
+    if stack.traits.draws:
+        warnings.warn(
+            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model depends on those beside it",
+            stacklevel=4,
+        )
+    return stack
+
+
+@torch.no_grad()
+def difference(stack: Job) -> str | None:
+    """What shows that the models of a stack are not one architecture. Their parameters are, but what is no parameter (an attribute, a
+    rate of dropout, a branch) would be the first one's for all."""
+    base, parameters = stack.models[0], dict[str, Tensor]()
+    for name, model in zip(stack.names, stack.models, strict=True):
+        if repr(model.train()) != repr(base):
+            return f"{name} is built otherwise than {stack.names[0]}"
+    generator = torch.Generator().manual_seed(0)
+    for name, value in stack.parameters.items():
+        # Away from where they begin: a last layer of zeros answers zeros whatever came before it.
+        parameters[name] = value + NUDGE * torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
+    few = stack.inputs[torch.from_numpy(stack.rows[0][np.linspace(0, len(stack.rows[0]) - 1, TRIED).astype(int)]).to(stack.inputs.device)]
+    key = torch.tensor([1, 2], dtype=torch.int32, device=few.device)
+
+    def answer(module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        with OwnDropout() as mode:
+            mode.begin(key)
+            logits: Tensor = functional_call(module, (parameters, buffers), (inputs,))
+        return logits
+
+    with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
+        together = vmap(partial(answer, base), in_dims=(0, 0, None), randomness="different")(
+            parameters, {key: value.clone() for key, value in stack.buffers.items()}, few
+        )
+        if stack.traits.draws:
+            return None
+        for i, (name, model) in enumerate(zip(stack.names, stack.models, strict=True)):
+            own = {key: value[i] for key, value in parameters.items()}, {key: value[i].clone() for key, value in stack.buffers.items()}
+            alone = answer(model, *own, few)
+            scale = 1 + float(alone.float().nan_to_num().abs().max())
+            if not torch.allclose(alone.float(), together[i].float(), rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+                return f"{name} computes something else than {stack.names[0]} by what is no parameter of it"
+    return None
 
 
 def can_run_side_by_side(models: Sequence[nn.Module], job: Job) -> bool:

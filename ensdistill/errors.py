@@ -1,0 +1,18 @@
+"""What errors say."""
+
+from __future__ import annotations
+
+import torch
+
+# torch has no class for it on the CPU, and one text for each of its allocators.
+_TEXTS = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on whichever device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
+
+
+def message(error: BaseException) -> str:
+    """An error's text with its notes, a line each."""
+    return "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
