@@ -54,6 +54,8 @@ def test_conversion_says_what_it_costs(cache, tmp_path):
     assert (status, "max_kl: expected at most 1e-09 nats for every row; codec 'uint8'" in flat(err)) == (1, True)
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "zip")
     assert (status, "codec: expected one of uint8" in flat(err)) == (1, True)
+    status, _, err = run("cache", "convert", cache.path, "s3://bucket/small", "--codec", "fp16")
+    assert (status, "path: expected one on this machine; got s3://bucket/small" in flat(err)) == (1, True)
 
 
 def test_wrong_files_and_words(cache, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from cache_helpers import Teachers, contents, digits, in_uid_order
 from test_cache_views import LENGTHS, N, token_teachers
 
-from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, reweight
+from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, remote, reweight
 from ensdistill.data import Rows
 
 UIDS = np.arange(230)
@@ -111,6 +111,46 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
         with pytest.raises(error, match=message):
             call()
     assert not (tmp_path / "n2").exists()
+
+
+def test_a_cache_is_never_derived_into_its_own_folder(tmp_path):
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    before, new = contents(source.path), np.zeros((230, 10), np.float32)
+    (tmp_path / "link").symlink_to("m")
+    for path in (tmp_path / "m", str(tmp_path / "x" / ".." / "m"), tmp_path / "link"):
+        for overwrite in (False, True):
+            for call in (
+                lambda: convert(source, path, codec="fp16", overwrite=overwrite),  # noqa: B023
+                lambda: drop_member(tmp_path / "m", path, name="a", overwrite=overwrite),  # noqa: B023
+                lambda: add_member(source, path, name="d", logits=new, weight=1, overwrite=overwrite),  # noqa: B023
+            ):
+                with pytest.raises(ValueError, match="path: expected another folder than the source's"):
+                    call()
+    assert contents(source.path) == before
+
+
+def test_urls_are_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    url = f"memory://{tmp_path}/up"
+    for call in (
+        lambda: cache_targets(teachers, rows, "s3://bucket/targets"),
+        lambda: convert(source, url, codec="fp16"),
+        lambda: drop_member(source, url, name="a"),
+        lambda: add_member(source, url, name="d", logits=np.zeros((230, 10), np.float32), weight=1),
+        lambda: remote.download("memory://nothing", url),
+    ):
+        with pytest.raises(ValueError, match=r"path: expected one on this machine; got .*://.*; write to a local folder, then push it"):
+            call()
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    remote.upload(source.path, url)
+    for there in (url, TargetCache.open(url)):
+        with pytest.raises(ValueError, match=r"path: expected a folder; got memory://.*pull, reweight and push it"):
+            reweight(there, {"a": 1, "b": 1, "c": 3})
+    assert TargetCache.open(url).weights.tolist() == source.weights.tolist()
 
 
 def test_against_teachers(tmp_path):

@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
     _folder(sub)
-    sub.add_argument("file", type=Path, metavar="FILE.parquet")
+    sub.add_argument("file", metavar="FILE.parquet")
 
     sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
     _folder(sub)
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
     sub.add_argument("url")
-    sub.add_argument("folder", type=Path)
+    sub.add_argument("folder")
     return p
 
 
@@ -134,7 +134,7 @@ def _folder(sub: argparse.ArgumentParser) -> None:
 
 
 def _out(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("out", type=Path, metavar="OUT", help="the new cache's folder")
+    sub.add_argument("out", metavar="OUT", help="the new cache's folder")
 
 
 def _share(text: str) -> float:

@@ -21,6 +21,7 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
+from ensdistill.files import local_path
 
 Progress = Callable[[int, int], None]
 
@@ -43,17 +44,20 @@ def convert(
     source : TargetCache or path
         Holds each member's logits.
     path : path
-        The new cache's folder.
+        The new cache's folder, another than the source's.
     codec, mixture_at, max_kl, seed, overwrite, progress
         As for :func:`ensdistill.cache.cache_targets`. The statistics and ``max_kl`` are of the step from the source, whose own KL stands
         in ``fingerprint.derived``.
 
     Raises
     ------
+    ValueError
+        ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "another codec")
     kind = codec_of(codec)
     if kind.mixture and mixture_at is None:
@@ -67,7 +71,7 @@ def convert(
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
-    return publish(Path(path), plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(folder, plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def add_member(
@@ -88,7 +92,7 @@ def add_member(
     source : TargetCache or path
         Holds each member's logits.
     path : path
-        The new cache's folder.
+        The new cache's folder, another than the source's.
     name : str
         Of the new member, different from the others'.
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
@@ -98,10 +102,13 @@ def add_member(
 
     Raises
     ------
+    ValueError
+        ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "another member")
     if not isinstance(name, str) or not name or name in source.names:
         raise ValueError(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
@@ -121,7 +128,7 @@ def add_member(
         members=[*source.names, name],
         weights=[*source.weights.tolist(), float(weight)],
     )
-    return publish(Path(path), plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(folder, plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def drop_member(
@@ -132,11 +139,12 @@ def drop_member(
     Raises
     ------
     ValueError
-        There is no such member, it is the only one, or the others' weights are all 0.
+        There is no such member, it is the only one, or the others' weights are all 0; or ``path`` is the source's own folder, or a URL.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "leaving one out")
     if name not in source.names:
         raise ValueError(f"name: expected one of {', '.join(source.names)}; got {name!r}")
@@ -144,7 +152,7 @@ def drop_member(
     if not keep or source.weights[keep].sum() <= 0:
         raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
     plan = _plan(source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist())
-    return publish(Path(path), plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
+    return publish(folder, plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
 
 
 def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
@@ -159,13 +167,17 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
     Raises
     ------
     ValueError, TypeError
-        Not one weight for each member, or not such weights.
+        Not one weight for each member, or not such weights; or ``path`` is a URL.
     CacheError
         The cache holds a mixture only: its weights are in the stored numbers.
     CacheLocked
         Another process is writing the folder.
     """
     source = _opened(path)
+    if source.url is not None:
+        raise ValueError(
+            f"path: expected a folder; got {source.url}, of which only the local copy would change; pull, reweight and push it"
+        )
     require_members(source, "another weighting")
     if set(weights) != set(source.names):
         raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {', '.join(map(str, weights)) or 'none'}")
@@ -183,6 +195,14 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
 
 def _opened(source: TargetCache | Path | str) -> TargetCache:
     return source if isinstance(source, TargetCache) else TargetCache.open(source)
+
+
+def _other_folder(source: TargetCache, path: Path | str) -> Path:
+    """Where the new cache goes: writing over the source would remove what is still to be read."""
+    folder = local_path(path)
+    if folder.resolve() == source.path.resolve():
+        raise ValueError(f"path: expected another folder than the source's, which stays as it is; got {path}")
+    return folder
 
 
 def _check_weight(name: str, weight: Any) -> None:

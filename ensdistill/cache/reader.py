@@ -32,8 +32,8 @@ class TargetCache:
     compared with its checksum once for each open, before its first record is handed out.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None, url: str | None = None) -> None:
+        self.path, self.url = path, url  # of which the folder is a copy, where it is one
         self.layout = layout_of(manifest)
         self._manifest = manifest
         self._codec = codec_of(manifest["codec"])
@@ -77,10 +77,11 @@ class TargetCache:
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 256):
             raise ValueError(f"threads: expected a number from 1 to 256; got {threads!r}")
-        if "://" in str(path):
+        url = str(path) if "://" in str(path) else None
+        if url is not None:
             from ensdistill.cache.remote import download
 
-            path = download(str(path), local)
+            path = download(url, local)
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
         path = Path(path)
@@ -90,7 +91,7 @@ class TargetCache:
             found = {field: value for field, value in manifest["fingerprint"].items() if field in expect}
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
-        cache = cls(path, manifest, threads)
+        cache = cls(path, manifest, threads, url)
         for shard in range(len(manifest["shards"])):
             cache._shards.check_size(shard)
         if check == "full":

@@ -15,6 +15,7 @@ from ensdistill.cache.fingerprint import as_json, input_hashes, root_hash
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.data import BadRows, Rows
+from ensdistill.files import local_path
 from ensdistill.processes import processes
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def cache_targets(
     Raises
     ------
     ValueError, TypeError
-        An argument, or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class). The message names
+        An argument (``path``: a URL), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class). The message names
         the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
@@ -143,6 +144,7 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
+    path = local_path(path)
     if rank is None and world is None:
         with processes() as group:
             rank, world = group.rank, group.count
@@ -176,7 +178,7 @@ def cache_targets(
         "views": described,
     }
     source = _Teachers(ensemble, rows, order, hashes, plan, augment, seed, _lengths(lengths, rows, order), batch_size)
-    return publish(Path(path), plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(path, plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def make_plan(
