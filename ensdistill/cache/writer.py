@@ -116,8 +116,8 @@ def cache_targets(
     Raises
     ------
     ValueError, TypeError
-        An argument (``path``: a URL), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class). The message names
-        the uid and the member; the shard is not published.
+        An argument (so a URL as ``path``), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class).
+        The message names the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
     CacheMismatch
