@@ -18,6 +18,7 @@ from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
 from ensdistill.members.base import align, batches, check_width, write_about
+from ensdistill.members.behaviour import behaviour
 
 
 class TorchMember:
@@ -127,7 +128,11 @@ class TorchMember:
         return logits
 
     def fingerprint(self) -> str:
-        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict())])
+        """Of the weights and of :func:`what else <ensdistill.members.behaviour.behaviour>` the answers depend on.
+
+        A class counts with the whole file that defines it: one of its own keeps edits of a script from changing it.
+        """
+        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict()), behaviour(self.module)])
 
     def save(self, folder: Path | str) -> None:
         from safetensors.torch import save
