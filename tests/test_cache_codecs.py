@@ -294,3 +294,18 @@ def test_what_a_codec_can_not_hold_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             cache_targets(teachers, rows, tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("mixture_at", [None, 2.0])
+@pytest.mark.parametrize("codec", ["uint8", "fp16", "bf16", "fp32", "topk-3", "counts-20"])
+def test_no_samples_have_empty_targets(tmp_path, codec, mixture_at):
+    if mixture_at is None and "-" in codec:
+        return
+    cache = cache_targets(*digits(), tmp_path, codec=codec, mixture_at=mixture_at, shard_rows=64)
+    whole, empty = cache.gather(np.arange(3)), cache.gather(np.array([], np.int64))
+    assert type(empty) is type(whole)
+    assert empty.shape == (*whole.shape[:-2], 0, whole.shape[-1])
+    assert [target.shape for target in cache.stream([np.array([], np.int64)])] == [empty.shape]
+    assert cache.gather_logits([]).shape == (1 if mixture_at else 3, 0, 10)
+    loss = distillation_loss(torch.zeros(0, 10), empty, temperature=mixture_at or 1.0)
+    assert loss.item() == 0

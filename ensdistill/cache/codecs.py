@@ -260,6 +260,8 @@ def pack_ids(ids: np.ndarray, c: int) -> np.ndarray:
 
 def unpack_ids(packed: np.ndarray, count: int, c: int) -> np.ndarray:
     """What `pack_ids` packed, int32 [N, count]."""
+    if not len(packed):
+        return np.empty((0, count), np.int32)
     return shards.unpack(packed, count, id_bits(c))
 
 
