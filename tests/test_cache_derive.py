@@ -173,6 +173,56 @@ def test_against_teachers(tmp_path):
         cache.verify_against(teachers, rows, share=0)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("fp32", None)],
+        [("fp16", None)],
+        [("bf16", None), ("uint8", None), ("fp32", None)],
+        [("uint8", 2.0)],
+        [("topk-3", 2.0)],
+        [("topk-10", 0.5)],
+        [("fp16", None), ("counts-50", 2.0)],
+    ],
+)
+def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
+    teachers, rows = digits()
+    cache = cache_targets(two_of(teachers), rows, tmp_path / "0", shard_rows=64)
+    new = in_uid_order(teachers, rows)[2]
+    for i, (codec, mixture_at) in enumerate(steps):
+        if i == len(steps) - 1:  # its logits have come a shorter way
+            cache = add_member(cache, tmp_path / "added", name="c", logits=new, weight=0.2)
+        cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
+    assert cache.verify_against(teachers, rows, share=1.0) == 230
+    generator = np.random.default_rng(2)
+    nearly = teachers.logits * (1 + 3e-6 * generator.standard_normal(teachers.logits.shape)).astype(np.float32)  # another machine
+    assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
+    with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+        cache.verify_against(replace(teachers, logits=teachers.logits * 2), rows, share=1.0)
+
+
+def test_derived_sequences_hold_what_the_teachers_say(tmp_path):
+    teachers, inputs = token_teachers()
+    rows = Rows(inputs, np.random.default_rng(4).permutation(N), np.zeros(N, np.int64))
+    cache = cache_targets(teachers, rows, tmp_path / "0", lengths=LENGTHS, shard_rows=16)
+    for i, (codec, mixture_at) in enumerate([("fp32", None), ("counts-30", 1.0)]):
+        cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
+        assert cache.verify_against(teachers, rows, share=1.0) == N
+
+
+@pytest.mark.parametrize("codec", ["topk-3", "topk-10", "counts-50", "counts-200", "uint8", "bf16"])
+def test_teachers_that_are_a_little_different_are_found(tmp_path, codec):
+    teachers, rows = digits()
+    mixture_at = 2.0 if "-" in codec else None
+    cache = cache_targets(teachers, rows, tmp_path / "m", codec=codec, mixture_at=mixture_at, shard_rows=64)
+    noise = np.random.default_rng(5).standard_normal(teachers.logits.shape).astype(np.float32)
+    nearly = teachers.logits * (1 + 3e-6 * noise)  # sums in another order, as on another machine
+    assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
+    for other in (teachers.logits * np.float32(1.3), teachers.logits + np.float32(0.3) * noise):
+        with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+            cache.verify_against(replace(teachers, logits=other), rows, share=1.0)
+
+
 def test_the_manifest_is_plain_json(tmp_path):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path)

@@ -244,16 +244,16 @@ class _Derived:
 
 class _Converted(_Derived):
     def __init__(self, source: TargetCache, plan: m.Manifest) -> None:
-        from ensdistill.cache.encoding import Encoder
+        from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.names, self.encoder = m.targets_of(plan), Encoder(plan)
+        self.names, self.encoder, self.padded = m.targets_of(plan), Encoder(plan), padded
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         logits = self.source.gather_logits(uids, view)
         if lengths is not None:
-            logits = _padded(logits, lengths)
+            logits = self.padded(logits, lengths)
         fields, kl = self.encoder(logits, view, uids, lengths)
         fields["input_hash"] = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
         return fields, dict(zip(self.names, kl, strict=True))
@@ -261,10 +261,10 @@ class _Converted(_Derived):
 
 class _Added(_Derived):
     def __init__(self, source: TargetCache, plan: m.Manifest, values: np.ndarray) -> None:
-        from ensdistill.cache.encoding import Encoder
+        from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.name, self.values = plan["members"][-1], values
+        self.name, self.values, self.padded = plan["members"][-1], values, padded
         self.encoder = Encoder({**plan, "members": [self.name], "weights": [1.0]})
         ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
@@ -272,7 +272,7 @@ class _Added(_Derived):
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
-        added, kl = self.encoder(new if lengths is None else _padded(new, lengths), view, uids, lengths)
+        added, kl = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
         return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), self.name: kl[0]}
@@ -287,10 +287,3 @@ class _Kept(_Derived):
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         kept = {name: value if name == "input_hash" else value[:, self.keep] for name, value in fields.items()}
         return kept, self.known([self.source.names[k] for k in self.keep], view, uids)
-
-
-def _padded(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[K, sum of lengths, C] as [K, N, L, C]; what is beyond a length is 0."""
-    out = np.zeros((len(packed), len(lengths), lengths.max(), packed.shape[-1]), np.float32)
-    out[:, np.arange(lengths.max()) < lengths[:, None]] = packed
-    return out
