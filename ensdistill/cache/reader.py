@@ -149,9 +149,10 @@ class TargetCache:
 
         Returns
         -------
-        QuantizedLogits (codec ``uint8``) or EnsembleLogits (the floats), [K, N, C], with the ensemble's weights
+        QuantizedLogits (codec ``uint8``) or EnsembleLogits (the floats), [K, N, C], with the ensemble's weights and combiner
             Of a cache that holds the mixture only: QuantizedLogits [1, N, C], LogProbs [N, C], TopK [N, k] or Counts [N, S]. Of
-            sequences, N is the number of all their positions, one sequence after the other; `lengths` says how many each has.
+            sequences, N is the number of all their positions, one sequence after the other; `lengths` says how many each has. Each has
+            ``to_logits()``: float32 [K or 1, N, C].
 
         Raises
         ------
@@ -306,7 +307,8 @@ class TargetCache:
         return recheck(self, ensemble, rows, share, augment, progress)
 
     def _target(self, records: np.ndarray) -> Targets:
-        return self._codec.target(self.layout.views(records), len(self._manifest["classes"]), self.weights, self.temperature)
+        classes = len(self._manifest["classes"])
+        return self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
 
     def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
