@@ -504,3 +504,13 @@ def test_convolutions_predict_with_channels_innermost_where_they_can(viewed):
     assert module.strides == ([1, 16] if viewed else [1])
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_module_is_still_loaded_by_another_version_of_its_library(tmp_path, monkeypatch):
+    member = TorchMember(MLP(4, [], 2), factory=functools.partial(MLP, inputs=4, hidden=[], outputs=2))
+    member.save(tmp_path)
+    assert load_member(tmp_path).fingerprint() == member.fingerprint()
+    before = member.fingerprint()
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    loaded = load_member(tmp_path)
+    assert loaded.fingerprint() == member.fingerprint() != before  # a cache is of the version that made it

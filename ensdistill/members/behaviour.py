@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ensdistill.describe import class_path
 from ensdistill.fingerprint import digest, source_file
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# Of every module, and a mark that training with accelerate leaves.
+_OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Libraries whose classes are known by name and version; the version stands for their source.
 _LIBRARIES = ("torch", "transformers")

@@ -132,7 +132,11 @@ class TorchMember:
 
         A class counts with the whole file that defines it: one of its own keeps edits of a script from changing it.
         """
-        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict()), behaviour(self.module)])
+        return digest([self.saved_content(), behaviour(self.module)])
+
+    def saved_content(self) -> str:
+        """Of what is saved alone: the same in another version of torch, or of the module's code."""
+        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict())])
 
     def save(self, folder: Path | str) -> None:
         from safetensors.torch import save
