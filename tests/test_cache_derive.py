@@ -1,6 +1,7 @@
 """Caches made from caches, and reading them from elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,28 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
         with pytest.raises(error, match=message):
             call()
     assert not (tmp_path / "n2").exists()
+
+
+def test_max_kl_counts_what_the_source_cost(tmp_path):
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", codec="uint8", shard_rows=64)
+    cost = source.manifest["statistics"]["kl"]["max"]
+    for steps in range(2):  # of a finished cache too
+        exact = convert(source, tmp_path / "exact", codec="fp32", max_kl=1.01 * cost if steps == 0 else None)
+        with pytest.raises(CacheError, match=r"max_kl: expected at most .* nats"):
+            convert(source, tmp_path / "exact", codec="fp32", max_kl=0.99 * cost)
+    assert exact.manifest["statistics"]["kl"]["max"] == 0
+    for call in (
+        lambda: convert(source, tmp_path / "n", codec="fp16", max_kl=cost),
+        lambda: convert(exact, tmp_path / "n", codec="fp32", max_kl=0.99 * cost),
+        lambda: convert(exact, tmp_path / "n", codec="topk-10", mixture_at=1.0, max_kl=0.99 * cost),
+        lambda: add_member(exact, tmp_path / "n", name="d", logits=in_uid_order(teachers, rows)[0], weight=1, max_kl=0.5 * cost),
+    ):
+        with pytest.raises(CacheError, match=r"max_kl: .* has \S+ \(\S+ of it from the source\)"):
+            call()
+        # Nothing was written that would stand in the way of another try.
+        drop_member(source, tmp_path / "n", name="a")
+        shutil.rmtree(tmp_path / "n")
 
 
 def test_a_cache_is_never_derived_into_its_own_folder(tmp_path):

@@ -46,8 +46,8 @@ def convert(
     path : path
         The new cache's folder, another than the source's.
     codec, mixture_at, max_kl, seed, overwrite, progress
-        As for :func:`ensdistill.cache.cache_targets`. The statistics and ``max_kl`` are of the step from the source, whose own KL stands
-        in ``fingerprint.derived``.
+        As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose own KL stands in
+        ``fingerprint.derived``; ``max_kl`` is of both, added up.
 
     Raises
     ------
@@ -232,6 +232,7 @@ class _Derived:
 
     def __init__(self, source: TargetCache) -> None:
         self.source = source
+        self.spent = m.kl_before(source.manifest)
 
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         return self.source.lengths(uids, view) if self.source.manifest["sequences"] else None
@@ -247,6 +248,9 @@ class _Converted(_Derived):
         from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
+        own = source.manifest["statistics"]["members"]
+        self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
+        self.spent["mixture"] = max(self.spent.values())
         self.names, self.encoder, self.padded = m.targets_of(plan), Encoder(plan), padded
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:

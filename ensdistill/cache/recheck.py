@@ -12,7 +12,7 @@ import torch
 from ensdistill.cache.codecs import Fields, codec_of, kl_divergence, unpack_ids
 from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
-from ensdistill.cache.manifest import Manifest, layout_of, targets_of
+from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -93,18 +93,11 @@ def _compare(cache: TargetCache, value: Any, uids: np.ndarray, view: int) -> Non
         )
 
 
-def _history(manifest: Manifest, name: str) -> list[dict[str, Any]]:
-    """The conversions that a member's logits went through before they were stored as they are now."""
-    steps = manifest["fingerprint"].get("derived", [])
-    came = max((i for i, step in enumerate(steps) if step.get("add", {}).get("name") == name), default=-1)
-    return [step["convert"] for step in steps[came + 1 :] if "convert" in step]
-
-
 def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
     """The teachers' logits as the caches gave them from which this one was made; as they are, if it was made from none."""
     parts = []
     for name, logits in zip(manifest["members"], value[:, None], strict=True):
-        for step in _history(manifest, name):
+        for step in conversions(manifest, name):
             plan = {**manifest, "codec": step["from"], "temperature": "any", "members": [name], "weights": [1.0]}
             fields, _ = Encoder(plan)(logits, view, uids, lengths)
             decoded = codec_of(step["from"]).decode(fields, len(manifest["classes"])).swapaxes(0, 1)
@@ -129,7 +122,7 @@ def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored:
         apart = kl_divergence(now, then)
     # Where noise moved a logit across the middle between two codes, in this cache or one it was made from. Errors add up, so roots do.
     at = 1.0 if manifest["temperature"] == "any" else float(manifest["temperature"])
-    before = [sum(math.sqrt(step["kl"]["max"]) for step in _history(manifest, name)) for name in manifest["members"]]
+    before = [sum(math.sqrt(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]]
     root = math.sqrt(manifest["statistics"]["kl"]["max"]) + max(before) / min(at, 1.0)
     return "KL", apart, 4 * root**2 + _noise(now) ** 2 / 2
 
@@ -166,5 +159,5 @@ def _draws_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored:
 def _moved(manifest: Manifest, logits: np.ndarray, *, steps: bool) -> np.ndarray:
     """How far noise moves a record's log-probabilities [N]; with ``steps`` also where it changed the codes of a cache on the way here."""
     size = np.max(np.abs(logits), axis=-1, where=np.isfinite(logits), initial=1.0)
-    shares = [_NOISE + (sum(_STEPS[step["from"]] for step in _history(manifest, name)) if steps else 0) for name in manifest["members"]]
+    shares = [_NOISE + (sum(_STEPS[step["from"]] for step in conversions(manifest, name)) if steps else 0) for name in manifest["members"]]
     return 2 * (size * np.array(shares)[:, None]).max(0) / float(manifest["temperature"])

@@ -249,6 +249,7 @@ class _Teachers:
         self.ensemble, self.rows, self.order, self.hashes, self.plan = ensemble, rows, order, hashes, plan
         self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
         self._encoder: Any = None
+        self.spent: dict[str, float] = {}
 
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         return None if self.all_lengths is None else self.all_lengths[uids]
