@@ -37,7 +37,7 @@ class TargetCache:
         self.layout = layout_of(manifest)
         self._manifest = manifest
         self._codec = codec_of(manifest["codec"])
-        self._shards = MappedShards(path, manifest, threads or default_threads())
+        self._shards = MappedShards(path, manifest, threads or default_threads(), url)
 
     @classmethod
     def open(
@@ -50,6 +50,9 @@ class TargetCache:
         local: Path | str | None = None,
     ) -> TargetCache:
         """Open a finished cache.
+
+        Records are read from mapped files. Nobody may cut a shard meanwhile: the system ends a process that reads what is no longer
+        there (SIGBUS). A writer that builds the cache anew never does; it leaves the old files to whoever has them open.
 
         Parameters
         ----------
