@@ -72,6 +72,9 @@ def cache_targets(
     same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte, whatever the
     number of writers.
 
+    The logits are encoded where ``predict_logits`` leaves them: a tensor on a GPU is encoded there, and only the records are copied. An
+    :class:`ensdistill.Ensemble` answers in main memory, so its logits are encoded on the CPU, wherever its members run.
+
     Parameters
     ----------
     ensemble : Ensemble
