@@ -31,6 +31,8 @@ setup: .venv/.built
 	  { echo "ensdistill needs Python 3.11 or newer ($(PYTHON) is older, or missing). Install it, or say which: make PYTHON=python3.12"; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || \
 	  { echo "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++   Fedora: dnf install gcc-c++   macOS: xcode-select --install"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || \
+	  { echo "ensdistill needs Python's headers (Python.h). Debian/Ubuntu: apt-get install python3-dev   Fedora: dnf install python3-devel"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "python's venv module is missing. Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing $(TORCH) and the other packages into .venv ..."

@@ -4,6 +4,7 @@ import glob
 import os
 import shutil
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
@@ -18,6 +19,10 @@ except ImportError:
     )
 if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
     sys.exit("ensdistill: a C++17 compiler is missing. Debian/Ubuntu: `apt-get install g++`; Fedora: `dnf install gcc-c++`.")
+headers = sysconfig.get_path("include")
+if not os.path.exists(os.path.join(headers, "Python.h")):
+    advice = "Debian/Ubuntu: `apt-get install python3-dev`; Fedora: `dnf install python3-devel`."
+    sys.exit(f"ensdistill: Python's headers are missing ({headers}/Python.h). {advice}")
 
 # The oldest torch whose stable ABI the libraries use: one build then serves every later torch.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]

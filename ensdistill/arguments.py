@@ -12,6 +12,7 @@ from torch import Tensor
 from ensdistill.checks import (
     FLOATS,
     INTEGERS,
+    check_combiner,
     check_device,
     check_settings,
     check_strided,
@@ -79,7 +80,7 @@ def make_problem(
     temperature: float,
     alpha: float,
     weights: Tensor | Sequence[float] | None,
-    combiner: str,
+    combiner: str | None,
     divergence: str,
     beta: float,
     tail: str,
@@ -122,7 +123,7 @@ def make_problem(
         values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, tail, divergence)
         if weights is not None:
             raise ValueError(f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got {shown(weights)}")
-        if combiner != "prob":
+        if combiner not in (None, "prob"):
             raise ValueError(f"combiner: {type(target).__name__} is one distribution, which has no members to combine; got {combiner!r}")
     else:
         dense = True
@@ -130,6 +131,7 @@ def make_problem(
         given = targets if isinstance(targets, Tensor) else getattr(target, _DENSE[type(target)])
         members = len(values)
         weights = target.weights if weights is None else weights
+        combiner = combiner_of(target) if combiner is None else combiner
         if isinstance(target, QuantizedLogits):
             scale, offset = affine_maps(target, (members, *lead), device)
         elif isinstance(target, _DISTRIBUTIONS):
@@ -156,7 +158,7 @@ def make_problem(
             float(beta),
             float(temperature),
             float(alpha),
-            combiner,
+            combiner or "prob",
             tail_mode,
             ignore_index,
             float(label_smoothing),
@@ -186,6 +188,13 @@ def as_target(targets: Any, dims: int) -> Targets:
         names = ", ".join(kind.__name__ for kind in (*_DENSE, TopK))
         raise TypeError(f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}")
     return targets
+
+
+def combiner_of(target: Targets) -> str | None:
+    """The one that a target of members carries."""
+    combiner = getattr(target, "combiner", None)
+    check_combiner("targets.combiner", combiner)
+    return combiner
 
 
 def check_target_temperature(target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float) -> None:
@@ -263,6 +272,8 @@ def sparse_values(
         if not isinstance(value, Tensor):
             raise TypeError(f"targets.{part}: expected a Tensor; got {type(value).__name__}")
         check_device(f"targets.{part}", value, device)
+    if target.classes is not None and target.classes != classes:
+        raise ValueError(f"targets: {target.classes} classes, but the student has {classes}")
     if ids.dtype not in INTEGERS:
         raise TypeError(f"targets.ids: expected {dtype_names(INTEGERS)}; got {ids.dtype}")
     if ids.shape[:-1] != lead or ids.dim() != len(lead) + 1 or ids.shape[-1] < 1:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ensdistill import _native
+from ensdistill.targets import Combiner
 from ensdistill.wrapped import is_batched
 
-Combiner = Literal["prob", "logit", "log_prob"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
 Tail = Literal["tail", "renormalize", "zero"]
 Reduction = Literal["mean", "sum", "batchmean", "none"]
@@ -41,7 +41,7 @@ class LossSettings(TypedDict, total=False):
     temperature: float
     alpha: float
     weights: Tensor | Sequence[float] | None
-    combiner: Combiner
+    combiner: Combiner | None
     divergence: Divergence
     beta: float
     tail: Tail
@@ -79,7 +79,7 @@ def check_settings(
         raise ValueError(f"beta: expected a number between 0 and 1, neither of them; got {beta!r}")
     if not (real(z_loss) and 0 <= float(z_loss) < math.inf):
         raise ValueError(f"z_loss: expected a finite number of at least 0; got {z_loss!r}")
-    check_one_of("combiner", combiner, _COMBINERS)
+    check_combiner("combiner", combiner)
     check_one_of("divergence", divergence, _DIVERGENCES)
     check_one_of("tail", tail, _TAILS)
     check_one_of("reduction", reduction, _REDUCTIONS)
@@ -118,6 +118,11 @@ def check_int(name: str, value: Any, low: int, high: int, what: str) -> None:
 def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_combiner(name: str, value: Any) -> None:
+    if value is not None:
+        check_one_of(name, value, _COMBINERS)
 
 
 def check_temperature(name: str, value: Any) -> None:

@@ -19,9 +19,10 @@ from ensdistill import (
     _native,  # noqa: F401  loading the library registers the ops
     encoders_reference,
 )
-from ensdistill.arguments import affine_maps, check_target_temperature, typed_values
+from ensdistill.arguments import affine_maps, check_target_temperature, combiner_of, typed_values
 from ensdistill.checks import (
     Combiner,
+    check_combiner,
     check_device,
     check_int,
     check_kernels,
@@ -89,7 +90,9 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
         fault = _fault(rows[k, n]) or f"expected logits within 1e38 of zero, or -inf for a masked class; got {_beyond(rows[k, n])}"
         raise ValueError(f"logits: member {k}, row {_place(n, values)}: {fault}")
     lead = values.shape[:-1]
-    return QuantizedLogits(codes.view(values.shape), scale.view(lead), offset.view(lead), given.weights), kl.view(lead)
+    return QuantizedLogits(codes.view(values.shape), scale.view(lead), offset.view(lead), given.weights, combiner=given.combiner), kl.view(
+        lead
+    )
 
 
 def top_k_targets(
@@ -98,7 +101,7 @@ def top_k_targets(
     *,
     temperature: float = 1.0,
     weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
+    combiner: Combiner | None = None,
     impl: Impl = "fused",
 ) -> tuple[TopK, Tensor]:
     """The k likeliest classes of the mixture, and the exact log-mass of all others.
@@ -116,8 +119,9 @@ def top_k_targets(
         T from 1e-4 to 1e4: the mixture is that of softmax(z_k / T). It stays with the targets.
     weights : Tensor or sequence [K], optional
         Non-negative; normalised to sum to one. By default those of ``targets``, else uniform. A member of weight 0 is not read.
-    combiner : {"prob", "logit", "log_prob"}
-        ``prob``: mean of the members' softmaxes. ``logit`` and ``log_prob``: the softmax of their mean logits.
+    combiner : {"prob", "logit", "log_prob"}, optional
+        By default the one that ``targets`` carries, else ``prob``. ``prob``: mean of the members' softmaxes. ``logit`` and ``log_prob``:
+        the softmax of their mean logits.
     impl : {"fused", "reference"}
         The native op (CPU, CUDA); or the plain torch code that specifies it, on any device.
 
@@ -163,7 +167,7 @@ def sample_counts(
     row_ids: Tensor | None = None,
     temperature: float = 1.0,
     weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
+    combiner: Combiner | None = None,
     impl: Impl = "fused",
 ) -> tuple[Counts, Tensor]:
     """Draw classes from the mixture, with replacement, and count them: an unbiased target whose size the caller chooses.
@@ -244,7 +248,8 @@ def _mixture_arguments(targets: Any, weights: Any, temperature: Any, combiner: A
     check_temperature("temperature", temperature)
     if isinstance(given, QuantizedLogits) and given.temperature is not None:
         check_target_temperature(given, float(temperature))
-    check_one_of("combiner", combiner, get_args(Combiner))
+    check_combiner("combiner", combiner)
+    combiner = combiner or combiner_of(given) or "prob"
     weights = given.weights if weights is None else weights
     weights = None if weights is None else member_weights(weights, len(values), values.device)
     return values, [_rows(values), *affine, weights, float(temperature), combiner]

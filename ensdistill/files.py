@@ -18,6 +18,19 @@ class FolderLocked(RuntimeError):
     """Another process is writing the same folder."""
 
 
+def local_path(path: Path | str) -> Path:
+    """Where to write; a URL is refused, of which ``Path`` would make a local folder.
+
+    Raises
+    ------
+    ValueError
+        ``path`` is a URL.
+    """
+    if "://" in str(path):
+        raise ValueError(f"path: expected one on this machine; got {path}; write to a local folder, then push it (ensdistill cache push)")
+    return Path(path)
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, else removed."""

@@ -84,11 +84,12 @@ def source_digest(code: type | Callable[..., Any]) -> str | None:
     Other modules that they import don't count.
     """
     parts = inspect.getmro(code) if inspect.isclass(code) else (code,)
-    files = dict.fromkeys(file for part in parts if (file := _source_file(part)))
+    files = dict.fromkeys(file for part in parts if (file := source_file(part)))
     return digest([file.read_bytes() for file in files]) if files else None
 
 
-def _source_file(code: Any) -> Path | None:
+def source_file(code: Any) -> Path | None:
+    """Where a class or a function is written; None where that is no file."""
     try:
         file = inspect.getsourcefile(code)
     except TypeError:  # compiled, or built in

@@ -95,7 +95,7 @@ def distillation_loss(
     temperature: float = 1.0,
     alpha: float = 1.0,
     weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
+    combiner: Combiner | None = None,
     divergence: Divergence = "forward_kl",
     beta: float = 0.5,
     tail: Tail = "tail",
@@ -141,9 +141,10 @@ def distillation_loss(
         Of the members: non-negative; normalised to sum to one. By default those that ``targets`` carries, else uniform. A member
         of weight 0 is not read. Where the logits are on a GPU, weights of all kinds should be tensors there: others are copied, which
         waits for the device.
-    combiner : {"prob", "logit", "log_prob"}
-        ``prob``: mean of the members' probabilities at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the
-        normalised geometric mean of their probabilities. TopK and Counts have no members, so only ``prob`` is legal there.
+    combiner : {"prob", "logit", "log_prob"}, optional
+        By default the one that ``targets`` carries, as those of a cache do, else ``prob``. ``prob``: mean of the members' probabilities
+        at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the normalised geometric mean of their probabilities.
+        TopK and Counts have no members, so only ``prob`` is legal there.
     divergence : {"forward_kl", "reverse_kl", "jsd", "tvd"}
         D = KL(p‖q); KL(q‖p); beta·KL(p‖m) + (1 - beta)·KL(q‖m) with m = beta·p + (1 - beta)·q; half of Σ|p - q|, whose gradient
         is taken as 0 where p = q.

@@ -53,7 +53,7 @@ usage: ensdistill cache COMMAND ...     `ensdistill cache COMMAND --help` explai
   verify FOLDER                         read all of it and check every byte; --against-teachers 0.1% asks them again
   add-member FOLDER OUT ...             a copy with one member more, whose logits are in a file
   drop-member FOLDER OUT --name NAME    a copy with one member less
-  reweight FOLDER MEMBER=WEIGHT ...     other weights, in place
+  reweight FOLDER MEMBER=WEIGHT ...     other weights, in place (a job's next run undoes it: reweight a copy)
   convert FOLDER OUT --codec CODEC      the same targets in another codec, or only their mixture (--mixture-at T)
   export FOLDER FILE.parquet            for other tools
   push FOLDER URL, pull URL FOLDER      to and from s3://, gs://, ...: whatever fsspec knows

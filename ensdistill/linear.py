@@ -62,7 +62,7 @@ def linear_distillation_loss(
     temperature: float = 1.0,
     alpha: float = 1.0,
     weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner = "prob",
+    combiner: Combiner | None = None,
     divergence: Divergence = "forward_kl",
     beta: float = 0.5,
     tail: Tail = "tail",

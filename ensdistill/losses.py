@@ -42,7 +42,7 @@ class DistillationLoss(nn.Module):
         temperature: float = 1.0,
         alpha: float = 1.0,
         weights: Tensor | Sequence[float] | None = None,
-        combiner: Combiner = "prob",
+        combiner: Combiner | None = None,
         divergence: Divergence = "forward_kl",
         beta: float = 0.5,
         tail: Tail = "tail",

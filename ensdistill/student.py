@@ -27,7 +27,7 @@ from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_ge
 from ensdistill.describe import make_module
 from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 from ensdistill.fingerprint import digest, source_digest
-from ensdistill.functional import Combiner, Impl, distillation_loss
+from ensdistill.functional import Impl, distillation_loss
 from ensdistill.optimization import Optimization
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
@@ -172,7 +172,6 @@ class StudentTrainer:
         versions = versions_of(cache, rows, augment)
         weights = None if member is None else torch.tensor([float(name == member) for name in cache.names], dtype=torch.float64)
         labels = torch.from_numpy(rows.labels)
-        combiner: Combiner = cache.combiner  # type: ignore[assignment]
 
         def losses(block: Block, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
             # One gather for a block of steps; each step then takes its rows as a view.
@@ -180,7 +179,7 @@ class StudentTrainer:
             for i in range(len(block.positions)):
                 batch = _to(target.rows(i * size, (i + 1) * size), device)
                 hard = labels[block.positions[i]].to(device) if self.alpha < 1 else None
-                yield partial(self._loss, targets=batch, labels=hard, weights=weights, combiner=combiner)
+                yield partial(self._loss, targets=batch, labels=hard, weights=weights)
 
         held = [cache.manifest[field] for field in ("fingerprint", "codec", "seed", "temperature", "views", "weights")]
         about = [held, member, self.temperature, self.alpha, cache.combiner, repr(augment)]
@@ -242,8 +241,8 @@ class StudentTrainer:
                 f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
             )
 
-    def _loss(self, logits: Tensor, targets: Any, labels: Tensor | None, weights: Tensor | None, combiner: Combiner) -> Tensor:
-        loss = distillation_loss(logits, targets, temperature=self.temperature, weights=weights, combiner=combiner, impl=self.impl)
+    def _loss(self, logits: Tensor, targets: Any, labels: Tensor | None, weights: Tensor | None) -> Tensor:
+        loss = distillation_loss(logits, targets, temperature=self.temperature, weights=weights, impl=self.impl)
         if labels is None:
             return loss
         # Unlabelled rows keep their KL term, so the two means are taken apart: the op's own mixture would drop these rows.

@@ -9,11 +9,12 @@ Making one checks nothing and copies nothing: shapes, dtypes and values are look
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+Combiner = Literal["prob", "logit", "log_prob"]
 # What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more; logits are further off.
 SUM_TOLERANCE = 0.05
 
@@ -50,6 +51,8 @@ class EnsembleLogits(Movable):
         ``-inf`` marks a class that the member rules out.
     weights : Tensor [K], optional
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
+    combiner : {"prob", "logit", "log_prob"}, optional
+        How the members are to be mixed; what the loss takes by default.
 
     Examples
     --------
@@ -59,6 +62,7 @@ class EnsembleLogits(Movable):
 
     logits: Tensor
     weights: Tensor | None = None
+    combiner: Combiner | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +74,7 @@ class EnsembleLogits(Movable):
 
     def rows(self, start: int, stop: int) -> EnsembleLogits:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
-        return EnsembleLogits(self.logits[..., start:stop, :], self.weights)
+        return replace(self, logits=self.logits[..., start:stop, :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,8 @@ class QuantizedLogits(Movable):
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
     temperature : float, optional
         Where the logits stand for a mixture (K = 1, softmax(logit / T) = p), the T that it was made at; the loss must use the same.
+    combiner : {"prob", "logit", "log_prob"}, optional
+        How the members are to be mixed; what the loss takes by default.
 
     Examples
     --------
@@ -101,6 +107,7 @@ class QuantizedLogits(Movable):
     offset: Tensor
     weights: Tensor | None = None
     temperature: float | None = None
+    combiner: Combiner | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,7 +122,7 @@ class QuantizedLogits(Movable):
     def rows(self, start: int, stop: int) -> QuantizedLogits:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
         part = slice(start, stop)
-        return QuantizedLogits(self.codes[..., part, :], self.scale[..., part], self.offset[..., part], self.weights, self.temperature)
+        return replace(self, codes=self.codes[..., part, :], scale=self.scale[..., part], offset=self.offset[..., part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +156,10 @@ class LogProbs(Movable):
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.log_probs.shape)
+
+    def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The log-probabilities [K, ..., C]; without ``weights`` they are taken for one distribution's, [1, ..., C]."""
+        return (self.log_probs if self.weights is not None else self.log_probs.unsqueeze(0)).to(dtype)
 
     def rows(self, start: int, stop: int) -> LogProbs:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
@@ -204,6 +215,8 @@ class TopK(Movable):
         log of the mass of all classes that are not listed, from an exact sum: 1 - sum of rounded probabilities is noise.
     temperature : float
         The one they were made at; see :class:`LogProbs`.
+    classes : int, optional
+        How many there are, C: what `to_logits` needs, and what the loss then compares with the student's.
 
     Examples
     --------
@@ -217,16 +230,33 @@ class TopK(Movable):
     log_probs: Tensor
     tail_log_mass: Tensor | None = None
     temperature: float = 1.0
+    classes: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.ids.shape)
 
+    def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Log-probabilities [1, ..., C] in which the others' mass is spread evenly over the classes that aren't listed; without
+        ``tail_log_mass`` they have none.
+
+        Raises
+        ------
+        ValueError
+            ``classes`` is not known.
+        """
+        count, padding = _known(self, self.classes), self.log_probs == -torch.inf
+        others = (count - (~padding).sum(-1)).clamp(min=1)
+        tail = torch.full(self.ids.shape[:-1], -torch.inf, device=self.ids.device) if self.tail_log_mass is None else self.tail_log_mass
+        spread = (tail.to(dtype) - others.to(dtype).log()).unsqueeze(-1).repeat_interleave(count + 1, -1)
+        ids = self.ids.long().masked_fill(padding, count)  # padding goes to a column that is left out
+        return spread.scatter(-1, ids, self.log_probs.to(dtype))[..., :count].unsqueeze(0)
+
     def rows(self, start: int, stop: int) -> TopK:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
         part = slice(start, stop)
         tail = None if self.tail_log_mass is None else self.tail_log_mass[..., part]
-        return TopK(self.ids[..., part, :], self.log_probs[..., part, :], tail, self.temperature)
+        return replace(self, ids=self.ids[..., part, :], log_probs=self.log_probs[..., part, :], tail_log_mass=tail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +271,8 @@ class Counts(Movable):
         0 is padding: the entry is skipped, its id only has to be in range.
     temperature : float
         The one the distribution was made at; see :class:`LogProbs`.
+    classes : int, optional
+        How many there are, C: what `to_logits` needs, and what the loss then compares with the student's.
 
     Notes
     -----
@@ -256,14 +288,33 @@ class Counts(Movable):
     ids: Tensor
     counts: Tensor
     temperature: float = 1.0
+    classes: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.ids.shape)
 
+    def to_logits(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Log-probabilities [1, ..., C]; ``-inf`` for a class that wasn't drawn.
+
+        Raises
+        ------
+        ValueError
+            ``classes`` is not known.
+        """
+        counts = self.counts.to(dtype)
+        shares = torch.zeros((*self.ids.shape[:-1], _known(self, self.classes)), dtype=dtype, device=self.ids.device)
+        return shares.scatter_add(-1, self.ids.long(), counts / counts.sum(-1, keepdim=True)).log().unsqueeze(0)
+
     def rows(self, start: int, stop: int) -> Counts:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
-        return Counts(self.ids[..., start:stop, :], self.counts[..., start:stop, :], self.temperature)
+        return replace(self, ids=self.ids[..., start:stop, :], counts=self.counts[..., start:stop, :])
 
 
 Targets = EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts
+
+
+def _known(target: TopK | Counts, classes: int | None) -> int:
+    if classes is None:
+        raise ValueError(f"classes: {type(target).__name__} lists some of the classes and was not told how many there are; pass classes=C")
+    return classes

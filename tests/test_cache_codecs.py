@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -294,3 +296,39 @@ def test_what_a_codec_can_not_hold_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             cache_targets(teachers, rows, tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("mixture_at", [None, 2.0])
+@pytest.mark.parametrize("codec", ["uint8", "fp16", "bf16", "fp32", "topk-3", "counts-20"])
+def test_targets_decode_to_what_is_stored(tmp_path, codec, mixture_at):
+    if mixture_at is None and "-" in codec:
+        return
+    teachers, rows = digits()
+    cache = cache_targets(replace(teachers, combiner="logit"), rows, tmp_path, codec=codec, mixture_at=mixture_at, shard_rows=64)
+    target, uids = cache.gather(np.arange(5)), np.arange(5)
+    logits, expected = target.to_logits(), torch.from_numpy(cache.gather_logits(uids))
+    assert (logits.dtype, tuple(logits.shape)) == (torch.float32, (1 if mixture_at else 3, 5, 10))
+    if codec == "uint8" and mixture_at:
+        logits = logits / mixture_at
+    torch.testing.assert_close(logits.log_softmax(-1), expected.log_softmax(-1), rtol=1e-5, atol=1e-5)
+    student = torch.zeros(5, 10)
+    how = {} if mixture_at else {"combiner": "logit"}
+    loss = distillation_loss(student, target, temperature=mixture_at or 1.0)
+    assert torch.equal(loss, distillation_loss(student, target, temperature=mixture_at or 1.0, **how))
+    if not mixture_at:
+        assert not torch.equal(loss, distillation_loss(student, target, combiner="prob"))
+
+
+@pytest.mark.parametrize("mixture_at", [None, 2.0])
+@pytest.mark.parametrize("codec", ["uint8", "fp16", "bf16", "fp32", "topk-3", "counts-20"])
+def test_no_samples_have_empty_targets(tmp_path, codec, mixture_at):
+    if mixture_at is None and "-" in codec:
+        return
+    cache = cache_targets(*digits(), tmp_path, codec=codec, mixture_at=mixture_at, shard_rows=64)
+    whole, empty = cache.gather(np.arange(3)), cache.gather(np.array([], np.int64))
+    assert type(empty) is type(whole)
+    assert empty.shape == (*whole.shape[:-2], 0, whole.shape[-1])
+    assert [target.shape for target in cache.stream([np.array([], np.int64)])] == [empty.shape]
+    assert cache.gather_logits([]).shape == (1 if mixture_at else 3, 0, 10)
+    loss = distillation_loss(torch.zeros(0, 10), empty, temperature=mixture_at or 1.0)
+    assert loss.item() == 0

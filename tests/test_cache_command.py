@@ -52,8 +52,21 @@ def test_conversion_says_what_it_costs(cache, tmp_path):
     assert "derived convert from fp32, kl rows 690, mean 0, p99 0, max 0" in info
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "uint8", "--max-kl", "1e-9")
     assert (status, "max_kl: expected at most 1e-09 nats for every row; codec 'uint8'" in flat(err)) == (1, True)
+    other = ["cache", "convert", cache.path, tmp_path / "small", "--codec", "fp16"]
+    status, _, err = run(*other)
+    assert (status, "choose another folder, or overwrite it (overwrite=True, --overwrite)" in flat(err)) == (1, True)
+    succeed(*other, "--overwrite")
+    out = flat(succeed("cache", "convert", tmp_path / "small", tmp_path / "again", "--codec", "fp32"))
+    cost = TargetCache.open(tmp_path / "small").manifest["statistics"]["kl"]["max"]
+    assert f"fp32, max KL 0.0e+00 to the source's targets, theirs {cost:.1e}" in out
+    info = flat(succeed("cache", "info", tmp_path / "again"))
+    assert "fp32: KL to the source's targets mean 0.0e+00, p99 0.0e+00, max 0.0e+00 nats" in info
+    assert f"KL of the source's to the exact targets max {cost:.1e} nats" in info
+    assert "KL to the exact targets mean" in flat(succeed("cache", "info", cache.path))
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "zip")
     assert (status, "codec: expected one of uint8" in flat(err)) == (1, True)
+    status, _, err = run("cache", "convert", cache.path, "s3://bucket/small", "--codec", "fp16")
+    assert (status, "path: expected one on this machine; got s3://bucket/small" in flat(err)) == (1, True)
 
 
 def test_wrong_files_and_words(cache, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +108,47 @@ def test_a_cut_file_is_found_at_opening(copy, name, keep):
     (copy / name).write_bytes(data + b" ")
     with pytest.raises(CacheCorrupt, match=name):
         TargetCache.open(copy)
+
+
+def test_a_file_that_goes_while_it_is_opened_is_missing(copy, monkeypatch):
+    kind = os.lstat(copy / "shard-00001.safetensors")
+    (copy / "shard-00001.safetensors").unlink()
+    monkeypatch.setattr(os, "lstat", lambda path: kind)  # it was there when it was looked at
+    with pytest.raises(CacheIncomplete, match=r"shard-00001\.safetensors: no such file"):
+        TargetCache.open(copy)
+
+
+def test_readers_while_the_cache_is_built_anew_get_one_cache_or_a_cache_error(tmp_path):
+    teachers, rows = digits()
+    scaled = [replace(teachers, logits=teachers.logits * np.float32(n), version=str(n)) for n in range(1, 7)]
+    cache_targets(scaled[0], rows, tmp_path, codec="fp32", shard_rows=32)
+    in_order, stop, faults, read = teachers.logits[:, np.argsort(rows.uids)], threading.Event(), [], []
+
+    def reader():
+        while not stop.is_set():
+            try:
+                cache = TargetCache.open(tmp_path)
+                found = cache.gather_logits(np.arange(230))
+                factor = np.float32(cache.manifest["fingerprint"]["ensemble"]["members"][0]["weights"])
+                read.append(np.array_equal(found, in_order * factor))
+            except CacheError:
+                pass
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=reader) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for other in scaled[1:]:
+            cache_targets(other, rows, tmp_path, codec="fp32", shard_rows=32, overwrite=True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not faults
+    assert read
+    assert all(read)
 
 
 def test_missing_files(copy, tmp_path):

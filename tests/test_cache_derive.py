@@ -1,6 +1,7 @@
 """Caches made from caches, and reading them from elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from cache_helpers import Teachers, contents, digits, in_uid_order
 from test_cache_views import LENGTHS, N, token_teachers
 
-from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, reweight
+from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, remote, reweight
 from ensdistill.data import Rows
 
 UIDS = np.arange(230)
@@ -113,6 +114,68 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
     assert not (tmp_path / "n2").exists()
 
 
+def test_max_kl_counts_what_the_source_cost(tmp_path):
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", codec="uint8", shard_rows=64)
+    cost = source.manifest["statistics"]["kl"]["max"]
+    for steps in range(2):  # of a finished cache too
+        exact = convert(source, tmp_path / "exact", codec="fp32", max_kl=1.01 * cost if steps == 0 else None)
+        with pytest.raises(CacheError, match=r"max_kl: expected at most .* nats"):
+            convert(source, tmp_path / "exact", codec="fp32", max_kl=0.99 * cost)
+    assert exact.manifest["statistics"]["kl"]["max"] == 0
+    for call in (
+        lambda: convert(source, tmp_path / "n", codec="fp16", max_kl=cost),
+        lambda: convert(exact, tmp_path / "n", codec="fp32", max_kl=0.99 * cost),
+        lambda: convert(exact, tmp_path / "n", codec="topk-10", mixture_at=1.0, max_kl=0.99 * cost),
+        lambda: add_member(exact, tmp_path / "n", name="d", logits=in_uid_order(teachers, rows)[0], weight=1, max_kl=0.5 * cost),
+    ):
+        with pytest.raises(CacheError, match=r"max_kl: .* has \S+ \(\S+ of it from the source\)"):
+            call()
+        # Nothing was written that would stand in the way of another try.
+        drop_member(source, tmp_path / "n", name="a")
+        shutil.rmtree(tmp_path / "n")
+
+
+def test_a_cache_is_never_derived_into_its_own_folder(tmp_path):
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    before, new = contents(source.path), np.zeros((230, 10), np.float32)
+    (tmp_path / "link").symlink_to("m")
+    for path in (tmp_path / "m", str(tmp_path / "x" / ".." / "m"), tmp_path / "link"):
+        for overwrite in (False, True):
+            for call in (
+                lambda: convert(source, path, codec="fp16", overwrite=overwrite),  # noqa: B023
+                lambda: drop_member(tmp_path / "m", path, name="a", overwrite=overwrite),  # noqa: B023
+                lambda: add_member(source, path, name="d", logits=new, weight=1, overwrite=overwrite),  # noqa: B023
+            ):
+                with pytest.raises(ValueError, match="path: expected another folder than the source's"):
+                    call()
+    assert contents(source.path) == before
+
+
+def test_urls_are_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    teachers, rows = digits()
+    source = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
+    url = f"memory://{tmp_path}/up"
+    for call in (
+        lambda: cache_targets(teachers, rows, "s3://bucket/targets"),
+        lambda: convert(source, url, codec="fp16"),
+        lambda: drop_member(source, url, name="a"),
+        lambda: add_member(source, url, name="d", logits=np.zeros((230, 10), np.float32), weight=1),
+        lambda: remote.download("memory://nothing", url),
+    ):
+        with pytest.raises(ValueError, match=r"path: expected one on this machine; got .*://.*; write to a local folder, then push it"):
+            call()
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    remote.upload(source.path, url)
+    for there in (url, TargetCache.open(url)):
+        with pytest.raises(ValueError, match=r"path: expected a folder; got memory://.*pull, reweight and push it"):
+            reweight(there, {"a": 1, "b": 1, "c": 3})
+    assert TargetCache.open(url).weights.tolist() == source.weights.tolist()
+
+
 def test_against_teachers(tmp_path):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
@@ -131,6 +194,56 @@ def test_against_teachers(tmp_path):
         cache.verify_against(teachers, replace(rows, inputs=rows.inputs[::-1].copy()), share=1.0)
     with pytest.raises(ValueError, match="share: expected a number above 0, up to 1; got 0"):
         cache.verify_against(teachers, rows, share=0)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("fp32", None)],
+        [("fp16", None)],
+        [("bf16", None), ("uint8", None), ("fp32", None)],
+        [("uint8", 2.0)],
+        [("topk-3", 2.0)],
+        [("topk-10", 0.5)],
+        [("fp16", None), ("counts-50", 2.0)],
+    ],
+)
+def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
+    teachers, rows = digits()
+    cache = cache_targets(two_of(teachers), rows, tmp_path / "0", shard_rows=64)
+    new = in_uid_order(teachers, rows)[2]
+    for i, (codec, mixture_at) in enumerate(steps):
+        if i == len(steps) - 1:  # its logits have come a shorter way
+            cache = add_member(cache, tmp_path / "added", name="c", logits=new, weight=0.2)
+        cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
+    assert cache.verify_against(teachers, rows, share=1.0) == 230
+    generator = np.random.default_rng(2)
+    nearly = teachers.logits * (1 + 3e-6 * generator.standard_normal(teachers.logits.shape)).astype(np.float32)  # another machine
+    assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
+    with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+        cache.verify_against(replace(teachers, logits=teachers.logits * 2), rows, share=1.0)
+
+
+def test_derived_sequences_hold_what_the_teachers_say(tmp_path):
+    teachers, inputs = token_teachers()
+    rows = Rows(inputs, np.random.default_rng(4).permutation(N), np.zeros(N, np.int64))
+    cache = cache_targets(teachers, rows, tmp_path / "0", lengths=LENGTHS, shard_rows=16)
+    for i, (codec, mixture_at) in enumerate([("fp32", None), ("counts-30", 1.0)]):
+        cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
+        assert cache.verify_against(teachers, rows, share=1.0) == N
+
+
+@pytest.mark.parametrize("codec", ["topk-3", "topk-10", "counts-50", "counts-200", "uint8", "bf16"])
+def test_teachers_that_are_a_little_different_are_found(tmp_path, codec):
+    teachers, rows = digits()
+    mixture_at = 2.0 if "-" in codec else None
+    cache = cache_targets(teachers, rows, tmp_path / "m", codec=codec, mixture_at=mixture_at, shard_rows=64)
+    noise = np.random.default_rng(5).standard_normal(teachers.logits.shape).astype(np.float32)
+    nearly = teachers.logits * (1 + 3e-6 * noise)  # sums in another order, as on another machine
+    assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
+    for other in (teachers.logits * np.float32(1.3), teachers.logits + np.float32(0.3) * noise):
+        with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+            cache.verify_against(replace(teachers, logits=other), rows, share=1.0)
 
 
 def test_the_manifest_is_plain_json(tmp_path):

@@ -1,5 +1,6 @@
 """Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where moto is installed)."""
 
+import re
 import threading
 
 import fsspec
@@ -66,6 +67,25 @@ def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch
     (folder / "shard-00003.safetensors").write_bytes(data[:-1])  # cut: only that one is fetched
     TargetCache.open(base, check="full", local=folder)
     assert contents(folder) == contents(original.path)
+
+
+def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
+    remote.upload(original.path, base)
+    folder = tmp_path / "here"
+    TargetCache.open(base, local=folder)
+    shard = folder / "shard-00003.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    advice = rf"{re.escape(str(shard))}: .* this is a local copy: delete the file, and opening {re.escape(base)} fetches it again"
+    for read in (lambda: TargetCache.open(base, local=folder).gather([96]), lambda: TargetCache.open(base, local=folder, check="full")):
+        with pytest.raises(CacheCorrupt, match=advice):
+            read()
+    shard.unlink()
+    TargetCache.open(base, local=folder, check="full")
+    shard.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match="delete the cache and build it again"):
+        TargetCache.open(folder, check="full")
 
 
 def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Adapters: what they answer, how they are saved, and what they refuse."""
 
+import dataclasses
 import functools
+import importlib
 import io
 import json
 import os
@@ -178,6 +180,99 @@ def test_fingerprints_change_with_what_matters(rows):
     with torch.no_grad():
         module[1].bias[0] += 1e-6
     assert TorchMember(module).fingerprint() != before
+
+
+def test_a_refitted_estimator_is_another_one(tmp_path, rows):
+    x, y = rows
+    member = SklearnMember(LinearDiscriminantAnalysis().fit(x, y))
+    before, answer = member.fingerprint(), member.predict_logits(x[:1])
+    member.estimator.fit(x[50:], y[50:])
+    assert not np.array_equal(member.predict_logits(x[:1]), answer)
+    assert member.fingerprint() != before
+    member.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(x[:1]), member.predict_logits(x[:1]))
+
+
+@dataclasses.dataclass
+class Settings:
+    width: int
+
+
+class Scaled(nn.Module):
+    """Everything that an answer can depend on beside the parameters."""
+
+    def __init__(self, buffer=1.0, **attributes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("factor", torch.tensor(buffer), persistent=False)
+        vars(self).update(attributes)
+
+    def forward(self, x):
+        return self.linear(x) * self.factor
+
+
+def twice(x):
+    return 2 * x
+
+
+def halved(x):
+    return x / 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"scale": 1}, {"scale": 100}),
+        ({"_scale": 1.0}, {"_scale": True}),
+        ({"buffer": 1.0}, {"buffer": 2.0}),
+        ({"steps": [{"a": (1, 2)}]}, {"steps": [{"a": (1, 3)}]}),
+        ({"names": {"a", "b"}}, {"names": {"a", "c"}}),
+        ({"table": np.arange(3)}, {"table": np.arange(3) + 1}),
+        ({"parts": [torch.zeros(2)]}, {"parts": [torch.ones(2)]}),
+        ({"act": twice}, {"act": halved}),
+        ({"act": functools.partial(twice, x=1)}, {"act": functools.partial(twice, x=2)}),
+        ({"act": torch.relu}, {"act": torch.tanh}),
+        ({"kind": nn.ReLU}, {"kind": nn.GELU}),
+        ({"hidden": [nn.ELU(0.5)]}, {"hidden": [nn.ELU(0.25)]}),
+        ({"dtype": torch.float32}, {"dtype": torch.bfloat16}),
+        ({"config": Settings(1)}, {"config": Settings(2)}),
+    ],
+)
+def test_what_a_module_computes_beside_its_weights_is_in_its_fingerprint(one, other):
+    print_of = lambda how: TorchMember(nn.Sequential(Scaled(**how))).fingerprint()  # noqa: E731
+    assert print_of(one) == print_of(one)
+    assert print_of(one) != print_of(other)
+
+
+def test_code_and_hooks_are_in_a_module_s_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for name, source in (("first", "x * 1"), ("second", "x * 9"), ("third", "x * 9")):
+        (tmp_path / "edited.py").write_text(
+            f"from torch import nn\nclass Edited(nn.Module):\n    def forward(self, x):\n        return {source}\n"
+        )
+        typed = {"__name__": "typed"}
+        exec((tmp_path / "edited.py").read_text(), typed)  # as in a shell: there is no file
+        sys.modules.pop("edited", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("edited")
+        found.append([TorchMember(cls(), name=name).fingerprint() for cls in (module.Edited, typed["Edited"])])
+    first, second, third = found
+    assert second == third
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    hooked = Scaled()
+    plain = TorchMember(hooked).fingerprint()
+    hooked.register_forward_hook(halved)
+    assert TorchMember(hooked).fingerprint() != plain
+
+
+def test_a_fingerprint_warns_of_what_it_can_not_see():
+    module = Scaled(generator=torch.Generator())
+    with pytest.warns(UserWarning, match=r"Scaled\.generator: a torch\._C\.Generator has no content .*only its type counts"):
+        member = TorchMember(module).fingerprint()
+    with pytest.warns(UserWarning, match=r"Scaled\.generator"):
+        assert TorchMember(Scaled(generator=object())).fingerprint() != member
 
 
 @pytest.mark.parametrize("which", [0, 1, 2, 4])
@@ -440,3 +535,13 @@ def test_convolutions_predict_with_channels_innermost_where_they_can(how):
     assert module.strides == [16, 1, later, later]  # tried once, on the first rows
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_module_is_still_loaded_by_another_version_of_its_library(tmp_path, monkeypatch):
+    member = TorchMember(MLP(4, [], 2), factory=functools.partial(MLP, inputs=4, hidden=[], outputs=2))
+    member.save(tmp_path)
+    assert load_member(tmp_path).fingerprint() == member.fingerprint()
+    before = member.fingerprint()
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    loaded = load_member(tmp_path)
+    assert loaded.fingerprint() == member.fingerprint() != before  # a cache is of the version that made it

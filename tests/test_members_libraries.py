@@ -56,6 +56,26 @@ def test_boosted_trees_say_what_they_say_themselves_and_come_back_as_they_were(t
     assert not [f for f in tmp_path.iterdir() if f.suffix in (".pkl", ".joblib", ".bin")]
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_boosted_trees_that_are_trained_on_are_other_ones(tmp_path, library):
+    x, y = data(3)
+    member = BoostedMember(boosted(library, 3).fit(x, y))
+    member.save(tmp_path / "a")
+    for trees in (member,) if library == "catboost" else (member, load_member(tmp_path / "a")):  # a loaded CatBoost isn't fitted on
+        before, answer = trees.fingerprint(), trees.predict_logits(x)
+        model = trees._model.booster
+        if library == "xgboost":
+            model.update(pytest.importorskip("xgboost").DMatrix(x, y), 99)
+        elif library == "catboost":
+            model.fit(x, (y + 1) % 3, verbose=False)
+        else:
+            model.set_leaf_output(0, 0, 1.0)
+        assert not np.array_equal(trees.predict_logits(x), answer)
+        assert trees.fingerprint() != before
+        trees.save(tmp_path / "b")
+        np.testing.assert_array_equal(load_member(tmp_path / "b").predict_logits(x), trees.predict_logits(x))
+
+
 @pytest.mark.parametrize("library", ["lightgbm", "catboost"])  # XGBoost's own estimator takes integers only
 def test_boosted_trees_are_aligned_by_class_name(tmp_path, library):
     x, y = data(3)

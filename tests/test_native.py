@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -113,6 +114,39 @@ def test_a_missing_library_says_how_to_build_it():
     assert message.startswith("ImportError: ensdistill's compiled part is missing or doesn't load (")
     for advice in ("C++17 compiler", "apt-get install g++", "make setup", "pip install --no-build-isolation ."):
         assert advice in message
+
+
+def built(command, folder, **change):
+    """What a build says where no program is found by its name."""
+    environment = {**os.environ, "PATH": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **change}
+    environment.pop("CXX", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False, cwd=ROOT)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def test_a_build_without_compiler_or_headers_says_what_to_install(tmp_path):
+    compiler = "ensdistill: a C++17 compiler is missing. Debian/Ubuntu: `apt-get install g++`"
+    assert compiler in built([sys.executable, "setup.py", "--version"], tmp_path)
+    (tmp_path / "c++").symlink_to(sys.executable)
+    code = "import runpy, sysconfig; sysconfig.get_path = lambda name: '/none'; runpy.run_path('setup.py')"
+    assert "Python's headers are missing (/none/Python.h). Debian/Ubuntu: `apt-get install python3-dev`" in built(
+        [sys.executable, "-c", code], tmp_path
+    )
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_says_what_to_install(tmp_path):
+    make = [shutil.which("make"), "-s", "-f", ROOT / "Makefile", "-C", tmp_path, "setup"]
+    (tmp_path / "pyproject.toml").touch()
+    assert "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++" in built([*make, f"PYTHON={sys.executable}"], tmp_path)
+    (tmp_path / "c++").symlink_to(sys.executable)
+    (tmp_path / "without").write_text(f'#!/bin/sh\ncase "$2" in *Python.h*) exit 1;; esac\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "without").chmod(0o755)
+    assert "ensdistill needs Python's headers (Python.h). Debian/Ubuntu: apt-get install python3-dev" in built(
+        [*make, f"PYTHON={tmp_path / 'without'}"], tmp_path
+    )
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_a_library_that_is_there_and_does_not_load_is_an_error(tmp_path):

@@ -4,8 +4,11 @@ import pytest
 import torch
 from closed_forms import decoded, make_codes, make_counts, make_logits, make_top_k
 
+from ensdistill.encoders import top_k_targets
 from ensdistill.functional import distillation_loss
-from ensdistill.targets import EnsembleLogits, LogProbs, Probs, QuantizedLogits
+from ensdistill.linear import linear_distillation_loss
+from ensdistill.losses import DistillationLoss
+from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -26,6 +29,46 @@ def test_code_zero_is_masked_only_where_the_scale_is_negative():
     codes = torch.tensor([[[0, 1, 255], [0, 1, 255]]], dtype=torch.uint8)
     logits = QuantizedLogits(codes, torch.tensor([[0.5, -0.5]]), torch.tensor([[-1.0, -1.0]])).to_logits()
     assert logits.tolist() == [[[-1.0, -0.5, 126.5], [-torch.inf, -0.5, 126.5]]]
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("kind", [EnsembleLogits, QuantizedLogits])
+@pytest.mark.parametrize("combiner", ["prob", "logit", "log_prob"])
+def test_targets_say_how_their_members_are_mixed(kind, combiner, impl):
+    plain = EnsembleLogits(make_logits(3, 9, 12, seed=1)) if kind is EnsembleLogits else make_codes(3, 9, 12, seed=1)
+    target, student = replace(plain, combiner=combiner), make_logits(9, 12, seed=0)
+    assert target.rows(2, 6).combiner == target.to("cpu").combiner == combiner
+    wanted = {how: distillation_loss(student, plain, combiner=how, impl=impl) for how in ("prob", "logit", "log_prob")}
+    assert torch.equal(distillation_loss(student, target, impl=impl), wanted[combiner])
+    assert torch.equal(distillation_loss(student, plain, impl=impl), wanted["prob"])
+    assert torch.equal(DistillationLoss(impl=impl)(student, target), wanted[combiner])
+    for how, loss in wanted.items():  # who says one gets it
+        assert torch.equal(distillation_loss(student, target, combiner=how, impl=impl), loss)
+    hidden, weight = torch.eye(9), student.T.contiguous()
+    torch.testing.assert_close(linear_distillation_loss(hidden, weight, target), wanted[combiner])
+    stored, _ = top_k_targets(target, 4)
+    expected, _ = top_k_targets(plain, 4, combiner=combiner)
+    assert torch.equal(stored.log_probs, expected.log_probs)
+    with pytest.raises(ValueError, match=r"targets\.combiner: expected one of prob, logit, log_prob; got 'mean'"):
+        distillation_loss(student, replace(plain, combiner="mean"))
+
+
+def test_sparse_targets_decode_to_log_probabilities():
+    ids = torch.tensor([[2, 0, 2]])
+    top = TopK(ids, torch.tensor([[0.5, 0.25, 0.0]]).log(), torch.tensor([0.25]).log(), classes=4)  # the last is padding
+    torch.testing.assert_close(top.to_logits(), torch.tensor([[[0.25, 0.125, 0.5, 0.125]]]).log())
+    torch.testing.assert_close(replace(top, tail_log_mass=None).to_logits().exp(), torch.tensor([[[0.25, 0, 0.5, 0]]]))
+    counts = Counts(ids, torch.tensor([[3, 1, 0]]), classes=4)
+    torch.testing.assert_close(counts.to_logits(torch.float64).exp(), torch.tensor([[[0.25, 0, 0.75, 0]]], dtype=torch.float64))
+    log_p = torch.log_softmax(make_logits(2, 3, 5, seed=1), -1)
+    assert torch.equal(LogProbs(log_p[0]).to_logits(), log_p[:1])
+    assert torch.equal(LogProbs(log_p, torch.ones(2)).to_logits(), log_p)
+    for target in (top, counts):
+        assert target.rows(0, 1).to_logits().shape == (1, 1, 4)
+        with pytest.raises(ValueError, match=r"classes: .* lists some of the classes and was not told how many there are"):
+            replace(target, classes=None).to_logits()
+        with pytest.raises(ValueError, match="targets: 4 classes, but the student has 5"):
+            distillation_loss(torch.zeros(1, 5), target)
 
 
 def test_a_constant_row_has_scale_zero():

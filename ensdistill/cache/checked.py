@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -31,10 +32,21 @@ def open_regular(path: Path) -> int:
     try:
         kind = os.lstat(path).st_mode
     except FileNotFoundError:
-        raise CacheIncomplete(f"{path}: no such file; the cache has not been finished, or was copied only in part") from None
+        raise _missing(path) from None
     if not stat.S_ISREG(kind):
         raise CacheCorrupt(f"{path}: expected a regular file; got {'a symbolic link' if stat.S_ISLNK(kind) else stat.filemode(kind)}")
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:  # a writer that builds the cache anew has just removed it
+        raise _missing(path) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CacheCorrupt(f"{path}: expected a regular file; got a symbolic link") from None
+        raise
+
+
+def _missing(path: Path) -> CacheIncomplete:
+    return CacheIncomplete(f"{path}: no such file; the cache has not been finished, is being built anew, or was copied only in part")
 
 
 def write_checked(path: Path, body: dict[str, Any]) -> None:

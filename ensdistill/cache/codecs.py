@@ -91,8 +91,9 @@ class Codec(Protocol):
     def decode(self, fields: Fields, c: int) -> np.ndarray:
         """What a reader gets, as float32 [N, K, C] up to a shift of each row: logits, or log-probabilities of the mixture."""
 
-    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
-        """The fields as torch views that the loss reads; ``temperature`` is that of a mixture, None for members."""
+    def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
+        """The fields as torch views that the loss reads; ``temperature`` is that of a mixture, None for members,
+        which then have ``weights`` and ``combiner``."""
 
 
 class Uint8:
@@ -110,12 +111,12 @@ class Uint8:
         scale, offset, codes = fields["scale"][..., None], fields["offset"][..., None], fields["codes"]
         return np.where((scale < 0) & (codes == 0), np.float32(-np.inf), offset + np.abs(scale) * codes.astype(np.float32))
 
-    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+    def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
         from ensdistill.targets import QuantizedLogits
 
         codes, scale, offset = (_member_major(fields[name]) for name in ("codes", "scale", "offset"))
         if temperature is None:
-            return QuantizedLogits(codes, scale, offset, tensor(weights))
+            return QuantizedLogits(codes, scale, offset, tensor(weights), combiner=combiner)
         # The codes are of log p at T, and whoever reads logits divides them by T.
         return QuantizedLogits(codes, scale * temperature, offset * temperature, temperature=temperature)
 
@@ -136,7 +137,7 @@ class Float:
             return (fields["logits"].astype("<u4") << 16).view("<f4")
         return fields["logits"].astype(np.float32)
 
-    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+    def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
         from ensdistill.targets import EnsembleLogits, LogProbs
 
         logits = _member_major(fields["logits"])
@@ -145,7 +146,7 @@ class Float:
 
             logits = logits.view(torch.bfloat16)
         if temperature is None:
-            return EnsembleLogits(logits, tensor(weights))
+            return EnsembleLogits(logits, tensor(weights), combiner)
         # Stored with their largest at 0, where few bits are finest.
         return LogProbs(logits[0].float().log_softmax(-1), temperature=temperature)
 
@@ -172,12 +173,12 @@ class TopK:
         np.put_along_axis(out, unpack_ids(fields["ids"], self.k, c), fields["log_probs"].astype(np.float32), axis=1)
         return out[:, None]
 
-    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+    def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
         from ensdistill.targets import TopK as Target
 
         assert temperature is not None
         ids = tensor(unpack_ids(fields["ids"], self.k, c))
-        return Target(ids, tensor(fields["log_probs"]), tensor(fields["tail_log_mass"]), temperature)
+        return Target(ids, tensor(fields["log_probs"]), tensor(fields["tail_log_mass"]), temperature, c)
 
 
 class Counts:
@@ -200,12 +201,12 @@ class Counts:
         with np.errstate(divide="ignore"):
             return np.log(shares)[:, None]
 
-    def target(self, fields: Fields, c: int, weights: np.ndarray, temperature: float | None) -> Targets:
+    def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
         from ensdistill.targets import Counts as Target
 
         assert temperature is not None
         counts = fields["counts"]
-        return Target(tensor(unpack_ids(fields["ids"], counts.shape[1], c)), tensor(counts), temperature)
+        return Target(tensor(unpack_ids(fields["ids"], counts.shape[1], c)), tensor(counts), temperature, c)
 
 
 _DENSE: dict[str, Codec] = {codec.name: codec for codec in (Uint8(), Float("fp16", "<f2"), Float("bf16", "<u2"), Float("fp32", "<f4"))}
@@ -260,6 +261,8 @@ def pack_ids(ids: np.ndarray, c: int) -> np.ndarray:
 
 def unpack_ids(packed: np.ndarray, count: int, c: int) -> np.ndarray:
     """What `pack_ids` packed, int32 [N, count]."""
+    if not len(packed):
+        return np.empty((0, count), np.int32)
     return shards.unpack(packed, count, id_bits(c))
 
 

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
 from ensdistill.display import Rate
@@ -83,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", required=True, help="of the new member")
     sub.add_argument("--logits", type=Path, required=True, metavar="FILE.npy")
     sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
 
     sub = command("drop-member", _drop, "Writes a copy of a target cache without one of its members.", f"{EXAMPLE} without-a --name a")
     _folder(sub)
@@ -91,7 +92,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", required=True, help="of the member")
 
     sub = command(
-        "reweight", _reweight, "Gives the members of a target cache other weights, in place.", f"{EXAMPLE} forest=0.5 svc=0.3 cnn=0.2"
+        "reweight",
+        _reweight,
+        "Gives the members of a target cache other weights, in place. A job's own cache gets the job's weights again at its next run: "
+        "reweight a copy.",
+        "my-copy forest=0.5 svc=0.3 cnn=0.2",
     )
     _folder(sub)
     sub.add_argument("weights", nargs="+", type=_weight, metavar="MEMBER=WEIGHT", help="one for each member")
@@ -106,12 +111,12 @@ def parser() -> argparse.ArgumentParser:
     _out(sub)
     sub.add_argument("--codec", required=True, help=CODECS)
     sub.add_argument("--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
     sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
 
     sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
     _folder(sub)
-    sub.add_argument("file", type=Path, metavar="FILE.parquet")
+    sub.add_argument("file", metavar="FILE.parquet")
 
     sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
     _folder(sub)
@@ -119,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
     sub.add_argument("url")
-    sub.add_argument("folder", type=Path)
+    sub.add_argument("folder")
     return p
 
 
@@ -134,7 +139,8 @@ def _folder(sub: argparse.ArgumentParser) -> None:
 
 
 def _out(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("out", type=Path, metavar="OUT", help="the new cache's folder")
+    sub.add_argument("out", metavar="OUT", help="the new cache's folder")
+    sub.add_argument("--overwrite", action="store_true", help="even if it holds another cache")
 
 
 def _share(text: str) -> float:
@@ -168,8 +174,11 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     table.add_row(
         "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
     )
-    exact = f"KL to the exact targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats"
-    table.add_row("codec", f"{manifest['codec']}: {exact}")
+    converted = any(m.conversions(manifest, name) for name in cache.names)
+    to = "the source's" if converted else "the exact"
+    table.add_row("codec", f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats")
+    if converted:
+        table.add_row("", f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, all steps added up")
     table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
     table.add_row("combiner", cache.combiner)
     table.add_row("temperature", "any" if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
@@ -246,10 +255,10 @@ def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int],
 
 
 def _written(console: Console, cache: TargetCache) -> int:
-    kl = cache.manifest["statistics"]["kl"]
-    console.print(
-        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, max KL {kl['max']:.1e}"
-    )
+    kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
+    if any(m.conversions(cache.manifest, name) for name in cache.names):
+        kl += f" to the source's targets, theirs {max(m.kl_before(cache.manifest).values()):.1e}"
+    console.print(f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, {kl}")
     return 0
 
 
@@ -258,7 +267,7 @@ def _add(options: argparse.Namespace, console: Console) -> int:
         logits: Any = np.load(options.logits, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"--logits: {options.logits}: expected a NumPy file of float32 [samples, classes]; {error}") from None
-    wanted = {"name": options.name, "logits": logits, "weight": options.weight, "max_kl": options.max_kl}
+    wanted = {"name": options.name, "logits": logits, "weight": options.weight, "max_kl": options.max_kl, "overwrite": options.overwrite}
     with _progress("adding") as progress:
         cache = add_member(options.folder, options.out, **wanted, progress=progress)
     return _written(console, cache)
@@ -266,7 +275,7 @@ def _add(options: argparse.Namespace, console: Console) -> int:
 
 def _drop(options: argparse.Namespace, console: Console) -> int:
     with _progress("copying") as progress:
-        cache = drop_member(options.folder, options.out, name=options.name, progress=progress)
+        cache = drop_member(options.folder, options.out, name=options.name, overwrite=options.overwrite, progress=progress)
     return _written(console, cache)
 
 
@@ -277,7 +286,7 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
-    wanted = {"codec": options.codec, "mixture_at": options.mixture_at, "max_kl": options.max_kl, "seed": options.seed}
+    wanted = {name: getattr(options, name) for name in ("codec", "mixture_at", "max_kl", "seed", "overwrite")}
     with _progress("converting") as progress:
         cache = convert(options.folder, options.out, **wanted, progress=progress)
     return _written(console, cache)

@@ -21,6 +21,7 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
+from ensdistill.files import local_path
 
 Progress = Callable[[int, int], None]
 
@@ -43,17 +44,20 @@ def convert(
     source : TargetCache or path
         Holds each member's logits.
     path : path
-        The new cache's folder.
+        The new cache's folder, another than the source's.
     codec, mixture_at, max_kl, seed, overwrite, progress
-        As for :func:`ensdistill.cache.cache_targets`. The statistics and ``max_kl`` are of the step from the source, whose own KL stands
-        in ``fingerprint.derived``.
+        As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose own KL stands in
+        ``fingerprint.derived``; ``max_kl`` is of both, added up.
 
     Raises
     ------
+    ValueError
+        ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "another codec")
     kind = codec_of(codec)
     if kind.mixture and mixture_at is None:
@@ -67,7 +71,7 @@ def convert(
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
-    return publish(Path(path), plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(folder, plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def add_member(
@@ -88,7 +92,7 @@ def add_member(
     source : TargetCache or path
         Holds each member's logits.
     path : path
-        The new cache's folder.
+        The new cache's folder, another than the source's.
     name : str
         Of the new member, different from the others'.
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
@@ -98,10 +102,13 @@ def add_member(
 
     Raises
     ------
+    ValueError
+        ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "another member")
     if not isinstance(name, str) or not name or name in source.names:
         raise ValueError(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
@@ -121,7 +128,7 @@ def add_member(
         members=[*source.names, name],
         weights=[*source.weights.tolist(), float(weight)],
     )
-    return publish(Path(path), plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(folder, plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def drop_member(
@@ -132,11 +139,12 @@ def drop_member(
     Raises
     ------
     ValueError
-        There is no such member, it is the only one, or the others' weights are all 0.
+        There is no such member, it is the only one, or the others' weights are all 0; or ``path`` is the source's own folder, or a URL.
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
     source = _opened(source)
+    folder = _other_folder(source, path)
     require_members(source, "leaving one out")
     if name not in source.names:
         raise ValueError(f"name: expected one of {', '.join(source.names)}; got {name!r}")
@@ -144,7 +152,7 @@ def drop_member(
     if not keep or source.weights[keep].sum() <= 0:
         raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
     plan = _plan(source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist())
-    return publish(Path(path), plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
+    return publish(folder, plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
 
 
 def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
@@ -159,13 +167,17 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
     Raises
     ------
     ValueError, TypeError
-        Not one weight for each member, or not such weights.
+        Not one weight for each member, or not such weights; or ``path`` is a URL.
     CacheError
         The cache holds a mixture only: its weights are in the stored numbers.
     CacheLocked
         Another process is writing the folder.
     """
     source = _opened(path)
+    if source.url is not None:
+        raise ValueError(
+            f"path: expected a folder; got {source.url}, of which only the local copy would change; pull, reweight and push it"
+        )
     require_members(source, "another weighting")
     if set(weights) != set(source.names):
         raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {', '.join(map(str, weights)) or 'none'}")
@@ -183,6 +195,14 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
 
 def _opened(source: TargetCache | Path | str) -> TargetCache:
     return source if isinstance(source, TargetCache) else TargetCache.open(source)
+
+
+def _other_folder(source: TargetCache, path: Path | str) -> Path:
+    """Where the new cache goes: writing over the source would remove what is still to be read."""
+    folder = local_path(path)
+    if folder.resolve() == source.path.resolve():
+        raise ValueError(f"path: expected another folder than the source's, which stays as it is; got {path}")
+    return folder
 
 
 def _check_weight(name: str, weight: Any) -> None:
@@ -212,6 +232,7 @@ class _Derived:
 
     def __init__(self, source: TargetCache) -> None:
         self.source = source
+        self.spent = m.kl_before(source.manifest)
 
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         return self.source.lengths(uids, view) if self.source.manifest["sequences"] else None
@@ -224,16 +245,19 @@ class _Derived:
 
 class _Converted(_Derived):
     def __init__(self, source: TargetCache, plan: m.Manifest) -> None:
-        from ensdistill.cache.encoding import Encoder
+        from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.names, self.encoder = m.targets_of(plan), Encoder(plan)
+        own = source.manifest["statistics"]["members"]
+        self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
+        self.spent["mixture"] = max(self.spent.values())
+        self.names, self.encoder, self.padded = m.targets_of(plan), Encoder(plan), padded
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         logits = self.source.gather_logits(uids, view)
         if lengths is not None:
-            logits = _padded(logits, lengths)
+            logits = self.padded(logits, lengths)
         fields, kl = self.encoder(logits, view, uids, lengths)
         fields["input_hash"] = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
         return fields, dict(zip(self.names, kl, strict=True))
@@ -241,10 +265,10 @@ class _Converted(_Derived):
 
 class _Added(_Derived):
     def __init__(self, source: TargetCache, plan: m.Manifest, values: np.ndarray) -> None:
-        from ensdistill.cache.encoding import Encoder
+        from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.name, self.values = plan["members"][-1], values
+        self.name, self.values, self.padded = plan["members"][-1], values, padded
         self.encoder = Encoder({**plan, "members": [self.name], "weights": [1.0]})
         ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
@@ -252,7 +276,7 @@ class _Added(_Derived):
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
-        added, kl = self.encoder(new if lengths is None else _padded(new, lengths), view, uids, lengths)
+        added, kl = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
         return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), self.name: kl[0]}
@@ -267,10 +291,3 @@ class _Kept(_Derived):
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         kept = {name: value if name == "input_hash" else value[:, self.keep] for name, value in fields.items()}
         return kept, self.known([self.source.names[k] for k in self.keep], view, uids)
-
-
-def _padded(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[K, sum of lengths, C] as [K, N, L, C]; what is beyond a length is 0."""
-    out = np.zeros((len(packed), len(lengths), lengths.max(), packed.shape[-1]), np.float32)
-    out[:, np.arange(lengths.max()) < lengths[:, None]] = packed
-    return out

@@ -55,7 +55,7 @@ class Encoder:
         BadRows
             NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid.
         """
-        logits = self._shaped(value, uids, lengths)
+        logits = self.shaped(value, uids, lengths)
         owners = uids if lengths is None else np.repeat(uids, lengths)
         self._check(logits, owners)
         if self.temperature is None:
@@ -68,9 +68,9 @@ class Encoder:
                 ids = (ids << _POSITION_BITS) + np.concatenate([np.arange(n) for n in lengths])
             return self._counts(logits, self.codec, torch.from_numpy(ids).to(logits.device))
         # float32 holds a log-probability to 6e-8 of itself, which is what a codec of logits starts from.
-        return self._dense(self._mixture(logits).float()[None])
+        return self._dense(self.mixture(logits).float()[None])
 
-    def _shaped(self, value: Any, uids: np.ndarray, lengths: np.ndarray | None) -> Tensor:
+    def shaped(self, value: Any, uids: np.ndarray, lengths: np.ndarray | None) -> Tensor:
         """The logits as [K, records, C]."""
         what = "ensemble.predict_logits"
         logits = value.detach() if isinstance(value, Tensor) else _as_tensor(np.asarray(value))
@@ -106,7 +106,7 @@ class Encoder:
             at = f"member {self.names[k]!r} gave -inf for every class of uid {int(owners[n])}"
             raise BadRows(f"ensemble.predict_logits: {at}; expected at least one finite logit", owners[[n]])
 
-    def _mixture(self, logits: Tensor) -> Tensor:
+    def mixture(self, logits: Tensor) -> Tensor:
         """log p at T, float64 [records, C]."""
         return mixture_log_probs(logits, None, None, self.weights.to(logits.device), self.temperature or 1.0, self.combiner)
 
@@ -145,7 +145,7 @@ class Encoder:
             "ids": pack_ids(stored.ids.cpu().numpy(), self.classes),
         }
         decoded = torch.from_numpy(codec.decode(fields, self.classes))[:, 0]  # from the bytes: what is certified is what a reader gets
-        return fields, _kl(self._mixture(logits), decoded.to(logits.device))[None].cpu().numpy()
+        return fields, _kl(self.mixture(logits), decoded.to(logits.device))[None].cpu().numpy()
 
     def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> tuple[Fields, np.ndarray]:
         stored, kl = encoders.sample_counts(
@@ -160,6 +160,13 @@ class Encoder:
         )
         fields = {"counts": stored.counts.to(torch.uint8).cpu().numpy(), "ids": pack_ids(stored.ids.cpu().numpy(), self.classes)}
         return fields, kl[None].cpu().numpy()
+
+
+def padded(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[K, sum of lengths, C] as [K, N, L, C]; what is beyond a length is 0."""
+    out = np.zeros((len(packed), len(lengths), lengths.max(), packed.shape[-1]), np.float32)
+    out[:, np.arange(lengths.max()) < lengths[:, None]] = packed
+    return out
 
 
 def _impl(device: torch.device) -> encoders.Impl:

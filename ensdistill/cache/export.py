@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.cache.codecs import Counts, TopK, codec_of, unpack_ids
 from ensdistill.cache.reader import TargetCache
-from ensdistill.files import atomic_path
+from ensdistill.files import atomic_path, local_path
 
 _SAMPLES = 4096
 
@@ -35,6 +35,8 @@ def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progres
     ------
     ImportError
         pyarrow is missing.
+    ValueError
+        ``path`` is a URL.
     CacheCorrupt
         What is read is not as it was written.
 
@@ -54,7 +56,7 @@ def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progres
     cache = cache if isinstance(cache, TargetCache) else TargetCache.open(cache)
     manifest = {k: v for k, v in cache.manifest.items() if k not in ("shards", "record")}
     writer, rows, done = None, 0, 0
-    with atomic_path(path) as part:
+    with atomic_path(local_path(path)) as part:
         for view in range(cache.views):
             for start in range(0, len(cache), _SAMPLES):
                 uids = np.arange(start, min(start + _SAMPLES, len(cache)))

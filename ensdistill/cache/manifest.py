@@ -26,7 +26,8 @@ shards              for each ``{file, rows, records, bytes, hash, blocks}``; ``h
                     that of its table of CRCs
 statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows
                     and members; of a mixture KL(mixture || stored) at its T; of counts KL(stored || mixture). ``p99`` is the upper
-                    edge of a bin 4.4 % wide, so that it never promises too much
+                    edge of a bin 4.4 % wide, so that it never promises too much. Of a converted cache it is the KL to the source's
+                    targets; the source's own stands in ``fingerprint.derived``
 checksum            xxh3_128 of the file's text without this field
 ==================  ==================================================================================================
 
@@ -90,6 +91,18 @@ def rows_of_shard(manifest: Manifest, shard: int) -> int:
 def targets_of(manifest: Manifest) -> list[str]:
     """What a record holds side by side: its members, or their mixture."""
     return manifest["members"] if manifest["temperature"] == "any" else ["mixture"]
+
+
+def conversions(manifest: Manifest, member: str) -> list[dict[str, Any]]:
+    """The conversions ``{from, kl}`` that a member's logits went through before they were stored as they are now."""
+    steps = manifest["fingerprint"].get("derived", [])
+    came = max((i for i, step in enumerate(steps) if step.get("add", {}).get("name") == member), default=-1)
+    return [step["convert"] for step in steps[came + 1 :] if "convert" in step]
+
+
+def kl_before(manifest: Manifest) -> dict[str, float]:
+    """The largest KL that each member's conversions cost before the one that the statistics are of, all added up."""
+    return {name: sum(float(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]}
 
 
 def layout_of(manifest: Manifest) -> Any:

@@ -34,10 +34,12 @@ class MappedShards:
     manifest : dict
         As `read_manifest` returns it.
     threads : int
+    url : str, optional
+        Of which the folder is a copy.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, threads: int, url: str | None = None) -> None:
+        self.path, self.manifest, self.url = path, manifest, url
         self.record_bytes: int = manifest["record"]["bytes"]
         self._reader: Any = native.Reader(
             record_bytes=self.record_bytes,
@@ -103,9 +105,7 @@ class MappedShards:
                 digest.update(chunk)
                 tell(len(chunk))
         if digest.hexdigest() != self.manifest["shards"][shard]["hash"]:
-            raise CacheCorrupt(
-                f"{self._file(shard)}: the bytes are not those that were written (hash); delete the cache and build it again"
-            )
+            raise self._corrupt(shard, "the bytes are not those that were written (hash)")
 
     def _map(self, ids: np.ndarray) -> None:
         missing = self._reader.missing(ids)
@@ -121,11 +121,11 @@ class MappedShards:
         with open(open_regular(file), "rb") as handle:
             self._check_size(shard, os.fstat(handle.fileno()).st_size)
             if handle.read(len(header)) != header:
-                raise CacheCorrupt(f"{file}: the header does not describe the records that the manifest describes")
+                raise self._corrupt(shard, "the header does not describe the records that the manifest describes")
             handle.seek(len(header) + data_bytes(self.manifest, shard, entry["records"]))
             table = handle.read(4 * block_count(self.manifest, shard, entry["records"]))
             if xxhash.xxh3_128_hexdigest(table) != entry["blocks"]:
-                raise CacheCorrupt(f"{file}: the bytes are not those that were written (table of checksums)")
+                raise self._corrupt(shard, "the bytes are not those that were written (table of checksums)")
             try:
                 damage = self._reader.map(
                     shard=shard,
@@ -137,22 +137,25 @@ class MappedShards:
                     checksums=np.frombuffer(table, "<u4"),
                 )
             except ValueError as error:
-                raise CacheCorrupt(f"{file}: {error}") from None
+                raise self._corrupt(shard, str(error)) from None
         self._raise(damage)
 
     def _raise(self, damage: tuple[int, int, int] | None) -> None:
         if damage is not None:
             shard, begin, end = damage
-            raise CacheCorrupt(
-                f"{self._file(shard)}: the bytes are not those that were written (checksum of bytes {begin} to {end} of its records); "
-                "delete the cache and build it again"
-            )
+            raise self._corrupt(shard, f"the bytes are not those that were written (checksum of bytes {begin} to {end} of its records)")
 
     def _check_size(self, shard: int, size: int) -> None:
         expected = self.manifest["shards"][shard]["bytes"]
         if size != expected:
             way = "cut" if size < expected else "added to"
-            raise CacheCorrupt(f"{self._file(shard)}: expected {expected} bytes; got {size}: the file was {way}")
+            raise self._corrupt(shard, f"expected {expected} bytes; got {size}: the file was {way}")
+
+    def _corrupt(self, shard: int, what: str) -> CacheCorrupt:
+        again = "delete the cache and build it again"
+        if self.url is not None:
+            again = f"this is a local copy: delete the file, and opening {self.url} fetches it again"
+        return CacheCorrupt(f"{self._file(shard)}: {what}; {again}")
 
     def _file(self, shard: int) -> Path:
         return self.path / shard_name(shard)

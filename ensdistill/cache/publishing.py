@@ -40,6 +40,8 @@ class Source(Protocol):
     """Where records come from."""
 
     batch_size: int
+    spent: dict[str, float]
+    """By what a KL is of: how far what is encoded is from the teachers' word already, in nats; 0 where nothing is named."""
 
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         """Records of each sample, int64 [N]; None unless they are sequences."""
@@ -67,7 +69,7 @@ def publish(
     With several writers (``world``) each returns when all are done.
     """
     if (cache := _finished(path, plan, overwrite)) is not None:
-        return _within(cache, max_kl)
+        return _within(cache, max_kl, source.spent)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in new:
@@ -75,15 +77,20 @@ def publish(
     with writing(path, rank, world) as writer:
         with writer.alone():
             if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
-                return _within(cache, max_kl)
+                return _within(cache, max_kl, source.spent)
             _prepare(path, plan, overwrite, writer)
-        _write(path, plan, source, writer, max_kl, progress)
+        try:
+            _write(path, plan, source, writer, max_kl, progress)
+        except (ValueError, TypeError):
+            if world == 1 and not any(path.glob("*.commit.json")):  # nothing to resume: the folder is free for something else
+                (path / m.PLAN).unlink(missing_ok=True)
+            raise
         _finish(path, plan, writer)
     return TargetCache.open(path)
 
 
-def _within(cache: TargetCache, max_kl: float | None) -> TargetCache:
-    largest = cache.manifest["statistics"]["kl"]["max"]
+def _within(cache: TargetCache, max_kl: float | None, spent: dict[str, float]) -> TargetCache:
+    largest = max(part["max"] + spent.get(name, 0.0) for name, part in cache.manifest["statistics"]["members"].items())
     if max_kl is not None and largest > max_kl:
         raise CacheError(f"max_kl: expected at most {max_kl:g} nats; the cache {cache.path} has a row with {largest:.3g}")
     return cache
@@ -111,7 +118,8 @@ def _require_same(path: Path, found: m.Manifest, plan: m.Manifest) -> None:
     # The record follows from other fields, and a difference in it would only repeat theirs.
     found, plan = ({field: value for field, value in body.items() if field != "record"} for body in (found, plan))
     if differing := differences(found, plan):
-        raise CacheMismatch(f"{path}: the folder holds a cache of something else; choose another folder or pass overwrite=True:", differing)
+        advice = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
+        raise CacheMismatch(f"{path}: the folder holds a cache of something else; {advice}:", differing)
 
 
 def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
@@ -145,7 +153,7 @@ def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl:
         if commit is None:
             _publish_shard(path, plan, shard, source, max_kl, None if progress is None else _shifted(progress, done, total))
         else:
-            _refuse_worse(max_kl, {name: np.array([part["max"]]) for name, part in commit["kl"].items()}, plan, shard, None)
+            _refuse_worse(max_kl, {name: np.array([part["max"]]) for name, part in commit["kl"].items()}, plan, shard, None, source.spent)
             if progress is not None:
                 progress(done + rows, total)
         done += rows
@@ -176,7 +184,7 @@ def _publish_shard(
         views = layout.views(body[offsets[start] : offsets[stop]])
         for name, field in fields.items():
             views[name][:] = field
-        _refuse_worse(max_kl, kl, plan, shard, uids if lengths is None else np.repeat(uids, lengths[start:stop]))
+        _refuse_worse(max_kl, kl, plan, shard, uids if lengths is None else np.repeat(uids, lengths[start:stop]), source.spent)
         for name, values in kl.items():
             parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))
         if progress is not None:
@@ -201,18 +209,25 @@ def _publish_shard(
 
 
 def _refuse_worse(
-    max_kl: float | None, kl: dict[str, np.ndarray | statistics.Part], plan: m.Manifest, shard: int, owners: np.ndarray | None
+    max_kl: float | None,
+    kl: dict[str, np.ndarray | statistics.Part],
+    plan: m.Manifest,
+    shard: int,
+    owners: np.ndarray | None,
+    spent: dict[str, float],
 ) -> None:
     if max_kl is None:
         return
     for name, values in kl.items():
-        worst = values["max"] if isinstance(values, dict) else float(values.max())
+        before = spent.get(name, 0.0)
+        worst = before + (values["max"] if isinstance(values, dict) else float(values.max()))
         if worst > max_kl:
             known = owners is not None and not isinstance(values, dict)
             where = f"uid {owners[np.argmax(values)]}" if known else f"a row of {m.shard_name(shard)}"  # type: ignore[arg-type,index]
+            share = f" ({before:.3g} of it from the source)" if before else ""
             raise CacheError(
-                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g} for {name!r}, {where}; "
-                "nothing of its shard was written: choose a more exact codec, or allow more"
+                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g}{share} for {name!r}, "
+                f"{where}; nothing of its shard was written: choose a more exact codec, or allow more"
             )
 
 

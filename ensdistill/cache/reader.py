@@ -32,12 +32,12 @@ class TargetCache:
     compared with its checksum once for each open, before its first record is handed out.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None, url: str | None = None) -> None:
+        self.path, self.url = path, url  # of which the folder is a copy, where it is one
         self.layout = layout_of(manifest)
         self._manifest = manifest
         self._codec = codec_of(manifest["codec"])
-        self._shards = MappedShards(path, manifest, threads or default_threads())
+        self._shards = MappedShards(path, manifest, threads or default_threads(), url)
 
     @classmethod
     def open(
@@ -50,6 +50,9 @@ class TargetCache:
         local: Path | str | None = None,
     ) -> TargetCache:
         """Open a finished cache.
+
+        Records are read from mapped files. Nobody may cut a shard meanwhile: the system ends a process that reads what is no longer
+        there (SIGBUS). A writer that builds the cache anew never does; it leaves the old files to whoever has them open.
 
         Parameters
         ----------
@@ -77,10 +80,11 @@ class TargetCache:
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 256):
             raise ValueError(f"threads: expected a number from 1 to 256; got {threads!r}")
-        if "://" in str(path):
+        url = str(path) if "://" in str(path) else None
+        if url is not None:
             from ensdistill.cache.remote import download
 
-            path = download(str(path), local)
+            path = download(url, local)
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
         path = Path(path)
@@ -90,7 +94,7 @@ class TargetCache:
             found = {field: value for field, value in manifest["fingerprint"].items() if field in expect}
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
-        cache = cls(path, manifest, threads)
+        cache = cls(path, manifest, threads, url)
         for shard in range(len(manifest["shards"])):
             cache._shards.check_size(shard)
         if check == "full":
@@ -148,9 +152,10 @@ class TargetCache:
 
         Returns
         -------
-        QuantizedLogits (codec ``uint8``) or EnsembleLogits (the floats), [K, N, C], with the ensemble's weights
+        QuantizedLogits (codec ``uint8``) or EnsembleLogits (the floats), [K, N, C], with the ensemble's weights and combiner
             Of a cache that holds the mixture only: QuantizedLogits [1, N, C], LogProbs [N, C], TopK [N, k] or Counts [N, S]. Of
-            sequences, N is the number of all their positions, one sequence after the other; `lengths` says how many each has.
+            sequences, N is the number of all their positions, one sequence after the other; `lengths` says how many each has. Each has
+            ``to_logits()``: float32 [K or 1, N, C].
 
         Raises
         ------
@@ -305,7 +310,8 @@ class TargetCache:
         return recheck(self, ensemble, rows, share, augment, progress)
 
     def _target(self, records: np.ndarray) -> Targets:
-        return self._codec.target(self.layout.views(records), len(self._manifest["classes"]), self.weights, self.temperature)
+        classes = len(self._manifest["classes"])
+        return self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
 
     def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]

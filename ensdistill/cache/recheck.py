@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ensdistill.cache.codecs import codec_of, kl_divergence
-from ensdistill.cache.encoding import Encoder
+from ensdistill.cache.codecs import Fields, codec_of, kl_divergence, unpack_ids
+from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
-from ensdistill.cache.manifest import layout_of, targets_of
+from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -22,6 +24,9 @@ _BATCH = 1024
 # Another batch size, device or library version moves a logit by this share of the largest one's size: float32 sums of some
 # thousand terms in another order.
 _NOISE = 1e-4
+_HALF = 65504.0
+# Between neighbouring codes, as a share of a row's largest logit, whose range is up to twice that.
+_STEPS = {"uint8": 2 / 254, "fp16": 2 * 2.0**-10, "bf16": 2 * 2.0**-7, "fp32": 0.0}
 
 
 def recheck(
@@ -67,32 +72,92 @@ def _compare(cache: TargetCache, value: Any, uids: np.ndarray, view: int) -> Non
     """The stored records against the same encoding of what the teachers say now."""
     manifest = cache.manifest
     lengths = cache.lengths(uids, view) if manifest["sequences"] else None
-    fields, _ = Encoder(manifest)(value, view, uids, lengths)
-    layout, codec = layout_of(manifest), codec_of(manifest["codec"])
-    classes = len(cache.classes)
-    stored = layout.views(cache.gather_records(uids, view))
-    owners = uids if lengths is None else np.repeat(uids, lengths)
+    logits = _as_in_the_source(manifest, torch.as_tensor(value).detach().cpu().numpy(), view, uids, lengths)
+    encoder = Encoder(manifest)
+    fields, _ = encoder(logits, view, uids, lengths)
+    stored = layout_of(manifest).views(cache.gather_records(uids, view))
     if all(np.array_equal(stored[name], field) for name, field in fields.items()):
         return
     # Not the same bits, as on another machine: then as far apart as two roundings of nearly the same logits may be.
-    now, then = (codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes) for part in (fields, stored))
-    if codec.name.startswith("counts"):
-        # A draw turns out otherwise where a cumulative probability moved across it: one in many.
-        now, then = np.logaddexp(now, np.float32(-30)), np.logaddexp(then, np.float32(-30))
-        apart, allowed = np.abs(np.exp(now) - np.exp(then)).sum(-1), 2 * 2 / codec.draws  # type: ignore[attr-defined]
-        what = "shares apart by"
-    else:
-        with np.errstate(invalid="ignore"):
-            apart = kl_divergence(now, then)
-        scale = np.nanmax(np.where(np.isfinite(now), np.abs(now), np.nan), axis=-1, initial=1.0)
-        allowed = 4 * manifest["statistics"]["kl"]["max"] + (_NOISE * scale) ** 2 / 2 if codec.name != "fp32" else (_NOISE * scale) ** 2 / 2
-        what = "KL"
+    packed = encoder.shaped(logits, uids, lengths).numpy()
+    compare = {"topk": _top_k_apart, "counts": _draws_apart}.get(manifest["codec"].partition("-")[0], _dense_apart)
+    what, apart, allowed = compare(manifest, packed, fields, stored)
+    owners = uids if lengths is None else np.repeat(uids, lengths)
     wrong = np.argwhere(~(apart <= allowed))
     if len(wrong):
         n, k = map(int, wrong[0])
-        explained = float(np.broadcast_to(allowed, apart.shape)[n, k])
         raise CacheMismatch(
             f"{cache.path}: uid {int(owners[n])} (view {view}, {targets_of(manifest)[k]!r}): what is stored is not what the teachers say "
-            f"now: {what} {float(apart[n, k]):.3g}, of which storing explains {explained:.3g}; "
+            f"now: {what} {float(apart[n, k]):.3g}, of which storing explains {float(allowed[n, k]):.3g}; "
             f"{len(np.unique(owners[wrong[:, 0]]))} of {len(uids)} samples differ"
         )
+
+
+def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """The teachers' logits as the caches gave them from which this one was made; as they are, if it was made from none."""
+    parts = []
+    for name, logits in zip(manifest["members"], value[:, None], strict=True):
+        for step in conversions(manifest, name):
+            plan = {**manifest, "codec": step["from"], "temperature": "any", "members": [name], "weights": [1.0]}
+            fields, _ = Encoder(plan)(logits, view, uids, lengths)
+            decoded = codec_of(step["from"]).decode(fields, len(manifest["classes"])).swapaxes(0, 1)
+            logits = np.ascontiguousarray(decoded, np.float32) if lengths is None else padded(decoded, lengths)
+        parts.append(logits if lengths is None else logits[:, :, : lengths.max()])
+    return np.concatenate(parts)
+
+
+def _noise(logits: np.ndarray) -> np.ndarray:
+    """By how much another machine may move a row's largest logit [K, N]."""
+    return _NOISE * np.max(np.abs(logits), axis=-1, where=np.isfinite(logits), initial=1.0)
+
+
+Comparison = tuple[str, np.ndarray, np.ndarray]
+"""What is compared, how far the records' targets are apart, and how far they may be: [N, K]."""
+
+
+def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
+    codec, classes = codec_of(manifest["codec"]), len(manifest["classes"])
+    now, then = (codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes) for part in (fields, stored))
+    with np.errstate(invalid="ignore"):
+        apart = kl_divergence(now, then)
+    # Where noise moved a logit across the middle between two codes, in this cache or one it was made from. Errors add up, so roots do.
+    at = 1.0 if manifest["temperature"] == "any" else float(manifest["temperature"])
+    before = [sum(math.sqrt(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]]
+    root = math.sqrt(manifest["statistics"]["kl"]["max"]) + max(before) / min(at, 1.0)
+    return "KL", apart, 4 * root**2 + _noise(now) ** 2 / 2
+
+
+def _top_k_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
+    """How far the log-probability of a listed class, or the mass of the others, is from what the teachers say; a KL would hide it."""
+    log_p, classes = Encoder(manifest).mixture(torch.from_numpy(logits)).numpy(), len(manifest["classes"])
+    then = stored["log_probs"].astype(np.float64)
+    ids = unpack_ids(stored["ids"], then.shape[1], classes)
+    now, rest = np.take_along_axis(log_p, ids, 1), log_p.copy()
+    np.put_along_axis(rest, ids, -np.inf, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.abs(np.maximum(now, -_HALF) - np.maximum(then, -_HALF)) - 2.0**-11 * np.abs(np.maximum(then, -_HALF))  # half precision
+        tail = np.logaddexp.reduce(rest, axis=1)
+        off_tail = np.where(tail == stored["tail_log_mass"], 0.0, np.abs(tail - stored["tail_log_mass"])) - 2.0**-22 * np.abs(tail)
+        off_tail[np.isneginf(tail) & np.isneginf(stored["tail_log_mass"])] = 0.0
+        unlisted = np.where(np.isneginf(rest.max(1)), 0.0, rest.max(1) - now.min(1))  # the likeliest are listed
+    apart = np.maximum(np.maximum(off.max(1), off_tail), unlisted)
+    return "log-probabilities apart by", np.maximum(apart, 0.0)[:, None], _moved(manifest, logits, steps=True)[:, None]
+
+
+def _draws_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
+    """The draws are the same, but where a cumulative probability moved across one: one in many, so two in a record, and few in all."""
+    codec, classes = codec_of(manifest["codec"]), len(manifest["classes"])
+    draws = int(codec.draws)  # type: ignore[attr-defined]
+    now, then = (np.exp(codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes)) for part in (fields, stored))
+    moved = np.abs(now - then).sum(-1) * draws / 2
+    allowed = 2 + draws * _moved(manifest, logits, steps=True)[:, None]
+    if moved.sum() > 2 + draws * _moved(manifest, logits, steps=False).sum():
+        allowed = np.zeros_like(allowed)  # too many of them: each that moved tells of other teachers
+    return "draws that turn out otherwise:", moved, allowed
+
+
+def _moved(manifest: Manifest, logits: np.ndarray, *, steps: bool) -> np.ndarray:
+    """How far noise moves a record's log-probabilities [N]; with ``steps`` also where it changed the codes of a cache on the way here."""
+    size = np.max(np.abs(logits), axis=-1, where=np.isfinite(logits), initial=1.0)
+    shares = [_NOISE + (sum(_STEPS[step["from"]] for step in conversions(manifest, name)) if steps else 0) for name in manifest["members"]]
+    return 2 * (size * np.array(shares)[:, None]).max(0) / float(manifest["temperature"])

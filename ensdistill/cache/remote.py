@@ -21,7 +21,7 @@ from ensdistill.cache.checked import open_regular
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked
 from ensdistill.cache.locks import writing
 from ensdistill.cache.manifest import MANIFEST, read_manifest
-from ensdistill.files import atomic_path
+from ensdistill.files import atomic_path, local_path
 
 _CHUNK = 1 << 22
 _AT_ONCE, _TRIES, _PAUSE, _LONGEST_WAIT = 8, 4, 0.5, 3600.0
@@ -101,7 +101,7 @@ def download(url: str, folder: Path | str | None = None, *, progress: Progress |
     if folder is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "ensdistill" / xxhash.xxh3_128_hexdigest(url.encode())
-    folder = Path(folder)
+    folder = local_path(folder)
     system, base = _system(url)
     text = _manifest_text(system, f"{base}/{MANIFEST}", url)
     if _is_here(folder, text):

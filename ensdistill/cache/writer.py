@@ -15,6 +15,7 @@ from ensdistill.cache.fingerprint import as_json, input_hashes, root_hash
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.data import BadRows, Rows
+from ensdistill.files import local_path
 from ensdistill.processes import processes
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def cache_targets(
     same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte, whatever the
     number of writers.
 
+    The logits are encoded where ``predict_logits`` leaves them: a tensor on a GPU is encoded there, and only the records are copied. An
+    :class:`ensdistill.Ensemble` answers in main memory, so its logits are encoded on the CPU, wherever its members run.
+
     Parameters
     ----------
     ensemble : Ensemble
@@ -115,8 +119,8 @@ def cache_targets(
     Raises
     ------
     ValueError, TypeError
-        An argument, or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class). The message names
-        the uid and the member; the shard is not published.
+        An argument (so a URL as ``path``), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class).
+        The message names the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
     CacheMismatch
@@ -143,6 +147,7 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
+    path = local_path(path)
     if rank is None and world is None:
         with processes() as group:
             rank, world = group.rank, group.count
@@ -176,7 +181,7 @@ def cache_targets(
         "views": described,
     }
     source = _Teachers(ensemble, rows, order, hashes, plan, augment, seed, _lengths(lengths, rows, order), batch_size)
-    return publish(Path(path), plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
+    return publish(path, plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
 def make_plan(
@@ -247,6 +252,7 @@ class _Teachers:
         self.ensemble, self.rows, self.order, self.hashes, self.plan = ensemble, rows, order, hashes, plan
         self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
         self._encoder: Any = None
+        self.spent: dict[str, float] = {}
 
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         return None if self.all_lengths is None else self.all_lengths[uids]

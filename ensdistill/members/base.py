@@ -150,10 +150,15 @@ def check_smoothing(smoothing: float) -> float:
     return smoothing
 
 
+def content_of(member: Member) -> str:
+    """Digest of what a saved member holds: its fingerprint, but for members whose code isn't saved with them."""
+    return getattr(member, "saved_content", member.fingerprint)()
+
+
 def write_about(folder: Path | str, member: Member, kind: str, **more: Any) -> None:
     """Write ``member.json``, the last file of a saved member."""
     classes = None if member.classes is None else list(member.classes)
-    content = {"format": FORMAT, "kind": kind, "name": member.name, "classes": classes, "fingerprint": member.fingerprint(), **more}
+    content = {"format": FORMAT, "kind": kind, "name": member.name, "classes": classes, "fingerprint": content_of(member), **more}
     write_json(Path(folder) / "member.json", content)
 
 

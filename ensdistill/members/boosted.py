@@ -23,17 +23,32 @@ from ensdistill.members.base import Blob, align, batches, check_smoothing, check
 class _Library(ABC):
     """One library's model: ``booster`` is what predicts, ``blob`` its file."""
 
+    booster: Any
+
     name: ClassVar[str]
     file: ClassVar[str]
     classes: Sequence[Any] | None = None
-    blob: Blob
 
     @abstractmethod
-    def __init__(self, model: Any) -> None: ...
+    def __init__(self, model: Any, blob: Blob | None = None) -> None: ...
 
     @abstractmethod
     def scores(self, inputs: np.ndarray) -> tuple[np.ndarray, bool]:
         """Logits [N, C] or a binary margin [N], or (True) probabilities, for float32 [N, F]."""
+
+    @abstractmethod
+    def written(self) -> Blob:
+        """The booster in the library's own format."""
+
+    def came_from(self, blob: Blob | None) -> None:
+        """Note the file it was read from, if it was: a library may write other bytes of the same trees."""
+        self._first = self.written()
+        self._file = self._first if blob is None else blob
+
+    @property
+    def blob(self) -> Blob:
+        now = self.written()  # it may have been trained further, or anew
+        return self._file if now == self._first else now
 
     @classmethod
     @abstractmethod
@@ -48,7 +63,7 @@ class _XGBoost(_Library):
     name, file = "xgboost", "model.ubj"
     softmax = ("multi:softprob", "multi:softmax", "binary:logistic", "binary:logitraw")
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, blob: Blob | None = None) -> None:
         import json
 
         import xgboost
@@ -59,7 +74,10 @@ class _XGBoost(_Library):
         objective = json.loads(self.booster.save_config())["learner"]["objective"]["name"]
         if objective not in self.softmax:
             raise ValueError(f"estimator: expected an XGBoost classifier, {', '.join(self.softmax)}; got the objective {objective}")
-        self.blob = bytes(self.booster.save_raw("ubj"))
+        self.came_from(blob)
+
+    def written(self) -> Blob:
+        return bytes(self.booster.save_raw("ubj"))
 
     def scores(self, inputs: np.ndarray) -> tuple[np.ndarray, bool]:
         from xgboost import DMatrix
@@ -75,9 +93,8 @@ class _XGBoost(_Library):
 
         booster = Booster()
         booster.load_model(bytearray(blob))
-        loaded = cls(booster)
+        loaded = cls(booster, blob)
         loaded.missing = np.nan if options["missing"] is None else float(options["missing"])
-        loaded.blob = blob
         return loaded
 
     def options(self) -> dict[str, Any]:
@@ -92,11 +109,14 @@ class _LightGBM(_Library):
 
         self.booster = model if isinstance(model, lightgbm.Booster) else model.booster_
         self.classes = getattr(model, "classes_", None)
-        self.blob = self.booster.model_to_string().encode() if blob is None else blob
-        found = re.search(rb"^objective=(\w+)(?:.*sigmoid:([\d.e+-]+))?", self.blob, re.MULTILINE)
+        self.came_from(blob)
+        found = re.search(rb"^objective=(\w+)(?:.*sigmoid:([\d.e+-]+))?", self._file, re.MULTILINE)
         self.objective, self.slope = (found[1].decode(), float(found[2] or 1)) if found else ("none", 1.0)
         if self.objective not in ("binary", "multiclass", "multiclassova"):
             raise ValueError(f"estimator: expected a LightGBM classifier, binary or multiclass; got the objective {self.objective}")
+
+    def written(self) -> Blob:
+        return self.booster.model_to_string().encode()
 
     def scores(self, inputs: np.ndarray) -> tuple[np.ndarray, bool]:
         if self.objective == "multiclassova":  # a sigmoid for each class
@@ -120,11 +140,12 @@ class _CatBoost(_Library):
         self.objective = str(model.get_all_params()["loss_function"])
         if self.objective not in ("Logloss", "CrossEntropy", "MultiClass", "MultiClassOneVsAll"):
             raise ValueError(f"estimator: expected a CatBoost classifier, Logloss or MultiClass; got the loss function {self.objective}")
-        if blob is None:
-            with tempfile.TemporaryDirectory() as folder:
-                model.save_model(f"{folder}/model.cbm", format="cbm")
-                blob = Path(folder, "model.cbm").read_bytes()
-        self.blob = blob
+        self.came_from(blob)
+
+    def written(self) -> Blob:
+        with tempfile.TemporaryDirectory() as folder:
+            self.booster.save_model(f"{folder}/model.cbm", format="cbm")
+            return Path(folder, "model.cbm").read_bytes()
 
     def scores(self, inputs: np.ndarray) -> tuple[np.ndarray, bool]:
         if self.objective == "MultiClassOneVsAll":

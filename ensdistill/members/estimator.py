@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,12 +84,12 @@ class SklearnMember:
     @property
     def parameters(self) -> int:
         """Numbers in the fitted arrays of the saved estimator."""
-        return self._archive[2]
+        return self._archive()[2]
 
     @property
     def bytes(self) -> int:
         """Bytes of those arrays."""
-        return self._archive[3]
+        return self._archive()[3]
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         features = flat(inputs)
@@ -108,11 +107,10 @@ class SklearnMember:
         return to_logits(scores, self.smoothing) if self.output == "probability" else scores.astype(np.float32)
 
     def fingerprint(self) -> str:
-        return digest(["sklearn", self._archive[1], self.output, self.smoothing, self.classes])
+        return digest(["sklearn", self._archive()[1], self.output, self.smoothing, self.classes])
 
-    @cached_property
     def _archive(self) -> tuple[Blob, str, int, int]:
-        """The .skops file, the digest of its content, and the count and bytes of its numbers."""
+        """The .skops file, the digest of its content, and the count and bytes of its numbers; anew, because it may have been refitted."""
         import skops.io
 
         blob = skops.io.dumps(self.estimator)
@@ -123,7 +121,7 @@ class SklearnMember:
         return untrusted_types(self._archive[0], trusted)
 
     def save(self, folder: Path | str) -> None:
-        write_bytes(Path(folder) / "estimator.skops", self._archive[0])
+        write_bytes(Path(folder) / "estimator.skops", self._archive()[0])
         write_about(folder, self, "sklearn", output=self.output, smoothing=self.smoothing, batch_size=self.batch_size)
 
 

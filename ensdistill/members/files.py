@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ensdistill.files import read_json
-from ensdistill.members.base import FORMAT, Loader, Member
+from ensdistill.members.base import FORMAT, Loader, Member, content_of
 from ensdistill.members.boosted import LIBRARIES, load_boosted
 from ensdistill.members.estimator import load_sklearn
 from ensdistill.members.function import load_array
@@ -47,6 +47,6 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
         raise
     except Exception as error:  # the libraries raise many kinds for a damaged file; none of them names it
         raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
-    if member.fingerprint() != about.get("fingerprint"):
+    if content_of(member) != about.get("fingerprint"):
         raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")
     return member

@@ -19,6 +19,7 @@ from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
 from ensdistill.members.base import align, batches, check_width, write_about
+from ensdistill.members.behaviour import behaviour
 
 
 class TorchMember:
@@ -128,6 +129,14 @@ class TorchMember:
         return logits
 
     def fingerprint(self) -> str:
+        """Of the weights and of :func:`what else <ensdistill.members.behaviour.behaviour>` the answers depend on.
+
+        A class counts with the whole file that defines it: one of its own keeps edits of a script from changing it.
+        """
+        return digest([self.saved_content(), behaviour(self.module)])
+
+    def saved_content(self) -> str:
+        """Of what is saved alone: the same in another version of torch, or of the module's code."""
         return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict())])
 
     def save(self, folder: Path | str) -> None:

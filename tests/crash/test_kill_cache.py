@@ -1,8 +1,8 @@
 """Who writes a cache, derives one or trains from it may die at any moment: nothing half written is ever read, and the next run ends with
 the same bytes.
 
-``ENSDISTILL_KILL_ROUNDS=30 python -m pytest tests/crash/test_kill_cache.py`` is the long form: 60 kills at random of each job. What was
-counted stands at the end of the output.
+``ENSDISTILL_KILL_ROUNDS=30 python -m pytest tests/crash/test_kill_cache.py`` is the long form: of each job 60 tries at random or more, of
+which 50 have to be kills. What was counted stands at the end of the output.
 """
 
 import json
@@ -99,7 +99,9 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         whole = min(whole, time.perf_counter() - begun)
         process.join()
     undisturbed = contents(folder)
-    for round_ in range(ROUNDS):
+    wanted, rounds = 50 if ROUNDS >= 30 else ROUNDS, 0
+    while rounds < ROUNDS or (killed < wanted and rounds < 2 * ROUNDS):  # more of them where many ended before their kill
+        round_, rounds = rounds, rounds + 1
         folder = tmp_path / str(round_) / "cache"
         write(folder.with_name("source"))
         for _ in range(2):
@@ -112,10 +114,10 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         JOBS[job](folder)
         assert contents(folder) == undisturbed
     figures(
-        f"{job}: {killed} kills in {ROUNDS} rounds, {2 * ROUNDS - killed} ended before theirs; found finished, and equal to an undisturbed "
-        f"run's, {accepted} times; {ROUNDS} of {ROUNDS} went on to the same bytes"
+        f"{job}: {killed} kills in {rounds} rounds, {2 * rounds - killed} ended before theirs; found finished, and equal to an undisturbed "
+        f"run's, {accepted} times; {rounds} of {rounds} went on to the same bytes"
     )
-    assert killed >= ROUNDS  # most of them died on the way, not after the end
+    assert killed >= wanted  # most of them died on the way, not after the end
 
 
 def test_several_writers_and_the_death_of_one(tmp_path):

@@ -76,3 +76,17 @@ def test_the_native_reader_bears_any_file(tmp_path, figures):
         f"native reader under the sanitizers: {result['fuzzed']} files, {result['refused']} refused, {result['damaged']} found damaged, "
         f"{result['gathered']} gathered"
     )
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None or sys.platform != "linux", reason="no clang++, which has libFuzzer")
+def test_files_that_look_for_a_way_through_the_native_reader(tmp_path, figures):
+    program = tmp_path / "fuzzer"
+    sources = [HERE / "reader_fuzzer.cpp", SHARDS / "reader.cpp", SHARDS / "crc32c.cpp"]
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-DENSDISTILL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined"]
+    built = subprocess.run(["clang++", *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
+    if built.returncode and "clang_rt" in built.stderr:
+        pytest.skip("clang++ without its libFuzzer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(program), f"-runs={ROUNDS}", "-seed=1", "-timeout=20"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures(f"native reader by coverage: {ROUNDS} files")
