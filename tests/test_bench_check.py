@@ -26,6 +26,7 @@ CASES = [
     Case(8, 12, 2, "bfloat16", "bfloat16"),
     Case(8, 12, 1, "float16", "float16"),
     Case(8, 12, 2, "float32", "uint8"),
+    Case(8, 12, 2, "bfloat16", "uint8"),
     Case(8, 200, 1, "float32", "topk"),
     *(Case(8, 12, k, *FLOAT, divergence=d) for k in (1, 2) for d in ("reverse_kl", "jsd", "tvd")),
     Case(8, 12, 1, *FLOAT, labels=True),

@@ -49,13 +49,14 @@ class Case:
     @property
     def label(self) -> str:
         """Its name, which no other case of a run has."""
-        kind = self.targets if self.student == self.targets else f"{self.student}/{self.targets}"
+        kind = f"float32/{self.targets}" if self.student == "float32" != self.targets else self.targets
         return " ".join(filter(None, (f"C={self.classes} K={self.members} {kind}", self.family)))
 
     @property
     def family(self) -> str:
         """What sets it apart from a forward KL of logits [N, C]; empty for one."""
         words = (
+            (f"{self.student} student", self.student not in ("float32", self.targets)),
             (self.divergence, self.divergence != "forward_kl"),
             ("labels", self.labels),
             ("[N,C,H,W]", self.layout == "map"),
@@ -95,9 +96,12 @@ class Case:
         return {**vars(self), "case": self.label, "family": self.family}
 
 
-def make_case(data_bytes: int, classes: int, members: int, targets: str, **family: Any) -> Case:
-    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share them evenly."""
-    student = targets if targets in DTYPES else "float32"
+def make_case(data_bytes: int, classes: int, members: int, targets: str, student: str | None = None, **family: Any) -> Case:
+    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share them evenly.
+
+    By default the student's dtype is that of the targets, and float32 beside codes and top-k targets.
+    """
+    student = student or (targets if targets in DTYPES else "float32")
     row = Case(1, classes, members, student, targets, **family).bytes_moved(gradient=True)
     step = SIDE * SIDE if family.get("layout") == "map" else 4
     return Case(max(step, data_bytes // row // step * step), classes, members, student, targets, **family)
