@@ -1,5 +1,6 @@
 """The benchmark refuses wrong outputs, whoever's they are, and lets right ones pass."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from ensdistill.bench import check as checking
-from ensdistill.bench import liger
+from ensdistill.bench import liger, quack, race
 from ensdistill.bench.cases import TEMPERATURE, Case
 from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forward
 from ensdistill.bench.contenders import Contender, _settings, contenders
 from ensdistill.bench.inputs import make_inputs
+from ensdistill.bench.measure import Cpu
 from ensdistill.bench.truth import Errors, errors, tolerance
 from ensdistill.functional import distillation_loss
 from ensdistill.targets import EnsembleLogits
@@ -180,3 +182,37 @@ def test_liger_is_asked_for_the_same_loss(case, monkeypatch):
     assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
     one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits) and case.student == "float32"
     assert bool(offered) == (one and not case.labels and case.layout == "rows")
+
+
+@each_case
+def test_quack_is_an_anchor(case, monkeypatch):
+    """Checked against its own truth, timed with its own bytes, and no peer of ours."""
+    monkeypatch.setattr(quack, "_function", lambda: F.cross_entropy)
+    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in offered)])
+    offered = quack.quack(case, CPU)
+    assert bool(offered) == (case.members == 1 and case.targets == case.student and not case.family)
+    if not offered:
+        return
+    place = Cpu()
+    place.cache_bytes = 0
+    rows, left_out = race.run_case(case, place, 2, 0.0)
+    assert left_out == []
+    (row,) = [r for r in rows if r["implementation"] == "quack" and r["mode"] == race.MODES[0]]
+    assert row["error"] is row["ratio_to_floor"] is None
+    assert row["bytes"] == case.rows * (2 * case.classes * getattr(torch, case.student).itemsize + 8)
+    assert all("quack" not in r["speedup"] for r in rows)
+    wrong = [("cross_entropy", lambda inputs: 1.01 * offered[0][1](inputs))]
+    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in wrong)])
+    rows, left_out = race.run_case(case, place, 2, 0.0)
+    assert [(x["who"], "wrong by" in x["why"]) for x in left_out] == [("quack (cross_entropy)", True)]
+    assert all(r["implementation"] != "quack" for r in rows)
+
+
+def test_quack_is_found_by_its_name(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "quack", None)  # as if it weren't installed
+    assert "isn't installed" in quack.why_not(gpu)
+    assert "needs a GPU" in quack.why_not(CPU)
+    assert quack.quack(CASES[0], CPU) == []
+    monkeypatch.setitem(sys.modules, "quack", SimpleNamespace(cross_entropy=F.cross_entropy))
+    assert quack.why_not(gpu) is None

@@ -22,6 +22,7 @@ Times ensdistill's distillation losses, forward+backward and forward alone, agai
   compile        torch.compile of it; on a GPU also with max-autotune
   liger          Liger-Kernel's, on a GPU where it is installed
   specification  impl="compile", on some shapes
+  quack          its cross entropy, on a GPU where it is installed: an anchor that reads no teacher, and so nobody's best peer
   floor          a loop that reads every input once and writes the gradient's buffer once; on a GPU a copy of as many bytes
 
 All run in rotation in one process; medians count. Before that, every loss and gradient is checked against float64: one of ours that

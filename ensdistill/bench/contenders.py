@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ensdistill import ops
+from ensdistill.bench import quack
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.liger import liger
@@ -34,6 +35,7 @@ class Contender:
     loss: Loss
     ours: bool = False  # wrong outputs of ours end the run, those of others leave them out
     whole: bool = True  # False: a cross entropy, which leaves the teacher's entropy out of the loss
+    anchor: bool = False  # True: it computes something else, and is timed beside the others, not against them
 
     @property
     def name(self) -> Name:
@@ -64,6 +66,7 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
         # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
         found += [Contender("liger", form, loss) for form, loss in liger(case)]
+        found += [Contender(quack.KIND, form, loss, anchor=True) for form, loss in quack.quack(case, device)]
     if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
     return found
