@@ -151,7 +151,8 @@ def distillation_loss(
         Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta times the reverse.
     tail : {"tail", "renormalize", "zero"}
         For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
-        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing.
+        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing. Counts are always
+        renormalised, whatever is said here but ``zero``, which is refused.
     ignore_index, label_smoothing
         As in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels; they have a share where alpha is below 1.
     class_weights : Tensor or sequence [C], optional
@@ -184,8 +185,9 @@ def distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, what came and what was expected. Values on a GPU can't be looked at without waiting for it: a label
-        out of range makes its row's loss and gradient NaN there, invalid weights every row's.
+        Naming the argument, what came and what was expected. A GPU takes at most 1024 members (of feature maps about 100), 2^30
+        classes, and so many entries as :class:`~ensdistill.targets.TopK` says. Values on a GPU can't be looked at without waiting for
+        it: a label out of range makes its row's loss and gradient NaN there, invalid weights every row's.
     NotImplementedError
         ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU; in forward mode
         (torch.func.jvp, jacfwd, hessian); in torch.func.grad under torch.compile(fullgraph=True), which wraps it in an error of its own.

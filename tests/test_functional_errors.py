@@ -184,6 +184,7 @@ BAD = [
     ({"targets": TOP, "weights": [1.0]}, ValueError, "weights: TopK is one distribution, which has no members to weigh; got [1.0]"),
     ({"targets": TOP, "tail": "zero", "divergence": "reverse_kl"}, ValueError, "divergence: reverse_kl is infinite with tail='zero'"),
     ({"targets": TOP, "tail": "renormalize", "divergence": "reverse_kl"}, ValueError, "reverse_kl is infinite with tail='renormalize'"),
+    ({"targets": COUNTS, "tail": "zero"}, ValueError, "tail: 'zero' keeps the listed classes' masses, which Counts don't have"),
     ({"targets": COUNTS, "divergence": "reverse_kl"}, ValueError, "divergence: reverse_kl is infinite with Counts"),
     *(
         (
