@@ -45,6 +45,8 @@ def why_not(case: Case) -> str | None:
     """Why there is no prediction for a case; None where there is one."""
     if case.hidden:
         return "linear"  # three matrix products, which are cuBLAS's
+    if case.statistics:
+        return "statistics"  # a launch of its own for the by-products, which is another kernel
     if case.small:
         return "small"  # launches, of which there is no model here
     return None

@@ -173,7 +173,7 @@ def distillation_loss(
         Keep no gradient between forward and backward: the backward reads the inputs again, which autograd saves for that (they stay
         alive, and must not be changed in place). More time, and less memory where the targets are small or kept anyway.
     statistics : bool
-        Return a :class:`RowStatistics` too.
+        Return a :class:`RowStatistics` too. On a GPU they are a launch of their own, which reads student and dense targets again.
     impl : {"fused", "reference", "compile"}
         The native kernel; the plain torch code that specifies it; the same through ``torch.compile``.
 
@@ -199,8 +199,13 @@ def distillation_loss(
     Between forward and backward the gradient is kept, and the student's logits; not the targets, which may be freed or written over. A
     second derivative (``create_graph=True``) needs them once more: keep them until then, or pass ``recompute=True``.
 
+    Logits that are NaN, or ``-inf`` in all classes, of the student or of a member that is used, aren't an error: the row's loss and
+    gradient are NaN, so that a diverged model is seen and what it said is never hidden.
+
     All arithmetic is in float32 (float64 for float64), and the gradient is rounded to the student's dtype once; a float16 mean's is kept
-    as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing.
+    as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing. On a GPU
+    bfloat16 logits beside dense float16 targets, or the reverse, have no kernels of their own and take those in double precision,
+    which are many times slower: convert one of them.
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. Generalised JSD: Agarwal et al.,
     "On-Policy Distillation of Language Models", 2024, equation 1. z-loss: Chowdhery et al., "PaLM", 2022, section 5.

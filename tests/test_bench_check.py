@@ -16,6 +16,7 @@ from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forwar
 from ensdistill.bench.contenders import Contender, _settings, contenders
 from ensdistill.bench.inputs import make_inputs
 from ensdistill.bench.measure import Cpu
+from ensdistill.bench.plain import plain_loss, tensors
 from ensdistill.bench.truth import Errors, errors, tolerance
 from ensdistill.functional import distillation_loss
 from ensdistill.targets import EnsembleLogits
@@ -33,6 +34,7 @@ CASES = [
     *(Case(8, 12, k, *FLOAT, divergence=d) for k in (1, 2) for d in ("reverse_kl", "jsd", "tvd")),
     Case(8, 12, 1, *FLOAT, labels=True),
     Case(4096, 5, 1, *FLOAT, layout="map"),
+    Case(8, 12, 3, *FLOAT, statistics=True),
     Case(16, 40, 1, *FLOAT, hidden=6),
     Case(16, 40, 1, "float32", "topk", hidden=6),
 ]
@@ -104,6 +106,14 @@ def test_the_measure_of_all_others_must_be_right_itself():
     ]
     with pytest.raises(WrongOutput, match=r"eager \(kl_div\) is wrong"):
         check(CASES[0], make_inputs(CASES[0], CPU), found)
+
+
+def test_plain_by_products_are_ours():
+    case = Case(8, 12, 3, *FLOAT, statistics=True)
+    inputs = make_inputs(case, CPU)
+    _, plain = plain_loss(case)(*tensors(inputs))
+    _, ours = distillation_loss(*inputs.leaves, inputs.targets, statistics=True, **_settings(case))
+    torch.testing.assert_close(plain, torch.stack([*vars(ours).values()]), rtol=1e-5, atol=1e-6)
 
 
 def failing(error):

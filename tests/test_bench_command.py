@@ -229,7 +229,7 @@ def test_what_the_commands_run():
     def labels(*arguments):
         return [case.label for case in command._cases(command.parser("bench").parse_args(arguments), Cpu())]
 
-    assert len(labels("--quick")) == 9
+    assert len(labels("--quick")) == 10
     assert set(labels("--quick")) < set(labels())
     assert labels("--classes", "10", "20", "--targets", "uint8", "--members", "3") == ["C=10 K=3 float32/uint8", "C=20 K=3 float32/uint8"]
 

@@ -304,7 +304,7 @@ def test_the_good_arguments_are_good():
 
 
 def test_good_sparse_targets_are_good():
-    for targets, tail in product((TOP, COUNTS), ("tail", "renormalize", "zero")):
+    for targets, tail in (*product((TOP, COUNTS), ("tail", "renormalize")), (TOP, "zero")):
         assert distillation_loss(STUDENT, targets, tail=tail).isfinite()
         assert (
             distillation_loss(STUDENT, targets, LABELS, tail=tail, alpha=0.5, class_weights=range(10), sample_weights=[0, 1, 2, 3, 4]) > 0

@@ -211,7 +211,7 @@ def test_what_a_gpu_runs_has_a_prediction(which):
     run = [case for case in which(predict.DATA, gpu=True) if case.targets != "float16"]  # which is predicted as bfloat16 is
     without = [case for case in run if case.label not in predicted]
     assert {(c.student, c.targets) for c in run if not c.small and not c.hidden} >= {("float32", "uint8"), ("bfloat16", "uint8")}
-    assert {predict.why_not(case) for case in without} <= {"linear", "small"}
+    assert None not in {predict.why_not(case) for case in without}
     text = (ROOT / "benchmarks" / "PREDICTIONS.md").read_text()
     for case in without:
         assert f"`{predict.why_not(case)}`" in text  # and why

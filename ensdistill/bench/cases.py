@@ -33,6 +33,8 @@ class Case:
         D of a last layer [C, D] that makes the logits; 0 for logits that are there.
     small : bool
         A batch as small as it comes, where starting the work is what takes time: the caches are outrun by many batches, not by a large one.
+    statistics : bool
+        With the by-products of each row.
     """
 
     rows: int
@@ -45,6 +47,7 @@ class Case:
     layout: str = "rows"
     hidden: int = 0
     small: bool = False
+    statistics: bool = False
 
     @property
     def label(self) -> str:
@@ -62,6 +65,7 @@ class Case:
             ("[N,C,H,W]", self.layout == "map"),
             (f"linear D={self.hidden}", self.hidden),
             (f"N={self.rows}", self.small),
+            ("statistics", self.statistics),
         )
         return " ".join(word for word, said in words if said)
 
@@ -79,12 +83,13 @@ class Case:
         """Fewest bytes through memory: student and targets read once, the gradient written once.
 
         N·C·(b_student·(1 or 2) + K·b_targets); for codes 8 more for the scale and offset of each of the K·N rows; for top-k targets
-        N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8 a label. Reading a line of the gradient before it is
-        written, as ordinary stores do, is not counted: the floor pays for it too. With a last layer: hidden, weight and their gradients.
+        N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8 a label; 16 a row's by-products. Reading a line of
+        the gradient before it is written, as ordinary stores do, is not counted: the floor pays for it too. With a last layer: hidden,
+        weight and their gradients.
         """
         b, n = DTYPES[self.student].itemsize, self.rows
         own = self.hidden * (n + self.classes) if self.hidden else n * self.classes
-        total = own * b * (1 + gradient) + 8 * n * self.labels
+        total = own * b * (1 + gradient) + n * (8 * self.labels + 16 * self.statistics)
         if self.targets == "topk":
             return total + n * (8 * self.listed + 4)
         if self.targets == "uint8":

@@ -34,7 +34,7 @@ Keep the machine quiet: whatever else runs takes memory bandwidth from all of th
 EPILOG = """\
 examples:
   {prog}                    everything, about a quarter of an hour on 2 cores
-  {prog} --quick            9 shapes, under two minutes; on a GPU 15, under five
+  {prog} --quick            10 shapes, under two minutes; on a GPU 16, under five
   {prog} --resume           go on with an interrupted run
   {prog} --classes 1000 --members 1 4 --targets float32 uint8
 """

@@ -16,7 +16,7 @@ from ensdistill.bench import quack
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.liger import liger
-from ensdistill.bench.plain import plain_loss, tensors
+from ensdistill.bench.plain import Plain, plain_loss, tensors
 from ensdistill.bench.truth import Name
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
@@ -92,7 +92,10 @@ def _settings(case: Case) -> dict[str, Any]:
 
 def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
     student, class_dim = inputs.leaves[0], 1 if case.layout == "map" else -1
-    return distillation_loss(student, inputs.targets, inputs.labels, class_dim=class_dim, **_settings(case), **settings)
+    settings |= _settings(case) | {"class_dim": class_dim}
+    if case.statistics:
+        return distillation_loss(student, inputs.targets, inputs.labels, statistics=True, **settings)[0]
+    return distillation_loss(student, inputs.targets, inputs.labels, **settings)
 
 
 def _layer(case: Case, inputs: Inputs) -> Tensor:
@@ -104,8 +107,9 @@ def _unfused_layer(case: Case, inputs: Inputs) -> Tensor:
     return distillation_loss(F.linear(*inputs.leaves), inputs.targets, inputs.labels, **_settings(case))
 
 
-def _plain(function: Callable[..., Tensor], inputs: Inputs) -> Tensor:
-    return function(*tensors(inputs))
+def _plain(function: Callable[..., Plain], inputs: Inputs) -> Tensor:
+    result = function(*tensors(inputs))
+    return result if isinstance(result, Tensor) else result[0]
 
 
 def _compiled(case: Case, form: str, mode: str | None) -> Loss:

@@ -26,7 +26,14 @@ def why_not(device: torch.device) -> str | None:
 
 def liger(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
     """Names and functions of what it has for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
-    if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.layout != "rows" or case.divisor == 1:
+    if (
+        case.members != 1
+        or case.targets in ("uint8", "topk")
+        or case.labels
+        or case.statistics
+        or case.layout != "rows"
+        or case.divisor == 1
+    ):
         return []
     if case.hidden:
         # beta 0 is its forward KL.

@@ -31,15 +31,21 @@ def grid(data_bytes: int, classes: Sequence[int], members: Sequence[int], target
 
 
 def family(data_bytes: int, gpu: bool) -> list[Case]:
-    """Divergences, top-k targets, hard labels, feature maps, small batches, and a last layer fused with the loss."""
+    """Divergences, top-k targets, hard labels, feature maps, small batches, by-products, and a last layer fused with the loss."""
     return [
         *(make_case(data_bytes, c, 1, "float32", divergence=d) for d in DIVERGENCES for c in (1000, 32000, VOCABULARY)),
         *(make_case(data_bytes, c, 1, "topk") for c in (1000, 32000, VOCABULARY)),
         *(make_case(data_bytes, c, 1, "float32", labels=True) for c in (1000, 32000)),
         *(make_case(data_bytes, c, 1, "float32", layout="map") for c in (21, 150)),  # Pascal VOC's, ADE20K's
         *(Case(SMALL, c, 4, "float32", "float32", small=True) for c in (10, 1000)),
+        *by_products(data_bytes),
         *linear(gpu),
     ]
+
+
+def by_products(data_bytes: int) -> list[Case]:
+    """A student's and an ensemble's entropies beside the loss."""
+    return [make_case(data_bytes, 1000, 4, "float32", statistics=True)]
 
 
 def linear(gpu: bool) -> list[Case]:
@@ -60,6 +66,7 @@ def quick(data_bytes: int, gpu: bool = False) -> list[Case]:
             make_case(data_bytes, 50257, 4, "uint8"),
             make_case(data_bytes, 32000, 1, "float32", divergence="jsd"),
             make_case(data_bytes, 32000, 1, "topk"),
+            *by_products(data_bytes),
         ]
     shapes = [(1000, 1, "float32"), (VOCABULARY, 1, "bfloat16"), (10, 1, "float32"), (32000, 4, "bfloat16"), (1000, 8, "uint8")]
     shapes += [(VOCABULARY, 4, "float32"), (100, 1, "bfloat16"), (8192, 1, "float32"), (50257, 1, "bfloat16")]
@@ -71,4 +78,5 @@ def quick(data_bytes: int, gpu: bool = False) -> list[Case]:
         make_case(data_bytes, 21, 1, "float32", layout="map"),
         Case(SMALL, 1000, 4, "float32", "float32", small=True),
         *linear(gpu)[:1],
+        *by_products(data_bytes),
     ]
