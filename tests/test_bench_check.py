@@ -190,8 +190,8 @@ def test_liger_is_asked_for_the_same_loss(case, monkeypatch):
     inputs = make_inputs(case, CPU)
     offered = [Contender("liger", form, loss) for form, loss in liger.liger(case)]
     assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
-    one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits) and case.student == "float32"
-    assert bool(offered) == (one and not case.labels and case.layout == "rows")
+    one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits)
+    assert bool(offered) == (one and not case.labels and not case.statistics and case.layout == "rows")
 
 
 @each_case
