@@ -15,7 +15,7 @@ Needs a GPU, nvcc, torch >= 2.11 with CUDA, pytest, hypothesis; nothing is fetch
   --wheels FOLDER    wheels of Liger-Kernel and what else the benchmark may compare with; installed into FOLDER of --out
   --commit HASH      what is checked, where there is no .git
   --out FOLDER       default: build/gpu-check
-  --full             all shapes of the benchmark, as far as the time goes, instead of fifteen
+  --full             all shapes of the benchmark, as far as the time goes, instead of sixteen
   --seconds N        for everything (default: 530)
   --dry-run          say what would run, run nothing, write the file nevertheless
 TEXT

@@ -86,10 +86,11 @@ def main(folder: str, seconds: str, commit: str = "") -> int:
     for step in result["steps"]:
         last = next((line for line in reversed(step["log"].splitlines()) if line.strip()), "")
         print(f"  {step['step']:<10} {step['outcome']:<8} {step['seconds']:>4} s  {(step['reason'] or last)[:110]}")
-    rows = [row for row in (result["kernels"] or {}).get("rows", []) if row["implementation"] == "fused"]
+    rows = [row for row in (result["kernels"] or {}).get("rows", []) if row["implementation"] in ("fused", "quack")]
     for row in rows:
         floor = "" if row["ratio_to_floor"] is None else f"{100 / row['ratio_to_floor']:.0f} % of the floor's speed"
-        print(f"  {row['case']}, {row['mode']}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}")
+        who = "" if row["implementation"] == "fused" else f", {row['implementation']}'s {row['form']}"
+        print(f"  {row['case']}, {row['mode']}{who}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}")
     print(path)
     outcomes = {step["outcome"] for step in result["steps"]}
     return 1 if outcomes & {"failed", "timeout"} else 0 if outcomes & {"ok", "planned"} else 2

@@ -14,37 +14,52 @@ from typing import Any
 
 from ensdistill import _native
 from ensdistill.bench.cases import DTYPES, Case
-from ensdistill.bench.suite import CLASSES, MEMBERS
+from ensdistill.bench.suite import full, quick
 from ensdistill.plans import KernelPlan
 
 # An H100 SXM5. Its copy is measured (PREDICTIONS.md says where), its clock under load and the latencies are estimates.
 COPY, CLOCK, PROCESSORS = 2.95e12, 1.7e9, 132
 REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233_472, 2048, 32
 EXPONENTIALS, LANES, FETCH = 16, 128, 64  # of a multiprocessor in a clock: special functions, instructions, bytes from the second cache
-MEMORY_LATENCY = 0.9e-6
+MEMORY_LATENCY, CACHE_LATENCY = 0.9e-6, 0.3e-6
 MEETING = {"staged": 0.0, "strided": 0.0, "tile": 0.15e-6, "block": 0.6e-6, "cluster": 1.6e-6, "reread": 0.6e-6}  # a reduction
 STALLED = 0.3  # instructions a clock of one warp, whose next waits for its last
 LAUNCHES = 8e-6  # memset, prepare, reduce_rows
 DATA = 2 << 30  # as ensdistill/bench/cuda.py has it
 TARGETS = {1: 0.9, 4: 0.8, 8: 0.8}  # share of the copy's speed, from 1000 classes on; below 0.6
 MARK = "<!-- python -m benchmarks predict -->"
-KINDS = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "uint8"))
+# What a class adds beside the forward KL's term, in each of the two last sweeps that other divergences take. A JSD has two
+# logarithms and two divisions, each of which asks the special functions once.
+TERMS = {"reverse_kl": (0, 4), "tvd": (0, 6), "jsd": (4, 66)}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one element (a class of a row), over all members: counted in csrc/cuda/dense.cuh and row.cuh, forward KL."""
+    """Of one element (a class of a row), over all members: counted in csrc/cuda/dense.cuh, sparse.cuh and row.cuh."""
 
     exponentials: float
     instructions: float
 
 
-def work(layout: str, members: int, codes: bool) -> Work:
+def why_not(case: Case) -> str | None:
+    """Why there is no prediction for a case; None where there is one."""
+    if case.hidden:
+        return "linear"  # three matrix products, which are cuBLAS's
+    if case.statistics:
+        return "statistics"  # a launch of its own for the by-products, which is another kernel
+    if case.small:
+        return "small"  # launches, of which there is no model here
+    return None
+
+
+def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl", labels: bool = False, sparse: bool = False) -> Work:
     """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term and gradient.
 
     A sweep's step on a number: decode 1 (of a code 4), compare, subtract and multiply 3, exponential 5 (one of them the unit's; the others
-    keep what would be subnormal), add 1.
+    keep what would be subnormal), add 1. Of sparse targets only what each class costs: the student's sum and q.
     """
+    if sparse:
+        return Work(2.0, 42.0)  # with a look into the index in both sweeps
     decode, several = 4 if codes else 1, members > 1
     resident = layout in ("tile", "block", "cluster")
     exponentials, instructions = 1.0 + members, 10.0 + members * (9 + decode)
@@ -54,30 +69,57 @@ def work(layout: str, members: int, codes: bool) -> Work:
     exponentials, instructions = exponentials + again, instructions + again * (8 + decode)
     if several:
         instructions += 20  # a logarithm of the mixture, and the sum from where it is kept
-    return Work(exponentials + 1, instructions + 18)
+    exponentials, instructions = exponentials + 1, instructions + 18
+    if divergence != "forward_kl":  # the mixture, q and the term twice: for the slopes' sum, then for the gradient
+        special, more = TERMS[divergence]
+        exponentials += again + 1 + 2 * special
+        instructions += again * (8 + decode) + 18 + 20 * several + 2 * more
+    if labels:  # the softmax at T = 1: its sum, and its part of the gradient
+        exponentials, instructions = exponentials + 2, instructions + 20
+    return Work(exponentials, instructions)
 
 
-def occupancy(plan: KernelPlan) -> int:
+def occupancy(plan: KernelPlan, forward: bool = True) -> int:
     """Blocks of a multiprocessor at a time. Registers are those that tests/test_cuda_compile.py allows."""
-    registers = plan.registers or (128 if plan.layout == "reread" else 96)
+    registers = plan.registers or (128 if plan.layout == "reread" or not forward else 96)
     return min(REGISTERS // (registers * plan.threads), SHARED // (plan.shared_bytes + 1024), THREADS // plan.threads, BLOCKS)
 
 
 def plan_of(case: Case) -> KernelPlan:
     """For an H100, whatever is here; the registers are the budget, so that the table is the same everywhere."""
-    student, targets = DTYPES[case.student].itemsize, 1 if case.targets == "uint8" else DTYPES[case.targets].itemsize
-    shape = (case.rows, case.classes, case.members, student, targets, False, False, False, True, True, 0, 232_448, True)
+    sizes = {"uint8": 1, "topk": 0} | {name: dtype.itemsize for name, dtype in DTYPES.items()}
+    reverse, rows = case.divergence == "reverse_kl", case.layout == "rows"
+    entries = case.listed if case.targets == "topk" else 0
+    shape = (
+        case.rows,
+        case.classes,
+        case.members,
+        sizes[case.student],
+        sizes[case.targets],
+        False,
+        False,
+        reverse,
+        rows,
+        rows,
+        entries,
+        232_448,
+        True,
+    )
     return KernelPlan(**_native.kernel_plan(*shape), registers=None)
 
 
 def times(case: Case, plan: KernelPlan) -> dict[str, float]:
     """Seconds that each limit alone would take."""
-    elements, blocks = case.rows * case.classes, occupancy(plan)
-    each = work(plan.layout, case.members, case.targets == "uint8")
+    elements, blocks, sparse = case.rows * case.classes, occupancy(plan, case.divergence == "forward_kl"), case.targets == "topk"
+    each = work(plan.layout, case.members, case.targets == "uint8", case.divergence, case.labels, sparse)
     groups = -(-case.rows // plan.rows_per_block) * plan.cluster_blocks
     share = 1 / groups
     warps = min(4.0, STALLED * plan.threads / 32)
-    row = MEMORY_LATENCY * (2 if plan.layout == "reread" else 1) + (2 + case.members) * MEETING[plan.layout]
+    meetings = 8 if sparse else 2 + case.members + (case.divergence != "forward_kl")
+    # A sparse row's ids, its log-probabilities, and the logits that they name are waited for besides.
+    row = MEMORY_LATENCY * ((2 if plan.layout == "reread" else 1) + 3 * sparse) + meetings * MEETING[plan.layout]
+    if plan.layout == "strided":  # a thread walks the classes: four loads at a time for the sums; then one by one, mostly in the cache
+        row += case.classes * ((1 + case.members) / 4 * MEMORY_LATENCY + CACHE_LATENCY)
     row += plan.bytes * share / (FETCH * CLOCK) + elements * share * each.instructions / 32 / warps / CLOCK
     return {
         "memory": max(plan.bytes, case.bytes_moved(gradient=True)) / COPY,  # the plan leaves out scales and offsets
@@ -88,10 +130,9 @@ def times(case: Case, plan: KernelPlan) -> dict[str, float]:
 
 
 def cases() -> Iterator[Case]:
-    """The benchmark's grid, and codes beside a bfloat16 student."""
-    for (student, targets), k, c in ((kind, k, c) for kind in KINDS for k in MEMBERS for c in CLASSES):
-        one = Case(1, c, k, student, targets).bytes_moved(gradient=True)
-        yield Case(max(4, DATA // one // 4 * 4), c, k, student, targets)
+    """What the benchmark's suites run on a GPU, each case once; float16 moves and computes as bfloat16 does."""
+    suites = {case.label: case for case in (*full(DATA, gpu=True), *quick(DATA, gpu=True))}
+    yield from (case for case in suites.values() if case.targets != "float16" and why_not(case) is None)
 
 
 def predict(case: Case) -> dict[str, Any]:
@@ -104,12 +145,12 @@ def predict(case: Case) -> dict[str, Any]:
     target = TARGETS[case.members] if case.classes >= 1000 else 0.6
     scaling = 2 * case.rows * case.classes * DTYPES[case.student].itemsize / COPY
     return {
-        "student/targets": f"{case.student}/{case.targets}",
+        "student/targets": " ".join([f"{case.student}/{case.targets}", case.family.removeprefix(f"{case.student} student")]).rstrip(),
         "K": case.members,
         "C": case.classes,
         "N": case.rows,
         "plan": f"{plan.layout} {plan.threads}" + (f"x{plan.cluster_blocks}" if plan.cluster_blocks > 1 else ""),
-        "blocks/SM": occupancy(plan),
+        "blocks/SM": occupancy(plan, case.divergence == "forward_kl"),
         "MB": f"{plan.bytes / 1e6:.0f}",
         **{f"{name} ms": f"{1e3 * value:.3f}" for name, value in limits.items()},
         "expected ms": f"{1e3 * seconds:.3f}",

@@ -27,6 +27,7 @@ from ensdistill.checks import (
     visible,
 )
 from ensdistill.layout import product
+from ensdistill.plans import check_launch
 from ensdistill.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
@@ -167,6 +168,9 @@ def make_problem(
             float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
         ),
     )
+    if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs
+        entries = 0 if ids is None else ids.shape[1]
+        check_launch(classes, members, dtype, values.dtype, divergence, combiner, entries, class_dim != len(shape) - 1, temperature, device)
     if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
         if ids is not None:
             check_not_empty(problem, ignore_index, tail_mode)
@@ -285,6 +289,10 @@ def sparse_values(
     if isinstance(target, Counts):
         if listed.dtype == torch.bool or listed.is_complex():
             raise TypeError(f"targets.counts: expected integers or floating-point numbers; got {listed.dtype}")
+        if tail == "zero":
+            raise ValueError(
+                "tail: 'zero' keeps the listed classes' masses, which Counts don't have: they are divided by their sum; leave it out"
+            )
         # The kernel normalises them; a count of 0 becomes the -inf that marks padding, a negative one NaN.
         listed, tail = listed.detach().to(torch.promote_types(dtype, torch.float32)).log(), "renormalize"
     else:

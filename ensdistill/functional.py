@@ -152,7 +152,8 @@ def distillation_loss(
         Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta times the reverse.
     tail : {"tail", "renormalize", "zero"}
         For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
-        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing.
+        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing. Counts are always
+        renormalised, whatever is said here but ``zero``, which is refused.
     ignore_index, label_smoothing
         As in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels; they have a share where alpha is below 1.
     class_weights : Tensor or sequence [C], optional
@@ -173,7 +174,7 @@ def distillation_loss(
         Keep no gradient between forward and backward: the backward reads the inputs again, which autograd saves for that (they stay
         alive, and must not be changed in place). More time, and less memory where the targets are small or kept anyway.
     statistics : bool
-        Return a :class:`RowStatistics` too.
+        Return a :class:`RowStatistics` too. On a GPU they are a launch of their own, which reads student and dense targets again.
     impl : {"fused", "reference", "compile"}
         The native kernel; the plain torch code that specifies it; the same through ``torch.compile``.
 
@@ -185,8 +186,9 @@ def distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, what came and what was expected. Values on a GPU can't be looked at without waiting for it: a label
-        out of range makes its row's loss and gradient NaN there, invalid weights every row's.
+        Naming the argument, what came and what was expected. A GPU takes at most 1024 members (of feature maps about 100), 2^30
+        classes, and so many entries as :class:`~ensdistill.targets.TopK` says. Values on a GPU can't be looked at without waiting for
+        it: a label out of range makes its row's loss and gradient NaN there, invalid weights every row's.
     NotImplementedError
         ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU; in forward mode
         (torch.func.jvp, jacfwd, hessian); in torch.func.grad under torch.compile(fullgraph=True), which wraps it in an error of its own.
@@ -198,8 +200,13 @@ def distillation_loss(
     Between forward and backward the gradient is kept, and the student's logits; not the targets, which may be freed or written over. A
     second derivative (``create_graph=True``) needs them once more: keep them until then, or pass ``recompute=True``.
 
+    Logits that are NaN, or ``-inf`` in all classes, of the student or of a member that is used, aren't an error: the row's loss and
+    gradient are NaN, so that a diverged model is seen and what it said is never hidden.
+
     All arithmetic is in float32 (float64 for float64), and the gradient is rounded to the student's dtype once; a float16 mean's is kept
-    as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing.
+    as large as a row's until the backward divides it, so that a scaled loss (:class:`torch.amp.GradScaler`) loses nothing. On a GPU
+    bfloat16 logits beside dense float16 targets, or the reverse, have no kernels of their own and take those in double precision,
+    which are many times slower: convert one of them.
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. Generalised JSD: Agarwal et al.,
     "On-Policy Distillation of Language Models", 2024, equation 1. z-loss: Chowdhery et al., "PaLM", 2022, section 5.

@@ -78,8 +78,10 @@ def linear_distillation_loss(
     r""":func:`~ensdistill.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``, which never exist as a whole.
 
     Rows go through in chunks: a matrix product makes a chunk's logits, the fused kernel their loss and gradient, two more products
-    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients: two chunks, about 100 MB, whatever N is; in half
-    precision also ``weight``'s gradient in float32 and one product of its size, under autocast ``weight`` in the autocast dtype.
+    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients: two chunks, about 100 MB, whatever N is: the logits
+    and their gradient, which can't take their place, because the kernel reads a row again in double precision where its numbers leave a
+    float's range, and a soft cap and by-products look at the logits again; in half precision also ``weight``'s gradient in float32 and
+    one product of its size, under autocast ``weight`` in the autocast dtype.
 
     Parameters
     ----------

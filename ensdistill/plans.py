@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from ensdistill import _native
-from ensdistill.checks import Combiner, Divergence
+from ensdistill.checks import Combiner, Divergence, check_int, check_one_of
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
 # csrc/problem.h, Element. Pairs of half precisions have no kernels of their own, see csrc/cuda/rows.
 _ELEMENTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 _HALVES = {torch.bfloat16, torch.float16}
 _H100_SHARED = 232_448  # bytes of shared memory that a block may have, from compute capability 9.0 on
+# csrc/cuda/plan.h. Entries beyond that many fit no shared memory, and their table's size no int.
+_MOST_MEMBERS, _MOST_CLASSES, _MOST_ENTRIES = 1024, 1 << 30, 1 << 24
+# Up to here every plan fits the least shared memory of the GPUs that there are kernels for, so nobody has to ask.
+_FEW_MEMBERS, _FEW_CLASSES, _FEW_ENTRIES = 64, 1 << 18, 1000
+_MOST_FLOAT_TEMPERATURE = 32.0  # csrc/problem.h
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def kernel_plan(
     divergence, combiner : str
         As in :func:`ensdistill.distillation_loss`.
     entries : int
-        k of sparse targets (`TopK`, `Counts`); 0 for dense ones.
+        k of sparse targets (`TopK`, `Counts`), padding included; 0 for dense ones.
     classes_first : bool
         [N, C, H, W] instead of [..., C].
     device : torch.device or int, optional
@@ -86,8 +91,9 @@ def kernel_plan(
 
     Raises
     ------
-    ValueError
-        A number below 1, an unknown name or dtype.
+    ValueError, TypeError
+        A number below 1 or beyond what a GPU takes, an unknown name or dtype; a plan that asks for more shared memory than a block can
+        have, which is so with very many members (of `classes_first` logits) or entries.
 
     Examples
     --------
@@ -95,20 +101,78 @@ def kernel_plan(
     ('staged', 'tile', 'cluster')
     """
     targets = student if targets is None else targets
-    for name, number, least in (("rows", rows, 1), ("classes", classes, 1), ("members", members, 1), ("entries", entries, 0)):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}; got {number}")
+    check_int("rows", rows, 1, 2**63 - 1, "what int64 holds")
+    check_int("classes", classes, 1, _MOST_CLASSES, "what CUDA kernels take")
+    check_int("members", members, 1, _MOST_MEMBERS, "what CUDA kernels take")
+    check_int("entries", entries, 0, _MOST_ENTRIES, "0 being dense targets")
+    if not isinstance(classes_first, bool):
+        raise TypeError(f"classes_first: expected a bool; got {classes_first!r}")
     for name, dtype in (("student", student), ("targets", targets)):
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{name}: expected a torch.dtype; got {dtype!r}")
         if dtype not in _BYTES or (name == "student" and dtype == torch.uint8):
             raise ValueError(f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}")
-    for name, value, kind in (("divergence", divergence, Divergence), ("combiner", combiner, Combiner)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}; got {value!r}")
+    check_one_of("divergence", divergence, get_args(Divergence))
+    check_one_of("combiner", combiner, get_args(Combiner))
+    plan = _plan(rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device)
+    kernel = (plan["layout"], _ELEMENTS.index(student), _ELEMENTS.index(targets), get_args(Divergence).index(divergence), entries > 0)
+    return KernelPlan(**plan, registers=_native.kernel_registers(*kernel))
+
+
+def check_launch(
+    classes: int,
+    members: int,
+    student: torch.dtype,
+    targets: torch.dtype,
+    divergence: str,
+    combiner: str,
+    entries: int,
+    classes_first: bool,
+    temperature: float,
+    device: torch.device,
+) -> None:
+    """That a GPU can run a loss of so many classes, members and entries; the arguments of a loss are named.
+
+    Raises
+    ------
+    ValueError
+        It can't: a row's entries, or the members' softmaxes, have to fit a block's shared memory.
+    """
+    if members <= _FEW_MEMBERS and classes <= _FEW_CLASSES and entries <= _FEW_ENTRIES:
+        return
+    for name, value, most, what in (
+        ("targets", members, _MOST_MEMBERS, "members"),
+        ("student_logits", classes, _MOST_CLASSES, "classes"),
+        ("targets.ids", entries, _MOST_ENTRIES, "entries for each row"),
+    ):
+        if value > most:
+            raise ValueError(f"{name}: expected at most {most} {what} on a GPU; got {value}")
+    names = ("targets", "targets.ids", "student_logits")
+    _plan(1, classes, max(members, 1), student, targets, divergence, combiner, entries, classes_first, device, temperature, names)
+
+
+def _plan(
+    rows: int,
+    classes: int,
+    members: int,
+    student: torch.dtype,
+    targets: torch.dtype,
+    divergence: str,
+    combiner: str,
+    entries: int,
+    classes_first: bool,
+    device: torch.device | int | None,
+    temperature: float = 1.0,
+    names: tuple[str, str, str] = ("members", "entries", "classes"),
+) -> dict[str, Any]:
+    """What can be launched. ``names`` are those of the arguments that may be too large."""
     shared, clusters = _H100_SHARED, True
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(device if device is not None else torch.cuda.current_device())
         shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9  # type: ignore[attr-defined]
-    doubles = torch.float64 in (student, targets) or (not entries and {student, targets} == _HALVES)
+    doubles = (
+        torch.float64 in (student, targets) or (not entries and {student, targets} == _HALVES) or temperature > _MOST_FLOAT_TEMPERATURE
+    )
     plan = _native.kernel_plan(
         rows,
         classes,
@@ -124,5 +188,16 @@ def kernel_plan(
         shared,
         clusters,
     )
-    kernel = (plan["layout"], _ELEMENTS.index(student), _ELEMENTS.index(targets), get_args(Divergence).index(divergence), entries > 0)
-    return KernelPlan(**plan, registers=_native.kernel_registers(*kernel))
+    if plan["shared_bytes"] > shared:
+        name, what, got = (
+            (names[0], "members", members)
+            if not entries
+            else (names[1], "entries for each row", entries)
+            if entries > _FEW_ENTRIES
+            else (names[2], "classes beside sparse targets", classes)
+        )
+        raise ValueError(
+            f"{name}: expected fewer {what} on this GPU; got {got}: its plan needs {plan['shared_bytes']:,} bytes of shared memory, "
+            f"and a block can have {shared:,}"
+        )
+    return plan

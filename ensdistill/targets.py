@@ -207,7 +207,8 @@ class TopK(Movable):
     Parameters
     ----------
     ids : Tensor [..., k], int32 or int64
-        Class ids, each at most once in a row. The loss makes an int64 copy of int32.
+        Class ids, each at most once in a row. The loss makes an int64 copy of int32. On a GPU k is at most about 8190 (4090 before compute
+        capability 9.0): a row's entries have to fit the shared memory of one multiprocessor; more are an error.
     log_probs : Tensor [..., k], float64, float32, bfloat16 or float16
         Log-probabilities in the whole distribution, not among the k. ``-inf`` is padding: the entry is skipped, its id only has to be
         in range.
@@ -263,10 +264,14 @@ class TopK(Movable):
 class Counts(Movable):
     """How often each class was drawn from a distribution: p = counts / their sum, and no mass on classes that weren't drawn.
 
+    The loss's ``tail`` has nothing to choose: what it calls ``renormalize`` is the definition, its default does the same, and ``zero`` is
+    an error.
+
     Parameters
     ----------
     ids : Tensor [..., S], int32 or int64
-        Class ids, each at most once in a row (except those with count 0). The loss makes an int64 copy of int32.
+        Class ids, each at most once in a row (except those with count 0). The loss makes an int64 copy of int32. On a GPU S is limited as
+        k of :class:`TopK` is.
     counts : Tensor [..., S], integers or finite floating-point numbers of at least 0
         0 is padding: the entry is skipped, its id only has to be in range.
     temperature : float

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from filelock import FileLock
 
@@ -187,20 +186,14 @@ class Shim:
         return found
 
     @contextmanager
-    def instead_of_the_cpu(self, waiting: tuple[str, ...] = ()) -> Iterator[None]:
-        """ensdistill's functions call this op. A call for what the op says it hasn't "so far" skips the test if ``waiting`` says so too."""
+    def instead_of_the_cpu(self) -> Iterator[None]:
+        """ensdistill's functions call this op."""
         module: Any = ops
         real = module.distill_loss
 
         def op(*arguments: Any) -> Any:
-            try:
-                with poisoned_memory():
-                    return self.op(*arguments)
-            except RuntimeError as error:
-                if "so far" not in str(error) or not (features_of(self.op, arguments) & set(waiting)):
-                    raise
-                said = str(error).splitlines()[0]
-            pytest.skip(said)
+            with poisoned_memory():
+                return self.op(*arguments)
 
         module.distill_loss = op
         try:
@@ -218,19 +211,3 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
-
-
-def features_of(op: Any, arguments: tuple[Any, ...]) -> set[str]:
-    """What of the family one call of the op needs."""
-    a = dict(zip((x.name for x in op._schema.arguments), arguments, strict=True))
-    tensors = [a["student"]] if a["kind"] == "topk" else [a["student"], a["targets"]]
-    found = {f"kind {a['kind']}", f"divergence {a['divergence']}"}
-    if a["kind"] == "topk":
-        found.add(f"tail_mode {a['tail_mode']}")
-    if any(x.dim() > 2 + (x is a["targets"]) or (x.stride(-1) != 1 and x.shape[-1] > 1) for x in tensors):
-        found.add("classes first")
-    found |= {name for name in ("class_weights", "sample_weights") if a[name] is not None}
-    found |= {name for name in ("z_loss", "with_statistics") if a[name]}
-    if a["reduction"] == "sum" and a["divisor"] != 1:
-        found.add("divisor")
-    return found

@@ -1,5 +1,6 @@
 """The benchmark refuses wrong outputs, whoever's they are, and lets right ones pass."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from ensdistill.bench import check as checking
-from ensdistill.bench import liger
+from ensdistill.bench import liger, quack, race
 from ensdistill.bench.cases import TEMPERATURE, Case
 from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forward
 from ensdistill.bench.contenders import Contender, _settings, contenders
 from ensdistill.bench.inputs import make_inputs
+from ensdistill.bench.measure import Cpu
+from ensdistill.bench.plain import plain_loss, tensors
 from ensdistill.bench.truth import Errors, errors, tolerance
 from ensdistill.functional import distillation_loss
 from ensdistill.targets import EnsembleLogits
@@ -26,10 +29,12 @@ CASES = [
     Case(8, 12, 2, "bfloat16", "bfloat16"),
     Case(8, 12, 1, "float16", "float16"),
     Case(8, 12, 2, "float32", "uint8"),
+    Case(8, 12, 2, "bfloat16", "uint8"),
     Case(8, 200, 1, "float32", "topk"),
     *(Case(8, 12, k, *FLOAT, divergence=d) for k in (1, 2) for d in ("reverse_kl", "jsd", "tvd")),
     Case(8, 12, 1, *FLOAT, labels=True),
     Case(4096, 5, 1, *FLOAT, layout="map"),
+    Case(8, 12, 3, *FLOAT, statistics=True),
     Case(16, 40, 1, *FLOAT, hidden=6),
     Case(16, 40, 1, "float32", "topk", hidden=6),
 ]
@@ -113,6 +118,14 @@ def test_the_measure_of_all_others_must_be_right_itself():
         check(CASES[0], make_inputs(CASES[0], CPU), found)
 
 
+def test_plain_by_products_are_ours():
+    case = Case(8, 12, 3, *FLOAT, statistics=True)
+    inputs = make_inputs(case, CPU)
+    _, plain = plain_loss(case)(*tensors(inputs))
+    _, ours = distillation_loss(*inputs.leaves, inputs.targets, statistics=True, **_settings(case))
+    torch.testing.assert_close(plain, torch.stack([*vars(ours).values()]), rtol=1e-5, atol=1e-6)
+
+
 def failing(error):
     def loss(inputs):
         raise error
@@ -187,5 +200,39 @@ def test_liger_is_asked_for_the_same_loss(case, monkeypatch):
     inputs = make_inputs(case, CPU)
     offered = [Contender("liger", form, loss) for form, loss in liger.liger(case)]
     assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
-    one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits) and case.student == "float32"
-    assert bool(offered) == (one and not case.labels and case.layout == "rows")
+    one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits)
+    assert bool(offered) == (one and not case.labels and not case.statistics and case.layout == "rows")
+
+
+@each_case
+def test_quack_is_an_anchor(case, monkeypatch):
+    """Checked against its own truth, timed with its own bytes, and no peer of ours."""
+    monkeypatch.setattr(quack, "_function", lambda: F.cross_entropy)
+    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in offered)])
+    offered = quack.quack(case, CPU)
+    assert bool(offered) == (case.members == 1 and case.targets == case.student and not case.family)
+    if not offered:
+        return
+    place = Cpu()
+    place.cache_bytes = 0
+    rows, left_out = race.run_case(case, place, 2, 0.0)
+    assert left_out == []
+    (row,) = [r for r in rows if r["implementation"] == "quack" and r["mode"] == race.MODES[0]]
+    assert row["error"] is row["ratio_to_floor"] is None
+    assert row["bytes"] == case.rows * (2 * case.classes * getattr(torch, case.student).itemsize + 8)
+    assert all("quack" not in r["speedup"] for r in rows)
+    wrong = [("cross_entropy", lambda inputs: 1.01 * offered[0][1](inputs))]
+    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in wrong)])
+    rows, left_out = race.run_case(case, place, 2, 0.0)
+    assert [(x["who"], "wrong by" in x["why"]) for x in left_out] == [("quack (cross_entropy)", True)]
+    assert all(r["implementation"] != "quack" for r in rows)
+
+
+def test_quack_is_found_by_its_name(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "quack", None)  # as if it weren't installed
+    assert "isn't installed" in quack.why_not(gpu)
+    assert "needs a GPU" in quack.why_not(CPU)
+    assert quack.quack(CASES[0], CPU) == []
+    monkeypatch.setitem(sys.modules, "quack", SimpleNamespace(cross_entropy=F.cross_entropy))
+    assert quack.why_not(gpu) is None

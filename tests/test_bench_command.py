@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import __main__ as front
 from ensdistill import cli, ops
-from ensdistill.bench import command, machine, race, readme, result
+from ensdistill.bench import command, machine, race, readme, result, suite
 from ensdistill.bench import run as running
 from ensdistill.bench.cases import Case, make_case
 from ensdistill.bench.check import NAIVE, WrongOutput
@@ -199,12 +199,20 @@ def test_family_is_told_from_the_grid(measured):
         (["--classes", "0"], "expected a number of at least 1; got 0"),
         (["--targets", "int4"], "invalid choice: 'int4'"),
         (["--members"], "expected at least one argument"),
+        (["--members", "1", "5000"], "expected at most 32 members; got 5000"),
     ],
 )
 def test_wrong_arguments(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_the_help_says_what_runs():
+    text = command.parser("bench").format_help()
+    assert "bfloat16 with K = 1, 4 only and float16 with K = 1 only" in text
+    assert all(str(c) in text for c in (*suite.CLASSES, *suite.TARGETS))
+    assert 'impl="reference" is eager code' in text
 
 
 def test_arguments_that_cannot_be_followed(capsys, monkeypatch):

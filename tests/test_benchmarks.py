@@ -28,6 +28,7 @@ def test_bytes():
     assert Case(100, 10, 4, *FLOAT).bytes_moved(gradient=False) == 20 * 1000
     assert Case(100, 10, 1, *FLOAT, labels=True).bytes_moved(gradient=False) == 8 * 1000 + 8 * 100
     assert Case(100, 1000, 1, "float32", "topk").bytes_moved(gradient=True) == 8 * 100_000 + 100 * (64 * 8 + 4)
+    assert Case(100, 10, 1, *FLOAT, statistics=True).bytes_moved(gradient=True) == 12 * 1000 + 16 * 100
     assert Case(100, 1000, 1, *FLOAT, hidden=16).bytes_moved(gradient=True) == 2 * 4 * 16 * 1100 + 4 * 100_000
     case = make_case(64 << 20, 1000, 8, "bfloat16")
     assert 0.98 < case.bytes_moved(gradient=True) / (64 << 20) <= 1
@@ -46,6 +47,8 @@ def test_the_suite_has_every_shape_once(gpu):
     assert any(c.labels for c in cases)
     assert any(c.hidden and c.classes > 128_000 for c in cases)
     assert {c.classes for c in cases if c.layout == "map"} == {21, 150}
+    assert any(c.statistics for c in cases)
+    assert any(c.statistics for c in suite.quick(128 << 20, gpu)) == gpu
     # Those of the grid outrun the cache in one call; small batches do by their number.
     assert all(c.bytes_moved(gradient=True) > 64 << 20 for c in cases if not c.small and not c.hidden)
 

@@ -31,10 +31,6 @@ from ensdistill.targets import TopK
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
-# What the CUDA op says it has not "so far". Tests that need one of these are skipped with the op's own words; a line that stays here
-# although the op has learned it fails test_what_waits_is_refused_and_the_rest_is_right.
-WAITING: tuple[str, ...] = ()
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -46,7 +42,7 @@ def shim(shim_builder: Builder) -> Shim:
 @pytest.fixture
 def on_h100(shim: Shim) -> Iterator[Shim]:
     shim.use(H100)
-    with shim.instead_of_the_cpu(WAITING):
+    with shim.instead_of_the_cpu():
         yield shim
 
 
@@ -58,7 +54,7 @@ def instruction_set(request: pytest.FixtureRequest, shim: Shim) -> Iterator[str]
     """What those tests take: there an instruction set of the CPU, here a device, for half of the cases the one, for half the other."""
     device = list(DEVICES)[crc32(request.node.name.encode()) % len(DEVICES)]
     shim.use(DEVICES[device])
-    with shim.instead_of_the_cpu(WAITING):
+    with shim.instead_of_the_cpu():
         yield device
 
 
@@ -72,7 +68,7 @@ for _module in (test_divergences, test_topk, test_layouts, test_loss_traps, test
             globals()[f"{_name}_{_module.__name__.removeprefix('test_')}"] = _test
 
 
-# What is there and what is not yet ------------------------------------------------------------------------------------
+# Each part of the family, in the smallest case ------------------------------------------------------------------------------------
 
 SMALLEST: dict[str, dict[str, Any]] = {
     "kind log_probs": {"kind": "log_probs"},
@@ -91,37 +87,27 @@ SMALLEST: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("feature", SMALLEST)
-def test_what_waits_is_refused_and_the_rest_is_right(feature: str, shim: Shim) -> None:
+def test_each_part_alone(feature: str, shim: Shim) -> None:
     shim.use(H100)
     arguments = dict(SMALLEST[feature])
     targets, more = make_targets(arguments.pop("kind", "logits"), 2, 5, 33, seed=1)
     student, labels = make_logits(5, 33, seed=0), torch.arange(5) if "alpha" in arguments else None
     arguments |= more
 
-    def call() -> None:
-        with shim.instead_of_the_cpu():
-            if feature == "classes first":
-                maps = student.t().contiguous()[None], targets.transpose(1, 2).contiguous()[:, None]
-                loss, gradient = run(*maps, class_dim=1)
-                assert_close((loss, gradient[0].t()), student, targets)
-            elif feature == "with_statistics":
-                _, rows = distillation_loss(student, targets, statistics=True)
-                truth = closed_forms(student, targets).statistics
-                assert worst(rows.student_entropy, truth[:, 0]) <= 1e-5
-                assert worst(rows.mixture_entropy, truth[:, 1]) <= 1e-5
-                assert torch.equal(rows.agreement.double(), truth[:, 2])
-                assert worst(rows.disagreement, truth[:, 3]) <= 1e-5
-            else:
-                assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
-
-    if feature not in WAITING:
-        return call()
-    try:
-        call()
-    except RuntimeError as error:
-        assert "so far" in str(error)  # noqa: PT017
-        pytest.skip(str(error).splitlines()[0])
-    pytest.fail(f"the CUDA op has {feature} by now: take it out of WAITING")
+    with shim.instead_of_the_cpu():
+        if feature == "classes first":
+            maps = student.t().contiguous()[None], targets.transpose(1, 2).contiguous()[:, None]
+            loss, gradient = run(*maps, class_dim=1)
+            assert_close((loss, gradient[0].t()), student, targets)
+        elif feature == "with_statistics":
+            _, rows = distillation_loss(student, targets, statistics=True)
+            truth = closed_forms(student, targets).statistics
+            assert worst(rows.student_entropy, truth[:, 0]) <= 1e-5
+            assert worst(rows.mixture_entropy, truth[:, 1]) <= 1e-5
+            assert torch.equal(rows.agreement.double(), truth[:, 2])
+            assert worst(rows.disagreement, truth[:, 3]) <= 1e-5
+        else:
+            assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
 
 
 # Every plan -----------------------------------------------------------------------------------------------------------
@@ -135,7 +121,6 @@ KINDS = ("logits", "codes", "log_probs", "probs", "topk-tail", "topk-renormalize
 def test_every_plan(dtype: torch.dtype, shim: Shim) -> None:
     """Every width with every kind of targets; in turn, the devices, divergences and settings."""
     settings = cycle(product((1.0, 0.5, 2.0), (1.0, 0.4, 0.0), (0.0, 0.1), ("prob", "logit"), ("mean", "none", "sum")))
-    waiting = 0
     for seed, ((c, n), k, kind) in enumerate(product(WIDTHS.items(), (1, 2, 5), KINDS)):
         if k > 1 and kind.startswith("topk"):
             continue
@@ -154,14 +139,9 @@ def test_every_plan(dtype: torch.dtype, shim: Shim) -> None:
         arguments["divergence"] = legal_here[seed % len(legal_here)]
         if kind in ("logits", "codes") and k > 1:
             arguments["weights"] = torch.linspace(0, 1, k)
-        try:
-            with shim.instead_of_the_cpu(WAITING):
-                found = run(student, targets, labels, **arguments)
-        except pytest.skip.Exception:
-            waiting += 1
-            continue
+        with shim.instead_of_the_cpu():
+            found = run(student, targets, labels, **arguments)
         assert_close(found, student, targets, labels, **arguments)
-    assert WAITING or not waiting
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -175,7 +155,7 @@ def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
         if name == "codes":  # a cache's records aren't contiguous
             targets = replace(targets, codes=targets.codes.contiguous())
         arguments["divergence"] = divergence
-        with shim.instead_of_the_cpu(WAITING):
+        with shim.instead_of_the_cpu():
             assert_close(run(student, targets, **arguments), student, targets, **arguments)
             if c > 100:
                 continue

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import predict, sanitize
 from benchmarks.gpu_result import git_tree
+from ensdistill.bench import suite
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
@@ -195,10 +196,22 @@ def test_a_prediction_counts_what_dense_cuh_does():
     assert predict.work("tile", 1, False).exponentials == 4
     assert predict.work("cluster", 8, True).exponentials == 1 + 8 + 7 + 1 + 1
     assert predict.work("reread", 8, False).exponentials == 1 + 8 + 8 + 1
-    shapes = list(predict.cases())
-    assert len(shapes) == 3 * 3 * 8
-    for case in shapes:
+    assert predict.work("tile", 1, False, "jsd").exponentials == 4 + 2 + 2 * 4
+    assert predict.work("tile", 1, False, labels=True).exponentials == 4 + 2
+    for case in predict.cases():
         plan = predict.plan_of(case)
         limits = predict.times(case, plan)
         assert limits["memory"] * predict.COPY >= 0.999 * case.bytes_moved(gradient=True)
         assert predict.occupancy(plan) >= 1
+
+
+@pytest.mark.parametrize("which", [suite.quick, suite.full])
+def test_what_a_gpu_runs_has_a_prediction(which):
+    predicted = {case.label for case in predict.cases()}
+    run = [case for case in which(predict.DATA, gpu=True) if case.targets != "float16"]  # which is predicted as bfloat16 is
+    without = [case for case in run if case.label not in predicted]
+    assert {(c.student, c.targets) for c in run if not c.small and not c.hidden} >= {("float32", "uint8"), ("bfloat16", "uint8")}
+    assert None not in {predict.why_not(case) for case in without}
+    text = (ROOT / "benchmarks" / "PREDICTIONS.md").read_text()
+    for case in without:
+        assert f"`{predict.why_not(case)}`" in text  # and why

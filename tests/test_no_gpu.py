@@ -46,8 +46,15 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
         "student_logits": lambda: distillation_loss(student, targets),
         "hidden": lambda: linear_distillation_loss(student, torch.zeros(7, 10, device="cuda"), torch.zeros(5, 7, device="cuda")),
     }
+    calls |= {
+        "logits": lambda: quantize_logits(targets),
+        "targets": lambda: top_k_targets(targets, 2),
+        "targets ": lambda: sample_counts(targets, 2, seed=0),
+    }
     for name, call in calls.items():
-        with pytest.raises(NotImplementedError, match=f"^{name}: on device cuda:0, but this ensdistill was built without its") as caught:
+        with pytest.raises(
+            NotImplementedError, match=f"^{name.strip()}: on device cuda:0, but this ensdistill was built without its"
+        ) as caught:
             call()
         for advice in (torch.__version__, "nvcc", "CUDA_HOME", "setup.py build_ext --inplace", "--no-build-isolation", "impl='reference'"):
             assert advice in str(caught.value)
@@ -55,8 +62,15 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
 
 def test_devices_that_nobody_has_kernels_for(fake):
     for device in ("mps", "xpu"):
-        with pytest.raises(NotImplementedError, match=f"^student_logits: on device {device}.*, and there are kernels for cpu and cuda"):
-            distillation_loss(*inputs(device))
+        student, targets = inputs(device)
+        for name, call in (
+            ("student_logits", lambda s=student, t=targets: distillation_loss(s, t)),
+            ("logits", lambda t=targets: quantize_logits(t)),
+            ("targets", lambda t=targets: top_k_targets(t, 2)),
+            ("targets", lambda t=targets: sample_counts(t, 2, seed=0)),
+        ):
+            with pytest.raises(NotImplementedError, match=f"^{name}: on device {device}.*, and there are kernels for cpu and cuda"):
+                call()
 
 
 def test_a_gpu_that_is_too_old(gpu):
@@ -161,6 +175,19 @@ def test_nobody_waits_for_values(dtype, reduction, gpu):
     weight = torch.zeros(10, 10, device="cuda", dtype=dtype)
     loss = linear_distillation_loss(student, weight, logits, labels, alpha=0.5, softcap=3.0, reduction=reduction)
     assert (loss.device.type, loss.dtype) == ("cuda", real)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_encoders_wait_for_no_values(dtype, gpu):
+    gpu()
+    logits = torch.zeros(3, 5, 10, device="cuda", dtype=dtype)
+    for encode, shape in (
+        (lambda: quantize_logits(logits)[0].codes, (3, 5, 10)),
+        (lambda: top_k_targets(logits, 2)[0].ids, (5, 2)),
+        (lambda: sample_counts(logits, 4, seed=0)[0].ids, (5, 4)),
+    ):
+        found = encode()
+        assert (found.device, found.shape) == (torch.device("cuda:0"), shape)
 
 
 def test_a_list_of_weights_is_the_one_thing_that_is_copied(gpu):

@@ -2,7 +2,7 @@
 // clang-format off
 #include "simd.h"
 #include "../rowmath.h"
-#include "../targets.h"
+#include "targets.h"
 #include "softmax.h"
 #include "row.h"
 #include "row_logits.h"

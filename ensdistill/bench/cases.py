@@ -33,6 +33,8 @@ class Case:
         D of a last layer [C, D] that makes the logits; 0 for logits that are there.
     small : bool
         A batch as small as it comes, where starting the work is what takes time: the caches are outrun by many batches, not by a large one.
+    statistics : bool
+        With the by-products of each row.
     """
 
     rows: int
@@ -45,22 +47,25 @@ class Case:
     layout: str = "rows"
     hidden: int = 0
     small: bool = False
+    statistics: bool = False
 
     @property
     def label(self) -> str:
         """Its name, which no other case of a run has."""
-        kind = self.targets if self.student == self.targets else f"{self.student}/{self.targets}"
+        kind = f"float32/{self.targets}" if self.student == "float32" != self.targets else self.targets
         return " ".join(filter(None, (f"C={self.classes} K={self.members} {kind}", self.family)))
 
     @property
     def family(self) -> str:
         """What sets it apart from a forward KL of logits [N, C]; empty for one."""
         words = (
+            (f"{self.student} student", self.student not in ("float32", self.targets)),
             (self.divergence, self.divergence != "forward_kl"),
             ("labels", self.labels),
             ("[N,C,H,W]", self.layout == "map"),
             (f"linear D={self.hidden}", self.hidden),
             (f"N={self.rows}", self.small),
+            ("statistics", self.statistics),
         )
         return " ".join(word for word, said in words if said)
 
@@ -78,12 +83,13 @@ class Case:
         """Fewest bytes through memory: student and targets read once, the gradient written once.
 
         N·C·(b_student·(1 or 2) + K·b_targets); for codes 8 more for the scale and offset of each of the K·N rows; for top-k targets
-        N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8 a label. Reading a line of the gradient before it is
-        written, as ordinary stores do, is not counted: the floor pays for it too. With a last layer: hidden, weight and their gradients.
+        N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8 a label; 16 a row's by-products. Reading a line of
+        the gradient before it is written, as ordinary stores do, is not counted: the floor pays for it too. With a last layer: hidden,
+        weight and their gradients.
         """
         b, n = DTYPES[self.student].itemsize, self.rows
         own = self.hidden * (n + self.classes) if self.hidden else n * self.classes
-        total = own * b * (1 + gradient) + 8 * n * self.labels
+        total = own * b * (1 + gradient) + n * (8 * self.labels + 16 * self.statistics)
         if self.targets == "topk":
             return total + n * (8 * self.listed + 4)
         if self.targets == "uint8":
@@ -95,9 +101,12 @@ class Case:
         return {**vars(self), "case": self.label, "family": self.family}
 
 
-def make_case(data_bytes: int, classes: int, members: int, targets: str, **family: Any) -> Case:
-    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share them evenly."""
-    student = targets if targets in DTYPES else "float32"
+def make_case(data_bytes: int, classes: int, members: int, targets: str, student: str | None = None, **family: Any) -> Case:
+    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share them evenly.
+
+    By default the student's dtype is that of the targets, and float32 beside codes and top-k targets.
+    """
+    student = student or (targets if targets in DTYPES else "float32")
     row = Case(1, classes, members, student, targets, **family).bytes_moved(gradient=True)
     step = SIDE * SIDE if family.get("layout") == "map" else 4
     return Case(max(step, data_bytes // row // step * step), classes, members, student, targets, **family)

@@ -16,13 +16,20 @@ from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.run import run
 
+# The truth holds all members of a row in float64, and plain torch code, the measure of all others, rounds the more the more there are.
+_MOST_MEMBERS = 32
 DESCRIPTION = """\
 Times ensdistill's distillation losses, forward+backward and forward alone, against
   eager          plain torch code (kl_div of probabilities or log-probabilities, cross_entropy: the fastest)
   compile        torch.compile of it; on a GPU also with max-autotune
   liger          Liger-Kernel's, on a GPU where it is installed
-  specification  impl="compile", on some shapes
+  specification  impl="compile", on some shapes; impl="reference" is eager code, so it isn't timed besides
+  quack          its cross entropy, on a GPU where it is installed: an anchor that reads no teacher, and so nobody's best peer
   floor          a loop that reads every input once and writes the gradient's buffer once; on a GPU a copy of as many bytes
+
+Shapes: C = {classes}, K = {members}, forward KL of {targets};
+on a CPU {halves}, on a GPU all of these and uint8 codes with a
+bfloat16 student too. Then other divergences, top-k targets, hard labels, feature maps, small batches, by-products, and last layers.
 
 All run in rotation in one process; medians count. Before that, every loss and gradient is checked against float64: one of ours that
 is further off than plain torch code ends the run, others are left out. The result is written after each shape.
@@ -33,7 +40,7 @@ Keep the machine quiet: whatever else runs takes memory bandwidth from all of th
 EPILOG = """\
 examples:
   {prog}                    everything, about a quarter of an hour on 2 cores
-  {prog} --quick            9 shapes, under two minutes; on a GPU 15, under five
+  {prog} --quick            9 shapes, under two minutes; on a GPU 16, under five
   {prog} --resume           go on with an interrupted run
   {prog} --classes 1000 --members 1 4 --targets float32 uint8
 """
@@ -42,7 +49,10 @@ examples:
 def parser(prog: str) -> argparse.ArgumentParser:
     """The options."""
     p = argparse.ArgumentParser(
-        prog=prog, description=DESCRIPTION, epilog=EPILOG.format(prog=prog), formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=DESCRIPTION.format(**_grid()),
+        epilog=EPILOG.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--quick", action="store_true", help="few shapes")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU and its kernels are built")
@@ -50,7 +60,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--threads", type=_positive, metavar="N", help=f"CPU threads for everybody (default: torch's, here {torch.get_num_threads()})"
     )
     p.add_argument("--classes", type=_positive, nargs="+", metavar="C", help="a grid of dense targets only; default: all of the suite")
-    p.add_argument("--members", type=_positive, nargs="+", metavar="K", help="likewise")
+    p.add_argument("--members", type=_members, nargs="+", metavar="K", help=f"likewise; at most {_MOST_MEMBERS}")
     p.add_argument("--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student")
     p.add_argument(
         "--data-mib", type=_positive, metavar="MIB", help="inputs and gradient of a shape (default: four times the last-level cache)"
@@ -62,10 +72,32 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return p
 
 
+def _grid() -> dict[str, str]:
+    """What the suite runs, in words."""
+
+    def words(values: Sequence[object]) -> str:
+        return ", ".join(map(str, values))
+
+    halves = (f"{name} with K = {words(ks)} only" for name, ks in suite.HALF_MEMBERS.items())
+    return {
+        "classes": words(suite.CLASSES),
+        "members": words(suite.MEMBERS),
+        "targets": words(suite.TARGETS),
+        "halves": " and ".join(halves),
+    }
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1; got {text}")
+    return value
+
+
+def _members(text: str) -> int:
+    value = _positive(text)
+    if value > _MOST_MEMBERS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_MEMBERS} members; got {text}")
     return value
 
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ensdistill import ops
+from ensdistill.bench import quack
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.liger import liger
-from ensdistill.bench.plain import plain_loss, tensors
+from ensdistill.bench.plain import Plain, plain_loss, tensors
 from ensdistill.bench.truth import Name
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
@@ -34,6 +35,7 @@ class Contender:
     loss: Loss
     ours: bool = False  # wrong outputs of ours end the run, those of others leave them out
     whole: bool = True  # False: a cross entropy, which leaves the teacher's entropy out of the loss
+    anchor: bool = False  # True: it computes something else, and is timed beside the others, not against them
 
     @property
     def name(self) -> Name:
@@ -64,6 +66,7 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
         # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
         found += [Contender("liger", form, loss) for form, loss in liger(case)]
+        found += [Contender(quack.KIND, form, loss, anchor=True) for form, loss in quack.quack(case, device)]
     if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
     return found
@@ -89,7 +92,10 @@ def _settings(case: Case) -> dict[str, Any]:
 
 def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
     student, class_dim = inputs.leaves[0], 1 if case.layout == "map" else -1
-    return distillation_loss(student, inputs.targets, inputs.labels, class_dim=class_dim, **_settings(case), **settings)
+    settings |= _settings(case) | {"class_dim": class_dim}
+    if case.statistics:
+        return distillation_loss(student, inputs.targets, inputs.labels, statistics=True, **settings)[0]
+    return distillation_loss(student, inputs.targets, inputs.labels, **settings)
 
 
 def _layer(case: Case, inputs: Inputs) -> Tensor:
@@ -101,8 +107,9 @@ def _unfused_layer(case: Case, inputs: Inputs) -> Tensor:
     return distillation_loss(F.linear(*inputs.leaves), inputs.targets, inputs.labels, **_settings(case))
 
 
-def _plain(function: Callable[..., Tensor], inputs: Inputs) -> Tensor:
-    return function(*tensors(inputs))
+def _plain(function: Callable[..., Plain], inputs: Inputs) -> Tensor:
+    result = function(*tensors(inputs))
+    return result if isinstance(result, Tensor) else result[0]
 
 
 def _compiled(case: Case, form: str, mode: str | None) -> Loss:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from ensdistill.bench import liger, quack
 from ensdistill.bench.cases import Case
 from ensdistill.bench.floor import products
 from ensdistill.bench.inputs import Inputs
-from ensdistill.bench.liger import why_not
 from ensdistill.bench.measure import Call, copy_speed
 
 _SHORT = 0.25  # ms; below it the time that Python takes to launch the work shows
@@ -75,8 +75,7 @@ class Cuda:
 
     def notes(self) -> list[str]:
         """What is left out here, for everybody to read."""
-        found = why_not(self.device)
-        return [found] if found else []
+        return [why for why in (liger.why_not(self.device), quack.why_not(self.device)) if why]
 
     def copy_gb_per_s(self) -> float:
         """What a large copy reaches, both directions counted."""

@@ -26,21 +26,26 @@ def why_not(device: torch.device) -> str | None:
 
 def liger(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
     """Names and functions of what it has for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
-    if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.layout != "rows" or case.divisor == 1:
+    if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.statistics or case.layout != "rows":
         return []
+    factor = _T**2 * case.rows / case.divisor  # its losses are means over rows
     if case.hidden:
         # beta 0 is its forward KL.
         beta = {"forward_kl": 0.0, "jsd": 0.5}.get(case.divergence)
         module = _module("fused_linear_jsd")
-        return [] if beta is None or module is None else [("fused_linear_jsd", _linear(module.LigerFusedLinearJSD(beta, temperature=_T)))]
+        return (
+            []
+            if beta is None or module is None
+            else [("fused_linear_jsd", _linear(module.LigerFusedLinearJSD(beta, temperature=_T), factor))]
+        )
     found: list[tuple[str, Callable[[Inputs], Tensor]]] = []
     if case.divergence == "forward_kl" and (module := _module("kl_div")):
-        found.append(("kl_div", _kl_div(module.LigerKLDIVLoss(reduction="batchmean"))))
+        found.append(("kl_div", _kl_div(module.LigerKLDIVLoss(reduction="batchmean"), factor)))
     if case.divergence == "tvd" and (module := _module("tvd")):
-        found.append(("tvd", _tvd(module.LigerTVDLoss())))
+        found.append(("tvd", _tvd(module.LigerTVDLoss(), factor)))
     beta = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}.get(case.divergence)
     if beta is not None and (module := _module("jsd")):
-        found.append(("jsd", _jsd(module.LigerJSD(beta))))
+        found.append(("jsd", _jsd(module.LigerJSD(beta), factor)))
     return found
 
 
@@ -56,23 +61,23 @@ def _logits(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.leaves[0].float() / _T, inputs.targets.logits[0].float() / _T
 
 
-def _kl_div(loss: Any) -> Callable[[Inputs], Tensor]:
+def _kl_div(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         s, z = _logits(inputs)
-        return loss(F.log_softmax(s, -1), F.softmax(z, -1)) * _T**2
+        return loss(F.log_softmax(s, -1), F.softmax(z, -1)) * factor
 
     return run
 
 
-def _jsd(loss: Any) -> Callable[[Inputs], Tensor]:
+def _jsd(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         s, z = _logits(inputs)
-        return loss(F.log_softmax(s, -1), F.log_softmax(z, -1)) * _T**2
+        return loss(F.log_softmax(s, -1), F.log_softmax(z, -1)) * factor
 
     return run
 
 
-def _tvd(loss: Any) -> Callable[[Inputs], Tensor]:
+def _tvd(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         s, z = _logits(inputs)
         return loss(F.softmax(s, -1), F.softmax(z, -1)) * _T**2  # it differentiates the first
@@ -80,9 +85,9 @@ def _tvd(loss: Any) -> Callable[[Inputs], Tensor]:
     return run
 
 
-def _linear(loss: Any) -> Callable[[Inputs], Tensor]:
+def _linear(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         assert inputs.teacher is not None
-        return loss(*inputs.leaves, *inputs.teacher, None) * _T**2
+        return loss(*inputs.leaves, *inputs.teacher, None) * factor
 
     return run

@@ -40,7 +40,7 @@ def cpu_name() -> str:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Device, cores, threads and versions, as plain data for a result file."""
     build = ops.build_info()
-    packages = {name: _version(name) for name in ("triton", "liger-kernel")}
+    packages = {name: _version(name) for name in ("triton", "liger-kernel", "quack-kernels")}
     return {
         "kind": device.type,
         "device": cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),

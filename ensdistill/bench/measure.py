@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ensdistill._native import release_memory
-from ensdistill.bench import floor, liger, machine
+from ensdistill.bench import floor, liger, machine, quack
 from ensdistill.bench.cases import Case
 from ensdistill.bench.inputs import Inputs
 
@@ -74,8 +74,7 @@ class Cpu:
 
     def notes(self) -> list[str]:
         """What is left out here, for everybody to read."""
-        found = [] if (missing := liger.why_not(self.device)) is None else [missing]
-        return found if (missing := floor.why_not()) is None else [*found, missing]
+        return [why for why in (liger.why_not(self.device), quack.why_not(self.device), floor.why_not()) if why]
 
     def copy_gb_per_s(self) -> float:
         """What a large copy reaches, both directions counted, between buffers that were touched before."""

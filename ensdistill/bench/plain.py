@@ -27,7 +27,11 @@ def tensors(inputs: Inputs) -> list[Tensor]:
     return [*inputs.leaves, *said, *([] if inputs.labels is None else [inputs.labels])]
 
 
-def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Tensor]:
+# The loss; with by-products a pair of it and them, [4, N].
+Plain = Tensor | tuple[Tensor, Tensor]
+
+
+def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Plain]:
     """The loss as a function of :func:`tensors`, which torch.compile can take whole.
 
     ``form`` is ``kl_div`` with probabilities as the target, ``log_target`` with log-probabilities, or ``cross_entropy``, which is as good
@@ -36,7 +40,7 @@ def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Tensor]:
     dim = 1 if case.layout == "map" else -1
     leaves = 2 if case.hidden else 1
 
-    def loss(*given: Tensor) -> Tensor:
+    def loss(*given: Tensor) -> Plain:
         s = (F.linear(*given[:leaves]) if case.hidden else given[0]).float()
         said, labels = list(given[leaves:]), None
         if case.labels:
@@ -47,6 +51,8 @@ def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Tensor]:
             z = said[1][..., None] * said[0] + said[2][..., None] if case.targets == "uint8" else said[0].float()
             total = _dense(case.divergence, form, s / TEMPERATURE, z / TEMPERATURE, dim)
         value = total / case.divisor * TEMPERATURE**2
+        if case.statistics:  # of dense targets in rows, as the suite has them
+            return value, _by_products(s.detach() / TEMPERATURE, z / TEMPERATURE)
         return value if labels is None else ALPHA * value + (1 - ALPHA) * F.cross_entropy(s, labels)
 
     return loss
@@ -73,6 +79,15 @@ def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor
         return F.kl_div(p.log(), log_q, reduction="sum", log_target=True)
     log_m = ((p + log_q.exp()) / 2).log()
     return (F.kl_div(log_m, p, reduction="sum") + F.kl_div(log_m, log_q, reduction="sum", log_target=True)) / 2
+
+
+def _by_products(s: Tensor, z: Tensor) -> Tensor:
+    """Entropies of student and mixture, whether they agree, and by how much the members disagree: of logits [N, C] and [K, N, C]."""
+    log_q, members = F.log_softmax(s, -1), F.softmax(z, -1)
+    p = members.mean(0)
+    mixture = torch.special.entr(p).sum(-1)
+    agreement = (log_q.argmax(-1) == p.argmax(-1)).float()
+    return torch.stack([-(log_q.exp() * log_q).sum(-1), mixture, agreement, mixture - torch.special.entr(members).sum(-1).mean(0)])
 
 
 def _top_k(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> Tensor:

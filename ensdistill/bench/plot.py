@@ -18,6 +18,7 @@ _LOOKS = {
     "fused": ("o", "#0072B2", "ensdistill"),
     "fused-avx2": ("s", "#56B4E9", "ensdistill, AVX2 only"),
     "liger": ("v", "#CC79A7", "Liger-Kernel"),
+    "quack": ("x", "#999999", "quack's cross entropy: no teacher"),
     "autotune": ("P", "#009E73", "torch.compile, max-autotune"),
     "compile": ("^", "#E69F00", "torch.compile"),
     "eager": ("D", "#D55E00", "eager torch"),

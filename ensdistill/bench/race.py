@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ensdistill.bench import quack
 from ensdistill.bench.cases import Case
 from ensdistill.bench.check import Judged, both, check, check_forward, forward, reason
 from ensdistill.bench.contenders import Contender, Loss, contenders
@@ -30,13 +31,29 @@ def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float) -> tupl
     # Together more than twice the cache, so that nobody finds there what the call before has read: one set, but for small shapes.
     count = min(1 + 2 * place.cache_bytes // case.bytes_moved(gradient=True), place.most_inputs)
     sets = [make_inputs(case, place.device, seed) for seed in range(count)]
-    judged = check(case, sets[0], contenders(case, place.device))
+    everybody = contenders(case, place.device)
+    judged = check(case, sets[0], [c for c in everybody if not c.anchor])
     judged.racing = best_forms(judged.racing, sets, place)
+    judged.racing += anchors(case, sets[0], [c for c in everybody if c.anchor], judged)
     rows: Rows = []
     # Compiling everybody's forward for all numbers of members would take minutes, and say what one member's says.
     for mode in MODES if case.members == 1 or case.family else MODES[:1]:
         rows += race(case, mode, sets, judged, place, rounds, seconds)
     return rows, [{"case": case.label, "who": who, "why": why} for who, why in judged.left_out.items()]
+
+
+def anchors(case: Case, inputs: Inputs, found: Sequence[Contender], judged: Judged) -> list[Contender]:
+    """Those of ``found`` that compute what they should, which isn't the truth that the others are judged by."""
+    right = []
+    for c in found:
+        try:
+            loss, gradients = both(c.loss, inputs)
+            quack.check(case, inputs, loss, gradients[0])
+        except Exception as failure:
+            judged.left_out[c.title] = reason(failure)
+        else:
+            right.append(c)
+    return right
 
 
 def best_forms(racing: Sequence[Contender], sets: Sequence[Inputs], place: Cpu | Cuda) -> list[Contender]:
@@ -56,18 +73,18 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
     run = both if gradient else forward
     calls: dict[str, Callable[[], Any]] = {}
     memory: dict[str, int | None] = {}
-    errors: dict[str, Errors] = {}
+    errors: dict[str, Errors | None] = {}
     forms: dict[str, str] = {}
     for c in judged.racing:
         try:
-            if not gradient:
+            if not gradient and not c.anchor:
                 check_forward(case, c, sets[0], judged)  # the first forward also compiles
         except Exception as failure:
             if c.ours:
                 raise
             judged.left_out[f"{c.title}, {mode}"] = reason(failure)
             continue
-        calls[c.kind], forms[c.kind], errors[c.kind] = partial(_each, run, c.loss, sets), c.form, judged.errors[c.name]
+        calls[c.kind], forms[c.kind], errors[c.kind] = partial(_each, run, c.loss, sets), c.form, judged.errors.get(c.name)
         calls[c.kind]()
         memory[c.kind] = place.extra_bytes(partial(run, c.loss, sets[0]))
     floors = [place.floor(case, inputs, gradient) for inputs in sets]
@@ -82,8 +99,8 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
             "mode": mode,
             "implementation": kind,
             "form": forms[kind],
-            **_speed(kind, times, len(sets), case.bytes_moved(gradient)),
-            "error": None if kind not in errors else vars(errors[kind]),
+            **_speed(kind, times, len(sets), quack.bytes_moved(case, gradient) if kind == quack.KIND else case.bytes_moved(gradient)),
+            "error": None if (error := errors.get(kind)) is None else vars(error),
             "extra_bytes": memory.get(kind),
             "graph": kind in graphs,
             "inputs": len(sets),
@@ -103,13 +120,13 @@ def _speed(kind: str, times: dict[str, Timing], sets: int, moved: int) -> dict[s
     """The columns of a row that are about time; ``ms`` is that of one set of inputs."""
     time = times[kind]
     ms = time.median / sets
-    peers = [] if not kind.startswith("fused") else [k for k in times if not k.startswith("fused") and k != "floor"]
+    peers = [] if not kind.startswith("fused") else [k for k in times if not k.startswith("fused") and k not in ("floor", quack.KIND)]
     return {
         "ms": ms,
         "ms_quartiles": [time.first_quartile / sets, time.third_quartile / sets],
         "rounds": time.rounds,
         "bytes": moved,
         "gb_per_s": moved / ms / 1e6,
-        "ratio_to_floor": time.median / times["floor"].median if "floor" in times else None,
+        "ratio_to_floor": time.median / times["floor"].median if "floor" in times and kind != quack.KIND else None,  # of other bytes
         "speedup": {peer: times[peer].median / time.median for peer in peers},
     }

@@ -40,7 +40,7 @@ ROW: dict[str, Any] = {
     "small": bool,
     "family": str,  # what sets the case apart from a forward KL of logits [N, C]
     "mode": str,
-    "implementation": str,  # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | floor
+    "implementation": str,  # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | quack (an anchor) | floor
     "form": str,
     "ms": _NUMBER,
     "ms_quartiles": list,
@@ -48,7 +48,7 @@ ROW: dict[str, Any] = {
     "bytes": int,  # the fewest that have to be moved
     "gb_per_s": _NUMBER,
     "ratio_to_floor": (*_NUMBER, NoneType),
-    "error": (dict, NoneType),  # against float64, checked before timing; None for the floor
+    "error": (dict, NoneType),  # against float64, checked before timing; None for floor and anchor
     "speedup": dict,  # of ours, over each of the others
     "extra_bytes": (int, NoneType),  # peak memory of a call beyond its inputs
     "graph": bool,  # timed as a CUDA graph

@@ -5,8 +5,9 @@ from itertools import product
 import gpu_helpers
 import pytest
 import torch
-from closed_forms import closed_forms, make_codes, make_logits, worst
+from closed_forms import closed_forms, make_logits, worst
 from gpu_helpers import leaf, moved
+from test_divergences import make_targets
 from test_ops import LABELS, arguments
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -104,18 +105,24 @@ def compiled():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["logits", "codes"])
-def test_compiles_in_one_graph(compiled, kind, dtype):
-    """By inductor, with work around it that it fuses, for two numbers of rows."""
+FOLDED = [(kind, dtype, "inductor") for kind in ("logits", "codes") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+# To inductor the op is the same call whatever its targets are, and each of its compilations takes seconds.
+TRACED = [(kind, torch.bfloat16, "aot_eager") for kind in ("log_probs", "probs", "topk-tail", "topk-renormalize", "topk-zero", "counts")]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "backend"), FOLDED + TRACED)
+def test_compiles_in_one_graph(compiled, kind, dtype, backend):
+    """With work around it that inductor fuses, for two numbers of rows."""
+    temperature = 2.0
 
     def loss(student, targets, labels):
-        return 2 * distillation_loss(student * 1.5, targets, labels, alpha=0.5, temperature=2.0)
+        return 2 * distillation_loss(student * 1.5, targets, labels, alpha=0.5, temperature=temperature, **others)
 
-    function = compiled(loss)
+    function = compiled(loss, backend=backend)
     for n in (5, 37):
         student, labels = make_logits(n, 100, seed=n, dtype=dtype), moved(torch.arange(n) % 100)
-        targets = moved(make_codes(3, n, 100, seed=1) if kind == "codes" else make_logits(3, n, 100, seed=1))
+        targets, others = make_targets(kind, 1 if kind.startswith(("topk", "counts")) else 3, n, 100, seed=1, temperature=temperature)
+        targets = moved(targets)
         results = []
         for f in (function, loss):
             s = leaf(student)

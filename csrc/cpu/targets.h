@@ -1,6 +1,6 @@
-// Where numbers come from, and where gradients go. The mathematics sees floats in blocks of vectors, never an element type
-// or a layout: a Source decodes a block of one row (or of `lanes` rows side by side), a Sink stores one. A new element type
-// or layout is one more function here; a new kind of target is one more way to fill a Source. Included after a Simd type.
+// Where the CPU's numbers come from, and where its gradients go. The mathematics sees floats in blocks of vectors, never an
+// element type or a layout: a Source decodes a block of one row (or of `lanes` rows side by side), a Sink stores one. A new
+// element type or layout is one more function here; a new kind of target is one more way to fill a Source. Included after a Simd type.
 
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
