@@ -170,7 +170,9 @@ def make_problem(
     )
     if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs
         entries = 0 if ids is None else ids.shape[1]
-        check_launch(classes, members, dtype, values.dtype, divergence, combiner, entries, class_dim != len(shape) - 1, temperature, device)
+        check_launch(
+            classes, members, dtype, values.dtype, divergence, combiner or "prob", entries, class_dim != len(shape) - 1, temperature, device
+        )
     if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
         if ids is not None:
             check_not_empty(problem, ignore_index, tail_mode)

@@ -118,7 +118,7 @@ class SklearnMember:
 
     def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
         """The types beside ``trusted`` that whoever loads it has to trust."""
-        return untrusted_types(self._archive[0], trusted)
+        return untrusted_types(self._archive()[0], trusted)
 
     def save(self, folder: Path | str) -> None:
         write_bytes(Path(folder) / "estimator.skops", self._archive()[0])
