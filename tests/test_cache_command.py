@@ -155,6 +155,7 @@ def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monke
 
 def test_long_commands_show_a_bar_to_whoever_looks(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("TERM", "xterm")
     url = f"file://{tmp_path}/remote"
     size = sum(shard["bytes"] for shard in cache.manifest["shards"])
     for words, bar in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,12 +85,17 @@ class SklearnMember:
     @property
     def parameters(self) -> int:
         """Numbers in the fitted arrays of the saved estimator."""
-        return self._archive()[2]
+        return self._size[0]
 
     @property
     def bytes(self) -> int:
         """Bytes of those arrays."""
-        return self._archive()[3]
+        return self._size[1]
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        # Asked for often, and writing a forest takes half a second.
+        return self._archive()[2:]
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         features = flat(inputs)
