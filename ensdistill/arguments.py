@@ -27,7 +27,7 @@ from ensdistill.checks import (
     visible,
 )
 from ensdistill.layout import product
-from ensdistill.plans import check_launch
+from ensdistill.plans import Launch, check_launch
 from ensdistill.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
@@ -169,9 +169,10 @@ def make_problem(
         ),
     )
     if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs
-        entries = 0 if ids is None else ids.shape[1]
+        entries, classes_first = 0 if ids is None else ids.shape[1], class_dim != len(shape) - 1
+        mixing = combiner or "prob"
         check_launch(
-            classes, members, dtype, values.dtype, divergence, combiner or "prob", entries, class_dim != len(shape) - 1, temperature, device
+            Launch(1, classes, max(members, 1), dtype, values.dtype, divergence, mixing, entries, classes_first, device, temperature)
         )
     if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
         if ids is not None:

@@ -22,6 +22,23 @@ _FEW_MEMBERS, _FEW_CLASSES, _FEW_ENTRIES = 64, 1 << 18, 1000
 _MOST_FLOAT_TEMPERATURE = 32.0  # csrc/problem.h
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a plan depends on; the arguments of `kernel_plan`, and the temperature, which decides about double precision."""
+
+    rows: int
+    classes: int
+    members: int
+    student: torch.dtype
+    targets: torch.dtype
+    divergence: str
+    combiner: str
+    entries: int
+    classes_first: bool
+    device: torch.device | int | None
+    temperature: float = 1.0
+
+
 @dataclass(frozen=True)
 class KernelPlan:
     """One launch of the loss's kernel.
@@ -114,23 +131,15 @@ def kernel_plan(
             raise ValueError(f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}")
     check_one_of("divergence", divergence, get_args(Divergence))
     check_one_of("combiner", combiner, get_args(Combiner))
-    plan = _plan(rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device)
+    plan = _plan(
+        Launch(rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device),
+        ("members", "entries", "classes"),
+    )
     kernel = (plan["layout"], _ELEMENTS.index(student), _ELEMENTS.index(targets), get_args(Divergence).index(divergence), entries > 0)
     return KernelPlan(**plan, registers=_native.kernel_registers(*kernel))
 
 
-def check_launch(
-    classes: int,
-    members: int,
-    student: torch.dtype,
-    targets: torch.dtype,
-    divergence: str,
-    combiner: str,
-    entries: int,
-    classes_first: bool,
-    temperature: float,
-    device: torch.device,
-) -> None:
+def check_launch(launch: Launch) -> None:
     """That a GPU can run a loss of so many classes, members and entries; the arguments of a loss are named.
 
     Raises
@@ -138,63 +147,47 @@ def check_launch(
     ValueError
         It can't: a row's entries, or the members' softmaxes, have to fit a block's shared memory.
     """
-    if members <= _FEW_MEMBERS and classes <= _FEW_CLASSES and entries <= _FEW_ENTRIES:
+    if launch.members <= _FEW_MEMBERS and launch.classes <= _FEW_CLASSES and launch.entries <= _FEW_ENTRIES:
         return
     for name, value, most, what in (
-        ("targets", members, _MOST_MEMBERS, "members"),
-        ("student_logits", classes, _MOST_CLASSES, "classes"),
-        ("targets.ids", entries, _MOST_ENTRIES, "entries for each row"),
+        ("targets", launch.members, _MOST_MEMBERS, "members"),
+        ("student_logits", launch.classes, _MOST_CLASSES, "classes"),
+        ("targets.ids", launch.entries, _MOST_ENTRIES, "entries for each row"),
     ):
         if value > most:
             raise ValueError(f"{name}: expected at most {most} {what} on a GPU; got {value}")
-    names = ("targets", "targets.ids", "student_logits")
-    _plan(1, classes, max(members, 1), student, targets, divergence, combiner, entries, classes_first, device, temperature, names)
+    _plan(launch, ("targets", "targets.ids", "student_logits"))
 
 
-def _plan(
-    rows: int,
-    classes: int,
-    members: int,
-    student: torch.dtype,
-    targets: torch.dtype,
-    divergence: str,
-    combiner: str,
-    entries: int,
-    classes_first: bool,
-    device: torch.device | int | None,
-    temperature: float = 1.0,
-    names: tuple[str, str, str] = ("members", "entries", "classes"),
-) -> dict[str, Any]:
-    """What can be launched. ``names`` are those of the arguments that may be too large."""
+def _plan(launch: Launch, names: tuple[str, str, str]) -> dict[str, Any]:
+    """What can be launched. ``names`` are those of the arguments that may be too large: members, entries, classes."""
     shared, clusters = _H100_SHARED, True
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(device if device is not None else torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(launch.device if launch.device is not None else torch.cuda.current_device())
         shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9  # type: ignore[attr-defined]
-    doubles = (
-        torch.float64 in (student, targets) or (not entries and {student, targets} == _HALVES) or temperature > _MOST_FLOAT_TEMPERATURE
-    )
+    dtypes, entries = {launch.student, launch.targets}, launch.entries
     plan = _native.kernel_plan(
-        rows,
-        classes,
-        members,
-        _BYTES[student],
-        0 if entries else _BYTES[targets],
-        combiner != "prob" and members > 1,
-        doubles,
-        divergence == "reverse_kl",
-        not classes_first,
-        not classes_first,
+        launch.rows,
+        launch.classes,
+        launch.members,
+        _BYTES[launch.student],
+        0 if entries else _BYTES[launch.targets],
+        launch.combiner != "prob" and launch.members > 1,
+        torch.float64 in dtypes or (not entries and dtypes == _HALVES) or launch.temperature > _MOST_FLOAT_TEMPERATURE,
+        launch.divergence == "reverse_kl",
+        not launch.classes_first,
+        not launch.classes_first,
         entries,
         shared,
         clusters,
     )
     if plan["shared_bytes"] > shared:
         name, what, got = (
-            (names[0], "members", members)
+            (names[0], "members", launch.members)
             if not entries
             else (names[1], "entries for each row", entries)
             if entries > _FEW_ENTRIES
-            else (names[2], "classes beside sparse targets", classes)
+            else (names[2], "classes beside sparse targets", launch.classes)
         )
         raise ValueError(
             f"{name}: expected fewer {what} on this GPU; got {got}: its plan needs {plan['shared_bytes']:,} bytes of shared memory, "

@@ -6,14 +6,8 @@ namespace ENSDISTILL_ISA {
 // Finds the rows in memory.
 template <class S>
 void Row<S>::locate() {
-  student = source_of<S>(p.student, p.classes, student_layout);
-  student.data = element_at(p.student, p.student.at(row, p.inner));
-  student.rows = count;
-  if (p.gradient) {
-    sink = sink_of<S>(p.gradient_layout, p.classes, student_layout);
-    sink.data = const_cast<void*>(element_at(p.gradient_layout, p.gradient_layout.at(row, p.inner)));
-    sink.rows = count;
-  }
+  student = source_of<S>(p.student, p.student.at(row, p.inner), p.classes, count, student_layout);
+  if (p.gradient) sink = sink_of<S>(p.gradient, p.gradient_layout, p.gradient_layout.at(row, p.inner), p.classes, count, student_layout);
   if (!p.labels && !p.sample_weights) return;
   all_active = true, any_active = false;
   for (int lane = 0; lane < lanes; ++lane) {
@@ -29,9 +23,8 @@ void Row<S>::locate() {
 template <class S>
 Source<S> Row<S>::target(int64_t k) const {
   const int64_t m = p.members[k];
-  Source<S> source = source_of<S>(p.targets, p.classes, target_layout);
-  source.data = element_at(p.targets, m * p.target_member_stride + p.targets.at(row, p.inner));
-  source.rows = count;
+  const int64_t first = m * p.target_member_stride + p.targets.at(row, p.inner);
+  Source<S> source = source_of<S>(p.targets, first, p.classes, count, target_layout);
   if (p.targets.type == Element::u8)
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t n = row + (lane < count ? lane : count - 1);

@@ -18,14 +18,18 @@ struct Ahead {
   ALWAYS_INLINE void operator()(int64_t i) const { __builtin_prefetch(at + i * step); }
 };
 
+// How a row, or `lanes` rows side by side, lie in memory.
+struct Place {
+  int64_t classes, row_stride, class_stride;
+  int64_t ahead;  // elements to the rows that are asked for while these are at hand, Across
+  int64_t rows;   // valid lanes of an Across block
+};
+
 template <class S>
-struct Source {
+struct Source : Place {
   using vec = typename S::vec;
   const void* data;  // the first row
   Element type;
-  int64_t classes, rows;  // rows: valid lanes of an Across block
-  int64_t row_stride, class_stride;
-  int64_t ahead;                 // elements to the rows that are asked for while these are read, Across
   vec step, offset, zero_value;  // of codes, for each lane
 
   // Vectors [first, last) as floats into `out`, lanes past the end of a row set to -inf; returns the largest of each lane.
@@ -113,9 +117,8 @@ typename S::vec decode_direct(const Source<S>& source, int64_t first, int64_t la
 }
 
 template <class S>
-struct Sink {
+struct Sink : Place {
   void* data;
-  int64_t classes, rows, row_stride, class_stride, ahead;
   void (*store)(const Sink&, int64_t first, int64_t last, const float* g);
 };
 
@@ -167,18 +170,17 @@ auto store_of(Layout layout) {
 
 // Across, memory is asked for by whole groups of rows.
 template <class S>
-int64_t rows_ahead(int64_t classes) {
-  return (1 + kAhead / classes) * S::lanes;
+Place place_of(const Matrix& matrix, int64_t classes, int64_t rows) {
+  return {classes, matrix.inner_stride, matrix.class_stride, (1 + kAhead / classes) * S::lanes * matrix.inner_stride, rows};
 }
 
+// `first`: of the rows, in elements.
 template <class S>
-Source<S> source_of(const Matrix& matrix, int64_t classes, Layout layout) {
+Source<S> source_of(const Matrix& matrix, int64_t first, int64_t classes, int64_t rows, Layout layout) {
   Source<S> source{};
+  static_cast<Place&>(source) = place_of<S>(matrix, classes, rows);
+  source.data = static_cast<const char*>(matrix.data) + first * bytes_of(matrix.type);
   source.type = matrix.type;
-  source.classes = classes;
-  source.row_stride = matrix.inner_stride;
-  source.class_stride = matrix.class_stride;
-  source.ahead = rows_ahead<S>(classes) * matrix.inner_stride;
   switch (matrix.type) {
     case Element::bf16: source.decode = decoder_of<S, Bf16>(layout); break;
     case Element::f16: source.decode = decoder_of<S, F16>(layout); break;
@@ -188,13 +190,12 @@ Source<S> source_of(const Matrix& matrix, int64_t classes, Layout layout) {
   return source;
 }
 
+// `data`: what `matrix` is the layout of.
 template <class S>
-Sink<S> sink_of(const Matrix& matrix, int64_t classes, Layout layout) {
+Sink<S> sink_of(void* data, const Matrix& matrix, int64_t first, int64_t classes, int64_t rows, Layout layout) {
   Sink<S> sink{};
-  sink.classes = classes;
-  sink.row_stride = matrix.inner_stride;
-  sink.class_stride = matrix.class_stride;
-  sink.ahead = rows_ahead<S>(classes) * matrix.inner_stride;
+  static_cast<Place&>(sink) = place_of<S>(matrix, classes, rows);
+  sink.data = static_cast<char*>(data) + first * bytes_of(matrix.type);
   switch (matrix.type) {
     case Element::bf16: sink.store = store_of<S, Bf16>(layout); break;
     case Element::f16: sink.store = store_of<S, F16>(layout); break;
@@ -202,9 +203,6 @@ Sink<S> sink_of(const Matrix& matrix, int64_t classes, Layout layout) {
   }
   return sink;
 }
-
-// `index` in elements.
-inline const void* element_at(const Matrix& matrix, int64_t index) { return static_cast<const char*>(matrix.data) + index * bytes_of(matrix.type); }
 
 }  // namespace ENSDISTILL_ISA
 }  // namespace ensdistill

@@ -80,7 +80,7 @@ def _jsd(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
 def _tvd(loss: Any, factor: float) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         s, z = _logits(inputs)
-        return loss(F.softmax(s, -1), F.softmax(z, -1)) * _T**2  # it differentiates the first
+        return loss(F.softmax(s, -1), F.softmax(z, -1)) * factor  # it differentiates the first
 
     return run
 

@@ -18,9 +18,11 @@ from ensdistill.training.dropout import OwnDropout
 
 @dataclass(frozen=True)
 class Traits:
-    """``drops``: there is dropout in train mode. ``draws``: it asks a global generator, torch's, NumPy's or
-    Python's, for more than that. ``channels_last``: its
-    batches of images are laid out with the channels innermost."""
+    """What training has to respect, and what it may gain.
+
+    ``drops``: there is dropout in train mode. ``draws``: it asks a global generator, torch's, NumPy's or Python's, for more than that.
+    ``channels_last``: its batches of images are laid out with the channels innermost.
+    """
 
     drops: bool
     draws: bool

@@ -61,12 +61,16 @@ def test_manifests_that_look_for_a_way_through(tmp_path, figures):
     assert 0.3 * rounds < result["refused"] < rounds
 
 
+def compiled(compiler, folder, *flags):
+    """The native reader's fuzzer, and how its compilation ended."""
+    program, sources = folder / "fuzzer", [HERE / "reader_fuzzer.cpp", SHARDS / "reader.cpp", SHARDS / "crc32c.cpp"]
+    command = [compiler, "-std=c++17", "-O1", "-g", "-pthread", *flags, *map(str, sources), "-o", str(program)]
+    return program, subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="no g++ with sanitizers")
 def test_the_native_reader_bears_any_file(tmp_path, figures):
-    program = tmp_path / "fuzzer"
-    sources = [HERE / "reader_fuzzer.cpp", SHARDS / "reader.cpp", SHARDS / "crc32c.cpp"]
-    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    built = subprocess.run(["g++", *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
+    program, built = compiled("g++", tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     assert built.returncode == 0, built.stderr
     done = subprocess.run([str(program), str(3 * ROUNDS), "0", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -80,10 +84,7 @@ def test_the_native_reader_bears_any_file(tmp_path, figures):
 
 @pytest.mark.skipif(shutil.which("clang++") is None or sys.platform != "linux", reason="no clang++, which has libFuzzer")
 def test_files_that_look_for_a_way_through_the_native_reader(tmp_path, figures):
-    program = tmp_path / "fuzzer"
-    sources = [HERE / "reader_fuzzer.cpp", SHARDS / "reader.cpp", SHARDS / "crc32c.cpp"]
-    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-DENSDISTILL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined"]
-    built = subprocess.run(["clang++", *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
+    program, built = compiled("clang++", tmp_path, "-DENSDISTILL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined")
     if built.returncode and "clang_rt" in built.stderr:
         pytest.skip("clang++ without its libFuzzer")
     assert built.returncode == 0, built.stderr
