@@ -19,6 +19,7 @@ from ensdistill.data import Digits
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
 from ensdistill.training import stack, train_stack, ways
+from ensdistill.training.side_by_side import SideBySide
 from ensdistill.training.traits import traits
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
@@ -207,6 +208,26 @@ def test_ctrl_c_ends_all(digits, counting):
     with pytest.raises(KeyboardInterrupt):
         train(digits, counting(0, interrupt), [1, 2, 3, 4], way="side_by_side", optimization=LONG)
     assert counting.models[0].steps >= 40
+
+
+def test_ctrl_c_while_a_thread_is_being_started_leaves_their_number_alone(monkeypatch):
+    """Such a thread is none that the pool knows, and goes on after all is over; ``two_threads`` looks what it leaves."""
+    start, over, late = threading.Thread.start, threading.Event(), []
+
+    def interrupted(self):
+        run = self.run
+        monkeypatch.setattr(self, "run", lambda: (over.wait(), run()))
+        start(self)
+        late.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SideBySide().run([lambda: None, lambda: None], 2)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    over.set()
+    (thread,) = late
+    thread.join()
 
 
 class Noisy(MLP):

@@ -23,16 +23,25 @@ from ensdistill.training.job import Job
 @contextmanager
 def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Threads whose operations use one thread each. Afterwards they are gone, and the caller's number is what it was."""
-    threads = torch.get_num_threads()
-    # torch keeps the number for each thread, and the last that anybody has set for threads that are yet to come.
-    pool = ThreadPoolExecutor(workers, "ensdistill", torch.set_num_threads, (1,))
+    threads, lock, over = torch.get_num_threads(), threading.Lock(), False
+
+    def settle() -> None:
+        # torch keeps the number for each thread, and the last that anybody has set for threads that are yet to come. Ctrl-C while a
+        # thread is being started leaves one that the pool doesn't wait for: it must not set anything afterwards.
+        with lock:
+            if not over:
+                torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(workers, "ensdistill", settle)
     try:
         yield pool
     finally:
         try:
             pool.shutdown(cancel_futures=True)
         finally:
-            torch.set_num_threads(threads)
+            with lock:
+                over = True
+                torch.set_num_threads(threads)
 
 
 class SideBySide:
