@@ -72,8 +72,9 @@ def cache_targets(
     same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte, whatever the
     number of writers.
 
-    The logits are encoded where ``predict_logits`` leaves them: a tensor on a GPU is encoded there, and only the records are copied. An
-    :class:`ensdistill.Ensemble` answers in main memory, so its logits are encoded on the CPU, wherever its members run.
+    The logits are encoded where the teachers leave them: a tensor on a GPU is encoded there, and only the records are copied. An
+    :class:`ensdistill.Ensemble` with a torch member on a GPU leaves them there, by ``predict_logits_on_device``, which is asked
+    instead of ``predict_logits`` where there is one.
 
     Parameters
     ----------
@@ -269,7 +270,7 @@ class _Teachers:
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
             hashes = input_hashes(inputs)
         try:
-            value = self.ensemble.predict_logits(inputs)
+            value = getattr(self.ensemble, "predict_logits_on_device", self.ensemble.predict_logits)(inputs)
         except BadRows as error:  # it counts the rows of this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error

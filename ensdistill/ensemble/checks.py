@@ -14,11 +14,16 @@ from ensdistill.describe import class_path
 from ensdistill.members import BoostedMember, Member, SklearnMember, default_name
 
 
-def check_logits(logits: np.ndarray, name: str, rows: int, classes: Sequence[str] | None) -> None:
+def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
     """Raise ValueError, naming the member and the rows, for logits [N, C] that are no logits."""
     if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
         expected = "C" if classes is None else len(classes)
         raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
+    if isinstance(logits, Tensor):
+        # A row's largest is finite just where the row is good: little to ask a GPU for. What is wrong is then found in main memory.
+        if logits.numel() == 0 or bool(logits.amax(1).isfinite().all()):
+            return
+        logits = logits.cpu().numpy()
     wrong = np.isnan(logits) | np.isposinf(logits)
     bad = np.flatnonzero(wrong.any(1))
     if len(bad):

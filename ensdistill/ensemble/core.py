@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
-from ensdistill.data import BadRows, Rows
+from ensdistill.data import Rows
 from ensdistill.ensemble import storage, training
-from ensdistill.ensemble.checks import as_inputs, check_logits, free_names, named_by_index, normalised
+from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of
+from ensdistill.ensemble.checks import as_inputs, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
-from ensdistill.errors import is_out_of_memory
 from ensdistill.members import Member, as_member
+from ensdistill.members.base import Logits
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
@@ -235,19 +236,7 @@ class Ensemble:
         ValueError
             It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
         """
-        member, inputs = self.members[index], as_inputs(inputs)
-        try:
-            logits = member.predict_logits(inputs) if answers is None else answers
-        except BadRows as error:
-            raise BadRows(f"{member.name}: {error}", error.rows) from error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or str(error).startswith(f"{member.name}: "):
-                raise
-            raise MemoryError(f"{member.name}: out of memory with {len(inputs)} rows ({error}); give it fewer at once") from error
-        check_logits(logits, member.name, len(inputs), self.classes)
-        if member.classes is not None and self.classes is not None and member.classes != self.classes:
-            logits = logits[:, [member.classes.index(name) for name in self.classes]]
-        return logits
+        return answer(self.members[index], as_inputs(inputs), self.classes, answers)
 
     def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
         """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
@@ -255,10 +244,8 @@ class Ensemble:
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         inputs = as_inputs(inputs)
         together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
-        logits = [self.member_logits(i, inputs, together.get(i)) for i in range(len(self))]
-        for member, z in zip(self.members, logits, strict=True):
-            if z.shape != logits[0].shape:
-                raise ValueError(f"members: {member.name} has {z.shape[1]} classes, {self.members[0].name} has {logits[0].shape[1]}")
+        logits = [answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)]
+        check_same_classes(self.members, logits)
         return np.stack(logits)
 
     def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
@@ -266,18 +253,27 @@ class Ensemble:
         raw = np.asarray(raw)
         if raw.ndim != 3 or len(raw) != len(self):
             raise ValueError(f"logits: expected [{len(self)}, N, C], one for each member; got {list(raw.shape)}")
-        if self.vectors is not None:
-            raw = raw * self.vectors[0][:, None] + self.vectors[1][:, None]
-        return (raw / (self.temperatures * self.temperature)[:, None, None]).astype(np.float32)
+        scaled: np.ndarray = self._scaled(raw, self.temperatures * self.temperature).astype(np.float32)
+        return scaled
 
     def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
-        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C].
+        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in main memory.
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
         rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
         are then the same up to rounding, and a copy of the parameters is kept.
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
+
+    def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
+        """The same where its torch members predict, on a GPU if one of them does: what they say there is never copied away.
+
+        So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
+        """
+        device, inputs = device_of(self.members), as_inputs(inputs)
+        raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
+        check_same_classes(self.members, raw)
+        return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
 
     def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``)."""
@@ -343,7 +339,7 @@ class Ensemble:
         prior_rows : float
             Draws the weights to equal ones; see :func:`ensdistill.calibration.fit_weights`.
         """
-        scaled = self._calibrated(raw_logits(self, logits, labels, uids))
+        scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures)
         labels = check_labels(labels)
         self.weights = fit_weights(scaled, labels, self.combiner, prior_rows)
         self.temperature = fit_mixture_temperature(scaled, self.weights, labels, self.combiner)
@@ -381,7 +377,7 @@ class Ensemble:
         >>> ensemble.select(np.stack([good, bad]), np.arange(3)).names
         ('ndarray-1',)
         """
-        scaled = self._calibrated(raw_logits(self, logits, labels, uids)) / self.temperature
+        scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures) / self.temperature
         found = greedy_selection(
             scaled,
             check_labels(labels),
@@ -421,9 +417,16 @@ class Ensemble:
             member.predict_logits(inputs)
         return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
 
-    def _calibrated(self, raw: np.ndarray) -> np.ndarray:
-        scaled = raw if self.vectors is None else raw * self.vectors[0][:, None] + self.vectors[1][:, None]
-        return scaled / self.temperatures[:, None, None]
+    def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
+        """Raw logits [K, N, C] with the members' vectors and these temperatures, where they are."""
+
+        def here(values: np.ndarray) -> Any:
+            return torch.from_numpy(values).to(raw.device) if isinstance(raw, Tensor) else values
+
+        if self.vectors is not None:
+            scale, bias = here(self.vectors)
+            raw = raw * scale[:, None] + bias[:, None]
+        return raw / here(temperatures)[:, None, None]
 
     def fingerprint(self) -> dict[str, Any]:
         """What its targets depend on, field by field, JSON-able."""

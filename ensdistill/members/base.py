@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from ensdistill.data import BadRows
 from ensdistill.files import write_json
@@ -18,6 +19,7 @@ SMOOTHING = 1e-6
 SUM_TOLERANCE = 1e-3  # what sums of float16 probabilities keep
 
 Blob = bytes  # members have a property of that name
+Logits = TypeVar("Logits", np.ndarray, Tensor)
 Speech = Literal["logits", "probabilities"]
 """What a member answers with."""
 
@@ -102,7 +104,7 @@ def batches(inputs: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield inputs[start : start + size]
 
 
-def check_width(name: str, logits: np.ndarray, rows: int, classes: tuple[str, ...] | None) -> np.ndarray:
+def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] | None) -> Logits:
     """The outputs themselves, if they are [rows, C] with one column for each class."""
     if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
         expected = "C" if classes is None else len(classes)

@@ -18,7 +18,7 @@ from ensdistill.errors import is_out_of_memory
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
-from ensdistill.members.base import align, batches, check_width, write_about
+from ensdistill.members.base import Logits, align, batches, check_width, write_about
 from ensdistill.members.behaviour import behaviour
 
 
@@ -78,24 +78,37 @@ class TorchMember:
     def bytes(self) -> int:
         return sum(t.nbytes for t in self.module.state_dict().values())
 
+    @property
+    def predicts_on(self) -> torch.device:
+        """Where it predicts, which is where ``predict_tensor`` leaves what it says."""
+        return self.device or next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
+
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         return self.ordered(check_width(self.name, self.raw(inputs), len(inputs), self.classes))
 
-    def ordered(self, outputs: np.ndarray) -> np.ndarray:
+    def predict_tensor(self, inputs: np.ndarray) -> Tensor:
+        """float32 logits [N, C] on the device where it predicts."""
+        return self.ordered(check_width(self.name, self._outputs(inputs, stay=True), len(inputs), self.classes))
+
+    def ordered(self, outputs: Logits) -> Logits:
         """The module's outputs [N, C] in the order of ``classes``."""
-        return outputs if self._columns is None else outputs[:, self._columns]
+        return outputs if self._columns is None else outputs[:, self._columns.tolist()]
 
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """The module's outputs as they are: float32 [N, C]."""
+        return self._outputs(inputs, stay=False).numpy()
+
+    def _outputs(self, inputs: np.ndarray, stay: bool) -> Tensor:
         if inputs.dtype != np.float32 and inputs.dtype.kind not in "iu":
             raise ValueError(f"inputs: {self.name} expects float32, or integers for a model of tokens; got {inputs.dtype}")
         with predicting(self.module, self.device) as device, torch.no_grad():
-            parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device)]
-        return torch.cat(parts).float().cpu().numpy()
+            parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)]
+        return torch.cat(parts).float()
 
-    def _predict(self, inputs: np.ndarray, device: torch.device) -> list[Tensor]:
+    def _predict(self, inputs: np.ndarray, device: torch.device, stay: bool) -> list[Tensor]:
         try:
-            return [self._logits(torch.from_numpy(np.ascontiguousarray(inputs)).to(device)).cpu()]
+            logits = self._logits(torch.from_numpy(np.ascontiguousarray(inputs)).to(device))
+            return [logits if stay else logits.cpu()]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -107,7 +120,7 @@ class TorchMember:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(inputs) // 2  # not in the except clause: the error's frames hold the tensors that did not fit
-        return self._predict(inputs[:half], device) + self._predict(inputs[half:], device)
+        return self._predict(inputs[:half], device, stay) + self._predict(inputs[half:], device, stay)
 
     def _logits(self, x: Tensor) -> Tensor:
         if gains_by_channels_last(self.module, x):

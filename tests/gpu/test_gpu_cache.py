@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cache_helpers import Teachers, digits
+from torch import nn
 
-from ensdistill.cache import cache_targets
+from ensdistill.cache import cache_targets, encoding
+from ensdistill.ensemble import Ensemble
 
 gpu_helpers.need_gpu()
 
@@ -17,6 +19,18 @@ gpu_helpers.need_gpu()
 class There(Teachers):
     def predict_logits(self, inputs: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(super().predict_logits(inputs)).to(gpu_helpers.DEVICE)
+
+
+def test_a_cache_of_modules_there(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    rows = digits()[1]
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(rows.inputs.shape[1], 10)).to(gpu_helpers.DEVICE) for _ in range(2)]
+    ensemble, seen, encode = Ensemble.from_members(nets), [], encoding.Encoder.__call__
+    monkeypatch.setattr(encoding.Encoder, "__call__", lambda self, logits, *rest: seen.append(logits.device) or encode(self, logits, *rest))
+    cache = cache_targets(ensemble, rows, tmp_path, codec="fp32", batch_size=100)
+    assert [device.type for device in seen] == ["cuda"] * 3
+    expected = ensemble.predict_logits(rows.inputs[np.argsort(rows.uids)])
+    torch.testing.assert_close(cache.gather(np.arange(len(rows))).to_logits(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What members say, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill.data import BadRows
+from ensdistill.ensemble.checks import check_logits
+from ensdistill.errors import is_out_of_memory
+from ensdistill.members import Member, TorchMember
+from ensdistill.members.base import Logits
+
+
+def device_of(members: Sequence[Member]) -> torch.device:
+    """Where the first torch member that is not in main memory predicts; the CPU where there is none."""
+    found = (member.predicts_on for member in members if isinstance(member, TorchMember))
+    return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
+
+
+def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
+    """float32 [N, C]; ``given`` is what the member said, where it was asked already.
+
+    Raises
+    ------
+    ValueError
+        It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+    """
+    with _named(member.name, len(inputs)):
+        logits = member.predict_logits(inputs) if given is None else given
+    return _ordered(logits, member, len(inputs), classes)
+
+
+def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
+    """The same as a tensor on ``device``, which what a torch member says there never leaves."""
+    if not isinstance(member, TorchMember) or member.predicts_on != device:
+        return torch.from_numpy(answer(member, inputs, classes)).to(device)
+    with _named(member.name, len(inputs)):
+        logits = member.predict_tensor(inputs)
+    return _ordered(logits, member, len(inputs), classes)
+
+
+def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:
+    """Raise ValueError for a member that has another number of classes than the first."""
+    for member, z in zip(members, logits, strict=True):
+        if z.shape != logits[0].shape:
+            raise ValueError(f"members: {member.name} has {z.shape[1]} classes, {members[0].name} has {logits[0].shape[1]}")
+
+
+def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] | None) -> Logits:
+    check_logits(logits, member.name, rows, classes)
+    if member.classes is not None and classes is not None and member.classes != classes:
+        return logits[:, [member.classes.index(name) for name in classes]]
+    return logits
+
+
+@contextmanager
+def _named(name: str, rows: int) -> Iterator[None]:
+    """Errors say whose they are."""
+    try:
+        yield
+    except BadRows as error:
+        raise BadRows(f"{name}: {error}", error.rows) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or str(error).startswith(f"{name}: "):
+            raise
+        raise MemoryError(f"{name}: out of memory with {rows} rows ({error}); give it fewer at once") from error
