@@ -18,6 +18,8 @@ from ensdistill import ops
 if TYPE_CHECKING:
     import cuda_shim_helpers
 
+    from ensdistill.data import Split
+
 # A program of its own, of a library that few have; looking for doctests would import it.
 collect_ignore = ["fuzz/guided_fuzzer.py"]
 
@@ -45,6 +47,14 @@ def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def digits() -> "Split":
+    """scikit-learn's digits, dealt to the ends of the small jobs; to be read only."""
+    from ensdistill.data import Digits
+
+    return Digits().split(seed=0)
 
 
 @pytest.fixture(scope="session")

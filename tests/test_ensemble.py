@@ -20,7 +20,7 @@ from sklearn.svm import SVC
 
 from ensdistill.augmentation import ShiftImages
 from ensdistill.calibration import fit_mixture_temperature, fit_temperature, fit_weights, log_mixture, negative_log_likelihood
-from ensdistill.data import Digits, Rows
+from ensdistill.data import Rows
 from ensdistill.ensemble import Ensemble, train_ensemble
 from ensdistill.members import CallableMember, TorchMember
 from ensdistill.models import CNN, MLP
@@ -229,11 +229,6 @@ def specs():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return Digits().split(seed=0)
-
-
-@pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return *train_ensemble(specs(), digits.labelled, digits.classes, seed=4, folder=folder), folder
@@ -291,7 +286,8 @@ def test_another_seed_or_setting_is_trained_anew(digits, tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
-from test_ensemble import Digits, specs, train_ensemble
+from test_ensemble import specs, train_ensemble
+from ensdistill.data import Digits
 
 folder, name, share = sys.argv[1], sys.argv[2], float(sys.argv[3])
 def progress(of, done, total):

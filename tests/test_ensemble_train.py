@@ -32,7 +32,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from ensdistill.data import Digits, Rows
+from ensdistill.data import Rows
 from ensdistill.ensemble import Ensemble
 from ensdistill.ensemble.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.ensemble.view import TrainingView
@@ -41,11 +41,6 @@ from ensdistill.optimization import Optimization
 from ensdistill.training import Status
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Digits().split(seed=0)
 
 
 def train(digits, factory=MLP, **options):
