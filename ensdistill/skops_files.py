@@ -39,29 +39,35 @@ TRUSTED_SKLEARN = (
 
 def skops_content(blob: bytes) -> tuple[str, int, int]:
     """Digest, count and bytes of what a .skops archive holds, without the memory addresses that its schema and file names carry."""
-    archive = zipfile.ZipFile(io.BytesIO(blob))
-    numbers = size = 0
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        found = _Content(archive)
+        return digest(found.of(json.loads(archive.read("schema.json")))), found.numbers, found.bytes
 
-    def content(node: Any) -> Any:
-        nonlocal numbers, size
+
+class _Content:
+    """Reads an archive's files one after the other: a forest's are gigabytes."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive, self.numbers, self.bytes = archive, 0, 0
+
+    def of(self, node: Any) -> Any:
+        """A node of the schema with digests of its files' content in the place of their names."""
         if isinstance(node, list):
-            return [content(item) for item in node]
+            return [self.of(item) for item in node]
         if not isinstance(node, dict):
             return node
-        plain = {key: content(value) for key, value in node.items() if key not in ("__id__", "file")}
-        if "file" in node:
-            data = archive.read(node["file"])
-            if node["file"].endswith(".npy"):
-                array = np.load(io.BytesIO(data), allow_pickle=False)
-                # Field by field: a tree's nodes have padding bytes, which hold whatever memory held.
-                fields = [array[name] for name in array.dtype.names] if array.dtype.names else [array]
-                numbers, size = numbers + sum(f.size for f in fields), size + array.nbytes
-                plain["file"] = fields
-            else:
-                plain["file"] = data
-        return plain
+        plain = {key: self.of(value) for key, value in node.items() if key not in ("__id__", "file")}
+        return plain | ({"file": self._file(node["file"])} if "file" in node else {})
 
-    return digest(content(json.loads(archive.read("schema.json")))), numbers, size
+    def _file(self, name: str) -> str:
+        data = self.archive.read(name)
+        if not name.endswith(".npy"):
+            return digest(data)
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        # Field by field: a tree's nodes have padding bytes, which hold whatever memory held.
+        fields = [array[field] for field in array.dtype.names] if array.dtype.names else [array]
+        self.numbers, self.bytes = self.numbers + sum(f.size for f in fields), self.bytes + array.nbytes
+        return digest(fields)
 
 
 def untrusted_types(blob: bytes, trusted: Sequence[str] = ()) -> list[str]:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import gc
 import importlib
+import io
 import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -63,6 +66,21 @@ def test_fingerprints_change_with_what_matters(rows):
     with torch.no_grad():
         module[1].bias[0] += 1e-6
     assert TorchMember(module).fingerprint() != before
+
+
+def test_an_estimator_that_was_read_for_its_fingerprint_leaves_nothing_for_the_garbage_collector(rows):
+    """What it would leave is all of the estimator, gigabytes of a large forest."""
+    member = SklearnMember(RandomForestClassifier(5, random_state=0).fit(*rows))
+    member.fingerprint()  # imports
+    gc.collect()
+    try:
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        member.fingerprint()
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, zipfile.ZipFile | io.BytesIO | np.ndarray)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 def test_a_refitted_estimator_is_another_one(tmp_path, rows):

@@ -6,11 +6,16 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
 from benchmarks.__main__ import main
 from benchmarks.teachers import measure, quality
+from benchmarks.teachers.command import _show
 from benchmarks.teachers.contenders import CONTENDERS, Case, _silent
 from benchmarks.teachers.data import digits
+from benchmarks.teachers.picture import draw
+from ensdistill.bench import machine
 from ensdistill.models import MLP
 
 
@@ -49,7 +54,7 @@ def test_work_that_is_not_the_same_is_said(monkeypatch):
     assert not measure.training(case(5), 1, ["torchensemble", "plain loop"], lambda line: None)["same_accuracy"]
 
 
-def test_quality_gives_paired_intervals():
+def test_quality_gives_paired_intervals(tmp_path, capsys):
     rng = np.random.default_rng(0)
     y = rng.integers(3, size=900)
     x = (2 * np.eye(3)[y] + rng.normal(size=(900, 3))).astype(np.float32)
@@ -61,6 +66,14 @@ def test_quality_gives_paired_intervals():
         mean, low, high = entry["nll_minus_uniform"]
         assert low <= mean <= high
         assert mean == pytest.approx(entry["nll"] - uniform["nll"])
+    timed = measure.training(case(1), 1, ["ensdistill", "plain loop"], lambda line: None)
+    result = {"machine": machine.describe_machine(torch.device("cpu")), "training": [timed], "quality": [found]}
+    _show(result, Console())
+    shown = capsys.readouterr().out
+    assert f"│ plain loop │ {timed['contenders']['plain loop']['seconds']:.2f}" in shown
+    assert f"[{100 * found['of']['selected by NLL']['accuracy_minus_uniform'][1]:+.2f}, " in shown
+    draw(result, tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_missing_data_say_how_to_get_them(tmp_path, capsys):

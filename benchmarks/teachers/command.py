@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks.teachers import data, measure, quality
 from benchmarks.teachers.contenders import CONTENDERS
+from benchmarks.teachers.picture import draw
 from ensdistill.bench import machine
 from ensdistill.files import write_json
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     p.add_argument("--fashion", type=Path, default=data.FASHION, metavar="FOLDER")
     p.add_argument("--letter", type=Path, default=data.LETTER, metavar="FILE")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
     options = p.parse_args(arguments)
     rounds, seeds = options.rounds or (1 if options.quick else 5), options.seeds or (1 if options.quick else 5)
     notes, screen = Console(stderr=True, highlight=False), Console(highlight=False)
@@ -61,27 +62,34 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     except data.Missing as error:
         print(error, file=sys.stderr)
         return 1
+    name = f"teachers-{machine.result_name(result['machine'], result['source'])}{'-quick' if options.quick else ''}.json"
+    out = options.out or folder / name
+
+    def keep(part: str, *found: dict[str, Any]) -> None:
+        result.setdefault(part, []).extend(found)
+        write_json(out, result)  # at once: the whole takes most of an hour
+
     for case in cases:
         notes.print(f"{case.task.name}, {case.model}")
         if "training" in options.parts:
             found = measure.training(case, rounds, options.contenders, notes.print)
             if "ensdistill" in found["contenders"]:
                 found["ratios"] = measure.targets(found)
-            result.setdefault("training", []).append(found)
+            keep("training", found)
         if "prediction" in options.parts:
-            result.setdefault("prediction", []).extend(measure.prediction(case, 5 * rounds))
+            keep("prediction", *measure.prediction(case, 5 * rounds))
         if "memory" in options.parts and options.device == "cpu":
             for way in ("stacked", "one_by_one", "side_by_side"):
-                entry = {"task": case.task.name, "model": case.model, "way": way, "bytes_per_member": measure.memory(case, way)}
-                result.setdefault("memory", []).append(entry)
+                per_member = measure.memory(case, way)
+                keep("memory", {"task": case.task.name, "model": case.model, "way": way, "bytes_per_member": per_member})
     for name, (x, y) in tables.items():
         limit = 3000 if options.quick else None
-        result.setdefault("quality", []).append(quality.compare(name, x, y, seeds=seeds, rows=limit, quick=options.quick, note=notes.print))
+        keep("quality", quality.compare(name, x, y, seeds=seeds, rows=limit, quick=options.quick, note=notes.print))
     _show(result, screen)
-    name = f"teachers-{machine.result_name(result['machine'], result['source'])}{'-quick' if options.quick else ''}.json"
-    out = options.out or folder / name
-    write_json(out, result)
     notes.print(str(out))
+    if "training" in result or "quality" in result:
+        draw(result, out.with_suffix(".png"))
+        notes.print(str(out.with_suffix(".png")))
     wrong = [t["task"] for t in result.get("training", []) if not t["same_accuracy"]]
     if wrong:
         notes.print(f"the contenders' accuracies differ on {', '.join(wrong)}: their times are not of the same work")
@@ -101,12 +109,10 @@ def _show(result: dict[str, Any], screen: Console) -> None:
     for found in result.get("memory", []):
         screen.print(f"{found['task']}, {found['way']}: {found['bytes_per_member'] / 2**20:.2f} MiB for each further member")
     for found in result.get("quality", []):
-        table = Table("mixture", "accuracy", "minus uniform", "NLL", "minus uniform", title=f"{found['data']}, {found['rows']} rows")
-        for name, entry in found["of"].items():
-            table.add_row(name, *(cell for m in ("accuracy", "nll") for cell in (f"{entry[m]:.4f}", _signed(entry[f"{m}_minus_uniform"]))))
-        screen.print(table)
-
-
-def _signed(value: Sequence[float]) -> str:
-    mean, low, high = value
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        where = f"{found['data']}, {found['rows']} rows, {found['seeds']} splits"
+        for metric, unit, scale, digits in (("accuracy", "accuracy, %", 100, 2), ("nll", "NLL, nats", 1, 4)):
+            table = Table("mixture", unit, "minus that of the uniform one", title=where)
+            for name, entry in found["of"].items():
+                mean, low, high = (f"{scale * value:+.{digits}f}" for value in entry[f"{metric}_minus_uniform"])
+                table.add_row(name, f"{scale * entry[metric]:.{digits}f}", "" if name == "uniform" else f"{mean} [{low}, {high}]")
+            screen.print(table)
