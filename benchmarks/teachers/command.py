@@ -109,7 +109,7 @@ def _show(result: dict[str, Any], screen: Console) -> None:
     for found in result.get("memory", []):
         screen.print(f"{found['task']}, {found['way']}: {found['bytes_per_member'] / 2**20:.2f} MiB for each further member")
     for found in result.get("quality", []):
-        where = f"{found['data']}, {found['rows']} rows, {found['seeds']} splits"
+        where = f"{found['data']}, {found['rows']} rows, splits: {found['seeds']}"
         for metric, unit, scale, digits in (("accuracy", "accuracy, %", 100, 2), ("nll", "NLL, nats", 1, 4)):
             table = Table("mixture", unit, "minus that of the uniform one", title=where)
             for name, entry in found["of"].items():

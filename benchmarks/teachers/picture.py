@@ -41,7 +41,7 @@ def _seconds(panel: Any, found: dict[str, Any]) -> None:
     for i, (_, r) in enumerate(contenders):
         panel.plot(r["all"], [i] * len(r["all"]), "k|", markersize=5)
     panel.set_xlim(0, 1.35 * max(seconds))
-    panel.set_xlabel(f"seconds for {found['members']} members, {found['epochs']} epochs (ensemble's test accuracy beside)")
+    panel.set_xlabel(f"seconds for {found['members']} members, {found['epochs']} epochs; beside: the ensemble's test accuracy", fontsize=8)
     panel.set_title(f"{found['task']}, {found['model']}", fontsize=10)
     panel.tick_params(axis="y", labelsize=8)
 
@@ -60,9 +60,10 @@ def _differences(panel: Any, found: dict[str, Any]) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
         )
     panel.set_yticks(range(len(methods)), methods, fontsize=8)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.margins(x=0.35, y=0.12)
-    panel.set_xlabel("test NLL minus that of the uniform mixture, nats (95 % interval)")
-    panel.set_title(f"{found['data']}, {found['rows']} rows, {found['seeds']} splits", fontsize=10)
+    panel.set_xlabel("test NLL minus that of the uniform mixture, nats (95 % interval)", fontsize=8)
+    panel.set_title(f"{found['data']}, {found['rows']} rows, splits: {found['seeds']}", fontsize=10)
