@@ -17,7 +17,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     timed, judged = result.get("training", []), result.get("quality", [])
     columns = max(len(timed), len(judged))
     heights = [3.4] * bool(timed) + [3.2] * bool(judged)
-    figure = Figure(figsize=(5.6 * columns, sum(heights) + 0.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, sum(heights) + 0.4), dpi=150, layout="constrained")
     rows = iter(figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights))
     if timed:
         for panel, found in zip(next(rows), timed, strict=False):

@@ -160,8 +160,7 @@ class Ensemble:
         seed : int
         optimization : Optimization, or list of those, optional
             Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
-            one. Snapshots and fast geometric ensembles take their members from one
-            training of so many steps.
+            one. Snapshots and fast geometric ensembles take their members from one training of so many steps.
         augment : Augmentation, optional
             Of torch members.
         classes : sequence of str, optional
