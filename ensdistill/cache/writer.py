@@ -73,8 +73,7 @@ def cache_targets(
     number of writers.
 
     The logits are encoded where the teachers leave them: a tensor on a GPU is encoded there, and only the records are copied. An
-    :class:`ensdistill.Ensemble` with a torch member on a GPU leaves them there, by ``predict_logits_on_device``, which is asked
-    instead of ``predict_logits`` where there is one.
+    :class:`ensdistill.Ensemble` with a torch member on a GPU is asked for them there (``predict_logits_on_device``).
 
     Parameters
     ----------
@@ -262,7 +261,7 @@ class _Teachers:
         if self._encoder is None:
             from ensdistill.cache.encoding import Encoder
 
-            self._encoder = Encoder(self.plan)
+            self._encoder, self._ask = Encoder(self.plan), _asked(self.ensemble)
         inputs, hashes, lengths = self.rows.inputs[self.order[uids]], self.hashes[uids], self.lengths(view, uids)
         if self.augment is not None:
             from ensdistill.views import view_inputs
@@ -270,13 +269,21 @@ class _Teachers:
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
             hashes = input_hashes(inputs)
         try:
-            value = getattr(self.ensemble, "predict_logits_on_device", self.ensemble.predict_logits)(inputs)
+            value = self._ask(inputs)
         except BadRows as error:  # it counts the rows of this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
         fields, kl = self._encoder(value, view, uids, lengths)
         fields["input_hash"] = hashes if lengths is None else np.repeat(hashes, lengths)
         return fields, dict(zip(m.targets_of(self.plan), kl, strict=True))
+
+
+def _asked(ensemble: Ensemble) -> Callable[[np.ndarray], Any]:
+    """``predict_logits``; of this package's own ensemble the form that leaves logits on a GPU. Not where somebody's own takes its place."""
+    from ensdistill.ensemble import Ensemble as Own
+
+    own = getattr(type(ensemble), "predict_logits", None) is Own.predict_logits and "predict_logits" not in vars(ensemble)
+    return ensemble.predict_logits_on_device if own else ensemble.predict_logits  # type: ignore[attr-defined]
 
 
 def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any) -> None:

@@ -17,9 +17,9 @@ from ensdistill.members.base import Logits
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
-    """Where the first torch member that is not in main memory predicts; the CPU where there is none."""
+    """Where the first torch member that predicts on a GPU does so; the CPU where there is none. Others than CUDA's know no float64."""
     found = (member.predicts_on for member in members if isinstance(member, TorchMember))
-    return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
+    return next((device for device in found if device.type == "cuda"), torch.device("cpu"))
 
 
 def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
@@ -37,8 +37,10 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
 
 def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
     """The same as a tensor on ``device``, which what a torch member says there never leaves."""
-    if not isinstance(member, TorchMember) or member.predicts_on != device:
-        return torch.from_numpy(answer(member, inputs, classes)).to(device)
+    # A class of somebody's own may answer otherwise (test-time augmentation, say).
+    plain = isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in ("predict_logits", "raw"))
+    if not isinstance(member, TorchMember) or not plain or member.predicts_on != device:
+        return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with _named(member.name, len(inputs)):
         logits = member.predict_tensor(inputs)
     return _ordered(logits, member, len(inputs), classes)
@@ -65,7 +67,8 @@ def _named(name: str, rows: int) -> Iterator[None]:
         yield
     except BadRows as error:
         raise BadRows(f"{name}: {error}", error.rows) from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or str(error).startswith(f"{name}: "):
-            raise
-        raise MemoryError(f"{name}: out of memory with {rows} rows ({error}); give it fewer at once") from error
+    except Exception as error:
+        if is_out_of_memory(error) and not str(error).startswith(f"{name}: "):
+            raise MemoryError(f"{name}: out of memory with {rows} rows ({error}); give it fewer at once") from error
+        error.add_note(f"(while {name} predicted {rows} rows)")
+        raise
