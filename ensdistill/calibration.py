@@ -128,7 +128,7 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "pr
     """Mixture weights that minimise the NLL of the combination, on the simplex.
 
     Convex for every combiner; solved by SLSQP from equal weights, so the answer is deterministic. Weights below 1e-3 (and
-    below 0.1/K) are set to zero and the rest is normalised.
+    below 0.1/K) are set to zero and the rest is normalised; not where that would rule out the true class of a row.
 
     Parameters
     ----------
@@ -188,5 +188,8 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "pr
     weights = weights / weights.sum()
     if not np.isfinite(weights).all() or loss(weights)[0] > loss(equal)[0]:
         weights = equal
-    weights = np.where(weights < min(NEGLIGIBLE, 0.1 / members), 0.0, weights)
+    kept = weights >= min(NEGLIGIBLE, 0.1 / members)
+    if combiner == "prob" and np.isneginf(true[kept]).all(0).any():  # who else would give a row its class?
+        return weights / weights.sum()
+    weights = np.where(kept, weights, 0.0)
     return weights / weights.sum()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -381,12 +382,35 @@ def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
     for change, words in [
         ({"format": 9}, "got format 9"),
         ({"members": {"../../x": "0"}}, "is no member's name"),
-        ({"members": {**about["members"], "svc": "0" * 32}}, "members is"),
+        ({"members": {**about["members"], "svc": "0" * 32}}, "the content of svc is"),
+        ({"members": 5}, r"is none that was saved \(TypeError"),
         ({"weights": [1.0]}, "weights: expected 5 numbers"),
+        ({"weights": [3, 3, 3, 3, 3]}, r"weights: expected 5 numbers of at least 0 and of sum 1; got \[3, 3"),
+        ({"temperatures": [1, 1, 1, 1, -1]}, "temperatures: expected 5 positive numbers"),
+        ({"temperature": 0}, "temperature: expected a positive number; got 0"),
+        ({"temperature": None}, "temperature: expected a positive number; got None"),
+        ({"vectors": [[1]]}, r"vectors: expected numbers \[2, 5, 10\]; got \[\[1\]\]"),
     ]:
         (tmp_path / "ensemble.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(ValueError, match=words):
             Ensemble.load(tmp_path)
+    for key in ("members", "weights", "combiner", "classes"):
+        (tmp_path / "ensemble.json").write_text(json.dumps({name: value for name, value in about.items() if name != key}))
+        with pytest.raises(ValueError, match=rf"is none that was saved \(KeyError: '{key}'\)"):
+            Ensemble.load(tmp_path)
+
+
+def test_other_versions_of_the_libraries_load_what_was_saved(trained, tmp_path, monkeypatch):
+    trained[0].save(tmp_path)
+    before = trained[0].members[2].fingerprint()
+    monkeypatch.setattr("torch.__version__", "99.0")
+    monkeypatch.setattr("sklearn.base.__version__", "99.0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's own, of another version
+        loaded = Ensemble.load(tmp_path)
+        assert loaded.members[2].fingerprint() == before  # of what it was loaded from
+    x = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
+    assert torch.equal(loaded.predict_logits(x), trained[0].predict_logits(x))
 
 
 def test_bad_training_arguments(digits):

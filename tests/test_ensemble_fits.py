@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ensdistill.cache import CacheMismatch, cache_targets
-from ensdistill.calibration import fit_temperature, fit_weights, log_mixture, negative_log_likelihood
+from ensdistill.calibration import NEGLIGIBLE, fit_temperature, fit_weights, log_mixture, negative_log_likelihood
 from ensdistill.data import Digits, Rows
 from ensdistill.ensemble import Ensemble
 from ensdistill.members import TorchMember
@@ -105,6 +105,17 @@ def test_very_many_members_keep_their_weights(monkeypatch):
     # As it ends for equal members; with so many, it would take its time.
     monkeypatch.setattr("ensdistill.calibration.minimize", lambda loss, start, **_: OptimizeResult(x=start))
     np.testing.assert_allclose(fit_weights(np.broadcast_to(np.eye(3)[labels], (1200, 6, 3)), labels), np.full(1200, 1 / 1200))
+
+
+def test_a_weight_that_a_row_needs_is_not_rounded_to_zero():
+    labels = np.random.default_rng(0).integers(2, size=5000)
+    z = np.zeros((2, 5000, 2))
+    z[0, np.arange(5000), labels] = 9
+    z[0, 0, labels[0]] = -np.inf  # sure of all rows, and wrong about one
+    weights = fit_weights(z, labels)
+    assert 0 < weights[1] < NEGLIGIBLE
+    z[0, 0, labels[0]] = 0
+    assert fit_weights(z, labels)[1] == 0
 
 
 def test_vectors_are_saved(tmp_path):

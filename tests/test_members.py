@@ -80,6 +80,40 @@ def test_classes_are_aligned_by_name(rows):
         SklearnMember(model, classes=["zebra", "ant", "cow"])
 
 
+@pytest.mark.parametrize(("known", "named"), [([0, 1, 2], True), ([0, 1, 2], False), ([3, 5, 9], True), ([False, True], True)])
+def test_classes_that_are_no_strings_are_names_too(known, named):
+    """In another order, as strings and as they are; integers 0..C-1 are indices where the names say nothing of them."""
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    labels = np.array(known)[x[:, : len(known)].argmax(1)]
+    estimator = LinearDiscriminantAnalysis().fit(x, labels)
+    expected = estimator.predict_proba(x)
+    for order in ([*map(str, known)], [*map(str, known)][::-1], estimator.classes_[::-1]) if named else (["a", "b", "c"],):
+        ensemble = Ensemble.from_members([estimator], classes=order)
+        assert ensemble.classes == tuple(map(str, order))
+        columns = [list(map(str, known)).index(name) for name in ensemble.classes] if named else [0, 1, 2]
+        np.testing.assert_allclose(ensemble.predict_proba(x), expected[:, columns], atol=1e-5)
+    with pytest.raises(ValueError, match=r"classes: .*: expected different names; 'a' stands 2 times"):
+        SklearnMember(estimator, classes=["a", "a", "b"])
+
+
+def test_a_regressor_of_one_column_has_no_logits(rows):
+    with pytest.raises(ValueError, match="kernelridge: expected a regressor that was fitted to one column for each class"):
+        SklearnMember(KernelRidge().fit(rows[0], rows[1])).predict_logits(rows[0])
+
+
+def test_nothing_is_learned_of_a_nan():
+    answers = [np.array([[0.9, 0.1], [np.nan, 0.5]]), np.array([[0.9, 0.1]])]
+    member = CallableMember(lambda x: answers.pop(0), name="f")
+    assert np.isnan(member.predict_logits(np.zeros((2, 1)))).any()
+    np.testing.assert_allclose(softmax(member.predict_logits(np.zeros((1, 1))), -1), [[0.9, 0.1]], atol=1e-5)
+
+
+def test_an_error_of_a_members_own_says_whose_it_is():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).predict_logits(np.zeros((5, 4), np.float32))
+    assert caught.value.__notes__ == ["(while odd predicted 5 rows)"]
+
+
 def test_integer_classes_are_indices(digits, rows):
     member = SklearnMember(SVC().fit(*rows), classes=[f"digit {i}" for i in range(10)])
     assert (member.predict_logits(digits.test.inputs).argmax(1) == digits.test.labels).mean() > 0.9

@@ -104,6 +104,23 @@ def test_what_cannot_be_saved_says_so(tmp_path):
         load_member(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (functools.partial(MLP, inputs=64, hidden=[9]), r"1\.weight is torch\.float32 \[8, 64\] here and torch\.float32 \[9, 64\] there"),
+        (functools.partial(MLP, inputs=64, hidden=[8, 8]), "it builds another module"),
+        (functools.partial(MLP, inputs=64, hidden=[8], activation="silu"), "SiLU"),
+        (functools.partial(MLP, depth=3), "it can't build the module again: .*depth"),
+    ],
+)
+def test_a_factory_of_another_module_is_refused_when_it_is_saved(tmp_path, factory, words):
+    member, state = TorchMember(MLP(64, [8]), name="net", factory=factory), torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"(?s)factory: net: .*{words}"):
+        member.save(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_newer_formats_are_refused(tmp_path, rows):
     members(rows)[1].save(tmp_path)
     about = json.loads((tmp_path / "member.json").read_text())

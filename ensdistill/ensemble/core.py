@@ -21,7 +21,7 @@ from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
 from ensdistill.members import Member, as_member
-from ensdistill.members.base import Logits
+from ensdistill.members.base import Logits, as_classes
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
@@ -103,7 +103,7 @@ class Ensemble:
             raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
-        order = None if classes is None else tuple(classes)
+        order = as_classes("the ensemble", classes)
         adapted = [named_by_index(as_member(m, name), m, order) for m, name in zip(members, free_names(members), strict=True)]
         names = [m.name for m in adapted]
         for name in names:
@@ -269,7 +269,10 @@ class Ensemble:
 
         So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
         """
-        device, inputs = device_of(self.members), as_inputs(inputs)
+        device = device_of(self.members)
+        return self.predict_logits(inputs) if device.type == "cpu" else self._logits_on(device, as_inputs(inputs))
+
+    def _logits_on(self, device: torch.device, inputs: np.ndarray) -> Tensor:
         raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
         check_same_classes(self.members, raw)
         return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
@@ -429,8 +432,11 @@ class Ensemble:
 
     def fingerprint(self) -> dict[str, Any]:
         """What its targets depend on, field by field, JSON-able."""
+        return {"members": {member.name: member.fingerprint() for member in self.members}, **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """What it is beside its members: combiner, classes, and all that was fitted; JSON-able."""
         return {
-            "members": {member.name: member.fingerprint() for member in self.members},
             "weights": self.weights.tolist(),
             "temperatures": self.temperatures.tolist(),
             "temperature": self.temperature,
@@ -451,7 +457,9 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
-        """A saved ensemble, every member checked against its fingerprint.
+        """A saved ensemble, every member checked against what was saved of it.
+
+        Other versions of torch, scikit-learn or a class's source may load it; what targets were made by them is told by `fingerprint`.
 
         Parameters
         ----------

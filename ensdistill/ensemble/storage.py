@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.ensemble.checks import plain_name
 from ensdistill.files import read_json, write_json
 from ensdistill.members import load_member
+from ensdistill.members.base import content_of
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -37,7 +38,7 @@ def save(ensemble: Ensemble, folder: Path | str) -> None:
                 shutil.rmtree(old)
         for new in part.iterdir():
             os.replace(new, folder / "members" / new.name)
-        write_json(folder / "ensemble.json", {"format": FORMAT, **ensemble.fingerprint()})
+        write_about(ensemble, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -53,15 +54,47 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
         raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
-    members = [load_member(folder / "members" / plain_name(name, folder), trusted) for name in about["members"]]
-    ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
-    # As saved: normalising again could change the last bit.
-    ensemble.weights = np.array(about["weights"], np.float64)
-    ensemble.temperatures = np.array(about["temperatures"], np.float64)
-    ensemble.temperature = float(about["temperature"])
-    if about.get("vectors") is not None:
-        ensemble.vectors = np.array(about["vectors"], np.float64)
-    for key, value in ensemble.fingerprint().items():
-        if value != about.get(key):
-            raise ValueError(f"{folder}: {key} is {value!r}; ensemble.json says {about.get(key)!r}")
+    try:
+        members = [load_member(folder / "members" / plain_name(name, folder), trusted) for name in dict(about["members"])]
+        ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'ensemble.json'}: is none that was saved ({type(error).__name__}: {error})") from error
+    for member in members:
+        if (content := content_of(member)) != about["members"][member.name]:
+            raise ValueError(f"{folder}: the content of {member.name} is {content!r}; ensemble.json says {about['members'][member.name]!r}")
+    _restore(ensemble, about, folder / "ensemble.json")
     return ensemble
+
+
+def write_about(ensemble: Ensemble, folder: Path) -> None:
+    """Write ``ensemble.json``, the last file of a saved ensemble."""
+    members = {member.name: content_of(member) for member in ensemble.members}
+    write_json(folder / "ensemble.json", {"format": FORMAT, "members": members, **ensemble.settings()})
+
+
+def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
+    """What was fitted, to the last bit (normalising weights again could change it), if it can be."""
+    count = len(ensemble)
+
+    def numbers(key: str, ranks: int, condition: str, fits: Callable[[np.ndarray], Any]) -> np.ndarray:
+        try:
+            value = np.array(about.get(key), np.float64)
+        except (TypeError, ValueError):
+            value = np.array(np.nan)
+        if value.ndim != ranks or not np.isfinite(value).all() or not fits(value):
+            raise ValueError(f"{file}: {key}: expected {condition}; got {about.get(key)!r}")
+        return value
+
+    ensemble.weights = numbers(
+        "weights",
+        1,
+        f"{count} numbers of at least 0 and of sum 1",
+        lambda w: len(w) == count and (w >= 0).all() and abs(w.sum() - 1) < 1e-9,
+    )
+    ensemble.temperatures = numbers("temperatures", 1, f"{count} positive numbers", lambda t: len(t) == count and (t > 0).all())
+    ensemble.temperature = float(numbers("temperature", 0, "a positive number", lambda t: t > 0))
+    if about.get("vectors") is not None:
+        classes = "C" if ensemble.classes is None else len(ensemble.classes)
+        ensemble.vectors = numbers(
+            "vectors", 3, f"numbers [2, {count}, {classes}]", lambda v: v.shape[:2] == (2, count) and classes in ("C", v.shape[2])
+        )

@@ -110,7 +110,7 @@ def _on_disk(
     ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
     if group.rank == 0:
         shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
-        write_json(folder / "ensemble.json", {"format": storage.FORMAT, **ensemble.fingerprint()})
+        storage.write_about(ensemble, folder)
     group.wait()
     return ensemble
 

@@ -112,30 +112,47 @@ def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] |
     return logits
 
 
-def align(name: str, known: Sequence[Any] | None, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+def as_classes(name: str, classes: Sequence[Any] | None) -> tuple[str, ...] | None:
+    """Classes' names as strings, as those of estimators are (their ``classes_`` may be integers); None stays None.
+
+    Raises
+    ------
+    ValueError
+        Two are equal.
+    """
+    if classes is None:
+        return None
+    names = tuple(str(c) for c in np.asarray(classes, object).tolist())
+    if twice := [c for c in names if names.count(c) > 1]:
+        raise ValueError(f"classes: {name}: expected different names; {twice[0]!r} stands {len(twice)} times")
+    return names
+
+
+def align(name: str, known: Sequence[Any] | None, wanted: Sequence[Any] | None) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
     """Names of the outputs, and for each the column of the model's own order (None: they are in order).
 
     Parameters
     ----------
     known : sequence, optional
         The model's ``classes_``.
-    classes : tuple of str, optional
-        The order that is wanted: by name, or as indices where the model's are the integers 0..C-1.
+    wanted : sequence of str, optional
+        The order that is wanted: by name, or, where these are no names of the model's and its own are the integers 0..C-1, as indices.
 
     Raises
     ------
     ValueError
         The model knows other classes; the message shows both lists.
     """
+    classes = as_classes(name, wanted)
     if known is None:
         return classes, None
     known = list(np.asarray(known).tolist())
     if classes is None:
         return tuple(str(c) for c in known), None
-    if all(isinstance(c, int) for c in known) and sorted(known) == list(range(len(classes))):
-        position = {index: column for column, index in enumerate(known)}
-        return classes, np.array([position[i] for i in range(len(classes))])
     position = {str(c): column for column, c in enumerate(known)}
+    indices = all(isinstance(c, int) and not isinstance(c, bool) for c in known) and sorted(known) == list(range(len(classes)))
+    if indices and set(position) != set(classes):
+        return classes, np.array([known.index(i) for i in range(len(classes))])
     if set(position) != set(classes):
         raise ValueError(f"classes: {name} knows {known}; expected {list(classes)}")
     return classes, np.array([position[c] for c in classes])

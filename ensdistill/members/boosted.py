@@ -214,7 +214,7 @@ class BoostedMember:
     def _use(self, model: _Library, classes: Sequence[str] | None, smoothing: float, batch_size: int) -> None:
         self._model, self.smoothing, self.batch_size = model, check_smoothing(smoothing), batch_size
         self._known = None if model.classes is None or len(model.classes) == 0 else np.asarray(model.classes).tolist()
-        self.classes, self._columns = align(self.name, self._known, None if classes is None else tuple(classes))
+        self.classes, self._columns = align(self.name, self._known, classes)
 
     @property
     def parameters(self) -> int:

@@ -79,8 +79,10 @@ class SklearnMember:
         if self.method is None:
             raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
         self.output: Output = "probability" if self.method == "predict_proba" else "decision"
-        wanted = None if classes is None else tuple(classes)
-        self.classes, self._columns = align(self.name, getattr(estimator, "classes_", None), wanted)
+        self.classes, self._columns = align(self.name, getattr(estimator, "classes_", None), classes)
+        # Digests of what it is written as just after it was read from a file, and of that file: other versions of the libraries write
+        # something else of the same estimator.
+        self._came_from: tuple[str, str] | None = None
 
     @property
     def parameters(self) -> int:
@@ -105,6 +107,11 @@ class SklearnMember:
             return np.zeros((0, len(self.classes)), np.float32)
         method = getattr(self.estimator, str(self.method))
         scores = np.concatenate([np.asarray(method(x.astype(np.float64))) for x in batches(features, self.batch_size)])
+        if scores.ndim == 1 and self.method == "predict":
+            raise ValueError(
+                f"{self.name}: expected a regressor that was fitted to one column for each class; it answers with one number a row, "
+                "which is no logit: fit a classifier, or the regressor to np.eye(C)[labels]"
+            )
         if scores.ndim == 1 and self.output == "decision":
             scores = two_logits(scores)
         check_width(self.name, scores, len(inputs), self.classes)
@@ -113,7 +120,9 @@ class SklearnMember:
         return to_logits(scores, self.smoothing) if self.output == "probability" else scores.astype(np.float32)
 
     def fingerprint(self) -> str:
-        return digest(["sklearn", self._archive()[1], self.output, self.smoothing, self.classes])
+        now = self._archive()[1]  # it may have been refitted
+        first, file = self._came_from or (now, now)
+        return digest(["sklearn", file if now == first else now, self.output, self.smoothing, self.classes])
 
     def _archive(self) -> tuple[Blob, str, int, int]:
         """The .skops file, the digest of its content, and the count and bytes of its numbers; anew, because it may have been refitted."""
@@ -133,6 +142,9 @@ class SklearnMember:
 
 def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> SklearnMember:
     """A saved estimator, built of trusted types only."""
-    estimator = load_skops((folder / "estimator.skops").read_bytes(), trusted, folder)
+    blob = (folder / "estimator.skops").read_bytes()
+    estimator = load_skops(blob, trusted, folder)
     options = {key: about[key] for key in ("output", "smoothing", "batch_size")}
-    return SklearnMember(estimator, name=about["name"], classes=about["classes"], **options)
+    member = SklearnMember(estimator, name=about["name"], classes=about["classes"], **options)
+    member._came_from = member._archive()[1], skops_content(blob)[0]
+    return member

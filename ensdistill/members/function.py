@@ -11,7 +11,7 @@ import torch
 
 from ensdistill.files import write_arrays
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import Blob, Speech, as_logits, check_width, hear, not_distributions, to_logits, write_about
+from ensdistill.members.base import Blob, Speech, as_classes, as_logits, check_width, hear, not_distributions, to_logits, write_about
 
 
 class CallableMember:
@@ -49,14 +49,14 @@ class CallableMember:
         if output not in ("auto", "logits", "probabilities"):
             raise ValueError(f"output: expected auto, logits or probabilities; got {output!r}")
         self.function, self.name, self.version, self.output = function, name, version, output
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = as_classes(name, classes)
         self._heard: Speech | None = None if output == "auto" else output
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         values = self.function(inputs)
         values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
         check_width(self.name, values, len(inputs), self.classes)
-        if self._heard is None and len(values):
+        if self._heard is None and len(values) and not np.isnan(values).any():  # of a NaN nothing can be learned
             self._heard = hear(values)
         elif self.output == "auto" and self._heard == "probabilities" and len(bad := not_distributions(values)):
             raise ValueError(
@@ -113,7 +113,7 @@ class ArrayMember:
     ) -> None:
         if (logits is None) == (probabilities is None):
             raise ValueError("logits, probabilities: expected one of the two")
-        self.name, self.classes = name, None if classes is None else tuple(classes)
+        self.name, self.classes = name, as_classes(name, classes)
         answers = np.asarray(logits, np.float32) if probabilities is None else to_logits(probabilities)
         self.inputs = None if inputs is None else np.asarray(inputs)
         self.logits = check_width(name, answers, len(answers if self.inputs is None else self.inputs), self.classes)

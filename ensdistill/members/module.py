@@ -63,10 +63,12 @@ class TorchMember:
             raise ValueError(f"batch_size: {name}: expected at least 1; got {batch_size}")
         self.module, self.name, self.batch_size = module, name, batch_size
         self.device = None if device is None else torch.device(device)
-        self.classes, self._columns = align(name, pretrained.class_names(module), None if classes is None else tuple(classes))
+        self.classes, self._columns = align(name, pretrained.class_names(module), classes)
         self.recipe = pretrained.recipe(module) if factory is None else module_recipe(factory)
         if factory is not None and self.recipe is None:
-            raise ValueError(f"factory: {name}: expected a module class, or functools.partial of one with plain arguments; got {factory!r}")
+            raise ValueError(
+                f"factory: {name}: expected a module class, or functools.partial of one with plain keyword arguments; got {factory!r}"
+            )
         self._channels_last: bool | None = None  # whether it takes images so, once it is known
         self._masks = "attention_mask" in inspect.signature(module.forward).parameters
 
@@ -81,7 +83,8 @@ class TorchMember:
     @property
     def predicts_on(self) -> torch.device:
         """Where it predicts, which is where ``predict_tensor`` leaves what it says."""
-        return self.device or next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
+        found = self.device or next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
+        return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         return self.ordered(check_width(self.name, self.raw(inputs), len(inputs), self.classes))
@@ -161,10 +164,27 @@ class TorchMember:
                 f"{self.name}: cannot be saved without knowing how it is built; make it a member by "
                 f"TorchMember(module, name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
             )
+        if "config" not in self.recipe:
+            self._check_recipe(self.recipe)
         # clone(): tied weights share storage, which safetensors refuses.
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
         write_bytes(Path(folder) / "model.safetensors", save(state))
         write_about(folder, self, "torch", recipe=self.recipe, batch_size=self.batch_size)
+
+    def _check_recipe(self, recipe: dict[str, Any]) -> None:
+        """Refuse a factory that builds something else: nobody could load what is saved."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                built = build_module(recipe, [recipe["class_path"]])
+        except Exception as error:  # whatever a constructor of somebody's own raises
+            raise ValueError(f"factory: {self.name}: it can't build the module again: {error}") from error
+        own, other = ({k: (tuple(v.shape), v.dtype) for k, v in m.state_dict().items()} for m in (self.module, built))
+        if own != other:
+            name = next(k for k in {**own, **other} if own.get(k) != other.get(k))
+            words = [f"{m[name][1]} {list(m[name][0])}" if name in m else "missing" for m in (own, other)]
+            raise ValueError(f"factory: {self.name}: it builds another module: {name} is {words[0]} here and {words[1]} there")
+        if repr(built) != repr(self.module):
+            raise ValueError(f"factory: {self.name}: it builds another module: {built!r} instead of {self.module!r}")
 
 
 def load_torch(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> TorchMember:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import Blob, Speech, as_logits, batches, check_smoothing, check_width, write_about
+from ensdistill.members.base import Blob, Speech, as_classes, as_logits, batches, check_smoothing, check_width, write_about
 
 # Output names by which exporters say what they hold (skl2onnx, torch and Hugging Face exporters).
 NAMES: dict[str, Speech] = {"logits": "logits", "logit": "logits", "probabilities": "probabilities", "probs": "probabilities"}
@@ -88,7 +88,7 @@ class OnnxMember:
             )
         self.output_name, self.output = chosen, NAMES[chosen] if output == "auto" else output
         self.smoothing, self.batch_size = check_smoothing(smoothing), batch_size
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = as_classes(self.name, classes)
 
     @property
     def bytes(self) -> int:
