@@ -208,7 +208,7 @@ def test_bad_members_and_weights():
         Ensemble.from_members([fixed(np.where(np.arange(4)[:, None] == 2, -np.inf, z), "a")]).predict_logits(x)
     with pytest.raises(ValueError, match="b has 2 classes, a has 3"):
         Ensemble.from_members([fixed(z, "a"), fixed(z[:, :2], "b")]).predict_logits(x)
-    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, np.nan]):
+    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, np.nan], ["a", "b"], [[1.0], [1.0, 2.0]]):
         with pytest.raises(ValueError, match="weights: expected 2 numbers"):
             Ensemble.from_members([fixed(z, "a"), fixed(z, "b")], weights=weights)
     with pytest.raises(ValueError, match="combiner: expected"):

@@ -112,6 +112,9 @@ def test_an_error_of_a_members_own_says_whose_it_is():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).predict_logits(np.zeros((5, 4), np.float32))
     assert caught.value.__notes__ == ["(while odd predicted 5 rows)"]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).seconds(np.zeros((5, 4), np.float32))
+    assert caught.value.__notes__ == ["(while odd predicted 5 rows)"]
 
 
 def test_integer_classes_are_indices(digits, rows):

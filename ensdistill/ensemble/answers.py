@@ -30,7 +30,7 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
     ValueError
         It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
     """
-    with _named(member.name, len(inputs)):
+    with named(member.name, len(inputs)):
         logits = member.predict_logits(inputs) if given is None else given
     return _ordered(logits, member, len(inputs), classes)
 
@@ -41,7 +41,7 @@ def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes:
     plain = isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in ("predict_logits", "raw"))
     if not isinstance(member, TorchMember) or not plain or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
-    with _named(member.name, len(inputs)):
+    with named(member.name, len(inputs)):
         logits = member.predict_tensor(inputs)
     return _ordered(logits, member, len(inputs), classes)
 
@@ -61,7 +61,7 @@ def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] |
 
 
 @contextmanager
-def _named(name: str, rows: int) -> Iterator[None]:
+def named(name: str, rows: int) -> Iterator[None]:
     """Errors say whose they are."""
     try:
         yield

@@ -43,7 +43,10 @@ def free_names(members: Sequence[Any]) -> list[str | None]:
 
 
 def normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
-    values = np.ones(count) if weights is None else np.array(weights, np.float64)
+    try:
+        values = np.ones(count) if weights is None else np.array(weights, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights: expected {count} numbers; got {weights!r}") from None
     if values.shape != (count,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
         raise ValueError(f"weights: expected {count} numbers of at least 0 with a positive sum; got {values.tolist()}")
     return values / values.sum()

@@ -15,7 +15,7 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
 from ensdistill.data import Rows
 from ensdistill.ensemble import storage, training
-from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of
+from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of, named
 from ensdistill.ensemble.checks import as_inputs, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
@@ -343,8 +343,9 @@ class Ensemble:
         """
         scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures)
         labels = check_labels(labels)
-        self.weights = fit_weights(scaled, labels, self.combiner, prior_rows)
-        self.temperature = fit_mixture_temperature(scaled, self.weights, labels, self.combiner)
+        weights = fit_weights(scaled, labels, self.combiner, prior_rows)
+        self.temperature = fit_mixture_temperature(scaled, weights, labels, self.combiner)
+        self.weights = weights
         return self
 
     def select(
@@ -416,7 +417,7 @@ class Ensemble:
         """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
         inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
-            member.predict_logits(inputs)
+            _seconds(member, inputs)
         return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
 
     def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
@@ -477,5 +478,6 @@ class Ensemble:
 
 def _seconds(member: Member, inputs: np.ndarray) -> float:
     start = time.perf_counter()
-    member.predict_logits(inputs)
+    with named(member.name, len(inputs)):
+        member.predict_logits(inputs)
     return time.perf_counter() - start
