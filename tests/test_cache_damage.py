@@ -328,6 +328,23 @@ def test_a_damaged_cache_can_be_overwritten(copy, original, name):
     assert contents(copy) == contents(original)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.safetensors"])
+def test_a_folder_in_a_file_s_place_is_named_and_left_alone(copy, name):
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    (copy / name / "mine").write_text("mine")
+    before = sorted(copy.iterdir())
+    with pytest.raises(CacheError, match=rf"{name}: expected a file of the cache, or nothing; got a folder: move it elsewhere"):
+        cache_targets(*digits(), copy, shard_rows=64, overwrite=True)
+    assert (copy / name / "mine").read_text() == "mine"
+    assert {*before} <= {*copy.iterdir()}  # nothing was removed either
+    for file in copy.glob("*.*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(CacheError, match=rf"{name}: expected a"):  # nor is one written around it
+        cache_targets(*digits(), copy, shard_rows=64)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("damage", ["shard", "commit", "no shard"])
 def test_resuming_writes_again_what_has_no_valid_commit(tmp_path, damage, overwrite):
