@@ -80,6 +80,9 @@ def test_wrong_files_and_words(cache, tmp_path):
     ):
         status, _, err = run("cache", *words)
         assert (status, message in flat(err)) == (2, True)
+    status, _, err = run("cache", "reweight", cache.path, "a=1", "b=1", "a=2", "c=1")
+    assert (status, "weights: expected each member once; got 'a' twice, 1 and 2" in flat(err)) == (1, True)
+    assert TargetCache.open(cache.path).weights.tolist() == cache.weights.tolist()
     status, _, err = run("cache", "verify", cache.path, "--against-teachers", "0.5")
     assert (status, "--transfer: there is nothing at" in err) == (1, True)
 

@@ -280,7 +280,12 @@ def _drop(options: argparse.Namespace, console: Console) -> int:
 
 
 def _reweight(options: argparse.Namespace, console: Console) -> int:
-    cache = reweight(options.folder, dict(options.weights))
+    weights: dict[str, float] = {}
+    for name, weight in options.weights:
+        if name in weights:
+            raise ValueError(f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}")
+        weights[name] = weight
+    cache = reweight(options.folder, weights)
     console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
     return 0
 
