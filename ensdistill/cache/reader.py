@@ -163,6 +163,8 @@ class TargetCache:
             ``uids`` are not integers, not one-dimensional, or not within 0 ... N-1; or ``view`` is not within 0 ... views-1.
         CacheCorrupt
             What is read for the first time does not have its checksum.
+        CacheMismatch, CacheIncomplete
+            The cache was built anew since it was opened, or is being.
         """
         return self._target(self.gather_records(uids, view))
 
@@ -242,6 +244,8 @@ class TargetCache:
         ------
         CacheIncomplete, CacheCorrupt
             The first file that is not as it was written.
+        CacheMismatch
+            The cache was built anew since it was opened.
         """
         shards, total, done = self._manifest["shards"], 0, 0
 
