@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.errors import CacheError, CacheMismatch
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
 from ensdistill.cache.fingerprint import differences
 
 _OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
@@ -42,6 +42,23 @@ def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> 
     found, expected = ({field: value for field, value in body.items() if field != "record"} for body in (found, expected))
     if differing := differences(found, expected):
         raise CacheMismatch(f"{place}: the folder holds a cache of something else; {ADVICE}:", differing)
+
+
+def require_no_other(place: Path | str, read: Callable[[], m.Manifest], expected: m.Manifest) -> None:
+    """Raise where copying the cache with the manifest ``expected`` to ``place`` would destroy another one.
+
+    ``read`` returns the manifest or the plan that is there, or raises CacheIncomplete where there is none. One that can't be read may
+    be another cache's: that is an error too.
+    """
+    try:
+        found = read()
+    except CacheIncomplete:
+        return
+    except (CacheCorrupt, CacheMismatch) as error:
+        raise type(error)(f"{error}; {ADVICE}") from error
+    # Shards and statistics follow from what the cache is of, and are told of only where that is the same.
+    for fields in ([field for field in m.PLAN_FIELDS if field in found], [*found]):
+        require_same(place, {field: found[field] for field in fields}, {field: expected[field] for field in fields if field in expected})
 
 
 def _named(path: Path) -> list[Path]:
