@@ -80,6 +80,9 @@ def test_wrong_files_and_words(cache, tmp_path):
     ):
         status, _, err = run("cache", *words)
         assert (status, message in flat(err)) == (2, True)
+    status, _, err = run("cache", "reweight", cache.path, "a=1", "b=1", "a=2", "c=1")
+    assert (status, "weights: expected each member once; got 'a' twice, 1 and 2" in flat(err)) == (1, True)
+    assert TargetCache.open(cache.path).weights.tolist() == cache.weights.tolist()
     status, _, err = run("cache", "verify", cache.path, "--against-teachers", "0.5")
     assert (status, "--transfer: there is nothing at" in err) == (1, True)
 
@@ -151,6 +154,22 @@ def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monke
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pyarrow is missing .*ensdistill\[parquet\]"):
         export_parquet(cache, tmp_path / "targets.parquet")
+
+
+def test_push_and_pull_replace_another_cache_only_if_told_to(cache, tmp_path):
+    url = f"file://{tmp_path}/remote"
+    succeed("cache", "push", cache.path, url)
+    succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "fp16")
+    for words, codec in ((["push", tmp_path / "small", url], "fp32"), (["pull", url, tmp_path / "small"], "fp16")):
+        status, _, err = run("cache", *words)
+        assert (status, f"overwrite it (overwrite=True, --overwrite): codec: the cache has '{codec}'" in flat(err)) == (1, True)
+        assert TargetCache.open(tmp_path / "small").manifest["codec"] == "fp16"
+    succeed("cache", "pull", url, tmp_path / "small", "--overwrite")
+    assert TargetCache.open(tmp_path / "small").manifest["codec"] == "fp32"
+    succeed("cache", "reweight", tmp_path / "small", "a=1", "b=1", "c=3")
+    assert run("cache", "push", tmp_path / "small", url)[0] == 1
+    succeed("cache", "push", tmp_path / "small", url, "--overwrite")
+    assert TargetCache.open(url, local=tmp_path / "there").weights.tolist() == [1, 1, 3]
 
 
 def test_long_commands_show_a_bar_to_whoever_looks(cache, tmp_path, monkeypatch, capsys):

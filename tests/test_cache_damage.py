@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ensdistill import _shards
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
 from ensdistill.cache.checked import write_checked
+from ensdistill.cache.derive import reweight
 from ensdistill.cache.manifest import shard_header
 
 
@@ -149,6 +150,41 @@ def test_readers_while_the_cache_is_built_anew_get_one_cache_or_a_cache_error(tm
     assert not faults
     assert read
     assert all(read)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "uint8"])  # shards of another size, and of the same
+def test_a_reader_of_a_cache_that_was_replaced_says_so(copy, codec):
+    teachers, rows = digits()
+    early, late = TargetCache.open(copy), TargetCache.open(copy)
+    expected = early.gather_records(np.arange(230))
+    other = replace(teachers, logits=teachers.logits * np.float32(2), version="2")
+    cache_targets(other, rows, copy, codec=codec, shard_rows=64, overwrite=True)
+    np.testing.assert_array_equal(early.gather_records(np.arange(230)), expected)  # its files are still open
+    for read in (late.verify, lambda: late.gather([70])):
+        with pytest.raises(CacheMismatch, match=r"the cache was replaced by another since it was opened \(shard-.*\); open it again"):
+            read()
+    shard = copy / "shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    cut = TargetCache.open(copy)
+    shard.write_bytes(data[:-1])
+    with pytest.raises(CacheCorrupt, match="the file was cut; delete the cache and build it again"):
+        cut.gather([70])
+    (copy / "manifest.json").unlink()
+    with pytest.raises(CacheIncomplete, match=r"is not there any more: open it again when it is finished"):
+        late.gather([70])
+
+
+def test_damage_is_told_of_where_only_the_weights_were_replaced(copy):
+    cache = TargetCache.open(copy)
+    reweight(copy, {"a": 1, "b": 2, "c": 3})
+    assert len(cache.gather_records([0]))
+    shard = copy / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CacheCorrupt, match="the file was cut"):
+        cache.gather([70])
+    shard.unlink()
+    with pytest.raises(CacheIncomplete, match=r"shard-00001\.safetensors: no such file"):
+        cache.gather([70])
 
 
 def test_missing_files(copy, tmp_path):
@@ -326,6 +362,23 @@ def test_a_damaged_cache_can_be_overwritten(copy, original, name):
     (copy / name).write_bytes(data)
     cache_targets(*digits(), copy, shard_rows=64, overwrite=True)
     assert contents(copy) == contents(original)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.safetensors"])
+def test_a_folder_in_a_file_s_place_is_named_and_left_alone(copy, name):
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    (copy / name / "mine").write_text("mine")
+    before = sorted(copy.iterdir())
+    with pytest.raises(CacheError, match=rf"{name}: expected a file of the cache, or nothing; got a folder: move it elsewhere"):
+        cache_targets(*digits(), copy, shard_rows=64, overwrite=True)
+    assert (copy / name / "mine").read_text() == "mine"
+    assert {*before} <= {*copy.iterdir()}  # nothing was removed either
+    for file in copy.glob("*.*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(CacheError, match=rf"{name}: expected a"):  # nor is one written around it
+        cache_targets(*digits(), copy, shard_rows=64)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,6 +1,7 @@
 """Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where moto is installed)."""
 
 import re
+import shutil
 import threading
 
 import fsspec
@@ -8,12 +9,18 @@ import numpy as np
 import pytest
 from cache_helpers import contents, digits
 
-from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, TargetCache, cache_targets, remote
+from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets, remote
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     return cache_targets(*digits(), tmp_path_factory.mktemp("original") / "cache", shard_rows=32)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another cache of the same samples, of fewer shards."""
+    return cache_targets(*digits(), tmp_path_factory.mktemp("other") / "cache", codec="fp16", shard_rows=64)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +157,6 @@ def test_nothing_there(base, tmp_path):
 
 
 def test_a_damaged_cache_is_not_published(original, tmp_path):
-    import shutil
-
     shutil.copytree(original.path, tmp_path / "c")
     data = bytearray((tmp_path / "c" / "shard-00001.safetensors").read_bytes())
     data[-1] ^= 1
@@ -205,3 +210,116 @@ def test_the_default_place_is_the_user_s_cache_folder(original, tmp_path, monkey
     url = f"memory://{tmp_path}/c"
     remote.upload(original.path, url)
     assert TargetCache.open(url).path.is_relative_to(tmp_path / "ensdistill")
+
+
+REFUSED = (
+    r"the folder holds a cache of something else; choose another folder, or overwrite it .*\n  codec: the cache has '{}', expected '{}'"
+)
+
+
+def test_another_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_path):
+    url = f"memory://{tmp_path}"
+    remote.upload(other.path, url)
+    shutil.copytree(original.path, folder := tmp_path / "mine")
+    for pull in (lambda **how: remote.download(url, folder, **how), lambda **how: TargetCache.open(url, local=folder, **how)):
+        with pytest.raises(CacheMismatch, match=re.escape(str(folder)) + ": " + REFUSED.format("uint8", "fp16")) as caught:
+            pull()
+        assert not any("shards" in line or "statistics" in line for line in caught.value.differences)
+        assert contents(folder) == contents(original.path)
+        pull(overwrite=True)
+        assert contents(folder) == contents(other.path)  # no shard of the other is left
+        pull()  # the same again
+        shutil.rmtree(folder)
+        shutil.copytree(original.path, folder)
+    with pytest.raises(ValueError, match="overwrite: is for the local copy of a URL"):
+        TargetCache.open(folder, overwrite=True)
+
+
+def test_an_unfinished_or_damaged_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_path):
+    url, unfinished = f"memory://{tmp_path}", tmp_path / "unfinished"
+    remote.upload(other.path, url)
+
+    def stop(done, total):
+        if done == 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_targets(*digits(), unfinished, shard_rows=32, progress=stop)
+    before = contents(unfinished)
+    with pytest.raises(CacheMismatch, match=REFUSED.format("uint8", "fp16")):
+        remote.download(url, unfinished)
+    assert contents(unfinished) == before
+    shutil.copytree(original.path, damaged := tmp_path / "damaged")
+    (damaged / "manifest.json").write_bytes((damaged / "manifest.json").read_bytes()[:-9])
+    before = contents(damaged)
+    with pytest.raises(CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"):
+        remote.download(url, damaged)
+    assert contents(damaged) == before
+    for folder in (unfinished, damaged):
+        remote.download(url, folder, overwrite=True)
+        assert contents(folder) == contents(other.path)
+    (damaged / "shard-00001.safetensors").unlink()
+    (damaged / "shard-00001.safetensors").mkdir()
+    with pytest.raises(CacheError, match=r"shard-00001\.safetensors: expected a file of the cache, or nothing; got a folder"):
+        remote.download(url, damaged, overwrite=True)
+
+
+def test_an_overwriting_pull_that_is_interrupted_leaves_an_unfinished_cache(original, other, tmp_path):
+    url = f"memory://{tmp_path}"
+    remote.upload(other.path, url)
+    shutil.copytree(original.path, folder := tmp_path / "mine")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remote.download(url, folder, overwrite=True, progress=stop)
+    with pytest.raises(CacheIncomplete):
+        TargetCache.open(folder)
+    assert len(TargetCache.open(url, local=folder, check="full")) == 230  # it was asked for: there is nothing to protect any more
+
+
+def test_the_package_s_own_copy_follows_the_url(original, other, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    url = f"memory://{tmp_path}"
+    remote.upload(original.path, url)
+    assert TargetCache.open(url).manifest["codec"] == "uint8"
+    remote.upload(other.path, url, overwrite=True)
+    cache = TargetCache.open(url, check="full")
+    assert contents(cache.path) == contents(other.path)
+
+
+def test_another_cache_at_a_url_is_not_replaced_unasked(original, other, base, tmp_path, monkeypatch):
+    system, path = open_at(base)
+    remote.upload(original.path, base)
+    remote.upload(original.path, base)
+    with pytest.raises(CacheMismatch, match=re.escape(base) + ": " + REFUSED.format("uint8", "fp16")):
+        remote.upload(other.path, base)
+    assert len(TargetCache.open(base, check="full", local=tmp_path / "before")) == 230
+    shutil.copytree(other.path, damaged := tmp_path / "damaged")
+    (damaged / "shard-00001.safetensors").write_bytes(b"cut")
+    with pytest.raises(CacheCorrupt, match="it was not sent"):
+        remote.upload(damaged, base, overwrite=True)
+    assert len(TargetCache.open(base, check="full", local=tmp_path / "still")) == 230
+
+    plain, seen = remote._send, []
+
+    def look(*arguments):
+        if arguments[1].name != "manifest.json":
+            with pytest.raises(CacheIncomplete, match=r"no manifest\.json"):
+                remote.download(base, tmp_path / "between")
+            seen.append(arguments[1].name)
+        plain(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, "_send", look)
+        remote.upload(other.path, base, overwrite=True)
+    assert len(seen) == 4
+    assert contents(remote.download(base, tmp_path / "after")) == contents(other.path)
+    remote.upload(other.path, base)
+    system.pipe_file(f"{path}/manifest.json", b"{")
+    with pytest.raises(CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"):
+        remote.upload(other.path, base)
+    remote.upload(other.path, base, overwrite=True)
+    remote.upload(other.path, f"{base}/new", overwrite=True)  # where there is none
+    assert len(TargetCache.open(f"{base}/new", check="full", local=tmp_path / "new")) == 230

@@ -71,6 +71,11 @@ def read_checked(path: Path) -> dict[str, Any]:
         if size > _LARGEST:
             raise CacheCorrupt(f"{path}: {size} bytes, which no manifest comes near")
         raw = file.read(size)  # never with a larger number: that much is allocated first
+    return parse_checked(path, raw)
+
+
+def parse_checked(path: Path | str, raw: bytes) -> dict[str, Any]:
+    """The body in the bytes of such a file, which ``path`` names in errors; raises as `read_checked` does."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, an integer of 5000 digits

@@ -121,10 +121,12 @@ def parser() -> argparse.ArgumentParser:
     sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
     _folder(sub)
     sub.add_argument("url")
+    _overwrite(sub)
 
     sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
     sub.add_argument("url")
     sub.add_argument("folder")
+    _overwrite(sub)
     return p
 
 
@@ -140,7 +142,11 @@ def _folder(sub: argparse.ArgumentParser) -> None:
 
 def _out(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("out", metavar="OUT", help="the new cache's folder")
-    sub.add_argument("--overwrite", action="store_true", help="even if it holds another cache")
+    _overwrite(sub)
+
+
+def _overwrite(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--overwrite", action="store_true", help="even if another cache is there")
 
 
 def _share(text: str) -> float:
@@ -280,7 +286,12 @@ def _drop(options: argparse.Namespace, console: Console) -> int:
 
 
 def _reweight(options: argparse.Namespace, console: Console) -> int:
-    cache = reweight(options.folder, dict(options.weights))
+    weights: dict[str, float] = {}
+    for name, weight in options.weights:
+        if name in weights:
+            raise ValueError(f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}")
+        weights[name] = weight
+    cache = reweight(options.folder, weights)
     console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
     return 0
 
@@ -305,7 +316,7 @@ def _push(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import upload
 
     with _progress("sending", "bytes") as progress:
-        upload(options.folder, options.url, progress=progress)
+        upload(options.folder, options.url, overwrite=options.overwrite, progress=progress)
     console.print(f"[green]✓[/] {options.url}")
     return 0
 
@@ -314,5 +325,5 @@ def _pull(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import download
 
     with _progress("fetching", "bytes") as progress:
-        folder = download(options.url, options.folder, progress=progress)
+        folder = download(options.url, options.folder, overwrite=options.overwrite, progress=progress)
     return _written(console, TargetCache.open(folder))

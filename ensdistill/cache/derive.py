@@ -176,7 +176,8 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
     source = _opened(path)
     if source.url is not None:
         raise ValueError(
-            f"path: expected a folder; got {source.url}, of which only the local copy would change; pull, reweight and push it"
+            f"path: expected a folder; got {source.url}, of which only the local copy would change; "
+            "pull, reweight and push it (overwrite=True, --overwrite)"
         )
     require_members(source, "another weighting")
     if set(weights) != set(source.names):

@@ -11,8 +11,8 @@ import numpy as np
 import xxhash
 
 from ensdistill.cache.checked import open_regular
-from ensdistill.cache.errors import CacheCorrupt
-from ensdistill.cache.manifest import Manifest, block_count, data_bytes, rows_of_shard, shard_header, shard_name
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
+from ensdistill.cache.manifest import Manifest, block_count, data_bytes, read_manifest, rows_of_shard, shard_header, shard_name
 from ensdistill.cache.native import shards as native
 
 # A system commonly allows a process 65530 mappings. Whoever uses more shards has them mapped anew now and then.
@@ -90,7 +90,7 @@ class MappedShards:
 
     def check_size(self, shard: int) -> None:
         """The file is there, and as long as it was."""
-        descriptor = open_regular(self._file(shard))
+        descriptor = self._open(shard)
         try:
             self._check_size(shard, os.fstat(descriptor).st_size)
         finally:
@@ -99,7 +99,7 @@ class MappedShards:
     def check_whole(self, shard: int, tell: Callable[[int], None] = lambda size: None) -> None:
         """Every byte of the file is as it was written; ``tell`` gets the size of each piece that has been read."""
         digest = xxhash.xxh3_128()
-        with open(open_regular(self._file(shard)), "rb") as file:
+        with open(self._open(shard), "rb") as file:
             self._check_size(shard, os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
@@ -116,9 +116,9 @@ class MappedShards:
             self._map_shard(shard)
 
     def _map_shard(self, shard: int) -> None:
-        entry, file = self.manifest["shards"][shard], self._file(shard)
+        entry = self.manifest["shards"][shard]
         header = shard_header(self.manifest, shard, entry["records"])
-        with open(open_regular(file), "rb") as handle:
+        with open(self._open(shard), "rb") as handle:
             self._check_size(shard, os.fstat(handle.fileno()).st_size)
             if handle.read(len(header)) != header:
                 raise self._corrupt(shard, "the header does not describe the records that the manifest describes")
@@ -151,11 +151,29 @@ class MappedShards:
             way = "cut" if size < expected else "added to"
             raise self._corrupt(shard, f"expected {expected} bytes; got {size}: the file was {way}")
 
-    def _corrupt(self, shard: int, what: str) -> CacheCorrupt:
+    def _open(self, shard: int) -> int:
+        try:
+            return open_regular(self._file(shard))
+        except CacheError as error:
+            raise self._replaced(shard) or error from None
+
+    def _corrupt(self, shard: int, what: str) -> CacheError:
         again = "delete the cache and build it again"
         if self.url is not None:
             again = f"this is a local copy: delete the file, and opening {self.url} fetches it again"
-        return CacheCorrupt(f"{self._file(shard)}: {what}; {again}")
+        return self._replaced(shard) or CacheCorrupt(f"{self._file(shard)}: {what}; {again}")
+
+    def _replaced(self, shard: int) -> CacheError | None:
+        """What there is to say of a file that is not as it was, if another cache has taken this one's place; else it is damaged."""
+        try:
+            now = read_manifest(self.path)["shards"]
+        except CacheIncomplete as error:
+            return CacheIncomplete(f"{error}; the cache that was opened is not there any more: open it again when it is finished")
+        except CacheError:
+            return None
+        if now[shard : shard + 1] == [self.manifest["shards"][shard]]:
+            return None
+        return CacheMismatch(f"{self.path}: the cache was replaced by another since it was opened ({shard_name(shard)}); open it again")
 
     def _file(self, shard: int) -> Path:
         return self.path / shard_name(shard)

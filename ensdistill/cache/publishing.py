@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -23,13 +22,12 @@ from ensdistill.cache import statistics
 from ensdistill.cache.checked import open_regular, read_checked, write_checked
 from ensdistill.cache.codecs import Fields
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
-from ensdistill.cache.fingerprint import differences
+from ensdistill.cache.folder import leftovers, own_files, remove, require_no_folders, require_same
 from ensdistill.cache.locks import Writer, writing
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
 from ensdistill.files import atomic_path, fsync
 
-_OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
 # How long a writer that is done waits for one that does not show itself.
 PATIENCE = 60.0
 
@@ -102,34 +100,27 @@ def _finished(path: Path, plan: m.Manifest, overwrite: bool) -> TargetCache | No
         return None
     try:
         cache = TargetCache.open(path, check="full" if overwrite else "lazy")
-        _require_same(path, {field: cache.manifest[field] for field in plan}, plan)
+        require_same(path, {field: cache.manifest[field] for field in plan}, plan)
     except CacheError:
         if overwrite:
             return None
         raise
-    if _leftovers(path, plan):
+    if leftovers(path, plan):
         # Its writer died after publishing. The leftovers are never read; where they can't be removed they do no harm.
         with suppress(OSError, CacheError), writing(path, 0, 1):
-            _remove(_leftovers(path, plan))
+            remove(leftovers(path, plan))
     return cache
-
-
-def _require_same(path: Path, found: m.Manifest, plan: m.Manifest) -> None:
-    # The record follows from other fields, and a difference in it would only repeat theirs.
-    found, plan = ({field: value for field, value in body.items() if field != "record"} for body in (found, plan))
-    if differing := differences(found, plan):
-        advice = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
-        raise CacheMismatch(f"{path}: the folder holds a cache of something else; {advice}:", differing)
 
 
 def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
     """Leave in the folder what may be resumed, under a plan that equals ours."""
+    require_no_folders(path)
     try:
         if (path / m.MANIFEST).exists():
             raise CacheMismatch(f"{path}: the finished cache there is to be overwritten")
         found = read_checked(path / m.PLAN)
         m.check_plan(path / m.PLAN, found)
-        _require_same(path, found, plan)
+        require_same(path, found, plan)
     except CacheIncomplete:
         write_checked(path / m.PLAN, plan)
     except CacheError as error:
@@ -137,7 +128,7 @@ def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> N
             raise
         if others := writer.others_alive():
             raise CacheError(f"{error}\nIt can't be overwritten: {', '.join(others)} are held by its other writers") from error
-        _remove(file for file in path.iterdir() if _OURS.fullmatch(file.name))
+        remove(own_files(path))
         write_checked(path / m.PLAN, plan)
 
 
@@ -244,7 +235,7 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
                 members = {name: statistics.merge(c["kl"][name] for c in commits if c and name in c["kl"]) for name in m.targets_of(plan)}
                 shards = [commit["shard"] for commit in commits if commit]
                 write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": statistics.summary(members)})
-                _remove(_leftovers(path, plan))
+                remove(leftovers(path, plan))
                 return
             alive = writer.others_alive()
         missing = [shard for shard, commit in enumerate(commits) if commit is None]
@@ -278,14 +269,3 @@ def _committed(path: Path, plan: m.Manifest, shard: int, every_byte: bool) -> m.
 
 def _identity(plan: m.Manifest) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(plan).encode())
-
-
-def _leftovers(path: Path, finished: m.Manifest) -> list[Path]:
-    """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
-    keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
-    return [file for file in path.iterdir() if _OURS.fullmatch(file.name) and file.name not in keep]
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for file in list(files):  # all named before the folder changes
-        file.unlink(missing_ok=True)

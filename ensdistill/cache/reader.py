@@ -48,6 +48,7 @@ class TargetCache:
         expect: dict[str, Any] | None = None,
         threads: int | None = None,
         local: Path | str | None = None,
+        overwrite: bool = False,
     ) -> TargetCache:
         """Open a finished cache.
 
@@ -66,6 +67,8 @@ class TargetCache:
             That copy records; by default one for each core, at most four.
         local : path, optional
             Where the copy of a URL is kept; by default in the user's cache folder.
+        overwrite : bool
+            Replace another cache in the folder ``local`` instead of refusing.
 
         Raises
         ------
@@ -74,7 +77,8 @@ class TargetCache:
         CacheCorrupt
             A file is not what was written.
         CacheMismatch
-            The fingerprint differs from ``expect`` (field by field in the message), or another version of the format.
+            The fingerprint differs from ``expect``, or the folder ``local`` holds another cache than the URL (field by field in the
+            message), or another version of the format.
         """
         if check not in ("lazy", "full"):
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
@@ -84,7 +88,9 @@ class TargetCache:
         if url is not None:
             from ensdistill.cache.remote import download
 
-            path = download(url, local)
+            path = download(url, local, overwrite=overwrite)
+        elif overwrite:
+            raise ValueError(f"overwrite: is for the local copy of a URL; got it with the folder {path}")
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
         path = Path(path)
@@ -163,6 +169,8 @@ class TargetCache:
             ``uids`` are not integers, not one-dimensional, or not within 0 ... N-1; or ``view`` is not within 0 ... views-1.
         CacheCorrupt
             What is read for the first time does not have its checksum.
+        CacheMismatch, CacheIncomplete
+            The cache was built anew since it was opened, or is being.
         """
         return self._target(self.gather_records(uids, view))
 
@@ -242,6 +250,8 @@ class TargetCache:
         ------
         CacheIncomplete, CacheCorrupt
             The first file that is not as it was written.
+        CacheMismatch
+            The cache was built anew since it was opened.
         """
         shards, total, done = self._manifest["shards"], 0, 0
 

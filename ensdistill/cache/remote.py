@@ -10,17 +10,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import xxhash
 
-from ensdistill.cache.checked import open_regular
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked
+from ensdistill.cache.checked import open_regular, parse_checked, read_checked
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
+from ensdistill.cache.folder import leftovers, remove, require_no_folders, require_no_other
 from ensdistill.cache.locks import writing
-from ensdistill.cache.manifest import MANIFEST, read_manifest
+from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ensdistill.files import atomic_path, local_path
 
 _CHUNK = 1 << 22
@@ -36,7 +37,7 @@ Progress = Callable[[int, int], None]
 Tell = Callable[[int], None]
 
 
-def upload(folder: Path | str, url: str, *, progress: Progress | None = None) -> None:
+def upload(folder: Path | str, url: str, *, overwrite: bool = False, progress: Progress | None = None) -> None:
     """Copy a finished cache to a URL; shards that are there already, with the same bytes, are not sent again.
 
     The manifest goes last, so that a reader never finds one whose shards are missing.
@@ -45,40 +46,52 @@ def upload(folder: Path | str, url: str, *, progress: Progress | None = None) ->
     ----------
     folder : path
     url : str
+    overwrite : bool
+        Replace another cache at the URL instead of refusing. Its manifest goes first: until the new one stands, readers find none.
     progress : callable, optional
         Called now and then with the shards' bytes that are there and all of them, on the caller's thread.
 
     Raises
     ------
     CacheIncomplete, CacheCorrupt
-        The cache is not whole: nothing that was damaged is published.
+        The cache is not whole: nothing that was damaged is published. Or what is at the URL can't be read as a manifest.
+    CacheMismatch
+        Another cache is at the URL (field by field in the message).
     CacheError
-        The URL can't be written, after some tries.
+        The URL can't be read or written, after some tries.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     system, base = _system(url)
     system.makedirs(base, exist_ok=True)
 
-    def send(entry: dict[str, Any], tell: Tell) -> None:
+    def check(entry: dict[str, Any], tell: Tell) -> None:
         name = entry["file"]
         if _hash_of_file(folder / name) != entry["hash"]:
             raise CacheCorrupt(f"{folder / name}: the bytes are not those that were written (hash); it was not sent")
+
+    def send(entry: dict[str, Any], tell: Tell) -> None:
+        name = entry["file"]
         if not _has(system, f"{base}/{name}", entry):
             _retried(url, lambda: _send(system, folder / name, f"{base}/{name}", tell))
 
+    _each(check, manifest["shards"], None)  # all of them, before anything at the URL is touched
+    _make_way(system, f"{base}/{MANIFEST}", url, manifest, overwrite)
     _each(send, manifest["shards"], progress)
     _retried(url, lambda: _send(system, folder / MANIFEST, f"{base}/{MANIFEST}", lambda size: None))
 
 
-def download(url: str, folder: Path | str | None = None, *, progress: Progress | None = None) -> Path:
+def download(url: str, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress | None = None) -> Path:
     """Copy a cache from a URL; shards that are here already, with the bytes that the manifest names, are not fetched again.
 
     Parameters
     ----------
     url : str
     folder : path, optional
-        By default one of the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), by the hash of the URL.
+        By default one of the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), by the hash of the URL; an earlier copy in it is
+        replaced when the URL holds another cache.
+    overwrite : bool
+        Replace another cache in ``folder``, finished or not, instead of refusing.
     progress : callable, optional
         Called now and then with the shards' bytes that are here and all of them, on the caller's thread.
 
@@ -92,13 +105,16 @@ def download(url: str, folder: Path | str | None = None, *, progress: Progress |
     CacheIncomplete
         There is no manifest at the URL, or a shard is missing.
     CacheCorrupt
-        What arrives is not what the manifest names.
+        What arrives is not what the manifest names, or what is in ``folder`` can't be read as a manifest.
+    CacheMismatch
+        Another cache is in ``folder`` (field by field in the message).
     CacheLocked
         Another process has been writing the folder for an hour.
     CacheError
         The URL can't be read, after some tries.
     """
     if folder is None:
+        overwrite = True  # it is a copy of ours, whatever the URL held then
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "ensdistill" / xxhash.xxh3_128_hexdigest(url.encode())
     folder = local_path(folder)
@@ -110,14 +126,43 @@ def download(url: str, folder: Path | str | None = None, *, progress: Progress |
     with _alone(folder):
         if _is_here(folder, text):  # another process of this machine has fetched it
             return folder
+        require_no_folders(folder)
+        if not overwrite:
+            arriving = parse_checked(f"{url}/{MANIFEST}", text)
+            for name in (MANIFEST, PLAN):
+                require_no_other(folder, partial(read_checked, folder / name), arriving)
         with atomic_path(folder / "fetched" / MANIFEST) as part:
             part.write_bytes(text)
         manifest = read_manifest(folder / "fetched")
+        if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() != text:
+            (folder / MANIFEST).unlink()  # first: should this be interrupted, the folder is unfinished, not damaged
         _each(lambda entry, tell: _fetch(system, base, url, folder, entry, tell), manifest["shards"], progress)
         # Last, as when a cache is written: a folder with a manifest is whole.
         os.replace(folder / "fetched" / MANIFEST, folder / MANIFEST)
         (folder / "fetched").rmdir()
+        if overwrite:
+            remove(leftovers(folder, manifest))
     return folder
+
+
+def _make_way(system: Any, target: str, url: str, manifest: Manifest, overwrite: bool) -> None:
+    """Leave no manifest at the URL but this one: refuse where it is another cache's, or remove it."""
+
+    def there() -> Manifest:
+        return parse_checked(f"{url}/{MANIFEST}", _manifest_text(system, target, url))
+
+    if not overwrite:
+        require_no_other(url, there, manifest)
+        return
+    try:
+        if there() == manifest:
+            return
+    except CacheIncomplete:
+        return
+    except (CacheCorrupt, CacheMismatch):
+        pass  # another one, surely
+    with suppress(FileNotFoundError):
+        _retried(url, lambda: system.rm_file(target))
 
 
 def _system(url: str) -> tuple[Any, str]:

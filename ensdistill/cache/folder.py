@@ -1,0 +1,69 @@
+"""What lies in a cache's folder: which files are the cache's own, which are left over, and whether they are of the same cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
+from ensdistill.cache.fingerprint import differences
+
+_OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
+ADVICE = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
+
+
+def own_files(path: Path) -> list[Path]:
+    """Everything that has the name of a cache's file, but folders; the manifest first, without which nothing else is read."""
+    return sorted(file for file in _named(path) if not _is_folder(file))
+
+
+def require_no_folders(path: Path) -> None:
+    """Raise CacheError where a folder has the name of a cache's file: it was not made here, and no file can take its place."""
+    for file in filter(_is_folder, _named(path)):
+        raise CacheError(f"{file}: expected a file of the cache, or nothing; got a folder: move it elsewhere, or choose another folder")
+
+
+def leftovers(path: Path, finished: m.Manifest) -> list[Path]:
+    """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
+    keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
+    return [file for file in own_files(path) if file.name not in keep]
+
+
+def remove(files: Iterable[Path]) -> None:
+    for file in list(files):  # all named before the folder changes
+        file.unlink(missing_ok=True)
+
+
+def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
+    """Raise CacheMismatch, field by field, where two manifests or plans differ; ``place`` holds what was found."""
+    # The record follows from other fields, and a difference in it would only repeat theirs.
+    found, expected = ({field: value for field, value in body.items() if field != "record"} for body in (found, expected))
+    if differing := differences(found, expected):
+        raise CacheMismatch(f"{place}: the folder holds a cache of something else; {ADVICE}:", differing)
+
+
+def require_no_other(place: Path | str, read: Callable[[], m.Manifest], expected: m.Manifest) -> None:
+    """Raise where copying the cache with the manifest ``expected`` to ``place`` would destroy another one.
+
+    ``read`` returns the manifest or the plan that is there, or raises CacheIncomplete where there is none. One that can't be read may
+    be another cache's: that is an error too.
+    """
+    try:
+        found = read()
+    except CacheIncomplete:
+        return
+    except (CacheCorrupt, CacheMismatch) as error:
+        raise type(error)(f"{error}; {ADVICE}") from error
+    # Shards and statistics follow from what the cache is of, and are told of only where that is the same.
+    for fields in ([field for field in m.PLAN_FIELDS if field in found], [*found]):
+        require_same(place, {field: found[field] for field in fields}, {field: expected[field] for field in fields if field in expected})
+
+
+def _named(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if _OURS.fullmatch(file.name)]
+
+
+def _is_folder(file: Path) -> bool:
+    return file.is_dir() and not file.is_symlink()
