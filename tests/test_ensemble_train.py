@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import time
 import warnings
 
@@ -174,6 +175,40 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
     bagged = train(digits, GaussianNB(), members=3, method="bagging")
     assert len(set(m.fingerprint() for m in bagged.members)) == 3
     assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == ("gaussiannb-1", "logisticregression-2")
+
+
+class Failing(GaussianNB):
+    """Fails as it is told to."""
+
+    def __init__(self, error="memory"):
+        super().__init__()
+        self.error = error
+
+    def fit(self, x, y):
+        if self.error == "memory":
+            raise MemoryError("9 PiB")
+        if self.error == "arithmetic":
+            raise ArithmeticError("it broke")
+        raise json.JSONDecodeError("it broke", "", 0)  # on the way from another process it loses its notes
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_an_error_of_a_fit_says_whose_it_is(digits, n_jobs):
+    def fit(error, members=None):
+        both = [GaussianNB(), Failing(error)] if members is None else Failing(error)
+        train(digits, both, members=members, method="bagging", n_jobs=n_jobs)
+
+    advice = r"fit fewer at once \(n_jobs\), choose fewer rows \(method='subsample'\), or a smaller estimator$"
+    with pytest.raises(MemoryError, match=r"^failing-2: out of memory in its fit \(9 PiB\) to 200 rows of 64 features; " + advice):
+        fit("memory")
+    for error, kind, members, who in (
+        ("arithmetic", ArithmeticError, None, "failing-2"),
+        ("json", json.JSONDecodeError, None, "failing-2"),
+        ("json", json.JSONDecodeError, 3, "one of failing-1, failing-2, failing-3" if n_jobs else "failing-1"),
+    ):
+        with pytest.raises(kind, match="it broke") as caught:
+            fit(error, members)
+        assert caught.value.__notes__ == [f"in the fit of {who}"]
 
 
 def test_members_that_came_out_equal_are_warned_of(digits):
