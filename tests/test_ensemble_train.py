@@ -239,6 +239,36 @@ def test_labels_may_be_names(digits):
     assert (names[::-1][turned.predict_proba(digits.labelled.inputs).argmax(1)] == data[1]).mean() > 0.8
 
 
+def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
+    """Before anything is trained."""
+    monkeypatch.setattr("ensdistill.ensemble.training.train_stack", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("ensdistill.ensemble.estimators.fit", lambda jobs, *a: pytest.fail("fitted"))
+    x = digits.labelled.inputs[:12]
+    for factory in (GaussianNB(), MLP):
+        for values, shown in (([1, 2, 3], r"3 .*, \[1, 2, 3\], up to 3"), ([0, 2], r"2 .*, \[0, 2\], up to 2")):
+            y = np.resize(values, 12)
+            with pytest.raises(ValueError, match=rf"data: expected labels in 0\.\.C-1, .*got {shown}\. .*labels\.astype\(str\)"):
+                Ensemble.train(factory, (x, y), members=1)
+    with pytest.raises(ValueError, match=r"data: expected labels in 0\.\.C-1, .*\[0, 1, 2, 3, 4\] \.\.\., up to 1000000000"):
+        Ensemble.train(MLP, (x, np.array([*range(11), 10**9])), members=1)
+    told = r"classes: gaussiannb-2: expected rows of each of \['a', 'b', 'c'\], .*; there are none of \['b'\]"
+    for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
+        with pytest.raises(ValueError, match=told):
+            Ensemble.train([MLP, GaussianNB()], (x, labels), classes=("a", "b", "c"))
+
+
+def test_classes_may_have_no_rows_where_outputs_are_there_anyway(digits):
+    x, few = digits.labelled.inputs[:12], Optimization(steps=2, batch_size=4)
+    net = functools.partial(MLP, outputs=3)
+    for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
+        for method in ("seeds", "bagging"):
+            ensemble = Ensemble.train(net, (x, labels), members=2, method=method, classes=("a", "b", "c"), optimization=few)
+            assert (ensemble.classes, ensemble.predict_proba(x).shape) == (("a", "b", "c"), (12, 3))
+    numbers = Ensemble.train([net, GaussianNB()], (x, np.resize([1, 2, 10], 12).astype(str)), optimization=few)
+    assert numbers.classes == ("1", "10", "2")
+    assert numbers.predict_proba(x).shape == (12, 3)
+
+
 def test_bad_data_and_factories(digits):
     x, y = digits.labelled.inputs, digits.labelled.labels
     rows = digits.labelled

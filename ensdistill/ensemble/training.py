@@ -70,6 +70,7 @@ def train(
     progress: bool | Watch | None,
 ) -> Ensemble:
     """Train what is planned; see :meth:`ensdistill.ensemble.Ensemble.train`."""
+    _check_learnable(planned, settings)
     names = [p.name for p in planned]
     view = TrainingView(names) if progress is True else nullcontext(progress or None)
     with processes(settings.device) as group, view as watch:
@@ -79,6 +80,18 @@ def train(
             made = dict(_fit(planned, settings, None, watch))
             return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.classes)
         return _on_disk(cls, planned, settings, combiner, Path(folder), group, watch)
+
+
+def _check_learnable(planned: list[Planned], settings: Settings) -> None:
+    """Estimators know no class but those they have seen; modules have an output for each in any case."""
+    missing = sorted(set(range(len(settings.classes))) - set(np.unique(settings.labels).tolist()))
+    for p in planned:
+        if missing and estimators.is_estimator(p.factory):
+            names = [settings.classes[i] for i in missing]
+            raise ValueError(
+                f"classes: {p.name}: expected rows of each of {list(settings.classes)}, because a fitted estimator knows no others; "
+                f"there are none of {names}. Leave them out, with labels that are names or count the classes that are left"
+            )
 
 
 def _on_disk(
@@ -301,8 +314,8 @@ def as_data(data: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, np.nd
             raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}")
         labels = np.array([position[name] for name in labels.tolist()], np.int64)
     elif labels.dtype.kind in "iu":
-        names = tuple(str(i) for i in range(int(labels.max()) + 1)) if classes is None else tuple(classes)
         labels = labels.astype(np.int64)
+        names = _numbers(labels) if classes is None else tuple(classes)
     else:
         raise ValueError(f"data: expected labels that are class indices or names; got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= len(names):
@@ -311,3 +324,16 @@ def as_data(data: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, np.nd
     if len(np.unique(labels)) < 2:
         raise ValueError(f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}")
     return inputs, labels, names
+
+
+def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    """The names 0..C-1 of classes that are known by their indices alone. Of numbers with gaps nobody can tell how many classes they are
+    of: from 1, they may be counted from there, and be an index too high each."""
+    there = np.unique(labels).tolist()
+    if len(there) > 1 and there[0] >= 0 and there[-1] >= len(there):
+        got = f"{len(there)} different ones, {there[:5]}{' ...' * (len(there) > 5)}, up to {there[-1]}"
+        raise ValueError(
+            f"data: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
+            "If they are names, pass labels.astype(str); if they are indices, name all classes by classes="
+        )
+    return tuple(str(i) for i in range(there[-1] + 1))
