@@ -3,8 +3,11 @@
 import functools
 import io
 import json
+import re
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -39,6 +42,7 @@ from ensdistill.ensemble.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
+from ensdistill.processes import Processes
 from ensdistill.training import Status
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
@@ -453,11 +457,61 @@ def test_without_a_terminal_there_are_lines(digits, capsys):
     assert "mean loss" in shown
 
 
+def test_the_view_shows_whose_the_others_are_until_they_are_done():
+    out, finished = io.StringIO(), set()
+    console = Console(file=out, force_terminal=True, width=120)
+    view = TrainingView(["a", "b", "c"], console, ranks={"b": 1}, finished=finished.__contains__)
+    assert [view._cells(name)[1] for name in "abc"] == ["waiting", "rank 1", "waiting"]
+    with view:
+        view(Status(("a",), 8, 8, np.array([0.25]), np.array([1.0])))
+        finished |= {"b"}
+    assert [view._cells(name)[1] for name in "abc"] == ["8/8", "done", "waiting"]
+    assert re.search(r"2 of 3 members trained, [\d.]+ s, mean loss of 1 of them 0\.2500", out.getvalue())
+    view(Status(("b",), 4, 8, np.array([0.5]), np.array([1.0])))  # finished once, and trained again for the sake of others
+    assert view._cells("b")[1] == "4/8"
+    view._line()
+    assert "1 of 3 members trained" in out.getvalue()
+
+
+def test_several_processes_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys):
+    """Threads in their place: what they share is the folder."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    class Ranked(Processes):
+        def wait(self):
+            barrier.wait()
+
+    @contextmanager
+    def ranked(device):
+        yield Ranked(int(threading.current_thread().name[-1]), 2)
+
+    class Told(TrainingView):
+        def __init__(self, names, **options):
+            super().__init__(names, **options)
+            views.append([self._cells(name)[1] for name in names])
+
+    views, found = [], []
+    monkeypatch.setattr("ensdistill.ensemble.training.processes", ranked)
+    monkeypatch.setattr("ensdistill.ensemble.training.TrainingView", Told)
+
+    def work():
+        found.append(train(digits, GaussianNB(), members=5, method="bagging", folder=tmp_path, progress=True).fingerprint())
+
+    for times in (1, 2):  # the second time there is nothing left to do
+        threads = [threading.Thread(target=work, name=f"rank-{rank}") for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 2 * times
+        shown = capsys.readouterr().err
+        assert shown.startswith("5 of 5 members trained, ")
+        assert shown.count("\n") == 1
+    assert views == [["waiting", "rank 1", "waiting", "rank 1", "waiting"], ["waiting"] * 5]
+    assert found == found[:1] * 4
+
+
 def test_all_processes_need_one_folder(digits, monkeypatch):
-    from contextlib import contextmanager
-
-    from ensdistill.processes import Processes
-
     @contextmanager
     def two(device):
         yield Processes(0, 2)

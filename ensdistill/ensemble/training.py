@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,15 +71,18 @@ def train(
 ) -> Ensemble:
     """Train what is planned; see :meth:`ensdistill.ensemble.Ensemble.train`."""
     _check_learnable(planned, settings)
-    names = [p.name for p in planned]
-    view = TrainingView(names) if progress is True else nullcontext(progress or None)
-    with processes(settings.device) as group, view as watch:
+    with processes(settings.device) as group:
         if folder is None:
             if group.count > 1:
                 raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
-            made = dict(_fit(planned, settings, None, watch))
+            with _watched(progress, planned) as watch:
+                made = dict(_fit(planned, settings, None, watch))
             return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.classes)
-        return _on_disk(cls, planned, settings, combiner, Path(folder), group, watch)
+        return _on_disk(cls, planned, settings, combiner, Path(folder), group, progress)
+
+
+def _watched(progress: bool | Watch | None, planned: list[Planned], **view: Any) -> AbstractContextManager[Watch | None]:
+    return TrainingView([p.name for p in planned], **view) if progress is True else nullcontext(progress or None)
 
 
 def _check_learnable(planned: list[Planned], settings: Settings) -> None:
@@ -95,29 +98,43 @@ def _check_learnable(planned: list[Planned], settings: Settings) -> None:
 
 
 def _on_disk(
-    cls: type[Ensemble], planned: list[Planned], settings: Settings, combiner: Any, folder: Path, group: Processes, watch: Watch | None
+    cls: type[Ensemble],
+    planned: list[Planned],
+    settings: Settings,
+    combiner: Any,
+    folder: Path,
+    group: Processes,
+    progress: bool | Watch | None,
 ) -> Ensemble:
     """Every member is put into the folder by the process whose it is, and taken from there by all."""
     prints = _fingerprints(planned, settings)
     trusted = [path for p in planned for path in _own_types(p)]
-    finished = {p.name for p in planned if _finished(folder, p.name, prints[p.name])}
+
+    def done(name: str) -> bool:
+        return _finished(folder, name, prints[name])
+
+    finished = {p.name for p in planned if done(p.name)}
+    homes = [folder / "training" / f"{rank}-of-{group.count}" for rank in range(group.count)]
+    shares = [_share(planned, prints, finished, home, rank, group.count) for rank, home in enumerate(homes)]
     group.wait()  # nobody may write before everybody has seen what there is
-    home = folder / "training" / f"{group.rank}-of-{group.count}"
-    mine = _share(planned, prints, finished, home, group)
+    home, mine = homes[group.rank], shares[group.rank]
     if mine:
         write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
-    for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
-        if isinstance(member, SklearnMember) and (unknown := member.untrusted(trusted)):
-            raise ValueError(
-                f"factory: {name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. "
-                f"If you know them, train without a folder, save the ensemble, and read it by Ensemble.load(folder, trusted={unknown})"
-            )
-        place = folder / "members" / name
-        (place / "trained.json").unlink(missing_ok=True)
-        member.save(place)
-        write_json(place / "trained.json", {"fingerprint": prints[name]})
-    shutil.rmtree(home, ignore_errors=True)
-    group.wait()
+    ranks = {p.name: rank for rank, share in enumerate(shares) if rank != group.rank for p in share}
+    shown = None if progress is True and group.rank > 0 else progress  # one view of all members
+    with _watched(shown, planned, ranks=ranks, finished=done) as watch:
+        for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
+            if isinstance(member, SklearnMember) and (unknown := member.untrusted(trusted)):
+                raise ValueError(
+                    f"factory: {name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. "
+                    f"If you know them, train without a folder, save the ensemble, and read it by Ensemble.load(folder, trusted={unknown})"
+                )
+            place = folder / "members" / name
+            (place / "trained.json").unlink(missing_ok=True)
+            member.save(place)
+            write_json(place / "trained.json", {"fingerprint": prints[name]})
+        shutil.rmtree(home, ignore_errors=True)
+        group.wait()
     # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
     members = [load_member(folder / "members" / p.name, trusted) for p in planned]
     ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
@@ -128,12 +145,12 @@ def _on_disk(
     return ensemble
 
 
-def _share(planned: list[Planned], prints: dict[str, str], finished: set[str], home: Path, group: Processes) -> list[Planned]:
-    """This process's members: those it was at when it was killed, for the sake of their checkpoint, or its part of what is left."""
+def _share(planned: list[Planned], prints: dict[str, str], finished: set[str], home: Path, rank: int, count: int) -> list[Planned]:
+    """A process's members: those it was at when it was killed, for the sake of their checkpoint, or its part of what is left."""
     before = read_json(home / "share.json")
     if isinstance(before, dict) and all(prints.get(name) == value for name, value in before.items()):
         return [p for p in planned if p.name in before]
-    return [p for i, p in enumerate(planned) if i % group.count == group.rank and p.name not in finished]
+    return [p for i, p in enumerate(planned) if i % count == rank and p.name not in finished]
 
 
 def _finished(folder: Path, name: str, fingerprint: str) -> bool:
