@@ -2,8 +2,12 @@
 
 import functools
 import io
+import json
+import re
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -38,6 +42,7 @@ from ensdistill.ensemble.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
+from ensdistill.processes import Processes
 from ensdistill.training import Status
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
@@ -176,6 +181,40 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
     assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == ("gaussiannb-1", "logisticregression-2")
 
 
+class Failing(GaussianNB):
+    """Fails as it is told to."""
+
+    def __init__(self, error="memory"):
+        super().__init__()
+        self.error = error
+
+    def fit(self, x, y):
+        if self.error == "memory":
+            raise MemoryError("9 PiB")
+        if self.error == "arithmetic":
+            raise ArithmeticError("it broke")
+        raise json.JSONDecodeError("it broke", "", 0)  # on the way from another process it loses its notes
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_an_error_of_a_fit_says_whose_it_is(digits, n_jobs):
+    def fit(error, members=None):
+        both = [GaussianNB(), Failing(error)] if members is None else Failing(error)
+        train(digits, both, members=members, method="bagging", n_jobs=n_jobs)
+
+    advice = r"fit fewer at once \(n_jobs\), choose fewer rows \(method='subsample'\), or a smaller estimator$"
+    with pytest.raises(MemoryError, match=r"^failing-2: out of memory in its fit \(9 PiB\) to 200 rows of 64 features; " + advice):
+        fit("memory")
+    for error, kind, members, who in (
+        ("arithmetic", ArithmeticError, None, "failing-2"),
+        ("json", json.JSONDecodeError, None, "failing-2"),
+        ("json", json.JSONDecodeError, 3, "one of failing-1, failing-2, failing-3" if n_jobs else "failing-1"),
+    ):
+        with pytest.raises(kind, match="it broke") as caught:
+            fit(error, members)
+        assert caught.value.__notes__ == [f"in the fit of {who}"]
+
+
 def test_members_that_came_out_equal_are_warned_of(digits):
     with pytest.warns(UserWarning, match="logisticregression-2 answers just as logisticregression-1 does"):
         train(digits, LogisticRegression(max_iter=500), members=2)
@@ -202,6 +241,36 @@ def test_labels_may_be_names(digits):
     turned = Ensemble.train(GaussianNB(), data, members=1, classes=list(names[::-1]))
     assert turned.classes == tuple(names[::-1])
     assert (names[::-1][turned.predict_proba(digits.labelled.inputs).argmax(1)] == data[1]).mean() > 0.8
+
+
+def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
+    """Before anything is trained."""
+    monkeypatch.setattr("ensdistill.ensemble.training.train_stack", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("ensdistill.ensemble.estimators.fit", lambda jobs, *a: pytest.fail("fitted"))
+    x = digits.labelled.inputs[:12]
+    for factory in (GaussianNB(), MLP):
+        for values, shown in (([1, 2, 3], r"3 .*, \[1, 2, 3\], up to 3"), ([0, 2], r"2 .*, \[0, 2\], up to 2")):
+            y = np.resize(values, 12)
+            with pytest.raises(ValueError, match=rf"data: expected labels in 0\.\.C-1, .*got {shown}\. .*labels\.astype\(str\)"):
+                Ensemble.train(factory, (x, y), members=1)
+    with pytest.raises(ValueError, match=r"data: expected labels in 0\.\.C-1, .*\[0, 1, 2, 3, 4\] \.\.\., up to 1000000000"):
+        Ensemble.train(MLP, (x, np.array([*range(11), 10**9])), members=1)
+    told = r"classes: gaussiannb-2: expected rows of each of \['a', 'b', 'c'\], .*; there are none of \['b'\]"
+    for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
+        with pytest.raises(ValueError, match=told):
+            Ensemble.train([MLP, GaussianNB()], (x, labels), classes=("a", "b", "c"))
+
+
+def test_classes_may_have_no_rows_where_outputs_are_there_anyway(digits):
+    x, few = digits.labelled.inputs[:12], Optimization(steps=2, batch_size=4)
+    net = functools.partial(MLP, outputs=3)
+    for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
+        for method in ("seeds", "bagging"):
+            ensemble = Ensemble.train(net, (x, labels), members=2, method=method, classes=("a", "b", "c"), optimization=few)
+            assert (ensemble.classes, ensemble.predict_proba(x).shape) == (("a", "b", "c"), (12, 3))
+    numbers = Ensemble.train([net, GaussianNB()], (x, np.resize([1, 2, 10], 12).astype(str)), optimization=few)
+    assert numbers.classes == ("1", "10", "2")
+    assert numbers.predict_proba(x).shape == (12, 3)
 
 
 def test_bad_data_and_factories(digits):
@@ -388,11 +457,61 @@ def test_without_a_terminal_there_are_lines(digits, capsys):
     assert "mean loss" in shown
 
 
+def test_the_view_shows_whose_the_others_are_until_they_are_done():
+    out, finished = io.StringIO(), set()
+    console = Console(file=out, force_terminal=True, width=120)
+    view = TrainingView(["a", "b", "c"], console, ranks={"b": 1}, finished=finished.__contains__)
+    assert [view._cells(name)[1] for name in "abc"] == ["waiting", "rank 1", "waiting"]
+    with view:
+        view(Status(("a",), 8, 8, np.array([0.25]), np.array([1.0])))
+        finished |= {"b"}
+    assert [view._cells(name)[1] for name in "abc"] == ["8/8", "done", "waiting"]
+    assert re.search(r"2 of 3 members trained, [\d.]+ s, mean loss of 1 of them 0\.2500", out.getvalue())
+    view(Status(("b",), 4, 8, np.array([0.5]), np.array([1.0])))  # finished once, and trained again for the sake of others
+    assert view._cells("b")[1] == "4/8"
+    view._line()
+    assert "1 of 3 members trained" in out.getvalue()
+
+
+def test_several_processes_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys):
+    """Threads in their place: what they share is the folder."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    class Ranked(Processes):
+        def wait(self):
+            barrier.wait()
+
+    @contextmanager
+    def ranked(device):
+        yield Ranked(int(threading.current_thread().name[-1]), 2)
+
+    class Told(TrainingView):
+        def __init__(self, names, **options):
+            super().__init__(names, **options)
+            views.append([self._cells(name)[1] for name in names])
+
+    views, found = [], []
+    monkeypatch.setattr("ensdistill.ensemble.training.processes", ranked)
+    monkeypatch.setattr("ensdistill.ensemble.training.TrainingView", Told)
+
+    def work():
+        found.append(train(digits, GaussianNB(), members=5, method="bagging", folder=tmp_path, progress=True).fingerprint())
+
+    for times in (1, 2):  # the second time there is nothing left to do
+        threads = [threading.Thread(target=work, name=f"rank-{rank}") for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 2 * times
+        shown = capsys.readouterr().err
+        assert shown.startswith("5 of 5 members trained, ")
+        assert shown.count("\n") == 1
+    assert views == [["waiting", "rank 1", "waiting", "rank 1", "waiting"], ["waiting"] * 5]
+    assert found == found[:1] * 4
+
+
 def test_all_processes_need_one_folder(digits, monkeypatch):
-    from contextlib import contextmanager
-
-    from ensdistill.processes import Processes
-
     @contextmanager
     def two(device):
         yield Processes(0, 2)

@@ -1,12 +1,16 @@
 """The ways of training: several at once on threads, the layout of images, and which way is chosen."""
 
+import copy
 import functools
 import gc
+import itertools
+import math
 import os
 import random
 import signal
 import threading
 import weakref
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -169,6 +173,61 @@ def test_whatever_way_an_error_says_whose_it_is(digits, counting, way):
     with pytest.raises(MemoryError, match=rf"^{who}: out of memory in the training .*lower optimization\.batch_size \(8\){advice}"):
         train(digits, counting(at, starved), [1, 2, 3], **options)
     torch.set_num_threads(2)
+
+
+class Starved(MLP):
+    """Finds no memory: at once, or not before it is trained."""
+
+    learning = False
+
+    def forward(self, x):
+        if torch.is_grad_enabled() or not self.learning:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("way", get_args(ways.Way))
+@pytest.mark.filterwarnings("ignore:Starved can't be trained as a stack")
+def test_whatever_way_short_memory_is_named_and_advised_on(digits, way, learning, monkeypatch):
+    monkeypatch.setattr(Starved, "learning", learning)
+    advice = r"a: out of memory in the training \(CUDA out of memory\); lower optimization\.batch_size \(16\)$"
+    with pytest.raises(MemoryError, match=f"^{advice}"):
+        train(digits, Starved, [1, 2, 3, 4], way=way, names=list("abcd"), optimization=Optimization(steps=200, batch_size=16))
+
+
+class Lonely(MLP):
+    """Has memory for one copy of it, and of no other."""
+
+    copied = None
+
+    def __deepcopy__(self, memo):
+        if type(self).copied not in (None, self):
+            raise MemoryError("no copies")
+        type(self).copied = self
+        return copy.copy(self)
+
+
+def test_short_memory_for_what_is_only_tried_rules_out_no_more_than_that(digits, monkeypatch):
+    monkeypatch.setattr(Lonely, "copied", None)
+    with pytest.warns(UserWarning, match=r"Lonely can't be trained (side by side|as a stack): no copies") as told:
+        train(digits, Lonely, [1, 2, 3, 4], way="measured", optimization=Optimization(steps=200, batch_size=8))
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("way", ["measured", "auto"])
+def test_a_loss_that_explodes_while_the_ways_are_tried_has_its_own_name_alone(digits, way):
+    numbers = itertools.count(1)
+
+    def factory():
+        model = MLP()
+        if next(numbers) == 3:
+            torch.nn.init.constant_(model[-1].weight, math.nan)
+        return model
+
+    with pytest.raises(FloatingPointError, match=r"^c: the loss is nan") as caught:
+        train(digits, factory, [1, 2, 3, 4], way=way, names=list("abcd"), optimization=Optimization(steps=200, batch_size=16))
+    assert not hasattr(caught.value, "__notes__")
 
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.errors import is_out_of_memory
 from ensdistill.members import BoostedMember, Member, SklearnMember
 from ensdistill.members.base import flat
 from ensdistill.members.boosted import library_of
 
 ROWS = 256  # on which members are compared
+
+NOTE = "in the fit of"
 
 Job = tuple[Any, int, np.ndarray, str]
 """Estimator, seed, rows, name."""
@@ -45,15 +48,20 @@ def seeds_of(estimator: Any, seed: int) -> dict[str, int]:
 def fit(
     jobs: Sequence[Job], inputs: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], n_jobs: int | None
 ) -> Iterator[tuple[str, Member]]:
-    """Fitted members by name, as they are done; ``n_jobs`` means what it means in scikit-learn."""
+    """Fitted members by name, as they are done; ``n_jobs`` means what it means in scikit-learn.
+
+    Raises
+    ------
+    MemoryError
+        Memory is short; names the member. Other errors of a fit have a note that does.
+    """
     from joblib import Parallel, delayed
 
     features = flat(inputs)
     # joblib's results come in the order of the jobs; what is done is given out at once, so that it can be put away.
-    fitted = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_fit)(e, seed, features[rows], labels[rows]) for e, seed, rows, _ in jobs
-    )
-    for (_, _, _, name), estimator in zip(jobs, fitted, strict=True):
+    fitted = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(job, features, labels) for job in jobs)
+    names = [name for *_, name in jobs]
+    for name, estimator in zip(names, _named(fitted, names), strict=True):
         adapter: Any = SklearnMember if library_of(estimator) is None else BoostedMember
         yield name, adapter(estimator, name=name, classes=classes)
 
@@ -73,9 +81,33 @@ def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator
         yield name, member
 
 
-def _fit(estimator: Any, seed: int, features: np.ndarray, labels: np.ndarray) -> Any:
+def _fit(job: Job, features: np.ndarray, labels: np.ndarray) -> Any:
+    """The estimator of a job, fitted, perhaps in another process: an error says here whose it is."""
     from sklearn.base import clone
 
-    copy = clone(estimator).set_params(**seeds_of(estimator, seed))
-    # scikit-learn's members predict from float64; trees of other libraries from float32.
-    return copy.fit(features if library_of(estimator) else features.astype(np.float64), labels)
+    estimator, seed, rows, name = job
+    try:
+        copy = clone(estimator).set_params(**seeds_of(estimator, seed))
+        # scikit-learn's members predict from float64; trees of other libraries from float32.
+        own = features[rows] if library_of(estimator) else features[rows].astype(np.float64)
+        return copy.fit(own, labels[rows])
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"{name}: out of memory in its fit ({error}) to {len(rows)} rows of {features.shape[1]} features; fit fewer at once "
+                "(n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
+            ) from None
+        error.add_note(f"{NOTE} {name}")
+        raise
+
+
+def _named(fitted: Iterator[Any], names: Sequence[str]) -> Iterator[Any]:
+    """The same; an error that lost its note on its way from another process, or that tells of such a process's end, has at least one that
+    says whose it may be."""
+    try:
+        yield from fitted
+    except Exception as error:
+        own = str(error).startswith(tuple(f"{name}: " for name in names))
+        if not own and not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+            error.add_note(f"{NOTE} {names[0]}" if len(names) == 1 else f"{NOTE} one of {', '.join(names)}")
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from ensdistill.training import Status
 
 LINE_SECONDS = 10.0  # between two lines
+LOOK_SECONDS = 1.0  # between two looks at what others have finished
 
 
 class TrainingView:
@@ -25,6 +26,10 @@ class TrainingView:
     names : sequence of str
     console : Console, optional
         Standard error by default.
+    ranks : mapping from str to int, optional
+        For the members that other processes train, which.
+    finished : callable (name) -> bool, optional
+        Whether a member of which no status has come is done: by another process, or in an earlier training.
 
     Examples
     --------
@@ -37,11 +42,23 @@ class TrainingView:
     ['2', 'of', '2', 'members', 'trained,']
     """
 
-    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        console: Console | None = None,
+        *,
+        ranks: Mapping[str, int] | None = None,
+        finished: Callable[[str], bool] | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._ranks, self._finished = dict(ranks or {}), finished
+        self._done: set[str] = set()  # of those of which no status has come
+        self._looked = -math.inf
         self._rows: dict[str, tuple[Status | None, int, float, float, float]] = {name: (None, 0, 0.0, 0.0, 0.0) for name in names}
-        self._live = Live(self._table(), console=self.console, transient=True, refresh_per_second=4) if self.console.is_terminal else None
         self._start = self._told = time.monotonic()
+        self._live: Live | None = None
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._table, console=self.console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> TrainingView:
         if self._live is not None:
@@ -60,13 +77,20 @@ class TrainingView:
             # The rate counts from the first status of each member: in a resumed training, most steps were done before.
             first = status.step if known is None else self._rows[name][2]
             self._rows[name] = (status, place, first, now if known is None else began, now)
-        if self._live is not None:
-            self._live.update(self._table())
-        elif now - self._told >= LINE_SECONDS:
+        if self._live is None and now - self._told >= LINE_SECONDS:
             self._line()
             self._told = now
 
+    def _look(self, every: float = 0.0) -> None:
+        now = time.monotonic()
+        if self._finished is not None and now - self._looked >= every:
+            self._looked = now
+            silent = [name for name, (status, *_) in self._rows.items() if status is None and name not in self._done]
+            self._done.update(name for name in silent if self._finished(name))
+
     def _table(self) -> Table:
+        """As things are now; the live view asks for it again and again, by a thread of its own."""
+        self._look(LOOK_SECONDS)
         table = Table(box=None, pad_edge=False)
         for title in ("member", "", "step", "loss", "accuracy", "steps/s", "left"):
             table.add_column(title, justify="left" if title in ("member", "") else "right", no_wrap=True)
@@ -77,8 +101,10 @@ class TrainingView:
     def _cells(self, name: str) -> tuple[Any, ...]:
         status, place, first, began, told = self._rows[name]
         if status is None:
-            return (ProgressBar(1, 0, width=16), "waiting")
-        passed = (told if status.step == status.steps else time.monotonic()) - began
+            done = name in self._done
+            state = "done" if done else f"rank {self._ranks[name]}" if name in self._ranks else "waiting"
+            return (ProgressBar(1, int(done), width=16), state)
+        passed = told - began
         rate = (status.step - first) / passed if status.step > first and passed > 0 else math.nan
         left = (status.steps - status.step) / rate if rate > 0 else math.nan
         loss, accuracy = float(status.losses[place]), float(status.accuracies[place])
@@ -92,11 +118,14 @@ class TrainingView:
         )
 
     def _line(self) -> None:
+        self._look()
         known = [(s, place) for s, place, *_ in self._rows.values() if s is not None]
-        if not known:
+        others = sum(self._rows[name][0] is None for name in self._done)
+        if not known and not others:
             return
-        done = sum(s.step == s.steps for s, _ in known)
+        done = sum(s.step == s.steps for s, _ in known) + others
         losses = [float(s.losses[place]) for s, place in known if not math.isnan(s.losses[place])]
-        mean = f", mean loss {sum(losses) / len(losses):.4f}" if losses else ""
+        whose = f" of {len(losses)} of them" if others else ""
+        mean = f", mean loss{whose} {sum(losses) / len(losses):.4f}" if losses else ""
         passed = time.monotonic() - self._start
         self.console.print(f"{done} of {len(self._rows)} members trained, {passed:.1f} s{mean}", style="dim", highlight=False)

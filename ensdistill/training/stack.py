@@ -155,7 +155,8 @@ def train_stack(
 
     home = None if checkpoint is None else Path(checkpoint)
     with _generators_kept(device):
-        chosen = _choose(way, models, optimization, home, partial(job, copies=True))
+        with named(names[:1], optimization, names):  # on whom everything is tried; where others fail, they are trained another way
+            chosen = _choose(way, models, optimization, home, partial(job, copies=True))
         if chosen == "side_by_side":
             beside, done = SideBySide(), [0] * count
 
@@ -165,7 +166,10 @@ def train_stack(
                     progress(sum(done), count * optimization.steps)
 
             told = None if watch is None else beside.by_caller(watch)
-            tried = [traits(model.train(), data[0]) for model in models]  # by this thread: it looks at the global generators
+            tried = []  # by this thread: it looks at the global generators
+            for i, model in enumerate(models):
+                with named(names[i : i + 1], optimization):
+                    tried.append(traits(model.train(), data[0]))
 
             def training(i: int) -> None:  # what it needs beside the model is there while it runs
                 with named(names[i : i + 1], optimization):
@@ -250,14 +254,15 @@ def _choose(
 
 
 @contextmanager
-def named(names: Sequence[str], optimization: Optimization) -> Iterator[None]:
-    """An error says in the training of which models it was, and what helps where the memory was short."""
+def named(names: Sequence[str], optimization: Optimization, beside: Sequence[str] = ()) -> Iterator[None]:
+    """An error says in the training of which models it was, if it does not begin with the name of one of them or of those ``beside``, and
+    what helps where the memory was short."""
     who = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
-            if not str(error).startswith(tuple(f"{name}: " for name in names)):
+            if not str(error).startswith(tuple(f"{name}: " for name in (*names, *beside))):
                 error.add_note(f"in the training of {who}")
             raise
         fewer = "" if len(names) == 1 else ", or train them by way='one_by_one'"

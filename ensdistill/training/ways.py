@@ -44,8 +44,8 @@ def fastest(models: list[nn.Module], job: Callable[[Sequence[int]], Job]) -> Way
     count, at_once, single = len(models), workers(len(models)), job([0])
     seconds: dict[Way, float] = {"one_by_one": count * step_seconds(lambda steps: single.block(0, steps))}
     if at_once > 1 and single.inputs.device.type == "cpu" and can_run_side_by_side(models, single):
-        jobs = [single, *(job([i]) for i in range(1, at_once))]
         try:
+            jobs = [single, *(job([i]) for i in range(1, at_once))]
             with single_threaded(at_once) as pool:
                 one = step_seconds(lambda steps: list(pool.map(lambda each: each.block(0, steps), jobs)))
             seconds["side_by_side"] = math.ceil(count / at_once) * one
