@@ -4,10 +4,8 @@ import functools
 import io
 import json
 import re
-import threading
 import time
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -42,7 +40,6 @@ from ensdistill.ensemble.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.models import CNN, MLP
 from ensdistill.optimization import Optimization
-from ensdistill.processes import Processes
 from ensdistill.training import Status
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
@@ -471,51 +468,3 @@ def test_the_view_shows_whose_the_others_are_until_they_are_done():
     assert view._cells("b")[1] == "4/8"
     view._line()
     assert "1 of 3 members trained" in out.getvalue()
-
-
-def test_several_processes_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys):
-    """Threads in their place: what they share is the folder."""
-    barrier = threading.Barrier(2, timeout=60)
-
-    class Ranked(Processes):
-        def wait(self):
-            barrier.wait()
-
-    @contextmanager
-    def ranked(device):
-        yield Ranked(int(threading.current_thread().name[-1]), 2)
-
-    class Told(TrainingView):
-        def __init__(self, names, **options):
-            super().__init__(names, **options)
-            views.append([self._cells(name)[1] for name in names])
-
-    views, found = [], []
-    monkeypatch.setattr("ensdistill.ensemble.training.processes", ranked)
-    monkeypatch.setattr("ensdistill.ensemble.training.TrainingView", Told)
-
-    def work():
-        found.append(train(digits, GaussianNB(), members=5, method="bagging", folder=tmp_path, progress=True).fingerprint())
-
-    for times in (1, 2):  # the second time there is nothing left to do
-        threads = [threading.Thread(target=work, name=f"rank-{rank}") for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(found) == 2 * times
-        shown = capsys.readouterr().err
-        assert shown.startswith("5 of 5 members trained, ")
-        assert shown.count("\n") == 1
-    assert views == [["waiting", "rank 1", "waiting", "rank 1", "waiting"], ["waiting"] * 5]
-    assert found == found[:1] * 4
-
-
-def test_all_processes_need_one_folder(digits, monkeypatch):
-    @contextmanager
-    def two(device):
-        yield Processes(0, 2)
-
-    monkeypatch.setattr("ensdistill.ensemble.training.processes", two)
-    with pytest.raises(ValueError, match="folder: expected one that all 2 processes see"):
-        train(digits)

@@ -77,7 +77,10 @@ def _on_disk(
 
     finished = {p.name for p in planned if done(p.name)}
     homes = [folder / "training" / f"{rank}-of-{group.count}" for rank in range(group.count)]
-    shares = [_share(planned, prints, finished, home, rank, group.count) for rank, home in enumerate(homes)]
+    if one_training(settings.method):  # it can't be shared out, and what is missing of it can't be had without the rest
+        shares = [[] if finished == set(prints) else planned, *([] for _ in homes[1:])]
+    else:
+        shares = [_share(planned, prints, finished, home, rank, group.count) for rank, home in enumerate(homes)]
     group.wait()  # nobody may write before everybody has seen what there is
     home, mine = homes[group.rank], shares[group.rank]
     if mine:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ensdistill.cache import cache_targets
 from ensdistill.data import Digits, Rows
@@ -20,7 +21,11 @@ from ensemble_trainer import train  # noqa: E402
 
 @pytest.fixture(scope="module")
 def alone():
-    return train(None)
+    """With as many threads as the processes have: a sum over several is another one in its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield train(None)
+    torch.set_num_threads(before)
 
 
 def torchrun(count: int, *arguments: object, restarts: int = 0) -> None:
