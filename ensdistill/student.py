@@ -346,6 +346,11 @@ class StudentTrainer:
                     saved = step
                 if progress is not None:
                     progress(step, steps)
+        if "_original_forward" in vars(model):  # accelerate's, for mixed precision, in the place of the model's own
+            own = vars(model).pop("_original_forward")
+            del model.forward
+            if getattr(own, "__func__", None) is not type(model).forward:
+                model.forward = own
         return Trained(model.cpu().eval(), curve.steps, curve.losses.cpu().numpy(), curve.watched.numpy())
 
     def _fingerprint(

@@ -334,6 +334,7 @@ def test_bfloat16_stays_near_float32(rows, caches):
     exact, half = (StudentTrainer(SHORT, mixed_precision=p).distill(STUDENT, rows, caches["prob"]) for p in ("no", "bf16"))
     assert 0 < abs(half.losses[-1] - exact.losses[-1]) < 0.05 * exact.losses[-1]  # eight bits of mantissa: a few percent at most
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
+    assert "forward" not in vars(half.module)  # it answers as it will when it is loaded, in float32
 
 
 def test_rows_that_the_cache_was_not_made_from(rows, caches):
