@@ -3,15 +3,18 @@
 import functools
 import io
 import json
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
+import skops.io
 import torch
 from member_cases import members
 from sklearn.svm import SVC
 from torch import nn
 
+from ensdistill.ensemble import Ensemble
 from ensdistill.members import CallableMember, Member, SklearnMember, TorchMember, load_member
 from ensdistill.models import MLP
 
@@ -119,6 +122,33 @@ def test_a_factory_of_another_module_is_refused_when_it_is_saved(tmp_path, facto
         member.save(tmp_path / "net")
     assert not (tmp_path / "net").exists()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Times(nn.Linear):
+    def __init__(self, factor=1.0):
+        super().__init__(64, 10)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * super().forward(x.flatten(1))
+
+
+def test_a_factory_of_a_module_with_other_attributes_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match="net: its factory builds a module with other attributes, hooks or code of the module"):
+        TorchMember(Times(2.0), name="net", factory=Times).save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TorchMember(Times(2.0).eval(), factory=functools.partial(Times, factor=2.0)).save(tmp_path)
+
+
+def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_needed(tmp_path, rows, monkeypatch):
+    member = SklearnMember(SVC().fit(*rows), name="svc")
+    written = []
+    monkeypatch.setattr(skops.io, "dumps", lambda *a, dumps=skops.io.dumps: written.append(1) or dumps(*a))
+    Ensemble.from_members([member]).save(tmp_path)
+    assert len(written) == 1
+    Ensemble.load(tmp_path)
+    assert len(written) == 3  # what it is written as now, which other versions do otherwise, and whether that is what was read
 
 
 def test_newer_formats_are_refused(tmp_path, rows):

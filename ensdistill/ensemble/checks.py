@@ -12,6 +12,7 @@ from torch import Tensor
 from ensdistill.data import BadRows
 from ensdistill.describe import class_path
 from ensdistill.members import BoostedMember, Member, SklearnMember, default_name
+from ensdistill.members.base import is_member
 
 
 def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
@@ -38,7 +39,7 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
 
 def free_names(members: Sequence[Any]) -> list[str | None]:
     """For each unnamed member what it is called: numbered where several would have one name."""
-    names = [None if isinstance(m, Member) else default_name(m) for m in members]
+    names = [None if is_member(m) else default_name(m) for m in members]
     return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
 from ensdistill.data import Rows
-from ensdistill.ensemble import storage, training
+from ensdistill.ensemble import planning, storage, training
 from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of, named
 from ensdistill.ensemble.checks import as_inputs, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
@@ -200,10 +200,10 @@ class Ensemble:
         (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
         """
         check_way(way, device)
-        inputs, labels, names = training.as_data(data, classes)
+        inputs, labels, names = planning.as_data(data, classes)
         chosen = as_method(method)
-        planned = training.plan(factory, members, chosen, seed, name, labels, optimization)
-        settings = training.Settings(inputs, labels, names, chosen, augment, way, device, n_jobs)
+        planned = planning.plan(factory, members, chosen, seed, name, labels, optimization)
+        settings = planning.Settings(inputs, labels, names, chosen, augment, way, device, n_jobs)
         return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
 
     @property

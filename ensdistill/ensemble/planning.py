@@ -15,6 +15,7 @@ from ensdistill.data import Rows, check_finite, derive_seed
 from ensdistill.describe import class_path, module_recipe
 from ensdistill.ensemble import estimators
 from ensdistill.ensemble.methods import FastGeometric, Method, Snapshot
+from ensdistill.members.base import as_classes
 from ensdistill.optimization import Optimization
 from ensdistill.training import Way
 
@@ -118,15 +119,16 @@ def as_data(data: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, np.nd
     if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or len(inputs) == 0:
         raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(labels.shape)}")
     check_finite("data", inputs)
+    wanted = as_classes("the ensemble", classes)
     if labels.dtype.kind in "US":  # names
-        names = tuple(np.unique(labels).tolist()) if classes is None else tuple(classes)
+        names = tuple(np.unique(labels).tolist()) if wanted is None else wanted
         position = {name: i for i, name in enumerate(names)}
         if unknown := sorted(set(labels.tolist()) - set(names)):
             raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}")
         labels = np.array([position[name] for name in labels.tolist()], np.int64)
     elif labels.dtype.kind in "iu":
         labels = labels.astype(np.int64)
-        names = _numbers(labels) if classes is None else tuple(classes)
+        names = _numbers(labels) if wanted is None else wanted
     else:
         raise ValueError(f"data: expected labels that are class indices or names; got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= len(names):

@@ -13,8 +13,7 @@ import numpy as np
 
 from ensdistill.ensemble.checks import plain_name
 from ensdistill.files import read_json, write_json
-from ensdistill.members import load_member
-from ensdistill.members.base import content_of
+from ensdistill.members import Member, load_member
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -59,17 +58,22 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
         ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'ensemble.json'}: is none that was saved ({type(error).__name__}: {error})") from error
-    for member in members:
-        if (content := content_of(member)) != about["members"][member.name]:
-            raise ValueError(f"{folder}: the content of {member.name} is {content!r}; ensemble.json says {about['members'][member.name]!r}")
+    for name, content in _contents(members, folder).items():
+        if content != about["members"][name]:
+            raise ValueError(f"{folder}: the content of {name} is {content!r}; ensemble.json says {about['members'][name]!r}")
     _restore(ensemble, about, folder / "ensemble.json")
     return ensemble
 
 
 def write_about(ensemble: Ensemble, folder: Path) -> None:
-    """Write ``ensemble.json``, the last file of a saved ensemble."""
-    members = {member.name: content_of(member) for member in ensemble.members}
+    """Write ``ensemble.json``, the last file of a saved ensemble, whose members are there."""
+    members = _contents(ensemble.members, folder)
     write_json(folder / "ensemble.json", {"format": FORMAT, "members": members, **ensemble.settings()})
+
+
+def _contents(members: Sequence[Member], folder: Path) -> dict[str, Any]:
+    """By name, the digests of saved members' content, as written beside them: reading a forest again would take seconds."""
+    return {member.name: read_json(folder / "members" / member.name / "member.json")["fingerprint"] for member in members}
 
 
 def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:

@@ -17,7 +17,7 @@ from ensdistill.data import derive_seed
 from ensdistill.describe import class_path, describe, module_recipe
 from ensdistill.ensemble import estimators, storage
 from ensdistill.ensemble.methods import FastGeometric, Snapshot
-from ensdistill.ensemble.planning import Planned, Settings, as_data, check_learnable, one_training, plan
+from ensdistill.ensemble.planning import Planned, Settings, check_learnable, one_training
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.files import read_json, write_json
 from ensdistill.fingerprint import digest
@@ -27,8 +27,6 @@ from ensdistill.processes import Processes, processes
 from ensdistill.skops_files import untrusted_types
 from ensdistill.training import Status, Watch, train_stack, train_trajectory
 from ensdistill.training.checks import Seen, check_own
-
-__all__ = ["Planned", "Settings", "as_data", "plan", "train"]
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble

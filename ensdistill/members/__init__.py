@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.describe import class_path
-from ensdistill.members.base import SMOOTHING, Member, hear, to_logits
+from ensdistill.members.base import SMOOTHING, Member, hear, is_member, to_logits
 from ensdistill.members.boosted import BoostedMember, library_of
 from ensdistill.members.estimator import Output, SklearnMember
 from ensdistill.members.files import load_member
@@ -62,8 +62,9 @@ def as_member(value: Any, name: str | None = None) -> Member:
         The adapter does not take it: it is not fitted, for example.
     """
     name = name or default_name(value)
-    if isinstance(value, Member):
-        return value
+    if is_member(value):
+        known: Member = value
+        return known
     if isinstance(value, nn.Module):
         return TorchMember(value, name=name)
     if library_of(value) is not None:

@@ -174,11 +174,18 @@ def content_of(member: Member) -> str:
     return getattr(member, "saved_content", member.fingerprint)()
 
 
-def write_about(folder: Path | str, member: Member, kind: str, **more: Any) -> None:
-    """Write ``member.json``, the last file of a saved member."""
+def is_member(value: Any) -> bool:
+    """``isinstance(value, Member)`` without asking: up to Python 3.11 that computes properties, and a forest's size takes seconds."""
+    names = ("name", "classes", "parameters", "bytes", "predict_logits", "fingerprint", "save")
+    return all(hasattr(type(value), name) or hasattr(value, name) for name in names)
+
+
+def write_about(folder: Path | str, member: Member, kind: str, content: str | None = None, /, **more: Any) -> None:
+    """Write ``member.json``, the last file of a saved member; ``content`` is `content_of` the member, where that is known."""
     classes = None if member.classes is None else list(member.classes)
-    content = {"format": FORMAT, "kind": kind, "name": member.name, "classes": classes, "fingerprint": content_of(member), **more}
-    write_json(Path(folder) / "member.json", content)
+    fingerprint = content_of(member) if content is None else content
+    about = {"format": FORMAT, "kind": kind, "name": member.name, "classes": classes, "fingerprint": fingerprint, **more}
+    write_json(Path(folder) / "member.json", about)
 
 
 Loader = Callable[[Path, dict[str, Any], tuple[str, ...]], Member]

@@ -120,7 +120,10 @@ class SklearnMember:
         return to_logits(scores, self.smoothing) if self.output == "probability" else scores.astype(np.float32)
 
     def fingerprint(self) -> str:
-        now = self._archive()[1]  # it may have been refitted
+        return self._print(self._archive()[1])
+
+    def _print(self, now: str) -> str:
+        """The fingerprint, of the digest of what it is written as: the file's that it was read from, if it was not refitted since."""
         first, file = self._came_from or (now, now)
         return digest(["sklearn", file if now == first else now, self.output, self.smoothing, self.classes])
 
@@ -136,8 +139,10 @@ class SklearnMember:
         return untrusted_types(self._archive()[0], trusted)
 
     def save(self, folder: Path | str) -> None:
-        write_bytes(Path(folder) / "estimator.skops", self._archive()[0])
-        write_about(folder, self, "sklearn", output=self.output, smoothing=self.smoothing, batch_size=self.batch_size)
+        blob, now, *_ = self._archive()
+        write_bytes(Path(folder) / "estimator.skops", blob)
+        more = {"output": self.output, "smoothing": self.smoothing, "batch_size": self.batch_size}
+        write_about(folder, self, "sklearn", self._print(now), **more)
 
 
 def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> SklearnMember:
