@@ -1,5 +1,6 @@
 # make demo    an ensemble becomes one small model, with the report     make test    all tests
 # Both set up .venv by themselves: torch, the other packages, the compiled extension. A second call sets up nothing again.
+# make test-slow    the long tests that make test leaves out: kills, fuzzing, many odd models (up to 40 minutes)
 #   TORCH=torch make demo    take the registry's newest torch (with CUDA) instead of the pinned one
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test setup lint format bench clean
+.PHONY: demo test test-slow setup lint format bench clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -16,6 +17,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 setup: .venv/.built
 
