@@ -15,6 +15,7 @@ from torch import nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.describe import class_path, module_recipe
 from ensdistill.members import SMOOTHING, Member, Output, SklearnMember, TorchMember
+from ensdistill.members.base import class_columns
 from ensdistill.optimization import Optimization
 from ensdistill.training import Way, train_stack
 
@@ -210,7 +211,9 @@ class SklearnMembers:
                 x, y = np.concatenate(variants), np.tile(y, len(variants))
             target = 2.0 * np.eye(len(classes))[y] - 1 if is_regressor(estimator) else y
             estimator.fit(x.reshape(len(x), -1).astype(np.float64), target)
-            members.append(SklearnMember(estimator, name=job.name, classes=classes, output=self.output, smoothing=self.smoothing))
+            own = class_columns(estimator, classes)
+            made = SklearnMember(estimator, name=job.name, classes=classes, columns=own, output=self.output, smoothing=self.smoothing)
+            members.append(made)
             if progress is not None:
                 progress(len(members), len(jobs))
         return members

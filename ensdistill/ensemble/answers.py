@@ -13,7 +13,7 @@ from ensdistill.data import BadRows
 from ensdistill.ensemble.checks import check_logits
 from ensdistill.errors import is_out_of_memory
 from ensdistill.members import Member, TorchMember
-from ensdistill.members.base import Logits
+from ensdistill.members.base import Logits, arranged, positions
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
@@ -54,10 +54,8 @@ def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> N
 
 
 def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] | None) -> Logits:
-    check_logits(logits, member.name, rows, classes)
-    if member.classes is not None and classes is not None and member.classes != classes:
-        return logits[:, [member.classes.index(name) for name in classes]]
-    return logits
+    check_logits(logits, member.name, rows, classes if member.classes is None else member.classes)
+    return logits if member.classes is None or classes is None else arranged(logits, positions(member.classes, classes))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,18 @@ def as_inputs(inputs: Any) -> np.ndarray:
 
 
 def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) -> Member:
-    """The member that was made of ``value``; with ``classes`` by index, where it is a model that was fitted to the integers 0..C-1."""
-    numbers = None if classes is None else {str(i) for i in range(len(classes))}
-    if member is value or not isinstance(member, (SklearnMember, BoostedMember)) or set(member.classes or ()) != numbers:
+    """The member that was made of the estimator ``value``, with its ``classes_`` as indices into ``classes`` where they are such."""
+    if member is value or not isinstance(member, SklearnMember | BoostedMember) or classes is None or member.classes is None:
         return member
-    return type(member)(value, name=member.name, classes=classes)
+    return type(member)(value, name=member.name, classes=classes) if not set(member.classes) & set(classes) else member
+
+
+def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, remedy: str) -> None:
+    """Raise ValueError for a member that has a class beside ``classes``, and warn of one that lacks some."""
+    for member in members:
+        if member.classes is None or classes is None:
+            continue
+        if set(member.classes) - set(classes):
+            raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(classes)}{remedy}")
+        if unseen := [name for name in classes if name not in member.classes]:
+            warnings.warn(f"{member.name} was fitted without the classes {unseen}: it gives them probability 0", stacklevel=3)

@@ -16,7 +16,7 @@ from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature,
 from ensdistill.data import Rows
 from ensdistill.ensemble import planning, storage, training
 from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of, named
-from ensdistill.ensemble.checks import as_inputs, free_names, named_by_index, normalised
+from ensdistill.ensemble.checks import as_inputs, check_known, free_names, named_by_index, normalised
 from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
@@ -90,12 +90,13 @@ class Ensemble:
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
             The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
-            fitted to the integers 0..C-1 by index. What knows no names (a bare module, an array, a function) has to answer in this order.
+            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, and a warning says so.
+            What knows no names (a bare module, an array, a function) has to answer in this order.
 
         Raises
         ------
         ValueError
-            No members, equal names, members with other classes, or weights that do not fit.
+            No members, equal names, a member with a class that is not among ``classes``, or weights that do not fit.
         """
         if isinstance(members, nn.Module):
             raise TypeError(f"members: expected a sequence of members; got one {type(members).__name__}: [module] has it as a member")
@@ -111,9 +112,7 @@ class Ensemble:
                 raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
         known = next((m.classes for m in adapted if m.classes is not None), None)
         order = known if order is None else order
-        for member in adapted:
-            if member.classes is not None and order is not None and sorted(member.classes) != sorted(order):
-                raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(order)}")
+        check_known(adapted, order, "" if classes is not None else "; name the classes of all members, in order, by classes=")
         return cls(adapted, order, normalised(weights, len(adapted)), combiner)
 
     @classmethod

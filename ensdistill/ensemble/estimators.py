@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.errors import is_out_of_memory
 from ensdistill.members import BoostedMember, Member, SklearnMember
-from ensdistill.members.base import flat
+from ensdistill.members.base import class_columns, flat
 from ensdistill.members.boosted import library_of
 
 ROWS = 256  # on which members are compared
@@ -63,7 +63,7 @@ def fit(
     names = [name for *_, name in jobs]
     for name, estimator in zip(names, _named(fitted, names), strict=True):
         adapter: Any = SklearnMember if library_of(estimator) is None else BoostedMember
-        yield name, adapter(estimator, name=name, classes=classes)
+        yield name, adapter(estimator, name=name, classes=classes, columns=class_columns(estimator, classes))
 
 
 def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator[tuple[str, Member]]:

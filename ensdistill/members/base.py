@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ensdistill.data import BadRows
@@ -113,54 +116,123 @@ def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] |
 
 
 def as_classes(name: str, classes: Sequence[Any] | None) -> tuple[str, ...] | None:
-    """Classes' names as strings, as those of estimators are (their ``classes_`` may be integers); None stays None.
+    """Return the classes' names as strings; an estimator's labels may be integers, booleans or whole floats. None stays None.
 
     Raises
     ------
     ValueError
         Two are equal.
+
+    Examples
+    --------
+    >>> as_classes("svc", np.array([0.0, 1.0])), as_classes("svc", [False, True])
+    (('0', '1'), ('False', 'True'))
     """
     if classes is None:
         return None
-    names = tuple(str(c) for c in np.asarray(classes, object).tolist())
+    values = np.asarray(classes, object).tolist()
+    names = tuple(str(int(c) if isinstance(c, float | np.floating) and float(c).is_integer() else c) for c in values)
     if twice := [c for c in names if names.count(c) > 1]:
         raise ValueError(f"classes: {name}: expected different names; {twice[0]!r} stands {len(twice)} times")
     return names
 
 
-def align(name: str, known: Sequence[Any] | None, wanted: Sequence[Any] | None) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Names of the outputs, and for each the column of the model's own order (None: they are in order).
+def align(
+    name: str,
+    known: Sequence[Any] | None,
+    wanted: Sequence[Any] | None,
+    columns: Sequence[Any] | None = None,
+    *,
+    partly: bool = False,
+) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+    """Return the names of the outputs, and for each the column of the model's own order (None: the columns are in order).
 
     Parameters
     ----------
     known : sequence, optional
         The model's ``classes_``.
     wanted : sequence of str, optional
-        The order that is wanted: by name, or, where these are no names of the model's and its own are the integers 0..C-1, as indices.
+        The order that is wanted. It is read by name; where it has none of the model's names, and these are integers below C, as indices.
+    columns : sequence of str, optional
+        Names for ``known``, in its order. With them everything is read by name.
+    partly : bool
+        The model may lack wanted classes: their column is -1 (see :func:`arranged`), and a warning names them.
 
     Raises
     ------
     ValueError
-        The model knows other classes; the message shows both lists.
+        The model has other classes, or its integers could be names as well as indices; the message shows both lists.
     """
-    classes = as_classes(name, wanted)
-    if known is None:
-        return classes, None
-    known = list(np.asarray(known).tolist())
-    if classes is None:
-        return tuple(str(c) for c in known), None
-    position = {str(c): column for column, c in enumerate(known)}
-    indices = all(isinstance(c, int) and not isinstance(c, bool) for c in known) and sorted(known) == list(range(len(classes)))
-    if indices and set(position) != set(classes):
-        return classes, np.array([known.index(i) for i in range(len(classes))])
-    if set(position) != set(classes):
-        raise ValueError(f"classes: {name} knows {known}; expected {list(classes)}")
-    return classes, np.array([position[c] for c in classes])
+    classes, own = as_classes(name, wanted), as_classes(name, known if columns is None else columns)
+    if columns is not None and known is not None and len(columns) != len(known):
+        raise ValueError(f"columns: {name}: expected {len(known)} names, one for each class of {list(known)}; got {list(columns)}")
+    if own is None or classes is None:
+        return own if classes is None else classes, None
+    unknown = set(own) - set(classes)
+    if unknown == set(own) and columns is None and _are_indices(known, len(classes)):
+        own, unknown = tuple(classes[int(c)] for c in np.asarray(known).tolist()), set()
+    unseen = [c for c in classes if c not in own]
+    if unknown or (unseen and not partly):
+        remedy = "; name its classes, in the order of its classes_, by columns=" if partly and unknown != set(own) else ""
+        raise ValueError(
+            f"classes: {name} knows {np.asarray(known if columns is None else columns).tolist()}; expected {list(classes)}{remedy}"
+        )
+    if unseen:
+        warnings.warn(f"{name} was fitted without the classes {unseen}: it gives them probability 0", stacklevel=3)
+    return classes, positions(own, classes)
+
+
+def _are_indices(known: Sequence[Any] | None, count: int) -> bool:
+    values = np.asarray(known).tolist()
+    whole = all(not isinstance(c, bool) and isinstance(c, int | float) and float(c).is_integer() for c in values)
+    return whole and all(0 <= c < count for c in values)
+
+
+def arranged(logits: Logits, columns: np.ndarray | None, smoothing: float = SMOOTHING) -> Logits:
+    """Logits [N, C'] of a model's own classes in another order: [N, C].
+
+    Parameters
+    ----------
+    logits : ndarray or Tensor [N, C']
+    columns : ndarray [C], optional
+        The column of each class; -1 for a class that the model never saw. None leaves the logits as they are.
+    smoothing : float
+        The probability of a class that the model never saw, in comparison with all others together.
+
+    Examples
+    --------
+    >>> arranged(np.log([[0.25, 0.75]]), np.array([1, -1, 0]), 1e-3).round(2).tolist()
+    [[-0.29, -6.91, -1.39]]
+    """
+    if columns is None:
+        return logits
+    picked = logits[:, np.maximum(columns, 0).tolist()]
+    empty = np.flatnonzero(columns < 0).tolist()
+    if not empty:
+        return picked
+    if isinstance(picked, Tensor):
+        picked[:, empty] = (torch.logsumexp(logits, 1, keepdim=True) + math.log(smoothing)).to(picked.dtype)
+    else:
+        from scipy.special import logsumexp
+
+        picked[:, empty] = logsumexp(logits, axis=1, keepdims=True) + math.log(smoothing)
+    return picked
+
+
+def positions(own: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
+    """For each of ``classes`` its place in ``own``, -1 where it has none; None where both are equal."""
+    return None if tuple(own) == tuple(classes) else np.array([own.index(c) if c in own else -1 for c in classes])
+
+
+def class_columns(estimator: Any, classes: Sequence[str]) -> list[str] | None:
+    """The names of an estimator's own classes, where its ``classes_`` are indices into ``classes``; None where it has no ``classes_``."""
+    own = getattr(estimator, "classes_", None)
+    return None if own is None else [classes[int(i)] for i in own]
 
 
 def flat(inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as rows of features [N, F], without a copy where that can be."""
-    return inputs.reshape(len(inputs), int(np.prod(inputs.shape[1:], dtype=np.int64)))
+    """Inputs [N, ...] as rows of features [N, F], in their own dtype and without a copy where that can be; [N] stays [N]."""
+    return inputs.reshape(len(inputs), math.prod(inputs.shape[1:])) if inputs.ndim > 2 else inputs
 
 
 def check_smoothing(smoothing: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,19 @@ import numpy as np
 
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import SMOOTHING, Blob, align, batches, check_smoothing, check_width, flat, to_logits, two_logits, write_about
+from ensdistill.members.base import (
+    SMOOTHING,
+    Blob,
+    align,
+    arranged,
+    batches,
+    check_smoothing,
+    check_width,
+    flat,
+    to_logits,
+    two_logits,
+    write_about,
+)
 from ensdistill.skops_files import load_skops, skops_content, untrusted_types
 
 Output = Literal["auto", "probability", "decision"]
@@ -20,7 +33,8 @@ Output = Literal["auto", "probability", "decision"]
 class SklearnMember:
     """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class.
 
-    Inputs are flattened to float64 [N, features].
+    The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in their dtype; only samples of
+    more than one axis are flattened to [N, features].
 
     Parameters
     ----------
@@ -28,8 +42,11 @@ class SklearnMember:
     name : str, optional
         The estimator's class name in lower case by default.
     classes : sequence of str, optional
-        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where they are integers.
+        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where they are integers of which
+        none is a name. Classes that it was fitted without get probability 0, and a warning names them.
         By default its ``classes_`` as strings.
+    columns : sequence of str, optional
+        Names of the estimator's own classes, in the order of its ``classes_``, where these are not the names themselves.
     output : {"auto", "probability", "decision"}
         ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto takes the first it has.
     smoothing : float
@@ -40,7 +57,8 @@ class SklearnMember:
     Raises
     ------
     ValueError
-        The estimator is not fitted, cannot give that output, or knows other classes.
+        The estimator is not fitted, cannot give that output, was fitted to several labels for each row, has a ``decision_function`` of
+        pairs of classes (``decision_function_shape="ovo"``), or knows other classes.
 
     Examples
     --------
@@ -57,6 +75,7 @@ class SklearnMember:
         *,
         name: str | None = None,
         classes: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         output: Output = "auto",
         smoothing: float = SMOOTHING,
         batch_size: int = 2048,
@@ -79,7 +98,18 @@ class SklearnMember:
         if self.method is None:
             raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
         self.output: Output = "probability" if self.method == "predict_proba" else "decision"
-        self.classes, self._columns = align(self.name, getattr(estimator, "classes_", None), classes)
+        known = getattr(estimator, "classes_", None)
+        if getattr(estimator, "multilabel_", False) or (isinstance(known, list) and any(np.ndim(labels) for labels in known)):
+            raise self._several_labels()
+        if self.method == "decision_function" and answers_in_pairs(estimator):
+            raise ValueError(
+                f"decision_function_shape: {self.name}: expected 'ovr', one column for each class; got 'ovo', whose columns are pairs of "
+                "classes. Set it on the fitted SVC or NuSVC: svc.set_params(decision_function_shape='ovr') needs no new fit"
+            )
+        self.own_columns = None if columns is None else list(columns)
+        self.classes, self._columns = align(self.name, known, classes, columns, partly=True)
+        self._count = None if known is None else len(known)
+        self._has_one_label: bool | None = None  # for each row, as its predict has shown
         # Digests of what it is written as just after it was read from a file, and of that file: other versions of the libraries write
         # something else of the same estimator.
         self._came_from: tuple[str, str] | None = None
@@ -101,23 +131,54 @@ class SklearnMember:
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         features = flat(inputs)
+        expected = getattr(self.estimator, "n_features_in_", None)
+        if expected is not None and features.ndim == 2 and features.shape[1] != expected:
+            raise ValueError(f"inputs: {self.name} was fitted to {expected} features (columns); got {features.shape[1]}")
         if len(features) == 0:
             if self.classes is None:
                 raise ValueError(f"inputs: {self.name} cannot tell the number of classes without a row")
             return np.zeros((0, len(self.classes)), np.float32)
+        self._check_one_label(features[:1])
         method = getattr(self.estimator, str(self.method))
-        scores = np.concatenate([np.asarray(method(x.astype(np.float64))) for x in batches(features, self.batch_size)])
-        if scores.ndim == 1 and self.method == "predict":
+        answers = [method(x) for x in batches(features, self.batch_size)]
+        if isinstance(answers[0], list):
+            raise self._several_labels()
+        scores = self._one_column_each(np.concatenate([np.asarray(answer) for answer in answers]))
+        if self._count is None:
+            check_width(self.name, scores, len(inputs), self.classes)
+        elif scores.shape != (len(inputs), self._count):
+            raise ValueError(f"{self.name}: expected outputs [{len(inputs)}, {self._count}], one for each class; got {list(scores.shape)}")
+        if self.output == "probability":
+            scores = to_logits(scores, self.smoothing)
+        return arranged(scores, self._columns, self.smoothing).astype(np.float32)
+
+    def _one_column_each(self, scores: np.ndarray) -> np.ndarray:
+        """The same scores, [N, C]; a binary margin as two columns."""
+        if self.method == "predict" and (scores.ndim == 1 or scores.shape[1] == 1):
             raise ValueError(
                 f"{self.name}: expected a regressor that was fitted to one column for each class; it answers with one number a row, "
                 "which is no logit: fit a classifier, or the regressor to np.eye(C)[labels]"
             )
-        if scores.ndim == 1 and self.output == "decision":
-            scores = two_logits(scores)
-        check_width(self.name, scores, len(inputs), self.classes)
-        if self._columns is not None:
-            scores = scores[:, self._columns]
-        return to_logits(scores, self.smoothing) if self.output == "probability" else scores.astype(np.float32)
+        if scores.ndim == 1 and self.method == "decision_function":
+            if self._count is None and len(self.classes or ()) != 2:
+                raise ValueError(
+                    f"{self.name}: decision_function gives one number for a row, and the estimator has no classes_; if it is a margin "
+                    "between two classes, name both: classes=[where it is negative, where it is positive]"
+                )
+            return two_logits(scores)
+        return scores
+
+    def _check_one_label(self, row: np.ndarray) -> None:
+        if self._has_one_label is None and self.method != "predict" and hasattr(self.estimator, "predict"):
+            self._has_one_label = np.ndim(self.estimator.predict(row)) == 1
+        if self._has_one_label is False:
+            raise self._several_labels()
+
+    def _several_labels(self) -> ValueError:
+        return ValueError(
+            f"estimator: {self.name} was fitted to several labels for each row (multi-label or multi-output): expected one class for each "
+            "row; fit one classifier for each label"
+        )
 
     def fingerprint(self) -> str:
         return self._print(self._archive()[1])
@@ -125,7 +186,7 @@ class SklearnMember:
     def _print(self, now: str) -> str:
         """The fingerprint, of the digest of what it is written as: the file's that it was read from, if it was not refitted since."""
         first, file = self._came_from or (now, now)
-        return digest(["sklearn", file if now == first else now, self.output, self.smoothing, self.classes])
+        return digest(["sklearn", file if now == first else now, self.output, self.smoothing, self.classes, self.own_columns])
 
     def _archive(self) -> tuple[Blob, str, int, int]:
         """The .skops file, the digest of its content, and the count and bytes of its numbers; anew, because it may have been refitted."""
@@ -141,8 +202,20 @@ class SklearnMember:
     def save(self, folder: Path | str) -> None:
         blob, now, *_ = self._archive()
         write_bytes(Path(folder) / "estimator.skops", blob)
-        more = {"output": self.output, "smoothing": self.smoothing, "batch_size": self.batch_size}
+        more = {"output": self.output, "columns": self.own_columns, "smoothing": self.smoothing, "batch_size": self.batch_size}
         write_about(folder, self, "sklearn", self._print(now), **more)
+
+
+def answers_in_pairs(estimator: Any) -> bool:
+    """Whether the columns of a fitted estimator's ``decision_function`` are pairs of classes: an SVC's, or one's that it hands on."""
+    from sklearn.ensemble import BaggingClassifier
+
+    if getattr(estimator, "decision_function_shape", "ovr") == "ovo" and len(getattr(estimator, "classes_", ())) > 2:
+        return True
+    parts = [getattr(estimator, name, None) for name in ("best_estimator_", "estimator_", "final_estimator_", "estimator")]
+    parts += [step for _, step in getattr(estimator, "steps", ())[-1:]]
+    parts += estimator.estimators_ if isinstance(estimator, BaggingClassifier) else []
+    return any(answers_in_pairs(part) for part in parts if part is not None)
 
 
 def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> SklearnMember:
@@ -150,6 +223,8 @@ def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) 
     blob = (folder / "estimator.skops").read_bytes()
     estimator = load_skops(blob, trusted, folder)
     options = {key: about[key] for key in ("output", "smoothing", "batch_size")}
-    member = SklearnMember(estimator, name=about["name"], classes=about["classes"], **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was fitted without the classes")  # said when the member was made
+        member = SklearnMember(estimator, name=about["name"], classes=about["classes"], columns=about.get("columns"), **options)
     member._came_from = member._archive()[1], skops_content(blob)[0]
     return member
