@@ -17,10 +17,13 @@ from ensdistill.fingerprint import digest
 # splitters and the parts of composed estimators. Each holds arrays, numbers and other objects of trusted types, and neither building nor
 # asking it runs anything it was given (which rules out PyFuncDistance and scorers made of functions).
 TRUSTED_SKLEARN = (
+    "functools.partial",  # of a function that is trusted itself
+    "numpy.dtype",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.calibration._TemperatureScaling",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    *(f"sklearn.feature_selection._univariate_selection.{name}" for name in ("chi2", "f_classif")),  # called in a fit only
     "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
     *(f"sklearn.gaussian_process.kernels.{name}" for name in ("ConstantKernel", "Matern", "Product", "RBF", "Sum", "WhiteKernel")),
     *(f"sklearn.metrics._dist_metrics.{name}Distance64" for name in ("Chebyshev", "Euclidean", "Manhattan", "Minkowski")),
@@ -34,7 +37,16 @@ TRUSTED_SKLEARN = (
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
     "sklearn.utils._bunch.Bunch",
+    "sklearn.utils.validation.check_array",  # of the categories of histogram gradient boosting
 )
+
+
+TREES_OF_NEIGHBOURS = ("sklearn.neighbors._kd_tree", "sklearn.neighbors._ball_tree")
+
+
+def _without_counters(state: Any) -> Any:
+    """A tree's state without the numbers of trims, leaves, splits and calls: its queries count them, so every prediction changes them."""
+    return [*state[:7], *state[11:]] if isinstance(state, list) and len(state) == 13 else state
 
 
 def skops_content(blob: bytes) -> tuple[str, int, int]:
@@ -56,6 +68,8 @@ class _Content:
             return [self.of(item) for item in node]
         if not isinstance(node, dict):
             return node
+        if node.get("__module__") in TREES_OF_NEIGHBOURS and isinstance(node.get("content"), dict):
+            node = {**node, "content": {**node["content"], "content": _without_counters(node["content"].get("content"))}}
         plain = {key: self.of(value) for key, value in node.items() if key not in ("__id__", "file")}
         return plain | ({"file": self._file(node["file"])} if "file" in node else {})
 
