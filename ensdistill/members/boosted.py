@@ -325,14 +325,14 @@ class BoostedMember:
             raise TypeError(f"estimator: expected a model of {', '.join(LIBRARIES)}; got {type(estimator).__name__}")
         if not _is_fitted(estimator):
             raise ValueError(f"estimator: {self.name} is not fitted; call its fit first")
-        self._model, self.smoothing, self.batch_size = LIBRARIES[library](estimator), check_smoothing(smoothing), batch_size
-        self._arrange(classes, columns)
+        model = LIBRARIES[library](estimator)
+        aligned = align(self.name, _labels(model), classes, columns, partly=True)
+        self._use(model, None if columns is None else list(columns), check_smoothing(smoothing), batch_size)
+        self.classes, self._columns = aligned
 
-    def _arrange(self, classes: Sequence[str] | None, columns: Sequence[str] | None) -> None:
-        known = self._model.classes
-        self._known = None if known is None or len(known) == 0 else np.asarray(known).tolist()
-        self.own_columns = None if columns is None else list(columns)
-        self.classes, self._columns = align(self.name, self._known, classes, columns, partly=True)
+    def _use(self, model: _Library, columns: list[str] | None, smoothing: float, batch_size: int) -> None:
+        self._model, self._known, self.own_columns = model, _labels(model), columns
+        self.smoothing, self.batch_size = smoothing, batch_size
 
     @property
     def parameters(self) -> int:
@@ -404,11 +404,17 @@ def load_boosted(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) 
         raise ValueError(f"{folder}: {library.name} can't read {library.file} ({error})") from error
     model.classes = about["known"]
     member = BoostedMember.__new__(BoostedMember)
-    member.name, member._model, member.smoothing, member.batch_size = about["name"], model, about["smoothing"], about["batch_size"]
+    member.name, columns = about["name"], about["columns"]
+    member._use(model, columns, about["smoothing"], about["batch_size"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was fitted without the classes")  # said when the member was made
-        member._arrange(about["classes"], about["columns"])
+        member.classes, member._columns = align(member.name, model.classes, about["classes"], columns, partly=True)
     return member
+
+
+def _labels(model: _Library) -> list[Any] | None:
+    """The model's ``classes_`` as plain values; None where it has none."""
+    return None if model.classes is None or len(model.classes) == 0 else np.asarray(model.classes).tolist()
 
 
 def _two_columns(scores: np.ndarray) -> np.ndarray:
