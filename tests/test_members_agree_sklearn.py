@@ -1,5 +1,6 @@
 """Odd scikit-learn classifiers as members: they answer as their own ``predict_proba`` or ``decision_function``, also when loaded."""
 
+import functools
 import tempfile
 import warnings
 
@@ -29,7 +30,7 @@ from sklearn.feature_selection import RFE, SelectKBest
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, MinMaxScaler, QuantileTransformer, StandardScaler
 
 from ensdistill.members import SklearnMember, load_member
 
@@ -250,3 +251,15 @@ def test_another_number_of_columns_is_an_error():
         for columns in (4, 6):
             with pytest.raises(ValueError, match=rf"inputs: .* was fitted to 5 features \(columns\); got {columns}"):
                 SklearnMember(estimator.fit(x, y)).predict_logits(np.ones((3, columns)))
+
+
+def test_partial_of_a_function_that_is_not_trusted_is_refused(tmp_path):
+    x, y = rows(2, "strings", np.float64, 0)
+    cut = FunctionTransformer(functools.partial(np.fromfile, dtype=float), check_inverse=False)
+    estimator = make_pipeline(cut, GaussianNB())
+    estimator.steps[0] = ("cut", FunctionTransformer().fit(x))
+    member = SklearnMember(estimator.fit(x, y))
+    estimator.steps[0] = ("cut", cut)
+    member.save(tmp_path)
+    with pytest.raises(ValueError, match=r"types that are not trusted: \['numpy\.fromfile'\]"):
+        load_member(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from ensdistill.data import BadRows
 from ensdistill.describe import class_path
 from ensdistill.members import BoostedMember, Member, SklearnMember, default_name
-from ensdistill.members.base import is_member
+from ensdistill.members.base import is_member, warn_of_unseen
 
 
 def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
@@ -85,4 +84,4 @@ def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, reme
         if set(member.classes) - set(classes):
             raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(classes)}{remedy}")
         if unseen := [name for name in classes if name not in member.classes]:
-            warnings.warn(f"{member.name} was fitted without the classes {unseen}: it gives them probability 0", stacklevel=3)
+            warn_of_unseen(member.name, unseen, stacklevel=4)

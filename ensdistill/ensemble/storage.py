@@ -14,6 +14,7 @@ import numpy as np
 from ensdistill.ensemble.checks import plain_name
 from ensdistill.files import read_json, write_json
 from ensdistill.members import Member, load_member
+from ensdistill.members.base import warned_already
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -55,7 +56,8 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
         raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
     try:
         members = [load_member(folder / "members" / plain_name(name, folder), trusted) for name in dict(about["members"])]
-        ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
+        with warned_already():
+            ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'ensemble.json'}: is none that was saved ({type(error).__name__}: {error})") from error
     for name, content in _contents(members, folder).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +17,7 @@ from ensdistill.data import BadRows
 from ensdistill.files import write_json
 
 FORMAT = 1
+_UNSEEN = "was fitted without the classes"
 # Probabilities p become the logits log(p + SMOOTHING): after softmax that is (p + SMOOTHING) / (1 + C * SMOOTHING), so that an exact
 # zero, which a forest says of every class that none of its leaves holds, does not rule the class out.
 SMOOTHING = 1e-6
@@ -178,8 +180,20 @@ def align(
             f"classes: {name} knows {np.asarray(known if columns is None else columns).tolist()}; expected {list(classes)}{remedy}"
         )
     if unseen:
-        warnings.warn(f"{name} was fitted without the classes {unseen}: it gives them probability 0", stacklevel=3)
+        warn_of_unseen(name, unseen, stacklevel=4)
     return classes, positions(own, classes)
+
+
+def warn_of_unseen(name: str, classes: Sequence[str], stacklevel: int) -> None:
+    warnings.warn(f"{name} {_UNSEEN} {list(classes)}: it gives them probability 0", stacklevel=stacklevel)
+
+
+@contextmanager
+def warned_already() -> Iterator[None]:
+    """Silence the warning of unseen classes: what is loaded was warned of when it was made."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{_UNSEEN}")
+        yield
 
 
 def _are_indices(known: Sequence[Any] | None, count: int) -> bool:

@@ -28,6 +28,7 @@ from ensdistill.members.base import (
     flat,
     to_logits,
     two_logits,
+    warned_already,
     write_about,
 )
 
@@ -406,8 +407,7 @@ def load_boosted(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) 
     member = BoostedMember.__new__(BoostedMember)
     member.name, columns = about["name"], about["columns"]
     member._use(model, columns, about["smoothing"], about["batch_size"])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was fitted without the classes")  # said when the member was made
+    with warned_already():
         member.classes, member._columns = align(member.name, model.classes, about["classes"], columns, partly=True)
     return member
 

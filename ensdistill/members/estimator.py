@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from ensdistill.members.base import (
     flat,
     to_logits,
     two_logits,
+    warned_already,
     write_about,
 )
 from ensdistill.skops_files import load_skops, skops_content, untrusted_types
@@ -223,8 +223,7 @@ def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) 
     blob = (folder / "estimator.skops").read_bytes()
     estimator = load_skops(blob, trusted, folder)
     options = {key: about[key] for key in ("output", "smoothing", "batch_size")}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was fitted without the classes")  # said when the member was made
+    with warned_already():
         member = SklearnMember(estimator, name=about["name"], classes=about["classes"], columns=about.get("columns"), **options)
     member._came_from = member._archive()[1], skops_content(blob)[0]
     return member
