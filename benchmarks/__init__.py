@@ -1,1 +1,1 @@
-"""``python -m benchmarks``: results are kept here, what measures them is in ``ensdistill/bench``, where an installed user has it too."""
+"""``python -m benchmarks``: results, peers and pages; ``ensdistill/bench`` measures, so that an installed user can, too."""

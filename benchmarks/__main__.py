@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import predict
-from ensdistill.bench import command, readme
+from benchmarks.kernels import PEERS, page
+from ensdistill.bench import command
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = """\
 usage: python -m benchmarks COMMAND
 
-  kernels [OPTIONS]      time the losses; `kernels --help` explains. The same as `ensdistill bench`, into benchmarks/results
+  kernels [OPTIONS]      time the losses; `kernels --help` explains. `ensdistill bench` with more peers, into benchmarks/results
   teachers [OPTIONS]     time the training of members, and see what choosing among them is worth; `teachers --help` explains
   cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
   predict                what an H100 should take, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
-  readme [RESULT.json]   put a result's table into README.md (by default that of the result which README.md names)
+  page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["kernels"]:
-        return command.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results")
+        return command.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
     if words[:1] == ["teachers"]:
         from benchmarks.teachers.command import main as teachers
 
@@ -34,15 +35,14 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         from benchmarks.cache.command import main as cache
 
         return cache(words[1:], root / "benchmarks" / "results")
-    if words[:1] == ["readme"] and len(words) <= 2 and not words[-1].startswith("-"):
-        text = root / "README.md"
+    if words[:1] == ["page"] and len(words) <= 2 and not words[-1].startswith("-"):
         try:
-            result = Path(words[1]) if len(words) == 2 else root / readme.named(text.read_text(encoding="utf-8"))
-            readme.rewrite(text, result, root)
+            result = Path(words[1]) if len(words) == 2 else root / page.named((root / "README.md").read_text(encoding="utf-8"))
+            page.rewrite(root, result)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-        print(f"{text}: the table of {result}")
+        print(f"{', '.join(page.PAGES)}: the tables of {result}")
         return 0
     if words == ["predict"]:
         predict.rewrite(root / "benchmarks" / "PREDICTIONS.md")

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.kernels import liger, quack
 from ensdistill.bench import check as checking
-from ensdistill.bench import liger, quack, race
+from ensdistill.bench import race
 from ensdistill.bench.cases import TEMPERATURE, Case
 from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forward
 from ensdistill.bench.contenders import Contender, _settings, contenders
@@ -192,44 +193,65 @@ STAND_INS = {  # Liger's modules, in plain torch: they need a GPU themselves
 
 
 @each_case
-def test_liger_is_asked_for_the_same_loss(case, monkeypatch):
+def test_liger_computes_the_same_loss(case, monkeypatch):
     monkeypatch.setattr(liger, "_module", STAND_INS.get)
     inputs = make_inputs(case, CPU)
-    offered = [Contender("liger", form, loss) for form, loss in liger.liger(case)]
+    offered = [Contender("liger", form, loss) for form, loss in liger.losses(case)]
     assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
     one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits)
     assert bool(offered) == (one and not case.labels and not case.statistics and case.layout == "rows")
+    assert liger.Liger().contenders(case, CPU) == []
+
+
+class Offering:
+    """Peers that offer the same contenders for every case."""
+
+    def __init__(self, *offered):
+        self.offered = offered
+
+    def contenders(self, case, device):
+        return list(self.offered)
+
+    def why_not(self, device):
+        return "stand-in: left out"
 
 
 @each_case
 def test_quack_is_an_anchor(case, monkeypatch):
-    """Checked against its own truth, timed with its own bytes, and no peer of ours."""
+    """Checked against its own truth, timed with its own bytes, and in no ratio to ours."""
     monkeypatch.setattr(quack, "_function", lambda: F.cross_entropy)
-    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in offered)])
-    offered = quack.quack(case, CPU)
+    monkeypatch.setattr(quack, "_labels", lambda case, device: torch.arange(case.rows) % case.classes)
+    monkeypatch.setattr(race, "contenders", lambda case, device, peers: [*eager_only(case), *peers[0].contenders(case, device)])
+    offered = quack.Quack().contenders(case, torch.device("cuda"))
     assert bool(offered) == (case.members == 1 and case.targets == case.student and not case.family)
     if not offered:
         return
     place = Cpu()
     place.cache_bytes = 0
-    rows, left_out = race.run_case(case, place, 2, 0.0)
+    rows, left_out = race.run_case(case, place, 2, 0.0, [Offering(*offered)])
     assert left_out == []
     (row,) = [r for r in rows if r["implementation"] == "quack" and r["mode"] == race.MODES[0]]
     assert row["error"] is row["ratio_to_floor"] is None
     assert row["bytes"] == case.rows * (2 * case.classes * getattr(torch, case.student).itemsize + 8)
     assert all("quack" not in r["speedup"] for r in rows)
-    wrong = [("cross_entropy", lambda inputs: 1.01 * offered[0][1](inputs))]
-    monkeypatch.setattr(race, "contenders", lambda *_: [*eager_only(case), *(Contender("quack", f, x, anchor=True) for f, x in wrong)])
-    rows, left_out = race.run_case(case, place, 2, 0.0)
+    wrong = replace(offered[0], loss=lambda inputs: 1.01 * offered[0].loss(inputs))
+    rows, left_out = race.run_case(case, place, 2, 0.0, [Offering(wrong)])
     assert [(x["who"], "wrong by" in x["why"]) for x in left_out] == [("quack (cross_entropy)", True)]
     assert all(r["implementation"] != "quack" for r in rows)
 
 
+def test_peers_take_part():
+    case = CASES[0]
+    extra = Contender("theirs", "kl_div", eager_only(case)[0].loss)
+    assert contenders(case, CPU, [Offering(extra)]).count(extra) == 1
+
+
 def test_quack_is_found_by_its_name(monkeypatch):
-    gpu = torch.device("cuda")
+    gpu, peer = torch.device("cuda"), quack.Quack()
     monkeypatch.setitem(sys.modules, "quack", None)  # as if it weren't installed
-    assert "isn't installed" in quack.why_not(gpu)
-    assert "needs a GPU" in quack.why_not(CPU)
-    assert quack.quack(CASES[0], CPU) == []
+    assert "isn't installed" in peer.why_not(gpu)
+    assert "needs a GPU" in peer.why_not(CPU)
+    assert peer.contenders(CASES[0], gpu) == []
     monkeypatch.setitem(sys.modules, "quack", SimpleNamespace(cross_entropy=F.cross_entropy))
-    assert quack.why_not(gpu) is None
+    assert peer.why_not(gpu) is None
+    assert peer.contenders(CASES[0], CPU) == []

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as front
+from benchmarks.kernels import page
 from ensdistill import cli, ops
-from ensdistill.bench import command, machine, race, readme, result, suite
+from ensdistill.bench import command, machine, race, result, suite
 from ensdistill.bench import run as running
 from ensdistill.bench.cases import Case, make_case
 from ensdistill.bench.check import NAIVE, WrongOutput
@@ -37,9 +38,9 @@ def small_caches():
         yield
 
 
-def without_compile(case, device, original=contenders):
+def without_compile(case, device, peers, original=contenders):
     """A compilation takes seconds."""
-    return [c for c in original(case, device) if c.kind not in ("compile", "specification")]
+    return [c for c in original(case, device, peers) if c.kind not in ("compile", "specification")]
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_the_command(tmp_path, capsys):
     screen = capsys.readouterr()
     assert "x floor" in screen.out
     assert "fused, at its worst" in screen.out
-    assert "Liger-Kernel: left out, it needs a GPU" in screen.out
+    assert "Liger" not in screen.out  # the peers of a checkout
     assert "[1/1] C=10 K=1 float32" in screen.err
     assert "left" in screen.err
 
@@ -125,7 +126,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wrong_output_ends_the_command(tmp_path, monkeypatch, capsys):
-    def wrong(case, device):
+    def wrong(case, device, peers):
         plain, first = (next(c for c in contenders(case, device) if test(c)) for test in (lambda c: c.name == NAIVE, lambda c: c.ours))
         return [replace(first, loss=lambda inputs: 2 * plain.loss(inputs)), plain]
 
@@ -159,34 +160,46 @@ def test_the_schema(measured, change, words):
         result.check_result(measured)
 
 
-def test_the_readme_is_rewritten_between_its_marks(result_file, measured, tmp_path, capsys):
+def test_the_pages_are_rewritten_between_their_marks(result_file, measured, tmp_path, capsys):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
     shutil.copy(result_file, tmp_path / "benchmarks/results/r.json")
-    page = tmp_path / "README.md"
-    page.write_text("# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n")
-    assert front.main(["readme", str(tmp_path / "benchmarks/results/r.json")], tmp_path) == 0
-    text = page.read_text()
-    assert re.sub(r"(?s)-->\n.*\n<!--", "-->\nold\n<!--", text) == "# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n"
+    whole, short = tmp_path / "docs/benchmarks.md", tmp_path / "README.md"
+    for file in (whole, short):
+        file.write_text("# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n")
+    assert front.main(["page", str(tmp_path / "benchmarks/results/r.json")], tmp_path) == 0
     fused = [r for r in measured["rows"] if r["implementation"] == "fused" and r["mode"] == race.MODES[0]]
-    table = [line for line in text.splitlines() if line.startswith("| 10")]
-    assert [line.split("|")[1:4] for line in table] == [[f" {r['classes']} ", " 1 ", f" {r['ms']:.2f} "] for r in fused[:2]]
+    for file in (whole, short):
+        text = file.read_text()
+        assert re.sub(r"(?s)-->\n.*\n<!--", "-->\nold\n<!--", text) == "# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n"
+        table = [line for line in text.splitlines() if line.startswith("| 10 ")]
+        assert table[0].split("|")[1:4] == [f" {fused[0]['classes']} ", " 1 ", f" {fused[0]['ms']:.2f} "]
+    text = whole.read_text()
     assert "| uint8 | 1 | " in text
     assert "| topk | 100 | 1 | " in text
     assert "| float32 linear D=8, N=16, C=300 | `linear_distillation_loss` | " in text
-    assert front.main(["readme"], tmp_path) == 0  # the result that it names
-    assert page.read_text() == text
-    page.write_text("no marks")
-    assert front.main(["readme"], tmp_path) == 1
+    assert "uint8" not in short.read_text()
+    assert front.main(["page"], tmp_path) == 0  # the result that it names
+    assert whole.read_text() == text
+    short.write_text("no marks")
+    assert front.main(["page"], tmp_path) == 1
     assert "<!-- kernels -->" in capsys.readouterr().err
 
 
-def test_the_committed_readme_is_generated():
-    text, results = (ROOT / "README.md").read_text(encoding="utf-8"), list((ROOT / "benchmarks/results").glob("*.json"))
+def test_the_committed_pages_are_generated():
+    results = list((ROOT / "benchmarks/results").glob("*.json"))
     if not results:
         pytest.skip("no result is committed")
-    name = readme.named(text)
+    short, whole = ((ROOT / name).read_text(encoding="utf-8") for name in page.PAGES)
+    name = page.named(short)
     found = result.check_result(json.loads((ROOT / name).read_text()))
-    assert readme.BLOCK.search(text)[0] == readme.markdown(found, name), "run: python -m benchmarks readme"
+    assert page.BLOCK.search(short)[0] == page.summary(found, name), "run: python -m benchmarks page"
+    assert page.BLOCK.search(whole)[0] == page.markdown(found, name), "run: python -m benchmarks page"
+
+
+def test_a_result_has_one_row_a_line(result_file, measured):
+    rows = [line.strip().rstrip(",") for line in result_file.read_text().splitlines() if '"ms"' in line]
+    assert [json.loads(row) for row in rows] == measured["rows"]
 
 
 def test_family_is_told_from_the_grid(measured):
@@ -249,3 +262,13 @@ def test_the_wheel_has_all_of_it():
     )
     assert setuptools["package-data"]["ensdistill.bench"] == ["*.cpp"]
     assert machine.describe_source(torch.device("cpu"))["version"]
+
+
+def test_a_checkout_adds_its_peers(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(command, "run", lambda *_, peers, **__: given.extend(peers) or {"rows": []})
+    monkeypatch.setattr("ensdistill.bench.table.print_result", lambda *_: None)
+    monkeypatch.setattr("ensdistill.bench.plot.draw", lambda *_: None)
+    assert front.main(["kernels", *TINY], tmp_path) == 0
+    assert [type(peer).__name__ for peer in given] == ["Liger", "Quack"]
+    assert "needs a GPU" in given[0].why_not(torch.device("cpu"))

@@ -150,7 +150,7 @@ def test_a_gradient_that_is_kept_for_the_next_call_is_counted():
 def test_small_batches_are_many(monkeypatch):
     """So many that the caches are outrun; and the fastest of each kind races."""
     monkeypatch.setattr(
-        "ensdistill.bench.race.contenders", lambda case, device: [c for c in contenders(case, device) if c.kind != "compile"]
+        "ensdistill.bench.race.contenders", lambda case, device, peers: [c for c in contenders(case, device) if c.kind != "compile"]
     )
     place = Cpu()
     place.cache_bytes = 10_000

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from benchmarks.cache import codecs, gather, training
 from ensdistill.bench import machine
+from ensdistill.bench.result import write_result
 from ensdistill.cache.mapped import default_threads
 from ensdistill.cache.native import shards
-from ensdistill.files import write_json
 
 PEERS = ("pyarrow", "lmdb", "h5py", "zarr", "safetensors")
 DESCRIPTION = """\
@@ -64,17 +64,17 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         }
         for width in gather.WIDTHS:
             result["gather"] += gather.measure(scratch, n, width, rounds, seconds, notes.print)
-            write_json(out, result)
+            write_result(out, result)
         notes.print("codecs, on networks trained for it ...")
         result["codecs"] = codecs.measure(scratch, 20 if options.quick else 600, min(rounds, 5), notes.print)
-        write_json(out, result)
+        write_result(out, result)
         result["training"] = training.measure(scratch, rounds, 10 if options.quick else 200, notes.print)
     except gather.WrongRecords as error:
         notes.print(f"wrong records: {error}")
         return 1
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    write_json(out, result)
+    write_result(out, result)
     _print(result, screen)
     from benchmarks.cache.picture import draw
 

@@ -16,7 +16,7 @@ from benchmarks.teachers import data, measure, quality
 from benchmarks.teachers.contenders import CONTENDERS
 from benchmarks.teachers.picture import draw
 from ensdistill.bench import machine
-from ensdistill.files import write_json
+from ensdistill.bench.result import write_result
 
 DESCRIPTION = """\
 training     K members by this package (its own choice; stacked; one by one; side by side), by a plain loop (eager, torch.compile), by
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
 
     def keep(part: str, *found: dict[str, Any]) -> None:
         result.setdefault(part, []).extend(found)
-        write_json(out, result)  # at once: the whole takes most of an hour
+        write_result(out, result)  # at once: the whole takes most of an hour
 
     for case in cases:
         notes.print(f"{case.task.name}, {case.model}")

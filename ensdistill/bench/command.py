@@ -12,6 +12,7 @@ from rich.console import Console
 from ensdistill.bench import machine, suite
 from ensdistill.bench.cases import Case
 from ensdistill.bench.check import WrongOutput
+from ensdistill.bench.contenders import Peers
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.run import run
@@ -22,10 +23,9 @@ DESCRIPTION = """\
 Times ensdistill's distillation losses, forward+backward and forward alone, against
   eager          plain torch code (kl_div of probabilities or log-probabilities, cross_entropy: the fastest)
   compile        torch.compile of it; on a GPU also with max-autotune
-  liger          Liger-Kernel's, on a GPU where it is installed
   specification  impl="compile", on some shapes; impl="reference" is eager code, so it isn't timed besides
-  quack          its cross entropy, on a GPU where it is installed: an anchor that reads no teacher, and so nobody's best peer
   floor          a loop that reads every input once and writes the gradient's buffer once; on a GPU a copy of as many bytes
+A checkout's `python -m benchmarks kernels` adds Liger-Kernel, and quack's cross entropy (which reads no teacher), on a GPU.
 
 Shapes: C = {classes}, K = {members}, forward KL of {targets};
 on a CPU {halves}, on a GPU all of these and uint8 codes with a
@@ -101,8 +101,11 @@ def _members(text: str) -> int:
     return value
 
 
-def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path | None = None) -> int:
-    """Run; the result goes to ``folder`` (default: the current one). Returns the exit status."""
+def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path | None = None, peers: Sequence[Peers] = ()) -> int:
+    """Run the benchmark, with other libraries as ``peers``; return the exit status.
+
+    The result goes to ``folder``, by default the current one.
+    """
     options = parser(prog).parse_args(arguments)
     notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     screen = Console(highlight=False)
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     name = machine.result_name(machine.describe_machine(place.device), source) + _variant(options)
     out = options.out or (folder or Path()) / f"{'' if folder else 'ensdistill-bench-'}{name}.json"
     try:
-        result = run(_cases(options, place), place, out, resume=options.resume, progress=notes.print)
+        result = run(_cases(options, place), place, out, resume=options.resume, peers=peers, progress=notes.print)
     except (WrongOutput, ValueError) as error:
         notes.print(f"{'wrong output' if isinstance(error, WrongOutput) else 'error'}: {error}")
         return 1

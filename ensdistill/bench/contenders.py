@@ -1,21 +1,19 @@
-"""Who is timed. Each takes :class:`~ensdistill.bench.cases.Inputs` and returns the loss []."""
+"""The implementations that are timed. Each takes :class:`~ensdistill.bench.cases.Inputs` and returns the loss []."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ensdistill import ops
-from ensdistill.bench import quack
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
-from ensdistill.bench.liger import liger
 from ensdistill.bench.plain import Plain, plain_loss, tensors
 from ensdistill.bench.truth import Name
 from ensdistill.functional import distillation_loss
@@ -26,16 +24,41 @@ Loss = Callable[[Inputs], Tensor]
 _SPECIFICATION_CLASSES = (10, 100, 1000, 32000)
 
 
+class Anchor(Protocol):
+    """Measures of a contender that computes something other than the case's loss: its own check, and its own count of bytes."""
+
+    def check(self, case: Case, inputs: Inputs, loss: Tensor, gradient: Tensor) -> None:
+        """Raise RuntimeError if the outputs are wrong."""
+
+    def bytes_moved(self, case: Case, gradient: bool) -> int:
+        """The fewest bytes that it has to read and write."""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """``kind`` is what a row of the result is called; of several ``form``s of a kind the faster one is timed at length."""
+    """One implementation.
+
+    Parameters
+    ----------
+    kind : str
+        Its name in the rows of the result.
+    form : str
+        Of several forms of a kind, the fastest one is timed at length.
+    loss : callable
+    ours : bool
+        A wrong output of ours ends the run; other libraries' contenders are left out instead.
+    whole : bool
+        False for a cross entropy, which leaves the teacher's entropy out of the loss.
+    anchor : Anchor, optional
+        Set for a contender of another computation: it is timed beside the others, and compared with none of them.
+    """
 
     kind: str
     form: str
     loss: Loss
-    ours: bool = False  # wrong outputs of ours end the run, those of others leave them out
-    whole: bool = True  # False: a cross entropy, which leaves the teacher's entropy out of the loss
-    anchor: bool = False  # True: it computes something else, and is timed beside the others, not against them
+    ours: bool = False
+    whole: bool = True
+    anchor: Anchor | None = None
 
     @property
     def name(self) -> Name:
@@ -46,8 +69,18 @@ class Contender:
         return f"{self.kind} ({self.form})"
 
 
-def contenders(case: Case, device: torch.device) -> list[Contender]:
-    """Fresh ones for each case: torch.compile specialises on the shape, and must not carry the last one's guards along."""
+class Peers(Protocol):
+    """Another library's implementations, for a benchmark that is given some."""
+
+    def contenders(self, case: Case, device: torch.device) -> list[Contender]:
+        """The library's implementations of ``case``; none where it has none, or isn't installed."""
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Return the reason why the library is left out on ``device``; None if it takes part."""
+
+
+def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) -> list[Contender]:
+    """New contenders for each case: torch.compile specialises on the shape, so the guards of the last case must not remain."""
     torch.compiler.reset()
     found = _ours(case, device)
     dense_kl = case.targets != "topk" and case.divergence == "forward_kl"
@@ -65,8 +98,7 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
     if device.type == "cuda":
         # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
-        found += [Contender("liger", form, loss) for form, loss in liger(case)]
-        found += [Contender(quack.KIND, form, loss, anchor=True) for form, loss in quack.quack(case, device)]
+    found += [contender for library in peers for contender in library.contenders(case, device)]
     if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ensdistill._native import release_memory
-from ensdistill.bench import floor, liger, machine, quack
+from ensdistill.bench import floor, machine
 from ensdistill.bench.cases import Case
 from ensdistill.bench.inputs import Inputs
 
@@ -73,8 +73,8 @@ class Cpu:
         return None if found is None else ("products" if case.hidden else "loop", found)
 
     def notes(self) -> list[str]:
-        """What is left out here, for everybody to read."""
-        return [why for why in (liger.why_not(self.device), quack.why_not(self.device), floor.why_not()) if why]
+        """Measurements that this machine does not allow, one sentence each."""
+        return [why for why in (floor.why_not(),) if why]
 
     def copy_gb_per_s(self) -> float:
         """What a large copy reaches, both directions counted, between buffers that were touched before."""

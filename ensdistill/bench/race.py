@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from ensdistill.bench import quack
 from ensdistill.bench.cases import Case
 from ensdistill.bench.check import Judged, both, check, check_forward, forward, reason
-from ensdistill.bench.contenders import Contender, Loss, contenders
+from ensdistill.bench.contenders import Contender, Loss, Peers, contenders
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.inputs import Inputs, make_inputs
 from ensdistill.bench.measure import Cpu, Timing, interleave
@@ -20,8 +19,8 @@ MODES = ("forward+backward", "forward")
 Rows = list[dict[str, Any]]
 
 
-def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float) -> tuple[Rows, list[dict[str, str]]]:
-    """Rows of the result, and who was left out and why.
+def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float, peers: Sequence[Peers] = ()) -> tuple[Rows, list[dict[str, str]]]:
+    """Rows of the result, and the contenders that were left out, with the reasons.
 
     Raises
     ------
@@ -31,10 +30,10 @@ def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float) -> tupl
     # Together more than twice the cache, so that nobody finds there what the call before has read: one set, but for small shapes.
     count = min(1 + 2 * place.cache_bytes // case.bytes_moved(gradient=True), place.most_inputs)
     sets = [make_inputs(case, place.device, seed) for seed in range(count)]
-    everybody = contenders(case, place.device)
-    judged = check(case, sets[0], [c for c in everybody if not c.anchor])
+    everybody = contenders(case, place.device, peers)
+    judged = check(case, sets[0], [c for c in everybody if c.anchor is None])
     judged.racing = best_forms(judged.racing, sets, place)
-    judged.racing += anchors(case, sets[0], [c for c in everybody if c.anchor], judged)
+    judged.racing += anchors(case, sets[0], [c for c in everybody if c.anchor is not None], judged)
     rows: Rows = []
     # Compiling everybody's forward for all numbers of members would take minutes, and say what one member's says.
     for mode in MODES if case.members == 1 or case.family else MODES[:1]:
@@ -43,12 +42,13 @@ def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float) -> tupl
 
 
 def anchors(case: Case, inputs: Inputs, found: Sequence[Contender], judged: Judged) -> list[Contender]:
-    """Those of ``found`` that compute what they should, which isn't the truth that the others are judged by."""
+    """The contenders of ``found`` that pass their own check; the case's truth is another computation's."""
     right = []
     for c in found:
         try:
             loss, gradients = both(c.loss, inputs)
-            quack.check(case, inputs, loss, gradients[0])
+            assert c.anchor is not None
+            c.anchor.check(case, inputs, loss, gradients[0])
         except Exception as failure:
             judged.left_out[c.title] = reason(failure)
         else:
@@ -75,9 +75,10 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
     memory: dict[str, int | None] = {}
     errors: dict[str, Errors | None] = {}
     forms: dict[str, str] = {}
+    anchored = {c.kind: c.anchor for c in judged.racing if c.anchor is not None}
     for c in judged.racing:
         try:
-            if not gradient and not c.anchor:
+            if not gradient and c.anchor is None:
                 check_forward(case, c, sets[0], judged)  # the first forward also compiles
         except Exception as failure:
             if c.ours:
@@ -93,13 +94,14 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
         calls["floor"], forms["floor"] = lambda: [stream() for stream in streams], floors[0][0]
     timed, graphs = place.launched(calls, len(sets))
     times = interleave(timed, rounds, seconds, place.clock)
+    moved = {k: anchored[k].bytes_moved(case, gradient) if k in anchored else case.bytes_moved(gradient) for k in timed}
     return [
         {
             **case.describe(),
             "mode": mode,
             "implementation": kind,
             "form": forms[kind],
-            **_speed(kind, times, len(sets), quack.bytes_moved(case, gradient) if kind == quack.KIND else case.bytes_moved(gradient)),
+            **_speed(kind, times, len(sets), moved[kind], anchored),
             "error": None if (error := errors.get(kind)) is None else vars(error),
             "extra_bytes": memory.get(kind),
             "graph": kind in graphs,
@@ -116,17 +118,17 @@ def _each(run: Callable[[Loss, Inputs], Any], loss: Loss, sets: Sequence[Inputs]
     return result
 
 
-def _speed(kind: str, times: dict[str, Timing], sets: int, moved: int) -> dict[str, Any]:
+def _speed(kind: str, times: dict[str, Timing], sets: int, moved: int, anchored: Collection[str]) -> dict[str, Any]:
     """The columns of a row that are about time; ``ms`` is that of one set of inputs."""
     time = times[kind]
     ms = time.median / sets
-    peers = [] if not kind.startswith("fused") else [k for k in times if not k.startswith("fused") and k not in ("floor", quack.KIND)]
+    peers = [] if not kind.startswith("fused") else [k for k in times if not k.startswith("fused") and k != "floor" and k not in anchored]
     return {
         "ms": ms,
         "ms_quartiles": [time.first_quartile / sets, time.third_quartile / sets],
         "rounds": time.rounds,
         "bytes": moved,
         "gb_per_s": moved / ms / 1e6,
-        "ratio_to_floor": time.median / times["floor"].median if "floor" in times and kind != quack.KIND else None,  # of other bytes
+        "ratio_to_floor": time.median / times["floor"].median if "floor" in times and kind not in anchored else None,  # of other bytes
         "speedup": {peer: times[peer].median / time.median for peer in peers},
     }

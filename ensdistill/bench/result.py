@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ensdistill.files import read_json, write_json
+from ensdistill.files import read_json, write_bytes
 
 SCHEMA_VERSION = 2
 
@@ -89,8 +90,20 @@ def _tuple(kind: Any) -> tuple[type, ...]:
     return kind if isinstance(kind, tuple) else (kind,)
 
 
+def write_result(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a result as JSON, one line for each entry of its top-level lists, so that a new result is a readable difference."""
+
+    def lines(part: Any) -> str:
+        if not isinstance(part, list) or not part:
+            return json.dumps(part, allow_nan=False)
+        return "[\n" + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in part) + "\n ]"
+
+    text = ",\n".join(f" {json.dumps(key)}: {lines(part)}" for key, part in value.items())
+    write_bytes(path, f"{{\n{text}\n}}\n".encode())
+
+
 class Writer:
-    """Adds cases to a result file, which after each of them is whole.
+    """Adds cases to a result file, which is complete JSON after each of them.
 
     Parameters
     ----------
@@ -119,12 +132,12 @@ class Writer:
         self.result["left_out"] += left_out
         self.result["finished"].append(label)
         self.result["seconds"] = round(self.result["seconds"] + seconds, 1)
-        write_json(self.path, check_result(self.result))
+        write_result(self.path, check_result(self.result))
 
     def close(self) -> dict[str, Any]:
         """Mark the result as complete."""
         self.result["complete"] = True
-        write_json(self.path, check_result(self.result))
+        write_result(self.path, check_result(self.result))
         return self.result
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ensdistill.bench import machine
 from ensdistill.bench.cases import TEMPERATURE, Case
+from ensdistill.bench.contenders import Peers
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.race import MODES, run_case
@@ -24,6 +25,7 @@ def run(
     rounds: int = 5,
     seconds: float = 0.6,
     resume: bool = False,
+    peers: Sequence[Peers] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Check and time every case; ``path`` is the result at any time, and afterwards.
@@ -35,7 +37,7 @@ def run(
     ValueError
         ``resume``, and ``path`` is of another machine, commit or setting.
     """
-    notes = place.notes()
+    notes = [*filter(None, (library.why_not(place.device) for library in peers)), *place.notes()]
     start = {
         "machine": machine.describe_machine(place.device) | {"copy_gb_per_s": place.copy_gb_per_s()},
         "source": machine.describe_source(place.device),  # now: somebody may commit while this runs
@@ -53,7 +55,7 @@ def run(
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for done, case in enumerate(todo, 1):
             before = time.perf_counter()
-            rows, left_out = run_case(case, place, rounds, seconds)
+            rows, left_out = run_case(case, place, rounds, seconds, peers)
             now = time.perf_counter()
             writer.add(case.label, rows, left_out, now - before)
             left = _minutes((now - begin) / done * (len(todo) - done))

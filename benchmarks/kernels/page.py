@@ -1,4 +1,4 @@
-"""The README's table, generated from a result file: ``python -m benchmarks readme [RESULT.json]``."""
+"""The tables of ``docs/benchmarks.md`` and the README, generated from a result: ``python -m benchmarks page [RESULT.json]``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ensdistill.files import read_json, write_bytes
 
 BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
 _NAMED = re.compile(r"`(benchmarks/results/[^`]+\.json)`")
+PAGES = ("README.md", "docs/benchmarks.md")
+_SHORT = (10, 1000, 32000, 151936)  # classes in the README
 _LAYERS = {  # {implementation: in words}
     "fused": "`linear_distillation_loss`",
     "fused-logits": "a layer, then `distillation_loss`",
@@ -24,38 +26,51 @@ _LAYERS = {  # {implementation: in words}
 }
 
 
-def named(readme: str) -> str:
-    """The result file that the README's table says it is from.
+def named(text: str) -> str:
+    """Return the path of the result file that a page's table names.
 
     Raises
     ------
     ValueError
-        There is no such table, or it names none.
+        There is no such table, or it names no file.
     """
-    block = BLOCK.search(readme)
+    block = BLOCK.search(text)
     found = _NAMED.search(block[0]) if block else None
     if found is None:
-        raise ValueError("README: expected a block between <!-- kernels --> and <!-- /kernels --> that names its result file")
+        raise ValueError("page: expected a block between <!-- kernels --> and <!-- /kernels --> that names its result file")
     return found[1]
 
 
-def rewrite(readme: Path, result: Path, root: Path) -> None:
-    """Put the table of ``result`` between the README's markers."""
-    text = readme.read_text(encoding="utf-8")
-    if BLOCK.search(text) is None:
-        raise ValueError(f"{readme}: expected the lines <!-- kernels --> and <!-- /kernels -->")
+def rewrite(root: Path, result: Path) -> None:
+    """Put the tables of ``result`` between the marks of the pages below ``root``: all rows into docs/, a few into the README."""
     value = read_json(result)
     if value is None:
         raise ValueError(f"result: there is no file {result}")
-    table = markdown(check_result(value), result.resolve().relative_to(root.resolve()).as_posix())
-    write_bytes(readme, BLOCK.sub(lambda _: table, text).encode())
+    value, name = check_result(value), result.resolve().relative_to(root.resolve()).as_posix()
+    for page, table in zip(PAGES, (summary(value, name), markdown(value, name)), strict=True):
+        text = (root / page).read_text(encoding="utf-8")
+        if BLOCK.search(text) is None:
+            raise ValueError(f"{root / page}: expected the lines <!-- kernels --> and <!-- /kernels -->")
+        write_bytes(root / page, re.sub(BLOCK, lambda _, table=table: table, text).encode())  # type: ignore[misc]
+
+
+def summary(result: dict[str, Any], name: str) -> str:
+    """The README's block: forward KL of float32 logits at a few numbers of classes, for one member and for four."""
+    shapes = [s for s in _shapes(result, name) if not is_family(s["fused"]) and s["fused"]["targets"] == "float32"]
+    few = [s for s in shapes if s["fused"]["members"] in (1, 4) and s["fused"]["classes"] in _SHORT]
+    m = result["machine"]
+    lines = [
+        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), every output checked against float64 first",
+        f"(`{name}`; [all shapes, targets and divergences](docs/benchmarks.md)):",
+        "",
+        *_table([row[:2] + row[2:3] + row[4:7] for row in _shape_rows(few or shapes, "")]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def markdown(result: dict[str, Any], name: str) -> str:
-    """The block's text: float32 shape by shape, other dtypes in a line each, then the family and fused layers."""
-    shapes = by_shape(result, MODES[0])
-    if not shapes:
-        raise ValueError(f"{name}: has no rows of {MODES[0]}")
+    """The full block: float32 shape by shape, other dtypes in a line each, then the family and fused layers."""
+    shapes = _shapes(result, name)
     dense = [s for s in shapes if not is_family(s["fused"])]
     exact = [s for s in dense if s["fused"]["targets"] == "float32"]
     family = [s for s in shapes if is_family(s["fused"]) and not s["fused"]["hidden"]]
@@ -72,11 +87,18 @@ def markdown(result: dict[str, Any], name: str) -> str:
     lines += _others([s for s in dense if s["fused"]["targets"] != "float32"])
     if family:
         table = _table(_shape_rows(family, "what"))
-        lines += ["", "<details><summary>The rest of the family</summary>", "", *table, "", "</details>"]
+        lines += ["", "## The rest of the family", "", *table]
     lines += ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))] if layers else []
     left_out = [f"{left['who']} at {left['case']} ({left['why']})" for left in result["left_out"]]
     lines += ["", f"Left out: {'; '.join(left_out)}."] if left_out else []
     return "\n".join(lines) + "\n"
+
+
+def _shapes(result: dict[str, Any], name: str) -> list[Shape]:
+    shapes = by_shape(result, MODES[0])
+    if not shapes:
+        raise ValueError(f"{name}: has no rows of {MODES[0]}")
+    return shapes
 
 
 def _table(rows: list[list[str]]) -> list[str]:

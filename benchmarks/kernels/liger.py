@@ -1,4 +1,4 @@
-"""Liger-Kernel's losses, where they compute the same thing. They are Triton code: they need a GPU, and ``pip install liger-kernel``."""
+"""Liger-Kernel's losses, where they compute the same loss. They are Triton code: they need a GPU, and ``pip install liger-kernel``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ensdistill.bench.cases import TEMPERATURE, Case
+from ensdistill.bench.contenders import Contender
 from ensdistill.bench.inputs import Inputs
 from ensdistill.targets import EnsembleLogits
 
 _T = TEMPERATURE
 
 
-def why_not(device: torch.device) -> str | None:
-    """Why Liger-Kernel isn't among the contenders; None where it is."""
-    if device.type != "cuda":
-        return "Liger-Kernel: left out, it needs a GPU"
-    return None if _module("fused_linear_jsd") else "Liger-Kernel: left out, it isn't installed (pip install liger-kernel)"
+class Liger:
+    """Liger-Kernel among the peers of a benchmark."""
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Return the reason why Liger-Kernel is left out; None if it takes part."""
+        if device.type != "cuda":
+            return "Liger-Kernel: left out, it needs a GPU"
+        return None if _module("fused_linear_jsd") else "Liger-Kernel: left out, it isn't installed (pip install liger-kernel)"
+
+    def contenders(self, case: Case, device: torch.device) -> list[Contender]:
+        """The losses that Liger-Kernel has for ``case``; none beside a CPU."""
+        return [Contender("liger", form, loss) for form, loss in losses(case)] if device.type == "cuda" else []
 
 
-def liger(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
-    """Names and functions of what it has for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
+def losses(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
+    """Names and functions of Liger-Kernel's losses for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
     if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.statistics or case.layout != "rows":
         return []
     factor = _T**2 * case.rows / case.divisor  # its losses are means over rows
