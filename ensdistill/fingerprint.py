@@ -6,7 +6,6 @@ Fingerprints decide what is skipped, resumed or refused, so they are made of con
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,19 +78,10 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
 
 
 def source_digest(code: type | Callable[..., Any]) -> str | None:
-    """Digest of the files that define a class and its bases, or a function; None where there is no Python source.
+    """Digest of the code that a class or a function uses, its own included; None where none of it is written in Python.
 
-    Other modules that they import don't count.
+    See :mod:`ensdistill.source`: code that stands in the same file, but is not used, does not count.
     """
-    parts = inspect.getmro(code) if inspect.isclass(code) else (code,)
-    files = dict.fromkeys(file for part in parts if (file := source_file(part)))
-    return digest([file.read_bytes() for file in files]) if files else None
+    from ensdistill.source import code_parts
 
-
-def source_file(code: Any) -> Path | None:
-    """Where a class or a function is written; None where that is no file."""
-    try:
-        file = inspect.getsourcefile(code)
-    except TypeError:  # compiled, or built in
-        return None
-    return Path(file) if file and Path(file).exists() else None
+    return digest(parts) if (parts := code_parts(code)) else None

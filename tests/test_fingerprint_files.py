@@ -1,7 +1,8 @@
 import errno
-import inspect
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from ensdistill.files import FolderLocked, atomic_path, exclusive, read_json, write_arrays, write_bytes, write_json
 from ensdistill.fingerprint import digest, source_digest
+from ensdistill.source import code_parts
 
 
 @dataclass
@@ -134,15 +136,121 @@ def test_an_array_of_objects_is_refused():
         digest(np.array([{}, None]))
 
 
-class There(Path):
-    """A class whose base stands in another file."""
+CODE = '''
+import statistics
+import helpers
+from helpers import doubled as again
+
+SCALE = 2.0
+TABLE = {"a": 1}
 
 
-def test_source_digest_is_of_the_files():
-    here = Path(__file__).read_bytes()
-    assert source_digest(Here) == source_digest(test_source_digest_is_of_the_files) == digest([here])
-    assert source_digest(There) == digest([here, Path(inspect.getsourcefile(Path)).read_bytes()])
-    assert source_digest(int) is source_digest(len) is None
+def shared(x):
+    return x + SCALE
+
+
+class Base:
+    factor = 3
+
+    def run(self, x, *, times=1):
+        return shared(x) * self.factor * times
+
+
+class Model(Base):
+    """A model."""
+
+    @property
+    def size(self):
+        return TABLE["a"]
+
+    def run(self, x):
+        # the sum of three
+        return super().run(x) + helpers.halved(x) + again(x) + self.inner(x)
+
+    @staticmethod
+    def inner(x):
+        return [later(y) for y in x]
+
+
+def later(x):
+    return statistics.mean([x])
+
+
+def train(model):
+    return model.run([1])
+'''
+HELPERS = "def halved(x):\n    return x / 2\n\n\ndef doubled(x):\n    return 2 * x\n\n\ndef other(x):\n    return x\n"
+
+
+def loaded_parts(folder, code, helpers):
+    """The parts of what the file's Model uses."""
+    (folder / "used_model.py").write_text(code)
+    (folder / "helpers.py").write_text(helpers)
+    for name in ("used_model", "helpers"):
+        sys.modules.pop(name, None)
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    importlib.invalidate_caches()
+    return code_parts(importlib.import_module("used_model").Model)
+
+
+UNUSED = [
+    ("def train(model):", "class Unrelated:\n    pass\n\n\ndef train(model, epochs=3):"),
+    ("return model.run([1])", "return model.run([2])"),
+    ("# the sum of three", "# the sum of three of them\n        # (as it was)"),
+    ('"""A model."""', '"""Another text.\n\n    Longer."""'),
+    ("    def run(self, x, *, times=1):", '    def run(self, x, *, times=1):\n        """Runs."""'),
+    ("import statistics", "import os\nimport statistics"),
+]
+EDITS = [
+    ("SCALE = 2.0", "SCALE = 3.0", ["value of used_model.SCALE"]),
+    ('{"a": 1}', '{"a": 2}', ["value of used_model.TABLE"]),
+    ("x + SCALE", "x - SCALE", ["source of used_model.shared"]),
+    ("factor = 3", "factor = 4", ["source of used_model.Base"]),
+    ("times=1", "times=2", ["source of used_model.Base.run"]),
+    ('return TABLE["a"]', 'return TABLE["b"]', ["source of used_model.Model.size"]),
+    ("[later(y) for", "[later(-y) for", ["source of used_model.Model.inner"]),
+    ("mean([x])", "median([x])", ["source of used_model.later"]),
+    ("doubled as again", "halved as again", ["source of helpers.doubled", "value of used_model.again"]),
+]
+
+
+def test_code_that_is_used_counts_and_other_code_does_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    before = loaded_parts(tmp_path, CODE, HELPERS)
+    for old, new in UNUSED:
+        assert CODE.count(old) == 1
+        assert loaded_parts(tmp_path, CODE.replace(old, new), HELPERS) == before, new
+    assert loaded_parts(tmp_path, CODE, HELPERS.replace("return x\n", "return -x\n")) == before
+    for old, new, expected in EDITS:
+        assert CODE.count(old) == 1
+        now = loaded_parts(tmp_path, CODE.replace(old, new), HELPERS)
+        assert sorted(name for name in {**now, **before} if now.get(name) != before.get(name)) == expected, new
+    now = loaded_parts(tmp_path, CODE, HELPERS.replace("x / 2", "x / 3"))
+    assert [name for name in now if now[name] != before[name]] == ["source of helpers.halved"]
+
+
+def test_a_method_that_was_replaced_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    before = loaded_parts(tmp_path, CODE, HELPERS)
+    model = sys.modules["used_model"].Model
+    monkeypatch.setattr(model, "run", lambda self, x: x)
+    assert code_parts(model) != before
+
+
+def test_a_file_edited_after_its_import_does_not_count(tmp_path, monkeypatch):
+    """The process still runs what was imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = loaded_parts(tmp_path, CODE, HELPERS)
+    (tmp_path / "used_model.py").write_text("\n\n" + CODE.replace("x + SCALE", "x - SCALE"))
+    assert code_parts(sys.modules["used_model"].Model) == before
+
+
+def test_source_digest_is_of_the_code_in_use(monkeypatch):
+    assert source_digest(Point) == source_digest(Point) != source_digest(Here) != None  # noqa: E711
+    assert source_digest(int) is source_digest(len) is source_digest(Path) is None
+    before = source_digest(torch.nn.Linear)
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert source_digest(torch.nn.Linear) != before
 
 
 def test_write_and_read_json(tmp_path):

@@ -315,6 +315,6 @@ def test_convolutions_predict_with_channels_innermost_where_they_can(how):
     found = member.predict_logits(x)
     np.testing.assert_array_equal(member.predict_logits(x), found)
     later = 1 if how == "flatten" else 16
-    assert module.strides == [16, 1, later, later]  # tried once, on the first rows
+    assert module.strides == [16, 16, 1, later, later]  # how it ends, and both layouts, are tried once, on the first rows
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)

@@ -19,11 +19,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.describe import class_path
-from ensdistill.members.base import SMOOTHING, Member, hear, is_member, to_logits
+from ensdistill.members import base
+from ensdistill.members.base import SMOOTHING, Member, check_output, is_member, reading_of, to_logits
 from ensdistill.members.boosted import BoostedMember, library_of
 from ensdistill.members.estimator import Output, SklearnMember
 from ensdistill.members.files import load_member
-from ensdistill.members.function import ArrayMember, CallableMember
+from ensdistill.members.function import ArrayMember, CallableMember, as_array
 from ensdistill.members.module import TorchMember
 from ensdistill.members.onnx import OnnxMember
 
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-def as_member(value: Any, name: str | None = None) -> Member:
+def as_member(value: Any, name: str | None = None, output: base.Output = "auto") -> Member:
     """A member as it is; anything else in the adapter for its kind.
 
     Parameters
@@ -53,34 +54,39 @@ def as_member(value: Any, name: str | None = None) -> Member:
         Of an array and of a function's first answer, rows that are all distributions are probabilities, anything else is logits.
         An array's rows are known by their place alone.
     name : str, optional
+    output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
+        What an array, a function, a torch module or an ONNX file answers with; fitted models and members know it themselves.
 
     Raises
     ------
     TypeError
         Anything else.
     ValueError
-        The adapter does not take it: it is not fitted, for example.
+        The adapter does not take it: it is not fitted, for example; or its outputs could be logits as well as probabilities.
     """
     name = name or default_name(value)
+    check_output(name, output)
     if is_member(value):
         known: Member = value
         return known
     if isinstance(value, nn.Module):
-        return TorchMember(value, name=name)
+        return TorchMember(value, name=name, output=output)
     if library_of(value) is not None:
         return BoostedMember(value, name=name)
     if hasattr(value, "get_params") and hasattr(value, "fit"):
         return SklearnMember(value, name=name)
     if isinstance(value, (str, Path)):
-        return OnnxMember(value, name=name)
+        return OnnxMember(value, name=name, output=output)
     if isinstance(value, (np.ndarray, Tensor)):
-        answers = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        if answers.ndim != 2 or answers.dtype.kind != "f":
+        answers = as_array(value)
+        if answers.ndim not in (1, 2) or (answers.ndim == 1 and output not in ("margin", "probabilities")) or answers.dtype.kind != "f":
             raise ValueError(f"members: {name}: expected logits or probabilities [N, C]; got {answers.dtype} {list(answers.shape)}")
-        said = {hear(answers): answers}
-        return ArrayMember(name=name, logits=said.get("logits"), probabilities=said.get("probabilities"))
+        reading = (reading_of(name, answers) or "logits") if output == "auto" else output
+        if reading == "probabilities":
+            return ArrayMember(name=name, probabilities=answers)
+        return ArrayMember(name=name, logits=base.as_logits(name, answers, reading))
     if callable(value) and not isinstance(value, type):
-        return CallableMember(value, name=name)
+        return CallableMember(value, name=name, output=output)
     raise TypeError(
         "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, the path of an ONNX "
         f"file, an array of logits or probabilities, or a function; got {class_path(type(value))}"

@@ -22,11 +22,14 @@ _UNSEEN = "was fitted without the classes"
 # zero, which a forest says of every class that none of its leaves holds, does not rule the class out.
 SMOOTHING = 1e-6
 SUM_TOLERANCE = 1e-3  # what sums of float16 probabilities keep
+STATED_TOLERANCE = 0.05  # of rows that somebody says are probabilities: rounded to two decimals, or in bfloat16
 
 Blob = bytes  # members have a property of that name
 Logits = TypeVar("Logits", np.ndarray, Tensor)
-Speech = Literal["logits", "probabilities"]
-"""What a member answers with."""
+Reading = Literal["logits", "probabilities", "log_probabilities", "margin"]
+"""What outputs [N, C] are. One column of ``probabilities`` is that of the second of two classes, and ``margin`` its logit."""
+Output = Literal["auto", "logits", "probabilities", "log_probabilities", "margin"]
+OUTPUTS = ("auto", "logits", "probabilities", "log_probabilities", "margin")
 
 
 @runtime_checkable
@@ -55,19 +58,20 @@ class Member(Protocol):
     def save(self, folder: Path | str) -> None: ...
 
 
-def not_distributions(values: np.ndarray) -> np.ndarray:
-    """Positions of the rows of ``values`` [N, C] that hold a negative value or NaN, or don't sum to one (within 1e-3)."""
+def not_distributions(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
+    """Positions of the rows of ``values`` [N, C] that hold a negative value or NaN, or whose sum is not one within ``tolerance``."""
     p = np.asarray(values, np.float64)
-    return np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= SUM_TOLERANCE)))
+    return np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= tolerance)))
 
 
-def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING) -> np.ndarray:
+def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
     """log(p + smoothing) as float32.
 
     Raises
     ------
     ValueError
-        A row is not a distribution: a negative or NaN value, or a sum other than one (within 1e-3, which float16 sums keep).
+        A row is not a distribution: a negative or NaN value, or a sum other than one (within ``tolerance``, by default 1e-3, which
+        float16 sums keep).
 
     Examples
     --------
@@ -75,7 +79,7 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING) -> np.nda
     [[0.0, -13.819999694824219]]
     """
     p = np.asarray(probabilities, np.float64)
-    bad = not_distributions(p)
+    bad = not_distributions(p, tolerance)
     if len(bad):
         raise BadRows(
             f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is {p[bad[0]].round(4).tolist()} "
@@ -85,17 +89,79 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING) -> np.nda
     return np.log(p + smoothing).astype(np.float32)
 
 
-def hear(values: np.ndarray) -> Speech:
-    """What values [N, C] are: probabilities where all rows are distributions (N at least 1), else logits.
+def check_output(name: str, output: Any) -> Output:
+    """``output``, if it is one of the kinds."""
+    if output not in OUTPUTS:
+        raise ValueError(f"output: {name}: expected one of {', '.join(OUTPUTS)}; got {output!r}")
+    found: Output = output
+    return found
 
-    Logits whose rows are all non-negative and sum to one don't come by chance, except in very few rows: who has such says what they are.
+
+def reading_of(name: str, values: np.ndarray) -> Reading | None:
+    """Probabilities where all rows of ``values`` [N, C] are distributions, logits where they can't be probabilities of any kind.
+
+    None where no row is without NaN. One column is not read here: see `as_logits`.
+
+    Raises
+    ------
+    ValueError
+        Two readings are possible: probabilities that were rounded or have bad rows among them, percentages or votes, sigmoids.
     """
-    return "logits" if len(not_distributions(values)) or len(values) == 0 else "probabilities"
+    rows = np.asarray(values, np.float64)
+    rows = rows[~np.isnan(rows).any(-1)]
+    if len(rows) == 0:
+        return None
+    if rows.ndim != 2 or rows.shape[1] == 1:
+        return "logits"
+    sums, wrong = rows.sum(-1), not_distributions(rows)
+    if len(wrong) == 0:
+        return "probabilities"
+    distinct, unit = len(np.unique(rows, axis=0)), bool((rows >= 0).all() and (rows <= 1).all())
+    reason = None
+    if len(wrong) * 2 <= len(rows):
+        reason = f"probabilities, but for row {wrong[0]} of those without NaN ({len(wrong)} such rows)"
+    elif unit and np.median(np.abs(sums - 1)) <= STATED_TOLERANCE:
+        reason = "probabilities that were rounded"
+    elif unit and distinct * rows.shape[1] >= 32 and rows.min() < 0.5 < rows.max():
+        reason = "probabilities of each class by itself (sigmoids)"
+    elif (rows >= 0).all() and distinct > 1 and sums.min() > 0 and np.ptp(sums) <= SUM_TOLERANCE * sums.mean():
+        reason = f"percentages or votes, because all rows sum to {sums[0]:.6g}; divide them by that"
+    if reason is not None:
+        raise ValueError(
+            f"output: {name}: its outputs could be logits, or {reason}: row {wrong[0]} is {rows[wrong[0]].round(4).tolist()[:8]}. "
+            "Tell which by output='logits' or output='probabilities' (of an array ArrayMember(logits=...) or "
+            "ArrayMember(probabilities=...), which take rows that sum to 1 within 0.05)"
+        )
+    return "logits"
 
 
-def as_logits(values: np.ndarray, output: Speech, smoothing: float = SMOOTHING) -> np.ndarray:
-    """Answers of either kind as float32 logits."""
-    return to_logits(values, smoothing) if output == "probabilities" else values.astype(np.float32)
+def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float = SMOOTHING) -> np.ndarray:
+    """Outputs of any kind, [N, C] or of one column [N, 1] or [N], as float32 logits [N, C].
+
+    Raises
+    ------
+    ValueError
+        The values are not of that kind, or they are logits of one column.
+    """
+    single = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+    if output == "margin":
+        if not single:
+            raise ValueError(f"output: {name}: expected one column, the binary margin; got {list(values.shape)}")
+        return two_logits(values.reshape(len(values)).astype(np.float64)).astype(np.float32)
+    if single and output == "probabilities":
+        values = np.asarray(values, np.float64).reshape(len(values))
+        values = np.stack([1 - values, values], axis=1)
+    elif single:
+        raise ValueError(
+            f"output: {name}: one output column is no logits: a softmax over one class is always 1. Tell what it is: output='margin' "
+            "(the logit of the second of two classes) or output='probabilities' (that class's probability)"
+        )
+    if output == "probabilities":
+        return to_logits(values, smoothing, STATED_TOLERANCE)
+    if output == "log_probabilities":
+        with np.errstate(over="ignore"):
+            to_logits(np.exp(np.asarray(values, np.float64)), smoothing, STATED_TOLERANCE)
+    return values.astype(np.float32)
 
 
 def two_logits(margins: np.ndarray) -> np.ndarray:

@@ -2,114 +2,64 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import functools
-import inspect
-import sys
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
-from types import CodeType
+from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ensdistill.describe import class_path
-from ensdistill.fingerprint import digest, source_file
+from ensdistill.fingerprint import digest
+from ensdistill.source import Used, state_data
 
 # Of every module, and a mark that training with accelerate leaves.
 _OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-# Libraries whose classes are known by name and version; the version stands for their source.
-_LIBRARIES = ("torch", "transformers")
 # What Hugging Face notes on its models: where they came from, which a saved one does not know; and the config, which the recipe has.
 _OF_HUGGING_FACE = frozenset({"config", "generation_config", "name_or_path", "warnings_issued", "_is_hf_initialized"})
 
 
-def behaviour(module: nn.Module) -> list[Any]:
-    """Of the module and its submodules: classes by their source, attributes of each, forward hooks, and buffers that aren't saved.
+def behaviour(module: nn.Module) -> dict[str, str]:
+    """Digests by part: the code in use (see :mod:`ensdistill.source`), attributes and hooks of submodules, and unsaved buffers.
 
-    Plain data, arrays, tensors, functions, classes, dataclasses and modules are taken by content, in containers too; what else an
-    attribute may be is taken by its type, with a warning. Modules that the source imports, and globals of other files, don't count.
+    The attributes of all submodules of one class are one part. The submodules' tensors don't count here.
     """
-    saved, seen = module.state_dict().keys(), {id(module)}
-    buffers = {name: tensor for name, tensor in module.named_buffers() if name not in saved}
-    return [buffers, *([name, _module(part, seen)] for name, part in module.named_modules())]
+    return _Behaviour().of(module)
 
 
-def _module(module: nn.Module, seen: set[int]) -> list[Any]:
-    seen.add(id(module))
-    root = _root(type(module))
-    skipped = _OF_EVERY_MODULE
-    if any(_root(cls) == "transformers" for cls in type(module).__mro__):
-        skipped = frozenset(vars(module)) if root == "transformers" else skipped | _OF_HUGGING_FACE
-    where = class_path(type(module))
-    own = {name: _value(value, f"{where}.{name}", seen) for name, value in vars(module).items() if name not in skipped}
-    hooks = [_value(list(getattr(module, hooks, {}).values()), f"a hook of {where}", seen) for hooks in _HOOKS]
-    return [_class(type(module)), own, hooks]
+class _Behaviour(Used):
+    def of(self, module: nn.Module) -> dict[str, str]:
+        self._place(module)
+        saved = module.state_dict().keys()
+        own, hooks = defaultdict[str, list[Any]](list), defaultdict[str, list[Any]](list)
+        for name, part in module.named_modules():
+            path = class_path(type(part))
+            own[path].append([name, self._class(type(part)), self._attributes(part)])
+            for kind in _HOOKS:
+                if registered := list(getattr(part, kind, {}).values()):
+                    hooks[path].append([name, self.refer(registered, f"a hook of {path}")])
+        buffers = {name: tensor for name, tensor in module.named_buffers() if name not in saved}
+        found = {f"attributes of {path}": digest(parts) for path, parts in own.items()}
+        found |= {f"hooks of {path}": digest(parts) for path, parts in hooks.items()}
+        return {**({"unsaved buffers": digest(buffers)} if buffers else {}), **found, **self.parts}
 
+    def module(self, module: nn.Module, where: str) -> Any:
+        """A part that isn't registered."""
+        self._place(module)
+        parts = [[name, self._class(type(part)), self._attributes(part)] for name, part in module.named_modules()]
+        return [parts, state_data(module)]
 
-def _value(value: Any, where: str, seen: set[int]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str, bytes, Path, np.generic, np.ndarray, Tensor)):
-        return value
-    if isinstance(value, (complex, torch.dtype, torch.device)):
-        return [type(value).__name__, str(value)]
-    if isinstance(value, enum.Enum):
-        return [_class(type(value)), value.name]
-    if isinstance(value, Mapping):
-        return ["map", *([_value(part, where, seen) for part in item] for item in value.items())]
-    if isinstance(value, (list, tuple)):
-        return [_value(part, where, seen) for part in value]
-    if isinstance(value, (set, frozenset)):
-        return ["set", *sorted(digest(_value(part, where, seen)) for part in value)]
-    if isinstance(value, nn.Module):  # a part that isn't registered, or one of the tree
-        return class_path(type(value)) if id(value) in seen else [_module(value, seen), dict(value.state_dict())]
-    if inspect.isclass(value):
-        return _class(value)
-    if isinstance(value, functools.partial):
-        return ["partial", *(_value(part, where, seen) for part in (value.func, value.args, value.keywords))]
-    if inspect.isroutine(value):
-        function = getattr(value, "__func__", value)
-        return [f"{function.__module__}.{function.__qualname__}", _source(function)]
-    if dataclasses.is_dataclass(value):
-        return [_class(type(value)), {f.name: _value(getattr(value, f.name), where, seen) for f in dataclasses.fields(value)}]
-    warnings.warn(
-        f"{where}: a {class_path(type(value))} has no content that a fingerprint could be made of; only its type counts, so a cache won't "
-        "notice when it changes",
-        stacklevel=2,
-    )
-    return _class(type(value))
+    def _place(self, module: nn.Module) -> None:
+        """Note the submodules: what refers to one gives its class alone, because each is described in its own place."""
+        self._known.update({id(part): (part, class_path(type(part))) for part in module.modules()})
 
-
-def _root(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
-
-
-def _class(cls: type) -> list[Any]:
-    """A library's classes by name and version, others by name and source, each base by itself."""
-    parts: list[Any] = []
-    for part in cls.__mro__[:-1]:
-        root = _root(part)
-        parts.append([class_path(part), str(sys.modules[root].__version__) if root in _LIBRARIES else _source(part)])
-    return parts
-
-
-def _source(part: Any) -> Any:
-    """Digest of the file; where there is none, as of what was typed into a shell, the instructions."""
-    if (file := source_file(part)) is not None:
-        return digest(file.read_bytes())
-    functions = [part] if not inspect.isclass(part) else [getattr(value, "__func__", value) for value in vars(part).values()]
-    return [_code(function.__code__) for function in functions if hasattr(function, "__code__")]
-
-
-def _code(code: CodeType) -> list[Any]:
-    return [code.co_code, list(code.co_names), [_constant(value) for value in code.co_consts]]
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, CodeType):
-        return _code(value)
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set's order differs from process to process
+    def _attributes(self, module: nn.Module) -> dict[str, Any]:
+        if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            return {"code": getattr(module, "code", "")}
+        if "_orig_mod" in module._modules:  # torch.compile keeps the compiler's state beside the module
+            return {}
+        root, skipped = type(module).__module__.partition(".")[0], _OF_EVERY_MODULE
+        if any(cls.__module__.partition(".")[0] == "transformers" for cls in type(module).__mro__):
+            skipped = frozenset(vars(module)) if root == "transformers" else skipped | _OF_HUGGING_FACE
+        path = class_path(type(module))
+        return {name: self.refer(value, f"{path}.{name}") for name, value in vars(module).items() if name not in skipped}

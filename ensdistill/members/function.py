@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ensdistill.files import write_arrays
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import Blob, Speech, as_classes, as_logits, check_width, hear, not_distributions, to_logits, write_about
+from ensdistill.members.base import (
+    Blob,
+    Output,
+    Reading,
+    as_classes,
+    as_logits,
+    check_output,
+    check_width,
+    not_distributions,
+    reading_of,
+    write_about,
+)
 
 
 class CallableMember:
@@ -23,8 +34,9 @@ class CallableMember:
     name : str
     version : str, optional
         Stands for the function in fingerprints: change it whenever the function's answers change. Needed to cache its targets.
-    output : {"auto", "logits", "probabilities"}
-        ``auto`` listens to the first answer: probabilities if every row is a distribution. A later answer that contradicts is an error.
+    output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
+        ``auto`` goes by the first answer: probabilities if every row is a distribution, logits if it can't be read as any kind of
+        probabilities. A later answer that contradicts is an error. ``margin`` is one column, the logit of the second of two classes.
     classes : sequence of str, optional
 
     Examples
@@ -43,37 +55,46 @@ class CallableMember:
         *,
         name: str,
         version: str | None = None,
-        output: Literal["auto", "logits", "probabilities"] = "auto",
+        output: Output = "auto",
         classes: Sequence[str] | None = None,
     ) -> None:
-        if output not in ("auto", "logits", "probabilities"):
-            raise ValueError(f"output: expected auto, logits or probabilities; got {output!r}")
-        self.function, self.name, self.version, self.output = function, name, version, output
+        self.function, self.name, self.version, self.output = function, name, version, check_output(name, output)
         self.classes = as_classes(name, classes)
-        self._heard: Speech | None = None if output == "auto" else output
+        self._reading: Reading | None = None if output == "auto" else output
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        values = self.function(inputs)
-        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        check_width(self.name, values, len(inputs), self.classes)
-        if self._heard is None and len(values) and not np.isnan(values).any():  # of a NaN nothing can be learned
-            self._heard = hear(values)
-        elif self.output == "auto" and self._heard == "probabilities" and len(bad := not_distributions(values)):
+        values = as_array(self.function(inputs))
+        if self._reading is None and values.ndim == 2 and values.shape[1] > 1 and not np.isnan(values).any():
+            self._reading = reading_of(self.name, values)  # nothing can be concluded from a NaN
+        elif self.output == "auto" and self._reading == "probabilities" and len(bad := not_distributions(values)):
             raise ValueError(
                 f"{self.name}: its first answer looked like probabilities, but row {bad[0]} of this one is {values[bad[0]].tolist()}; "
                 f"say what it answers with: CallableMember(function, name={self.name!r}, output='logits' or 'probabilities')"
             )
-        return as_logits(values, self._heard or "logits")
+        logits = as_logits(self.name, values, self._reading or "logits")
+        return check_width(self.name, logits, len(inputs), self.classes)
 
     def fingerprint(self) -> str:
         if self.version is None:
             raise ValueError(
                 f"{self.name}: a function has no fingerprint: CallableMember(function, name={self.name!r}, version='1') says which it is"
             )
-        return digest(["callable", self.name, self.version, self.output])
+        return digest(["callable", self.name, self.version, self.output, *([] if self.classes is None else [self.classes])])
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """What the fingerprint is made of."""
+        return {"name": self.name, "version": str(self.version), "output": self.output, "classes": digest(self.classes)}
 
     def save(self, folder: Path | str) -> None:
         raise TypeError(f"{self.name}: a function cannot be saved without pickle; cache its targets, or give its outputs to ArrayMember")
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A function's answer as an array; tensors of bfloat16, which NumPy does not have, as float32."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
 
 
 class ArrayMember:
@@ -84,7 +105,8 @@ class ArrayMember:
     inputs : ndarray [N, ...], optional
         What the answers belong to. Without them, answers are only given for N inputs at once, which the caller has in their order.
     logits, probabilities : ndarray [N, C]
-        One of the two.
+        One of the two. Rows of probabilities sum to one within 0.05, as rounded ones do; one column [N, 1] is the probability of the
+        second of two classes.
     name : str
     classes : sequence of str, optional
 
@@ -114,7 +136,8 @@ class ArrayMember:
         if (logits is None) == (probabilities is None):
             raise ValueError("logits, probabilities: expected one of the two")
         self.name, self.classes = name, as_classes(name, classes)
-        answers = np.asarray(logits, np.float32) if probabilities is None else to_logits(probabilities)
+        values, kind = (logits, "logits") if probabilities is None else (probabilities, "probabilities")
+        answers = as_logits(name, np.asarray(values), kind)  # type: ignore[arg-type]
         self.inputs = None if inputs is None else np.asarray(inputs)
         self.logits = check_width(name, answers, len(answers if self.inputs is None else self.inputs), self.classes)
         self._rows: dict[Blob, int] = {}
@@ -150,6 +173,14 @@ class ArrayMember:
         return self.logits[np.array(rows, np.int64)]
 
     def fingerprint(self) -> str:
+        return digest(["array", self.inputs, self.logits, *([] if self.classes is None else [self.classes])])
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """What the fingerprint is made of."""
+        return {"inputs": digest(self.inputs), "answers": digest(self.logits), "classes": digest(self.classes)}
+
+    def saved_content(self) -> str:
+        """Of the arrays alone."""
         return digest(["array", self.inputs, self.logits])
 
     def save(self, folder: Path | str) -> None:

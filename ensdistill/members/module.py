@@ -19,18 +19,25 @@ from ensdistill.errors import is_out_of_memory
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
-from ensdistill.members.base import Logits, align, batches, check_width, write_about
+from ensdistill.members.base import Logits, Output, Reading, align, as_logits, batches, check_output, check_width, reading_of, write_about
 from ensdistill.members.behaviour import behaviour
+from ensdistill.members.ending import ending
+from ensdistill.members.wrappers import unwrapped
+from ensdistill.source import state_data
+
+_FEW = 8  # different rows, of which nothing is concluded: logits of so few may look like probabilities by chance
 
 
 class TorchMember:
-    """A torch module that maps [N, ...] to logits [N, C], or to an object whose ``logits`` are that.
+    """A torch module that maps [N, ...] to outputs [N, C], or to an object or a dict whose ``logits`` are that.
 
     Parameters
     ----------
     module : Module
         Predicts in eval mode, without gradients; every submodule's mode is given back as it was. Hugging Face classification models
         are such modules: of token ids, those equal to the config's ``pad_token_id`` are masked, and ``id2label`` names the classes.
+        ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and what ``torch.compile`` returns are taken off: the module
+        within predicts. Floating inputs are given to it in the type of its parameters.
     name : str
     classes : sequence of str, optional
     factory : callable, optional
@@ -41,6 +48,15 @@ class TorchMember:
     device : str, optional
         Where it predicts; the module is moved there for each call and back afterwards, so that of many members one at a time is
         there. By default it predicts where it is.
+    output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
+        What the outputs are. ``auto`` reads a module that ends in a softmax as probabilities, and others as logits, unless the first
+        batch could be probabilities. ``margin`` is one column, the logit of the second of two classes.
+
+    Raises
+    ------
+    ValueError
+        Parameters that are not initialised, a model of another task than classification by softmax, or (by ``predict_logits``)
+        outputs that could be probabilities as well as logits, or have one column.
 
     Examples
     --------
@@ -57,21 +73,28 @@ class TorchMember:
         factory: Callable[[], nn.Module] | None = None,
         batch_size: int = 1024,
         device: str | torch.device | None = None,
+        output: Output = "auto",
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected a torch.nn.Module; got {class_path(type(module))}")
         if batch_size < 1:
             raise ValueError(f"batch_size: {name}: expected at least 1; got {batch_size}")
-        self.module, self.name, self.batch_size = module, name, batch_size
+        self.module, self.name, self.batch_size = unwrapped(module), name, batch_size
+        self.output = check_output(name, output)
+        check_initialised("module", name, self.module)
+        pretrained.check_task(name, self.module, output)
         self.device = None if device is None else torch.device(device)
-        self.classes, self._columns = align(name, pretrained.class_names(module), classes)
-        self.recipe = pretrained.recipe(module) if factory is None else module_recipe(factory)
+        known = pretrained.class_names(self.module)
+        self.classes, self._columns = align(name, None if len(known or ()) == 1 else known, classes)
+        self.recipe = pretrained.recipe(self.module) if factory is None else module_recipe(factory)
         if factory is not None and self.recipe is None:
             raise ValueError(
                 f"factory: {name}: expected a module class, or functools.partial of one with plain keyword arguments; got {factory!r}"
             )
+        self._reading: Reading | None = None if output == "auto" else output  # None until an answer shows what they are
+        self._seen_its_end = False
         self._channels_last: bool | None = None  # whether it takes images so, once it is known
-        self._masks = "attention_mask" in inspect.signature(module.forward).parameters
+        self._masks = _takes_mask(self.module)
 
     @property
     def parameters(self) -> int:
@@ -79,7 +102,7 @@ class TorchMember:
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in self.module.state_dict().values())
+        return sum(t.nbytes for t in self.module.state_dict().values() if isinstance(t, Tensor))
 
     @property
     def predicts_on(self) -> torch.device:
@@ -88,30 +111,76 @@ class TorchMember:
         return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        return self.ordered(check_width(self.name, self.raw(inputs), len(inputs), self.classes))
+        return self._checked(self.ordered(self.raw(inputs)), len(inputs))
 
     def predict_tensor(self, inputs: np.ndarray) -> Tensor:
         """float32 logits [N, C] on the device where it predicts."""
-        return self.ordered(check_width(self.name, self._outputs(inputs, stay=True), len(inputs), self.classes))
+        return self._checked(self.ordered(self._outputs(inputs, stay=True)), len(inputs))
+
+    def _checked(self, logits: Logits, rows: int) -> Logits:
+        return check_width(self.name, logits, rows, self.classes)
 
     def ordered(self, outputs: Logits) -> Logits:
-        """The module's outputs [N, C] in the order of ``classes``."""
-        return outputs if self._columns is None else outputs[:, self._columns.tolist()]
+        """The module's outputs as logits [N, C], in the order of ``classes``."""
+        if self._reading is None:
+            self._reading = self._read(outputs)
+        reading = self._reading or "logits"
+        if reading != "logits" or outputs.ndim != 2 or outputs.shape[1] == 1:
+            if isinstance(outputs, Tensor):
+                values = as_logits(self.name, outputs.cpu().numpy(), reading)
+                outputs = torch.from_numpy(values).to(outputs.device)
+            else:
+                outputs = as_logits(self.name, outputs, reading)
+        if self._columns is None or outputs.shape[1] != len(self._columns):
+            return outputs
+        return outputs[:, self._columns.tolist()]
+
+    def _read(self, outputs: Logits) -> Reading | None:
+        """What outputs of a module that ends in no softmax are; None where there are too few to be sure."""
+        if outputs.ndim != 2 or outputs.shape[1] == 1:
+            return None
+        values = outputs[: self.batch_size].cpu().numpy() if isinstance(outputs, Tensor) else outputs[: self.batch_size]
+        if len(np.unique(values, axis=0)) < _FEW:
+            return None
+        if reading_of(self.name, values) == "probabilities":
+            raise ValueError(
+                f"output: {self.name}: a module is expected to answer with logits; all rows of this one's outputs are probabilities. "
+                f"Tell what they are: TorchMember(module, name={self.name!r}, output='probabilities'), or output='logits'"
+            )
+        return "logits"
 
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """The module's outputs as they are: float32 [N, C]."""
         return self._outputs(inputs, stay=False).numpy()
 
     def _outputs(self, inputs: np.ndarray, stay: bool) -> Tensor:
-        if inputs.dtype != np.float32 and inputs.dtype.kind not in "iu":
+        dtype = floating_type(self.module)
+        own = None if dtype in (None, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
+        if inputs.dtype not in (np.float32, own) and inputs.dtype.kind not in "iu":
             raise ValueError(f"inputs: {self.name} expects float32, or integers for a model of tokens; got {inputs.dtype}")
         with predicting(self.module, self.device) as device, torch.no_grad():
+            if self._reading is None and not self._seen_its_end and len(inputs):
+                self._look_at_its_end(self._batch(inputs[:2], device))
             parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)]
         return torch.cat(parts).float()
 
+    def _look_at_its_end(self, x: Tensor) -> None:
+        """Read a module that ends in a softmax as probabilities, and refuse one that ends in a sigmoid."""
+        end = ending(self._answer, x)
+        if end == "sigmoid":
+            raise ValueError(
+                f"output: {self.name}: the module ends in a sigmoid: each of its outputs is a probability by itself. Of one output, "
+                "output='probabilities' takes it as that of the second of two classes; several (multi-label) can't be distilled here"
+            )
+        self._reading, self._seen_its_end = "probabilities" if end == "softmax" else None, True
+
+    def _batch(self, inputs: np.ndarray, device: torch.device) -> Tensor:
+        x, dtype = torch.from_numpy(np.ascontiguousarray(inputs)).to(device), floating_type(self.module)
+        return x.to(dtype) if x.is_floating_point() and dtype is not None else x
+
     def _predict(self, inputs: np.ndarray, device: torch.device, stay: bool) -> list[Tensor]:
         try:
-            logits = self._logits(torch.from_numpy(np.ascontiguousarray(inputs)).to(device))
+            logits = self._logits(self._batch(inputs, device))
             return [logits if stay else logits.cpu()]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -140,21 +209,36 @@ class TorchMember:
             output = self.module(x, attention_mask=(x != padding).long())
         else:
             output = self.module(x)
-        logits = getattr(output, "logits", output)
+        logits = output["logits"] if isinstance(output, dict) and "logits" in output else getattr(output, "logits", output)
+        if isinstance(logits, tuple) and len(logits) == 1:
+            logits = logits[0]
         if not isinstance(logits, Tensor):
             raise TypeError(f"{self.name}: expected a module that answers with a tensor, or with .logits; got {class_path(type(output))}")
         return logits
 
     def fingerprint(self) -> str:
-        """Of the weights and of :func:`what else <ensdistill.members.behaviour.behaviour>` the answers depend on.
+        """Of the weights and of :func:`what else <ensdistill.members.behaviour.behaviour>` the answers depend on."""
+        return digest(["torch", self.fingerprint_parts()])
 
-        A class counts with the whole file that defines it: one of its own keeps edits of a script from changing it.
-        """
-        return digest([self.saved_content(), behaviour(self.module)])
+    def fingerprint_parts(self) -> dict[str, str]:
+        """What the fingerprint is made of, by part, so that a difference can be named."""
+        parts = {"weights": digest(self._state()), "architecture": digest(self.recipe or repr(self.module)), **behaviour(self.module)}
+        if self.output != "auto":
+            parts["output"] = self.output
+        if self.classes is not None:
+            parts["classes"] = digest(self.classes)
+        return parts
 
     def saved_content(self) -> str:
         """Of what is saved alone: the same in another version of torch, or of the module's code."""
-        return digest(["torch", self.recipe or repr(self.module), dict(self.module.state_dict())])
+        more = [] if self.output in ("auto", "logits") else [self.output]
+        return digest(["torch", self.recipe or repr(self.module), self._state(), *more])
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            return state_data(self.module)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def save(self, folder: Path | str) -> None:
         from safetensors.torch import save
@@ -165,12 +249,24 @@ class TorchMember:
                 f"{self.name}: cannot be saved without knowing how it is built; make it a member by "
                 f"TorchMember(module, name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
             )
+        self._check_plain()
         if "config" not in self.recipe:
             self._check_recipe(self.recipe)
         # clone(): tied weights share storage, which safetensors refuses.
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
         write_bytes(Path(folder) / "model.safetensors", save(state))
-        write_about(folder, self, "torch", recipe=self.recipe, batch_size=self.batch_size)
+        more: dict[str, Any] = {} if self.output == "auto" else {"output": self.output}
+        if unsaved := unsaved_types(self.module):
+            more["unsaved_buffers"] = unsaved
+        write_about(folder, self, "torch", recipe=self.recipe, batch_size=self.batch_size, **more)
+
+    def _check_plain(self) -> None:
+        """Refuse quantised modules: their numbers alone don't say how they are put together."""
+        config = getattr(getattr(self.module, "config", None), "quantization_config", None)
+        odd = [k for k, v in self.module.state_dict().items() if not isinstance(v, Tensor) or v.is_quantized or type(v) is not Tensor]
+        if odd or config is not None:
+            what = "its config has a quantization_config" if config is not None else f"{odd[0]} is no plain tensor"
+            raise ValueError(f"{self.name}: a quantised module can't be saved ({what}); save the module as it was before")
 
     def _check_recipe(self, recipe: dict[str, Any]) -> None:
         """Refuse a factory that builds something else: nobody could load what is saved."""
@@ -179,21 +275,26 @@ class TorchMember:
                 built = build_module(recipe, [recipe["class_path"]])
         except Exception as error:  # whatever a constructor of somebody's own raises
             raise ValueError(f"factory: {self.name}: it can't build the module again: {error}") from error
+        check_initialised("factory", self.name, built)
         here, there = ({k: (tuple(v.shape), v.dtype) for k, v in m.state_dict().items()} for m in (self.module, built))
-        if here != there:
-            name = next(k for k in {**here, **there} if here.get(k) != there.get(k))
+        # Of another floating type it may be: loaded, it is given the saved one.
+        shapes = [{k: (shape, dtype.is_floating_point or dtype) for k, (shape, dtype) in m.items()} for m in (here, there)]
+        if shapes[0] != shapes[1]:
+            name = next(k for k in {**here, **there} if shapes[0].get(k) != shapes[1].get(k))
             words = [f"{m[name][1]} {list(m[name][0])}" if name in m else "missing" for m in (here, there)]
             raise ValueError(f"factory: {self.name}: it builds another module: {name} is {words[0]} here and {words[1]} there")
         if repr(built) != repr(self.module):
             raise ValueError(f"factory: {self.name}: it builds another module: {built!r} instead of {self.module!r}")
+        give_types(built, {name: dtype for name, (_, dtype) in here.items()} | _types(unsaved_types(self.module)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what has no content; the fingerprint tells of that
-            pairs = zip(behaviour(self.module), behaviour(built), strict=True)
-            differing = [digest(one) != digest(other) for one, other in pairs]
-        if any(differing):  # perhaps a counter, or what a call has left: then it does no harm
-            parts = [f"attributes, hooks or code of {name or 'the module'}" for name, _ in self.module.named_modules()]
-            other = ["unsaved buffers", *parts][differing.index(True)]
-            warnings.warn(f"{self.name}: its factory builds a module with other {other}: loaded, it may answer otherwise", stacklevel=3)
+            one, other = behaviour(self.module), behaviour(built)
+        # Perhaps a counter, or what a call has left: then it does no harm.
+        if differing := [part for part in {**one, **other} if one.get(part) != other.get(part)]:
+            warnings.warn(
+                f"{self.name}: its factory builds a module with other parts ({', '.join(differing[:5])}): loaded, it may answer otherwise",
+                stacklevel=3,
+            )
 
 
 def load_torch(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> TorchMember:
@@ -202,10 +303,54 @@ def load_torch(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) ->
 
     recipe = about["recipe"]
     module = pretrained.build(recipe, trusted) if "config" in recipe else build_module(recipe, trusted)
-    module.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-    member = TorchMember(module.eval(), name=about["name"], classes=about["classes"], batch_size=int(about["batch_size"]))
+    state = load((folder / "model.safetensors").read_bytes())
+    give_types(module, {name: value.dtype for name, value in state.items()} | _types(about.get("unsaved_buffers", {})))
+    module.load_state_dict(state)
+    options = {"batch_size": int(about["batch_size"]), "output": about.get("output", "auto")}
+    member = TorchMember(module.eval(), name=about["name"], classes=about["classes"], **options)
     member.recipe = recipe
     return member
+
+
+def check_initialised(argument: str, name: str, module: nn.Module) -> None:
+    """Raise ValueError for a module with lazy parameters, which have no shape yet."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if lazy := [key for key, value in tensors if nn.parameter.is_lazy(value)]:
+        raise ValueError(
+            f"{argument}: {name}: expected initialised parameters; {', '.join(lazy[:3])}{' ...' * (len(lazy) > 3)} of a lazy module have "
+            "no shape before its first call: call the module with one batch, and build it again (factory) from layers with sizes"
+        )
+
+
+def floating_type(module: nn.Module) -> torch.dtype | None:
+    """The floating type of a module's parameters; None where there is none, or several."""
+    found = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def unsaved_types(module: nn.Module) -> dict[str, str]:
+    """The floating types of buffers that aren't saved, by name: what builds the module again may make them of another."""
+    saved = module.state_dict().keys()
+    return {name: str(b.dtype)[6:] for name, b in module.named_buffers() if name not in saved and b.is_floating_point()}
+
+
+def _types(names: dict[str, str]) -> dict[str, torch.dtype]:
+    return {name: dtype for name, kind in names.items() if isinstance(dtype := getattr(torch, str(kind), None), torch.dtype)}
+
+
+def give_types(module: nn.Module, types: dict[str, torch.dtype]) -> None:
+    """Give parameters and buffers these floating types, in place: tied ones stay tied."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        dtype = types.get(name, value.dtype)
+        if dtype != value.dtype and dtype.is_floating_point and value.is_floating_point():
+            value.data = value.data.to(dtype)
+
+
+def _takes_mask(module: nn.Module) -> bool:
+    try:
+        return "attention_mask" in inspect.signature(module.forward).parameters
+    except ValueError:  # of a scripted module
+        return False
 
 
 @contextmanager

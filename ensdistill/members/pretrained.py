@@ -27,6 +27,25 @@ def class_names(module: nn.Module) -> tuple[str, ...] | None:
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
 
 
+def check_task(name: str, module: nn.Module, output: str) -> None:
+    """Raise ValueError where the config says that the outputs are no softmax over classes.
+
+    ``output`` is what the user says of them; that of a single output counts more than the config.
+    """
+    config = getattr(module, "config", None)
+    task, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
+    if task == "multi_label_classification":
+        raise ValueError(
+            f"module: {name}: expected a classifier by softmax; its config has problem_type='multi_label_classification': each output is "
+            "a sigmoid by itself, which can't be distilled here"
+        )
+    if (task == "regression" or labels == 1) and not (labels == 1 and output in ("margin", "probabilities")):
+        raise ValueError(
+            f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and num_labels={labels!r}. If one "
+            "output is the logit of the second of two classes, tell so by TorchMember(module, output='margin')"
+        )
+
+
 def recipe(module: nn.Module) -> dict[str, Any] | None:
     """``{"class_path", "config"}`` of one of the library's own models; None for anything else."""
     path, config = class_path(type(module)), getattr(module, "config", None)
