@@ -136,7 +136,8 @@ class TorchMembers:
             checkpoint_every=self.checkpoint_every,
             progress=progress,
         )
-        return [TorchMember(m, name=job.name, classes=classes, factory=self.model) for m, job in zip(modules, jobs, strict=True)]
+        settings: Any = {"classes": classes, "factory": self.model, "output": "logits"}
+        return [TorchMember(m, name=job.name, **settings) for m, job in zip(modules, jobs, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[...
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=student.model).save(folder)
+    TorchMember(trained.module, name="student", classes=split.classes, factory=student.model, output="logits").save(folder)
     write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)

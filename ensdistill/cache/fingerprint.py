@@ -66,6 +66,9 @@ def as_json(name: str, value: Any) -> Any:
 def differences(found: Any, expected: Any, field: str = "") -> list[str]:
     """One line for each field in which two JSON values differ, with its path.
 
+    Of members with other digests the lines name what differs, where both sides have their ``parts``; parts alone never make a
+    difference, because older caches have none.
+
     Examples
     --------
     >>> differences({"codec": "uint8", "members": ["a", "b"]}, {"codec": "uint8", "members": ["a", "c"], "rows": 3})
@@ -73,13 +76,45 @@ def differences(found: Any, expected: Any, field: str = "") -> list[str]:
     """
     if isinstance(found, dict) and isinstance(expected, dict):
         dot = f"{field}." if field else ""
+        lines: list[str] = []
+        if isinstance(expected.get("members"), dict) and isinstance(found.get("members"), dict):
+            found, expected, lines = _by_part(found, expected, f"{dot}members.")
         keys = [*expected, *(key for key in found if key not in expected)]
-        return [line for key in keys for line in differences(found.get(key, _ABSENT), expected.get(key, _ABSENT), f"{dot}{key}")]
+        return lines + [line for key in keys for line in differences(found.get(key, _ABSENT), expected.get(key, _ABSENT), f"{dot}{key}")]
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         return [line for i, pair in enumerate(zip(found, expected, strict=True)) for line in differences(*pair, f"{field}[{i}]")]
     if found == expected and found is not _ABSENT:
         return []
     return [f"{field}: the cache has {_show(found)}, expected {_show(expected)}"]
+
+
+def _by_part(found: dict[str, Any], expected: dict[str, Any], dot: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Two ensembles' fingerprints without their parts and without the members whose parts differ, and a line for each such part."""
+    parts = [side.get("parts", {}) for side in (found, expected)]
+    found, expected = ({key: value for key, value in side.items() if key != "parts"} for side in (found, expected))
+    members = [dict(found["members"]), dict(expected["members"])]
+    lines = []
+    for name in [name for name in members[1] if name in members[0] and members[0][name] != members[1][name]]:
+        cached, now = (side.get(name) for side in parts)
+        told = _parts_apart(cached, now) if cached and now else []
+        if told:
+            lines += [f"{dot}{name}: {line}" for line in told]
+            for side in members:
+                del side[name]
+    return {**found, "members": members[0]}, {**expected, "members": members[1]}, lines
+
+
+def _parts_apart(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    lines = []
+    for part in [part for part in {**expected, **found} if found.get(part) != expected.get(part)]:
+        one, other = found.get(part), expected.get(part)
+        if one is None or other is None:
+            lines.append(f"{part} is {'not in the cache' if one is None else 'in the cache alone'}")
+        elif len(one) == len(other) == 32:  # digests, which tell nobody anything
+            lines.append(f"{part} differs" if part != "weights" else "weights differ")
+        else:
+            lines.append(f"{part}: the cache has {one!r}, expected {other!r}")
+    return lines
 
 
 def _show(value: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from ensdistill.cache.codecs import Fields, codec_of, kl_divergence, unpack_ids
 from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
+from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 
 if TYPE_CHECKING:
@@ -62,10 +63,19 @@ def recheck(
 
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
-            _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
+            try:
+                _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
+            except CacheMismatch as error:
+                raise CacheMismatch(str(error), _reasons(cache, ensemble)) from None
             if progress is not None:
                 progress(view * len(chosen) + start + len(uids), cache.views * len(chosen))
     return len(chosen)
+
+
+def _reasons(cache: TargetCache, ensemble: Ensemble) -> list[str]:
+    """How the ensemble differs from the one that the cache was made by. A derived cache's fingerprint is of other members: none then."""
+    made = cache.manifest["fingerprint"]
+    return [] if "derived" in made else differences(made["ensemble"], as_json("ensemble.fingerprint()", ensemble.fingerprint()))
 
 
 def _compare(cache: TargetCache, value: Any, uids: np.ndarray, view: int) -> None:

@@ -21,7 +21,8 @@ from ensdistill.ensemble.known import Known, check_labels, raw_logits
 from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
 from ensdistill.members import Member, as_member
-from ensdistill.members.base import Logits, as_classes
+from ensdistill.members.base import Logits, as_classes, parts_of
+from ensdistill.members.outputs import Output
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
 from ensdistill.training import Watch, Way
@@ -75,6 +76,7 @@ class Ensemble:
         weights: Sequence[float] | np.ndarray | None = None,
         combiner: Combiner = "prob",
         classes: Sequence[str] | None = None,
+        output: Output = "auto",
     ) -> Ensemble:
         """An ensemble of members as they are.
 
@@ -92,6 +94,9 @@ class Ensemble:
             The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
             fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, and a warning says so.
             What knows no names (a bare module, an array, a function) has to answer in this order.
+        output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
+            What those members answer with that are arrays, functions, torch modules or ONNX files; see
+            :func:`ensdistill.members.as_member`. Where they differ, make them members one by one.
 
         Raises
         ------
@@ -105,7 +110,7 @@ class Ensemble:
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
         order = as_classes("the ensemble", classes)
-        adapted = [named_by_index(as_member(m, name), m, order) for m, name in zip(members, free_names(members), strict=True)]
+        adapted = [named_by_index(as_member(m, name, output), m, order) for m, name in zip(members, free_names(members), strict=True)]
         names = [m.name for m in adapted]
         for name in names:
             if names.count(name) > 1:
@@ -431,8 +436,9 @@ class Ensemble:
         return raw / here(temperatures)[:, None, None]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its targets depend on, field by field, JSON-able."""
-        return {"members": {member.name: member.fingerprint() for member in self.members}, **self.settings()}
+        """What its targets depend on, field by field, JSON-able. ``parts`` says what the members' digests are made of."""
+        parts = {member.name: known for member in self.members if (known := parts_of(member))}
+        return {"members": {member.name: member.fingerprint() for member in self.members}, "parts": parts, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """What it is beside its members: combiner, classes, and all that was fitted; JSON-able."""

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ensdistill.cache import CacheMismatch, TargetCache
+from ensdistill.cache.fingerprint import differences
 from ensdistill.cache.reader import require_members
 from ensdistill.ensemble.checks import check_logits
 
@@ -57,8 +58,8 @@ def _from_cache(ensemble: Ensemble, cache: TargetCache, count: int, uids: np.nda
     made = cache.manifest["fingerprint"]["ensemble"]
     mine = ensemble.fingerprint()
     theirs = made.get("members", {})
-    differing = [f"{n}: {'not as it was' if n in theirs else 'not in the cache'}" for n, f in mine["members"].items() if theirs.get(n) != f]
-    if differing:
+    found = {"members": {name: theirs[name] for name in mine["members"] if name in theirs}, "parts": made.get("parts", {})}
+    if differing := differences(found, {"members": mine["members"], "parts": mine["parts"]}):
         raise CacheMismatch(
             f"logits: the cache {cache.path} has the members {list(cache.names)}; expected those of the ensemble", differing
         )

@@ -180,7 +180,7 @@ def _fit(
         check_own([(p.name, module) for p, module in zip(group, modules, strict=True)], seen)
         for p, module in zip(group, modules, strict=True):
             factory = p.factory if _recipe(p.factory) is not None else None
-            yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory)
+            yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory, output="logits")
 
 
 def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:

@@ -19,8 +19,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.describe import class_path
-from ensdistill.members import base
-from ensdistill.members.base import SMOOTHING, Member, check_output, is_member, reading_of, to_logits
+from ensdistill.members import outputs
+from ensdistill.members.base import SMOOTHING, Member, is_member, to_logits
 from ensdistill.members.boosted import BoostedMember, library_of
 from ensdistill.members.estimator import Output, SklearnMember
 from ensdistill.members.files import load_member
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-def as_member(value: Any, name: str | None = None, output: base.Output = "auto") -> Member:
+def as_member(value: Any, name: str | None = None, output: outputs.Output = "auto") -> Member:
     """A member as it is; anything else in the adapter for its kind.
 
     Parameters
@@ -65,7 +65,7 @@ def as_member(value: Any, name: str | None = None, output: base.Output = "auto")
         The adapter does not take it: it is not fitted, for example; or its outputs could be logits as well as probabilities.
     """
     name = name or default_name(value)
-    check_output(name, output)
+    outputs.check_output(name, output)
     if is_member(value):
         known: Member = value
         return known
@@ -81,10 +81,10 @@ def as_member(value: Any, name: str | None = None, output: base.Output = "auto")
         answers = as_array(value)
         if answers.ndim not in (1, 2) or (answers.ndim == 1 and output not in ("margin", "probabilities")) or answers.dtype.kind != "f":
             raise ValueError(f"members: {name}: expected logits or probabilities [N, C]; got {answers.dtype} {list(answers.shape)}")
-        reading = (reading_of(name, answers) or "logits") if output == "auto" else output
+        reading = (outputs.reading_of(name, answers) or "logits") if output == "auto" else output
         if reading == "probabilities":
             return ArrayMember(name=name, probabilities=answers)
-        return ArrayMember(name=name, logits=base.as_logits(name, answers, reading))
+        return ArrayMember(name=name, logits=outputs.as_logits(name, answers, reading))
     if callable(value) and not isinstance(value, type):
         return CallableMember(value, name=name, output=output)
     raise TypeError(

@@ -12,11 +12,11 @@ from ensdistill.describe import class_path
 from ensdistill.fingerprint import digest
 from ensdistill.source import Used, state_data
 
-# Of every module, and a mark that training with accelerate leaves.
-_OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared"})
+# Of every module, and marks that accelerate, torch.compile and transformers leave on one.
+_OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared", "_is_torch_compile", "_is_hf_initialized"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # What Hugging Face notes on its models: where they came from, which a saved one does not know; and the config, which the recipe has.
-_OF_HUGGING_FACE = frozenset({"config", "generation_config", "name_or_path", "warnings_issued", "_is_hf_initialized"})
+_OF_HUGGING_FACE = frozenset({"config", "generation_config", "name_or_path", "warnings_issued"})
 
 
 def behaviour(module: nn.Module) -> dict[str, str]:

@@ -11,18 +11,8 @@ import torch
 
 from ensdistill.files import write_arrays
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import (
-    Blob,
-    Output,
-    Reading,
-    as_classes,
-    as_logits,
-    check_output,
-    check_width,
-    not_distributions,
-    reading_of,
-    write_about,
-)
+from ensdistill.members.base import Blob, as_classes, check_width, not_distributions, write_about
+from ensdistill.members.outputs import Output, Reading, as_logits, check_output, reading_of
 
 
 class CallableMember:

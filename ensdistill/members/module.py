@@ -19,9 +19,10 @@ from ensdistill.errors import is_out_of_memory
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
 from ensdistill.members import pretrained
-from ensdistill.members.base import Logits, Output, Reading, align, as_logits, batches, check_output, check_width, reading_of, write_about
+from ensdistill.members.base import Logits, align, batches, check_width, write_about
 from ensdistill.members.behaviour import behaviour
 from ensdistill.members.ending import ending
+from ensdistill.members.outputs import Output, Reading, as_logits, check_output, reading_of
 from ensdistill.members.wrappers import unwrapped
 from ensdistill.source import state_data
 

@@ -10,18 +10,8 @@ import numpy as np
 
 from ensdistill.files import write_bytes
 from ensdistill.fingerprint import digest
-from ensdistill.members.base import (
-    Blob,
-    Output,
-    Reading,
-    as_classes,
-    as_logits,
-    batches,
-    check_output,
-    check_smoothing,
-    check_width,
-    write_about,
-)
+from ensdistill.members.base import Blob, as_classes, batches, check_smoothing, check_width, write_about
+from ensdistill.members.outputs import Output, Reading, as_logits, check_output
 
 # Output names by which exporters say what they hold (skl2onnx, torch and Hugging Face exporters).
 NAMES: dict[str, Reading] = {"logits": "logits", "logit": "logits", "probabilities": "probabilities", "probs": "probabilities"}
