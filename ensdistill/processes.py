@@ -8,17 +8,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _groups = itertools.count()  # made by this process, in the same order as by the others
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's ``rank`` among ``count``; 0 of 1 where it is alone."""
+    """This process's ``rank`` among ``count``; 0 of 1 where it is alone.
+
+    Parameters
+    ----------
+    rank, count : int
+    device : str or torch.device
+        Where the tensors lie that the processes exchange.
+    """
 
     rank: int = 0
     count: int = 1
+    device: Any = "cpu"
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -26,6 +37,43 @@ class Processes:
             from torch import distributed
 
             distributed.barrier()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of the processes' tensors, which have the same shape and a floating dtype, with the same bits in all."""
+        if self.count == 1:
+            return tensor
+        from torch import distributed
+
+        total = tensor.detach().to(self.device, copy=True).contiguous()
+        distributed.all_reduce(total)
+        return (total / self.count).to(tensor.device)
+
+    def first(self, data: bytes | None) -> bytes | None:
+        """The ``data`` of process 0, in all of them; theirs are not looked at."""
+        if self.count == 1:
+            return data
+        import torch
+        from torch import distributed
+
+        size = torch.tensor([-1 if data is None else len(data)], device=self.device)
+        distributed.broadcast(size, 0)
+        if size.item() < 0:
+            return None
+        content = torch.empty(int(size), dtype=torch.uint8)
+        if self.rank == 0 and data:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        content = content.to(self.device)
+        distributed.broadcast(content, 0)
+        return content.cpu().numpy().tobytes()
+
+    def agree(self, data: bytes) -> bool:
+        """Whether all processes have the same ``data``."""
+        if self.count == 1:
+            return True
+        import torch
+
+        same = torch.tensor(float(self.first(data) == data))
+        return self.mean(same).item() == 1
 
 
 @contextmanager
@@ -35,14 +83,14 @@ def processes(device: Any = "cpu") -> Iterator[Processes]:
     loaded = sys.modules.get("torch")
     ready = loaded is not None and loaded.distributed.is_available() and loaded.distributed.is_initialized()
     if not ready and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Processes()
+        yield Processes(device=device)
         return
     from torch import distributed
 
     if not ready:
         _join(str(device))
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         if not ready:
             distributed.destroy_process_group()
