@@ -122,10 +122,4 @@ def share_buffers(model: nn.Module, group: Processes) -> None:
         means = group.mean(torch.cat([b.flatten().double() for b in statistics.values()]))
         for buffer, mean in zip(statistics.values(), means.split([b.numel() for b in statistics.values()]), strict=True):
             buffer.copy_(mean.view(buffer.shape))
-    if others:
-        content = [buffer.contiguous().flatten().view(torch.uint8) for buffer in others]
-        joined = torch.cat([part.to(group.device) for part in content])
-        torch.distributed.broadcast(joined, 0)
-        for buffer, part in zip(others, joined.split([len(part) for part in content]), strict=True):
-            # A copy: a view of other numbers needs their alignment.
-            buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))
+    group.take_first(others)

@@ -1,7 +1,10 @@
-"""The engine of the student's training, which is accelerate: device, gradient scaler, gradients averaged over the processes.
+"""The engine of the student's training: accelerate places the model and scales gradients; they are averaged over the processes here.
 
 accelerate keeps its state once for the whole Python process, and reads the environment. A caller may use it, too, with other
 settings. So the engine's ``Accelerator`` is made with a state of its own, and the caller's is put back before training begins.
+
+Gradients are not left to DistributedDataParallel. It arranges them anew after its first step, so that a sum over three or more
+processes has other bits after a resume; it refuses models with parameters that a step does not use; and its hooks stay on the model.
 """
 
 from __future__ import annotations
@@ -14,19 +17,18 @@ from threading import Lock
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ensdistill.processes import Processes
 
 _STATES = (AcceleratorState, PartialState, GradientState)
-_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Variables by which launchers set accelerate up, or say which process this is.
+# Variables by which launchers set accelerate up, or count processes, which the group has done already.
 _PREFIXES = ("ACCELERATE_", "PMI_", "OMPI_", "MPI_", "MV2_")
-_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _making = Lock()
 
@@ -56,38 +58,58 @@ class Engine:
     Parameters
     ----------
     device : torch.device
+        Where the model is.
     model : Module
-        To be called in training: its gradients are the mean over the processes.
     optimizer : Optimizer
     precision : {"no", "bf16", "fp16"}
+    group : Processes
     """
 
     device: torch.device
     model: nn.Module
     optimizer: Optimizer
     precision: str
+    group: Processes
     _accelerator: Any
     _prepared: Any
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The model's outputs in float32, computed in the engine's precision."""
+        """The model's outputs, computed in the engine's precision and given in float32."""
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             outputs: Tensor = self.model(inputs)
         return outputs if dtype is None else outputs.float()
 
     def step(self, loss: Tensor) -> bool:
-        """Change the parameters by the loss's gradients; False where the gradient scaler left the step out."""
+        """Change the parameters by the gradients of the processes' mean loss; False where the gradient scaler left the step out."""
         self.optimizer.zero_grad()
         # Without a gradient scaler accelerate's backward and step only forward the call, for 0.3 ms of look-ups each step:
         # as much as a small student's whole step.
-        if self._accelerator.scaler is None and self._accelerator.distributed_type in _PLAIN:
+        if self._accelerator.scaler is None:
             loss.backward()
+            self._average()
             self.optimizer.step()
             return True
         self._accelerator.backward(loss)
+        self._average()
         self._prepared.step()
         return not self._accelerator.optimizer_step_was_skipped
+
+    def _average(self) -> None:
+        """Give each parameter the mean of its gradients in all processes."""
+        if self.group.count == 1:
+            return
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for dtype in dict.fromkeys(p.dtype for p in parameters):
+            some = [p for p in parameters if p.dtype == dtype]
+            # A gradient that one process does not have counts as 0; one that none has stays away, as with a single process.
+            present = torch.tensor([float(p.grad is not None) for p in some], dtype=dtype, device=self.device)
+            parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in some]
+            means = self.group.mean(torch.cat([present, *parts]))
+            used = (means[: len(some)] > 0).tolist()
+            for p, use, mean in zip(some, used, means[len(some) :].split([p.numel() for p in some]), strict=True):
+                if use:
+                    p.grad = mean.view(p.shape)
 
     @property
     def scaler(self) -> dict[str, Any] | None:
@@ -101,7 +123,7 @@ class Engine:
 
 
 def start_engine(model: nn.Module, optimizer: Optimizer, precision: str, group: Processes) -> Engine:
-    """Move a model to the group's device, and have its gradients averaged over the group.
+    """Move a model to the group's device, and give all processes the parameters and buffers of process 0.
 
     Raises
     ------
@@ -110,15 +132,12 @@ def start_engine(model: nn.Module, optimizer: Optimizer, precision: str, group: 
     """
     kind = torch.device(group.device).type
     _check_backend(group, kind)
-    # Buffers are left to the trainer: DDP would give all processes those of the first before every step.
-    # It may put gradients into other buckets after the first step, unless it looks for unused parameters.
-    # Sums over three or more processes would then have other bits after a resume.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-    with _making, _apart(group, kind):
-        accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision, kwargs_handlers=[kwargs])
-        wrapped, prepared = accelerator.prepare(model, optimizer)
-    _unmark(model)
-    return Engine(accelerator.device, wrapped, optimizer, precision, accelerator, prepared)
+    with _making, _apart():
+        accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision)
+        model.to(accelerator.device)
+        prepared = accelerator.prepare_optimizer(optimizer)
+    group.take_first([*model.parameters(), *model.buffers()])
+    return Engine(accelerator.device, model, optimizer, precision, group, accelerator, prepared)
 
 
 def _check_backend(group: Processes, kind: str) -> None:
@@ -132,33 +151,16 @@ def _check_backend(group: Processes, kind: str) -> None:
         )
 
 
-def _unmark(model: nn.Module) -> None:
-    """Undo accelerate's changes of the model itself, so that it answers, and can be prepared by others, as any model."""
-    vars(model).pop("_is_accelerate_prepared", None)
-    if "_original_forward" in vars(model):  # for mixed precision; the engine's own forward takes care of that
-        own = vars(model).pop("_original_forward")
-        del model.forward
-        if getattr(own, "__func__", None) is not type(model).forward:
-            model.forward = own
-
-
 @contextmanager
-def _apart(group: Processes, kind: str) -> Iterator[None]:
-    """In here accelerate has no state yet, and an environment that names nothing but ``group`` and the device."""
+def _apart() -> Iterator[None]:
+    """In here accelerate has no state yet, and the environment has no settings for it and no other processes."""
     states, before = [vars(owner)["_shared_state"] for owner in _STATES], dict(os.environ)
     for owner in _STATES:
         # A new dict: the caller's objects have the old one as their __dict__, and keep it.
         owner._shared_state = {}
     for name in before:
-        if name in _RANKS or (name.startswith(_PREFIXES) and name != "ACCELERATE_TORCH_DEVICE"):
+        if name in _RANKS or name.startswith(_PREFIXES):
             del os.environ[name]
-    if kind == "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else "cpu:1" in process 1, and tensors are copied to and fro
-    if group.count > 1:
-        local = before.get("LOCAL_RANK", str(torch.cuda.current_device() if kind == "cuda" else group.rank))
-        ranks = (group.rank, group.count, local, group.count)
-        os.environ.update({name: str(value) for name, value in zip(_RANKS, ranks, strict=True)})
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate sets torch's threads
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,21 @@ class Processes:
         content = content.to(self.device)
         distributed.broadcast(content, 0)
         return content.cpu().numpy().tobytes()
+
+    def take_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process 0."""
+        if self.count == 1 or not tensors:
+            return
+        import torch
+        from torch import distributed
+
+        with torch.no_grad():
+            content = [t.detach().contiguous().flatten().view(torch.uint8) for t in tensors]
+            joined = torch.cat([part.to(self.device) for part in content])
+            distributed.broadcast(joined, 0)
+            for tensor, part in zip(tensors, joined.split([len(part) for part in content]), strict=True):
+                # A copy: numbers can't be read from a place that is not aligned to their size.
+                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
 
     def agree(self, data: bytes) -> bool:
         """Whether all processes have the same ``data``."""

@@ -1,8 +1,7 @@
 """What every process of a student's training runs.
 
-``student_trainer.py FOLDER compare``        trains the students of `JOBS`, to be compared with those of one process
+``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways that it must refuse
 ``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun dies in the next of the ways of `DEATHS`
-``student_trainer.py FOLDER refuse``         is called in ways that several processes must refuse
 """
 
 import os
@@ -29,19 +28,31 @@ EVERY = 32  # steps between two checkpoints
 
 
 class Norms(nn.Module):
-    """BatchNorm of both kinds, one that averages over all batches, one without parameters; and a buffer that is put in anew each time."""
+    """BatchNorm of both kinds, one that averages over all batches, one without parameters. No bias before them: it has no gradient
+    but the rounding errors, which AdamW scales to whole steps.
 
-    def __init__(self):
+    With ``remember`` a buffer that is put in anew in each step, and not among those of ``state_dict()``, changes the outputs.
+    """
+
+    def __init__(self, remember=False):
         super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(144, 16), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10))
-        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.image = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
+        self.hidden = nn.Sequential(nn.Linear(144, 16, bias=False), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10))
+        self.remember = remember
+        if remember:
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
 
     def forward(self, x):
         x = self.hidden(self.image(x))
+        if not self.remember:
+            return x
         if self.training:
             self.seen = 0.9 * self.seen + 0.1 * x.detach().std()
-        return x + 0.01 * self.seen
+        return x * (1 + self.seen)
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(Norms(remember=True), nn.Dropout(0.2))
 
 
 class Idle(nn.Module):
@@ -63,6 +74,7 @@ def rows() -> Rows:
 
 
 def cache(folder: Path) -> TargetCache:
+    """The cache in the folder; the test makes it, before the processes start."""
     if not (folder / "cache").exists():
         torch.manual_seed(3)
         teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
@@ -97,6 +109,7 @@ JOBS = {
     "a parameter without use": partial(distil, factory=Idle),
     "norms of the whole batch": partial(distil, factory=Norms, sync=True),
     "norms of shares": partial(distil, factory=Norms),
+    "to be killed": partial(distil, factory=dropping, steps=270, alpha=0.5),
 }
 
 
@@ -113,23 +126,12 @@ def save(trained, file: Path) -> None:
 
 
 def compare(folder: Path, rank: int) -> None:
-    if rank == 0:
-        cache(folder)
-    # The group that the trainer finds is left as it is; where there is none, it leaves none.
-    distributed.init_process_group("gloo")
-    distributed.barrier()
-    for name, job in JOBS.items():
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            save(job(folder), folder / f"{name}-{rank}.npz")
-        (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
-    assert distributed.is_initialized()
-    distributed.destroy_process_group()
+    # Where there is no group the trainer makes one for the time being.
     before = dict(os.environ)
     trained = distil(folder, MLP)
     assert dict(os.environ) == before
     assert not distributed.is_initialized()
-    # A student is a module like any other: it learns on alone, and another Accelerator takes it.
+    # A student is a module like any other: it learns on alone, and an Accelerator takes it.
     if rank == 0:
         trained.module(torch.zeros(2, 1, 8, 8)).sum().backward()
     mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
@@ -137,9 +139,14 @@ def compare(folder: Path, rank: int) -> None:
     assert isinstance(mine.prepare(trained.module), nn.parallel.DistributedDataParallel)
     with mine.accumulate(nn.Linear(2, 2)):
         assert not mine.sync_gradients
-        again = distil(folder, MLP)
-    assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == ("bf16", 3, False)
-    save(again, folder / f"beside an accelerator-{rank}.npz")
+        for name, job in JOBS.items():
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                save(job(folder), folder / f"{name}-{rank}.npz")
+            (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
+        assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == ("bf16", 3, False)
+    assert distributed.is_initialized()  # the group that the trainer finds is left as it is
+    refuse(folder, rank)
     distributed.destroy_process_group()
 
 
@@ -161,6 +168,7 @@ def writing(change: str, number: int, rank: int):
             begins = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_WRONLY
             left -= (begins and change in ("begin", "half")) or (event == "os.rename" and change == "rename")
             if left == 0:
+                left = -1  # what follows is an event, too
                 if change == "half":
                     Path(arguments[0]).unlink(missing_ok=True)
                     descriptor = os.open(f"{arguments[0]}.half", os.O_WRONLY | os.O_CREAT)
@@ -199,15 +207,11 @@ DEATHS = {
 }
 
 
-def dropping():
-    return nn.Sequential(Norms(), nn.Dropout(0.2))
-
-
 def die(folder: Path, rank: int, *deaths: str) -> None:
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     (folder / f"start-{start}-{rank}").touch()
     fatal = DEATHS[deaths[start]](rank) if start < len(deaths) else {}
-    trained = distil(folder, dropping, 270, alpha=0.5, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal)
+    trained = JOBS["to be killed"](folder, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal)
     save(trained, folder / f"student-{rank}.npz")
 
 
@@ -241,10 +245,9 @@ def refuse(folder: Path, rank: int) -> None:
     with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 31 of 60"):
         trainer.direct(lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY)
     assert not (folder / "nan").exists()
-    assert not distributed.is_initialized()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, what, *more = sys.argv[1:]
-    {"compare": compare, "die": die, "refuse": refuse}[what](Path(folder), int(os.environ["RANK"]), *more)
+    {"compare": compare, "die": die}[what](Path(folder), int(os.environ["RANK"]), *more)
