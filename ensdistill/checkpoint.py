@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ensdistill.files import write_bytes
+from ensdistill.processes import Processes
 
 KEY = "ensdistill_checkpoint"
 
@@ -88,8 +89,14 @@ def load_checkpoint(
     optimizer: Optimizer | None = None,
     scheduler: LRScheduler | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
+    group: Processes | None = None,
 ) -> Resumed | None:
     """Bring what is given back to the saved state, in place.
+
+    Parameters
+    ----------
+    group : Processes, optional
+        Processes that all call this: the file of process 0 is the one that all take, so that all go on from the same step.
 
     Returns
     -------
@@ -101,16 +108,16 @@ def load_checkpoint(
     ValueError
         The file is damaged, or its tensors do not fit (names, shapes or dtypes).
     """
-    path = Path(path)
-    if not path.exists():
+    path, group = Path(path), group or Processes()
+    blob = group.first(path.read_bytes() if group.rank == 0 and path.exists() else None)
+    if blob is None:
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[KEY])
-            if header["fingerprint"] != fingerprint:
-                return None
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, ValueError) as error:
+        header = json.loads(_metadata(blob)[KEY])
+        if header["fingerprint"] != fingerprint:
+            return None
+        arrays = load(blob)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error}); delete it to start this training again") from error
 
     saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
@@ -137,3 +144,9 @@ def load_checkpoint(
     for name, generator in (generators or {}).items():
         generator.set_state(arrays[f"generator/{name}"])
     return Resumed(header["step"], header["values"])
+
+
+def _metadata(blob: bytes) -> Any:
+    """The strings beside a safetensors file's tensors: the header is JSON, after its length in 8 bytes."""
+    length = int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8 : 8 + length])["__metadata__"]

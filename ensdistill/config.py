@@ -184,6 +184,8 @@ class DistillConfig:
             raise ValueError(f"distill.temperature: expected a finite number above 0; got {self.temperature}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha: expected 0 to 1; got {self.alpha}")
+        if self.mixed_precision == "fp16":
+            raise ValueError("distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or 'bf16'")
         if self.folds < 2:
             raise ValueError(f"distill.folds: expected at least 2; got {self.folds}")
         if not 0 <= self.label_smoothing < 1:

@@ -25,17 +25,20 @@ class Block:
         Of the samples among the rows.
     epochs : ndarray [steps, batch], int64
         How often each had been seen before.
+    whole : ndarray [steps, processes * batch], int64
+        Positions of the samples of all processes.
     """
 
     positions: np.ndarray
     epochs: np.ndarray
+    whole: np.ndarray
 
 
 def draw_block(order: BatchOrder, step: int, count: int, rank: int, world: int) -> Block:
     """This process's share of the steps ``step`` to ``step + count``."""
     positions = np.stack([order(step + i) for i in range(count)])
     epochs = (step * order.batch_size + np.arange(positions.size)).reshape(positions.shape) // order.rows
-    return Block(positions[:, rank::world], epochs[:, rank::world])
+    return Block(positions[:, rank::world], epochs[:, rank::world], positions)
 
 
 class TargetBlocks:
@@ -115,5 +118,5 @@ def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) ->
         raise CacheMismatch(f"augment: not the one that the cache {cache.path} was made with:", differing)
     versions = Versions(cache, rows, augment, made_by["seed"])
     everything = np.arange(len(rows))[:, None]
-    versions.inputs(Block(everything, np.zeros_like(everything)))  # every sample of the first view, before any training
+    versions.inputs(Block(everything, np.zeros_like(everything), everything))  # every sample of the first view, before any training
     return versions

@@ -5,20 +5,31 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _groups = itertools.count()  # made by this process, in the same order as by the others
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's ``rank`` among ``count``; 0 of 1 where it is alone."""
+    """This process's ``rank`` among ``count``; 0 of 1 where it is alone.
+
+    Parameters
+    ----------
+    rank, count : int
+    device : str or torch.device
+        Where the tensors lie that the processes exchange.
+    """
 
     rank: int = 0
     count: int = 1
+    device: Any = "cpu"
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -26,6 +37,58 @@ class Processes:
             from torch import distributed
 
             distributed.barrier()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of the processes' tensors, which have the same shape and a floating dtype, with the same bits in all."""
+        if self.count == 1:
+            return tensor
+        from torch import distributed
+
+        total = tensor.detach().to(self.device, copy=True).contiguous()
+        distributed.all_reduce(total)
+        return (total / self.count).to(tensor.device)
+
+    def first(self, data: bytes | None) -> bytes | None:
+        """The ``data`` of process 0, in all of them; theirs are not looked at."""
+        if self.count == 1:
+            return data
+        import torch
+        from torch import distributed
+
+        size = torch.tensor([-1 if data is None else len(data)], device=self.device)
+        distributed.broadcast(size, 0)
+        if size.item() < 0:
+            return None
+        content = torch.empty(int(size), dtype=torch.uint8)
+        if self.rank == 0 and data:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        content = content.to(self.device)
+        distributed.broadcast(content, 0)
+        return content.cpu().numpy().tobytes()
+
+    def take_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process 0."""
+        if self.count == 1 or not tensors:
+            return
+        import torch
+        from torch import distributed
+
+        with torch.no_grad():
+            content = [t.detach().contiguous().flatten().view(torch.uint8) for t in tensors]
+            joined = torch.cat([part.to(self.device) for part in content])
+            distributed.broadcast(joined, 0)
+            for tensor, part in zip(tensors, joined.split([len(part) for part in content]), strict=True):
+                # A copy: numbers can't be read from a place that is not aligned to their size.
+                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+
+    def agree(self, data: bytes) -> bool:
+        """Whether all processes have the same ``data``."""
+        if self.count == 1:
+            return True
+        import torch
+
+        same = torch.tensor(float(self.first(data) == data))
+        return self.mean(same).item() == 1
 
 
 @contextmanager
@@ -35,14 +98,14 @@ def processes(device: Any = "cpu") -> Iterator[Processes]:
     loaded = sys.modules.get("torch")
     ready = loaded is not None and loaded.distributed.is_available() and loaded.distributed.is_initialized()
     if not ready and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Processes()
+        yield Processes(device=device)
         return
     from torch import distributed
 
     if not ready:
         _join(str(device))
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         if not ready:
             distributed.destroy_process_group()

@@ -1,13 +1,15 @@
 """The student's training: from a target cache, or, as the baseline that the claim is measured against, on hard labels.
 
 One loop serves both, so that *direct* differs from the student in nothing but what it is asked to match. accelerate drives it:
-device, mixed precision and data parallelism are what ``accelerate launch`` or ``torchrun`` say.
+processes and their devices are those that ``accelerate launch`` or ``torchrun`` started. A caller's own ``Accelerator`` is left alone.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,25 +17,25 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ensdistill.augmentation import Augmentation
+from ensdistill.batch_statistics import share_buffers, split_norms, whole_batch_norms
 from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.curve import Curve
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module
+from ensdistill.engine import device_type, start_engine
 from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 from ensdistill.fingerprint import digest, source_digest
 from ensdistill.functional import Impl, distillation_loss
 from ensdistill.optimization import Optimization
+from ensdistill.processes import Processes, processes
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
-CURVE_POINTS = 24
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 Precision = Literal["no", "bf16", "fp16"]
 Progress = Callable[[int, int], None]
@@ -50,7 +52,7 @@ class Trained:
     steps : ndarray [P], int64
         Where the learning curve has points.
     losses : ndarray [P], float64
-        The mean training loss (nats) since the point before.
+        The mean training loss (nats) since the point before, over all processes.
     watched : ndarray [P, M, C], float32
         The logits for the watched inputs at each point; M = 0 where none were watched.
     """
@@ -64,6 +66,10 @@ class Trained:
 class StudentTrainer:
     """Trains students.
 
+    Started by ``torchrun`` or ``accelerate launch``, each of P processes takes B / P rows of each batch of B, and all return the same
+    student. It is that of one process up to rounding, except for dropout, whose masks differ by process, and for BatchNorm; see
+    ``sync_batch_norm``. All processes have to call the same method with the same arguments.
+
     Parameters
     ----------
     optimization : Optimization
@@ -73,11 +79,15 @@ class StudentTrainer:
         Share of the KL term, which is the mean over all rows of the batch. The rest is cross entropy: the mean over those rows of the
         batch whose label is known, however few they are; 0 in a batch without any. Below 1, some row needs a label.
     mixed_precision : {"no", "bf16", "fp16"}
-        The forward pass's precision; the loss is computed in float32 whatever it is.
+        The forward pass's precision; the loss is computed in float32 whatever it is. fp16 needs a GPU.
     cpu : bool
         Stay on the CPU even where there is a GPU.
     impl : {"fused", "reference", "compile"}
         See :func:`ensdistill.functional.distillation_loss`.
+    sync_batch_norm : bool
+        With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process does, at the price of two
+        exchanges per layer and step. Otherwise each process normalises its own share of the batch, with a warning. Either way all end
+        with the same running statistics.
 
     Raises
     ------
@@ -103,6 +113,7 @@ class StudentTrainer:
         mixed_precision: Precision = "no",
         cpu: bool = True,
         impl: Impl = "fused",
+        sync_batch_norm: bool = False,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number above 0; got {temperature}")
@@ -113,6 +124,7 @@ class StudentTrainer:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         self.optimization = optimization or Optimization()
         self.temperature, self.alpha, self.mixed_precision, self.cpu, self.impl = temperature, alpha, mixed_precision, cpu, impl
+        self.sync_batch_norm = sync_batch_norm
 
     def distill(
         self,
@@ -147,7 +159,8 @@ class StudentTrainer:
         watch : ndarray [M, ...], optional
             Inputs whose predictions are recorded along the way. Nothing is chosen by them.
         checkpoint : path, optional
-            A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from it, with the same bits.
+            A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from it, with the same bits,
+            by as many processes as before. Process 0 writes and reads it.
         progress : callable (done, total), optional
             In steps.
 
@@ -157,7 +170,8 @@ class StudentTrainer:
             An input is not the one that the cache was made from, or ``augment`` isn't that of the cache.
         ValueError
             A member that the cache does not have, a temperature at which it holds nothing, sequences,
-            a module with another number of outputs, or ``alpha`` < 1 and no row with a label.
+            a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with different arguments,
+            or a checkpoint of another number of processes.
         TypeError
             ``factory`` is no factory; a module, for example.
         FloatingPointError
@@ -178,8 +192,14 @@ class StudentTrainer:
             target, size = targets.of(block), block.positions.shape[1]
             for i in range(len(block.positions)):
                 batch = _to(target.rows(i * size, (i + 1) * size), device)
-                hard = labels[block.positions[i]].to(device) if self.alpha < 1 else None
-                yield partial(self._loss, targets=batch, labels=hard, weights=weights)
+                if self.alpha == 1:
+                    yield partial(self._loss, targets=batch, weights=weights)
+                    continue
+                # The mean over the known labels of all processes: a mean of the processes' means would weigh their rows differently.
+                known = (labels[block.whole[i]] != UNLABELLED).sum().clamp(min=1).to(device)
+                share = size / block.whole.shape[1]
+                hard = labels[block.positions[i]].to(device)
+                yield partial(self._loss, targets=batch, weights=weights, labels=hard, known=known * share)
 
         held = [cache.manifest[field] for field in ("fingerprint", "codec", "seed", "temperature", "views", "weights")]
         about = [held, member, self.temperature, self.alpha, cache.combiner, repr(augment)]
@@ -241,12 +261,13 @@ class StudentTrainer:
                 f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
             )
 
-    def _loss(self, logits: Tensor, targets: Any, labels: Tensor | None, weights: Tensor | None) -> Tensor:
+    def _loss(
+        self, logits: Tensor, targets: Any, weights: Tensor | None, labels: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor:
         loss = distillation_loss(logits, targets, temperature=self.temperature, weights=weights, impl=self.impl)
-        if labels is None:
+        if labels is None or known is None:
             return loss
         # Unlabelled rows keep their KL term, so the two means are taken apart: the op's own mixture would drop these rows.
-        known = (labels != UNLABELLED).sum().clamp(min=1)
         hard = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / known
         return self.alpha * loss + (1 - self.alpha) * hard
 
@@ -265,136 +286,168 @@ class StudentTrainer:
         about: list[Any],
         ahead: Callable[[Block], None] | None = None,
     ) -> Trained:
-        # accelerate keeps one precision for the whole process; two trainers of one process may want different ones.
-        if is_initialized() and AcceleratorState().mixed_precision != self.mixed_precision:
-            AcceleratorState._reset_state()
-        accelerator = Accelerator(cpu=self.cpu, mixed_precision=self.mixed_precision)
-        world, rank = accelerator.num_processes, accelerator.process_index
-        size, steps = self.optimization.batch_size, self.optimization.steps
-        if size % world:
-            raise ValueError(f"optimization.batch_size: expected a multiple of the {world} processes; got {size}")
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed("student", seed))
+        kind = device_type(self.cpu, self.mixed_precision)
+        with processes(kind) as group, torch.random.fork_rng([torch.cuda.current_device()] if kind == "cuda" else []):
+            world, rank = group.count, group.rank
+            size, steps = self.optimization.batch_size, self.optimization.steps
+            if size % world:
+                raise ValueError(f"optimization.batch_size: expected a multiple of the {world} processes; got {size}")
+            _set_seed(kind, "student", seed)
             model = build_student(factory, rows, classes)
-            names = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+            fingerprint = ""
+            if checkpoint is not None or world > 1:
+                known = [*about, checkpoint is not None]
+                fingerprint = self._fingerprint(model, rows, augment, seed, watch, known, group)
+            if checkpoint is not None:
+                _check_resumable(model)
             optimizer, scheduler = self.optimization.build(model.parameters())
-            fingerprint = self._fingerprint(model, rows, augment, seed, watch, about) if checkpoint is not None else ""
-            wrapped, prepared = accelerator.prepare(model, optimizer)
-            # Without a gradient scaler accelerate's backward and step only forward the call, for 0.3 ms of look-ups each step:
-            # as much as a small student's whole step.
-            plain = accelerator.scaler is None and accelerator.distributed_type in PLAIN
-            curve = _Curve(steps, None if watch is None else torch.from_numpy(np.ascontiguousarray(watch)), classes)
+            engine = start_engine(model, optimizer, self.mixed_precision, group)
+            curve = Curve(steps, None if watch is None else torch.from_numpy(np.ascontiguousarray(watch)), classes)
             step = saved = 0
             if checkpoint is not None:
                 resumed = load_checkpoint(
-                    checkpoint, fingerprint=fingerprint, tensors={**names, **curve.state}, optimizer=optimizer, scheduler=scheduler
+                    checkpoint,
+                    fingerprint=fingerprint,
+                    tensors={**_state(model), **curve.state},
+                    optimizer=optimizer,
+                    scheduler=scheduler,
+                    group=group,
                 )
-                step = saved = resumed.step if resumed else 0
+                if resumed:
+                    if resumed.values["processes"] != world:
+                        raise ValueError(
+                            f"checkpoint: {checkpoint} is of a training by {resumed.values['processes']} processes, now there are "
+                            f"{world}, whose sums would round differently; start as many again, or delete it to start anew"
+                        )
+                    step = saved = resumed.step
+                    engine.load_scaler(resumed.values["scaler"])
             order = BatchOrder(len(rows), size, derive_seed("student batches", seed))
             inputs = torch.from_numpy(np.ascontiguousarray(rows.inputs))
-            wrapped.train()
+            engine.model.train()
             drawn = draw_block(order, step, min(BLOCK, steps - step), rank, world)
-            while step < steps:
-                # Every process draws the same batches and takes its share; dropout differs by process and block.
-                now, count = drawn, len(drawn.positions)
-                torch.manual_seed(derive_seed("student dropout", seed, step // BLOCK, rank))
-                block = []
-                batch_losses = losses(now, accelerator.device)
-                if step + count < steps:
-                    drawn = draw_block(order, step + count, min(BLOCK, steps - step - count), rank, world)
-                if isinstance(augment, Versions):
-                    batches = torch.from_numpy(augment.inputs(now))
-                else:
-                    batches = inputs[torch.from_numpy(now.positions)]
-                if augment is not None and not isinstance(augment, Versions):
-                    draws = torch.from_numpy(augment.draw(BLOCK * size, random_generator("student augment", seed, step // BLOCK)))
-                    share = draws.unflatten(0, (BLOCK, size))[:count, rank::world]
-                    batches = augment.apply(batches.flatten(0, 1), share.flatten(0, 1)).view(batches.shape)
-                for i, loss_of in enumerate(batch_losses):
-                    if i == 0 and ahead is not None and drawn is not now:
-                        ahead(drawn)
-                    with accelerator.autocast():
-                        logits = wrapped(batches[i].to(accelerator.device))
-                    loss = loss_of(logits)
-                    optimizer.zero_grad()
-                    if plain:
-                        loss.backward()
-                        optimizer.step()
+            with self._norms(model, group):
+                while step < steps:
+                    # Every process draws the same batches and takes its share; dropout differs by process and block.
+                    now, count = drawn, len(drawn.positions)
+                    _set_seed(kind, "student dropout", seed, step // BLOCK, rank)
+                    block = []
+                    batch_losses = losses(now, engine.device)
+                    if step + count < steps:
+                        drawn = draw_block(order, step + count, min(BLOCK, steps - step - count), rank, world)
+                    if isinstance(augment, Versions):
+                        batches = torch.from_numpy(augment.inputs(now))
                     else:
-                        accelerator.backward(loss)
-                        prepared.step()
-                    if plain or not accelerator.optimizer_step_was_skipped:
-                        scheduler.step()
-                    block.append(loss.detach())
-                    curve.after(step + i + 1, loss.detach(), model)
-                bad = torch.stack(block).isfinite().logical_not().nonzero().flatten().tolist()
-                if bad:
-                    raise FloatingPointError(
-                        f"student: the loss is {block[bad[0]].item()} at step {step + bad[0]} of {steps}; lower "
-                        f"optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme inputs or targets"
-                    )
-                step += count
-                if checkpoint is not None and accelerator.is_main_process and step - saved >= checkpoint_every and step < steps:
-                    save_checkpoint(
-                        checkpoint,
-                        step=step,
-                        fingerprint=fingerprint,
-                        tensors={**names, **curve.state},
-                        optimizer=optimizer,
-                        scheduler=scheduler,
-                    )
-                    saved = step
-                if progress is not None:
-                    progress(step, steps)
-        if "_original_forward" in vars(model):  # accelerate's, for mixed precision, in the place of the model's own
-            own = vars(model).pop("_original_forward")
-            del model.forward
-            if getattr(own, "__func__", None) is not type(model).forward:
-                model.forward = own
-        return Trained(model.cpu().eval(), curve.steps, curve.losses.cpu().numpy(), curve.watched.numpy())
+                        batches = inputs[torch.from_numpy(now.positions)]
+                    if augment is not None and not isinstance(augment, Versions):
+                        draws = torch.from_numpy(augment.draw(BLOCK * size, random_generator("student augment", seed, step // BLOCK)))
+                        share = draws.unflatten(0, (BLOCK, size))[:count, rank::world]
+                        batches = augment.apply(batches.flatten(0, 1), share.flatten(0, 1)).view(batches.shape)
+                    for i, loss_of in enumerate(batch_losses):
+                        if i == 0 and ahead is not None and drawn is not now:
+                            ahead(drawn)
+                        loss = loss_of(engine.forward(batches[i].to(engine.device)))
+                        if engine.step(loss):
+                            scheduler.step()
+                        block.append(loss.detach())
+                        if curve.has(step + i + 1):
+                            share_buffers(model, group)
+                            curve.predict(step + i + 1, model)
+                    # One exchange per block. A loss that is not finite in one process ends all, before a checkpoint holds its effects.
+                    means = group.mean(torch.stack(block))
+                    bad = means.isfinite().logical_not().nonzero().flatten().tolist()
+                    if bad:
+                        raise FloatingPointError(
+                            f"student: the loss is {means[bad[0]].item()} at step {step + bad[0]} of {steps}; lower "
+                            f"optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme inputs or targets"
+                        )
+                    curve.add(step, means)
+                    share_buffers(model, group)
+                    step += count
+                    if checkpoint is not None and rank == 0 and step - saved >= checkpoint_every and step < steps:
+                        save_checkpoint(
+                            checkpoint,
+                            step=step,
+                            fingerprint=fingerprint,
+                            tensors={**_state(model), **curve.state},
+                            optimizer=optimizer,
+                            scheduler=scheduler,
+                            values={"processes": world, "scaler": engine.scaler},
+                        )
+                        saved = step
+                    if progress is not None:
+                        progress(step, steps)
+        return Trained(model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy())
 
     def _fingerprint(
-        self, model: nn.Module, rows: Rows, augment: Augmentation | Versions | None, seed: int, watch: np.ndarray | None, about: list[Any]
+        self,
+        model: nn.Module,
+        rows: Rows,
+        augment: Augmentation | Versions | None,
+        seed: int,
+        watch: np.ndarray | None,
+        about: list[Any],
+        group: Processes,
     ) -> str:
-        start = dict(model.state_dict())
+        """Of all that the student depends on but the number of processes.
+
+        Raises
+        ------
+        ValueError
+            It differs between the processes.
+        """
         # What makes a cache's versions stands in its fingerprint.
         augment = None if isinstance(augment, Versions) else augment
         code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
-        what = [repr(model), start, rows, repr(augment), code, seed, watch, self.optimization, self.mixed_precision, self.impl, about]
-        return digest([*what, torch.__version__, torch.get_num_threads()])
+        settings = [self.optimization, self.mixed_precision, self.impl, self.sync_batch_norm, about]
+        same = digest([repr(model), rows, repr(augment), code, seed, watch, settings])
+        if not group.agree(same.encode()):
+            raise ValueError(
+                f"rows: the {group.count} processes were called with different rows, models or settings; pass all of them the same, "
+                "whole transfer set: each process takes its share of every batch by itself"
+            )
+        # Where weights are drawn without torch's generator they differ between processes, and all get those of process 0.
+        start = group.first(digest([_state(model), torch.__version__, torch.get_num_threads()]).encode())
+        return digest([same, start])
+
+    def _norms(self, model: nn.Module, group: Processes) -> AbstractContextManager[None]:
+        """How BatchNorm is trained by several processes."""
+        if group.count == 1:
+            return nullcontext()
+        if self.sync_batch_norm:
+            return whole_batch_norms(model)
+        if group.rank == 0 and (names := split_norms(model)):
+            warnings.warn(
+                f"BatchNorm ({names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}): each of the {group.count} processes takes "
+                f"mean and variance of its own {self.optimization.batch_size // group.count} rows of a batch, so the student is another "
+                "one than that of one process; StudentTrainer(sync_batch_norm=True) takes them of the whole batch",
+                stacklevel=4,
+            )
+        return nullcontext()
 
 
-class _Curve:
-    """The learning curve: the mean loss between points that lie closer together at the start, and predictions at each."""
+def _set_seed(device: str, *parts: Any) -> None:
+    """Seed torch's generators of the CPU and of the device in use; ``torch.manual_seed`` would change those of all devices."""
+    seed = derive_seed(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
-    def __init__(self, steps: int, watch: Tensor | None, classes: int) -> None:
-        points = np.unique(np.geomspace(min(16, steps), steps, CURVE_POINTS).round().astype(np.int64))
-        self.steps, self.watch = points, watch
-        self._at = {int(step): i for i, step in enumerate(points)}
-        self.losses = torch.zeros(len(points), dtype=torch.float64)
-        self.watched = torch.zeros(len(points), 0 if watch is None else len(watch), classes)
-        self._sum, self._count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        return {"curve losses": self.losses, "curve watched": self.watched, "curve sum": self._sum, "curve count": self._count}
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers, those among them that ``state_dict()`` leaves out.
 
-    def after(self, step: int, loss: Tensor, model: nn.Module) -> None:
-        self._sum += loss.to(self._sum.device, torch.float64)
-        self._count += 1
-        point = self._at.get(step)
-        if point is None:
-            return
-        self.losses[point] = self._sum / self._count
-        self._sum.zero_()
-        self._count.zero_()
-        if self.watch is not None:
-            device = next(model.parameters()).device
-            model.eval()
-            with torch.no_grad():
-                for start in range(0, len(self.watch), 1024):
-                    self.watched[point, start : start + 1024] = model(self.watch[start : start + 1024].to(device)).float().cpu()
-            model.train()
+    To be asked for anew after each change of place: ``to(device)`` puts other tensors into the place of a buffer.
+    """
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _check_resumable(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"checkpoint: {name or 'the model'} ({type(module).__name__}) keeps state that is no tensor (get_extra_state), which a "
+                "checkpoint can't hold; make buffers of it, or train with checkpoint=None"
+            )
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -1,0 +1,253 @@
+"""What every process of a student's training runs.
+
+``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways that it must refuse
+``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun dies in the next of the ways of `DEATHS`
+"""
+
+import os
+import signal
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import distributed, nn
+
+from ensdistill.augmentation import ShiftImages
+from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.data import UNLABELLED, Digits, Rows
+from ensdistill.ensemble import Ensemble
+from ensdistill.models import MLP
+from ensdistill.optimization import Optimization
+from ensdistill.student import StudentTrainer
+
+EVERY = 32  # steps between two checkpoints
+
+
+class Norms(nn.Module):
+    """BatchNorm of both kinds, one that averages over all batches, one without parameters. No bias before them: it has no gradient
+    but the rounding errors, which AdamW scales to whole steps.
+
+    With ``remember`` a buffer that is put in anew in each step, and not among those of ``state_dict()``, changes the outputs.
+    """
+
+    def __init__(self, remember=False):
+        super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
+        self.hidden = nn.Sequential(nn.Linear(144, 16, bias=False), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10))
+        self.remember = remember
+        if remember:
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        x = self.hidden(self.image(x))
+        if not self.remember:
+            return x
+        if self.training:
+            self.seen = 0.9 * self.seen + 0.1 * x.detach().std()
+        return x * (1 + self.seen)
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(Norms(remember=True), nn.Dropout(0.2))
+
+
+class Idle(nn.Module):
+    """Has a parameter that no step uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+
+
+def rows() -> Rows:
+    """Digits, of which every fifth of the first half has a label: the processes' shares have unlike numbers of them."""
+    data = Digits().split(0).labelled
+    labels = np.where((np.arange(200) < 100) & (np.arange(200) % 5 == 0), data.labels, UNLABELLED)
+    return Rows(data.inputs, np.arange(200), labels)
+
+
+def cache(folder: Path) -> TargetCache:
+    """The cache in the folder; the test makes it, before the processes start."""
+    if not (folder / "cache").exists():
+        torch.manual_seed(3)
+        teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+        teacher[1].weight *= 8
+        ensemble = Ensemble.from_members([teacher])
+        cache_targets(ensemble, rows(), folder / "cache")
+    return TargetCache.open(folder / "cache")
+
+
+def labelled() -> Rows:
+    return Digits().split(0).labelled
+
+
+def few(steps: int = 60, **settings) -> Optimization:
+    return Optimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
+
+
+def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, **more):
+    trainer = StudentTrainer(few(steps), temperature=2.0, alpha=alpha, sync_batch_norm=sync)
+    return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
+
+
+def direct(folder: Path, **more):
+    trainer = StudentTrainer(few(label_smoothing=0.1))
+    return trainer.direct(MLP, labelled(), classes=10, augment=ShiftImages(), watch=labelled().inputs[:5], **more)
+
+
+JOBS = {
+    "plain": partial(distil, factory=MLP),
+    "few labels": partial(distil, factory=MLP, alpha=0.3),
+    "direct, augmented": direct,
+    "a parameter without use": partial(distil, factory=Idle),
+    "norms of the whole batch": partial(distil, factory=Norms, sync=True),
+    "norms of shares": partial(distil, factory=Norms),
+    "to be killed": partial(distil, factory=dropping, steps=270, alpha=0.5),
+}
+
+
+def arrays(trained) -> dict[str, np.ndarray]:
+    tensors = {**dict(trained.module.named_parameters()), **dict(trained.module.named_buffers())}
+    return {name: value.detach().numpy() for name, value in tensors.items()} | {
+        "curve losses": trained.losses,
+        "curve watched": trained.watched,
+    }
+
+
+def save(trained, file: Path) -> None:
+    np.savez(file, **arrays(trained))
+
+
+def compare(folder: Path, rank: int) -> None:
+    # Where there is no group the trainer makes one for the time being.
+    before = dict(os.environ)
+    trained = distil(folder, MLP)
+    assert dict(os.environ) == before
+    assert not distributed.is_initialized()
+    # A student is a module like any other: it learns on alone, and an Accelerator takes it.
+    if rank == 0:
+        trained.module(torch.zeros(2, 1, 8, 8)).sum().backward()
+    mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
+    assert (mine.num_processes, mine.process_index, mine.mixed_precision) == (int(os.environ["WORLD_SIZE"]), rank, "bf16")
+    assert isinstance(mine.prepare(trained.module), nn.parallel.DistributedDataParallel)
+    with mine.accumulate(nn.Linear(2, 2)):
+        assert not mine.sync_gradients
+        for name, job in JOBS.items():
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                save(job(folder), folder / f"{name}-{rank}.npz")
+            (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
+        assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == ("bf16", 3, False)
+    assert distributed.is_initialized()  # the group that the trainer finds is left as it is
+    refuse(folder, rank)
+    distributed.destroy_process_group()
+
+
+def die_now(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_step(who: tuple[int, ...], step: int, rank: int):
+    return {"progress": lambda done, total: die_now() if rank in who and done == step else None}
+
+
+def writing(change: str, number: int, rank: int):
+    """Process 0 dies in its n-th writing of the checkpoint: before the file is begun, in its middle, or before it is renamed."""
+    left = number
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if "checkpoint" in str(arguments[:1]) and ".part" in str(arguments[:1]):
+            begins = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_WRONLY
+            left -= (begins and change in ("begin", "half")) or (event == "os.rename" and change == "rename")
+            if left == 0:
+                left = -1  # what follows is an event, too
+                if change == "half":
+                    Path(arguments[0]).unlink(missing_ok=True)
+                    descriptor = os.open(f"{arguments[0]}.half", os.O_WRONLY | os.O_CREAT)
+                    os.write(descriptor, b"half a file")
+                    os.rename(f"{arguments[0]}.half", arguments[0])
+                die_now()
+
+    if rank == 0:
+        sys.addaudithook(watch)
+    return {}
+
+
+def reading(rank: int):
+    """Process 0 dies when it reads the checkpoint."""
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == "open" and str(arguments[0]).endswith("checkpoint.safetensors"):
+            die_now()
+
+    if rank == 0:
+        sys.addaudithook(watch)
+    return {}
+
+
+DEATHS = {
+    "first": partial(at_step, (0,), 32),
+    "begin": partial(writing, "begin", 1),
+    "second": partial(at_step, (1,), 96),
+    "half": partial(writing, "half", 1),
+    "all": partial(at_step, (0, 1, 2, 3), 128),
+    "read": reading,
+    "rename": partial(writing, "rename", 2),
+    "last": partial(at_step, (0, 1, 2, 3), 224),
+    "end of the first": partial(at_step, (0,), 270),
+    "end of the second": partial(at_step, (1,), 270),
+}
+
+
+def die(folder: Path, rank: int, *deaths: str) -> None:
+    start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    (folder / f"start-{start}-{rank}").touch()
+    fatal = DEATHS[deaths[start]](rank) if start < len(deaths) else {}
+    trained = JOBS["to be killed"](folder, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal)
+    save(trained, folder / f"student-{rank}.npz")
+
+
+def refuse(folder: Path, rank: int) -> None:
+    trainer = StudentTrainer(few())
+    everything = labelled()
+    with np.testing.assert_raises_regex(ValueError, "^rows: the 2 processes were called with different rows, models or settings"):
+        trainer.direct(MLP, everything.take(np.arange(rank, 200, 2)), classes=10)
+    with np.testing.assert_raises_regex(ValueError, "^rows: the 2 processes were called with"):
+        trainer.direct(MLP, everything, classes=10, checkpoint=folder / "c" if rank else None)
+    with np.testing.assert_raises_regex(ValueError, r"^optimization.batch_size: expected a multiple of the 2 processes; got 3"):
+        StudentTrainer(Optimization(steps=2, batch_size=3)).direct(MLP, everything, classes=10)
+
+    class Own(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x)
+
+    with np.testing.assert_raises_regex(ValueError, r"^sync_batch_norm: 1 \(Own\) has a forward of its own"):
+        StudentTrainer(few(), sync_batch_norm=True).direct(
+            lambda: nn.Sequential(nn.Flatten(), Own(64), nn.Linear(64, 10)), everything, classes=10
+        )
+
+    # The loss of one process is NaN: all stop, at the same step.
+    class Broken(nn.Linear):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += self.training
+            return super().forward(x.flatten(1)) * (float("nan") if rank == 1 and self.steps == 32 else 1.0)
+
+    with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 31 of 60"):
+        trainer.direct(lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY)
+    assert not (folder / "nan").exists()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, what, *more = sys.argv[1:]
+    {"compare": compare, "die": die}[what](Path(folder), int(os.environ["RANK"]), *more)
