@@ -1,4 +1,19 @@
-"""Temperatures, mixture weights and the combination itself, on arrays of member logits. All sums are float64."""
+"""Temperatures, mixture weights and the combination itself, on arrays of member logits. All sums are float64.
+
+Every number is fitted with a prior that is worth a few rows, because few rows mislead: where all of them are right, the least NLL is at
+temperature 0, and a class that happens to be absent would be ruled out. The prior of a temperature has three parts.
+
+- Five further rows are answered as the unfitted model answers the held-out ones (Huang, Stein, Rubin and Kou, 2020, "Catalytic prior
+  distributions with application to generalized linear models").
+- The logarithm of the temperature has Student's t distribution with 3 degrees of freedom around 0. Its tails are heavy, so a temperature
+  of 1e6 is found where the logits need it (Gelman, Jakulin, Pittau and Su, 2008, "A Weakly Informative Default Prior Distribution for
+  Logistic and Other Regression Models").
+- A temperature below 1 has to pay for half a row that is wrong, as Krichevsky and Trofimov (1981, "The Performance of Universal Encoding")
+  count half an occurrence of what was never seen. Otherwise rows that are all right would sharpen logits that are too sharp already.
+
+No part grows with the rows: at some hundred rows the fitted numbers are nearly those of the least NLL. And none can make the NLL of the
+held-out rows worse than unfitted, since each part alone is best at the unfitted numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +25,13 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 Combiner = Literal["prob", "logit", "log_prob"]
 COMBINERS = ("prob", "logit", "log_prob")
-LOG_TEMPERATURE = (-5.0, 5.0)  # temperatures from 1/148 to 148
-# Measured on held-out predictions of 200 rows (digits, ten splits, five members), mean test NLL: without a prior 0.195, 0.5 0.188, 0.2
-# 0.194, and 0.233 without a mixture temperature. The gain is in the splits where 200 rows mislead: 0.302 becomes 0.224.
-SPREAD = 0.5
+# Measured on 1000 draws of 5 to 50 rows of the kinds in tests/test_few_rows.py: the NLL of other rows is at most 0.08 worse than at
+# temperature 1. Without the further rows single draws of 100 classes are 0.3 worse, without the half row logits of 1e3 are 0.2 worse.
+PRIOR_ROWS = 5.0
+PRIOR_SPREAD = 0.35
+PRIOR_ERRORS = 0.5
+PRIOR_ROWS_PER_MEMBER = 3.0
+COARSE = 16  # temperatures that are looked at before the search
 NEGLIGIBLE = 1e-3  # a fitted weight below this is set to zero, or below a tenth of an equal one where that is less
 
 
@@ -69,15 +87,18 @@ def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -
     return float(-np.take_along_axis(log_probabilities, labels[:, None], -1).mean())
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) (Guo et al., 2017, "On Calibration of Modern Neural Networks").
 
-    The NLL is convex in 1/T, so a bounded search over log T finds the optimum. Never worse than T = 1 on these rows.
+    With a prior, so that few rows can't mislead it; see the top of this module. Never worse than T = 1 on these rows.
 
     Parameters
     ----------
     logits : ndarray [N, C]
+        Of any scale: the temperature is searched for in the range that their spread allows.
     labels : ndarray [N], int64
+    prior_rows : float
+        Rows that the prior for T = 1 is worth; 0 trusts the held-out rows alone.
 
     Raises
     ------
@@ -86,14 +107,17 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Examples
     --------
-    >>> fit_temperature(np.array([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [9.0, 0.0]]), np.array([0, 0, 0, 1])).__round__(2)  # 9 / log 3
+    >>> z, labels = np.array([[9.0, 0.0]] * 4), np.array([0, 0, 0, 1])
+    >>> round(fit_temperature(z, labels, prior_rows=0), 2)  # 9 / log 3
     8.19
+    >>> round(fit_temperature(np.tile(z, (100, 1)), np.tile(labels, 100)), 2)
+    7.92
     """
-    return fit_mixture_temperature(np.asarray(logits)[None], np.ones(1), labels, spread=np.inf)
+    return fit_mixture_temperature(np.asarray(logits)[None], np.ones(1), labels, prior_rows=prior_rows)
 
 
 def fit_mixture_temperature(
-    logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", spread: float = SPREAD
+    logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
 ) -> float:
     """The temperature, shared by all members, that calibrates their mixture; never worse than 1 on these rows.
 
@@ -106,25 +130,84 @@ def fit_mixture_temperature(
     weights : ndarray [K]
     labels : ndarray [N], int64
     combiner : {"prob", "logit", "log_prob"}
-    spread : float
-        Of the prior: log T is normal around 0 with this standard deviation. Members of which nearly all rows are right would
-        otherwise drive T to 0 on few rows. Its strength does not grow with the rows, so it fades as rows are added.
+    prior_rows : float
+        As for :func:`fit_temperature`.
     """
     z = np.asarray(logits, np.float64)
     true = np.take_along_axis(log_mixture(z, weights, combiner), labels[:, None], -1)[:, 0]
     ruled_out = np.flatnonzero(np.isneginf(true))
     if len(ruled_out):
         raise ValueError(f"logits: the true class {labels[ruled_out[0]]} of row {ruled_out[0]} is ruled out; no temperature helps")
+    return closest_temperature(z, weights, np.eye(z.shape[-1])[labels], combiner, prior_rows)
+
+
+def closest_temperature(
+    logits: np.ndarray, weights: np.ndarray, targets: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
+) -> float:
+    """The temperature at which the mixture of ``logits`` [K, N, C] has the least cross entropy to the probabilities ``targets`` [N, C].
+
+    Never worse than 1 on these rows. ``prior_rows`` as for :func:`fit_temperature`.
+    """
+    check_prior_rows(prior_rows)
+    z = np.asarray(logits, np.float64)[np.asarray(weights) > 0]
+    used = np.asarray(weights)[np.asarray(weights) > 0]
+    spans = _spans(z)
+    if not len(spans):  # every row has equal logits: they are the same at every temperature
+        return 1.0
+    unfitted = log_mixture(z, used, combiner)
+    wanted, strength = with_prior(targets, unfitted, prior_rows), prior_rows / PRIOR_ROWS / len(targets)
+    runner_up = np.argsort(unfitted, axis=-1)[:, -2, None]
+
+    def surprise(log_probabilities: np.ndarray) -> float:
+        """NLL of rows whose class is the second likeliest, where the members leave it possible."""
+        second = np.take_along_axis(log_probabilities, runner_up, -1)
+        return -float(np.where(np.isneginf(second), 0.0, second).mean())
+
+    least_surprise = surprise(unfitted)
 
     def loss(log_temperature: float) -> float:
-        prior = 0.5 * (log_temperature / spread) ** 2 / len(labels)
-        return negative_log_likelihood(log_mixture(z, weights, combiner, float(np.exp(log_temperature))), labels) + prior
+        fitted = log_mixture(z, used, combiner, float(np.exp(log_temperature)))
+        prior = student_t(log_temperature) + PRIOR_ERRORS * max(0.0, surprise(fitted) - least_surprise)
+        return cross_entropy(wanted, fitted) + strength * prior
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-8})
+    # Beyond these the rows are decided entirely, or the classes are all alike. The prior may add a minimum near 1 to the one of the NLL.
+    places = np.linspace(min(0.0, np.log(np.median(spans)) - 10), max(0.0, np.log(spans.max()) + 8), COARSE)
+    best = int(np.argmin([loss(place) for place in places]))
+    bounds = (places[max(best - 1, 0)], places[min(best + 1, COARSE - 1)])
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
-def fit_weights(logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = 0.0) -> np.ndarray:
+def with_prior(targets: np.ndarray, log_unfitted: np.ndarray, prior_rows: float) -> np.ndarray:
+    """Targets [N, C] and, beside them, ``prior_rows`` rows in all that are answered as the unfitted model does: sums above 1."""
+    return targets + prior_rows / len(targets) * np.exp(log_unfitted)
+
+
+def student_t(values: float | np.ndarray) -> float:
+    """Minus the log-density of ``values`` under the prior of logarithms and biases, less that of zeros."""
+    return float(2 * np.log1p((np.asarray(values) / PRIOR_SPREAD) ** 2 / 3).sum())
+
+
+def cross_entropy(targets: np.ndarray, log_probabilities: np.ndarray) -> float:
+    """Mean over rows of -sum of targets · log p, both [N, C]; a class of target zero adds nothing, also where it is ruled out."""
+    return float(-(targets * np.maximum(log_probabilities, -1e300)).sum(-1).mean())
+
+
+def check_prior_rows(prior_rows: float) -> None:
+    if not (0 <= prior_rows < np.inf):
+        raise ValueError(f"prior_rows: expected a number of at least 0; got {prior_rows}")
+
+
+def _spans(z: np.ndarray) -> np.ndarray:
+    """Highest less lowest finite logit of each row of each member [K, N, C], without those of equal logits."""
+    spans = z.max(-1) - np.where(np.isneginf(z), np.inf, z).min(-1)
+    positive: np.ndarray = spans[spans > 0]
+    return positive
+
+
+def fit_weights(
+    logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS_PER_MEMBER
+) -> np.ndarray:
     """Mixture weights that minimise the NLL of the combination, on the simplex.
 
     Convex for every combiner; solved by SLSQP from equal weights, so the answer is deterministic. Weights below 1e-3 (and
@@ -138,7 +221,8 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "pr
     combiner : {"prob", "logit", "log_prob"}
     prior_rows : float
         How strongly the weights are drawn to equal ones: ``prior_rows`` further rows for each member that it alone explains (the
-        posterior mode under a symmetric Dirichlet prior). Worth having where rows are few: without it the weights fit their noise.
+        posterior mode under a symmetric Dirichlet prior). Few rows otherwise leave out a member that other rows need. 0 trusts the
+        held-out rows alone.
 
     Returns
     -------
@@ -148,12 +232,11 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "pr
     Examples
     --------
     >>> good, bad = [[2.0, 0.0], [0.0, 2.0]], [[0.0, 2.0], [2.0, 0.0]]
-    >>> fit_weights(np.array([good, bad]), np.array([0, 1])).tolist()
+    >>> fit_weights(np.array([good, bad]), np.array([0, 1]), prior_rows=0).tolist()
     [1.0, 0.0]
     """
     members, rows = len(logits), len(labels)
-    if not (0 <= prior_rows < np.inf):
-        raise ValueError(f"prior_rows: expected a number of at least 0; got {prior_rows}")
+    check_prior_rows(prior_rows)
     equal = np.full(members, 1 / members)
     if members == 1:
         return equal

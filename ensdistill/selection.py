@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from ensdistill.calibration import COMBINERS, Combiner
+from ensdistill.calibration import COMBINERS, PRIOR_ROWS_PER_MEMBER, Combiner, check_prior_rows, log_mixture
 from ensdistill.data import random_generator
 
 Metric = Literal["nll", "accuracy", "brier"]
+PRIOR_SAMPLE = 256  # rows on which the prior is evaluated where true classes suffice for the rest; it is a mean over rows
+LEAST = 1e-300  # probability of a class that the chosen members rule out, where the prior asks for it
 ROUNDING = 1e-12  # of a mean of float64 losses
 Losses = Callable[[np.ndarray], tuple[float, float]]
 
@@ -56,11 +58,16 @@ def greedy_selection(
     costs: Sequence[float] | np.ndarray | None = None,
     budget: float | None = None,
     seed: int = 0,
+    prior_rows: float = PRIOR_ROWS_PER_MEMBER,
 ) -> Selection:
     """Take, again and again, the member that improves the ensemble most; keep the best of the ensembles on that way.
 
     Members may be taken several times, which is how they get weights (Caruana et al., 2004, "Ensemble Selection from Libraries of
     Models"). Deterministic: of equals the first is taken.
+
+    Few rows can't tell who is needed: a member that is right about all of ten may be surely wrong about the eleventh. With
+    ``metric="nll"`` the selection therefore has a prior, ``prior_rows`` further rows for each member, which the whole ensemble answers in
+    equal parts. It fades as rows are added.
 
     Parameters
     ----------
@@ -84,6 +91,8 @@ def greedy_selection(
         and the greatest improvement for its cost, the one with the better end is kept.
     seed : int
         Of the bags.
+    prior_rows : float
+        Rows for each member that the prior for the whole ensemble is worth, with ``metric="nll"``; 0 trusts the held-out rows alone.
 
     Raises
     ------
@@ -92,42 +101,51 @@ def greedy_selection(
 
     Examples
     --------
-    >>> z = np.array([[[3.0, 0], [3, 0]], [[0, 3.0], [0, 3]], [[2.0, 0], [0, 2]]])
-    >>> greedy_selection(z, np.array([0, 1]), rounds=4).counts.tolist()
+    >>> z = np.tile([[[3.0, 0], [3, 0]], [[0, 3.0], [0, 3]], [[2.0, 0], [0, 2]]], (1, 100, 1))
+    >>> labels = np.tile([0, 1], 100)
+    >>> greedy_selection(z, labels, rounds=4).counts.tolist()
     [0, 0, 1]
-    >>> greedy_selection(z, np.array([0, 1]), costs=[1, 1, 5], budget=2.5).counts.tolist()
+    >>> greedy_selection(z, labels, costs=[1, 1, 5], budget=2.5).counts.tolist()
     [1, 1, 0]
     """
     z, price = _check(logits, labels, combiner, metric, rounds, bags, share, costs, budget)
-    votes, losses = _votes(z, labels, combiner, metric)
-    nothing = _votes(np.zeros_like(z[:1]), labels, combiner, metric)
-    start = nothing[1](nothing[0][0])[0]  # the loss of who knows nothing
+    check_prior_rows(prior_rows)
+    prior = prior_rows * len(z) / len(labels) * np.exp(log_mixture(z, np.full(len(z), 1 / len(z)), combiner))
+    votes, losses = _votes(z, labels, combiner, metric, prior)
+    start = losses(_votes(np.zeros_like(z[:1]), labels, combiner, metric, prior)[0][0])[0]  # the loss of equal probabilities
     everybody = np.arange(len(z))
     if bags > 1:
         size = max(1, round(share * len(z)))
         drawn = [np.sort(random_generator("selection bag", seed, bag).permutation(everybody)[:size]) for bag in range(bags)]
         orders = [_walk(votes, losses, start, members, rounds, price)[0] for members in drawn]
         order = np.concatenate(orders)
-        after = np.array([losses(votes[order[: i + 1]].mean(0))[0] for i in range(len(order))])
     else:
         within = np.inf if budget is None else budget
         ways = [
             _walk(votes, losses, start, everybody, rounds, price, within, way) for way in ([False] if budget is None else [False, True])
         ]
-        order, after = min(ways, key=lambda way: way[1][-1])
+        order = min(ways, key=lambda way: way[1][-1])[0]
+    plain, loss = _votes(z, labels, combiner, metric, np.zeros_like(prior))
+    after = np.array([loss(plain[order[: i + 1]].mean(0))[0] for i in range(len(order))])
     counts = np.bincount(order, minlength=len(z))
     return Selection(counts, order, after, float(price[counts > 0].sum()) if costs is not None else float("nan"))
 
 
-def _votes(z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric) -> tuple[np.ndarray, Losses]:
-    """What members add to the sum [K, ...], and the loss (with the NLL, for equals) of its mean."""
+def _votes(z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric, prior: np.ndarray) -> tuple[np.ndarray, Losses]:
+    """What members add to the sum [K, ...], and the loss (with the NLL, for equals) of its mean.
+
+    ``prior`` [N, C] is how much the log-probability of each class counts beside that of the label.
+    """
     rows = np.arange(len(labels))
-    if combiner == "prob" and metric == "nll":  # the mean probability of the true class is all it needs
-        true = softmax(z, axis=-1)[:, rows, labels]
+    if combiner == "prob" and metric == "nll":  # the mean probability of the true class is all it needs, but for the prior
+        looked_at = rows[:: -(-len(rows) // PRIOR_SAMPLE)] if prior.any() else rows[:0]
+        p, further = softmax(z, axis=-1), prior[looked_at].ravel() / max(1, len(looked_at))
+        true = np.concatenate([p[:, rows, labels], p[:, looked_at].reshape(len(z), -1)], 1)
 
         def nll(mean: np.ndarray) -> tuple[float, float]:
             with np.errstate(divide="ignore"):
-                return (value := float(-np.log(mean).mean())), value
+                value = float(-np.log(mean[: len(rows)]).mean() - further @ np.log(np.maximum(mean[len(rows) :], LEAST)))
+            return value, value
 
         return true, nll
     votes = softmax(z, axis=-1) if combiner == "prob" else np.maximum(log_softmax(z, axis=-1), -1e30)  # 0 · inf is no number
@@ -139,7 +157,10 @@ def _votes(z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric
             tie = float(-np.log(p[rows, labels]).mean())
         if onehot is not None:
             return float(((p - onehot) ** 2).sum(1).mean()), tie
-        return (float((p.argmax(1) != labels).mean()) if metric == "accuracy" else tie), tie
+        if metric == "accuracy":
+            return float((p.argmax(1) != labels).mean()), tie
+        value = tie - float((prior * np.log(np.maximum(p, LEAST))).sum(1).mean())
+        return value, value
 
     return votes, losses
 

@@ -6,23 +6,31 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ensdistill.calibration import LOG_TEMPERATURE, fit_temperature, negative_log_likelihood
+from ensdistill.calibration import PRIOR_ROWS, PRIOR_SPREAD, cross_entropy, fit_temperature, student_t, with_prior
 
 BIAS = 30.0  # nats; where the classes can be told apart without error the best bias has no bound
+SCALES = (np.exp(-5.0), np.exp(5.0))  # of a class, in units of what the best temperature makes of it
 
 
-def fit_vector(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
     """Scale and bias of each class that minimise the NLL of softmax(scale · logits + bias) (Guo et al., 2017, section 4.2).
 
-    Convex; solved by L-BFGS-B from the best temperature, with positive scales, so that a larger logit stays a larger one of its class.
-    Never worse than the logits as they are, or than their best temperature, on these rows. It has 2 C numbers to fit: with fewer than
-    some hundred rows for each class a temperature serves better.
+    Solved by L-BFGS-B from the best temperature, with positive scales, so that a larger logit stays a larger one of its class. Never worse
+    than the logits as they are, or than their best temperature, on these rows.
+
+    With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts: ``prior_rows`` further rows
+    for each class are answered as at the best temperature, and every bias and every logarithm of a scale has the t distribution of
+    :mod:`ensdistill.calibration` around 0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for the same reason.) A
+    class without any row keeps the scale of the temperature and the bias 0, and the biases of the others have mean zero: their rows can't
+    tell how rare it is.
 
     Parameters
     ----------
     logits : ndarray [N, C]
         ``-inf`` for a class that is ruled out, which it stays.
     labels : ndarray [N], int64
+    prior_rows : float
+        Rows that the prior is worth for each class; 0 trusts the held-out rows alone.
 
     Returns
     -------
@@ -41,20 +49,29 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> bool(bias[0] > bias[1])
     True
     """
-    z = np.asarray(logits, np.float64)
-    classes = z.shape[1]
-    out = np.isneginf(z)
-    finite, target = np.where(out, 0.0, z), np.eye(classes)[labels]
-    start = np.concatenate([np.full(classes, 1 / fit_temperature(z, labels)), np.zeros(classes)])
+    temperature = fit_temperature(logits, labels, prior_rows)
+    z = np.asarray(logits, np.float64) / temperature
+    rows, classes = z.shape
+    out, seen = np.isneginf(z), np.bincount(labels, minlength=classes) > 0
+    finite = np.where(out, 0.0, z)
+    wanted = with_prior(np.eye(classes)[labels], log_softmax(z, axis=-1), classes * prior_rows)
+    total = wanted.sum(-1, keepdims=True)
+    strength = prior_rows / PRIOR_ROWS / rows
+    start = np.concatenate([np.ones(classes), np.zeros(classes)])
+
+    def biases(x: np.ndarray) -> np.ndarray:
+        return np.where(seen, x[classes:] - x[classes:][seen].mean(), 0.0)
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        scaled = log_softmax(np.where(out, -np.inf, finite * x[:classes] + x[classes:]), axis=-1)
-        slope = (np.exp(scaled) - target) / len(z)
-        return negative_log_likelihood(scaled, labels), np.concatenate([(slope * finite).sum(0), slope.sum(0)])
+        scaled = log_softmax(np.where(out, -np.inf, finite * x[:classes] + biases(x)), axis=-1)
+        slope = (np.exp(scaled) * total - wanted) / rows
+        by_bias = np.where(seen, slope.sum(0) - slope.sum(0)[seen].mean(), 0.0)
+        away = np.concatenate([np.log(x[:classes]), x[classes:]])
+        pull = 4 * away / (3 * PRIOR_SPREAD**2 + away**2) / np.concatenate([x[:classes], np.ones(classes)])
+        value = cross_entropy(wanted, scaled) + strength * student_t(away)
+        return value, np.concatenate([(slope * finite).sum(0), by_bias]) + strength * pull
 
-    lowest, highest = np.exp(LOG_TEMPERATURE)
-    bounds = [(lowest, highest)] * classes + [(-BIAS, BIAS)] * classes
+    bounds = [SCALES if s else (1.0, 1.0) for s in seen] + [(-BIAS, BIAS)] * classes
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9})
     best = found.x if np.isfinite(found.x).all() and loss(found.x)[0] <= loss(start)[0] else start
-    scale, bias = best.reshape(2, classes)
-    return np.stack([scale, bias - bias.mean()])
+    return np.stack([best[:classes] / temperature, biases(best)])

@@ -39,7 +39,7 @@ def test_vector_scaling_is_the_optimum():
     rng = np.random.default_rng(0)
     labels = rng.choice(4, size=500, p=[0.6, 0.2, 0.1, 0.1])
     z = (2 * np.eye(4)[labels] + rng.normal(size=(500, 4))) * [3, 1, 0.5, 1] + [0, 1, -2, 0]
-    x = fit_vector(z, labels)
+    x = fit_vector(z, labels, prior_rows=0)
     best = nll(z * x[0] + x[1], labels)
     assert best < nll(z / fit_temperature(z, labels), labels) - 0.1
     for i in np.ndindex(2, 4):  # convex: no step to any side is better
@@ -47,6 +47,8 @@ def test_vector_scaling_is_the_optimum():
             other = x.copy()
             other[i] += step
             assert nll(z * other[0] + other[1], labels) >= best - 1e-9
+    few = fit_vector(z, labels)
+    assert nll(z * few[0] + few[1], labels) < best + 0.03  # 500 rows outweigh the prior
     z[:, 3] = np.where(labels == 3, z[:, 3], -np.inf)
     scale, bias = fit_vector(z, labels)
     assert np.isneginf((z * scale + bias)[labels != 3, 3]).all()
@@ -112,10 +114,10 @@ def test_a_weight_that_a_row_needs_is_not_rounded_to_zero():
     z = np.zeros((2, 5000, 2))
     z[0, np.arange(5000), labels] = 9
     z[0, 0, labels[0]] = -np.inf  # sure of all rows, and wrong about one
-    weights = fit_weights(z, labels)
+    weights = fit_weights(z, labels, prior_rows=0)
     assert 0 < weights[1] < NEGLIGIBLE
     z[0, 0, labels[0]] = 0
-    assert fit_weights(z, labels)[1] == 0
+    assert fit_weights(z, labels, prior_rows=0)[1] == 0
 
 
 def test_vectors_are_saved(tmp_path):

@@ -24,7 +24,7 @@ def nll(z, weights, labels, combiner="prob"):
 @pytest.mark.parametrize("combiner", ["prob", "logit", "log_prob"])
 def test_every_round_takes_the_best_and_losses_are_the_mixtures(combiner):
     z, labels = library()
-    found = greedy_selection(z, labels, combiner=combiner, rounds=12)
+    found = greedy_selection(z, labels, combiner=combiner, rounds=12, prior_rows=0)
     taken = np.zeros(6)
     for k, loss in zip(found.order, found.losses, strict=True):
         possible = [nll(z, (taken + e) / (taken + e).sum(), labels, combiner) for e in np.eye(6)]
@@ -98,7 +98,7 @@ def test_masked_classes():
     labels = np.array([0, 1])
     for combiner in ("prob", "logit"):
         assert np.isfinite(greedy_selection(z, labels, combiner=combiner).losses).all()
-    assert greedy_selection(z, np.array([1, 1])).counts[0] == 0  # it rules the truth out
+    assert greedy_selection(z, np.array([1, 1]), prior_rows=0).counts[0] == 0  # it rules the truth out
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,7 @@ def test_masked_classes():
         ({"budget": 1.0}, "budget: expected costs beside it"),
         ({"costs": np.arange(1.0, 7), "budget": 0.5}, "budget: expected at least 1, the cost of the cheapest member; got 0.5"),
         ({"costs": np.arange(1.0, 7), "budget": 5.0, "bags": 3}, "bags: expected 1 within a budget"),
+        ({"prior_rows": -1.0}, "prior_rows: expected a number of at least 0; got -1.0"),
         ({"bags": 2, "share": 0.0}, "share: expected"),
     ],
 )

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.augmentation import Augmentation
-from ensdistill.calibration import COMBINERS, Combiner, fit_mixture_temperature, fit_temperature, fit_weights, log_mixture
+from ensdistill.calibration import (
+    COMBINERS,
+    PRIOR_ROWS_PER_MEMBER,
+    Combiner,
+    fit_mixture_temperature,
+    fit_temperature,
+    fit_weights,
+    log_mixture,
+)
 from ensdistill.data import Rows
 from ensdistill.ensemble import planning, storage, training
 from ensdistill.ensemble.answers import answer, answer_on, check_same_classes, device_of, named
@@ -303,7 +311,11 @@ class Ensemble:
     ) -> Ensemble:
         """Fit how sure the members are, by NLL. Returns self.
 
-        What was fitted of that before, the mixture's temperature too, doesn't matter and is replaced; the weights stay.
+        An earlier calibration is replaced, the mixture's temperature too; the weights stay.
+
+        The fit is guarded against few rows: it starts with a prior for the logits as they are, which is worth five rows (for vectors, five
+        for each class). With 5 to 50 rows the result is therefore seldom worse on other rows than no calibration, and with some hundred it
+        is nearly the one of the least NLL. Logits may be of any scale. :mod:`ensdistill.calibration` describes the prior.
 
         Parameters
         ----------
@@ -330,24 +342,32 @@ class Ensemble:
         elif method == "vector":
             self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
         else:
-            self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner, spread=np.inf)
+            self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner)
         return self
 
-    def weigh(self, logits: Known, labels: np.ndarray, *, prior_rows: float = 0.0, uids: np.ndarray | None = None) -> Ensemble:
+    def weigh(
+        self, logits: Known, labels: np.ndarray, *, prior_rows: float = PRIOR_ROWS_PER_MEMBER, uids: np.ndarray | None = None
+    ) -> Ensemble:
         """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
 
         Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after ``calibrate``.
+
+        Both fits are guarded against few rows. The weights start with a prior for equal ones, which is worth ``prior_rows`` rows for each
+        member, and the temperature with one for 1, which is worth five. With few rows the ensemble stays nearly as it is. No member is
+        left out until there are some thousand rows; ``prior_rows=0`` or ``select`` does so earlier.
 
         Parameters
         ----------
         logits, labels, uids
             As for ``calibrate``.
         prior_rows : float
-            Draws the weights to equal ones; see :func:`ensdistill.calibration.fit_weights`.
+            Draws the weights to equal ones; 0 trusts the rows alone. See :func:`ensdistill.calibration.fit_weights`.
         """
         scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures)
         labels = check_labels(labels)
-        weights = fit_weights(scaled, labels, self.combiner, prior_rows)
+        # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
+        scale = fit_mixture_temperature(scaled, np.full(len(self), 1 / len(self)), labels, self.combiner)
+        weights = fit_weights(scaled / scale, labels, self.combiner, prior_rows)
         self.temperature = fit_mixture_temperature(scaled, weights, labels, self.combiner)
         self.weights = weights
         return self
@@ -363,17 +383,19 @@ class Ensemble:
         costs: Sequence[float] | np.ndarray | None = None,
         budget: float | None = None,
         seed: int = 0,
+        prior_rows: float = PRIOR_ROWS_PER_MEMBER,
         uids: np.ndarray | None = None,
     ) -> Ensemble:
         """The members that are worth having, weighted by how often they were taken: a new ensemble, this one stays as it is.
 
-        Call it after ``calibrate``. The mixture's temperature is that of this ensemble.
+        Call it after ``calibrate``. The mixture's temperature is that of this ensemble. With ``metric="nll"`` a prior for the whole
+        ensemble, worth ``prior_rows`` rows for each member, guards the choice against few rows.
 
         Parameters
         ----------
         logits, labels, uids
             As for ``calibrate``.
-        metric, rounds, bags, costs, budget, seed
+        metric, rounds, bags, costs, budget, seed, prior_rows
             See :func:`ensdistill.selection.greedy_selection`, which also tells the way it went. ``costs`` may be ``seconds(inputs)``, then
             ``budget`` is the time for those inputs.
 
@@ -381,7 +403,7 @@ class Ensemble:
         --------
         >>> good, bad = np.eye(3, dtype=np.float32) * 4, np.ones((3, 3), np.float32)
         >>> ensemble = Ensemble.from_members([good, bad])
-        >>> ensemble.select(np.stack([good, bad]), np.arange(3)).names
+        >>> ensemble.select(np.tile([good, bad], (1, 50, 1)), np.tile(np.arange(3), 50)).names
         ('ndarray-1',)
         """
         scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures) / self.temperature
@@ -395,6 +417,7 @@ class Ensemble:
             costs=costs,
             budget=budget,
             seed=seed,
+            prior_rows=prior_rows,
         )
         kept = np.flatnonzero(found.counts)
         return self._of(kept, found.weights[kept])

@@ -11,11 +11,9 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from ensdistill.cache import TargetCache
-from ensdistill.calibration import LOG_TEMPERATURE, Combiner, log_mixture
+from ensdistill.calibration import PRIOR_ROWS, Combiner, closest_temperature, log_mixture
 from ensdistill.config import Config
 from ensdistill.data import UNLABELLED
 from ensdistill.ensemble import Ensemble
@@ -46,21 +44,16 @@ def calibration_rows(config: Config, seed: int, ensemble: Ensemble) -> tuple[np.
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 
 
-def fit_temperature_to(logits: np.ndarray, probabilities: np.ndarray) -> float:
+def fit_temperature_to(logits: np.ndarray, probabilities: np.ndarray, prior_rows: float = PRIOR_ROWS) -> float:
     """The temperature T that minimises the cross entropy of softmax(logits / T) to ``probabilities``, both [M, C]; 1 without rows.
+
+    ``prior_rows`` is as in :func:`ensdistill.calibration.fit_temperature`: few rows don't move the temperature far from 1.
 
     Examples
     --------
     >>> z = np.array([[2.0, 0.0], [0.0, 1.0]])
-    >>> round(fit_temperature_to(3 * z, np.exp(log_softmax(z, axis=-1))), 4)
+    >>> probabilities = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    >>> round(fit_temperature_to(3 * z, probabilities, prior_rows=0), 4)
     3.0
     """
-    if not len(logits):
-        return 1.0
-    z = np.asarray(logits, np.float64)
-
-    def loss(log_temperature: float) -> float:
-        return float(-(probabilities * log_softmax(z / np.exp(log_temperature), axis=-1)).sum(1).mean())
-
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-8})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    return closest_temperature(np.asarray(logits)[None], np.ones(1), probabilities, prior_rows=prior_rows) if len(logits) else 1.0
