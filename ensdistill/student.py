@@ -1,7 +1,7 @@
 """The student's training: from a target cache, or, as the baseline that the claim is measured against, on hard labels.
 
-One loop serves both, so that *direct* differs from the student in nothing but what it is asked to match. accelerate drives it:
-processes and their devices are those that ``accelerate launch`` or ``torchrun`` started. A caller's own ``Accelerator`` is left alone.
+One loop serves both, so that *direct* differs from the student in its targets alone. The loop runs on accelerate (see
+:mod:`ensdistill.engine`), in as many processes as ``accelerate launch`` or ``torchrun`` started.
 """
 
 from __future__ import annotations
