@@ -27,10 +27,10 @@ from ensdistill.transfer import Mixup, Munge
 
 ROWS = Rows(np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8], np.arange(32), np.array([0, 1] * 16))
 NET = functools.partial(MLP, inputs=4, hidden=[8], outputs=2)
-I, F = np.int64, np.float32
+Int, Float = np.int64, np.float32
 
 
-def optimization(number=I, real=F):
+def optimization(number=Int, real=Float):
     return Optimization(steps=number(16), batch_size=number(8), learning_rate=real(0.0625), weight_decay=real(0), warmup=real(0.25))
 
 
@@ -44,18 +44,24 @@ def test_optimization_and_configs_hold_pythons_numbers():
     assert made == optimization(int, float)
     assert all(type(v) in (int, float, str) for v in vars(made).values())
     made.build(NET().parameters())
-    config = DistillConfig({"s": StudentConfig(NET)}, temperature=F(2), alpha=F(0.5), folds=I(3))
+    config = DistillConfig({"s": StudentConfig(NET)}, temperature=Float(2), alpha=Float(0.5), folds=Int(3))
     assert (type(config.temperature), type(config.alpha), type(config.folds)) == (float, float, int)
-    assert type(CacheConfig(codec="topk-2", mixture_at=F(2), max_kl=F(1)).mixture_at) is float
-    for thing in (Bagging(share=F(0.5)), FastGeometric(share=F(0.5)), ShiftImages(I(1)), Munge(I(4), F(0.5)), Mixup(I(4))):
+    assert type(CacheConfig(codec="topk-2", mixture_at=Float(2), max_kl=Float(1)).mixture_at) is float
+    for thing in (
+        Bagging(share=Float(0.5)),
+        FastGeometric(share=Float(0.5)),
+        ShiftImages(Int(1)),
+        Munge(Int(4), Float(0.5)),
+        Mixup(Int(4)),
+    ):
         assert not any(isinstance(v, np.generic) for v in vars(thing).values())
-    assert type(TorchMembers(NET, count=I(2)).count) is int
+    assert type(TorchMembers(NET, count=Int(2)).count) is int
 
 
 def test_members_of_numpy_numbers_are_trained_and_saved(tmp_path):
-    net = functools.partial(MLP, inputs=I(4), hidden=[I(8)], outputs=I(2), dropout=F(0.125))
+    net = functools.partial(MLP, inputs=Int(4), hidden=[Int(8)], outputs=Int(2), dropout=Float(0.125))
     trained = Ensemble.train(
-        net, (ROWS.inputs, ROWS.labels), members=I(2), seed=I(3), optimization=optimization(), way="stacked", folder=tmp_path
+        net, (ROWS.inputs, ROWS.labels), members=Int(2), seed=Int(3), optimization=optimization(), way="stacked", folder=tmp_path
     )
     plain = Ensemble.train(
         functools.partial(NET, dropout=0.125),
@@ -72,36 +78,29 @@ def test_members_of_numpy_numbers_are_trained_and_saved(tmp_path):
 def test_fits_take_numpy_numbers():
     ensemble = teachers()
     raw = ensemble.raw_logits(ROWS.inputs)
-    ensemble.weigh(raw, ROWS.labels, prior_rows=F(2))
-    assert ensemble.select(raw, ROWS.labels, rounds=I(5), bags=I(2), seed=I(1), prior_rows=F(2)).names
-    assert ensemble.select(raw, ROWS.labels, rounds=I(5), costs=[F(1), F(2)], budget=F(3)).names
-    np.testing.assert_array_equal(ensemble.predict_proba(ROWS.inputs, F(2)), ensemble.predict_proba(ROWS.inputs, 2.0))
-    assert ece(np.full((4, 2), 0.5), np.array([0, 1, 0, 1]), bins=I(5)) == 0
+    ensemble.weigh(raw, ROWS.labels, prior_rows=Float(2))
+    assert ensemble.select(raw, ROWS.labels, rounds=Int(5), bags=Int(2), seed=Int(1), prior_rows=Float(2)).names
+    assert ensemble.select(raw, ROWS.labels, rounds=Int(5), costs=[Float(1), Float(2)], budget=Float(3)).names
+    np.testing.assert_array_equal(ensemble.predict_proba(ROWS.inputs, Float(2)), ensemble.predict_proba(ROWS.inputs, 2.0))
+    assert ece(np.full((4, 2), 0.5), np.array([0, 1, 0, 1]), bins=Int(5)) == 0
 
 
 def test_caches_and_students_take_numpy_numbers(tmp_path):
     ensemble = teachers()
-    cache = cache_targets(
-        ensemble,
-        ROWS,
-        tmp_path / "a",
-        codec="topk-2",
-        mixture_at=F(2),
-        batch_size=I(8),
-        shard_rows=I(16),
-        views=I(1),
-        seed=I(1),
-        max_kl=F(1),
-    )
+    numbers = dict(batch_size=Int(8), shard_rows=Int(16), views=Int(1), seed=Int(1), max_kl=Float(1))
+    cache = cache_targets(ensemble, ROWS, tmp_path / "a", codec="topk-2", mixture_at=Float(2), **numbers)
     assert cache.temperature == 2
-    assert TargetCache.open(tmp_path / "a", threads=I(2)).gather(np.arange(3)).ids.shape == (3, 2)
-    assert cache.verify_against(ensemble, ROWS, share=F(0.5))
+    assert TargetCache.open(tmp_path / "a", threads=Int(2)).gather(np.arange(3)).ids.shape == (3, 2)
+    assert cache.verify_against(ensemble, ROWS, share=Float(0.5))
     whole = cache_targets(ensemble, ROWS, tmp_path / "b", codec="fp32")
-    assert convert(whole, tmp_path / "c", codec="counts-8", mixture_at=I(2), seed=I(5), max_kl=F(9)).temperature == 2
-    trained = [
-        StudentTrainer(optimization(i, f), temperature=f(2), alpha=f(0.5)).distill(NET, ROWS, cache, seed=i(1))
-        for i, f in ((I, F), (int, float))
-    ]
+    counted = convert(whole, tmp_path / "c", codec="counts-8", mixture_at=Int(2), seed=Int(5), max_kl=Float(9))
+    assert counted.temperature == 2
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        convert(whole, tmp_path / "d", codec="counts-8", mixture_at=2, seed=-1)
+    trained = []
+    for number, real in ((Int, Float), (int, float)):
+        trainer = StudentTrainer(optimization(number, real), temperature=real(2), alpha=real(0.5))
+        trained.append(trainer.distill(NET, ROWS, cache, seed=number(1)))
     for ours, theirs in zip(*(t.module.parameters() for t in trained), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -115,13 +114,13 @@ def test_losses_take_numpy_numbers():
         return dict(temperature=f(2), alpha=f(0.5), beta=f(0.25), ignore_index=i(-100), label_smoothing=f(0.125), z_loss=f(0.5))
 
     expected = distillation_loss(student, z, labels, divergence="jsd", **settings(int, float))
-    assert torch.equal(distillation_loss(student, z, labels, divergence="jsd", class_dim=I(-1), **settings(I, F)), expected)
-    assert torch.equal(DistillationLoss(divergence="jsd", **settings(I, F))(student, z, labels), expected)
+    assert torch.equal(distillation_loss(student, z, labels, divergence="jsd", class_dim=Int(-1), **settings(Int, Float)), expected)
+    assert torch.equal(DistillationLoss(divergence="jsd", **settings(Int, Float))(student, z, labels), expected)
     hidden, weight = torch.randn(4, 5, generator=generator), torch.randn(3, 5, generator=generator)
-    given, plain = (linear_distillation_loss(hidden, weight, z, softcap=f(32), chunk_rows=i(2)) for i, f in ((I, F), (int, float)))
+    given, plain = (linear_distillation_loss(hidden, weight, z, softcap=f(32), chunk_rows=i(2)) for i, f in ((Int, Float), (int, float)))
     assert torch.equal(given, plain)
-    assert encoders.top_k_targets(z, I(2), temperature=F(2))[0].ids.shape == (4, 2)
-    assert encoders.sample_counts(z, I(9), seed=I(3), temperature=F(2))[0].counts.sum() == 36
+    assert encoders.top_k_targets(z, Int(2), temperature=Float(2))[0].ids.shape == (4, 2)
+    assert encoders.sample_counts(z, Int(9), seed=Int(3), temperature=Float(2))[0].counts.sum() == 36
 
 
 @pytest.mark.parametrize("temperature", [20000, 9e-5, float("nan"), "2"])
@@ -137,7 +136,10 @@ def test_a_temperature_has_one_range(temperature, tmp_path):
     for name, call in calls.items():
         with pytest.raises(ValueError, match=f"^{name}: {rest}"):
             call()
-    for call in (lambda: distillation_loss(z, EnsembleLogits(z[None]), temperature=temperature), lambda: DistillationLoss(temperature)):
+    for call in (
+        lambda: distillation_loss(z, EnsembleLogits(z[None]), temperature=temperature),
+        lambda: DistillationLoss(temperature=temperature),
+    ):
         with pytest.raises(ValueError, match=f"^temperature: {rest}"):
             call()
     assert not (tmp_path / "c").exists()
@@ -155,7 +157,7 @@ def test_other_things_than_numbers_are_still_refused(tmp_path):
     for wrong in (True, np.True_, np.float32(1), 1.0):
         with pytest.raises(TypeError, match="ignore_index: expected an int"):
             distillation_loss(z, EnsembleLogits(z[None]), ignore_index=wrong)
-    with pytest.raises(ValueError, match="shard_rows: expected a positive integer; got 2.0"):
+    with pytest.raises(ValueError, match=r"shard_rows: expected a positive integer; got 2\.0"):
         cache_targets(teachers(), ROWS, tmp_path / "c", shard_rows=np.float32(2))
     with pytest.raises(ValueError, match="bins: expected a positive integer; got True"):
         ece(np.full((4, 2), 0.5), np.array([0, 1, 0, 1]), bins=True)

@@ -21,7 +21,7 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
-from ensdistill.checks import check_temperature, real
+from ensdistill.checks import check_int, check_temperature, real
 from ensdistill.files import local_path
 
 Progress = Callable[[int, int], None]
@@ -65,10 +65,11 @@ def convert(
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
+    check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
     step = {"convert": {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}}
     changes = {
         "codec": codec,
-        "seed": seed if isinstance(kind, Counts) else None,
+        "seed": int(seed) if isinstance(kind, Counts) else None,
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
