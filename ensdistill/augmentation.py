@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ensdistill.scalars import plain_fields
+
 
 @runtime_checkable
 class Augmentation(Protocol):
@@ -50,6 +52,7 @@ class ShiftImages:
     diagonal: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.pixels < 1:
             raise ValueError(f"augment.pixels: expected at least 1; got {self.pixels}")
 

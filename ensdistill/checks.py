@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ensdistill import _native
+from ensdistill.scalars import whole
 from ensdistill.targets import Combiner
 from ensdistill.wrapped import is_batched
 
@@ -109,7 +110,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_int(name: str, value: Any, low: int, high: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if not (whole(value) or isinstance(value, torch.SymInt)):
         raise TypeError(f"{name}: expected an int; got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} to {high}, {what}; got {value}")
@@ -137,11 +138,11 @@ def check_temperature(name: str, value: Any) -> None:
 def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
     """``class_dim`` counted from the front."""
     dims = len(shape)
-    if type(class_dim) is not int:
+    if type(class_dim) is not int and not whole(class_dim):
         raise TypeError(f"class_dim: expected an int; got {class_dim!r}")
     if not -dims <= class_dim < dims:
         raise ValueError(f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}")
-    return class_dim % dims
+    return int(class_dim) % dims
 
 
 def check_floats(name: str, value: Any, expected: str) -> None:

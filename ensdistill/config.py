@@ -14,9 +14,11 @@ from torch import nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.cache.codecs import codec_of
 from ensdistill.calibration import Combiner
+from ensdistill.checks import check_temperature
 from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
 from ensdistill.optimization import Optimization
+from ensdistill.scalars import plain_fields
 from ensdistill.specs import MemberSpec, job_names
 from ensdistill.transfer import TransferSet
 
@@ -43,6 +45,7 @@ class TeachersConfig:
     prior_rows: float = 3.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
         names = [name for spec in self.members for name in job_names(spec)]
@@ -87,12 +90,13 @@ class CacheConfig:
     max_kl: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         try:
             codec = codec_of(self.codec)
         except ValueError as error:
             raise ValueError(f"cache.{error}") from error
-        if self.mixture_at is not None and not 0 < self.mixture_at < math.inf:
-            raise ValueError(f"cache.mixture_at: expected a finite number above 0; got {self.mixture_at}")
+        if self.mixture_at is not None:
+            check_temperature("cache.mixture_at", self.mixture_at)
         if codec.mixture and self.mixture_at is None:
             raise ValueError(
                 f"cache.mixture_at: expected a temperature, that of distill.temperature, because codec {self.codec} holds the mixture at "
@@ -131,6 +135,7 @@ class StudentConfig:
     description: str = ""
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if module_recipe(self.model) is None:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
         if self.baseline.steps != self.optimization.steps:
@@ -176,12 +181,12 @@ class DistillConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not self.students:
             raise ValueError("distill.students: expected at least one; got none")
         for name in self.students:
             _check_folder_name("distill.students", name)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"distill.temperature: expected a finite number above 0; got {self.temperature}")
+        check_temperature("distill.temperature", self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha: expected 0 to 1; got {self.alpha}")
         if self.mixed_precision == "fp16":
@@ -227,6 +232,7 @@ class Config:
     _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")

@@ -115,7 +115,7 @@ def _plain(value: Any) -> bool:
         return all(_plain(v) for v in value.values())
     if isinstance(value, (list, tuple)):
         return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    return value is None or isinstance(value, (bool, int, float, str, np.number, np.bool_))
 
 
 def build_module(recipe: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:

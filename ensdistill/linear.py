@@ -13,6 +13,7 @@ from ensdistill.arguments import explain_nan, make_problem
 from ensdistill.checks import LossSettings, check_device, check_floats, check_kernels, check_number
 from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
 from ensdistill.layout import product, ready
+from ensdistill.scalars import whole
 from ensdistill.targets import Targets
 from ensdistill.wrapped import is_batched
 
@@ -163,7 +164,7 @@ def linear_distillation_loss(
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_BYTES // (classes * dtype.itemsize))
         chunk_rows -= chunk_rows % 64 if chunk_rows > 64 else 0
-    elif type(chunk_rows) is not int or chunk_rows < 1:
+    elif not whole(chunk_rows) or chunk_rows < 1:
         raise ValueError(f"chunk_rows: expected an int of at least 1; got {chunk_rows!r}")
     values = problem.values.detach()
     *settings, mode, divisor = problem.settings

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensdistill.scalars import whole
+
 BINS = 15
 # scikit-learn's log_loss floors there too: one impossible event costs 36.04 nats, not infinity.
 PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)
@@ -177,7 +179,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS,
     ValueError
         ``bins`` is not a positive integer, or as in `check`.
     """
-    if not isinstance(bins, int) or bins < 1:
+    if not whole(bins) or bins < 1:
         raise ValueError(f"bins: expected a positive integer; got {bins!r}")
     hits = correct_rows(probabilities, labels)
     confidence = probabilities.max(axis=1)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from ensdistill.scalars import plain_fields
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -57,6 +59,7 @@ class Optimization:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optimization.{name}: expected at least 1; got {getattr(self, name)}")

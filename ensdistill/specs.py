@@ -17,6 +17,7 @@ from ensdistill.describe import class_path, module_recipe
 from ensdistill.members import SMOOTHING, Member, Output, SklearnMember, TorchMember
 from ensdistill.members.base import class_columns
 from ensdistill.optimization import Optimization
+from ensdistill.scalars import plain_fields
 from ensdistill.training import Way, train_stack
 
 
@@ -99,6 +100,7 @@ class TorchMembers:
     together = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check(self.name, self.count)
         if module_recipe(self.model) is None:
             raise ValueError(
@@ -181,6 +183,7 @@ class SklearnMembers:
     together = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__.lower())
         object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, class_path(type(self.estimator))})))
         _check(self.name, self.count)

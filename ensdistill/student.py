@@ -6,7 +6,6 @@ One loop serves both, so that *direct* differs from the student in its targets a
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.batch_statistics import share_buffers, split_norms, whole_batch_norms
 from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.checks import check_temperature
 from ensdistill.curve import Curve
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module
@@ -33,6 +33,7 @@ from ensdistill.fingerprint import digest, source_digest
 from ensdistill.functional import Impl, distillation_loss
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
+from ensdistill.scalars import plain
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -115,16 +116,15 @@ class StudentTrainer:
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
     ) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: expected a finite number above 0; got {temperature}")
+        check_temperature("temperature", temperature)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected 0 to 1; got {alpha}")
         for name, value, allowed in (("mixed_precision", mixed_precision, get_args(Precision)), ("impl", impl, get_args(Impl))):
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         self.optimization = optimization or Optimization()
-        self.temperature, self.alpha, self.mixed_precision, self.cpu, self.impl = temperature, alpha, mixed_precision, cpu, impl
-        self.sync_batch_norm = sync_batch_norm
+        self.temperature, self.alpha, self.mixed_precision = plain(temperature), plain(alpha), mixed_precision
+        self.cpu, self.impl, self.sync_batch_norm = cpu, impl, sync_batch_norm
 
     def distill(
         self,

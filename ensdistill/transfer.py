@@ -10,6 +10,7 @@ import numpy as np
 
 from ensdistill.augmentation import Augmentation
 from ensdistill.data import UNLABELLED, Rows, Split, check_finite, random_generator
+from ensdistill.scalars import plain_fields
 
 
 @runtime_checkable
@@ -50,6 +51,7 @@ class Munge:
     variance: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_rows("munge", self.rows)
         if not (0 < self.probability <= 1) or not (0 < self.variance < np.inf):
             raise ValueError(f"munge: expected probability in (0, 1] and a positive variance; got {self.probability} and {self.variance}")
@@ -93,6 +95,7 @@ class Mixup:
     augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_rows("mixup", self.rows)
         if not (0 < self.alpha < np.inf):
             raise ValueError(f"mixup: alpha: expected a positive number; got {self.alpha}")
@@ -121,6 +124,7 @@ class Augmented:
     rows: int
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_rows("augmented", self.rows)
 
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:

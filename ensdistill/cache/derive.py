@@ -21,6 +21,7 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
+from ensdistill.checks import check_int, check_temperature, real
 from ensdistill.files import local_path
 
 Progress = Callable[[int, int], None]
@@ -62,12 +63,13 @@ def convert(
     kind = codec_of(codec)
     if kind.mixture and mixture_at is None:
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
-    if mixture_at is not None and not (isinstance(mixture_at, int | float) and 0 < mixture_at < math.inf):
-        raise ValueError(f"mixture_at: expected a finite number above 0; got {mixture_at!r}")
+    if mixture_at is not None:
+        check_temperature("mixture_at", mixture_at)
+    check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
     step = {"convert": {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}}
     changes = {
         "codec": codec,
-        "seed": seed if isinstance(kind, Counts) else None,
+        "seed": int(seed) if isinstance(kind, Counts) else None,
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
@@ -207,7 +209,7 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
 
 
 def _check_weight(name: str, weight: Any) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+    if isinstance(weight, bool) or not real(weight) or not 0 <= weight < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0; got {weight!r}")
 
 

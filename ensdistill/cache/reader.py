@@ -17,6 +17,7 @@ from ensdistill.cache.fingerprint import as_json, differences, input_hashes, roo
 from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
+from ensdistill.scalars import whole
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -82,7 +83,7 @@ class TargetCache:
         """
         if check not in ("lazy", "full"):
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= 256):
+        if threads is not None and (not whole(threads) or not 1 <= threads <= 256):
             raise ValueError(f"threads: expected a number from 1 to 256; got {threads!r}")
         url = str(path) if "://" in str(path) else None
         if url is not None:
@@ -333,7 +334,7 @@ class TargetCache:
     def _ids(self, uids: Any, view: Any) -> np.ndarray:
         """Where the samples stand among all shards' rows."""
         uids = self._check_uids(uids)
-        if type(view) is int and view == 0:
+        if whole(view) and view == 0:
             return uids
         views = np.asarray(view)
         if views.dtype.kind not in "iu":

@@ -14,6 +14,7 @@ from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
+from ensdistill.checks import real
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -39,7 +40,7 @@ def recheck(
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """See `TargetCache.verify_against`."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+    if isinstance(share, bool) or not real(share) or not 0 < share <= 1:
         raise ValueError(f"share: expected a number above 0, up to 1; got {share!r}")
     if len(rows) != len(cache):
         raise CacheMismatch(f"rows: the cache {cache.path} was made from {len(cache)}; got {len(rows)}")

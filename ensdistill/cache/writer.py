@@ -14,9 +14,11 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.fingerprint import as_json, input_hashes, root_hash
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
+from ensdistill.checks import check_temperature
 from ensdistill.data import BadRows, Rows
 from ensdistill.files import local_path
 from ensdistill.processes import processes
+from ensdistill.scalars import plain
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -152,6 +154,8 @@ def cache_targets(
         with processes() as group:
             rank, world = group.rank, group.count
     rank, world = 0 if rank is None else rank, 1 if world is None else world
+    numbers = (batch_size, shard_rows, views, rank, world, seed, max_kl)
+    batch_size, shard_rows, views, rank, world, seed, max_kl = (plain(value) for value in numbers)
     _check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
     order = _order(rows)
     if augment is None and views > 1:
@@ -213,8 +217,8 @@ def make_plan(
         raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {combiner!r}")
     if kind.mixture and mixture_at is None:
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
-    if mixture_at is not None and not (isinstance(mixture_at, int | float) and 0 < mixture_at < np.inf):
-        raise ValueError(f"mixture_at: expected a finite number above 0; got {mixture_at!r}")
+    if mixture_at is not None:
+        check_temperature("mixture_at", mixture_at)
     plan = {
         "format": m.FORMAT,
         "format_version": FORMAT_VERSION,

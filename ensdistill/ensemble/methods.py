@@ -10,6 +10,7 @@ import numpy as np
 
 from ensdistill.data import random_generator
 from ensdistill.optimization import Optimization
+from ensdistill.scalars import plain_fields
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Bagging:
     replace: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not 0 < self.share <= 1:
             raise ValueError(f"share: expected a number in (0, 1]; got {self.share}")
         if self.share == 1 and not self.replace:
@@ -96,6 +98,7 @@ class FastGeometric:
     low: float = 0.005
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not 0 < self.share < 1:
             raise ValueError(f"share: expected a number in (0, 1); got {self.share}")
         if not 0 < self.low < self.high <= 1:

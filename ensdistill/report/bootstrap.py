@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ensdistill.scalars import whole
+
 RESAMPLES = 4000
 LEVEL = 0.95
 _CELLS = 2**22  # count matrices of at most 32 MB at a time
@@ -39,7 +41,7 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
     >>> bool(np.allclose(draws[:, 1] - draws[:, 0], 2))
     True
     """
-    if not isinstance(resamples, int) or resamples < 2000:
+    if not whole(resamples) or resamples < 2000:
         raise ValueError(f"resamples: expected an integer of at least 2000; got {resamples!r}")
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(values), size=(resamples, len(values)))
