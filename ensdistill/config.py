@@ -213,6 +213,10 @@ class Config:
         depend on it.
     threads : int
         Threads of each process. The numbers' last bits may depend on it.
+    max_test_copies : float
+        The largest share of the test rows that may equal a row that is trained on (labelled, pool or synthetic); with more the job is
+        refused. Coarse categorical tables hold equal rows legitimately: allow more there. The report counts the copies, and gives
+        the figures without them too.
     """
 
     data: Dataset
@@ -224,12 +228,15 @@ class Config:
     seeds: int = 3
     workers: int = 0
     threads: int = 1
+    max_test_copies: float = 0.01
     _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.max_test_copies <= 1:
+            raise ValueError(f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}")
         _check_folder_name("name", self.name)
         made_at, wanted = self.cache.mixture_at, self.distill.temperature
         if made_at is not None and made_at != wanted:
