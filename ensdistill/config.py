@@ -119,8 +119,8 @@ class StudentConfig:
     optimization : Optimization
         Of the student.
     direct : Optimization, optional
-        Of the same model on hard labels: as many steps, but the batch size, learning rate and weight decay that serve it best.
-        The student's by default.
+        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it best. The weight decay may
+        be raised and the steps cut on held-out folds (see ``DistillConfig.folds``). The student's by default.
     description : str
         For the report.
     """
@@ -160,7 +160,8 @@ class DistillConfig:
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
         held-out folds of the labelled rows is *direct*.
     folds : int
-        Folds for that choice, and for the temperature of *direct with temperature scaling*.
+        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that name) and number of steps,
+        and for its temperature. Rows with equal inputs are in one fold.
     label_smoothing : float
         Of *direct with label smoothing*.
     mixed_precision : {"no", "bf16", "fp16"}

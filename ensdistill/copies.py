@@ -210,13 +210,15 @@ def count_copies(split: Split, synthetic: np.ndarray | None = None, *, pool: boo
     """
     made = split.test.inputs[:0] if synthetic is None else synthetic
     labelled, unlabelled, test, generated = equal_inputs(split.labelled.inputs, split.pool.inputs, split.test.inputs, made)
-    within = [np.isin(test, part) for part in (labelled, unlabelled if pool else test[:0], generated)]
+    by_part = [np.isin(test, part) for part in (labelled, unlabelled if pool else test[:0], generated)]
     groups, labels = np.concatenate([labelled, test]), np.concatenate([split.labelled.labels, split.test.labels])
     pairs = np.unique(np.stack([groups, labels]), axis=1)
     several, counts = np.unique(pairs[0], return_counts=True)
     return Copies(
-        within[0] | within[1] | within[2],
-        *(int(part.sum()) for part in within),
+        test=by_part[0] | by_part[1] | by_part[2],
+        labelled=int(by_part[0].sum()),
+        pool=int(by_part[1].sum()),
+        synthetic=int(by_part[2].sum()),
         labelled_in_pool=int(np.isin(labelled, unlabelled).sum()),
         other_label=int(np.isin(groups, several[counts > 1]).sum()),
         left_out=split.left_out,

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 import ensdistill
-from ensdistill.config import Config, StudentConfig
+from ensdistill.config import Config
 from ensdistill.copies import Copies, count_copies, stratified_folds
 from ensdistill.data import BadRows, Rows, Split, derive_seed
 from ensdistill.describe import describe
@@ -316,11 +317,11 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        keep(student, folder / kind, split, train, fingerprint(config, unit))
+        keep(student.model, folder / kind, split, train, fingerprint(config, unit))
     return {"best_member": best}
 
 
-def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
+def keep(factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
     """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
     from ensdistill.members import TorchMember
 
@@ -328,7 +329,7 @@ def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[...
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=student.model, output="logits").save(folder)
+    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(folder)
     write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)
