@@ -29,6 +29,7 @@ from ensdistill.report.results import KINDS
 from ensdistill.report.scaling import calibration_rows
 from ensdistill.stages import Unit, load_transfer, units
 from ensdistill.student import StudentTrainer
+from ensdistill.transfer import Mixup
 
 ALL = {f"seed-0/{name}" for name in ("teachers", "cache", "direct/small", "direct/wide", "distill/small", "distill/wide")}
 DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direct/", "/distill/"))
@@ -375,17 +376,15 @@ def test_copies_of_training_rows_among_the_test_rows_are_refused_then_allowed_an
     assert report["without_copies"]["small"]["models"]["ensemble"] != report["models"]["ensemble"]
 
 
-class Oracle:
+class Oracle(Mixup):
     """A synthetic source that gives back test rows."""
-
-    rows = 40
 
     def make(self, base, generator):
         return Digits(100, 100).split(0).test.inputs[:40]
 
 
 def test_synthetic_rows_that_equal_test_rows_are_refused(copy):
-    file = write_job(copy.parents[1], {"cache.transfer.synthetic": [{"class_path": "test_stages.Oracle"}]})
+    file = write_job(copy.parents[1], {"cache.transfer.synthetic": [{"class_path": "test_stages.Oracle", "init_args": {"rows": 40}}]})
     status, _, err = run("cache", "build", file)
     assert status == 1
     assert "seed 0 · cache: data: seed 0: 40 of 1597 test rows (2.5%) equal rows that are trained on (40 of them synthetic)" in (
