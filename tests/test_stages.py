@@ -379,7 +379,7 @@ def test_copies_of_training_rows_among_the_test_rows_are_refused_then_allowed_an
 class Oracle(Mixup):
     """A synthetic source that gives back test rows."""
 
-    def make(self, base, generator):
+    def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return Digits(100, 100).split(0).test.inputs[:40]
 
 
