@@ -214,6 +214,10 @@ def test_cannot_tell_where_the_difference_is_noise() -> None:
     report = with_student(exchange, **dict.fromkeys(others, 0.90))
     assert report["outcome"] == "cannot_tell"
     assert report["verdict"].startswith("Whether distillation helped mlp can't be told from these seeds and rows. ")
+    # As close to direct, but measurably worse than the same model distilled from one member.
+    behind = with_student(exchange)
+    assert behind["gains"]["student"]["nll"]["mean"] > 0
+    assert behind["outcome"] == "did_not_help"
 
 
 def test_mixed_where_likelihood_pays_for_accuracy() -> None:
