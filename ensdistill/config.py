@@ -123,8 +123,8 @@ class StudentConfig:
     optimization : Optimization
         Of the student.
     direct : Optimization, optional
-        Of the same model on hard labels: as many steps, but the batch size, learning rate and weight decay that serve it best.
-        The student's by default.
+        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it best. The weight decay may
+        be raised and the steps cut on held-out folds (see ``DistillConfig.folds``). The student's by default.
     description : str
         For the report.
     """
@@ -165,7 +165,8 @@ class DistillConfig:
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
         held-out folds of the labelled rows is *direct*.
     folds : int
-        Folds for that choice, and for the temperature of *direct with temperature scaling*.
+        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that name) and number of steps,
+        and for its temperature. Rows with equal inputs are in one fold.
     label_smoothing : float
         Of *direct with label smoothing*.
     mixed_precision : {"no", "bf16", "fp16"}
@@ -218,6 +219,10 @@ class Config:
         depend on it.
     threads : int
         Threads of each process. The numbers' last bits may depend on it.
+    max_test_copies : float
+        The largest share of the test rows that may equal a row that is trained on (labelled, pool or synthetic); with more the job is
+        refused. Coarse categorical tables hold equal rows legitimately: allow more there. The report counts the copies, and gives
+        the figures without them too.
     """
 
     data: Dataset
@@ -229,6 +234,7 @@ class Config:
     seeds: int = 3
     workers: int = 0
     threads: int = 1
+    max_test_copies: float = 0.01
     _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -236,6 +242,8 @@ class Config:
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.max_test_copies <= 1:
+            raise ValueError(f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}")
         _check_folder_name("name", self.name)
         made_at, wanted = self.cache.mixture_at, self.distill.temperature
         if made_at is not None and made_at != wanted:

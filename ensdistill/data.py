@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ensdistill.copies import draw_stratified, equal_inputs
 from ensdistill.fingerprint import digest
 
 UNLABELLED = -100  # the ignore_index of torch's losses
@@ -94,6 +95,8 @@ class Split:
         For the report alone.
     classes : tuple of str
         Class names, all different; position is class index.
+    left_out : int
+        Rows without a label that are in no part, because they equal a test row.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class Split:
     pool: Rows
     test: Rows
     classes: tuple[str, ...]
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         _check_classes(self.classes)
@@ -224,6 +228,10 @@ def stratified_split(
 ) -> Split:
     """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers of ``inputs``.
 
+    Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test row with a copy among the
+    training rows would measure memory. A part can therefore be a few rows smaller than asked for, by less than the largest set of
+    equal rows. A row without a label that equals a test row is left out, and counted in :attr:`Split.left_out`.
+
     Parameters
     ----------
     inputs : ndarray [N, ...]
@@ -238,10 +246,16 @@ def stratified_split(
     Raises
     ------
     ValueError
-        More rows are asked for than there are, or a class has too few rows to stand in every part.
-    """
-    from sklearn.model_selection import train_test_split
+        More rows are asked for than there are, a class has too few different rows to stand in every part, or so many rows are equal
+        that a part would miss more than a tenth of its rows.
 
+    Examples
+    --------
+    >>> x, y = np.repeat(np.eye(12, dtype=np.float32), 2, axis=0), np.arange(24) // 2 % 3
+    >>> split = stratified_split(x, y, "abc", labelled=8, pool=8, test=None, seed=0)
+    >>> len(np.intersect1d(split.labelled.uids // 2, split.test.uids // 2))
+    0
+    """
     if labels.shape != (len(inputs),) or labels.dtype != np.int64:
         raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
     wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
@@ -260,22 +274,28 @@ def stratified_split(
         over = "" if test is not None else f", and at least {len(classes)} left over for testing, one of each class"
         raise ValueError(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
     test = left if test is None else test
-    counts = np.bincount(labels[index], minlength=len(classes))
-    if counts.min() < (parts := 3 if pool else 2):
-        rare = int(counts.argmin())
-        raise ValueError(f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} has {counts[rare]}")
-
-    def draw(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        if size in (0, len(rows)):
-            return rows[:size], rows[size:]
-        return train_test_split(rows, train_size=size, stratify=labels[rows], random_state=seed % 2**32)
-
+    (groups,) = equal_inputs(inputs)
+    # A class stands in a part by a set of equal rows: copies of one row cannot be in two parts.
+    distinct = np.array([len(np.unique(groups[labels == c])) for c in range(len(classes))])
+    if distinct.min() < (parts := 3 if pool else 2):
+        rare = int(distinct.argmin())
+        count = int((labels == rare).sum())
+        copies = f" ({count} with copies)" if count > distinct[rare] else ""
+        raise ValueError(
+            f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} has {distinct[rare]}{copies}"
+        )
     try:
-        first, rest = draw(index, labelled)
-        second, rest = draw(rest, pool)
-        third, _ = draw(rest, test)
+        first, rest = draw_stratified(index, labels, groups, labelled, seed)
+        second, rest = draw_stratified(rest, labels, groups, pool, seed)
+        third, _ = draw_stratified(rest, labels, groups, test if "test" in asked else len(rest), seed)
     except ValueError as error:
         raise ValueError(f"{sizes}: the rows cannot be split by class ({error})") from error
+    for name, size, drawn in (("labelled", labelled, first), ("pool", pool, second), ("test", test, third)):
+        if len(drawn) < 0.9 * size:
+            raise ValueError(
+                f"{name}={size}: only {len(drawn)} rows can be drawn, because equal rows stay together and up to "
+                f"{np.bincount(groups[index]).max()} rows are equal; remove copies, or ask for another size"
+            )
     missing = np.flatnonzero(np.bincount(labels[first], minlength=len(classes)) == 0)
     if len(missing):
         raise ValueError(f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more labelled rows")
@@ -284,7 +304,9 @@ def stratified_split(
         return Rows(inputs[which], which.astype(np.int64), labels[which])
 
     unlabelled = np.flatnonzero(labels == UNLABELLED)
-    return Split(rows(first), rows(np.concatenate([second, unlabelled])).without_labels(), rows(third), tuple(classes))
+    unseen = unlabelled[~np.isin(groups[unlabelled], groups[third])]
+    in_pool = rows(np.concatenate([second, unseen])).without_labels()
+    return Split(rows(first), in_pool, rows(third), tuple(classes), left_out=len(unlabelled) - len(unseen))
 
 
 @dataclass(frozen=True)

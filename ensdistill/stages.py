@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 import ensdistill
-from ensdistill.config import Config, StudentConfig
-from ensdistill.data import BadRows, Rows, Split
+from ensdistill.config import Config
+from ensdistill.copies import Copies, count_copies, stratified_folds
+from ensdistill.data import BadRows, Rows, Split, derive_seed
 from ensdistill.describe import describe
 from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
@@ -88,9 +90,14 @@ def fingerprint(config: Config, unit: Unit) -> str:
 def report_fingerprint(config: Config) -> str:
     """Digest of everything the report shows, and of the code that judges and shows it."""
     here = Path(__file__).parent
-    code = [*sorted(p for p in (here / "report").iterdir() if p.is_file()), here / "metrics.py", here / "calibration.py"]
+    code = [
+        *sorted(p for p in (here / "report").iterdir() if p.is_file()),
+        here / "metrics.py",
+        here / "calibration.py",
+        here / "copies.py",
+    ]
     splits = [config.split(seed) for seed in range(config.seeds)]
-    judged = [[split.test, list(split.classes), len(split.pool)] for split in splits]
+    judged = [[split.test, list(split.classes), len(split.pool), split.left_out] for split in splits]
     shown = [config.name, type(config.data).__name__, {name: s.description for name, s in config.distill.students.items()}]
     made = [fingerprint(config, unit) for unit in units(config, "report")]
     return digest([ensdistill.__version__, "report", [p.read_bytes() for p in code], judged, shown, made])
@@ -138,6 +145,7 @@ def check_job(config: Config) -> None:
 
     for seed in range(config.seeds):
         _check_folds(config, seed)
+        copies_of(config, seed)
     split = config.split(0)
     models = [(f"teachers.members.{i} ({m.name}): ", m.model) for i, m in enumerate(config.teachers.members) if isinstance(m, TorchMembers)]
     models += [(f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()]
@@ -169,6 +177,26 @@ def _check_folds(config: Config, seed: int) -> None:
     for name, folds in (("teachers.folds", config.teachers.folds), ("distill.folds", config.distill.folds)):
         if folds > counts[rare]:
             raise ValueError(f"{name}: expected at most {counts[rare]}, because {rows}; got {folds}")
+    for stage, folds, stream in (("teachers", config.teachers.folds, "folds"), ("distill", config.distill.folds, "direct folds")):
+        try:
+            stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
+        except ValueError as error:
+            raise ValueError(f"{stage}.{error} (seed {seed})") from error
+
+
+def copies_of(config: Config, seed: int, transfer: Rows | None = None) -> Copies:
+    """Count the equal inputs in the parts of a seed, the synthetic rows of the transfer set among them where it is there.
+
+    Raises
+    ------
+    ValueError
+        More test rows than ``config.max_test_copies`` allows equal a row that is trained on.
+    """
+    split, pool = config.split(seed), config.cache.transfer.pool
+    made_from = len(split.labelled) + (len(split.pool) if pool else 0)
+    copies = count_copies(split, None if transfer is None else transfer.inputs[made_from:], pool=pool)
+    copies.refuse(config.max_test_copies, f"data: seed {seed}")
+    return copies
 
 
 def trusted_classes(config: Config) -> tuple[str, ...]:
@@ -217,6 +245,7 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
     settings, teachers = config.cache, Unit("teachers", unit.seed).folder(config)
     ensemble = Ensemble.load(teachers / "ensemble", trusted_classes(config))
     transfer = settings.transfer.build(config.split(unit.seed), unit.seed)
+    copies_of(config, unit.seed, transfer.rows)
     caches = [(folder / "targets", ensemble, "targets")]
     if settings.mixture_at is not None:
         # No member can be had from a mixture, and the student is compared with one that was distilled from the best.
@@ -288,11 +317,11 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        keep(student, folder / kind, split, train, fingerprint(config, unit))
+        keep(student.model, folder / kind, split, train, fingerprint(config, unit))
     return {"best_member": best}
 
 
-def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
+def keep(factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
     """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
     from ensdistill.members import TorchMember
 
@@ -300,7 +329,7 @@ def keep(student: StudentConfig, folder: Path, split: Split, train: Callable[...
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=student.model, output="logits").save(folder)
+    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(folder)
     write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)

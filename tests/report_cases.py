@@ -15,6 +15,7 @@ HELPED = {
     "direct": 0.925,
     "direct_label_smoothing": 0.930,
     "direct_temperature_scaled": 0.925,
+    "direct_label_smoothing_temperature_scaled": 0.930,
     "distilled_from_best_member": 0.950,
     "distilled_from_best_member_temperature_scaled": 0.950,
     "student": 0.966,

@@ -48,6 +48,13 @@ def test_distill_refuses(settings, message):
         distill(**settings)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_copies_are_allowed_by_a_share(share):
+    with pytest.raises(ValueError, match=r"max_test_copies: expected a share of the test rows, 0 to 1; got"):
+        config(max_test_copies=share)
+    assert config(max_test_copies=1.0).max_test_copies == 1.0
+
+
 def test_edges_are_legal():
     assert distill(alpha=0.0, temperature=1e-3, label_smoothing=0.0, folds=2).alpha == 0.0
     assert distill(alpha=1.0, temperature=1e3).temperature == 1e3

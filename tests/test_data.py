@@ -54,7 +54,9 @@ def test_impossible_digits_splits(options, words):
 def test_a_rare_class_is_named():
     labels = np.array([0] * 50 + [1] * 50 + [2], np.int64)
     with pytest.raises(ValueError, match=r"labels: expected at least 2 rows of each class, one for each part; 'rare' has 1"):
-        stratified_split(np.zeros((101, 2), np.float32), labels, ["a", "b", "rare"], labelled=20, pool=0, test=None, seed=0)
+        stratified_split(
+            np.arange(202, dtype=np.float32).reshape(101, 2), labels, ["a", "b", "rare"], labelled=20, pool=0, test=None, seed=0
+        )
 
 
 @pytest.mark.parametrize(

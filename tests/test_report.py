@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from report_cases import HELPED, labels_of, model, predict, run_results
 from sklearn.metrics import accuracy_score, log_loss
 
-from ensdistill.report import StudentResults, judge
+from ensdistill.copies import Copies
+from ensdistill.report import RunResults, StudentResults, judge, print_report
+from ensdistill.report.html import render
 from ensdistill.report.judge import _retained
-from ensdistill.report.results import KINDS, STUDENT_KINDS
+from ensdistill.report.results import FAMILIES, KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import OUTCOMES
 
 SCHEMA = sys.modules["ensdistill.report.judge"].__doc__ or ""
@@ -57,13 +60,16 @@ def generalised(path: str, key: Any) -> str:
         return "<i>"
     if path.endswith("models"):
         return "<kind>"
-    if path == "students":
+    if path in ("students", "without_copies"):
         return "<student>"
     if path.endswith("student_over"):
         return "<alternative>"
     if path in ("environment", "timings_s"):
         return "*"
-    return "<metric>" if re.search(r"(retained_gain|gains\.(ensemble|student|student_over\.<alternative>))$", path) else str(key)
+    if path.endswith("strongest"):
+        return "<family>"
+    of_metric = r"((?<!<metric>\.)retained_gain|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
+    return "<metric>" if re.search(of_metric, path) else str(key)
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +79,22 @@ def report() -> dict[str, Any]:
 
 @pytest.mark.parametrize("levels", [HELPED, UNIFORM, HELPED | {"ensemble": 0.90}])
 def test_json_is_what_the_schema_says(levels: dict[str, float]) -> None:
-    report = judge(run_results(levels, {}))
+    report = judge(with_copies(levels, {}))
     found, schema = leaves(json.loads(json.dumps(report, allow_nan=False))), documented()
     assert len(schema) > 100
     absent = {path for path in schema if path not in found}
     # A retained gain without an interval has ci95 null in the place of its ends.
     assert {path for path in absent if "retained_gain" not in path} == set()
+    assert judge(run_results(levels))["without_copies"] is None
     for path, types in found.items():
-        name = f"{path}.<i>" if path.endswith("retained_gain.<metric>.ci95") else path
+        name = f"{path}.<i>" if path.endswith(("retained_gain.<metric>.ci95", "retained_gain.ci95")) else path
         assert name in schema, f"{path} is not documented"
         allowed = set(re.findall(r"int|float|str|bool|null", schema[name])) or types
         assert types <= allowed, f"{path}: {types}, documented as {schema[name]}"
 
 
 def test_keys_that_are_promised(report: dict[str, Any]) -> None:
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert set(report["models"]) == set(KINDS)
     assert set(report["students"]) == {"mlp", "cnn"}
     for key in ("models", "gains", "retained_gain", "serving", "verdict", "outcome"):
@@ -140,22 +147,41 @@ def test_serving_has_no_ratio_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("levels", "outcome", "says"),
     [
-        ({}, "helped", r"^Distillation helped mlp: against direct training, accuracy 4\.0 points better \[.*% \[.*of the ensemble's gain"),
+        (
+            {},
+            "helped",
+            r"^Distillation helped mlp in accuracy and NLL\. .*Against plain direct training, accuracy 4\.0 points better \[.*% \[.*of the",
+        ),
         (
             {"student": 0.920},
             "did_not_help",
-            r"^Distillation did not help mlp: .*accuracy 0\.\d points worse .*none of the ensemble's gain",
+            r"^Distillation did not help mlp\. .*accuracy 0\.\d points worse .*none of the ensemble's gain",
         ),
-        ({"student": HELPED["direct"]}, "did_not_help", r"^Distillation did not help mlp: .*accuracy 0\.0 points"),
-        ({"ensemble": 0.925}, "ensemble_has_no_gain", r"^The ensemble is not measurably better than direct mlp.*means nothing here: "),
-        ({"ensemble": 0.90}, "ensemble_has_no_gain", r"means nothing here: .*\(the ensemble 2\.\d points worse"),
+        ({"student": HELPED["direct"]}, "did_not_help", r"^Distillation did not help mlp\. .*accuracy 0\.0 points"),
+        (
+            {"ensemble": 0.925},
+            "ensemble_has_no_gain",
+            r"^Don't distil mlp: trained directly it is not measurably worse than the ensemble\. .*helped it, not the ensemble's lead",
+        ),
+        ({"ensemble": 0.90, "student": 0.92}, "ensemble_has_no_gain", r"^Don't distil mlp.* has accuracy 3\.0 points worse (?!.*lead)"),
+        # A direct model by another name is a direct model.
+        ({"ensemble": 0.93, "direct_label_smoothing_temperature_scaled": 0.93}, "ensemble_has_no_gain", "direct with label smoothing"),
+        ({"direct_temperature_scaled": 0.968}, "did_not_help", r"points worse \[.*than direct with temperature scaled"),
+        ({"distilled_from_best_member": 0.966}, "one_teacher_will_do", r"^The ensemble taught mlp not measurably better than its best"),
+        ({"distilled_from_best_member": 0.97}, "one_teacher_will_do", r"^The ensemble taught mlp worse than its best member alone does\."),
+        (
+            {"best_member": 0.966},
+            "best_member_will_do",
+            r"^For its size mlp is best distilled, but the best member alone, 10x as many bytes, is not measurably worse\.",
+        ),
+        ({"best_member": 0.97}, "best_member_will_do", "10x as many bytes, is better"),
     ],
 )
 def test_verdicts(levels: dict[str, float], outcome: str, says: str) -> None:
     report = judge(run_results(levels))
     assert report["outcome"] == outcome
     assert re.search(says, report["verdict"]), report["verdict"]
-    if outcome == "ensemble_has_no_gain":
+    if set(levels) == {"ensemble"}:
         for retained in report["retained_gain"].values():
             assert retained["ci95"] is None
             assert not retained["meaningful"]
@@ -183,9 +209,15 @@ def test_cannot_tell_where_the_difference_is_noise() -> None:
                 changed[i, [top, other]] = p[i, [other, top]]
         return changed
 
-    report = with_student(exchange)
+    others = {"direct_label_smoothing", "direct_label_smoothing_temperature_scaled", "distilled_from_best_member"}
+    others |= {"distilled_from_best_member_temperature_scaled"}
+    report = with_student(exchange, **dict.fromkeys(others, 0.90))
     assert report["outcome"] == "cannot_tell"
-    assert report["verdict"].startswith("Whether distillation helped mlp can't be told from these seeds and rows: ")
+    assert report["verdict"].startswith("Whether distillation helped mlp can't be told from these seeds and rows. ")
+    # As close to direct, but measurably worse than the same model distilled from one member.
+    behind = with_student(exchange, **dict.fromkeys((kind for kind in others if kind.startswith("direct")), 0.90))
+    assert behind["strongest"]["direct"]["nll"]["student"]["mean"] > 0
+    assert behind["outcome"] == "did_not_help"
 
 
 def test_mixed_where_likelihood_pays_for_accuracy() -> None:
@@ -214,6 +246,52 @@ def test_a_gain_in_one_metric_alone_is_kept_in_that_one_alone() -> None:
     assert "% [" in report["verdict"]
 
 
+def with_copies(*levels: dict[str, float], rows: int = 40, **changes: Any) -> RunResults:
+    """Results in whose first seed so many test rows equal labelled rows."""
+    results = run_results(*levels, **changes)
+    masks = [np.arange(len(y)) < (rows if s == 0 else 0) for s, y in enumerate(results.labels)]
+    return replace(results, copies=[Copies(mask, int(mask.sum()), 0, 0, 3, 2, 1) for mask in masks])
+
+
+def test_copies_are_counted_and_the_figures_given_without_them() -> None:
+    report, plain = judge(with_copies()), judge(run_results())
+    assert report["copies"] == {
+        "test": 40,
+        "labelled": 40,
+        "pool": 0,
+        "synthetic": 0,
+        "labelled_in_pool": 9,
+        "other_label": 6,
+        "left_out": 3,
+    }
+    assert report["models"] == plain["models"]
+    results = run_results()
+    pairs = zip(results.students[0].models["student"].probabilities, results.labels, [40, 0, 0], strict=True)
+    expected = np.mean([log_loss(y[n:], p[n:], labels=list(range(10))) for p, y, n in pairs])
+    fewer = report["without_copies"]["mlp"]
+    assert fewer["models"]["student"]["nll"] == pytest.approx(expected, rel=1e-12)
+    assert fewer["models"]["student"]["nll"] != report["models"]["student"]["nll"]["mean"]
+    assert fewer["outcome"] == report["outcome"]
+    assert "Without the 40" not in report["verdict"]
+
+
+def test_an_outcome_that_the_copies_made_is_taken_back() -> None:
+    results = run_results({"student": HELPED["direct"]}, seeds=(0,))
+    student = results.students[0]
+    known = student.models["student"].probabilities[0].copy()
+    known[:300] = np.eye(10)[results.labels[0][:300]]  # the student knows these rows by heart
+    models = {**student.models, "student": model("student", 0.9, results.labels, probabilities=[known])}
+    levels = {"ensemble": 0.99}
+    report = judge(with_copies(levels, rows=300, seeds=(0,), students=[StudentResults("mlp", "", models, {})]))
+    without = report["without_copies"]["mlp"]
+    assert report["outcome"] != without["outcome"]
+    assert f"Without the 300 test rows that equal rows trained on it is otherwise: {without['verdict']}" in report["verdict"]
+
+
+def test_a_seed_of_nothing_but_copies_has_no_figures_without_them() -> None:
+    assert judge(with_copies(rows=697))["without_copies"] is None
+
+
 def sharpen(p: np.ndarray) -> np.ndarray:
     logits = np.log(p) * 1.2
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -221,12 +299,74 @@ def sharpen(p: np.ndarray) -> np.ndarray:
 
 def test_the_best_alternative_is_named_and_not_flattered() -> None:
     report = judge(run_results({"direct_label_smoothing": 0.968, "student": 0.966}))
+    assert report["outcome"] == "did_not_help"
+    sentence = "Against the strongest alternatives of its size, accuracy 0.3 points worse [0.1, 0.5] than direct with label smoothing"
+    assert sentence in report["verdict"]
+    for kinds in report["strongest"].values():
+        for metric in kinds.values():
+            assert metric["alternative"] == "direct_label_smoothing"
+            assert metric["student"]["mean"] < 0
+
+
+def with_direct(change: Any, kinds: tuple[str, ...], **levels: float) -> dict[str, Any]:
+    """A report in which the models of ``kinds`` have direct's probabilities, changed."""
+    results = run_results(levels)
+    student = results.students[0]
+    arrays = [change(p, y) for p, y in zip(student.models["direct"].probabilities, results.labels, strict=True)]
+    models = {**student.models, **{kind: model(kind, 0.9, results.labels, probabilities=arrays) for kind in kinds}}
+    return judge(run_results(levels, students=[StudentResults("mlp", "", models, {})]))
+
+
+def test_a_scaled_direct_decides_the_nll_alone() -> None:
+    def right(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # As often right as direct, but with a likelihood that no student here reaches.
+        sure = np.where(p.argmax(1) == y, 0.995, 0.4)
+        rest = np.repeat(((1 - sure) / 9)[:, None], 10, axis=1)
+        rest[np.arange(len(y)), p.argmax(1)] = sure
+        return rest
+
+    report = with_direct(right, ("direct_temperature_scaled",))
+    strongest = report["strongest"]["same_size"]
+    assert strongest["nll"]["alternative"] == "direct_temperature_scaled"
+    assert strongest["accuracy"]["alternative"] == "distilled_from_best_member"
+    assert report["gains"]["student"]["nll"]["beyond_interval"]  # plain direct is beaten, which no longer decides
+    assert report["outcome"] != "helped"
+    assert "helped" not in report["verdict"].split(".")[0] or report["outcome"] == "mixed"
+    assert "than direct with temperature scaled" in report["verdict"]
+
+
+def test_help_in_one_metric_only_is_said_of_that_one() -> None:
+    # The student is right on the same rows as the strongest alternative, but surer where it is right.
+    results = run_results({"distilled_from_best_member": 0.966})
+    student = results.students[0]
+    sharp = [sharpen(p) for p in student.models["student"].probabilities]
+    models = {**student.models, "student": model("student", 0.9, results.labels, probabilities=sharp)}
+    report = judge(run_results(students=[StudentResults("mlp", "", models, {})]))
     assert report["outcome"] == "helped"
-    sentence = report["verdict"].split("Against")[-1]
-    assert re.match(r" the best alternative \(direct, label smoothing\), accuracy 0\.\d points worse", sentence)
-    report = judge(run_results({"direct_label_smoothing": 0.98}))
-    assert re.search(r"Against .*accuracy 1\.\d points worse \[[1-9.]", report["verdict"])
-    assert "chance" not in report["verdict"]
+    assert report["verdict"].startswith("Distillation helped mlp in NLL, not measurably in accuracy. ")
+    assert not report["strongest"]["all"]["accuracy"]["student"]["beyond_interval"]
+    assert report["strongest"]["all"]["nll"]["student"]["beyond_interval"]
+
+
+def test_the_retained_gain_over_the_strongest_is_over_the_best_mean() -> None:
+    report = judge(run_results({"direct_label_smoothing": 0.95}))
+    for metric, sign in (("accuracy", 1), ("nll", -1), ("brier", -1)):
+        means = {kind: sign * report["models"][kind][metric]["mean"] for kind in report["models"]}
+        for family, kinds in FAMILIES.items():
+            found = report["strongest"][family][metric]
+            assert means[found["alternative"]] == max(means[kind] for kind in kinds)
+            base = means[found["alternative"]]
+            assert found["student"]["mean"] == pytest.approx(means["student"] - base)
+            expected = (means["student"] - base) / (means["ensemble"] - base)
+            assert found["retained_gain"]["mean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("version", [1, None])
+def test_a_report_of_another_version_is_refused(report: dict[str, Any], version: int | None) -> None:
+    old = {**report, "schema_version": version}
+    for show in (print_report, lambda r: render(r, {})):
+        with pytest.raises(ValueError, match=rf"report: expected schema_version 2; got {version}: .*`ensdistill report CONFIG`"):
+            show(old)
 
 
 def test_a_loss_of_the_ensemble_is_nothing_to_keep() -> None:

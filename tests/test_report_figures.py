@@ -51,7 +51,7 @@ def test_a_scaled_model_has_the_same_mark_but_hollow(figures):
     assert marks["mlp: student, temperature scaled"] == (*marks["mlp: student (distilled)"][:2], "none")
     assert marks["mlp: student (distilled)"][2] == "full"
     of_mlp = [look for name, look in marks.items() if name.startswith("mlp: ")]
-    assert len(set(of_mlp)) == len(of_mlp) == 7
+    assert len(set(of_mlp)) == len(of_mlp) == 8
 
 
 def test_bins_of_a_few_rows_are_faint():

@@ -29,6 +29,7 @@ from ensdistill.report.results import KINDS
 from ensdistill.report.scaling import calibration_rows
 from ensdistill.stages import Unit, load_transfer, units
 from ensdistill.student import StudentTrainer
+from ensdistill.transfer import Mixup
 
 ALL = {f"seed-0/{name}" for name in ("teachers", "cache", "direct/small", "direct/wide", "distill/small", "distill/wide")}
 DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direct/", "/distill/"))
@@ -343,6 +344,71 @@ def test_other_test_labels_make_another_report(copy, monkeypatch):
     after = numbers(copy)
     assert after["models"]["ensemble"]["accuracy"]["mean"] < 0.3 < before["models"]["ensemble"]["accuracy"]["mean"]
     assert trained(copy) == models
+
+
+def test_copies_of_training_rows_among_the_test_rows_are_refused_then_allowed_and_counted(copy, monkeypatch):
+    split = Digits.split
+
+    def leaking(self: Digits, seed: int) -> Split:
+        whole = split(self, seed)
+        inputs = whole.test.inputs.copy()
+        inputs[:30] = np.concatenate([whole.labelled.inputs[:20], whole.pool.inputs[:10]])
+        return replace(whole, test=replace(whole.test, inputs=inputs))
+
+    monkeypatch.setattr(Digits, "split", leaking)
+    before = stamps(copy)
+    status, _, err = run("run", job_file(copy))
+    assert status == 1
+    err = err.replace("\n", " ")
+    assert "data: seed 0: 30 of 1597 test rows (1.9%) equal rows that are trained on (20 of them labelled, 10 of them pool)" in err
+    assert "set max_test_copies to 0.019" in err
+    assert stamps(copy) == before
+    out = " ".join(succeed("run", job_file(copy), "--max_test_copies", "0.019").split())
+    report = json.loads((copy / "report.json").read_text())
+    assert {name: report["copies"][name] for name in ("test", "labelled", "pool", "synthetic")} == {
+        "test": 30,
+        "labelled": 20,
+        "pool": 10,
+        "synthetic": 0,
+    }
+    assert "30 test rows equal rows that are trained on: 20 labelled, 10 of the pool." in out
+    assert "Without the 30 test rows that equal rows trained on" in out
+    assert report["without_copies"]["small"]["models"]["ensemble"] != report["models"]["ensemble"]
+
+
+class Oracle(Mixup):
+    """A synthetic source that gives back test rows."""
+
+    def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return Digits(100, 100).split(0).test.inputs[:40]
+
+
+def test_synthetic_rows_that_equal_test_rows_are_refused(copy):
+    file = write_job(copy.parents[1], {"cache.transfer.synthetic": [{"class_path": "test_stages.Oracle", "init_args": {"rows": 40}}]})
+    status, _, err = run("cache", "build", file)
+    assert status == 1
+    assert "seed 0 · cache: data: seed 0: 40 of 1597 test rows (2.5%) equal rows that are trained on (40 of them synthetic)" in (
+        err.replace("\n", " ")
+    )
+    assert not (copy / "seed-0" / "cache" / "stage.json").exists()
+
+
+def test_folds_that_copies_make_impossible_are_not_begun(tmp_path, monkeypatch):
+    split = Digits.split
+
+    def few(self: Digits, seed: int) -> Split:
+        whole = split(self, seed)
+        inputs, zeros = whole.labelled.inputs.copy(), whole.labelled.labels == 0
+        inputs[zeros] = inputs[zeros][0]
+        return replace(whole, labelled=replace(whole.labelled, inputs=inputs))
+
+    monkeypatch.setattr(Digits, "split", few)
+    status, _, err = run("distill", write_job(tmp_path))
+    assert status == 1
+    assert "teachers.folds: 2 folds are too many: equal rows stay in one fold, and the copies of class 0 would all" in err.replace(
+        "\n", " "
+    )
+    assert not list(tmp_path.glob("runs/tiny/seed-*"))
 
 
 def test_other_words_make_another_report(copy):

@@ -13,6 +13,7 @@ import sklearn
 import torch
 
 from ensdistill.calibration import Combiner
+from ensdistill.copies import stratified_folds
 from ensdistill.data import BadRows, Rows, derive_seed
 from ensdistill.describe import describe
 from ensdistill.ensemble.checks import plain_name
@@ -45,7 +46,8 @@ def train_ensemble(
         All with labels.
     classes : sequence of str
     folds : int
-        Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by members that did not see it.
+        Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by members that did not see it,
+        nor a copy of it: rows with equal inputs are in one fold.
     seed : int
         The folds, and (with the spec's name and the member's number) every member's seed.
     combiner : {"prob", "logit", "log_prob"}
@@ -80,8 +82,6 @@ def train_ensemble(
     >>> ensemble.names, held_out.shape
     (('logisticregression', 'gaussiannb'), (2, 200, 10))
     """
-    from sklearn.model_selection import StratifiedKFold
-
     names = [name for spec in specs for name in job_names(spec)]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"specs: expected at least one member, all of different names; got {names}")
@@ -94,8 +94,7 @@ def train_ensemble(
     if not (2 <= folds <= per_class.min()):
         rare = int(per_class.argmin())
         raise ValueError(f"folds: expected 2 to {per_class[rare]}, the rows of the rarest class ({classes[rare]!r}); got {folds}")
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed("folds", seed) % 2**32)
-    parts = [(train, held) for train, held in splitter.split(np.zeros(rows), labelled.labels)]
+    parts = stratified_folds(labelled.inputs, labelled.labels, folds, derive_seed("folds", seed))
     everything = np.arange(rows)
 
     members: list[Member] = []

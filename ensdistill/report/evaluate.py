@@ -23,7 +23,7 @@ from ensdistill.members import Member, load_member
 from ensdistill.metrics import nll
 from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
 from ensdistill.report.scaling import calibration_rows, fit_temperature_to
-from ensdistill.stages import Progress, Unit, load_transfer, trusted_classes
+from ensdistill.stages import Progress, Unit, copies_of, load_transfer, trusted_classes
 
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
@@ -32,6 +32,7 @@ TRAINED_KINDS = {
     "distilled_from_best_member": "distill",
     "student": "distill",
 }
+FITTED = {"direct": "temperature", "direct_label_smoothing": "label_smoothing_temperature"}  # where the direct stage wrote them
 
 
 def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
@@ -67,6 +68,7 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     best_cost = member_results[positions[0]]
     best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
     ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
+    copies = [copies_of(config, s, load_transfer(Unit("cache", s).folder(config))) for s in range(config.seeds)]
     calibration = [calibration_rows(config, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
     students = [_student(config, name, trusted, calibration, report) for name in config.distill.students]
     return RunResults(
@@ -87,6 +89,7 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
         students=students,
         environment=environment(),
         timings=_timings(config),
+        copies=copies,
     )
 
 
@@ -100,7 +103,7 @@ def _student(
     for seed in range(config.seeds):
         test = config.split(seed).test.inputs
         direct = _record(Unit("direct", seed, name).folder(config))
-        notes.append("augmented" if direct["augmented"] else "plain")
+        notes.append(direct["recipe"])
         for kind, stage in TRAINED_KINDS.items():
             member = load_member(Unit(stage, seed, name).folder(config) / kind, trusted)
             logits = member.predict_logits(test)
@@ -108,10 +111,11 @@ def _student(
             if kind in SCALED:
                 inputs, mixture = calibration[seed]
                 # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct["temperature"] if kind == "direct" else fit_temperature_to(member.predict_logits(inputs), mixture)
+                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(inputs), mixture)
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
-            cost = cost or _cost(member, member.predict_logits, test)
+            if kind == "student" and not cost:
+                cost = _cost(member, member.predict_logits, test)
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))

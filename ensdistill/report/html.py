@@ -73,6 +73,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
     """
     from markupsafe import Markup
 
+    table.check_version(report)
     students = [
         {
             "name": name,
@@ -90,6 +91,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
         student_kinds=STUDENT_KINDS,
         labels=KIND_LABELS,
         metric_labels=METRIC_LABELS,
+        bases=("direct", "strongest alternative"),
         figures=[(*_CAPTIONS[stem], Markup(drawing)) for stem, drawing in drawings.items()],
         notes=table.footnotes(report),
         format=table,
@@ -97,7 +99,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
 
 
 def _detail(verdict: str, title: str) -> str:
-    rest = verdict.removeprefix(f"{title}: ")
+    rest = verdict.removeprefix(title).lstrip(".: ")
     return rest[:1].upper() + rest[1:]
 
 

@@ -1,9 +1,9 @@
 """From results to report.json: metrics, gains with intervals, cost ratios and a verdict in words.
 
-The schema, version 1. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier, ``<student>`` a student's name,
-``<alternative>`` one of `results.ALTERNATIVES`, ``<i>`` a position in a list; everything else stands as it is. Gains are
-improvements: positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is summed over classes.
-The five entries marked ``*`` describe the first student and stand again, for every student, under ``students.<student>``::
+The schema, version 2. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier, ``<student>`` a student's name,
+``<family>`` one of `results.FAMILIES`, ``<alternative>`` one of the kinds in the family ``all``, ``<i>`` a position in a list; everything
+else stands as it is. Gains are improvements: positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is
+summed over classes. The entries marked ``*`` describe the first student and stand again, for every student, under ``students.<student>``::
 
     schema_version                                    int
     name                                              str
@@ -32,20 +32,38 @@ The five entries marked ``*`` describe the first student and stand again, for ev
   * retained_gain.<metric>.ci95.<i>                   float, or ci95 itself null
   * retained_gain.<metric>.meaningful                 bool
   * retained_gain.<metric>.share_without_gain         float
+  * strongest.<family>.<metric>.alternative           str
+  * strongest.<family>.<metric>.{student,ensemble}.mean       float
+  * strongest.<family>.<metric>.{student,ensemble}.ci95.<i>   float
+  * strongest.<family>.<metric>.{student,ensemble}.beyond_interval    bool
+  * strongest.<family>.<metric>.retained_gain.mean    float or null
+  * strongest.<family>.<metric>.retained_gain.ci95.<i>        float, or ci95 itself null
+  * strongest.<family>.<metric>.retained_gain.meaningful      bool
+  * strongest.<family>.<metric>.retained_gain.share_without_gain      float
   * serving.{parameters,bytes}                        float or null
   * serving.latency_ms.{batch_1,batch_256}.{p50,p95}  float
   * outcome                                           str
   * verdict                                           str
     students.<student>.description                    str
+    copies.{test,labelled,pool,synthetic,labelled_in_pool,other_label,left_out}        int
+    without_copies.<student>.{outcome,verdict}        str, or without_copies itself null
+    without_copies.<student>.models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}       float
     environment.*                                     any
     timings_s.*                                       float
 
-``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` says that the interval lies wholly above zero.
-``retained_gain.mean`` is the student's gain divided by the ensemble's, both of means over seeds, null where the ensemble's is
-not positive. ``meaningful`` is false, and ``ci95`` null, where the ensemble's gain is not beyond its interval;
+``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` is true where the interval lies wholly above zero.
+``strongest`` holds, for each family and metric, the alternative with the best mean on the test rows, and the gains over it. Choosing it
+on the test rows can only raise the bar for the student: its lead over any alternative chosen beforehand is at least as large.
+``retained_gain.mean`` is the student's gain divided by the ensemble's, both of means over seeds, null where the ensemble's is not
+positive; under ``strongest`` both are over that alternative. ``meaningful`` is false, and ``ci95`` null, where the ensemble's gain is
+not beyond its interval;
 ``share_without_gain`` is the share of resamples in which the ensemble has no gain (see `bootstrap.ratio_interval`).
 ``<kind>_temperature_scaled`` is the model after temperature scaling: ``direct`` calibrated on held-out folds of the labelled rows, the
 distilled ones to the mixture on the pool (see `scaling`); the test rows have no say.
+``copies`` counts equal inputs over all seeds: test rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled
+rows in the pool, labelled and test rows that equal one with another label, and rows that were left out (see
+`ensdistill.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test rows; null where there are none,
+or where a seed has no other test rows.
 ``serving`` is ensemble divided by student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
 """
 
@@ -57,13 +75,14 @@ import numpy as np
 
 from ensdistill import metrics
 from ensdistill.report.bootstrap import LEVEL, RESAMPLES, interval, ratio_interval, resampled_means
-from ensdistill.report.results import ALTERNATIVES, BATCHES, PERCENTILES, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.results import BATCHES, FAMILIES, PERCENTILES, SHARED_KINDS, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.table import SCHEMA_VERSION
 from ensdistill.report.verdict import outcome, verdict
 
-SCHEMA_VERSION = 1
 BOOTSTRAP_SEED = 0
 # name -> (one value per row, the sign that makes larger better)
 GAIN_METRICS = {"accuracy": (metrics.correct_rows, 1), "nll": (metrics.nll_rows, -1), "brier": (metrics.brier_rows, -1)}
+COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
 TABLE_METRICS = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
 
 
@@ -85,6 +104,11 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     described = {kind: _describe(model, results) for kind, model in shared.items()}
     draws = _Draws(results, resamples)
     blocks = {student.name: _student(student, described, results, draws) for student in results.students}
+    without = _without_copies(results, resamples)
+    for name, block in blocks.items():
+        if without is not None and without[name]["outcome"] != block["outcome"]:
+            rows = sum(int(copies.test.sum()) for copies in results.copies)
+            block["verdict"] += f" Without the {rows} test rows that equal rows trained on it is otherwise: {without[name]['verdict']}"
     first = blocks[results.students[0].name]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -94,9 +118,24 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         **{key: value for key, value in first.items() if key != "description"},
         "members": [_describe_member(member, results) for member in results.members],
         "students": blocks,
+        "copies": {name: sum(int(np.sum(getattr(c, name))) for c in results.copies) for name in COPIES},
+        "without_copies": without,
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
         "environment": dict(results.environment),
         "timings_s": dict(results.timings),
+    }
+
+
+def _without_copies(results: RunResults, resamples: int) -> dict[str, Any] | None:
+    fewer = results.without_copies() if any(copies.test.any() for copies in results.copies) else None
+    if fewer is None:
+        return None
+    return {
+        name: {
+            **{key: block[key] for key in ("outcome", "verdict")},
+            "models": {kind: {m: model[m]["mean"] for m in TABLE_METRICS} for kind, model in block["models"].items()},
+        }
+        for name, block in judge(fewer, resamples=resamples)["students"].items()
     }
 
 
@@ -104,7 +143,7 @@ class _Draws:
     """Every model's gain-oriented metrics, as means and as bootstrap draws, from one set of resamples."""
 
     def __init__(self, results: RunResults, resamples: int) -> None:
-        models: dict[tuple[str, str], ModelResult] = {("", "ensemble"): results.ensemble}
+        models: dict[tuple[str, str], ModelResult] = {("", kind): getattr(results, kind) for kind in SHARED_KINDS}
         models |= {(student.name, kind): model for student in results.students for kind, model in student.models.items()}
         self._column = {key: len(GAIN_METRICS) * i for i, key in enumerate(models)}
         self._offset = {metric: i for i, metric in enumerate(GAIN_METRICS)}
@@ -126,18 +165,29 @@ def _student(student: StudentResults, shared: dict[str, Any], results: RunResult
     def gains(better: tuple[str, str], base: tuple[str, str]) -> dict[str, Any]:
         return {metric: _gain(*draws.gain(better, base, metric)) for metric in GAIN_METRICS}
 
-    direct, own = (name, "direct"), (name, "student")
+    ensemble, direct, own = ("", "ensemble"), (name, "direct"), (name, "student")
+
+    def key(kind: str) -> tuple[str, str]:
+        return ("" if kind in SHARED_KINDS else name, kind)
+
+    def strongest(family: tuple[str, ...], metric: str) -> dict[str, Any]:
+        alternative = min(family, key=lambda kind: draws.gain(own, key(kind), metric)[0])
+        leads = {who: draws.gain(model, key(alternative), metric) for who, model in (("student", own), ("ensemble", ensemble))}
+        gained = {who: _gain(*lead) for who, lead in leads.items()}
+        return {"alternative": alternative, **gained, "retained_gain": _retained(leads["student"], leads["ensemble"])}
+
     block: dict[str, Any] = {
         "description": student.description,
         "models": shared | {kind: _describe(student.models[kind], results) for kind in student.models},
         "gains": {
-            "ensemble": gains(("", "ensemble"), direct),
+            "ensemble": gains(ensemble, direct),
             "student": gains(own, direct),
-            "student_over": {kind: gains(own, (name, kind)) for kind in ALTERNATIVES},
+            "student_over": {kind: gains(own, key(kind)) for kind in FAMILIES["all"]},
         },
         "retained_gain": {
-            metric: _retained(draws.gain(own, direct, metric), draws.gain(("", "ensemble"), direct, metric)) for metric in GAIN_METRICS
+            metric: _retained(draws.gain(own, direct, metric), draws.gain(ensemble, direct, metric)) for metric in GAIN_METRICS
         },
+        "strongest": {name: {m: strongest(kinds, m) for m in GAIN_METRICS} for name, kinds in FAMILIES.items()},
     }
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ensdistill import metrics
+from ensdistill.copies import Copies
 
 SHARED_KINDS = ("ensemble", "best_member")
-ALTERNATIVES = ("direct_label_smoothing", "direct_temperature_scaled", "distilled_from_best_member")
-# Metrics after temperature scaling, beside those before; direct's stands among the alternatives. See `scaling` for the rows.
+# Metrics after temperature scaling, beside those before. See `scaling` for the rows.
 SCALED = {
     "direct": "direct_temperature_scaled",
+    "direct_label_smoothing": "direct_label_smoothing_temperature_scaled",
     "distilled_from_best_member": "distilled_from_best_member_temperature_scaled",
     "student": "student_temperature_scaled",
 }
-STUDENT_KINDS = ("direct", *ALTERNATIVES, SCALED["distilled_from_best_member"], "student", SCALED["student"])
+# What the student has to beat, each family a part of the next: what needs no teacher, what is as cheap to serve, and everything.
+DIRECT = ("direct", "direct_label_smoothing", "direct_temperature_scaled", "direct_label_smoothing_temperature_scaled")
+SAME_SIZE = (*DIRECT, "distilled_from_best_member", SCALED["distilled_from_best_member"])
+FAMILIES = {"direct": DIRECT, "same_size": SAME_SIZE, "all": (*SAME_SIZE, "best_member")}
+STUDENT_KINDS = (*SAME_SIZE, "student", SCALED["student"])
 KINDS = SHARED_KINDS + STUDENT_KINDS
 BATCHES = ("batch_1", "batch_256")
 PERCENTILES = ("p50", "p95")
@@ -136,6 +141,8 @@ class RunResults:
         JSON values: cpu, threads, torch, ...
     timings : dict of str to float
         Seconds of each stage.
+    copies : list of Copies
+        Equal inputs in different parts, one entry for each seed; may be empty where they were not counted.
 
     Raises
     ------
@@ -153,6 +160,7 @@ class RunResults:
     students: Sequence[StudentResults]
     environment: Mapping[str, Any]
     timings: Mapping[str, float]
+    copies: Sequence[Copies] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]
@@ -170,6 +178,14 @@ class RunResults:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"students: expected at least one, with different names; got {names}")
         self._check_seeds("labels", self.labels)
+        if self.copies:
+            self._check_seeds("copies", self.copies)
+            for seed, copies, labels in zip(self.seeds, self.copies, self.labels, strict=True):
+                if copies.test.shape != labels.shape or copies.test.dtype != bool:
+                    raise ValueError(
+                        f"copies, seed {seed}: expected test to be bool [{len(labels)}], one for each test row; got "
+                        f"{copies.test.dtype} {list(copies.test.shape)}"
+                    )
         for member in self.members:
             for what in ("weights", "temperatures"):
                 values = getattr(member, what)
@@ -184,6 +200,28 @@ class RunResults:
                     raise ValueError(
                         f"probabilities of {where}, seed {seed}: expected {self.dataset['classes']} classes; got {probabilities.shape[1]}"
                     )
+
+    def without_copies(self) -> RunResults | None:
+        """The same results without the test rows that equal a row that was trained on; None where a seed has no others."""
+        keep = [~copies.test for copies in self.copies]
+        if not all(rows.any() for rows in keep):
+            return None
+
+        def fewer(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [array[rows] for array, rows in zip(arrays, keep, strict=True)]
+
+        def model(result: ModelResult) -> ModelResult:
+            return replace(result, probabilities=fewer(result.probabilities))
+
+        return replace(
+            self,
+            labels=fewer(self.labels),
+            ensemble=model(self.ensemble),
+            best_member=model(self.best_member),
+            members=[replace(member, probabilities=fewer(member.probabilities)) for member in self.members],
+            students=[replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={}) for s in self.students],
+            copies=[],
+        )
 
     def _check_seeds(self, what: str, values: Sequence[Any]) -> None:
         if len(values) != len(self.seeds):

@@ -11,9 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline, only_as_one_member
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline
 
+SCHEMA_VERSION = 2  # of report.json (see `judge`)
+_LOOKS = {"best_member_will_do": "mixed", "one_teacher_will_do": "mixed", "ensemble_has_no_gain": "did_not_help"}
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
+
+
+_PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
 
 
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:
@@ -25,23 +30,41 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         What `judge` returned, or a report.json read back.
     console : rich.console.Console, optional
         Standard output by default; made to be read from 80 columns up, with or without colours.
+
+    Raises
+    ------
+    ValueError
+        The report was written by another version, whose verdict was decided by another rule.
     """
+    check_version(report)
     console = console or Console()
     for name, student in by_outcome(report):
         title = headline(name, student)
         # Text throughout: a name with square brackets is a name, not rich's markup.
         console.print(Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)))
         console.print()
-    tables = (_models(report), _retained(report), _members(report), _serving(report))
+    retained = (_retained(report, "direct"), _retained(report, "strongest alternative"))
+    tables = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
+    if report["without_copies"] is not None:
+        tables.insert(1, _without_copies(report))
     for table in tables:
         console.print(table)
     for line in footnotes(report):
         console.print(Text(line, "dim"))
 
 
+def check_version(report: dict[str, Any]) -> None:
+    """Raise ValueError for a report of another schema."""
+    if report.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"report: expected schema_version {SCHEMA_VERSION}; got {report.get('schema_version')!r}: another version of ensdistill wrote "
+            "it, and decided its verdict by another rule. `ensdistill report CONFIG` judges the run again"
+        )
+
+
 def look(student: dict[str, Any]) -> str:
     """The outcome whose colour a student's headline has: help that needed no ensemble is no good news without reserve."""
-    return "mixed" if only_as_one_member(student) else str(student["outcome"])
+    return _LOOKS.get(student["outcome"], str(student["outcome"]))
 
 
 def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -60,9 +83,12 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap resamples of "
         f"{'seeds and test rows' if several else 'the test rows; how much seeds differ is not in them'}. "
         "Gains: positive is better, accuracy in points. "
-        "Kept = (student - direct) / (ensemble - direct); it means nothing where the ensemble's gain is not beyond its own interval. "
+        "Kept = (student - direct) / (ensemble - direct), or over the strongest alternative in place of direct; it means nothing where "
+        "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on the test rows among the "
+        "direct models, the models distilled from the best member, and the best member. The headline goes by it, in accuracy and in NLL. "
         "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 bins of about as many rows each.",
-        "Temperature scaling: direct on held-out folds of the labelled rows; the distilled, for whom no label is held out, to the "
+        "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the labelled rows. "
+        "Temperature scaling: direct on the same folds; the distilled, for whom no label is held out, to the "
         "ensemble's mixture on the pool. Never on the test rows.",
     ]
     worse = [_scaled(name, student["models"], kind) for name, student in report["students"].items() for kind in SCALED]
@@ -70,8 +96,26 @@ def footnotes(report: dict[str, Any]) -> list[str]:
     floored = [f"{name} ({model['nll_floored_rows']})" for name, model in named_models(report) if model["nll_floored_rows"]]
     if floored:
         lines.append(f"Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: {', '.join(floored)}.")
+    lines += _copies(report)
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _copies(report: dict[str, Any]) -> list[str]:
+    """The equal inputs that were found in several parts, in sentences."""
+    counts, lines = report["copies"], []
+    over = " (over all seeds)" if len(report["seeds"]) > 1 else ""
+    if counts["test"]:
+        parts = ", ".join(f"{counts[part]} {name}" for part, name in _PARTS.items() if counts[part])
+        fewer = "" if report["without_copies"] is not None else "; some seed has no other test rows, so there are no figures without them"
+        lines.append(f"{counts['test']} test rows{over} equal rows that are trained on: {parts}{fewer}.")
+    if counts["labelled_in_pool"]:
+        lines.append(f"{counts['labelled_in_pool']} labelled rows{over} equal rows of the pool.")
+    if counts["other_label"]:
+        lines.append(f"{counts['other_label']} labelled and test rows{over} equal one with another label.")
+    if counts["left_out"]:
+        lines.append(f"{counts['left_out']} rows without a label{over} were left out of the pool, because they equal test rows.")
+    return lines
 
 
 def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
@@ -88,6 +132,11 @@ def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{name}, {KIND_LABELS[kind]}", student["models"][kind]
     for member in report["members"]:
         yield f"member {member['name']}", member
+
+
+def with_means(model: dict[str, float]) -> dict[str, dict[str, float]]:
+    """A model of ``without_copies``, which holds means alone, in the form of the other models."""
+    return {metric: {"mean": value} for metric, value in model.items()}
 
 
 def metric_cells(model: dict[str, Any]) -> list[str]:
@@ -163,15 +212,43 @@ def _models(report: dict[str, Any]) -> Table:
     return table
 
 
-def _retained(report: dict[str, Any]) -> Table:
-    table = _table("\nRetained gain", "", "ensemble - direct", "student - direct", "kept")
+def _without_copies(report: dict[str, Any]) -> Table:
+    title = f"\nWithout the {report['copies']['test']} test rows that equal rows trained on"
+    table = _table(title, "", "accuracy %", "NLL", "Brier", "ECE %", "aECE %")
+    for name, student in report["without_copies"].items():
+        table.add_section()
+        _add(table, [name, *5 * [""]], "italic")
+        for kind, model in student["models"].items():
+            _add(table, [f"  {KIND_LABELS[kind]}", *metric_cells(with_means(model))], "bold" if kind == "student" else "")
+    return table
+
+
+def _retained(report: dict[str, Any], over: str) -> Table:
+    short = "direct" if over == "direct" else "strongest"
+    table = _table(f"\nRetained gain over {over}", "", f"ensemble - {short}", f"student - {short}", "kept")
     for name, student in report["students"].items():
         table.add_section()
         _add(table, [f"{name}", "", "", ""], "italic")
-        for metric, retained in student["retained_gain"].items():
-            gains = (gain_cell(metric, student["gains"][who][metric]) for who in ("ensemble", "student"))
-            _add(table, [f"  {METRIC_LABELS[metric]}", *gains, kept_cell(retained)])
+        for metric, (ensemble, gain, retained) in gains_over(student, over).items():
+            _add(table, [f"  {METRIC_LABELS[metric]}", gain_cell(metric, ensemble), gain_cell(metric, gain), kept_cell(retained)])
     return table
+
+
+def gains_over(student: dict[str, Any], over: str) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """By metric the ensemble's gain, the student's gain and the retained gain, over direct or over the strongest alternative."""
+    if over == "direct":
+        gains = student["gains"]
+        return {m: (gains["ensemble"][m], gains["student"][m], retained) for m, retained in student["retained_gain"].items()}
+    return {m: (s["ensemble"], s["student"], s["retained_gain"]) for m, s in student["strongest"]["all"].items()}
+
+
+def strongest_named(report: dict[str, Any]) -> Text:
+    """Which alternative is the strongest, for each student and metric."""
+    lines = []
+    for name, student in report["students"].items():
+        by_metric = [f"{METRIC_LABELS[m]} {KIND_LABELS[s['alternative']]}" for m, s in student["strongest"]["all"].items()]
+        lines.append(f"Strongest for {name}: {'; '.join(by_metric)}.")
+    return Text("\n".join(lines), "dim")
 
 
 def _members(report: dict[str, Any]) -> Table:

@@ -1,18 +1,23 @@
-"""What the numbers of one student say, in two plain sentences that admit what they can't show."""
+"""What the numbers of one student say, in plain sentences that admit what they can't show.
+
+The headline is decided in accuracy and in NLL, each against the strongest alternative there (see `judge` for how it is found), and "helped"
+stands only where the student leads it by more than the interval. Brier mostly repeats one of the two, so it is shown, but does not decide.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ensdistill.report.results import ALTERNATIVES
-
-OUTCOMES = ("did_not_help", "ensemble_has_no_gain", "mixed", "cannot_tell", "helped")  # the worse news first: the report's order
+# The worse news first: the report's order.
+OUTCOMES = ("did_not_help", "ensemble_has_no_gain", "mixed", "one_teacher_will_do", "cannot_tell", "best_member_will_do", "helped")
+DECIDING = ("accuracy", "nll")
 KIND_LABELS = {
     "ensemble": "ensemble",
     "best_member": "best member",
     "direct": "direct",
     "direct_label_smoothing": "direct, label smoothing",
     "direct_temperature_scaled": "direct, temperature scaled",
+    "direct_label_smoothing_temperature_scaled": "direct, smoothing, scaled",
     "distilled_from_best_member": "distilled from best member",
     "distilled_from_best_member_temperature_scaled": "distilled from best, scaled",
     "student": "student (distilled)",
@@ -25,60 +30,91 @@ def outcome(block: dict[str, Any]) -> str:
     """One of `OUTCOMES` for a student's entry of the report.
 
     ensemble_has_no_gain
-        The ensemble is not better than direct beyond its interval in accuracy, NLL or Brier.
+        The ensemble does not lead the strongest direct model of that size beyond its interval, neither in accuracy nor in NLL.
     helped
-        The student is better than direct beyond its interval in at least one of them and worse beyond it in none.
+        The student leads the strongest of all alternatives beyond its interval in accuracy or NLL, and is behind beyond it in neither.
+    best_member_will_do
+        So against everything of its size, but not against the best member, which costs more to serve.
+    one_teacher_will_do
+        So against direct training, but not against the same model distilled from the best member alone.
     mixed
-        Better beyond its interval in one, worse in another.
+        Against direct training better beyond the interval in one of the two, worse in the other.
     did_not_help
-        Better in none, and worse beyond its interval in at least one or not even better on average in any.
+        Worse beyond the interval than something of its size, or not even better on average than direct training in either.
     cannot_tell
-        Better on average somewhere, but never beyond its interval.
+        Better on average than direct training somewhere, but never beyond the interval.
     """
-    gains = block["gains"]["student"].values()
-    better = any(gain["beyond_interval"] for gain in gains)
-    worse = any(gain["ci95"][1] < 0 for gain in gains)
-    if not any(gain["beyond_interval"] for gain in block["gains"]["ensemble"].values()):
+    direct = block["strongest"]["direct"]
+    if not any(direct[metric]["ensemble"]["beyond_interval"] for metric in DECIDING):
         return "ensemble_has_no_gain"
-    if better:
-        return "mixed" if worse else "helped"
-    return "did_not_help" if worse or all(gain["mean"] <= 0 for gain in gains) else "cannot_tell"
+    for family, name in (("all", "helped"), ("same_size", "best_member_will_do"), ("direct", "one_teacher_will_do")):
+        found = directions(block, family)
+        if 1 in found.values() and -1 not in found.values():
+            return name
+    found = directions(block, "direct")
+    if {1, -1} <= set(found.values()):
+        return "mixed"
+    behind = -1 in directions(block, "same_size").values()
+    return "did_not_help" if behind or all(direct[metric]["student"]["mean"] <= 0 for metric in DECIDING) else "cannot_tell"
 
 
-def only_as_one_member(block: dict[str, Any]) -> str:
-    """Where distillation helped: how the ensemble's student falls short of the best single member's; empty where it is measurably better.
-
-    Such a student needed no ensemble, which takes the shine off the good news.
-    """
-    gains = block["gains"]["student_over"]["distilled_from_best_member"].values()
-    if block["outcome"] != "helped" or any(gain["beyond_interval"] for gain in gains):
-        return ""
-    return "less" if any(gain["ci95"][1] < 0 for gain in gains) else "measurably no more"
+def directions(block: dict[str, Any], family: str) -> dict[str, int]:
+    """For accuracy and NLL: 1 where the student is better beyond its interval than the strongest alternative of the family and of each
+    smaller one, -1 where it is worse than one of these, else 0."""
+    strongest = block["strongest"]
+    families = list(strongest)[: list(strongest).index(family) + 1]
+    return {metric: min(_direction(strongest[f][metric]["student"]) for f in families) for metric in DECIDING}
 
 
 def headline(name: str, block: dict[str, Any]) -> str:
     """The shortest true summary of a student's entry of the report, which the verdict starts with."""
-    short = only_as_one_member(block)
+    result = block["outcome"]
+    if result == "helped":
+        better = directions(block, "all")
+        where = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] > 0]
+        other = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] == 0]
+        return f"Distillation helped {name} in {' and '.join(where)}" + (f", not measurably in {other[0]}" if other else "")
+    if result == "best_member_will_do":
+        word = "better" if -1 in directions(block, "all").values() else "not measurably worse"
+        ratio = block["models"]["best_member"]["bytes"] / max(1, block["models"]["student"]["bytes"])
+        return f"For its size {name} is best distilled, but the best member alone, {ratio:.2g}x as many bytes, is {word}"
+    if result == "one_teacher_will_do":
+        if -1 in directions(block, "same_size").values():
+            return f"The ensemble taught {name} worse than its best member alone does"
+        return f"The ensemble taught {name} not measurably better than its best member alone does"
     return {
-        "helped": f"Distillation helped {name}" + (f", but {short} than distilling the best member alone" if short else ""),
         "mixed": f"Distillation helped {name} in one metric and hurt it in another",
         "did_not_help": f"Distillation did not help {name}",
         "cannot_tell": f"Whether distillation helped {name} can't be told from these seeds and rows",
-        "ensemble_has_no_gain": f"The ensemble is not measurably better than direct {name}, so a retained gain means nothing here",
-    }[block["outcome"]]
+        "ensemble_has_no_gain": f"Don't distil {name}: trained directly it is not measurably worse than the ensemble",
+    }[result]
 
 
 def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
-    """For the student ``name``: against direct training, and against the best alternatives. Intervals are 95 %, of ``seeds`` seeds."""
-    gains = block["gains"]["student"]
-    told = ["accuracy", "nll"]
-    # Brier mostly repeats one of the two; it is named where it alone carries the outcome.
-    if _direction(gains["brier"]) not in (0, *(_direction(gains[metric]) for metric in told)):
-        told.append("brier")
-    clauses = [f"{METRIC_LABELS[metric]} {_change(metric, gains[metric])}{_kept(block, metric)}" for metric in told]
-    text = f"{headline(name, block)}: against direct training, {_list(clauses)}."
+    """For the student ``name``: against the strongest alternatives, and against direct training. Intervals are 95 %, of ``seeds`` seeds."""
+    gains, family = block["gains"], "all" if block["outcome"] in ("helped", "best_member_will_do") else "same_size"
+    strongest, of_size = block["strongest"][family], "" if family == "all" else " of its size"
+    text = f"{headline(name, block)}."
+    if block["outcome"] == "ensemble_has_no_gain":
+        direct = block["strongest"]["direct"]
+        leads = [f"{METRIC_LABELS[m]} {_change(m, direct[m]['ensemble'])} than {_label(direct[m])}" for m in DECIDING]
+        text += f" The ensemble has {_list(leads)}."
+        if set(directions(block, "all").values()) in ({1}, {0, 1}):
+            text += " The student is better all the same: the rows it was taught on helped it, not the ensemble's lead."
+    over = [
+        f"{METRIC_LABELS[m]} {_change(m, strongest[m]['student'])} than {_label(strongest[m])}"
+        f"{_kept(m, strongest[m]['retained_gain'], strongest[m]['ensemble'])}"
+        for m in DECIDING
+    ]
+    plain = [
+        f"{METRIC_LABELS[m]} {_change(m, gains['student'][m])}{_kept(m, block['retained_gain'][m], gains['ensemble'][m])}" for m in DECIDING
+    ]
     alone = " This is one seed: the intervals leave out how much seeds differ." if seeds == 1 else ""
-    return f"{text} {_against_alternatives(block['gains']['student_over'])}{alone}"
+    return f"{text} Against the strongest alternatives{of_size}, {_list(over)}. Against plain direct training, {_list(plain)}.{alone}"
+
+
+def _label(strongest: dict[str, Any]) -> str:
+    return KIND_LABELS[strongest["alternative"]].replace(", ", " with ", 1)
 
 
 def _direction(gain: dict[str, Any]) -> int:
@@ -86,27 +122,13 @@ def _direction(gain: dict[str, Any]) -> int:
     return int(gain["ci95"][0] > 0) - int(gain["ci95"][1] < 0)
 
 
-def _kept(block: dict[str, Any], metric: str) -> str:
-    retained, ensemble = block["retained_gain"][metric], _change(metric, block["gains"]["ensemble"][metric])
-    if block["outcome"] == "ensemble_has_no_gain":
-        return f" (the ensemble {ensemble})"
+def _kept(metric: str, retained: dict[str, Any], ensemble: dict[str, Any]) -> str:
     if not retained["meaningful"]:
-        return f" (the ensemble {ensemble}, so a retained gain means nothing here)"
+        return f" (the ensemble {_change(metric, ensemble)}, so a retained gain means nothing here)"
     if retained["mean"] <= 0:
         return " (none of the ensemble's gain)"
     low, high = retained["ci95"]
     return f" ({100 * retained['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of the ensemble's gain)"
-
-
-def _against_alternatives(over: dict[str, Any]) -> str:
-    """The student against the strongest alternative in accuracy and in NLL."""
-    leads, clauses = {}, {}
-    for metric in ("accuracy", "nll"):
-        gain, leads[metric] = min(((over[kind][metric], kind) for kind in ALTERNATIVES), key=lambda item: item[0]["mean"])
-        clauses[metric] = f"{METRIC_LABELS[metric]} {_change(metric, gain)}{'' if _direction(gain) else ', which may be chance'}"
-    if len(set(leads.values())) == 1:
-        return f"Against the best alternative ({KIND_LABELS[leads['nll']]}), {'; '.join(clauses.values())}."
-    return f"Against the best alternatives, {'; '.join(f'{clause} ({KIND_LABELS[leads[metric]]})' for metric, clause in clauses.items())}."
 
 
 def _change(metric: str, gain: dict[str, Any]) -> str:

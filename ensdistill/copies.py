@@ -1,0 +1,225 @@
+"""Rows with equal inputs: found by content, kept together in splits and folds, and counted where parts are given.
+
+Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here tells these apart, so a row that differs from
+another in nothing else is a copy of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+if TYPE_CHECKING:
+    from ensdistill.data import Split
+
+BLOCK_BYTES = 2**26  # rows are hashed in blocks, so that a file that is mapped into memory is never held as a whole
+
+
+def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
+    """Number the sets of equal rows, over all parts together.
+
+    Parameters
+    ----------
+    *parts : ndarray [N, ...]
+        Of any dtype; rows of one shape.
+
+    Returns
+    -------
+    list of ndarray [N], int64
+        One array for each part. Two rows, of one part or of two, have the same number if and only if they are equal.
+
+    Examples
+    --------
+    >>> equal_inputs(np.array([[1.0, np.nan], [2.0, 0.0]]), np.array([[2.0, -0.0], [1.0, np.nan]]))
+    [array([0, 1]), array([1, 0])]
+    """
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise ValueError(f"parts: expected rows of one shape; got {', '.join(str(list(part.shape[1:])) for part in parts)}")
+    common = np.result_type(*parts)
+    number: dict[Any, int] = {}
+    return [np.array([number.setdefault(key, len(number)) for key in _keys(part, common)], np.int64) for part in parts]
+
+
+def _keys(rows: np.ndarray, dtype: np.dtype[Any]) -> Iterator[Any]:
+    """A hashable key for each row: a digest of 128 bits where the bytes decide, else the values themselves."""
+    width = math.prod(rows.shape[1:])
+    if width == 0:
+        yield from [b""] * len(rows)
+        return
+    by_bytes = dtype.kind in "biufcmMSU" and dtype not in (np.longdouble, np.clongdouble)  # a long double has unused bytes
+    step = max(1, BLOCK_BYTES // max(1, width * dtype.itemsize))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].astype(dtype).reshape(-1, width)  # a copy, which may be changed
+        if not by_bytes:
+            yield from (tuple(map(_value, row)) for row in block.tolist())
+            continue
+        if dtype.kind in "fc":
+            block += 0  # -0.0 + 0 is 0.0
+            block[np.isnan(block)] = np.nan
+        yield from (xxhash.xxh3_128_digest(row.data) for row in block.view(np.uint8).reshape(len(block), -1))
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_value, value))
+    return None if value != value else value  # NaN, NaT
+
+
+def draw_stratified(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows so that each class has the share that it has among all, and equal rows stay together.
+
+    Parameters
+    ----------
+    rows : ndarray [M], int64
+        Positions in ``labels`` and ``groups``.
+    labels, groups : ndarray [N], int64
+        The class, and the set of equal rows (see :func:`equal_inputs`), of every row.
+    size : int
+        Rows to draw. Fewer are drawn where no set of equal rows is small enough for what is missing.
+    seed : int
+
+    Returns
+    -------
+    drawn, rest : ndarray, int64
+    """
+    from sklearn.model_selection import train_test_split
+
+    if size in (0, len(rows)):
+        return rows[:size], rows[size:]
+    _, first, of_row, counts = np.unique(groups[rows], return_index=True, return_inverse=True, return_counts=True)
+    if counts.max() == 1:
+        drawn, rest = train_test_split(rows, train_size=size, stratify=labels[rows], random_state=seed % 2**32)
+        return drawn, rest
+    # A set with several labels counts for the class of its first row.
+    stratum = labels[rows[first]]
+    share = np.bincount(labels[rows]) * size / len(rows)
+    quota = np.floor(share).astype(np.int64)
+    quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
+    left, taken = size, np.zeros(len(counts), bool)
+    order = np.random.default_rng(seed % 2**32).permutation(len(counts))
+    # First within each class's quota; then any set that still fits, so that few rows are missing.
+    for strict in (True, False):
+        for group in order:
+            fits = counts[group] <= (min(left, quota[stratum[group]]) if strict else left)
+            if fits and not taken[group]:
+                taken[group] = True
+                left -= counts[group]
+                quota[stratum[group]] -= counts[group]
+    return rows[taken[of_row]], rows[~taken[of_row]]
+
+
+def stratified_folds(inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds with the classes in the proportions of the whole; equal rows are in one fold.
+
+    Parameters
+    ----------
+    inputs : ndarray [N, ...]
+    labels : ndarray [N], int64
+    folds, seed : int
+
+    Returns
+    -------
+    list of (ndarray, ndarray), int64
+        For each fold the rows to learn from, and the rows that are held out.
+
+    Raises
+    ------
+    ValueError
+        A fold would be empty, or leave no row of some class to learn from, because its rows are copies of each other.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    (groups,) = equal_inputs(inputs)
+    unique = len(np.unique(groups)) == len(groups)
+    splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed % 2**32)
+    different = len(np.unique(groups))
+    if folds > different:
+        raise ValueError(f"folds: expected at most {different}, because the rows are copies of {different} different ones; got {folds}")
+    parts = [(train, held) for train, held in splitter.split(np.zeros(len(labels)), labels, None if unique else groups)]
+    for train, held in parts:
+        if len(held) == 0 or (lost := np.setdiff1d(labels, labels[train])).size:
+            which = "some fold would be empty" if len(held) == 0 else f"the copies of class {lost[0]} would all be held out at once"
+            raise ValueError(
+                f"folds: {folds} folds are too many: equal rows stay in one fold, and {which}; ask for fewer, or remove copies"
+            )
+    return parts
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Equal inputs in different parts of one split.
+
+    Parameters
+    ----------
+    test : ndarray [N], bool
+        For each test row whether it equals a labelled row, a row of the pool or a synthetic one.
+    labelled, pool, synthetic : int
+        Test rows that equal a row of that part; one row may count in several.
+    labelled_in_pool : int
+        Labelled rows that equal a row of the pool.
+    other_label : int
+        Labelled and test rows that equal one of these with another label.
+    left_out : int
+        :attr:`ensdistill.data.Split.left_out`.
+    """
+
+    test: np.ndarray
+    labelled: int
+    pool: int
+    synthetic: int
+    labelled_in_pool: int
+    other_label: int
+    left_out: int
+
+    def refuse(self, allowed: float, where: str) -> None:
+        """Raise ValueError where more than the share ``allowed`` of the test rows was trained on."""
+        found, rows = int(self.test.sum()), len(self.test)
+        if found > allowed * rows:
+            names = [name for name in ("labelled", "pool", "synthetic") if getattr(self, name)]
+            parts = ", ".join(f"{getattr(self, name)} of them {name}" for name in names)
+            raise ValueError(
+                f"{where}: {found} of {rows} test rows ({found / rows:.1%}) equal rows that are trained on ({parts}), which makes "
+                f"every figure too good; expected at most max_test_copies={allowed:g} of them. Remove the copies, or keep equal "
+                "rows in one part; where equal rows are legitimate (coarse categories), set max_test_copies to "
+                f"{math.ceil(1e3 * found / rows) / 1e3:g}"
+            )
+
+
+def count_copies(split: Split, synthetic: np.ndarray | None = None, *, pool: bool = True) -> Copies:
+    """Compare the inputs of all parts.
+
+    Parameters
+    ----------
+    split : Split
+    synthetic : ndarray [M, ...], optional
+        The rows of the transfer set that were made from labelled rows and the pool.
+    pool : bool
+        Whether the pool is trained on. If not, a test row may stand in it.
+
+    Examples
+    --------
+    >>> from ensdistill.data import Digits
+    >>> copies = count_copies(Digits().split(seed=0))
+    >>> int(copies.test.sum()), copies.labelled, copies.other_label
+    (0, 0, 0)
+    """
+    made = split.test.inputs[:0] if synthetic is None else synthetic
+    labelled, unlabelled, test, generated = equal_inputs(split.labelled.inputs, split.pool.inputs, split.test.inputs, made)
+    by_part = [np.isin(test, part) for part in (labelled, unlabelled if pool else test[:0], generated)]
+    groups, labels = np.concatenate([labelled, test]), np.concatenate([split.labelled.labels, split.test.labels])
+    pairs = np.unique(np.stack([groups, labels]), axis=1)
+    several, counts = np.unique(pairs[0], return_counts=True)
+    return Copies(
+        test=by_part[0] | by_part[1] | by_part[2],
+        labelled=int(by_part[0].sum()),
+        pool=int(by_part[1].sum()),
+        synthetic=int(by_part[2].sum()),
+        labelled_in_pool=int(np.isin(labelled, unlabelled).sum()),
+        other_label=int(np.isin(groups, several[counts > 1]).sum()),
+        left_out=split.left_out,
+    )
