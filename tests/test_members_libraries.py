@@ -186,6 +186,96 @@ def test_onnx_files_that_do_not_say_enough(tmp_path):
         OnnxMember(tmp_path / "bad.onnx")
 
 
+def write_external(folder, weight, location="m.onnx.data"):
+    """m.onnx, with its weights in a file beside it, as torch.onnx.export writes them."""
+    onnx = pytest.importorskip("onnx")
+    for file in folder.glob("m.onnx*"):
+        file.unlink()
+    write_onnx(folder / "plain.onnx", weight)
+    model = onnx.load(folder / "plain.onnx")
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location=location, size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_onnx_weights_in_another_file_are_part_of_the_member(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(8, 3)).astype(np.float32) for _ in range(2))
+    x = rng.normal(size=(20, 8)).astype(np.float32)
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    monkeypatch.chdir(home)
+    one = OnnxMember(write_external(home, first).name)
+    two = OnnxMember(write_external(home, second).name)
+    assert one.blob == two.blob
+    assert one.fingerprint() != two.fingerprint()
+    assert one.bytes >= first.nbytes + len(one.blob)
+    assert [name for name, part in one.fingerprint_parts().items() if two.fingerprint_parts()[name] != part] == ["weights in m.onnx.data"]
+    Ensemble.from_members([one]).save(tmp_path / "saved")
+    monkeypatch.chdir(away)
+    write_external(away, np.zeros_like(first))  # of the same name, where the process is
+    np.testing.assert_allclose(OnnxMember(home / "m.onnx").predict_logits(x), x @ second, atol=1e-5)
+    for file in home.glob("*"):
+        file.unlink()
+    loaded = Ensemble.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.raw_logits(x)[0], one.predict_logits(x))
+    weights = tmp_path / "saved" / "members" / "m" / "m.onnx.data"
+    weights.write_bytes(np.zeros_like(first).tobytes())
+    with pytest.raises(ValueError, match="the files are not those that were saved"):
+        Ensemble.load(tmp_path / "saved")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"external data 'm\.onnx\.data', a file of weights, is not beside it; copy it"):
+        Ensemble.load(tmp_path / "saved")
+
+
+def test_onnx_weights_elsewhere_are_not_followed(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    path = write_external(tmp_path, np.ones((8, 3), np.float32))
+    model = onnx.load(path, load_external_data=False)
+    for location in ("../m.onnx.data", str(tmp_path / "m.onnx.data"), "member.json"):
+        model.graph.initializer[0].external_data[0].value = location
+        (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"external data in '.*'; expected a file in the same folder"):
+            OnnxMember(tmp_path / "other.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(ImportError, match="its weights in other files; to find them, pip install onnx"):
+        OnnxMember(path)
+    OnnxMember(tmp_path / "plain.onnx")
+
+
+def test_onnx_inputs_that_the_file_can_not_hold(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    write_onnx(tmp_path / "m.onnx", np.ones((2, 3), np.float16))
+    model = onnx.load(tmp_path / "m.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    half = OnnxMember(tmp_path / "half.onnx")
+    assert half.predict_logits(np.ones((1, 2), np.float32)).tolist() == [[2.0, 2.0, 2.0]]
+    with pytest.raises(ValueError, match=r"inputs: half expects float16, in which 70000.0 can't be held"):
+        half.predict_logits(np.full((1, 2), 70_000, np.float32))
+    with pytest.raises(ValueError, match=r"inputs: half: onnxruntime can't run it on float16 \[1, 3\]"):
+        half.predict_logits(np.ones((1, 3), np.float32))
+
+
+@pytest.mark.parametrize("fixed", [1, 4])
+def test_onnx_files_for_a_fixed_number_of_rows(tmp_path, fixed):
+    onnx = pytest.importorskip("onnx")
+    weight = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    write_onnx(tmp_path / "m.onnx", weight)
+    model = onnx.load(tmp_path / "m.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = fixed
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(1).normal(size=(10, 8)).astype(np.float32)
+    for batch_size in (1, 3, 1024):
+        member = OnnxMember(tmp_path / "m.onnx", batch_size=batch_size)
+        for rows in (0, 1, 4, 10):
+            np.testing.assert_allclose(member.predict_logits(x[:rows]), x[:rows] @ weight, atol=1e-5)
+    with pytest.raises(ValueError, match=rf"it was exported for a fixed number of rows, {fixed}"):
+        member.predict_logits(x[:, :3])
+
+
 def test_hugging_face_models(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

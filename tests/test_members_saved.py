@@ -141,6 +141,44 @@ def test_a_factory_of_a_module_with_other_attributes_is_told_of(tmp_path):
         TorchMember(Times(2.0).eval(), factory=functools.partial(Times, factor=2.0)).save(tmp_path)
 
 
+class Scaled(nn.Module):
+    """With a buffer that isn't saved, of a value that half precision rounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.layer.bias = nn.Parameter(torch.full((10,), 0.1))
+        self.register_buffer("factor", torch.tensor(4.1), persistent=False)
+
+    def forward(self, x):
+        return self.layer(x) * self.factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_module_of_another_type_is_saved_and_loaded_as_it_is(tmp_path, rows, dtype):
+    x = rows[0][:9]
+    member = TorchMember(Scaled().to(dtype), factory=Scaled)
+    with torch.no_grad():
+        np.testing.assert_array_equal(member.predict_logits(x), member.module(torch.from_numpy(x).to(dtype)).float().numpy())
+    member.save(tmp_path)
+    loaded = load_member(tmp_path, trusted=[f"{Scaled.__module__}.Scaled"])
+    assert {t.dtype for t in (*loaded.module.parameters(), *loaded.module.buffers())} == {dtype}
+    np.testing.assert_array_equal(loaded.predict_logits(x), member.predict_logits(x))
+    assert (loaded.fingerprint(), loaded.bytes) == (member.fingerprint(), member.bytes)
+    with pytest.raises(ValueError, match="expects float32"):
+        member.predict_logits(x.astype(np.complex64))
+
+
+def test_a_member_that_was_saved_without_a_word_on_its_outputs_is_loaded(tmp_path, rows):
+    """As earlier versions saved them."""
+    member = TorchMember(MLP(64, [8]), factory=functools.partial(MLP, inputs=64, hidden=[8]), output="logits")
+    member.save(tmp_path)
+    about = json.loads((tmp_path / "member.json").read_text())
+    assert about.pop("output") == "logits"
+    (tmp_path / "member.json").write_text(json.dumps(about))
+    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(rows[0]), member.predict_logits(rows[0]))
+
+
 def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_needed(tmp_path, rows, monkeypatch):
     member = SklearnMember(SVC().fit(*rows), name="svc")
     written = []

@@ -89,7 +89,7 @@ def differences(found: Any, expected: Any, field: str = "") -> list[str]:
 
 
 def _by_part(found: dict[str, Any], expected: dict[str, Any], dot: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Two ensembles' fingerprints without their parts and without the members whose parts differ, and a line for each such part."""
+    """Two ensembles' fingerprints without their parts and without members of other digests, and lines that tell how those differ."""
     parts = [side.get("parts", {}) for side in (found, expected)]
     found, expected = ({key: value for key, value in side.items() if key != "parts"} for side in (found, expected))
     members = [dict(found["members"]), dict(expected["members"])]
@@ -97,8 +97,8 @@ def _by_part(found: dict[str, Any], expected: dict[str, Any], dot: str) -> tuple
     for name in [name for name in members[1] if name in members[0] and members[0][name] != members[1][name]]:
         cached, now = (side.get(name) for side in parts)
         told = _parts_apart(cached, now) if cached and now else []
-        if told:
-            lines += [f"{dot}{name}: {line}" for line in told]
+        if isinstance(members[0][name], str) and isinstance(members[1][name], str):
+            lines += [f"{dot}{name}: {line}" for line in told or ["the model or its settings differ (no parts of it are noted)"]]
             for side in members:
                 del side[name]
     return {**found, "members": members[0]}, {**expected, "members": members[1]}, lines

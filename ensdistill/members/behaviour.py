@@ -62,4 +62,7 @@ class _Behaviour(Used):
         if any(cls.__module__.partition(".")[0] == "transformers" for cls in type(module).__mro__):
             skipped = frozenset(vars(module)) if root == "transformers" else skipped | _OF_HUGGING_FACE
         path = class_path(type(module))
-        return {name: self.refer(value, f"{path}.{name}") for name, value in vars(module).items() if name not in skipped}
+        own = {name: value for name, value in vars(module).items() if name not in skipped}
+        if getattr(own.get("forward"), "__func__", None) is getattr(type(module), "forward", None):
+            own.pop("forward", None)  # as accelerate gives it back
+        return {name: self.refer(value, f"{path}.{name}") for name, value in own.items()}
