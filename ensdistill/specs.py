@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
@@ -187,7 +189,7 @@ class SklearnMembers:
     'svc'
     """
 
-    estimator: Any
+    estimator: dict[str, Any] | BaseEstimator  # a config's class_path and init_args until it is made
     count: int = 1
     name: str = ""
     output: Output = "auto"
@@ -230,6 +232,8 @@ class SklearnMembers:
         few, everything = few_rows(labelled.labels), np.arange(len(labelled))
         try:
             self._try(labelled, classes, few)
+        except OSError:  # of a full disk, say
+            raise
         except Exception:
             try:  # perhaps there were too few
                 self._try(labelled, classes, everything)
@@ -272,17 +276,23 @@ class SklearnMembers:
 
 def _built(value: Any) -> Any:
     """What a config's ``class_path`` and ``init_args`` stand for, those within included; other values as they are."""
-    value = value.as_dict() if hasattr(value, "as_dict") else value
-    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
-        path, arguments = value["class_path"], {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
-        module, _, name = path.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), name)(**{key: _built(item) for key, item in arguments.items()})
-        except Exception as error:  # of an import, or of a constructor of somebody's own
-            raise ValueError(f"estimator: {path} can't be built: {type(error).__name__}: {error}") from error
     if isinstance(value, list):
         return [_built(item) for item in value]
-    return {key: _built(item) for key, item in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(path := value.get("class_path"), str):
+        return {key: _built(item) for key, item in value.items()}
+    arguments = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+        cls = getattr(found, name, None)
+        if cls is None:
+            near = difflib.get_close_matches(name, dir(found), 1)
+            raise ValueError(f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        return cls(**{key: _built(item) for key, item in arguments.items()})
+    except Exception as error:  # of an import, or of a constructor of somebody's own
+        raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error
 
 
 def _check(name: str, count: int) -> None:
