@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.errors import is_out_of_memory
 from ensdistill.members import Member
-from ensdistill.members.base import flat
+from ensdistill.members.base import flat, warned_already
 from ensdistill.training.fitting import TrainingRows, as_member, fitted, seeds_of
 
 ROWS = 256  # on which members are compared
@@ -45,9 +45,9 @@ def fit(jobs: Sequence[Job], data: TrainingRows, n_jobs: int | None) -> Iterator
     results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(job, data) for job in jobs)
     names = [name for *_, name in jobs]
     for (_, _, rows, name), estimator in zip(jobs, _named(results, names), strict=True):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*was fitted without the classes")  # said of all members before the first is fitted
-            yield name, as_member(estimator, name, data.classes, data.labels[rows])
+        with warned_already():  # of all members, before the first was fitted
+            member = as_member(estimator, name, data.classes, data.labels[rows])
+        yield name, member
 
 
 def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator[tuple[str, Member]]:

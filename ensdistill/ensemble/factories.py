@@ -34,28 +34,43 @@ def check_factories(planned: list[Planned], settings: Settings) -> None:
 
 def _each_factory(planned: list[Planned]) -> Iterator[Planned]:
     """The first member of each factory."""
-    return iter({id(p.factory): p for p in reversed(planned)}.values())
+    factories = [id(p.factory) for p in planned]
+    return (p for i, p in enumerate(planned) if id(p.factory) not in factories[:i])
 
 
 def _check_values(planned: list[Planned], data: TrainingRows) -> None:
     """Refuse NaN for what does not take it, and inputs that modules can't be trained on."""
-    gaps = np.isnan(data.inputs).reshape(len(data.inputs), -1).any(1) if data.inputs.dtype.kind == "f" else np.zeros(len(data.inputs), bool)
+    real = data.inputs.dtype.kind == "f"
+    gaps = np.isnan(data.inputs).reshape(len(data.inputs), -1).any(1) if real else np.zeros(len(data.inputs), bool)
+    modules = [p for p in _each_factory(planned) if not is_estimator(p.factory)]
+    if modules:
+        try:
+            check_finite("data", data.inputs)
+        except BadRows as error:
+            advice = "fill the gaps first (sklearn.impute), or choose estimators that take NaN"
+            raise BadRows(f"{error}. {modules[0].name} is a network: {advice}", error.rows) from None
+        _warn_of_rounding(data.inputs, as_float32("data", data.inputs))
     for p in _each_factory(planned):
-        if not is_estimator(p.factory):
-            try:
-                check_finite("data", data.inputs)
-            except BadRows as error:
-                raise BadRows(
-                    f"{error}. {p.name} is a network: fill the gaps first, or choose estimators that take NaN", error.rows
-                ) from None
-            as_float32("data", data.inputs)
-        elif gaps.any() and (reason := _refusal(p, data, gaps)):
+        if gaps.any() and is_estimator(p.factory) and (reason := _refusal(p, data, gaps)):
             rows = np.flatnonzero(gaps)
             raise BadRows(
                 f"data: row {rows[0]} holds nan ({len(rows)} such rows), which {p.name} does not take: {reason}. Fill the gaps first "
                 "(sklearn.impute), or choose estimators that take NaN",
                 rows,
             )
+
+
+def _warn_of_rounding(inputs: np.ndarray, rounded: np.ndarray) -> None:
+    """Warn of features of a table of which float32 makes more than 1 % of the different values equal."""
+    if inputs.ndim != 2 or inputs.dtype == rounded.dtype:
+        return
+    counts = [(len(np.unique(inputs[:, i])), len(np.unique(rounded[:, i]))) for i in range(inputs.shape[1])]
+    if lost := [i for i, (before, after) in enumerate(counts) if after < 0.99 * before]:
+        warnings.warn(
+            f"data: in float32, which modules are trained on, different values of the features {lost[:5]}{' ...' * (len(lost) > 5)} are "
+            "equal; subtract their mean first",
+            stacklevel=6,
+        )
 
 
 def _refusal(p: Planned, data: TrainingRows, gaps: np.ndarray) -> str | None:
@@ -102,4 +117,4 @@ def _warn_of_missing_classes(planned: list[Planned], data: TrainingRows) -> None
     names = [p.name for p in planned if is_estimator(p.factory)]
     if missing and names:
         whose = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        warnings.warn(f"classes: there are no rows of {missing}: {whose} give{'s' * (len(names) == 1)} them probability 0", stacklevel=4)
+        warnings.warn(f"classes: there are no rows of {missing}: {whose} give{'s' * (len(names) == 1)} them probability 0", stacklevel=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import get_args
@@ -33,11 +32,6 @@ def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
     ------
     ValueError
         They are neither float32 nor float64, or float32 can't hold a value.
-
-    Warns
-    -----
-    UserWarning
-        float32 makes many different values of a feature equal.
     """
     if inputs.dtype == np.float32:
         return inputs
@@ -45,22 +39,10 @@ def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
         raise ValueError(f"{argument}: expected float32 or float64 inputs for a module; got {inputs.dtype} {list(inputs.shape)}")
     with np.errstate(over="ignore"):
         rounded = inputs.astype(np.float32)
-    if len(bad := np.flatnonzero((np.isinf(rounded) & np.isfinite(inputs)).reshape(len(inputs), -1).any(1))):
-        raise BadRows(
-            f"{argument}: expected numbers that float32 can hold, for a module; row {bad[0]} has none ({len(bad)} such rows)", bad
-        )
-    if inputs.ndim == 2 and (lost := [column for column in range(inputs.shape[1]) if _merges(inputs[:, column], rounded[:, column])]):
-        warnings.warn(
-            f"{argument}: in float32, which modules are trained on, different values of the features {lost[:5]}{' ...' * (len(lost) > 5)} "
-            "are equal; subtract their mean first",
-            stacklevel=4,
-        )
+    too_large = (np.isinf(rounded) & np.isfinite(inputs)).reshape(len(inputs), -1).any(1)
+    if len(bad := np.flatnonzero(too_large)):
+        raise BadRows(f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such rows)", bad)
     return rounded
-
-
-def _merges(values: np.ndarray, rounded: np.ndarray) -> bool:
-    """Whether more than 1 % of the different values are no longer different."""
-    return len(np.unique(rounded)) < 0.99 * len(np.unique(values))
 
 
 def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None:
