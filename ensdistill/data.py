@@ -388,8 +388,17 @@ class ArrayDataset:
 
 def _open(argument: str, path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            start = file.read(len(np.lib.format.MAGIC_PREFIX))
     except FileNotFoundError as error:
         raise ValueError(f"{argument}: there is no file {path}") from error
+    if start != np.lib.format.MAGIC_PREFIX:
+        raise ValueError(
+            f"{argument}: expected a .npy file of numbers, as numpy.save writes it; got {path}, which begins with {start!r}. A text table "
+            f'becomes one by numpy.save("{path.stem}.npy", numpy.loadtxt("{path.name}", delimiter=",", skiprows=1, dtype="float32"))'
+        )
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{argument}: {path} is not a .npy file of numbers ({error})") from error
+        fault = "it holds Python objects" if "object" in str(error).lower() else str(error)
+        raise ValueError(f"{argument}: {path} is not a .npy file of numbers ({fault})") from error

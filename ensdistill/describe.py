@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ensdistill.fingerprint import source_digest
 
@@ -81,6 +82,8 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
     ------
     TypeError
         It is a module itself or nothing that can be called, or what it makes is no module.
+    ValueError
+        The module has parameters without a shape (``LazyLinear`` and the like).
     """
     if isinstance(factory, nn.Module) or not callable(factory):
         got = f"the {type(factory).__name__} itself" if isinstance(factory, nn.Module) else type(factory).__name__
@@ -88,6 +91,13 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise TypeError(f"factory: expected a torch.nn.Module; got {type(module).__name__}")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
+            raise ValueError(
+                f"factory: expected a module whose parameters have a shape; {name} of {kind} gets one by a first batch: name its inputs "
+                f"({kind.removeprefix('Lazy')} in the place of {kind}), or let a function make the module and pass it two rows"
+            )
     return module
 
 

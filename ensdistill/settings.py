@@ -31,7 +31,7 @@ def job_parser(command: str = "run", description: str = "") -> Any:
     usage = f"ensdistill {command} CONFIG [--SETTING VALUE ...]"
     parser = ArgumentParser(prog=f"ensdistill {command}", usage=usage, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="The YAML file; may be given as the first word.")
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(Config, fail_untyped=False)  # estimators made of others have arguments without a type
     return parser
 
 

@@ -14,9 +14,15 @@ import numpy as np
 from ensdistill.fingerprint import digest
 
 # What fitted scikit-learn estimators are made of beyond what skops itself trusts: trees, indices and their metrics, optimisers, kernels,
-# splitters and the parts of composed estimators. Each holds arrays, numbers and other objects of trusted types, and neither building nor
-# asking it runs anything it was given (which rules out PyFuncDistance and scorers made of functions).
-TRUSTED_SKLEARN = (
+# splitters and the parts of composed estimators; and boosted trees inside of them, which their libraries read from their own formats.
+# Each holds arrays, numbers and other objects of trusted types, and neither building nor asking it runs anything it was given (which rules
+# out PyFuncDistance and scorers made of functions). The function that a functools.partial calls has to be trusted by itself.
+TRUSTED = (
+    "catboost.core.CatBoostClassifier",
+    "collections.OrderedDict",
+    "functools.partial",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
     "functools.partial",  # of a function that is trusted itself
     "numpy.dtype",
     "sklearn.calibration._CalibratedClassifier",
@@ -37,6 +43,9 @@ TRUSTED_SKLEARN = (
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
     "sklearn.utils._bunch.Bunch",
+    "sklearn.utils.validation.check_array",
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
     "sklearn.utils.validation.check_array",  # of the categories of histogram gradient boosting
 )
 
@@ -88,7 +97,7 @@ def untrusted_types(blob: bytes, trusted: Sequence[str] = ()) -> list[str]:
     """The types that an archive needs and that nobody trusts."""
     import skops.io
 
-    return sorted({*skops.io.get_untrusted_types(data=blob)} - {*TRUSTED_SKLEARN, *trusted})
+    return sorted({*skops.io.get_untrusted_types(data=blob)} - {*TRUSTED, *trusted})
 
 
 def load_skops(blob: bytes, trusted: Sequence[str], folder: Path) -> Any:

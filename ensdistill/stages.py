@@ -137,7 +137,7 @@ def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> No
 def check_job(config: Config) -> None:
     """Refuse, before hours of work, what cannot end well: too many folds, and models, codecs and augmentations that do not fit the data.
 
-    Every student and every torch member is built and asked for two rows.
+    Every student and every torch member is built and asked for two rows; every estimator is fitted to a few, saved and loaded.
     """
     from ensdistill.cache.codecs import codec_of
     from ensdistill.specs import TorchMembers
@@ -154,6 +154,13 @@ def check_job(config: Config) -> None:
             build_student(model, split.labelled, len(split.classes))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
+    if not all(is_finished(config, Unit("teachers", seed)) for seed in range(config.seeds)):
+        for i, spec in enumerate(config.teachers.members):
+            if callable(check := getattr(spec, "check", None)):
+                try:
+                    check(split.labelled, split.classes)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
     try:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:

@@ -34,6 +34,7 @@ from ensdistill.functional import Impl, distillation_loss
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
 from ensdistill.scalars import plain
+from ensdistill.training.checks import check_fresh
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -473,6 +474,7 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     TypeError
         ``factory`` makes no module, or is one itself.
     """
+    check_fresh(factory, "the student", {})
     model = make_module(factory)
     if rows.inputs.dtype != np.float32:
         raise ValueError(f"rows.inputs: expected float32; got {rows.inputs.dtype}")

@@ -1,5 +1,6 @@
 """Ensemble.train: every method, every kind of factory, in memory, on disk, and what it refuses."""
 
+import copy
 import functools
 import io
 import json
@@ -252,10 +253,6 @@ def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
                 Ensemble.train(factory, (x, y), members=1)
     with pytest.raises(ValueError, match=r"data: expected labels in 0\.\.C-1, .*\[0, 1, 2, 3, 4\] \.\.\., up to 1000000000"):
         Ensemble.train(MLP, (x, np.array([*range(11), 10**9])), members=1)
-    told = r"classes: gaussiannb-2: expected rows of each of \['a', 'b', 'c'\], .*; there are none of \['b'\]"
-    for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
-        with pytest.raises(ValueError, match=told):
-            Ensemble.train([MLP, GaussianNB()], (x, labels), classes=("a", "b", "c"))
 
 
 def test_classes_may_have_no_rows_where_outputs_are_there_anyway(digits):
@@ -278,7 +275,9 @@ def test_bad_data_and_factories(digits):
         ({"data": x}, TypeError, "data: expected Rows, or a tuple of inputs and labels; got numpy.ndarray"),
         ({"data": (x, np.zeros_like(y))}, ValueError, "data: expected rows of at least two classes; all are of class '0'"),
         ({"data": (x, y - 1)}, ValueError, r"data: expected labels in 0\.\.8; row \d+ has -1"),
-        ({"data": (x, y.astype(float))}, ValueError, "class indices or names; got float64"),
+        ({"data": (x.astype(object), y)}, ValueError, "data: expected inputs that are numbers; got object"),
+        ({"data": (x.astype(int), y)}, ValueError, "data: expected float32 or float64 inputs for a module; got int64"),
+        ({"data": (x * np.float64(1e300), y)}, ValueError, r"expected numbers that float32 can hold; row 0 has others \(200 such rows\)"),
         ({"data": (np.where(np.arange(200)[:, None, None, None] == 7, np.nan, x), y)}, ValueError, "data: expected finite numbers; row 7"),
         ({"data": rows.without_labels()}, ValueError, r"row 0 has -100"),
         ({"members": 0}, ValueError, "members: expected a number of at least 1"),
@@ -298,12 +297,43 @@ def test_bad_data_and_factories(digits):
     for change, kind, words in cases:
         with pytest.raises(kind, match=words):
             Ensemble.train(**{"factory": MLP, "data": rows, "members": 2, "optimization": QUICK, **change})
-    shared = MLP()
-    with pytest.raises(ValueError, match=r"mlp-2 shares 1\.weight with mlp-1|member-2 shares 1\.weight with member-1"):
-        train(digits, lambda: shared)
-    for factory, options in ((lambda: shared, {"way": "one_by_one"}), ([lambda: shared, lambda: shared], {"members": None})):
-        with pytest.raises(ValueError, match=r"member-2 shares 1\.weight with member-1"):
-            train(digits, factory, optimization=Optimization(steps=2), **options)
+
+
+def test_a_module_that_exists_already_is_refused_and_stays_as_it_was(digits, monkeypatch):
+    shared, before = MLP(), MLP().state_dict()
+    shared.load_state_dict(before)
+    own = [lambda: shared] * 2
+    cases = [(own[0], {"members": 1}), (own[0], {"way": "one_by_one"}), (own[0], {"method": "snapshot"}), ([MLP, *own], {"members": None})]
+    monkeypatch.setattr("ensdistill.training.stack.Job", lambda *a, **k: pytest.fail("trained"))
+    for factory, options in cases:
+        with pytest.raises(ValueError, match=r"a second call for member-\d shares 1\.weight with member-\d\. .*copy\.deepcopy\(module\)"):
+            train(digits, factory, optimization=Optimization(steps=8), **options)
+    monkeypatch.undo()
+    copies = train(digits, lambda: copy.deepcopy(shared), members=2, optimization=Optimization(steps=2))
+    assert difference(states(copies)[0], before) > 0
+    assert difference(shared.state_dict(), before) == 0
+
+
+def test_a_module_without_shapes_is_refused_before_training(digits):
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+    def known():
+        module = lazy()
+        module(torch.zeros(2, 1, 8, 8))
+        return module
+
+    for options in ({}, {"members": 1}, {"method": "snapshot"}):
+        with pytest.raises(ValueError, match=r"factory: .*1\.weight of LazyLinear gets one by a first batch: name its inputs \(Linear in"):
+            train(digits, lazy, optimization=Optimization(steps=8), **options)
+    assert len(train(digits, known, members=2, optimization=Optimization(steps=2))) == 2
+
+
+def test_the_default_way_has_the_same_bits_each_time_and_looks_at_no_clock(digits, monkeypatch):
+    monkeypatch.setattr("ensdistill.training.stack.fastest", lambda *a: pytest.fail("was timed"))
+    long = Optimization(steps=210, batch_size=8)
+    one, other = (states(Ensemble.train(MLP, digits.labelled, members=5, optimization=long)) for _ in range(2))
+    assert [difference(a, b) for a, b in zip(one, other, strict=True)] == [0.0] * 5
 
 
 def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatch):

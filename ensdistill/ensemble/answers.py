@@ -31,7 +31,7 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
         It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
     """
     with named(member.name, len(inputs)):
-        logits = member.predict_logits(inputs) if given is None else given
+        logits = member.predict_logits(_rows_for(member, inputs)) if given is None else given
     return _ordered(logits, member, len(inputs), classes)
 
 
@@ -42,8 +42,13 @@ def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes:
     if not isinstance(member, TorchMember) or not plain or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with named(member.name, len(inputs)):
-        logits = member.predict_tensor(inputs)
+        logits = member.predict_tensor(_rows_for(member, inputs))
     return _ordered(logits, member, len(inputs), classes)
+
+
+def _rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
+    """Torch modules take float32; beside estimators, which take float64 as it is, they get its float32 values."""
+    return inputs.astype(np.float32) if isinstance(member, TorchMember) and inputs.dtype == np.float64 else inputs
 
 
 def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:

@@ -137,11 +137,12 @@ class Ensemble:
         members: int | Sequence[int] | None = None,
         method: str | Method = "seeds",
         seed: int = 0,
+        sample_weight: Any = None,
         optimization: Optimization | Sequence[Optimization] | None = None,
         augment: Augmentation | None = None,
         classes: Sequence[str] | None = None,
         combiner: Combiner = "prob",
-        way: Way = "measured",
+        way: Way = "auto",
         device: str = "cpu",
         n_jobs: int | None = None,
         name: str | None = None,
@@ -161,15 +162,22 @@ class Ensemble:
         factory : callable, estimator, or list of those
             What makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is to be fitted, of
             scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters, architectures, kinds (Wenzel
-            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification").
+            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification"). A booster that stops early
+            (``early_stopping_rounds``) does so by the rows that its bootstrap or subsample left out; with ``seeds``, by a fifth of the
+            rows of each class, drawn by its seed.
         data : Rows, or (inputs [N, ...], labels [N])
-            Float32 inputs; labels are class indices, or names.
+            Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32 values. NaN stands for a
+            missing value, for estimators that take it. Labels are class indices (integers, whole floats), or names (strings, booleans),
+            as arrays, lists, tensors, or columns of a data frame, categories included.
         members : int, or sequence of int
             How many; one of each factory of a list by default. Numbers, counted from 0, are those members of the ensemble, and what each
             of them is does not depend on the others (see :func:`ensdistill.training.train_stack` for how exactly).
         method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.ensemble.methods``
             What makes the members of one factory differ.
         seed : int
+        sample_weight : array-like [N], optional
+            Weights of the rows, at least 0: passed to the ``fit`` of estimators. A module's loss of a row is multiplied by its weight over
+            the mean weight of the member's rows.
         optimization : Optimization, or list of those, optional
             Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
             one. Snapshots and fast geometric ensembles take their members from one training of so many steps.
@@ -178,9 +186,10 @@ class Ensemble:
         classes : sequence of str, optional
             Names by index; by default the labels' own names, or their numbers.
         combiner : {"prob", "logit", "log_prob"}
-        way : {"measured", "auto", "stacked", "one_by_one", "side_by_side"}
+        way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
             Torch members of one factory train as one stack, one after the other, or several at once on threads; see
-            :func:`ensdistill.training.train_stack`. Whoever needs the same bits on each run chooses another than ``measured``.
+            :func:`ensdistill.training.train_stack`. ``auto`` decides by the number of members; ``measured`` by a clock, so that its bits
+            may differ from run to run.
         device : str
         n_jobs : int, optional
             Estimators fitted at once, as in scikit-learn.
@@ -195,9 +204,10 @@ class Ensemble:
         Raises
         ------
         ValueError, TypeError
-            Data of one class, labels out of range, members that would be equal, a factory that returns shared parameters or another number
-            of outputs, or one that can't be written down where there is a folder (before anything is trained), or whose first fitted
-            member holds types that are not trusted.
+            Data of one class, missing labels, labels out of range, NaN or ``sample_weight`` for a factory that doesn't take it, members
+            that would be equal, a factory that returns a module which exists already, or another number of outputs, or one that can't be
+            written down where there is a folder (before anything is trained), or whose first fitted member holds types that are not
+            trusted.
         FloatingPointError
             A loss that is not finite; names the member and the step.
 
@@ -212,10 +222,10 @@ class Ensemble:
         (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
         """
         check_way(way, device)
-        inputs, labels, names = planning.as_data(data, classes)
+        rows = planning.as_data(data, classes, sample_weight)
         chosen = as_method(method)
-        planned = planning.plan(factory, members, chosen, seed, name, labels, optimization)
-        settings = planning.Settings(inputs, labels, names, chosen, augment, way, device, n_jobs)
+        planned = planning.plan(factory, members, chosen, seed, name, rows.labels, optimization)
+        settings = planning.Settings(rows, chosen, augment, way, device, n_jobs)
         return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
 
     @property

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ensdistill.errors import is_out_of_memory
-from ensdistill.members import BoostedMember, Member, SklearnMember
-from ensdistill.members.base import class_columns, flat
-from ensdistill.members.boosted import library_of
+from ensdistill.members import Member
+from ensdistill.members.base import flat, warned_already
+from ensdistill.training.fitting import TrainingRows, as_member, fitted, seeds_of
 
 ROWS = 256  # on which members are compared
 
@@ -19,11 +19,6 @@ NOTE = "in the fit of"
 
 Job = tuple[Any, int, np.ndarray, str]
 """Estimator, seed, rows, name."""
-
-
-def is_estimator(value: Any) -> bool:
-    """Whether it is fitted rather than called: scikit-learn's interface, which boosted trees have as well."""
-    return not isinstance(value, type) and hasattr(value, "fit") and hasattr(value, "get_params")
 
 
 def check_seeds(counts: Sequence[tuple[Any, int]], rows_differ: bool) -> None:
@@ -36,18 +31,7 @@ def check_seeds(counts: Sequence[tuple[Any, int]], rows_differ: bool) -> None:
             )
 
 
-def seeds_of(estimator: Any, seed: int) -> dict[str, int]:
-    """What is set to give an estimator a seed of its own; what has a seed already keeps it."""
-    parameters = estimator.get_params()
-    found = {name: seed % 2**31 for name, value in parameters.items() if name.endswith("random_state") and value is None}
-    if library_of(estimator) == "catboost" and not {"random_seed", "random_state"} & set(parameters):
-        return {"random_seed": seed % 2**31}  # it tells only what was set
-    return found
-
-
-def fit(
-    jobs: Sequence[Job], inputs: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], n_jobs: int | None
-) -> Iterator[tuple[str, Member]]:
+def fit(jobs: Sequence[Job], data: TrainingRows, n_jobs: int | None) -> Iterator[tuple[str, Member]]:
     """Fitted members by name, as they are done; ``n_jobs`` means what it means in scikit-learn.
 
     Raises
@@ -57,13 +41,13 @@ def fit(
     """
     from joblib import Parallel, delayed
 
-    features = flat(inputs)
     # joblib's results come in the order of the jobs; what is done is given out at once, so that it can be put away.
-    fitted = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(job, features, labels) for job in jobs)
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(job, data) for job in jobs)
     names = [name for *_, name in jobs]
-    for name, estimator in zip(names, _named(fitted, names), strict=True):
-        adapter: Any = SklearnMember if library_of(estimator) is None else BoostedMember
-        yield name, adapter(estimator, name=name, classes=classes, columns=class_columns(estimator, classes))
+    for (_, _, rows, name), estimator in zip(jobs, _named(results, names), strict=True):
+        with warned_already():  # of all members, before the first was fitted
+            member = as_member(estimator, name, data.classes, data.labels[rows])
+        yield name, member
 
 
 def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator[tuple[str, Member]]:
@@ -81,20 +65,15 @@ def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator
         yield name, member
 
 
-def _fit(job: Job, features: np.ndarray, labels: np.ndarray) -> Any:
+def _fit(job: Job, data: TrainingRows) -> Any:
     """The estimator of a job, fitted, perhaps in another process: an error says here whose it is."""
-    from sklearn.base import clone
-
     estimator, seed, rows, name = job
     try:
-        copy = clone(estimator).set_params(**seeds_of(estimator, seed))
-        # scikit-learn's members predict from float64; trees of other libraries from float32.
-        own = features[rows] if library_of(estimator) else features[rows].astype(np.float64)
-        return copy.fit(own, labels[rows])
+        return fitted(estimator, name, seed, rows, data, spare=np.setdiff1d(np.arange(len(data.labels)), rows))
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(
-                f"{name}: out of memory in its fit ({error}) to {len(rows)} rows of {features.shape[1]} features; fit fewer at once "
+                f"{name}: out of memory in its fit ({error}) to {len(rows)} rows of {data.inputs[0].size} features; fit fewer at once "
                 "(n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
             ) from None
         error.add_note(f"{NOTE} {name}")

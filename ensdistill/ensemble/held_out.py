@@ -22,6 +22,7 @@ from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
 from ensdistill.members import Member, load_member
 from ensdistill.specs import Job, MemberSpec, job_names
+from ensdistill.training.fitting import is_estimator, versions
 
 
 def train_ensemble(
@@ -190,5 +191,7 @@ class _Piece:
 
     def _fingerprint(self) -> str:
         jobs = [[held, [(job.name, job.seed, job.rows) for job in group]] for _, held, group in self.parts]
-        versions = {"torch": torch.__version__, "sklearn": sklearn.__version__, "machine": platform.machine()}
-        return digest([describe(self.spec), self.labelled.inputs, self.labelled.labels, list(self.classes), jobs, versions])
+        made_by = {"torch": torch.__version__, "sklearn": sklearn.__version__, "machine": platform.machine()}
+        if is_estimator(estimator := getattr(self.spec, "estimator", None)):
+            made_by |= versions(estimator)
+        return digest([describe(self.spec), self.labelled.inputs, self.labelled.labels, list(self.classes), jobs, made_by])

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from ensdistill.augmentation import Augmentation
-from ensdistill.data import Rows, check_finite, derive_seed
+from ensdistill.data import BadRows, Rows, check_finite, derive_seed
 from ensdistill.describe import class_path, module_recipe
 from ensdistill.ensemble import estimators
+from ensdistill.ensemble.labels import as_labels
 from ensdistill.ensemble.methods import FastGeometric, Method, Snapshot
 from ensdistill.members.base import as_classes
 from ensdistill.optimization import Optimization
 from ensdistill.training import Way
+from ensdistill.training.fitting import TrainingRows, is_estimator
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,7 @@ class Planned:
 class Settings:
     """What all members of a training share."""
 
-    inputs: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
+    data: TrainingRows
     method: Method
     augment: Augmentation | None
     way: Way
@@ -78,13 +78,13 @@ def plan(
     numbers = [int(n) if isinstance(n, np.integer) else n for n in numbers]
     if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
         raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
-    if one_training(method) and (several or estimators.is_estimator(factory) or not isinstance(members, int)):
+    if one_training(method) and (several or is_estimator(factory) or not isinstance(members, int)):
         kind = type(method).__name__
         raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
     for one in factories:
         if isinstance(one, type) and hasattr(one, "fit") and hasattr(one, "get_params"):
             raise TypeError(f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class {class_path(one)}")
-        if isinstance(one, nn.Module) or not (estimators.is_estimator(one) or callable(one)):
+        if isinstance(one, nn.Module) or not (is_estimator(one) or callable(one)):
             got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
             expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
             raise TypeError(f"factory: expected {expected}, or a list of those; got {got}")
@@ -97,68 +97,60 @@ def plan(
     if not one_training(method):
         counts = [sum(p.factory is one for p in planned) for one in factories]
         differ = not np.array_equal(planned[0].rows, planned[-1].rows)
-        estimators.check_seeds([(one, n) for one, n in zip(factories, counts, strict=True) if estimators.is_estimator(one)], differ)
+        estimators.check_seeds([(one, n) for one, n in zip(factories, counts, strict=True) if is_estimator(one)], differ)
     return planned
 
 
 def _called(factory: Any) -> str:
-    if estimators.is_estimator(factory):
+    if is_estimator(factory):
         return type(factory).__name__.lower()
     recipe = module_recipe(factory)
     return "member" if recipe is None else recipe["class_path"].rpartition(".")[2].lower()
 
 
-def as_data(data: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Inputs [N, ...], labels as class indices, int64 [N], and the classes' names."""
-    if isinstance(data, Rows):
-        inputs, labels = data.inputs, data.labels
-    elif isinstance(data, tuple) and len(data) == 2:
-        inputs, labels = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for v in data)
-    else:
+def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None) -> TrainingRows:
+    """The rows to learn from, checked: labels as indices, classes by name, and weights if there are any."""
+    if not isinstance(data, Rows) and not (isinstance(data, tuple) and len(data) == 2):
         raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
-    if inputs.ndim < 2 or labels.shape != inputs.shape[:1] or len(inputs) == 0:
-        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(labels.shape)}")
-    check_finite("data", inputs)
-    wanted = as_classes("the ensemble", classes)
-    if labels.dtype.kind in "US":  # names
-        names = tuple(np.unique(labels).tolist()) if wanted is None else wanted
-        position = {name: i for i, name in enumerate(names)}
-        if unknown := sorted(set(labels.tolist()) - set(names)):
-            raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}")
-        labels = np.array([position[name] for name in labels.tolist()], np.int64)
-    elif labels.dtype.kind in "iu":
-        labels = labels.astype(np.int64)
-        names = _numbers(labels) if wanted is None else wanted
-    else:
-        raise ValueError(f"data: expected labels that are class indices or names; got {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= len(names):
-        row = int(np.flatnonzero((labels < 0) | (labels >= len(names)))[0])
-        raise ValueError(f"data: expected labels in 0..{len(names) - 1}; row {row} has {labels[row]}")
+    given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
+    _check_same_index("labels", own, given)
+    inputs = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if inputs.ndim < 2 or len(inputs) == 0 or np.shape(own) != inputs.shape[:1]:
+        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(np.shape(own))}")
+    if inputs.dtype.kind not in "fiub":
+        raise ValueError(
+            f"data: expected inputs that are numbers; got {inputs.dtype}: text and categories are to be encoded as numbers first"
+        )
+    if inputs.dtype.kind == "f" and (infinite := np.isinf(inputs)).any():
+        check_finite("data", np.where(infinite, inputs, 0))
+    labels, names = as_labels(own, as_classes("the ensemble", classes), indices=isinstance(data, Rows))
     if len(np.unique(labels)) < 2:
         raise ValueError(f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}")
-    return inputs, labels, names
+    _check_same_index("sample_weight", sample_weight, given)
+    return TrainingRows(inputs, labels, names, None if sample_weight is None else _as_weights(sample_weight, len(inputs)))
 
 
-def _numbers(labels: np.ndarray) -> tuple[str, ...]:
-    """The names 0..C-1 of classes that are known by their indices alone. Of numbers with gaps nobody can tell how many classes they are
-    of: from 1, they may be counted from there, and be an index too high each."""
-    there = np.unique(labels).tolist()
-    if len(there) > 1 and there[0] >= 0 and there[-1] >= len(there):
-        got = f"{len(there)} different ones, {there[:5]}{' ...' * (len(there) > 5)}, up to {there[-1]}"
+def _check_same_index(name: str, value: Any, inputs: Any) -> None:
+    """Refuse columns of pandas whose rows are not those of the inputs, or are in another order."""
+    one, other = (getattr(v, "index", None) if hasattr(v, "iloc") else None for v in (value, inputs))
+    if one is not None and other is not None and not one.equals(other):
         raise ValueError(
-            f"data: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
-            "If they are names, pass labels.astype(str); if they are indices, name all classes by classes="
+            f"{name}: expected the index of the inputs; got another: align it by {name}.loc[inputs.index], or, if the rows are in the same "
+            "order, pass both by .to_numpy()"
         )
-    return tuple(str(i) for i in range(there[-1] + 1))
 
 
-def check_learnable(planned: list[Planned], settings: Settings) -> None:
-    """Estimators know no class but those they have seen; modules have an output for each in any case."""
-    missing = sorted(set(range(len(settings.classes))) - set(np.unique(settings.labels).tolist()))
-    for p in planned:
-        if missing and estimators.is_estimator(p.factory):
-            names = [settings.classes[i] for i in missing]
-            raise ValueError(
-                f"classes: {p.name}: expected rows of each of {list(settings.classes)}, because a fitted estimator knows no others; "
-                f"there are none of {names}. Leave them out, with labels that are names or count the classes that are left"
-            )
+def _as_weights(values: Any, count: int) -> np.ndarray:
+    """Weights of the rows, float64 [N]."""
+    try:
+        weights = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"sample_weight: expected {count} numbers; got {class_path(type(values))}") from None
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weight: expected [{count}], one for each row; got {list(weights.shape)}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise BadRows(
+            f"sample_weight: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} ({len(bad)} such rows)", bad
+        )
+    return weights

@@ -16,8 +16,9 @@ from torch import nn
 from ensdistill.data import derive_seed
 from ensdistill.describe import class_path, describe, module_recipe
 from ensdistill.ensemble import estimators, storage
+from ensdistill.ensemble.factories import check_factories
 from ensdistill.ensemble.methods import FastGeometric, Snapshot
-from ensdistill.ensemble.planning import Planned, Settings, check_learnable, one_training
+from ensdistill.ensemble.planning import Planned, Settings, one_training
 from ensdistill.ensemble.view import TrainingView
 from ensdistill.files import read_json, write_json
 from ensdistill.fingerprint import digest
@@ -26,7 +27,8 @@ from ensdistill.members.boosted import library_of
 from ensdistill.processes import Processes, processes
 from ensdistill.skops_files import untrusted_types
 from ensdistill.training import Status, Watch, train_stack, train_trajectory
-from ensdistill.training.checks import Seen, check_own
+from ensdistill.training.checks import Seen, as_float32, check_own
+from ensdistill.training.fitting import is_estimator, versions
 
 if TYPE_CHECKING:
     from ensdistill.ensemble.core import Ensemble
@@ -42,14 +44,14 @@ def train(
     progress: bool | Watch | None,
 ) -> Ensemble:
     """Train what is planned; see :meth:`ensdistill.ensemble.Ensemble.train`."""
-    check_learnable(planned, settings)
+    check_factories(planned, settings)
     with processes(settings.device) as group:
         if folder is None:
             if group.count > 1:
                 raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
             with _watched(progress, planned) as watch:
                 made = dict(_fit(planned, settings, None, watch))
-            return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.classes)
+            return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.data.classes)
         return _on_disk(cls, planned, settings, combiner, Path(folder), group, progress)
 
 
@@ -100,7 +102,7 @@ def _on_disk(
         group.wait()
     # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
     members = [load_member(folder / "members" / p.name, trusted) for p in planned]
-    ensemble = cls.from_members(members, combiner=combiner, classes=settings.classes)
+    ensemble = cls.from_members(members, combiner=combiner, classes=settings.data.classes)
     if group.rank == 0:
         shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
         storage.write_about(ensemble, folder)
@@ -124,24 +126,27 @@ def _finished(folder: Path, name: str, fingerprint: str) -> bool:
 def _fingerprints(planned: list[Planned], settings: Settings) -> dict[str, str]:
     """Of everything a member depends on. Who is trained beside it is not among that."""
     for p in planned:
-        if isinstance(p.factory, nn.Module) or (not estimators.is_estimator(p.factory) and _recipe(p.factory) is None):
+        if isinstance(p.factory, nn.Module) or (not is_estimator(p.factory) and _recipe(p.factory) is None):
             raise ValueError(
                 f"factory: {p.name}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
                 f"saved in the folder; got {p.factory!r}"
             )
-    common = [settings.inputs, settings.labels, list(settings.classes), describe(settings.method)]
+    data = settings.data
+    common = [data.inputs, data.labels, list(data.classes), describe(settings.method)]
+    common += [] if data.weights is None else [data.weights]
     augment = None if settings.augment is None else describe(settings.augment)
     shared = digest([common, augment, settings.way, torch.__version__, len(planned) if one_training(settings.method) else 0])
-    return {p.name: digest([shared, describe(p.factory), p.optimization, p.number, p.seed, p.rows]) for p in planned}
+    libraries = {p.name: versions(p.factory) if is_estimator(p.factory) else {} for p in planned}
+    return {p.name: digest([shared, describe(p.factory), libraries[p.name], p.optimization, p.number, p.seed, p.rows]) for p in planned}
 
 
 def _recipe(factory: Any) -> dict[str, Any] | None:
-    return None if estimators.is_estimator(factory) else module_recipe(factory)
+    return None if is_estimator(factory) else module_recipe(factory)
 
 
 def _own_types(p: Planned) -> list[str]:
     """The types that its factory, which is the caller's own, is made of."""
-    if not estimators.is_estimator(p.factory):
+    if not is_estimator(p.factory):
         recipe = _recipe(p.factory)
         return [] if recipe is None else [recipe["class_path"]]
     own = [class_path(type(p.factory))]
@@ -167,10 +172,10 @@ def _fit(
         left = [p for p in group if p.name not in finished]
         if not left:
             continue
-        if estimators.is_estimator(group[0].factory):
+        if is_estimator(group[0].factory):
             jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
-            fitted = estimators.fit(jobs, settings.inputs, settings.labels, settings.classes, settings.n_jobs)
-            for name, member in estimators.alike(fitted, settings.inputs):
+            fitted = estimators.fit(jobs, settings.data, settings.n_jobs)
+            for name, member in estimators.alike(fitted, settings.data.inputs):
                 if watch is not None:
                     watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
                 yield name, member
@@ -180,7 +185,7 @@ def _fit(
         check_own([(p.name, module) for p, module in zip(group, modules, strict=True)], seen)
         for p, module in zip(group, modules, strict=True):
             factory = p.factory if _recipe(p.factory) is not None else None
-            yield p.name, TorchMember(module, name=p.name, classes=settings.classes, factory=factory, output="logits")
+            yield p.name, TorchMember(module, name=p.name, classes=settings.data.classes, factory=factory, output="logits")
 
 
 def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
@@ -189,14 +194,15 @@ def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
     groups = defaultdict(list)
     alone = settings.way == "one_by_one" and not one_training(settings.method)
     for p in planned:
-        groups[id(p.factory), p.optimization, p.number if alone and not estimators.is_estimator(p.factory) else -1].append(p)
+        groups[id(p.factory), p.optimization, p.number if alone and not is_estimator(p.factory) else -1].append(p)
     return list(groups.values())
 
 
 def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
-    common: dict[str, Any] = {"classes": len(settings.classes), "augment": settings.augment, "device": settings.device}
-    common |= {"checkpoint": checkpoint, "watch": watch}
-    inputs, labels, base = settings.inputs, settings.labels, group[0].optimization
+    data = settings.data
+    common: dict[str, Any] = {"classes": len(data.classes), "augment": settings.augment, "device": settings.device}
+    common |= {"checkpoint": checkpoint, "watch": watch, "weights": data.weights}
+    inputs, labels, base = as_float32("data", data.inputs), data.labels, group[0].optimization
     if not isinstance(settings.method, (Snapshot, FastGeometric)):
         own: dict[str, Any] = {"seeds": [p.seed for p in group], "rows": [p.rows for p in group], "names": [p.name for p in group]}
         return train_stack(group[0].factory, inputs, labels, optimization=base, way=settings.way, **own, **common)

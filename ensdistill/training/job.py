@@ -54,9 +54,13 @@ class Job:
         watch: Watch | None = None,
         stop: Event | None = None,
         known: Traits | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
         self.inputs, self.labels, self.classes = inputs, labels, classes
+        # [models, N]: a row's weight over the mean weight of the model's rows, so that equal weights change no bit.
+        own = None if weights is None else np.stack([weights / weights[r].mean() for r in rows]).astype(np.float32)
+        self.weights = None if own is None else torch.from_numpy(own).to(inputs.device)
         self.optimization, self.augment = optimization, augment if augmented else None
         self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
         self.single, self.watch, self.stop = len(models) == 1, watch, stop
@@ -125,7 +129,7 @@ class Job:
                 inputs = self._augmented(self.augment, inputs, draws[i].flatten(0, 1))
             labels = self.labels[index[i].flatten()]
             logits = self._logits(inputs, None if key is None else key[i])
-            loss = self._losses(logits, labels)
+            loss = self._losses(logits, labels, index[i])
             self.optimizer.zero_grad()
             loss.sum().backward()  # the sum, so that a model's gradient is the one it has alone
             self.optimizer.step()
@@ -180,10 +184,11 @@ class Job:
         logits: Tensor = functional_call(self.models[0], (parameters, buffers), (inputs,))
         return logits
 
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of each model: [models]."""
+    def _losses(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """The mean loss of each model, [models]; ``rows`` [models, batch] are the positions of the rows."""
         loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none", label_smoothing=self.optimization.label_smoothing)
-        return loss.view(len(logits), -1).mean(1)
+        loss = loss.view(len(logits), -1)
+        return loss.mean(1) if self.weights is None else (loss * self.weights.gather(1, rows)).mean(1)
 
     @torch.no_grad()
     def _capture(self, place: int) -> None:
@@ -202,5 +207,5 @@ class Job:
         start = {name: value.detach() for name, value in {**self.parameters, **self.buffers}.items()}
         augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
         model = [repr(self.models[0]), source_digest(type(self.models[0]))]
-        data = [self.inputs, self.labels, self.rows]
+        data = [self.inputs, self.labels, self.rows, *([] if self.weights is None else [self.weights])]
         return digest([model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])

@@ -23,7 +23,7 @@ from ensdistill.describe import make_module
 from ensdistill.errors import is_out_of_memory
 from ensdistill.files import read_json, write_json
 from ensdistill.optimization import Optimization
-from ensdistill.training.checks import check_data, check_models, check_way
+from ensdistill.training.checks import check_data, check_fresh, check_models, check_way
 from ensdistill.training.job import Job
 from ensdistill.training.side_by_side import SideBySide
 from ensdistill.training.status import Watch
@@ -39,6 +39,7 @@ def train_stack(
     classes: int,
     seeds: Sequence[int],
     rows: Sequence[np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
     optimization: Optimization | None = None,
     augment: Augmentation | None = None,
     augmented: Sequence[bool] | None = None,
@@ -64,6 +65,8 @@ def train_stack(
         One per model: initialisation, order of the batches, augmentation and dropout.
     rows : sequence of int64 ndarray, optional
         For each model the positions in ``inputs`` that it learns from, for example a fold or a bootstrap sample. All by default.
+    weights : ndarray [N], float64, optional
+        The loss of a row is multiplied by its weight over the mean weight of the model's rows.
     optimization : Optimization, optional
     augment : Augmentation, optional
     augmented : sequence of bool, optional
@@ -126,11 +129,13 @@ def train_stack(
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
     names = [f"model {i}" for i in range(count)] if names is None else list(names)
-    check_data(inputs, labels, rows, names, count, classes)
+    check_data(inputs, labels, rows, names, count, classes, weights)
     augmented = [augment is not None] * count if augmented is None else list(augmented)
     if len(augmented) != count or (any(augmented) and augment is None):
         raise ValueError(f"augmented: expected {count} values, one for each model, and an augmentation; got {augmented} and {augment}")
     check_way(way, device)
+    if count == 1:
+        check_fresh(factory, names[0], {})
     models = [_initialise(factory, seed) for seed in seeds]
     check_models(models, names)
     data = _tensors(inputs, labels, device)
@@ -151,6 +156,7 @@ def train_stack(
             watch=watch,
             stop=stop,
             known=known,
+            weights=weights,
         )
 
     home = None if checkpoint is None else Path(checkpoint)
@@ -195,6 +201,7 @@ def train_trajectory(
     seed: int,
     captures: Sequence[int],
     optimization: Optimization,
+    weights: np.ndarray | None = None,
     augment: Augmentation | None = None,
     name: str = "model",
     device: str | torch.device = "cpu",
@@ -209,12 +216,13 @@ def train_trajectory(
     if not captures or sorted(set(captures)) != list(captures) or captures[0] < 1 or captures[-1] > optimization.steps:
         raise ValueError(f"captures: expected growing steps in 1..{optimization.steps}; got {list(captures)}")
     rows = [np.arange(len(inputs), dtype=np.int64)]
-    check_data(inputs, labels, rows, [name], 1, classes)
+    check_data(inputs, labels, rows, [name], 1, classes, weights)
+    check_fresh(factory, name, {})
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
     used = [] if augment is None else [0]
     with _generators_kept(device), named([name], optimization):
-        job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch)
+        job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch, weights=weights)
         job.run(None if checkpoint is None else Path(checkpoint) / "trajectory.safetensors", checkpoint_every, None)
     taken = []
     for i in range(len(captures)):

@@ -1,0 +1,135 @@
+"""Labels of any kind that tables hold, as class indices and names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ensdistill.data import BadRows
+
+LARGEST = 2**53  # up to here a float64 holds every integer
+
+
+def as_labels(labels: Any, wanted: tuple[str, ...] | None = None, *, indices: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices, int64 [N], and the names of the classes.
+
+    Parameters
+    ----------
+    labels : array-like [N]
+        Integers, and floats that are whole numbers, are class indices. Strings and booleans are names ("False" and "True"): from
+        NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories included.
+    wanted : tuple of str, optional
+        The names by index. By default they are the labels' own names in sorted order, or "0", "1", ...
+    indices : bool
+        Whether numbers are known to be class indices, also where ``wanted`` holds such numbers as names.
+
+    Raises
+    ------
+    ValueError
+        A missing label (None, NaN, NA), a fraction, several kinds of labels, or names and indices that ``wanted`` doesn't hold. It names
+        the rows.
+
+    Examples
+    --------
+    >>> as_labels(np.array(["b", "a", "b"], object))
+    (array([1, 0, 1]), ('a', 'b'))
+    >>> as_labels([True, False])
+    (array([1, 0]), ('False', 'True'))
+    >>> as_labels([2.0, 0.0, 1.0])
+    (array([2, 0, 1]), ('0', '1', '2'))
+    """
+    values = _values(labels)
+    if values.dtype.kind in "SUb" and values.ndim == 1:
+        return _by_name(_names(values), wanted, values.dtype.kind == "b")
+    if values.dtype.kind not in "iuf" or values.ndim != 1:
+        raise ValueError(f"data: expected labels [N] that are class indices or names; got {values.dtype} {list(values.shape)}")
+    if values.dtype.kind == "f":
+        _refuse(~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite")
+        _refuse(values != np.floor(values), values, "is a fraction: expected class indices, or names")
+    wide = values.astype(np.float64)
+    _refuse(np.abs(wide) > LARGEST, values, f"is no class index: expected 0..{'C' if wanted is None else len(wanted)}-1")
+    found = values.astype(np.int64)
+    if wanted is not None and not indices:
+        _check_one_reading(found, wanted)
+    names = _numbers(found) if wanted is None else wanted
+    _refuse((found < 0) | (found >= len(names)), found, "", f"data: expected labels in 0..{len(names) - 1}")
+    return found, names
+
+
+def _values(labels: Any) -> np.ndarray:
+    """The labels as an array of one plain kind: numbers, booleans, or strings."""
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        labels = labels.float().numpy() if labels.dtype.is_floating_point else labels.numpy()
+    # By way of objects: NumPy makes strings of ["a", None] and of [1, "a"].
+    values = np.array(labels, object) if isinstance(labels, (list, tuple)) else np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "OT":
+        return values
+    plain = [v.item() if isinstance(v, (np.generic, Tensor)) else v for v in values.tolist()]
+    missing = np.array([v is None or type(v).__name__ in ("NAType", "NaTType") or (isinstance(v, float) and v != v) for v in plain], bool)
+    _refuse(missing, values, "is missing")
+    kinds = {kind: [isinstance(v, kind) for v in plain] for kind in (bool, str, bytes, (int, float))}
+    kinds[int, float] = [number and not boolean for number, boolean in zip(kinds[int, float], kinds[bool], strict=True)]
+    found = [kind for kind, those in kinds.items() if any(those)]
+    if len(found) == 1 and all(kinds[found[0]]):
+        return np.array(plain)
+    row = next((i for i, v in enumerate(plain) if type(v) is not type(plain[0])), 0)
+    raise ValueError(
+        f"data: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row {row} holds {plain[row]!r}. "
+        "Make them alike, for example by labels.astype(str)"
+    )
+
+
+def _names(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8")
+    return np.where(values, "True", "False") if values.dtype.kind == "b" else values
+
+
+def _by_name(labels: np.ndarray, wanted: tuple[str, ...] | None, boolean: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    names = tuple(np.unique(labels).tolist()) if wanted is None else wanted
+    if unknown := sorted(set(labels.tolist()) - set(names)):
+        remedy = "; if False is the first of the classes and True the second, pass labels.astype(int)" if boolean else ""
+        raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}{remedy}")
+    position = {name: i for i, name in enumerate(names)}
+    return np.array([position[name] for name in labels.tolist()], np.int64), names
+
+
+def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    """The names 0..C-1 of classes that are known by their indices alone.
+
+    Of numbers with gaps nobody can tell how many classes there are: from 1, they may be counted from there, and be an index too high each.
+    """
+    there = np.unique(labels).tolist()
+    if len(there) > 1 and there[0] >= 0 and there[-1] >= len(there):
+        got = f"{len(there)} different ones, {there[:5]}{' ...' * (len(there) > 5)}, up to {there[-1]}"
+        raise ValueError(
+            f"data: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
+            "If they are names, pass labels.astype(str); if they are indices, name all classes by classes="
+        )
+    return tuple(str(i) for i in range(there[-1] + 1))
+
+
+def _check_one_reading(indices: np.ndarray, wanted: tuple[str, ...]) -> None:
+    """Refuse labels 0, 1 with classes ("1", "0"): label 0 is the class "1" by its index and the class "0" by its name."""
+    for index in np.unique(indices).tolist():
+        if str(index) in wanted and wanted.index(str(index)) != index:
+            own = repr(wanted[index]) if 0 <= index < len(wanted) else "no class"
+            raise ValueError(
+                f"classes: in {list(wanted)}, label {index} is {own} by its index and {str(index)!r} by its name; pass labels.astype(str) "
+                "if the labels are names, or Rows if they are indices"
+            )
+
+
+def _refuse(bad: np.ndarray, values: np.ndarray, fault: str, expected: str = "") -> None:
+    rows = np.flatnonzero(bad)
+    if len(rows) == 0:
+        return
+    value = values[rows[0]]
+    shown = value.item() if isinstance(value, np.generic) else value
+    more = f"rows {rows[:5].tolist()}{' ...' * (len(rows) > 5)}, {len(rows)} in all"
+    if expected:
+        raise BadRows(f"{expected}; row {rows[0]} has {shown} ({more})", rows)
+    raise BadRows(f"data: the label of row {rows[0]}, {shown!r}, {fault} ({more})", rows)
