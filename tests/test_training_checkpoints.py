@@ -38,6 +38,38 @@ def test_an_interrupted_training_ends_with_the_same_bits(digits, tmp_path, way):
     assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(whole, resumed, strict=True))
 
 
+class Running(nn.Module):
+    """A network whose forward pass puts a new tensor in the place of its buffer, which the next pass uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = MLP(64, [8], 10)
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + x.mean()
+        return self.net(x) + self.mean * x.flatten(1)[:, :10]
+
+
+def test_buffers_that_are_assigned_anew_are_kept_and_never_stacked(digits, tmp_path):
+    options = {"way": "one_by_one", "optimization": Optimization(steps=128, batch_size=16)}
+    (whole,) = train(digits, Running, [3], **options)
+    assert whole.mean.item() > 0.1
+
+    def interrupt(done, total):
+        if done >= 64:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(digits, Running, [3], checkpoint=tmp_path, checkpoint_every=32, progress=interrupt, **options)
+    (resumed,) = train(digits, Running, [3], checkpoint=tmp_path, **options)
+    assert same_bits(whole.state_dict(), resumed.state_dict())
+    with pytest.warns(UserWarning, match="assigns buffers anew"):
+        among = train(digits, Running, [2, 3], way="stacked", optimization=options["optimization"])
+    assert same_bits(whole.state_dict(), among[1].state_dict())
+
+
 def test_a_checkpoint_of_another_training_is_not_resumed(digits, tmp_path):
     train(digits, MLP, [1], checkpoint=tmp_path)
     (fresh,) = train(digits, MLP, [1], optimization=Optimization(80, 32, 1e-3))

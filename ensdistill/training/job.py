@@ -79,15 +79,21 @@ class Job:
         state = {**self.parameters, **self.buffers}
         self.captured = {name: torch.zeros(len(captures), *v.shape, dtype=v.dtype, device=v.device) for name, v in state.items()}
 
-    def run(self, checkpoint: Path | None, checkpoint_every: int, progress: Callable[[int], None] | None) -> None:
+    def _state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, looked up anew: a forward pass may have put others in the place of buffers."""
+        if self.single:
+            self.buffers = dict(self.models[0].named_buffers())
         state = {**self.parameters, **{f"buffer {name}": value for name, value in self.buffers.items()}}
         if self.captures:
             state |= {f"captured {name}": value for name, value in self.captured.items()}
+        return state
+
+    def run(self, checkpoint: Path | None, checkpoint_every: int, progress: Callable[[int], None] | None) -> None:
         fingerprint = "" if checkpoint is None else self._fingerprint()
         step = saved = 0
         if checkpoint is not None:
             resumed = load_checkpoint(
-                checkpoint, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
+                checkpoint, fingerprint=fingerprint, tensors=self._state(), optimizer=self.optimizer, scheduler=self.scheduler
             )
             step = saved = resumed.step if resumed else 0
         steps = self.optimization.steps
@@ -95,7 +101,12 @@ class Job:
             step = self.block(step // BLOCK, min(BLOCK, steps - step))
             if checkpoint is not None and (step - saved >= checkpoint_every or step == steps):
                 save_checkpoint(
-                    checkpoint, step=step, fingerprint=fingerprint, tensors=state, optimizer=self.optimizer, scheduler=self.scheduler
+                    checkpoint,
+                    step=step,
+                    fingerprint=fingerprint,
+                    tensors=self._state(),
+                    optimizer=self.optimizer,
+                    scheduler=self.scheduler,
                 )
                 saved = step
             if progress is not None:
@@ -192,7 +203,8 @@ class Job:
 
     @torch.no_grad()
     def _capture(self, place: int) -> None:
-        for name, value in {**self.parameters, **self.buffers}.items():
+        buffers = dict(self.models[0].named_buffers()) if self.single else self.buffers
+        for name, value in {**self.parameters, **buffers}.items():
             self.captured[name][place] = value
 
     @torch.no_grad()

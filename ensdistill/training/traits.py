@@ -18,25 +18,35 @@ from ensdistill.training.dropout import OwnDropout
 
 @dataclass(frozen=True)
 class Traits:
-    """What training has to respect, and what it may gain.
+    """Properties of a module that its training has to respect.
 
-    ``drops``: there is dropout in train mode. ``draws``: it asks a global generator, torch's, NumPy's or Python's, for more than that.
-    ``channels_last``: its batches of images are laid out with the channels innermost.
+    Parameters
+    ----------
+    drops : bool
+        There is dropout in train mode.
+    draws : bool
+        The forward pass draws from a global generator, torch's, NumPy's or Python's, beside dropout.
+    channels_last : bool
+        Batches of images are laid out with the channels innermost.
+    reassigns : bool
+        The forward pass puts new tensors in the place of buffers instead of writing into them.
     """
 
     drops: bool
     draws: bool
     channels_last: bool
+    reassigns: bool
 
 
 def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Traits:
-    """Tried in train mode; what the module remembers and the generators stay as they were. ``channels_last=False`` rules that layout
-    out."""
+    """Find the properties in train mode; afterwards buffers and generators are as before. ``channels_last=False`` rules that layout out."""
     few = inputs[:2] if len(inputs) > 1 else inputs[[0, 0]]
     with torch.no_grad(), OwnDropout() as mode:
         with _kept(module, inputs.device):
             before = _generators(inputs.device)
+            old = dict(module.named_buffers())
             module(few)
+            reassigns = any(buffer is not old.get(name) for name, buffer in module.named_buffers())
             draws = before != _generators(inputs.device)
 
         def again(images: Tensor) -> Tensor:
@@ -45,7 +55,7 @@ def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Tra
             return answer
 
         last = channels_last and gains_by_channels_last(module, inputs) and answers_alike(again, few)
-    return Traits(mode.used, draws, last)
+    return Traits(mode.used, draws, last, reassigns)
 
 
 def _generators(device: torch.device) -> tuple[object, ...]:
@@ -57,8 +67,9 @@ def _generators(device: torch.device) -> tuple[object, ...]:
 
 @contextmanager
 def _kept(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module's buffers and the generators are afterwards what they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    """The module's buffers, also those that are assigned anew, and the generators are afterwards what they were."""
+    parts = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -66,5 +77,7 @@ def _kept(module: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        for buffer, value in buffers:
+        for buffer, value in values:
             buffer.copy_(value)
+        for own, before in parts:
+            own.update(before)

@@ -80,8 +80,11 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
     """
     try:
         stack = job(range(len(models)))
-        if stack.traits.draws and not insist:
-            reason: object = "it draws from a global generator beside dropout, so that a model would depend on those it is trained with"
+        reason: object
+        if stack.traits.reassigns:
+            reason = "its forward pass assigns buffers anew, which vmap would lose; write into them instead (buffer.copy_(value))"
+        elif stack.traits.draws and not insist:
+            reason = "it draws from a global generator beside dropout, so that a model would depend on those it is trained with"
         else:
             reason = difference(stack)
         if reason is None:
