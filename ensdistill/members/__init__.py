@@ -51,7 +51,8 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
     Parameters
     ----------
     value : member, torch module, fitted scikit-learn, XGBoost, LightGBM or CatBoost model, path of an ONNX file, array [N, C], function
-        Of an array and of a function's first answer, rows that are all distributions are probabilities, anything else is logits.
+        An array, or a function's first answer, of rows that are all distributions holds probabilities. Values that could be logits or
+        another kind of probabilities are refused unless ``output`` tells; others are logits.
         An array's rows are known by their place alone.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
