@@ -183,9 +183,9 @@ def with_prior(targets: np.ndarray, log_unfitted: np.ndarray, prior_rows: float)
     return targets + prior_rows / len(targets) * np.exp(log_unfitted)
 
 
-def student_t(values: float | np.ndarray) -> float:
+def student_t(values: float | np.ndarray, spread: float = PRIOR_SPREAD) -> float:
     """Minus the log-density of ``values`` under the prior of logarithms and biases, less that of zeros."""
-    return float(2 * np.log1p((np.asarray(values) / PRIOR_SPREAD) ** 2 / 3).sum())
+    return float(2 * np.log1p((np.asarray(values) / spread) ** 2 / 3).sum())
 
 
 def cross_entropy(targets: np.ndarray, log_probabilities: np.ndarray) -> float:

@@ -6,9 +6,11 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ensdistill.calibration import PRIOR_ROWS, PRIOR_SPREAD, cross_entropy, fit_temperature, student_t, with_prior
+from ensdistill.calibration import PRIOR_ROWS, cross_entropy, fit_temperature, student_t, with_prior
 
 BIAS = 30.0  # nats; where the classes can be told apart without error the best bias has no bound
+# Of the prior of biases and logarithms of scales. At 0.35 single draws of 5 to 50 rows lose 0.1 nats on others; at 0.25 two thirds of that.
+SPREAD = 0.25
 SCALES = (np.exp(-5.0), np.exp(5.0))  # of a class, in units of what the best temperature makes of it
 
 
@@ -67,8 +69,8 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
         slope = (np.exp(scaled) * total - wanted) / rows
         by_bias = np.where(seen, slope.sum(0) - slope.sum(0)[seen].mean(), 0.0)
         away = np.concatenate([np.log(x[:classes]), x[classes:]])
-        pull = 4 * away / (3 * PRIOR_SPREAD**2 + away**2) / np.concatenate([x[:classes], np.ones(classes)])
-        value = cross_entropy(wanted, scaled) + strength * student_t(away)
+        pull = 4 * away / (3 * SPREAD**2 + away**2) / np.concatenate([x[:classes], np.ones(classes)])
+        value = cross_entropy(wanted, scaled) + strength * student_t(away, SPREAD)
         return value, np.concatenate([(slope * finite).sum(0), by_bias]) + strength * pull
 
     bounds = [SCALES if s else (1.0, 1.0) for s in seen] + [(-BIAS, BIAS)] * classes
