@@ -29,16 +29,23 @@ if TYPE_CHECKING:
 class TargetCache:
     """What an ensemble says about N samples, on disk. Made by `cache_targets`, opened by `TargetCache.open`.
 
-    Any number of processes may read one cache, from a read-only folder too; a process may fork with it. A block of records is
-    compared with its checksum once for each open, before its first record is handed out.
+    Any number of processes may read one cache, from a read-only folder too. A process may fork with it, and it may be pickled, for
+    instance by the workers of a ``DataLoader`` that are spawned: a copy holds the folder's absolute path and the manifest, and maps the
+    files when it reads them. A block of records is compared with its checksum once by each copy, before its first record is returned.
     """
 
     def __init__(self, path: Path, manifest: Manifest, threads: int | None = None, url: str | None = None) -> None:
-        self.path, self.url = path, url  # of which the folder is a copy, where it is one
+        # Absolute, because shards are opened when they are first read, and the working directory may have changed by then.
+        self.path = path.absolute()
+        self.url = url  # of which the folder is a copy, where it is one
         self.layout = layout_of(manifest)
-        self._manifest = manifest
+        self._manifest, self._threads = manifest, threads
         self._codec = codec_of(manifest["codec"])
-        self._shards = MappedShards(path, manifest, threads or default_threads(), url)
+        self._shards = MappedShards(self.path, manifest, threads or default_threads(), url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Nothing is read when a copy is made: an error there would end a worker process before it can report why.
+        return TargetCache, (self.path, self._manifest, self._threads, self.url)
 
     @classmethod
     def open(
@@ -94,7 +101,7 @@ class TargetCache:
             raise ValueError(f"overwrite: is for the local copy of a URL; got it with the folder {path}")
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
-        path = Path(path)
+        path = Path(path).absolute()
         manifest = read_manifest(path)
         if expect is not None:
             expect = as_json("expect", expect)
