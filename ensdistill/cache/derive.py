@@ -82,6 +82,7 @@ def add_member(
     *,
     name: str,
     logits: np.ndarray,
+    uids: np.ndarray,
     weight: float,
     max_kl: float | None = None,
     overwrite: bool = False,
@@ -98,7 +99,9 @@ def add_member(
     name : str
         Of the new member, different from the others'.
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
-        What the new member says, in uid order.
+        The new member's logits.
+    uids : ndarray [N], integer
+        The uid of the sample that each row of ``logits`` is of (of sequences: that each run of positions is of), each once.
     weight : float
         Beside the weights that are there, which stay as they are; the loss normalises their sum.
 
@@ -121,8 +124,8 @@ def add_member(
     counts = [_records(source, view) for view in range(source.views)]
     wanted = (counts[0], len(source.classes)) if source.views == 1 else (source.views, counts[0], len(source.classes))
     if source_logits.shape != wanted:
-        raise ValueError(f"logits: expected {list(wanted)}, one row for each record in uid order; got {list(source_logits.shape)}")
-    values = source_logits.reshape(source.views, counts[0], -1)
+        raise ValueError(f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}")
+    values = _in_uid_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
     plan = _plan(
         source,
@@ -206,6 +209,25 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
     if folder.resolve() == source.path.resolve():
         raise ValueError(f"path: expected another folder than the source's, which stays as it is; got {path}")
     return folder
+
+
+def _in_uid_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
+    """``values`` [views, records, C], whose samples are in the order of ``uids``, in the cache's order."""
+    given, everything = np.asarray(uids), np.arange(len(source))
+    if given.dtype.kind not in "iu" or given.shape != everything.shape or not np.array_equal(np.sort(given), everything):
+        raise ValueError(
+            f"uids: expected each of 0 to {len(source) - 1} once, for the sample that each row of logits is of; got {given.dtype} "
+            f"{list(given.shape)}{'' if given.size == 0 else f' from {given.min()} to {given.max()}'}"
+        )
+    if np.array_equal(given, everything):
+        return values
+    ordered = np.empty_like(values)
+    for view, rows in enumerate(values):
+        lengths = source.lengths(everything, view)
+        begins = np.empty_like(lengths)  # of each sample's records among ``rows``
+        begins[given] = np.cumsum(lengths[given]) - lengths[given]
+        ordered[view] = rows[np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(rows))]
+    return ordered
 
 
 def _check_weight(name: str, weight: Any) -> None:

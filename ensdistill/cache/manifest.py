@@ -20,8 +20,8 @@ shard_rows          S; a view's last shard may be shorter
 block_bytes         B; each block of a shard's data has a CRC-32C of its own
 record              ``{bytes, fields: [{name, dtype, offset, shape}]}``: one sample, all members side by side
 fingerprint         ``{ensemble: {...}, inputs: {rows, hash}, views: null or {...}}``: what the cache was made from, by content.
-                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation; ``derived`` lists
-                    what was done to the cache since
+                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation, and of sequences
+                    ``inputs.lengths`` that of their lengths; ``derived`` lists what was done to the cache since
 shards              for each ``{file, rows, records, bytes, hash, blocks}``; ``hash`` is the xxh3_128 of the whole file, ``blocks``
                     that of its table of CRCs
 statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows

@@ -283,8 +283,10 @@ class TargetCache:
             uids = np.arange(start, min(start + step, len(self)))
             hashes.append(self._input_hashes(uids, 0))
             tell(int(self.lengths(uids).sum()) * self.layout.bytes)
-        found = {"rows": len(self), "hash": root_hash(np.concatenate(hashes))}
-        if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
+        recorded = self._manifest["fingerprint"].get("inputs")
+        # Caches of format 2 have no lengths there.
+        lengths = self.lengths(np.arange(len(self))) if isinstance(recorded, dict) and "lengths" in recorded else None
+        if recorded != (found := made_from(np.concatenate(hashes), lengths)):
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
     def verify_against(
@@ -365,6 +367,11 @@ class TargetCache:
         if uids.view(np.uint64).max() >= len(self):  # a negative one is a large one
             raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
         return uids
+
+
+def made_from(hashes: np.ndarray, lengths: np.ndarray | None) -> dict[str, Any]:
+    """``fingerprint.inputs`` of a cache: from each input's hash [N] and, of sequences, how many positions count [N]; in uid order."""
+    return {"rows": len(hashes), "hash": root_hash(hashes), **({} if lengths is None else {"lengths": root_hash(lengths)})}
 
 
 def require_members(cache: TargetCache, what: str) -> None:

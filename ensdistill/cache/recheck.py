@@ -14,6 +14,7 @@ from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
+from ensdistill.cache.writer import asked, uid_order
 from ensdistill.checks import real
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def recheck(
     if (made_by is None) != (augment is None):
         raise CacheMismatch(f"augment: the cache {cache.path} was made with {made_by and made_by['augment']}; got {augment!r}")
     chosen = np.random.default_rng(0).permutation(len(cache))[: max(1, round(share * len(cache)))]
-    order = np.argsort(rows.uids)
+    order, ask = uid_order(rows), asked(ensemble, rows, augment)
     for view in range(cache.views):
         for start in range(0, len(chosen), _BATCH):
             uids = np.sort(chosen[start : start + _BATCH])
@@ -65,7 +66,7 @@ def recheck(
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
             try:
-                _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
+                _compare(cache, ask(inputs, uids)[members], uids, view)
             except CacheMismatch as error:
                 raise CacheMismatch(str(error), _reasons(cache, ensemble)) from None
             if progress is not None:
