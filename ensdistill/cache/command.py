@@ -194,7 +194,8 @@ def _info(options: argparse.Namespace, console: Console) -> int:
         table.add_row("", f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, all steps added up")
     table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
     table.add_row("combiner", cache.combiner)
-    table.add_row("temperature", "any" if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
+    any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
+    table.add_row("temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
     table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")

@@ -16,8 +16,10 @@ import xxhash
 
 from ensdistill.cache import manifest as m
 from ensdistill.cache import statistics
-from ensdistill.cache.checked import write_checked
+from ensdistill.cache.checked import FORMAT_VERSION, write_checked
 from ensdistill.cache.codecs import Counts, Fields, codec_of
+from ensdistill.cache.errors import CacheError
+from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
@@ -34,6 +36,7 @@ def convert(
     codec: str,
     mixture_at: float | None = None,
     max_kl: float | None = None,
+    max_temperature: float = TEMPERATURE,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -46,7 +49,7 @@ def convert(
         Holds each member's logits.
     path : path
         The new cache's folder, another than the source's.
-    codec, mixture_at, max_kl, seed, overwrite, progress
+    codec, mixture_at, max_kl, max_temperature, seed, overwrite, progress
         As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose own KL stands in
         ``fingerprint.derived``; ``max_kl`` is of both, added up.
 
@@ -65,14 +68,23 @@ def convert(
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
+    check_temperature("max_temperature", max_temperature)
     check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
-    step = {"convert": {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}}
+    usable = source.max_temperature
+    if mixture_at is not None and usable is not None and mixture_at > usable * (1 + 1e-6):
+        raise CacheError(
+            f"mixture_at: expected at most {usable:g}, up to which the cache {source.path} ({source.manifest['codec']}) has all classes "
+            f"that have a share; got {mixture_at:g}"
+        )
+    about = {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}
+    step = {"convert": about if usable is None else {**about, "floor": floor_in_use(source.manifest)}}
     changes = {
         "codec": codec,
         "seed": int(seed) if isinstance(kind, Counts) else None,
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
+    plan["floor"] = floor_of(plan, max_temperature)
     return publish(folder, plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
@@ -241,7 +253,9 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manifest:
-    plan = {field: source.manifest[field] for field in m.PLAN_FIELDS}
+    plan = {field: source.manifest.get(field) for field in m.PLAN_FIELDS}
+    if source.manifest["format_version"] == 2:  # which had no floors: nothing of it was stored differently for one
+        plan |= {"format_version": FORMAT_VERSION, "floor": floor_of(plan, TEMPERATURE)}
     plan |= {"fingerprint": _derived(source.manifest, step), **changes}
     return {**plan, "record": m.layout_of(plan).describe()}
 
@@ -276,16 +290,16 @@ class _Converted(_Derived):
         own = source.manifest["statistics"]["members"]
         self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
         self.spent["mixture"] = max(self.spent.values())
-        self.names, self.encoder, self.padded = m.targets_of(plan), Encoder(plan), padded
+        self.encoder, self.padded = Encoder(plan), padded
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         logits = self.source.gather_logits(uids, view)
         if lengths is not None:
             logits = self.padded(logits, lengths)
-        fields, kl = self.encoder(logits, view, uids, lengths)
-        fields["input_hash"] = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
-        return fields, dict(zip(self.names, kl, strict=True))
+        fields, costs = self.encoder(logits, view, uids, lengths)
+        hashes = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
+        return {**fields, "input_hash": hashes}, costs
 
 
 class _Added(_Derived):
@@ -293,18 +307,18 @@ class _Added(_Derived):
         from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.name, self.values, self.padded = plan["members"][-1], values, padded
-        self.encoder = Encoder({**plan, "members": [self.name], "weights": [1.0]})
+        self.values, self.padded = values, padded
+        self.encoder = Encoder({**plan, "members": plan["members"][-1:], "weights": [1.0]})
         ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
-        added, kl = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
+        added, costs = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
-        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), self.name: kl[0]}
+        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), **costs}
 
 
 class _Kept(_Derived):

@@ -5,16 +5,20 @@ Needs NumPy only; torch is imported by `TargetCache.gather`, whose tensors are v
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensdistill.cache.codecs import codec_of
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheMismatch
+from ensdistill.cache.codecs import Counts, TopK, codec_of
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheLossWarning, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
-from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manifest, shards_per_view
+from ensdistill.cache.floors import largest_temperature
+from ensdistill.cache.manifest import MANIFEST, Manifest, kl_before, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
 from ensdistill.scalars import whole
@@ -25,9 +29,21 @@ if TYPE_CHECKING:
     from ensdistill.data import Rows
     from ensdistill.targets import Targets
 
+NOTABLE_KL = 0.01
+"""Nats that storing may cost any row without a warning."""
+
 
 class TargetCache:
     """What an ensemble says about N samples, on disk. Made by `cache_targets`, opened by `TargetCache.open`.
+
+    Attributes
+    ----------
+    path : Path
+        The folder, absolute.
+    url : str or None
+        What the folder is a copy of.
+    max_temperature : float or None
+        The largest temperature that the targets serve; None where they serve every one (or, of a mixture, the one that it is of).
 
     Any number of processes may read one cache, from a read-only folder too. A process may fork with it, and it may be pickled, for
     instance by the workers of a ``DataLoader`` that are spawned: a copy holds the folder's absolute path and the manifest, and maps the
@@ -42,6 +58,7 @@ class TargetCache:
         self._manifest, self._threads = manifest, threads
         self._codec = codec_of(manifest["codec"])
         self._shards = MappedShards(self.path, manifest, threads or default_threads(), url)
+        self.max_temperature = largest_temperature(manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Nothing is read when a copy is made: an error there would end a worker process before it can report why.
@@ -87,6 +104,8 @@ class TargetCache:
         CacheMismatch
             The fingerprint differs from ``expect``, or the folder ``local`` holds another cache than the URL (field by field in the
             message), or another version of the format.
+        CacheLossWarning
+            (a warning) Storing cost some row a KL of more than 0.01 nats.
         """
         if check not in ("lazy", "full"):
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
@@ -113,6 +132,7 @@ class TargetCache:
             cache._shards.check_size(shard)
         if check == "full":
             cache.verify()
+        cache._warn_of_loss()
         return cache
 
     def __len__(self) -> int:
@@ -331,7 +351,24 @@ class TargetCache:
 
     def _target(self, records: np.ndarray) -> Targets:
         classes = len(self._manifest["classes"])
-        return self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
+        target = self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
+        if self.max_temperature is None:
+            return target
+        members: Any = target  # a mixture has no largest temperature
+        return replace(members, max_temperature=self.max_temperature)
+
+    def _warn_of_loss(self) -> None:
+        """Not of counts, whose distance from the mixture is chance and none on average."""
+        worst = largest_kl(self._manifest)
+        if worst <= NOTABLE_KL or isinstance(self._codec, Counts):
+            return
+        better = "A topk-N with a larger N" if isinstance(self._codec, TopK) else "A more exact codec (fp16, fp32)"
+        warnings.warn(
+            f"{self.path}: storing with codec {self._codec.name!r} cost a row a KL of {worst:.2g} nats, which is more than {NOTABLE_KL:g} "
+            f"(the mean row {self._manifest['statistics']['kl']['mean']:.1g}). {better} costs less; max_kl= refuses such rows",
+            CacheLossWarning,
+            stacklevel=_caller(),
+        )
 
     def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
@@ -367,6 +404,21 @@ class TargetCache:
         if uids.view(np.uint64).max() >= len(self):  # a negative one is a large one
             raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
         return uids
+
+
+def largest_kl(manifest: Manifest) -> float:
+    """What storing cost the row that lost most, in nats, with what the caches cost that it was made from."""
+    spent = kl_before(manifest)
+    spent["mixture"] = max(spent.values())
+    return max(part["max"] + spent.get(name, 0.0) for name, part in manifest["statistics"]["members"].items())
+
+
+def _caller() -> int:
+    """The stack level, for `warnings.warn` in who calls this, of the first frame outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("ensdistill."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def made_from(hashes: np.ndarray, lengths: np.ndarray | None) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, uids: np
     for name, logits in zip(manifest["members"], value[:, None], strict=True):
         for step in conversions(manifest, name):
             plan = {**manifest, "codec": step["from"], "temperature": "any", "members": [name], "weights": [1.0]}
+            plan["floor"] = step.get("floor")
             fields, _ = Encoder(plan)(logits, view, uids, lengths)
             decoded = codec_of(step["from"]).decode(fields, len(manifest["classes"])).swapaxes(0, 1)
             logits = np.ascontiguousarray(decoded, np.float32) if lengths is None else padded(decoded, lengths)
@@ -130,6 +131,8 @@ Comparison = tuple[str, np.ndarray, np.ndarray]
 def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
     codec, classes = codec_of(manifest["codec"]), len(manifest["classes"])
     now, then = (codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes) for part in (fields, stored))
+    if manifest.get("floor") is not None:
+        _level(now, then, manifest["floor"])
     with np.errstate(invalid="ignore"):
         apart = kl_divergence(now, then)
     # Where noise moved a logit across the middle between two codes, in this cache or one it was made from. Errors add up, so roots do.
@@ -137,6 +140,13 @@ def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored:
     before = [sum(math.sqrt(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]]
     root = math.sqrt(manifest["statistics"]["kl"]["max"]) + max(before) / min(at, 1.0)
     return "KL", apart, 4 * root**2 + _noise(now) ** 2 / 2
+
+
+def _level(now: np.ndarray, then: np.ndarray, floor: float) -> None:
+    """Where one of two codes is masked and the other just above the floor, noise moved the logit across it: both count as masked."""
+    edges = [0.99 * floor - z.max(-1, keepdims=True) for z in (now, then)]
+    deep = (now < -edges[0]) & (then < -edges[1]) & (np.isneginf(now) | np.isneginf(then))
+    now[deep] = then[deep] = -np.inf
 
 
 def _top_k_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:

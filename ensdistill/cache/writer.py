@@ -12,6 +12,7 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.checked import FORMAT_VERSION
 from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.fingerprint import as_json, input_hashes
+from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, made_from
 from ensdistill.checks import check_temperature
@@ -65,6 +66,7 @@ def cache_targets(
     augment: Augmentation | None = None,
     lengths: np.ndarray | None = None,
     max_kl: float | None = None,
+    max_temperature: float = TEMPERATURE,
     seed: int = 0,
     batch_size: int = 1024,
     shard_rows: int = 4096,
@@ -106,6 +108,10 @@ def cache_targets(
         In the order of ``rows``: the samples are sequences, of which so many positions count; ``predict_logits`` gives [K, N, L, C].
     max_kl : float, optional
         Refuse to write a shard in which storing costs a row more than so many nats.
+    max_temperature : float
+        The largest temperature at which members' logits will be used. With ``uint8``, classes so far below their row's largest that they
+        have no share up to there are stored as masked (``-inf``), lest they coarsen the others; a row that needs it makes the loss refuse
+        higher temperatures. See ``ensdistill.cache.floors``.
     seed : int
         Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
@@ -132,6 +138,8 @@ def cache_targets(
         The message names the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
+    CacheLossWarning
+        (a warning) Storing cost some row a KL of more than 0.01 nats; so does opening such a cache.
     CacheMismatch
         The folder holds a cache of something else; the message says what differs, field by field.
     CacheLocked
@@ -180,6 +188,7 @@ def cache_targets(
         sequences=lengths is not None,
         shard_rows=shard_rows,
         seed=seed,
+        max_temperature=max_temperature,
     )
     hashes, counts = input_hashes(rows.inputs)[order], _lengths(lengths, rows, order)
     described = None
@@ -209,6 +218,7 @@ def make_plan(
     sequences: bool,
     shard_rows: int,
     seed: int,
+    max_temperature: float = TEMPERATURE,
 ) -> m.Manifest:
     """Everything of the manifest that is known before the teachers run, but the fingerprint."""
     weights, kind = np.asarray(weights), codec_of(codec)
@@ -227,6 +237,7 @@ def make_plan(
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
+    check_temperature("max_temperature", max_temperature)
     plan = {
         "format": m.FORMAT,
         "format_version": FORMAT_VERSION,
@@ -243,7 +254,7 @@ def make_plan(
         "shard_rows": shard_rows,
         "block_bytes": m.BLOCK_BYTES,
     }
-    return {**plan, "record": m.layout_of(plan).describe()}
+    return {**plan, "floor": floor_of(plan, max_temperature), "record": m.layout_of(plan).describe()}
 
 
 class _Teachers:
@@ -285,9 +296,8 @@ class _Teachers:
         except BadRows as error:  # it counts the rows of this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
-        fields, kl = self._encoder(value, view, uids, lengths)
-        fields["input_hash"] = hashes if lengths is None else np.repeat(hashes, lengths)
-        return fields, dict(zip(m.targets_of(self.plan), kl, strict=True))
+        fields, costs = self._encoder(value, view, uids, lengths)
+        return {**fields, "input_hash": hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
 def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:

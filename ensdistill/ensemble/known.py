@@ -88,6 +88,11 @@ def _from_cache(ensemble: Ensemble, cache: TargetCache, count: int, uids: np.nda
         raise ValueError(f"labels: expected {len(where)}, one for each uid; got {count}")
     if unshifted or made.get("vectors") is not None:
         _require_unshifted(cache)
+    if cache.max_temperature is not None:
+        raise CacheError(
+            f"logits: the cache {cache.path} ({cache.manifest['codec']}) has rows without the logits of classes far below the likeliest, "
+            "which a fit would take for impossible; pass logits, or a cache with codec fp32"
+        )
     mine_there = [cache.names.index(name) for name in ensemble.names]
     # What is stored was calibrated by what the ensemble was then; that is undone by the cache's own record of it.
     z = cache.gather_logits(where).astype(np.float64)[mine_there] * made["temperature"]
