@@ -4,6 +4,7 @@ import json
 import warnings
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from cache_helpers import digits, in_uid_order
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from job_helpers import write_job
 from test_cache_codecs import stored
 
-from ensdistill import CallableMember, Ensemble, Rows, StudentTrainer, top_k_targets
+from ensdistill import CallableMember, Ensemble, Rows, StudentTrainer, stages, top_k_targets
 from ensdistill.cache import CacheError, CacheLossWarning, TargetCache, add_member, cache_targets, convert, drop_member, reweight
 from ensdistill.cache.checked import _checksum, _text
 from ensdistill.cache.codecs import kl_divergence
 from ensdistill.cache.floors import floor_of
+from ensdistill.cli import load_config
 from ensdistill.functional import distillation_loss
 from ensdistill.models import MLP
 from ensdistill.optimization import Optimization
@@ -244,17 +247,18 @@ def test_half_precision_ends_somewhere_too(tmp_path):
         distillation_loss(student, target, temperature=1e4)
 
 
-def test_targets_across_the_floor_are_the_same_targets(tmp_path):
+@pytest.mark.parametrize("side", [-1e-3, 1e-3])
+def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
     """Another machine's rounding moves logits that lie at the floor."""
     teachers, rows = digits()
     floor = floor_of({"codec": "uint8", "temperature": "any", "classes": range(10), "combiner": "prob"}, 10.0)
     logits = teachers.logits.copy()
-    logits[..., 3] = logits.max(-1) - floor
+    logits[..., 3] = logits.max(-1) - floor + side
     teachers = replace(teachers, logits=logits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CacheLossWarning)
         cache = cache_targets(teachers, rows, tmp_path / "c")
-    for change in (-1e-3, 1e-3):
+    for change in (-2e-3, 2e-3):
         nearly = logits.copy()
         nearly[..., 3] += change
         assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
@@ -302,6 +306,20 @@ def test_costs_of_conversions_add_up_to_a_warning(tmp_path, monkeypatch):
     for path in (first.path, exact.path):
         with pytest.warns(CacheLossWarning, match=f"a KL of {cost:.2g} nats"):
             TargetCache.open(path)
+
+
+def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
+    """One above the default makes another cache; the others share one."""
+    found = []
+    for temperature in (1.0, 8.0, 25.0):
+        config = load_config(["--config", str(write_job(tmp_path, {"distill.temperature": temperature}))])
+        with mock.patch("ensdistill.cache.cache_targets", side_effect=CacheError("asked")) as asked:
+            with mock.patch("ensdistill.ensemble.Ensemble.load"), pytest.raises(CacheError, match="asked"):
+                stages._cache(config, stages.Unit("cache", 0), tmp_path, lambda *_: None)
+        found.append((asked.call_args.kwargs["max_temperature"], stages.fingerprint(config, stages.Unit("cache", 0))))
+    assert [largest for largest, _ in found] == [10.0, 10.0, 25.0]
+    assert found[0] == found[1] != found[2] != found[0]
+    assert found[2][1] != found[0][1]
 
 
 # Caches of the format before ------------------------------------------------------------------------------------------------------------

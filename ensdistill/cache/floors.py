@@ -48,7 +48,7 @@ def floor_of(plan: Manifest, max_temperature: float) -> float | None:
         return None
     if plan["temperature"] != "any":
         return _LEAST
-    return max(_LEAST, max_temperature * _distance(plan)) if plan["combiner"] == "prob" else None
+    return max(_LEAST, float(max_temperature) * _distance(plan)) if plan["combiner"] == "prob" else None
 
 
 def floor_in_use(manifest: Manifest) -> float | None:

@@ -13,6 +13,7 @@ from ensdistill.cache.codecs import Fields, codec_of, kl_divergence, unpack_ids
 from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
+from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 from ensdistill.cache.writer import asked, uid_order
 from ensdistill.checks import real
@@ -129,24 +130,21 @@ Comparison = tuple[str, np.ndarray, np.ndarray]
 
 
 def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
-    codec, classes = codec_of(manifest["codec"]), len(manifest["classes"])
-    now, then = (codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes) for part in (fields, stored))
-    if manifest.get("floor") is not None:
-        _level(now, then, manifest["floor"])
+    then = codec_of(manifest["codec"]).decode({n: np.ascontiguousarray(f) for n, f in stored.items()}, len(manifest["classes"]))
+    if manifest["temperature"] == "any":
+        now, at = logits.swapaxes(0, 1), 1.0
+    else:
+        now, at = Encoder(manifest).mixture(torch.from_numpy(logits)).numpy()[:, None], float(manifest["temperature"])
+    if (floor := floor_in_use(manifest) or manifest.get("floor")) is not None:
+        # Noise moves logits across the floor, too.
+        near = now < now.max(-1, keepdims=True) - 0.99 * floor
+        now = np.where(near & np.isneginf(then), -np.inf, now)
     with np.errstate(invalid="ignore"):
         apart = kl_divergence(now, then)
     # Where noise moved a logit across the middle between two codes, in this cache or one it was made from. Errors add up, so roots do.
-    at = 1.0 if manifest["temperature"] == "any" else float(manifest["temperature"])
     before = [sum(math.sqrt(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]]
     root = math.sqrt(manifest["statistics"]["kl"]["max"]) + max(before) / min(at, 1.0)
     return "KL", apart, 4 * root**2 + _noise(now) ** 2 / 2
-
-
-def _level(now: np.ndarray, then: np.ndarray, floor: float) -> None:
-    """Where one of two codes is masked and the other just above the floor, noise moved the logit across it: both count as masked."""
-    edges = [0.99 * floor - z.max(-1, keepdims=True) for z in (now, then)]
-    deep = (now < -edges[0]) & (then < -edges[1]) & (np.isneginf(now) | np.isneginf(then))
-    now[deep] = then[deep] = -np.inf
 
 
 def _top_k_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
