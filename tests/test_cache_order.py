@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from cache_helpers import digits, in_uid_order
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from test_cache_views import LENGTHS, N, token_teachers
 
-from ensdistill import ArrayMember, CallableMember, Ensemble, Rows
+from ensdistill import ArrayMember, CallableMember, Ensemble, Rows, SklearnMember
 from ensdistill.augmentation import ShiftImages
 from ensdistill.cache import CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member
 from ensdistill.members import load_member
@@ -72,6 +73,31 @@ def test_answers_by_uid_reach_their_samples(tmp_path, batch_size):
             call()
 
 
+def test_a_wrapper_is_not_passed_over(tmp_path):
+    """One that passes on what it doesn't change would pass on the ensemble in it, and its own change would be lost."""
+
+    class Around:
+        def __init__(self, ensemble):
+            self.ensemble = ensemble
+
+        def __getattr__(self, name):
+            return getattr(self.ensemble, name)
+
+        def predict_logits(self, inputs):
+            return 2 * self.ensemble.predict_logits(inputs)
+
+    class Complete(Around):
+        def for_uids(self, uids, among):
+            return Complete(self.ensemble.for_uids(uids, among))
+
+    rows = Rows(X, np.arange(ROWS), UNKNOWN)
+    for member in (P, ArrayMember(uids=np.arange(ROWS), logits=Z, name="stored")):
+        with pytest.raises(TypeError, match=r"ensemble: Around passes on the for_uids of a Ensemble .*for_uids\(uids, among\)"):
+            cache_targets(Around(fresh(member)), rows, tmp_path / "c")
+    cache = cache_targets(Complete(fresh(member)), rows, tmp_path / "c", codec="fp32", batch_size=64)
+    np.testing.assert_array_equal(cache.gather_logits(np.arange(ROWS))[0], 2 * Z)
+
+
 def test_answers_by_uid_are_saved_and_told_apart(tmp_path):
     member = ArrayMember(uids=SHUFFLED, logits=Z, name="stored", classes=["a", "b", "c"])
     member.save(tmp_path)
@@ -110,6 +136,12 @@ def test_double_precision_is_not_rounded_away():
     z = np.random.default_rng(0).normal(size=(5, 3)) * 100
     np.testing.assert_array_equal(ArrayMember(logits=z, name="m").logits, z.astype(np.float32))  # nothing is shifted without need
     assert np.isnan(ArrayMember(logits=np.array([[np.nan, 1e9]]), name="m").logits).any()  # refused where it is asked
+    scores = np.array([[1e8, 1e8 + 1, 1e8 - 1]])
+    function = CallableMember(lambda x: scores, name="f", version="1", output="logits")
+    estimator = LogisticRegression().fit(np.eye(3), [0, 1, 2])
+    estimator.intercept_, estimator.coef_ = scores[0], np.zeros((3, 3))
+    for member in (function, SklearnMember(estimator, output="decision")):
+        np.testing.assert_array_equal(member.predict_logits(np.zeros((1, 3))), [[-1, 0, -2]])
 
 
 # Labels and logits beside a cache -----------------------------------------------------------------------------------------------------

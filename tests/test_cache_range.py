@@ -313,9 +313,12 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     found = []
     for temperature in (1.0, 8.0, 25.0):
         config = load_config(["--config", str(write_job(tmp_path, {"distill.temperature": temperature}))])
-        with mock.patch("ensdistill.cache.cache_targets", side_effect=CacheError("asked")) as asked:
-            with mock.patch("ensdistill.ensemble.Ensemble.load"), pytest.raises(CacheError, match="asked"):
-                stages._cache(config, stages.Unit("cache", 0), tmp_path, lambda *_: None)
+        with (
+            mock.patch("ensdistill.cache.cache_targets", side_effect=CacheError("asked")) as asked,
+            mock.patch("ensdistill.ensemble.Ensemble.load"),
+            pytest.raises(CacheError, match="asked"),
+        ):
+            stages._cache(config, stages.Unit("cache", 0), tmp_path, lambda *_: None)
         found.append((asked.call_args.kwargs["max_temperature"], stages.fingerprint(config, stages.Unit("cache", 0))))
     assert [largest for largest, _ in found] == [10.0, 10.0, 25.0]
     assert found[0] == found[1] != found[2] != found[0]

@@ -308,10 +308,18 @@ def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:
     ValueError
         A member with stored answers has none for a row, holds them in an order that may not be that of the rows, or is asked about
         augmented inputs.
+    TypeError
+        The ensemble wraps one with such members and has no ``for_uids`` of its own.
     """
     for_uids = getattr(ensemble, "for_uids", None)
-    if for_uids is None or for_uids(rows.uids, rows.uids) is ensemble:
+    owner = getattr(for_uids, "__self__", ensemble)  # another, where an object of somebody's own passes on what it hasn't
+    if for_uids is None or for_uids(rows.uids, rows.uids) is owner:
         return lambda inputs, uids: _predict(ensemble, inputs)
+    if owner is not ensemble:
+        raise TypeError(
+            f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with stored answers, whose "
+            "predictions would take the place of its own; give it a method for_uids(uids, among)"
+        )
     if augment is not None:
         raise ValueError(
             f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. ArrayMember(inputs, ...) finds answers "

@@ -269,15 +269,3 @@ def _checked_uids(name: str, uids: Any) -> np.ndarray:
     if counts.max() > 1:
         raise ValueError(f"uids: {name}: expected different uids; {found[counts > 1][0]} stands {counts.max()} times")
     return values.astype(np.int64)
-
-
-def _as_float32(logits: np.ndarray) -> np.ndarray:
-    """Logits [N, C] as float32; a row that this would move by more than 1e-3 is shifted first, which softmax does not see."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded: np.ndarray = logits.astype(np.float32)
-        if logits.dtype != np.float64 or logits.ndim != 2 or not logits.size:
-            return rounded
-        largest = logits.max(1, keepdims=True)
-        moved = (np.abs(rounded - logits) > 1e-3).any(1) & np.isfinite(largest[:, 0])
-        rounded[moved] = (logits[moved] - largest[moved]).astype(np.float32)
-    return rounded
