@@ -23,8 +23,8 @@ from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
-from ensdistill.checks import check_int, check_temperature, real
 from ensdistill.files import local_path
+from ensdistill.scalars import check_temperature, real, whole
 
 Progress = Callable[[int, int], None]
 
@@ -69,7 +69,8 @@ def convert(
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
     check_temperature("max_temperature", max_temperature)
-    check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
+    if not whole(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
     usable = source.max_temperature
     if mixture_at is not None and usable is not None and mixture_at > usable * (1 + 1e-6):
         raise CacheError(

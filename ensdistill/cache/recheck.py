@@ -16,7 +16,7 @@ from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 from ensdistill.cache.writer import asked, uid_order
-from ensdistill.checks import real
+from ensdistill.scalars import real
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation

@@ -15,11 +15,10 @@ from ensdistill.cache.fingerprint import as_json, input_hashes
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, made_from
-from ensdistill.checks import check_temperature
 from ensdistill.data import BadRows, Rows
 from ensdistill.files import local_path
 from ensdistill.processes import processes
-from ensdistill.scalars import plain
+from ensdistill.scalars import check_temperature, plain
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation

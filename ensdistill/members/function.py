@@ -225,7 +225,6 @@ class ArrayMember:
         return ArrayMember(name=self.name, logits=self.logits[where], classes=self.classes)
 
     def fingerprint(self) -> str:
-    def fingerprint(self) -> str:
         return digest(["array", self.inputs, self.logits, *([] if self.classes is None else [self.classes]), *self._named_by_uids()])
 
     def fingerprint_parts(self) -> dict[str, str]:
