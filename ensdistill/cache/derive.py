@@ -24,7 +24,7 @@ from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
 from ensdistill.files import local_path
-from ensdistill.scalars import check_temperature, real, whole
+from ensdistill.scalars import check_temperature, real
 
 Progress = Callable[[int, int], None]
 
@@ -60,6 +60,8 @@ def convert(
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
+    from ensdistill.checks import check_int  # imports torch, which reading a cache doesn't need
+
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "another codec")
@@ -69,8 +71,7 @@ def convert(
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
     check_temperature("max_temperature", max_temperature)
-    if not whole(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
+    check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
     usable = source.max_temperature
     if mixture_at is not None and usable is not None and mixture_at > usable * (1 + 1e-6):
         raise CacheError(
