@@ -140,6 +140,7 @@ def make_problem(
             combiner = "log_prob" if combiner == "logit" else combiner
     if not isinstance(target, EnsembleLogits) and target.temperature is not None:
         check_target_temperature(target, temperature)
+    check_reach(target, temperature, combiner)
     problem = Problem(
         lead,
         values,
@@ -213,6 +214,23 @@ def check_target_temperature(target: QuantizedLogits | LogProbs | Probs | TopK |
             f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, and a mixture at one "
             f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the targets anew from the "
             "members' logits"
+        )
+
+
+def check_reach(target: Targets, temperature: float, combiner: str | None) -> None:
+    """Raise ValueError for a use in which classes have a share that a cache stored as masked, as too far below their row's largest."""
+    largest = getattr(target, "max_temperature", None)
+    if largest is None:
+        return
+    if temperature > largest * (1 + 1e-6):
+        raise ValueError(
+            f"temperature: {temperature!r}, but some rows of the targets were stored for temperatures up to {largest:g} only, with classes "
+            f"far below the likeliest left out; build the cache again with max_temperature={temperature!r}, or with codec='fp32'"
+        )
+    if combiner in ("logit", "log_prob") and combiner_of(target) in (None, "prob"):
+        raise ValueError(
+            f"combiner: {combiner!r}, but some rows of the targets were stored for 'prob' only, with classes left out that are far below a "
+            "member's likeliest; build the cache again with codec='fp32'"
         )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
 from ensdistill import _native
-from ensdistill.scalars import whole
+from ensdistill.scalars import check_temperature, real, whole
 from ensdistill.targets import Combiner
 from ensdistill.wrapped import is_batched
 
@@ -26,8 +25,6 @@ Impl = Literal["fused", "reference", "compile"]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
-# What lies outside is a slip: 1/T or T² would take what precision is left.
-TEMPERATURES = (1e-4, 1e4)
 # A sum up to which the kernels normalise weights: far below the largest float64, far above what anybody means.
 _LARGEST_WEIGHTS = 1e300
 _COMBINERS, _DIVERGENCES, _TAILS, _REDUCTIONS, _IMPLS = (get_args(kind) for kind in (Combiner, Divergence, Tail, Reduction, Impl))
@@ -99,11 +96,6 @@ def refuse_label_settings(label_smoothing: float, class_weights: Any, why: str) 
         raise ValueError(f"{name}: is of the hard labels' cross entropy, {why}")
 
 
-def real(value: Any) -> bool:
-    # Whether an abstract class has an instance takes 0.5 µs to find out; nearly all are one of these.
-    return type(value) is float or type(value) is int or isinstance(value, Real)
-
-
 def check_number(name: str, value: Any) -> None:
     if not (real(value) and 0 < float(value) < math.inf):
         raise ValueError(f"{name}: expected a finite number above 0; got {value!r}")
@@ -124,12 +116,6 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 def check_combiner(name: str, value: Any) -> None:
     if value is not None:
         check_one_of(name, value, _COMBINERS)
-
-
-def check_temperature(name: str, value: Any) -> None:
-    low, high = TEMPERATURES
-    if not (real(value) and low <= float(value) <= high):
-        raise ValueError(f"{name}: expected a number from {low:g} to {high:g}; got {value!r}")
 
 
 # Tensors --------------------------------------------------------------------------------------------------------------

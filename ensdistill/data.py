@@ -30,6 +30,9 @@ class BadRows(ValueError):
         super().__init__(message)
         self.rows = rows
 
+    def __reduce__(self) -> tuple[type[BadRows], tuple[str, np.ndarray]]:
+        return type(self), (str(self), self.rows)  # so that a worker process can hand it to its parent
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -19,7 +19,7 @@ from ensdistill import (
     _native,  # noqa: F401  loading the library registers the ops
     encoders_reference,
 )
-from ensdistill.arguments import affine_maps, check_target_temperature, combiner_of, typed_values
+from ensdistill.arguments import affine_maps, check_reach, check_target_temperature, combiner_of, typed_values
 from ensdistill.checks import (
     Combiner,
     check_combiner,
@@ -45,7 +45,8 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
     r"""One byte for a logit, and one affine map for a row and member: ``logit = offset + |scale| * code``.
 
     The 256 codes span a row's finite logits in 255 steps. Where a class is masked, code 0 means ``-inf``, the scale is negative and
-    254 steps are left. These are the bits that the target cache's ``uint8`` codec writes.
+    254 steps are left. These are the bits that the target cache's ``uint8`` codec writes. A class that is masked by a large finite number
+    widens the steps of all others: mask it with ``-inf``, as the cache does for classes that no temperature in use can see.
 
     Parameters
     ----------
@@ -250,6 +251,7 @@ def _mixture_arguments(targets: Any, weights: Any, temperature: Any, combiner: A
         check_target_temperature(given, float(temperature))
     check_combiner("combiner", combiner)
     combiner = combiner or combiner_of(given) or "prob"
+    check_reach(given, float(temperature), combiner)
     weights = given.weights if weights is None else weights
     weights = None if weights is None else member_weights(weights, len(values), values.device)
     return values, [_rows(values), *affine, weights, float(temperature), combiner]

@@ -19,7 +19,9 @@ class FolderLocked(RuntimeError):
 
 
 def local_path(path: Path | str) -> Path:
-    """Where to write; a URL is refused, of which ``Path`` would make a local folder.
+    """Where to write, as an absolute path: the working directory may change before all is written.
+
+    A URL is refused, of which ``Path`` would make a local folder.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def local_path(path: Path | str) -> Path:
     """
     if "://" in str(path):
         raise ValueError(f"path: expected one on this machine; got {path}; write to a local folder, then push it (ensdistill cache push)")
-    return Path(path)
+    return Path(path).absolute()
 
 
 @contextmanager

@@ -71,11 +71,15 @@ def units(config: Config, last: str) -> list[Unit]:
 
 def fingerprint(config: Config, unit: Unit) -> str:
     """Digest of everything the unit's result depends on, the units before it included."""
+    from ensdistill.cache.floors import TEMPERATURE
+
     split, common = config.split(unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
     if unit.stage == "teachers":
         return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
     if unit.stage == "cache":
-        return digest([*common, fingerprint(config, unit.needs()[0]), describe(config.cache), split.pool])
+        # A cache is made for temperatures up to that of the students, but not for less than the default.
+        higher = [config.distill.temperature] if config.distill.temperature > TEMPERATURE else []
+        return digest([*common, fingerprint(config, unit.needs()[0]), describe(config.cache), split.pool, *higher])
     distill, student = config.distill, config.distill.students[unit.student]
     if unit.stage == "direct":
         choices = [describe(distill.augment), distill.folds, distill.label_smoothing, distill.mixed_precision]
@@ -247,6 +251,7 @@ def _teachers(config: Config, unit: Unit, folder: Path, report: Progress) -> dic
 
 def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
     from ensdistill.cache import cache_targets
+    from ensdistill.cache.floors import TEMPERATURE
     from ensdistill.ensemble import Ensemble
 
     settings, teachers = config.cache, Unit("teachers", unit.seed).folder(config)
@@ -273,6 +278,7 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
                 views=settings.views,
                 augment=settings.augment,
                 max_kl=settings.max_kl,
+                max_temperature=max(TEMPERATURE, config.distill.temperature),
                 seed=unit.seed,
                 overwrite=True,
                 progress=partial(report, what),

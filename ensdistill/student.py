@@ -244,6 +244,11 @@ class StudentTrainer:
             raise ValueError(f"temperature: {self.temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
         if made_at is not None and member is not None:
             raise ValueError(f"member: {member!r} is not in the cache {cache.path}: it holds the members' mixture only")
+        if cache.max_temperature is not None and self.temperature > cache.max_temperature:
+            raise ValueError(
+                f"temperature: {self.temperature}, but the cache {cache.path} holds rows that serve temperatures up to "
+                f"{cache.max_temperature:g} only; build it again with max_temperature={self.temperature}, or with codec='fp32'"
+            )
         if cache.manifest["sequences"]:
             raise ValueError(
                 f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets in a loop of your own"

@@ -53,6 +53,8 @@ class EnsembleLogits(Movable):
         Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
     combiner : {"prob", "logit", "log_prob"}, optional
         How the members are to be mixed; what the loss takes by default.
+    max_temperature : float, optional
+        Of targets from a cache: classes that would have a share at a higher temperature were stored without theirs, so it is refused.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class EnsembleLogits(Movable):
     logits: Tensor
     weights: Tensor | None = None
     combiner: Combiner | None = None
+    max_temperature: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,6 +97,8 @@ class QuantizedLogits(Movable):
         Where the logits stand for a mixture (K = 1, softmax(logit / T) = p), the T that it was made at; the loss must use the same.
     combiner : {"prob", "logit", "log_prob"}, optional
         How the members are to be mixed; what the loss takes by default.
+    max_temperature : float, optional
+        See :class:`EnsembleLogits`.
 
     Examples
     --------
@@ -108,6 +113,7 @@ class QuantizedLogits(Movable):
     weights: Tensor | None = None
     temperature: float | None = None
     combiner: Combiner | None = None
+    max_temperature: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -28,10 +28,10 @@ def stored(codec, logits, **options):
     place = layout(codec, k if settings["mixture_at"] is None else 1, c)
     records = np.zeros((n, place.bytes), np.uint8)
     views = place.views(records)
-    fields, kl = Encoder(plan)(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
+    fields, costs = Encoder(plan)(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
     for name, value in fields.items():
         views[name][:] = value
-    return codec_of(codec).decode(views, c), views, kl.T
+    return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
 
 
 def mask(logits, keep_class):
@@ -119,10 +119,11 @@ def test_masked_classes_stay_masked_and_the_others_keep_254_steps(logits, keep_c
 def test_extreme_rows(codec, row):
     logits = np.array(row, np.float32).reshape(1, 1, 3)
     decoded, _, kl = stored(codec, logits)
-    np.testing.assert_array_equal(np.isneginf(decoded), np.isneginf(logits))
+    deep = logits < logits.max() - 172  # 10 (ln 3 + 16)
+    np.testing.assert_array_equal(np.isneginf(decoded), np.isneginf(logits) | (deep & (codec == "uint8")))
     assert not np.isnan(decoded).any()
     assert not np.isposinf(decoded).any()
-    # The half step of a range of 2e38 is enormous, but it lies where softmax is zero; only [1e4, 1e4 + 1] is a real test of precision.
+    # Only [1e4, 1e4 + 1] is a real test of precision: all others have one class, or equal ones.
     assert kl_divergence(logits, decoded).item() < 1e-6
     assert kl.item() < 1e-6
 

@@ -25,7 +25,7 @@ def cache(tmp_path):
 
 def test_a_member_comes_and_goes(cache, tmp_path):
     np.save(tmp_path / "new.npy", cache.gather_logits(np.arange(230))[0] * 3)
-    words = ["--name", "d", "--logits", tmp_path / "new.npy", "--weight", "0.5"]
+    words = ["--name", "d", "--logits", tmp_path / "new.npy", "--uids", "in-order", "--weight", "0.5"]
     out = flat(succeed("cache", "add-member", cache.path, tmp_path / "four", *words))
     assert f"{tmp_path / 'four'}: 230 records of {8 + 4 * 40} bytes, fp32" in out
     four = TargetCache.open(tmp_path / "four")
@@ -71,7 +71,7 @@ def test_conversion_says_what_it_costs(cache, tmp_path):
 
 def test_wrong_files_and_words(cache, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    words = ["--name", "d", "--weight", "0.5", "--logits"]
+    words = ["--name", "d", "--uids", "in-order", "--weight", "0.5", "--logits"]
     status, _, err = run("cache", "add-member", cache.path, tmp_path / "n", *words, tmp_path / "objects.npy")
     assert (status, "expected a NumPy file of float32" in flat(err)) == (1, True)  # and nothing was unpickled
     for words, message in (
@@ -101,7 +101,8 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
     succeed("cache", "convert", targets, tmp_path / "fp32", "--codec", "fp32")
     logits = TargetCache.open(tmp_path / "fp32").gather_logits(np.arange(260))[0]
     np.save(tmp_path / "n.npy", logits)
-    succeed("cache", "add-member", targets, tmp_path / "more", "--name", "more", "--logits", tmp_path / "n.npy", "--weight", "1")
+    words_of_it = ["--name", "more", "--logits", tmp_path / "n.npy", "--uids", "in-order", "--weight", "1"]
+    succeed("cache", "add-member", targets, tmp_path / "more", *words_of_it)
     status, _, err = run("cache", "verify", tmp_path / "more", "--against-teachers", "10%", *words)
     assert (status, "ensemble.names: the cache" in flat(err)) == (1, True)
 

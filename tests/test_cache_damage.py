@@ -198,9 +198,9 @@ def test_missing_files(copy, tmp_path):
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 2', '"format_version": 3')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 4')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 3, but this ensdistill reads up to 2; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 4, but this ensdistill reads up to 3; upgrade"):
         TargetCache.open(copy)
 
 

@@ -30,7 +30,7 @@ def test_an_added_member_is_as_if_it_had_been_there(tmp_path, codec):
     cache_targets(two_of(teachers), rows, tmp_path / "two", codec=codec, shard_rows=64)
     whole = cache_targets(teachers, rows, tmp_path / "three", codec=codec, shard_rows=64)
     new = in_uid_order(teachers, rows)[2]
-    added = add_member(tmp_path / "two", tmp_path / "added", name="c", logits=new, weight=0.2)
+    added = add_member(tmp_path / "two", tmp_path / "added", name="c", logits=new, uids=UIDS, weight=0.2)
     np.testing.assert_array_equal(records(added), records(whole))
     assert (added.names, added.weights.tolist()) == (whole.names, whole.weights.tolist())
     assert added.manifest["statistics"] == whole.manifest["statistics"]
@@ -67,7 +67,7 @@ def test_sequences_are_converted_and_get_members(tmp_path):
     direct = cache_targets(teachers, rows, tmp_path / "direct", codec="counts-30", mixture_at=1.0, **options)
     np.testing.assert_array_equal(records(convert(exact, tmp_path / "c", codec="counts-30", mixture_at=1.0)), records(direct))
     new = exact.gather_logits(np.arange(N))[0] * 2
-    added = add_member(exact, tmp_path / "added", name="c", logits=new, weight=1)
+    added = add_member(exact, tmp_path / "added", name="c", logits=new, uids=np.arange(N), weight=1)
     np.testing.assert_array_equal(added.gather_logits(np.arange(N)), np.concatenate([exact.gather_logits(np.arange(N)), new[None]]))
 
 
@@ -92,19 +92,35 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
     only = r"holds the mixture at T = 1 only \(topk-4\), and .* needs each member's logits"
     for call, error, message in (
         (lambda: convert(mixture, tmp_path / "n", codec="fp32"), CacheError, only),
-        (lambda: add_member(mixture, tmp_path / "n", name="d", logits=new, weight=1), CacheError, only),
+        (lambda: add_member(mixture, tmp_path / "n", name="d", logits=new, uids=UIDS, weight=1), CacheError, only),
         (lambda: drop_member(mixture, tmp_path / "n", name="a"), CacheError, only),
         (lambda: reweight(tmp_path / "x", {"a": 1, "b": 1, "c": 1}), CacheError, only),
         (lambda: convert(cache, tmp_path / "n", codec="topk-4"), ValueError, "mixture_at: expected a temperature"),
         (
-            lambda: add_member(cache, tmp_path / "n", name="a", logits=new, weight=1),
+            lambda: add_member(cache, tmp_path / "n", name="a", logits=new, uids=UIDS, weight=1),
             ValueError,
             "name: expected one that is none of a, b, c",
         ),
-        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new[1:], weight=1), ValueError, r"logits: expected \[230, 10\]"),
-        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new.astype(float), weight=1), TypeError, "logits: expected float32"),
-        (lambda: add_member(cache, tmp_path / "n", name="d", logits=new * np.nan, weight=1), ValueError, "member 'd' gave nan for uid 0"),
-        (lambda: add_member(cache, tmp_path / "n2", name="d", logits=new, weight=-1), ValueError, "weight: expected a finite number"),
+        (
+            lambda: add_member(cache, tmp_path / "n", name="d", logits=new[1:], uids=UIDS, weight=1),
+            ValueError,
+            r"logits: expected \[230, 10\]",
+        ),
+        (
+            lambda: add_member(cache, tmp_path / "n", name="d", logits=new.astype(float), uids=UIDS, weight=1),
+            TypeError,
+            "logits: expected float32",
+        ),
+        (
+            lambda: add_member(cache, tmp_path / "n", name="d", logits=new * np.nan, uids=UIDS, weight=1),
+            ValueError,
+            "member 'd' gave nan for uid 0",
+        ),
+        (
+            lambda: add_member(cache, tmp_path / "n2", name="d", logits=new, uids=UIDS, weight=-1),
+            ValueError,
+            "weight: expected a finite number",
+        ),
         (lambda: drop_member(cache, tmp_path / "n2", name="d"), ValueError, "name: expected one of a, b, c; got 'd'"),
         (lambda: reweight(tmp_path / "m", {"a": 1, "b": 1}), ValueError, "weights: expected one for each of a, b, c; got a, b"),
         (lambda: reweight(tmp_path / "m", {"a": 0, "b": 0, "c": 0}), ValueError, "weights: expected a positive sum"),
@@ -127,7 +143,7 @@ def test_max_kl_counts_what_the_source_cost(tmp_path):
         lambda: convert(source, tmp_path / "n", codec="fp16", max_kl=cost),
         lambda: convert(exact, tmp_path / "n", codec="fp32", max_kl=0.99 * cost),
         lambda: convert(exact, tmp_path / "n", codec="topk-10", mixture_at=1.0, max_kl=0.99 * cost),
-        lambda: add_member(exact, tmp_path / "n", name="d", logits=in_uid_order(teachers, rows)[0], weight=1, max_kl=0.5 * cost),
+        lambda: add_member(exact, tmp_path / "n", name="d", logits=in_uid_order(teachers, rows)[0], uids=UIDS, weight=1, max_kl=0.5 * cost),
     ):
         with pytest.raises(CacheError, match=r"max_kl: .* has \S+ \(\S+ of it from the source\)"):
             call()
@@ -146,7 +162,7 @@ def test_a_cache_is_never_derived_into_its_own_folder(tmp_path):
             for call in (
                 lambda: convert(source, path, codec="fp16", overwrite=overwrite),  # noqa: B023
                 lambda: drop_member(tmp_path / "m", path, name="a", overwrite=overwrite),  # noqa: B023
-                lambda: add_member(source, path, name="d", logits=new, weight=1, overwrite=overwrite),  # noqa: B023
+                lambda: add_member(source, path, name="d", logits=new, uids=UIDS, weight=1, overwrite=overwrite),  # noqa: B023
             ):
                 with pytest.raises(ValueError, match="path: expected another folder than the source's"):
                     call()
@@ -163,7 +179,7 @@ def test_urls_are_not_written_to(tmp_path, monkeypatch):
         lambda: cache_targets(teachers, rows, "s3://bucket/targets"),
         lambda: convert(source, url, codec="fp16"),
         lambda: drop_member(source, url, name="a"),
-        lambda: add_member(source, url, name="d", logits=np.zeros((230, 10), np.float32), weight=1),
+        lambda: add_member(source, url, name="d", logits=np.zeros((230, 10), np.float32), uids=UIDS, weight=1),
         lambda: remote.download("memory://nothing", url),
     ):
         with pytest.raises(ValueError, match=r"path: expected one on this machine; got .*://.*; write to a local folder, then push it"):
@@ -214,7 +230,7 @@ def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
     new = in_uid_order(teachers, rows)[2]
     for i, (codec, mixture_at) in enumerate(steps):
         if i == len(steps) - 1:  # its logits have come a shorter way
-            cache = add_member(cache, tmp_path / "added", name="c", logits=new, weight=0.2)
+            cache = add_member(cache, tmp_path / "added", name="c", logits=new, uids=UIDS, weight=0.2)
         cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
     assert cache.verify_against(teachers, rows, share=1.0) == 230
     generator = np.random.default_rng(2)

@@ -230,7 +230,7 @@ def test_from_a_cache_nobody_is_run_again(cached, monkeypatch):
 def test_what_a_cache_is_refused_for(cached):
     ensemble, cache, _, labels = cached
     with pytest.raises(ValueError, match=r"labels: expected 0\.\.9; got -100\.\.9; rows without a label \(-100\) can be left out by uids"):
-        ensemble.calibrate(cache, labels)
+        ensemble.calibrate(cache, labels, uids=np.arange(160))
     with pytest.raises(ValueError, match=r"labels: expected 3, one for each uid; got 2"):
         ensemble.select(cache, labels[:2], uids=np.arange(3))
     torch.manual_seed(1)

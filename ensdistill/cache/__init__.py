@@ -4,7 +4,7 @@ Importing this needs NumPy only; torch is loaded when a target is gathered as te
 """
 
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheLossWarning, CacheMismatch
 from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.writer import cache_targets
@@ -14,6 +14,7 @@ __all__ = [
     "CacheError",
     "CacheIncomplete",
     "CacheLocked",
+    "CacheLossWarning",
     "CacheMismatch",
     "TargetCache",
     "add_member",

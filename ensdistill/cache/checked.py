@@ -14,7 +14,7 @@ import xxhash
 from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete, CacheMismatch
 from ensdistill.files import write_bytes
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, _OLDEST = 3, 2
 # No manifest of ours comes near it; what is larger is never read into memory.
 _LARGEST = 1 << 30
 
@@ -93,8 +93,9 @@ def parse_checked(path: Path | str, raw: bytes) -> dict[str, Any]:
         sound = False
     if not sound:
         raise CacheCorrupt(f"{path}: the file has been changed since it was written (checksum)")
-    if type(version) is int and version < FORMAT_VERSION:
-        raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads version {FORMAT_VERSION}; build the cache again")
+    if type(version) is int and version < _OLDEST:
+        readable = f"versions {_OLDEST} to {FORMAT_VERSION}"
+        raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads {readable}; build the cache again")
     return body
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Fields = dict[str, np.ndarray]
 """A codec's fields of N records by name, each ``[N, *shape]``."""
 CODECS = ("uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N")
+SHIFTED = frozenset({"fp16", "bf16"})
+"""Codecs that keep each row up to a shift only."""
 LARGEST_DRAWS = 255
 
 

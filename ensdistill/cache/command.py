@@ -27,6 +27,7 @@ from ensdistill.cache.reader import TargetCache
 from ensdistill.display import Rate
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
+IN_ORDER = "in-order"
 CODECS = "uint8, fp16, bf16, fp32, topk-N or counts-N"
 
 
@@ -76,13 +77,19 @@ def parser() -> argparse.ArgumentParser:
         "add-member",
         _add,
         "Writes a copy of a target cache with one member more; the others are not run again. The logits are a NumPy file, float32 "
-        "[samples, classes], in uid order.",
-        f"{EXAMPLE} with-forest --name forest --logits forest.npy --weight 0.2",
+        "[samples, classes], and --uids names the sample of each of its rows.",
+        f"{EXAMPLE} with-forest --name forest --logits forest.npy --uids uids.npy --weight 0.2",
     )
     _folder(sub)
     _out(sub)
     sub.add_argument("--name", required=True, help="of the new member")
     sub.add_argument("--logits", type=Path, required=True, metavar="FILE.npy")
+    sub.add_argument(
+        "--uids",
+        required=True,
+        metavar="FILE.npy",
+        help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: row i is that of uid i",
+    )
     sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
     sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
 
@@ -187,7 +194,8 @@ def _info(options: argparse.Namespace, console: Console) -> int:
         table.add_row("", f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, all steps added up")
     table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
     table.add_row("combiner", cache.combiner)
-    table.add_row("temperature", "any" if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
+    any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
+    table.add_row("temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
     table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
@@ -268,12 +276,21 @@ def _written(console: Console, cache: TargetCache) -> int:
     return 0
 
 
-def _add(options: argparse.Namespace, console: Console) -> int:
+def _array(option: str, file: Path | str, expected: str) -> Any:
     try:
-        logits: Any = np.load(options.logits, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"--logits: {options.logits}: expected a NumPy file of float32 [samples, classes]; {error}") from None
-    wanted = {"name": options.name, "logits": logits, "weight": options.weight, "max_kl": options.max_kl, "overwrite": options.overwrite}
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{option}: {file}: expected a NumPy file of {expected}; {error}") from None
+
+
+def _add(options: argparse.Namespace, console: Console) -> int:
+    logits = _array("--logits", options.logits, "float32 [samples, classes]")
+    if options.uids == IN_ORDER:
+        uids = np.arange(len(TargetCache.open(options.folder)))
+    else:
+        uids = _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
+    wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}
+    wanted |= {"max_kl": options.max_kl, "overwrite": options.overwrite}
     with _progress("adding") as progress:
         cache = add_member(options.folder, options.out, **wanted, progress=progress)
     return _written(console, cache)

@@ -16,13 +16,15 @@ import xxhash
 
 from ensdistill.cache import manifest as m
 from ensdistill.cache import statistics
-from ensdistill.cache.checked import write_checked
+from ensdistill.cache.checked import FORMAT_VERSION, write_checked
 from ensdistill.cache.codecs import Counts, Fields, codec_of
+from ensdistill.cache.errors import CacheError
+from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
-from ensdistill.checks import check_int, check_temperature, real
 from ensdistill.files import local_path
+from ensdistill.scalars import check_temperature, real
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +36,7 @@ def convert(
     codec: str,
     mixture_at: float | None = None,
     max_kl: float | None = None,
+    max_temperature: float = TEMPERATURE,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -46,7 +49,7 @@ def convert(
         Holds each member's logits.
     path : path
         The new cache's folder, another than the source's.
-    codec, mixture_at, max_kl, seed, overwrite, progress
+    codec, mixture_at, max_kl, max_temperature, seed, overwrite, progress
         As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose own KL stands in
         ``fingerprint.derived``; ``max_kl`` is of both, added up.
 
@@ -57,6 +60,8 @@ def convert(
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
+    from ensdistill.checks import check_int  # imports torch, which reading a cache doesn't need
+
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "another codec")
@@ -65,14 +70,23 @@ def convert(
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
+    check_temperature("max_temperature", max_temperature)
     check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
-    step = {"convert": {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}}
+    usable = source.max_temperature
+    if mixture_at is not None and usable is not None and mixture_at > usable * (1 + 1e-6):
+        raise CacheError(
+            f"mixture_at: expected at most {usable:g}, up to which the cache {source.path} ({source.manifest['codec']}) has all classes "
+            f"that have a share; got {mixture_at:g}"
+        )
+    about = {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}
+    step = {"convert": about if usable is None else {**about, "floor": floor_in_use(source.manifest)}}
     changes = {
         "codec": codec,
         "seed": int(seed) if isinstance(kind, Counts) else None,
         "temperature": "any" if mixture_at is None else float(mixture_at),
     }
     plan = _plan(source, step, **changes)
+    plan["floor"] = floor_of(plan, max_temperature)
     return publish(folder, plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
@@ -82,6 +96,7 @@ def add_member(
     *,
     name: str,
     logits: np.ndarray,
+    uids: np.ndarray,
     weight: float,
     max_kl: float | None = None,
     overwrite: bool = False,
@@ -98,7 +113,9 @@ def add_member(
     name : str
         Of the new member, different from the others'.
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
-        What the new member says, in uid order.
+        The new member's logits.
+    uids : ndarray [N], integer
+        The uid of the sample that each row of ``logits`` is of (of sequences: that each run of positions is of), each once.
     weight : float
         Beside the weights that are there, which stay as they are; the loss normalises their sum.
 
@@ -121,8 +138,8 @@ def add_member(
     counts = [_records(source, view) for view in range(source.views)]
     wanted = (counts[0], len(source.classes)) if source.views == 1 else (source.views, counts[0], len(source.classes))
     if source_logits.shape != wanted:
-        raise ValueError(f"logits: expected {list(wanted)}, one row for each record in uid order; got {list(source_logits.shape)}")
-    values = source_logits.reshape(source.views, counts[0], -1)
+        raise ValueError(f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}")
+    values = _in_uid_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
     plan = _plan(
         source,
@@ -208,6 +225,25 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
     return folder
 
 
+def _in_uid_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
+    """``values`` [views, records, C], whose samples are in the order of ``uids``, in the cache's order."""
+    given, everything = np.asarray(uids), np.arange(len(source))
+    if given.dtype.kind not in "iu" or given.shape != everything.shape or not np.array_equal(np.sort(given), everything):
+        raise ValueError(
+            f"uids: expected each of 0 to {len(source) - 1} once, for the sample that each row of logits is of; got {given.dtype} "
+            f"{list(given.shape)}{'' if given.size == 0 else f' from {given.min()} to {given.max()}'}"
+        )
+    if np.array_equal(given, everything):
+        return values
+    ordered = np.empty_like(values)
+    for view, rows in enumerate(values):
+        lengths = source.lengths(everything, view)
+        begins = np.empty_like(lengths)  # of each sample's records among ``rows``
+        begins[given] = np.cumsum(lengths[given]) - lengths[given]
+        ordered[view] = rows[np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(rows))]
+    return ordered
+
+
 def _check_weight(name: str, weight: Any) -> None:
     if isinstance(weight, bool) or not real(weight) or not 0 <= weight < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0; got {weight!r}")
@@ -219,7 +255,9 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manifest:
-    plan = {field: source.manifest[field] for field in m.PLAN_FIELDS}
+    plan = {field: source.manifest.get(field) for field in m.PLAN_FIELDS}
+    if source.manifest["format_version"] == 2:  # which had no floors: nothing of it was stored differently for one
+        plan |= {"format_version": FORMAT_VERSION, "floor": floor_of(plan, TEMPERATURE)}
     plan |= {"fingerprint": _derived(source.manifest, step), **changes}
     return {**plan, "record": m.layout_of(plan).describe()}
 
@@ -254,16 +292,16 @@ class _Converted(_Derived):
         own = source.manifest["statistics"]["members"]
         self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
         self.spent["mixture"] = max(self.spent.values())
-        self.names, self.encoder, self.padded = m.targets_of(plan), Encoder(plan), padded
+        self.encoder, self.padded = Encoder(plan), padded
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         logits = self.source.gather_logits(uids, view)
         if lengths is not None:
             logits = self.padded(logits, lengths)
-        fields, kl = self.encoder(logits, view, uids, lengths)
-        fields["input_hash"] = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
-        return fields, dict(zip(self.names, kl, strict=True))
+        fields, costs = self.encoder(logits, view, uids, lengths)
+        hashes = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
+        return {**fields, "input_hash": hashes}, costs
 
 
 class _Added(_Derived):
@@ -271,18 +309,18 @@ class _Added(_Derived):
         from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
-        self.name, self.values, self.padded = plan["members"][-1], values, padded
-        self.encoder = Encoder({**plan, "members": [self.name], "weights": [1.0]})
+        self.values, self.padded = values, padded
+        self.encoder = Encoder({**plan, "members": plan["members"][-1:], "weights": [1.0]})
         ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
 
     def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, uids)
         new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
-        added, kl = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
+        added, costs = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
         fields = self.source.layout.views(self.source.gather_records(uids, view))
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
-        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), self.name: kl[0]}
+        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), **costs}
 
 
 class _Kept(_Derived):

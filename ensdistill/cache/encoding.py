@@ -11,7 +11,9 @@ from torch import Tensor
 from ensdistill import encoders, reference
 from ensdistill._native import why_no_kernels
 from ensdistill.cache.codecs import Codec, Counts, Fields, TopK, codec_of, pack_ids
-from ensdistill.cache.manifest import Manifest
+from ensdistill.cache.floors import HALF
+from ensdistill.cache.manifest import Manifest, targets_of
+from ensdistill.cache.statistics import Cost
 from ensdistill.data import BadRows
 from ensdistill.encoders_reference import mixture_log_probs
 
@@ -19,6 +21,8 @@ from ensdistill.encoders_reference import mixture_log_probs
 _LARGEST = 1e38
 # A row's place among the draws: enough for a sequence of 16 million positions.
 _POSITION_BITS = 24
+_Encoded = tuple[Fields, np.ndarray, list[int]]
+"""The fields, each record's KL [K or 1, records], and how many records of each member had logits below the floor."""
 
 
 class Encoder:
@@ -36,9 +40,10 @@ class Encoder:
         self.weights = torch.tensor(plan["weights"], dtype=torch.float64)
         self.combiner, self.seed, self.rows = plan["combiner"], plan["seed"], plan["rows"]
         self.temperature = None if plan["temperature"] == "any" else float(plan["temperature"])
+        self.floor, self.targets = plan.get("floor"), targets_of(plan)
 
-    def __call__(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> tuple[Fields, np.ndarray]:
-        """Fields of the batch's records, and the KL of each, float64 [K or 1, records].
+    def __call__(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> tuple[Fields, dict[str, Cost]]:
+        """Fields of the batch's records, and what storing cost each member, or the mixture.
 
         Parameters
         ----------
@@ -55,11 +60,15 @@ class Encoder:
         BadRows
             NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid.
         """
+        fields, kl, floored = self._encoded(value, view, uids, lengths)
+        return fields, {name: Cost(row, count) for name, row, count in zip(self.targets, kl, floored, strict=True)}
+
+    def _encoded(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> _Encoded:
         logits = self.shaped(value, uids, lengths)
         owners = uids if lengths is None else np.repeat(uids, lengths)
         self._check(logits, owners)
         if self.temperature is None:
-            return self._dense(logits)
+            return self._dense(logits, owners)
         if isinstance(self.codec, TopK):
             return self._top_k(logits, self.codec)
         if isinstance(self.codec, Counts):
@@ -68,7 +77,7 @@ class Encoder:
                 ids = (ids << _POSITION_BITS) + np.concatenate([np.arange(n) for n in lengths])
             return self._counts(logits, self.codec, torch.from_numpy(ids).to(logits.device))
         # float32 holds a log-probability to 6e-8 of itself, which is what a codec of logits starts from.
-        return self._dense(self.mixture(logits).float()[None])
+        return self._dense(self.mixture(logits).float()[None], owners)
 
     def shaped(self, value: Any, uids: np.ndarray, lengths: np.ndarray | None) -> Tensor:
         """The logits as [K, records, C]."""
@@ -110,16 +119,32 @@ class Encoder:
         """log p at T, float64 [records, C]."""
         return mixture_log_probs(logits, None, None, self.weights.to(logits.device), self.temperature or 1.0, self.combiner)
 
-    def _dense(self, logits: Tensor) -> tuple[Fields, np.ndarray]:
-        if self.codec.name == "uint8":
-            stored, kl = encoders.quantize_logits(logits, impl=_impl(logits.device))
-            return {n: _records(getattr(stored, n)) for n in ("scale", "offset", "codes")}, kl.cpu().numpy()
+    def _refuse_wide(self, deep: Tensor, owners: np.ndarray) -> None:
+        if bool(deep.any()):
+            k, n, c = deep.nonzero()[0].tolist()
+            raise BadRows(
+                f"codec: fp16 holds logits down to {-HALF:g} below the row's largest, and with combiner {self.combiner!r} a lower one may "
+                f"decide; member {self.names[k]!r} gave a lower one for uid {int(owners[n])}, class {c}: use codec bf16 or fp32, or "
+                "mask the class with -inf",
+                owners[[n]],
+            )
+
+    def _dense(self, logits: Tensor, owners: np.ndarray) -> _Encoded:
         if self.codec.name == "fp32":
-            return {"logits": _records(logits)}, np.zeros(logits.shape[:2])
+            return {"logits": _records(logits)}, np.zeros(logits.shape[:2]), [0] * len(logits)
         shifted = logits - logits.amax(-1, keepdim=True)
+        deep = (shifted < -(self.floor or torch.inf)) & ~logits.isneginf()
+        floored = deep.any(-1).sum(-1).tolist()
+        if self.codec.name == "uint8":
+            if any(floored):
+                logits = logits.masked_fill(deep, -torch.inf)
+            stored, kl = encoders.quantize_logits(logits, impl=_impl(logits.device))
+            return {n: _records(getattr(stored, n)) for n in ("scale", "offset", "codes")}, kl.cpu().numpy(), floored
         if self.codec.name == "fp16":
+            if self.temperature is None and self.combiner != "prob":
+                self._refuse_wide(deep, owners)
             # Clamped, so that -inf keeps its one meaning: a class that the member rules out.
-            half = torch.where(logits.isneginf(), -torch.inf, shifted.clamp(min=-65504.0)).half()
+            half = torch.where(logits.isneginf(), -torch.inf, shifted.clamp(min=-HALF)).half()
             fields = {"logits": _records(half)}
         else:
             # The largest float32 below 2^128 would round up to infinity; a difference of two logits within 1e38 does not come near.
@@ -127,9 +152,9 @@ class Encoder:
             fields = {"logits": _records(half.view(torch.int16)).view("<u2")}
         # One member at a time, for the float64 copies' sake.
         rows = [_kl(torch.log_softmax(z.double(), -1), h) for z, h in zip(logits, half, strict=True)]
-        return fields, torch.stack(rows).cpu().numpy()
+        return fields, torch.stack(rows).cpu().numpy(), floored
 
-    def _top_k(self, logits: Tensor, codec: TopK) -> tuple[Fields, np.ndarray]:
+    def _top_k(self, logits: Tensor, codec: TopK) -> _Encoded:
         stored, _ = encoders.top_k_targets(
             logits,
             codec.k,
@@ -145,9 +170,9 @@ class Encoder:
             "ids": pack_ids(stored.ids.cpu().numpy(), self.classes),
         }
         decoded = torch.from_numpy(codec.decode(fields, self.classes))[:, 0]  # from the bytes: what is certified is what a reader gets
-        return fields, _kl(self.mixture(logits), decoded.to(logits.device))[None].cpu().numpy()
+        return fields, _kl(self.mixture(logits), decoded.to(logits.device))[None].cpu().numpy(), [0]
 
-    def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> tuple[Fields, np.ndarray]:
+    def _counts(self, logits: Tensor, codec: Counts, ids: Tensor) -> _Encoded:
         stored, kl = encoders.sample_counts(
             logits,
             codec.draws,
@@ -159,7 +184,7 @@ class Encoder:
             impl=_impl(logits.device),
         )
         fields = {"counts": stored.counts.to(torch.uint8).cpu().numpy(), "ids": pack_ids(stored.ids.cpu().numpy(), self.classes)}
-        return fields, kl[None].cpu().numpy()
+        return fields, kl[None].cpu().numpy(), [0]
 
 
 def padded(packed: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -23,6 +23,10 @@ class CacheLocked(CacheError):
     """Another process is writing this cache."""
 
 
+class CacheLossWarning(UserWarning):
+    """Storing moved some row's distribution notably: a KL of more than 0.01 nats. The message names the codec."""
+
+
 class CacheMismatch(CacheError):
     """A sound cache of something else: other teachers, data, order, codec or format version.
 

@@ -6,13 +6,14 @@ there is no index. The manifest's fields:
 
 ==================  ==================================================================================================
 format              ``"ensdistill-target-cache"``
-format_version      2; a reader refuses every other
+format_version      3; or 2, whose caches have no ``floor``. A reader refuses every other
 codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N`` (``codecs.py``)
 seed                of the draws of ``counts-N``; else null
 rows                N; the uids are 0 ... N-1
 members, weights    K names, and K non-negative weights (float64) of the mixture
 combiner            ``prob``, ``logit`` or ``log_prob``
 classes             C names; position is class index
+floor               how far below its row's largest a logit may be and still have a code (``floors.py``); null where codes reach any
 temperature         ``"any"``: members' logits are kept, so the mixture can be formed at every T. A number: only the mixture at this T
 views               how many versions of each sample
 sequences           whether a sample has several positions, each with a record
@@ -20,12 +21,13 @@ shard_rows          S; a view's last shard may be shorter
 block_bytes         B; each block of a shard's data has a CRC-32C of its own
 record              ``{bytes, fields: [{name, dtype, offset, shape}]}``: one sample, all members side by side
 fingerprint         ``{ensemble: {...}, inputs: {rows, hash}, views: null or {...}}``: what the cache was made from, by content.
-                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation; ``derived`` lists
-                    what was done to the cache since
+                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation, and of sequences
+                    ``inputs.lengths`` that of their lengths; ``derived`` lists what was done to the cache since
 shards              for each ``{file, rows, records, bytes, hash, blocks}``; ``hash`` is the xxh3_128 of the whole file, ``blocks``
                     that of its table of CRCs
 statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows
-                    and members; of a mixture KL(mixture || stored) at its T; of counts KL(stored || mixture). ``p99`` is the upper
+                    and members; of a mixture KL(mixture || stored) at its T; of counts KL(stored || mixture). The part of a member
+                    has ``floored`` where logits of so many rows were below the floor, which the KL does not see. ``p99`` is the upper
                     edge of a bin 4.4 % wide, so that it never promises too much. Of a converted cache it is the KL to the source's
                     targets; the source's own stands in ``fingerprint.derived``
 checksum            xxh3_128 of the file's text without this field
@@ -94,7 +96,10 @@ def targets_of(manifest: Manifest) -> list[str]:
 
 
 def conversions(manifest: Manifest, member: str) -> list[dict[str, Any]]:
-    """The conversions ``{from, kl}`` that a member's logits went through before they were stored as they are now."""
+    """The conversions ``{from, kl}`` that a member's logits went through before they were stored as they are now.
+
+    Each has the ``floor`` too, where rows of the source had logits below it.
+    """
     steps = manifest["fingerprint"].get("derived", [])
     came = max((i for i, step in enumerate(steps) if step.get("add", {}).get("name") == member), default=-1)
     return [step["convert"] for step in steps[came + 1 :] if "convert" in step]
@@ -151,7 +156,7 @@ def read_manifest(path: Path) -> Manifest:
     except CacheIncomplete:
         state = "its writer has not finished; run it again to resume" if (path / PLAN).exists() else "no cache has been written there"
         raise CacheIncomplete(f"{path}: no {MANIFEST}: {state}") from None
-    _check(path / MANIFEST, manifest, {**PLAN_FIELDS, **SHARD_FIELDS})
+    _check(path / MANIFEST, manifest, {**_plan_fields(manifest), **SHARD_FIELDS})
     members = len(manifest["members"])
     if len(manifest["weights"]) != members:
         raise _unexpected(path, manifest, "weights", f"{members} numbers, one for each member")
@@ -192,7 +197,17 @@ def _check_shard(file: Path, manifest: Manifest, shard: int, entry: Any) -> None
 
 
 def check_plan(file: Path, plan: Manifest) -> None:
-    _check(file, plan, PLAN_FIELDS)
+    _check(file, plan, _plan_fields(plan))
+
+
+def same_fields(found: Manifest, plan: Manifest) -> tuple[Manifest, Manifest]:
+    """The fields of a plan that a finished cache can be compared by, of both: one of format 2 is not of another thing for that."""
+    fields = [field for field in plan if field in found and (field != "format_version" or found[field] == FORMAT_VERSION)]
+    return {field: found[field] for field in fields}, {field: plan[field] for field in fields}
+
+
+def _plan_fields(body: Manifest) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    return {field: check for field, check in PLAN_FIELDS.items() if field != "floor" or body.get("format_version") != 2}
 
 
 def _check(file: Path, body: Manifest, fields: dict[str, tuple[Callable[[Any], bool], str]]) -> None:
@@ -239,7 +254,7 @@ def _statistics(value: Any) -> bool:
 
 PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (lambda v: v == FORMAT, repr(FORMAT)),
-    "format_version": (lambda v: type(v) is int and v == FORMAT_VERSION, str(FORMAT_VERSION)),
+    "format_version": (lambda v: type(v) is int and v in (2, FORMAT_VERSION), f"2 or {FORMAT_VERSION}"),
     "codec": (_codec, "one of uint8, fp16, bf16, fp32, topk-N, counts-N"),
     "seed": (lambda v: v is None or (type(v) is int and 0 <= v < 2**63), "null or a number of at least 0"),
     "rows": (_positive, "a positive integer"),
@@ -247,6 +262,7 @@ PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (_weights, "a list of non-negative numbers with a positive sum"),
     "combiner": (lambda v: v in COMBINERS, f"one of {list(COMBINERS)}"),
     "classes": (_names, "a list of names"),
+    "floor": (lambda v: v is None or (_number(v) and v > 0), "null or a number above 0"),
     "temperature": (lambda v: v == "any" or (_number(v) and v > 0), "'any' or a number above 0"),
     "views": (_positive, "a positive integer"),
     "sequences": (lambda v: type(v) is bool, "true or false"),

@@ -168,6 +168,9 @@ class MappedShards:
         try:
             now = read_manifest(self.path)["shards"]
         except CacheIncomplete as error:
+            if not self.path.exists():
+                gone = "the folder is gone since the cache was opened, or another machine opened it; open the cache again where it is"
+                return CacheIncomplete(f"{self.path}: no such folder: {gone}")
             return CacheIncomplete(f"{error}; the cache that was opened is not there any more: open it again when it is finished")
         except CacheError:
             return None

@@ -32,6 +32,7 @@ from ensdistill.files import atomic_path, fsync
 PATIENCE = 60.0
 
 Progress = Callable[[int, int], None]
+Costs = statistics.Cost | statistics.Part
 
 
 class Source(Protocol):
@@ -44,8 +45,8 @@ class Source(Protocol):
     def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
         """Records of each sample, int64 [N]; None unless they are sequences."""
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, np.ndarray | statistics.Part]]:
-        """The fields of the samples' records, ``input_hash`` among them, and the KL of each record by what it is of.
+    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Costs]]:
+        """The fields of the samples' records, ``input_hash`` among them, and the cost of each record by what it is of.
 
         Of what is copied from another cache the statistics are known as a whole: they come once, with any batch.
         """
@@ -100,7 +101,7 @@ def _finished(path: Path, plan: m.Manifest, overwrite: bool) -> TargetCache | No
         return None
     try:
         cache = TargetCache.open(path, check="full" if overwrite else "lazy")
-        require_same(path, {field: cache.manifest[field] for field in plan}, plan)
+        require_same(path, *m.same_fields(cache.manifest, plan))
     except CacheError:
         if overwrite:
             return None
@@ -144,7 +145,7 @@ def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl:
         if commit is None:
             _publish_shard(path, plan, shard, source, max_kl, None if progress is None else _shifted(progress, done, total))
         else:
-            _refuse_worse(max_kl, {name: np.array([part["max"]]) for name, part in commit["kl"].items()}, plan, shard, None, source.spent)
+            _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
             if progress is not None:
                 progress(done + rows, total)
         done += rows
@@ -201,7 +202,7 @@ def _publish_shard(
 
 def _refuse_worse(
     max_kl: float | None,
-    kl: dict[str, np.ndarray | statistics.Part],
+    costs: dict[str, Costs],
     plan: m.Manifest,
     shard: int,
     owners: np.ndarray | None,
@@ -209,12 +210,14 @@ def _refuse_worse(
 ) -> None:
     if max_kl is None:
         return
-    for name, values in kl.items():
-        before = spent.get(name, 0.0)
-        worst = before + (values["max"] if isinstance(values, dict) else float(values.max()))
+    for name, cost in costs.items():
+        before, where = spent.get(name, 0.0), f"a row of {m.shard_name(shard)}"
+        if isinstance(cost, statistics.Cost):
+            worst = before + float(cost.kl.max())
+            where = where if owners is None else f"uid {owners[np.argmax(cost.kl)]}"
+        else:
+            worst = before + cost["max"]
         if worst > max_kl:
-            known = owners is not None and not isinstance(values, dict)
-            where = f"uid {owners[np.argmax(values)]}" if known else f"a row of {m.shard_name(shard)}"  # type: ignore[arg-type,index]
             share = f" ({before:.3g} of it from the source)" if before else ""
             raise CacheError(
                 f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g}{share} for {name!r}, "

@@ -5,16 +5,20 @@ Needs NumPy only; torch is imported by `TargetCache.gather`, whose tensors are v
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensdistill.cache.codecs import codec_of
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheMismatch
+from ensdistill.cache.codecs import Counts, TopK, codec_of
+from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheLossWarning, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
-from ensdistill.cache.manifest import MANIFEST, Manifest, layout_of, read_manifest, shards_per_view
+from ensdistill.cache.floors import largest_temperature
+from ensdistill.cache.manifest import MANIFEST, Manifest, kl_before, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
 from ensdistill.scalars import whole
@@ -25,20 +29,40 @@ if TYPE_CHECKING:
     from ensdistill.data import Rows
     from ensdistill.targets import Targets
 
+NOTABLE_KL = 0.01
+"""Nats that storing may cost any row without a warning."""
+
 
 class TargetCache:
     """What an ensemble says about N samples, on disk. Made by `cache_targets`, opened by `TargetCache.open`.
 
-    Any number of processes may read one cache, from a read-only folder too; a process may fork with it. A block of records is
-    compared with its checksum once for each open, before its first record is handed out.
+    Attributes
+    ----------
+    path : Path
+        The folder, absolute.
+    url : str or None
+        What the folder is a copy of.
+    max_temperature : float or None
+        The largest temperature that the targets serve; None where they serve every one (or, of a mixture, the one that it is of).
+
+    Any number of processes may read one cache, from a read-only folder too. A process may fork with it, and it may be pickled, for
+    instance by the workers of a ``DataLoader`` that are spawned: a copy holds the folder's absolute path and the manifest, and maps the
+    files when it reads them. A block of records is compared with its checksum once by each copy, before its first record is returned.
     """
 
     def __init__(self, path: Path, manifest: Manifest, threads: int | None = None, url: str | None = None) -> None:
-        self.path, self.url = path, url  # of which the folder is a copy, where it is one
+        # Absolute, because shards are opened when they are first read, and the working directory may have changed by then.
+        self.path = path.absolute()
+        self.url = url  # of which the folder is a copy, where it is one
         self.layout = layout_of(manifest)
-        self._manifest = manifest
+        self._manifest, self._threads = manifest, threads
         self._codec = codec_of(manifest["codec"])
-        self._shards = MappedShards(path, manifest, threads or default_threads(), url)
+        self._shards = MappedShards(self.path, manifest, threads or default_threads(), url)
+        self.max_temperature = largest_temperature(manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Nothing is read when a copy is made: an error there would end a worker process before it can report why.
+        return TargetCache, (self.path, self._manifest, self._threads, self.url)
 
     @classmethod
     def open(
@@ -80,6 +104,8 @@ class TargetCache:
         CacheMismatch
             The fingerprint differs from ``expect``, or the folder ``local`` holds another cache than the URL (field by field in the
             message), or another version of the format.
+        CacheLossWarning
+            (a warning) Storing cost some row a KL of more than 0.01 nats.
         """
         if check not in ("lazy", "full"):
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
@@ -94,7 +120,7 @@ class TargetCache:
             raise ValueError(f"overwrite: is for the local copy of a URL; got it with the folder {path}")
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
-        path = Path(path)
+        path = Path(path).absolute()
         manifest = read_manifest(path)
         if expect is not None:
             expect = as_json("expect", expect)
@@ -106,6 +132,7 @@ class TargetCache:
             cache._shards.check_size(shard)
         if check == "full":
             cache.verify()
+        cache._warn_of_loss()
         return cache
 
     def __len__(self) -> int:
@@ -276,8 +303,10 @@ class TargetCache:
             uids = np.arange(start, min(start + step, len(self)))
             hashes.append(self._input_hashes(uids, 0))
             tell(int(self.lengths(uids).sum()) * self.layout.bytes)
-        found = {"rows": len(self), "hash": root_hash(np.concatenate(hashes))}
-        if (recorded := self._manifest["fingerprint"].get("inputs")) != found:
+        recorded = self._manifest["fingerprint"].get("inputs")
+        # Caches of format 2 have no lengths there.
+        lengths = self.lengths(np.arange(len(self))) if isinstance(recorded, dict) and "lengths" in recorded else None
+        if recorded != (found := made_from(np.concatenate(hashes), lengths)):
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
     def verify_against(
@@ -322,7 +351,24 @@ class TargetCache:
 
     def _target(self, records: np.ndarray) -> Targets:
         classes = len(self._manifest["classes"])
-        return self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
+        target = self._codec.target(self.layout.views(records), classes, self.weights, self.combiner, self.temperature)
+        if self.max_temperature is None:
+            return target
+        members: Any = target  # a mixture has no largest temperature
+        return replace(members, max_temperature=self.max_temperature)
+
+    def _warn_of_loss(self) -> None:
+        """Not of counts, whose distance from the mixture is chance and none on average."""
+        worst = largest_kl(self._manifest)
+        if worst <= NOTABLE_KL or isinstance(self._codec, Counts):
+            return
+        better = "A topk-N with a larger N" if isinstance(self._codec, TopK) else "A more exact codec (fp16, fp32)"
+        warnings.warn(
+            f"{self.path}: storing with codec {self._codec.name!r} cost a row a KL of {worst:.2g} nats, which is more than {NOTABLE_KL:g} "
+            f"(the mean row {self._manifest['statistics']['kl']['mean']:.1g}). {better} costs less; max_kl= refuses such rows",
+            CacheLossWarning,
+            stacklevel=_caller(),
+        )
 
     def _input_hashes(self, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
         hashes = self.layout.views(self.gather_records(uids, view))["input_hash"]
@@ -358,6 +404,26 @@ class TargetCache:
         if uids.view(np.uint64).max() >= len(self):  # a negative one is a large one
             raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
         return uids
+
+
+def largest_kl(manifest: Manifest) -> float:
+    """What storing cost the row that lost most, in nats, with what the caches cost that it was made from."""
+    spent = kl_before(manifest)
+    spent["mixture"] = max(spent.values())
+    return max(part["max"] + spent.get(name, 0.0) for name, part in manifest["statistics"]["members"].items())
+
+
+def _caller() -> int:
+    """The stack level, for `warnings.warn` in who calls this, of the first frame outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("ensdistill."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def made_from(hashes: np.ndarray, lengths: np.ndarray | None) -> dict[str, Any]:
+    """``fingerprint.inputs`` of a cache: from each input's hash [N] and, of sequences, how many positions count [N]; in uid order."""
+    return {"rows": len(hashes), "hash": root_hash(hashes), **({} if lengths is None else {"lengths": root_hash(lengths)})}
 
 
 def require_members(cache: TargetCache, what: str) -> None:

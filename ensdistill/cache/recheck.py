@@ -13,8 +13,10 @@ from ensdistill.cache.codecs import Fields, codec_of, kl_divergence, unpack_ids
 from ensdistill.cache.encoding import Encoder, padded
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
+from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
-from ensdistill.checks import real
+from ensdistill.cache.writer import asked, uid_order
+from ensdistill.scalars import real
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
@@ -54,7 +56,7 @@ def recheck(
     if (made_by is None) != (augment is None):
         raise CacheMismatch(f"augment: the cache {cache.path} was made with {made_by and made_by['augment']}; got {augment!r}")
     chosen = np.random.default_rng(0).permutation(len(cache))[: max(1, round(share * len(cache)))]
-    order = np.argsort(rows.uids)
+    order, ask = uid_order(rows), asked(ensemble, rows, augment)
     for view in range(cache.views):
         for start in range(0, len(chosen), _BATCH):
             uids = np.sort(chosen[start : start + _BATCH])
@@ -65,7 +67,7 @@ def recheck(
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
             try:
-                _compare(cache, ensemble.predict_logits(inputs)[members], uids, view)
+                _compare(cache, ask(inputs, uids)[members], uids, view)
             except CacheMismatch as error:
                 raise CacheMismatch(str(error), _reasons(cache, ensemble)) from None
             if progress is not None:
@@ -110,6 +112,7 @@ def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, uids: np
     for name, logits in zip(manifest["members"], value[:, None], strict=True):
         for step in conversions(manifest, name):
             plan = {**manifest, "codec": step["from"], "temperature": "any", "members": [name], "weights": [1.0]}
+            plan["floor"] = step.get("floor")
             fields, _ = Encoder(plan)(logits, view, uids, lengths)
             decoded = codec_of(step["from"]).decode(fields, len(manifest["classes"])).swapaxes(0, 1)
             logits = np.ascontiguousarray(decoded, np.float32) if lengths is None else padded(decoded, lengths)
@@ -127,12 +130,18 @@ Comparison = tuple[str, np.ndarray, np.ndarray]
 
 
 def _dense_apart(manifest: Manifest, logits: np.ndarray, fields: Fields, stored: Fields) -> Comparison:
-    codec, classes = codec_of(manifest["codec"]), len(manifest["classes"])
-    now, then = (codec.decode({n: np.ascontiguousarray(f) for n, f in part.items()}, classes) for part in (fields, stored))
+    then = codec_of(manifest["codec"]).decode({n: np.ascontiguousarray(f) for n, f in stored.items()}, len(manifest["classes"]))
+    if manifest["temperature"] == "any":
+        now, at = logits.swapaxes(0, 1), 1.0
+    else:
+        now, at = Encoder(manifest).mixture(torch.from_numpy(logits)).numpy()[:, None], float(manifest["temperature"])
+    if (floor := floor_in_use(manifest) or manifest.get("floor")) is not None:
+        # Noise moves logits across the floor, too.
+        near = now < now.max(-1, keepdims=True) - 0.99 * floor
+        now = np.where(near & np.isneginf(then), -np.inf, now)
     with np.errstate(invalid="ignore"):
         apart = kl_divergence(now, then)
     # Where noise moved a logit across the middle between two codes, in this cache or one it was made from. Errors add up, so roots do.
-    at = 1.0 if manifest["temperature"] == "any" else float(manifest["temperature"])
     before = [sum(math.sqrt(step["kl"]["max"]) for step in conversions(manifest, name)) for name in manifest["members"]]
     root = math.sqrt(manifest["statistics"]["kl"]["max"]) + max(before) / min(at, 1.0)
     return "KL", apart, 4 * root**2 + _noise(now) ** 2 / 2

@@ -60,7 +60,7 @@ def upload(folder: Path | str, url: str, *, overwrite: bool = False, progress: P
     CacheError
         The URL can't be read or written, after some tries.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     manifest = read_manifest(folder)
     system, base = _system(url)
     system.makedirs(base, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,19 +13,30 @@ import numpy as np
 _BINS, _LOWEST = 16, 2.0**-60
 
 Part = dict[str, Any]
-"""``{rows, sum, max, bins}`` of some rows; ``bins`` are pairs (bin, rows in it)."""
+"""``{rows, sum, max, bins}`` of some rows; ``bins`` are pairs (bin, rows in it). ``floored`` rows, if any, had logits below the floor."""
 
 
-def part(kl: np.ndarray) -> Part:
-    """The part of these rows.
+class Cost(NamedTuple):
+    """What storing cost each of some rows.
 
     Parameters
     ----------
     kl : ndarray [N], float64
         Nats, not negative.
+    floored : int
+        How many of the rows had logits below the floor (``floors.py``).
     """
+
+    kl: np.ndarray
+    floored: int = 0
+
+
+def part(cost: Cost) -> Part:
+    """The part of these rows."""
+    kl = cost.kl
     counts = Counter(np.floor(np.log2(np.maximum(kl, _LOWEST)) * _BINS).astype(int).tolist())
-    return {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": [list(pair) for pair in sorted(counts.items())]}
+    whole = {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": [list(pair) for pair in sorted(counts.items())]}
+    return {**whole, "floored": cost.floored} if cost.floored else whole
 
 
 def merge(parts: Iterable[Part]) -> Part:
@@ -33,11 +44,13 @@ def merge(parts: Iterable[Part]) -> Part:
     parts, counts = list(parts), Counter[int]()
     for one in parts:
         counts.update(dict(one["bins"]))
+    floored = sum(one.get("floored", 0) for one in parts)
     return {
         "rows": sum(one["rows"] for one in parts),
         "sum": math.fsum(one["sum"] for one in parts),
         "max": max(one["max"] for one in parts),
         "bins": [list(pair) for pair in sorted(counts.items())],
+        **({"floored": floored} if floored else {}),
     }
 
 
@@ -46,7 +59,7 @@ def summary(members: dict[str, Part]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> summary({"a": part(np.array([0.5, 1.5])), "b": part(np.array([1.0, 1.0]))})["kl"]
+    >>> summary({"a": part(Cost(np.array([0.5, 1.5]))), "b": part(Cost(np.array([1.0, 1.0])))})["kl"]
     {'rows': 4, 'mean': 1.0, 'p99': 1.5, 'max': 1.5}
     """
     whole = merge(members.values())
@@ -69,5 +82,6 @@ def is_part(value: Any) -> bool:
     def pair(x: Any) -> bool:
         return isinstance(x, list) and len(x) == 2 and all(type(i) is int and -(2**15) < i < 2**62 for i in x) and x[1] > 0
 
-    sound = isinstance(value, dict) and value.keys() == {"rows", "sum", "max", "bins"} and type(value["rows"]) is int and value["rows"] > 0
+    sound = isinstance(value, dict) and value.keys() - {"floored"} == {"rows", "sum", "max", "bins"}
+    sound = sound and all(type(value[count]) is int and value[count] > 0 for count in ("rows", "floored") if count in value)
     return sound and number(value["sum"]) and number(value["max"]) and isinstance(value["bins"], list) and all(map(pair, value["bins"]))

@@ -11,19 +11,21 @@ import numpy as np
 from ensdistill.cache import manifest as m
 from ensdistill.cache.checked import FORMAT_VERSION
 from ensdistill.cache.codecs import Counts, Fields, codec_of
-from ensdistill.cache.fingerprint import as_json, input_hashes, root_hash
+from ensdistill.cache.fingerprint import as_json, input_hashes
+from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
-from ensdistill.cache.reader import TargetCache
-from ensdistill.checks import check_temperature
+from ensdistill.cache.reader import TargetCache, made_from
 from ensdistill.data import BadRows, Rows
 from ensdistill.files import local_path
 from ensdistill.processes import processes
-from ensdistill.scalars import plain
+from ensdistill.scalars import check_temperature, plain
 
 if TYPE_CHECKING:
     from ensdistill.augmentation import Augmentation
 
 _LONGEST = 2**24
+Ask = Callable[[np.ndarray, np.ndarray], Any]
+"""From inputs [M, ...] and their uids [M] to the logits of each member."""
 
 
 class Ensemble(Protocol):
@@ -46,6 +48,11 @@ class Ensemble(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Plain JSON that changes with whatever changes the logits: members, weights, combiner, calibration."""
 
+    # Of an ensemble whose members hold stored answers also
+    #     for_uids(uids: ndarray [M], among: ndarray [N]) -> Ensemble
+    # which predicts for the samples of these uids, in this order, of a set of which ``among`` are all uids in the set's order.
+    # It returns itself where no member needs uids.
+
 
 def cache_targets(
     ensemble: Ensemble,
@@ -58,6 +65,7 @@ def cache_targets(
     augment: Augmentation | None = None,
     lengths: np.ndarray | None = None,
     max_kl: float | None = None,
+    max_temperature: float = TEMPERATURE,
     seed: int = 0,
     batch_size: int = 1024,
     shard_rows: int = 4096,
@@ -99,6 +107,10 @@ def cache_targets(
         In the order of ``rows``: the samples are sequences, of which so many positions count; ``predict_logits`` gives [K, N, L, C].
     max_kl : float, optional
         Refuse to write a shard in which storing costs a row more than so many nats.
+    max_temperature : float
+        The largest temperature at which members' logits will be used. With ``uint8``, classes so far below their row's largest that they
+        have no share up to there are stored as masked (``-inf``), lest they coarsen the others; a row that needs it makes the loss refuse
+        higher temperatures. See ``ensdistill.cache.floors``.
     seed : int
         Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
@@ -125,6 +137,8 @@ def cache_targets(
         The message names the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
+    CacheLossWarning
+        (a warning) Storing cost some row a KL of more than 0.01 nats; so does opening such a cache.
     CacheMismatch
         The folder holds a cache of something else; the message says what differs, field by field.
     CacheLocked
@@ -157,14 +171,15 @@ def cache_targets(
     numbers = (batch_size, shard_rows, views, rank, world, seed, max_kl)
     batch_size, shard_rows, views, rank, world, seed, max_kl = (plain(value) for value in numbers)
     _check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
-    order = _order(rows)
+    order = uid_order(rows)
+    ask = asked(ensemble, rows, augment)
     if augment is None and views > 1:
         raise ValueError(f"augment: expected an augmentation, because {views} views without one would all be the same; got None")
     plan = make_plan(
         members=list(ensemble.names),
         weights=ensemble.weights,
         combiner=ensemble.combiner,
-        classes=_classes(ensemble, rows),
+        classes=_classes(ensemble, ask, rows),
         codec=codec,
         mixture_at=mixture_at,
         rows=len(rows),
@@ -172,8 +187,9 @@ def cache_targets(
         sequences=lengths is not None,
         shard_rows=shard_rows,
         seed=seed,
+        max_temperature=max_temperature,
     )
-    hashes = input_hashes(rows.inputs)[order]
+    hashes, counts = input_hashes(rows.inputs)[order], _lengths(lengths, rows, order)
     described = None
     if augment is not None:
         from ensdistill.views import describe_views
@@ -181,10 +197,10 @@ def cache_targets(
         described = as_json("augment", describe_views(augment, views, seed))
     plan["fingerprint"] = {
         "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
-        "inputs": {"rows": len(hashes), "hash": root_hash(hashes)},
+        "inputs": made_from(hashes, counts),
         "views": described,
     }
-    source = _Teachers(ensemble, rows, order, hashes, plan, augment, seed, _lengths(lengths, rows, order), batch_size)
+    source = _Teachers(ask, rows, order, hashes, plan, augment, seed, counts, batch_size)
     return publish(path, plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
 
 
@@ -201,6 +217,7 @@ def make_plan(
     sequences: bool,
     shard_rows: int,
     seed: int,
+    max_temperature: float = TEMPERATURE,
 ) -> m.Manifest:
     """Everything of the manifest that is known before the teachers run, but the fingerprint."""
     weights, kind = np.asarray(weights), codec_of(codec)
@@ -219,6 +236,7 @@ def make_plan(
         raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
+    check_temperature("max_temperature", max_temperature)
     plan = {
         "format": m.FORMAT,
         "format_version": FORMAT_VERSION,
@@ -235,7 +253,7 @@ def make_plan(
         "shard_rows": shard_rows,
         "block_bytes": m.BLOCK_BYTES,
     }
-    return {**plan, "record": m.layout_of(plan).describe()}
+    return {**plan, "floor": floor_of(plan, max_temperature), "record": m.layout_of(plan).describe()}
 
 
 class _Teachers:
@@ -243,7 +261,7 @@ class _Teachers:
 
     def __init__(
         self,
-        ensemble: Ensemble,
+        ask: Ask,
         rows: Rows,
         order: np.ndarray,
         hashes: np.ndarray,
@@ -253,7 +271,7 @@ class _Teachers:
         lengths: np.ndarray | None,
         batch_size: int,
     ) -> None:
-        self.ensemble, self.rows, self.order, self.hashes, self.plan = ensemble, rows, order, hashes, plan
+        self.ask, self.rows, self.order, self.hashes, self.plan = ask, rows, order, hashes, plan
         self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
         self._encoder: Any = None
         self.spent: dict[str, float] = {}
@@ -265,7 +283,7 @@ class _Teachers:
         if self._encoder is None:
             from ensdistill.cache.encoding import Encoder
 
-            self._encoder, self._ask = Encoder(self.plan), _asked(self.ensemble)
+            self._encoder = Encoder(self.plan)
         inputs, hashes, lengths = self.rows.inputs[self.order[uids]], self.hashes[uids], self.lengths(view, uids)
         if self.augment is not None:
             from ensdistill.views import view_inputs
@@ -273,21 +291,49 @@ class _Teachers:
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
             hashes = input_hashes(inputs)
         try:
-            value = self._ask(inputs)
+            value = self.ask(inputs, uids)
         except BadRows as error:  # it counts the rows of this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
-        fields, kl = self._encoder(value, view, uids, lengths)
-        fields["input_hash"] = hashes if lengths is None else np.repeat(hashes, lengths)
-        return fields, dict(zip(m.targets_of(self.plan), kl, strict=True))
+        fields, costs = self._encoder(value, view, uids, lengths)
+        return {**fields, "input_hash": hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
-def _asked(ensemble: Ensemble) -> Callable[[np.ndarray], Any]:
+def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:
+    """How the ensemble is asked for the logits of some of the rows: called with their inputs and uids.
+
+    Raises
+    ------
+    ValueError
+        A member with stored answers has none for a row, holds them in an order that may not be that of the rows, or is asked about
+        augmented inputs.
+    TypeError
+        The ensemble wraps one with such members and has no ``for_uids`` of its own.
+    """
+    for_uids = getattr(ensemble, "for_uids", None)
+    owner = getattr(for_uids, "__self__", ensemble)  # another, where an object of somebody's own passes on what it hasn't
+    if for_uids is None or for_uids(rows.uids, rows.uids) is owner:
+        return lambda inputs, uids: _predict(ensemble, inputs)
+    if owner is not ensemble:
+        raise TypeError(
+            f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with stored answers, whose "
+            "predictions would take the place of its own; give it a method for_uids(uids, among)"
+        )
+    if augment is not None:
+        raise ValueError(
+            f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. ArrayMember(inputs, ...) finds answers "
+            "by their inputs, augmented ones among them"
+        )
+    return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs)
+
+
+def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
     """``predict_logits``; of this package's own ensemble the form that leaves logits on a GPU. Not where somebody's own takes its place."""
     from ensdistill.ensemble import Ensemble as Own
 
     own = getattr(type(ensemble), "predict_logits", None) is Own.predict_logits and "predict_logits" not in vars(ensemble)
-    return ensemble.predict_logits_on_device if own else ensemble.predict_logits  # type: ignore[attr-defined]
+    predict = ensemble.predict_logits_on_device if own else ensemble.predict_logits  # type: ignore[attr-defined]
+    return predict(inputs)
 
 
 def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any) -> None:
@@ -302,8 +348,14 @@ def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, worl
         raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
 
 
-def _order(rows: Rows) -> np.ndarray:
-    """The positions of the rows in uid order."""
+def uid_order(rows: Rows) -> np.ndarray:
+    """The positions of the rows in uid order.
+
+    Raises
+    ------
+    ValueError
+        The uids are not 0..N-1, each once.
+    """
     n = len(rows)
     if n == 0:
         raise ValueError("rows: expected at least one; got none")
@@ -317,11 +369,11 @@ def _order(rows: Rows) -> np.ndarray:
     return order
 
 
-def _classes(ensemble: Ensemble, rows: Rows) -> list[str]:
+def _classes(ensemble: Ensemble, ask: Ask, rows: Rows) -> list[str]:
     """The classes' names; numbers where no teacher knows names."""
     if ensemble.classes is not None:
         return list(ensemble.classes)
-    return list(map(str, range(np.shape(ensemble.predict_logits(rows.inputs[:1]))[-1])))
+    return list(map(str, range(np.shape(ask(rows.inputs[:1], rows.uids[:1]))[-1])))
 
 
 def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from ensdistill.ensemble.methods import Method, as_method
 from ensdistill.ensemble.stacked import Stack, stacked_logits
 from ensdistill.members import Member, as_member
 from ensdistill.members.base import Logits, as_classes, parts_of
+from ensdistill.members.function import members_for
 from ensdistill.members.outputs import Output
 from ensdistill.optimization import Optimization
 from ensdistill.selection import Metric, greedy_selection
@@ -336,7 +338,7 @@ class Ensemble:
             ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each member. No member is worse on these
             rows than without. ``pooled``: one temperature for all, so that the mixture is calibrated, which is never worse for it.
         uids : ndarray [N], optional
-            Of a cache, the rows that ``labels`` are of; all by default.
+            Needed with a cache: the uids of the rows that ``labels`` are of, in their order.
 
         Raises
         ------
@@ -345,7 +347,8 @@ class Ensemble:
         """
         if method not in ("temperature", "vector", "pooled"):
             raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
-        raw, labels = raw_logits(self, logits, labels, uids), check_labels(labels)
+        raw = raw_logits(self, logits, labels, uids, unshifted=method == "vector")
+        labels = check_labels(labels)
         self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
         if method == "temperature":
             self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
@@ -373,7 +376,8 @@ class Ensemble:
         prior_rows : float
             Draws the weights to equal ones; 0 trusts the rows alone. See :func:`ensdistill.calibration.fit_weights`.
         """
-        scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures)
+        raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
+        scaled = self._scaled(raw, self.temperatures)
         labels = check_labels(labels)
         # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
         scale = fit_mixture_temperature(scaled, np.full(len(self), 1 / len(self)), labels, self.combiner)
@@ -416,7 +420,8 @@ class Ensemble:
         >>> ensemble.select(np.tile([good, bad], (1, 50, 1)), np.tile(np.arange(3), 50)).names
         ('ndarray-1',)
         """
-        scaled = self._scaled(raw_logits(self, logits, labels, uids), self.temperatures) / self.temperature
+        raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
+        scaled = self._scaled(raw, self.temperatures) / self.temperature
         found = greedy_selection(
             scaled,
             check_labels(labels),
@@ -431,6 +436,18 @@ class Ensemble:
         )
         kept = np.flatnonzero(found.counts)
         return self._of(kept, found.weights[kept])
+
+    def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
+        """The same ensemble for these samples: members with stored answers give those of these uids, in their order.
+
+        Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``. ``among`` is ``uids`` by default.
+        """
+        members = members_for(self.members, uids, uids if among is None else among)
+        if members == self.members:
+            return self
+        asked = copy(self)
+        asked.members = members
+        return asked
 
     def only(self, name: str) -> Ensemble:
         """An ensemble of one of the members, calibrated as it is here; this one stays as it is.

@@ -84,6 +84,18 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance
     return np.log(p + smoothing).astype(np.float32)
 
 
+def as_float32(logits: np.ndarray) -> np.ndarray:
+    """Logits [N, C] as float32; a row that this would move by more than 1e-3 is shifted first, which softmax does not see."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded: np.ndarray = logits.astype(np.float32)
+        if logits.dtype != np.float64 or logits.ndim != 2 or not logits.size:
+            return rounded
+        largest = logits.max(1, keepdims=True)
+        moved = (np.abs(rounded - logits) > 1e-3).any(1) & np.isfinite(largest[:, 0])
+        rounded[moved] = (logits[moved] - largest[moved]).astype(np.float32)
+    return rounded
+
+
 def two_logits(margins: np.ndarray) -> np.ndarray:
     """The two logits [N, 2] whose softmax is the sigmoid of a binary margin [N]."""
     return np.stack([-margins / 2, margins / 2], axis=1)

@@ -23,6 +23,7 @@ from ensdistill.members.base import (
     Blob,
     align,
     arranged,
+    as_float32,
     batches,
     check_smoothing,
     flat,
@@ -360,7 +361,7 @@ class BoostedMember:
         expected = len(self.classes) if self._columns is None and self.classes is not None else width
         if logits.shape != (len(inputs), expected):
             raise ValueError(f"{self.name}: expected outputs [{len(inputs)}, {expected}], one for each class; got {list(logits.shape)}")
-        return arranged(logits, self._columns, self.smoothing).astype(np.float32)
+        return as_float32(arranged(logits, self._columns, self.smoothing))
 
     def _scores_agree(self, inputs: np.ndarray) -> bool:
         """Whether the softmax of the raw scores is what the library answers for these rows."""

@@ -16,6 +16,7 @@ from ensdistill.members.base import (
     Blob,
     align,
     arranged,
+    as_float32,
     batches,
     check_smoothing,
     check_width,
@@ -150,7 +151,7 @@ class SklearnMember:
             raise ValueError(f"{self.name}: expected outputs [{len(inputs)}, {self._count}], one for each class; got {list(scores.shape)}")
         if self.output == "probability":
             scores = to_logits(scores, self.smoothing)
-        return arranged(scores, self._columns, self.smoothing).astype(np.float32)
+        return as_float32(arranged(scores, self._columns, self.smoothing))
 
     def _one_column_each(self, scores: np.ndarray) -> np.ndarray:
         """The same scores, [N, C]; a binary margin as two columns."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensdistill.members.base import SMOOTHING, SUM_TOLERANCE, not_distributions, to_logits, two_logits
+from ensdistill.members.base import SMOOTHING, SUM_TOLERANCE, as_float32, not_distributions, to_logits, two_logits
 
 STATED_TOLERANCE = 0.05  # of rows that somebody says are probabilities: rounded to two decimals, or in bfloat16
 Reading = Literal["logits", "probabilities", "log_probabilities", "margin"]
@@ -87,4 +87,4 @@ def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float =
     if output == "log_probabilities":
         with np.errstate(over="ignore"):
             to_logits(np.exp(np.asarray(values, np.float64)), smoothing, STATED_TOLERANCE)
-    return values.astype(np.float32)
+    return as_float32(values)

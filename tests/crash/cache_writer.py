@@ -58,7 +58,7 @@ def converted(folder: Path) -> None:
 
 def with_member(folder: Path) -> None:
     write(source := folder.with_name("source"))
-    add_member(source, folder, name="c", logits=LOGITS[0] * 2, weight=0.5)
+    add_member(source, folder, name="c", logits=LOGITS[0] * 2, uids=np.arange(len(LOGITS[0])), weight=0.5)
 
 
 def trained(folder: Path) -> None:
