@@ -390,6 +390,7 @@ class ArrayDataset:
 
 
 def _open(argument: str, path: Path) -> np.ndarray:
+    path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(len(np.lib.format.MAGIC_PREFIX))

@@ -169,7 +169,7 @@ def test_bad_arrays(files, tmp_path):
     with pytest.raises(ValueError, match=r"inputs: .*x\.npy: expected finite numbers; row 7 holds nan \(1 such rows\)"):
         save(inputs=bad, labelled=12).split(0)
     np.save(tmp_path / "x.npy", np.array([{"code": "run"}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers"):
+    with pytest.raises(ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers \(it holds Python objects\)"):
         ArrayDataset(tmp_path / "x.npy", tmp_path / "y.npy", labelled=12).split(0)
 
 
@@ -194,3 +194,24 @@ def test_derived_seeds_are_independent_and_fit_a_torch_seed():
     seeds = {derive_seed(*parts) for parts in [(0, 1), (1, 0), ("01",), (0, "1"), (0, 1, None)]}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "empty", "cut"])
+def test_another_file_in_the_place_of_an_npy_file(tmp_path, kind):
+    np.save(tmp_path / "y.npy", np.arange(40) % 2)
+    file = tmp_path / ("x.npy" if kind in ("empty", "cut") else f"x.{kind}")
+    if kind == "csv":
+        file.write_text("a,b\n1,2\n")
+    elif kind == "npz":
+        np.savez(file, x=np.zeros((40, 3), np.float32))
+    else:
+        file.write_bytes(b"\x93NUMPY\x01" if kind == "cut" else b"")
+    for path in (file, str(file)):
+        with pytest.raises(ValueError, match=rf"inputs: .*x\.{file.suffix[1:]}") as caught:
+            ArrayDataset(path, tmp_path / "y.npy", labelled=12).split(0)
+        assert "pickle" not in str(caught.value)
+        if kind != "cut":
+            assert "expected a .npy file of numbers, as numpy.save writes it" in str(caught.value)
+    if kind == "csv":
+        assert "which begins with b'a,b" in str(caught.value)
+        assert 'numpy.loadtxt("x.csv", delimiter=",", skiprows=1, dtype="float32")' in str(caught.value)

@@ -267,7 +267,7 @@ def test_weights_reach_every_estimator(kind):
     boosters = [
         XGBClassifier(n_estimators=5, n_jobs=1, random_state=0),
         LGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1, random_state=0),
-        CatBoostClassifier(iterations=5, verbose=0, thread_count=1, random_seed=0),
+        CatBoostClassifier(iterations=5, verbose=0, thread_count=1, random_seed=0, allow_writing_files=False),
     ]
     ensemble = Ensemble.train(boosters, (x, y), sample_weight=kind(weights))
     for member, booster in zip(ensemble.members, boosters, strict=True):

@@ -22,8 +22,8 @@ BOOSTERS = [
     (XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1), "early_stopping_rounds"),
     (LGBMClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, verbose=-1), "early_stopping_round"),
     (LGBMClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, verbose=-1), "n_iter_no_change"),
-    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0), "early_stopping_rounds"),
-    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0), "od_wait"),
+    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False), "early_stopping_rounds"),
+    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False), "od_wait"),
 ]
 
 
@@ -93,7 +93,7 @@ def test_the_rows_and_their_weights_are_those_of_the_library_by_hand(booster, pa
 
 def test_a_share_of_each_class_is_held_out_by_the_seed():
     labels = np.repeat([0, 1, 2], [90, 10, 1])
-    data = TrainingRows(np.zeros((101, 1)), labels, ("0", "1", "2"))
+    data = TrainingRows(np.arange(101.0)[:, None], labels, ("0", "1", "2"))
     everything = np.arange(101)
     fit, away = held_out("p", "m", everything, data, 5)
     assert np.bincount(labels[away], minlength=3).tolist() == [18, 2, 0]
@@ -108,6 +108,32 @@ def test_a_share_of_each_class_is_held_out_by_the_seed():
     light = TrainingRows(data.inputs, labels, data.classes, (everything % 2).astype(float))
     assert (held_out("p", "m", everything[:60], light, 5, everything[60:])[1] % 2 == 1).all()
     assert (held_out("p", "m", everything, light, 5)[1] % 2 == 1).all()
+
+
+def test_copies_of_a_row_are_on_one_side():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))[rng.integers(0, 60, 200)]
+    data = TrainingRows(x, rng.integers(0, 2, 200), ("0", "1"))
+    everything = np.arange(200)
+
+    def meet(fit, away):
+        return {tuple(row) for row in x[fit]} & {tuple(row) for row in x[away]}
+
+    fit, away = held_out("p", "m", everything, data, 3)
+    assert not meet(fit, away)
+    assert 25 < len(away) <= 40
+    assert len(fit) + len(away) == 200
+    rows = np.sort(rng.integers(0, 200, 60))
+    spare = np.setdiff1d(everything, rows)
+    fit, away = held_out("p", "m", rows, data, 3, spare)
+    assert not meet(fit, away)
+    assert fit.tolist() == rows.tolist()
+    assert set(away) < set(spare)
+    # Of a few coarse rows, all are left out and taken too: then some are drawn.
+    coarse = TrainingRows(np.arange(200.0)[:, None] % 10, np.arange(200) % 2, ("0", "1"))
+    fit, away = held_out("p", "m", everything[:100], coarse, 3, everything[100:])
+    assert not set(fit % 10) & set(away % 10)
+    assert np.bincount(coarse.labels[away]).tolist() == [10, 10]
 
 
 def test_too_few_rows_to_stop_by():

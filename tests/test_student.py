@@ -398,3 +398,14 @@ def test_a_loss_that_is_not_finite_names_the_step(rows, caches, tmp_path):
     # What is kept is from before.
     with pytest.raises(FloatingPointError, match="step 41 of 70"):
         StudentTrainer(SHORT).direct(lambda: BreaksAfter(41), rows.take(np.arange(LABELLED)), classes=10)
+
+
+def test_a_module_that_exists_already_or_has_no_shapes_is_no_student():
+    rows = Digits().split(seed=0).labelled
+    own = MLP(64, [4], 10)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with pytest.raises(ValueError, match=r"factory: expected a new module from every call; a second call for the student shares 1\.weight"):
+        StudentTrainer(SHORT).direct(lambda: own, rows, classes=10)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    with pytest.raises(ValueError, match=r"factory: .*1\.weight of LazyLinear gets one by a first batch"):
+        StudentTrainer(SHORT).direct(lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), rows, classes=10)

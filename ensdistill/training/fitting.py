@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.augmentation import Augmentation
+from ensdistill.copies import equal_inputs
 from ensdistill.data import random_generator
 from ensdistill.members import BoostedMember, Member, SklearnMember
 from ensdistill.members.base import flat
@@ -128,8 +129,8 @@ def held_out(
     seed : int
         The member's own.
     spare : ndarray, int64, optional
-        Positions that the member is not fitted to, such as those that a bootstrap left out. Where there are none, a share of each class
-        is drawn from ``rows``, of which at least one row stays.
+        Positions that the member is not fitted to, such as those that a bootstrap left out; copies of rows that it is fitted to don't
+        count. Where there are none, a share of each class is drawn from ``rows``: copies together, and at least one row of a class stays.
 
     Raises
     ------
@@ -137,20 +138,32 @@ def held_out(
         No row can be spared.
     """
     useful = np.ones(len(data.labels), bool) if data.weights is None else data.weights > 0
-    if spare is not None and useful[spare].any():
-        return rows, spare[useful[spare]]
-    generator = random_generator("held out", seed)
-    unique, drawn = np.unique(rows), []
-    for value in np.unique(data.labels[unique]):
-        places = unique[(data.labels[unique] == value) & useful[unique]]
-        drawn.append(generator.choice(places, min(round(HELD_OUT * len(places)), max(0, len(places) - 1)), replace=False))
-    away = np.sort(np.concatenate(drawn)).astype(np.int64)
+    (copies,) = equal_inputs(data.inputs)
+    if spare is not None:
+        judges = spare[useful[spare] & ~np.isin(copies[spare], copies[rows])]
+        if len(judges):
+            return rows, judges
+    unique = np.unique(rows)
+    counts = np.bincount(data.labels[unique[useful[unique]]], minlength=len(data.classes))
+    quota = np.minimum(np.round(HELD_OUT * counts), np.maximum(counts - 1, 0))
+    by_copies = unique[np.argsort(copies[unique], kind="stable")]
+    sets = np.split(by_copies, np.flatnonzero(np.diff(copies[by_copies])) + 1)
+    drawn = [np.zeros(0, np.int64)]
+    for place in random_generator("held out", seed).permutation(len(sets)):
+        if not quota.any():
+            break
+        classes, found = np.unique(data.labels[sets[place][useful[sets[place]]]], return_counts=True)
+        if len(classes) and (found <= quota[classes]).all():
+            quota[classes] -= found
+            drawn.append(sets[place])
+    away = np.sort(np.concatenate(drawn))
+    kept, away = rows[~np.isin(rows, away)], away[useful[away]]
     if len(away) == 0:
         raise ValueError(
             f"{parameter}: {name}: expected rows to stop by that it is not fitted to; none of its {len(rows)} rows can be spared: pass "
             f"more rows, or set {parameter} to None"
         )
-    return rows[~np.isin(rows, away)], away
+    return kept, away
 
 
 def fitted(
@@ -183,6 +196,9 @@ def fitted(
     """
     check_stopping(estimator, name, rows)
     copy = _copy(estimator).set_params(**seeds_of(estimator, seed))
+    for part in parts(copy).values():
+        if library_of(part) == "catboost" and "allow_writing_files" not in part.get_params():
+            part.set_params(allow_writing_files=False)  # members that are fitted at once would write to the same files
     more: dict[str, Any] = {}
     present = np.unique(data.labels[rows])
     if stopping := stops_early(copy):
@@ -208,9 +224,8 @@ def _copy(estimator: Any) -> Any:
 
     if library_of(estimator) != "catboost":
         return clone(estimator)
-    # CatBoost keeps lists of columns in another form than they were given in, which clone takes for a fault. Members that are fitted at
-    # once would write to the same files.
-    return type(estimator)(**{"allow_writing_files": False, **deepcopy(estimator.get_params())})
+    # CatBoost keeps lists of columns in another form than they were given in, which clone takes for a fault.
+    return type(estimator)(**deepcopy(estimator.get_params()))
 
 
 def _arguments(estimator: Any, portion: TrainingRows, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
