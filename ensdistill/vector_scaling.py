@@ -11,7 +11,7 @@ from ensdistill.calibration import PRIOR_ROWS, cross_entropy, fit_temperature, s
 BIAS = 30.0  # nats; where the classes can be told apart without error the best bias has no bound
 # Of the prior of biases and logarithms of scales. At 0.35 single draws of 5 to 50 rows lose 0.1 nats on others; at 0.25 two thirds of that.
 SPREAD = 0.25
-SCALES = (np.exp(-5.0), np.exp(5.0))  # of a class, in units of what the best temperature makes of it
+LOG_SCALE = 5.0  # a class's scale is at most a factor of e⁵ from the best temperature's
 
 
 def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
@@ -23,8 +23,8 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
     With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts: ``prior_rows`` further rows
     for each class are answered as at the best temperature, and every bias and every logarithm of a scale has the t distribution of
     :mod:`ensdistill.calibration` around 0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for the same reason.) A
-    class without any row keeps the scale of the temperature and the bias 0, and the biases of the others have mean zero: their rows can't
-    tell how rare it is.
+    class without any row keeps the scale of the temperature and the bias 0, and the others' biases and logarithms of scales have mean zero:
+    their rows can't tell how rare it is.
 
     Parameters
     ----------
@@ -59,21 +59,28 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
     wanted = with_prior(np.eye(classes)[labels], log_softmax(z, axis=-1), classes * prior_rows)
     total = wanted.sum(-1, keepdims=True)
     strength = prior_rows / PRIOR_ROWS / rows
-    start = np.concatenate([np.ones(classes), np.zeros(classes)])
 
-    def biases(x: np.ndarray) -> np.ndarray:
-        return np.where(seen, x[classes:] - x[classes:][seen].mean(), 0.0)
+    def centred(values: np.ndarray) -> np.ndarray:
+        return np.where(seen, values - values[seen].mean(), 0.0)
+
+    def parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the scales, and biases."""
+        return x[:classes] if seen.all() else centred(x[:classes]), centred(x[classes:])
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        scaled = log_softmax(np.where(out, -np.inf, finite * x[:classes] + biases(x)), axis=-1)
+        log_scale, bias = parts(x)
+        scaled_logits = finite * np.exp(log_scale)
+        scaled = log_softmax(np.where(out, -np.inf, scaled_logits + bias), axis=-1)
         slope = (np.exp(scaled) * total - wanted) / rows
-        by_bias = np.where(seen, slope.sum(0) - slope.sum(0)[seen].mean(), 0.0)
-        away = np.concatenate([np.log(x[:classes]), x[classes:]])
-        pull = 4 * away / (3 * SPREAD**2 + away**2) / np.concatenate([x[:classes], np.ones(classes)])
-        value = cross_entropy(wanted, scaled) + strength * student_t(away, SPREAD)
-        return value, np.concatenate([(slope * finite).sum(0), by_bias]) + strength * pull
+        fitted = np.concatenate([log_scale, bias])
+        pull = strength * 4 * fitted / (3 * SPREAD**2 + fitted**2)
+        by_scale, by_bias = (slope * scaled_logits).sum(0) + pull[:classes], slope.sum(0) + pull[classes:]
+        value = cross_entropy(wanted, scaled) + strength * student_t(fitted, SPREAD)
+        return value, np.concatenate([by_scale if seen.all() else centred(by_scale), centred(by_bias)])
 
-    bounds = [SCALES if s else (1.0, 1.0) for s in seen] + [(-BIAS, BIAS)] * classes
+    start = np.zeros(2 * classes)
+    bounds = [(-LOG_SCALE, LOG_SCALE)] * classes + [(-BIAS, BIAS)] * classes
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9})
     best = found.x if np.isfinite(found.x).all() and loss(found.x)[0] <= loss(start)[0] else start
-    return np.stack([best[:classes] / temperature, biases(best)])
+    log_scale, bias = parts(best)
+    return np.stack([np.exp(log_scale) / temperature, bias])

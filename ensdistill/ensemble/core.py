@@ -415,7 +415,7 @@ class Ensemble:
 
         Examples
         --------
-        >>> good, bad = np.eye(3, dtype=np.float32) * 4, np.ones((3, 3), np.float32)
+        >>> good, bad = 4 * np.eye(3, dtype=np.float32) - 2, -np.ones((3, 3), np.float32)
         >>> ensemble = Ensemble.from_members([good, bad])
         >>> ensemble.select(np.tile([good, bad], (1, 50, 1)), np.tile(np.arange(3), 50)).names
         ('ndarray-1',)
