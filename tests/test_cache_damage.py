@@ -197,6 +197,9 @@ def test_missing_files(copy, tmp_path):
         TargetCache.open(tmp_path / "nowhere")
 
 
+CONVERTED = {"from": "uint8", "kl": {"max": 0.0}}
+
+
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
     text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 4')
     (copy / "manifest.json").write_text(text)
@@ -231,6 +234,20 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m["record"].update(bytes=10**18), "record: expected the layout"),
         (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
         (lambda m: m.update(statistics={}), "statistics: expected"),
+        (lambda m: m.update(floor=-1.0), "floor: expected null or a number above 0; got -1.0"),
+        (lambda m: m.pop("floor"), "floor: expected null or a number above 0; the field is missing"),
+        (lambda m: (m.update(floor=None), m["statistics"]["members"]["a"].update(floored=3)), "floor: expected a number, because"),
+        (lambda m: m["statistics"]["members"]["a"].update(floored=-3), "statistics: expected"),
+        (lambda m: m["statistics"]["members"]["a"].update(floored="3"), "statistics: expected"),
+        (lambda m: m["fingerprint"].update(derived=5), "fingerprint: expected an object, whose derived"),
+        (lambda m: m["fingerprint"].update(derived=[5]), "fingerprint: expected an object, whose derived"),
+        (lambda m: m["fingerprint"].update(derived=[{"add": 5}]), "fingerprint: expected an object, whose derived"),
+        (lambda m: m["fingerprint"].update(derived=[{"convert": {"from": "uint8"}}]), "fingerprint: expected an object, whose derived"),
+        (
+            lambda m: m["fingerprint"].update(derived=[{"convert": CONVERTED | {"from": 5}}]),
+            "fingerprint: expected an object, whose derived",
+        ),
+        (lambda m: m["fingerprint"].update(derived=[{"convert": CONVERTED | {"floor": "1"}}]), "fingerprint: expected an object, whose"),
         (lambda m: m["statistics"]["members"]["a"].update(bins=[[0]]), "statistics: expected"),
         (lambda m: m.update(format="other"), "format: expected 'ensdistill-target-cache'; got 'other'"),
         (lambda m: m.update(colour="red"), r"unknown fields \['colour'\]"),
@@ -276,7 +293,7 @@ def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory
     except CacheError:
         pass
     else:  # what it takes is data about the targets, never their sizes or places
-        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics", "seed")
+        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics", "seed", "floor")
 
 
 def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):

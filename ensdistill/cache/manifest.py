@@ -160,6 +160,8 @@ def read_manifest(path: Path) -> Manifest:
     members = len(manifest["members"])
     if len(manifest["weights"]) != members:
         raise _unexpected(path, manifest, "weights", f"{members} numbers, one for each member")
+    if manifest.get("floor") is None and any(part.get("floored") for part in manifest["statistics"]["members"].values()):
+        raise CacheCorrupt(f"{path / MANIFEST}: floor: expected a number, because statistics tells of rows with logits below it; got none")
     codec = codec_of(manifest["codec"])
     if codec.mixture and manifest["temperature"] == "any":
         raise _unexpected(path, manifest, "temperature", f"a number, because {codec.name} holds a mixture")
@@ -244,6 +246,28 @@ def _codec(value: Any) -> bool:
     return True
 
 
+def _fingerprint(value: Any) -> bool:
+    steps = value.get("derived", []) if isinstance(value, dict) else None
+    return isinstance(steps, list) and all(isinstance(step, dict) and _added(step) and _converted(step) for step in steps)
+
+
+def _added(step: dict[str, Any]) -> bool:
+    about = step.get("add", {"name": ""})
+    return isinstance(about, dict) and isinstance(about.get("name"), str)
+
+
+def _converted(step: dict[str, Any]) -> bool:
+    if "convert" not in step:
+        return True
+    about: Any = step["convert"]
+    sound = isinstance(about, dict) and _codec(about.get("from")) and isinstance(about.get("kl"), dict) and _number(about["kl"].get("max"))
+    return sound and _floor(about.get("floor"))
+
+
+def _floor(value: Any) -> bool:
+    return value is None or (_number(value) and value > 0)
+
+
 def _statistics(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"kl", "members"} or not isinstance(value["members"], dict):
         return False
@@ -262,14 +286,14 @@ PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (_weights, "a list of non-negative numbers with a positive sum"),
     "combiner": (lambda v: v in COMBINERS, f"one of {list(COMBINERS)}"),
     "classes": (_names, "a list of names"),
-    "floor": (lambda v: v is None or (_number(v) and v > 0), "null or a number above 0"),
+    "floor": (_floor, "null or a number above 0"),
     "temperature": (lambda v: v == "any" or (_number(v) and v > 0), "'any' or a number above 0"),
     "views": (_positive, "a positive integer"),
     "sequences": (lambda v: type(v) is bool, "true or false"),
     "shard_rows": (_positive, "a positive integer"),
     "block_bytes": (lambda v: type(v) is int and v == BLOCK_BYTES, str(BLOCK_BYTES)),
     "record": (lambda v: isinstance(v, dict), "an object"),
-    "fingerprint": (lambda v: isinstance(v, dict), "an object"),
+    "fingerprint": (_fingerprint, "an object, whose derived (if any) lists the steps of convert, add, drop and reweight"),
 }
 SHARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shards": (lambda v: isinstance(v, list), "a list"),
