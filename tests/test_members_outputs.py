@@ -142,6 +142,7 @@ def test_true_logits_are_no_reason():
     for scale in (0.1, 1, 30):
         for classes in (2, 3, 50):
             assert reading_of("m", rng.normal(size=(200, classes)) * scale) == "logits"
+    assert reading_of("m", 4 * np.eye(3)) == "logits"  # as made of labels: votes are not unanimous in every row
     assert reading_of("m", np.zeros((5, 3))) == "logits"  # as a stand-in of somebody's may answer
     assert reading_of("m", np.full((2, 3), np.nan)) is None
 

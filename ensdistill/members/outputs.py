@@ -50,7 +50,7 @@ def reading_of(name: str, values: np.ndarray) -> Reading | None:
         reason = "probabilities that were rounded"
     elif unit and distinct * rows.shape[1] >= 32 and rows.min() < 0.5 < rows.max():
         reason = "probabilities of each class by itself (sigmoids)"
-    elif (rows >= 0).all() and distinct > 1 and sums.min() > 0 and np.ptp(sums) <= SUM_TOLERANCE * sums.mean():
+    elif distinct > 1 and _constant_sums(rows):
         reason = f"percentages or votes, because all rows sum to {sums[0]:.6g}; divide them by that"
     if reason is not None:
         raise ValueError(
@@ -59,6 +59,13 @@ def reading_of(name: str, values: np.ndarray) -> Reading | None:
             "ArrayMember(probabilities=...), which take rows that sum to 1 within 0.05)"
         )
     return "logits"
+
+
+def _constant_sums(rows: np.ndarray) -> bool:
+    """Whether rows look like percentages or votes: at least 0, of one sum, and not all of them unanimous."""
+    sums = rows.sum(-1)
+    constant = (rows >= 0).all() and sums.min() > 0 and np.ptp(sums) <= SUM_TOLERANCE * sums.mean()
+    return bool(constant and ((rows > 0).sum(-1) > 1).any())
 
 
 def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float = SMOOTHING) -> np.ndarray:
