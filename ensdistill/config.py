@@ -14,7 +14,7 @@ from torch import nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.cache.codecs import codec_of
 from ensdistill.calibration import Combiner
-from ensdistill.checks import check_temperature
+from ensdistill.scalars import check_temperature
 from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
 from ensdistill.optimization import Optimization

@@ -23,7 +23,7 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.batch_statistics import share_buffers, split_norms, whole_batch_norms
 from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
-from ensdistill.checks import check_temperature
+from ensdistill.scalars import check_temperature
 from ensdistill.curve import Curve
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module

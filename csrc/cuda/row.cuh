@@ -90,6 +90,7 @@ struct RowBase {
 
   ENSDISTILL_DEVICE RowBase(const Problem& p, Panel& panel) : p(p), panel(panel) {}
 
+  ENSDISTILL_DEVICE double hard_share() const { return p.hard_share(double(p.prepared->labelled)); }
   ENSDISTILL_DEVICE bool own_unit() const { return p.hard() || p.z_loss != 0; }
   ENSDISTILL_DEVICE bool smoothed() const { return p.hard() && p.label_smoothing > 0; }
   ENSDISTILL_DEVICE Real class_weight(int c) const { return p.class_weights ? Real(p.class_weights[c]) : Real(1); }
@@ -100,7 +101,7 @@ struct RowBase {
     exists = index < p.rows;
     row = exists ? index : p.rows - 1;
     active = exists && p.active(row);
-    const int64_t given = p.labels && active ? p.labels[row] : 0;
+    const int64_t given = p.labels && active && p.labelled(row) ? p.labels[row] : 0;
     // Nobody can be told about bad values without waiting for the device: the rows they concern become NaN.
     bad = !p.prepared->valid || given < 0 || given >= p.classes || !(p.sample_weight(row) >= 0);
     label = given < 0 || given >= p.classes ? 0 : int(given);
@@ -174,7 +175,8 @@ struct RowBase {
     q = Softmax<Real>(s.max, Real(1 / p.temperature), s.sum);
     q1 = own_unit() ? Softmax<Real>(s.max, Real(1), s.unit) : Softmax<Real>{};
     weighted_total = s.total;
-    const double factor = row_factor(p) * p.sample_weight(row), hard = p.hard() ? factor * (1 - p.alpha) : 0, smoothing = p.label_smoothing;
+    const double factor = p.row_factor() * p.sample_weight(row), hard = p.hard() && p.labelled(row) ? factor * hard_share() : 0,
+                 smoothing = p.label_smoothing;
     const double label_weight = p.hard() ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
     scale.divergence = bad ? not_a_number<Real>() : Real(p.alpha * p.temperature * factor);
     scale.q1 = Real(hard * ((1 - smoothing) * label_weight + smoothing * mean_weight) + 2 * p.z_loss * factor * double(q1.log_sum_exp()));
@@ -208,9 +210,9 @@ struct RowBase {
     if (panel.group.rank != 0) return;
     const Real log_sum_exp = q1.log_sum_exp();
     Real loss = Real(p.alpha * p.temperature * p.temperature) * divergence + Real(p.z_loss) * log_sum_exp * log_sum_exp;
-    if (active && p.hard())
-      loss += Real(1 - p.alpha) * cross_entropy(log_sum_exp, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
-                                                Real(p.prepared->class_weight_sum / double(p.classes)), Real(p.label_smoothing));
+    if (active && p.hard(row))
+      loss += Real(hard_share()) * cross_entropy(log_sum_exp, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
+                                                 Real(p.prepared->class_weight_sum / double(p.classes)), Real(p.label_smoothing));
     put_result(p.row_loss, row, !active ? 0.0 : bad ? double(not_a_number<Real>()) : p.sample_weight(row) * double(loss));
   }
   ENSDISTILL_DEVICE void put_result(void* to, int64_t i, double x) const {
