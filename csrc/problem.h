@@ -77,12 +77,9 @@ struct LossCall : LossSettings {
   // Whether labels have a share: of any row, or of this one.
   ENSDISTILL_HD bool hard() const { return labels && alpha < 1; }
   ENSDISTILL_HD bool hard(int64_t row) const { return hard() && labelled(row); }
-  // The factor of a row's cross entropy. A mean divides the sum over all rows by N, but the cross entropy has terms from the
-  // labelled rows alone: it is scaled so that its mean is over those.
-  ENSDISTILL_HD double hard_share(double labelled_rows) const {
-    const double scale = reduction == Reduction::mean ? double(rows) / (labelled_rows > 0 ? labelled_rows : 1.0) : 1.0;
-    return (1 - alpha) * scale;
-  }
+  // The factor of a row's cross entropy, times the number of labelled rows in a mean. A mean divides the sum over all rows by N, but
+  // the cross entropy has terms from the labelled rows alone: it is scaled so that its mean is over those.
+  ENSDISTILL_HD double hard_share() const { return (1 - alpha) * (reduction == Reduction::mean ? double(rows) : 1.0); }
   // The factor of every row's gradient, and of the sum of their losses.
   ENSDISTILL_HD double row_factor() const {
     return reduction == Reduction::mean ? 1.0 / double(rows > 0 ? rows : 1) : reduction == Reduction::sum ? 1.0 / divisor : 1.0;

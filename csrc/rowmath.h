@@ -70,7 +70,7 @@ struct AnyDivergence {
   case Divergence::name: return type::at<M>(p, q, log_ratio, beta);
 #include "divergences.def"
     }
-    return {};
+    __builtin_unreachable();
   }
 };
 
@@ -82,7 +82,7 @@ ENSDISTILL_HD bool needs_log_of_little(Divergence divergence) {
   case Divergence::name: return type::kNeedsRatio && divergence != Divergence::forward_kl;
 #include "divergences.def"
   }
-  return false;
+  __builtin_unreachable();
 }
 
 // One class's part of KL(p || q) from logarithms, for who has them anyway.

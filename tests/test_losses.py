@@ -54,7 +54,7 @@ def test_settings_are_one_object_or_keywords():
         with pytest.raises(TypeError):
             call(STUDENT, TARGETS, temprature=2.0)
     for loss in (lambda **k: distillation_loss(STUDENT, TARGETS, **k), DistillationLoss):
-        with pytest.raises(TypeError, match="settings: expected either settings or keywords; got both, beta among the keywords"):
+        with pytest.raises(TypeError, match="settings: expected either LossSettings or keywords; got both, beta among the keywords"):
             loss(settings=settings, beta=0.1)
         with pytest.raises(TypeError, match="settings: expected LossSettings; got dict"):
             loss(settings={"temperature": 2.0})

@@ -111,7 +111,8 @@ LossResult run_loss(const LossArguments& a) {
     p.smoothed_classes = smoothed.data();
   }
   p.gradient_factor = p.row_factor();
-  p.label_share = p.hard_share(double(labelled)), p.some_unlabelled = p.hard() && labelled < N;
+  p.label_share = p.hard_share() / (p.reduction == Reduction::mean && labelled > 0 ? double(labelled) : 1.0);
+  p.some_unlabelled = p.hard() && labelled < N;
   p.row_loss = row_loss.data();
   p.statistics = a.with_statistics ? statistics.data() : nullptr;
   if (N > 0) run(p, a.in_double() || a.temperature > kMaxFloatTemperature);

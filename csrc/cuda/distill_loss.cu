@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../bind.h"
+#include "../rowmath.h"
 #include "prepare.cuh"
 #include "rows/rows.h"
 #include "runtime.cuh"
@@ -105,12 +106,13 @@ LossResult run_loss(const LossArguments& a) {
   static_cast<LossCall&>(p) = call_of(a, gradient);
   p.prepared = prepared, p.member = members, p.weight = member_weights;
   p.geometric = a.combiner != Combiner::prob && K > 1;
+  p.factor = p.row_factor(), p.share = p.hard_share();
   p.doubles = a.in_double();
   p.row_loss = row_loss.mutable_data_ptr();
   p.statistics = a.with_statistics && N > 0 ? statistics.mutable_data_ptr() : nullptr;
 
   fill_zero(prepared, sizeof(Prepared), stream);
-  const int64_t count_blocks = a.labels ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
+  const int64_t count_blocks = a.labels && p.reduction == Reduction::mean ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
   launch_clusters(prepare, dim3(unsigned(count_blocks)), 1, dim3(256), 0, stream, prepared, members, member_weights,
                   a.weights ? a.weights->const_data_ptr<double>() : nullptr, int(K), static_cast<const LossCall&>(p));
   if (N > 0) launch(p, shape_of(a, p, on.index()), stream);

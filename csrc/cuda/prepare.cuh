@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(256) prepare(Prepared* out, int* member, doubl
   __shared__ __align__(16) unsigned char slots[kReductionBytes];
   Group<Meeting::block> block(int(blockDim.x), slots);
   const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (call.labels) {
+  if (call.labels && call.reduction == Reduction::mean) {
     int64_t labelled = 0;
     for (int64_t n = thread; n < call.rows; n += int64_t(gridDim.x) * blockDim.x) labelled += call.labelled(n);
     labelled = block.reduce(labelled, int64_t(0), Add<int64_t>{});
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(512) reduce_rows(const Problem p, Real* loss) 
   double sum = 0;
   for (int64_t n = block.rank; n < p.rows; n += block.size) sum += static_cast<const Real*>(p.row_loss)[n];
   sum = block.reduce(sum, 0.0, Add<double>{});
-  if (block.rank == 0) *loss = Real(sum * p.row_factor());
+  if (block.rank == 0) *loss = Real(sum * p.factor);
 }
 
 }  // namespace ensdistill::cuda

@@ -7,7 +7,7 @@ namespace ensdistill::cuda {
 
 // Made on the device, so that nobody waits for values.
 struct Prepared {
-  unsigned long long labelled;  // rows whose label is known
+  unsigned long long labelled;  // rows whose label is known; 0 where nobody needs it
   double class_weight_sum;
   int members_used;
   int valid;  // 0: a weight is negative or not finite, or they sum to 0
@@ -18,6 +18,7 @@ struct Problem : LossCall {
   const int* member;     // [members_used] those with a weight above zero
   const double* weight;  // [members_used] normalised to sum to one
   bool geometric;        // average logits (equal to averaging log-probabilities, once normalised), not probabilities
+  double factor, share;  // row_factor() and hard_share(), once for all rows
   bool doubles;          // the type of the two below
   void* row_loss;        // [N]
   void* statistics;      // [N, 4], or null

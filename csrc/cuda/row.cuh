@@ -90,7 +90,7 @@ struct RowBase {
 
   ENSDISTILL_DEVICE RowBase(const Problem& p, Panel& panel) : p(p), panel(panel) {}
 
-  ENSDISTILL_DEVICE double hard_share() const { return p.hard_share(double(p.prepared->labelled)); }
+  ENSDISTILL_DEVICE double hard_share() const { return p.share / double(p.prepared->labelled > 0 ? p.prepared->labelled : 1); }
   ENSDISTILL_DEVICE bool own_unit() const { return p.hard() || p.z_loss != 0; }
   ENSDISTILL_DEVICE bool smoothed() const { return p.hard() && p.label_smoothing > 0; }
   ENSDISTILL_DEVICE Real class_weight(int c) const { return p.class_weights ? Real(p.class_weights[c]) : Real(1); }
@@ -175,7 +175,7 @@ struct RowBase {
     q = Softmax<Real>(s.max, Real(1 / p.temperature), s.sum);
     q1 = own_unit() ? Softmax<Real>(s.max, Real(1), s.unit) : Softmax<Real>{};
     weighted_total = s.total;
-    const double factor = p.row_factor() * p.sample_weight(row), hard = p.hard() && p.labelled(row) ? factor * hard_share() : 0,
+    const double factor = p.factor * p.sample_weight(row), hard = p.hard() && p.labelled(row) ? factor * hard_share() : 0,
                  smoothing = p.label_smoothing;
     const double label_weight = p.hard() ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
     scale.divergence = bad ? not_a_number<Real>() : Real(p.alpha * p.temperature * factor);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from ensdistill import _native
@@ -128,7 +128,7 @@ class LossKeywords(TypedDict, total=False):
     recompute: bool
 
 
-def settings_of(settings: LossSettings | None, keywords: dict[str, Any]) -> LossSettings:
+def settings_of(settings: LossSettings | None, keywords: dict[str, Any], name: str = "settings") -> LossSettings:
     """The settings that a loss was given, as one object or as keywords.
 
     Raises
@@ -139,10 +139,10 @@ def settings_of(settings: LossSettings | None, keywords: dict[str, Any]) -> Loss
     if settings is None:
         return LossSettings(**keywords) if keywords else DEFAULTS
     if not isinstance(settings, LossSettings):
-        raise TypeError(f"settings: expected LossSettings; got {type(settings).__name__}")
+        raise TypeError(f"{name}: expected LossSettings; got {type(settings).__name__}")
     if keywords:
         raise TypeError(
-            f"settings: expected either settings or keywords; got both, {', '.join(keywords)} among the keywords; pass "
+            f"{name}: expected either LossSettings or keywords; got both, {', '.join(keywords)} among the keywords; pass "
             "dataclasses.replace(settings, ...)"
         )
     return settings
@@ -160,3 +160,20 @@ def refuse_label_settings(label_smoothing: float, class_weights: Any, why: str) 
     if label_smoothing > 0 or class_weights is not None:
         name = "label_smoothing" if label_smoothing > 0 else "class_weights"
         raise ValueError(f"{name}: is of the hard labels' cross entropy, {why}")
+
+
+def check_trained(name: str, settings: LossSettings) -> None:
+    """Check the loss of a trainer: the mean over a batch, with -100 for unknown labels, as in :class:`ensdistill.data.Rows`."""
+    for field in ("reduction", "ignore_index"):
+        value, expected = getattr(settings, field), getattr(DEFAULTS, field)
+        if value != expected:
+            raise ValueError(f"{name}.{field}: expected {expected!r}, the only one that a trainer has; got {value!r}")
+    if settings.label_smoothing > 0 and settings.alpha == 1:
+        raise ValueError(f"{name}.label_smoothing: is of the hard labels' cross entropy, which has no share at alpha = 1; lower alpha")
+
+
+def digest_parts(settings: LossSettings) -> list[Any]:
+    """The values that tell two losses apart. A field that is added with its default leaves older digests as they were."""
+    own = {name: value for name, value in asdict(settings).items() if name not in ("temperature", "alpha")}
+    changed = {name: value for name, value in own.items() if value != getattr(DEFAULTS, name)}
+    return [settings.temperature, settings.alpha, *([changed] if changed else [])]
