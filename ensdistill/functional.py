@@ -132,9 +132,8 @@ def distillation_loss(
     labels : Tensor [...], int64, optional
         Hard labels; ``ignore_index`` where the class is unknown. They are used where alpha is below 1, and checked at any alpha.
     settings, **keywords
-        A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords: ``temperature``, ``alpha``, ``combiner``,
-        ``divergence``, ``beta``, ``tail``, ``ignore_index``, ``label_smoothing``, ``z_loss``, ``reduction``, ``recompute``. It describes
-        each of them, with range and default. One object for all calls is checked once, keywords are checked in every call.
+        A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords, ``temperature=2.0, alpha=0.9``. It describes all of
+        them, with their ranges and defaults. One object for many calls is checked once, keywords are checked in every call.
     weights : Tensor or sequence [K], optional
         Of the members: non-negative; normalised to sum to one. By default those that ``targets`` carries, else uniform. A member
         of weight 0 is not read. Where the logits are on a GPU, weights of all kinds should be tensors there: others are copied, which
