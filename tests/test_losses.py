@@ -42,7 +42,7 @@ def test_every_setting_of_the_function_is_one_of_the_module():
         for x in (distillation_loss, DistillationLoss)
     )
     assert {n: default for n, default in function.items() if n != "sample_weights"} == module
-    assert set(SETTINGS) == set(module) - {"settings"} | set(FIELDS)
+    assert set(SETTINGS) - set(FIELDS) == set(module) - {"settings"}
 
 
 def test_settings_are_one_object_or_keywords():
