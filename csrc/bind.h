@@ -51,25 +51,17 @@ inline Tensor new_gradient(const LossArguments& a) {
   return torch::stable::transpose(torch::stable::new_empty(a.student, size), d - 2, d - 1);
 }
 
-inline Divergence divergence_of(const std::string& name) {
-  return name == "forward_kl"   ? Divergence::forward_kl
-         : name == "reverse_kl" ? Divergence::reverse_kl
-         : name == "jsd"        ? Divergence::jsd
-                                : Divergence::tvd;
-}
-
 inline LossCall call_of(const LossArguments& a, Tensor& gradient) {
   const int64_t dims = a.student.dim();
   LossCall call{};
+  static_cast<LossSettings&>(call) = a;
   call.rows = a.rows(), call.inner = std::max<int64_t>(1, a.inner()), call.classes = a.classes();
   call.student = matrix_of(a.student, dims);
-  call.kind = a.kind == "logits" ? Kind::logits : a.kind == "log_probs" ? Kind::log_probs : a.kind == "probs" ? Kind::probs : Kind::topk;
   const bool any = call.rows > 0;
   if (a.sparse()) {
     call.targets = {a.targets.numel() ? a.targets.const_data_ptr() : nullptr, element_of(a.targets.scalar_type()), 0, a.targets.size(1), 1};
     call.ids = a.ids->numel() ? a.ids->const_data_ptr<int64_t>() : nullptr;
     call.entries = a.targets.size(1);
-    call.tail_mode = a.tail_mode == "tail" ? TailMode::tail : a.tail_mode == "zero" ? TailMode::zero : TailMode::renormalize;
     if (a.tail && any) call.tail = a.tail->const_data_ptr(), call.tail_is_double = a.tail->scalar_type() == ScalarType::Double;
   } else {
     call.targets = matrix_of(a.targets, dims);
@@ -81,11 +73,8 @@ inline LossCall call_of(const LossArguments& a, Tensor& gradient) {
     call.offset_member_stride = a.offset->stride(0), call.offset_row_stride = a.offset->stride(1);
   }
   call.labels = a.labels && any ? a.labels->const_data_ptr<int64_t>() : nullptr;
-  call.ignore_index = a.ignore_index;
   call.sample_weights = a.sample_weights && any ? a.sample_weights->const_data_ptr<double>() : nullptr;
   call.class_weights = a.class_weights ? a.class_weights->const_data_ptr<double>() : nullptr;
-  call.divergence = divergence_of(a.divergence);
-  call.beta = a.beta, call.temperature = a.temperature, call.alpha = a.alpha, call.label_smoothing = a.label_smoothing, call.z_loss = a.z_loss;
   if (a.with_gradient && any) call.gradient = gradient.mutable_data_ptr(), call.gradient_layout = matrix_of(gradient, dims);
   return call;
 }

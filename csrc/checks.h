@@ -4,9 +4,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
+
+#include "names.h"
 
 namespace ensdistill {
 
@@ -17,31 +20,25 @@ inline bool is_logits_type(ScalarType t) {
   return t == ScalarType::Double || t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half;
 }
 
-// As they stand in schema.cpp.
-struct LossArguments {
+// The op's arguments, as schema.cpp describes them.
+struct LossArguments : LossSettings {
   Tensor student, targets;
-  std::optional<Tensor> scale, offset, ids, tail, weights, labels, class_weights, sample_weights;
-  std::string kind, divergence;
-  double beta, temperature, alpha;
-  std::string combiner, tail_mode;
-  int64_t ignore_index;
-  double label_smoothing, z_loss;
-  std::string reduction;
-  double divisor;
-  bool with_gradient, with_statistics;
+#define ENSDISTILL_TENSOR(name) std::optional<Tensor> name;
+#include "loss_arguments.def"
 
   int64_t rows() const { return student.dim() == 2 ? student.size(0) : student.size(0) * student.size(1); }
   int64_t inner() const { return student.dim() == 2 ? student.size(0) : student.size(1); }
   int64_t classes() const { return student.size(student.dim() - 1); }
-  bool sparse() const { return kind == "topk"; }
+  bool sparse() const { return kind == Kind::topk; }
   int64_t members() const { return sparse() ? 1 : targets.size(0); }
   bool in_double() const { return student.scalar_type() == ScalarType::Double || targets.scalar_type() == ScalarType::Double; }
 };
 
-inline void check_one_of(const char* name, const std::string& value, std::initializer_list<const char*> allowed) {
-  for (const char* a : allowed)
-    if (value == a) return;
-  STD_TORCH_CHECK(false, name, ": unknown value '", value, "'");
+template <class E>
+E value_of(const std::string& name) {
+  E value{};
+  STD_TORCH_CHECK(find_by_name(name, value), Names<E>::what, ": unknown value '", name, "'");
+  return value;
 }
 
 inline void check_vector(const char* name, const std::optional<Tensor>& t, ScalarType type, int64_t size) {
@@ -65,8 +62,8 @@ inline void check_sparse(const LossArguments& a) {
   STD_TORCH_CHECK(a.ids && a.ids->dim() == 2 && a.ids->size(0) == t.size(0) && a.ids->size(1) == t.size(1) &&
                       a.ids->scalar_type() == ScalarType::Long && a.ids->is_contiguous(),
                   "ids: expected contiguous int64 of the targets' shape");
-  STD_TORCH_CHECK(a.tail_mode != "tail" || (a.tail && a.tail->dim() == 1 && a.tail->size(0) == a.rows() && a.tail->is_contiguous() &&
-                                            (a.tail->scalar_type() == ScalarType::Float || a.tail->scalar_type() == ScalarType::Double)),
+  STD_TORCH_CHECK(a.tail_mode != TailMode::tail || (a.tail && a.tail->dim() == 1 && a.tail->size(0) == a.rows() && a.tail->is_contiguous() &&
+                                                    (a.tail->scalar_type() == ScalarType::Float || a.tail->scalar_type() == ScalarType::Double)),
                   "tail: expected contiguous float32 or float64 [", a.rows(), "] for tail_mode 'tail'");
 }
 
@@ -79,7 +76,7 @@ inline void check_dense(const LossArguments& a) {
   check_layout("targets", t);
   const bool codes = t.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(codes || is_logits_type(t.scalar_type()), "targets: expected floating-point numbers or uint8 codes");
-  STD_TORCH_CHECK(!codes || a.kind == "logits", "targets: uint8 codes are of logits");
+  STD_TORCH_CHECK(!codes || a.kind == Kind::logits, "targets: uint8 codes are of logits");
   STD_TORCH_CHECK(codes == a.scale.has_value() && codes == a.offset.has_value(), "scale and offset: expected with uint8 codes, and only then");
   for (const auto* part : {&a.scale, &a.offset})
     if (part->has_value()) {
@@ -94,11 +91,6 @@ inline void check_arguments(const LossArguments& a) {
                   "student: expected floating-point [N, C] or [O, I, C]");
   STD_TORCH_CHECK(a.classes() >= 1, "student: expected at least one class");
   check_layout("student", a.student);
-  check_one_of("kind", a.kind, {"logits", "log_probs", "probs", "topk"});
-  check_one_of("divergence", a.divergence, {"forward_kl", "reverse_kl", "jsd", "tvd"});
-  check_one_of("combiner", a.combiner, {"prob", "logit", "log_prob"});
-  check_one_of("tail_mode", a.tail_mode, {"tail", "renormalize", "zero"});
-  check_one_of("reduction", a.reduction, {"mean", "sum", "none"});
   a.sparse() ? check_sparse(a) : check_dense(a);
   check_vector("weights", a.weights, ScalarType::Double, a.members());
   check_vector("labels", a.labels, ScalarType::Long, a.rows());
@@ -110,6 +102,26 @@ inline void check_arguments(const LossArguments& a) {
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing: expected 0..1, got ", a.label_smoothing);
   STD_TORCH_CHECK(a.beta > 0 && a.beta < 1, "beta: expected above 0 and below 1, got ", a.beta);
   STD_TORCH_CHECK(a.divisor > 0, "divisor: expected > 0, got ", a.divisor);
+}
+
+using LossResult = std::tuple<Tensor, Tensor, Tensor>;  // loss, gradient, statistics
+
+// The op's signature for every device; `Run` is the device's implementation.
+template <LossResult (*Run)(const LossArguments&)>
+LossResult distill_loss(Tensor student, Tensor targets
+#define ENSDISTILL_TENSOR(name) , std::optional<Tensor> name
+#define ENSDISTILL_CHOICE(type, name) , std::string name
+#define ENSDISTILL_SETTING(type, name) , type name
+#include "loss_arguments.def"
+) {
+  LossArguments a;
+  a.student = std::move(student), a.targets = std::move(targets);
+#define ENSDISTILL_TENSOR(name) a.name = std::move(name);
+#define ENSDISTILL_CHOICE(type, name) a.name = value_of<type>(name);
+#define ENSDISTILL_SETTING(type, name) a.name = name;
+#include "loss_arguments.def"
+  check_arguments(a);
+  return Run(a);
 }
 
 }  // namespace ensdistill

@@ -28,12 +28,12 @@ struct EnsembleArguments {
   Tensor targets;
   std::optional<Tensor> scale, offset, weights;
   double temperature;
-  std::string combiner;
+  Combiner combiner;
 
   int64_t members() const { return targets.size(0); }
   int64_t rows() const { return targets.size(1); }
   int64_t classes() const { return targets.size(2); }
-  bool geometric() const { return combiner != "prob"; }  // averages logits, not probabilities
+  bool geometric() const { return combiner != Combiner::prob; }  // averages logits, not probabilities
   const double* weight() const { return weights ? weights->const_data_ptr<double>() : nullptr; }
 };
 
@@ -50,8 +50,6 @@ inline StoredLogits checked_logits(const EnsembleArguments& a) {
     for (int d = 0; d < 2; ++d) logits.scale_strides[d] = a.scale->stride(d), logits.offset_strides[d] = a.offset->stride(d);
   }
   STD_TORCH_CHECK(a.temperature > 0, "temperature: expected > 0, got ", a.temperature);
-  STD_TORCH_CHECK(a.combiner == "prob" || a.combiner == "logit" || a.combiner == "log_prob", "combiner: expected prob, logit or log_prob, got ",
-                  a.combiner);
   STD_TORCH_CHECK(!a.weights || (a.weights->scalar_type() == ScalarType::Double && a.weights->dim() == 1 && a.weights->size(0) == a.members() &&
                                  a.weights->is_contiguous()),
                   "weights: expected contiguous float64 [", a.members(), "]");

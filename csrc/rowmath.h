@@ -16,7 +16,7 @@ struct Term {
   V value, slope;
 };
 
-// A divergence is one struct: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio says so. Classes
+// A divergence is one struct, listed in divergences.def: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio says so. Classes
 // without mass add 0, also where the ratio is infinite: 0 * inf must not poison the row. Where the true value is infinite,
 // infinity comes out. M is where the logarithm comes from.
 struct ForwardKl {
@@ -66,13 +66,24 @@ struct AnyDivergence {
   template <class M, class V>
   ENSDISTILL_HD Term<V> at(V p, V q, V log_ratio, V beta) const {
     switch (which) {
-      case Divergence::forward_kl: return ForwardKl::at<M>(p, q, log_ratio, beta);
-      case Divergence::reverse_kl: return ReverseKl::at<M>(p, q, log_ratio, beta);
-      case Divergence::jsd: return GeneralizedJsd::at<M>(p, q, log_ratio, beta);
-      default: return TotalVariation::at<M>(p, q, log_ratio, beta);
+#define ENSDISTILL_DIVERGENCE(name, type) \
+  case Divergence::name: return type::at<M>(p, q, log_ratio, beta);
+#include "divergences.def"
     }
+    __builtin_unreachable();
   }
 };
+
+// Whether log p matters also where p is too small for a float: the divergence has it as a factor of q. In the forward KL p itself
+// is the other factor, so that such a class adds nothing.
+ENSDISTILL_HD bool needs_log_of_little(Divergence divergence) {
+  switch (divergence) {
+#define ENSDISTILL_DIVERGENCE(name, type) \
+  case Divergence::name: return type::kNeedsRatio && divergence != Divergence::forward_kl;
+#include "divergences.def"
+  }
+  __builtin_unreachable();
+}
 
 // One class's part of KL(p || q) from logarithms, for who has them anyway.
 template <class V>

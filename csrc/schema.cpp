@@ -8,11 +8,11 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
   //   targets   [K, N, C] or [K, O, I, C]         the same, or uint8 codes with scale and offset [K, N] float32
   //             [N, k] for kind "topk"            float32 | float64 log-probabilities of ids [N, k] int64; tail [N], log-mass outside
   //   weights   [K] float64, non-negative         None: uniform
-  //   labels    [N] int64                         None: no hard labels; rows equal to ignore_index don't count
+  //   labels    [N] int64                         None: no hard labels; rows equal to ignore_index have no cross entropy
   //   class_weights [C], sample_weights [N]       float64
-  //   kind "logits" | "log_probs" | "probs" | "topk"      divergence "forward_kl" | "reverse_kl" | "jsd" | "tvd"
+  //   kind "logits" | "log_probs" | "probs" | "topk"      divergence: see divergences.def
   //   combiner "prob" | "logit" | "log_prob"              tail_mode "tail" | "renormalize" | "zero"
-  //   reduction "mean" over counted rows | "sum" over divisor | "none"
+  //   reduction "mean" over all rows, of the cross entropy over the labelled ones | "sum" over divisor | "none"
   // Returns (loss, gradient, statistics): loss [] or [N], float64 where an input is, else float32; gradient, shaped and laid
   // out as student and in its dtype, of the reduced loss (of each row's, for "none"), [0, ...] when not asked for;
   // statistics [N, 4] in the loss's dtype: entropy of q, entropy of p, agreement, disagreement; [0, 4] when not asked for.
@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
   // A factor of 1, the usual one, costs reading it: whether it is, only the device knows without waiting.
   m.def("scale_gradient(Tensor(a!) gradient, Tensor factor) -> ()");
 
-  // Encoders: what K members say about N rows, made small. Each returns last the rows' KL divergence from what it was given,
+  // Encoders: the answers of K members for N rows, made small. Each returns last the rows' KL divergence from what it was given,
   // float64, NaN where a row has no distribution (NaN, +inf, no class left). targets, scale, offset, weights: as above, with
   // targets [K, N, C] and unit stride over the classes. See ensdistill/encoders.py.
 

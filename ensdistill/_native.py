@@ -52,8 +52,20 @@ def build_info() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
         },
+        "loss": {"arguments": list(_cpu.loss_arguments), **_cpu.names},
         "cuda": {"built": _cuda is not None, "architectures": _cuda.architectures if _cuda is not None else [], "devices": gpus},
     }
+
+
+def names(what: str) -> tuple[str, ...]:
+    """The values of one of the op's choices, in the order of the library's enum.
+
+    Examples
+    --------
+    >>> names("tail_mode")
+    ('tail', 'renormalize', 'zero')
+    """
+    return tuple(_cpu.names[what])
 
 
 def why_no_kernels(device_type: str, index: int | None = None) -> str | None:
@@ -116,14 +128,14 @@ def _capability(architecture: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def kernel_plan(*shape: Any) -> dict[str, Any]:
+def kernel_plan(**shape: Any) -> dict[str, Any]:
     """See `ensdistill.plans.kernel_plan`."""
-    return dict(_cpu.kernel_plan(*shape))
+    return dict(_cpu.kernel_plan(**shape))
 
 
-def kernel_registers(*kernel: Any) -> int | None:
-    """What the CUDA library says; None where there is none, or no GPU to load it for."""
-    return int(_cuda.registers(*kernel)) if _cuda is not None and torch.cuda.is_available() else None
+def kernel_registers(**kernel: Any) -> int | None:
+    """The registers that a kernel of the CUDA library takes; None without that library, or without a GPU to load it for."""
+    return int(_cuda.registers(**kernel)) if _cuda is not None and torch.cuda.is_available() else None
 
 
 def release_memory() -> int:

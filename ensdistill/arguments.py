@@ -1,4 +1,4 @@
-"""The arguments of the losses: every check of a user's input, and what the op is called with. checks.py has those of single ones."""
+"""The arguments of the losses: every check of a user's input, and the op's arguments made from it. checks.py checks single values."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ensdistill.checks import (
     INTEGERS,
     check_combiner,
     check_device,
-    check_settings,
     check_strided,
-    check_temperature,
     dtype_names,
     extent,
     first,
     member_weights,
     numbers,
-    refuse_label_settings,
     shown,
     visible,
 )
 from ensdistill.layout import product
+from ensdistill.loss.settings import LossSettings, check_call, refuse_label_settings
+from ensdistill.loss.signature import OpTensors, op_settings
 from ensdistill.plans import Launch, check_launch
+from ensdistill.scalars import check_temperature
 from ensdistill.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
@@ -39,35 +39,14 @@ _LOOKED_AT = 4
 
 @dataclass(slots=True)
 class Problem:
-    """What the op needs beside the student's logits, checked. N is the number of rows: the product of the leading dimensions."""
+    """The op's arguments beside the student's logits, checked. N is the number of rows: the product of the leading dimensions."""
 
     lead: tuple[int, ...]
     values: Tensor  # dense: [K, ...] shaped like the student; else [N, k]
     dense: bool
-    given: Tensor | None  # dense: what ``values`` is a view of, as the caller holds it
-    scale: Tensor | None  # [K, N]
-    offset: Tensor | None  # [K, N]
-    ids: Tensor | None  # [N, k]
-    tail: Tensor | None  # [N]
-    weights: Tensor | None  # [K]
-    labels: Tensor | None  # [N]
-    class_weights: Tensor | None  # [C]
-    sample_weights: Tensor | None  # [N]
-    settings: tuple[Any, ...]  # from kind to divisor, as csrc/schema.cpp has them
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """From scale to sample_weights, as csrc/schema.cpp has them."""
-        return (
-            self.scale,
-            self.offset,
-            self.ids,
-            self.tail,
-            self.weights,
-            self.labels,
-            self.class_weights,
-            self.sample_weights,
-        )
+    given: Tensor | None  # dense: the caller's own tensor, of which ``values`` is a view
+    tensors: Any  # OpTensors
+    settings: Any  # OpSettings
 
 
 def make_problem(
@@ -77,51 +56,29 @@ def make_problem(
     device: torch.device,
     targets: Tensor | Targets,
     labels: Tensor | None,
+    settings: LossSettings,
     *,
-    temperature: float,
-    alpha: float,
     weights: Tensor | Sequence[float] | None,
-    combiner: str | None,
-    divergence: str,
-    beta: float,
-    tail: str,
-    ignore_index: int,
-    label_smoothing: float,
     class_weights: Tensor | Sequence[float] | None,
     sample_weights: Tensor | Sequence[float] | None,
-    z_loss: float,
-    reduction: str,
-    recompute: bool,
     statistics: bool,
     impl: str = "fused",
 ) -> Problem:
-    """Checks everything but the student's logits, of which it needs ``shape``, the class dimension (not negative), dtype, device."""
-    check_settings(
-        temperature,
-        alpha,
-        combiner,
-        divergence,
-        beta,
-        tail,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        reduction,
-        recompute,
-        statistics,
-        impl,
-    )
+    """Check everything but the student's logits, of which it needs ``shape``, the class dimension (not negative), dtype, device."""
+    check_call(statistics, impl)
+    alpha, ignore_index, reduction = settings.alpha, settings.ignore_index, settings.reduction
+    combiner: str | None = settings.combiner
     if alpha < 1 and labels is None:
         raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
     if labels is None:  # with them it is legal at any alpha: schedules of alpha may reach 1
-        refuse_label_settings(label_smoothing, class_weights, "but labels is None; pass labels and an alpha below 1")
+        refuse_label_settings(settings.label_smoothing, class_weights, "but labels is None; pass labels and an alpha below 1")
     classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
     target = as_target(targets, len(shape))
-    kind, tail_mode = "logits", tail
+    kind, tail_mode = "logits", str(settings.tail)
     given = scale = offset = ids = tail_mass = None
     if isinstance(target, _SPARSE):
         kind, dense, members = "topk", False, 0
-        values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, tail, divergence)
+        values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, settings)
         if weights is not None:
             raise ValueError(f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got {shown(weights)}")
         if combiner not in (None, "prob"):
@@ -139,49 +96,49 @@ def make_problem(
             kind = "log_probs" if isinstance(target, LogProbs) else "probs"
             combiner = "log_prob" if combiner == "logit" else combiner
     if not isinstance(target, EnsembleLogits) and target.temperature is not None:
-        check_target_temperature(target, temperature)
-    check_reach(target, temperature, combiner)
+        check_target_temperature(target, settings.temperature)
+    check_reach(target, settings.temperature, combiner)
     problem = Problem(
         lead,
         values,
         dense,
         given,
-        scale,
-        offset,
-        ids,
-        tail_mass,
-        None if weights is None else member_weights(weights, members, device),
-        None if labels is None else checked_labels(labels, lead, classes, ignore_index, shape, class_dim, device),
-        None if class_weights is None else numbers("class_weights", class_weights, (classes,), "class", device),
-        None if sample_weights is None else numbers("sample_weights", sample_weights, lead, "of the student's rows", device),
-        (
-            kind,
-            divergence,
-            float(beta),
-            float(temperature),
-            float(alpha),
-            combiner or "prob",
-            tail_mode,
-            ignore_index,
-            float(label_smoothing),
-            float(z_loss),
-            "sum" if reduction == "batchmean" else reduction,
-            float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
+        OpTensors(
+            scale=scale,
+            offset=offset,
+            ids=ids,
+            tail=tail_mass,
+            weights=None if weights is None else member_weights(weights, members, device),
+            labels=None if labels is None else checked_labels(labels, lead, classes, ignore_index, shape, class_dim, device),
+            class_weights=None if class_weights is None else numbers("class_weights", class_weights, (classes,), "class", device),
+            sample_weights=None
+            if sample_weights is None
+            else numbers("sample_weights", sample_weights, lead, "of the student's rows", device),
+        ),
+        op_settings(
+            settings,
+            kind=kind,
+            combiner=combiner or "prob",
+            tail_mode=tail_mode,
+            reduction="sum" if reduction == "batchmean" else reduction,
+            divisor=max(lead[0], 1) if reduction == "batchmean" and lead else 1.0,
         ),
     )
     if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs
         entries, classes_first = 0 if ids is None else ids.shape[1], class_dim != len(shape) - 1
-        mixing = combiner or "prob"
+        op = problem.settings
         check_launch(
-            Launch(1, classes, max(members, 1), dtype, values.dtype, divergence, mixing, entries, classes_first, device, temperature)
+            Launch(
+                1, classes, max(members, 1), dtype, values.dtype, op.divergence, op.combiner, entries, classes_first, device, op.temperature
+            )
         )
-    if alpha > 0 or statistics:  # else nothing of what the teachers say is used, and it may be anything
+    if alpha > 0 or statistics:  # else no value of the targets is used
         if ids is not None:
-            check_not_empty(problem, ignore_index, tail_mode)
-            if impl != "fused" or alpha == 0:  # else the kernel's NaN says whether there is something to look for
-                check_sparse(problem, type(target).__name__, classes, ignore_index)
+            check_not_empty(problem)
+            if impl != "fused" or alpha == 0:  # else a NaN of the kernel's asks for this check
+                check_sparse(problem, type(target).__name__, classes)
         elif kind == "log_probs":
-            check_log_probs(problem, class_dim, ignore_index)
+            check_log_probs(problem, class_dim)
     return problem
 
 
@@ -288,10 +245,10 @@ def affine_maps(
 
 
 def sparse_values(
-    target: TopK | Counts, lead: tuple[int, ...], classes: int, dtype: torch.dtype, device: torch.device, tail: str, divergence: str
+    target: TopK | Counts, lead: tuple[int, ...], classes: int, dtype: torch.dtype, device: torch.device, settings: LossSettings
 ) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """Log-probabilities [N, k], their ids [N, k], log-mass of the rest [N], and the mode in which they are to be read."""
-    ids = target.ids
+    ids, tail = target.ids, str(settings.tail)
     field, listed = ("log_probs", target.log_probs) if isinstance(target, TopK) else ("counts", target.counts)
     for part, value in (("ids", ids), (field, listed)):
         if not isinstance(value, Tensor):
@@ -322,7 +279,7 @@ def sparse_values(
         listed = listed.detach().to(torch.promote_types(listed.dtype, torch.float32))
         if tail == "tail":
             tail_mass = tail_log_mass(target, lead, device)
-    if divergence == "reverse_kl" and tail != "tail":
+    if settings.divergence == "reverse_kl" and tail != "tail":
         what = f"tail={tail!r}" if isinstance(target, TopK) else "Counts"
         raise ValueError(
             f"divergence: reverse_kl is infinite with {what}, which leaves no mass on the other classes; use TopK with tail='tail'"
@@ -343,19 +300,19 @@ def tail_log_mass(target: TopK, lead: tuple[int, ...], device: torch.device) -> 
     return mass.detach().reshape(-1).contiguous()
 
 
-def check_not_empty(problem: Problem, ignore_index: int, tail_mode: str) -> None:
-    """Of what is to be renormalised there has to be something."""
-    if tail_mode != "renormalize" or not _visible(problem):
+def check_not_empty(problem: Problem) -> None:
+    """Reject rows of sparse targets that hold only padding and are to be renormalised."""
+    if problem.settings.tail_mode != "renormalize" or not _visible(problem):
         return
-    nothing = used_rows(problem, ignore_index, 1)[0] & (problem.values == -torch.inf).all(-1)
+    nothing = used_rows(problem, 1)[0] & (problem.values == -torch.inf).all(-1)
     if bool(nothing.any()):
         row = int(nothing.nonzero()[0])
         raise ValueError(f"targets: expected mass on at least one class; got only padding in row {row}")
 
 
-def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int) -> None:
-    """Values of TopK and Counts, in the rows that count. To sort all ids costs more than the loss does."""
-    ids, listed, tail = problem.ids, problem.values, problem.tail
+def check_sparse(problem: Problem, name: str, classes: int) -> None:
+    """Check the values of TopK and Counts, in the rows that are used. To sort all ids costs more than the loss does."""
+    ids, listed, tail = problem.tensors.ids, problem.values, problem.tensors.tail
     assert ids is not None
     if ids.numel() == 0 or not _visible(problem):
         return
@@ -363,7 +320,7 @@ def check_sparse(problem: Problem, name: str, classes: int, ignore_index: int) -
     if int(low) < 0 or int(high) >= classes:
         row, entry = first((ids < 0) | (ids >= classes))
         raise ValueError(f"targets.ids: expected 0..{classes - 1}; got {int(ids[row, entry])} in row {row}")
-    used = used_rows(problem, ignore_index, 1)[0]
+    used = used_rows(problem, 1)[0]
     # Padding may repeat an id: each gets one of its own, below 0.
     real = torch.where(listed == -torch.inf, -1 - torch.arange(ids.shape[1]), ids).sort(-1).values
     twice = (real[:, 1:] == real[:, :-1]) & used[:, None]
@@ -392,21 +349,19 @@ def _visible(problem: Problem) -> bool:
     return all(visible(x) for x in (problem.values, *problem.tensors) if x is not None)
 
 
-def used_rows(problem: Problem, ignore_index: int, members: int) -> Tensor:
-    """[K, N] bool: of which member what row is read."""
+def used_rows(problem: Problem, members: int) -> Tensor:
+    """Return the rows that are read of each member, [K, N] bool."""
     used = torch.ones(members, product(problem.lead), dtype=torch.bool)
-    if problem.labels is not None:
-        used &= problem.labels != ignore_index
-    if problem.sample_weights is not None:
-        used &= problem.sample_weights != 0
-    if problem.weights is not None:
-        used &= (problem.weights != 0)[:, None]
+    if problem.tensors.sample_weights is not None:
+        used &= problem.tensors.sample_weights != 0
+    if problem.tensors.weights is not None:
+        used &= (problem.tensors.weights != 0)[:, None]
     return used
 
 
-def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None:
-    """Whether a few rows have distributions: logits and probabilities, taken for log-probabilities, have none in any row. All would
-    cost more than the loss does.
+def check_log_probs(problem: Problem, class_dim: int) -> None:
+    """Check that a few rows hold distributions: logits and probabilities, taken for log-probabilities, are none in any row. To check
+    all rows would cost more than the loss does.
     """
     values, lead, n = problem.values.detach(), problem.lead or (1,), product(problem.lead)
     if n == 0 or not _visible(problem):
@@ -415,7 +370,7 @@ def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None
     index = (slice(None, None, step),) if len(lead) == 1 else torch.unravel_index(torch.arange(0, n, step), lead)
     rows = (values.movedim(class_dim + 1, -1) if problem.lead else values.unsqueeze(1))[:, *index]
     mass = rows.double().logsumexp(-1)
-    wrong = (mass.abs() > SUM_TOLERANCE) & used_rows(problem, ignore_index, len(values))[:, ::step]
+    wrong = (mass.abs() > SUM_TOLERANCE) & used_rows(problem, len(values))[:, ::step]
     if bool(wrong.any()):
         member, row = first(wrong)
         place = f"row {row * step}" + (f" of member {member}" if len(rows) > 1 else "")
@@ -425,23 +380,23 @@ def check_log_probs(problem: Problem, class_dim: int, ignore_index: int) -> None
         )
 
 
-def explain_nan(problem: Problem, targets: Any, classes: int, class_dim: int, loss: Tensor, ignore_index: int) -> None:
-    """Raise for a loss that is NaN because of what probabilities or sparse targets hold. To be called with the result: looking at all of
-    it beforehand would cost more than the loss.
+def explain_nan(problem: Problem, targets: Any, classes: int, class_dim: int, loss: Tensor) -> None:
+    """Raise for a loss that is NaN because of wrong probabilities or sparse targets. It is called with the result: to check all values
+    beforehand would cost more than the loss.
     """
-    kind = problem.settings[0]
+    kind = problem.settings.kind
     if kind not in ("probs", "topk") or not (visible(loss) and _visible(problem) and bool(loss.isnan().any())):
         return
     if kind == "topk":
-        check_sparse(problem, type(targets).__name__, classes, ignore_index)
+        check_sparse(problem, type(targets).__name__, classes)
     else:
-        check_probs(problem, class_dim, ignore_index)
+        check_probs(problem, class_dim)
 
 
-def check_probs(problem: Problem, class_dim: int, ignore_index: int) -> None:
+def check_probs(problem: Problem, class_dim: int) -> None:
     values = problem.values
     rows = values.movedim(class_dim + 1, -1).flatten(1, -2) if values.dim() > 2 else values.unsqueeze(1)
-    used = used_rows(problem, ignore_index, len(rows))
+    used = used_rows(problem, len(rows))
     rows = rows.double()
     for wrong, what in (
         ((rows < 0).any(-1), "no negative probability"),

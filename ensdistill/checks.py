@@ -8,92 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ensdistill import _native
-from ensdistill.scalars import check_temperature, real, whole
+from ensdistill.scalars import real, whole
 from ensdistill.targets import Combiner
 from ensdistill.wrapped import is_batched
-
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
-Tail = Literal["tail", "renormalize", "zero"]
-Reduction = Literal["mean", "sum", "batchmean", "none"]
-Impl = Literal["fused", "reference", "compile"]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 # A sum up to which the kernels normalise weights: far below the largest float64, far above what anybody means.
 _LARGEST_WEIGHTS = 1e300
-_COMBINERS, _DIVERGENCES, _TAILS, _REDUCTIONS, _IMPLS = (get_args(kind) for kind in (Combiner, Divergence, Tail, Reduction, Impl))
+_COMBINERS = get_args(Combiner)
 
 
-# Settings -------------------------------------------------------------------------------------------------------------
-
-
-class LossSettings(TypedDict, total=False):
-    """The keywords that all losses share, for type checkers; :func:`ensdistill.functional.distillation_loss` describes them."""
-
-    temperature: float
-    alpha: float
-    weights: Tensor | Sequence[float] | None
-    combiner: Combiner | None
-    divergence: Divergence
-    beta: float
-    tail: Tail
-    ignore_index: int
-    label_smoothing: float
-    class_weights: Tensor | Sequence[float] | None
-    sample_weights: Tensor | Sequence[float] | None
-    z_loss: float
-    reduction: Reduction
-    recompute: bool
-
-
-def check_settings(
-    temperature: Any,
-    alpha: Any,
-    combiner: Any,
-    divergence: Any,
-    beta: Any,
-    tail: Any,
-    ignore_index: Any,
-    label_smoothing: Any,
-    z_loss: Any,
-    reduction: Any,
-    recompute: Any,
-    statistics: Any,
-    impl: Any,
-) -> None:
-    """All that can be said before there is a student."""
-    # Comparisons, not isfinite: torch.compile can trace them where the temperature is a variable.
-    check_temperature("temperature", temperature)
-    for name, value in (("alpha", alpha), ("label_smoothing", label_smoothing)):
-        if not (real(value) and 0 <= float(value) <= 1):
-            raise ValueError(f"{name}: expected a number from 0 to 1; got {value!r}")
-    if not (real(beta) and 0 < float(beta) < 1):
-        raise ValueError(f"beta: expected a number between 0 and 1, neither of them; got {beta!r}")
-    if not (real(z_loss) and 0 <= float(z_loss) < math.inf):
-        raise ValueError(f"z_loss: expected a finite number of at least 0; got {z_loss!r}")
-    check_combiner("combiner", combiner)
-    check_one_of("divergence", divergence, _DIVERGENCES)
-    check_one_of("tail", tail, _TAILS)
-    check_one_of("reduction", reduction, _REDUCTIONS)
-    check_one_of("impl", impl, _IMPLS)
-    if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
-        check_int("ignore_index", ignore_index, -(2**63), 2**63 - 1, "what int64 holds")
-    if type(recompute) is not bool or type(statistics) is not bool:
-        name, value = ("recompute", recompute) if type(recompute) is not bool else ("statistics", statistics)
-        raise TypeError(f"{name}: expected a bool; got {value!r}")
-
-
-def refuse_label_settings(label_smoothing: float, class_weights: Any, why: str) -> None:
-    """Where there are no hard labels, or they have no share."""
-    if label_smoothing > 0 or class_weights is not None:
-        name = "label_smoothing" if label_smoothing > 0 else "class_weights"
-        raise ValueError(f"{name}: is of the hard labels' cross entropy, {why}")
+# Numbers and choices --------------------------------------------------------------------------------------------------
 
 
 def check_number(name: str, value: Any) -> None:

@@ -14,11 +14,11 @@ from torch import nn
 from ensdistill.augmentation import Augmentation
 from ensdistill.cache.codecs import codec_of
 from ensdistill.calibration import Combiner
-from ensdistill.checks import check_temperature
 from ensdistill.data import Dataset, Split
 from ensdistill.describe import module_recipe
+from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.optimization import Optimization
-from ensdistill.scalars import plain_fields
+from ensdistill.scalars import check_temperature, plain_fields
 from ensdistill.specs import MemberSpec, job_names
 from ensdistill.transfer import TransferSet
 
@@ -71,7 +71,7 @@ class CacheConfig:
         How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N likeliest classes and the
         exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``.
     mixture_at : float, optional
-        Keep only the mixture, at this temperature, which has to be distill.temperature: by default every member's logits are kept,
+        Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every member's logits are kept,
         which serve every temperature. The best member, which a student is distilled from for comparison, then gets a cache of its own.
     views : int
         Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version e mod views, the pixels
@@ -99,8 +99,8 @@ class CacheConfig:
             check_temperature("cache.mixture_at", self.mixture_at)
         if codec.mixture and self.mixture_at is None:
             raise ValueError(
-                f"cache.mixture_at: expected a temperature, that of distill.temperature, because codec {self.codec} holds the mixture at "
-                "one only; got none"
+                "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec "
+                f"{self.codec} holds the mixture at one only; got none"
             )
         if self.views < 1:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")
@@ -156,11 +156,9 @@ class DistillConfig:
     ----------
     students : dict of str to StudentConfig
         The first one is the report's headline.
-    temperature : float
-        T of the KL term.
-    alpha : float
-        Share of the KL term, which is the mean over all rows of a batch; the rest is cross entropy, the mean over those rows of the
-        batch that have a label.
+    loss : LossSettings
+        How a student is compared with the targets and the labels. The divergence is the mean over all rows of a batch, the cross
+        entropy the mean over those rows that have a label.
     augment : Augmentation, optional
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
         held-out folds of the labelled rows is *direct*.
@@ -174,8 +172,7 @@ class DistillConfig:
     """
 
     students: dict[str, StudentConfig]
-    temperature: float = 1.0
-    alpha: float = 1.0
+    loss: LossSettings = field(default_factory=LossSettings)
     augment: Augmentation | None = None
     folds: int = 3
     label_smoothing: float = 0.1
@@ -187,9 +184,7 @@ class DistillConfig:
             raise ValueError("distill.students: expected at least one; got none")
         for name in self.students:
             _check_folder_name("distill.students", name)
-        check_temperature("distill.temperature", self.temperature)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"distill.alpha: expected 0 to 1; got {self.alpha}")
+        check_trained("distill.loss", self.loss)
         if self.mixed_precision == "fp16":
             raise ValueError("distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or 'bf16'")
         if self.folds < 2:
@@ -245,10 +240,10 @@ class Config:
         if not 0 <= self.max_test_copies <= 1:
             raise ValueError(f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}")
         _check_folder_name("name", self.name)
-        made_at, wanted = self.cache.mixture_at, self.distill.temperature
+        made_at, wanted = self.cache.mixture_at, self.distill.loss.temperature
         if made_at is not None and made_at != wanted:
             raise ValueError(
-                f"cache.mixture_at: expected distill.temperature, {wanted}, because a mixture at one temperature serves no other; got "
+                f"cache.mixture_at: expected distill.loss.temperature, {wanted}, because a mixture at one temperature serves no other; got "
                 f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or fp32, to keep every member"
             )
 

@@ -27,10 +27,10 @@ from ensdistill.checks import (
     check_int,
     check_kernels,
     check_one_of,
-    check_temperature,
     member_weights,
     visible,
 )
+from ensdistill.scalars import check_temperature
 from ensdistill.targets import Counts, EnsembleLogits, QuantizedLogits, TopK
 
 __all__ = ["quantize_logits", "sample_counts", "top_k_targets"]

@@ -27,7 +27,7 @@ ensdistill: any ensemble in, one small fast model out, with proof of how much of
 Each of the job's commands does what is missing before it, skips what is finished and unchanged, and goes on where a killed
 one stopped. Anything in CONFIG can be overridden:
 
-  ensdistill run examples/digits.yaml --seeds 5 --distill.temperature 2 --distill.students.mlp.optimization.steps 2000
+  ensdistill run examples/digits.yaml --seeds 5 --distill.loss.temperature 2 --distill.students.mlp.optimization.steps 2000
 
 `ensdistill run --help` explains every setting; `ensdistill run CONFIG --print_config` prints them as they are. Your own models and
 data sets come in by import path (class_path, init_args); the current folder is importable.

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ensdistill import ops
 from ensdistill.arguments import explain_nan, make_problem
-from ensdistill.checks import LossSettings, check_device, check_floats, check_kernels, check_number
-from ensdistill.functional import Combiner, Divergence, Reduction, RowStatistics, Tail
+from ensdistill.checks import check_device, check_floats, check_kernels, check_number
+from ensdistill.functional import RowStatistics
 from ensdistill.layout import product, ready
+from ensdistill.loss.settings import LossKeywords, LossSettings, settings_of
+from ensdistill.loss.signature import PARAMETERS, TENSORS, OpSettings, OpTensors, op_call, record
 from ensdistill.scalars import whole
 from ensdistill.targets import Targets
 from ensdistill.wrapped import is_batched
@@ -31,8 +33,12 @@ def linear_distillation_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_rows: int | None = None,
+    settings: LossSettings | None = None,
+    weights: Tensor | Sequence[float] | None = None,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
     statistics: Literal[False] = False,
-    **settings: Unpack[LossSettings],
+    **keywords: Unpack[LossKeywords],
 ) -> Tensor: ...
 
 
@@ -46,8 +52,12 @@ def linear_distillation_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_rows: int | None = None,
+    settings: LossSettings | None = None,
+    weights: Tensor | Sequence[float] | None = None,
+    class_weights: Tensor | Sequence[float] | None = None,
+    sample_weights: Tensor | Sequence[float] | None = None,
     statistics: Literal[True],
-    **settings: Unpack[LossSettings],
+    **keywords: Unpack[LossKeywords],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -60,21 +70,12 @@ def linear_distillation_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_rows: int | None = None,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
+    settings: LossSettings | None = None,
     weights: Tensor | Sequence[float] | None = None,
-    combiner: Combiner | None = None,
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    tail: Tail = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
     class_weights: Tensor | Sequence[float] | None = None,
     sample_weights: Tensor | Sequence[float] | None = None,
-    z_loss: float = 0.0,
-    reduction: Reduction = "mean",
-    recompute: bool = False,
     statistics: bool = False,
+    **keywords: Any,
 ) -> Tensor | tuple[Tensor, RowStatistics]:
     r""":func:`~ensdistill.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``, which never exist as a whole.
 
@@ -87,10 +88,10 @@ def linear_distillation_loss(
     Parameters
     ----------
     hidden : Tensor [..., D], float32, bfloat16, float16 or float64
-        What the last layer is fed; any leading dimensions, N rows altogether.
+        The input of the last layer; any leading dimensions, N rows altogether.
     weight : Tensor [C, D]
-        Of the last layer, in ``hidden``'s dtype (any under autocast, which then says in which both are multiplied).
-    targets, labels, temperature ... z_loss, statistics
+        Of the last layer, in ``hidden``'s dtype (any under autocast, which then decides the dtype in which both are multiplied).
+    targets, labels, settings, weights, class_weights, sample_weights, statistics, **keywords
         As in :func:`~ensdistill.functional.distillation_loss`, for logits [..., C]; the classes of dense targets are last.
     bias : Tensor [C], optional
         Like ``weight``.
@@ -98,11 +99,10 @@ def linear_distillation_loss(
         The logits are softcap · tanh(logits / softcap).
     chunk_rows : int, optional
         Rows in a chunk. By default so many that their logits take 48 MiB.
-    reduction : {"mean", "sum", "batchmean", "none"}
-        With ``none`` each row's upstream factor is known in the backward only, so all gradients are made there, from the inputs
-        (as with ``recompute``). The others make them in the forward.
-    recompute : bool
-        Make all gradients in the backward. No gradients are kept in between, but all inputs, and the logits are made twice.
+
+    With ``recompute=True`` all gradients are made in the backward: no gradients are kept in between, but all inputs, and the logits are
+    made twice. So they are with ``reduction="none"``, where each row's upstream factor is known in the backward only. Otherwise the
+    forward makes them.
 
     Returns
     -------
@@ -132,6 +132,7 @@ def linear_distillation_loss(
     >>> hidden.grad.shape, weight.grad.shape
     (torch.Size([6, 4]), torch.Size([10, 4]))
     """
+    settings = settings_of(settings, keywords)
     dtype = check_layer(hidden, weight, bias)
     if softcap is not None:
         check_number("softcap", softcap)
@@ -143,20 +144,10 @@ def linear_distillation_loss(
         hidden.device,
         targets,
         labels,
-        temperature=temperature,
-        alpha=alpha,
+        settings,
         weights=weights,
-        combiner=combiner,
-        divergence=divergence,
-        beta=beta,
-        tail=tail,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
         class_weights=class_weights,
         sample_weights=sample_weights,
-        z_loss=z_loss,
-        reduction=reduction,
-        recompute=recompute,
         statistics=statistics,
     )
     check_kernels("hidden", hidden.device)
@@ -167,38 +158,39 @@ def linear_distillation_loss(
     elif not whole(chunk_rows) or chunk_rows < 1:
         raise ValueError(f"chunk_rows: expected an int of at least 1; got {chunk_rows!r}")
     values = problem.values.detach()
-    *settings, mode, divisor = problem.settings
+    tensors, op, factor = problem.tensors, problem.settings, 1.0 / problem.settings.divisor
+    each_row = op.reduction == "none"
+    if op.reduction == "mean":
+        tensors, shrunk = ops.mean_as_sum(tensors, op, n, classes)
+        factor = shrunk / max(n, 1)
+    op = op._replace(reduction="none" if each_row else "sum", divisor=1.0)
     inputs = (hidden, weight, *(() if bias is None else (bias,)))
-    now = torch.is_grad_enabled() and not recompute and mode != "none" and any(x.requires_grad for x in inputs)
-    loss, _, _, _, by_products = _differentiable(
+    now = torch.is_grad_enabled() and not settings.recompute and not each_row and any(x.requires_grad for x in inputs)
+    call = LinearCall(
         hidden.reshape(n, hidden.shape[-1]),
         weight,
         bias,
         values.reshape(len(values), n, classes) if problem.dense else values,
-        *problem.tensors,
-        *settings,
-        mode == "none",
-        float(softcap or 0.0),
-        chunk_rows,
-        dtype,
-        now and hidden.requires_grad,
-        now and weight.requires_grad,
-        now and bias is not None and bias.requires_grad,
-        statistics,
+        *tensors,
+        *op,
+        softcap=float(softcap or 0.0),
+        chunk_rows=chunk_rows,
+        dtype=dtype,
+        with_hidden=now and hidden.requires_grad,
+        with_weight=now and weight.requires_grad,
+        with_bias=now and bias is not None and bias.requires_grad,
+        with_statistics=statistics,
+        upstream=None,
     )
+    loss, _, _, _, by_products = _differentiable(call)
     # After the gradient, which so stays as large as a row's is: in float16 the mean's would round to nothing.
-    if mode == "mean":
-        loss = loss / (max(n, 1) if problem.labels is None else (problem.labels != ignore_index).sum().clamp(min=1))
-    elif mode == "sum":
-        loss = loss / divisor
-    else:
-        loss = loss.reshape(lead)
-    explain_nan(problem, targets, classes, len(lead), loss, ignore_index)
+    loss = loss.reshape(lead) if each_row else (loss * factor).to(loss.dtype)
+    explain_nan(problem, targets, classes, len(lead), loss)
     return (loss, RowStatistics.from_rows(by_products, lead)) if statistics else loss
 
 
 def check_layer(hidden: Any, weight: Any, bias: Any) -> torch.dtype:
-    """The dtype in which the layer is multiplied."""
+    """Check the layer, and return the dtype in which it is multiplied."""
     check_floats("hidden", hidden, " [..., D]")
     check_floats("weight", weight, " [C, D]")
     if hidden.dim() < 1:
@@ -224,51 +216,40 @@ def check_layer(hidden: Any, weight: Any, bias: Any) -> torch.dtype:
 # The op: a loop over chunks. As an op of its own it is one node for torch.compile, however many chunks there are. ------
 
 
-@torch.library.custom_op("ensdistill::linear_distill_loss", mutates_args=())
-def _linear(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    ids: Tensor | None,
-    tail: Tensor | None,
-    weights: Tensor | None,
-    labels: Tensor | None,
-    class_weights: Tensor | None,
-    sample_weights: Tensor | None,
-    kind: str,
-    divergence: str,
-    beta: float,
-    temperature: float,
-    alpha: float,
-    combiner: str,
-    tail_mode: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    each_row: bool,
-    softcap: float,
-    chunk_rows: int,
-    dtype: torch.dtype,
-    with_hidden: bool,
-    with_weight: bool,
-    with_bias: bool,
-    with_statistics: bool,
-    upstream: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+# The layer stands in place of the student's logits; targets, tensors and settings are distill_loss's, under the same names.
+_LAYER = ("Tensor hidden", "Tensor weight", "Tensor? bias")
+_CHOICES = (
+    *("float softcap", "int chunk_rows", "ScalarType dtype"),
+    *("bool with_hidden", "bool with_weight", "bool with_bias", "bool with_statistics", "Tensor? upstream"),
+)
+_PARAMETERS = (*_LAYER, *PARAMETERS[1:-2], *_CHOICES)
+_INPUTS = len(_LAYER) + TENSORS - 1  # the tensors that it begins with
+LinearCall = record("LinearCall", [parameter.split()[1] for parameter in _PARAMETERS])
+
+
+def _parts(call: Any) -> tuple[Any, Any]:
+    """A call's OpTensors and OpSettings."""
+    tensors, settings = (kind(*(getattr(call, name) for name in kind._fields)) for kind in (OpTensors, OpSettings))
+    return tensors, settings
+
+
+@torch.library.custom_op(
+    "ensdistill::linear_distill_loss", mutates_args=(), schema=f"({', '.join(_PARAMETERS)}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss [] (summed) or [N], gradients of its sum, or with ``upstream`` [N] of that product ([0] if not asked for), statistics [N, 4].
 
     ``upstream`` is applied where a row is D long, not C.
     """
+    call = LinearCall(*arguments)
+    hidden, weight, bias, dtype, softcap, chunk_rows = call.hidden, call.weight, call.bias, call.dtype, call.softcap, call.chunk_rows
+    tensors, settings = _parts(call)
     n, kept = len(hidden), torch.promote_types(weight.dtype, torch.float32)
-    settings = (kind, divergence, beta, temperature, alpha, combiner, tail_mode, ignore_index, label_smoothing, z_loss)
-    with_gradient = with_hidden or with_weight or with_bias
+    with_gradient = call.with_hidden or call.with_weight or call.with_bias
     w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if with_hidden else hidden.new_empty(0)
-    grad_weight = torch.zeros(weight.shape if with_weight else 0, dtype=kept, device=weight.device)
-    grad_bias = torch.zeros(len(weight) if with_bias else 0, dtype=kept, device=weight.device)
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if call.with_hidden else hidden.new_empty(0)
+    grad_weight = torch.zeros(weight.shape if call.with_weight else 0, dtype=kept, device=weight.device)
+    grad_bias = torch.zeros(len(weight) if call.with_bias else 0, dtype=kept, device=weight.device)
     losses, statistics = [], []
     buffer = hidden.new_empty((min(chunk_rows, n), len(weight)), dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -279,17 +260,15 @@ def _linear(
             torch.mm(h, w.t(), out=logits) if b is None else torch.addmm(b, h, w.t(), out=logits)
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
-            part = [None if x is None else x[rows] for x in (ids, tail, labels, sample_weights)]
-            values = targets[rows] if kind == "topk" else ready(targets[:, rows])
-            affine = [None if x is None else x[:, rows] for x in (scale, offset)]
-            others = (*affine, part[0], part[1], weights, part[2], class_weights, part[3])
-            said = (*settings, "none" if each_row else "sum", 1.0)
+            values = call.targets[rows] if settings.kind == "topk" else ready(call.targets[:, rows])
+            part, said = _rows_of(tensors, rows), settings
             by_products = None
-            if alpha == 0:
-                if with_statistics:  # which are of the teachers all the same
-                    by_products = ops.distill_loss(logits, values, *others, *said, False, True)[2]
-                values, others, said = ops.without_divergence(logits, values, others, said)
-            loss, gradient, found = ops.distill_loss(logits, values, *others, *said, with_gradient, with_statistics and alpha > 0)
+            if settings.alpha == 0:
+                if call.with_statistics:  # they compare with the teachers all the same
+                    by_products = ops.distill_loss(*op_call(logits, values, part, said, with_statistics=True))[2]
+                values, part, said = ops.without_divergence(logits, values, part, said)
+            flags = {"with_gradient": with_gradient, "with_statistics": call.with_statistics and settings.alpha > 0}
+            loss, gradient, found = ops.distill_loss(*op_call(logits, values, part, said, **flags))
             by_products = found if by_products is None else by_products
             losses.append(loss)
             statistics.append(by_products)
@@ -297,19 +276,19 @@ def _linear(
                 continue
             if softcap:  # 1 - tanh^2
                 gradient.addcmul_(gradient, logits.div_(softcap).square_(), value=-1)
-            factor = None if upstream is None else upstream[rows].unsqueeze(-1)
-            if with_hidden:
+            factor = None if call.upstream is None else call.upstream[rows].unsqueeze(-1)
+            if call.with_hidden:
                 g = gradient @ w
                 grad_hidden[rows] = g if factor is None else g * factor
-            if with_weight:
+            if call.with_weight:
                 h = h if factor is None else (h * factor).to(dtype)
                 if dtype == kept:
                     grad_weight.addmm_(gradient.t(), h)
                 else:
                     grad_weight.add_(gradient.t() @ h)
-            if with_bias:
+            if call.with_bias:
                 grad_bias.add_(gradient.sum(0, dtype=kept) if factor is None else gradient.t().to(kept) @ factor.squeeze(-1).to(kept))
-    total = torch.cat(losses) if each_row else torch.stack(losses).sum(dtype=torch.float64).to(losses[0].dtype)
+    total = torch.cat(losses) if settings.reduction == "none" else torch.stack(losses).sum(dtype=torch.float64).to(losses[0].dtype)
     return (
         total,
         grad_hidden,
@@ -319,31 +298,42 @@ def _linear(
     )
 
 
+def _rows_of(tensors: Any, rows: slice) -> Any:
+    """The tensors of some rows."""
+    by_row = {name: getattr(tensors, name) for name in ("ids", "tail", "labels", "sample_weights")}
+    by_member = {name: getattr(tensors, name) for name in ("scale", "offset")}
+    return tensors._replace(
+        **{name: None if x is None else x[rows] for name, x in by_row.items()},
+        **{name: None if x is None else x[:, rows] for name, x in by_member.items()},
+    )
+
+
 @_linear.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    each_row, _, _, dtype, with_hidden, with_weight, with_bias, with_statistics = rest[18:26]
-    n, precision = hidden.shape[0], torch.float64 if torch.float64 in (dtype, targets.dtype) else torch.float32
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    call = LinearCall(*arguments)
+    hidden, weight, bias = call.hidden, call.weight, call.bias
+    n, precision = hidden.shape[0], torch.float64 if torch.float64 in (call.dtype, call.targets.dtype) else torch.float32
     return (
-        hidden.new_empty((n,) if each_row else (), dtype=precision),
-        hidden.new_empty(hidden.shape if with_hidden else 0),
-        weight.new_empty(weight.shape if with_weight else 0),
-        (weight if bias is None else bias).new_empty(weight.shape[0] if with_bias else 0),
-        hidden.new_empty((n if with_statistics else 0, 4), dtype=precision),
+        hidden.new_empty((n,) if call.reduction == "none" else (), dtype=precision),
+        hidden.new_empty(hidden.shape if call.with_hidden else 0),
+        weight.new_empty(weight.shape if call.with_weight else 0),
+        (weight if bias is None else bias).new_empty(weight.shape[0] if call.with_bias else 0),
+        hidden.new_empty((n if call.with_statistics else 0, 4), dtype=precision),
     )
 
 
 # Autograd -------------------------------------------------------------------------------------------------------------
 
 _NO_VMAP = "linear_distillation_loss: has no rule for torch.func.vmap"
-_TENSORS, _ARGUMENTS, _FLAGS = 12, 30, slice(26, 29)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.settings = inputs[_TENSORS:_ARGUMENTS]
-    ctx.made = any(inputs[_FLAGS])
+    call = LinearCall(*inputs)
+    ctx.call = LinearCall(*(None,) * _INPUTS, *call[_INPUTS:])
+    ctx.made = call.with_hidden or call.with_weight or call.with_bias
     # Gradients that are made need no inputs any more: those stay only for a second derivative to arrive at, which is refused there.
-    ctx.leads_to = [x if x is not None and x.requires_grad else None for x in inputs[:3]]
-    ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(ops.saveable, inputs[:_TENSORS])))
+    ctx.leads_to = [x if x is not None and x.requires_grad else None for x in (call.hidden, call.weight, call.bias)]
+    ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(ops.saveable, inputs[:_INPUTS])))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
 
@@ -355,7 +345,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     made, inputs = saved[:3], saved[3:]
     wanted = ctx.needs_input_grad[:3]
-    each_row, softcap, chunk_rows, dtype = ctx.settings[10:14]
+    each_row = ctx.call.reduction == "none"
     kept = type(grad_loss) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph()
     owned, leads_to = not kept, ctx.leads_to
     if not kept:
@@ -364,9 +354,14 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if each_row and is_batched(grad_loss):
             raise NotImplementedError(f"{_NO_VMAP}, nor for many backward passes in one with reduction='none'")
         tensors = [None if x is None else x.detach() for x in inputs]
-        upstream = grad_loss.detach() if each_row else None
-        settings = (*ctx.settings[:10], each_row, softcap, chunk_rows, dtype, *wanted, False, upstream)
-        _, *made, _ = _linear(*tensors, *settings)
+        again = ctx.call._replace(
+            with_hidden=wanted[0],
+            with_weight=wanted[1],
+            with_bias=wanted[2],
+            with_statistics=False,
+            upstream=grad_loss.detach() if each_row else None,
+        )
+        _, *made, _ = _linear(*tensors, *again[_INPUTS:])
         owned = type(grad_loss) is Tensor
     # Each row's factor is in them already.
     gradients = [(x if each_row else ops.scaled(x, grad_loss, owned)) if w else None for x, w in zip(made, wanted, strict=True)]
@@ -415,11 +410,11 @@ class _Function(torch.autograd.Function):
 _linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _differentiable(*arguments: Any) -> tuple[Tensor, ...]:
+def _differentiable(call: Any) -> tuple[Tensor, ...]:
     if not torch.compiler.is_compiling():
-        output: tuple[Tensor, ...] = _Function.apply(*arguments)
+        output: tuple[Tensor, ...] = _Function.apply(*call)
         return output
     if ops.differentiating():
         ops.refuse_in_one_graph("linear_distillation_loss")
-    output = _linear(*arguments)
+    output = _linear(*call)
     return output

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ensdistill.checks import check_int, check_settings, member_weights, numbers, refuse_label_settings
-from ensdistill.functional import Combiner, Divergence, Impl, Reduction, RowStatistics, Tail, distillation_loss
+from ensdistill.checks import check_int, member_weights, numbers
+from ensdistill.functional import RowStatistics, distillation_loss
+from ensdistill.loss.settings import DEFAULTS, Impl, LossKeywords, LossSettings, check_call, refuse_label_settings, settings_of
 from ensdistill.targets import Targets
 
 
@@ -18,8 +19,16 @@ class DistillationLoss(nn.Module):
     """:func:`ensdistill.functional.distillation_loss` with its settings fixed; parameters, units, errors and sources are described there.
 
     ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights of members and classes are
-    buffers, which move with the module, stay float64 whatever it is cast to, and aren't saved with it. All other settings are in the dict
-    ``settings``, and may be changed there (``loss.settings["temperature"] = 4.0``); they are looked at here and in each call.
+    buffers, which move with the module, stay float64 whatever it is cast to, and aren't saved with it. All other settings are one
+    :class:`~ensdistill.loss.settings.LossSettings`, ``loss.settings``. A schedule replaces it between calls:
+    ``loss.settings = replace(loss.settings, temperature=4.0)``, with :func:`dataclasses.replace`.
+
+    Parameters
+    ----------
+    settings, **keywords
+        A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords.
+    weights, class_weights, class_dim, statistics, impl
+        As in :func:`ensdistill.functional.distillation_loss`.
 
     Examples
     --------
@@ -34,49 +43,26 @@ class DistillationLoss(nn.Module):
 
     weights: Tensor | None
     class_weights: Tensor | None
-    settings: dict[str, Any]
 
     def __init__(
         self,
+        settings: LossSettings | None = None,
         *,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
         weights: Tensor | Sequence[float] | None = None,
-        combiner: Combiner | None = None,
-        divergence: Divergence = "forward_kl",
-        beta: float = 0.5,
-        tail: Tail = "tail",
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,
-        z_loss: float = 0.0,
-        reduction: Reduction = "mean",
         class_dim: int = -1,
-        recompute: bool = False,
         statistics: bool = False,
         impl: Impl = "fused",
+        **keywords: Unpack[LossKeywords],
     ) -> None:
         super().__init__()
-        settings: dict[str, Any] = {
-            "temperature": temperature,
-            "alpha": alpha,
-            "combiner": combiner,
-            "divergence": divergence,
-            "beta": beta,
-            "tail": tail,
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing,
-            "z_loss": z_loss,
-            "reduction": reduction,
-            "recompute": recompute,
-            "statistics": statistics,
-            "impl": impl,
-        }
-        check_settings(**settings)
-        if alpha == 1:  # a schedule may get there later
-            refuse_label_settings(label_smoothing, class_weights, f"which has no share at alpha = {alpha!r}; begin below 1")
+        self.settings = settings_of(settings, dict(keywords))
+        check_call(statistics, impl)
+        if self.settings.alpha == 1:  # a schedule may get there later
+            why = f"which has no share at alpha = {self.settings.alpha!r}; begin below 1"
+            refuse_label_settings(self.settings.label_smoothing, class_weights, why)
         check_int("class_dim", class_dim, -64, 63, "of a Tensor's dimensions")
-        self.settings = {**settings, "class_dim": class_dim}
+        self.class_dim, self.statistics, self.impl = class_dim, statistics, impl
         members = None if weights is None else member_weights(weights, None, _device(weights)).clone()
         classes = (
             None if class_weights is None else numbers("class_weights", class_weights, (None,), "class", _device(class_weights)).clone()
@@ -104,14 +90,19 @@ class DistillationLoss(nn.Module):
         -------
         Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
         """
-        result: Tensor | tuple[Tensor, RowStatistics] = distillation_loss(
+        # The overloads need to know `statistics`, which is a variable here.
+        function: Any = distillation_loss
+        result: Tensor | tuple[Tensor, RowStatistics] = function(
             student_logits,
             targets,
             labels,
+            settings=self.settings,
             weights=self.weights,
             class_weights=self.class_weights,
             sample_weights=sample_weights,
-            **self.settings,
+            class_dim=self.class_dim,
+            statistics=self.statistics,
+            impl=self.impl,
         )
         return result
 
@@ -126,9 +117,12 @@ class DistillationLoss(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        given = {**self.settings, **{n: x.tolist() for n, x in self._buffers.items() if x is not None}}
-        defaults = inspect.signature(distillation_loss).parameters
-        return ", ".join(f"{n}={given[n]!r}" for n, p in defaults.items() if n in given and given[n] != p.default)
+        given = asdict(self.settings) | {"class_dim": self.class_dim, "statistics": self.statistics, "impl": self.impl}
+        shown = [f"{n}={value!r}" for n, value in given.items() if value != _DEFAULTS[n]]
+        return ", ".join([*shown, *(f"{n}={x.tolist()!r}" for n, x in self._buffers.items() if x is not None)])
+
+
+_DEFAULTS: dict[str, Any] = {**asdict(DEFAULTS), "class_dim": -1, "statistics": False, "impl": "fused"}
 
 
 def _device(given: Any) -> torch.device:

@@ -8,11 +8,14 @@ from typing import Any, get_args
 import torch
 
 from ensdistill import _native
-from ensdistill.checks import Combiner, Divergence, check_int, check_one_of
+from ensdistill.checks import check_int, check_one_of
+from ensdistill.loss.settings import DIVERGENCES, Divergence
+from ensdistill.targets import Combiner
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
-# csrc/problem.h, Element. Pairs of half precisions have no kernels of their own, see csrc/cuda/rows.
-_ELEMENTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+# The kernels' names of dtypes: Element in csrc/problem.h.
+_ELEMENTS = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.uint8: "u8"}
+# A pair of these has no kernels of its own, see csrc/cuda/rows.
 _HALVES = {torch.bfloat16, torch.float16}
 _H100_SHARED = 232_448  # bytes of shared memory that a block may have, from compute capability 9.0 on
 # csrc/cuda/plan.h. Entries beyond that many fit no shared memory, and their table's size no int.
@@ -24,7 +27,7 @@ _MOST_FLOAT_TEMPERATURE = 32.0  # csrc/problem.h
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a plan depends on; the arguments of `kernel_plan`, and the temperature, which decides about double precision."""
+    """All that a plan depends on: the arguments of `kernel_plan`, and the temperature, which decides about double precision."""
 
     rows: int
     classes: int
@@ -129,14 +132,16 @@ def kernel_plan(
             raise TypeError(f"{name}: expected a torch.dtype; got {dtype!r}")
         if dtype not in _BYTES or (name == "student" and dtype == torch.uint8):
             raise ValueError(f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}")
-    check_one_of("divergence", divergence, get_args(Divergence))
+    check_one_of("divergence", divergence, DIVERGENCES)
     check_one_of("combiner", combiner, get_args(Combiner))
     plan = _plan(
         Launch(rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device),
         ("members", "entries", "classes"),
     )
-    kernel = (plan["layout"], _ELEMENTS.index(student), _ELEMENTS.index(targets), get_args(Divergence).index(divergence), entries > 0)
-    return KernelPlan(**plan, registers=_native.kernel_registers(*kernel))
+    registers = _native.kernel_registers(
+        layout=plan["layout"], student=_ELEMENTS[student], targets=_ELEMENTS[targets], divergence=divergence, sparse=entries > 0
+    )
+    return KernelPlan(**plan, registers=registers)
 
 
 def check_launch(launch: Launch) -> None:
@@ -160,26 +165,26 @@ def check_launch(launch: Launch) -> None:
 
 
 def _plan(launch: Launch, names: tuple[str, str, str]) -> dict[str, Any]:
-    """What can be launched. ``names`` are those of the arguments that may be too large: members, entries, classes."""
+    """A plan that can be launched. ``names`` are the arguments that may be too large: members, entries, classes."""
     shared, clusters = _H100_SHARED, True
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(launch.device if launch.device is not None else torch.cuda.current_device())
         shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9  # type: ignore[attr-defined]
     dtypes, entries = {launch.student, launch.targets}, launch.entries
     plan = _native.kernel_plan(
-        launch.rows,
-        launch.classes,
-        launch.members,
-        _BYTES[launch.student],
-        0 if entries else _BYTES[launch.targets],
-        launch.combiner != "prob" and launch.members > 1,
-        torch.float64 in dtypes or (not entries and dtypes == _HALVES) or launch.temperature > _MOST_FLOAT_TEMPERATURE,
-        launch.divergence == "reverse_kl",
-        not launch.classes_first,
-        not launch.classes_first,
-        entries,
-        shared,
-        clusters,
+        rows=launch.rows,
+        classes=launch.classes,
+        members=launch.members,
+        student_bytes=_BYTES[launch.student],
+        target_bytes=0 if entries else _BYTES[launch.targets],
+        geometric=launch.combiner != "prob" and launch.members > 1,
+        doubles=torch.float64 in dtypes or (not entries and dtypes == _HALVES) or launch.temperature > _MOST_FLOAT_TEMPERATURE,
+        divergence=launch.divergence,
+        unit_classes=not launch.classes_first,
+        flat=not launch.classes_first,
+        entries=entries,
+        shared_limit=shared,
+        clusters=clusters,
     )
     if plan["shared_bytes"] > shared:
         name, what, got = (

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ensdistill.loss.settings import DEFAULTS
 from ensdistill.targets import SUM_TOLERANCE
 
 
@@ -21,23 +22,23 @@ def distill_loss(
     class_weights: Tensor | None = None,
     sample_weights: Tensor | None = None,
     kind: str = "logits",
-    divergence: str = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
+    divergence: str = DEFAULTS.divergence,
+    beta: float = DEFAULTS.beta,
+    temperature: float = DEFAULTS.temperature,
+    alpha: float = DEFAULTS.alpha,
     combiner: str = "prob",
-    tail_mode: str = "tail",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    reduction: str = "mean",
+    tail_mode: str = DEFAULTS.tail,
+    ignore_index: int = DEFAULTS.ignore_index,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    z_loss: float = DEFAULTS.z_loss,
+    reduction: str = DEFAULTS.reduction,
     divisor: float = 1.0,
     with_statistics: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Specification of the op ``ensdistill::distill_loss``, whose arguments csrc/schema.cpp describes, in the same order.
+    """Specification of the op ``ensdistill::distill_loss``, whose arguments csrc/schema.cpp describes, by the same names.
 
     Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the loss [] or [N], and the
-    statistics [N, 4] ([0, 4] if not asked for). Rows that don't count have loss 0 and NaN statistics, whatever they hold.
+    statistics [N, 4] ([0, 4] if not asked for). Rows of sample weight 0 have loss 0 and NaN statistics, whatever they hold.
 
     Examples
     --------
@@ -48,8 +49,7 @@ def distill_loss(
     dtype = torch.float64 if torch.float64 in (student.dtype, targets.dtype) else torch.float32
     classes = student.shape[-1]
     s = student.reshape(-1, classes).to(dtype)
-    counted = s.new_ones(len(s), dtype=torch.bool) if labels is None else labels != ignore_index
-    used = counted if sample_weights is None else counted & (sample_weights != 0)
+    used = s.new_ones(len(s), dtype=torch.bool) if sample_weights is None else sample_weights != 0
     # An unused row becomes a harmless one before anything is computed from it: 0 times its NaN would still be NaN.
     s = s.masked_fill(~used[:, None], 0)
     log_q = torch.log_softmax(s / temperature, -1)
@@ -74,7 +74,12 @@ def distill_loss(
     # Without a share it isn't computed: 0 times an infinite one would be NaN.
     loss = alpha * temperature**2 * DIVERGENCES[divergence](log_p, log_q_compared, beta) if alpha > 0 else torch.zeros_like(s[:, 0])
     if labels is not None and alpha < 1:
-        loss = loss + (1 - alpha) * cross_entropy(s, labels.where(counted, 0), class_weights, label_smoothing)
+        labelled = labels != ignore_index
+        hard = cross_entropy(s, labels.where(labelled, 0), class_weights, label_smoothing).where(labelled, 0)
+        # The mean below divides by all rows; the cross entropy's is over the labelled ones.
+        if reduction == "mean":
+            hard = hard * (len(s) / labelled.sum().clamp(min=1).to(dtype))
+        loss = loss + (1 - alpha) * hard
     if z_loss:
         loss = loss + z_loss * torch.logsumexp(s, -1) ** 2
     if sample_weights is not None:
@@ -85,13 +90,13 @@ def distill_loss(
         rows = row_statistics(log_q.detach(), log_p, log_members, weights, teacher_class)
         statistics = rows.where(used[:, None], torch.nan)
     if reduction == "mean":
-        loss = loss.sum() / counted.sum().clamp(min=1)
+        loss = loss.sum() / max(len(s), 1)
     elif reduction == "sum":
         loss = loss.sum() / divisor
     return loss, statistics
 
 
-# What the teachers say ------------------------------------------------------------------------------------------------
+# The teachers' mixture ------------------------------------------------------------------------------------------------
 
 
 def decoded(codes: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -107,7 +112,7 @@ def normalized(weights: Tensor | None, k: int, like: Tensor) -> Tensor:
 
 
 def member_log_probs(values: Tensor, weights: Tensor, kind: str, temperature: float) -> Tensor:
-    """Log-probabilities [K, N, C] of each member. A member of weight 0 has no say, whatever it holds."""
+    """Log-probabilities [K, N, C] of each member. A member of weight 0 has no share, whatever it holds."""
     values = values.where(weights[:, None, None] != 0, 1 / values.shape[-1])
     if kind != "probs":
         return torch.log_softmax(values / temperature if kind == "logits" else values, -1)

@@ -59,7 +59,7 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
     parser = job_parser(command)
     try:
         namespace = parser.parse_args(list(arguments))
-        _check_optimizations(namespace)
+        _check_parts(namespace)
         parsed = parser.instantiate(namespace)
     except ArgumentError as error:
         raise ValueError(plain(str(error), settings)) from error
@@ -172,17 +172,19 @@ def _imported(path: str) -> Any:
         return None
 
 
-def _check_optimizations(settings: Any, at: str = "") -> None:
-    """Build every `Optimization` in the parsed settings on its own: built inside its owner, it can't say whose it is."""
+def _check_parts(settings: Any, at: str = "") -> None:
+    """Build every `Optimization` and `LossSettings` in the parsed settings on its own: built inside its owner, its error lacks the path."""
     from jsonargparse import Namespace
 
+    from ensdistill.loss.settings import LossSettings
     from ensdistill.optimization import Optimization
 
     value = vars(settings) if isinstance(settings, Namespace) else settings
-    if isinstance(value, dict) and set(value) == {f.name for f in fields(Optimization)}:
-        try:
-            Optimization(**value)
-        except ValueError as error:
-            raise ValueError(str(error).replace("optimization", at, 1)) from error
+    for kind, own in ((Optimization, "optimization"), (LossSettings, "")):
+        if isinstance(value, dict) and set(value) == {f.name for f in fields(kind)}:
+            try:
+                kind(**value)
+            except (ValueError, TypeError) as error:
+                raise type(error)(str(error).replace(own, at, 1) if own else f"{at}.{error}") from error
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        _check_optimizations(item, f"{at}.{key}".lstrip("."))
+        _check_parts(item, f"{at}.{key}".lstrip("."))

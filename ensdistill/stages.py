@@ -31,6 +31,7 @@ from ensdistill.data import BadRows, Rows, Split, derive_seed
 from ensdistill.describe import describe
 from ensdistill.files import read_json, write_arrays, write_json
 from ensdistill.fingerprint import digest
+from ensdistill.loss.settings import digest_parts
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total): rate and time left are the display's business."""
@@ -78,14 +79,14 @@ def fingerprint(config: Config, unit: Unit) -> str:
         return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
     if unit.stage == "cache":
         # A cache is made for temperatures up to that of the students, but not for less than the default.
-        higher = [config.distill.temperature] if config.distill.temperature > TEMPERATURE else []
+        higher = [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
         return digest([*common, fingerprint(config, unit.needs()[0]), describe(config.cache), split.pool, *higher])
     distill, student = config.distill, config.distill.students[unit.student]
     if unit.stage == "direct":
         choices = [describe(distill.augment), distill.folds, distill.label_smoothing, distill.mixed_precision]
         own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
     else:
-        choices = [distill.temperature, distill.alpha, distill.mixed_precision]
+        choices = [*digest_parts(distill.loss), distill.mixed_precision]
         own = [describe(student.model), describe(student.optimization), choices, fingerprint(config, unit.needs()[0])]
     # The test inputs are watched for the learning curves.
     return digest([*common, *own, unit.student, split.test.inputs])
@@ -278,7 +279,7 @@ def _cache(config: Config, unit: Unit, folder: Path, report: Progress) -> dict[s
                 views=settings.views,
                 augment=settings.augment,
                 max_kl=settings.max_kl,
-                max_temperature=max(TEMPERATURE, config.distill.temperature),
+                max_temperature=max(TEMPERATURE, config.distill.loss.temperature),
                 seed=unit.seed,
                 overwrite=True,
                 progress=partial(report, what),
@@ -315,9 +316,7 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
     cache, rows = TargetCache.open(source / "targets"), load_transfer(source)
     of_best = cache if config.cache.mixture_at is None else TargetCache.open(source / "best_member")
     best = read_json(Unit("teachers", unit.seed).folder(config) / "stage.json")["best_member"]
-    trainer = StudentTrainer(
-        student.optimization, temperature=settings.temperature, alpha=settings.alpha, mixed_precision=settings.mixed_precision
-    )
+    trainer = StudentTrainer(student.optimization, settings.loss, mixed_precision=settings.mixed_precision)
     for kind, targets, member in (("student", cache, None), ("distilled_from_best_member", of_best, best if of_best is cache else None)):
         train = partial(
             trainer.distill,

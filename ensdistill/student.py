@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -23,17 +23,16 @@ from ensdistill.augmentation import Augmentation
 from ensdistill.batch_statistics import share_buffers, split_norms, whole_batch_norms
 from ensdistill.cache import TargetCache
 from ensdistill.checkpoint import load_checkpoint, save_checkpoint
-from ensdistill.checks import check_temperature
 from ensdistill.curve import Curve
 from ensdistill.data import UNLABELLED, BatchOrder, Rows, derive_seed, random_generator
 from ensdistill.describe import make_module
 from ensdistill.engine import device_type, start_engine
 from ensdistill.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
 from ensdistill.fingerprint import digest, source_digest
-from ensdistill.functional import Impl, distillation_loss
+from ensdistill.functional import distillation_loss
+from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, digest_parts, settings_of
 from ensdistill.optimization import Optimization
 from ensdistill.processes import Processes, processes
-from ensdistill.scalars import plain
 from ensdistill.training.checks import check_fresh
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
@@ -75,11 +74,11 @@ class StudentTrainer:
     Parameters
     ----------
     optimization : Optimization
-    temperature : float
-        T of the KL term.
-    alpha : float
-        Share of the KL term, which is the mean over all rows of the batch. The rest is cross entropy: the mean over those rows of the
-        batch whose label is known, however few they are; 0 in a batch without any. Below 1, some row needs a label.
+    loss, **keywords
+        How the student is compared with the cache's targets and with the labels: a :class:`~ensdistill.loss.settings.LossSettings`, or
+        its fields as keywords (``temperature=2.0, alpha=0.9``). The reduction is ``mean``: the divergence's over all rows of the batch,
+        the cross entropy's over those whose label is known, however few they are. With alpha below 1, some row needs a label. A
+        ``combiner`` of None is the cache's.
     mixed_precision : {"no", "bf16", "fp16"}
         The forward pass's precision; the loss is computed in float32 whatever it is. fp16 needs a GPU.
     cpu : bool
@@ -109,23 +108,21 @@ class StudentTrainer:
     def __init__(
         self,
         optimization: Optimization | None = None,
+        loss: LossSettings | None = None,
         *,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
         mixed_precision: Precision = "no",
         cpu: bool = True,
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
+        **keywords: Unpack[LossKeywords],
     ) -> None:
-        check_temperature("temperature", temperature)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected 0 to 1; got {alpha}")
+        self.loss = settings_of(loss, dict(keywords), "loss")
+        check_trained("loss", self.loss)
         for name, value, allowed in (("mixed_precision", mixed_precision, get_args(Precision)), ("impl", impl, get_args(Impl))):
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         self.optimization = optimization or Optimization()
-        self.temperature, self.alpha, self.mixed_precision = plain(temperature), plain(alpha), mixed_precision
-        self.cpu, self.impl, self.sync_batch_norm = cpu, impl, sync_batch_norm
+        self.mixed_precision, self.cpu, self.impl, self.sync_batch_norm = mixed_precision, cpu, impl, sync_batch_norm
 
     def distill(
         self,
@@ -181,7 +178,7 @@ class StudentTrainer:
         classes = len(cache.classes)
         if member is not None and member not in cache.names:
             raise ValueError(f"member: expected one of {', '.join(cache.names)}; got {member!r}")
-        if self.alpha < 1:
+        if self.loss.alpha < 1:
             self._check_labels(rows, classes)
         self._check_cache(cache, member)
         versions = versions_of(cache, rows, augment)
@@ -193,17 +190,13 @@ class StudentTrainer:
             target, size = targets.of(block), block.positions.shape[1]
             for i in range(len(block.positions)):
                 batch = _to(target.rows(i * size, (i + 1) * size), device)
-                if self.alpha == 1:
-                    yield partial(self._loss, targets=batch, weights=weights)
-                    continue
-                # The mean over the known labels of all processes: a mean of the processes' means would weigh their rows differently.
-                known = (labels[block.whole[i]] != UNLABELLED).sum().clamp(min=1).to(device)
-                share = size / block.whole.shape[1]
-                hard = labels[block.positions[i]].to(device)
-                yield partial(self._loss, targets=batch, weights=weights, labels=hard, known=known * share)
+                loss = partial(distillation_loss, targets=batch, settings=self.loss, weights=weights, impl=self.impl)
+                if self.loss.alpha < 1:
+                    loss = partial(loss, labels=labels[block.positions[i]].to(device), class_weights=_share(labels, block, i, classes))
+                yield loss
 
         held = [cache.manifest[field] for field in ("fingerprint", "codec", "seed", "temperature", "views", "weights")]
-        about = [held, member, self.temperature, self.alpha, cache.combiner, repr(augment)]
+        about = [held, member, *digest_parts(self.loss), cache.combiner, repr(augment)]
         with TargetBlocks(cache, rows) as targets:
             return self._train(
                 factory, rows, losses, versions, classes, seed, watch, checkpoint, checkpoint_every, progress, about, targets.ahead
@@ -240,14 +233,14 @@ class StudentTrainer:
 
     def _check_cache(self, cache: TargetCache, member: str | None) -> None:
         made_at = cache.temperature
-        if made_at is not None and made_at != self.temperature:
-            raise ValueError(f"temperature: {self.temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
+        if made_at is not None and made_at != self.loss.temperature:
+            raise ValueError(f"temperature: {self.loss.temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
         if made_at is not None and member is not None:
             raise ValueError(f"member: {member!r} is not in the cache {cache.path}: it holds the members' mixture only")
-        if cache.max_temperature is not None and self.temperature > cache.max_temperature:
+        if cache.max_temperature is not None and self.loss.temperature > cache.max_temperature:
             raise ValueError(
-                f"temperature: {self.temperature}, but the cache {cache.path} holds rows that serve temperatures up to "
-                f"{cache.max_temperature:g} only; build it again with max_temperature={self.temperature}, or with codec='fp32'"
+                f"temperature: {self.loss.temperature}, but the cache {cache.path} holds rows that serve temperatures up to "
+                f"{cache.max_temperature:g} only; build it again with max_temperature={self.loss.temperature}, or with codec='fp32'"
             )
         if cache.manifest["sequences"]:
             raise ValueError(
@@ -258,7 +251,7 @@ class StudentTrainer:
         known = rows.labels != UNLABELLED
         if not known.any():
             raise ValueError(
-                f"alpha, rows.labels: alpha = {self.alpha} mixes in cross entropy, but none of the {len(rows)} rows has a label; "
+                f"alpha, rows.labels: alpha = {self.loss.alpha} mixes in cross entropy, but none of the {len(rows)} rows has a label; "
                 "pass labels or alpha=1.0"
             )
         wrong = np.flatnonzero(known & ((rows.labels < 0) | (rows.labels >= classes)))
@@ -266,16 +259,6 @@ class StudentTrainer:
             raise ValueError(
                 f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
             )
-
-    def _loss(
-        self, logits: Tensor, targets: Any, weights: Tensor | None, labels: Tensor | None = None, known: Tensor | None = None
-    ) -> Tensor:
-        loss = distillation_loss(logits, targets, temperature=self.temperature, weights=weights, impl=self.impl)
-        if labels is None or known is None:
-            return loss
-        # Unlabelled rows keep their KL term, so the two means are taken apart: the op's own mixture would drop these rows.
-        hard = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / known
-        return self.alpha * loss + (1 - self.alpha) * hard
 
     def _train(
         self,
@@ -454,6 +437,18 @@ def _check_resumable(model: nn.Module) -> None:
                 f"checkpoint: {name or 'the model'} ({type(module).__name__}) keeps state that is no tensor (get_extra_state), which a "
                 "checkpoint can't hold; make buffers of it, or train with checkpoint=None"
             )
+
+
+def _share(labels: Tensor, block: Block, step: int, classes: int) -> Tensor | None:
+    """Class weights [C] that make the mean over this process's labels a part of the mean over those of all processes.
+
+    Gradients are averaged over processes: a mean of the processes' own means would weigh their rows differently.
+    """
+    own, whole = block.positions[step], block.whole[step]
+    if len(own) == len(whole):
+        return None
+    known, all_known = (int((labels[positions] != UNLABELLED).sum()) for positions in (own, whole))
+    return torch.full((classes,), known * len(whole) / (max(all_known, 1) * len(own)), dtype=torch.float64)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

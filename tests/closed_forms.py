@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ensdistill.functional import distillation_loss
+from ensdistill.loss import settings
 from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
 
 COMBINERS = ("prob", "logit", "log_prob")
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tvd")
+DIVERGENCES = settings.DIVERGENCES
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -80,21 +81,24 @@ def closed_forms(
     gradient = alpha * t * (slope - q * total[:, None])
     mass = alpha * t * (sizes + q * (1 + sizes.sum(-1, keepdim=True)))
     slack = alpha * t * (ties + q * ties.sum(-1, keepdim=True))
-    counted = torch.ones(n, dtype=torch.bool) if labels is None else labels != ignore_index
     q1, log_q1, lse = torch.softmax(s, -1), torch.log_softmax(s, -1), torch.logsumexp(s, -1)
     if labels is not None and alpha < 1:
         per_class = torch.ones(classes, dtype=dtype) if class_weights is None else class_weights.to(dtype)
         wanted = torch.zeros_like(s)
-        wanted[counted, labels[counted]] = 1 - label_smoothing
+        labelled = labels != ignore_index
+        wanted[labelled, labels[labelled]] = 1 - label_smoothing
         wanted = (wanted * per_class if label_smoothing == 0 else wanted * per_class + label_smoothing / classes * per_class) * (1 - alpha)
+        wanted = torch.where(labelled[:, None], wanted, 0)
+        if reduction == "mean":  # over the labelled rows, of a loss that is divided by all of them below
+            wanted = wanted * n / max(int(labelled.sum()), 1)
         loss = loss + torch.where(wanted > 0, -wanted * log_q1, 0).sum(-1)
         gradient, mass = gradient + wanted.sum(-1, keepdim=True) * q1 - wanted, mass + wanted.sum(-1, keepdim=True) * q1 + wanted
     if z_loss:
         loss = loss + z_loss * lse**2
         gradient, mass = gradient + 2 * z_loss * lse[:, None] * q1, mass + 2 * z_loss * (1 + lse.abs()[:, None]) * q1
     factor = torch.ones(n, dtype=dtype) if sample_weights is None else sample_weights.to(dtype)
-    used = counted & (factor != 0)
-    factor = factor / {"mean": max(int(counted.sum()), 1), "batchmean": max(n, 1)}.get(reduction, 1)
+    used = factor != 0
+    factor = factor / (max(n, 1) if reduction in ("mean", "batchmean") else 1)
     loss = torch.where(used, loss * factor, 0)
     gradient, mass, slack = (torch.where(used[:, None], x * factor[:, None], 0) for x in (gradient, mass, slack))
     statistics = torch.where(used[:, None], by_products(said, q, log_q), torch.nan)

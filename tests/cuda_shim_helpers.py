@@ -65,7 +65,7 @@ class Builder:
         self.folder = folder
         version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
         self._common = hashlib.sha256(repr((FLAGS, LINKED, torch.__version__, version)).encode())
-        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.cuh", *OPS) for x in root.rglob(pattern))
+        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.def", "*.cuh", *OPS) for x in root.rglob(pattern))
         for path in sorted({*headers, *(SHIM / "include").glob("*")}):
             self._common.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
         self._logs: list[Path] = []

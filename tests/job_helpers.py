@@ -60,7 +60,7 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
         *parents, last = path.split(".")
         at: Any = settings
         for key in parents:
-            at = at[int(key)] if isinstance(at, list) else at[key]
+            at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
         at[last] = value
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -312,7 +312,7 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     """One above the default makes another cache; the others share one."""
     found = []
     for temperature in (1.0, 8.0, 25.0):
-        config = load_config(["--config", str(write_job(tmp_path, {"distill.temperature": temperature}))])
+        config = load_config(["--config", str(write_job(tmp_path, {"distill.loss.temperature": temperature}))])
         with (
             mock.patch("ensdistill.cache.cache_targets", side_effect=CacheError("asked")) as asked,
             mock.patch("ensdistill.ensemble.Ensemble.load"),

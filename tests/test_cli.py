@@ -168,11 +168,11 @@ def test_help_teaches():
     for setting, explained in {
         "--seeds": "Everything is repeated this often",
         "--workers": "The numbers do not depend on it",
-        "--distill.temperature": "T of the KL term",
-        "--distill.alpha": "Share of the KL term",
+        "--distill.loss.temperature": "T from 1e-4 to 1e4, for the divergence",
+        "--distill.loss.alpha": "Share of the divergence",
         "--teachers.folds": "out-of-fold predictions",
         "--cache.codec": "How a target is stored",
-        "--cache.mixture_at": "Keep only the mixture, at this temperature, which has to be distill.temperature",
+        "--cache.mixture_at": "Keep only the mixture, at this temperature, which has to be distill.loss.temperature",
         "--cache.views": "in epoch e the student sees version e mod views",
         "--cache.augment": "before the teachers and the student see them",
         "--cache.max_kl": "by more than so many nats in any row",
@@ -268,18 +268,18 @@ def test_info_fits_a_terminal_of_eighty_columns(monkeypatch):
 
 def test_print_config_shows_what_would_run_and_can_be_run(tmp_path):
     file = write_job(tmp_path)
-    out = succeed("run", file, "--distill.temperature", "3", "--seeds", "2", "--print_config")
+    out = succeed("run", file, "--distill.loss.temperature", "3", "--seeds", "2", "--print_config")
     settings = yaml.safe_load(out)
-    assert settings["distill"]["temperature"] == 3.0
-    assert settings["distill"]["alpha"] == 1.0  # a default that the file does not name
+    assert settings["distill"]["loss"]["temperature"] == 3.0
+    assert settings["distill"]["loss"]["alpha"] == 1.0  # a default that the file does not name
     assert settings["seeds"] == 2
-    assert "temperature: 3.0" in succeed("run", file, "--distill.temperature", "3", "--print_config=skip_default")
+    assert "temperature: 3.0" in succeed("run", file, "--distill.loss.temperature", "3", "--print_config=skip_default")
     assert "threads" in out
     assert "threads" not in succeed("run", file, "--print_config=skip_default")
     assert not (tmp_path / "runs").exists()
     (tmp_path / "printed.yaml").write_text(out)
     again = load_config(["--config", str(tmp_path / "printed.yaml")])
-    expected = load_config(["--config", str(file), "--distill.temperature", "3", "--seeds", "2"])
+    expected = load_config(["--config", str(file), "--distill.loss.temperature", "3", "--seeds", "2"])
     assert [fingerprint(again, unit) for unit in units(again, "report")] == [
         fingerprint(expected, unit) for unit in units(expected, "report")
     ]
@@ -297,7 +297,7 @@ def test_overrides_reach_the_nested_settings(tmp_path):
 
 def test_the_example_is_valid():
     config = load_config(["--config", str(Path(__file__).parents[1] / "examples" / "digits.yaml")])
-    assert (config.name, config.seeds, config.distill.temperature) == ("digits", 3, 1.0)
+    assert (config.name, config.seeds, config.distill.loss.temperature) == ("digits", 3, 1.0)
     assert list(config.distill.students) == ["mlp", "cnn"]
     assert sum(spec.count for spec in config.teachers.members) >= 6
 
@@ -352,7 +352,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         # A name that nothing goes by, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
         ({"sedes": 2}, [], "threads. Did you mean 'seeds'?"),
-        ({"distill.temprature": 2}, [], "distill.temprature: there is no such setting; known: students, temperature, "),
+        ({"distill.loss.temprature": 2}, [], "distill.loss.temprature: there is no such setting; known: temperature, "),
         ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
         ({f"{SMALL}.model.init_args.hiden": [2]}, [], "MLP takes no such argument; known: inputs, hidden, outputs, dropout, activation."),
@@ -366,8 +366,8 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({f"{MEMBER}.cuont": 2}, [], "Did you mean 'count'?"),
         ({"data.init_args.labeled": 2}, [], "Did you mean 'labelled'?"),
         ({"cache.transfer.synthetic.0.init_args.row": 2}, [], "Did you mean 'rows'?"),
-        ({}, ["--distill.temprature", "2"], "--distill.temprature: there is no such setting; known: students, temperature, alpha,"),
-        ({}, ["--distill.temprature=2"], "Did you mean '--distill.temperature'?"),
+        ({}, ["--distill.loss.temprature", "2"], "--distill.loss.temprature: there is no such setting; known: temperature, alpha,"),
+        ({}, ["--distill.loss.temprature=2"], "Did you mean '--distill.loss.temperature'?"),
         ({}, ["--sedes", "2"], "Did you mean '--seeds'?"),
         ({}, ["--distil.temperature", "2"], "Did you mean '--distill'?"),
         ({}, ["--data.labeled", "30"], "Did you mean '--data.init_args.labelled'?"),
@@ -395,18 +395,21 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected true or false; got maybe"),
         ({f"{MEMBER}.optimization": 3}, [], f"{MEMBER}.optimization: expected a mapping of names to values; got 3"),
         ({"distill.students.wide.optimization.schedule": "cosin"}, [], "wide.optimization.schedule: expected one of one_cycle, cos"),
-        ({"distill.temperature": "hot"}, [], "distill.temperature: expected a finite number; got hot"),
-        ({"distill.temperature": 0}, [], "distill.temperature: expected a number from 0.0001 to 10000; got 0.0"),
-        ({}, ["--distill.temperature", "-1"], "distill.temperature: expected a number from 0.0001 to 10000; got -1.0"),
-        ({}, ["--distill.temperature", "nan"], "distill.temperature: expected a finite number; got nan"),
-        ({"distill.temperature": float("nan")}, [], "distill.temperature: expected a number from 0.0001 to 10000; got nan"),
-        ({"distill.alpha": 1.5}, [], "distill.alpha: expected 0 to 1; got 1.5"),
-        ({}, ["--distill.alpha=-0.5"], "distill.alpha: expected 0 to 1; got -0.5"),
+        ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a finite number; got hot"),
+        ({"distill.loss.temperature": 0}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got 0.0"),
+        ({}, ["--distill.loss.temperature", "-1"], "distill.loss.temperature: expected a number from 0.0001 to 10000; got -1.0"),
+        ({}, ["--distill.loss.temperature", "nan"], "distill.loss.temperature: expected a finite number; got nan"),
+        ({"distill.loss.temperature": float("nan")}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got nan"),
+        ({"distill.loss.alpha": 1.5}, [], "distill.loss.alpha: expected a number from 0 to 1; got 1.5"),
+        ({}, ["--distill.loss.alpha=-0.5"], "distill.loss.alpha: expected a number from 0 to 1; got -0.5"),
         ({"cache.codec": "uint9"}, [], "cache.codec: expected one of uint8, fp16, bf16, fp32, topk-N, counts-N (N a number, for counts at"),
-        ({"cache.codec": "topk-3"}, [], "cache.mixture_at: expected a temperature, that of distill.temperature, because codec topk-3"),
+        ({"distill.loss.divergence": "kl"}, [], "distill.loss.divergence: expected"),
+        ({"distill.loss.reduction": "sum"}, [], "distill.loss.reduction: expected 'mean', the only one that a trainer has; got 'sum'"),
+        ({"distill.temperature": 2}, [], "distill.temperature: there is no such setting; known: students, loss, "),
+        ({"cache.codec": "topk-3"}, [], "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec topk-3"),
         ({"cache.mixture_at": 0}, [], "cache.mixture_at: expected a number from 0.0001 to 10000; got 0.0"),
-        ({"cache.mixture_at": 2}, [], "cache.mixture_at: expected distill.temperature, 1.0, because a mixture at one temperature serves"),
-        ({"cache.mixture_at": 1}, ["--distill.temperature", "3"], "cache.mixture_at: expected distill.temperature, 3.0, because"),
+        ({"cache.mixture_at": 2}, [], "cache.mixture_at: expected distill.loss.temperature, 1.0, because a mixture at one temperature"),
+        ({"cache.mixture_at": 1}, ["--distill.loss.temperature", "3"], "cache.mixture_at: expected distill.loss.temperature, 3.0, because"),
         ({"cache.views": 0}, [], "cache.views: expected at least 1; got 0"),
         ({"cache.views": 2}, [], "cache.augment: expected an augmentation, because 2 views without one would all be alike; got none"),
         ({"cache.augment": {"class_path": "ensdistill.data.Digits"}}, [], "cache.augment: ensdistill.data.Digits is no Augmentation."),

@@ -14,6 +14,7 @@ from torch import nn
 
 from ensdistill.config import CacheConfig, Config, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.data import Digits, Split
+from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.optimization import Optimization
 from ensdistill.specs import SklearnMembers, TorchMembers
@@ -31,13 +32,9 @@ def config(**more):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0.0}, r"distill.temperature: expected a number from 0.0001 to 10000; got 0.0"),
-        ({"temperature": -2.0}, r"distill.temperature: .* got -2.0"),
-        ({"temperature": float("nan")}, r"distill.temperature: .* got nan"),
-        ({"temperature": float("inf")}, r"distill.temperature: .* got inf"),
-        ({"alpha": 1.5}, r"distill.alpha: expected 0 to 1; got 1.5"),
-        ({"alpha": -0.1}, r"distill.alpha: expected 0 to 1; got -0.1"),
-        ({"alpha": float("nan")}, r"distill.alpha: expected 0 to 1; got nan"),
+        ({"loss": LossSettings(reduction="none")}, r"distill.loss.reduction: expected 'mean', .* got 'none'"),
+        ({"loss": LossSettings(ignore_index=-1)}, r"distill.loss.ignore_index: expected -100, .* got -1"),
+        ({"loss": LossSettings(label_smoothing=0.1)}, r"distill.loss.label_smoothing: is of the hard labels' cross entropy"),
         ({"folds": 1}, r"distill.folds: expected at least 2; got 1"),
         ({"label_smoothing": 1.0}, r"distill.label_smoothing: expected a share in \[0, 1\); got 1.0"),
         ({"label_smoothing": -0.1}, r"distill.label_smoothing: expected a share in \[0, 1\); got -0.1"),
@@ -56,8 +53,8 @@ def test_copies_are_allowed_by_a_share(share):
 
 
 def test_edges_are_legal():
-    assert distill(alpha=0.0, temperature=1e-3, label_smoothing=0.0, folds=2).alpha == 0.0
-    assert distill(alpha=1.0, temperature=1e3).temperature == 1e3
+    assert distill(loss=LossSettings(alpha=0.0, temperature=1e-3), label_smoothing=0.0, folds=2).loss.alpha == 0.0
+    assert distill(loss=LossSettings(alpha=1.0, temperature=1e3)).loss.temperature == 1e3
 
 
 def test_no_student_at_all():

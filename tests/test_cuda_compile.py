@@ -44,7 +44,7 @@ def run(*command: object) -> str:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a report of ptxas for each source, and its cubin for each architecture."""
     digest = hashlib.sha256(repr((FLAGS, ARCHITECTURES, torch.__version__, run("nvcc", "--version"))).encode())
-    for path in sorted(x for x in (*(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h")) if x.is_file()):
+    for path in sorted(x for x in (*(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h"), *CSRC.glob("*.def")) if x.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
     folder = (cache.mkdir("cuda") if cache else tmp_path_factory.mktemp("cuda")) / digest.hexdigest()[:24]
@@ -184,6 +184,8 @@ def test_module_lists_its_architectures(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.architectures == ["8.0", "9.0", "10.0+PTX"]
-    assert module.registers("tile", 1, 1, 0, False) == 96
-    with pytest.raises(ValueError, match="no plan is called flat"):
-        module.registers("flat", 1, 1, 0, False)
+    kernel = {"layout": "tile", "student": "f32", "targets": "u8", "divergence": "forward_kl", "sparse": False}
+    assert module.registers(**kernel) == 96
+    for change, message in (({"layout": "flat"}, "no plan is called flat"), ({"targets": "float32"}, "unknown name among f32, float32")):
+        with pytest.raises(ValueError, match=message):
+            module.registers(**kernel | change)

@@ -135,7 +135,7 @@ def test_the_native_checks():
         (lambda: ops.encode_top_k(LOGITS, None, None, None, 0.0, "prob", 2), "temperature: expected > 0, got 0"),
         (
             lambda: ops.encode_counts(LOGITS, None, None, None, 1.0, "mean", 2, 0, None),
-            "combiner: expected prob, logit or log_prob, got mean",
+            "combiner: unknown value 'mean'",
         ),
         (
             lambda: ops.encode_counts(LOGITS, None, None, None, 1.0, "prob", 2, 0, torch.zeros(2).long()),

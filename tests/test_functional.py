@@ -1,5 +1,6 @@
 """Values and gradients of distillation_loss, against the closed forms in float64."""
 
+import math
 import random
 from dataclasses import dataclass
 from itertools import product
@@ -165,28 +166,53 @@ def test_student_without_mass_where_the_teacher_has_some_is_infinitely_far(impl)
     assert distillation_loss(student, targets, impl=impl, reduction="none").isinf().tolist() == [False, True, False]
 
 
-def test_mean_is_over_counted_rows():
-    student, targets = make_logits(15, 31, seed=0), make_logits(3, 15, 31, seed=1)
-    labels = torch.full((15,), -100)
-    labels[[2, 5, 11, 12]] = torch.tensor([0, 30, 7, 7])
-    for alpha in (0.4, 1.0):
-        rows = distillation_loss(student, targets, labels, alpha=alpha, reduction="none")
-        mean, gradient = run(student, targets, labels, alpha=alpha)
-        assert (rows != 0).nonzero().flatten().tolist() == [2, 5, 11, 12]
-        assert mean.item() == pytest.approx(rows.sum().item() / 4, rel=1e-6)
-        assert (gradient != 0).any(-1).nonzero().flatten().tolist() == [2, 5, 11, 12]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_each_part_of_the_mean_is_over_the_rows_that_it_concerns(impl, dtype, instruction_set):
+    """The divergence and the z-loss of all rows, the cross entropy of the labelled ones."""
+    student, targets = make_logits(15, 31, seed=0, dtype=dtype), make_logits(3, 15, 31, seed=1)
+    labels, known = torch.full((15,), -100), torch.tensor([2, 5, 11, 12])
+    labels[known] = torch.tensor([0, 30, 7, 7])
+    arguments = {"temperature": 2.0, "z_loss": 0.01, "impl": impl}
+    rows = distillation_loss(student.double(), targets, reduction="none", **arguments)
+    for alpha in (0.0, 0.4, 1.0):
+        leaf = student.detach().clone().requires_grad_()
+        hard = torch.nn.functional.cross_entropy(leaf[known].double(), labels[known])
+        soft = distillation_loss(leaf.double(), targets, alpha=1.0, temperature=2.0)
+        z = 0.01 * leaf.double().logsumexp(-1).square().mean()
+        expected = alpha * soft + (1 - alpha) * hard + z
+        expected.backward()
+        loss, gradient = run(student, targets, labels, alpha=alpha, **arguments)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(gradient, leaf.grad, rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
+        each = distillation_loss(student.double(), targets, labels, alpha=alpha, reduction="none", **arguments)
+        own = torch.nn.functional.cross_entropy(student.double(), labels, reduction="none")
+        divergence = rows - 0.01 * student.double().logsumexp(-1).square()
+        torch.testing.assert_close(each, alpha * divergence + (1 - alpha) * own + rows - divergence, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("c", [10, 300])
-def test_all_rows_ignored_is_zero(c, impl, alpha, instruction_set):
-    student, labels = make_logits(17, c, seed=0), torch.full((17,), 3)
+def test_without_any_label_the_divergence_is_left(c, impl, alpha, instruction_set):
+    student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.full((17,), 3)
     for reduction in ("mean", "sum", "none"):
+        expected = run(student, targets, reduction=reduction, impl=impl)
         arguments = {"ignore_index": 3, "alpha": alpha, "reduction": reduction, "label_smoothing": 0.1 if alpha < 1 else 0.0, "impl": impl}
-        loss, gradient = run(student, make_logits(2, 17, c, seed=1), labels, **arguments)
-        assert (loss == 0).all()
-        assert (gradient == 0).all()
+        loss, gradient = run(student, targets, labels, **arguments)
+        torch.testing.assert_close(loss, alpha * expected[0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(gradient, alpha * expected[1], rtol=1e-6, atol=1e-7)
+
+
+def test_few_labels_among_many_rows_stay_within_float16():
+    """One labelled row of 200 000 has 200 000 times the weight of a row's divergence."""
+    n = 200_000
+    student, targets, labels = torch.zeros(n, 2, dtype=torch.float16), torch.zeros(1, n, 2), torch.full((n,), -100)
+    labels[7] = 1
+    loss, gradient = run(student, targets, labels, alpha=0.5)
+    assert loss.item() == pytest.approx(0.5 * math.log(2), rel=1e-3)
+    assert gradient[7].tolist() == pytest.approx([0.25, -0.25], rel=1e-3)
+    assert (gradient[:7] == 0).all()
 
 
 @pytest.mark.parametrize("combiner", COMBINERS)

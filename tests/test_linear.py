@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ensdistill import linear
 from ensdistill.functional import distillation_loss
 from ensdistill.linear import linear_distillation_loss
+from ensdistill.loss.settings import LossSettings
+from ensdistill.loss.signature import OpTensors, op_settings
 from ensdistill.targets import EnsembleLogits, LogProbs, Probs
 
 KINDS = ("logits", "codes", "log_probs", "probs", "topk", "counts")
@@ -332,11 +334,14 @@ def test_compiles_in_one_graph(backend):
 @pytest.mark.parametrize("each_row", [False, True])
 def test_opcheck(each_row):
     hidden, weight, bias = make_layer()
-    tensors = (hidden, weight, bias, make_target("logits"), *(None,) * 5, LABELS, None, None)
-    settings = ("logits", "jsd", 0.5, 1.0, 0.5, "prob", "tail", -100, 0.1, 0.0, each_row, 5.0, 4, torch.float64, *(not each_row,) * 3, True)
-    # Statistics of the ignored row are NaN, which opcheck takes for a difference; all rows count here.
-    tensors = (*tensors[:9], LABELS.clamp(min=0), *tensors[10:])
-    results = torch.library.opcheck(torch.ops.ensdistill.linear_distill_loss.default, (*tensors, *settings))
+    tensors = OpTensors(None, None, None, None, None, LABELS, None, None)
+    reduction = {"reduction": "none" if each_row else "sum", "divisor": 1.0}
+    settings = op_settings(
+        LossSettings(divergence="jsd", alpha=0.5, label_smoothing=0.1), kind="logits", combiner="prob", tail_mode="tail", **reduction
+    )
+    layer = (5.0, 4, torch.float64, *(not each_row,) * 3, True, None)
+    call = (hidden, weight, bias, make_target("logits"), *tensors, *settings, *layer)
+    results = torch.library.opcheck(torch.ops.ensdistill.linear_distill_loss.default, call)
     assert set(results.values()) == {"SUCCESS"}
 
 

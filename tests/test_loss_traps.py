@@ -154,21 +154,42 @@ def test_zero_at_the_optimum(impl, divergence, instruction_set):
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_ignore_index_is_used(divergence, impl, instruction_set):
-    """By the divergence, the cross entropy, the z-loss and the mean alike, and whatever the row holds."""
+def test_rows_of_weight_0_are_left_out(divergence, impl, instruction_set):
+    """Of the divergence, the cross entropy and the z-loss alike, and whatever the row holds."""
     for c in (10, 300):
         student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.arange(17) % 7
-        labels[[4, 9, 16]] = 5 if c == 10 else -100
-        kept = labels != (5 if c == 10 else -100)
+        kept = torch.ones(17, dtype=torch.bool)
+        kept[[4, 9, 16]] = False
         for alpha in (0.4, 1.0):
-            arguments = {"alpha": alpha, "divergence": divergence, "z_loss": 0.01, "impl": impl}
+            arguments = {"alpha": alpha, "divergence": divergence, "z_loss": 0.01, "impl": impl, "reduction": "sum"}
             expected = run(student[kept], targets[:, kept], labels[kept], **arguments)
             student[~kept], targets[:, ~kept] = torch.nan, INF
-            loss, gradient = run(student, targets, labels, ignore_index=5 if c == 10 else -100, **arguments)
+            loss, gradient = run(student, targets, labels, sample_weights=kept.double(), **arguments)
             assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6)
             assert (gradient[~kept] == 0).all()
             torch.testing.assert_close(gradient[kept], expected[1], rtol=1e-5, atol=1e-7)
             student, targets = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1)
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_ignore_index_concerns_the_labels_alone(divergence, impl, instruction_set):
+    """A row without a label has no cross entropy, even where class 0, which its label could be taken for, is masked."""
+    for c in (10, 300):
+        student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.arange(17) % 7
+        student[4, 0], targets[:, 4, 0] = -INF, -INF
+        ignored = 5 if c == 10 else -100
+        labels[[4, 9, 16]] = ignored
+        for smoothing, recompute in product((0.0, 0.1), (False, True)):
+            if smoothing:
+                student[4, 0], targets[:, 4, 0] = -3.0, -2.0
+            arguments = {"alpha": 0.4, "divergence": divergence, "ignore_index": ignored, "label_smoothing": smoothing, "impl": impl}
+            found = run(student, targets, labels, z_loss=0.01, recompute=recompute, **arguments)
+            assert_close(found, student, targets, labels, z_loss=0.01, **{k: v for k, v in arguments.items() if k != "impl"})
+            rows = run(student, targets, labels, reduction="none", **arguments)
+            alone = run(student, targets, divergence=divergence, reduction="none", impl=impl)
+            torch.testing.assert_close(rows[0][labels == ignored], 0.4 * alone[0][labels == ignored], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(rows[1][labels == ignored], 0.4 * alone[1][labels == ignored], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -295,7 +316,7 @@ def test_tail_mass_is_what_it_is_said_to_be_and_not_one_minus_the_sum():
 
 @pytest.mark.parametrize("count", [1, 5, 63, 64])
 def test_compiled_loss_with_many_ignored_rows(count):
-    """The compiled graph must not assume how many rows count, nor divide by 0."""
+    """The compiled graph must not assume how many rows are labelled, nor divide by 0."""
     torch._dynamo.reset()
     compiled = torch.compile(distillation_loss, fullgraph=True, backend="aot_eager")
     targets = make_logits(2, 64, 10, seed=1)
@@ -311,17 +332,17 @@ def test_compiled_loss_with_many_ignored_rows(count):
         assert torch.equal(results[0][0], results[1][0])
         assert torch.equal(results[0][1], results[1][1])
         if ignored == 64:
-            assert results[0][0] == 0
-            assert (results[0][1] == 0).all()
+            assert results[0][0] == 0.5 * distillation_loss(make_logits(64, 10, seed=0), targets)
 
 
-def test_linear_loss_with_all_rows_ignored_is_zero():
+def test_linear_loss_with_all_rows_ignored_is_the_divergence():
     hidden, weight = make_logits(9, 4, seed=0).requires_grad_(), make_logits(10, 4, seed=1).requires_grad_()
-    loss = linear_distillation_loss(hidden, weight, make_logits(2, 9, 10, seed=2), torch.full((9,), -100), alpha=0.5, chunk_rows=4)
-    loss.backward()
-    assert loss == 0
-    assert (hidden.grad == 0).all()
-    assert (weight.grad == 0).all()
+    layer, targets = (hidden, weight), make_logits(2, 9, 10, seed=2)
+    loss = linear_distillation_loss(*layer, targets, torch.full((9,), -100), alpha=0.5, chunk_rows=4)
+    alone = linear_distillation_loss(*layer, targets, chunk_rows=4)
+    torch.testing.assert_close(loss, 0.5 * alone)
+    for found, expected in zip(torch.autograd.grad(loss, layer), torch.autograd.grad(alone, layer), strict=True):
+        torch.testing.assert_close(found, 0.5 * expected)
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])

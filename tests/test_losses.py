@@ -1,15 +1,15 @@
 """DistillationLoss is distillation_loss with its settings fixed."""
 
 import inspect
-from typing import Any, get_type_hints
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
 from closed_forms import make_logits, make_top_k
 
-from ensdistill.checks import LossSettings
 from ensdistill.functional import RowStatistics, distillation_loss
-from ensdistill.linear import linear_distillation_loss
+from ensdistill.loss.settings import LossSettings
 from ensdistill.losses import DistillationLoss
 
 STUDENT, TARGETS, LABELS = make_logits(5, 10, seed=0), make_logits(3, 5, 10, seed=1), torch.arange(5)
@@ -33,22 +33,36 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+FIELDS = {field.name: field.default for field in fields(LossSettings)}
+
+
 def test_every_setting_of_the_function_is_one_of_the_module():
-    function, module = (inspect.signature(x).parameters for x in (distillation_loss, DistillationLoss))
-    assert {n: p.default for n, p in function.items() if p.kind is p.KEYWORD_ONLY and n != "sample_weights"} == {
-        n: p.default for n, p in module.items()
-    }
-    assert set(SETTINGS) == set(module)
+    function, module = (
+        {n: p.default for n, p in inspect.signature(x).parameters.items() if p.kind is p.KEYWORD_ONLY or n == "settings"}
+        for x in (distillation_loss, DistillationLoss)
+    )
+    assert {n: default for n, default in function.items() if n != "sample_weights"} == module
+    assert set(SETTINGS) - set(FIELDS) == set(module) - {"settings"}
 
 
-def test_typed_settings_are_the_functions():
-    functions = [set(inspect.signature(x).parameters) for x in (distillation_loss, linear_distillation_loss)]
-    assert set(get_type_hints(LossSettings)) == functions[0] & functions[1] - {"targets", "labels", "statistics"}
+def test_settings_are_one_object_or_keywords():
+    settings = LossSettings(temperature=2.0, divergence="jsd")
+    expected = distillation_loss(STUDENT, TARGETS, temperature=2.0, divergence="jsd")
+    assert distillation_loss(STUDENT, TARGETS, settings=settings) == expected
+    assert DistillationLoss(settings)(STUDENT, TARGETS) == expected
+    for call in (distillation_loss, DistillationLoss()):
+        with pytest.raises(TypeError):
+            call(STUDENT, TARGETS, temprature=2.0)
+    for loss in (lambda **k: distillation_loss(STUDENT, TARGETS, **k), DistillationLoss):
+        with pytest.raises(TypeError, match="settings: expected either LossSettings or keywords; got both, beta among the keywords"):
+            loss(settings=settings, beta=0.1)
+        with pytest.raises(TypeError, match="settings: expected LossSettings; got dict"):
+            loss(settings={"temperature": 2.0})
 
 
 def test_alpha_may_be_scheduled_up_to_1():
     loss = DistillationLoss(alpha=0.5, label_smoothing=0.2, class_weights=torch.linspace(0, 3, 10))
-    loss.settings["alpha"] = 1.0
+    loss.settings = replace(loss.settings, alpha=1.0)
     assert loss(STUDENT, TARGETS, LABELS) == distillation_loss(STUDENT, TARGETS, LABELS)
 
 
@@ -59,13 +73,14 @@ BUFFERS = ("weights", "class_weights")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_reaches_the_function(name, monkeypatch):
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("ensdistill.losses.distillation_loss", lambda *_, **settings: seen.update(settings))
+    monkeypatch.setattr("ensdistill.losses.distillation_loss", lambda *_, **arguments: seen.update(arguments))
     given = {name: SETTINGS[name], **NEEDED.get(name, {})}
     DistillationLoss(**given)(STUDENT, TARGETS, LABELS)
-    defaults = inspect.signature(distillation_loss).parameters
-    expected = {n: p.default for n, p in defaults.items() if p.kind is p.KEYWORD_ONLY} | given
-    assert set(seen) == set(expected)
-    for n, value in expected.items():
+    defaults = {n: p.default for n, p in inspect.signature(distillation_loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert set(seen) == set(defaults)
+    assert seen["settings"] == LossSettings(**{n: value for n, value in given.items() if n in FIELDS})
+    for n in set(defaults) - {"settings"}:
+        value = given.get(n, defaults[n])
         if n in BUFFERS and value is not None:
             assert torch.equal(seen[n], torch.as_tensor(value).double())
         else:
@@ -138,16 +153,15 @@ def test_settings_are_looked_at_when_they_are_given(settings, error, message):
 def test_repr_shows_what_was_chosen():
     assert repr(DistillationLoss()) == "DistillationLoss()"
     module = DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)
-    assert repr(module) == "DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)"
+    assert repr(module) == "DistillationLoss(temperature=2.0, alpha=0.5, recompute=True, class_dim=1, weights=[1.0, 2.0])"
 
 
 def test_settings_may_be_changed_between_calls():
     module = DistillationLoss()
-    module.settings["temperature"] = 4.0
+    module.settings = replace(module.settings, temperature=4.0)
     assert module(STUDENT, TARGETS) == distillation_loss(STUDENT, TARGETS, temperature=4.0)
-    module.settings["temperature"] = -1.0
     with pytest.raises(ValueError, match="temperature: expected a number from"):
-        module(STUDENT, TARGETS)
+        module.settings = replace(module.settings, temperature=-1.0)
 
 
 def test_the_module_compiles_into_one_graph():

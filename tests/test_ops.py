@@ -9,6 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ensdistill import ops
 from ensdistill.functional import distillation_loss
+from ensdistill.loss.settings import LossSettings
+from ensdistill.loss.signature import OpTensors, op_call, op_settings
 
 LABELS = torch.tensor([3, -100, 0, 9, 1])
 
@@ -31,9 +33,13 @@ def arguments(k=3, dtype=torch.float32, kind="logits", divergence="forward_kl", 
     weights = torch.arange(k, dtype=torch.float64) if k > 1 and kind != "topk" else None
     per_class = None if labels is None else torch.linspace(0, 2, 10, dtype=torch.float64)
     rows = None if labels is None else torch.linspace(0, 3, 5, dtype=torch.float64)
-    settings = (kind, divergence, 0.3, 2.0, 1.0 if labels is None else 0.4, "prob", "tail", -100, 0.1, 0.01, reduction, 3.0)
-    tensors = (student.requires_grad_(with_gradient), values, scale, offset, ids, tail, weights, labels, per_class, rows)
-    return (*tensors, *settings, with_gradient, with_statistics)
+    loss = LossSettings(
+        divergence=divergence, beta=0.3, temperature=2.0, alpha=1.0 if labels is None else 0.4, label_smoothing=0.1, z_loss=0.01
+    )
+    settings = op_settings(loss, kind=kind, combiner="prob", tail_mode="tail", reduction=reduction, divisor=3.0)
+    tensors = OpTensors(scale, offset, ids, tail, weights, labels, per_class, rows)
+    flags = {"with_gradient": with_gradient, "with_statistics": with_statistics}
+    return tuple(op_call(student.requires_grad_(with_gradient), values, tensors, settings, **flags))
 
 
 @pytest.mark.parametrize(

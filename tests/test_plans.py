@@ -7,6 +7,7 @@ import torch
 
 from ensdistill import _native
 from ensdistill.arguments import make_problem
+from ensdistill.loss.settings import DIVERGENCES, LossSettings
 from ensdistill.plans import kernel_plan
 from ensdistill.targets import Counts, TopK
 
@@ -17,8 +18,21 @@ CLASSES = (1, 2, 10, 32, 33, 1000, 1024, 1025, 4096, 4097, 14_000, 50_257, 128_2
 def plan(
     classes: int, members: int, student: int, target: int, *, flat: bool = True, entries: int = 0, limit: int = H100, reverse: bool = False
 ):
-    target = 0 if entries else target
-    return _native.kernel_plan(1000, classes, members, student, target, False, False, reverse, True, flat, entries, limit, limit == H100)
+    return _native.kernel_plan(
+        rows=1000,
+        classes=classes,
+        members=members,
+        student_bytes=student,
+        target_bytes=0 if entries else target,
+        geometric=False,
+        doubles=False,
+        divergence="reverse_kl" if reverse else "forward_kl",
+        unit_classes=True,
+        flat=flat,
+        entries=entries,
+        shared_limit=limit,
+        clusters=limit == H100,
+    )
 
 
 @pytest.mark.parametrize("limit", [H100, A10])
@@ -156,15 +170,12 @@ def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, setting
     """Before native code is called, and here without a GPU: what asks where tensors are is told that they are on one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("ensdistill.arguments.check_device", lambda *_: None)
-    defaults = dict(
-        temperature=1.0, alpha=1.0, weights=None, combiner="prob", divergence="forward_kl", beta=0.5, tail="tail", ignore_index=-100,
-        label_smoothing=0.0, class_weights=None, sample_weights=None, z_loss=0.0, reduction="mean", recompute=False, statistics=False,
-    )  # fmt: skip
+    defaults = {"weights": None, "class_weights": None, "sample_weights": None, "statistics": False}
     class_dim = settings.get("class_dim", len(shape) - 1)
 
     def call(device):
         others = defaults | {k: v for k, v in settings.items() if k != "class_dim"}
-        return make_problem(shape, class_dim, torch.float32, device, targets, None, **others)
+        return make_problem(shape, class_dim, torch.float32, device, targets, None, LossSettings(), **others)
 
     assert call(torch.device("cpu")).lead
     if message is None:
@@ -174,10 +185,23 @@ def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, setting
             call(CUDA)
 
 
-@pytest.mark.parametrize(("classes_first", "doubles", "reverse"), [*product((False, True), repeat=3)])
-def test_nobody_asks_where_everything_fits(classes_first, doubles, reverse):
+@pytest.mark.parametrize(("classes_first", "doubles", "divergence"), [*product((False, True), (False, True), DIVERGENCES)])
+def test_nobody_asks_where_everything_fits(classes_first, doubles, divergence):
     """check_launch's short cut, on the GPU with the least shared memory."""
     for classes, (members, entries), target in product((*CLASSES[:-1], 2**18), ((64, 0), (1, 1000)), (1, 2, 4, 8)):
-        shape = (1, classes, members, 8 if doubles else 4, 0 if entries else target, False, doubles, reverse)
-        found = _native.kernel_plan(*shape, not classes_first, not classes_first, entries, A10, False)
+        found = _native.kernel_plan(
+            rows=1,
+            classes=classes,
+            members=members,
+            student_bytes=8 if doubles else 4,
+            target_bytes=0 if entries else target,
+            geometric=False,
+            doubles=doubles,
+            divergence=divergence,
+            unit_classes=not classes_first,
+            flat=not classes_first,
+            entries=entries,
+            shared_limit=A10,
+            clusters=False,
+        )
         assert found["shared_bytes"] <= A10, (classes, members, entries, target)

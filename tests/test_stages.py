@@ -81,8 +81,8 @@ def test_a_second_run_touches_nothing(copy):
 @pytest.mark.parametrize(
     ("override", "redone"),
     [
-        (["--distill.temperature", "3"], DISTILL),
-        (["--distill.alpha", "0.5"], DISTILL),
+        (["--distill.loss.temperature", "3"], DISTILL),
+        (["--distill.loss.alpha", "0.5"], DISTILL),
         (["--distill.label_smoothing", "0.2"], DIRECT),
         (["--distill.mixed_precision", "bf16"], DIRECT | DISTILL),
         (["--distill.students.small.optimization.weight_decay", "0.5"], {"seed-0/direct/small", "seed-0/distill/small"}),
@@ -129,7 +129,7 @@ def test_another_seed_is_added(copy):
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
-    succeed("distill", job_file(copy), "--distill.temperature", str(temperature))
+    succeed("distill", job_file(copy), "--distill.loss.temperature", str(temperature))
     config = load_config(["--config", str(job_file(copy))])
     seed = copy / "seed-0"
     best = read_json(seed / "teachers" / "stage.json")["best_member"]
@@ -157,9 +157,9 @@ def logits_of(folder: Path, inputs: np.ndarray, student: str = "small") -> dict[
 
 def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
     inputs = load_config(["--config", str(job_file(copy))]).split(0).test.inputs
-    succeed("distill", job_file(copy), "--distill.temperature", "3", "--cache.codec", "fp32")
+    succeed("distill", job_file(copy), "--distill.loss.temperature", "3", "--cache.codec", "fp32")
     whole = logits_of(copy, inputs)
-    words = ["--distill.temperature", "3", "--cache.codec", "fp32", "--cache.mixture_at", "3"]
+    words = ["--distill.loss.temperature", "3", "--cache.codec", "fp32", "--cache.mixture_at", "3"]
     succeed("distill", job_file(copy), *words)
     for kind, logits in logits_of(copy, inputs).items():
         # What differs is the rounding of a log-probability, 1e-6 of it, over thirty steps.
@@ -175,7 +175,7 @@ def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
 
 @pytest.mark.parametrize("codec", ["topk-3", "counts-50"])
 def test_a_whole_job_from_compressed_views(copy, codec):
-    file = write_job(copy.parents[1], {"cache.codec": codec, "cache.mixture_at": 2, "distill.temperature": 2, "cache.max_kl": 9.0})
+    file = write_job(copy.parents[1], {"cache.codec": codec, "cache.mixture_at": 2, "distill.loss.temperature": 2, "cache.max_kl": 9.0})
     succeed("run", file, "--cache.views", "3", "--cache.augment", SHIFTED["class_path"])
     config = load_config(["--config", str(file)])
     targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name, check="full") for name in ("targets", "best_member"))
@@ -243,7 +243,7 @@ def test_transfer_rows_that_changed_after_the_cache_was_built(copy):
     arrays["inputs"][7, 0, 3, 3] += 0.25
     write_arrays(file, arrays)
     before = stamps(copy / "seed-0" / "distill" / "small" / "student")
-    status, _, err = run("distill", job_file(copy), "--distill.temperature", "3")
+    status, _, err = run("distill", job_file(copy), "--distill.loss.temperature", "3")
     assert status == 1
     assert "distill small" in err
     assert "inputs: uid 7 (float32 [1, 8, 8]) is not what the cache was made from; 1 of 260 differ" in err
@@ -256,13 +256,13 @@ def test_a_flipped_byte_in_the_cache_stops_before_any_training(copy):
     blob[len(blob) // 2] ^= 1
     shard.write_bytes(blob)
     before = {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")}
-    status, _, err = run("distill", job_file(copy), "--distill.temperature", "3")
+    status, _, err = run("distill", job_file(copy), "--distill.loss.temperature", "3")
     assert status == 1
     assert "shard-00000.safetensors: the bytes are not those that were written (" in err
     assert {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")} == before
     # What it tells to do is right.
     shutil.rmtree(copy / "seed-0" / "cache")
-    succeed("distill", job_file(copy), "--distill.temperature", "3")
+    succeed("distill", job_file(copy), "--distill.loss.temperature", "3")
 
 
 LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
@@ -274,7 +274,7 @@ def test_a_folder_that_another_process_writes(copy):
         [sys.executable, "-c", LOCK, str(copy / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        status, out, err = run("run", job_file(copy), "--distill.temperature", "3")
+        status, out, err = run("run", job_file(copy), "--distill.loss.temperature", "3")
         other.stdin.close()
     assert (status, out) == (1, "")
     assert f"{copy} is being written by another process; wait for it to end" in err

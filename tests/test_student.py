@@ -207,7 +207,8 @@ def test_a_mixture_with_labels_that_are_not_there(rows, caches, alpha):
     [
         ({"mixed_precision": "bf17"}, r"^mixed_precision: expected one of no, bf16, fp16; got 'bf17'$"),
         ({"impl": "fast"}, r"^impl: expected one of fused, reference, compile; got 'fast'$"),
-        ({"alpha": 1.5}, r"^alpha: expected 0 to 1; got 1\.5$"),
+        ({"alpha": 1.5}, r"^alpha: expected a number from 0 to 1; got 1\.5$"),
+        ({"reduction": "sum"}, r"^loss\.reduction: expected 'mean', .* got 'sum'$"),
         ({"alpha": float("nan")}, r"^alpha: .* got nan$"),
         ({"temperature": 0.0}, r"^temperature: expected a number from 0\.0001 to 10000; got 0\.0$"),
     ],

@@ -36,18 +36,18 @@ void choose_members(const LossArguments& a, std::vector<int64_t>& members, std::
   for (double& w : weights) w /= total;
 }
 
-int64_t count_rows(const LossArguments& a) {
+int64_t count_labelled(const LossArguments& a) {
   const int64_t N = a.rows(), C = a.classes();
-  if (!a.labels) return N;
+  if (!a.labels) return 0;
   const int64_t* label = a.labels->const_data_ptr<int64_t>();
-  int64_t counted = N;
+  int64_t labelled = N;
   for (int64_t n = 0; n < N; ++n) {
-    if (label[n] == a.ignore_index) --counted;
+    if (label[n] == a.ignore_index) --labelled;
     else
       STD_TORCH_CHECK(label[n] >= 0 && label[n] < C, "labels: expected 0..", C - 1, " or ignore_index ", a.ignore_index, ", got ", label[n],
                       " in row ", n);
   }
-  return counted;
+  return labelled;
 }
 
 void run_parts(int parts, void (*part)(void*, int), void* context) {
@@ -90,45 +90,37 @@ void run(const Problem& p, bool in_double) {
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernels.rows(p, begin, end, thread_scratch(bytes), alone); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
-                                                std::optional<Tensor> ids, std::optional<Tensor> tail, std::optional<Tensor> weights,
-                                                std::optional<Tensor> labels, std::optional<Tensor> class_weights,
-                                                std::optional<Tensor> sample_weights, std::string kind, std::string divergence, double beta,
-                                                double temperature, double alpha, std::string combiner, std::string tail_mode, int64_t ignore_index,
-                                                double label_smoothing, double z_loss, std::string reduction, double divisor, bool with_gradient,
-                                                bool with_statistics) {
-  const LossArguments a{student,         targets, scale,      offset,  ids,           tail,           weights,  labels,    class_weights,
-                        sample_weights,  kind,    divergence, beta,    temperature,   alpha,          combiner, tail_mode, ignore_index,
-                        label_smoothing, z_loss,  reduction,  divisor, with_gradient, with_statistics};
-  check_arguments(a);
+LossResult run_loss(const LossArguments& a) {
   const int64_t N = a.rows(), C = a.classes();
   std::vector<int64_t> members;
   std::vector<double> member_weights;
   choose_members(a, members, member_weights);
-  const int64_t counted = count_rows(a);
+  const int64_t labelled = count_labelled(a);
 
   Tensor gradient = pooled_gradient(a);
-  std::vector<double> row_loss(N), statistics(with_statistics ? 4 * N : 0);
+  std::vector<double> row_loss(N), statistics(a.with_statistics ? 4 * N : 0);
   std::vector<float> smoothed;
   Problem p{};
   static_cast<LossCall&>(p) = call_of(a, gradient);
   p.members = members.data(), p.weights = member_weights.data(), p.members_used = int64_t(members.size());
-  p.geometric = combiner != "prob" && p.members_used > 1;
+  p.geometric = a.combiner != Combiner::prob && p.members_used > 1;
   for (int64_t c = 0; c < C; ++c) p.class_weight_sum += p.class_weights ? p.class_weights[c] : 1;
-  if (p.hard() && label_smoothing > 0) {
+  if (p.hard() && p.label_smoothing > 0) {
     smoothed.assign((C + kMaxLanes - 1) / kMaxLanes * kMaxLanes, 0);
     for (int64_t c = 0; c < C; ++c) smoothed[c] = p.class_weights ? float(p.class_weights[c]) : 1.f;
     p.smoothed_classes = smoothed.data();
   }
-  p.gradient_factor = reduction == "mean" ? 1.0 / std::max<int64_t>(counted, 1) : reduction == "sum" ? 1.0 / divisor : 1.0;
+  p.gradient_factor = p.row_factor();
+  p.label_share = p.hard_share() / (p.reduction == Reduction::mean && labelled > 0 ? double(labelled) : 1.0);
+  p.some_unlabelled = p.hard() && labelled < N;
   p.row_loss = row_loss.data();
-  p.statistics = with_statistics ? statistics.data() : nullptr;
-  if (N > 0) run(p, a.in_double() || temperature > kMaxFloatTemperature);
+  p.statistics = a.with_statistics ? statistics.data() : nullptr;
+  if (N > 0) run(p, a.in_double() || a.temperature > kMaxFloatTemperature);
 
   const ScalarType loss_type = a.in_double() ? ScalarType::Double : ScalarType::Float;
-  const bool per_row = reduction == "none";
-  Tensor loss = torch::stable::new_empty(student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, loss_type);
-  Tensor by_products = torch::stable::new_empty(student, std::vector<int64_t>{with_statistics ? N : 0, 4}, loss_type);
+  const bool per_row = a.reduction == Reduction::none;
+  Tensor loss = torch::stable::new_empty(a.student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, loss_type);
+  Tensor by_products = torch::stable::new_empty(a.student, std::vector<int64_t>{a.with_statistics ? N : 0, 4}, loss_type);
   const auto write = [&](auto* out, auto* statistics_out) {
     using Real = std::remove_pointer_t<decltype(out)>;
     std::copy(statistics.begin(), statistics.end(), statistics_out);
@@ -148,4 +140,4 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
 }  // namespace
 }  // namespace ensdistill
 
-STABLE_TORCH_LIBRARY_IMPL(ensdistill, CPU, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(ensdistill, CPU, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss<&ensdistill::run_loss>)); }

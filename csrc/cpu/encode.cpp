@@ -163,7 +163,7 @@ std::pair<double, double> tail_of(MixtureRow& row, const std::vector<int64_t>& i
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                         std::optional<Tensor> weights, double temperature, std::string combiner, int64_t k) {
-  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, value_of<Combiner>(combiner)};
   const Ensemble ensemble = ensemble_of(arguments);
   const int64_t rows = targets.size(1), classes = targets.size(2);
   check_k(arguments, k);
@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::opt
 std::tuple<Tensor, Tensor, Tensor> encode_counts(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                  std::optional<Tensor> weights, double temperature, std::string combiner, int64_t draws, int64_t seed,
                                                  std::optional<Tensor> row_ids) {
-  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, value_of<Combiner>(combiner)};
   const Ensemble ensemble = ensemble_of(arguments);
   const int64_t rows = targets.size(1), classes = targets.size(2);
   check_draws(arguments, draws, row_ids);

@@ -15,7 +15,9 @@ struct Problem : LossCall {
 
   const float* smoothed_classes;  // [padded C] class weights as floats, zeros behind; null where nothing needs them
   double class_weight_sum;
-  double gradient_factor;  // 1, or 1 / counted rows, or 1 / divisor
+  double gradient_factor;  // 1, or 1 / N, or 1 / divisor
+  double label_share;      // the factor of a labelled row's cross entropy
+  bool some_unlabelled;    // labels have a share, but not in every row
   double* row_loss;        // [N]
   double* statistics;      // [N, 4], or null
 };

@@ -87,7 +87,7 @@ class Row {
   void mix_codes(int64_t k, const CodeTable<S>* tables);
   void walk_member_entropies();
   void mix_logits(int64_t first, int64_t count, float* z, vec* largest) const;
-  void set_scales(double sample_weight, double label_weight, int lane);
+  void set_scales(double sample_weight, double hard_share, double label_weight, int lane);
   void prepare_scales();
 
   template <bool kSum, bool kValue>
@@ -96,6 +96,8 @@ class Row {
   void terms();
   template <class D>
   void terms_and_gradient();
+  template <class D>
+  void dense();
   template <class Make>
   void write(int64_t block, int64_t first, int64_t n, const Make& make) const;
   void patch(int64_t block, int64_t first, int64_t count, float* g) const;
@@ -201,8 +203,16 @@ Row<S>::Row(const Problem& problem, void* memory, const Team& t)
   q = softmax(e_q, used_q, p.temperature), q1 = softmax(e_q1, used_q, 1), member = softmax(e_m, used_m, p.target_temperature());
   student_layout = !across ? Layout::along : p.student.class_stride == 1 ? Layout::turned : Layout::direct;
   active = ivec{} - 1;
-  for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, 1, lane);
+  for (int lane = 0; lane < lanes; ++lane) label[lane] = 0, set_scales(1, p.hard() ? p.label_share : 0, 1, lane);
   target_layout = !across ? Layout::along : p.targets.class_stride == 1 ? Layout::turned : Layout::direct;
+}
+
+template <class S>
+template <class D>
+void Row<S>::dense() {
+  if constexpr (!std::is_same_v<D, ForwardKl>) terms_and_gradient<D>();
+  else if (summed) gradient_of_forward_kl<true, true>();
+  else by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>();
 }
 
 template <class S>
@@ -213,10 +223,9 @@ void Row<S>::run(int64_t first, int64_t rows) {
   if (sparse_target) {
     walk_logits();
     switch (p.divergence) {
-      case Divergence::forward_kl: return sparse<ForwardKl>();
-      case Divergence::reverse_kl: return sparse<ReverseKl>();
-      case Divergence::jsd: return sparse<GeneralizedJsd>();
-      case Divergence::tvd: return sparse<TotalVariation>();
+#define ENSDISTILL_DIVERGENCE(name, type) \
+  case Divergence::name: return sparse<type>();
+#include "../divergences.def"
     }
   }
   if (p.statistics) walk_member_entropies();
@@ -226,11 +235,9 @@ void Row<S>::run(int64_t first, int64_t rows) {
   prepare_scales();
   if (p.statistics) summed ? observe_mixture<true>() : observe_mixture<false>();
   switch (p.divergence) {
-    case Divergence::forward_kl:
-      return summed ? gradient_of_forward_kl<true, true>() : by_dot ? gradient_of_forward_kl<false, false>() : gradient_of_forward_kl<false, true>();
-    case Divergence::reverse_kl: return terms_and_gradient<ReverseKl>();
-    case Divergence::jsd: return terms_and_gradient<GeneralizedJsd>();
-    case Divergence::tvd: return terms_and_gradient<TotalVariation>();
+#define ENSDISTILL_DIVERGENCE(name, type) \
+  case Divergence::name: return dense<type>();
+#include "../divergences.def"
   }
 }
 

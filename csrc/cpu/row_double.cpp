@@ -183,8 +183,8 @@ void row_of(const Problem& p, int64_t row) {
       if (!named[c] && log_q[c] != -kInfinity) slope[c] = term.slope * std::exp(log_q[c] - log_left);
   }
 
-  const double hard = p.hard() ? 1 - p.alpha : 0, sample_weight = p.sample_weight(row), factor = p.gradient_factor * sample_weight;
-  const int64_t label = p.hard() ? p.labels[row] : 0;
+  const double hard = p.hard(row) ? p.label_share : 0, sample_weight = p.sample_weight(row), factor = p.gradient_factor * sample_weight;
+  const int64_t label = p.hard(row) ? p.labels[row] : 0;
   const auto class_weight = [&](int64_t c) { return p.class_weights ? p.class_weights[c] : 1.0; };
   const double mean_weight = p.class_weight_sum / C;
   double loss = p.alpha * p.temperature * p.temperature * divergence;
@@ -218,10 +218,9 @@ void row_of(const Problem& p, int64_t row) {
 
 void row_in_double(const Problem& p, int64_t row) {
   switch (p.divergence) {
-    case Divergence::forward_kl: return row_of<ForwardKl>(p, row);
-    case Divergence::reverse_kl: return row_of<ReverseKl>(p, row);
-    case Divergence::jsd: return row_of<GeneralizedJsd>(p, row);
-    case Divergence::tvd: return row_of<TotalVariation>(p, row);
+#define ENSDISTILL_DIVERGENCE(name, type) \
+  case Divergence::name: return row_of<type>(p, row);
+#include "../divergences.def"
   }
 }
 

@@ -5,8 +5,8 @@ namespace ENSDISTILL_ISA {
 
 // The gradient is  scale * (slope - q * R)  +  scale_q1 * q1 - scale_classes * w  - the label's amount at the label.
 template <class S>
-void Row<S>::set_scales(double sample_weight, double label_weight, int lane) {
-  const double factor = p.gradient_factor * sample_weight, hard = p.hard() ? factor * (1 - p.alpha) : 0, smoothing = p.label_smoothing;
+void Row<S>::set_scales(double sample_weight, double hard_share, double label_weight, int lane) {
+  const double factor = p.gradient_factor * sample_weight, hard = factor * hard_share, smoothing = p.label_smoothing;
   const float of_divergence = float(p.alpha * p.temperature * factor), of_label = float(hard * (1 - smoothing) * label_weight);
   const float of_q1 = float(hard * ((1 - smoothing) * label_weight + smoothing * p.class_weight_sum / p.classes));
   const float of_classes = float(hard * smoothing / p.classes), of_z = float(2 * p.z_loss * factor);
@@ -19,10 +19,10 @@ void Row<S>::set_scales(double sample_weight, double label_weight, int lane) {
 template <class S>
 void Row<S>::prepare_scales() {
   const bool by_label = p.class_weights && p.hard();
-  if (p.sample_weights || by_label)  // else the constructor has set them for all rows
+  if (p.sample_weights || by_label || p.some_unlabelled)  // else the constructor has set them for all rows
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t n = row + (lane < count ? lane : count - 1);
-      set_scales(p.sample_weight(n), by_label ? p.class_weights[label[lane]] : 1, lane);
+      set_scales(p.sample_weight(n), p.hard(n) ? p.label_share : 0, by_label ? p.class_weights[label[lane]] : 1, lane);
     }
   if (extra) log_sum_q1 = q1.max + S::log(q1.sum);
   scale_q1 = p.z_loss != 0 ? scale_q1_plain + scale_z * log_sum_q1 : scale_q1_plain;
@@ -209,7 +209,7 @@ void Row<S>::finish(vec divergence) {
     else finish_row(lane, value[lane]);
 }
 
-// Rows that don't count. Many may not: the prompts of a batch, its padding.
+// Rows of weight 0. There may be many: the prompts of a batch, its padding.
 template <class S>
 void Row<S>::finish_unread() {
   alignas(64) const float zeros[kBlockVectors * S::lanes] = {};
@@ -227,11 +227,11 @@ void Row<S>::finish_row(int lane, float value) {
     return;
   }
   if (unsafe[lane]) return row_in_double(p, n);
-  if (p.hard()) {
+  if (p.hard(n)) {
     const float label_weight = p.class_weights ? float(p.class_weights[label[lane]]) : 1.f;
-    value += float(1 - p.alpha) * cross_entropy(log_sum_q1[lane], student.one(label[lane], lane), label_weight,
-                                                p.smoothed_classes ? weighted_mean_logit[lane] : 0.f, float(p.class_weight_sum / p.classes),
-                                                float(p.label_smoothing));
+    value += float(p.label_share) * cross_entropy(log_sum_q1[lane], student.one(label[lane], lane), label_weight,
+                                                  p.smoothed_classes ? weighted_mean_logit[lane] : 0.f, float(p.class_weight_sum / p.classes),
+                                                  float(p.label_smoothing));
   }
   p.row_loss[n] = p.sample_weight(n) * value;
   if (!statistics) return;

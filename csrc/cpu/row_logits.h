@@ -16,7 +16,7 @@ void Row<S>::locate() {
     if (across) active[lane] = on ? -1 : 0;
     else active = ivec{} - int32_t(on);
     all_active = all_active && on, any_active = any_active || on;
-    label[lane] = p.labels && on ? p.labels[n] : 0;
+    label[lane] = on && p.labels && p.labelled(n) ? p.labels[n] : 0;
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../bind.h"
+#include "../rowmath.h"
 #include "prepare.cuh"
 #include "rows/rows.h"
 #include "runtime.cuh"
@@ -45,7 +46,7 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   s.doubles = a.in_double() || a.temperature > kMaxFloatTemperature || !(a.sparse() || have_kernels(p.student.type, p.targets.type));
   s.student_bytes = int(bytes_of(p.student.type)), s.target_bytes = a.sparse() ? 0 : int(bytes_of(p.targets.type));
   s.sparse = a.sparse(), s.geometric = p.geometric;
-  s.keeps_softmax = p.divergence == Divergence::reverse_kl;
+  s.keeps_softmax = needs_log_of_little(p.divergence);
   s.unit_classes = p.student.class_stride == 1 && (a.sparse() || p.targets.class_stride == 1);
   // The gradient says where; its memory is new.
   s.aligned = a.with_gradient && !s.doubles && p.classes * s.student_bytes % 16 == 0;
@@ -77,35 +78,25 @@ void launch(Problem p, Shape shape, cudaStream_t stream) {
   with_plan(Planner(shape).lay(shape.doubles ? Layout::doubles : Layout::reread, 256));
 }
 
-std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
-                                                std::optional<Tensor> ids, std::optional<Tensor> tail, std::optional<Tensor> weights,
-                                                std::optional<Tensor> labels, std::optional<Tensor> class_weights,
-                                                std::optional<Tensor> sample_weights, std::string kind, std::string divergence, double beta,
-                                                double temperature, double alpha, std::string combiner, std::string tail_mode, int64_t ignore_index,
-                                                double label_smoothing, double z_loss, std::string reduction, double divisor, bool with_gradient,
-                                                bool with_statistics) {
-  const LossArguments a{student,         targets, scale,      offset,  ids,           tail,           weights,  labels,    class_weights,
-                        sample_weights,  kind,    divergence, beta,    temperature,   alpha,          combiner, tail_mode, ignore_index,
-                        label_smoothing, z_loss,  reduction,  divisor, with_gradient, with_statistics};
-  check_arguments(a);
+LossResult run_loss(const LossArguments& a) {
   check_devices(a);
   const int64_t K = a.members(), N = a.rows(), C = a.classes();
   STD_TORCH_CHECK(K <= kMaxMembers, "targets: expected at most ", kMaxMembers, " members on CUDA, got ", K);
   STD_TORCH_CHECK(C <= kMaxClasses, "student: expected at most ", kMaxClasses, " classes on CUDA, got ", C);
-  const OnDevice on(student);
+  const OnDevice on(a.student);
   const cudaStream_t stream = on.stream();
 
   const ScalarType real = a.in_double() ? ScalarType::Double : ScalarType::Float;
-  const bool per_row = reduction == "none";
+  const bool per_row = a.reduction == Reduction::none;
   Tensor gradient = new_gradient(a);
-  Tensor loss = torch::stable::new_empty(student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, real);
-  Tensor statistics = torch::stable::new_empty(student, std::vector<int64_t>{with_statistics ? N : 0, 4}, real);
+  Tensor loss = torch::stable::new_empty(a.student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, real);
+  Tensor statistics = torch::stable::new_empty(a.student, std::vector<int64_t>{a.with_statistics ? N : 0, 4}, real);
   if (per_row && N == 0) return {loss, gradient, statistics};
-  Tensor row_loss = per_row ? loss : torch::stable::new_empty(student, std::vector<int64_t>{N}, real);
+  Tensor row_loss = per_row ? loss : torch::stable::new_empty(a.student, std::vector<int64_t>{N}, real);
 
   // One allocation: the header, then weights and numbers of the members that count.
   const int64_t weights_at = sizeof(Prepared), members_at = weights_at + K * int64_t(sizeof(double));
-  Tensor workspace = torch::stable::new_empty(student, std::vector<int64_t>{members_at + K * int64_t(sizeof(int))}, ScalarType::Byte);
+  Tensor workspace = torch::stable::new_empty(a.student, std::vector<int64_t>{members_at + K * int64_t(sizeof(int))}, ScalarType::Byte);
   auto* const work = static_cast<unsigned char*>(workspace.mutable_data_ptr());
   auto* prepared = reinterpret_cast<Prepared*>(work);
   auto* member_weights = reinterpret_cast<double*>(work + weights_at);
@@ -114,16 +105,16 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(Tensor student, Tensor targets, 
   Problem p{};
   static_cast<LossCall&>(p) = call_of(a, gradient);
   p.prepared = prepared, p.member = members, p.weight = member_weights;
-  p.geometric = combiner != "prob" && K > 1;
-  p.mean = reduction == "mean", p.divisor = reduction == "sum" ? divisor : 1.0;
+  p.geometric = a.combiner != Combiner::prob && K > 1;
+  p.factor = p.row_factor(), p.share = p.hard_share();
   p.doubles = a.in_double();
   p.row_loss = row_loss.mutable_data_ptr();
-  p.statistics = with_statistics && N > 0 ? statistics.mutable_data_ptr() : nullptr;
+  p.statistics = a.with_statistics && N > 0 ? statistics.mutable_data_ptr() : nullptr;
 
   fill_zero(prepared, sizeof(Prepared), stream);
-  const int64_t count_blocks = labels ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
+  const int64_t count_blocks = a.labels && p.reduction == Reduction::mean ? std::clamp<int64_t>((N + 4095) / 4096, 1, 256) : 1;
   launch_clusters(prepare, dim3(unsigned(count_blocks)), 1, dim3(256), 0, stream, prepared, members, member_weights,
-                  weights ? weights->const_data_ptr<double>() : nullptr, int(K), static_cast<const LossCall&>(p));
+                  a.weights ? a.weights->const_data_ptr<double>() : nullptr, int(K), static_cast<const LossCall&>(p));
   if (N > 0) launch(p, shape_of(a, p, on.index()), stream);
   if (!per_row) {
     if (p.doubles) launch_clusters(reduce_rows<double>, dim3(1), 1, dim3(512), 0, stream, p, loss.mutable_data_ptr<double>());
@@ -147,5 +138,5 @@ int registers_of_plan(Layout layout, Element student, Element target, Divergence
 }  // namespace ensdistill::cuda
 
 #ifndef ENSDISTILL_SHIM
-STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::cuda::distill_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss<&ensdistill::cuda::run_loss>)); }
 #endif

@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_uint8(Tensor logits) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                         std::optional<Tensor> weights, double temperature, std::string combiner, int64_t k) {
-  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, value_of<Combiner>(combiner)};
   const StoredLogits logits = checked_logits(arguments);
   check_k(arguments, k);
   check_classes("targets", logits.classes);
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_k(Tensor targets, std::opt
 std::tuple<Tensor, Tensor, Tensor> encode_counts(Tensor targets, std::optional<Tensor> scale, std::optional<Tensor> offset,
                                                  std::optional<Tensor> weights, double temperature, std::string combiner, int64_t draws, int64_t seed,
                                                  std::optional<Tensor> row_ids) {
-  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, combiner};
+  const EnsembleArguments arguments{targets, scale, offset, weights, temperature, value_of<Combiner>(combiner)};
   const StoredLogits logits = checked_logits(arguments);
   check_draws(arguments, draws, row_ids);
   check_classes("targets", logits.classes);

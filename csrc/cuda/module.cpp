@@ -7,8 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "../problem.h"
+#include "../names.h"
 #include "plan.h"
+
+namespace ensdistill::cuda {
+int registers_of_plan(Layout, Element student, Element target, Divergence, bool sparse);
+}
 
 namespace {
 
@@ -24,20 +28,22 @@ std::vector<std::string> architectures() {
   return names;
 }
 
-}  // namespace
-
-namespace ensdistill::cuda {
-int registers_of_plan(Layout, Element student, Element target, Divergence, bool sparse);
+int registers(const std::string& layout, const std::string& student, const std::string& targets, const std::string& divergence, bool sparse) {
+  using namespace ensdistill;
+  Element student_type, target_type;
+  Divergence which;
+  if (!find_by_name(student, student_type) || !find_by_name(targets, target_type) || !find_by_name(divergence, which))
+    throw std::invalid_argument("student, targets, divergence: unknown name among " + student + ", " + targets + ", " + divergence);
+  for (int i = 0; i <= int(cuda::Layout::doubles); ++i)
+    if (layout == cuda::name_of(cuda::Layout(i))) return cuda::registers_of_plan(cuda::Layout(i), student_type, target_type, which, sparse);
+  throw std::invalid_argument("layout: no plan is called " + layout);
 }
+
+}  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of ensdistill; use ensdistill.ops.";
   m.attr("architectures") = architectures();
-  m.def("registers", [](const std::string& layout, int student, int target, int divergence, bool sparse) {
-    using namespace ensdistill;
-    for (int i = 0; i <= int(cuda::Layout::doubles); ++i)
-      if (layout == cuda::name_of(cuda::Layout(i)))
-        return cuda::registers_of_plan(cuda::Layout(i), Element(student), Element(target), Divergence(divergence), sparse);
-    throw std::invalid_argument("layout: no plan is called " + layout);
-  });
+  using namespace pybind11::literals;
+  m.def("registers", &registers, "layout"_a, "student"_a, "targets"_a, "divergence"_a, "sparse"_a);
 }

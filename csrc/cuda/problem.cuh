@@ -7,7 +7,7 @@ namespace ensdistill::cuda {
 
 // Made on the device, so that nobody waits for values.
 struct Prepared {
-  unsigned long long counted;  // rows whose label is not ignore_index
+  unsigned long long labelled;  // rows whose label is known; 0 where nobody needs it
   double class_weight_sum;
   int members_used;
   int valid;  // 0: a weight is negative or not finite, or they sum to 0
@@ -18,11 +18,10 @@ struct Problem : LossCall {
   const int* member;     // [members_used] those with a weight above zero
   const double* weight;  // [members_used] normalised to sum to one
   bool geometric;        // average logits (equal to averaging log-probabilities, once normalised), not probabilities
-  bool mean;
-  double divisor;
-  bool doubles;      // the type of the two below
-  void* row_loss;    // [N]
-  void* statistics;  // [N, 4], or null
+  double factor, share;  // row_factor() and hard_share(), once for all rows
+  bool doubles;          // the type of the two below
+  void* row_loss;        // [N]
+  void* statistics;      // [N, 4], or null
 
   // The plan's part.
   int lanes, rows_per_block, steps, buffers;  // steps: vectors of a row that one thread walks, at most; buffers: of targets on chip
@@ -30,10 +29,6 @@ struct Problem : LossCall {
   int table_size;                                   // of named classes
   int64_t member_softmax_at, shelves_at, index_at;  // offsets into shared memory; the first is -1 where nobody needs it
 };
-
-ENSDISTILL_DEVICE double row_factor(const Problem& p) {
-  return p.mean ? 1.0 / double(p.prepared->counted > 0 ? p.prepared->counted : 1) : 1.0 / p.divisor;
-}
 
 template <class R>
 struct Add {

@@ -80,7 +80,7 @@ struct RowBase {
   Panel& panel;
   int64_t index = 0, row = 0;
   bool exists = false, active = false, bad = false;
-  int label = 0;
+  int label = -1;       // -1 where labels have no share in the row
   Softmax<Real> q, q1;  // at T, and at T = 1 where labels or z-loss want it
   Real weighted_total = 0;
   // The gradient is  divergence * (slope - q * R)  +  q1 * softmax(s)  - classes * w  - at_label at the label.
@@ -90,6 +90,7 @@ struct RowBase {
 
   ENSDISTILL_DEVICE RowBase(const Problem& p, Panel& panel) : p(p), panel(panel) {}
 
+  ENSDISTILL_DEVICE double hard_share() const { return p.share / double(p.prepared->labelled > 0 ? p.prepared->labelled : 1); }
   ENSDISTILL_DEVICE bool own_unit() const { return p.hard() || p.z_loss != 0; }
   ENSDISTILL_DEVICE bool smoothed() const { return p.hard() && p.label_smoothing > 0; }
   ENSDISTILL_DEVICE Real class_weight(int c) const { return p.class_weights ? Real(p.class_weights[c]) : Real(1); }
@@ -100,10 +101,11 @@ struct RowBase {
     exists = index < p.rows;
     row = exists ? index : p.rows - 1;
     active = exists && p.active(row);
-    const int64_t given = p.labels && active ? p.labels[row] : 0;
+    const int64_t given = p.labels && active ? p.labels[row] : p.ignore_index;
+    const bool known = given != p.ignore_index, outside = given < 0 || given >= p.classes;
     // Nobody can be told about bad values without waiting for the device: the rows they concern become NaN.
-    bad = !p.prepared->valid || given < 0 || given >= p.classes || !(p.sample_weight(row) >= 0);
-    label = given < 0 || given >= p.classes ? 0 : int(given);
+    bad = !p.prepared->valid || (known && outside) || !(p.sample_weight(row) >= 0);
+    label = known && !outside && p.alpha < 1 ? int(given) : -1;
   }
 
   // `Count` vectors from `step` on, as numbers; all loads are under way before the first is decoded. What lies outside the
@@ -174,8 +176,8 @@ struct RowBase {
     q = Softmax<Real>(s.max, Real(1 / p.temperature), s.sum);
     q1 = own_unit() ? Softmax<Real>(s.max, Real(1), s.unit) : Softmax<Real>{};
     weighted_total = s.total;
-    const double factor = row_factor(p) * p.sample_weight(row), hard = p.hard() ? factor * (1 - p.alpha) : 0, smoothing = p.label_smoothing;
-    const double label_weight = p.hard() ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
+    const double factor = p.factor * p.sample_weight(row), hard = label >= 0 ? factor * hard_share() : 0, smoothing = p.label_smoothing;
+    const double label_weight = label >= 0 ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
     scale.divergence = bad ? not_a_number<Real>() : Real(p.alpha * p.temperature * factor);
     scale.q1 = Real(hard * ((1 - smoothing) * label_weight + smoothing * mean_weight) + 2 * p.z_loss * factor * double(q1.log_sum_exp()));
     scale.classes = Real(hard * smoothing / double(p.classes));
@@ -208,9 +210,9 @@ struct RowBase {
     if (panel.group.rank != 0) return;
     const Real log_sum_exp = q1.log_sum_exp();
     Real loss = Real(p.alpha * p.temperature * p.temperature) * divergence + Real(p.z_loss) * log_sum_exp * log_sum_exp;
-    if (active && p.hard())
-      loss += Real(1 - p.alpha) * cross_entropy(log_sum_exp, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
-                                                Real(p.prepared->class_weight_sum / double(p.classes)), Real(p.label_smoothing));
+    if (label >= 0)
+      loss += Real(hard_share()) * cross_entropy(log_sum_exp, panel.student_at(label), class_weight(label), weighted_total / Real(p.classes),
+                                                 Real(p.prepared->class_weight_sum / double(p.classes)), Real(p.label_smoothing));
     put_result(p.row_loss, row, !active ? 0.0 : bad ? double(not_a_number<Real>()) : p.sample_weight(row) * double(loss));
   }
   ENSDISTILL_DEVICE void put_result(void* to, int64_t i, double x) const {

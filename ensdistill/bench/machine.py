@@ -84,7 +84,11 @@ def describe_source(device: torch.device) -> dict[str, Any]:
     library = importlib.util.find_spec(f"ensdistill._{device.type}")
     other = "cuda" if device.type == "cpu" else "cpu"
     built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.ops fails without the library
-    csrc = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".cu", ".cuh") and other not in p.relative_to(ROOT).parts]
+    csrc = [
+        p
+        for p in (ROOT / "csrc").rglob("*")
+        if p.suffix in (".cpp", ".h", ".cu", ".cuh", ".def") and other not in p.relative_to(ROOT).parts
+    ]
     commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in somebody else's repository
     return {
         "version": __version__,

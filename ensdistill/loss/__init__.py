@@ -1,0 +1,1 @@
+"""The losses: their settings, and the native op's arguments by name."""
