@@ -88,13 +88,13 @@ sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/
 step build 180 "${no_gpu:-$no_nvcc}" "$python" setup.py -q build_ext --inplace
 # Nothing has changed: seconds, or the build doesn't know what it has built.
 step rebuild 30 "${no_gpu:-$no_nvcc}" "$python" setup.py -q build_ext --inplace
-load='from ensdistill.ops import build_info as b; from ensdistill.plans import kernel_plan as p; print(b(), p(8192, 1000)); assert b()["cuda"]["built"]'
+load='from ensdistill.loss.ops import build_info as b; from ensdistill.loss.explain import kernel_plan as p; print(b(), p(8192, 1000)); assert b()["cuda"]["built"]'
 step load 30 "$no_gpu" "$python" -c "$load" || no_kernels='the CUDA kernels were not built, or do not load'
 blocked=${no_gpu:-$no_kernels}
 # Few processes share the GPU, or one where pytest-xdist isn't there: the project's own options are for machines of many cores.
 spread=()
 "$python" -c 'import xdist' 2>/dev/null && spread=(-n 4 --dist loadfile)
-step tests 150 "$blocked" "$python" -m pytest -o addopts= ${spread[@]+"${spread[@]}"} tests/gpu tests/test_no_gpu.py -q --maxfail=200 \
+step tests 150 "$blocked" "$python" -m pytest -o addopts= ${spread[@]+"${spread[@]}"} tests/gpu tests/cuda/test_no_gpu.py -q --maxfail=200 \
   -p no:cacheprovider
 for tool in memcheck racecheck synccheck; do
   # Each tensor in an allocation of its own, or what lies beside it in torch's pool hides an access out of bounds.

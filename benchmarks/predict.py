@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensdistill import _native
 from ensdistill.bench.cases import DTYPES, Case
 from ensdistill.bench.suite import full, quick
-from ensdistill.plans import KernelPlan
+from ensdistill.loss import _native
+from ensdistill.loss.explain import KernelPlan
 
 # An H100 SXM5. Its copy is measured (PREDICTIONS.md says where), its clock under load and the latencies are estimates.
 COPY, CLOCK, PROCESSORS = 2.95e12, 1.7e9, 132
@@ -80,7 +80,7 @@ def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl",
 
 
 def occupancy(plan: KernelPlan, forward: bool = True) -> int:
-    """Blocks of a multiprocessor at a time. Registers are those that tests/test_cuda_compile.py allows."""
+    """Blocks of a multiprocessor at a time. Registers are those that tests/cuda/test_cuda_compile.py allows."""
     registers = plan.registers or (128 if plan.layout == "reread" or not forward else 96)
     return min(REGISTERS // (registers * plan.threads), SHARED // (plan.shared_bytes + 1024), THREADS // plan.threads, BLOCKS)
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensdistill import ops
-from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
 from ensdistill.functional import distillation_loss
-from ensdistill.plans import KernelPlan, kernel_plan
-from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
+from ensdistill.loss import ops
+from ensdistill.loss.encoders import quantize_logits, sample_counts, top_k_targets
+from ensdistill.loss.explain import KernelPlan, kernel_plan
+from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
 
 _F32, _BF16, _F16, _F64, _U8 = torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ensemble": ("Ensemble", "train_ensemble"),
-    "members": ("TorchMember", "SklearnMember", "BoostedMember", "OnnxMember", "CallableMember", "ArrayMember"),
-    "specs": ("TorchMembers", "SklearnMembers"),
-    "optimization": ("Optimization",),
+    "teachers": ("Ensemble", "train_ensemble"),
+    "teachers.members": ("TorchMember", "SklearnMember", "BoostedMember", "OnnxMember", "CallableMember", "ArrayMember"),
+    "teachers.recipes": ("TorchMembers", "SklearnMembers"),
+    "common.optimization": ("Optimization",),
     "data": ("Rows", "Split"),
-    "transfer": ("TransferSet",),
+    "data.transfer": ("TransferSet",),
     "cache": ("TargetCache", "cache_targets"),
-    "targets": ("EnsembleLogits", "QuantizedLogits", "LogProbs", "Probs", "TopK", "Counts"),
-    "functional": ("distillation_loss", "RowStatistics"),
-    "linear": ("linear_distillation_loss",),
-    "encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
-    "losses": ("DistillationLoss",),
+    "loss.targets": ("EnsembleLogits", "QuantizedLogits", "LogProbs", "Probs", "TopK", "Counts"),
+    "loss.functional": ("distillation_loss", "RowStatistics"),
+    "loss.linear": ("linear_distillation_loss",),
+    "loss.encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
+    "loss.modules": ("DistillationLoss",),
     "student": ("StudentTrainer",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -30,18 +30,18 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from ensdistill.cache import TargetCache, cache_targets
+    from ensdistill.common.optimization import Optimization
     from ensdistill.data import Rows, Split
-    from ensdistill.encoders import quantize_logits, sample_counts, top_k_targets
-    from ensdistill.ensemble import Ensemble, train_ensemble
-    from ensdistill.functional import RowStatistics, distillation_loss
-    from ensdistill.linear import linear_distillation_loss
-    from ensdistill.losses import DistillationLoss
-    from ensdistill.members import ArrayMember, BoostedMember, CallableMember, OnnxMember, SklearnMember, TorchMember
-    from ensdistill.optimization import Optimization
-    from ensdistill.specs import SklearnMembers, TorchMembers
-    from ensdistill.student import StudentTrainer
-    from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
-    from ensdistill.transfer import TransferSet
+    from ensdistill.data.transfer import TransferSet
+    from ensdistill.loss.encoders import quantize_logits, sample_counts, top_k_targets
+    from ensdistill.loss.functional import RowStatistics, distillation_loss
+    from ensdistill.loss.linear import linear_distillation_loss
+    from ensdistill.loss.modules import DistillationLoss
+    from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
+    from ensdistill.student.trainer import StudentTrainer
+    from ensdistill.teachers import Ensemble, train_ensemble
+    from ensdistill.teachers.members import ArrayMember, BoostedMember, CallableMember, OnnxMember, SklearnMember, TorchMember
+    from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 import sys
 
-from ensdistill.cli import main
+from ensdistill.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """The distillation losses and their gradients from closed forms, in any precision, and data to try them on.
 
 In float64 it is the truth that the package is judged by; in float32 it is the naive code whose own error is the measure.
-It shares nothing with ensdistill.reference, whose gradient is made by autograd.
+It shares nothing with ensdistill.loss.reference, whose gradient is made by autograd.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensdistill.functional import distillation_loss
 from ensdistill.loss import settings
-from ensdistill.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
+from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
 
 COMBINERS = ("prob", "logit", "log_prob")
 DIVERGENCES = settings.DIVERGENCES
@@ -41,7 +41,7 @@ class Teacher:
 
 def closed_forms(
     student: Tensor,  # [N, C]
-    targets: Any,  # [K, N, C], [N, C], or one of ensdistill.targets
+    targets: Any,  # [K, N, C], [N, C], or one of ensdistill.loss.targets
     labels: Tensor | None = None,
     *,
     temperature: float = 1.0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ensdistill import ops
+from ensdistill.loss import ops
 
 if TYPE_CHECKING:
     import cuda_shim_helpers

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from ensdistill import ops
+from ensdistill.loss import ops
 
 SHIM = Path(__file__).parent / "shim"
 CSRC = Path(__file__).parent.parent / "csrc"

@@ -13,11 +13,10 @@ from unittest import mock
 import torch
 import yaml
 
-import ensdistill.run as job
-from ensdistill import stages
-from ensdistill.cli import main
-from ensdistill.config import Config
-from ensdistill.report import evaluate
+import ensdistill.job.scheduler as job
+from ensdistill.cli.main import main
+from ensdistill.job import evaluate, stages
+from ensdistill.job.config import Config
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}
 
@@ -36,13 +35,16 @@ JOB: dict[str, Any] = {
         "folds": 2,
         "members": [
             {
-                "class_path": "ensdistill.specs.TorchMembers",
+                "class_path": "ensdistill.teachers.recipes.TorchMembers",
                 "init_args": {"name": "mlp", "count": 1, "model": mlp(32, dropout=0.1), "optimization": OPTIMIZATION},
             },
-            {"class_path": "ensdistill.specs.SklearnMembers", "init_args": {"estimator": {"class_path": "sklearn.naive_bayes.GaussianNB"}}},
+            {
+                "class_path": "ensdistill.teachers.recipes.SklearnMembers",
+                "init_args": {"estimator": {"class_path": "sklearn.naive_bayes.GaussianNB"}},
+            },
         ],
     },
-    "cache": {"transfer": {"synthetic": [{"class_path": "ensdistill.transfer.Mixup", "init_args": {"rows": 60}}]}},
+    "cache": {"transfer": {"synthetic": [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 60}}]}},
     "distill": {
         "folds": 2,
         "students": {
@@ -68,7 +70,7 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
 
 
 def _execute(config: Config, todo: list[stages.Unit], reload: Any, display: Any) -> None:
-    """`ensdistill.run._execute` without processes: the same units through the same `_work`, one after the other."""
+    """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one after the other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     job._worker.update(config=config, messages=queue.SimpleQueue())

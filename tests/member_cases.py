@@ -7,8 +7,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.svm import SVC
 
-from ensdistill.members import ArrayMember, SklearnMember, TorchMember
 from ensdistill.models import MLP
+from ensdistill.teachers.members import ArrayMember, SklearnMember, TorchMember
 
 
 def members(rows):

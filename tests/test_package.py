@@ -37,7 +37,7 @@ def test_type_checkers_see_the_same_names():
 
 @pytest.mark.parametrize("name", [*LOSSES, *TARGETS, *ENCODERS, *MEMORY])
 def test_a_name_of_the_loss_family_is_documented(name):
-    from ensdistill import ops
+    from ensdistill.loss import ops
 
     value = getattr(ops if name in MEMORY else ensdistill, name)
     text = inspect.getdoc(value)

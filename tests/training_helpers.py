@@ -5,9 +5,9 @@ import functools
 import torch
 from torch import nn
 
+from ensdistill.common.optimization import Optimization
 from ensdistill.models import CNN
-from ensdistill.optimization import Optimization
-from ensdistill.training import train_stack
+from ensdistill.teachers.stack import train_stack
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
 SMALL = functools.partial(CNN, channels=[4, 8])

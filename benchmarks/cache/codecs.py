@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from benchmarks.cache.gather import WrongRecords
 from benchmarks.cache.stores import remove
 from ensdistill.cache import TargetCache, cache_targets
-from ensdistill.calibration import log_mixture
 from ensdistill.data import Rows
+from ensdistill.teachers.fitting.calibration import log_mixture
 
 CODECS: tuple[tuple[str, float | None], ...] = (
     ("fp32", None),

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ensdistill.files import atomic_path
+from ensdistill.common.files import atomic_path
 
 _OURS, _OTHERS = "#0072B2", "#999999"
 

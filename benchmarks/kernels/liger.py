@@ -13,7 +13,7 @@ from torch import Tensor
 from ensdistill.bench.cases import TEMPERATURE, Case
 from ensdistill.bench.contenders import Contender
 from ensdistill.bench.inputs import Inputs
-from ensdistill.targets import EnsembleLogits
+from ensdistill.loss.targets import EnsembleLogits
 
 _T = TEMPERATURE
 

@@ -10,7 +10,7 @@ from typing import Any
 from ensdistill.bench.race import MODES
 from ensdistill.bench.result import check_result
 from ensdistill.bench.table import Shape, best_peer, by_shape, is_family, mib, milliseconds, place, ratio, what
-from ensdistill.files import read_json, write_bytes
+from ensdistill.common.files import read_json, write_bytes
 
 BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
 _NAMED = re.compile(r"`(benchmarks/results/[^`]+\.json)`")

@@ -18,8 +18,8 @@ from torch import nn
 from benchmarks.teachers.contenders import CONTENDERS, Case
 from benchmarks.teachers.data import Task, digits, fashion
 from ensdistill import Ensemble
+from ensdistill.common.optimization import Optimization
 from ensdistill.models import MLP
-from ensdistill.optimization import Optimization
 
 SAME_ACCURACY = 0.02  # between contenders, of the ensembles' test accuracy: other seeds move it by less
 

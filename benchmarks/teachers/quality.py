@@ -10,9 +10,9 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
 
 from ensdistill import Ensemble, Optimization
-from ensdistill.metrics import correct_rows, nll_rows
 from ensdistill.models import MLP
 from ensdistill.report.bootstrap import interval, resampled_means
+from ensdistill.report.metrics import correct_rows, nll_rows
 
 
 def compare(
@@ -81,6 +81,6 @@ def _one(x: np.ndarray, y: np.ndarray, seed: int, rows: int | None, quick: bool)
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities [N, C]."""
-    from ensdistill.calibration import probabilities
+    from ensdistill.teachers.fitting.calibration import probabilities
 
     return probabilities(logits)

@@ -41,7 +41,7 @@ pybind11::dict names() {
 PYBIND11_MODULE(_cpu, m) {
   using namespace ensdistill;
   using namespace pybind11::literals;
-  m.doc() = "CPU kernels of ensdistill; use ensdistill.ops.";
+  m.doc() = "CPU kernels of ensdistill; use ensdistill.loss.ops.";
   m.attr("compiled_with_torch") = ENSDISTILL_TORCH_VERSION;
   m.attr("compiler") = __VERSION__;
   m.def("compiled_instruction_sets", &ensdistill::compiled_instruction_sets);

@@ -42,7 +42,7 @@ int registers(const std::string& layout, const std::string& student, const std::
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA kernels of ensdistill; use ensdistill.ops.";
+  m.doc() = "CUDA kernels of ensdistill; use ensdistill.loss.ops.";
   m.attr("architectures") = architectures();
   using namespace pybind11::literals;
   m.def("registers", &registers, "layout"_a, "student"_a, "targets"_a, "divergence"_a, "sparse"_a);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.bench.cases import ALPHA, TEMPERATURE
-from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
+from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
 
 
 @dataclass(frozen=True)

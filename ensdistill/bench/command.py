@@ -157,7 +157,7 @@ def _cases(options: argparse.Namespace, place: Cpu | Cuda) -> list[Case]:
 
 
 def _has_gpu() -> bool:
-    from ensdistill.ops import build_info
+    from ensdistill.loss.ops import build_info
 
     return torch.cuda.is_available() and bool(build_info()["cuda"]["built"])
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensdistill import ops
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.plain import Plain, plain_loss, tensors
 from ensdistill.bench.truth import Name
-from ensdistill.functional import distillation_loss
-from ensdistill.linear import linear_distillation_loss
+from ensdistill.loss import ops
+from ensdistill.loss.functional import distillation_loss
+from ensdistill.loss.linear import linear_distillation_loss
 
 Loss = Callable[[Inputs], Tensor]
 # The specification through torch.compile is timed on some shapes only: compiling it takes as long as compiling the plain code.

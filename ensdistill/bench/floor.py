@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ensdistill.bench.cases import Case
 from ensdistill.bench.inputs import Inputs
-from ensdistill.targets import QuantizedLogits, TopK
+from ensdistill.loss.targets import QuantizedLogits, TopK
 
 SOURCE = Path(__file__).with_name("floor.cpp")
 _WORD = 4

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.bench.cases import DTYPES, SIDE, TEACHER_HIDDEN, TEMPERATURE, Case
-from ensdistill.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
+from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
 
 
 @dataclass(frozen=True)

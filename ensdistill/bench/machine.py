@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensdistill import __version__, ops
+from ensdistill import __version__
+from ensdistill.loss import ops
 
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, the folder that holds it
 
@@ -83,7 +84,7 @@ def describe_source(device: torch.device) -> dict[str, Any]:
     """
     library = importlib.util.find_spec(f"ensdistill._{device.type}")
     other = "cuda" if device.type == "cpu" else "cpu"
-    built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.ops fails without the library
+    built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.loss.ops fails without the library
     csrc = [
         p
         for p in (ROOT / "csrc").rglob("*")

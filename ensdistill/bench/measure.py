@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ensdistill._native import release_memory
 from ensdistill.bench import floor, machine
 from ensdistill.bench.cases import Case
 from ensdistill.bench.inputs import Inputs
+from ensdistill.loss._native import release_memory
 
 Call = Callable[[], Any]
 # OpenMP's threads keep spinning for some milliseconds after their work; they would take a core from a neighbour that has its own.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
-from ensdistill.targets import EnsembleLogits, QuantizedLogits, TopK
+from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, TopK
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ensdistill.bench.race import MODES
 from ensdistill.bench.table import Shape, by_shape, is_family, place
-from ensdistill.files import atomic_path
+from ensdistill.common.files import atomic_path
 
 # Okabe and Ito's colours, and markers: the picture also reads in grey.
 _LOOKS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ensdistill.files import read_json, write_bytes
+from ensdistill.common.files import read_json, write_bytes
 
 SCHEMA_VERSION = 2
 

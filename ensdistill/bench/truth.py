@@ -11,7 +11,7 @@ from torch import Tensor
 from ensdistill.bench.cases import Case
 from ensdistill.bench.closed_forms import row_truth
 from ensdistill.bench.inputs import Inputs
-from ensdistill.targets import EnsembleLogits, Targets
+from ensdistill.loss.targets import EnsembleLogits, Targets
 
 Name = tuple[str, str]  # the kind and the form of a contender
 Output = tuple[Tensor, tuple[Tensor, ...]]  # loss [], and the leaves' gradients

@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete, CacheMismatch
-from ensdistill.files import write_bytes
+from ensdistill.common.files import write_bytes
 
 FORMAT_VERSION, _OLDEST = 3, 2
 # No manifest of ours comes near it; what is larger is never read into memory.

@@ -33,7 +33,7 @@ import numpy as np
 from ensdistill.cache.native import shards
 
 if TYPE_CHECKING:
-    from ensdistill.targets import Targets
+    from ensdistill.loss.targets import Targets
 
 Fields = dict[str, np.ndarray]
 """A codec's fields of N records by name, each ``[N, *shape]``."""
@@ -114,7 +114,7 @@ class Uint8:
         return np.where((scale < 0) & (codes == 0), np.float32(-np.inf), offset + np.abs(scale) * codes.astype(np.float32))
 
     def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-        from ensdistill.targets import QuantizedLogits
+        from ensdistill.loss.targets import QuantizedLogits
 
         codes, scale, offset = (_member_major(fields[name]) for name in ("codes", "scale", "offset"))
         if temperature is None:
@@ -140,7 +140,7 @@ class Float:
         return fields["logits"].astype(np.float32)
 
     def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-        from ensdistill.targets import EnsembleLogits, LogProbs
+        from ensdistill.loss.targets import EnsembleLogits, LogProbs
 
         logits = _member_major(fields["logits"])
         if self.name == "bf16":
@@ -176,7 +176,7 @@ class TopK:
         return out[:, None]
 
     def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-        from ensdistill.targets import TopK as Target
+        from ensdistill.loss.targets import TopK as Target
 
         assert temperature is not None
         ids = tensor(unpack_ids(fields["ids"], self.k, c))
@@ -204,7 +204,7 @@ class Counts:
             return np.log(shares)[:, None]
 
     def target(self, fields: Fields, c: int, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-        from ensdistill.targets import Counts as Target
+        from ensdistill.loss.targets import Counts as Target
 
         assert temperature is not None
         counts = fields["counts"]

@@ -23,8 +23,8 @@ from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.locks import writing
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, require_members
-from ensdistill.files import local_path
-from ensdistill.scalars import check_temperature, real
+from ensdistill.common.files import local_path
+from ensdistill.common.scalars import check_temperature, real
 
 Progress = Callable[[int, int], None]
 
@@ -60,7 +60,7 @@ def convert(
     CacheError
         The source holds a mixture only; and all that `cache_targets` raises.
     """
-    from ensdistill.checks import check_int  # imports torch, which reading a cache doesn't need
+    from ensdistill.loss.checks import check_int  # imports torch, which reading a cache doesn't need
 
     source = _opened(source)
     folder = _other_folder(source, path)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensdistill import encoders, reference
-from ensdistill._native import why_no_kernels
 from ensdistill.cache.codecs import Codec, Counts, Fields, TopK, codec_of, pack_ids
 from ensdistill.cache.floors import HALF
 from ensdistill.cache.manifest import Manifest, targets_of
 from ensdistill.cache.statistics import Cost
 from ensdistill.data import BadRows
-from ensdistill.encoders_reference import mixture_log_probs
+from ensdistill.loss import encoders, reference
+from ensdistill.loss._native import why_no_kernels
+from ensdistill.loss.encoders_reference import mixture_log_probs
 
 # Sums and differences of logits within it stay finite in float32. A larger one is a mask in disguise: -inf says that exactly.
 _LARGEST = 1e38

@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.cache.codecs import Counts, TopK, codec_of, unpack_ids
 from ensdistill.cache.reader import TargetCache
-from ensdistill.files import atomic_path, local_path
+from ensdistill.common.files import atomic_path, local_path
 
 _SAMPLES = 4096
 

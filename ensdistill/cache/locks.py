@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 
 from ensdistill.cache.errors import CacheLocked
-from ensdistill.files import FolderLocked, exclusive
+from ensdistill.common.files import FolderLocked, exclusive
 
 _WRITER = re.compile(r"\.writer-(\d+)-of-(\d+)\.lock")
 _PATIENCE = 20.0

@@ -26,7 +26,7 @@ from ensdistill.cache.folder import leftovers, own_files, remove, require_no_fol
 from ensdistill.cache.locks import Writer, writing
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
-from ensdistill.files import atomic_path, fsync
+from ensdistill.common.files import atomic_path, fsync
 
 # How long a writer that is done waits for one that does not show itself.
 PATIENCE = 60.0

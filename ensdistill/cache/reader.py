@@ -21,13 +21,13 @@ from ensdistill.cache.floors import largest_temperature
 from ensdistill.cache.manifest import MANIFEST, Manifest, kl_before, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
-from ensdistill.scalars import whole
+from ensdistill.common.scalars import whole
 
 if TYPE_CHECKING:
-    from ensdistill.augmentation import Augmentation
     from ensdistill.cache.writer import Ensemble
     from ensdistill.data import Rows
-    from ensdistill.targets import Targets
+    from ensdistill.data.augmentation import Augmentation
+    from ensdistill.loss.targets import Targets
 
 NOTABLE_KL = 0.01
 """Nats that storing may cost any row without a warning."""

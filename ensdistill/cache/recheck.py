@@ -16,13 +16,13 @@ from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
 from ensdistill.cache.writer import asked, uid_order
-from ensdistill.scalars import real
+from ensdistill.common.scalars import real
 
 if TYPE_CHECKING:
-    from ensdistill.augmentation import Augmentation
     from ensdistill.cache.reader import TargetCache
     from ensdistill.cache.writer import Ensemble
     from ensdistill.data import Rows
+    from ensdistill.data.augmentation import Augmentation
 
 _BATCH = 1024
 # Another batch size, device or library version moves a logit by this share of the largest one's size: float32 sums of some
@@ -62,7 +62,7 @@ def recheck(
             uids = np.sort(chosen[start : start + _BATCH])
             inputs = rows.inputs[order[uids]]
             if augment is not None:
-                from ensdistill.views import view_inputs
+                from ensdistill.data.versions import view_inputs
 
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)

@@ -22,7 +22,7 @@ from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, C
 from ensdistill.cache.folder import leftovers, remove, require_no_folders, require_no_other
 from ensdistill.cache.locks import writing
 from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, read_manifest
-from ensdistill.files import atomic_path, local_path
+from ensdistill.common.files import atomic_path, local_path
 
 _CHUNK = 1 << 22
 _AT_ONCE, _TRIES, _PAUSE, _LONGEST_WAIT = 8, 4, 0.5, 3600.0

@@ -14,7 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ensdistill.cache.reader import TargetCache
-    from ensdistill.targets import Targets
+    from ensdistill.loss.targets import Targets
 
 Batch = np.ndarray | tuple[np.ndarray, int | np.ndarray]
 

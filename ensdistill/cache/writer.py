@@ -15,13 +15,13 @@ from ensdistill.cache.fingerprint import as_json, input_hashes
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, made_from
+from ensdistill.common.files import local_path
+from ensdistill.common.processes import processes
+from ensdistill.common.scalars import check_temperature, plain
 from ensdistill.data import BadRows, Rows
-from ensdistill.files import local_path
-from ensdistill.processes import processes
-from ensdistill.scalars import check_temperature, plain
 
 if TYPE_CHECKING:
-    from ensdistill.augmentation import Augmentation
+    from ensdistill.data.augmentation import Augmentation
 
 _LONGEST = 2**24
 Ask = Callable[[np.ndarray, np.ndarray], Any]
@@ -102,7 +102,7 @@ def cache_targets(
     views : int
         Versions of each sample, each augmented in its own way by ``augment``.
     augment : Augmentation, optional
-        Changes the inputs before the teachers see them; ``ensdistill.views.view_inputs`` gives the student the same.
+        Changes the inputs before the teachers see them; ``ensdistill.data.versions.view_inputs`` gives the student the same.
     lengths : ndarray [N], integer, optional
         In the order of ``rows``: the samples are sequences, of which so many positions count; ``predict_logits`` gives [K, N, L, C].
     max_kl : float, optional
@@ -192,7 +192,7 @@ def cache_targets(
     hashes, counts = input_hashes(rows.inputs)[order], _lengths(lengths, rows, order)
     described = None
     if augment is not None:
-        from ensdistill.views import describe_views
+        from ensdistill.data.versions import describe_views
 
         described = as_json("augment", describe_views(augment, views, seed))
     plan["fingerprint"] = {
@@ -286,7 +286,7 @@ class _Teachers:
             self._encoder = Encoder(self.plan)
         inputs, hashes, lengths = self.rows.inputs[self.order[uids]], self.hashes[uids], self.lengths(view, uids)
         if self.augment is not None:
-            from ensdistill.views import view_inputs
+            from ensdistill.data.versions import view_inputs
 
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
             hashes = input_hashes(inputs)
@@ -329,7 +329,7 @@ def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:
 
 def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
     """``predict_logits``; of this package's own ensemble the form that leaves logits on a GPU. Not where somebody's own takes its place."""
-    from ensdistill.ensemble import Ensemble as Own
+    from ensdistill.teachers import Ensemble as Own
 
     own = getattr(type(ensemble), "predict_logits", None) is Own.predict_logits and "predict_logits" not in vars(ensemble)
     predict = ensemble.predict_logits_on_device if own else ensemble.predict_logits  # type: ignore[attr-defined]

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from ensdistill import _native
-from ensdistill.checks import check_combiner, check_int, check_one_of
-from ensdistill.scalars import check_temperature, real
-from ensdistill.targets import Combiner
+from ensdistill.common.scalars import check_temperature, real
+from ensdistill.loss import _native
+from ensdistill.loss.checks import check_combiner, check_int, check_one_of
+from ensdistill.loss.targets import Combiner
 
 # The library's own list, csrc/divergences.def: a divergence that is added there needs no second name here.
 DIVERGENCES = _native.names("divergence")
@@ -49,7 +49,7 @@ class LossSettings:
     beta : float
         Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta times the reverse.
     tail : {"tail", "renormalize", "zero"}
-        For :class:`~ensdistill.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
+        For :class:`~ensdistill.loss.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
         states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing. Counts are always
         renormalised; ``zero`` is refused for them.
     ignore_index : int

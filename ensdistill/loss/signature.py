@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensdistill import _native  # noqa: F401  defines the op
+from ensdistill.loss import _native  # noqa: F401  defines the op
 from ensdistill.loss.settings import LossSettings
 
 _SCHEMA = str(torch.ops.ensdistill.distill_loss.default._schema)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensdistill.scalars import whole
+from ensdistill.common.scalars import whole
 
 RESAMPLES = 4000
 LEVEL = 0.95

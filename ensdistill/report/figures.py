@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensdistill import metrics
+from ensdistill.report import metrics
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS, RunResults
 from ensdistill.report.verdict import KIND_LABELS
 

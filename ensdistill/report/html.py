@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ensdistill import files
+from ensdistill.common import files
 from ensdistill.report import figures, table
 from ensdistill.report.judge import judge
 from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults

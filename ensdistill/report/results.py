@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill import metrics
-from ensdistill.copies import Copies
+from ensdistill.data.copies import Copies
+from ensdistill.report import metrics
 
 SHARED_KINDS = ("ensemble", "best_member")
 # Metrics after temperature scaling, beside those before. See `scaling` for the rows.

@@ -16,10 +16,10 @@ import numpy as np
 
 import ensdistill.cache.encoding  # noqa: F401  before the forks
 from ensdistill.cache import CacheIncomplete, TargetCache, add_member, cache_targets, convert
+from ensdistill.common.files import write_arrays
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
-from ensdistill.files import write_arrays
 from ensdistill.models import MLP
-from ensdistill.optimization import Optimization
 
 N = 300
 LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
@@ -62,7 +62,7 @@ def with_member(folder: Path) -> None:
 
 
 def trained(folder: Path) -> None:
-    from ensdistill.student import StudentTrainer  # takes seconds, which the other jobs' processes need not wait for
+    from ensdistill.student.trainer import StudentTrainer  # takes seconds, which the other jobs' processes need not wait for
 
     write(source := folder.with_name("source"))
     trainer, checkpoint = StudentTrainer(Optimization(steps=256, batch_size=32)), folder / "checkpoint.safetensors"
@@ -172,7 +172,7 @@ def every_overwriting_step(folder: Path) -> dict[str, int]:
 def main() -> None:
     command, folder, *rest = sys.argv[1:]
     if rest == ["train"]:
-        import ensdistill.student  # noqa: F401  before the forks
+        import ensdistill.student.trainer  # noqa: F401  before the forks
     if command == "steps":
         result = every_overwriting_step(Path(folder)) if rest == ["overwrite"] else every_step(Path(folder), JOBS[rest[0]])
         print(json.dumps(result))

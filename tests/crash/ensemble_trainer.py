@@ -13,10 +13,10 @@ import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
 from ensdistill.cache import cache_targets
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import Digits, Rows
-from ensdistill.ensemble import Ensemble
 from ensdistill.models import MLP
-from ensdistill.optimization import Optimization
+from ensdistill.teachers import Ensemble
 
 STEPS = 192
 

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch import distributed, nn
 
-from ensdistill.augmentation import ShiftImages
 from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import UNLABELLED, Digits, Rows
-from ensdistill.ensemble import Ensemble
+from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
-from ensdistill.optimization import Optimization
-from ensdistill.student import StudentTrainer
+from ensdistill.student.trainer import StudentTrainer
+from ensdistill.teachers import Ensemble
 
 EVERY = 32  # steps between two checkpoints
 

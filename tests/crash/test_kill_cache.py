@@ -72,7 +72,7 @@ def processes(monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cache_writer", "ensdistill.student"])
+    context.set_forkserver_preload(["cache_writer", "ensdistill.student.trainer"])
     return context.Process
 
 

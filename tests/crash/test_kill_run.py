@@ -19,8 +19,8 @@ PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
 # The command as a user gives it but for the measuring of latencies, which takes most of so small a job's time.
 COMMAND = """
 import sys
-import ensdistill.report.evaluate as evaluate
-from ensdistill.cli import main
+import ensdistill.job.evaluate as evaluate
+from ensdistill.cli.main import main
 evaluate.LATENCY_SECONDS = 0.0
 sys.exit(main())
 """

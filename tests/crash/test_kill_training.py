@@ -12,7 +12,7 @@ import torch
 
 from ensdistill.cache import cache_targets
 from ensdistill.data import Digits, Rows
-from ensdistill.ensemble import Ensemble
+from ensdistill.teachers import Ensemble
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

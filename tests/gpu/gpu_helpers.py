@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ensdistill import ops
+from ensdistill.loss import ops
 
 DEVICE = torch.device("cuda", 0)
 

@@ -10,7 +10,7 @@ from cache_helpers import Teachers, digits
 from torch import nn
 
 from ensdistill.cache import cache_targets, encoding
-from ensdistill.ensemble import Ensemble
+from ensdistill.teachers import Ensemble
 
 gpu_helpers.need_gpu()
 

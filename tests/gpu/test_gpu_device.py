@@ -11,9 +11,9 @@ from gpu_helpers import leaf, moved
 
 from benchmarks import sanitize
 from ensdistill.functional import distillation_loss
-from ensdistill.linear import linear_distillation_loss
-from ensdistill.plans import kernel_plan
-from ensdistill.targets import QuantizedLogits
+from ensdistill.loss.explain import kernel_plan
+from ensdistill.loss.linear import linear_distillation_loss
+from ensdistill.loss.targets import QuantizedLogits
 
 gpu_helpers.need_gpu()
 

@@ -15,8 +15,8 @@ from gpu_helpers import back, moved, on_gpu
 from test_cuda_shim_encoders import raw_of, without_reference
 
 from benchmarks import sanitize
-from ensdistill.encoders import sample_counts, top_k_targets
-from ensdistill.targets import QuantizedLogits
+from ensdistill.loss.encoders import sample_counts, top_k_targets
+from ensdistill.loss.targets import QuantizedLogits
 
 gpu_helpers.need_gpu()
 

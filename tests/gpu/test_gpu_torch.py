@@ -11,9 +11,9 @@ from test_divergences import make_targets
 from test_ops import LABELS, arguments
 from torch.autograd import gradcheck, gradgradcheck
 
-from ensdistill import ops
 from ensdistill.functional import distillation_loss
-from ensdistill.linear import linear_distillation_loss
+from ensdistill.loss import ops
+from ensdistill.loss.linear import linear_distillation_loss
 
 gpu_helpers.need_gpu()
 

@@ -1,0 +1,346 @@
+"""``ensdistill cache info | verify | add-member | drop-member | reweight | convert | export | push | pull``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache.derive import add_member, convert, drop_member, reweight
+from ensdistill.cache.reader import TargetCache
+from ensdistill.common.display import Rate
+
+EXAMPLE = "runs/digits/seed-0/cache/targets"
+IN_ORDER = "in-order"
+CODECS = "uint8, fp16, bf16, fp32, topk-N or counts-N"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    p = argparse.ArgumentParser(prog="ensdistill cache", description="What can be done with a target cache once it is built.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text[0].lower() + text[1:].split(". ")[0].rstrip("."),
+            description=f"{text} Example: ensdistill cache {name} {example}",
+        )
+        sub.set_defaults(work=work)
+        return sub
+
+    sub = command(
+        "info",
+        _info,
+        "What a target cache holds: records, codec and its measured error, members with their weights, combiner, classes. It reads the "
+        "manifest alone.",
+        EXAMPLE,
+    )
+    _folder(sub)
+
+    sub = command(
+        "verify",
+        _verify,
+        "Reads every record of a target cache and checks every byte against the manifest; the exit status is 1 where one differs.",
+        f"{EXAMPLE} --against-teachers 0.1%",
+    )
+    _folder(sub)
+    sub.add_argument(
+        "--against-teachers",
+        type=_share,
+        metavar="SHARE",
+        help="also ask the teachers again about so many of the samples (0.1%% or 0.001) and compare what they say",
+    )
+    sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
+    sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
+    sub.add_argument(
+        "--config", type=Path, help="the job's YAML file, which names the augmentation of a cache with views, and model classes of your own"
+    )
+
+    sub = command(
+        "add-member",
+        _add,
+        "Writes a copy of a target cache with one member more; the others are not run again. The logits are a NumPy file, float32 "
+        "[samples, classes], and --uids names the sample of each of its rows.",
+        f"{EXAMPLE} with-forest --name forest --logits forest.npy --uids uids.npy --weight 0.2",
+    )
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--name", required=True, help="of the new member")
+    sub.add_argument("--logits", type=Path, required=True, metavar="FILE.npy")
+    sub.add_argument(
+        "--uids",
+        required=True,
+        metavar="FILE.npy",
+        help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: row i is that of uid i",
+    )
+    sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
+
+    sub = command("drop-member", _drop, "Writes a copy of a target cache without one of its members.", f"{EXAMPLE} without-a --name a")
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--name", required=True, help="of the member")
+
+    sub = command(
+        "reweight",
+        _reweight,
+        "Gives the members of a target cache other weights, in place. A job's own cache gets the job's weights again at its next run: "
+        "reweight a copy.",
+        "my-copy forest=0.5 svc=0.3 cnn=0.2",
+    )
+    _folder(sub)
+    sub.add_argument("weights", nargs="+", type=_weight, metavar="MEMBER=WEIGHT", help="one for each member")
+
+    sub = command(
+        "convert",
+        _convert,
+        "Writes the same targets in another codec, or only their mixture.",
+        f"{EXAMPLE} small --codec topk-4 --mixture-at 2",
+    )
+    _folder(sub)
+    _out(sub)
+    sub.add_argument("--codec", required=True, help=CODECS)
+    sub.add_argument("--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
+    sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
+
+    sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
+    _folder(sub)
+    sub.add_argument("file", metavar="FILE.parquet")
+
+    sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
+    _folder(sub)
+    sub.add_argument("url")
+    _overwrite(sub)
+
+    sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
+    sub.add_argument("url")
+    sub.add_argument("folder")
+    _overwrite(sub)
+    return p
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; returns the exit status. Wrong usage exits with 2, as argparse does."""
+    options = parser().parse_args(list(words))
+    return options.work(options, Console(highlight=False, soft_wrap=True))
+
+
+def _folder(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="of the cache")
+
+
+def _out(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("out", metavar="OUT", help="the new cache's folder")
+    _overwrite(sub)
+
+
+def _overwrite(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--overwrite", action="store_true", help="even if another cache is there")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share of the samples such as 0.1% or 0.001; got {text!r}")
+    return share
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        return (name, float(number)) if name else (_ for _ in ()).throw(ValueError)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected MEMBER=WEIGHT, such as forest=0.5; got {text!r}") from None
+
+
+def _info(options: argparse.Namespace, console: Console) -> int:
+    cache = TargetCache.open(options.folder)
+    manifest = cache.manifest
+    kl = manifest["statistics"]["kl"]
+    table = Table.grid(padding=(0, 3))
+    table.add_row("folder", str(options.folder))
+    views = f", in {cache.views} views" if cache.views > 1 else ""
+    records = sum(shard["records"] for shard in manifest["shards"])
+    positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    table.add_row(
+        "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
+    )
+    converted = any(m.conversions(manifest, name) for name in cache.names)
+    to = "the source's" if converted else "the exact"
+    table.add_row("codec", f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats")
+    if converted:
+        table.add_row("", f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, all steps added up")
+    table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
+    table.add_row("combiner", cache.combiner)
+    any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
+    table.add_row("temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
+    table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
+    if made_by := manifest["fingerprint"].get("views"):
+        table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
+    for step in manifest["fingerprint"].get("derived", []):
+        table.add_row("derived", ", ".join(f"{what} {_told(about)}" for what, about in step.items()))
+    console.print(table)
+    return 0
+
+
+def _told(value: Any) -> str:
+    """What a step of the fingerprint is about, without braces and with few digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(about)}" for name, about in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    cache = TargetCache.open(options.folder)
+    with _progress("reading", "bytes") as progress:
+        cache.verify(progress=progress)
+    console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written")
+    if options.against_teachers is not None:
+        from safetensors.numpy import load_file
+
+        from ensdistill.data import Rows
+        from ensdistill.teachers import Ensemble
+
+        # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors, seed-0/teachers/ensemble.
+        transfer = options.transfer or cache.path.resolve().parent / "transfer.safetensors"
+        ensemble = options.ensemble or cache.path.resolve().parent.parent / "teachers" / "ensemble"
+        for name, place in (("transfer", transfer), ("ensemble", ensemble)):
+            if not place.exists():
+                raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
+        trusted, augment = _of_job(options.config)
+        if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
+            got = "nothing" if options.config is None else f"{options.config}, which has none"
+            raise ValueError(
+                f"--config: expected a job's YAML file with the cache.augment by which the inputs were changed, {made_by['augment']}; "
+                f"got {got}"
+            )
+        rows = Rows(**load_file(transfer))
+        teachers = Ensemble.load(ensemble, trusted)
+        with _progress("asking the teachers") as progress:
+            count = cache.verify_against(teachers, rows, share=options.against_teachers, augment=augment, progress=progress)
+        console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
+    return 0
+
+
+def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
+    """The classes that a job's YAML file names, and the augmentation of its cache."""
+    if file is None:
+        return (), None
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}")
+    from ensdistill.cli.settings import load_config
+    from ensdistill.job.stages import trusted_classes
+
+    config = load_config(["--config", str(file)], "cache build")
+    return trusted_classes(config), config.cache.augment
+
+
+@contextmanager
+def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left, on standard error and only while somebody can look at it; ``unit`` may be ``bytes``."""
+    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TextColumn("left"), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _written(console: Console, cache: TargetCache) -> int:
+    kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
+    if any(m.conversions(cache.manifest, name) for name in cache.names):
+        kl += f" to the source's targets, theirs {max(m.kl_before(cache.manifest).values()):.1e}"
+    console.print(f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, {kl}")
+    return 0
+
+
+def _array(option: str, file: Path | str, expected: str) -> Any:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{option}: {file}: expected a NumPy file of {expected}; {error}") from None
+
+
+def _add(options: argparse.Namespace, console: Console) -> int:
+    logits = _array("--logits", options.logits, "float32 [samples, classes]")
+    if options.uids == IN_ORDER:
+        uids = np.arange(len(TargetCache.open(options.folder)))
+    else:
+        uids = _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
+    wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}
+    wanted |= {"max_kl": options.max_kl, "overwrite": options.overwrite}
+    with _progress("adding") as progress:
+        cache = add_member(options.folder, options.out, **wanted, progress=progress)
+    return _written(console, cache)
+
+
+def _drop(options: argparse.Namespace, console: Console) -> int:
+    with _progress("copying") as progress:
+        cache = drop_member(options.folder, options.out, name=options.name, overwrite=options.overwrite, progress=progress)
+    return _written(console, cache)
+
+
+def _reweight(options: argparse.Namespace, console: Console) -> int:
+    weights: dict[str, float] = {}
+    for name, weight in options.weights:
+        if name in weights:
+            raise ValueError(f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}")
+        weights[name] = weight
+    cache = reweight(options.folder, weights)
+    console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
+    return 0
+
+
+def _convert(options: argparse.Namespace, console: Console) -> int:
+    wanted = {name: getattr(options, name) for name in ("codec", "mixture_at", "max_kl", "seed", "overwrite")}
+    with _progress("converting") as progress:
+        cache = convert(options.folder, options.out, **wanted, progress=progress)
+    return _written(console, cache)
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.export import export_parquet
+
+    with _progress("exporting") as progress:
+        rows = export_parquet(options.folder, options.file, progress=progress)
+    console.print(f"[green]✓[/] {options.file}: {rows} rows")
+    return 0
+
+
+def _push(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.remote import upload
+
+    with _progress("sending", "bytes") as progress:
+        upload(options.folder, options.url, overwrite=options.overwrite, progress=progress)
+    console.print(f"[green]✓[/] {options.url}")
+    return 0
+
+
+def _pull(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cache.remote import download
+
+    with _progress("fetching", "bytes") as progress:
+        folder = download(options.url, options.folder, overwrite=options.overwrite, progress=progress)
+    return _written(console, TargetCache.open(folder))

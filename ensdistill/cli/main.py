@@ -1,0 +1,183 @@
+"""The command line. Settings come from a YAML file and dotted overrides; every stage of the job is a command of its own."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ensdistill.cli.help import OTHERS, USAGE, job_help, setting_help
+from ensdistill.cli.settings import config_files, load_config
+from ensdistill.common.errors import message
+
+CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
+STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "distill": "distill", "report": "report"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 for an error in the work, 2 for wrong usage, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # A model of the user's own is named by import path, from where the command is run.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from ensdistill import __version__
+
+        print(f"ensdistill {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command == "cache" and rest and rest[0] in ("build", *CACHE_COMMANDS):
+        command, rest = f"cache {rest[0]}", rest[1:]
+    try:
+        if command.startswith("cache ") and command != "cache build":
+            from ensdistill.cli.cache import main as cache
+
+            try:
+                return cache([command.removeprefix("cache "), *rest])
+            except SystemExit as usage:  # argparse has said what is wrong
+                return int(usage.code or 0)
+        if command in OTHERS and _asks_for_help(rest):
+            print(OTHERS[command], end="")
+            return 0
+        if command == "info":
+            return _info() if not rest else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
+        if command == "bench":
+            from ensdistill.bench.command import main as bench
+
+            return bench(rest)
+        if command in STAGES:
+            return _job(command, rest)
+    except KeyboardInterrupt:
+        print("\nStopped. Everything finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to tell it
+        return 0
+    except Exception as error:
+        return _failed(error)
+    known = [*STAGES, *(f"cache {name}" for name in CACHE_COMMANDS), "info", "bench"]
+    if command == "cache" and rest:
+        command = f"cache {rest[0]}"
+    near = difflib.get_close_matches(command, known, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return _usage_error(f"command: expected one of {', '.join(known)}; got {command!r}.{hint}")
+
+
+def _failed(error: Exception) -> int:
+    """An error on the terminal: its message, and a traceback only where the message may not be enough."""
+    from ensdistill.cache.errors import CacheError
+
+    print(f"ensdistill: {message(error)}", file=sys.stderr)
+    details = getattr(error, "details", None)
+    if os.environ.get("ENSDISTILL_TRACEBACK"):
+        import traceback
+
+        print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
+    # The cache's errors, like the system's, are about files and not about code.
+    elif not getattr(error, "by_system", isinstance(error, OSError | CacheError)):
+        print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
+    return 1
+
+
+def _usage_error(message: str) -> int:
+    print(f"ensdistill: {message}\n`ensdistill --help` shows the commands.", file=sys.stderr)
+    return 2
+
+
+def _job(command: str, rest: list[str]) -> int:
+    asked = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
+    if asked is not None:
+        setting, _, path = rest[asked].removeprefix("--").partition("=")
+        following = rest[asked + 1] if len(rest) > asked + 1 and not rest[asked + 1].startswith("-") else ""
+        try:
+            print(setting_help(setting.removesuffix(".help"), path or following), end="")
+        except ValueError as error:
+            return _usage_error(str(error))
+        return 0
+    if _asks_for_help(rest):
+        print(job_help(command), end="")
+        return 0
+    if rest and not rest[0].startswith("-"):
+        rest = ["--config", *rest]
+    if wrong := _no_config(command, rest):
+        return _usage_error(wrong)
+    try:
+        config = load_config(rest, command)
+    except SystemExit:  # --print_config has printed
+        return 0
+    except (ValueError, TypeError) as error:
+        return _usage_error(str(error))
+
+    from rich.console import Console
+
+    from ensdistill.common.display import Display
+    from ensdistill.job.scheduler import run
+
+    with Display() as display:
+        report = run(config, STAGES[command], partial(load_config, rest, command, os.getcwd()), display)
+    console = Console()
+    unchanged = "" if display.done else " (unchanged)"
+    if report is None:
+        tick = "✓" if display.done else "="
+        console.print(f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True)
+    else:
+        from ensdistill.report import print_report
+
+        print_report(report, console)
+        where = f"{config.run_folder / 'report.html'}  and  report.json, figures/ beside it"
+        console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _asks_for_help(words: Sequence[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _no_config(command: str, words: list[str]) -> str:
+    """What is wrong with the CONFIG among a job's words, or nothing."""
+    example = f"ensdistill {command} examples/digits.yaml"
+    paths = list(config_files(words))
+    for path in paths:
+        if path.is_dir():
+            return f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
+        if not path.is_file():
+            return f"{command}: CONFIG: there is no file {str(path)!r}"
+    if paths:
+        return ""
+    if later := next((word for word in words if Path(word).is_file()), ""):
+        return f"{command}: CONFIG comes first: ensdistill {command} {shlex.join([later, *(word for word in words if word != later)])}"
+    return f"{command}: expected a CONFIG file, for example: {example}"
+
+
+def _info() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ensdistill import __version__
+    from ensdistill.loss.ops import build_info
+
+    info = build_info()
+    cpu, cuda, torch = info["cpu"], info["cuda"], info["torch"]
+    table = Table.grid(padding=(0, 3))
+    table.add_row("ensdistill", __version__)
+    table.add_row("torch", f"{torch['running']}")
+    table.add_row("", f"built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later")
+    table.add_row("CPU built", f"{', '.join(cpu['compiled'])} (compiler {cpu['compiler']})")
+    here = f"{', '.join(cpu['runnable'])}; in use: {cpu['instruction_set']}"
+    table.add_row("CPU here", f"{here}; {cpu['threads']} threads, {cpu['cores']} cores")
+    if cuda["built"]:
+        table.add_row("CUDA built", ", ".join(cuda["architectures"]))
+    else:
+        reason = "this torch has no CUDA" if torch["cuda"] is None else "no CUDA toolkit was found at build time"
+        table.add_row("CUDA built", f"no: {reason}")
+    table.add_row("CUDA here", ", ".join(cuda["devices"]) or "no GPU")
+    Console().print(table)
+    return 0

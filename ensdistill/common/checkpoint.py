@@ -1,0 +1,152 @@
+"""The state of a training on disk, so that a killed run goes on and ends with the same bits.
+
+One ``.safetensors`` file: tensors ``model/*``, ``optimizer/<parameter>/<key>`` and ``generator/<name>``, and one JSON string in
+its metadata with everything else. Nothing is pickled, so that reading a checkpoint can't run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ensdistill.common.files import write_bytes
+from ensdistill.common.processes import Processes
+
+KEY = "ensdistill_checkpoint"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a training goes on: ``step`` steps are done; ``values`` is what was saved beside it."""
+
+    step: int
+    values: Any
+
+
+def save_checkpoint(
+    path: Path | str,
+    *,
+    step: int,
+    fingerprint: str,
+    tensors: Mapping[str, Tensor],
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    generators: Mapping[str, torch.Generator] | None = None,
+    values: Any = None,
+) -> None:
+    """Atomically write the state of a training.
+
+    Parameters
+    ----------
+    step : int
+        Steps done.
+    fingerprint : str
+        Of everything the training depends on (see :func:`ensdistill.common.fingerprint.digest`); a checkpoint of something else is not resumed.
+    tensors : dict of Tensor
+        What is trained, for example ``module.state_dict()``.
+    optimizer, scheduler
+        Their ``state_dict()`` is saved.
+    generators : dict of torch.Generator
+        Their state is saved. ``torch.default_generator`` may be among them.
+    values : JSON-able
+        Anything else, for example a learning curve.
+    """
+    arrays = {f"model/{name}": tensor for name, tensor in tensors.items()}
+    header: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "values": values}
+    if optimizer is not None:
+        state = optimizer.state_dict()
+        header["optimizer"] = {"groups": state["param_groups"], "plain": {}}
+        for index, entries in state["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    arrays[f"optimizer/{index}/{key}"] = value
+                else:
+                    header["optimizer"]["plain"].setdefault(str(index), {})[key] = value
+    if scheduler is not None:
+        header["scheduler"] = scheduler.state_dict()
+    for name, generator in (generators or {}).items():
+        arrays[f"generator/{name}"] = generator.get_state()
+    # clone(): safetensors refuses tensors that share storage (tied weights), and the file should hold values, not views.
+    blob = save({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, metadata={KEY: json.dumps(header)})
+    write_bytes(path, blob)
+
+
+def load_checkpoint(
+    path: Path | str,
+    *,
+    fingerprint: str,
+    tensors: Mapping[str, Tensor],
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    generators: Mapping[str, torch.Generator] | None = None,
+    group: Processes | None = None,
+) -> Resumed | None:
+    """Bring what is given back to the saved state, in place.
+
+    Parameters
+    ----------
+    group : Processes, optional
+        Processes that all call this: the file of process 0 is the one that all take, so that all go on from the same step.
+
+    Returns
+    -------
+    Resumed or None
+        None, with nothing changed, where there is no checkpoint or it belongs to another fingerprint.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or its tensors do not fit (names, shapes or dtypes).
+    """
+    path, group = Path(path), group or Processes()
+    blob = group.first(path.read_bytes() if group.rank == 0 and path.exists() else None)
+    if blob is None:
+        return None
+    try:
+        header = json.loads(_metadata(blob)[KEY])
+        if header["fingerprint"] != fingerprint:
+            return None
+        arrays = load(blob)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({error}); delete it to start this training again") from error
+
+    saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
+    if saved.keys() != tensors.keys():
+        raise ValueError(f"{path}: expected tensors {sorted(tensors)}; the checkpoint has {sorted(saved)}")
+    for name, target in tensors.items():
+        value = saved[name]
+        if value.shape != target.shape or value.dtype != target.dtype:
+            raise ValueError(
+                f"{path}: {name}: expected {target.dtype} {list(target.shape)}; the checkpoint has {value.dtype} {list(value.shape)}"
+            )
+    with torch.no_grad():
+        for name, target in tensors.items():
+            target.copy_(saved[name])
+    if optimizer is not None:
+        state: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in header["optimizer"]["plain"].items()}
+        for name, value in arrays.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/", 2)
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]["groups"]})
+    if scheduler is not None:
+        scheduler.load_state_dict(header["scheduler"])
+    for name, generator in (generators or {}).items():
+        generator.set_state(arrays[f"generator/{name}"])
+    return Resumed(header["step"], header["values"])
+
+
+def _metadata(blob: bytes) -> Any:
+    """The strings beside a safetensors file's tensors: the header is JSON, after its length in 8 bytes."""
+    length = int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8 : 8 + length])["__metadata__"]

@@ -1,0 +1,163 @@
+"""Configured objects as plain data: for fingerprints, and to write down how a module is built again without pickling it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ensdistill.common.fingerprint import source_digest
+
+BUILT_IN = ("ensdistill.models.", "torch.nn.")
+
+
+def class_path(cls: type) -> str:
+    """The import path of a class.
+
+    >>> class_path(nn.Linear)
+    'torch.nn.modules.linear.Linear'
+    """
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def describe(value: Any) -> Any:
+    """What ``value`` is made of, as JSON-able data that is the same in every process: its settings, and its source's digest.
+
+    Parameters
+    ----------
+    value : plain data, dataclass, scikit-learn estimator, class, function, or functools.partial of one
+
+    Raises
+    ------
+    TypeError
+        For anything else: it has no settings that could be read.
+
+    Examples
+    --------
+    >>> from sklearn.svm import SVC
+    >>> describe(SVC(C=3.0))["params"]["C"]
+    3.0
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, functools.partial):
+        return {"partial": [describe(v) for v in (value.func, *value.args)], "init_args": describe(value.keywords)}
+    if inspect.isclass(value):
+        return _class(value)
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {**_class(type(value)), "fields": fields}
+    if hasattr(value, "get_params"):
+        return {**_class(type(value)), "params": describe(value.get_params(deep=False))}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [describe(v) for v in value]
+    if inspect.isfunction(value) or inspect.isbuiltin(value):
+        return {"function": f"{value.__module__}.{value.__qualname__}", "source": source_digest(value)}
+    raise TypeError(f"describe: expected plain data, a dataclass, an estimator, a class or a function; got {class_path(type(value))}")
+
+
+def _class(cls: type) -> dict[str, str | None]:
+    # An edited class is another one, whatever it is called and however it is set.
+    return {"class_path": class_path(cls), "source": source_digest(cls)}
+
+
+def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
+    """The module that a factory makes.
+
+    Raises
+    ------
+    TypeError
+        It is a module itself or nothing that can be called, or what it makes is no module.
+    ValueError
+        The module has parameters without a shape (``LazyLinear`` and the like).
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        got = f"the {type(factory).__name__} itself" if isinstance(factory, nn.Module) else type(factory).__name__
+        raise TypeError(f"factory: expected what makes a new module (its class, functools.partial of it, a function); got {got}")
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"factory: expected a torch.nn.Module; got {type(module).__name__}")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
+            raise ValueError(
+                f"factory: expected a module whose parameters have a shape; {name} of {kind} gets one by a first batch: name its inputs "
+                f"({kind.removeprefix('Lazy')} in the place of {kind}), or let a function make the module and pass it two rows"
+            )
+    return module
+
+
+def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
+    """``{"class_path", "init_args"}`` of a module class or of a ``functools.partial`` of one (which is what a config's
+    ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is not plain data.
+
+    >>> module_recipe(functools.partial(nn.Linear, in_features=2, out_features=3))["init_args"]
+    {'in_features': 2, 'out_features': 3}
+    """
+    parts: list[Any] = [factory]
+    arguments: dict[str, Any] = {}
+    if isinstance(factory, functools.partial):
+        parts, arguments = [factory.func, *factory.args], dict(factory.keywords)
+    # jsonargparse puts its own callables before the class.
+    if not (inspect.isclass(parts[-1]) and issubclass(parts[-1], nn.Module)):
+        return None
+    if not _plain(arguments):
+        return None
+    return {"class_path": class_path(parts[-1]), "init_args": describe(arguments)}
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str, np.number, np.bool_))
+
+
+def build_module(recipe: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
+    """Build the module that :func:`module_recipe` wrote down, with new parameters.
+
+    Parameters
+    ----------
+    recipe : dict
+    trusted : sequence of str
+        Class paths that may be imported beside those of ``ensdistill.models`` and ``torch.nn``.
+
+    Raises
+    ------
+    ValueError
+        The class is not trusted, not there, not a module class, or does not take these arguments.
+    """
+    path, arguments = recipe.get("class_path"), recipe.get("init_args")
+    if not isinstance(path, str) or not isinstance(arguments, dict):
+        raise ValueError(f"recipe: expected class_path and init_args; got {dict(recipe)!r}")
+    # Importing a module runs it, so the name is judged before anything is imported.
+    if path not in trusted and not path.startswith(BUILT_IN):
+        raise ValueError(
+            f"{path} is not trusted: it is neither in ensdistill.models nor in torch.nn. If you know it, pass trusted=[{path!r}]"
+        )
+    module_name, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be imported ({error})") from error
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise ValueError(f"{path}: expected a subclass of torch.nn.Module")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{path}: does not take these arguments ({error})") from error

@@ -1,0 +1,93 @@
+"""Random changes of inputs that keep the class. The draws are separate from their application, so that many models' batches,
+each with draws from its own generator, are changed in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ensdistill.common.scalars import plain_fields
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """What ``augment.class_path`` in a config may name."""
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """What is to be done with each of ``count`` samples: an array [count, ...]."""
+        ...
+
+    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
+        """``inputs`` [N, ...] changed as ``draws`` [N, ...] says; new memory, same shape and dtype."""
+        ...
+
+    def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
+        """Every version of ``inputs`` [N, ...] that can be drawn, the unchanged one first, for learners that take no batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShiftImages:
+    """Shift each image by up to ``pixels`` in each direction; what comes in from outside is zero, nothing is wrapped around.
+
+    Parameters
+    ----------
+    pixels : int
+        The largest shift, at least 1.
+    diagonal : bool
+        Whether an image may shift in both directions at once.
+
+    Examples
+    --------
+    >>> ShiftImages(1).apply(torch.ones(1, 1, 2, 2), torch.tensor([[0, 1]])).tolist()  # one pixel to the right
+    [[[[0.0, 1.0], [0.0, 1.0]]]]
+    """
+
+    pixels: int = 1
+    diagonal: bool = True
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if self.pixels < 1:
+            raise ValueError(f"augment.pixels: expected at least 1; got {self.pixels}")
+
+    def _offsets(self) -> np.ndarray:
+        reach = range(-self.pixels, self.pixels + 1)
+        pairs = [(y, x) for y in reach for x in reach if self.diagonal or y == 0 or x == 0]
+        return np.array(sorted(pairs, key=lambda pair: pair != (0, 0)), np.int64)  # (0, 0) first; the sort is stable
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Offsets (down, right) in pixels: int64 [count, 2]."""
+        offsets = self._offsets()
+        return offsets[generator.integers(len(offsets), size=count)]
+
+    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
+        """Shift ``inputs`` [N, channels, height, width] by ``draws`` [N, 2].
+
+        Raises
+        ------
+        ValueError
+            The inputs are not images.
+        """
+        if inputs.ndim != 4:
+            raise ValueError(f"inputs: ShiftImages expects images [N, channels, height, width]; got {list(inputs.shape)}")
+        p, (height, width) = self.pixels, inputs.shape[2:]
+        padded = F.pad(inputs, (p, p, p, p))
+        # One flat index per output pixel and sample: a single gather instead of one slice per sample.
+        rows = torch.arange(height, device=inputs.device) + p - draws[:, :1]
+        columns = torch.arange(width, device=inputs.device) + p - draws[:, 1:]
+        index = (rows[:, :, None] * (width + 2 * p) + columns[:, None, :]).flatten(1)
+        index = index[:, None].expand(-1, inputs.shape[1], -1)
+        return padded.flatten(2).gather(2, index).view(inputs.shape)
+
+    def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
+        count = len(inputs)
+        return [
+            self.apply(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(offset).expand(count, 2)).numpy()
+            for offset in self._offsets()
+        ]

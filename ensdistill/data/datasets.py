@@ -1,0 +1,115 @@
+"""Data sets: anything with ``split(seed) -> Split``, and the built-in ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from ensdistill.data.rows import check_finite
+from ensdistill.data.splits import Split, stratified_split
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """What ``data.class_path`` in a config may name."""
+
+    def split(self, seed: int) -> Split: ...
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 1797 handwritten digits: float32 [N, 1, 8, 8] in 0..1, ten classes.
+
+    Parameters
+    ----------
+    labelled, pool : int
+        Rows with labels, and rows without; the rest are test rows.
+
+    Examples
+    --------
+    >>> split = Digits().split(seed=0)
+    >>> len(split.labelled), len(split.pool), len(split.test)
+    (200, 900, 697)
+    """
+
+    labelled: int = 200
+    pool: int = 900
+
+    def split(self, seed: int) -> Split:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        inputs = (digits.images / 16).astype(np.float32)[:, None]
+        classes = [str(name) for name in digits.target_names]
+        return stratified_split(
+            inputs, digits.target.astype(np.int64), classes, labelled=self.labelled, pool=self.pool, test=None, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Your own arrays, from two ``.npy`` files.
+
+    Parameters
+    ----------
+    inputs : path
+        float32 [N, ...].
+    labels : path
+        Integers [N]: class indices from 0; -100 for rows without a label, which go to the pool.
+    labelled : int
+        Rows whose labels may be used.
+    pool : int
+        Labelled rows that are used without their labels.
+    test : int, optional
+        Rows for the report alone; all that are left by default.
+    classes : list of str, optional
+        Class names by index; "0", "1", ... by default.
+
+    Raises
+    ------
+    ValueError
+        (by ``split``) The files do not hold what is described above.
+    """
+
+    inputs: Path
+    labels: Path
+    labelled: int
+    pool: int = 0
+    test: int | None = None
+    classes: list[str] | None = None
+
+    def split(self, seed: int) -> Split:
+        # Mapped, not read: only the rows that a part asks for are copied.
+        inputs, labels = _open("inputs", self.inputs), _open("labels", self.labels)
+        if inputs.dtype != np.float32 or inputs.ndim < 2:
+            raise ValueError(f"inputs: expected float32 [N, ...] in {self.inputs}; got {inputs.dtype} {list(inputs.shape)}")
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels: expected integers in {self.labels}; got {labels.dtype}")
+        if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"labels: {labels.max()} in {self.labels} is no class index")
+        labels = labels.astype(np.int64)
+        check_finite(f"inputs: {self.inputs}", inputs)
+        classes = self.classes or [str(i) for i in range(int(labels.max(initial=0)) + 1)]
+        return stratified_split(inputs, labels, classes, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed)
+
+
+def _open(argument: str, path: Path) -> np.ndarray:
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(np.lib.format.MAGIC_PREFIX))
+    except FileNotFoundError as error:
+        raise ValueError(f"{argument}: there is no file {path}") from error
+    if start != np.lib.format.MAGIC_PREFIX:
+        raise ValueError(
+            f"{argument}: expected a .npy file of numbers, as numpy.save writes it; got {path}, which begins with {start!r}. A text table "
+            f'becomes one by numpy.save("{path.stem}.npy", numpy.loadtxt("{path.name}", delimiter=",", skiprows=1, dtype="float32"))'
+        )
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        fault = "it holds Python objects" if "object" in str(error).lower() else str(error)
+        raise ValueError(f"{argument}: {path} is not a .npy file of numbers ({fault})") from error

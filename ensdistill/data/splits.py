@@ -1,0 +1,170 @@
+"""Splits: the three parts of a data set, without a common row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.copies import draw_stratified, equal_inputs
+from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one seed of the job sees: three parts without a common row, of finite float32 inputs of one shape.
+
+    Parameters
+    ----------
+    labelled : Rows
+        The only rows whose labels may be used for training, calibration and choices.
+    pool : Rows
+        Rows without labels (all -100); may be empty.
+    test : Rows
+        For the report alone.
+    classes : tuple of str
+        Class names, all different; position is class index.
+    left_out : int
+        Rows without a label that are in no part, because they equal a test row.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Anything else than the above; names the part, the row and its uid.
+    """
+
+    labelled: Rows
+    pool: Rows
+    test: Rows
+    classes: tuple[str, ...]
+    left_out: int = 0
+
+    def __post_init__(self) -> None:
+        _check_classes(self.classes)
+        for name in ("labelled", "pool", "test"):
+            if not isinstance(rows := getattr(self, name), Rows):
+                raise TypeError(f"{name}: expected Rows; got {type(rows).__name__}")
+            if name != "pool" and len(rows) == 0:
+                raise ValueError(f"{name}: expected at least one row; got none")
+            _check_inputs(name, rows, self.labelled.inputs.shape[1:])
+        for name in ("labelled", "test"):
+            _check_labels(name, getattr(self, name), (0, len(self.classes) - 1), f"a class index in 0..{len(self.classes) - 1}")
+        _check_labels("pool", self.pool, (UNLABELLED, UNLABELLED), f"{UNLABELLED}, because the pool has no labels (`without_labels()`)")
+        # A test row that was trained on makes every number of the report too good.
+        for one, other in (("labelled", "test"), ("pool", "test"), ("labelled", "pool")):
+            if len(common := np.intersect1d(getattr(self, one).uids, getattr(self, other).uids)):
+                raise ValueError(f"{one} and {other}: expected no common row; uid {common[0]} is in both ({len(common)} such rows)")
+
+
+def _check_classes(classes: Any) -> None:
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes: expected a tuple of str; got {classes!r}")
+    if len(classes) < 2:
+        raise ValueError(f"classes: expected at least two names; got {classes!r}")
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise ValueError(f"classes: expected different names; {twice[0]!r} stands {len(twice)} times")
+
+
+def _check_inputs(name: str, rows: Rows, shape: tuple[int, ...]) -> None:
+    if rows.inputs.dtype != np.float32 or rows.inputs.ndim < 2:
+        raise ValueError(f"{name}.inputs: expected float32 [N, ...]; got {rows.inputs.dtype} {list(rows.inputs.shape)}")
+    if rows.inputs.shape[1:] != shape:
+        raise ValueError(
+            f"{name}.inputs: expected rows of shape {list(shape)}, as the labelled rows have; got {list(rows.inputs.shape[1:])}"
+        )
+    check_finite(f"{name}.inputs", rows.inputs, rows.uids)
+
+
+def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -> None:
+    bad = np.flatnonzero((rows.labels < span[0]) | (rows.labels > span[1]))
+    if len(bad):
+        row = bad[0]
+        raise BadRows(f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has {rows.labels[row]}", bad)
+
+
+def stratified_split(
+    inputs: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, labelled: int, pool: int, test: int | None, seed: int
+) -> Split:
+    """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers of ``inputs``.
+
+    Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test row with a copy among the
+    training rows would measure memory. A part can therefore be a few rows smaller than asked for, by less than the largest set of
+    equal rows. A row without a label that equals a test row is left out, and counted in :attr:`Split.left_out`.
+
+    Parameters
+    ----------
+    inputs : ndarray [N, ...]
+    labels : ndarray [N], int64
+        Class indices. Rows labelled -100 go to the pool, on top of the ``pool`` rows that are drawn from the others.
+    classes : sequence of str
+    labelled, pool : int
+        Rows of these parts.
+    test : int, optional
+        Rows of the test part; all that are left by default.
+
+    Raises
+    ------
+    ValueError
+        More rows are asked for than there are, a class has too few different rows to stand in every part, or so many rows are equal
+        that a part would miss more than a tenth of its rows.
+
+    Examples
+    --------
+    >>> x, y = np.repeat(np.eye(12, dtype=np.float32), 2, axis=0), np.arange(24) // 2 % 3
+    >>> split = stratified_split(x, y, "abc", labelled=8, pool=8, test=None, seed=0)
+    >>> len(np.intersect1d(split.labelled.uids // 2, split.test.uids // 2))
+    0
+    """
+    if labels.shape != (len(inputs),) or labels.dtype != np.int64:
+        raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
+    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
+    if len(wrong):
+        raise ValueError(f"labels: expected 0..{len(classes) - 1} (or {UNLABELLED}); row {wrong[0]} has {labels[wrong[0]]}")
+    index = np.flatnonzero(labels != UNLABELLED)
+    asked = {"labelled": labelled, "pool": pool} | ({} if test is None else {"test": test})
+    # Every part that is drawn has to hold each class, so that each can be learned, and judged.
+    for name, size in asked.items():
+        if size < (least := 0 if name == "pool" else 1):
+            raise ValueError(f"{name}={size}: expected at least {least}")
+        if 0 < size < len(classes):
+            raise ValueError(f"{name}={size}: expected at least {len(classes)}, a row of each of the {len(classes)} classes")
+    sizes, left = ", ".join(f"{name}={size}" for name, size in asked.items()), len(index) - sum(asked.values())
+    if left < 0 or (test is None and left < len(classes)):
+        over = "" if test is not None else f", and at least {len(classes)} left over for testing, one of each class"
+        raise ValueError(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
+    test = left if test is None else test
+    (groups,) = equal_inputs(inputs)
+    # A class stands in a part by a set of equal rows: copies of one row cannot be in two parts.
+    distinct = np.array([len(np.unique(groups[labels == c])) for c in range(len(classes))])
+    if distinct.min() < (parts := 3 if pool else 2):
+        rare = int(distinct.argmin())
+        count = int((labels == rare).sum())
+        copies = f" ({count} with copies)" if count > distinct[rare] else ""
+        raise ValueError(
+            f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} has {distinct[rare]}{copies}"
+        )
+    try:
+        first, rest = draw_stratified(index, labels, groups, labelled, seed)
+        second, rest = draw_stratified(rest, labels, groups, pool, seed)
+        third, _ = draw_stratified(rest, labels, groups, test if "test" in asked else len(rest), seed)
+    except ValueError as error:
+        raise ValueError(f"{sizes}: the rows cannot be split by class ({error})") from error
+    for name, size, drawn in (("labelled", labelled, first), ("pool", pool, second), ("test", test, third)):
+        if len(drawn) < 0.9 * size:
+            raise ValueError(
+                f"{name}={size}: only {len(drawn)} rows can be drawn, because equal rows stay together and up to "
+                f"{np.bincount(groups[index]).max()} rows are equal; remove copies, or ask for another size"
+            )
+    missing = np.flatnonzero(np.bincount(labels[first], minlength=len(classes)) == 0)
+    if len(missing):
+        raise ValueError(f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more labelled rows")
+
+    def rows(which: np.ndarray) -> Rows:
+        return Rows(inputs[which], which.astype(np.int64), labels[which])
+
+    unlabelled = np.flatnonzero(labels == UNLABELLED)
+    unseen = unlabelled[~np.isin(groups[unlabelled], groups[third])]
+    in_pool = rows(np.concatenate([second, unseen])).without_labels()
+    return Split(rows(first), in_pool, rows(third), tuple(classes), left_out=len(unlabelled) - len(unseen))

@@ -1,0 +1,57 @@
+"""Versions of a sample that are the same in teacher and student, whichever process makes them, in whatever order.
+
+A version is drawn from a counter-based generator keyed by (seed, uid, view): nothing of what was drawn before has a say in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensdistill.common.fingerprint import source_digest
+from ensdistill.data.augmentation import Augmentation
+
+
+def view_inputs(augment: Augmentation, inputs: np.ndarray, uids: np.ndarray, view: int, seed: int) -> np.ndarray:
+    """The samples' version ``view``.
+
+    Parameters
+    ----------
+    augment : Augmentation
+    inputs : ndarray [N, ...]
+    uids : ndarray [N], int64
+        Whose samples they are.
+    view : int
+        From 0 to the number of views - 1; in epoch e a student takes e mod views.
+    seed : int
+        From 0 to 2**63 - 1.
+
+    Returns
+    -------
+    ndarray [N, ...], as ``inputs``
+
+    Examples
+    --------
+    >>> from ensdistill.data.augmentation import ShiftImages
+    >>> images = np.arange(18, dtype=np.float32).reshape(2, 1, 3, 3)
+    >>> both = view_inputs(ShiftImages(1), images, np.array([5, 9]), view=1, seed=0)
+    >>> one = view_inputs(ShiftImages(1), images[1:], np.array([9]), view=1, seed=0)
+    >>> np.array_equal(both[1:], one)
+    True
+    """
+    if not len(inputs):
+        return inputs
+    draws = np.concatenate([augment.draw(1, _generator(seed, int(uid), view)) for uid in uids])
+    return augment.apply(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(draws)).numpy()
+
+
+def describe_views(augment: Augmentation, views: int, seed: int) -> dict[str, Any]:
+    """What the versions are made by, as JSON: changes with the augmentation's settings and code."""
+    return {"augment": repr(augment), "code": source_digest(type(augment)), "seed": seed, "views": views}
+
+
+def _generator(seed: int, uid: int, view: int) -> np.random.Generator:
+    # Philox draws with the lowest word of its counter: another view never meets these numbers.
+    return np.random.Generator(np.random.Philox(key=np.array([seed, uid], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)))

@@ -1,0 +1,1 @@
+"""The job: the only place that knows run folders, stages and settings."""

@@ -1,0 +1,287 @@
+"""The main job's settings as dataclasses; jsonargparse reads them from YAML and from the command line."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from ensdistill.cache.codecs import codec_of
+from ensdistill.common.describe import module_recipe
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.scalars import check_temperature, plain_fields
+from ensdistill.data import Dataset, Split
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.transfer import TransferSet
+from ensdistill.loss.settings import LossSettings, check_trained
+from ensdistill.teachers.fitting.calibration import Combiner
+from ensdistill.teachers.recipes import MemberSpec, job_names
+
+
+@dataclass(frozen=True)
+class TeachersConfig:
+    """Who the teachers are and how they are combined.
+
+    Parameters
+    ----------
+    members : list of MemberSpec
+        Each a class_path with init_args: ensdistill.teachers.recipes.TorchMembers, ensdistill.teachers.recipes.SklearnMembers, or your own.
+    folds : int
+        Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
+    combiner : {"prob", "logit", "log_prob"}
+        The mean of the members' probabilities, of their logits, or of their log-probabilities.
+    prior_rows : float
+        How many rows of evidence for equal weights the fit starts with; 0 trusts the out-of-fold rows alone.
+    """
+
+    members: list[MemberSpec]
+    folds: int = 5
+    combiner: Combiner = "prob"
+    prior_rows: float = 3.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if not self.members:
+            raise ValueError("teachers.members: expected at least one; got none")
+        names = [name for spec in self.members for name in job_names(spec)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"
+            )
+        if self.folds < 2:
+            raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")
+        if not 0 <= self.prior_rows < math.inf:
+            raise ValueError(f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What the teachers are asked, and how their word is stored.
+
+    Parameters
+    ----------
+    transfer : TransferSet
+        The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
+        How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N likeliest classes and the
+        exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``.
+    mixture_at : float, optional
+        Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every member's logits are kept,
+        which serve every temperature. The best member, which a student is distilled from for comparison, then gets a cache of its own.
+    views : int
+        Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version e mod views, the pixels
+        that the teachers saw.
+    augment : Augmentation, optional
+        Changes the rows of the transfer set before the teachers and the student see them.
+    max_kl : float, optional
+        Refuse to store what differs from a member's word, or the mixture's, by more than so many nats in any row.
+    """
+
+    transfer: TransferSet = field(default_factory=TransferSet)
+    codec: str = "uint8"
+    mixture_at: float | None = None
+    views: int = 1
+    augment: Augmentation | None = None
+    max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        try:
+            codec = codec_of(self.codec)
+        except ValueError as error:
+            raise ValueError(f"cache.{error}") from error
+        if self.mixture_at is not None:
+            check_temperature("cache.mixture_at", self.mixture_at)
+        if codec.mixture and self.mixture_at is None:
+            raise ValueError(
+                "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec "
+                f"{self.codec} holds the mixture at one only; got none"
+            )
+        if self.views < 1:
+            raise ValueError(f"cache.views: expected at least 1; got {self.views}")
+        if self.views > 1 and self.augment is None:
+            raise ValueError(
+                f"cache.augment: expected an augmentation, because {self.views} views without one would all be alike; got none"
+            )
+        if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
+            raise ValueError(f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """One student architecture, how it is distilled, and how its baseline is trained.
+
+    Parameters
+    ----------
+    model : class_path with init_args
+        A torch module that maps [N, ...] to logits [N, C].
+    optimization : Optimization
+        Of the student.
+    direct : Optimization, optional
+        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it best. The weight decay may
+        be raised and the steps cut on held-out folds (see ``DistillConfig.folds``). The student's by default.
+    description : str
+        For the report.
+    """
+
+    model: Callable[[], nn.Module]
+    optimization: Optimization = field(default_factory=Optimization)
+    direct: Optimization | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if module_recipe(self.model) is None:
+            raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
+        if self.baseline.steps != self.optimization.steps:
+            raise ValueError(
+                f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; got {self.baseline.steps}"
+            )
+
+    @property
+    def baseline(self) -> Optimization:
+        return self.direct or self.optimization
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How students learn, and how their baselines are chosen.
+
+    Parameters
+    ----------
+    students : dict of str to StudentConfig
+        The first one is the report's headline.
+    loss : LossSettings
+        How a student is compared with the targets and the labels. The divergence is the mean over all rows of a batch, the cross
+        entropy the mean over those rows that have a label.
+    augment : Augmentation, optional
+        The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
+        held-out folds of the labelled rows is *direct*.
+    folds : int
+        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that name) and number of steps,
+        and for its temperature. Rows with equal inputs are in one fold.
+    label_smoothing : float
+        Of *direct with label smoothing*.
+    mixed_precision : {"no", "bf16", "fp16"}
+        Precision of the student's forward pass.
+    """
+
+    students: dict[str, StudentConfig]
+    loss: LossSettings = field(default_factory=LossSettings)
+    augment: Augmentation | None = None
+    folds: int = 3
+    label_smoothing: float = 0.1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if not self.students:
+            raise ValueError("distill.students: expected at least one; got none")
+        for name in self.students:
+            _check_folder_name("distill.students", name)
+        check_trained("distill.loss", self.loss)
+        if self.mixed_precision == "fp16":
+            raise ValueError("distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or 'bf16'")
+        if self.folds < 2:
+            raise ValueError(f"distill.folds: expected at least 2; got {self.folds}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The main job: ensemble, cache, students, report.
+
+    Parameters
+    ----------
+    data : Dataset
+        class_path with init_args of a data set: ensdistill.data.Digits, ensdistill.data.ArrayDataset, or your own.
+    teachers, cache, distill
+        The stages' settings.
+    name : str
+        The run's folder in ``folder``.
+    folder : path
+        Where runs are written.
+    seeds : int
+        Everything is repeated this often, with another split each time.
+    workers : int
+        Processes that share the work; 0: as many as there are cores, but no more than there is work for. The numbers do not
+        depend on it.
+    threads : int
+        Threads of each process. The numbers' last bits may depend on it.
+    max_test_copies : float
+        The largest share of the test rows that may equal a row that is trained on (labelled, pool or synthetic); with more the job is
+        refused. Coarse categorical tables hold equal rows legitimately: allow more there. The report counts the copies, and gives
+        the figures without them too.
+    """
+
+    data: Dataset
+    teachers: TeachersConfig
+    cache: CacheConfig
+    distill: DistillConfig
+    name: str = "run"
+    folder: Path = Path("runs")
+    seeds: int = 3
+    workers: int = 0
+    threads: int = 1
+    max_test_copies: float = 0.01
+    _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.max_test_copies <= 1:
+            raise ValueError(f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}")
+        _check_folder_name("name", self.name)
+        made_at, wanted = self.cache.mixture_at, self.distill.loss.temperature
+        if made_at is not None and made_at != wanted:
+            raise ValueError(
+                f"cache.mixture_at: expected distill.loss.temperature, {wanted}, because a mixture at one temperature serves no other; got "
+                f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or fp32, to keep every member"
+            )
+
+    def split(self, seed: int) -> Split:
+        """The data's split for a seed; kept, because every stage's fingerprint asks for it.
+
+        Raises
+        ------
+        ValueError
+            The data set's own ``split`` raised something, or what it gave back is no ``Split``.
+        """
+        if seed not in self._splits:
+            where = f"data: {type(self.data).__name__}.split(seed={seed})"
+            try:
+                split = self.data.split(seed)
+            except Exception as error:  # it is the user's code: whatever it raises is about the data
+                raise ValueError(f"{where}: {_told(error)}") from error
+            if not isinstance(split, Split):
+                raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
+            self._splits[seed] = split
+        return self._splits[seed]
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.folder) / self.name
+
+
+def _told(error: Exception) -> str:
+    """The error's message; where it is no check of this package, with its kind and the line of the user's code."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    frames = frames[1:] or frames  # the first is the call itself
+    if Path(frames[-1].filename).parent == Path(__file__).parent:
+        return str(error)
+    # What the user's code called may have raised it far down in a library.
+    own = next((f for f in reversed(frames) if f.filename == frames[0].filename), frames[-1])
+    return f"{type(error).__name__}: {error} ({own.filename}, line {own.lineno})"
+
+
+def _check_folder_name(argument: str, name: str) -> None:
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+        raise ValueError(f"{argument}: expected a name that can be a folder's; got {name!r}")

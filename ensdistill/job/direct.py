@@ -1,0 +1,226 @@
+"""*Direct*: the student's architecture on hard labels, made as strong as the labelled rows allow, because every claim is measured
+against it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.common.describe import describe
+from ensdistill.common.files import read_json, write_json
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows, Split
+from ensdistill.data.copies import stratified_folds
+from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.stages import Progress, keep
+from ensdistill.student.trainer import StudentTrainer
+from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
+from ensdistill.teachers.stack import train_stack
+
+DECAYS = (10.0, 100.0)  # times the configured weight decay
+DROPOUTS = (0.2, 0.5)
+SHORTER = (4, 16)  # the steps divided by so much; the regularisation is chosen at the first
+# AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay outweighs any gradient.
+LARGEST_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a baseline is trained.
+
+    Parameters
+    ----------
+    steps : int
+    weight_decay, dropout : float
+    augmented : bool
+    label_smoothing : float
+    """
+
+    steps: int
+    weight_decay: float
+    dropout: float
+    augmented: bool
+    label_smoothing: float = 0.0
+
+    def __str__(self) -> str:
+        smoothing = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
+        kind = "augmented" if self.augmented else "plain"
+        return f"{kind}, {self.steps} steps, weight decay {self.weight_decay:g}, dropout {self.dropout:g}{smoothing}"
+
+    def optimization(self, base: Optimization) -> Optimization:
+        return replace(base, steps=self.steps, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing)
+
+    def factory(self, model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        configured = dropout_of(model)
+        made: Callable[[], nn.Module] = model
+        if configured is not None and configured != self.dropout:
+            made = partial(model, **{"dropout": self.dropout})
+        return made
+
+
+def dropout_of(model: Callable[[], nn.Module]) -> float | None:
+    """The value of the model's argument ``dropout``; None where it has no such argument."""
+    base = inspect.signature(model).parameters.get("dropout") if not isinstance(model, partial) else None
+    if isinstance(model, partial):
+        cls = (model.func, *model.args)[-1]  # jsonargparse puts its own callables before the class
+        if "dropout" in model.keywords:
+            return float(model.keywords["dropout"])
+        base = inspect.signature(cls).parameters.get("dropout")
+    return float(base.default) if base is not None and isinstance(base.default, int | float) else None
+
+
+def train_baselines(
+    student: StudentConfig, settings: DistillConfig, split: Split, seed: int, folder: Path, report: Progress
+) -> dict[str, Any]:
+    """Train *direct* and *direct with label smoothing*, and fit the temperatures of both.
+
+    Augmentation, weight decay, dropout and number of steps are those with the lowest NLL on held-out folds of the labelled rows (see
+    :func:`_search`). The temperatures are fitted to the same predictions. The test rows have no part in it.
+
+    Returns
+    -------
+    dict
+        ``recipe`` (str), ``temperature`` and ``label_smoothing_temperature``, and ``held_out_nll`` of every recipe tried.
+    """
+    inputs = digest(
+        [
+            [describe(student.model), describe(student.baseline), describe(settings.augment)],
+            [settings.folds, settings.label_smoothing, settings.mixed_precision],
+            [DECAYS, DROPOUTS, SHORTER, LARGEST_DECAY],
+            [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
+        ]
+    )
+    folds = _Folds(student, settings, split, seed, folder, inputs, partial(report, "folds"))
+    direct = _search(student, settings, folds)
+    smoothed = replace(direct, label_smoothing=settings.label_smoothing)
+    folds.nll(direct, smoothed)
+    shutil.rmtree(folder / "folds", ignore_errors=True)
+    for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
+        trainer = StudentTrainer(recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision)
+        factory = recipe.factory(student.model)
+        train = partial(
+            trainer.direct,
+            factory,
+            split.labelled,
+            classes=len(split.classes),
+            seed=seed,
+            augment=settings.augment if recipe.augmented else None,
+            watch=split.test.inputs,
+            progress=partial(report, kind.replace("_", " ")),
+        )
+        keep(factory, folder / kind, split, train, inputs)
+    return {
+        "recipe": str(direct),
+        "temperature": folds.tried[str(direct)]["temperature"],
+        "label_smoothing_temperature": folds.tried[str(smoothed)]["temperature"],
+        "held_out_nll": {name: found["nll"] for name, found in folds.tried.items()},
+    }
+
+
+def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> Recipe:
+    """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
+
+    One choice after the other, so that the whole costs about as much as two trainings of the folds at full length: augmentation,
+    weight decay and dropout at a quarter of the steps, then the number of steps. Fewer steps of a schedule of their own are this
+    search's early stopping: a model that overfits is stopped before it does.
+    """
+    base, own = student.baseline, dropout_of(student.model)
+    short = max(1, base.steps // SHORTER[0])
+    best = Recipe(short, base.weight_decay, own or 0.0, augmented=False)
+    if settings.augment is not None:
+        best = folds.best(best, replace(best, augmented=True))
+
+    def climb(start: Recipe, changed: Callable[[float], Recipe], values: list[float]) -> Recipe:
+        for value in values:
+            if folds.best(start, stronger := changed(value)) == start:
+                break
+            start = stronger
+        return start
+
+    decays = [factor * (base.weight_decay or 0.01) for factor in DECAYS]
+    best = climb(best, lambda v: replace(best, weight_decay=v), [d for d in decays if d * base.learning_rate <= LARGEST_DECAY])
+    if own is not None:
+        best = climb(best, lambda v: replace(best, dropout=v), [dropout for dropout in DROPOUTS if dropout > own])
+    lengths = dict.fromkeys([base.steps, *(max(1, base.steps // factor) for factor in SHORTER)])
+    # Longest first: of equals the configured number of steps is kept.
+    return folds.best(*[replace(best, steps=steps) for steps in lengths])
+
+
+class _Folds:
+    """Recipes judged on held-out folds of the labelled rows; each is written down, so that a killed search goes on."""
+
+    def __init__(
+        self,
+        student: StudentConfig,
+        settings: DistillConfig,
+        split: Split,
+        seed: int,
+        folder: Path,
+        inputs: str,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.student, self.settings, self.split, self.seed, self.folder = student, settings, split, seed, folder
+        self.inputs, self.progress = inputs, progress
+        rows: Rows = split.labelled
+        self.parts = stratified_folds(rows.inputs, rows.labels, settings.folds, derive_seed("direct folds", seed))
+        record = read_json(folder / "choice.json")
+        known = isinstance(record, dict) and record.get("inputs") == inputs
+        self.tried: dict[str, dict[str, Any]] = record["tried"] if known and isinstance(record, dict) else {}
+
+    def best(self, *recipes: Recipe) -> Recipe:
+        """The one of lowest NLL, the first of equals."""
+        losses = self.nll(*recipes)
+        return recipes[losses.index(min(losses))]
+
+    def nll(self, *recipes: Recipe) -> list[float]:
+        for recipe in recipes:
+            if str(recipe) not in self.tried:
+                self.tried[str(recipe)] = self._judge(recipe)
+                write_json(self.folder / "choice.json", {"inputs": self.inputs, "tried": self.tried})
+                shutil.rmtree(self.folder / "folds", ignore_errors=True)
+        losses = [self.tried[str(recipe)]["nll"] for recipe in recipes]
+        return [math.inf if loss is None else loss for loss in losses]
+
+    def _judge(self, recipe: Recipe) -> dict[str, Any]:
+        labels = self.split.labelled.labels
+        try:
+            logits = self._held_out(recipe)
+        except FloatingPointError:
+            # A recipe of this search that diverges is no choice. Where all diverge, the training that follows raises the error.
+            return {"nll": None, "temperature": 1.0}
+        loss = negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
+        return {"nll": loss, "temperature": fit_temperature(logits, labels)}
+
+    def _held_out(self, recipe: Recipe) -> np.ndarray:
+        """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""
+        rows, count = self.split.labelled, self.settings.folds
+        models = train_stack(
+            recipe.factory(self.student.model),
+            rows.inputs,
+            rows.labels,
+            classes=len(self.split.classes),
+            seeds=[derive_seed("direct fold", self.seed, i) for i in range(count)],
+            rows=[train for train, _ in self.parts],
+            names=[f"direct, {recipe}, fold {i + 1}" for i in range(count)],
+            optimization=recipe.optimization(self.student.baseline),
+            augment=self.settings.augment if recipe.augmented else None,
+            checkpoint=self.folder / "folds",
+            progress=self.progress,
+        )
+        logits = np.zeros((len(rows), len(self.split.classes)), np.float32)
+        for model, (_, held) in zip(models, self.parts, strict=True):
+            with torch.no_grad():
+                logits[held] = model(torch.from_numpy(rows.inputs[held])).float().numpy()
+        return logits

@@ -1,0 +1,205 @@
+"""Every model of a finished run on the test rows, by the same evaluator; and what each costs to serve."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensdistill.common.describe import module_recipe
+from ensdistill.common.files import read_json
+from ensdistill.job.config import Config
+from ensdistill.job.scaling import calibration_rows, fit_temperature_to
+from ensdistill.job.stages import Progress, Unit, copies_of, load_transfer, trusted_classes
+from ensdistill.loss import ops
+from ensdistill.report.metrics import nll
+from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.teachers import Ensemble
+from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
+from ensdistill.teachers.members import Member, load_member
+
+LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
+TRAINED_KINDS = {
+    "direct": "direct",
+    "direct_label_smoothing": "direct",
+    "distilled_from_best_member": "distill",
+    "student": "distill",
+}
+FITTED = {"direct": "temperature", "direct_label_smoothing": "label_smoothing_temperature"}  # where the direct stage wrote them
+
+
+def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
+    """Load every model of the run, seed by seed, and predict the test rows."""
+    report = progress or (lambda what, done, total: None)
+    splits = [config.split(seed) for seed in range(config.seeds)]
+    trusted = trusted_classes(config)
+    members: list[list[np.ndarray]] = []
+    mixtures: list[np.ndarray] = []
+    ensembles: list[Ensemble] = []
+    best: list[str] = []
+    for seed, split in enumerate(splits):
+        folder = Unit("teachers", seed).folder(config)
+        ensemble = Ensemble.load(folder / "ensemble", trusted)
+        logits = np.asarray(ensemble.predict_logits(split.test.inputs))
+        # A member alone has its own temperature; the mixture's is a correction to the mixture.
+        members.append([probabilities_of(z * ensemble.temperature) for z in logits])
+        mixtures.append(ensemble.combine(logits))
+        ensembles.append(ensemble)
+        best.append(_record(folder)["best_member"])
+        report("teachers on the test rows", seed + 1, config.seeds)
+
+    first, sample = ensembles[0], splits[0].test.inputs
+    member_results = []
+    for k, member in enumerate(first.members):
+        cost = _cost(member, member.predict_logits, sample)
+        weights = [float(e.weights[k]) for e in ensembles]
+        temperatures = [float(e.temperatures[k]) for e in ensembles]
+        member_results.append(MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost))
+        report("members' latency", k + 1, len(first.members))
+    positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
+    chosen = [p[k] for p, k in zip(members, positions, strict=True)]
+    best_cost = member_results[positions[0]]
+    best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
+    ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
+    copies = [copies_of(config, s, load_transfer(Unit("cache", s).folder(config))) for s in range(config.seeds)]
+    calibration = [calibration_rows(config, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
+    students = [_student(config, name, trusted, calibration, report) for name in config.distill.students]
+    return RunResults(
+        name=config.name,
+        dataset={
+            "name": type(config.data).__name__,
+            "labelled": len(splits[0].labelled),
+            "pool": len(splits[0].pool),
+            "transfer": len(load_transfer(Unit("cache", 0).folder(config))),
+            "test": len(splits[0].test),
+            "classes": len(splits[0].classes),
+        },
+        seeds=list(range(config.seeds)),
+        labels=[split.test.labels for split in splits],
+        ensemble=ensemble_result,
+        best_member=best_result,
+        members=member_results,
+        students=students,
+        environment=environment(),
+        timings=_timings(config),
+        copies=copies,
+    )
+
+
+def _student(
+    config: Config, name: str, trusted: tuple[str, ...], calibration: list[tuple[np.ndarray, np.ndarray]], report: Progress
+) -> StudentResults:
+    student = config.distill.students[name]
+    probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in STUDENT_KINDS}
+    notes = []
+    cost: dict[str, Any] = {}
+    for seed in range(config.seeds):
+        test = config.split(seed).test.inputs
+        direct = _record(Unit("direct", seed, name).folder(config))
+        notes.append(direct["recipe"])
+        for kind, stage in TRAINED_KINDS.items():
+            member = load_member(Unit(stage, seed, name).folder(config) / kind, trusted)
+            logits = member.predict_logits(test)
+            probabilities[kind].append(probabilities_of(logits))
+            if kind in SCALED:
+                inputs, mixture = calibration[seed]
+                # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
+                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(inputs), mixture)
+                probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
+            # One architecture, one cost: its four trainings are served alike.
+            if kind == "student" and not cost:
+                cost = _cost(member, member.predict_logits, test)
+        report(f"student {name} on the test rows", seed + 1, config.seeds)
+    models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
+    models["direct"] = replace(models["direct"], note=_names(notes))
+    labels = config.split(0).test.labels
+    curves = {kind: _curve(Unit(stage, 0, name).folder(config) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
+    recipe = module_recipe(student.model) or {}
+    return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
+    from safetensors.numpy import load_file
+
+    curve = load_file(folder / "curve.safetensors")
+    losses = zip(curve["steps"], curve["losses"], curve["watched"], strict=True)
+    return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
+
+
+def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, Any]:
+    return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": latency(predict, sample)}
+
+
+def latency(predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, dict[str, float]]:
+    """Milliseconds for a whole batch of 1 and of 256 rows: p50 and p95, after a warm-up.
+
+    Parameters
+    ----------
+    predict : callable
+        From inputs [N, ...] in memory to an array in memory.
+    sample : ndarray [M, ...]
+        Repeated where it has fewer rows than the batch.
+    """
+    result = {}
+    for size in (1, 256):
+        batch = np.ascontiguousarray(np.resize(sample, (size, *sample.shape[1:])))
+        times: list[float] = []
+        until = time.perf_counter() + LATENCY_SECONDS
+        # The first calls load code and fill caches; at least 20 are counted, however slow.
+        for call in range(100_000):
+            start = time.perf_counter()
+            predict(batch)
+            if call >= 3:
+                times.append(1e3 * (time.perf_counter() - start))
+            if len(times) >= 20 and time.perf_counter() > until:
+                break
+        p50, p95 = np.percentile(times, [50, 95])
+        result[f"batch_{size}"] = {"p50": float(p50), "p95": float(p95)}
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions, for the report."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
+    except OSError:
+        pass  # only Linux tells it there
+    info = ops.build_info()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "instruction_set": info["cpu"]["instruction_set"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _timings(config: Config) -> dict[str, float]:
+    """Seconds of work in each stage, over all seeds."""
+    stages: dict[str, float] = {}
+    for seed in range(config.seeds):
+        names = list(config.distill.students)
+        for unit in [Unit("teachers", seed), Unit("cache", seed), *(Unit(s, seed, n) for s in ("direct", "distill") for n in names)]:
+            stages[unit.stage] = stages.get(unit.stage, 0.0) + _record(unit.folder(config))["seconds"]
+    return {stage: round(seconds, 2) for stage, seconds in stages.items()}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / "stage.json")
+    if not isinstance(record, dict):
+        raise ValueError(f"{folder}: expected a finished stage; run the stages before the report")
+    return record
+
+
+def _names(values: list[str]) -> str:
+    return values[0] if len(set(values)) == 1 else ", ".join(f"{v} (seed {i})" for i, v in enumerate(values))

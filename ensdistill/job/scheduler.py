@@ -1,0 +1,175 @@
+"""Runs a job's units of work on several processes, with a live view; what is finished is skipped, what was killed goes on."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from ensdistill.common.display import Display
+from ensdistill.common.errors import message
+from ensdistill.common.files import exclusive, read_json
+from ensdistill.job.config import Config
+from ensdistill.job.stages import Unit, check_job, finish, is_done, is_finished, report_fingerprint, run_unit, units
+
+_worker: dict[str, Any] = {}
+
+
+class UnitFailed(RuntimeError):
+    """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process that did the work, and
+    ``by_system`` says that it was an OSError: no fault of the code's."""
+
+    def __init__(self, unit: Unit, message: str, details: str, by_system: bool) -> None:
+        super().__init__(f"{unit}: {message}")
+        self.details, self.by_system = details, by_system
+
+
+def run(config: Config, last: str, reload: Callable[[], Config], display: Display) -> dict[str, Any] | None:
+    """Bring the run up to the stage ``last`` and return the report where that is the report.
+
+    Parameters
+    ----------
+    config : Config
+    last : {"teachers", "cache", "distill", "report"}
+    reload : callable
+        Makes the same config again in another process; it has to be importable there.
+    display : Display
+
+    Raises
+    ------
+    FolderLocked
+        Another process is writing the run folder.
+    UnitFailed
+        With the error of the unit that failed first; the others' finished work is kept.
+    """
+    with exclusive(config.run_folder):
+        todo, finished = [], 0
+        for unit in units(config, last):
+            if is_finished(config, unit):
+                finished += 1
+            else:
+                todo.append(unit)
+        display.start(finished, len(todo))
+        if todo:
+            check_job(config)
+            _execute(config, todo, reload, display)
+        return _report(config, display) if last == "report" else None
+
+
+def _execute(config: Config, todo: list[Unit], reload: Callable[[], Config], display: Display) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(config.workers or max(1, cores // config.threads), len(todo))
+    context = mp.get_context("spawn")  # fork would copy torch's threads' locks
+    _start_tracker()
+    messages = context.SimpleQueue()
+    # The workers are always separate processes, also a single one: the numbers then can't depend on how many there are.
+    with _pool(workers, context, (reload, messages, config.threads)) as pool:
+        waiting, running = list(todo), dict[Future[Any], Unit]()
+        while waiting or running:
+            ready = [unit for unit in waiting if not any(need in waiting or need in running.values() for need in unit.needs())]
+            for unit in ready[: workers - len(running)]:
+                waiting.remove(unit)
+                running[pool.submit(_work, unit)] = unit
+            done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+            while not messages.empty():
+                display.progress(*messages.get())
+            for future in done:
+                unit = running.pop(future)
+                error = future.result()
+                if error is not None:
+                    raise UnitFailed(unit, *error)
+                display.finished(unit, read_json(unit.folder(config) / "stage.json")["seconds"])
+
+
+class _pool:
+    """A process pool that takes its processes with it when it is left by an exception (Ctrl-C, a failed unit)."""
+
+    def __init__(self, workers: int, context: Any, arguments: tuple[Any, ...]) -> None:
+        self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+
+    def __enter__(self) -> ProcessPoolExecutor:
+        return self.executor
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            for process in mp.active_children():
+                process.kill()
+        self.executor.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's resource tracker, which outlives a killed run to clean up after it, without its warning of having done so."""
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that is started anew.
+    parent = mp.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    _worker.update(config=reload(), messages=messages)
+
+
+def _die_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _work(unit: Unit) -> tuple[str, str, bool] | None:
+    """What `UnitFailed` is made of, where it failed: exceptions with their own constructors don't survive the way home."""
+    messages, shown = _worker["messages"], 0.0
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > 0.1 or done == total:
+            messages.put((unit, what, done, total))
+            shown = now
+
+    try:
+        run_unit(_worker["config"], unit, progress)
+    except Exception as error:
+        return (message(error), traceback.format_exc(), isinstance(error, OSError))
+    return None
+
+
+def _report(config: Config, display: Display) -> dict[str, Any]:
+    folder: Path = config.run_folder
+    inputs = report_fingerprint(config)
+    if is_done(folder, inputs):
+        report: dict[str, Any] = read_json(folder / "report.json")
+        return report
+    import torch
+
+    from ensdistill.job.evaluate import evaluate
+    from ensdistill.report import write_report
+
+    torch.set_num_threads(config.threads)
+    start = time.perf_counter()
+    results = evaluate(config, lambda what, done, total: display.progress("report", what, done, total))
+    report = write_report(results, folder)
+    seconds = time.perf_counter() - start
+    finish(folder, inputs, seconds, only="report.*")
+    display.finished("report", seconds)
+    return report

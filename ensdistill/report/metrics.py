@@ -1,0 +1,225 @@
+"""How good a predicted distribution is: accuracy, NLL, Brier score, calibration error, each from the same two arrays.
+
+Accuracy, NLL and Brier are means of one value per row, and the row functions are public because a paired bootstrap needs
+them; scikit-learn has the means only. The means agree with its ``accuracy_score``, ``log_loss`` and
+``brier_score_loss(scale_by_half=False)``. The calibration errors, which scikit-learn lacks, belong to a set of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensdistill.common.scalars import whole
+
+BINS = 15
+# scikit-learn's log_loss floors there too: one impossible event costs 36.04 nats, not infinity.
+PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)
+# float32 softmax rows are off by about 1e-7 times a few; anything larger is not a distribution.
+SUM_TOLERANCE = 1e-5
+
+
+def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilities") -> None:
+    """Refuse what is not a distribution for each row with a label in range.
+
+    Parameters
+    ----------
+    probabilities : ndarray [N, C], float64
+        Rows sum to one within 1e-5.
+    labels : ndarray [N], int64
+        Class indices in [0, C).
+    name : str
+        What the messages call ``probabilities``.
+
+    Raises
+    ------
+    TypeError
+        An argument is not an array of the dtype above: float32 is refused because a tail of 1e-9 may already be lost.
+    ValueError
+        A shape, a value, the sum of a row or a label is wrong, or there are no rows; the message names the first bad row.
+    """
+    for label, value, dtype in ((name, probabilities, np.float64), ("labels", labels, np.int64)):
+        if not isinstance(value, np.ndarray) or value.dtype != dtype:
+            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(f"{label}: expected a {np.dtype(dtype)} array; got {got}")
+    if probabilities.ndim != 2 or not probabilities.size:
+        raise ValueError(f"{name}: expected [N, C] with N and C at least 1; got {list(probabilities.shape)}")
+    n, c = probabilities.shape
+    if labels.shape != (n,):
+        raise ValueError(f"labels: expected [{n}], one for each row of {name}; got {list(labels.shape)}")
+    outside = (labels < 0) | (labels >= c)
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(f"labels: expected class indices in [0, {c}); row {row} has {labels[row]}")
+    wrong = ~((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE)).all(axis=1)  # the negation catches NaN
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"{name}: expected values in [0, 1]; row {row} has {probabilities[row].min()} to {probabilities[row].max()}")
+    sums = probabilities.sum(axis=1)
+    off = np.abs(sums - 1) > SUM_TOLERANCE
+    if off.any():
+        row = int(off.argmax())
+        raise ValueError(f"{name}: expected rows that sum to 1 within {SUM_TOLERANCE}; row {row} sums to {sums[row]} (logits?)")
+
+
+def correct_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1.0 where the most probable class is the label, else 0.0; among equals the lowest index counts. See `check` for the arguments.
+
+    Returns
+    -------
+    ndarray [N], float64
+    """
+    check(probabilities, labels)
+    return (probabilities.argmax(axis=1) == labels).astype(np.float64)
+
+
+def nll_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each label in nats. See `check` for the arguments.
+
+    A probability below 2.2e-16 counts as 2.2e-16, as in scikit-learn's ``log_loss``, so a row costs at most 36.04;
+    `floored_rows` says how many rows that touched.
+
+    Returns
+    -------
+    ndarray [N], float64
+    """
+    check(probabilities, labels)
+    return -np.log(np.maximum(_of_label(probabilities, labels), PROBABILITY_FLOOR))
+
+
+def brier_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Multi-class Brier score of each row: squared error summed over all classes, from 0 to 2 (Brier, 1950).
+
+    For two classes that is twice the one-sided score. See `check` for the arguments.
+
+    Returns
+    -------
+    ndarray [N], float64
+    """
+    check(probabilities, labels)
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+
+
+def floored_rows(probabilities: np.ndarray, labels: np.ndarray) -> int:
+    """How many labels have a probability below the floor that `nll_rows` puts under it."""
+    check(probabilities, labels)
+    return int((_of_label(probabilities, labels) < PROBABILITY_FLOOR).sum())
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose most probable class is the label, in [0, 1].
+
+    Examples
+    --------
+    >>> accuracy(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+    0.5
+    """
+    return float(correct_rows(probabilities, labels).mean())
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log likelihood in nats; see `nll_rows` for what an exact zero costs.
+
+    Examples
+    --------
+    >>> round(nll(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 0])), 4)
+    0.3466
+    """
+    return float(nll_rows(probabilities, labels).mean())
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean multi-class Brier score (sum over classes), in [0, 2].
+
+    Examples
+    --------
+    >>> brier(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 0]))
+    0.25
+    """
+    return float(brier_rows(probabilities, labels).mean())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Rows grouped by the confidence of their top label; bins without rows are left out.
+
+    Parameters
+    ----------
+    confidence, accuracy : ndarray [B], float64
+        Means over the bin's rows.
+    count : ndarray [B], int64
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Mean over rows of ``|accuracy - confidence|`` of the row's bin: the expected calibration error."""
+        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, *, adaptive: bool = False) -> Reliability:
+    """Group the rows by top-label confidence.
+
+    Parameters
+    ----------
+    probabilities, labels : ndarray
+        As in `check`.
+    bins : int
+        At least 1.
+    adaptive : bool
+        False: ``bins`` intervals ``(b/bins, (b+1)/bins]`` of equal width. True: intervals that hold about equally many
+        rows; equal confidences stay in one bin, so the result does not depend on the order of the rows.
+
+    Raises
+    ------
+    ValueError
+        ``bins`` is not a positive integer, or as in `check`.
+    """
+    if not whole(bins) or bins < 1:
+        raise ValueError(f"bins: expected a positive integer; got {bins!r}")
+    hits = correct_rows(probabilities, labels)
+    confidence = probabilities.max(axis=1)
+    if adaptive:
+        ranks = np.arange(1, bins) * len(confidence) // bins
+        inner = np.unique(np.sort(confidence)[ranks[ranks > 0] - 1])
+    else:
+        inner = np.arange(1, bins) / bins
+    of_row = np.searchsorted(inner, confidence, side="left")  # a confidence on an edge belongs to the bin below it
+    count = np.bincount(of_row, minlength=bins)
+    used = count > 0
+    return Reliability(
+        confidence=np.bincount(of_row, confidence, bins)[used] / count[used],
+        accuracy=np.bincount(of_row, hits, bins)[used] / count[used],
+        count=count[used],
+    )
+
+
+def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error of the top label with equal-width bins (Naeini et al., 2015; Guo et al., 2017), in [0, 1].
+
+    Examples
+    --------
+    >>> round(ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 4)
+    0.3
+    """
+    return reliability(probabilities, labels, bins).error
+
+
+def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error of the top label with bins of equal mass (Nguyen & O'Connor, 2015), in [0, 1].
+
+    Examples
+    --------
+    >>> p = np.array([[0.8, 0.2], [0.9, 0.1]])
+    >>> round(adaptive_ece(p, np.array([0, 1]), bins=2), 4)
+    0.55
+    """
+    return reliability(probabilities, labels, bins, adaptive=True).error
+
+
+def _of_label(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return probabilities[np.arange(len(labels)), labels]

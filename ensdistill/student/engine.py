@@ -1,0 +1,171 @@
+"""The engine of the student's training: accelerate places the model and scales gradients; they are averaged over the processes here.
+
+accelerate keeps its state once for the whole Python process, and reads the environment. A caller may use it, too, with other
+settings. So the engine's ``Accelerator`` is made with a state of its own, and the caller's is put back before training begins.
+
+Gradients are not left to DistributedDataParallel. It arranges them anew after its first step, so that a sum over three or more
+processes has other bits after a resume; it refuses models with parameters that a step does not use; and its hooks stay on the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ensdistill.common.processes import Processes
+
+_STATES = (AcceleratorState, PartialState, GradientState)
+# Variables by which launchers set accelerate up, or count processes, which the group has done already.
+_PREFIXES = ("ACCELERATE_", "PMI_", "OMPI_", "MPI_", "MV2_")
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_making = Lock()
+
+
+def device_type(cpu: bool, mixed_precision: str) -> str:
+    """The type of the device to train on: "cpu", or that of this machine's accelerator.
+
+    Raises
+    ------
+    ValueError
+        fp16 on the CPU.
+    """
+    accelerator = None if cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator(True)
+    kind = "cpu" if accelerator is None else accelerator.type
+    if kind == "cpu" and mixed_precision == "fp16":
+        raise ValueError(
+            "mixed_precision: fp16 needs a GPU, because gradients are scaled there only; this training is on the CPU: "
+            "choose 'no' or 'bf16', or pass cpu=False on a machine with a GPU"
+        )
+    return kind
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model and its optimiser, ready to be trained.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the model is.
+    model : Module
+    optimizer : Optimizer
+    precision : {"no", "bf16", "fp16"}
+    group : Processes
+    """
+
+    device: torch.device
+    model: nn.Module
+    optimizer: Optimizer
+    precision: str
+    group: Processes
+    _accelerator: Any
+    _prepared: Any
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The model's outputs, computed in the engine's precision and given in float32."""
+        dtype = _DTYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            outputs: Tensor = self.model(inputs)
+        return outputs if dtype is None else outputs.float()
+
+    def step(self, loss: Tensor) -> bool:
+        """Change the parameters by the gradients of the processes' mean loss; False where the gradient scaler left the step out."""
+        self.optimizer.zero_grad()
+        # Without a gradient scaler accelerate's backward and step only forward the call, for 0.3 ms of look-ups each step:
+        # as much as a small student's whole step.
+        if self._accelerator.scaler is None:
+            loss.backward()
+            self._average()
+            self.optimizer.step()
+            return True
+        self._accelerator.backward(loss)
+        self._average()
+        self._prepared.step()
+        return not self._accelerator.optimizer_step_was_skipped
+
+    def _average(self) -> None:
+        """Give each parameter the mean of its gradients in all processes."""
+        if self.group.count == 1:
+            return
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for dtype in dict.fromkeys(p.dtype for p in parameters):
+            some = [p for p in parameters if p.dtype == dtype]
+            # A gradient that one process does not have counts as 0; one that none has stays away, as with a single process.
+            present = torch.tensor([float(p.grad is not None) for p in some], dtype=dtype, device=self.device)
+            parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in some]
+            means = self.group.mean(torch.cat([present, *parts]))
+            used = (means[: len(some)] > 0).tolist()
+            for p, use, mean in zip(some, used, means[len(some) :].split([p.numel() for p in some]), strict=True):
+                if use:
+                    p.grad = mean.view(p.shape)
+
+    @property
+    def scaler(self) -> dict[str, Any] | None:
+        """The state of the gradient scaler; None without one."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else dict(scaler.state_dict())
+
+    def load_scaler(self, state: dict[str, Any] | None) -> None:
+        if self._accelerator.scaler is not None and state is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
+
+def start_engine(model: nn.Module, optimizer: Optimizer, precision: str, group: Processes) -> Engine:
+    """Move a model to the group's device, and give all processes the parameters and buffers of process 0.
+
+    Raises
+    ------
+    ValueError
+        The process group has no backend for that device.
+    """
+    kind = torch.device(group.device).type
+    _check_backend(group, kind)
+    with _making, _apart():
+        accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision)
+        model.to(accelerator.device)
+        prepared = accelerator.prepare_optimizer(optimizer)
+    group.take_first([*model.parameters(), *model.buffers()])
+    return Engine(accelerator.device, model, optimizer, precision, group, accelerator, prepared)
+
+
+def _check_backend(group: Processes, kind: str) -> None:
+    if group.count == 1:
+        return
+    backends = str(torch.distributed.get_backend_config())
+    if kind not in [part.split(":")[0] for part in backends.split(",")]:
+        raise ValueError(
+            f"cpu: this training is on the {kind}, but torch's process group has only the backends {backends}; "
+            f"pass cpu={kind != 'cpu'}, or make the group with init_process_group('cpu:gloo,cuda:nccl')"
+        )
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """In here accelerate has no state yet, and the environment has no settings for it and no other processes."""
+    states, before = [vars(owner)["_shared_state"] for owner in _STATES], dict(os.environ)
+    for owner in _STATES:
+        # A new dict: the caller's objects have the old one as their __dict__, and keep it.
+        owner._shared_state = {}
+    for name in before:
+        if name in _RANKS or name.startswith(_PREFIXES):
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        for owner, state in zip(_STATES, states, strict=True):
+            owner._shared_state = state
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)

@@ -1,0 +1,539 @@
+"""The ensemble: weighted, calibrated members and the rule that combines them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ensdistill.common.optimization import Optimization
+from ensdistill.data import Rows
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.teachers import planning, storage
+from ensdistill.teachers import train as training
+from ensdistill.teachers.fitting.calibration import (
+    COMBINERS,
+    PRIOR_ROWS_PER_MEMBER,
+    Combiner,
+    fit_mixture_temperature,
+    fit_temperature,
+    fit_weights,
+    log_mixture,
+)
+from ensdistill.teachers.fitting.selection import Metric, greedy_selection
+from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
+from ensdistill.teachers.fitting.vector_scaling import fit_vector
+from ensdistill.teachers.given import Known, check_labels, raw_logits
+from ensdistill.teachers.members import Member, as_member
+from ensdistill.teachers.members.base import Logits, as_classes, parts_of
+from ensdistill.teachers.members.function import members_for
+from ensdistill.teachers.members.outputs import Output
+from ensdistill.teachers.methods import Method, as_method
+from ensdistill.teachers.predict import answer, answer_on, check_same_classes, device_of, named
+from ensdistill.teachers.stack import Watch, Way
+from ensdistill.teachers.stack.validation import check_way
+from ensdistill.teachers.stacked import Stack, stacked_logits
+from ensdistill.teachers.validation import as_inputs, check_known, free_names, named_by_index, normalised
+
+Calibration = Literal["temperature", "vector", "pooled"]
+PredictionWay = Literal["one_by_one", "stacked"]
+
+
+class Ensemble:
+    """Members with temperatures, mixture weights and a combiner. Made by :meth:`from_members`, :meth:`load` or ``train_ensemble``.
+
+    Attributes
+    ----------
+    members : tuple of Member
+    names : tuple of str [K]
+    classes : tuple of str [C], or None where no member knows names
+    weights : ndarray [K], float64
+        Non-negative, of sum one.
+    temperatures : ndarray [K], float64
+        Each member's own.
+    vectors : ndarray [2, K, C], float64, or None
+        Each member's scale and bias of each class's logit, where it was calibrated by them.
+    temperature : float
+        The mixture's, shared by all members, on top of their own.
+    combiner : {"prob", "logit", "log_prob"}
+
+    Examples
+    --------
+    >>> from ensdistill.models import MLP
+    >>> ensemble = Ensemble.from_members([MLP(4, [], 3), MLP(4, [8], 3)])
+    >>> ensemble.predict_logits(np.zeros((5, 4), np.float32)).shape
+    torch.Size([2, 5, 3])
+    >>> ensemble.predict_proba(np.zeros((5, 4), np.float32)).sum(1).round(6).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, members: Sequence[Member], classes: tuple[str, ...] | None, weights: np.ndarray, combiner: Combiner) -> None:
+        self.members, self.classes, self.weights, self.combiner = tuple(members), classes, weights, combiner
+        self.temperatures, self.temperature = np.ones(len(members)), 1.0
+        self.vectors: np.ndarray | None = None
+        self._stacks: dict[tuple[int, ...], Stack] = {}
+
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Any],
+        *,
+        weights: Sequence[float] | np.ndarray | None = None,
+        combiner: Combiner = "prob",
+        classes: Sequence[str] | None = None,
+        output: Output = "auto",
+    ) -> Ensemble:
+        """An ensemble of members as they are.
+
+        Parameters
+        ----------
+        members : sequence
+            Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules, fitted models of scikit-learn,
+            XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays, functions, mixed. Unnamed ones of one kind are numbered. A bare
+            module predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
+            says how it is built again.
+        weights : [K], optional
+            Non-negative; normalised to sum one. Equal by default.
+        combiner : {"prob", "logit", "log_prob"}
+        classes : sequence of str, optional
+            The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
+            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, and a warning says so.
+            What knows no names (a bare module, an array, a function) has to answer in this order.
+        output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
+            What those members answer with that are arrays, functions, torch modules or ONNX files; see
+            :func:`ensdistill.teachers.members.as_member`. Where they differ, make them members one by one.
+
+        Raises
+        ------
+        ValueError
+            No members, equal names, a member with a class that is not among ``classes``, or weights that do not fit.
+        """
+        if isinstance(members, nn.Module):
+            raise TypeError(f"members: expected a sequence of members; got one {type(members).__name__}: [module] has it as a member")
+        if len(members) == 0:
+            raise ValueError("members: expected at least one; got none")
+        if combiner not in COMBINERS:
+            raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
+        order = as_classes("the ensemble", classes)
+        adapted = [named_by_index(as_member(m, name, output), m, order) for m, name in zip(members, free_names(members), strict=True)]
+        names = [m.name for m in adapted]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
+        known = next((m.classes for m in adapted if m.classes is not None), None)
+        order = known if order is None else order
+        check_known(adapted, order, "" if classes is not None else "; name the classes of all members, in order, by classes=")
+        return cls(adapted, order, normalised(weights, len(adapted)), combiner)
+
+    @classmethod
+    def train(
+        cls,
+        factory: Any,
+        data: Rows | tuple[Any, Any],
+        *,
+        members: int | Sequence[int] | None = None,
+        method: str | Method = "seeds",
+        seed: int = 0,
+        sample_weight: Any = None,
+        optimization: Optimization | Sequence[Optimization] | None = None,
+        augment: Augmentation | None = None,
+        classes: Sequence[str] | None = None,
+        combiner: Combiner = "prob",
+        way: Way = "auto",
+        device: str = "cpu",
+        n_jobs: int | None = None,
+        name: str | None = None,
+        folder: Path | str | None = None,
+        progress: bool | Watch | None = None,
+    ) -> Ensemble:
+        """Train an ensemble.
+
+        Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
+        before a process died is not trained again: say the same ``folder`` again.
+
+        Members that share most of their parameters (BatchEnsemble and the like) are not offered: no one of them is a teacher that could
+        be selected, weighed and saved by itself.
+
+        Parameters
+        ----------
+        factory : callable, estimator, or list of those
+            What makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is to be fitted, of
+            scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters, architectures, kinds (Wenzel
+            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification"). A booster that stops early
+            (``early_stopping_rounds``) does so by the rows that its bootstrap or subsample left out; with ``seeds``, by a fifth of the
+            rows of each class, drawn by its seed.
+        data : Rows, or (inputs [N, ...], labels [N])
+            Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32 values. NaN stands for a
+            missing value, for estimators that take it. Labels are class indices (integers, whole floats), or names (strings, booleans),
+            as arrays, lists, tensors, or columns of a data frame, categories included.
+        members : int, or sequence of int
+            How many; one of each factory of a list by default. Numbers, counted from 0, are those members of the ensemble, and what each
+            of them is does not depend on the others (see :func:`ensdistill.teachers.stack.train_stack` for how exactly).
+        method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.teachers.methods``
+            What makes the members of one factory differ.
+        seed : int
+        sample_weight : array-like [N], optional
+            Weights of the rows, at least 0: passed to the ``fit`` of estimators. A module's loss of a row is multiplied by its weight over
+            the mean weight of the member's rows.
+        optimization : Optimization, or list of those, optional
+            Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
+            one. Snapshots and fast geometric ensembles take their members from one training of so many steps.
+        augment : Augmentation, optional
+            Of torch members.
+        classes : sequence of str, optional
+            Names by index; by default the labels' own names, or their numbers.
+        combiner : {"prob", "logit", "log_prob"}
+        way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
+            Torch members of one factory train as one stack, one after the other, or several at once on threads; see
+            :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured`` by a clock, so that its bits
+            may differ from run to run.
+        device : str
+        n_jobs : int, optional
+            Estimators fitted at once, as in scikit-learn.
+        name : str, optional
+            Members are called ``name-1``, ``name-2``, ...; by default after their class.
+        folder : path, optional
+            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end;
+            with ``trusted=`` where the factory is of classes that are neither torch's, scikit-learn's nor this package's.
+        progress : bool, or callable, optional
+            True: a live view of all members. A callable is told each :class:`ensdistill.teachers.stack.Status`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data of one class, missing labels, labels out of range, NaN or ``sample_weight`` for a factory that doesn't take it, members
+            that would be equal, a factory that returns a module which exists already, or another number of outputs, or one that can't be
+            written down where there is a folder (before anything is trained), or whose first fitted member holds types that are not
+            trusted.
+        FloatingPointError
+            A loss that is not finite; names the member and the step.
+
+        Examples
+        --------
+        >>> from ensdistill.models import MLP
+        >>> x = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8]
+        >>> y = np.array(["even", "odd"] * 16)
+        >>> fast = Optimization(steps=60, batch_size=8, learning_rate=0.05)
+        >>> ensemble = Ensemble.train(lambda: MLP(4, [8], 2), (x, y), members=3, optimization=fast)
+        >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
+        (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
+        """
+        check_way(way, device)
+        rows = planning.as_data(data, classes, sample_weight)
+        chosen = as_method(method)
+        planned = planning.plan(factory, members, chosen, seed, name, rows.labels, optimization)
+        settings = planning.Settings(rows, chosen, augment, way, device, n_jobs)
+        return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def parameters(self) -> int:
+        return sum(member.parameters for member in self.members)
+
+    @property
+    def bytes(self) -> int:
+        return sum(member.bytes for member in self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.names))
+        members = zip(self.names, self.weights, self.temperatures, strict=True)
+        lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
+        return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
+
+    def member_logits(self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None) -> np.ndarray:
+        """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
+
+        Raises
+        ------
+        ValueError
+            It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+        """
+        return answer(self.members[index], as_inputs(inputs), self.classes, answers)
+
+    def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
+        """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
+        if way not in ("one_by_one", "stacked"):
+            raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
+        inputs = as_inputs(inputs)
+        together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
+        logits = [answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)]
+        check_same_classes(self.members, logits)
+        return np.stack(logits)
+
+    def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
+        """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the mixture's: float32 [K, N, C]."""
+        raw = np.asarray(raw)
+        if raw.ndim != 3 or len(raw) != len(self):
+            raise ValueError(f"logits: expected [{len(self)}, N, C], one for each member; got {list(raw.shape)}")
+        scaled: np.ndarray = self._scaled(raw, self.temperatures * self.temperature).astype(np.float32)
+        return scaled
+
+    def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
+        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in main memory.
+
+        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
+        rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
+        are then the same up to rounding, and a copy of the parameters is kept.
+        """
+        return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
+
+    def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
+        """The same where its torch members predict, on a GPU if one of them does: what they say there is never copied away.
+
+        So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
+        """
+        device = device_of(self.members)
+        return self.predict_logits(inputs) if device.type == "cpu" else self._logits_on(device, as_inputs(inputs))
+
+    def _logits_on(self, device: torch.device, inputs: np.ndarray) -> Tensor:
+        raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
+        check_same_classes(self.members, raw)
+        return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
+
+    def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
+        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``)."""
+        if not (0 < temperature < np.inf):
+            raise ValueError(f"temperature: expected a positive number; got {temperature}")
+        return np.exp(log_mixture(np.asarray(logits), self.weights, self.combiner, temperature))
+
+    def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
+        """The mixture's probabilities at ``temperature``: float64 [N, C].
+
+        The members' logits are divided by the temperature before they are combined.
+        """
+        return self.combine(self.predict_logits(inputs), temperature)
+
+    def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
+        """How unsure the ensemble is of each row, split by where that comes from; see :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
+        return decompose(self.predict_logits(inputs).numpy(), self.weights)
+
+    def calibrate(
+        self, logits: Known, labels: np.ndarray, *, method: Calibration = "temperature", uids: np.ndarray | None = None
+    ) -> Ensemble:
+        """Fit how sure the members are, by NLL. Returns self.
+
+        An earlier calibration is replaced, the mixture's temperature too; the weights stay.
+
+        The fit is guarded against few rows: it starts with a prior for the logits as they are, which is worth five rows (for vectors, five
+        for each class). With 5 to 50 rows the result is therefore seldom worse on other rows than no calibration, and with some hundred it
+        is nearly the one of the least NLL. Logits may be of any scale. :mod:`ensdistill.teachers.fitting.calibration` describes the prior.
+
+        Parameters
+        ----------
+        logits : [K, N, C], or TargetCache
+            Raw logits (no temperature applied) of rows that the members were not trained on; or a cache of these members' targets.
+        labels : ndarray [N], int64
+        method : {"temperature", "vector", "pooled"}
+            ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each member. No member is worse on these
+            rows than without. ``pooled``: one temperature for all, so that the mixture is calibrated, which is never worse for it.
+        uids : ndarray [N], optional
+            Needed with a cache: the uids of the rows that ``labels`` are of, in their order.
+
+        Raises
+        ------
+        ValueError
+            Shapes, labels or values don't fit; names the member and the rows. A cache of other members is a CacheMismatch.
+        """
+        if method not in ("temperature", "vector", "pooled"):
+            raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
+        raw = raw_logits(self, logits, labels, uids, unshifted=method == "vector")
+        labels = check_labels(labels)
+        self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
+        if method == "temperature":
+            self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
+        elif method == "vector":
+            self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
+        else:
+            self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner)
+        return self
+
+    def weigh(
+        self, logits: Known, labels: np.ndarray, *, prior_rows: float = PRIOR_ROWS_PER_MEMBER, uids: np.ndarray | None = None
+    ) -> Ensemble:
+        """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
+
+        Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after ``calibrate``.
+
+        Both fits are guarded against few rows. The weights start with a prior for equal ones, which is worth ``prior_rows`` rows for each
+        member, and the temperature with one for 1, which is worth five. With few rows the ensemble stays nearly as it is. No member is
+        left out until there are some thousand rows; ``prior_rows=0`` or ``select`` does so earlier.
+
+        Parameters
+        ----------
+        logits, labels, uids
+            As for ``calibrate``.
+        prior_rows : float
+            Draws the weights to equal ones; 0 trusts the rows alone. See :func:`ensdistill.teachers.fitting.calibration.fit_weights`.
+        """
+        raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
+        scaled = self._scaled(raw, self.temperatures)
+        labels = check_labels(labels)
+        # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
+        scale = fit_mixture_temperature(scaled, np.full(len(self), 1 / len(self)), labels, self.combiner)
+        weights = fit_weights(scaled / scale, labels, self.combiner, prior_rows)
+        self.temperature = fit_mixture_temperature(scaled, weights, labels, self.combiner)
+        self.weights = weights
+        return self
+
+    def select(
+        self,
+        logits: Known,
+        labels: np.ndarray,
+        *,
+        metric: Metric = "nll",
+        rounds: int = 50,
+        bags: int = 1,
+        costs: Sequence[float] | np.ndarray | None = None,
+        budget: float | None = None,
+        seed: int = 0,
+        prior_rows: float = PRIOR_ROWS_PER_MEMBER,
+        uids: np.ndarray | None = None,
+    ) -> Ensemble:
+        """The members that are worth having, weighted by how often they were taken: a new ensemble, this one stays as it is.
+
+        Call it after ``calibrate``. The mixture's temperature is that of this ensemble. With ``metric="nll"`` a prior for the whole
+        ensemble, worth ``prior_rows`` rows for each member, guards the choice against few rows.
+
+        Parameters
+        ----------
+        logits, labels, uids
+            As for ``calibrate``.
+        metric, rounds, bags, costs, budget, seed, prior_rows
+            See :func:`ensdistill.teachers.fitting.selection.greedy_selection`, which also tells the way it went. ``costs`` may be ``seconds(inputs)``, then
+            ``budget`` is the time for those inputs.
+
+        Examples
+        --------
+        >>> good, bad = 4 * np.eye(3, dtype=np.float32) - 2, -np.ones((3, 3), np.float32)
+        >>> ensemble = Ensemble.from_members([good, bad])
+        >>> ensemble.select(np.tile([good, bad], (1, 50, 1)), np.tile(np.arange(3), 50)).names
+        ('ndarray-1',)
+        """
+        raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
+        scaled = self._scaled(raw, self.temperatures) / self.temperature
+        found = greedy_selection(
+            scaled,
+            check_labels(labels),
+            combiner=self.combiner,
+            metric=metric,
+            rounds=rounds,
+            bags=bags,
+            costs=costs,
+            budget=budget,
+            seed=seed,
+            prior_rows=prior_rows,
+        )
+        kept = np.flatnonzero(found.counts)
+        return self._of(kept, found.weights[kept])
+
+    def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
+        """The same ensemble for these samples: members with stored answers give those of these uids, in their order.
+
+        Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``. ``among`` is ``uids`` by default.
+        """
+        members = members_for(self.members, uids, uids if among is None else among)
+        if members == self.members:
+            return self
+        asked = copy(self)
+        asked.members = members
+        return asked
+
+    def only(self, name: str) -> Ensemble:
+        """An ensemble of one of the members, calibrated as it is here; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            There is no such member.
+        """
+        if name not in self.names:
+            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {name!r}")
+        return self._of(np.array([self.names.index(name)]), np.ones(1))
+
+    def _of(self, kept: np.ndarray, weights: np.ndarray) -> Ensemble:
+        chosen = type(self)([self.members[k] for k in kept], self.classes, weights, self.combiner)
+        chosen.temperatures, chosen.temperature = self.temperatures[kept], self.temperature
+        chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
+        return chosen
+
+    def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
+        """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        inputs = as_inputs(inputs)
+        for member in self.members:  # first calls load code and fill caches
+            _seconds(member, inputs)
+        return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
+
+    def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
+        """Raw logits [K, N, C] with the members' vectors and these temperatures, where they are."""
+
+        def here(values: np.ndarray) -> Any:
+            return torch.from_numpy(values).to(raw.device) if isinstance(raw, Tensor) else values
+
+        if self.vectors is not None:
+            scale, bias = here(self.vectors)
+            raw = raw * scale[:, None] + bias[:, None]
+        return raw / here(temperatures)[:, None, None]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its targets depend on, field by field, JSON-able. ``parts`` says what the members' digests are made of."""
+        parts = {member.name: known for member in self.members if (known := parts_of(member))}
+        return {"members": {member.name: member.fingerprint() for member in self.members}, "parts": parts, **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """What it is beside its members: combiner, classes, and all that was fitted; JSON-able."""
+        return {
+            "weights": self.weights.tolist(),
+            "temperatures": self.temperatures.tolist(),
+            "temperature": self.temperature,
+            "combiner": self.combiner,
+            "classes": None if self.classes is None else list(self.classes),
+            **({} if self.vectors is None else {"vectors": self.vectors.tolist()}),
+        }
+
+    def save(self, folder: Path | str) -> None:
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the place of one that is there.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A member that can't be saved (a module without a factory, a function); the folder is then as it was before.
+        """
+        storage.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
+        """A saved ensemble, every member checked against what was saved of it.
+
+        Other versions of torch, scikit-learn or a class's source may load it; what targets were made by them is told by `fingerprint`.
+
+        Parameters
+        ----------
+        folder : path
+        trusted : sequence of str
+            Class paths that may be built beside torch's, this package's and scikit-learn's own.
+
+        Raises
+        ------
+        ValueError
+            Nothing complete is there, a newer version wrote it, a class is not trusted, or a file is damaged.
+        """
+        return storage.load(cls, folder, trusted)
+
+
+def _seconds(member: Member, inputs: np.ndarray) -> float:
+    start = time.perf_counter()
+    with named(member.name, len(inputs)):
+        member.predict_logits(inputs)
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Numbers that are fitted to held-out predictions: temperatures, weights, selections, and uncertainty."""

@@ -1,0 +1,157 @@
+"""What ``Ensemble.train`` is to train, checked before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.common.describe import class_path, module_recipe
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.random import derive_seed
+from ensdistill.data import BadRows, Rows, check_finite
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.teachers import estimators
+from ensdistill.teachers.labels import as_labels
+from ensdistill.teachers.members.base import as_classes
+from ensdistill.teachers.methods import FastGeometric, Method, Snapshot
+from ensdistill.teachers.stack import Way
+from ensdistill.teachers.stack.fitting import TrainingRows, is_estimator
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A member to be: its number, name, seed, what makes it, how it is optimised (a module), and the rows it learns from."""
+
+    number: int
+    name: str
+    seed: int
+    factory: Any
+    optimization: Optimization
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all members of a training share."""
+
+    data: TrainingRows
+    method: Method
+    augment: Augmentation | None
+    way: Way
+    device: str
+    n_jobs: int | None
+
+
+def one_training(method: Method) -> bool:
+    return isinstance(method, (Snapshot, FastGeometric))
+
+
+def plan(
+    factory: Any,
+    members: int | Sequence[int] | None,
+    method: Method,
+    seed: int,
+    name: str | None,
+    labels: np.ndarray,
+    optimization: Optimization | Sequence[Optimization] | None = None,
+) -> list[Planned]:
+    """What is to be trained, checked."""
+    several = isinstance(factory, (list, tuple)) or isinstance(optimization, (list, tuple))
+    optimizations: list[Any] = list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
+    factories = list(factory) if isinstance(factory, (list, tuple)) else [factory] * len(optimizations)
+    if not factories:
+        raise ValueError("factory: expected at least one; got an empty list")
+    if isinstance(optimization, (list, tuple)) and len(optimizations) != len(factories):
+        raise ValueError(f"optimization: expected one, or one for each of the {len(factories)} factories; got {len(optimizations)}")
+    if wrong := [o for o in optimizations if not isinstance(o, Optimization)]:
+        raise TypeError(f"optimization: expected an Optimization, or a list of them; got {class_path(type(wrong[0]))}")
+    if members is None and not several:
+        raise ValueError("members: expected how many members; got None, which stands for one of each factory in a list")
+    members = int(members) if isinstance(members, np.integer) else members
+    if members is not None and not isinstance(members, int) and not hasattr(members, "__iter__"):
+        raise TypeError(f"members: expected a number, or numbers of members; got {class_path(type(members))}")
+    numbers = list(range(len(factories))) if members is None else list(range(members)) if isinstance(members, int) else list(members)
+    numbers = [int(n) if isinstance(n, np.integer) else n for n in numbers]
+    if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
+        raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
+    if one_training(method) and (several or is_estimator(factory) or not isinstance(members, int)):
+        kind = type(method).__name__
+        raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
+    for one in factories:
+        if isinstance(one, type) and hasattr(one, "fit") and hasattr(one, "get_params"):
+            raise TypeError(f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class {class_path(one)}")
+        if isinstance(one, nn.Module) or not (is_estimator(one) or callable(one)):
+            got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
+            expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
+            raise TypeError(f"factory: expected {expected}, or a list of those; got {got}")
+    planned = []
+    for number in numbers:
+        one = factories[number % len(factories)]
+        own = derive_seed("member", seed, number) if not one_training(method) else derive_seed("member", seed)
+        rows = np.arange(len(labels), dtype=np.int64) if isinstance(method, (Snapshot, FastGeometric)) else method.rows(labels, own)
+        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, optimizations[number % len(optimizations)], rows))
+    if not one_training(method):
+        counts = [sum(p.factory is one for p in planned) for one in factories]
+        differ = not np.array_equal(planned[0].rows, planned[-1].rows)
+        estimators.check_seeds([(one, n) for one, n in zip(factories, counts, strict=True) if is_estimator(one)], differ)
+    return planned
+
+
+def _called(factory: Any) -> str:
+    if is_estimator(factory):
+        return type(factory).__name__.lower()
+    recipe = module_recipe(factory)
+    return "member" if recipe is None else recipe["class_path"].rpartition(".")[2].lower()
+
+
+def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None) -> TrainingRows:
+    """The rows to learn from, checked: labels as indices, classes by name, and weights if there are any."""
+    if not isinstance(data, Rows) and not (isinstance(data, tuple) and len(data) == 2):
+        raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
+    given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
+    _check_same_index("labels", own, given)
+    inputs = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if inputs.ndim < 2 or len(inputs) == 0 or np.shape(own) != inputs.shape[:1]:
+        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(np.shape(own))}")
+    if inputs.dtype.kind not in "fiub":
+        raise ValueError(
+            f"data: expected inputs that are numbers; got {inputs.dtype}: text and categories are to be encoded as numbers first"
+        )
+    if inputs.dtype.kind == "f" and (infinite := np.isinf(inputs)).any():
+        check_finite("data", np.where(infinite, inputs, 0))
+    labels, names = as_labels(own, as_classes("the ensemble", classes), indices=isinstance(data, Rows))
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}")
+    _check_same_index("sample_weight", sample_weight, given)
+    return TrainingRows(inputs, labels, names, None if sample_weight is None else _as_weights(sample_weight, len(inputs)))
+
+
+def _check_same_index(name: str, value: Any, inputs: Any) -> None:
+    """Refuse columns of pandas whose rows are not those of the inputs, or are in another order."""
+    one, other = (getattr(v, "index", None) if hasattr(v, "iloc") else None for v in (value, inputs))
+    if one is not None and other is not None and not one.equals(other):
+        raise ValueError(
+            f"{name}: expected the index of the inputs; got another: align it by {name}.loc[inputs.index], or, if the rows are in the same "
+            "order, pass both by .to_numpy()"
+        )
+
+
+def _as_weights(values: Any, count: int) -> np.ndarray:
+    """Weights of the rows, float64 [N]."""
+    try:
+        weights = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"sample_weight: expected {count} numbers; got {class_path(type(values))}") from None
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weight: expected [{count}], one for each row; got {list(weights.shape)}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise BadRows(
+            f"sample_weight: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} ({len(bad)} such rows)", bad
+        )
+    return weights

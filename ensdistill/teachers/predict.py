@@ -1,0 +1,77 @@
+"""What members say, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill.common.errors import is_out_of_memory
+from ensdistill.data import BadRows
+from ensdistill.teachers.members import Member, TorchMember
+from ensdistill.teachers.members.base import Logits, arranged, positions
+from ensdistill.teachers.validation import check_logits
+
+
+def device_of(members: Sequence[Member]) -> torch.device:
+    """Where the first torch member that predicts on a GPU does so; the CPU where there is none. Others than CUDA's know no float64."""
+    found = (member.predicts_on for member in members if isinstance(member, TorchMember))
+    return next((device for device in found if device.type == "cuda"), torch.device("cpu"))
+
+
+def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
+    """float32 [N, C]; ``given`` is what the member said, where it was asked already.
+
+    Raises
+    ------
+    ValueError
+        It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+    """
+    with named(member.name, len(inputs)):
+        logits = member.predict_logits(_rows_for(member, inputs)) if given is None else given
+    return _ordered(logits, member, len(inputs), classes)
+
+
+def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
+    """The same as a tensor on ``device``, which what a torch member says there never leaves."""
+    # A class of somebody's own may answer otherwise (test-time augmentation, say).
+    plain = isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in ("predict_logits", "raw"))
+    if not isinstance(member, TorchMember) or not plain or member.predicts_on != device:
+        return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
+    with named(member.name, len(inputs)):
+        logits = member.predict_tensor(_rows_for(member, inputs))
+    return _ordered(logits, member, len(inputs), classes)
+
+
+def _rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
+    """Torch modules take float32; beside estimators, which take float64 as it is, they get its float32 values."""
+    return inputs.astype(np.float32) if isinstance(member, TorchMember) and inputs.dtype == np.float64 else inputs
+
+
+def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:
+    """Raise ValueError for a member that has another number of classes than the first."""
+    for member, z in zip(members, logits, strict=True):
+        if z.shape != logits[0].shape:
+            raise ValueError(f"members: {member.name} has {z.shape[1]} classes, {members[0].name} has {logits[0].shape[1]}")
+
+
+def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] | None) -> Logits:
+    check_logits(logits, member.name, rows, classes if member.classes is None else member.classes)
+    return logits if member.classes is None or classes is None else arranged(logits, positions(member.classes, classes))
+
+
+@contextmanager
+def named(name: str, rows: int) -> Iterator[None]:
+    """Errors say whose they are."""
+    try:
+        yield
+    except BadRows as error:
+        raise BadRows(f"{name}: {error}", error.rows) from error
+    except Exception as error:
+        if is_out_of_memory(error) and not str(error).startswith(f"{name}: "):
+            raise MemoryError(f"{name}: out of memory with {rows} rows ({error}); give it fewer at once") from error
+        error.add_note(f"(while {name} predicted {rows} rows)")
+        raise

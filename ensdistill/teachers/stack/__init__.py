@@ -1,0 +1,8 @@
+"""Training of members: ``train_stack`` for many models of one architecture, ``train_trajectory`` for one along its way."""
+
+from ensdistill.teachers.stack.loop import BLOCK
+from ensdistill.teachers.stack.status import Status, Watch
+from ensdistill.teachers.stack.train import train_stack, train_trajectory
+from ensdistill.teachers.stack.ways import STACK_FROM, Way
+
+__all__ = ["BLOCK", "STACK_FROM", "Status", "Watch", "Way", "train_stack", "train_trajectory"]

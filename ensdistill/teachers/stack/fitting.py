@@ -1,0 +1,274 @@
+"""One estimator, fitted: its seed, its weights, and rows of their own for boosters that stop early."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.random import random_generator
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.copies import equal_inputs
+from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
+from ensdistill.teachers.members.base import flat
+from ensdistill.teachers.members.boosted import library_of
+
+HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no rows are left over
+TRIED = 8  # rows of each class in a trial
+
+# By library, the parameters that make a booster stop by rows it was not fitted to. LightGBM's has several names.
+_STOPPING: dict[str, tuple[str, ...]] = {
+    "xgboost": ("early_stopping_rounds",),
+    "lightgbm": ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change"),
+    "catboost": ("early_stopping_rounds", "od_wait", "od_pval", "use_best_model"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows to learn from: inputs [N, ...], class indices, int64 [N], the names of the classes, and weights, float64 [N], or None."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    weights: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> TrainingRows:
+        return replace(
+            self, inputs=self.inputs[rows], labels=self.labels[rows], weights=None if self.weights is None else self.weights[rows]
+        )
+
+
+def is_estimator(value: Any) -> bool:
+    """Whether it is fitted rather than called: scikit-learn's interface, which boosted trees have as well."""
+    return not isinstance(value, type) and hasattr(value, "fit") and hasattr(value, "get_params")
+
+
+def parts(estimator: Any) -> dict[str, Any]:
+    """The estimator itself, under the name "", and those it is composed of, by the names of their parameters."""
+    inner = estimator.get_params().items()
+    return {"": estimator} | {name: value for name, value in inner if is_estimator(value)}
+
+
+def libraries(estimator: Any) -> tuple[str, ...]:
+    """The libraries of boosted trees that an estimator or its parts come from."""
+    return tuple(sorted({library for part in parts(estimator).values() if (library := library_of(part))}))
+
+
+def versions(estimator: Any) -> dict[str, str]:
+    """The versions of the libraries that decide what a fit of an estimator ends with."""
+    return {name: sys.modules[name].__version__ for name in ("sklearn", *libraries(estimator)) if name in sys.modules}
+
+
+def seeds_of(estimator: Any, seed: int) -> dict[str, int]:
+    """The parameters that give an estimator a seed of its own; a seed that is set already stays."""
+    parameters = estimator.get_params()
+    found = {name: seed % 2**31 for name, value in parameters.items() if name.endswith("random_state") and value is None}
+    if library_of(estimator) == "catboost" and not {"random_seed", "random_state"} & set(parameters):
+        return {"random_seed": seed % 2**31}  # CatBoost lists only parameters that were set
+    return found
+
+
+def stops_early(estimator: Any) -> str | None:
+    """The parameter by which a booster stops early, and so needs rows that it is not fitted to; None where it has none."""
+    library, given = library_of(estimator), estimator.get_params()
+    if library is None or given.get("eval_fraction"):  # CatBoost's own share of held-out rows
+        return None
+    if any(type(callback).__name__ == "EarlyStopping" for callback in given.get("callbacks") or ()):
+        return "callbacks"
+    return next((name for name in _STOPPING[library] if (given.get(name) or 0) > 0), None)
+
+
+def splits_itself(estimator: Any, rows: int) -> str | None:
+    """The parameter by which an estimator of scikit-learn holds out some of its own rows to stop early; None where it has none."""
+    given = estimator.get_params(deep=False)
+    if library_of(estimator) is not None or given.get("validation_fraction") is None:
+        return None
+    if "early_stopping" in given:
+        automatic = given["early_stopping"] == "auto" and rows > 10_000
+        return "early_stopping" if given["early_stopping"] is True or automatic else None
+    return None if given.get("n_iter_no_change") is None else "n_iter_no_change"
+
+
+def check_stopping(estimator: Any, name: str, rows: np.ndarray) -> None:
+    """Raise ValueError where an estimator or a part of it would stop early by rows that it is fitted to, or by none at all."""
+    from sklearn.utils.validation import has_fit_parameter
+
+    repeated = len(np.unique(rows)) < len(rows)
+    for place, part in parts(estimator).items():
+        if place and (parameter := stops_early(part)):
+            raise ValueError(
+                f"{place}__{parameter}: {name}: expected {parameter} of a factory itself; inside a {type(estimator).__name__} the rows by "
+                "which it is to stop can't be passed to it. Set it to None, or choose the booster without the other parts"
+            )
+        parameter = splits_itself(part, len(rows)) if repeated else None
+        if parameter and (place or not has_fit_parameter(part, "sample_weight")):
+            raise ValueError(
+                f"{place}{'__' * bool(place)}{parameter}: {name}: expected rows without copies, because it stops by some of its own rows "
+                "and would be fitted to copies of them; choose method='subsample' or 'seeds', or let it not stop early"
+            )
+
+
+def held_out(
+    parameter: str, name: str, rows: np.ndarray, data: TrainingRows, seed: int, spare: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the rows to fit to, and of those by which a booster stops.
+
+    Parameters
+    ----------
+    parameter, name : str
+        What makes it stop, and the member, for messages.
+    rows : ndarray [R], int64
+        Positions that the member may learn from.
+    data : TrainingRows
+    seed : int
+        The member's own.
+    spare : ndarray, int64, optional
+        Positions that the member is not fitted to, such as those that a bootstrap left out; copies of rows that it is fitted to don't
+        count. Where there are none, a share of each class is drawn from ``rows``: copies together, and at least one row of a class stays.
+
+    Raises
+    ------
+    ValueError
+        No row can be spared.
+    """
+    useful = np.ones(len(data.labels), bool) if data.weights is None else data.weights > 0
+    (copies,) = equal_inputs(data.inputs)
+    if spare is not None:
+        judges = spare[useful[spare] & ~np.isin(copies[spare], copies[rows])]
+        if len(judges):
+            return rows, judges
+    unique = np.unique(rows)
+    counts = np.bincount(data.labels[unique[useful[unique]]], minlength=len(data.classes))
+    quota = np.minimum(np.round(HELD_OUT * counts), np.maximum(counts - 1, 0))
+    by_copies = unique[np.argsort(copies[unique], kind="stable")]
+    sets = np.split(by_copies, np.flatnonzero(np.diff(copies[by_copies])) + 1)
+    drawn = [np.zeros(0, np.int64)]
+    for place in random_generator("held out", seed).permutation(len(sets)):
+        if not quota.any():
+            break
+        classes, found = np.unique(data.labels[sets[place][useful[sets[place]]]], return_counts=True)
+        if len(classes) and (found <= quota[classes]).all():
+            quota[classes] -= found
+            drawn.append(sets[place])
+    away = np.sort(np.concatenate(drawn))
+    kept, away = rows[~np.isin(rows, away)], away[useful[away]]
+    if len(away) == 0:
+        raise ValueError(
+            f"{parameter}: {name}: expected rows to stop by that it is not fitted to; none of its {len(rows)} rows can be spared: pass "
+            f"more rows, or set {parameter} to None"
+        )
+    return kept, away
+
+
+def fitted(
+    estimator: Any,
+    name: str,
+    seed: int,
+    rows: np.ndarray,
+    data: TrainingRows,
+    *,
+    spare: np.ndarray | None = None,
+    augment: Augmentation | None = None,
+) -> Any:
+    """A copy of an estimator, fitted to some rows.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A classifier, or a regressor, which is fitted to one column for each class (1 for the class, -1 for the others).
+    name : str
+        The member's, for messages.
+    seed : int
+    rows : ndarray [R], int64
+        Positions in ``data``; a bootstrap holds some of them twice.
+    data : TrainingRows
+        Boosters get the features in their own dtype, scikit-learn gets them in float64, which holds every float32.
+    spare : ndarray, int64, optional
+        See :func:`held_out`.
+    augment : Augmentation, optional
+        The estimator is fitted to every variant of every row.
+    """
+    check_stopping(estimator, name, rows)
+    copy = _copy(estimator).set_params(**seeds_of(estimator, seed))
+    for part in parts(copy).values():
+        if library_of(part) == "catboost" and "allow_writing_files" not in part.get_params():
+            part.set_params(allow_writing_files=False)  # members that are fitted at once would write to the same files
+    more: dict[str, Any] = {}
+    present = np.unique(data.labels[rows])
+    if stopping := stops_early(copy):
+        rows, away = held_out(stopping, name, rows, data, seed, spare)
+        more = _evaluation(copy, *_arguments(copy, data.take(away), present))
+    elif splits_itself(copy, len(rows)):
+        # The estimator's own split must not put copies of one row on both sides: it would stop by rows that it is fitted to.
+        rows, counts = np.unique(rows, return_counts=True)
+        if counts.max() > 1:
+            data = replace(data, weights=np.bincount(rows, counts, len(data.labels)) * (1 if data.weights is None else data.weights))
+    portion = data.take(rows)
+    if augment is not None:
+        variants = augment.variants(portion.inputs)
+        weights = None if portion.weights is None else np.tile(portion.weights, len(variants))
+        portion = replace(data, inputs=np.concatenate(variants), labels=np.tile(portion.labels, len(variants)), weights=weights)
+    features, target, weights = _arguments(copy, portion, present)
+    return copy.fit(features, target, **more, **({} if weights is None else {"sample_weight": weights}))
+
+
+def _copy(estimator: Any) -> Any:
+    """An estimator that is not fitted, with the same parameters."""
+    from sklearn.base import clone
+
+    if library_of(estimator) != "catboost":
+        return clone(estimator)
+    # CatBoost keeps lists of columns in another form than they were given in, which clone takes for a fault.
+    return type(estimator)(**deepcopy(estimator.get_params()))
+
+
+def _arguments(estimator: Any, portion: TrainingRows, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Features, target and weights as the estimator takes them; ``present`` are the classes of the rows that it is fitted to."""
+    from sklearn.base import is_regressor
+
+    features = flat(portion.inputs)
+    features = features if library_of(estimator) else features.astype(np.float64)
+    if is_regressor(estimator):
+        return features, 2.0 * np.eye(len(portion.classes))[portion.labels] - 1, portion.weights
+    # XGBoost refuses labels with gaps.
+    gaps = "xgboost" in libraries(estimator)
+    return features, np.searchsorted(present, portion.labels) if gaps else portion.labels, portion.weights
+
+
+def _evaluation(booster: Any, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+    """Arguments of a booster's ``fit`` that make it stop by these rows."""
+    library = library_of(booster)
+    if library == "catboost":
+        from catboost import Pool
+
+        return {"eval_set": Pool(features, labels, weight=weights, cat_features=booster.get_params().get("cat_features"))}
+    own = None if weights is None else [weights]
+    if library == "xgboost":
+        return {"eval_set": [(features, labels)], "sample_weight_eval_set": own, "verbose": False}
+    if "eval_X" in inspect.signature(booster.fit).parameters:  # LightGBM from 4.7 on
+        return {"eval_X": features, "eval_y": labels, "eval_sample_weight": own}
+    return {"eval_set": [(features, labels)], "eval_sample_weight": own}
+
+
+def as_member(estimator: Any, name: str, classes: Sequence[str], labels: np.ndarray, **options: Any) -> Member:
+    """The member of an estimator that was fitted to rows with these labels, class indices; classes without a row get probability 0."""
+    own, present = getattr(estimator, "classes_", None), np.unique(labels)
+    columns = None
+    if own is not None:
+        indices = np.asarray(own).astype(np.int64)
+        columns = [classes[i] for i in (present[indices] if "xgboost" in libraries(estimator) else indices)]
+    if library_of(estimator) is None:
+        return SklearnMember(estimator, name=name, classes=classes, columns=columns, **options)
+    return BoostedMember(estimator, name=name, classes=classes, columns=columns, **options)
+
+
+def few_rows(labels: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+    """Positions of up to ``TRIED`` rows of each class, in growing order; those where ``first`` [N] is true come before others."""
+    order = np.arange(len(labels)) if first is None else np.argsort(~first, kind="stable")
+    return np.sort(np.concatenate([order[labels[order] == value][:TRIED] for value in np.unique(labels)]))

@@ -1,0 +1,101 @@
+"""What a training refuses before it begins."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.common.describe import make_module
+from ensdistill.data import BadRows
+from ensdistill.teachers.stack.ways import CONCRETE, Way
+
+Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
+"""Whose parameters there were, by their identity, which is used again for others once they are gone."""
+
+
+def check_way(way: Way, device: str | torch.device) -> None:
+    if way not in get_args(Way):
+        raise ValueError(f"way: expected auto, measured, {', '.join(CONCRETE[:-1])} or {CONCRETE[-1]}; got {way!r}")
+    if way == "side_by_side" and torch.device(device).type != "cpu":
+        raise ValueError(f"way: side_by_side trains on the CPU's threads; got device {str(device)!r}")
+
+
+def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
+    """Inputs [N, ...] as float32, which modules are trained on.
+
+    Raises
+    ------
+    ValueError
+        They are neither float32 nor float64, or float32 can't hold a value.
+    """
+    if inputs.dtype == np.float32:
+        return inputs
+    if inputs.dtype != np.float64:
+        raise ValueError(f"{argument}: expected float32 or float64 inputs for a module; got {inputs.dtype} {list(inputs.shape)}")
+    with np.errstate(over="ignore"):
+        rounded = inputs.astype(np.float32)
+    too_large = (np.isinf(rounded) & np.isfinite(inputs)).reshape(len(inputs), -1).any(1)
+    if len(bad := np.flatnonzero(too_large)):
+        raise BadRows(f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such rows)", bad)
+    return rounded
+
+
+def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None:
+    """Raise ValueError for a factory that returns a module which exists already: training would change the caller's own."""
+    with torch.random.fork_rng(devices=[]):
+        first, second = make_module(factory), make_module(factory)
+        check_own([(name, first), (f"a second call for {name}", second)], seen)
+
+
+def check_data(
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    rows: list[np.ndarray],
+    names: list[str],
+    count: int,
+    classes: int,
+    weights: np.ndarray | None = None,
+) -> None:
+    if count == 0 or len(rows) != count or len(names) != count:
+        raise ValueError(f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and {len(names)}")
+    if inputs.dtype != np.float32 or inputs.ndim < 2:
+        raise ValueError(f"inputs: expected float32 [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
+    if labels.shape != (len(inputs),) or labels.dtype != np.int64:
+        raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
+    if weights is not None and (weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all()):
+        raise ValueError(f"weights: expected [{len(inputs)}], finite numbers of at least 0; got {weights.dtype} {list(weights.shape)}")
+    for name, index in zip(names, rows, strict=True):
+        if len(index) == 0 or index.min() < 0 or index.max() >= len(inputs):
+            raise ValueError(f"rows: {name}: expected positions in 0..{len(inputs) - 1}, at least one; got {len(index)} positions")
+        used = labels[index]
+        if used.min() < 0 or used.max() >= classes:
+            wrong = int(np.flatnonzero((used < 0) | (used >= classes))[0])
+            raise ValueError(f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}")
+        if weights is not None and not (weights[index] > 0).any():
+            raise ValueError(f"weights: {name}: expected one above 0 among its {len(index)} rows; got none")
+
+
+def check_own(modules: Iterable[tuple[str, nn.Module]], seen: Seen) -> None:
+    """Raise where two of ``modules`` (name, module) share a parameter, or one with those of an earlier call with the same ``seen``."""
+    for name, module in modules:
+        for key, parameter in module.named_parameters():
+            owner, known = seen.get(id(parameter), (name, None))
+            seen[id(parameter)] = name, weakref.ref(parameter)
+            if owner != name and known is not None and known() is parameter:
+                raise ValueError(
+                    f"factory: expected a new module from every call; {name} shares {key} with {owner}. "
+                    "To start from a module that exists, return copy.deepcopy(module)"
+                )
+
+
+def check_models(models: list[nn.Module], names: list[str]) -> None:
+    shapes = [(n, p.shape) for n, p in models[0].named_parameters()]
+    for i, model in enumerate(models):
+        if [(n, p.shape) for n, p in model.named_parameters()] != shapes:
+            raise ValueError(f"factory: expected one architecture; the parameters of {names[i]} differ from those of {names[0]}")
+    check_own(zip(names, models, strict=True), {})

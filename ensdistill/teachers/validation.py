@@ -1,0 +1,87 @@
+"""What makes logits, weights and names good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ensdistill.common.describe import class_path
+from ensdistill.data import BadRows
+from ensdistill.teachers.members import BoostedMember, Member, SklearnMember, default_name
+from ensdistill.teachers.members.base import is_member, warn_of_unseen
+
+
+def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
+    """Raise ValueError, naming the member and the rows, for logits [N, C] that are no logits."""
+    if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
+        expected = "C" if classes is None else len(classes)
+        raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
+    if isinstance(logits, Tensor):
+        # A row's largest is finite just where the row is good: little to ask a GPU for. What is wrong is then found in main memory.
+        if logits.numel() == 0 or bool(logits.amax(1).isfinite().all()):
+            return
+        logits = logits.cpu().numpy()
+    wrong = np.isnan(logits) | np.isposinf(logits)
+    bad = np.flatnonzero(wrong.any(1))
+    if len(bad):
+        value = logits[bad[0]][wrong[bad[0]]][0]
+        raise BadRows(
+            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: {bad[:5].tolist()}{' ...' * (len(bad) > 5)})", bad
+        )
+    empty = np.flatnonzero(np.isneginf(logits).all(1))
+    if len(empty):
+        raise BadRows(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left", empty)
+
+
+def free_names(members: Sequence[Any]) -> list[str | None]:
+    """For each unnamed member what it is called: numbered where several would have one name."""
+    names = [None if is_member(m) else default_name(m) for m in members]
+    return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
+    try:
+        values = np.ones(count) if weights is None else np.array(weights, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights: expected {count} numbers; got {weights!r}") from None
+    if values.shape != (count,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
+        raise ValueError(f"weights: expected {count} numbers of at least 0 with a positive sum; got {values.tolist()}")
+    return values / values.sum()
+
+
+def plain_name(name: str, folder: Path) -> str:
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{folder}: {name!r} is no member's name")
+    return name
+
+
+def as_inputs(inputs: Any) -> np.ndarray:
+    """Arrays as they are, tensors as arrays."""
+    if isinstance(inputs, Tensor):
+        array: np.ndarray = inputs.detach().cpu().numpy()
+        return array
+    if not isinstance(inputs, np.ndarray):
+        raise TypeError(f"inputs: expected an array or a tensor [N, ...]; got {class_path(type(inputs))}")
+    return inputs
+
+
+def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) -> Member:
+    """The member that was made of the estimator ``value``, with its ``classes_`` as indices into ``classes`` where they are such."""
+    if member is value or not isinstance(member, SklearnMember | BoostedMember) or classes is None or member.classes is None:
+        return member
+    return type(member)(value, name=member.name, classes=classes) if not set(member.classes) & set(classes) else member
+
+
+def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, remedy: str) -> None:
+    """Raise ValueError for a member that has a class beside ``classes``, and warn of one that lacks some."""
+    for member in members:
+        if member.classes is None or classes is None:
+            continue
+        if set(member.classes) - set(classes):
+            raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(classes)}{remedy}")
+        if unseen := [name for name in classes if name not in member.classes]:
+            warn_of_unseen(member.name, unseen, stacklevel=4)
