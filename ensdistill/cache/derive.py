@@ -21,8 +21,9 @@ from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.errors import CacheError
 from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.locks import writing
+from ensdistill.cache.members import require_members
 from ensdistill.cache.publishing import publish
-from ensdistill.cache.reader import TargetCache, require_members
+from ensdistill.cache.reader import TargetCache
 from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, real
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensdistill.cache.codecs import Counts, TopK, codec_of
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheLossWarning, CacheMismatch
+from ensdistill.cache.errors import CacheCorrupt, CacheLossWarning, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
 from ensdistill.cache.floors import largest_temperature
 from ensdistill.cache.manifest import MANIFEST, Manifest, kl_before, layout_of, read_manifest, shards_per_view
@@ -24,7 +24,7 @@ from ensdistill.cache.streaming import stream
 from ensdistill.common.scalars import whole
 
 if TYPE_CHECKING:
-    from ensdistill.cache.writer import Ensemble
+    from ensdistill.cache.teachers import Ensemble
     from ensdistill.data import Rows
     from ensdistill.data.augmentation import Augmentation
     from ensdistill.loss.targets import Targets
@@ -220,6 +220,12 @@ class TargetCache:
     def lengths(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """How many records (positions) each of these samples has, int64 [N]; 1 unless they are sequences."""
         return self._shards.lengths(self._ids(uids, view))
+
+    def raw_logits(self, ensemble: Any, uids: np.ndarray | None, count: int, unshifted: bool) -> np.ndarray:
+        """Logits [K, N, C], float64, of the ensemble's members before any calibration; see :mod:`ensdistill.cache.members`."""
+        from ensdistill.cache.members import raw_logits
+
+        return raw_logits(self, ensemble, uids, count, unshifted)
 
     def stream(self, batches: Iterable[np.ndarray | tuple[np.ndarray, int | np.ndarray]]) -> Iterator[Targets]:
         """The targets of each batch; while some are being used the next are gathered, on another thread.
@@ -424,12 +430,3 @@ def _caller() -> int:
 def made_from(hashes: np.ndarray, lengths: np.ndarray | None) -> dict[str, Any]:
     """``fingerprint.inputs`` of a cache: from each input's hash [N] and, of sequences, how many positions count [N]; in uid order."""
     return {"rows": len(hashes), "hash": root_hash(hashes), **({} if lengths is None else {"lengths": root_hash(lengths)})}
-
-
-def require_members(cache: TargetCache, what: str) -> None:
-    """Raise CacheError where a cache holds the mixture only, and so can't do ``what``."""
-    if cache.temperature is not None:
-        raise CacheError(
-            f"{cache.path}: holds the mixture at T = {cache.temperature:g} only ({cache.manifest['codec']}), and {what} needs each "
-            "member's logits; build a cache with codec uint8, fp16, bf16 or fp32 and without `mixture_at`"
-        )

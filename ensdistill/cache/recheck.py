@@ -15,12 +15,12 @@ from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
-from ensdistill.cache.writer import asked, uid_order
+from ensdistill.cache.teachers import asked, uid_order
 from ensdistill.common.scalars import real
 
 if TYPE_CHECKING:
     from ensdistill.cache.reader import TargetCache
-    from ensdistill.cache.writer import Ensemble
+    from ensdistill.cache.teachers import Ensemble
     from ensdistill.data import Rows
     from ensdistill.data.augmentation import Augmentation
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ensdistill.cache.fingerprint import as_json, input_hashes
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, made_from
+from ensdistill.cache.teachers import Ask, Ensemble, asked, uid_order
 from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
 from ensdistill.common.scalars import check_temperature, plain
@@ -24,34 +25,6 @@ if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
 
 _LONGEST = 2**24
-Ask = Callable[[np.ndarray, np.ndarray], Any]
-"""From inputs [M, ...] and their uids [M] to the logits of each member."""
-
-
-class Ensemble(Protocol):
-    """What a cache needs of its teachers."""
-
-    weights: np.ndarray
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    @property
-    def classes(self) -> Sequence[str] | None: ...
-
-    @property
-    def combiner(self) -> str: ...
-
-    def predict_logits(self, inputs: np.ndarray) -> Any:
-        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]), as an array or a tensor on any device."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Plain JSON that changes with whatever changes the logits: members, weights, combiner, calibration."""
-
-    # Of an ensemble whose members hold stored answers also
-    #     for_uids(uids: ndarray [M], among: ndarray [N]) -> Ensemble
-    # which predicts for the samples of these uids, in this order, of a set of which ``among`` are all uids in the set's order.
-    # It returns itself where no member needs uids.
 
 
 def cache_targets(
@@ -299,43 +272,6 @@ class _Teachers:
         return {**fields, "input_hash": hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
-def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:
-    """How the ensemble is asked for the logits of some of the rows: called with their inputs and uids.
-
-    Raises
-    ------
-    ValueError
-        A member with stored answers has none for a row, holds them in an order that may not be that of the rows, or is asked about
-        augmented inputs.
-    TypeError
-        The ensemble wraps one with such members and has no ``for_uids`` of its own.
-    """
-    for_uids = getattr(ensemble, "for_uids", None)
-    owner = getattr(for_uids, "__self__", ensemble)  # another, where an object of somebody's own passes on what it hasn't
-    if for_uids is None or for_uids(rows.uids, rows.uids) is owner:
-        return lambda inputs, uids: _predict(ensemble, inputs)
-    if owner is not ensemble:
-        raise TypeError(
-            f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with stored answers, whose "
-            "predictions would take the place of its own; give it a method for_uids(uids, among)"
-        )
-    if augment is not None:
-        raise ValueError(
-            f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. ArrayMember(inputs, ...) finds answers "
-            "by their inputs, augmented ones among them"
-        )
-    return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs)
-
-
-def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
-    """``predict_logits``; of this package's own ensemble the form that leaves logits on a GPU. Not where somebody's own takes its place."""
-    from ensdistill.teachers import Ensemble as Own
-
-    own = getattr(type(ensemble), "predict_logits", None) is Own.predict_logits and "predict_logits" not in vars(ensemble)
-    predict = ensemble.predict_logits_on_device if own else ensemble.predict_logits  # type: ignore[attr-defined]
-    return predict(inputs)
-
-
 def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any) -> None:
     for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world)):
         if type(value) is not int or value < 1:
@@ -346,27 +282,6 @@ def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, worl
         raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
     if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
         raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
-
-
-def uid_order(rows: Rows) -> np.ndarray:
-    """The positions of the rows in uid order.
-
-    Raises
-    ------
-    ValueError
-        The uids are not 0..N-1, each once.
-    """
-    n = len(rows)
-    if n == 0:
-        raise ValueError("rows: expected at least one; got none")
-    order = np.argsort(rows.uids)
-    if not np.array_equal(rows.uids[order], np.arange(n)):
-        low, high = int(rows.uids.min()), int(rows.uids.max())
-        raise ValueError(
-            f"rows.uids: expected each of 0 to {n - 1} once, because a uid is a place in the cache; got {n} uids from {low} to {high}; "
-            "number the transfer set anew with Rows(inputs, np.arange(len(inputs)), labels)"
-        )
-    return order
 
 
 def _classes(ensemble: Ensemble, ask: Ask, rows: Rows) -> list[str]:

@@ -9,6 +9,8 @@ import typing
 from dataclasses import is_dataclass
 from typing import Any
 
+from ensdistill.cli.places import PLACES, methods
+
 USAGE = """\
 ensdistill: any ensemble in, one small fast model out, with proof of how much of the ensemble it kept.
 
@@ -64,13 +66,6 @@ usage: ensdistill info
 What is built (CPU instruction sets, CUDA architectures, torch versions) and what of it runs on this machine.
 """,
 }
-_PLACES = (
-    "ensdistill.data",
-    "ensdistill.teachers.recipes",
-    "ensdistill.data.transfer",
-    "ensdistill.data.augmentation",
-    "ensdistill.models",
-)
 
 
 def job_help(command: str) -> str:
@@ -116,21 +111,10 @@ def setting_help(setting: str, path: str = "") -> str:
     lines = [f"--{setting}: class_path and init_args of one of\n"]
     lines += [f"  {_path(c):42} {(inspect.getdoc(c) or '').splitlines()[0]}\n" for c in _offered(wanted)]
     if protocol:
-        lines += ["or of a class of your own with, types included,\n", *(f"  {method}\n" for method in _methods(wanted))]
+        lines += ["or of a class of your own with, types included,\n", *(f"  {method}\n" for method in methods(wanted))]
     else:
         lines.append(f"  or any other subclass of {_path(wanted)}, your own ones too\n")
     return "".join([*lines, f"`ensdistill run --{setting}.help CLASS_PATH` lists a class's arguments.\n"])
-
-
-def protocol_methods(name: str) -> str:
-    """What a class needs to be the protocol of this name, as it has to declare it."""
-    found = [vars(module)[name] for module in map(importlib.import_module, _PLACES) if name in vars(module)]
-    return f"Expected, types included: {'; '.join(_methods(found[0]))}" if found else ""
-
-
-def _methods(protocol: Any) -> list[str]:
-    own = [(n, f) for n, f in vars(protocol).items() if n[0] != "_" and inspect.isfunction(f)]
-    return [f"def {name}{inspect.signature(function)}".replace("'", "") for name, function in own]
 
 
 def _class_of(hint: Any) -> Any:
@@ -142,14 +126,14 @@ def _class_of(hint: Any) -> Any:
 def _offered(base: Any) -> list[type]:
     """This package's classes that a setting of this type may name."""
     needed = [n for n, f in vars(base).items() if n[0] != "_" and inspect.isfunction(f)] if getattr(base, "_is_protocol", False) else []
-    modules = [importlib.import_module(name) for name in _PLACES]
+    modules = [importlib.import_module(name) for name in PLACES]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__ and c is not base]
     return [c for c in classes if (all(hasattr(c, n) for n in needed) if needed else issubclass(c, base))]
 
 
 def _found(path: str) -> type:
     module, _, name = path.rpartition(".")
-    for place in (module,) if module else _PLACES:
+    for place in (module,) if module else PLACES:
         try:
             cls = getattr(importlib.import_module(place), name, None)
         except ImportError as error:

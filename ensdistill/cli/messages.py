@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ensdistill.cli.help import protocol_methods
+from ensdistill.cli.places import protocol_methods
 
 _TYPES = {
     "int": "a whole number",

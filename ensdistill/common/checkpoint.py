@@ -51,7 +51,8 @@ def save_checkpoint(
     step : int
         Steps done.
     fingerprint : str
-        Of everything the training depends on (see :func:`ensdistill.common.fingerprint.digest`); a checkpoint of something else is not resumed.
+        Digest of everything that the training depends on (:func:`ensdistill.common.fingerprint.digest`); a checkpoint with another one
+        is not resumed.
     tensors : dict of Tensor
         What is trained, for example ``module.state_dict()``.
     optimizer, scheduler

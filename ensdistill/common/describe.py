@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ensdistill.common.fingerprint import source_digest
+from ensdistill.common.source import source_digest
 
 BUILT_IN = ("ensdistill.models.", "torch.nn.")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,3 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         state.update(flat.reshape(-1).view(torch.uint8).numpy().data if flat.numel() else b"")
     else:
         raise TypeError(f"digest: expected plain data, arrays or tensors; got {type(value).__module__}.{type(value).__qualname__}")
-
-
-def source_digest(code: type | Callable[..., Any]) -> str | None:
-    """Digest of the code that a class or a function uses, its own included; None where none of it is written in Python.
-
-    See :mod:`ensdistill.common.source`: code that stands in the same file, but is not used, does not count.
-    """
-    from ensdistill.common.source import code_parts
-
-    return digest(parts) if (parts := code_parts(code)) else None

@@ -287,3 +287,11 @@ def _cell(cell: Any) -> Any:
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def source_digest(code: type | Callable[..., Any]) -> str | None:
+    """Digest of the code that a class or a function uses, its own included; None where none of it is written in Python.
+
+    Code that stands in the same file, but is not used, does not count.
+    """
+    return digest(parts) if (parts := code_parts(code)) else None

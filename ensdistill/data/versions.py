@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensdistill.common.fingerprint import source_digest
+from ensdistill.common.source import source_digest
 from ensdistill.data.augmentation import Augmentation
 
 

@@ -24,7 +24,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import DistillConfig, StudentConfig
-from ensdistill.job.stages import Progress, keep
+from ensdistill.job.run_folder import Progress, keep
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack

@@ -16,8 +16,9 @@ import torch
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.files import read_json
 from ensdistill.job.config import Config
+from ensdistill.job.run_folder import Progress
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
-from ensdistill.job.stages import Progress, Unit, copies_of, load_transfer, trusted_classes
+from ensdistill.job.stages import Unit, copies_of, load_transfer, trusted_classes
 from ensdistill.loss import ops
 from ensdistill.report.metrics import nll
 from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults

@@ -17,7 +17,8 @@ from ensdistill.common.display import Display
 from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.job.config import Config
-from ensdistill.job.stages import Unit, check_job, finish, is_done, is_finished, report_fingerprint, run_unit, units
+from ensdistill.job.run_folder import finish, is_done
+from ensdistill.job.stages import Unit, check_job, is_finished, report_fingerprint, run_unit, units
 
 _worker: dict[str, Any] = {}
 

@@ -15,27 +15,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 import ensdistill
 from ensdistill.common.describe import describe
-from ensdistill.common.files import read_json, write_arrays, write_json
+from ensdistill.common.files import read_json, write_arrays
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.random import derive_seed
-from ensdistill.data import BadRows, Rows, Split
+from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
 from ensdistill.job.config import Config
+from ensdistill.job.run_folder import Progress, finish, is_done, keep
 from ensdistill.loss.settings import digest_parts
-
-Progress = Callable[[str, int, int], None]
-"""(what, done, total): rate and time left are the display's business."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +91,13 @@ def fingerprint(config: Config, unit: Unit) -> str:
 
 def report_fingerprint(config: Config) -> str:
     """Digest of everything the report shows, and of the code that judges and shows it."""
-    here = Path(__file__).parent
+    package = Path(__file__).parents[1]
     code = [
-        *sorted(p for p in (here / "report").iterdir() if p.is_file()),
-        here / "metrics.py",
-        here / "calibration.py",
-        here / "copies.py",
+        *sorted(p for p in (package / "report").iterdir() if p.is_file()),
+        package / "job" / "evaluate.py",
+        package / "job" / "scaling.py",
+        package / "teachers" / "fitting" / "calibration.py",
+        package / "data" / "copies.py",
     ]
     splits = [config.split(seed) for seed in range(config.seeds)]
     judged = [[split.test, list(split.classes), len(split.pool), split.left_out] for split in splits]
@@ -112,21 +109,6 @@ def report_fingerprint(config: Config) -> str:
 def is_finished(config: Config, unit: Unit) -> bool:
     """Whether the unit's result is there and was made from what the config says now."""
     return is_done(unit.folder(config), fingerprint(config, unit))
-
-
-def is_done(folder: Path, digest_of_inputs: str) -> bool:
-    record = read_json(folder / "stage.json")
-    if not isinstance(record, dict) or record.get("fingerprint") != digest_of_inputs:
-        return False
-    sizes: dict[str, int] = record["files"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
-
-
-def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/*", **more: Any) -> None:
-    """Record that the folder's files were made from these inputs. The last thing a stage writes."""
-    names = sorted(p for p in folder.glob(only) if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part"))
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
-    write_json(folder / "stage.json", {"fingerprint": digest_of_inputs, "seconds": round(seconds, 3), "files": files, **more})
 
 
 def run_unit(config: Config, unit: Unit, progress: Progress | None = None) -> None:
@@ -332,17 +314,3 @@ def _distill(config: Config, unit: Unit, folder: Path, report: Progress) -> dict
         )
         keep(student.model, folder / kind, split, train, fingerprint(config, unit))
     return {"best_member": best}
-
-
-def keep(factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
-    """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
-    from ensdistill.teachers.members import TorchMember
-
-    if is_done(folder, inputs):
-        return
-    start = time.perf_counter()
-    trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(folder)
-    write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    finish(folder, inputs, time.perf_counter() - start)

@@ -16,7 +16,7 @@ from ensdistill.loss.targets import Targets
 
 
 class DistillationLoss(nn.Module):
-    """:func:`ensdistill.loss.functional.distillation_loss` with its settings fixed; parameters, units, errors and sources are described there.
+    """:func:`ensdistill.functional.distillation_loss` with fixed settings; its parameters, units, errors and sources are described there.
 
     ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights of members and classes are
     buffers, which move with the module, stay float64 whatever it is cast to, and aren't saved with it. All other settings are one

@@ -62,8 +62,8 @@ not beyond its interval;
 distilled ones to the mixture on the pool (see `scaling`); the test rows have no say.
 ``copies`` counts equal inputs over all seeds: test rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled
 rows in the pool, labelled and test rows that equal one with another label, and rows that were left out (see
-`ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test rows; null where there are none,
-or where a seed has no other test rows.
+`ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test rows; null where there
+are none, or where a seed has no other test rows.
 ``serving`` is ensemble divided by student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
 """
 

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from ensdistill.cache import TargetCache
 from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.common.describe import make_module
-from ensdistill.common.fingerprint import digest, source_digest
+from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.processes import Processes, processes
 from ensdistill.common.random import BatchOrder, derive_seed, random_generator
+from ensdistill.common.source import source_digest
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.loss.functional import distillation_loss

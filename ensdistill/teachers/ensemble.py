@@ -191,8 +191,8 @@ class Ensemble:
         combiner : {"prob", "logit", "log_prob"}
         way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
             Torch members of one factory train as one stack, one after the other, or several at once on threads; see
-            :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured`` by a clock, so that its bits
-            may differ from run to run.
+            :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured`` by a clock, so
+            that its bits may differ from run to run.
         device : str
         n_jobs : int, optional
             Estimators fitted at once, as in scikit-learn.
@@ -316,7 +316,7 @@ class Ensemble:
         return self.combine(self.predict_logits(inputs), temperature)
 
     def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
-        """How unsure the ensemble is of each row, split by where that comes from; see :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
+        """The uncertainty of each row, split by its sources; see :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
         return decompose(self.predict_logits(inputs).numpy(), self.weights)
 
     def calibrate(
@@ -411,8 +411,8 @@ class Ensemble:
         logits, labels, uids
             As for ``calibrate``.
         metric, rounds, bags, costs, budget, seed, prior_rows
-            See :func:`ensdistill.teachers.fitting.selection.greedy_selection`, which also tells the way it went. ``costs`` may be ``seconds(inputs)``, then
-            ``budget`` is the time for those inputs.
+            See :func:`ensdistill.teachers.fitting.selection.greedy_selection`, which also returns its steps. ``costs`` may be
+            ``seconds(inputs)``, then ``budget`` is the time for those inputs.
 
         Examples
         --------

@@ -54,8 +54,9 @@ def train_ensemble(
         The folds, and (with the spec's name and the member's number) every member's seed.
     combiner : {"prob", "logit", "log_prob"}
     prior_rows : float
-        See :func:`ensdistill.teachers.fitting.calibration.fit_weights`. Measured on digits with 200 labelled rows and seven members: weights fitted
-        without a prior lose to equal ones (97.6 % against 98.35 %), with 2 to 5 rows they do not.
+        See :func:`ensdistill.teachers.fitting.calibration.fit_weights`. Measured on digits with 200 labelled rows and
+        seven members: weights fitted without a prior lose to equal ones (97.6 % against 98.35 %), with 2 to 5 rows
+        they do not.
     folder : path, optional
         Every finished piece is kept there, and a long training's checkpoints; the same call goes on where a killed one stopped and
         ends with the same bits. Pieces of another configuration are replaced.

@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import load_file
 
 from ensdistill.common.files import FolderLocked, atomic_path, exclusive, read_json, write_arrays, write_bytes, write_json
-from ensdistill.common.fingerprint import digest, source_digest
-from ensdistill.common.source import code_parts
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.source import code_parts, source_digest
 
 
 @dataclass

@@ -22,9 +22,9 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
 
     With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts: ``prior_rows`` further rows
     for each class are answered as at the best temperature, and every bias and every logarithm of a scale has the t distribution of
-    :mod:`ensdistill.teachers.fitting.calibration` around 0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for the same reason.) A
-    class without any row keeps the scale of the temperature and the bias 0, and the others' biases and logarithms of scales have mean zero:
-    their rows can't tell how rare it is.
+    :mod:`ensdistill.teachers.fitting.calibration` around 0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for
+    the same reason.) A class without any row keeps the scale of the temperature and the bias 0, and the others'
+    biases and logarithms of scales have mean zero: their rows can't tell how rare it is.
 
     Parameters
     ----------

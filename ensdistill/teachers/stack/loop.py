@@ -14,9 +14,10 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
-from ensdistill.common.fingerprint import digest, source_digest
+from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import BatchOrder, derive_seed, random_generator
+from ensdistill.common.source import source_digest
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.channels_last import as_channels_last
 from ensdistill.teachers.stack.dropout import OwnDropout, keys
