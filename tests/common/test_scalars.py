@@ -16,6 +16,7 @@ from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
 from ensdistill.loss import encoders
 from ensdistill.loss.linear import linear_distillation_loss
 from ensdistill.loss.modules import DistillationLoss
+from ensdistill.loss.settings import LossSettings
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.models import MLP
 from ensdistill.report.metrics import ece
@@ -44,8 +45,8 @@ def test_optimization_and_configs_hold_pythons_numbers():
     assert made == optimization(int, float)
     assert all(type(v) in (int, float, str) for v in vars(made).values())
     made.build(NET().parameters())
-    config = DistillConfig({"s": StudentConfig(NET)}, temperature=Float(2), alpha=Float(0.5), folds=Int(3))
-    assert (type(config.temperature), type(config.alpha), type(config.folds)) == (float, float, int)
+    config = DistillConfig({"s": StudentConfig(NET)}, LossSettings(temperature=Float(2)), label_smoothing=Float(0.5), folds=Int(3))
+    assert (type(config.label_smoothing), type(config.folds)) == (float, int)
     assert type(CacheConfig(codec="topk-2", mixture_at=Float(2), max_kl=Float(1)).mixture_at) is float
     for thing in (
         Bagging(share=Float(0.5)),
@@ -128,7 +129,6 @@ def test_a_temperature_has_one_range(temperature, tmp_path):
     rest = "expected a number from 0.0001 to 10000; got"
     z = torch.zeros(2, 3)
     calls = {
-        "distill.temperature": lambda: DistillConfig({"s": StudentConfig(NET)}, temperature=temperature),
         "cache.mixture_at": lambda: CacheConfig(codec="topk-2", mixture_at=temperature),
         "mixture_at": lambda: cache_targets(teachers(), ROWS, tmp_path / "c", codec="topk-2", mixture_at=temperature),
         "temperature": lambda: StudentTrainer(temperature=temperature),
@@ -139,6 +139,7 @@ def test_a_temperature_has_one_range(temperature, tmp_path):
     for call in (
         lambda: distillation_loss(z, EnsembleLogits(z[None]), temperature=temperature),
         lambda: DistillationLoss(temperature=temperature),
+        lambda: LossSettings(temperature=temperature),  # a job's distill.loss
     ):
         with pytest.raises(ValueError, match=f"^temperature: {rest}"):
             call()
