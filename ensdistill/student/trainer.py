@@ -35,7 +35,7 @@ from ensdistill.student.batch_statistics import share_buffers, split_norms, whol
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
-from ensdistill.teachers.stack.validation import check_fresh
+from ensdistill.teachers.stack.validation import check_ending, check_fresh
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -483,9 +483,10 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     if len(rows) == 0:
         raise ValueError("rows: expected at least one; got none")
     model.eval()
+    first = torch.from_numpy(np.ascontiguousarray(rows.inputs[:2]))
     try:
         with torch.no_grad():
-            logits = model(torch.from_numpy(np.ascontiguousarray(rows.inputs[:2])))
+            logits = model(first)
     except RuntimeError as error:
         shape = list(rows.inputs.shape[1:])
         raise ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})") from error
@@ -495,4 +496,5 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
             f"model: {type(model).__name__}: expected {classes} outputs per sample, one for each class, {list(expected)}; "
             f"got {list(logits.shape)}"
         )
+    check_ending(model, first, type(model).__name__)
     return model

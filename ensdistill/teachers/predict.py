@@ -13,6 +13,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
+from ensdistill.teachers.members.module import floating_type
 from ensdistill.teachers.validation import check_logits
 
 
@@ -47,8 +48,10 @@ def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes:
 
 
 def _rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
-    """Torch modules take float32; beside estimators, which take float64 as it is, they get its float32 values."""
-    return inputs.astype(np.float32) if isinstance(member, TorchMember) and inputs.dtype == np.float64 else inputs
+    """float64 rows as float32 for a torch module of another type; a float64 module and estimators take them as they are."""
+    if not isinstance(member, TorchMember) or inputs.dtype != np.float64 or floating_type(member.module) == torch.float64:
+        return inputs
+    return inputs.astype(np.float32)
 
 
 def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:

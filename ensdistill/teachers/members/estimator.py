@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.source import source_digest
 from ensdistill.teachers.members.base import (
     SMOOTHING,
+    SUM_TOLERANCE,
     Blob,
     align,
     arranged,
@@ -94,11 +97,14 @@ class SklearnMember:
             raise ValueError(f"output: expected auto, probability or decision; got {output!r}")
         self.estimator, self.smoothing, self.batch_size = estimator, check_smoothing(smoothing), batch_size
         scores = "predict" if is_regressor(estimator) else "decision_function"
-        methods = {"auto": ("predict_proba", scores), "probability": ("predict_proba",), "decision": (scores,)}[output]
+        # A regressor that was fitted to one-hot rows predicts probabilities, if the caller says so.
+        chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
+        methods = {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
         self.method = next((m for m in methods if hasattr(estimator, m)), None)
         if self.method is None:
             raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
-        self.output: Output = "probability" if self.method == "predict_proba" else "decision"
+        self.output: Output = "probability" if self.method == "predict_proba" or output == "probability" else "decision"
+        self._stated = output != "auto"
         known = getattr(estimator, "classes_", None)
         if getattr(estimator, "multilabel_", False) or (isinstance(known, list) and any(np.ndim(labels) for labels in known)):
             raise self._several_labels()
@@ -158,7 +164,12 @@ class SklearnMember:
         if self.method == "predict" and (scores.ndim == 1 or scores.shape[1] == 1):
             raise ValueError(
                 f"{self.name}: expected a regressor that was fitted to one column for each class; it answers with one number a row, "
-                "which is no logit: fit a classifier, or the regressor to np.eye(C)[labels]"
+                "which is no logit: fit a classifier, or the regressor to 2 * np.eye(C)[labels] - 1"
+            )
+        if self.method == "predict" and not self._stated and (np.abs(scores.sum(1) - 1) <= SUM_TOLERANCE).all():
+            raise ValueError(
+                f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor fitted to np.eye(C)[labels]. "
+                "output='probability' takes them for probabilities, output='decision' for scores that are calibrated as logits"
             )
         if scores.ndim == 1 and self.method == "decision_function":
             if self._count is None and len(self.classes or ()) != 2:
@@ -187,7 +198,8 @@ class SklearnMember:
     def _print(self, now: str) -> str:
         """The fingerprint, of the digest of what it is written as: the file's that it was read from, if it was not refitted since."""
         first, file = self._came_from or (now, now)
-        return digest(["sklearn", file if now == first else now, self.output, self.smoothing, self.classes, self.own_columns])
+        parts = ["sklearn", file if now == first else now, self.output, self.smoothing, self.classes, self.own_columns]
+        return digest([*parts, *([code] if (code := own_code(self.estimator)) else [])])
 
     def _archive(self) -> tuple[Blob, str, int, int]:
         """The .skops file, the digest of its content, and the count and bytes of its numbers; anew, because it may have been refitted."""
@@ -205,6 +217,18 @@ class SklearnMember:
         write_bytes(Path(folder) / "estimator.skops", blob)
         more = {"output": self.output, "columns": self.own_columns, "smoothing": self.smoothing, "batch_size": self.batch_size}
         write_about(folder, self, "sklearn", self._print(now), **more)
+
+
+def own_code(estimator: Any) -> dict[str, str | None]:
+    """Digests of the code that an estimator holds and no .skops file does: functions and classes outside of scikit-learn, by name."""
+    found: dict[str, str | None] = {}
+    values = [estimator, *(estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ())]
+    for value in values:
+        code = value.func if isinstance(value, partial) else value
+        code = code if isinstance(code, FunctionType | type) else type(code)
+        if code.__module__.partition(".")[0] not in ("sklearn", "numpy", "scipy", "builtins"):
+            found[f"{code.__module__}.{code.__qualname__}"] = source_digest(code)
+    return found
 
 
 def answers_in_pairs(estimator: Any) -> bool:

@@ -139,7 +139,10 @@ class ArrayMember:
             raise ValueError("inputs, uids: expected at most one of the two, by which the answers are found; got both")
         self.name, self.classes = name, as_classes(name, classes)
         values, kind = (logits, "logits") if probabilities is None else (probabilities, "probabilities")
-        answers = as_logits(name, np.asarray(values), kind)  # type: ignore[arg-type]
+        array = as_array(values)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"{kind}: {name}: expected floating-point numbers [N, C]; got {array.dtype} {list(array.shape)}")
+        answers = as_logits(name, array, kind)  # type: ignore[arg-type]
         self.inputs = None if inputs is None else np.asarray(inputs)
         self.uids = None if uids is None else _checked_uids(name, uids)
         given = next((array for array in (self.inputs, self.uids) if array is not None), answers)

@@ -20,7 +20,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import state_data
 from ensdistill.teachers.channels_last import answers_alike, as_channels_last, gains_by_channels_last
 from ensdistill.teachers.members import pretrained
-from ensdistill.teachers.members.base import Logits, align, batches, check_width, write_about
+from ensdistill.teachers.members.base import Logits, align, batches, check_width, not_distributions, write_about
 from ensdistill.teachers.members.behaviour import behaviour
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
@@ -137,13 +137,17 @@ class TorchMember:
         return outputs[:, self._columns.tolist()]
 
     def _read(self, outputs: Logits) -> Reading | None:
-        """What outputs of a module that ends in no softmax are; None where there are too few to be sure."""
+        """The reading of a module's outputs that end in no softmax; None where there are too few rows to be sure.
+
+        Rows that are all distributions are refused whatever their number: logits don't sum to one by chance.
+        """
         if outputs.ndim != 2 or outputs.shape[1] == 1:
             return None
         values = outputs[: self.batch_size].cpu().numpy() if isinstance(outputs, Tensor) else outputs[: self.batch_size]
-        if len(np.unique(values, axis=0)) < _FEW:
+        distributions = len(values) > 0 and len(not_distributions(values)) == 0
+        if not distributions and len(np.unique(values, axis=0)) < _FEW:
             return None
-        if reading_of(self.name, values) == "probabilities":
+        if distributions or reading_of(self.name, values) == "probabilities":
             raise ValueError(
                 f"output: {self.name}: a module is expected to answer with logits; all rows of this one's outputs are probabilities. "
                 f"Tell what they are: TorchMember(module, name={self.name!r}, output='probabilities'), or output='logits'"

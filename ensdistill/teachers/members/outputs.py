@@ -48,7 +48,7 @@ def reading_of(name: str, values: np.ndarray) -> Reading | None:
         reason = f"probabilities, but for row {wrong[0]} of those without NaN ({len(wrong)} such rows)"
     elif unit and np.median(np.abs(sums - 1)) <= STATED_TOLERANCE:
         reason = "probabilities that were rounded"
-    elif unit and distinct * rows.shape[1] >= 32 and rows.min() < 0.5 < rows.max():
+    elif unit and distinct * rows.shape[1] >= 32:
         reason = "probabilities of each class by itself (sigmoids)"
     elif distinct > 1 and _constant_sums(rows):
         reason = f"percentages or votes, because all rows sum to {sums[0]:.6g}; divide them by that"

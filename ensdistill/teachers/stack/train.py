@@ -27,7 +27,7 @@ from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.status import Watch
 from ensdistill.teachers.stack.traits import Traits, traits
-from ensdistill.teachers.stack.validation import check_data, check_fresh, check_models, check_way
+from ensdistill.teachers.stack.validation import check_data, check_ending, check_fresh, check_models, check_way
 from ensdistill.teachers.stack.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 
 
@@ -139,6 +139,7 @@ def train_stack(
     models = [_initialise(factory, seed) for seed in seeds]
     check_models(models, names)
     data = _tensors(inputs, labels, device)
+    check_ending(models[0], torch.from_numpy(np.ascontiguousarray(inputs[:2])), names[0])
 
     def job(
         group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None, known: Traits | None = None

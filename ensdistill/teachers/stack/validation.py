@@ -12,6 +12,7 @@ from torch import nn
 
 from ensdistill.common.describe import make_module
 from ensdistill.data import BadRows
+from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.stack.ways import CONCRETE, Way
 
 Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
@@ -50,6 +51,20 @@ def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None
     with torch.random.fork_rng(devices=[]):
         first, second = make_module(factory), make_module(factory)
         check_own([(name, first), (f"a second call for {name}", second)], seen)
+
+
+def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
+    """Raise ValueError for a module that ends in a softmax or a sigmoid: training takes a module's outputs for logits."""
+    mode = module.training
+    try:
+        end = ending(module.eval(), inputs)
+    finally:
+        module.train(mode)
+    if end is not None:
+        raise ValueError(
+            f"factory: {name} ends in a {end}, whose outputs are probabilities; training expects logits. Leave the {end} off: the "
+            "trained model applies it when it predicts probabilities"
+        )
 
 
 def check_data(
