@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ensdistill.loss.linear import linear_distillation_loss
     from ensdistill.loss.modules import DistillationLoss
     from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
-    from ensdistill.student.trainer import StudentTrainer
+    from ensdistill.student import StudentTrainer
     from ensdistill.teachers import Ensemble, train_ensemble
     from ensdistill.teachers.members import ArrayMember, BoostedMember, CallableMember, OnnxMember, SklearnMember, TorchMember
     from ensdistill.teachers.recipes import SklearnMembers, TorchMembers

@@ -275,7 +275,7 @@ def _told(error: Exception) -> str:
     """The error's message; where it is no check of this package, with its kind and the line of the user's code."""
     frames = list(traceback.extract_tb(error.__traceback__))
     frames = frames[1:] or frames  # the first is the call itself
-    if Path(frames[-1].filename).parent == Path(__file__).parent:
+    if Path(__file__).parents[1] in Path(frames[-1].filename).parents:
         return str(error)
     # What the user's code called may have raised it far down in a library.
     own = next((f for f in reversed(frames) if f.filename == frames[0].filename), frames[-1])

@@ -40,7 +40,7 @@ def flat(text: str) -> str:
 
 def test_the_report_has_the_documented_keys(finished_job):
     report = json.loads((finished_job / "report.json").read_text())
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["dataset"] == {"name": "Digits", "labelled": 100, "pool": 100, "transfer": 260, "test": 1597, "classes": 10}
     assert report["seeds"] == [0]
     assert list(report["students"]) == ["small", "wide"]
@@ -352,7 +352,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
     [
         # A name that nothing goes by, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
-        ({"sedes": 2}, [], "threads. Did you mean 'seeds'?"),
+        ({"sedes": 2}, [], "max_test_copies. Did you mean 'seeds'?"),
         ({"distill.loss.temprature": 2}, [], "distill.loss.temprature: there is no such setting; known: temperature, "),
         ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
@@ -461,7 +461,7 @@ def test_a_traceback_where_it_is_asked_for(tmp_path, monkeypatch):
     status, _, err = run("distill", file)
     assert status == 1
     assert "Traceback (most recent call last)" in err
-    assert "student.py" in err  # where the worker raised it, not where its message arrived
+    assert "student/trainer.py" in err  # where the worker raised it, not where its message arrived
     assert "seed-0/teachers" in fingerprints(tmp_path / "runs" / "tiny")  # what was finished is kept
 
 

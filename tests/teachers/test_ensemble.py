@@ -294,7 +294,7 @@ def test_another_seed_or_setting_is_trained_anew(digits, tmp_path):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/teachers"]
 from test_ensemble import specs, train_ensemble
 from ensdistill.data import Digits
 
