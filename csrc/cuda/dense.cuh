@@ -165,7 +165,7 @@ struct DenseRow : RowBase<Panel> {
     for (int j = 0; j < V; ++j) log_prob[j] = logarithm(prob[j]);
     if constexpr (!kForward) {
       // Under a logarithm alone, what has no digits left in a float still matters. Rolled, because it is rare.
-      if (!needs_log_of_little(p.divergence)) return;
+      if (!p.exact_logs) return;
 #pragma unroll 1
       for (int j = 0; j < V; ++j) {
         const int c = panel.span.first(step) + j;

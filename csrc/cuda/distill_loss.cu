@@ -46,7 +46,7 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   s.doubles = a.in_double() || a.temperature > kMaxFloatTemperature || !(a.sparse() || have_kernels(p.student.type, p.targets.type));
   s.student_bytes = int(bytes_of(p.student.type)), s.target_bytes = a.sparse() ? 0 : int(bytes_of(p.targets.type));
   s.sparse = a.sparse(), s.geometric = p.geometric;
-  s.keeps_softmax = needs_log_of_little(p.divergence);
+  s.keeps_softmax = p.exact_logs;
   s.unit_classes = p.student.class_stride == 1 && (a.sparse() || p.targets.class_stride == 1);
   // The gradient says where; its memory is new.
   s.aligned = a.with_gradient && !s.doubles && p.classes * s.student_bytes % 16 == 0;
@@ -107,6 +107,7 @@ LossResult run_loss(const LossArguments& a) {
   p.prepared = prepared, p.member = members, p.weight = member_weights;
   p.geometric = a.combiner != Combiner::prob && K > 1;
   p.factor = p.row_factor(), p.share = p.hard_share();
+  p.exact_logs = needs_log_of_little(p.divergence);
   p.doubles = a.in_double();
   p.row_loss = row_loss.mutable_data_ptr();
   p.statistics = a.with_statistics && N > 0 ? statistics.mutable_data_ptr() : nullptr;

@@ -19,6 +19,7 @@ struct Problem : LossCall {
   const double* weight;  // [members_used] normalised to sum to one
   bool geometric;        // average logits (equal to averaging log-probabilities, once normalised), not probabilities
   double factor, share;  // row_factor() and hard_share(), once for all rows
+  bool exact_logs;       // needs_log_of_little(divergence)
   bool doubles;          // the type of the two below
   void* row_loss;        // [N]
   void* statistics;      // [N, 4], or null

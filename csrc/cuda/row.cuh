@@ -177,7 +177,7 @@ struct RowBase {
     q1 = own_unit() ? Softmax<Real>(s.max, Real(1), s.unit) : Softmax<Real>{};
     weighted_total = s.total;
     const double factor = p.factor * p.sample_weight(row), hard = label >= 0 ? factor * hard_share() : 0, smoothing = p.label_smoothing;
-    const double label_weight = label >= 0 ? double(class_weight(label)) : 1, mean_weight = p.prepared->class_weight_sum / double(p.classes);
+    const double label_weight = double(class_weight(label < 0 ? 0 : label)), mean_weight = p.prepared->class_weight_sum / double(p.classes);
     scale.divergence = bad ? not_a_number<Real>() : Real(p.alpha * p.temperature * factor);
     scale.q1 = Real(hard * ((1 - smoothing) * label_weight + smoothing * mean_weight) + 2 * p.z_loss * factor * double(q1.log_sum_exp()));
     scale.classes = Real(hard * smoothing / double(p.classes));

@@ -121,7 +121,7 @@ def make_problem(
             combiner=combiner or "prob",
             tail_mode=tail_mode,
             reduction="sum" if reduction == "batchmean" else reduction,
-            divisor=max(lead[0], 1) if reduction == "batchmean" and lead else 1.0,
+            divisor=float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
         ),
     )
     if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs

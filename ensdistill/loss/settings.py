@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import torch
 
 from ensdistill.common.scalars import check_temperature, real
 from ensdistill.loss import _native
@@ -107,8 +110,13 @@ class LossSettings:
             check_int("ignore_index", self.ignore_index, -(2**63), 2**63 - 1, "what int64 holds")
         if type(self.recompute) is not bool:
             raise TypeError(f"recompute: expected a bool; got {self.recompute!r}")
+        # The op wants Python's own numbers, not NumPy's, and 2.0 for a temperature of 2.
+        for name, kind in _NUMBERS:
+            if type(value := getattr(self, name)) is not kind:
+                object.__setattr__(self, name, kind(value))
 
 
+_NUMBERS = [(field.name, {"float": float, "int": int}[str(field.type)]) for field in fields(LossSettings) if field.type in ("float", "int")]
 DEFAULTS = LossSettings()
 
 
@@ -137,7 +145,7 @@ def settings_of(settings: LossSettings | None, keywords: dict[str, Any], name: s
         Both, an unknown keyword, or ``settings`` of another type.
     """
     if settings is None:
-        return LossSettings(**keywords) if keywords else DEFAULTS
+        return _settings_of_keywords(keywords) if keywords else DEFAULTS
     if not isinstance(settings, LossSettings):
         raise TypeError(f"{name}: expected LossSettings; got {type(settings).__name__}")
     if keywords:
@@ -146,6 +154,19 @@ def settings_of(settings: LossSettings | None, keywords: dict[str, Any], name: s
             "dataclasses.replace(settings, ...)"
         )
     return settings
+
+
+def _settings_of_keywords(keywords: dict[str, Any]) -> LossSettings:
+    if torch.compiler.is_compiling():  # it would trace through the cache, and warn
+        return LossSettings(**keywords)
+    try:
+        return _checked_once(**keywords)
+    except TypeError:  # also for a value without a hash, which the settings name
+        return LossSettings(**keywords)
+
+
+# A loop gives the same keywords in every call. Typed, because True and 1.0 are equal to 1.
+_checked_once = lru_cache(maxsize=64, typed=True)(LossSettings)
 
 
 def check_call(statistics: Any, impl: Any) -> None:

@@ -33,16 +33,12 @@ def record(name: str, names: Sequence[str]) -> Any:
 Call = record("Call", _NAMES)
 OpTensors = record("OpTensors", _NAMES[2:TENSORS])
 OpSettings = record("OpSettings", _NAMES[TENSORS:-2])
-_SETTINGS: tuple[str, ...] = OpSettings._fields
-# NumPy's numbers become Python's here; a temperature of 2 becomes 2.0.
-_NUMBERS: dict[str, Any] = {"float": float, "int": int}
-_CASTS = [_NUMBERS.get(parameter.split()[0]) for parameter in PARAMETERS[TENSORS:-2]]
 
 
 def op_settings(settings: LossSettings, **decided: Any) -> Any:
     """OpSettings from a loss's settings; ``decided`` are those that also depend on the targets and the shape."""
-    values = [decided[name] if name in decided else getattr(settings, name) for name in _SETTINGS]
-    return OpSettings(*[value if cast is None else cast(value) for cast, value in zip(_CASTS, values, strict=True)])
+    values = {**vars(settings), **decided}
+    return OpSettings(*[values[name] for name in OpSettings._fields])
 
 
 def op_call(

@@ -45,8 +45,8 @@ def test_optimization_and_configs_hold_pythons_numbers():
     assert made == optimization(int, float)
     assert all(type(v) in (int, float, str) for v in vars(made).values())
     made.build(NET().parameters())
-    config = DistillConfig({"s": StudentConfig(NET)}, LossSettings(temperature=Float(2)), label_smoothing=Float(0.5), folds=Int(3))
-    assert (type(config.label_smoothing), type(config.folds)) == (float, int)
+    config = DistillConfig({"s": StudentConfig(NET)}, LossSettings(temperature=Float(2), alpha=Float(0.5)), folds=Int(3))
+    assert (type(config.loss.temperature), type(config.loss.alpha), type(config.folds)) == (float, float, int)
     assert type(CacheConfig(codec="topk-2", mixture_at=Float(2), max_kl=Float(1)).mixture_at) is float
     for thing in (
         Bagging(share=Float(0.5)),

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from ensdistill.functional import distillation_loss
 from ensdistill.loss import ops, reference
 from ensdistill.loss.explain import kernel_plan
 from ensdistill.loss.linear import LinearCall
@@ -73,7 +74,7 @@ def test_every_setting_is_described():
 
 def test_settings_reach_the_op_by_name():
     given = LossSettings(temperature=2, alpha=0.25, beta=0.125, ignore_index=7, label_smoothing=0.5, z_loss=0.75, divergence="jsd")
-    decided = {"kind": "probs", "combiner": "logit", "tail_mode": "zero", "reduction": "sum", "divisor": 3}
+    decided = {"kind": "probs", "combiner": "logit", "tail_mode": "zero", "reduction": "sum", "divisor": 3.0}
     found = op_settings(given, **decided)._asdict()
     assert {n: found[n] for n in decided} == decided
     assert {n: value for n, value in found.items() if n not in decided} == {
@@ -88,3 +89,12 @@ def test_settings_are_checked_whenever_they_are_made():
         replace(DEFAULTS, alpha=2)
     with pytest.raises(AttributeError):
         DEFAULTS.alpha = 0.5
+
+
+def test_keywords_that_equal_earlier_ones_are_checked_by_their_own_type():
+    student = torch.zeros(2, 3)
+    assert distillation_loss(student, student, recompute=True) == 0
+    with pytest.raises(TypeError, match="recompute: expected a bool; got 1"):
+        distillation_loss(student, student, recompute=1)
+    with pytest.raises(ValueError, match=r"temperature: expected a number from 0\.0001 to 10000; got \[2\.0\]"):
+        distillation_loss(student, student, temperature=[2.0])
