@@ -298,7 +298,7 @@ def mean_as_sum(tensors: Any, settings: Any, rows: int, classes: int) -> tuple[A
     shrunk = (scale / _LARGEST_SCALE).clamp(min=1.0)
     each_class, each_row = tensors.class_weights, tensors.sample_weights
     each_class = scale * torch.ones(classes, dtype=scale.dtype, device=scale.device) if each_class is None else each_class * scale
-    each_row = (1 / shrunk).expand(labels.shape).contiguous() if each_row is None else each_row / shrunk
+    each_row = torch.ones(labels.shape, dtype=scale.dtype, device=scale.device) / shrunk if each_row is None else each_row / shrunk
     return tensors._replace(class_weights=each_class, sample_weights=each_row), shrunk
 
 
