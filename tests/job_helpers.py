@@ -15,8 +15,8 @@ import yaml
 
 import ensdistill.job.scheduler as job
 from ensdistill.cli.main import main
-from ensdistill.job import evaluate, stages
-from ensdistill.job.config import Config
+from ensdistill.job import evaluate
+from ensdistill.job.run_folder import RunFolder, Unit
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}
 
@@ -69,13 +69,13 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
     return file
 
 
-def _execute(config: Config, todo: list[stages.Unit], reload: Any, display: Any) -> None:
+def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> None:
     """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one after the other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    job._worker.update(config=config, messages=queue.SimpleQueue())
+    torch.set_num_threads(folder.config.threads)
+    job._worker.update(folder=folder, messages=queue.SimpleQueue())
     try:
-        for unit in stages.units(config, "report"):  # in an order in which nothing comes before what it needs
+        for unit in folder.units("report"):  # in an order in which nothing comes before what it needs
             if unit in todo:
                 if error := job._work(unit):
                     raise job.UnitFailed(unit, *error)

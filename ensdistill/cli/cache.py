@@ -251,10 +251,10 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
     if not file.is_file():
         raise FileNotFoundError(f"--config: there is no file {file}")
     from ensdistill.cli.settings import load_config
-    from ensdistill.job.stages import trusted_classes
+    from ensdistill.job.run_folder import RunFolder
 
     config = load_config(["--config", str(file)], "cache build")
-    return trusted_classes(config), config.cache.augment
+    return RunFolder(config).trusted, config.cache.augment
 
 
 @contextmanager

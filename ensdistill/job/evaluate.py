@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from ensdistill.common.describe import module_recipe
-from ensdistill.common.files import read_json
-from ensdistill.job.config import Config
-from ensdistill.job.run_folder import Progress
+from ensdistill.job.check import copies_of
+from ensdistill.job.run_folder import Progress, RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
-from ensdistill.job.stages import Unit, copies_of, load_transfer, trusted_classes
 from ensdistill.loss import ops
 from ensdistill.report.metrics import nll
 from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
@@ -36,24 +34,24 @@ TRAINED_KINDS = {
 FITTED = {"direct": "temperature", "direct_label_smoothing": "label_smoothing_temperature"}  # where the direct stage wrote them
 
 
-def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
+def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
     """Load every model of the run, seed by seed, and predict the test rows."""
     report = progress or (lambda what, done, total: None)
+    config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
-    trusted = trusted_classes(config)
     members: list[list[np.ndarray]] = []
     mixtures: list[np.ndarray] = []
     ensembles: list[Ensemble] = []
     best: list[str] = []
     for seed, split in enumerate(splits):
-        folder = Unit("teachers", seed).folder(config)
-        ensemble = Ensemble.load(folder / "ensemble", trusted)
+        unit = Unit("teachers", seed)
+        ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
         logits = np.asarray(ensemble.predict_logits(split.test.inputs))
         # A member alone has its own temperature; the mixture's is a correction to the mixture.
         members.append([probabilities_of(z * ensemble.temperature) for z in logits])
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
-        best.append(_record(folder)["best_member"])
+        best.append(run.record(unit)["best_member"])
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs
@@ -69,16 +67,16 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
     best_cost = member_results[positions[0]]
     best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
     ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
-    copies = [copies_of(config, s, load_transfer(Unit("cache", s).folder(config))) for s in range(config.seeds)]
-    calibration = [calibration_rows(config, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
-    students = [_student(config, name, trusted, calibration, report) for name in config.distill.students]
+    copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
+    calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
+    students = [_student(run, name, trusted, calibration, report) for name in config.distill.students]
     return RunResults(
         name=config.name,
         dataset={
             "name": type(config.data).__name__,
             "labelled": len(splits[0].labelled),
             "pool": len(splits[0].pool),
-            "transfer": len(load_transfer(Unit("cache", 0).folder(config))),
+            "transfer": len(run.transfer(0)),
             "test": len(splits[0].test),
             "classes": len(splits[0].classes),
         },
@@ -89,24 +87,25 @@ def evaluate(config: Config, progress: Progress | None = None) -> RunResults:
         members=member_results,
         students=students,
         environment=environment(),
-        timings=_timings(config),
+        timings=_timings(run),
         copies=copies,
     )
 
 
 def _student(
-    config: Config, name: str, trusted: tuple[str, ...], calibration: list[tuple[np.ndarray, np.ndarray]], report: Progress
+    run: RunFolder, name: str, trusted: tuple[str, ...], calibration: list[tuple[np.ndarray, np.ndarray]], report: Progress
 ) -> StudentResults:
+    config = run.config
     student = config.distill.students[name]
     probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in STUDENT_KINDS}
     notes = []
     cost: dict[str, Any] = {}
     for seed in range(config.seeds):
         test = config.split(seed).test.inputs
-        direct = _record(Unit("direct", seed, name).folder(config))
+        direct = run.record(Unit("direct", seed, name))
         notes.append(direct["recipe"])
         for kind, stage in TRAINED_KINDS.items():
-            member = load_member(Unit(stage, seed, name).folder(config) / kind, trusted)
+            member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
             logits = member.predict_logits(test)
             probabilities[kind].append(probabilities_of(logits))
             if kind in SCALED:
@@ -121,7 +120,7 @@ def _student(
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
     labels = config.split(0).test.labels
-    curves = {kind: _curve(Unit(stage, 0, name).folder(config) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
+    curves = {kind: _curve(run.of(Unit(stage, 0, name)) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
     recipe = module_recipe(student.model) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
 
@@ -185,21 +184,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _timings(config: Config) -> dict[str, float]:
+def _timings(run: RunFolder) -> dict[str, float]:
     """Seconds of work in each stage, over all seeds."""
     stages: dict[str, float] = {}
-    for seed in range(config.seeds):
-        names = list(config.distill.students)
+    for seed in range(run.config.seeds):
+        names = list(run.config.distill.students)
         for unit in [Unit("teachers", seed), Unit("cache", seed), *(Unit(s, seed, n) for s in ("direct", "distill") for n in names)]:
-            stages[unit.stage] = stages.get(unit.stage, 0.0) + _record(unit.folder(config))["seconds"]
+            stages[unit.stage] = stages.get(unit.stage, 0.0) + run.record(unit)["seconds"]
     return {stage: round(seconds, 2) for stage, seconds in stages.items()}
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / "stage.json")
-    if not isinstance(record, dict):
-        raise ValueError(f"{folder}: expected a finished stage; run the stages before the report")
-    return record
 
 
 def _names(values: list[str]) -> str:

@@ -1,23 +1,171 @@
-"""Folders of a run: the one record that says what a folder was made from, and that it is whole."""
+"""A job's run folder: where each unit of work lies, what it is made from, and the one record that it is finished.
+
+A run folder holds, for each seed::
+
+    seed-0/teachers/          the ensemble, and its members' held-out predictions
+    seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a mixture only
+    seed-0/direct/<student>/  the baselines on hard labels
+    seed-0/distill/<student>/ the student, and the same distilled from the best member
+    report.json report.html figures/
+
+A folder is finished when its ``stage.json`` holds the digest of everything that it was made from: content, never dates.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
 from torch import nn
 
+import ensdistill
+from ensdistill.cache.floors import TEMPERATURE
+from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_arrays, write_json
-from ensdistill.data import Split
+from ensdistill.common.fingerprint import digest
+from ensdistill.data import Rows, Split
+from ensdistill.job.config import Config
+from ensdistill.loss.settings import digest_parts
 from ensdistill.teachers.members import TorchMember
 
 Progress = Callable[[str, int, int], None]
-"""(what, done, total): rate and time left are the display's business."""
+"""(name of the work, done, total); the display adds the rate and the time left."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a stage of a seed, for ``direct`` and ``distill`` of one student."""
+
+    stage: str
+    seed: int
+    student: str = ""
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} · {self.stage}{' ' + self.student if self.student else ''}"
+
+    def needs(self) -> list[Unit]:
+        """The units whose results this one reads."""
+        if self.stage == "cache":
+            return [Unit("teachers", self.seed)]
+        return [Unit("cache", self.seed)] if self.stage == "distill" else []
+
+
+class RunFolder:
+    """The folder of a job's results.
+
+    Parameters
+    ----------
+    config : Config
+
+    Attributes
+    ----------
+    path : Path
+        ``config.folder / config.name``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.path = config, config.run_folder
+        self._digests: dict[Unit, str] = {}
+
+    def units(self, last: str) -> list[Unit]:
+        """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest work first."""
+        seeds, students = range(self.config.seeds), list(self.config.distill.students)
+        teachers = [Unit("teachers", seed) for seed in seeds]
+        if last == "teachers":
+            return teachers
+        caches = [Unit("cache", seed) for seed in seeds]
+        if last == "cache":
+            return teachers + caches
+        both = [Unit(stage, seed, student) for stage in ("distill", "direct") for seed in seeds for student in students]
+        return teachers + caches + both
+
+    def of(self, unit: Unit) -> Path:
+        """The unit's folder."""
+        return self.path / f"seed-{unit.seed}" / unit.stage / unit.student
+
+    def record(self, unit: Unit) -> dict[str, Any]:
+        """The record of a finished unit.
+
+        Raises
+        ------
+        ValueError
+            The unit is not finished.
+        """
+        record = read_json(self.of(unit) / "stage.json")
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.of(unit)}: expected a finished stage; run the stages before the report")
+        return record
+
+    def transfer(self, seed: int) -> Rows:
+        """The transfer set that the seed's cache was made from."""
+        return Rows(**load_file(self.of(Unit("cache", seed)) / "transfer.safetensors"))
+
+    def digest(self, unit: Unit) -> str:
+        """Digest of everything that the unit's result depends on, the units before it included."""
+        if unit not in self._digests:
+            self._digests[unit] = self._digest(unit)
+        return self._digests[unit]
+
+    def _digest(self, unit: Unit) -> str:
+        config = self.config
+        split, common = config.split(unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
+        if unit.stage == "teachers":
+            return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
+        if unit.stage == "cache":
+            # A cache is made for temperatures up to that of the students, but not for less than the default.
+            higher = [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
+            return digest([*common, self.digest(unit.needs()[0]), describe(config.cache), split.pool, *higher])
+        distill, student = config.distill, config.distill.students[unit.student]
+        if unit.stage == "direct":
+            choices = [describe(distill.augment), distill.folds, distill.label_smoothing, distill.mixed_precision]
+            own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
+        else:
+            choices = [*digest_parts(distill.loss), distill.mixed_precision]
+            own = [describe(student.model), describe(student.optimization), choices, self.digest(unit.needs()[0])]
+        # The test inputs are watched for the learning curves.
+        return digest([*common, *own, unit.student, split.test.inputs])
+
+    def report_digest(self) -> str:
+        """Digest of everything that the report shows, and of the code that judges and shows it."""
+        config, package = self.config, Path(__file__).parents[1]
+        code = [
+            *sorted(p for p in (package / "report").iterdir() if p.is_file()),
+            package / "job" / "evaluate.py",
+            package / "job" / "scaling.py",
+            package / "teachers" / "fitting" / "calibration.py",
+            package / "data" / "copies.py",
+        ]
+        splits = [config.split(seed) for seed in range(config.seeds)]
+        judged = [[split.test, list(split.classes), len(split.pool), split.left_out] for split in splits]
+        shown = [config.name, type(config.data).__name__, {name: s.description for name, s in config.distill.students.items()}]
+        made = [self.digest(unit) for unit in self.units("report")]
+        return digest([ensdistill.__version__, "report", [p.read_bytes() for p in code], judged, shown, made])
+
+    def is_finished(self, unit: Unit) -> bool:
+        """Whether the unit's result is whole and was made from the present config."""
+        return is_done(self.of(unit), self.digest(unit))
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The class paths that loading the saved members may build: the classes that the config itself names."""
+        students = [describe(s.model) for s in self.config.distill.students.values()]
+        own = [path for s in students for path in _class_paths(s)]
+        return tuple({*own, *(path for spec in self.config.teachers.members for path in spec.trusted)})
+
+
+def _class_paths(described: Any) -> list[str]:
+    if isinstance(described, dict):
+        found = [described["class_path"]] if isinstance(described.get("class_path"), str) else []
+        return found + [path for value in described.values() for path in _class_paths(value)]
+    return [path for value in described for path in _class_paths(value)] if isinstance(described, list) else []
 
 
 def is_done(folder: Path, digest_of_inputs: str) -> bool:
+    """Whether the folder's record has this digest, and all its files are there with the sizes that they had."""
     record = read_json(folder / "stage.json")
     if not isinstance(record, dict) or record.get("fingerprint") != digest_of_inputs:
         return False

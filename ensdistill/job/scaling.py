@@ -13,32 +13,30 @@ from typing import cast
 import numpy as np
 
 from ensdistill.cache import TargetCache
-from ensdistill.common.files import read_json
 from ensdistill.data import UNLABELLED
-from ensdistill.job.config import Config
-from ensdistill.job.stages import Unit, load_transfer
+from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, Combiner, closest_temperature, log_mixture
 
 ROWS = 4000  # more would not move a single number
 
 
-def calibration_rows(config: Config, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities for them [M, C], float64.
 
     M is 0 where the transfer set is the labelled rows alone. The seed's ensemble is asked where the cache can't tell: it holds the
     mixture at another temperature, or was asked about augmented rows.
     """
-    folder = Unit("cache", seed).folder(config)
-    rows, cache = load_transfer(folder), TargetCache.open(folder / "targets")
-    counts = [count for _, count in read_json(folder / "stage.json")["origin"]]
+    unit = Unit("cache", seed)
+    rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets")
+    counts = [count for _, count in run.record(unit)["origin"]]
     origin = np.repeat(np.arange(len(counts)), counts)
     unlabelled = np.flatnonzero(rows.labels == UNLABELLED)
     # The order is labelled, pool, synthetic: the first source of unlabelled rows is the pool where there is one.
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
-    if cache.temperature is not None or config.cache.augment is not None:
+    if cache.temperature is not None or run.config.cache.augment is not None:
         return rows.inputs[chosen], ensemble.predict_proba(rows.inputs[chosen])
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))

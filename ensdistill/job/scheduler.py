@@ -10,15 +10,13 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 from ensdistill.common.display import Display
 from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.job.config import Config
-from ensdistill.job.run_folder import finish, is_done
-from ensdistill.job.stages import Unit, check_job, is_finished, report_fingerprint, run_unit, units
+from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
 
 _worker: dict[str, Any] = {}
 
@@ -50,22 +48,26 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
     UnitFailed
         With the error of the unit that failed first; the others' finished work is kept.
     """
-    with exclusive(config.run_folder):
+    folder = RunFolder(config)
+    with exclusive(folder.path):
         todo, finished = [], 0
-        for unit in units(config, last):
-            if is_finished(config, unit):
+        for unit in folder.units(last):
+            if folder.is_finished(unit):
                 finished += 1
             else:
                 todo.append(unit)
         display.start(finished, len(todo))
         if todo:
-            check_job(config)
-            _execute(config, todo, reload, display)
-        return _report(config, display) if last == "report" else None
+            from ensdistill.job.check import check_job  # the trainers load for seconds; a finished run needs none
+
+            check_job(folder)
+            _execute(folder, todo, reload, display)
+        return _report(folder, display) if last == "report" else None
 
 
-def _execute(config: Config, todo: list[Unit], reload: Callable[[], Config], display: Display) -> None:
+def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], display: Display) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    config = folder.config
     workers = min(config.workers or max(1, cores // config.threads), len(todo))
     context = mp.get_context("spawn")  # fork would copy torch's threads' locks
     _start_tracker()
@@ -86,7 +88,7 @@ def _execute(config: Config, todo: list[Unit], reload: Callable[[], Config], dis
                 error = future.result()
                 if error is not None:
                     raise UnitFailed(unit, *error)
-                display.finished(unit, read_json(unit.folder(config) / "stage.json")["seconds"])
+                display.finished(unit, folder.record(unit)["seconds"])
 
 
 class _pool:
@@ -129,7 +131,7 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     import torch
 
     torch.set_num_threads(threads)
-    _worker.update(config=reload(), messages=messages)
+    _worker.update(folder=RunFolder(reload()), messages=messages)
 
 
 def _die_with(parent: Any) -> None:
@@ -139,6 +141,8 @@ def _die_with(parent: Any) -> None:
 
 def _work(unit: Unit) -> tuple[str, str, bool] | None:
     """What `UnitFailed` is made of, where it failed: exceptions with their own constructors don't survive the way home."""
+    from ensdistill.job.stages import run_unit
+
     messages, shown = _worker["messages"], 0.0
 
     def progress(what: str, done: int, total: int) -> None:
@@ -149,15 +153,14 @@ def _work(unit: Unit) -> tuple[str, str, bool] | None:
             shown = now
 
     try:
-        run_unit(_worker["config"], unit, progress)
+        run_unit(_worker["folder"], unit, progress)
     except Exception as error:
         return (message(error), traceback.format_exc(), isinstance(error, OSError))
     return None
 
 
-def _report(config: Config, display: Display) -> dict[str, Any]:
-    folder: Path = config.run_folder
-    inputs = report_fingerprint(config)
+def _report(run: RunFolder, display: Display) -> dict[str, Any]:
+    folder, inputs = run.path, run.report_digest()
     if is_done(folder, inputs):
         report: dict[str, Any] = read_json(folder / "report.json")
         return report
@@ -166,9 +169,9 @@ def _report(config: Config, display: Display) -> dict[str, Any]:
     from ensdistill.job.evaluate import evaluate
     from ensdistill.report import write_report
 
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(run.config.threads)
     start = time.perf_counter()
-    results = evaluate(config, lambda what, done, total: display.progress("report", what, done, total))
+    results = evaluate(run, lambda what, done, total: display.progress("report", what, done, total))
     report = write_report(results, folder)
     seconds = time.perf_counter() - start
     finish(folder, inputs, seconds, only="report.*")

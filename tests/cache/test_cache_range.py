@@ -25,6 +25,7 @@ from ensdistill.cli.main import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.functional import distillation_loss
 from ensdistill.job import stages
+from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.models import MLP
 
 DENSE = ("uint8", "fp16", "bf16", "fp32")
@@ -315,12 +316,13 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     for temperature in (1.0, 8.0, 25.0):
         config = load_config(["--config", str(write_job(tmp_path, {"distill.loss.temperature": temperature}))])
         with (
-            mock.patch("ensdistill.cache.cache_targets", side_effect=CacheError("asked")) as asked,
+            mock.patch("ensdistill.job.stages.cache_targets", side_effect=CacheError("asked")) as asked,
             mock.patch("ensdistill.teachers.Ensemble.load"),
+            mock.patch.object(RunFolder, "record", return_value={"best_member": "mlp"}),
             pytest.raises(CacheError, match="asked"),
         ):
-            stages._cache(config, stages.Unit("cache", 0), tmp_path, lambda *_: None)
-        found.append((asked.call_args.kwargs["max_temperature"], stages.fingerprint(config, stages.Unit("cache", 0))))
+            stages.run_unit(RunFolder(config), Unit("cache", 0))
+        found.append((asked.call_args.kwargs["max_temperature"], RunFolder(config).digest(Unit("cache", 0))))
     assert [largest for largest, _ in found] == [10.0, 10.0, 25.0]
     assert found[0] == found[1] != found[2] != found[0]
     assert found[2][1] != found[0][1]

@@ -16,7 +16,7 @@ import yaml
 from job_helpers import fingerprints, mlp, numbers, run, stamps, succeed, trained, write_job
 
 from ensdistill.cli.main import load_config, main
-from ensdistill.job.stages import fingerprint, units
+from ensdistill.job.run_folder import RunFolder
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 KINDS = (
@@ -281,9 +281,8 @@ def test_print_config_shows_what_would_run_and_can_be_run(tmp_path):
     (tmp_path / "printed.yaml").write_text(out)
     again = load_config(["--config", str(tmp_path / "printed.yaml")])
     expected = load_config(["--config", str(file), "--distill.loss.temperature", "3", "--seeds", "2"])
-    assert [fingerprint(again, unit) for unit in units(again, "report")] == [
-        fingerprint(expected, unit) for unit in units(expected, "report")
-    ]
+    digests = [[run.digest(unit) for unit in run.units("report")] for run in (RunFolder(again), RunFolder(expected))]
+    assert digests[0] == digests[1]
 
 
 def test_overrides_reach_the_nested_settings(tmp_path):

@@ -24,8 +24,8 @@ from ensdistill.common.files import read_json, write_arrays
 from ensdistill.data import Digits, Split
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.transfer import Mixup
+from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
-from ensdistill.job.stages import Unit, load_transfer, units
 from ensdistill.report.results import KINDS
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble
@@ -49,11 +49,12 @@ def job_file(folder: Path) -> Path:
 
 def test_the_units_and_what_they_need(finished_job):
     config = load_config(["--config", str(job_file(finished_job)), "--seeds", "2"])
-    every = units(config, "report")
+    run = RunFolder(config)
+    every = run.units("report")
     assert len(every) == len(set(every)) == 2 * (1 + 1 + 2 + 2)
-    assert units(config, "teachers") == [Unit("teachers", 0), Unit("teachers", 1)]
-    assert {unit.stage for unit in units(config, "cache")} == {"teachers", "cache"}
-    assert units(config, "distill") == every
+    assert run.units("teachers") == [Unit("teachers", 0), Unit("teachers", 1)]
+    assert {unit.stage for unit in run.units("cache")} == {"teachers", "cache"}
+    assert run.units("distill") == every
     assert all(need in every for unit in every for need in unit.needs())
     assert Unit("distill", 1, "wide").needs() == [Unit("cache", 1)]
     assert not Unit("direct", 0, "small").needs()  # a baseline sees no teacher
@@ -139,7 +140,7 @@ def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
         kept = load_member(seed / "distill" / "small" / kind)
         student = config.distill.students["small"]
         trainer = StudentTrainer(student.optimization, temperature=temperature)
-        cache, rows = TargetCache.open(seed / "cache" / "targets"), load_transfer(seed / "cache")
+        cache, rows = TargetCache.open(seed / "cache" / "targets"), RunFolder(config).transfer(0)
         again = trainer.distill(student.model, rows, cache, seed=0, member=member)
         inputs = config.split(0).test.inputs[:50]
         with torch.no_grad():
@@ -181,7 +182,7 @@ def test_a_whole_job_from_compressed_views(copy, codec):
     targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name, check="full") for name in ("targets", "best_member"))
     for cache in (targets, best):
         assert (cache.manifest["codec"], cache.views, cache.temperature) == (codec, 3, 2.0)
-    rows, student = load_transfer(copy / "seed-0" / "cache"), config.distill.students["small"]
+    rows, student = RunFolder(config).transfer(0), config.distill.students["small"]
     inputs, trainer = config.split(0).test.inputs[:50], StudentTrainer(student.optimization, temperature=2.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -194,7 +195,7 @@ def test_a_whole_job_from_compressed_views(copy, codec):
     report = json.loads((copy / "report.json").read_text())
     assert set(report["models"]) == set(KINDS)
     ensemble = Ensemble.load(copy / "seed-0" / "teachers" / "ensemble")
-    pool, probabilities = calibration_rows(config, 0, ensemble)
+    pool, probabilities = calibration_rows(RunFolder(config), 0, ensemble)
     assert np.array_equal(pool, config.split(0).pool.inputs)
     np.testing.assert_array_equal(probabilities, ensemble.predict_proba(pool))
 

@@ -10,8 +10,8 @@ from job_helpers import succeed
 from scipy.special import log_softmax, softmax
 
 from ensdistill.cli.main import load_config
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
-from ensdistill.job.stages import trusted_classes
 from ensdistill.teachers import Ensemble
 
 RNG = np.random.default_rng(0)
@@ -43,13 +43,13 @@ def config_of(folder: Path, *words: str):
 
 
 def ensemble_of(folder: Path, config) -> Ensemble:
-    return Ensemble.load(folder / "seed-0" / "teachers" / "ensemble", trusted_classes(config))
+    return Ensemble.load(folder / "seed-0" / "teachers" / "ensemble", RunFolder(config).trusted)
 
 
 def test_the_rows_are_the_pool_and_the_target_is_the_mixture(finished_job):
     config = config_of(finished_job)
     ensemble = ensemble_of(finished_job, config)
-    inputs, probabilities = calibration_rows(config, 0, ensemble)
+    inputs, probabilities = calibration_rows(RunFolder(config), 0, ensemble)
     assert np.array_equal(inputs, config.split(0).pool.inputs)
     # The cache is of eight bits.
     assert np.abs(probabilities - ensemble.predict_proba(inputs)).max() < 0.02
@@ -64,7 +64,7 @@ def test_without_a_pool_the_rows_are_synthetic_or_none(finished_job, tmp_path, s
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
     succeed("cache", "build", tmp_path / "job.yaml")
     config = config_of(tmp_path / "runs" / "tiny")
-    inputs, probabilities = calibration_rows(config, 0, ensemble_of(tmp_path / "runs" / "tiny", config))
+    inputs, probabilities = calibration_rows(RunFolder(config), 0, ensemble_of(tmp_path / "runs" / "tiny", config))
     assert (len(inputs), probabilities.shape) == (count, (count, 10))
     known = {row.tobytes() for part in (config.split(0).labelled, config.split(0).test) for row in part.inputs}
     assert not any(row.tobytes() in known for row in inputs)

@@ -1,0 +1,82 @@
+"""Checks of a whole job before hours of work: folds, models, codecs, augmentations, and copies among the test rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensdistill.cache.codecs import codec_of
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows
+from ensdistill.data.copies import Copies, count_copies, stratified_folds
+from ensdistill.data.versions import view_inputs
+from ensdistill.job.config import Config
+from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.student.trainer import build_student
+from ensdistill.teachers.recipes import TorchMembers
+
+
+def check_job(run: RunFolder) -> None:
+    """Refuse, before hours of work, what cannot end well: too many folds, and models, codecs and augmentations that do not fit the data.
+
+    Every student and every torch member is built and asked for two rows; every estimator is fitted to a few, saved and loaded.
+    """
+    config = run.config
+    for seed in range(config.seeds):
+        _check_folds(config, seed)
+        copies_of(config, seed)
+    split = config.split(0)
+    models = [(f"teachers.members.{i} ({m.name}): ", m.model) for i, m in enumerate(config.teachers.members) if isinstance(m, TorchMembers)]
+    models += [(f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()]
+    for name, model in models:
+        try:
+            build_student(model, split.labelled, len(split.classes))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}{error}") from error
+    if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
+        for i, spec in enumerate(config.teachers.members):
+            if callable(check := getattr(spec, "check", None)):
+                try:
+                    check(split.labelled, split.classes)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
+    try:
+        codec_of(config.cache.codec).fields(1, len(split.classes))
+    except ValueError as error:
+        raise ValueError(f"cache.{error}") from error
+    if config.cache.augment is not None:
+        try:
+            view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cache.augment: {error}") from error
+
+
+def _check_folds(config: Config, seed: int) -> None:
+    split = config.split(seed)
+    counts = np.bincount(split.labelled.labels, minlength=len(split.classes))
+    rare = int(counts.argmin())
+    rows = f"{counts[rare]} of the labelled rows of seed {seed} are of class {split.classes[rare]!r}"
+    if counts[rare] < 2:
+        raise ValueError(f"data: {rows}; expected at least 2 of each class, one to learn from and one to be held out")
+    for name, folds in (("teachers.folds", config.teachers.folds), ("distill.folds", config.distill.folds)):
+        if folds > counts[rare]:
+            raise ValueError(f"{name}: expected at most {counts[rare]}, because {rows}; got {folds}")
+    for stage, folds, stream in (("teachers", config.teachers.folds, "folds"), ("distill", config.distill.folds, "direct folds")):
+        try:
+            stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
+        except ValueError as error:
+            raise ValueError(f"{stage}.{error} (seed {seed})") from error
+
+
+def copies_of(config: Config, seed: int, transfer: Rows | None = None) -> Copies:
+    """Count the equal inputs in the parts of a seed, the synthetic rows of the transfer set among them where it is there.
+
+    Raises
+    ------
+    ValueError
+        More test rows than ``config.max_test_copies`` allows equal a row that is trained on.
+    """
+    split, pool = config.split(seed), config.cache.transfer.pool
+    made_from = len(split.labelled) + (len(split.pool) if pool else 0)
+    copies = count_copies(split, None if transfer is None else transfer.inputs[made_from:], pool=pool)
+    copies.refuse(config.max_test_copies, f"data: seed {seed}")
+    return copies
