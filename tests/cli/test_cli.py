@@ -25,6 +25,7 @@ KINDS = (
     "direct",
     "direct_label_smoothing",
     "direct_temperature_scaled",
+    "direct_label_smoothing_temperature_scaled",
     "distilled_from_best_member",
     "student",
     # After temperature scaling, beside direct's own.
