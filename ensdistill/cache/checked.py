@@ -14,7 +14,8 @@ import xxhash
 from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete, CacheMismatch
 from ensdistill.common.files import write_bytes
 
-FORMAT_VERSION, _OLDEST = 3, 2
+FORMAT_VERSION, WITH_UIDS, _OLDEST = 3, 4, 2
+"""What is written, also where a cache keeps its samples' uids (which readers of 3 must refuse), and the oldest that is read."""
 # No manifest of ours comes near it; what is larger is never read into memory.
 _LARGEST = 1 << 30
 
@@ -84,8 +85,8 @@ def parse_checked(path: Path | str, raw: bytes) -> dict[str, Any]:
         raise CacheCorrupt(f"{path}: expected a JSON object; got {type(body).__name__}")
     # First, because another version may keep its checksum in another way.
     version = body.get("format_version")
-    if type(version) is int and version > FORMAT_VERSION:
-        raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads up to {FORMAT_VERSION}; upgrade it")
+    if type(version) is int and version > WITH_UIDS:
+        raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads up to {WITH_UIDS}; upgrade it")
     checksum = body.pop("checksum", None)
     try:
         sound = checksum == _checksum(body) and raw == _text({**body, "checksum": checksum})
@@ -94,7 +95,7 @@ def parse_checked(path: Path | str, raw: bytes) -> dict[str, Any]:
     if not sound:
         raise CacheCorrupt(f"{path}: the file has been changed since it was written (checksum)")
     if type(version) is int and version < _OLDEST:
-        readable = f"versions {_OLDEST} to {FORMAT_VERSION}"
+        readable = f"versions {_OLDEST} to {WITH_UIDS}"
         raise CacheMismatch(f"{path}: format_version {version}, but this ensdistill reads {readable}; build the cache again")
     return body
 

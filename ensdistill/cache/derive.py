@@ -24,6 +24,7 @@ from ensdistill.cache.locks import writing
 from ensdistill.cache.members import require_members
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.uids import Places
 from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, real
 
@@ -140,7 +141,7 @@ def add_member(
     wanted = (counts[0], len(source.classes)) if source.views == 1 else (source.views, counts[0], len(source.classes))
     if source_logits.shape != wanted:
         raise ValueError(f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}")
-    values = _in_uid_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
+    values = _in_row_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
     plan = _plan(
         source,
@@ -226,21 +227,23 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
     return folder
 
 
-def _in_uid_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
+def _in_row_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
     """``values`` [views, records, C], whose samples are in the order of ``uids``, in the cache's order."""
-    given, everything = np.asarray(uids), np.arange(len(source))
-    if given.dtype.kind not in "iu" or given.shape != everything.shape or not np.array_equal(np.sort(given), everything):
+    given, everything = np.asarray(uids), source.uids
+    if given.dtype.kind not in "iu" or given.shape != everything.shape or not np.array_equal(np.sort(given), np.sort(everything)):
+        those = f"each of the cache's ({everything.min()} to {everything.max()})"
         raise ValueError(
-            f"uids: expected each of 0 to {len(source) - 1} once, for the sample that each row of logits is of; got {given.dtype} "
+            f"uids: expected {those} once, for the sample that each row of logits is of; got {given.dtype} "
             f"{list(given.shape)}{'' if given.size == 0 else f' from {given.min()} to {given.max()}'}"
         )
     if np.array_equal(given, everything):
         return values
+    places, _ = Places(everything).of(given.astype(np.int64))
     ordered = np.empty_like(values)
     for view, rows in enumerate(values):
         lengths = source.lengths(everything, view)
         begins = np.empty_like(lengths)  # of each sample's records among ``rows``
-        begins[given] = np.cumsum(lengths[given]) - lengths[given]
+        begins[places] = np.cumsum(lengths[places]) - lengths[places]
         ordered[view] = rows[np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(rows))]
     return ordered
 
@@ -256,7 +259,7 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manifest:
-    plan = {field: source.manifest.get(field) for field in m.PLAN_FIELDS}
+    plan = {field: source.manifest.get(field) for field in m.PLAN_FIELDS if field != "uids" or field in source.manifest}
     if source.manifest["format_version"] == 2:  # which had no floors: nothing of it was stored differently for one
         plan |= {"format_version": FORMAT_VERSION, "floor": floor_of(plan, TEMPERATURE)}
     plan |= {"fingerprint": _derived(source.manifest, step), **changes}
@@ -264,7 +267,7 @@ def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manife
 
 
 def _records(cache: TargetCache, view: int) -> int:
-    return int(cache.lengths(np.arange(len(cache)), view).sum())
+    return int(cache.lengths(cache.uids, view).sum())
 
 
 class _Derived:
@@ -274,15 +277,20 @@ class _Derived:
 
     def __init__(self, source: TargetCache) -> None:
         self.source = source
+        self.uids = source.uids if "uids" in source.manifest else None
         self.spent = m.kl_before(source.manifest)
 
-    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
-        return self.source.lengths(uids, view) if self.source.manifest["sequences"] else None
+    def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
+        return self.source.lengths(self.source.uids[rows], view) if self.source.manifest["sequences"] else None
 
-    def known(self, names: Sequence[str], view: int, uids: np.ndarray) -> dict[str, statistics.Part]:
+    def records(self, view: int, rows: np.ndarray) -> Fields:
+        """The fields of the source's records."""
+        return self.source.layout.views(self.source.gather_records(self.source.uids[rows], view))
+
+    def known(self, names: Sequence[str], view: int, rows: np.ndarray) -> dict[str, statistics.Part]:
         """Statistics of members whose bytes stay as they are: known for the cache as a whole, so they come with its first record."""
         parts = self.source.manifest["statistics"]["members"]
-        return {name: parts[name] for name in names} if view == 0 and uids[0] == 0 else {}
+        return {name: parts[name] for name in names} if view == 0 and rows[0] == 0 else {}
 
 
 class _Converted(_Derived):
@@ -293,16 +301,15 @@ class _Converted(_Derived):
         own = source.manifest["statistics"]["members"]
         self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
         self.spent["mixture"] = max(self.spent.values())
-        self.encoder, self.padded = Encoder(plan), padded
+        self.encoder, self.padded = Encoder(plan, self.uids), padded
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        lengths = self.lengths(view, uids)
-        logits = self.source.gather_logits(uids, view)
+    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        lengths = self.lengths(view, rows)
+        logits = self.source.gather_logits(self.source.uids[rows], view)
         if lengths is not None:
             logits = self.padded(logits, lengths)
-        fields, costs = self.encoder(logits, view, uids, lengths)
-        hashes = self.source.layout.views(self.source.gather_records(uids, view))["input_hash"]
-        return {**fields, "input_hash": hashes}, costs
+        fields, costs = self.encoder(logits, view, rows, lengths)
+        return {**fields, "input_hash": self.records(view, rows)["input_hash"]}, costs
 
 
 class _Added(_Derived):
@@ -311,17 +318,17 @@ class _Added(_Derived):
 
         super().__init__(source)
         self.values, self.padded = values, padded
-        self.encoder = Encoder({**plan, "members": plan["members"][-1:], "weights": [1.0]})
-        ends = [np.cumsum(source.lengths(np.arange(len(source)), view)) for view in range(source.views)]
+        self.encoder = Encoder({**plan, "members": plan["members"][-1:], "weights": [1.0]}, self.uids)
+        ends = [np.cumsum(source.lengths(source.uids, view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        lengths = self.lengths(view, uids)
-        new = self.values[view, self.starts[view][uids[0]] : self.starts[view][uids[-1] + 1]][None]
-        added, costs = self.encoder(new if lengths is None else self.padded(new, lengths), view, uids, lengths)
-        fields = self.source.layout.views(self.source.gather_records(uids, view))
+    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        lengths = self.lengths(view, rows)
+        new = self.values[view, self.starts[view][rows[0]] : self.starts[view][rows[-1] + 1]][None]
+        added, costs = self.encoder(new if lengths is None else self.padded(new, lengths), view, rows, lengths)
+        fields = self.records(view, rows)
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
-        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, uids), **costs}
+        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, rows), **costs}
 
 
 class _Kept(_Derived):
@@ -329,7 +336,7 @@ class _Kept(_Derived):
         super().__init__(source)
         self.keep = keep
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        fields = self.source.layout.views(self.source.gather_records(uids, view))
+    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        fields = self.records(view, rows)
         kept = {name: value if name == "input_hash" else value[:, self.keep] for name, value in fields.items()}
-        return kept, self.known([self.source.names[k] for k in self.keep], view, uids)
+        return kept, self.known([self.source.names[k] for k in self.keep], view, rows)

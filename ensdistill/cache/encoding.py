@@ -32,9 +32,12 @@ class Encoder:
     ----------
     plan : dict
         The manifest's fields that are known beforehand.
+    uids : ndarray [N], int64, optional
+        Of the cache's rows, by which errors name them; a row's own number by default.
     """
 
-    def __init__(self, plan: Manifest) -> None:
+    def __init__(self, plan: Manifest, uids: np.ndarray | None = None) -> None:
+        self.uids = uids
         self.names, self.classes = plan["members"], len(plan["classes"])
         self.codec: Codec = codec_of(plan["codec"])
         self.weights = torch.tensor(plan["weights"], dtype=torch.float64)
@@ -42,14 +45,15 @@ class Encoder:
         self.temperature = None if plan["temperature"] == "any" else float(plan["temperature"])
         self.floor, self.targets = plan.get("floor"), targets_of(plan)
 
-    def __call__(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> tuple[Fields, dict[str, Cost]]:
+    def __call__(self, value: Any, view: int, rows: np.ndarray, lengths: np.ndarray | None) -> tuple[Fields, dict[str, Cost]]:
         """Fields of the batch's records, and what storing cost each member, or the mixture.
 
         Parameters
         ----------
         value : ndarray or Tensor, float32 [K, N, C]; of sequences [K, N, L, C]
         view : int
-        uids : ndarray [N]
+        rows : ndarray [N]
+            Places in the cache.
         lengths : ndarray [N], of sequences
             How many of the L positions count.
 
@@ -58,32 +62,33 @@ class Encoder:
         TypeError, ValueError
             Another dtype or shape.
         BadRows
-            NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid.
+            NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid, and has the uids as its rows.
         """
-        fields, kl, floored = self._encoded(value, view, uids, lengths)
+        fields, kl, floored = self._encoded(value, view, rows, lengths)
         return fields, {name: Cost(row, count) for name, row, count in zip(self.targets, kl, floored, strict=True)}
 
-    def _encoded(self, value: Any, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> _Encoded:
-        logits = self.shaped(value, uids, lengths)
-        owners = uids if lengths is None else np.repeat(uids, lengths)
+    def _encoded(self, value: Any, view: int, rows: np.ndarray, lengths: np.ndarray | None) -> _Encoded:
+        logits = self.shaped(value, len(rows), lengths)
+        rows = rows if lengths is None else np.repeat(rows, lengths)
+        owners = rows if self.uids is None else self.uids[rows]
         self._check(logits, owners)
         if self.temperature is None:
             return self._dense(logits, owners)
         if isinstance(self.codec, TopK):
             return self._top_k(logits, self.codec)
         if isinstance(self.codec, Counts):
-            ids = view * self.rows + owners
+            ids = view * self.rows + rows
             if lengths is not None:
                 ids = (ids << _POSITION_BITS) + np.concatenate([np.arange(n) for n in lengths])
             return self._counts(logits, self.codec, torch.from_numpy(ids).to(logits.device))
         # float32 holds a log-probability to 6e-8 of itself, which is what a codec of logits starts from.
         return self._dense(self.mixture(logits).float()[None], owners)
 
-    def shaped(self, value: Any, uids: np.ndarray, lengths: np.ndarray | None) -> Tensor:
-        """The logits as [K, records, C]."""
+    def shaped(self, value: Any, count: int, lengths: np.ndarray | None) -> Tensor:
+        """The logits of so many samples as [K, records, C]."""
         what = "ensemble.predict_logits"
         logits = value.detach() if isinstance(value, Tensor) else _as_tensor(np.asarray(value))
-        shape = (len(self.names), len(uids), self.classes)
+        shape = (len(self.names), count, self.classes)
         if lengths is None:
             if tuple(logits.shape) != shape:
                 raise ValueError(f"{what}: expected [members, samples, classes] = {list(shape)}; got {list(logits.shape)}")

@@ -59,7 +59,7 @@ def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progres
     with atomic_path(local_path(path)) as part:
         for view in range(cache.views):
             for start in range(0, len(cache), _SAMPLES):
-                uids = np.arange(start, min(start + _SAMPLES, len(cache)))
+                uids = cache.uids[start : start + _SAMPLES]
                 columns = {name: _column(pa, values) for name, values in _columns(cache, uids, view).items()}
                 table = pa.table(columns).replace_schema_metadata({"ensdistill": json.dumps(manifest)})
                 if writer is None:

@@ -45,7 +45,7 @@ def input_hashes(inputs: np.ndarray) -> np.ndarray:
 
 
 def root_hash(hashes: np.ndarray) -> str:
-    """xxh3_128 of the input hashes in uid order: changes with any input, with any uid, and with their order."""
+    """xxh3_128 of the input hashes in row order: changes with any input, and with their order."""
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(hashes, "<u8").data)
 
 

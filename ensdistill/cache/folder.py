@@ -10,7 +10,7 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
 from ensdistill.cache.fingerprint import differences
 
-_OURS = re.compile(r"(manifest\.json|plan\.json|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
+_OURS = re.compile(r"(manifest\.json|plan\.json|uids\.safetensors|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
 ADVICE = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
 
 
@@ -28,6 +28,8 @@ def require_no_folders(path: Path) -> None:
 def leftovers(path: Path, finished: m.Manifest) -> list[Path]:
     """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
     keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
+    if "uids" in finished:
+        keep.add(m.UIDS)
     return [file for file in own_files(path) if file.name not in keep]
 
 
@@ -38,8 +40,9 @@ def remove(files: Iterable[Path]) -> None:
 
 def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
     """Raise CacheMismatch, field by field, where two manifests or plans differ; ``place`` holds what was found."""
-    # The record follows from other fields, and a difference in it would only repeat theirs.
-    found, expected = ({field: value for field, value in body.items() if field != "record"} for body in (found, expected))
+    # The record, and the file of the uids, follow from other fields: a difference in them would only repeat theirs.
+    follow = ("record", "uids")
+    found, expected = ({field: value for field, value in body.items() if field not in follow} for body in (found, expected))
     if differing := differences(found, expected):
         raise CacheMismatch(f"{place}: the folder holds a cache of something else; {ADVICE}:", differing)
 

@@ -1,15 +1,16 @@
 """The two JSON files of a cache, and the header of its shards. This is the format's reference.
 
-A finished cache is a folder with ``manifest.json`` and ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... Sample
-``uid`` is row ``uid % shard_rows`` of shard ``view * V + uid // shard_rows``, where each view has V = ceil(rows / shard_rows) shards:
-there is no index. The manifest's fields:
+A finished cache is a folder with ``manifest.json`` and ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... Row ``r`` is row
+``r % shard_rows`` of shard ``view * V + r // shard_rows``, where each view has V = ceil(rows / shard_rows) shards: there is no index.
+Where the samples' uids are 0 ... N-1, sample ``uid`` is row ``uid``; any others stand in ``uids.safetensors``. The manifest's fields:
 
 ==================  ==================================================================================================
 format              ``"ensdistill-target-cache"``
-format_version      3; or 2, whose caches have no ``floor``. A reader refuses every other
+format_version      3; 4 where there are ``uids``; or 2, whose caches have no ``floor``. A reader refuses every other
 codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N`` (``codecs.py``)
 seed                of the draws of ``counts-N``; else null
-rows                N; the uids are 0 ... N-1
+rows                N
+uids                ``{file, bytes, hash}`` of ``uids.safetensors``, the xxh3_128 of the whole file; no such field where row r has uid r
 members, weights    K names, and K non-negative weights (float64) of the mixture
 combiner            ``prob``, ``logit`` or ``log_prob``
 classes             C names; position is class index
@@ -21,8 +22,9 @@ shard_rows          S; a view's last shard may be shorter
 block_bytes         B; each block of a shard's data has a CRC-32C of its own
 record              ``{bytes, fields: [{name, dtype, offset, shape}]}``: one sample, all members side by side
 fingerprint         ``{ensemble: {...}, inputs: {rows, hash}, views: null or {...}}``: what the cache was made from, by content.
-                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in uid order, before any augmentation, and of sequences
-                    ``inputs.lengths`` that of their lengths; ``derived`` lists what was done to the cache since
+                    ``inputs.hash`` is the xxh3_128 of all inputs' hashes in row order, before any augmentation, of sequences
+                    ``inputs.lengths`` that of their lengths, and where there are ``uids``, ``inputs.uids`` that of the uids;
+                    ``derived`` lists what was done to the cache since
 shards              for each ``{file, rows, records, bytes, hash, blocks}``; ``hash`` is the xxh3_128 of the whole file, ``blocks``
                     that of its table of CRCs
 statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(softmax(logits) || softmax(stored)) at T = 1, over rows
@@ -35,8 +37,8 @@ checksum            xxh3_128 of the file's text without this field
 
 A shard is a ``.safetensors`` file with the tensors ``records`` (uint8 [records, record bytes]), for sequences ``offsets`` (uint64
 [rows + 1]: where each sample's records begin), and ``crc32c`` (uint32 [blocks], over records and offsets), and the layout in its
-metadata. Its header is padded to a page and follows from the manifest byte for byte, so a reader compares it and never has to parse
-what it was given.
+metadata (``first_uid`` is its first row). Its header is padded to a page and follows from the manifest byte for byte, so a reader
+compares it and never has to parse what it was given. So is ``uids.safetensors``, whose one tensor ``uids`` is int64 [N], in row order.
 
 While a cache is being written there is no manifest: ``plan.json`` holds the fields that are known beforehand, and each finished
 shard has ``shard-00000.commit.json``. Both go when the manifest stands. None of the files holds a date, a path or a process id.
@@ -51,12 +53,12 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.cache import statistics
-from ensdistill.cache.checked import FORMAT_VERSION, read_checked
+from ensdistill.cache.checked import FORMAT_VERSION, WITH_UIDS, read_checked
 from ensdistill.cache.codecs import codec_of, layout
 from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete
 
 FORMAT = "ensdistill-target-cache"
-MANIFEST, PLAN = "manifest.json", "plan.json"
+MANIFEST, PLAN, UIDS = "manifest.json", "plan.json", "uids.safetensors"
 COMBINERS = ("prob", "logit", "log_prob")
 BLOCK_BYTES = 1 << 16
 # Records start at a page, so that a block is read and checked by whole pages.
@@ -81,13 +83,18 @@ def shard_count(manifest: Manifest) -> int:
     return manifest["views"] * shards_per_view(manifest)
 
 
-def view_and_first_uid(manifest: Manifest, shard: int) -> tuple[int, int]:
+def view_and_first_row(manifest: Manifest, shard: int) -> tuple[int, int]:
     view, place = divmod(shard, shards_per_view(manifest))
     return view, place * manifest["shard_rows"]
 
 
 def rows_of_shard(manifest: Manifest, shard: int) -> int:
-    return min(manifest["shard_rows"], manifest["rows"] - view_and_first_uid(manifest, shard)[1])
+    return min(manifest["shard_rows"], manifest["rows"] - view_and_first_row(manifest, shard)[1])
+
+
+def files_of(manifest: Manifest) -> list[dict[str, Any]]:
+    """Each file ``{file, bytes, hash}`` of a cache but its manifest."""
+    return [*manifest["shards"], *([manifest["uids"]] if "uids" in manifest else [])]
 
 
 def targets_of(manifest: Manifest) -> list[str]:
@@ -126,7 +133,7 @@ def block_count(manifest: Manifest, shard: int, records: int) -> int:
 def shard_header(manifest: Manifest, shard: int, records: int) -> bytes:
     """The safetensors header of a shard: 8 bytes of length, then JSON padded so that the records start at a page."""
     rows, record = rows_of_shard(manifest, shard), manifest["record"]
-    view, first = view_and_first_uid(manifest, shard)
+    view, first = view_and_first_row(manifest, shard)
     metadata = {
         "format": FORMAT,
         "format_version": str(manifest["format_version"]),
@@ -140,6 +147,17 @@ def shard_header(manifest: Manifest, shard: int, records: int) -> bytes:
         wanted.append(("offsets", "U64", [rows + 1], 8 * (rows + 1)))
     blocks = block_count(manifest, shard, records)
     wanted.append(("crc32c", "U32", [blocks], 4 * blocks))
+    return _header(metadata, wanted)
+
+
+def uids_header(rows: int) -> bytes:
+    """The safetensors header of the file of so many uids."""
+    metadata = {"format": FORMAT, "format_version": str(WITH_UIDS)}
+    return _header(metadata, [("uids", "I64", [rows], 8 * rows)])
+
+
+def _header(metadata: dict[str, str], wanted: list[tuple[str, str, list[int], int]]) -> bytes:
+    """Of tensors, each given by its name, dtype, shape and size in bytes."""
     tensors, end = {}, 0
     for name, dtype, shape, size in wanted:
         tensors[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
@@ -176,6 +194,8 @@ def read_manifest(path: Path) -> Manifest:
     for field, expectation in expected.items():
         if expectation:
             raise _unexpected(path, manifest, field, expectation)
+    if "uids" in manifest:
+        _check_uids(path, manifest)
     for shard, entry in enumerate(manifest["shards"]):
         _check_shard(path / MANIFEST, manifest, shard, entry)
     return manifest
@@ -183,6 +203,13 @@ def read_manifest(path: Path) -> Manifest:
 
 def _unexpected(path: Path, manifest: Manifest, field: str, expectation: str) -> CacheCorrupt:
     return CacheCorrupt(f"{path / MANIFEST}: {field}: expected {expectation}; got {repr(manifest[field])[:200]}")
+
+
+def _check_uids(path: Path, manifest: Manifest) -> None:
+    entry, rows = manifest["uids"], manifest["rows"]
+    expected = {"file": UIDS, "bytes": len(uids_header(rows)) + 8 * rows}
+    if entry.keys() != {*expected, "hash"} or {k: entry[k] for k in expected} != expected or not isinstance(entry["hash"], str):
+        raise _unexpected(path, manifest, "uids", f"{expected} and a hash")
 
 
 def _check_shard(file: Path, manifest: Manifest, shard: int, entry: Any) -> None:
@@ -203,13 +230,15 @@ def check_plan(file: Path, plan: Manifest) -> None:
 
 
 def same_fields(found: Manifest, plan: Manifest) -> tuple[Manifest, Manifest]:
-    """The fields of a plan that a finished cache can be compared by, of both: one of format 2 is not of another thing for that."""
-    fields = [field for field in plan if field in found and (field != "format_version" or found[field] == FORMAT_VERSION)]
+    """The fields of a plan that a finished cache can be compared by, of both: an older format does not make it one of something else."""
+    fields = [field for field in plan if field in found and field != "format_version"]
     return {field: found[field] for field in fields}, {field: plan[field] for field in fields}
 
 
 def _plan_fields(body: Manifest) -> dict[str, tuple[Callable[[Any], bool], str]]:
-    return {field: check for field, check in PLAN_FIELDS.items() if field != "floor" or body.get("format_version") != 2}
+    since = {"floor": FORMAT_VERSION, "uids": WITH_UIDS}
+    version = body.get("format_version")
+    return {field: check for field, check in PLAN_FIELDS.items() if type(version) is not int or version >= since.get(field, 0)}
 
 
 def _check(file: Path, body: Manifest, fields: dict[str, tuple[Callable[[Any], bool], str]]) -> None:
@@ -278,10 +307,11 @@ def _statistics(value: Any) -> bool:
 
 PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (lambda v: v == FORMAT, repr(FORMAT)),
-    "format_version": (lambda v: type(v) is int and v in (2, FORMAT_VERSION), f"2 or {FORMAT_VERSION}"),
+    "format_version": (lambda v: type(v) is int and v in (2, FORMAT_VERSION, WITH_UIDS), f"2, {FORMAT_VERSION} or {WITH_UIDS}"),
     "codec": (_codec, "one of uint8, fp16, bf16, fp32, topk-N, counts-N"),
     "seed": (lambda v: v is None or (type(v) is int and 0 <= v < 2**63), "null or a number of at least 0"),
     "rows": (_positive, "a positive integer"),
+    "uids": (lambda v: isinstance(v, dict), "an object"),
     "members": (_names, "a list of names"),
     "weights": (_weights, "a list of non-negative numbers with a positive sum"),
     "combiner": (lambda v: v in COMBINERS, f"one of {list(COMBINERS)}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import xxhash
 
 from ensdistill.cache.checked import open_regular
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
-from ensdistill.cache.manifest import Manifest, block_count, data_bytes, read_manifest, rows_of_shard, shard_header, shard_name
+from ensdistill.cache.manifest import Manifest, block_count, data_bytes, files_of, read_manifest, rows_of_shard, shard_header
 from ensdistill.cache.native import shards as native
 
 # A system commonly allows a process 65530 mappings. Whoever uses more shards has them mapped anew now and then.
 _MAPPED_SHARDS = 16384
 _CHUNK = 1 << 24
+Entry = dict[str, Any]
+"""``{file, bytes, hash}``: how the manifest describes a file."""
 
 
 def default_threads() -> int:
@@ -88,24 +90,32 @@ class MappedShards:
         """Forget what was mapped and checked."""
         self._reader.unmap_all()
 
-    def check_size(self, shard: int) -> None:
+    def check_size(self, entry: Entry) -> None:
         """The file is there, and as long as it was."""
-        descriptor = self._open(shard)
+        descriptor = self._open(entry)
         try:
-            self._check_size(shard, os.fstat(descriptor).st_size)
+            self._check_size(entry, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 
-    def check_whole(self, shard: int, tell: Callable[[int], None] = lambda size: None) -> None:
+    def check_whole(self, entry: Entry, tell: Callable[[int], None] = lambda size: None) -> None:
         """Every byte of the file is as it was written; ``tell`` gets the size of each piece that has been read."""
+        for chunk in self._chunks(entry):
+            tell(len(chunk))
+
+    def read(self, entry: Entry) -> bytes:
+        """All that is in the file, which is as it was written."""
+        return b"".join(self._chunks(entry))
+
+    def _chunks(self, entry: Entry) -> Iterator[bytes]:
         digest = xxhash.xxh3_128()
-        with open(self._open(shard), "rb") as file:
-            self._check_size(shard, os.fstat(file.fileno()).st_size)
+        with open(self._open(entry), "rb") as file:
+            self._check_size(entry, os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                tell(len(chunk))
-        if digest.hexdigest() != self.manifest["shards"][shard]["hash"]:
-            raise self._corrupt(shard, "the bytes are not those that were written (hash)")
+                yield chunk
+        if digest.hexdigest() != entry["hash"]:
+            raise self._corrupt(entry, "the bytes are not those that were written (hash)")
 
     def _map(self, ids: np.ndarray) -> None:
         missing = self._reader.missing(ids)
@@ -118,14 +128,14 @@ class MappedShards:
     def _map_shard(self, shard: int) -> None:
         entry = self.manifest["shards"][shard]
         header = shard_header(self.manifest, shard, entry["records"])
-        with open(self._open(shard), "rb") as handle:
-            self._check_size(shard, os.fstat(handle.fileno()).st_size)
+        with open(self._open(entry), "rb") as handle:
+            self._check_size(entry, os.fstat(handle.fileno()).st_size)
             if handle.read(len(header)) != header:
-                raise self._corrupt(shard, "the header does not describe the records that the manifest describes")
+                raise self._corrupt(entry, "the header does not describe the records that the manifest describes")
             handle.seek(len(header) + data_bytes(self.manifest, shard, entry["records"]))
             table = handle.read(4 * block_count(self.manifest, shard, entry["records"]))
             if xxhash.xxh3_128_hexdigest(table) != entry["blocks"]:
-                raise self._corrupt(shard, "the bytes are not those that were written (table of checksums)")
+                raise self._corrupt(entry, "the bytes are not those that were written (table of checksums)")
             try:
                 damage = self._reader.map(
                     shard=shard,
@@ -137,36 +147,39 @@ class MappedShards:
                     checksums=np.frombuffer(table, "<u4"),
                 )
             except ValueError as error:
-                raise self._corrupt(shard, str(error)) from None
+                raise self._corrupt(entry, str(error)) from None
         self._raise(damage)
 
     def _raise(self, damage: tuple[int, int, int] | None) -> None:
         if damage is not None:
             shard, begin, end = damage
-            raise self._corrupt(shard, f"the bytes are not those that were written (checksum of bytes {begin} to {end} of its records)")
+            raise self._corrupt(
+                self.manifest["shards"][shard],
+                f"the bytes are not those that were written (checksum of bytes {begin} to {end} of its records)",
+            )
 
-    def _check_size(self, shard: int, size: int) -> None:
-        expected = self.manifest["shards"][shard]["bytes"]
+    def _check_size(self, entry: Entry, size: int) -> None:
+        expected = entry["bytes"]
         if size != expected:
             way = "cut" if size < expected else "added to"
-            raise self._corrupt(shard, f"expected {expected} bytes; got {size}: the file was {way}")
+            raise self._corrupt(entry, f"expected {expected} bytes; got {size}: the file was {way}")
 
-    def _open(self, shard: int) -> int:
+    def _open(self, entry: Entry) -> int:
         try:
-            return open_regular(self._file(shard))
+            return open_regular(self.path / entry["file"])
         except CacheError as error:
-            raise self._replaced(shard) or error from None
+            raise self._replaced(entry) or error from None
 
-    def _corrupt(self, shard: int, what: str) -> CacheError:
+    def _corrupt(self, entry: Entry, what: str) -> CacheError:
         again = "delete the cache and build it again"
         if self.url is not None:
             again = f"this is a local copy: delete the file, and opening {self.url} fetches it again"
-        return self._replaced(shard) or CacheCorrupt(f"{self._file(shard)}: {what}; {again}")
+        return self._replaced(entry) or CacheCorrupt(f"{self.path / entry['file']}: {what}; {again}")
 
-    def _replaced(self, shard: int) -> CacheError | None:
+    def _replaced(self, entry: Entry) -> CacheError | None:
         """What there is to say of a file that is not as it was, if another cache has taken this one's place; else it is damaged."""
         try:
-            now = read_manifest(self.path)["shards"]
+            now = files_of(read_manifest(self.path))
         except CacheIncomplete as error:
             if not self.path.exists():
                 gone = "the folder is gone since the cache was opened, or another machine opened it; open the cache again where it is"
@@ -174,9 +187,6 @@ class MappedShards:
             return CacheIncomplete(f"{error}; the cache that was opened is not there any more: open it again when it is finished")
         except CacheError:
             return None
-        if now[shard : shard + 1] == [self.manifest["shards"][shard]]:
+        if entry in now:
             return None
-        return CacheMismatch(f"{self.path}: the cache was replaced by another since it was opened ({shard_name(shard)}); open it again")
-
-    def _file(self, shard: int) -> Path:
-        return self.path / shard_name(shard)
+        return CacheMismatch(f"{self.path}: the cache was replaced by another since it was opened ({entry['file']}); open it again")

@@ -27,7 +27,7 @@ def raw_logits(cache: TargetCache, ensemble: Any, uids: np.ndarray | None, count
     """
     if uids is None:
         raise ValueError(
-            "uids: expected those of the rows that `labels` are of, because a cache is in the order of its uids and labels may be in "
+            "uids: expected those of the rows that `labels` are of, because a cache has an order of its own and labels may be in "
             "another; got None: pass uids=rows.uids beside rows.labels"
         )
     made = cache.manifest["fingerprint"]["ensemble"]

@@ -26,6 +26,7 @@ from ensdistill.cache.folder import leftovers, own_files, remove, require_no_fol
 from ensdistill.cache.locks import Writer, writing
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.uids import write_uids
 from ensdistill.common.files import atomic_path, fsync
 
 # How long a writer that is done waits for one that does not show itself.
@@ -39,14 +40,16 @@ class Source(Protocol):
     """Where records come from."""
 
     batch_size: int
+    uids: np.ndarray | None
+    """Of the rows, int64 [N]; None where a row is its uid."""
     spent: dict[str, float]
     """By what a KL is of: how far what is encoded is from the teachers' word already, in nats; 0 where nothing is named."""
 
-    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
-        """Records of each sample, int64 [N]; None unless they are sequences."""
+    def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
+        """Records of each of these rows' samples, int64 [N]; None unless they are sequences."""
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Costs]]:
-        """The fields of the samples' records, ``input_hash`` among them, and the cost of each record by what it is of.
+    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Costs]]:
+        """The fields of these rows' records, ``input_hash`` among them, and the cost of each record by what it is of.
 
         Of what is copied from another cache the statistics are known as a whole: they come once, with any batch.
         """
@@ -78,11 +81,13 @@ def publish(
             if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
                 return _within(cache, max_kl, source.spent)
             _prepare(path, plan, overwrite, writer)
+            if source.uids is not None:
+                write_uids(path, plan["uids"], source.uids)
         try:
             _write(path, plan, source, writer, max_kl, progress)
         except (ValueError, TypeError):
             if world == 1 and not any(path.glob("*.commit.json")):  # nothing to resume: the folder is free for something else
-                (path / m.PLAN).unlink(missing_ok=True)
+                remove([path / m.PLAN, path / m.UIDS])
             raise
         _finish(path, plan, writer)
     return TargetCache.open(path)
@@ -158,7 +163,7 @@ def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]
 def _publish_shard(
     path: Path, plan: m.Manifest, shard: int, source: Source, max_kl: float | None, progress: Callable[[int], None] | None
 ) -> None:
-    view, first = m.view_and_first_uid(plan, shard)
+    view, first = m.view_and_first_row(plan, shard)
     rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]
     lengths = source.lengths(view, np.arange(first, first + rows))
     offsets = np.arange(rows + 1) if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
@@ -171,11 +176,12 @@ def _publish_shard(
     # Batches never cross shards: a resumed writer runs the very batches of an undisturbed one.
     for start in range(0, rows, source.batch_size):
         stop = min(start + source.batch_size, rows)
-        uids = np.arange(first + start, first + stop)
-        fields, kl = source.encode(view, uids)
+        batch = np.arange(first + start, first + stop)
+        fields, kl = source.encode(view, batch)
         views = layout.views(body[offsets[start] : offsets[stop]])
         for name, field in fields.items():
             views[name][:] = field
+        uids = batch if source.uids is None else source.uids[batch]
         _refuse_worse(max_kl, kl, plan, shard, uids if lengths is None else np.repeat(uids, lengths[start:stop]), source.spent)
         for name, values in kl.items():
             parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))

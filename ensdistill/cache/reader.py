@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from ensdistill.cache.codecs import Counts, TopK, codec_of
 from ensdistill.cache.errors import CacheCorrupt, CacheLossWarning, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences, input_hashes, root_hash
 from ensdistill.cache.floors import largest_temperature
-from ensdistill.cache.manifest import MANIFEST, Manifest, kl_before, layout_of, read_manifest, shards_per_view
+from ensdistill.cache.manifest import MANIFEST, UIDS, Manifest, files_of, kl_before, layout_of, read_manifest, shards_per_view
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
+from ensdistill.cache.uids import Places, parse_uids
 from ensdistill.common.scalars import whole
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 NOTABLE_KL = 0.01
 """Nats that storing may cost any row without a warning."""
+_LARGEST = 2**63 - 1
 
 
 class TargetCache:
@@ -85,7 +88,8 @@ class TargetCache:
         path : path or URL
             The folder. A URL (``s3://...``, ``memory://...``: whatever fsspec knows) is copied to this machine first, each shard once.
         check : {"lazy", "full"}
-            ``lazy`` checks manifest and file sizes now and each block of records at its first use; ``full`` reads everything now.
+            ``lazy`` checks manifest and file sizes now, and each block of records and the uids at their first use; ``full`` reads
+            everything now.
         expect : dict, optional
             Fields of ``manifest["fingerprint"]`` (``ensemble``, ``inputs``, ``views``) that must be equal to these.
         threads : int, optional
@@ -98,7 +102,7 @@ class TargetCache:
         Raises
         ------
         CacheIncomplete
-            No manifest, or a shard is missing.
+            No manifest, or a file of it is missing.
         CacheCorrupt
             A file is not what was written.
         CacheMismatch
@@ -128,8 +132,8 @@ class TargetCache:
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
         cache = cls(path, manifest, threads, url)
-        for shard in range(len(manifest["shards"])):
-            cache._shards.check_size(shard)
+        for entry in files_of(manifest):
+            cache._shards.check_size(entry)
         if check == "full":
             cache.verify()
         cache._warn_of_loss()
@@ -174,6 +178,26 @@ class TargetCache:
         """How many versions of each sample there are; epoch e takes view e mod views."""
         return self._manifest["views"]
 
+    @cached_property
+    def uids(self) -> np.ndarray:
+        """The samples' uids in the order of the cache's rows, int64 [N], read-only; 0 ... N-1 where the cache keeps none.
+
+        Raises
+        ------
+        CacheIncomplete, CacheCorrupt, CacheMismatch
+            Their file is not there, is damaged, or is another cache's by now.
+        """
+        if "uids" in self._manifest:
+            return parse_uids(self.path / UIDS, self._shards.read(self._manifest["uids"]), len(self))
+        rows = np.arange(len(self))
+        rows.flags.writeable = False
+        return rows
+
+    @cached_property
+    def _places(self) -> Places | None:
+        """Of the uids; None where a row is its uid."""
+        return Places(self.uids) if "uids" in self._manifest else None
+
     def gather(self, uids: np.ndarray, view: int | np.ndarray = 0) -> Targets:
         """The targets of these samples, as stored: the tensors are strided views of one block of records.
 
@@ -194,7 +218,7 @@ class TargetCache:
         Raises
         ------
         TypeError, ValueError, IndexError
-            ``uids`` are not integers, not one-dimensional, or not within 0 ... N-1; or ``view`` is not within 0 ... views-1.
+            ``uids`` are not integers, not one-dimensional, or not the cache's; or ``view`` is not within 0 ... views-1.
         CacheCorrupt
             What is read for the first time does not have its checksum.
         CacheMismatch, CacheIncomplete
@@ -262,7 +286,7 @@ class TargetCache:
         CacheMismatch
             An input has other bytes, dtype or shape: the data were re-ordered, augmented or preprocessed in another way.
         """
-        uids, inputs = self._check_uids(uids), np.asarray(inputs)
+        uids, inputs = _checked_uids(uids), np.asarray(inputs)
         if inputs.shape[:1] != uids.shape:
             raise ValueError(f"inputs: expected {len(uids)}, one for each uid; got an array {list(inputs.shape)}")
         wrong = np.flatnonzero(self._input_hashes(uids, view) != input_hashes(inputs))
@@ -287,7 +311,7 @@ class TargetCache:
         CacheMismatch
             The cache was built anew since it was opened.
         """
-        shards, total, done = self._manifest["shards"], 0, 0
+        files, total, done = files_of(self._manifest), 0, 0
 
         def tell(size: int) -> None:
             nonlocal done
@@ -297,22 +321,23 @@ class TargetCache:
 
         # The fingerprint of a cache with views is of what the samples were before they were augmented.
         hashed = self._manifest["fingerprint"].get("views") is None
-        total = sum(shard["bytes"] + hashed * shard["records"] * self.layout.bytes for shard in shards)
+        total = sum(entry["bytes"] + hashed * entry.get("records", 0) * self.layout.bytes for entry in files)
         self._shards.unmap()
-        for shard in range(len(shards)):
-            self._shards.check_whole(shard, tell)
+        for entry in files:
+            self._shards.check_whole(entry, tell)
         if not hashed:
             return
         step = max(1, (1 << 26) // self.layout.bytes)
         hashes = []
         for start in range(0, len(self), step):
-            uids = np.arange(start, min(start + step, len(self)))
+            uids = self.uids[start : start + step]
             hashes.append(self._input_hashes(uids, 0))
             tell(int(self.lengths(uids).sum()) * self.layout.bytes)
         recorded = self._manifest["fingerprint"].get("inputs")
         # Caches of format 2 have no lengths there.
-        lengths = self.lengths(np.arange(len(self))) if isinstance(recorded, dict) and "lengths" in recorded else None
-        if recorded != (found := made_from(np.concatenate(hashes), lengths)):
+        lengths = self.lengths(self.uids) if isinstance(recorded, dict) and "lengths" in recorded else None
+        own = self.uids if "uids" in self._manifest else None
+        if recorded != (found := made_from(np.concatenate(hashes), lengths, own)):
             raise CacheCorrupt(f"{self.path / MANIFEST}: fingerprint.inputs: expected {found}, from the records; got {recorded}")
 
     def verify_against(
@@ -385,31 +410,48 @@ class TargetCache:
 
     def _ids(self, uids: Any, view: Any) -> np.ndarray:
         """Where the samples stand among all shards' rows."""
-        uids = self._check_uids(uids)
+        rows = self._rows(_checked_uids(uids))
         if whole(view) and view == 0:
-            return uids
+            return rows
         views = np.asarray(view)
         if views.dtype.kind not in "iu":
             raise TypeError(f"view: expected an integer, or one for each uid; got {view!r}")
-        if views.shape not in ((), uids.shape):
-            raise ValueError(f"view: expected one for each of the {len(uids)} uids; got {list(views.shape)}")
+        if views.shape not in ((), rows.shape):
+            raise ValueError(f"view: expected one for each of the {len(rows)} uids; got {list(views.shape)}")
         if views.size and (views.min() < 0 or views.max() >= self.views):
             wrong = int(views[(views < 0) | (views >= self.views)].reshape(-1)[0])
             raise IndexError(f"view: expected 0 to {self.views - 1}; got {wrong}")
-        return uids + views.astype(np.int64) * shards_per_view(self._manifest) * self._manifest["shard_rows"]
+        return rows + views.astype(np.int64) * shards_per_view(self._manifest) * self._manifest["shard_rows"]
 
-    def _check_uids(self, uids: Any) -> np.ndarray:
-        array = np.asarray(uids)
-        if array.size == 0 and array.ndim == 1:
-            return array.astype(np.int64)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"uids: expected integers; got {array.dtype}")
-        if array.ndim != 1:
-            raise ValueError(f"uids: expected one dimension [N]; got {list(array.shape)}")
-        uids = array.astype(np.int64)  # a copy: whoever asks may fill it anew
+    def _rows(self, uids: np.ndarray) -> np.ndarray:
+        """The rows of these samples, int64 [M]."""
+        if not uids.size:
+            return uids
+        if self._places is not None:
+            rows, unknown = self._places.of(uids)
+            if unknown.size:
+                raise IndexError(
+                    f"uids: expected those of the cache {self.path}; it has no sample with uid {uids[unknown[0]]} "
+                    f"({unknown.size} of {len(uids)} uids are not its own)"
+                )
+            return rows
         if uids.view(np.uint64).max() >= len(self):  # a negative one is a large one
-            raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {int(array[(array < 0) | (array >= len(self))][0])}")
+            raise IndexError(f"uids: expected 0 to {len(self) - 1}; got {uids[(uids < 0) | (uids >= len(self))][0]}")
         return uids
+
+
+def _checked_uids(uids: Any) -> np.ndarray:
+    """As int64 [M], in a copy: whoever asks may fill theirs anew."""
+    array = np.asarray(uids)
+    if array.size == 0 and array.ndim == 1:
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"uids: expected integers; got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"uids: expected one dimension [N]; got {list(array.shape)}")
+    if array.dtype == np.uint64 and array.max() > _LARGEST:
+        raise IndexError(f"uids: expected no more than {_LARGEST}; got {array.max()}")
+    return array.astype(np.int64)
 
 
 def largest_kl(manifest: Manifest) -> float:
@@ -427,6 +469,10 @@ def _caller() -> int:
     return level
 
 
-def made_from(hashes: np.ndarray, lengths: np.ndarray | None) -> dict[str, Any]:
-    """``fingerprint.inputs`` of a cache: from each input's hash [N] and, of sequences, how many positions count [N]; in uid order."""
-    return {"rows": len(hashes), "hash": root_hash(hashes), **({} if lengths is None else {"lengths": root_hash(lengths)})}
+def made_from(hashes: np.ndarray, lengths: np.ndarray | None, uids: np.ndarray | None) -> dict[str, Any]:
+    """``fingerprint.inputs`` of a cache, in row order.
+
+    Made from each input's hash [N]; of sequences, how many positions count [N]; and the uids [N], unless a row is its uid.
+    """
+    more = {"lengths": lengths, "uids": uids}
+    return {"rows": len(hashes), "hash": root_hash(hashes), **{name: root_hash(v) for name, v in more.items() if v is not None}}

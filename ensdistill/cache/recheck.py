@@ -15,7 +15,8 @@ from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import Manifest, conversions, layout_of, targets_of
-from ensdistill.cache.teachers import asked, uid_order
+from ensdistill.cache.teachers import asked
+from ensdistill.cache.uids import Places
 from ensdistill.common.scalars import real
 
 if TYPE_CHECKING:
@@ -56,18 +57,24 @@ def recheck(
     if (made_by is None) != (augment is None):
         raise CacheMismatch(f"augment: the cache {cache.path} was made with {made_by and made_by['augment']}; got {augment!r}")
     chosen = np.random.default_rng(0).permutation(len(cache))[: max(1, round(share * len(cache)))]
-    order, ask = uid_order(rows), asked(ensemble, rows, augment)
+    positions, missing = Places(rows.uids).of(cache.uids)
+    if missing.size:
+        raise CacheMismatch(
+            f"rows.uids: expected those of the cache {cache.path}; its uid {cache.uids[missing[0]]} is not among them "
+            f"({missing.size} of {len(cache)} are not)"
+        )
+    ask = asked(ensemble, rows, augment)
     for view in range(cache.views):
         for start in range(0, len(chosen), _BATCH):
-            uids = np.sort(chosen[start : start + _BATCH])
-            inputs = rows.inputs[order[uids]]
+            places = np.sort(chosen[start : start + _BATCH])
+            uids, inputs = cache.uids[places], rows.inputs[positions[places]]
             if augment is not None:
                 from ensdistill.data.versions import view_inputs
 
                 inputs = view_inputs(augment, inputs, uids, view, made_by["seed"])
             cache.verify_inputs(uids, inputs, view)
             try:
-                _compare(cache, ask(inputs, uids)[members], uids, view)
+                _compare(cache, ask(inputs, uids)[members], places, view)
             except CacheMismatch as error:
                 raise CacheMismatch(str(error), _reasons(cache, ensemble)) from None
             if progress is not None:
@@ -81,18 +88,18 @@ def _reasons(cache: TargetCache, ensemble: Ensemble) -> list[str]:
     return [] if "derived" in made else differences(made["ensemble"], as_json("ensemble.fingerprint()", ensemble.fingerprint()))
 
 
-def _compare(cache: TargetCache, value: Any, uids: np.ndarray, view: int) -> None:
-    """The stored records against the same encoding of what the teachers say now."""
-    manifest = cache.manifest
+def _compare(cache: TargetCache, value: Any, rows: np.ndarray, view: int) -> None:
+    """The stored records of these rows against the same encoding of what the teachers say now."""
+    manifest, uids = cache.manifest, cache.uids[rows]
     lengths = cache.lengths(uids, view) if manifest["sequences"] else None
-    logits = _as_in_the_source(manifest, torch.as_tensor(value).detach().cpu().numpy(), view, uids, lengths)
-    encoder = Encoder(manifest)
-    fields, _ = encoder(logits, view, uids, lengths)
+    logits = _as_in_the_source(manifest, torch.as_tensor(value).detach().cpu().numpy(), view, rows, lengths)
+    encoder = Encoder(manifest, cache.uids)
+    fields, _ = encoder(logits, view, rows, lengths)
     stored = layout_of(manifest).views(cache.gather_records(uids, view))
     if all(np.array_equal(stored[name], field) for name, field in fields.items()):
         return
     # Not the same bits, as on another machine: then as far apart as two roundings of nearly the same logits may be.
-    packed = encoder.shaped(logits, uids, lengths).numpy()
+    packed = encoder.shaped(logits, len(uids), lengths).numpy()
     compare = {"topk": _top_k_apart, "counts": _draws_apart}.get(manifest["codec"].partition("-")[0], _dense_apart)
     what, apart, allowed = compare(manifest, packed, fields, stored)
     owners = uids if lengths is None else np.repeat(uids, lengths)
@@ -106,14 +113,14 @@ def _compare(cache: TargetCache, value: Any, uids: np.ndarray, view: int) -> Non
         )
 
 
-def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, uids: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+def _as_in_the_source(manifest: Manifest, value: np.ndarray, view: int, rows: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
     """The teachers' logits as the caches gave them from which this one was made; as they are, if it was made from none."""
     parts = []
     for name, logits in zip(manifest["members"], value[:, None], strict=True):
         for step in conversions(manifest, name):
             plan = {**manifest, "codec": step["from"], "temperature": "any", "members": [name], "weights": [1.0]}
             plan["floor"] = step.get("floor")
-            fields, _ = Encoder(plan)(logits, view, uids, lengths)
+            fields, _ = Encoder(plan)(logits, view, rows, lengths)
             decoded = codec_of(step["from"]).decode(fields, len(manifest["classes"])).swapaxes(0, 1)
             logits = np.ascontiguousarray(decoded, np.float32) if lengths is None else padded(decoded, lengths)
         parts.append(logits if lengths is None else logits[:, :, : lengths.max()])

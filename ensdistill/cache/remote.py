@@ -21,7 +21,7 @@ from ensdistill.cache.checked import open_regular, parse_checked, read_checked
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheMismatch
 from ensdistill.cache.folder import leftovers, remove, require_no_folders, require_no_other
 from ensdistill.cache.locks import writing
-from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, read_manifest
+from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, files_of, read_manifest
 from ensdistill.common.files import atomic_path, local_path
 
 _CHUNK = 1 << 22
@@ -38,9 +38,9 @@ Tell = Callable[[int], None]
 
 
 def upload(folder: Path | str, url: str, *, overwrite: bool = False, progress: Progress | None = None) -> None:
-    """Copy a finished cache to a URL; shards that are there already, with the same bytes, are not sent again.
+    """Copy a finished cache to a URL; files that are there already, with the same bytes, are not sent again.
 
-    The manifest goes last, so that a reader never finds one whose shards are missing.
+    The manifest goes last, so that a reader never finds one whose files are missing.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def upload(folder: Path | str, url: str, *, overwrite: bool = False, progress: P
     overwrite : bool
         Replace another cache at the URL instead of refusing. Its manifest goes first: until the new one stands, readers find none.
     progress : callable, optional
-        Called now and then with the shards' bytes that are there and all of them, on the caller's thread.
+        Called now and then with the files' bytes that are there and all of them, on the caller's thread.
 
     Raises
     ------
@@ -75,14 +75,14 @@ def upload(folder: Path | str, url: str, *, overwrite: bool = False, progress: P
         if not _has(system, f"{base}/{name}", entry):
             _retried(url, lambda: _send(system, folder / name, f"{base}/{name}", tell))
 
-    _each(check, manifest["shards"], None)  # all of them, before anything at the URL is touched
+    _each(check, files_of(manifest), None)  # all of them, before anything at the URL is touched
     _make_way(system, f"{base}/{MANIFEST}", url, manifest, overwrite)
-    _each(send, manifest["shards"], progress)
+    _each(send, files_of(manifest), progress)
     _retried(url, lambda: _send(system, folder / MANIFEST, f"{base}/{MANIFEST}", lambda size: None))
 
 
 def download(url: str, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress | None = None) -> Path:
-    """Copy a cache from a URL; shards that are here already, with the bytes that the manifest names, are not fetched again.
+    """Copy a cache from a URL; files that are here already, with the bytes that the manifest names, are not fetched again.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def download(url: str, folder: Path | str | None = None, *, overwrite: bool = Fa
     overwrite : bool
         Replace another cache in ``folder``, finished or not, instead of refusing.
     progress : callable, optional
-        Called now and then with the shards' bytes that are here and all of them, on the caller's thread.
+        Called now and then with the files' bytes that are here and all of them, on the caller's thread.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def download(url: str, folder: Path | str | None = None, *, overwrite: bool = Fa
         manifest = read_manifest(folder / "fetched")
         if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() != text:
             (folder / MANIFEST).unlink()  # first: should this be interrupted, the folder is unfinished, not damaged
-        _each(lambda entry, tell: _fetch(system, base, url, folder, entry, tell), manifest["shards"], progress)
+        _each(lambda entry, tell: _fetch(system, base, url, folder, entry, tell), files_of(manifest), progress)
         # Last, as when a cache is written: a folder with a manifest is whole.
         os.replace(folder / "fetched" / MANIFEST, folder / MANIFEST)
         (folder / "fetched").rmdir()
@@ -241,7 +241,7 @@ def _is_here(folder: Path, text: bytes) -> bool:
     """A copy with this manifest; what its shards hold is checked when they are read, as in any cache."""
     try:
         return (folder / MANIFEST).read_bytes() == text and all(
-            (folder / entry["file"]).stat().st_size == entry["bytes"] for entry in read_manifest(folder)["shards"]
+            (folder / entry["file"]).stat().st_size == entry["bytes"] for entry in files_of(read_manifest(folder))
         )
     except (FileNotFoundError, CacheError):
         return False

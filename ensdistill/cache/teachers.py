@@ -79,24 +79,3 @@ def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
     whole = owner is not None and "predict_logits_on_device" in vars(owner) and "predict_logits" not in vars(ensemble)
     predict = ensemble.predict_logits_on_device if whole else ensemble.predict_logits  # type: ignore[attr-defined]
     return predict(inputs)
-
-
-def uid_order(rows: Rows) -> np.ndarray:
-    """The positions of the rows in uid order.
-
-    Raises
-    ------
-    ValueError
-        The uids are not 0..N-1, each once.
-    """
-    n = len(rows)
-    if n == 0:
-        raise ValueError("rows: expected at least one; got none")
-    order = np.argsort(rows.uids)
-    if not np.array_equal(rows.uids[order], np.arange(n)):
-        low, high = int(rows.uids.min()), int(rows.uids.max())
-        raise ValueError(
-            f"rows.uids: expected each of 0 to {n - 1} once, because a uid is a place in the cache; got {n} uids from {low} to {high}; "
-            "number the transfer set anew with Rows(inputs, np.arange(len(inputs)), labels)"
-        )
-    return order

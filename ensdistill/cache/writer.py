@@ -1,4 +1,4 @@
-"""Writing a target cache: run the teachers once over the rows, in uid order, one shard after the other."""
+"""Writing a target cache: run the teachers once over the rows, one shard after the other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.checked import FORMAT_VERSION
+from ensdistill.cache.checked import FORMAT_VERSION, WITH_UIDS
 from ensdistill.cache.codecs import Counts, Fields, codec_of
 from ensdistill.cache.fingerprint import as_json, input_hashes
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache, made_from
-from ensdistill.cache.teachers import Ask, Ensemble, asked, uid_order
+from ensdistill.cache.teachers import Ask, Ensemble, asked
+from ensdistill.cache.uids import entry_of, row_order
 from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
 from ensdistill.common.scalars import check_temperature, plain
@@ -63,8 +64,8 @@ def cache_targets(
     ensemble : Ensemble
         The teachers: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and ``fingerprint()``.
     rows : Rows
-        The transfer set. Its uids must be 0 ... N-1, each once and in any order: a uid is a place in the cache, and what ``gather``
-        asks by. Rows drawn from a data set have other uids; give them new ones, ``Rows(inputs, np.arange(len(inputs)), labels)``.
+        The transfer set, with any uids: they are what ``gather`` asks by. Where they are 0 ... N-1, in any order, the uid is the sample's
+        row in the cache. Any others (a data set's own) are kept in the cache, whose rows are in the order of these.
     path : path
         A folder; made if it isn't there.
     codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
@@ -144,7 +145,9 @@ def cache_targets(
     numbers = (batch_size, shard_rows, views, rank, world, seed, max_kl)
     batch_size, shard_rows, views, rank, world, seed, max_kl = (plain(value) for value in numbers)
     _check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
-    order = uid_order(rows)
+    if not len(rows):
+        raise ValueError("rows: expected at least one; got none")
+    order, uids = row_order(rows.uids)
     ask = asked(ensemble, rows, augment)
     if augment is None and views > 1:
         raise ValueError(f"augment: expected an augmentation, because {views} views without one would all be the same; got None")
@@ -161,6 +164,7 @@ def cache_targets(
         shard_rows=shard_rows,
         seed=seed,
         max_temperature=max_temperature,
+        uids=uids,
     )
     hashes, counts = input_hashes(rows.inputs)[order], _lengths(lengths, rows, order)
     described = None
@@ -170,7 +174,7 @@ def cache_targets(
         described = as_json("augment", describe_views(augment, views, seed))
     plan["fingerprint"] = {
         "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
-        "inputs": made_from(hashes, counts),
+        "inputs": made_from(hashes, counts, uids),
         "views": described,
     }
     source = _Teachers(ask, rows, order, hashes, plan, augment, seed, counts, batch_size)
@@ -191,6 +195,7 @@ def make_plan(
     shard_rows: int,
     seed: int,
     max_temperature: float = TEMPERATURE,
+    uids: np.ndarray | None = None,
 ) -> m.Manifest:
     """Everything of the manifest that is known before the teachers run, but the fingerprint."""
     weights, kind = np.asarray(weights), codec_of(codec)
@@ -212,10 +217,11 @@ def make_plan(
     check_temperature("max_temperature", max_temperature)
     plan = {
         "format": m.FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if uids is None else WITH_UIDS,
         "codec": codec,
         "seed": seed if isinstance(kind, Counts) else None,
         "rows": rows,
+        **({} if uids is None else {"uids": entry_of(uids)}),
         "members": members,
         "weights": weights.tolist(),
         "combiner": combiner,
@@ -247,17 +253,20 @@ class _Teachers:
         self.ask, self.rows, self.order, self.hashes, self.plan = ask, rows, order, hashes, plan
         self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
         self._encoder: Any = None
+        self.uids = rows.uids if "uids" in plan else None  # then the rows are in the order of these
         self.spent: dict[str, float] = {}
 
-    def lengths(self, view: int, uids: np.ndarray) -> np.ndarray | None:
-        return None if self.all_lengths is None else self.all_lengths[uids]
+    def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.all_lengths is None else self.all_lengths[rows]
 
-    def encode(self, view: int, uids: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         if self._encoder is None:
             from ensdistill.cache.encoding import Encoder
 
-            self._encoder = Encoder(self.plan)
-        inputs, hashes, lengths = self.rows.inputs[self.order[uids]], self.hashes[uids], self.lengths(view, uids)
+            self._encoder = Encoder(self.plan, self.uids)
+        positions = self.order[rows]
+        inputs, uids = self.rows.inputs[positions], self.rows.uids[positions]
+        hashes, lengths = self.hashes[rows], self.lengths(view, rows)
         if self.augment is not None:
             from ensdistill.data.versions import view_inputs
 
@@ -268,7 +277,7 @@ class _Teachers:
         except BadRows as error:  # it counts the rows of this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
-        fields, costs = self._encoder(value, view, uids, lengths)
+        fields, costs = self._encoder(value, view, rows, lengths)
         return {**fields, "input_hash": hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
@@ -292,7 +301,7 @@ def _classes(ensemble: Ensemble, ask: Ask, rows: Rows) -> list[str]:
 
 
 def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
-    """In uid order."""
+    """In row order."""
     if lengths is None:
         return None
     array = np.asarray(lengths)

@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--uids",
         required=True,
         metavar="FILE.npy",
-        help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: row i is that of uid i",
+        help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: the cache's rows",
     )
     sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
     sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
@@ -183,10 +183,12 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     views = f", in {cache.views} views" if cache.views > 1 else ""
     records = sum(shard["records"] for shard in manifest["shards"])
     positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
-    size = sum(shard["bytes"] for shard in manifest["shards"])
+    size = sum(file["bytes"] for file in m.files_of(manifest))
     table.add_row(
         "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
     )
+    if "uids" in manifest:
+        table.add_row("uids", f"the data set's own, in {m.UIDS}")
     converted = any(m.conversions(manifest, name) for name in cache.names)
     to = "the source's" if converted else "the exact"
     table.add_row("codec", f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats")
@@ -286,7 +288,7 @@ def _array(option: str, file: Path | str, expected: str) -> Any:
 def _add(options: argparse.Namespace, console: Console) -> int:
     logits = _array("--logits", options.logits, "float32 [samples, classes]")
     if options.uids == IN_ORDER:
-        uids = np.arange(len(TargetCache.open(options.folder)))
+        uids = TargetCache.open(options.folder).uids
     else:
         uids = _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
     wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}

@@ -36,8 +36,7 @@ class Rows:
     ----------
     inputs : ndarray [N, ...]
     uids : ndarray [N], int64
-        Unique: each sample's own number. In a data set it is stable, whatever split the sample is drawn into. In a transfer set
-        it is the sample's place in the cache, so there the uids are 0..N-1 (see :func:`ensdistill.cache.cache_targets`).
+        Unique: each sample's own number in its data set, stable whatever split the sample is drawn into. Caches are asked by it.
     labels : ndarray [N], int64
         Class indices; -100 where the label isn't known.
 

@@ -54,4 +54,4 @@ def describe_views(augment: Augmentation, views: int, seed: int) -> dict[str, An
 
 def _generator(seed: int, uid: int, view: int) -> np.random.Generator:
     # Philox draws with the lowest word of its counter: another view never meets these numbers.
-    return np.random.Generator(np.random.Philox(key=np.array([seed, uid], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, uid % 2**64], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)))

@@ -48,7 +48,7 @@ def raw_logits(ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.n
     if isinstance(logits, StoredLogits):
         raw = logits.raw_logits(ensemble, uids, len(labels), unshifted)
     elif uids is not None:
-        raise ValueError("uids: expected a cache beside them, in which they are places; got an array of logits")
+        raise ValueError("uids: expected a cache beside them, whose samples they name; got an array of logits")
     else:
         raw = np.asarray(logits, np.float64)
     count = len(ensemble)
