@@ -188,7 +188,6 @@ def test_bad_arguments(tmp_path):
     refused(ValueError, "shard_rows: expected a positive integer; got 0", shard_rows=0)
     refused(ValueError, "batch_size: expected a positive integer; got -1", batch_size=-1)
     refused(ValueError, "rows: expected at least one", rows=rows.take(np.arange(0)))
-    refused(ValueError, r"rows.uids: expected each of 0 to 9 once.*got 10 uids from \d+ to \d+", rows=rows.take(np.arange(10)))
     refused(ValueError, r"ensemble.weights: expected float64 \[3\]", teachers=replace(teachers, weights=np.ones(2)))
     refused(ValueError, r"ensemble.weights: .*got \[1.0, -1.0, 1.0\]", teachers=replace(teachers, weights=np.array([1.0, -1, 1])))
     refused(ValueError, "ensemble.combiner: .*got 'vote'", teachers=replace(teachers, combiner="vote"))

@@ -201,9 +201,9 @@ CONVERTED = {"from": "uint8", "kl": {"max": 0.0}}
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 4')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 5')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 4, but this ensdistill reads up to 3; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 5, but this ensdistill reads up to 4; upgrade"):
         TargetCache.open(copy)
 
 

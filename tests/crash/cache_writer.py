@@ -25,6 +25,7 @@ N = 300
 LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
 NUMBERS = np.arange(N)
 ROWS = Rows(NUMBERS[:, None].astype(np.float32), NUMBERS, NUMBERS % 10)
+OWN = Rows(ROWS.inputs, 7 * NUMBERS[::-1] - 50, ROWS.labels)  # with uids of a data set's own
 OPTIONS = {"shard_rows": 64, "batch_size": 32}
 
 
@@ -35,7 +36,9 @@ def slowly(folder: Path) -> None:
     write(folder, pause=PAUSE)
 
 
-def write(folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 0, world: int = 1, **options: object) -> None:
+def write(
+    folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 0, world: int = 1, rows: Rows = ROWS, **options: object
+) -> None:
     def predict(inputs: np.ndarray) -> np.ndarray:
         time.sleep(pause)
         return np.float32(version) * LOGITS[:, inputs[:, 0].astype(int)]
@@ -48,7 +51,11 @@ def write(folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 
         predict_logits=predict,
         fingerprint=lambda: {"members": ["a", "b"], "version": version},
     )
-    cache_targets(ensemble, ROWS, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
+    cache_targets(ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
+
+
+def with_uids(folder: Path) -> None:
+    write(folder, rows=OWN)
 
 
 def converted(folder: Path) -> None:
@@ -74,7 +81,13 @@ def trained(folder: Path) -> None:
 
 
 STUDENT = "student.safetensors"
-JOBS: dict[str, Callable[[Path], None]] = {"write": write, "convert": converted, "add-member": with_member, "train": trained}
+JOBS: dict[str, Callable[[Path], None]] = {
+    "write": write,
+    "uids": with_uids,
+    "convert": converted,
+    "add-member": with_member,
+    "train": trained,
+}
 
 
 def is_accepted(folder: Path, expected: dict[str, bytes]) -> bool:

@@ -40,6 +40,11 @@ def test_death_before_every_single_change_of_the_file_system(tmp_path):
     assert 1 < result["finished"] < result["steps"] // 2
 
 
+@pytest.mark.slow
+def test_death_while_uids_are_kept(tmp_path):
+    assert steps(tmp_path, "uids")["steps"] > 2 * 13
+
+
 @pytest.mark.parametrize("job", ["convert", "add-member"])
 def test_death_while_a_cache_is_derived(tmp_path, job):
     assert steps(tmp_path, job)["steps"] > 2 * 12

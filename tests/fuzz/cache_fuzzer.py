@@ -34,7 +34,8 @@ NASTY: tuple[Any, ...] = (
 )
 
 
-def make(folder: Path, sequences: bool) -> None:
+def make(folder: Path, sequences: bool, first: int = 0) -> None:
+    """A cache whose uids begin at ``first``; it keeps them where that is not 0."""
     logits = np.random.default_rng(0).normal(0, 3, (2, N, 5, CLASSES) if sequences else (2, N, CLASSES)).astype(np.float32)
     teachers = SimpleNamespace(
         names=("a", "b"),
@@ -46,21 +47,22 @@ def make(folder: Path, sequences: bool) -> None:
     )
     numbers = np.arange(N)
     lengths = numbers % 5 + 1 if sequences else None
-    cache_targets(teachers, Rows(numbers[:, None], numbers, numbers), folder, shard_rows=32, lengths=lengths)
+    cache_targets(teachers, Rows(numbers[:, None], numbers + first, numbers), folder, shard_rows=32, lengths=lengths)
 
 
 def read(folder: Path) -> np.ndarray:
     cache = TargetCache.open(folder)
-    uids = np.arange(len(cache))
+    uids = cache.uids
     cache.lengths(uids)
     cache.gather_logits(uids[:3])
     return cache.gather_records(uids)
 
 
 def damages(folder: Path, generator: random.Random, rounds: int) -> dict[str, int]:
-    caches = [folder / name for name in ("plain", "sequences", "topk")]
+    caches = [folder / name for name in ("plain", "sequences", "topk", "uids")]
     for cache, sequences in zip(caches[:2], (False, True), strict=True):
         make(cache, sequences)
+    make(caches[3], sequences=False, first=-7)
     convert(caches[0], caches[2], codec="topk-3", mixture_at=2.0)
     files = [file for cache in caches for file in sorted(cache.iterdir()) if not file.name.startswith(".")]
     counted = {"damaged": rounds, "found": 0, "flipped": 0, "cut": 0, "extended": 0, "caches": len(caches), "files": len(files)}
@@ -115,13 +117,13 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
 
 
 def manifests(folder: Path, generator: random.Random, rounds: int) -> dict[str, int]:
-    caches = [folder / "plain", folder / "sequences"]
-    for path, sequences in zip(caches, (False, True), strict=True):
-        make(path, sequences)
+    caches = [folder / "plain", folder / "sequences", folder / "uids"]
+    for path, sequences, first in zip(caches, (False, True, False), (0, 0, -7), strict=True):
+        make(path, sequences, first)
     originals = [json.loads((path / "manifest.json").read_text()) for path in caches]
     records, refused = [read(path) for path in caches], 0
     for _ in range(rounds):
-        which = generator.randrange(2)
+        which = generator.randrange(3)
         body = copy.deepcopy(originals[which])
         del body["checksum"]
         mutate(body, generator)
