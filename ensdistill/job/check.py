@@ -33,12 +33,12 @@ def check_job(run: RunFolder) -> None:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
-        for i, spec in enumerate(config.teachers.members):
-            if callable(check := getattr(spec, "check", None)):
-                try:
-                    check(split.labelled, split.classes)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
+        for i, recipe in enumerate(config.teachers.members):
+            try:
+                recipe.check_storable()
+                recipe.check(split.labelled, split.classes)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
     try:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:

@@ -20,7 +20,7 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.teachers.fitting.calibration import Combiner
-from ensdistill.teachers.recipes import MemberSpec, job_names
+from ensdistill.teachers.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TeachersConfig:
 
     Parameters
     ----------
-    members : list of MemberSpec
+    members : list of Recipe
         Each a class_path with init_args: ensdistill.teachers.recipes.TorchMembers, ensdistill.teachers.recipes.SklearnMembers, or your own.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
@@ -39,7 +39,7 @@ class TeachersConfig:
         How many rows of evidence for equal weights the fit starts with; 0 trusts the out-of-fold rows alone.
     """
 
-    members: list[MemberSpec]
+    members: list[Recipe]
     folds: int = 5
     combiner: Combiner = "prob"
     prior_rows: float = 3.0
@@ -48,7 +48,7 @@ class TeachersConfig:
         plain_fields(self)
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
-        names = [name for spec in self.members for name in job_names(spec)]
+        names = [name for recipe in self.members for name in recipe.names()]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"

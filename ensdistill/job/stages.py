@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
+from ensdistill.teachers.stack import Status
 
 
 def run_unit(run: RunFolder, unit: Unit, progress: Progress | None = None) -> None:
@@ -69,6 +71,29 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict
     return {"best_member": best}
 
 
+class _MemberProgress:
+    """From the status of single members, folds' ones among them, to the progress of each recipe, in thousandths of a member."""
+
+    def __init__(self, settings: TeachersConfig, report: Progress) -> None:
+        folds = ["", *(f", fold {i + 1}" for i in range(settings.folds))]
+        self.keys = {recipe.name: [name + fold for name in recipe.names() for fold in folds] for recipe in settings.members}
+        self.recipe = {key: name for name, keys in self.keys.items() for key in keys}
+        self.done: dict[str, float] = {}
+        self.report = report
+
+    def __call__(self, status: Status) -> None:
+        self._tell({key: status.step / status.steps for key in status.names})
+
+    def finished(self, keys: Sequence[str]) -> None:
+        self._tell(dict.fromkeys(keys, 1.0))
+
+    def _tell(self, done: dict[str, float]) -> None:
+        self.done |= done
+        for name in dict.fromkeys(self.recipe[key] for key in done):
+            keys = self.keys[name]
+            self.report(name, round(1000 * sum(self.done.get(key, 0.0) for key in keys)), 1000 * len(keys))
+
+
 def teachers(settings: TeachersConfig, split: Split, seed: int, folder: Path, report: Progress) -> dict[str, Any]:
     """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best member."""
     ensemble, held_out = train_ensemble(
@@ -80,7 +105,7 @@ def teachers(settings: TeachersConfig, split: Split, seed: int, folder: Path, re
         combiner=settings.combiner,
         prior_rows=settings.prior_rows,
         folder=folder / "training",
-        progress=report,
+        progress=_MemberProgress(settings, report),
     )
     ensemble.save(folder / "ensemble")
     write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})

@@ -36,6 +36,7 @@ from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.outputs import Output
 from ensdistill.teachers.methods import Method, as_method
 from ensdistill.teachers.predict import answer, answer_on, check_same_classes, device_of, named
+from ensdistill.teachers.requirements import check_recipes
 from ensdistill.teachers.stack import Watch, Way
 from ensdistill.teachers.stack.validation import check_way
 from ensdistill.teachers.stacked import Stack, stacked_logits
@@ -226,10 +227,21 @@ class Ensemble:
         """
         check_way(way, device)
         rows = planning.as_data(data, classes, sample_weight)
-        chosen = as_method(method)
-        planned = planning.plan(factory, members, chosen, seed, name, rows.labels, optimization)
-        settings = planning.Settings(rows, chosen, augment, way, device, n_jobs)
-        return training.train(cls, planned, settings, combiner=combiner, folder=folder, progress=progress)
+        settings = planning.Settings(as_method(method), augment, way, device, n_jobs, folder is not None)
+        planned, names = planning.plan(factory, members, seed, name, rows.labels, settings, optimization)
+        check_recipes(planned, rows)
+
+        def combine(made: dict[str, Any]) -> Ensemble:
+            return cls.from_members([made[name] for name in names], combiner=combiner, classes=rows.classes)
+
+        return training.train(
+            training.Training(planned, rows, {}),
+            combine,
+            device=device,
+            folder=None if folder is None else Path(folder),
+            progress=progress,
+            write=storage.write_about,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

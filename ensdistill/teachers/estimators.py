@@ -1,38 +1,39 @@
-"""Estimators as factories: copies of one, fitted side by side."""
+"""Estimators as members: copies of one, fitted side by side."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ensdistill.common.errors import is_out_of_memory
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.base import flat, warned_already
-from ensdistill.teachers.stack.fitting import TrainingRows, as_member, fitted, seeds_of
+from ensdistill.teachers.stack import Status, Watch
+from ensdistill.teachers.stack.fitting import as_member, fitted
 
 ROWS = 256  # on which members are compared
 
 NOTE = "in the fit of"
 
-Job = tuple[Any, int, np.ndarray, str]
-"""Estimator, seed, rows, name."""
 
+def fit(
+    estimator: Any,
+    jobs: Sequence[Job],
+    data: TrainingRows,
+    n_jobs: int | None,
+    watch: Watch | None,
+    *,
+    augment: Augmentation | None = None,
+    **options: Any,
+) -> Iterator[tuple[Job, Member]]:
+    """Fit a copy of an estimator for each job, and give out each member as it is fitted; ``n_jobs`` as in scikit-learn.
 
-def check_seeds(counts: Sequence[tuple[Any, int]], rows_differ: bool) -> None:
-    """Refuse members that would be equal: several of an estimator that has no seed, on the same rows."""
-    for estimator, count in counts:
-        if count > 1 and not rows_differ and not seeds_of(estimator, 0):
-            raise ValueError(
-                f"factory: {type(estimator).__name__} has no random_state that is None, so its {count} members would be equal; "
-                "choose method='bagging', or different estimators"
-            )
-
-
-def fit(jobs: Sequence[Job], data: TrainingRows, n_jobs: int | None) -> Iterator[tuple[str, Member]]:
-    """Fitted members by name, as they are done; ``n_jobs`` means what it means in scikit-learn.
+    ``options`` are the member's. A warning names members that answer as an earlier one of the same rows does.
 
     Raises
     ------
@@ -41,42 +42,46 @@ def fit(jobs: Sequence[Job], data: TrainingRows, n_jobs: int | None) -> Iterator
     """
     from joblib import Parallel, delayed
 
-    # joblib's results come in the order of the jobs; what is done is given out at once, so that it can be put away.
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(job, data) for job in jobs)
-    names = [name for *_, name in jobs]
-    for (_, _, rows, name), estimator in zip(jobs, _named(results, names), strict=True):
+    # joblib returns results in the order of the jobs; each is given out at once, so that it can be put away.
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(estimator, job, data, augment) for job in jobs)
+    answers: dict[tuple[int | None, bytes], str] = {}
+    several = len({job.part for job in jobs}) < len(jobs)
+    # Each feature from another row, so that no member has seen these rows.
+    features = np.random.default_rng(0).permuted(flat(data.inputs), axis=0)[:ROWS] if several else None
+    for job, one in zip(jobs, _named(results, [job.key for job in jobs]), strict=True):
         with warned_already():  # of all members, before the first was fitted
-            member = as_member(estimator, name, data.classes, data.labels[rows])
-        yield name, member
+            member = as_member(one, job.name, data.classes, data.labels[job.rows], **options)
+        if features is not None:
+            _warn_if_alike(member, job, features, answers)
+        if watch is not None:
+            watch(Status((job.key,), 1, 1, np.array([np.nan]), np.array([np.nan])))
+        yield job, member
 
 
-def alike(members: Iterable[tuple[str, Member]], inputs: np.ndarray) -> Iterator[tuple[str, Member]]:
-    """The members themselves; a warning tells of those that answer as an earlier one does."""
-    # Rows that nobody has learned by heart: every feature from another one.
-    features = np.random.default_rng(0).permuted(flat(inputs), axis=0)[:ROWS]
-    known: dict[bytes, str] = {}
-    for name, member in members:
-        first = known.setdefault(member.predict_logits(features).tobytes(), name)
-        if first != name:
-            warnings.warn(
-                f"{name} answers just as {first} does: its random_state has no say in it; choose method='bagging', or different estimators",
-                stacklevel=2,
-            )
-        yield name, member
-
-
-def _fit(job: Job, data: TrainingRows) -> Any:
-    """The estimator of a job, fitted, perhaps in another process: an error says here whose it is."""
-    estimator, seed, rows, name = job
+def _warn_if_alike(member: Member, job: Job, features: np.ndarray, answers: dict[tuple[int | None, bytes], str]) -> None:
+    """Warn of a member that answers as an earlier one of the same rows does."""
     try:
-        return fitted(estimator, name, seed, rows, data, spare=np.setdiff1d(np.arange(len(data.labels)), rows))
+        found = member.predict_logits(features).tobytes()
+    except Exception:  # of rows that are no real ones
+        return
+    if (first := answers.setdefault((job.part, found), job.key)) != job.key:
+        warnings.warn(
+            f"{job.key} answers just as {first} does: its random_state has no say in it; choose method='bagging', or different estimators",
+            stacklevel=3,
+        )
+
+
+def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | None) -> Any:
+    """The estimator of a job, fitted, perhaps in another process: an error says here whose it is."""
+    try:
+        return fitted(estimator, job.key, job.seed, job.rows, data, spare=job.spare, augment=augment)
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(
-                f"{name}: out of memory in its fit ({error}) to {len(rows)} rows of {data.inputs[0].size} features; fit fewer at once "
-                "(n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
+                f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows of {data.inputs[0].size} features; fit fewer at "
+                "once (n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
             ) from None
-        error.add_note(f"{NOTE} {name}")
+        error.add_note(f"{NOTE} {job.key}")
         raise
 
 

@@ -1,4 +1,4 @@
-"""What ``Ensemble.train`` is to train, checked before it begins."""
+"""From the arguments of ``Ensemble.train`` to rows, recipes and jobs, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,55 +12,50 @@ from torch import nn
 
 from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.common.optimization import Optimization
-from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows, check_finite
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.teachers import estimators
+from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.labels import as_labels
 from ensdistill.teachers.members.base import as_classes
+from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.skops_files import untrusted_types
 from ensdistill.teachers.methods import FastGeometric, Method, Snapshot
+from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers, plan_jobs
 from ensdistill.teachers.stack import Way
-from ensdistill.teachers.stack.fitting import TrainingRows, is_estimator
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A member to be: its number, name, seed, what makes it, how it is optimised (a module), and the rows it learns from."""
-
-    number: int
-    name: str
-    seed: int
-    factory: Any
-    optimization: Optimization
-    rows: np.ndarray
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all members of a training share."""
-
-    data: TrainingRows
-    method: Method
-    augment: Augmentation | None
-    way: Way
-    device: str
-    n_jobs: int | None
+from ensdistill.teachers.stack.fitting import is_estimator, seeds_of
+from ensdistill.teachers.train import Planned
 
 
 def one_training(method: Method) -> bool:
     return isinstance(method, (Snapshot, FastGeometric))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What all members of one call of ``Ensemble.train`` share."""
+
+    method: Method
+    augment: Augmentation | None
+    way: Way
+    device: str
+    n_jobs: int | None
+    stored: bool  # whether members are kept in a folder
+
+
 def plan(
     factory: Any,
     members: int | Sequence[int] | None,
-    method: Method,
     seed: int,
     name: str | None,
     labels: np.ndarray,
+    settings: Settings,
     optimization: Optimization | Sequence[Optimization] | None = None,
-) -> list[Planned]:
-    """What is to be trained, checked."""
+) -> tuple[Planned, list[str]]:
+    """The recipes that the arguments of ``Ensemble.train`` describe, each with its jobs, and the members' names in order; checked.
+
+    Members of one factory and optimisation are of one recipe. Numbers count over all factories in turn.
+    """
+    method = settings.method
     several = isinstance(factory, (list, tuple)) or isinstance(optimization, (list, tuple))
     optimizations: list[Any] = list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
     factories = list(factory) if isinstance(factory, (list, tuple)) else [factory] * len(optimizations)
@@ -89,17 +84,63 @@ def plan(
             got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
             expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
             raise TypeError(f"factory: expected {expected}, or a list of those; got {got}")
-    planned = []
+    groups: dict[tuple[int, Optimization], list[int]] = {}
     for number in numbers:
-        one = factories[number % len(factories)]
-        own = derive_seed("member", seed, number) if not one_training(method) else derive_seed("member", seed)
-        rows = np.arange(len(labels), dtype=np.int64) if isinstance(method, (Snapshot, FastGeometric)) else method.rows(labels, own)
-        planned.append(Planned(number, f"{name or _called(one)}-{number + 1}", own, one, optimizations[number % len(optimizations)], rows))
-    if not one_training(method):
-        counts = [sum(p.factory is one for p in planned) for one in factories]
-        differ = not np.array_equal(planned[0].rows, planned[-1].rows)
-        estimators.check_seeds([(one, n) for one, n in zip(factories, counts, strict=True) if is_estimator(one)], differ)
-    return planned
+        groups.setdefault((id(factories[number % len(factories)]), optimizations[number % len(optimizations)]), []).append(number)
+    called = {number: f"{name or _called(factories[number % len(factories)])}-{number + 1}" for number in numbers}
+    planned: Planned = []
+    for (_, own), group in groups.items():
+        one = factories[group[0] % len(factories)]
+        names = [called[number] for number in group]
+        jobs = plan_jobs(names, name or _called(one), method, labels, seed)
+        if is_estimator(one):
+            _check_seeds(one, jobs)
+        planned.append((_recipe(one, own, names, settings), jobs))
+    return planned, [called[number] for number in numbers]
+
+
+def _recipe(factory: Any, optimization: Optimization, names: list[str], settings: Settings) -> Recipe:
+    kept: dict[str, Any] = {"name": names[0], "method": settings.method}
+    if is_estimator(factory):
+        trusted = own_types(factory, names[0]) if settings.stored else ()
+        return SklearnMembers(factory, n_jobs=settings.n_jobs, trusted=tuple(trusted), **kept)
+    if settings.stored and module_recipe(factory) is None:
+        raise ValueError(
+            f"factory: {names[0]}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
+            f"saved in the folder; got {factory!r}"
+        )
+    kept |= {"count": len(names), "optimization": optimization, "augment": settings.augment, "way": settings.way}
+    return TorchMembers(factory, device=settings.device, **kept)
+
+
+def _check_seeds(estimator: Any, jobs: list[Job]) -> None:
+    """Refuse members that would be equal: several of an estimator that has no seed, on the same rows."""
+    if len(jobs) > 1 and np.array_equal(jobs[0].rows, jobs[-1].rows) and not seeds_of(estimator, 0):
+        raise ValueError(
+            f"factory: {type(estimator).__name__} has no random_state that is None, so its {len(jobs)} members would be equal; "
+            "choose method='bagging', or different estimators"
+        )
+
+
+def own_types(estimator: Any, name: str) -> list[str]:
+    """The types that an estimator, which is the caller's own, is made of beside those of scikit-learn.
+
+    Raises
+    ------
+    ValueError
+        It holds types that can't be saved without pickle.
+    """
+    if library_of(estimator) is not None:
+        return []
+    import skops.io
+
+    try:
+        types = untrusted_types(skops.io.dumps(estimator))
+    except Exception as error:  # of the kinds of what it holds
+        raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
+    if nameless := [one for one in types if "<" in one]:
+        raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {nameless} can't be imported again")
+    return types
 
 
 def _called(factory: Any) -> str:

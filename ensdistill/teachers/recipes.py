@@ -1,4 +1,4 @@
-"""Members that are yet to be trained, as a config names them by ``class_path`` and ``init_args``."""
+"""Recipes: descriptions of members that are yet to be trained. One trainer takes them from the API and from a job's YAML alike."""
 
 from __future__ import annotations
 
@@ -6,75 +6,125 @@ import difflib
 import importlib
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
-from ensdistill.common.describe import class_path, module_recipe
+from ensdistill.common.describe import class_path, describe, module_recipe
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.random import derive_seed
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.teachers.members import SMOOTHING, Member, Output, TorchMember, load_member
+from ensdistill.teachers import estimators, networks
+from ensdistill.teachers.jobs import Job, TrainingRows
+from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.stack import Way, train_stack
-from ensdistill.teachers.stack.fitting import TrainingRows, as_member, check_stopping, few_rows, fitted, is_estimator, parts, seeds_of
-from ensdistill.teachers.stack.validation import as_float32
+from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
+from ensdistill.teachers.stack import Watch, Way
+from ensdistill.teachers.stack.fitting import check_stopping, few_rows, is_estimator, parts, seeds_of, versions
 
 
-@dataclass(frozen=True)
-class Job:
-    """One member to train: its final name, its seed, and the positions of the rows it learns from (int64)."""
+class Recipe(ABC):
+    """Members of one kind that are yet to be trained. A class of your own, named by its import path in a config, needs `fit` alone.
 
-    name: str
-    seed: int
-    rows: np.ndarray
-
-
-@runtime_checkable
-class MemberSpec(Protocol):
-    """What ``members`` in a config may name.
-
-    ``together`` says that all jobs (every fold of every member, and the final ones) are best given to one call of ``fit``;
-    ``trusted`` are the class paths that loading its saved members may build. A method ``check(labelled, classes)``, where there is one,
-    raises ValueError for what can't be trained; a job calls it before any work.
+    Attributes
+    ----------
+    name : str
+        Of the member; with several they are called ``name-1``, ``name-2``, ...
+    count : int
+        Number of members.
+    trusted : tuple of str
+        Class paths that loading its saved members may build.
     """
 
     name: str
-    count: int
-    together: bool
+    count: int = 1
+    trusted: tuple[str, ...] = ()
 
-    @property
-    def trusted(self) -> tuple[str, ...]: ...
-
+    @abstractmethod
     def fit(
         self,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
+        data: TrainingRows,
         jobs: Sequence[Job],
         *,
         checkpoint: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Member]:
-        """One trained member per job; ``checkpoint`` is a folder for state that lets a killed call go on."""
-        ...
+        watch: Watch | None = None,
+        finished: Container[str] = (),
+    ) -> Iterator[tuple[Job, Member]]:
+        """Train the jobs' members, and give out each as soon as it is trained.
+
+        Parameters
+        ----------
+        data : TrainingRows
+        jobs : sequence of Job
+            Each says from which rows its member learns.
+        checkpoint : folder, optional
+            For the state of long trainings: the same call resumes from it with the same bits.
+        watch : callable, optional
+            Is called with a :class:`ensdistill.teachers.stack.Status` along the way.
+        finished : container of str
+            Keys of jobs whose members are kept already. They may be left out, or be trained with the others where that costs nothing.
+        """
+
+    def names(self) -> list[str]:
+        """The members' names."""
+        return [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
+
+    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+        """The jobs of all members, which may learn from the positions ``allowed`` (all by default); see :func:`plan_jobs`."""
+        return plan_jobs(self.names(), self.name, Seeds(), labels, seed, allowed, part)
+
+    def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """The jobs in sets that one process has to train as a whole; each by itself by default."""
+        return [[job] for job in jobs]
+
+    def fingerprint(self) -> Any:
+        """Plain data of everything that a member depends on beside its job and the rows; not who is trained beside it."""
+        return describe(self)
+
+    def check(self, labelled: Rows, classes: Sequence[str]) -> None:  # noqa: B027 (nothing to be refused by default)
+        """Raise ValueError for members that can't be trained on these rows; a job calls it before any work."""
+
+    def check_storable(self) -> None:  # noqa: B027
+        """Raise ValueError for members that can't be saved, before any is trained."""
 
 
-def job_names(spec: MemberSpec) -> list[str]:
-    """``cnn-1``, ``cnn-2``, ...; the plain name where there is one member."""
-    return [spec.name] if spec.count == 1 else [f"{spec.name}-{i + 1}" for i in range(spec.count)]
+def plan_jobs(
+    names: Sequence[str],
+    together: str,
+    method: Method,
+    labels: np.ndarray,
+    seed: int,
+    allowed: np.ndarray | None = None,
+    part: int | None = None,
+) -> list[Job]:
+    """One job for each name, with a seed made of the ensemble's and the name, and the rows that the method draws.
+
+    Snapshots and fast geometric cycles are of one training, whose seed is made of the name ``together``.
+    """
+    allowed = np.arange(len(labels), dtype=np.int64) if allowed is None else allowed
+    found = []
+    for name in names:
+        if isinstance(method, (Snapshot, FastGeometric)):
+            found.append(Job(name, derive_seed("member", seed, together), allowed, allowed, part))
+        else:
+            own = derive_seed("member", seed, name)
+            found.append(Job(name, own, allowed[method.rows(labels[allowed], own)], allowed, part))
+    return found
 
 
 @dataclass(frozen=True)
-class TorchMembers:
-    """Members of one torch architecture that differ by their seed.
+class TorchMembers(Recipe):
+    """Members of one torch architecture.
 
     Parameters
     ----------
@@ -84,6 +134,9 @@ class TorchMembers:
     name : str
     optimization : Optimization
     augment : Augmentation, optional
+    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of ``ensdistill.teachers.methods``
+        What makes the members differ. Snapshots and fast geometric cycles take all members from one training of
+        ``optimization.steps`` steps.
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
         See :func:`ensdistill.teachers.stack.train_stack`.
     device : str
@@ -93,7 +146,7 @@ class TorchMembers:
     Examples
     --------
     >>> from ensdistill.models import MLP
-    >>> job_names(TorchMembers(MLP, count=2, name="mlp"))
+    >>> TorchMembers(MLP, count=2, name="mlp").names()
     ['mlp-1', 'mlp-2']
     """
 
@@ -102,56 +155,65 @@ class TorchMembers:
     name: str = "net"
     optimization: Optimization = field(default_factory=Optimization)
     augment: Augmentation | None = None
+    method: str | Method = "seeds"
     way: Way = "auto"
     device: str = "cpu"
     checkpoint_every: int = 256
-    together = True
 
     def __post_init__(self) -> None:
         plain_fields(self)
         _check(self.name, self.count)
-        if module_recipe(self.model) is None:
-            raise ValueError(
-                f"model: {self.name}: expected a module class, or functools.partial of one with plain arguments; got {self.model!r}"
-            )
+        as_method(self.method)
 
     @property
-    def trusted(self) -> tuple[str, ...]:
+    def trusted(self) -> tuple[str, ...]:  # type: ignore[override]
         recipe = module_recipe(self.model)
         return () if recipe is None else (recipe["class_path"],)
 
+    @property
+    def one_training(self) -> bool:
+        """Whether all members come from one training."""
+        return isinstance(as_method(self.method), (Snapshot, FastGeometric))
+
+    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+        return plan_jobs(self.names(), self.name, as_method(self.method), labels, seed, allowed, part)
+
+    def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        if not self.one_training:
+            return super().units(jobs)
+        return [[job for job in jobs if job.part == part] for part in dict.fromkeys(job.part for job in jobs)]
+
+    def fingerprint(self) -> Any:
+        made = [describe(as_method(self.method)), self.optimization, self.way, torch.__version__, self.count if self.one_training else 0]
+        return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
+
+    def check_storable(self) -> None:
+        if isinstance(self.model, nn.Module) or module_recipe(self.model) is None:
+            raise ValueError(
+                f"model: {self.name}: expected a module class, or functools.partial of one with plain arguments, so that its members can "
+                f"be saved; got {self.model!r}"
+            )
+
     def fit(
         self,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
+        data: TrainingRows,
         jobs: Sequence[Job],
         *,
         checkpoint: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Member]:
-        modules = train_stack(
-            self.model,
-            as_float32("inputs", inputs),
-            labels,
-            classes=len(classes),
-            seeds=[job.seed for job in jobs],
-            rows=[job.rows for job in jobs],
-            names=[job.name for job in jobs],
-            optimization=self.optimization,
-            augment=self.augment,
-            way=self.way,
-            device=self.device,
-            checkpoint=checkpoint,
-            checkpoint_every=self.checkpoint_every,
-            progress=progress,
-        )
-        settings: Any = {"classes": classes, "factory": self.model, "output": "logits"}
-        return [TorchMember(m, name=job.name, **settings) for m, job in zip(modules, jobs, strict=True)]
+        watch: Watch | None = None,
+        finished: Container[str] = (),
+    ) -> Iterator[tuple[Job, Member]]:
+        # Members that are trained one by one in any case are put away one by one.
+        alone = self.way == "one_by_one" and not self.one_training
+        groups = [[job] for job in jobs] if alone else self.units(jobs) if self.one_training else [list(jobs)]
+        for group in groups:
+            if any(job.key not in finished for job in group):
+                home = checkpoint if checkpoint is None or len(groups) == 1 else checkpoint / group[0].key
+                yield from networks.fit(self, data, group, home, watch)
 
 
 @dataclass(frozen=True)
-class SklearnMembers:
+class SklearnMembers(Recipe):
     """Members fitted by one estimator of scikit-learn, XGBoost, LightGBM or CatBoost.
 
     Parameters
@@ -162,7 +224,8 @@ class SklearnMembers:
         its ``class_path`` and ``init_args``; estimators within (of a pipeline, a vote) are written in the same way. A booster that stops
         early does so by a fifth of its rows, drawn by its seed.
     count : int
-        More than one needs an estimator with a ``random_state`` that is None; each member gets its own.
+        More than one needs an estimator with a ``random_state`` that is None, of which each member gets its own, or a method that draws
+        rows.
     name : str, optional
         The estimator's class name in lower case by default.
     output, smoothing
@@ -172,6 +235,10 @@ class SklearnMembers:
         values; one against the rest, its margins calibrate well.
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
+    method : {"seeds", "bagging", "subsample"}, or a class of ``ensdistill.teachers.methods``
+        What makes the members differ.
+    n_jobs : int, optional
+        Members fitted at once, as in scikit-learn.
     trusted : list of str
         Class paths that loading the saved members may build, beyond scikit-learn's own, the boosters', and those of the estimator and its
         parts.
@@ -180,7 +247,7 @@ class SklearnMembers:
     ------
     ValueError
         It is no estimator, can't be built from its ``class_path`` and ``init_args``, its members would be equal, or a part of it would stop
-        early by rows that nobody can pass to it.
+        early by rows that cannot be passed to it.
 
     Examples
     --------
@@ -196,8 +263,9 @@ class SklearnMembers:
     smoothing: float = SMOOTHING
     one_vs_rest: bool = False
     augment: Augmentation | None = None
+    method: str | Method = "seeds"
+    n_jobs: int | None = None
     trusted: tuple[str, ...] = ()
-    together = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -211,15 +279,29 @@ class SklearnMembers:
         own = {class_path(type(part)) for part in parts(self.estimator).values()}
         object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, *own})))
         _check(self.name, self.count)
-        if self.count > 1 and not seeds_of(self.estimator, 0):
-            raise ValueError(f"count: {self.name} has no random_state that is None, so its {self.count} members would be equal")
+        method = as_method(self.method)
+        if isinstance(method, (Snapshot, FastGeometric)):
+            raise ValueError(f"method: {self.name}: {type(method).__name__} is for torch modules alone; choose seeds, bagging or subsample")
+        if self.count > 1 and isinstance(method, Seeds) and not seeds_of(self.estimator, 0):
+            raise ValueError(
+                f"count: {self.name} has no random_state that is None, so its {self.count} members would be "
+                "equal; choose method='bagging', or different estimators"
+            )
         if library_of(self.estimator) is not None and self.output != "auto" and not self.one_vs_rest:
             raise ValueError(f"output: {self.name}: expected auto, because boosted trees decide it themselves; got {self.output}")
-        check_stopping(self._whole, self.name, np.arange(1))
+        check_stopping(self.whole, self.name, np.arange(1))
 
     @property
-    def _whole(self) -> Any:
+    def whole(self) -> Any:
+        """The estimator that is copied and fitted."""
         return OneVsRestClassifier(self.estimator) if self.one_vs_rest else self.estimator
+
+    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+        return plan_jobs(self.names(), self.name, as_method(self.method), labels, seed, allowed, part)
+
+    def fingerprint(self) -> Any:
+        settings = [self.output, self.smoothing, self.one_vs_rest, describe(as_method(self.method))]
+        return [describe(self.estimator), None if self.augment is None else describe(self.augment), *settings, versions(self.estimator)]
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:
         """Fit a member to a few rows, ask it, save it and load it, and to all rows where that fails, so that no work is lost later.
@@ -244,7 +326,8 @@ class SklearnMembers:
         inputs = labelled.inputs[rows]
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of few rows and few steps; the training itself warns
-            (member,) = self.fit(labelled.inputs, labelled.labels, classes, [Job(self.name, 0, rows)])
+            data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes))
+            ((_, member),) = self.fit(data, [Job(self.name, 0, rows, rows)])
             answers = member.predict_logits(inputs)
             if answers.shape != (len(rows), len(classes)) or not np.isfinite(answers.max(1)).all():
                 raise ValueError(f"expected finite answers [{len(rows)}, {len(classes)}]; got {list(answers.shape)}: {answers[0]}")
@@ -254,24 +337,17 @@ class SklearnMembers:
 
     def fit(
         self,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
+        data: TrainingRows,
         jobs: Sequence[Job],
         *,
         checkpoint: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Member]:
-        data = TrainingRows(inputs, labels, tuple(classes))
-        members: list[Member] = []
-        for job in jobs:
-            estimator = fitted(self._whole, job.name, job.seed, job.rows, data, augment=self.augment)
-            options: dict[str, Any] = {"smoothing": self.smoothing}
-            options |= {} if library_of(estimator) else {"output": self.output}
-            members.append(as_member(estimator, job.name, classes, labels[job.rows], **options))
-            if progress is not None:
-                progress(len(members), len(jobs))
-        return members
+        watch: Watch | None = None,
+        finished: Container[str] = (),
+    ) -> Iterator[tuple[Job, Member]]:
+        options: dict[str, Any] = {"smoothing": self.smoothing}
+        options |= {} if library_of(self.whole) else {"output": self.output}
+        left = [job for job in jobs if job.key not in finished]
+        yield from estimators.fit(self.whole, left, data, self.n_jobs, watch, augment=self.augment, **options)
 
 
 def _built(value: Any) -> Any:

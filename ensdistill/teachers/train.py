@@ -1,220 +1,216 @@
-"""``Ensemble.train``: many members from one factory, or from several, on one process or on many."""
+"""The training of ensembles: of whatever recipes, with or without folds, by one process or by many, resumed where it was killed."""
 
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import nn
 
-from ensdistill.common.describe import class_path, describe, module_recipe
-from ensdistill.common.files import read_json, write_json
+from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes, processes
-from ensdistill.common.random import derive_seed
-from ensdistill.teachers import estimators, storage
-from ensdistill.teachers.factories import check_factories
+from ensdistill.data import BadRows
+from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.live import TrainingView
 from ensdistill.teachers.members import Member, SklearnMember, TorchMember, load_member
-from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.members.skops_files import untrusted_types
-from ensdistill.teachers.methods import FastGeometric, Snapshot
-from ensdistill.teachers.planning import Planned, Settings, one_training
-from ensdistill.teachers.stack import Status, Watch, train_stack, train_trajectory
-from ensdistill.teachers.stack.fitting import is_estimator, versions
-from ensdistill.teachers.stack.validation import Seen, as_float32, check_own
+from ensdistill.teachers.predict import answer
+from ensdistill.teachers.recipes import Recipe
+from ensdistill.teachers.stack import Watch
+from ensdistill.teachers.stack.validation import Seen, check_own
+from ensdistill.teachers.validation import plain_name
 
-if TYPE_CHECKING:
-    from ensdistill.teachers.ensemble import Ensemble
+Result = TypeVar("Result")
+Planned = list[tuple[Recipe, list[Job]]]
+"""What is to be trained: the jobs of each recipe."""
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What is to be trained, and by which rows it is judged.
+
+    Parameters
+    ----------
+    planned : list of (Recipe, list of Job)
+    data : TrainingRows
+    held : dict of int to ndarray, int64
+        The rows that each fold holds out; empty without folds.
+    """
+
+    planned: Planned
+    data: TrainingRows
+    held: Mapping[int, np.ndarray]
+
+    def __post_init__(self) -> None:
+        keys = [job.key for job in self.jobs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"name: expected different names; {keys.count(twice[0])} members are called {twice[0]!r}")
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for _, jobs in self.planned for job in jobs]
+
+    def fingerprints(self) -> dict[str, str]:
+        """By job, the digest of everything that its result depends on. Who is trained beside it is not among that."""
+        data, found = self.data, {}
+        common = digest([data.inputs, data.labels, list(data.classes), *([] if data.weights is None else [data.weights])])
+        for recipe, jobs in self.planned:
+            shared = digest([common, recipe.fingerprint()])
+            for job in jobs:
+                held = None if job.part is None else self.held[job.part]
+                found[job.key] = digest([shared, job.key, job.seed, job.rows, job.spare, held])
+        return found
+
+    def results(
+        self, jobs: Container[str], folder: Path | None, watch: Watch | None, finished: Container[str] = ()
+    ) -> Iterator[tuple[Job, Recipe, Member | np.ndarray]]:
+        """Train these jobs: members as they are done, and of folds the logits [M, C] of the rows that they hold out."""
+        seen: Seen = {}
+        for recipe, planned in self.planned:
+            own = [job for job in planned if job.key in jobs]
+            if all(job.key in finished for job in own):
+                continue
+            home = None if folder is None else folder / recipe.name
+            for job, member in recipe.fit(self.data, own, checkpoint=home, watch=watch, finished=finished):
+                if isinstance(member, TorchMember):
+                    check_own([(job.key, member.module)], seen)
+                yield job, recipe, member if job.part is None else self._held_out(job, member)
+
+    def _held_out(self, job: Job, member: Member) -> np.ndarray:
+        rows = self.held[job.part if job.part is not None else -1]
+        try:
+            return np.asarray(answer(member, self.data.inputs[rows], self.data.classes), np.float32)
+        except BadRows as error:
+            raise BadRows(f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]) from error
 
 
 def train(
-    cls: type[Ensemble],
-    planned: list[Planned],
-    settings: Settings,
+    training: Training,
+    combine: Callable[[dict[str, Any]], Result],
     *,
-    combiner: Any,
-    folder: Path | str | None,
+    device: str,
+    folder: Path | None,
     progress: bool | Watch | None,
-) -> Ensemble:
-    """Train what is planned; see :meth:`ensdistill.teachers.Ensemble.train`."""
-    check_factories(planned, settings)
-    with processes(settings.device) as group:
-        if folder is None:
-            if group.count > 1:
-                raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
-            with _watched(progress, planned) as watch:
-                made = dict(_fit(planned, settings, None, watch))
-            return cls.from_members([made[p.name] for p in planned], combiner=combiner, classes=settings.data.classes)
-        return _on_disk(cls, planned, settings, combiner, Path(folder), group, progress)
+    write: Callable[[Result, Path], None] | None = None,
+) -> Result:
+    """Train the members, and return what ``combine`` makes of them.
+
+    Parameters
+    ----------
+    training : Training
+    combine : callable
+        From the members by name, and the logits [M, C] that a fold's member gives for the rows held out, by the jobs' keys.
+    device : str
+        By which several processes talk to each other.
+    folder : path, optional
+        Every result is kept there as soon as it is there, and the state of long trainings: the same call resumes from it.
+    progress : bool, or callable
+        True: a live view. A callable gets every Status; its method ``finished(keys)``, if it has one, the jobs that are done already.
+    write : callable, optional
+        By which the first process writes the result into the folder, before any process returns.
+    """
+    with processes(device) as group:
+        if folder is not None:
+            result = combine(_on_disk(training, folder, group, progress))
+            if group.rank == 0:
+                shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
+                if write is not None:
+                    write(result, folder)
+            group.wait()
+            return result
+        if group.count > 1:
+            raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
+        with _watched(progress, training.jobs) as watch:
+            made = {job.key: result for job, _, result in training.results([job.key for job in training.jobs], None, watch)}
+    return combine(made)
 
 
-def _watched(progress: bool | Watch | None, planned: list[Planned], **view: Any) -> AbstractContextManager[Watch | None]:
-    return TrainingView([p.name for p in planned], **view) if progress is True else nullcontext(progress or None)
+def _watched(progress: bool | Watch | None, jobs: Sequence[Job], **view: Any) -> AbstractContextManager[Watch | None]:
+    return TrainingView([job.key for job in jobs], **view) if progress is True else nullcontext(progress or None)
 
 
-def _on_disk(
-    cls: type[Ensemble],
-    planned: list[Planned],
-    settings: Settings,
-    combiner: Any,
-    folder: Path,
-    group: Processes,
-    progress: bool | Watch | None,
-) -> Ensemble:
-    """Every member is put into the folder by the process whose it is, and taken from there by all."""
-    prints = _fingerprints(planned, settings)
-    trusted = [path for p in planned for path in _own_types(p)]
+def _on_disk(training: Training, folder: Path, group: Processes, progress: bool | Watch | None) -> dict[str, Any]:
+    """Every result is put into the folder by the process whose job it is, and taken from there by all."""
+    for recipe, _ in training.planned:
+        recipe.check_storable()
+    prints, jobs = training.fingerprints(), {job.key: job for job in training.jobs}
 
-    def done(name: str) -> bool:
-        return _finished(folder, name, prints[name])
+    def done(key: str) -> bool:
+        record = read_json(_place(folder, jobs[key]) / "trained.json")
+        return isinstance(record, dict) and record.get("fingerprint") == prints[key]
 
-    finished = {p.name for p in planned if done(p.name)}
+    finished = {key for key in prints if done(key)}
     homes = [folder / "training" / f"{rank}-of-{group.count}" for rank in range(group.count)]
-    if one_training(settings.method):  # it can't be shared out, and what is missing of it can't be had without the rest
-        shares = [[] if finished == set(prints) else planned, *([] for _ in homes[1:])]
-    else:
-        shares = [_share(planned, prints, finished, home, rank, group.count) for rank, home in enumerate(homes)]
-    group.wait()  # nobody may write before everybody has seen what there is
+    shares = _shares(training, prints, finished, homes)
+    group.wait()  # no process may write before all have seen which results there are
     home, mine = homes[group.rank], shares[group.rank]
     if mine:
-        write_json(home / "share.json", {p.name: prints[p.name] for p in mine})
-    ranks = {p.name: rank for rank, share in enumerate(shares) if rank != group.rank for p in share}
+        write_json(home / "share.json", {key: prints[key] for key in mine})
+    ranks = {key: rank for rank, share in enumerate(shares) if rank != group.rank for key in share}
     shown = None if progress is True and group.rank > 0 else progress  # one view of all members
-    with _watched(shown, planned, ranks=ranks, finished=done) as watch:
-        for name, member in _fit(mine, settings, home / "checkpoint", watch, finished):
-            if isinstance(member, SklearnMember) and (unknown := member.untrusted(trusted)):
-                raise ValueError(
-                    f"factory: {name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. "
-                    f"If you know them, train without a folder, save the ensemble, and read it by Ensemble.load(folder, trusted={unknown})"
-                )
-            place = folder / "members" / name
-            (place / "trained.json").unlink(missing_ok=True)
-            member.save(place)
-            write_json(place / "trained.json", {"fingerprint": prints[name]})
+    if callable(tell := getattr(progress, "finished", None)):
+        tell(sorted(finished))
+    with _watched(shown, training.jobs, ranks=ranks, finished=done) as watch:
+        for job, recipe, result in training.results(mine, home / "checkpoint", watch, finished):
+            _keep(_place(folder, job), job, recipe, result, prints[job.key])
         shutil.rmtree(home, ignore_errors=True)
         group.wait()
-    # Read back by everybody: a member that was just trained and one that comes from disk can't differ.
-    members = [load_member(folder / "members" / p.name, trusted) for p in planned]
-    ensemble = cls.from_members(members, combiner=combiner, classes=settings.data.classes)
-    if group.rank == 0:
-        shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
-        storage.write_about(ensemble, folder)
-    group.wait()
-    return ensemble
+    # Read back by all: a result that was just made and one that comes from disk can't differ.
+    return {job.key: _read(_place(folder, job), job, recipe) for recipe, jobs in training.planned for job in jobs}
 
 
-def _share(planned: list[Planned], prints: dict[str, str], finished: set[str], home: Path, rank: int, count: int) -> list[Planned]:
-    """A process's members: those it was at when it was killed, for the sake of their checkpoint, or its part of what is left."""
-    before = read_json(home / "share.json")
-    if isinstance(before, dict) and all(prints.get(name) == value for name, value in before.items()):
-        return [p for p in planned if p.name in before]
-    return [p for i, p in enumerate(planned) if i % count == rank and p.name not in finished]
+def _shares(training: Training, prints: dict[str, str], finished: set[str], homes: Sequence[Path]) -> list[list[str]]:
+    """The keys of each process's jobs: those it was at when it was killed, for their checkpoint's sake, or its part of the rest."""
+    units = [[job.key for job in unit] for recipe, jobs in training.planned for unit in recipe.units(jobs)]
+    shares = []
+    for rank, home in enumerate(homes):
+        before = read_json(home / "share.json")
+        if isinstance(before, dict) and all(prints.get(key) == value for key, value in before.items()):
+            shares.append(list(before))
+        else:
+            left = [unit for i, unit in enumerate(units) if i % len(homes) == rank and not finished.issuperset(unit)]
+            shares.append([key for unit in left for key in unit if len(unit) > 1 or key not in finished])
+    return shares
 
 
-def _finished(folder: Path, name: str, fingerprint: str) -> bool:
-    record = read_json(folder / "members" / name / "trained.json")
-    return isinstance(record, dict) and record.get("fingerprint") == fingerprint
+def _place(folder: Path, job: Job) -> Path:
+    """Where a job's result is kept: the members as a saved ensemble has them."""
+    name = plain_name(job.name, folder)
+    return folder / "members" / name if job.part is None else folder / "folds" / name / str(job.part + 1)
 
 
-def _fingerprints(planned: list[Planned], settings: Settings) -> dict[str, str]:
-    """Of everything a member depends on. Who is trained beside it is not among that."""
-    for p in planned:
-        if isinstance(p.factory, nn.Module) or (not is_estimator(p.factory) and _recipe(p.factory) is None):
-            raise ValueError(
-                f"factory: {p.name}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
-                f"saved in the folder; got {p.factory!r}"
-            )
-    data = settings.data
-    common = [data.inputs, data.labels, list(data.classes), describe(settings.method)]
-    common += [] if data.weights is None else [data.weights]
-    augment = None if settings.augment is None else describe(settings.augment)
-    shared = digest([common, augment, settings.way, torch.__version__, len(planned) if one_training(settings.method) else 0])
-    libraries = {p.name: versions(p.factory) if is_estimator(p.factory) else {} for p in planned}
-    return {p.name: digest([shared, describe(p.factory), libraries[p.name], p.optimization, p.number, p.seed, p.rows]) for p in planned}
+def _keep(place: Path, job: Job, recipe: Recipe, result: Member | np.ndarray, fingerprint: str) -> None:
+    (place / "trained.json").unlink(missing_ok=True)
+    if isinstance(result, np.ndarray):
+        write_arrays(place / "held_out.safetensors", {"logits": result})
+        write_json(place / "trained.json", {"fingerprint": fingerprint, "logits": digest(result)})
+        return
+    if isinstance(result, SklearnMember) and (unknown := result.untrusted(list(recipe.trusted))):
+        raise ValueError(
+            f"{job.name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. If you know "
+            f"them, give its recipe trusted={unknown}; or train without a folder, save the ensemble, and read it by "
+            f"Ensemble.load(folder, trusted={unknown})"
+        )
+    result.save(place)
+    write_json(place / "trained.json", {"fingerprint": fingerprint})
 
 
-def _recipe(factory: Any) -> dict[str, Any] | None:
-    return None if is_estimator(factory) else module_recipe(factory)
+def _read(place: Path, job: Job, recipe: Recipe) -> Member | np.ndarray:
+    if job.part is None:
+        return load_member(place, recipe.trusted)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
-
-def _own_types(p: Planned) -> list[str]:
-    """The types that its factory, which is the caller's own, is made of."""
-    if not is_estimator(p.factory):
-        recipe = _recipe(p.factory)
-        return [] if recipe is None else [recipe["class_path"]]
-    own = [class_path(type(p.factory))]
-    if library_of(p.factory) is not None:
-        return own
-    import skops.io
-
+    remedy = "delete this folder to have it trained again"
     try:
-        types = untrusted_types(skops.io.dumps(p.factory))
-    except Exception as error:  # of the kinds of what it holds
-        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
-    if nameless := [name for name in types if "<" in name]:
-        raise ValueError(f"factory: {p.name}: can't be saved in the folder without pickle: {nameless} can't be imported again")
-    return own + types
-
-
-def _fit(
-    planned: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None, finished: Container[str] = ()
-) -> Iterator[tuple[str, Member]]:
-    """The members, by name, as they are done; those that are finished only where they are part of a stack that is not."""
-    seen: Seen = {}
-    for group in _groups(planned, settings):
-        left = [p for p in group if p.name not in finished]
-        if not left:
-            continue
-        if is_estimator(group[0].factory):
-            jobs = [(p.factory, p.seed, p.rows, p.name) for p in left]
-            fitted = estimators.fit(jobs, settings.data, settings.n_jobs)
-            for name, member in estimators.alike(fitted, settings.data.inputs):
-                if watch is not None:
-                    watch(Status((name,), 1, 1, np.array([np.nan]), np.array([np.nan])))
-                yield name, member
-            continue
-        home = None if checkpoint is None else checkpoint / f"from-{group[0].number}"
-        modules = _modules(group, settings, home, watch)
-        check_own([(p.name, module) for p, module in zip(group, modules, strict=True)], seen)
-        for p, module in zip(group, modules, strict=True):
-            factory = p.factory if _recipe(p.factory) is not None else None
-            yield p.name, TorchMember(module, name=p.name, classes=settings.data.classes, factory=factory, output="logits")
-
-
-def _groups(planned: list[Planned], settings: Settings) -> list[list[Planned]]:
-    """Those of one factory and optimisation together; modules that are trained one by one in any case each by itself, so that it is put
-    away at once."""
-    groups = defaultdict(list)
-    alone = settings.way == "one_by_one" and not one_training(settings.method)
-    for p in planned:
-        groups[id(p.factory), p.optimization, p.number if alone and not is_estimator(p.factory) else -1].append(p)
-    return list(groups.values())
-
-
-def _modules(group: list[Planned], settings: Settings, checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
-    data = settings.data
-    common: dict[str, Any] = {"classes": len(data.classes), "augment": settings.augment, "device": settings.device}
-    common |= {"checkpoint": checkpoint, "watch": watch, "weights": data.weights}
-    inputs, labels, base = as_float32("data", data.inputs), data.labels, group[0].optimization
-    if not isinstance(settings.method, (Snapshot, FastGeometric)):
-        own: dict[str, Any] = {"seeds": [p.seed for p in group], "rows": [p.rows for p in group], "names": [p.name for p in group]}
-        return train_stack(group[0].factory, inputs, labels, optimization=base, way=settings.way, **own, **common)
-    optimization, captures = settings.method.plan(base, len(group))
-
-    def shared(status: Status) -> None:  # one training, of which everybody is a part
-        for p, end in zip(group, captures, strict=True):
-            if watch is not None:
-                watch(Status((p.name,), min(status.step, end), end, status.losses, status.accuracies))
-
-    seed = derive_seed("trajectory", group[0].seed)
-    common["watch"] = None if watch is None else shared
-    return train_trajectory(
-        group[0].factory, inputs, labels, seed=seed, captures=captures, optimization=optimization, name=group[0].name, **common
-    )
+        logits: np.ndarray = load((place / "held_out.safetensors").read_bytes())["logits"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{place}: cannot be read ({error}); {remedy}") from error
+    record = read_json(place / "trained.json")
+    if not isinstance(record, dict) or digest(logits) != record.get("logits"):
+        raise ValueError(f"{place}: held_out.safetensors is not what was written; {remedy}")
+    return logits

@@ -12,7 +12,7 @@ from ensdistill.common.describe import build_module, describe, module_recipe
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.transfer import Mixup, TransferSet
 from ensdistill.models import CNN, MLP
-from ensdistill.teachers.recipes import MemberSpec, SklearnMembers
+from ensdistill.teachers.recipes import Recipe, SklearnMembers
 
 
 def count(module):
@@ -172,7 +172,7 @@ def test_describe_refuses_what_it_cannot_read():
 
 def test_specs_come_from_a_config():
     parser = ArgumentParser()
-    parser.add_argument("--members", type=list[MemberSpec])
+    parser.add_argument("--members", type=list[Recipe])
     parser.add_argument("--transfer", type=TransferSet)
     members = [
         {

@@ -32,7 +32,6 @@ from ensdistill.teachers.fitting.calibration import (
     negative_log_likelihood,
 )
 from ensdistill.teachers.members import CallableMember, TorchMember
-from ensdistill.teachers.out_of_fold import _Piece
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 
@@ -228,7 +227,7 @@ def test_bad_members_and_weights():
         Ensemble.from_members([fixed(z, "a")]).calibrate(z[None, :3], np.zeros(4, np.int64))
 
 
-def specs():
+def recipes():
     quick = Optimization(steps=160, batch_size=32, learning_rate=0.03)
     cnn = functools.partial(CNN, channels=[4, 8], dropout=0.1)
     return [
@@ -241,7 +240,7 @@ def specs():
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return *train_ensemble(specs(), digits.labelled, digits.classes, seed=4, folder=folder), folder
+    return *train_ensemble(recipes(), digits.labelled, digits.classes, seed=4, folder=folder), folder
 
 
 def test_trained_ensemble_beats_its_members(digits, trained):
@@ -264,20 +263,21 @@ def test_held_out_predictions_are_of_members_that_did_not_see_the_row(digits, tr
     assert 0.7 < correct < 0.97
 
 
-def test_members_of_one_spec_differ(trained):
+def test_members_of_one_recipe_differ(trained):
     prints = list(trained[0].fingerprint()["members"].values())
     assert len(set(prints)) == 5
 
 
 def test_training_in_memory_and_on_disk_agree(digits, trained):
-    ensemble, held_out = train_ensemble(specs(), digits.labelled, digits.classes, seed=4)
+    ensemble, held_out = train_ensemble(recipes(), digits.labelled, digits.classes, seed=4)
     np.testing.assert_array_equal(held_out, trained[1])
     assert ensemble.fingerprint() == trained[0].fingerprint()
 
 
-def test_finished_pieces_are_not_trained_again(digits, trained, monkeypatch):
-    monkeypatch.setattr(_Piece, "_save", lambda *a, **k: pytest.fail("trained again"))
-    ensemble, held_out = train_ensemble(specs(), digits.labelled, digits.classes, seed=4, folder=trained[2])
+def test_finished_members_are_not_trained_again(digits, trained, monkeypatch):
+    for kind in (TorchMembers, SklearnMembers):
+        monkeypatch.setattr(kind, "fit", lambda *a, **k: pytest.fail("trained again"))
+    ensemble, held_out = train_ensemble(recipes(), digits.labelled, digits.classes, seed=4, folder=trained[2])
     assert ensemble.fingerprint() == trained[0].fingerprint()
     np.testing.assert_array_equal(held_out, trained[1])
 
@@ -295,31 +295,43 @@ def test_another_seed_or_setting_is_trained_anew(digits, tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = ["tests", "tests/teachers"]
-from test_ensemble import specs, train_ensemble
+from test_ensemble import recipes, train_ensemble
 from ensdistill.data import Digits
 
-folder, name, share = sys.argv[1], sys.argv[2], float(sys.argv[3])
-def progress(of, done, total):
-    if of == name and done >= share * total:
+folder, name, share, jobs = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+done = {}
+def progress(status):
+    done.update({key: status.step / status.steps for key in status.names})
+    own = [part for key, part in done.items() if key.startswith(name)]
+    if own and sum(own) >= share * jobs:
         os.kill(os.getpid(), signal.SIGKILL)
 split = Digits().split(seed=0)
-train_ensemble(specs(), split.labelled, split.classes, seed=4, folder=folder, progress=progress)
+train_ensemble(recipes(), split.labelled, split.classes, seed=4, folder=folder, progress=progress)
 """
 
 
 @pytest.mark.parametrize(("name", "share"), [("cnn", 0.6), ("svc", 0.5), ("trees", 1.0)])
 def test_killed_and_run_again_ends_with_the_same_bits(digits, trained, tmp_path, name, share):
+    jobs = {"cnn": 12, "svc": 6, "trees": 12}[name]  # five folds and the ensemble's own
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), name, str(share)], env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), name, str(share), str(jobs)], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == -signal.SIGKILL, run.stderr
     seen = []
     ensemble, held_out = train_ensemble(
-        specs(), digits.labelled, digits.classes, seed=4, folder=tmp_path, progress=lambda of, done, total: seen.append((of, done / total))
+        recipes(),
+        digits.labelled,
+        digits.classes,
+        seed=4,
+        folder=tmp_path,
+        progress=lambda status: seen.append((status.names, status.step / status.steps)),
     )
     if name == "cnn":
         assert seen[0][1] > 0.3  # from the checkpoint, not from the first step
     else:
-        assert seen[0] == ("cnn", 1.0)  # finished before the kill
+        assert seen
+        assert not any(names[0].startswith("cnn") for names, _ in seen)  # finished before the kill
     assert not list(tmp_path.rglob("checkpoint"))
     np.testing.assert_array_equal(held_out, trained[1])
     assert ensemble.fingerprint() == trained[0].fingerprint()
@@ -435,7 +447,7 @@ def test_bad_training_arguments(digits):
     with pytest.raises(ValueError, match="name"):
         TorchMembers(MLP, name="../up")
     with pytest.raises(ValueError, match="model: net: expected a module class"):
-        TorchMembers(lambda: MLP())
+        TorchMembers(lambda: MLP()).check_storable()
     with pytest.raises(ValueError, match="expected 10 outputs"):
         train_ensemble([TorchMembers(functools.partial(MLP, outputs=7))], labelled, digits.classes)
 
@@ -445,5 +457,5 @@ def test_a_member_that_goes_wrong_is_named(digits):
     inputs[3] = np.nan
     rows = Rows(inputs, digits.labelled.uids, digits.labelled.labels)
     quick = TorchMembers(MLP, count=1, name="mlp", optimization=Optimization(steps=5))
-    with pytest.raises(FloatingPointError, match=r"mlp: the loss is nan at step \d"):
+    with pytest.raises(FloatingPointError, match=r"mlp, fold 1: the loss is nan at step \d"):
         train_ensemble([quick], rows, digits.classes)

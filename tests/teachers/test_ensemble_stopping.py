@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from xgboost import XGBClassifier
 
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.recipes import Job, SklearnMembers
+from ensdistill.teachers.jobs import Job
+from ensdistill.teachers.recipes import SklearnMembers
 from ensdistill.teachers.stack.fitting import TrainingRows, fitted, held_out
 
 BOOSTERS = [
@@ -196,12 +197,13 @@ def test_an_estimator_that_splits_its_rows_gets_no_copies(estimator, monkeypatch
 def test_boosters_of_a_job_stop_by_their_training_rows_alone():
     """The fold's other rows judge the member: it must not stop by them."""
     x, y = noise()
-    spec = SklearnMembers(XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, early_stopping_rounds=3))
+    recipe = SklearnMembers(XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, early_stopping_rounds=3))
     rows = np.arange(200)
-    (one,) = spec.fit(x, y, ("0", "1"), [Job("m", 5, rows)])
+    data = TrainingRows(x, y, ("0", "1"))
+    ((_, one),) = recipe.fit(data, [Job("m", 5, rows)])
     x[200:], y[200:] = np.nan, 0
-    (other,) = spec.fit(x, y, ("0", "1"), [Job("m", 5, rows)])
+    ((_, other),) = recipe.fit(data, [Job("m", 5, rows)])
     assert one.fingerprint() == other.fingerprint()
     fit, away = held_out("p", "m", rows, TrainingRows(x, y, ("0", "1")), 5)
-    expected = clone(spec.estimator).set_params(random_state=5).fit(x[fit], y[fit], eval_set=[(x[away], y[away])], verbose=False)
+    expected = clone(recipe.estimator).set_params(random_state=5).fit(x[fit], y[fit], eval_set=[(x[away], y[away])], verbose=False)
     np.testing.assert_allclose(np.diff(one.predict_logits(x[:200]))[:, 0], expected.predict(x[:200], output_margin=True), atol=1e-5)

@@ -243,7 +243,7 @@ def test_labels_may_be_names(digits):
 
 def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
     """Before anything is trained."""
-    monkeypatch.setattr("ensdistill.teachers.train.train_stack", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("ensdistill.teachers.networks.train_stack", lambda *a, **k: pytest.fail("trained"))
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda jobs, *a: pytest.fail("fitted"))
     x = digits.labelled.inputs[:12]
     for factory in (GaussianNB(), MLP):
@@ -344,7 +344,7 @@ def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatc
     loaded = Ensemble.load(tmp_path)
     assert torch.equal(loaded.predict_logits(digits.test.inputs), memory.predict_logits(digits.test.inputs))
     assert not (tmp_path / "training").exists()
-    monkeypatch.setattr("ensdistill.teachers.train.train_stack", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("ensdistill.teachers.networks.train_stack", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda jobs, *a: pytest.fail("fitted again"))
     assert train(digits, folder=tmp_path, **options).fingerprint() == memory.fingerprint()
 

@@ -182,7 +182,10 @@ class SklearnMember:
 
     def _check_one_label(self, row: np.ndarray) -> None:
         if self._has_one_label is None and self.method != "predict" and hasattr(self.estimator, "predict"):
-            self._has_one_label = np.ndim(self.estimator.predict(row)) == 1
+            try:
+                self._has_one_label = np.ndim(self.estimator.predict(row)) == 1
+            except Exception:  # predict may refuse a row (a gap, say) that the method in use takes; the next batch is tried again
+                return
         if self._has_one_label is False:
             raise self._several_labels()
 

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from ensdistill.common.random import random_generator
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.copies import equal_inputs
+from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
 from ensdistill.teachers.members.base import flat
 from ensdistill.teachers.members.boosted import library_of
@@ -27,21 +28,6 @@ _STOPPING: dict[str, tuple[str, ...]] = {
     "lightgbm": ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change"),
     "catboost": ("early_stopping_rounds", "od_wait", "od_pval", "use_best_model"),
 }
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Rows to learn from: inputs [N, ...], class indices, int64 [N], the names of the classes, and weights, float64 [N], or None."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    weights: np.ndarray | None = None
-
-    def take(self, rows: np.ndarray) -> TrainingRows:
-        return replace(
-            self, inputs=self.inputs[rows], labels=self.labels[rows], weights=None if self.weights is None else self.weights[rows]
-        )
 
 
 def is_estimator(value: Any) -> bool:

@@ -15,8 +15,9 @@ from xgboost import XGBClassifier, XGBRegressor
 from ensdistill.cli.settings import load_config
 from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import BoostedMember, SklearnMember, load_member
-from ensdistill.teachers.recipes import Job, SklearnMembers
+from ensdistill.teachers.recipes import SklearnMembers
 
 # jsonargparse 5 will leave the estimators within others to us, as it does with the outermost now.
 pytestmark = pytest.mark.filterwarnings("ignore:.*JsonargparseDeprecationWarning", "ignore:.*Instantiating a subclass spec")
@@ -59,7 +60,7 @@ def table():
     return Rows(x, np.arange(240), y)
 
 
-def specs_of(tmp_path, *estimators, **more):
+def recipes_of(tmp_path, *estimators, **more):
     members = [
         {"class_path": "ensdistill.teachers.recipes.SklearnMembers", "init_args": {"name": f"m{i}", "estimator": e, **more}}
         for i, e in enumerate(estimators)
@@ -71,21 +72,21 @@ def specs_of(tmp_path, *estimators, **more):
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_estimators_of_a_config_are_trained_saved_and_loaded_without_words_of_trust(tmp_path, kind):
     estimator, adapter = ESTIMATORS[kind]
-    (spec,) = specs_of(tmp_path, estimator)
+    (recipe,) = recipes_of(tmp_path, estimator)
     rows = table()
-    spec.check(rows, ("0", "1"))
-    (member,) = spec.fit(rows.inputs, rows.labels, ("0", "1"), [Job("m", 3, np.arange(160))])
+    recipe.check(rows, ("0", "1"))
+    ((_, member),) = recipe.fit(TrainingRows(rows.inputs, rows.labels, ("0", "1")), [Job("m", 3, np.arange(160))])
     assert isinstance(member, adapter)
     answers = member.predict_logits(rows.inputs)
     assert (answers[160:].argmax(1) == rows.labels[160:]).mean() > 0.8
     member.save(tmp_path / "m")
-    np.testing.assert_array_equal(load_member(tmp_path / "m", spec.trusted).predict_logits(rows.inputs), answers)
+    np.testing.assert_array_equal(load_member(tmp_path / "m", recipe.trusted).predict_logits(rows.inputs), answers)
     if adapter is BoostedMember:
         load_member(tmp_path / "m")  # its library's own format
 
 
 def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(tmp_path):
-    plain, rate = specs_of(tmp_path, "sklearn.naive_bayes.GaussianNB", named(HGB["class_path"], learning_rate=1e-3))
+    plain, rate = recipes_of(tmp_path, "sklearn.naive_bayes.GaussianNB", named(HGB["class_path"], learning_rate=1e-3))
     assert type(plain.estimator).__name__ == "GaussianNB"
     assert rate.estimator.learning_rate == 0.001
 
@@ -109,7 +110,7 @@ def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(t
 )
 def test_what_is_no_estimator_is_refused_when_the_config_is_read(tmp_path, estimator, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        specs_of(tmp_path, estimator)
+        recipes_of(tmp_path, estimator)
 
 
 def some(x):
@@ -142,7 +143,7 @@ def test_few_rows_are_enough_for_the_check_and_where_they_are_not_all_are_tried(
 
     Counting.__qualname__ = "Counting"
     globals()["Counting"] = Counting
-    trusted = ("test_specs.Counting", "tests.test_specs.Counting", f"{__name__}.Counting")
+    trusted = ("test_recipes.Counting", "tests.teachers.test_recipes.Counting", f"{__name__}.Counting")
     SklearnMembers(Counting(3), name="m", trusted=trusted).check(table(), ("0", "1"))
     assert fitted == [16]
     SklearnMembers(Counting(100), name="m", trusted=trusted).check(table(), ("0", "1"))
