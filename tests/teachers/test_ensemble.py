@@ -388,7 +388,7 @@ def test_a_held_out_row_without_an_answer_is_named_by_its_uid():
     inputs, uids = rng.random((40, 3), np.float32), rng.permutation(1000)[:40]
     inputs[17, 0] = 2
     rows = Rows(inputs, uids, np.arange(40) % 2)
-    with pytest.raises(ValueError, match=rf"^picky: probabilities: .* that row is the labelled row of uid {uids[17]}$"):
+    with pytest.raises(ValueError, match=rf"^picky: probabilities: .* that row is row 17 of the labelled rows, of uid {uids[17]}$"):
         train_ensemble([SklearnMembers(Picky())], rows, ("a", "b"), folds=4)
 
 
