@@ -1,5 +1,6 @@
 """Estimators as a job's YAML names them: made, checked before they train, trusted, and given back as they were."""
 
+import functools
 import re
 
 import numpy as np
@@ -13,11 +14,13 @@ from sklearn.preprocessing import FunctionTransformer
 from xgboost import XGBClassifier, XGBRegressor
 
 from ensdistill.cli.settings import load_config
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
-from ensdistill.teachers import Ensemble
+from ensdistill.models import MLP as MLP_MODULE
+from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import BoostedMember, SklearnMember, load_member
-from ensdistill.teachers.recipes import SklearnMembers
+from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 # jsonargparse 5 will leave the estimators within others to us, as it does with the outermost now.
 pytestmark = pytest.mark.filterwarnings("ignore:.*JsonargparseDeprecationWarning", "ignore:.*Instantiating a subclass spec")
@@ -169,3 +172,69 @@ def test_a_job_of_boosters_ends_with_an_ensemble_and_a_wrong_one_before_any_work
     assert "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: CatBoostError" in err.replace("\n", " ")
     assert "cat_features" in err
     assert not list((tmp_path / "runs" / "other").rglob("*.json"))
+
+
+MLP = {"class_path": "ensdistill.models.MLP", "init_args": {"inputs": 64, "hidden": [8]}}
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["seeds", "bagging", "subsample", "snapshot", "fast_geometric", named("ensdistill.teachers.methods.Bagging", share=0.5, replace=False)],
+    ids=str,
+)
+def test_every_method_trains_from_a_config_with_folds_and_is_resumed(tmp_path, method):
+    members = [
+        {
+            "class_path": "ensdistill.teachers.recipes.TorchMembers",
+            "init_args": {"model": MLP, "count": 2, "name": "mlp", "method": method, "optimization": {"steps": 40, "batch_size": 32}},
+        }
+    ]
+    file = write_job(tmp_path, {"teachers.members": members})
+    succeed("teachers", file)
+    folder = tmp_path / "runs" / "tiny" / "seed-0" / "teachers"
+    ensemble = Ensemble.load(folder / "ensemble")
+    assert ensemble.names == ("mlp-1", "mlp-2")
+    prints = ensemble.fingerprint()["members"]
+    assert len(set(prints.values())) == 2
+    held_out = (folder / "held_out.safetensors").read_bytes()
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("trained.json")}
+    assert len(written) == 2 + 2 * JOB["teachers"]["folds"]
+    (folder / "stage.json").unlink()
+    succeed("teachers", file)
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was trained again
+    assert Ensemble.load(folder / "ensemble").fingerprint()["members"] == prints
+    assert (folder / "held_out.safetensors").read_bytes() == held_out
+
+
+def test_members_of_the_api_and_of_a_recipe_are_the_same():
+    rows = table()
+    model, quick = functools.partial(MLP_MODULE, 3, [8], 2), Optimization(steps=30)
+    recipe = TorchMembers(model, count=3, name="mlp", method="bagging", optimization=quick)
+    api = Ensemble.train(model, rows, members=3, name="mlp", method="bagging", seed=5, optimization=quick)
+    folds, _ = train_ensemble([recipe], rows, ("0", "1"), folds=2, seed=5)
+    for one, other in zip(api.members, folds.members, strict=True):
+        assert one.name == other.name
+        # Three models are trained one by one, nine (with those of the folds) as a stack, which rounds in another way.
+        np.testing.assert_allclose(one.predict_logits(rows.inputs), other.predict_logits(rows.inputs), atol=1e-3)
+
+
+def test_a_recipe_from_outside_needs_fit_alone(tmp_path):
+    rows = table()
+
+    class Nearest(Recipe):
+        name = "nearest"
+
+        def fit(self, data, jobs, *, checkpoint=None, watch=None, finished=()):
+            for job in jobs:
+                part = data.take(job.rows)
+                fitted = KNeighborsClassifier(5).fit(part.inputs, part.labels)
+                yield job, SklearnMember(fitted, name=job.name, classes=data.classes)
+
+        def fingerprint(self):
+            return "nearest of 5"
+
+    ensemble, held_out = train_ensemble([Nearest()], rows, ("0", "1"), folds=3, folder=tmp_path)
+    assert ensemble.names == ("nearest",)
+    assert (held_out[0].argmax(1) == rows.labels).mean() > 0.7
+    again, _ = train_ensemble([Nearest()], rows, ("0", "1"), folds=3, folder=tmp_path)
+    assert again.fingerprint() == ensemble.fingerprint()
