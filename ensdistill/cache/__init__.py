@@ -1,10 +1,20 @@
-"""Targets on disk: run the teachers once, train any number of students from their word, in any order.
+"""Targets on disk: run the teachers once, and train any number of students, in any order.
+order.
 
 Importing this needs NumPy only; torch is loaded when a target is gathered as tensors, or written.
 """
 
+from ensdistill.cache.codecs import Codec
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
-from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheLocked, CacheLossWarning, CacheMismatch
+from ensdistill.cache.errors import (
+    CacheCorrupt,
+    CacheError,
+    CacheIncomplete,
+    CacheLocked,
+    CacheLossWarning,
+    CacheMismatch,
+    CacheUntrusted,
+)
 from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.writer import cache_targets
@@ -16,6 +26,8 @@ __all__ = [
     "CacheLocked",
     "CacheLossWarning",
     "CacheMismatch",
+    "CacheUntrusted",
+    "Codec",
     "TargetCache",
     "add_member",
     "cache_targets",

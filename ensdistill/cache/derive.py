@@ -1,7 +1,9 @@
-"""New caches from old ones, without asking the members again: another codec, one member more or fewer, other weights.
+"""New caches from old ones, without running the members again: another codec, other members or weights.
+weights.
 
-A derived cache is a folder of its own, written as any other is: killed at any moment, the same call goes on. What was done stands in
-``fingerprint.derived``, one entry for each step; the rest of the fingerprint remains that of the first cache.
+A derived cache is a folder of its own, written like any other: killed at any moment, the same call resumes
+it. Each step is an entry of ``fingerprint.derived``; the rest of the fingerprint remains that of the first
+cache.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import xxhash
 
 from ensdistill.cache import manifest as m
 from ensdistill.cache import statistics
-from ensdistill.cache.checked import FORMAT_VERSION, write_checked
-from ensdistill.cache.codecs import Counts, Fields, codec_of
+from ensdistill.cache.codecs import Codec, Fields, class_paths, codec_of
+from ensdistill.cache.codecs.layout import INPUT_HASH
 from ensdistill.cache.errors import CacheError
+from ensdistill.cache.files.checked import write_checked
+from ensdistill.cache.files.locks import writing
 from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
-from ensdistill.cache.locks import writing
 from ensdistill.cache.members import require_members
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
@@ -35,7 +38,7 @@ def convert(
     source: TargetCache | Path | str,
     path: Path | str,
     *,
-    codec: str,
+    codec: str | Codec,
     mixture_at: float | None = None,
     max_kl: float | None = None,
     max_temperature: float = TEMPERATURE,
@@ -48,28 +51,32 @@ def convert(
     Parameters
     ----------
     source : TargetCache or path
-        Holds each member's logits.
+        Holds each member's logits. A cache with a codec outside the package is opened with ``trusted=``
+        first.
     path : path
         The new cache's folder, another than the source's.
     codec, mixture_at, max_kl, max_temperature, seed, overwrite, progress
-        As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose own KL stands in
-        ``fingerprint.derived``; ``max_kl`` is of both, added up.
+        As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose
+        own KL stands in ``fingerprint.derived``; ``max_kl`` bounds the sum of both.
 
     Raises
     ------
     ValueError
         ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
-        The source holds a mixture only; and all that `cache_targets` raises.
+        The source holds a mixture only; and every error of `cache_targets`.
     """
-    from ensdistill.loss.checks import check_int  # imports torch, which reading a cache doesn't need
+    from ensdistill.loss.checks import check_int  # imports torch, which reading a cache does not need
 
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "another codec")
-    kind = codec_of(codec)
-    if kind.mixture and mixture_at is None:
-        raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
+    codec = codec_of(codec)
+    if codec.mixture_only and mixture_at is None:
+        raise ValueError(
+            f"mixture_at: expected a temperature, because {codec.name} holds the mixture at one only; got "
+            "None"
+        )
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
     check_temperature("max_temperature", max_temperature)
@@ -77,19 +84,25 @@ def convert(
     usable = source.max_temperature
     if mixture_at is not None and usable is not None and mixture_at > usable * (1 + 1e-6):
         raise CacheError(
-            f"mixture_at: expected at most {usable:g}, up to which the cache {source.path} ({source.manifest['codec']}) has all classes "
-            f"that have a share; got {mixture_at:g}"
+            f"mixture_at: expected at most {usable:g}, up to which the cache {source.path} "
+            f"({source.manifest['codec']}) has all classes that have a share; got {mixture_at:g}"
         )
     about = {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}
     step = {"convert": about if usable is None else {**about, "floor": floor_in_use(source.manifest)}}
-    changes = {
-        "codec": codec,
-        "seed": int(seed) if isinstance(kind, Counts) else None,
-        "temperature": "any" if mixture_at is None else float(mixture_at),
-    }
-    plan = _plan(source, step, **changes)
-    plan["floor"] = floor_of(plan, max_temperature)
-    return publish(folder, plan, _Converted(source, plan), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    plan = _plan(
+        source,
+        codec,
+        step,
+        codec=codec.name,
+        seed=int(seed) if codec.seeded else None,
+        temperature="any" if mixture_at is None else float(mixture_at),
+    )
+    plan["floor"] = floor_of(codec, plan, max_temperature)
+    records = _Converted(source, plan, codec)
+    trusted = (*source.trusted, *class_paths(codec))
+    return publish(
+        folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=trusted
+    )
 
 
 def add_member(
@@ -109,7 +122,8 @@ def add_member(
     Parameters
     ----------
     source : TargetCache or path
-        Holds each member's logits.
+        Holds each member's logits. A cache with a codec outside the package is opened with ``trusted=``
+        first.
     path : path
         The new cache's folder, another than the source's.
     name : str
@@ -117,16 +131,17 @@ def add_member(
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
         The new member's logits.
     uids : ndarray [N], integer
-        The uid of the sample that each row of ``logits`` is of (of sequences: that each run of positions is of), each once.
+        The uid of the sample that each row of ``logits`` is of (of sequences: that each run of positions is
+        of), each once.
     weight : float
-        Beside the weights that are there, which stay as they are; the loss normalises their sum.
+        The new member's. The other weights do not change; the loss normalises their sum.
 
     Raises
     ------
     ValueError
         ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
-        The source holds a mixture only; and all that `cache_targets` raises.
+        The source holds a mixture only; and every error of `cache_targets`.
     """
     source = _opened(source)
     folder = _other_folder(source, path)
@@ -138,31 +153,47 @@ def add_member(
     if source_logits.dtype != np.float32:
         raise TypeError(f"logits: expected float32; got {source_logits.dtype}")
     counts = [_records(source, view) for view in range(source.views)]
-    wanted = (counts[0], len(source.classes)) if source.views == 1 else (source.views, counts[0], len(source.classes))
+    wanted = (
+        (counts[0], len(source.classes))
+        if source.views == 1
+        else (source.views, counts[0], len(source.classes))
+    )
     if source_logits.shape != wanted:
-        raise ValueError(f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}")
+        raise ValueError(
+            f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}"
+        )
     values = _in_row_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
     plan = _plan(
         source,
+        source.codec,
         {"add": {"name": name, "logits": digest, "weight": float(weight)}},
         members=[*source.names, name],
         weights=[*source.weights.tolist(), float(weight)],
     )
-    return publish(folder, plan, _Added(source, plan, values), overwrite=overwrite, max_kl=max_kl, progress=progress)
+    records = _Added(source, plan, values)
+    return publish(
+        folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=source.trusted
+    )
 
 
 def drop_member(
-    source: TargetCache | Path | str, path: Path | str, *, name: str, overwrite: bool = False, progress: Progress | None = None
+    source: TargetCache | Path | str,
+    path: Path | str,
+    *,
+    name: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> TargetCache:
-    """The same cache without one of its members; the others' bytes stay as they are.
+    """The same cache without one of its members; the others' bytes do not change.
 
     Raises
     ------
     ValueError
-        There is no such member, it is the only one, or the others' weights are all 0; or ``path`` is the source's own folder, or a URL.
+        There is no such member, it is the only one, or the others' weights are all 0; or ``path`` is the
+        source's own folder, or a URL.
     CacheError
-        The source holds a mixture only; and all that `cache_targets` raises.
+        The source holds a mixture only; and every error of `cache_targets`.
     """
     source = _opened(source)
     folder = _other_folder(source, path)
@@ -172,16 +203,19 @@ def drop_member(
     keep = [k for k, other in enumerate(source.names) if other != name]
     if not keep or source.weights[keep].sum() <= 0:
         raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
-    plan = _plan(source, {"drop": {"name": name}}, members=[source.names[k] for k in keep], weights=source.weights[keep].tolist())
-    return publish(folder, plan, _Kept(source, keep), overwrite=overwrite, progress=progress)
+    members, weights = [source.names[k] for k in keep], source.weights[keep].tolist()
+    plan = _plan(source, source.codec, {"drop": {"name": name}}, members=members, weights=weights)
+    return publish(
+        folder, plan, _Kept(source, keep), overwrite=overwrite, progress=progress, trusted=source.trusted
+    )
 
 
-def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
+def reweight(path: TargetCache | Path | str, weights: Mapping[str, float]) -> TargetCache:
     """Give a cache's members other weights, in place: one file is replaced, at once.
 
     Parameters
     ----------
-    path : path
+    path : TargetCache or path
     weights : mapping of every member's name to its weight
         Non-negative, with a positive sum; they need not sum to one.
 
@@ -202,17 +236,18 @@ def reweight(path: Path | str, weights: Mapping[str, float]) -> TargetCache:
         )
     require_members(source, "another weighting")
     if set(weights) != set(source.names):
-        raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {', '.join(map(str, weights)) or 'none'}")
+        got = ", ".join(map(str, weights)) or "none"
+        raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {got}")
     for name, weight in weights.items():
         _check_weight(f"weights[{name!r}]", weight)
     if sum(weights.values()) <= 0:
         raise ValueError(f"weights: expected a positive sum; got {dict(weights)!r}")
     with writing(source.path, 0, 1):
-        manifest = TargetCache.open(source.path).manifest
+        manifest = TargetCache.open(source.path, trusted=source.trusted).manifest
         values = [float(weights[name]) for name in manifest["members"]]
         fingerprint = _derived(manifest, {"reweight": dict(zip(manifest["members"], values, strict=True))})
         write_checked(source.path / m.MANIFEST, {**manifest, "weights": values, "fingerprint": fingerprint})
-    return TargetCache.open(source.path)
+    return TargetCache.open(source.path, trusted=source.trusted)
 
 
 def _opened(source: TargetCache | Path | str) -> TargetCache:
@@ -220,21 +255,24 @@ def _opened(source: TargetCache | Path | str) -> TargetCache:
 
 
 def _other_folder(source: TargetCache, path: Path | str) -> Path:
-    """Where the new cache goes: writing over the source would remove what is still to be read."""
+    """The new cache's folder. Writing to the source's would remove files that are still to be read.
+    read.
+    """
     folder = local_path(path)
     if folder.resolve() == source.path.resolve():
-        raise ValueError(f"path: expected another folder than the source's, which stays as it is; got {path}")
+        raise ValueError(f"path: expected another folder than the source's, which is only read; got {path}")
     return folder
 
 
 def _in_row_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
     """``values`` [views, records, C], whose samples are in the order of ``uids``, in the cache's order."""
     given, everything = np.asarray(uids), source.uids
-    if given.dtype.kind not in "iu" or given.shape != everything.shape or not np.array_equal(np.sort(given), np.sort(everything)):
-        those = f"each of the cache's ({everything.min()} to {everything.max()})"
+    sound = given.dtype.kind in "iu" and given.shape == everything.shape
+    if not sound or not np.array_equal(np.sort(given), np.sort(everything)):
+        span = "" if given.size == 0 else f" from {given.min()} to {given.max()}"
         raise ValueError(
-            f"uids: expected {those} once, for the sample that each row of logits is of; got {given.dtype} "
-            f"{list(given.shape)}{'' if given.size == 0 else f' from {given.min()} to {given.max()}'}"
+            f"uids: expected each of the cache's ({everything.min()} to {everything.max()}) once, for the "
+            f"sample that each row of logits is of; got {given.dtype} {list(given.shape)}{span}"
         )
     if np.array_equal(given, everything):
         return values
@@ -244,7 +282,8 @@ def _in_row_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndar
         lengths = source.lengths(everything, view)
         begins = np.empty_like(lengths)  # of each sample's records among ``rows``
         begins[places] = np.cumsum(lengths[places]) - lengths[places]
-        ordered[view] = rows[np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(rows))]
+        shifts = begins - (np.cumsum(lengths) - lengths)
+        ordered[view] = rows[np.repeat(shifts, lengths) + np.arange(len(rows))]
     return ordered
 
 
@@ -258,12 +297,15 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
     return {**fingerprint, "derived": [*fingerprint.get("derived", []), step]}
 
 
-def _plan(source: TargetCache, step: dict[str, Any], **changes: Any) -> m.Manifest:
-    plan = {field: source.manifest.get(field) for field in m.PLAN_FIELDS if field != "uids" or field in source.manifest}
-    if source.manifest["format_version"] == 2:  # which had no floors: nothing of it was stored differently for one
-        plan |= {"format_version": FORMAT_VERSION, "floor": floor_of(plan, TEMPERATURE)}
-    plan |= {"fingerprint": _derived(source.manifest, step), **changes}
-    return {**plan, "record": m.layout_of(plan).describe()}
+def _plan(source: TargetCache, kind: Codec, step: dict[str, Any], **changes: Any) -> m.Manifest:
+    """The plan of a cache of codec ``kind`` made from ``source`` by this step, with these fields changed."""
+    old = source.manifest
+    plan = {field: old.get(field) for field in m.PLAN_FIELDS if field != "uids" or field in old}
+    if old["format_version"] == 2:  # which had no floors: no logit was changed for one
+        plan["floor"] = floor_of(source.codec, plan, TEMPERATURE)
+    plan |= {"fingerprint": _derived(old, step), **changes}
+    plan["format_version"] = m.format_version_of(plan)
+    return {**plan, "record": m.record_for(kind, plan).describe()}
 
 
 def _records(cache: TargetCache, view: int) -> int:
@@ -281,27 +323,33 @@ class _Derived:
         self.spent = m.kl_before(source.manifest)
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
-        return self.source.lengths(self.source.uids[rows], view) if self.source.manifest["sequences"] else None
+        return (
+            self.source.lengths(self.source.uids[rows], view) if self.source.manifest["sequences"] else None
+        )
 
     def records(self, view: int, rows: np.ndarray) -> Fields:
         """The fields of the source's records."""
         return self.source.layout.views(self.source.gather_records(self.source.uids[rows], view))
 
-    def known(self, names: Sequence[str], view: int, rows: np.ndarray) -> dict[str, statistics.Part]:
-        """Statistics of members whose bytes stay as they are: known for the cache as a whole, so they come with its first record."""
+    def kept_statistics(
+        self, names: Sequence[str], view: int, rows: np.ndarray
+    ) -> dict[str, statistics.Part]:
+        """Statistics of members whose bytes do not change: of the whole cache, so with its first record.
+        brings them.
+        """
         parts = self.source.manifest["statistics"]["members"]
         return {name: parts[name] for name in names} if view == 0 and rows[0] == 0 else {}
 
 
 class _Converted(_Derived):
-    def __init__(self, source: TargetCache, plan: m.Manifest) -> None:
+    def __init__(self, source: TargetCache, plan: m.Manifest, codec: Codec) -> None:
         from ensdistill.cache.encoding import Encoder, padded
 
         super().__init__(source)
         own = source.manifest["statistics"]["members"]
         self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
         self.spent["mixture"] = max(self.spent.values())
-        self.encoder, self.padded = Encoder(plan, self.uids), padded
+        self.encoder, self.padded = Encoder(plan, codec, self.uids), padded
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, rows)
@@ -309,7 +357,7 @@ class _Converted(_Derived):
         if lengths is not None:
             logits = self.padded(logits, lengths)
         fields, costs = self.encoder(logits, view, rows, lengths)
-        return {**fields, "input_hash": self.records(view, rows)["input_hash"]}, costs
+        return {**fields, INPUT_HASH: self.records(view, rows)[INPUT_HASH]}, costs
 
 
 class _Added(_Derived):
@@ -318,17 +366,21 @@ class _Added(_Derived):
 
         super().__init__(source)
         self.values, self.padded = values, padded
-        self.encoder = Encoder({**plan, "members": plan["members"][-1:], "weights": [1.0]}, self.uids)
+        new = {**plan, "members": plan["members"][-1:], "weights": [1.0]}
+        self.encoder = Encoder(new, source.codec, self.uids)
         ends = [np.cumsum(source.lengths(source.uids, view)) for view in range(source.views)]
         self.starts = [np.concatenate([[0], end]) for end in ends]
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, rows)
         new = self.values[view, self.starts[view][rows[0]] : self.starts[view][rows[-1] + 1]][None]
-        added, costs = self.encoder(new if lengths is None else self.padded(new, lengths), view, rows, lengths)
+        added, costs = self.encoder(
+            new if lengths is None else self.padded(new, lengths), view, rows, lengths
+        )
         fields = self.records(view, rows)
         both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
-        return {**both, "input_hash": fields["input_hash"]}, {**self.known(self.source.names, view, rows), **costs}
+        kept = self.kept_statistics(self.source.names, view, rows)
+        return {**both, INPUT_HASH: fields[INPUT_HASH]}, {**kept, **costs}
 
 
 class _Kept(_Derived):
@@ -338,5 +390,5 @@ class _Kept(_Derived):
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         fields = self.records(view, rows)
-        kept = {name: value if name == "input_hash" else value[:, self.keep] for name, value in fields.items()}
-        return kept, self.known([self.source.names[k] for k in self.keep], view, rows)
+        kept = {name: value if name == INPUT_HASH else value[:, self.keep] for name, value in fields.items()}
+        return kept, self.kept_statistics([self.source.names[k] for k in self.keep], view, rows)

@@ -1,4 +1,4 @@
-"""What can be wrong with a target cache. All are ``ValueError``; the kind says what to do about it."""
+"""The errors of a target cache. All are ``ValueError``; each class stands for one remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ _SHOWN = 10
 
 
 class CacheError(ValueError):
-    """Base of everything that a cache refuses."""
+    """Base of a cache's errors."""
 
 
 class CacheCorrupt(CacheError):
-    """Bytes on disk are not what was written: a flipped bit, a cut file, a malformed manifest. Build the cache again."""
+    """The bytes on disk are not those that were written (a flipped bit, a cut file). Build the cache again.
+    cache again.
+    """
 
 
 class CacheIncomplete(CacheError):
@@ -24,7 +26,13 @@ class CacheLocked(CacheError):
 
 
 class CacheLossWarning(UserWarning):
-    """Storing moved some row's distribution notably: a KL of more than 0.01 nats. The message names the codec."""
+    """Storing moved some row's distribution by a KL of more than 0.01 nats. The message names the codec.
+    codec.
+    """
+
+
+class CacheUntrusted(CacheError):
+    """The cache names a class outside the package as its codec. Pass ``trusted=`` if you trust that class."""
 
 
 class CacheMismatch(CacheError):

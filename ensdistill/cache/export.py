@@ -1,4 +1,4 @@
-"""A cache as one Parquet file, for tools that know nothing of it. Needs pyarrow: ``pip install 'ensdistill[parquet]'``."""
+"""A cache as one Parquet file, for other tools. Needs pyarrow: ``pip install 'ensdistill[parquet]'``."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill.cache.codecs import Counts, TopK, codec_of, unpack_ids
 from ensdistill.cache.reader import TargetCache
 from ensdistill.common.files import atomic_path, local_path
 
 _SAMPLES = 4096
 
 
-def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> int:
+def export_parquet(
+    cache: TargetCache | Path | str, path: Path | str, *, progress: Callable[[int, int], None] | None = None
+) -> int:
     """Write every record as a row.
 
     Parameters
     ----------
     cache : TargetCache or path
     path : path
-        The file; written beside it and renamed.
+        The file. It appears when it is whole: it is written under another name and renamed.
     progress : callable, optional
         Called with ``(samples done, samples in all)``, each view counted.
 
@@ -38,13 +39,14 @@ def export_parquet(cache: TargetCache | Path | str, path: Path | str, *, progres
     ValueError
         ``path`` is a URL.
     CacheCorrupt
-        What is read is not as it was written.
+        A record has other bytes than were written.
 
     Notes
     -----
-    Columns ``uid``, ``view``, ``position`` (within a sequence), ``input_hash``; then, of members, ``logits: <name>``, decoded, a
-    list of C float32; of a mixture ``log_probs``; of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts ``ids``, ``counts``. The
-    file's metadata ``ensdistill`` is the manifest.
+    Columns ``uid``, ``view``, ``position`` (within a sequence), ``input_hash``; then those of
+    `Codec.columns`: of members ``logits: <name>``, decoded, a list of C float32; of a mixture ``log_probs``;
+    of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts ``ids``, ``counts``. The file's metadata
+    ``ensdistill`` is the manifest.
     """
     try:
         import pyarrow as pa
@@ -82,17 +84,8 @@ def _columns(cache: TargetCache, uids: np.ndarray, view: int) -> dict[str, np.nd
         "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         "input_hash": fields["input_hash"],
     }
-    codec, classes = codec_of(cache.manifest["codec"]), len(cache.classes)
-    if isinstance(codec, TopK | Counts):
-        values = fields["log_probs"].astype(np.float32) if isinstance(codec, TopK) else fields["counts"]
-        columns["ids"] = unpack_ids(fields["ids"], values.shape[1], classes)
-        columns["log_probs" if isinstance(codec, TopK) else "counts"] = values
-        if isinstance(codec, TopK):
-            columns["tail_log_mass"] = fields["tail_log_mass"]
-        return columns
-    logits = codec.decode(fields, classes)
     names = ["log_probs"] if cache.temperature is not None else [f"logits: {name}" for name in cache.names]
-    return columns | {name: logits[:, k] for k, name in enumerate(names)}
+    return columns | cache.codec.columns(fields, len(cache.classes), names)
 
 
 def _column(pa: Any, values: np.ndarray) -> Any:

@@ -1,4 +1,6 @@
-"""What a cache was made from, by content: one hash for each input, one root hash for all of them, and how two fingerprints differ."""
+"""The sources of a cache, by content: one hash for each input, one for all, and two fingerprints compared.
+fingerprints differ.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _ABSENT = object()
 
 
 def input_hashes(inputs: np.ndarray) -> np.ndarray:
-    """xxh3_64 of each sample's bytes, seeded by dtype and shape, so that equal bytes of another dtype or shape differ.
+    """xxh3_64 of each sample's bytes, seeded by dtype and shape.
+    shape differ.
 
     Parameters
     ----------
@@ -37,7 +40,10 @@ def input_hashes(inputs: np.ndarray) -> np.ndarray:
     """
     inputs = np.asarray(inputs)
     if inputs.dtype.hasobject or inputs.ndim == 0:
-        raise TypeError(f"inputs: expected an array [N, ...] of numbers or fixed-width strings; got {inputs.dtype} {list(inputs.shape)}")
+        raise TypeError(
+            f"inputs: expected an array [N, ...] of numbers or fixed-width strings; got {inputs.dtype} "
+            f"{list(inputs.shape)}"
+        )
     n, shape = len(inputs), inputs.shape[1:]
     seed = xxhash.xxh3_64_intdigest(f"{inputs.dtype.str}:{list(shape)}".encode())
     raw = np.ascontiguousarray(inputs).reshape(n, math.prod(shape)).view(np.uint8)
@@ -49,29 +55,48 @@ def root_hash(hashes: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(hashes, "<u8").data)
 
 
+def made_from(hashes: np.ndarray, lengths: np.ndarray | None, uids: np.ndarray | None) -> dict[str, Any]:
+    """``fingerprint.inputs`` of a cache, in row order.
+
+    Parameters
+    ----------
+    hashes : ndarray [N]
+        Of each input.
+    lengths : ndarray [N], optional
+        How many positions of each sequence count.
+    uids : ndarray [N], optional
+        Unless a row is its uid.
+    """
+    more = {"lengths": lengths, "uids": uids}
+    hashed = {name: root_hash(values) for name, values in more.items() if values is not None}
+    return {"rows": len(hashes), "hash": root_hash(hashes), **hashed}
+
+
 def as_json(name: str, value: Any) -> Any:
-    """``value`` as JSON gives it back (tuples are lists, NumPy numbers refused), so that it compares equal after a round trip.
+    """``value`` after a round trip through JSON, in which tuples become lists and NumPy numbers are refused.
 
     Raises
     ------
     TypeError
-        ``value`` holds something JSON cannot say; the message names ``name``.
+        ``value`` holds something that JSON does not have; the message names ``name``.
     """
     try:
         return json.loads(json.dumps(value, allow_nan=False, sort_keys=True))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected plain JSON (dict, list, str, finite numbers, bool, None); {error}") from error
+        expected = "plain JSON (dict, list, str, finite numbers, bool, None)"
+        raise TypeError(f"{name}: expected {expected}; {error}") from error
 
 
 def differences(found: Any, expected: Any, field: str = "") -> list[str]:
     """One line for each field in which two JSON values differ, with its path.
 
-    Of members with other digests the lines name what differs, where both sides have their ``parts``; parts alone never make a
-    difference, because older caches have none.
+    For members with different digests the lines name the parts that differ, where both sides have ``parts``.
+    Parts alone never make a difference, because older caches have none.
 
     Examples
     --------
-    >>> differences({"codec": "uint8", "members": ["a", "b"]}, {"codec": "uint8", "members": ["a", "c"], "rows": 3})
+    >>> found = {"codec": "uint8", "members": ["a", "b"]}
+    >>> differences(found, {"codec": "uint8", "members": ["a", "c"], "rows": 3})
     ["members[1]: the cache has 'b', expected 'c'", 'rows: the cache has nothing, expected 3']
     """
     if isinstance(found, dict) and isinstance(expected, dict):
@@ -80,25 +105,34 @@ def differences(found: Any, expected: Any, field: str = "") -> list[str]:
         if isinstance(expected.get("members"), dict) and isinstance(found.get("members"), dict):
             found, expected, lines = _by_part(found, expected, f"{dot}members.")
         keys = [*expected, *(key for key in found if key not in expected)]
-        return lines + [line for key in keys for line in differences(found.get(key, _ABSENT), expected.get(key, _ABSENT), f"{dot}{key}")]
+        pairs = [(key, found.get(key, _ABSENT), expected.get(key, _ABSENT)) for key in keys]
+        return lines + [line for key, one, other in pairs for line in differences(one, other, f"{dot}{key}")]
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        return [line for i, pair in enumerate(zip(found, expected, strict=True)) for line in differences(*pair, f"{field}[{i}]")]
+        both = enumerate(zip(found, expected, strict=True))
+        return [line for i, pair in both for line in differences(*pair, f"{field}[{i}]")]
     if found == expected and found is not _ABSENT:
         return []
     return [f"{field}: the cache has {_show(found)}, expected {_show(expected)}"]
 
 
-def _by_part(found: dict[str, Any], expected: dict[str, Any], dot: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Two ensembles' fingerprints without their parts and without members of other digests, and lines that tell how those differ."""
+def _by_part(
+    found: dict[str, Any], expected: dict[str, Any], dot: str
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Two fingerprints without parts and differing members, and lines about these members.
+    these members.
+    """
     parts = [side.get("parts", {}) for side in (found, expected)]
-    found, expected = ({key: value for key, value in side.items() if key != "parts"} for side in (found, expected))
+    found, expected = (
+        {key: value for key, value in side.items() if key != "parts"} for side in (found, expected)
+    )
     members = [dict(found["members"]), dict(expected["members"])]
     lines = []
     for name in [name for name in members[1] if name in members[0] and members[0][name] != members[1][name]]:
         cached, now = (side.get(name) for side in parts)
-        told = _parts_apart(cached, now) if cached and now else []
+        apart = _parts_apart(cached, now) if cached and now else []
         if isinstance(members[0][name], str) and isinstance(members[1][name], str):
-            lines += [f"{dot}{name}: {line}" for line in told or ["the model or its settings differ (no parts of it are noted)"]]
+            apart = apart or ["the model or its settings differ (no parts of it are noted)"]
+            lines += [f"{dot}{name}: {line}" for line in apart]
             for side in members:
                 del side[name]
     return {**found, "members": members[0]}, {**expected, "members": members[1]}, lines
@@ -110,7 +144,7 @@ def _parts_apart(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         one, other = found.get(part), expected.get(part)
         if one is None or other is None:
             lines.append(f"{part} is {'not in the cache' if one is None else 'in the cache alone'}")
-        elif len(one) == len(other) == 32:  # digests, which tell nobody anything
+        elif len(one) == len(other) == 32:  # digests, which no reader can use
             lines.append(f"{part} differs" if part != "weights" else "weights differ")
         else:
             lines.append(f"{part}: the cache has {one!r}, expected {other!r}")

@@ -1,4 +1,6 @@
-"""What lies in a cache's folder: which files are the cache's own, which are left over, and whether they are of the same cache."""
+"""The files in a cache's folder: the cache's own, leftovers, and those of another cache.
+same cache.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,32 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
 from ensdistill.cache.fingerprint import differences
 
-_OURS = re.compile(r"(manifest\.json|plan\.json|uids\.safetensors|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?")
+_OURS = re.compile(
+    r"(manifest\.json|plan\.json|uids\.safetensors|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?"
+)
 ADVICE = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
 
 
 def own_files(path: Path) -> list[Path]:
-    """Everything that has the name of a cache's file, but folders; the manifest first, without which nothing else is read."""
+    """All files that have the name of a cache's file, the manifest first: without it no other is read.
+    read.
+    """
     return sorted(file for file in _named(path) if not _is_folder(file))
 
 
 def require_no_folders(path: Path) -> None:
-    """Raise CacheError where a folder has the name of a cache's file: it was not made here, and no file can take its place."""
+    """Raise CacheError where a folder has the name of a cache's file: no file can take its place."""
     for file in filter(_is_folder, _named(path)):
-        raise CacheError(f"{file}: expected a file of the cache, or nothing; got a folder: move it elsewhere, or choose another folder")
+        raise CacheError(
+            f"{file}: expected a file of the cache, or nothing; got a folder: move it elsewhere, or choose "
+            "another folder"
+        )
 
 
 def leftovers(path: Path, finished: m.Manifest) -> list[Path]:
-    """What a finished cache does not need: plan, commits, parts, and shards of one that was overwritten."""
+    """The files that a finished cache does not need: plan, commits, parts, shards of an overwritten cache.
+    cache.
+    """
     keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
     if "uids" in finished:
         keep.add(m.UIDS)
@@ -39,10 +50,15 @@ def remove(files: Iterable[Path]) -> None:
 
 
 def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
-    """Raise CacheMismatch, field by field, where two manifests or plans differ; ``place`` holds what was found."""
-    # The record, and the file of the uids, follow from other fields: a difference in them would only repeat theirs.
+    """Raise CacheMismatch where two manifests or plans differ; ``found`` is the one at ``place``.
+    ``place``.
+    """
+    # The record, and the file of the uids, follow from other fields: a difference in them would only repeat
+    # theirs.
     follow = ("record", "uids")
-    found, expected = ({field: value for field, value in body.items() if field not in follow} for body in (found, expected))
+    found, expected = (
+        {field: value for field, value in body.items() if field not in follow} for body in (found, expected)
+    )
     if differing := differences(found, expected):
         raise CacheMismatch(f"{place}: the folder holds a cache of something else; {ADVICE}:", differing)
 
@@ -50,8 +66,8 @@ def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> 
 def require_no_other(place: Path | str, read: Callable[[], m.Manifest], expected: m.Manifest) -> None:
     """Raise where copying the cache with the manifest ``expected`` to ``place`` would destroy another one.
 
-    ``read`` returns the manifest or the plan that is there, or raises CacheIncomplete where there is none. One that can't be read may
-    be another cache's: that is an error too.
+    ``read`` returns the manifest or the plan at ``place``, or raises CacheIncomplete where there is none. One
+    that cannot be read may be another cache's: that is an error too.
     """
     try:
         found = read()
@@ -59,9 +75,10 @@ def require_no_other(place: Path | str, read: Callable[[], m.Manifest], expected
         return
     except (CacheCorrupt, CacheMismatch) as error:
         raise type(error)(f"{error}; {ADVICE}") from error
-    # Shards and statistics follow from what the cache is of, and are told of only where that is the same.
+    # Shards and statistics follow from the plan, so they are compared only where the plans are the same.
     for fields in ([field for field in m.PLAN_FIELDS if field in found], [*found]):
-        require_same(place, {field: found[field] for field in fields}, {field: expected[field] for field in fields if field in expected})
+        there = {field: found[field] for field in fields}
+        require_same(place, there, {field: expected[field] for field in fields if field in expected})
 
 
 def _named(path: Path) -> list[Path]:

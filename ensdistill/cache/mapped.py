@@ -1,4 +1,6 @@
-"""A cache's shards as one array of samples: each file checked and mapped at its first use, each block at the first read of it."""
+"""A cache's shards as one array of samples: mapped and checked at the first use.
+first read of it.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,29 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.cache.checked import open_regular
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
-from ensdistill.cache.manifest import Manifest, block_count, data_bytes, files_of, read_manifest, rows_of_shard, shard_header
+from ensdistill.cache.files.checked import open_regular
+from ensdistill.cache.manifest import (
+    Manifest,
+    block_count,
+    data_bytes,
+    files_of,
+    read_manifest,
+    rows_of_shard,
+    shard_header,
+)
 from ensdistill.cache.native import shards as native
 
-# A system commonly allows a process 65530 mappings. Whoever uses more shards has them mapped anew now and then.
+# A system commonly allows a process 65530 mappings. Beyond this number of shards, all are unmapped and mapped
+# anew.
 _MAPPED_SHARDS = 16384
 _CHUNK = 1 << 24
 Entry = dict[str, Any]
-"""``{file, bytes, hash}``: how the manifest describes a file."""
+"""``{file, bytes, hash}``, the manifest's description of a file."""
 
 
 def default_threads() -> int:
-    """Copying is bound by memory, which few cores use up."""
+    """One for each core, at most four: copying is bound by memory, and few cores use up its bandwidth."""
     return min(4, os.cpu_count() or 1)
 
 
@@ -37,7 +48,7 @@ class MappedShards:
         As `read_manifest` returns it.
     threads : int
     url : str, optional
-        Of which the folder is a copy.
+        The URL that the folder is a copy of.
     """
 
     def __init__(self, path: Path, manifest: Manifest, threads: int, url: str | None = None) -> None:
@@ -54,11 +65,11 @@ class MappedShards:
 
     @property
     def mapped(self) -> int:
-        """How many shards are."""
+        """The number of shards that are mapped."""
         return self._reader.mapped()
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
-        """How many records each sample has, int64 [N]."""
+        """The number of records of each sample, int64 [N]."""
         if not self.manifest["sequences"]:
             return np.ones(len(ids), np.int64)
         while True:
@@ -68,7 +79,9 @@ class MappedShards:
                 self._map(ids)
 
     def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if that is given."""
+        """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if given.
+        given.
+        """
         while True:
             try:
                 return self._gather(ids, out)
@@ -78,33 +91,38 @@ class MappedShards:
     def _gather(self, ids: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         records = int(self._reader.lengths(ids).sum()) if self.manifest["sequences"] else len(ids)
         if out is None:
-            out = np.ndarray((records, self.record_bytes), np.uint8, native.Buffer(records * self.record_bytes))
-        elif out.dtype != np.uint8 or out.shape != (records, self.record_bytes) or not out.flags.c_contiguous or not out.flags.writeable:
+            out = np.ndarray(
+                (records, self.record_bytes), np.uint8, native.Buffer(records * self.record_bytes)
+            )
+        elif out.dtype != np.uint8 or out.shape != (records, self.record_bytes) or not out.flags.carray:
             raise ValueError(
-                f"out: expected a writable contiguous uint8 [{records}, {self.record_bytes}]; got {out.dtype} {list(out.shape)}"
+                f"out: expected a writable contiguous uint8 [{records}, {self.record_bytes}]; got "
+                f"{out.dtype} {list(out.shape)}"
             )
         self._raise(self._reader.gather(ids, out))
         return out
 
     def unmap(self) -> None:
-        """Forget what was mapped and checked."""
+        """Forget all mapped files and the checks of their blocks."""
         self._reader.unmap_all()
 
     def check_size(self, entry: Entry) -> None:
-        """The file is there, and as long as it was."""
+        """Raise where the file is missing or has another size."""
         descriptor = self._open(entry)
         try:
             self._check_size(entry, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 
-    def check_whole(self, entry: Entry, tell: Callable[[int], None] = lambda size: None) -> None:
-        """Every byte of the file is as it was written; ``tell`` gets the size of each piece that has been read."""
+    def check_whole(self, entry: Entry, progress: Callable[[int], None]) -> None:
+        """Raise where a byte of the file differs; ``progress`` is called with the size of each piece.
+        read.
+        """
         for chunk in self._chunks(entry):
-            tell(len(chunk))
+            progress(len(chunk))
 
     def read(self, entry: Entry) -> bytes:
-        """All that is in the file, which is as it was written."""
+        """The file's content; raises where a byte of it differs."""
         return b"".join(self._chunks(entry))
 
     def _chunks(self, entry: Entry) -> Iterator[bytes]:
@@ -131,7 +149,9 @@ class MappedShards:
         with open(self._open(entry), "rb") as handle:
             self._check_size(entry, os.fstat(handle.fileno()).st_size)
             if handle.read(len(header)) != header:
-                raise self._corrupt(entry, "the header does not describe the records that the manifest describes")
+                raise self._corrupt(
+                    entry, "the header does not describe the records that the manifest describes"
+                )
             handle.seek(len(header) + data_bytes(self.manifest, shard, entry["records"]))
             table = handle.read(4 * block_count(self.manifest, shard, entry["records"]))
             if xxhash.xxh3_128_hexdigest(table) != entry["blocks"]:
@@ -155,14 +175,15 @@ class MappedShards:
             shard, begin, end = damage
             raise self._corrupt(
                 self.manifest["shards"][shard],
-                f"the bytes are not those that were written (checksum of bytes {begin} to {end} of its records)",
+                "the bytes are not those that were written "
+                f"(checksum of bytes {begin} to {end} of its records)",
             )
 
     def _check_size(self, entry: Entry, size: int) -> None:
         expected = entry["bytes"]
         if size != expected:
-            way = "cut" if size < expected else "added to"
-            raise self._corrupt(entry, f"expected {expected} bytes; got {size}: the file was {way}")
+            change = "cut" if size < expected else "added to"
+            raise self._corrupt(entry, f"expected {expected} bytes; got {size}: the file was {change}")
 
     def _open(self, entry: Entry) -> int:
         try:
@@ -170,23 +191,32 @@ class MappedShards:
         except CacheError as error:
             raise self._replaced(entry) or error from None
 
-    def _corrupt(self, entry: Entry, what: str) -> CacheError:
+    def _corrupt(self, entry: Entry, fault: str) -> CacheError:
         again = "delete the cache and build it again"
         if self.url is not None:
             again = f"this is a local copy: delete the file, and opening {self.url} fetches it again"
-        return self._replaced(entry) or CacheCorrupt(f"{self.path / entry['file']}: {what}; {again}")
+        return self._replaced(entry) or CacheCorrupt(f"{self.path / entry['file']}: {fault}; {again}")
 
     def _replaced(self, entry: Entry) -> CacheError | None:
-        """What there is to say of a file that is not as it was, if another cache has taken this one's place; else it is damaged."""
+        """The error about a file that another cache has replaced; None if the file is damaged.
+        damaged.
+        """
         try:
             now = files_of(read_manifest(self.path))
         except CacheIncomplete as error:
             if not self.path.exists():
-                gone = "the folder is gone since the cache was opened, or another machine opened it; open the cache again where it is"
-                return CacheIncomplete(f"{self.path}: no such folder: {gone}")
-            return CacheIncomplete(f"{error}; the cache that was opened is not there any more: open it again when it is finished")
+                return CacheIncomplete(
+                    f"{self.path}: no such folder: the folder is gone since the cache was opened, or another "
+                    "machine opened it; open the cache again where it is"
+                )
+            return CacheIncomplete(
+                f"{error}; the cache that was opened is not there any more: open it again when it is finished"
+            )
         except CacheError:
             return None
         if entry in now:
             return None
-        return CacheMismatch(f"{self.path}: the cache was replaced by another since it was opened ({entry['file']}); open it again")
+        return CacheMismatch(
+            f"{self.path}: the cache was replaced by another since it was opened ({entry['file']}); open it "
+            "again"
+        )

@@ -1,7 +1,8 @@
-"""Writing a cache's shards so that any process may die at any moment, whatever the records come from.
+"""Writing a cache's shards so that any process may die at any moment.
 
-A shard is published by a rename, then committed by a small file with its hash; the manifest comes last. A writer that dies leaves
-finished shards and no manifest, and the next one goes on with the first shard of its own that has no valid commit.
+A shard is published by a rename, then committed by a small file with its hash; the manifest comes last. A
+writer that dies leaves finished shards and no manifest, and the next one goes on with the first shard of its
+own that has no valid commit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -19,39 +20,40 @@ import xxhash
 
 from ensdistill.cache import manifest as m
 from ensdistill.cache import statistics
-from ensdistill.cache.checked import open_regular, read_checked, write_checked
 from ensdistill.cache.codecs import Fields
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
+from ensdistill.cache.files.checked import open_regular, read_checked, write_checked
+from ensdistill.cache.files.locks import Writer, writing
 from ensdistill.cache.folder import leftovers, own_files, remove, require_no_folders, require_same
-from ensdistill.cache.locks import Writer, writing
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import write_uids
 from ensdistill.common.files import atomic_path, fsync
 
-# How long a writer that is done waits for one that does not show itself.
 PATIENCE = 60.0
+"""Seconds that a writer that is done waits while no other writer's process is seen."""
 
 Progress = Callable[[int, int], None]
 Costs = statistics.Cost | statistics.Part
 
 
 class Source(Protocol):
-    """Where records come from."""
+    """A producer of records."""
 
     batch_size: int
     uids: np.ndarray | None
     """Of the rows, int64 [N]; None where a row is its uid."""
     spent: dict[str, float]
-    """By what a KL is of: how far what is encoded is from the teachers' word already, in nats; 0 where nothing is named."""
+    """The KL, in nats, that earlier conversions cost each member or the mixture; 0 for a missing name."""
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
         """Records of each of these rows' samples, int64 [N]; None unless they are sequences."""
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Costs]]:
-        """The fields of these rows' records, ``input_hash`` among them, and the cost of each record by what it is of.
+        """The fields of these rows' records, with ``input_hash``, and the cost of each record by member.
+        member.
 
-        Of what is copied from another cache the statistics are known as a whole: they come once, with any batch.
+        The statistics of copied records are of the whole cache: they come once, with any batch.
         """
 
 
@@ -65,12 +67,13 @@ def publish(
     overwrite: bool = False,
     max_kl: float | None = None,
     progress: Progress | None = None,
+    trusted: Sequence[str] = (),
 ) -> TargetCache:
     """The cache of this plan, in the folder ``path``: opened where it is finished, resumed where it is not.
 
-    With several writers (``world``) each returns when all are done.
+    With several writers (``world``) each returns when all are done. The cache is opened with ``trusted``.
     """
-    if (cache := _finished(path, plan, overwrite)) is not None:
+    if (cache := _finished(path, plan, overwrite, trusted)) is not None:
         return _within(cache, max_kl, source.spent)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def publish(
         fsync(folder.parent)  # without its name in there, a folder does not outlive a power cut
     with writing(path, rank, world) as writer:
         with writer.alone():
-            if (cache := _finished(path, plan, overwrite)) is not None:  # by another writer, since
+            if (cache := _finished(path, plan, overwrite, trusted)) is not None:  # by another writer, since
                 return _within(cache, max_kl, source.spent)
             _prepare(path, plan, overwrite, writer)
             if source.uids is not None:
@@ -86,40 +89,48 @@ def publish(
         try:
             _write(path, plan, source, writer, max_kl, progress)
         except (ValueError, TypeError):
-            if world == 1 and not any(path.glob("*.commit.json")):  # nothing to resume: the folder is free for something else
+            # Without a commit there is no shard to resume, so the folder is left free for another cache.
+            if world == 1 and not any(path.glob("*.commit.json")):
                 remove([path / m.PLAN, path / m.UIDS])
             raise
         _finish(path, plan, writer)
-    return TargetCache.open(path)
+    return TargetCache.open(path, trusted=trusted)
 
 
 def _within(cache: TargetCache, max_kl: float | None, spent: dict[str, float]) -> TargetCache:
-    largest = max(part["max"] + spent.get(name, 0.0) for name, part in cache.manifest["statistics"]["members"].items())
+    parts = cache.manifest["statistics"]["members"]
+    largest = max(part["max"] + spent.get(name, 0.0) for name, part in parts.items())
     if max_kl is not None and largest > max_kl:
-        raise CacheError(f"max_kl: expected at most {max_kl:g} nats; the cache {cache.path} has a row with {largest:.3g}")
+        raise CacheError(
+            f"max_kl: expected at most {max_kl:g} nats; the cache {cache.path} has a row with {largest:.3g}"
+        )
     return cache
 
 
-def _finished(path: Path, plan: m.Manifest, overwrite: bool) -> TargetCache | None:
-    """The finished cache in the folder, if there is one; one that is not of this plan is an error or, to be overwritten, None."""
+def _finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[str]) -> TargetCache | None:
+    """The finished cache of this plan in the folder, or None.
+
+    A finished cache of another plan is an error; where it may be overwritten, None is returned.
+    """
     if not (path / m.MANIFEST).exists():
         return None
     try:
-        cache = TargetCache.open(path, check="full" if overwrite else "lazy")
+        cache = TargetCache.open(path, check="full" if overwrite else "lazy", trusted=trusted)
         require_same(path, *m.same_fields(cache.manifest, plan))
     except CacheError:
         if overwrite:
             return None
         raise
     if leftovers(path, plan):
-        # Its writer died after publishing. The leftovers are never read; where they can't be removed they do no harm.
+        # Its writer died after publishing. The leftovers are never read, so they may stay where they cannot
+        # be removed.
         with suppress(OSError, CacheError), writing(path, 0, 1):
             remove(leftovers(path, plan))
     return cache
 
 
 def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
-    """Leave in the folder what may be resumed, under a plan that equals ours."""
+    """Leave in the folder only files that may be resumed, under a plan that equals ours."""
     require_no_folders(path)
     try:
         if (path / m.MANIFEST).exists():
@@ -133,12 +144,21 @@ def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> N
         if not overwrite:
             raise
         if others := writer.others_alive():
-            raise CacheError(f"{error}\nIt can't be overwritten: {', '.join(others)} are held by its other writers") from error
+            raise CacheError(
+                f"{error}\nIt can't be overwritten: {', '.join(others)} are held by its other writers"
+            ) from error
         remove(own_files(path))
         write_checked(path / m.PLAN, plan)
 
 
-def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl: float | None, progress: Progress | None) -> None:
+def _write(
+    path: Path,
+    plan: m.Manifest,
+    source: Source,
+    writer: Writer,
+    max_kl: float | None,
+    progress: Progress | None,
+) -> None:
     """Publish and commit every shard of this writer."""
     own = range(writer.rank, m.shard_count(plan), writer.world)
     done, total = 0, sum(m.rows_of_shard(plan, shard) for shard in own)
@@ -148,7 +168,8 @@ def _write(path: Path, plan: m.Manifest, source: Source, writer: Writer, max_kl:
         if commit is None and (path / m.MANIFEST).exists():
             return  # another writer found everything committed, and has tidied up
         if commit is None:
-            _publish_shard(path, plan, shard, source, max_kl, None if progress is None else _shifted(progress, done, total))
+            advance = None if progress is None else _shifted(progress, done, total)
+            _publish_shard(path, plan, shard, source, max_kl, advance)
         else:
             _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
             if progress is not None:
@@ -161,7 +182,12 @@ def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]
 
 
 def _publish_shard(
-    path: Path, plan: m.Manifest, shard: int, source: Source, max_kl: float | None, progress: Callable[[int], None] | None
+    path: Path,
+    plan: m.Manifest,
+    shard: int,
+    source: Source,
+    max_kl: float | None,
+    progress: Callable[[int], None] | None,
 ) -> None:
     view, first = m.view_and_first_row(plan, shard)
     rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]
@@ -182,12 +208,16 @@ def _publish_shard(
         for name, field in fields.items():
             views[name][:] = field
         uids = batch if source.uids is None else source.uids[batch]
-        _refuse_worse(max_kl, kl, plan, shard, uids if lengths is None else np.repeat(uids, lengths[start:stop]), source.spent)
+        owners = uids if lengths is None else np.repeat(uids, lengths[start:stop])
+        _refuse_worse(max_kl, kl, plan, shard, owners, source.spent)
         for name, values in kl.items():
             parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))
         if progress is not None:
             progress(stop)
-    header, table = m.shard_header(plan, shard, records), native.checksums(data, plan["block_bytes"]).astype("<u4")
+    header, table = (
+        m.shard_header(plan, shard, records),
+        native.checksums(data, plan["block_bytes"]).astype("<u4"),
+    )
     digest = xxhash.xxh3_128(header)
     digest.update(data.data)
     digest.update(table.data)
@@ -226,24 +256,32 @@ def _refuse_worse(
         if worst > max_kl:
             share = f" ({before:.3g} of it from the source)" if before else ""
             raise CacheError(
-                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has {worst:.3g}{share} for {name!r}, "
-                f"{where}; nothing of its shard was written: choose a more exact codec, or allow more"
+                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has "
+                f"{worst:.3g}{share} for {name!r}, {where}; nothing of its shard was written: choose a more "
+                "exact codec, or allow more"
             )
 
 
 def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
-    """Write the manifest once every shard is committed, by whichever writer."""
+    """Write the manifest once every writer has committed its shards."""
     seen, since = -1, time.monotonic()
     while True:
         with writer.alone():
             if (path / m.MANIFEST).exists():
                 return
-            # The other writers' shards were read back by those that wrote them, or are read by whoever opens the cache.
-            commits = [_committed(path, plan, shard, every_byte=False) for shard in range(m.shard_count(plan))]
+            # Each writer has read its own shards back, and every reader checks them again.
+            commits = [
+                _committed(path, plan, shard, every_byte=False) for shard in range(m.shard_count(plan))
+            ]
             if all(commit is not None for commit in commits):
-                members = {name: statistics.merge(c["kl"][name] for c in commits if c and name in c["kl"]) for name in m.targets_of(plan)}
+                parts = [commit["kl"] for commit in commits if commit]
+                members = {
+                    name: statistics.merge(part[name] for part in parts if name in part)
+                    for name in m.targets_of(plan)
+                }
                 shards = [commit["shard"] for commit in commits if commit]
-                write_checked(path / m.MANIFEST, {**plan, "shards": shards, "statistics": statistics.summary(members)})
+                finished = {**plan, "shards": shards, "statistics": statistics.summary(members)}
+                write_checked(path / m.MANIFEST, finished)
                 remove(leftovers(path, plan))
                 return
             alive = writer.others_alive()
@@ -253,14 +291,14 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
         elif time.monotonic() - since > PATIENCE:
             ranks = sorted({shard % writer.world for shard in missing})
             raise CacheIncomplete(
-                f"{path}: {len(missing)} shards of rank {', '.join(map(str, ranks))} of {writer.world} are missing, and no process that "
-                "writes them is running; run it again to resume"
+                f"{path}: {len(missing)} shards of rank {', '.join(map(str, ranks))} of {writer.world} are "
+                "missing, and no process that writes them is running; run it again to resume"
             )
         time.sleep(0.05)
 
 
 def _committed(path: Path, plan: m.Manifest, shard: int, every_byte: bool) -> m.Manifest | None:
-    """The shard's commit, if it is of this plan and the shard's bytes are those it names."""
+    """The shard's commit, if it is of this plan and the shard has the bytes that the commit describes."""
     digest = xxhash.xxh3_128()
     try:
         commit = read_checked(path / m.commit_name(shard))

@@ -1,4 +1,6 @@
-"""What storing cost: every row's KL, summed up so that the parts of shards, members and writers merge exactly."""
+"""The cost of storing: every row's KL, summed up so that parts of shards and writers merge exactly.
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,21 @@ import numpy as np
 _BINS, _LOWEST = 16, 2.0**-60
 
 Part = dict[str, Any]
-"""``{rows, sum, max, bins}`` of some rows; ``bins`` are pairs (bin, rows in it). ``floored`` rows, if any, had logits below the floor."""
+"""``{rows, sum, max, bins}`` of some rows; ``bins`` are pairs (bin, rows in it).
+
+``floored`` counts the rows that had logits below the floor, if any.
+"""
 
 
 class Cost(NamedTuple):
-    """What storing cost each of some rows.
+    """The cost of storing each of some rows.
 
     Parameters
     ----------
     kl : ndarray [N], float64
         Nats, not negative.
     floored : int
-        How many of the rows had logits below the floor (``floors.py``).
+        The number of rows that had logits below the floor (``floors.py``).
     """
 
     kl: np.ndarray
@@ -35,7 +40,8 @@ def part(cost: Cost) -> Part:
     """The part of these rows."""
     kl = cost.kl
     counts = Counter(np.floor(np.log2(np.maximum(kl, _LOWEST)) * _BINS).astype(int).tolist())
-    whole = {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": [list(pair) for pair in sorted(counts.items())]}
+    bins = [list(pair) for pair in sorted(counts.items())]
+    whole = {"rows": kl.size, "sum": math.fsum(kl), "max": float(kl.max()), "bins": bins}
     return {**whole, "floored": cost.floored} if cost.floored else whole
 
 
@@ -69,7 +75,12 @@ def summary(members: dict[str, Part]) -> dict[str, Any]:
         if below >= 0.99 * whole["rows"]:
             p99 = 2.0 ** ((bin_ + 1) / _BINS)
             break
-    kl = {"rows": whole["rows"], "mean": whole["sum"] / whole["rows"], "p99": min(p99, whole["max"]), "max": whole["max"]}
+    kl = {
+        "rows": whole["rows"],
+        "mean": whole["sum"] / whole["rows"],
+        "p99": min(p99, whole["max"]),
+        "max": whole["max"],
+    }
     return {"kl": kl, "members": members}
 
 
@@ -80,8 +91,14 @@ def is_part(value: Any) -> bool:
         return type(x) in (int, float) and math.isfinite(x) and x >= 0
 
     def pair(x: Any) -> bool:
-        return isinstance(x, list) and len(x) == 2 and all(type(i) is int and -(2**15) < i < 2**62 for i in x) and x[1] > 0
+        sound = (
+            isinstance(x, list) and len(x) == 2 and all(type(i) is int and -(2**15) < i < 2**62 for i in x)
+        )
+        return sound and x[1] > 0
 
     sound = isinstance(value, dict) and value.keys() - {"floored"} == {"rows", "sum", "max", "bins"}
-    sound = sound and all(type(value[count]) is int and value[count] > 0 for count in ("rows", "floored") if count in value)
-    return sound and number(value["sum"]) and number(value["max"]) and isinstance(value["bins"], list) and all(map(pair, value["bins"]))
+    sound = sound and all(
+        type(value[count]) is int and value[count] > 0 for count in ("rows", "floored") if count in value
+    )
+    sound = sound and number(value["sum"]) and number(value["max"])
+    return sound and isinstance(value["bins"], list) and all(map(pair, value["bins"]))

@@ -1,7 +1,7 @@
 """Targets batch by batch, gathered some batches ahead on another thread.
 
-A training step leaves nothing of the reader in the processor's caches: whatever runs once for each step runs cold, several times slower
-than in a loop, and so does waking a thread. Hence batches are gathered in groups.
+A training step evicts the reader from the processor's caches: code that runs once for each step runs cold,
+several times slower than in a loop, and so does waking a thread. Hence batches are gathered in groups.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BATCHES, _BYTES = 16, 4 << 20
 
 
 def stream(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[Targets]:
-    """What `TargetCache.stream` does."""
+    """See `TargetCache.stream`."""
     with ThreadPoolExecutor(1, "ensdistill-cache") as executor:
         ahead: Future[list[Targets]] | None = None
         for group in _groups(cache, batches):
@@ -35,12 +35,16 @@ def stream(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[Targets]:
 
 
 def _groups(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[list[np.ndarray]]:
-    """The batches' ids. Sequences are grouped by one: how long they are stands in shards that only the other thread should wait for."""
+    """The batches' ids.
+
+    A group of sequences has one batch: their lengths are in the shards, and only the other thread should wait
+    for these.
+    """
     group: list[np.ndarray] = []
     size = 0
     for batch in batches:
         uids, view = batch if isinstance(batch, tuple) else (batch, 0)
-        group.append(cache._ids(uids, view))
+        group.append(cache.samples.ids(uids, view))
         size += len(group[-1]) * cache.layout.bytes
         if len(group) == _BATCHES or size >= _BYTES or cache.manifest["sequences"]:
             yield group
@@ -51,6 +55,6 @@ def _groups(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[list[np.nd
 
 def _gather(cache: TargetCache, group: list[np.ndarray]) -> list[Targets]:
     if len(group) == 1:
-        return [cache._target(cache._shards.gather(group[0]))]
-    records = cache._shards.gather(np.concatenate(group))
-    return [cache._target(part) for part in np.split(records, np.cumsum([len(ids) for ids in group])[:-1])]
+        return [cache.target_of(cache.shards.gather(group[0]))]
+    records = cache.shards.gather(np.concatenate(group))
+    return [cache.target_of(part) for part in np.split(records, np.cumsum([len(ids) for ids in group])[:-1])]

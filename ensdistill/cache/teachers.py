@@ -1,4 +1,4 @@
-"""The teachers as a cache needs them: a protocol, and how they are called for the samples of some uids."""
+"""The ensemble as a cache needs it: a protocol, and how it predicts for the samples of some uids."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ensdistill.data import Rows
 if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
 
-Ask = Callable[[np.ndarray, np.ndarray], Any]
+Predict = Callable[[np.ndarray, np.ndarray], Any]
 """From inputs [M, ...] and their uids [M] to the logits of each member."""
 
 
 class Ensemble(Protocol):
-    """What a cache needs of its teachers."""
+    """The attributes and methods of an ensemble that a cache uses."""
 
     weights: np.ndarray
 
@@ -31,51 +31,60 @@ class Ensemble(Protocol):
     def combiner(self) -> str: ...
 
     def predict_logits(self, inputs: np.ndarray) -> Any:
-        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]), as an array or a tensor on any device."""
+        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]), as an array or a tensor on any
+        device.
+        """
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain JSON that changes with whatever changes the logits: members, weights, combiner, calibration."""
+        """Plain JSON that changes with everything that changes the logits: members, weights, combiner,
+        calibration.
+        """
 
-    # Of an ensemble whose members hold stored answers also
+    # An ensemble whose members hold stored predictions also has
     #     for_uids(uids: ndarray [M], among: ndarray [N]) -> Ensemble
-    # which predicts for the samples of these uids, in this order, of a set of which ``among`` are all uids in the set's order.
-    # It returns itself where no member needs uids.
+    # which predicts for the samples of these uids, in this order, of a set of which ``among`` are all uids in
+    # the set's order. It returns itself where no member needs uids.
 
 
-def asked(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Ask:
-    """How the ensemble is asked for the logits of some of the rows: called with their inputs and uids.
+def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Predict:
+    """A function of some rows' inputs and uids that returns the members' logits for them.
 
     Raises
     ------
     ValueError
-        A member with stored answers has none for a row, holds them in an order that may not be that of the rows, or is asked about
-        augmented inputs.
+        A member with stored predictions has none for a row, holds them in an order that may not be that of
+        the rows, or would have to predict for augmented inputs.
     TypeError
         The ensemble wraps one with such members and has no ``for_uids`` of its own.
     """
     for_uids = getattr(ensemble, "for_uids", None)
-    owner = getattr(for_uids, "__self__", ensemble)  # another, where an object of somebody's own passes on what it hasn't
+    owner = getattr(for_uids, "__self__", ensemble)  # another object, where ``ensemble`` delegates to it
     if for_uids is None or for_uids(rows.uids, rows.uids) is owner:
         return lambda inputs, uids: _predict(ensemble, inputs)
     if owner is not ensemble:
         raise TypeError(
-            f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with stored answers, whose "
-            "predictions would take the place of its own; give it a method for_uids(uids, among)"
+            f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with "
+            "stored answers, whose predictions would take the place of its own; give it a method "
+            "for_uids(uids, among)"
         )
     if augment is not None:
         raise ValueError(
-            f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. ArrayMember(inputs, ...) finds answers "
-            "by their inputs, augmented ones among them"
+            f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. "
+            "ArrayMember(inputs, ...) finds answers by their inputs, augmented ones among them"
         )
     return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs)
 
 
 def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
-    """``predict_logits``, or the form of it that leaves logits on a GPU, where the class that defines the one defines the other.
+    """``predict_logits``, or its form that leaves logits on a GPU, where one class defines both.
 
-    A subclass or an instance with a ``predict_logits`` of its own is asked by that.
+    The ``predict_logits`` of a subclass, or of an instance, takes precedence.
     """
     owner = next((cls for cls in type(ensemble).__mro__ if "predict_logits" in vars(cls)), None)
-    whole = owner is not None and "predict_logits_on_device" in vars(owner) and "predict_logits" not in vars(ensemble)
+    whole = (
+        owner is not None
+        and "predict_logits_on_device" in vars(owner)
+        and "predict_logits" not in vars(ensemble)
+    )
     predict = ensemble.predict_logits_on_device if whole else ensemble.predict_logits  # type: ignore[attr-defined]
     return predict(inputs)

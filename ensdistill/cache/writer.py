@@ -1,21 +1,23 @@
-"""Writing a target cache: run the teachers once over the rows, one shard after the other."""
+"""Writing a target cache: run the ensemble once over the rows, one shard after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.checked import FORMAT_VERSION, WITH_UIDS
-from ensdistill.cache.codecs import Counts, Fields, codec_of
-from ensdistill.cache.fingerprint import as_json, input_hashes
+from ensdistill.cache.codecs import Codec, Fields, class_paths, codec_of
+from ensdistill.cache.codecs.layout import INPUT_HASH
+from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.publishing import publish
-from ensdistill.cache.reader import TargetCache, made_from
-from ensdistill.cache.teachers import Ask, Ensemble, asked
+from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.teachers import Ensemble, Predict, predictor
 from ensdistill.cache.uids import entry_of, row_order
 from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
@@ -33,7 +35,7 @@ def cache_targets(
     rows: Rows,
     path: Path | str,
     *,
-    codec: str = "uint8",
+    codec: str | Codec = "uint8",
     mixture_at: float | None = None,
     views: int = 1,
     augment: Augmentation | None = None,
@@ -48,43 +50,52 @@ def cache_targets(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TargetCache:
-    """Run the ensemble over ``rows`` and keep what it says in the folder ``path``.
+    """Run the ensemble over ``rows`` and keep its targets in the folder ``path``.
 
-    Under ``torchrun`` every process calls it with the same arguments, writes the shards that are its own, and gets the whole cache.
+    Under ``torchrun`` every process calls it with the same arguments, writes the shards that are its own, and
+    gets the whole cache.
 
-    If the folder holds a finished cache of the same things it is opened and returned; an unfinished one is resumed. With the
-    same ``batch_size`` and teachers that give the same bits, a resumed cache equals an undisturbed one byte for byte, whatever the
-    number of writers.
+    If the folder holds a finished cache of the same things it is opened and returned; an unfinished one is
+    resumed. With the same ``batch_size`` and members that return the same bits, a resumed cache equals an
+    undisturbed one byte for byte, with any number of writers.
 
-    The logits are encoded where the teachers leave them: a tensor on a GPU is encoded there, and only the records are copied. An
-    :class:`ensdistill.Ensemble` with a torch member on a GPU is asked for them there (``predict_logits_on_device``).
+    The logits are encoded on the device of the members: a tensor on a GPU is encoded there, and only the
+    records are copied. From an :class:`ensdistill.Ensemble` with a torch member on a GPU they are taken there
+    (``predict_logits_on_device``).
 
     Parameters
     ----------
     ensemble : Ensemble
-        The teachers: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and ``fingerprint()``.
+        The members: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and
+        ``fingerprint()``.
     rows : Rows
-        The transfer set, with any uids: they are what ``gather`` asks by. Where they are 0 ... N-1, in any order, the uid is the sample's
-        row in the cache. Any others (a data set's own) are kept in the cache, whose rows are in the order of these.
+        The transfer set, with any uids: ``gather`` takes them. Where they are 0 ... N-1, in any order, the
+        uid is the sample's row in the cache. Any others (a data set's own) are kept in the cache, whose rows
+        are in the order of these.
     path : path
-        A folder; made if it isn't there.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
-        How targets are stored; see ``ensdistill.cache.codecs``. ``topk-N`` and ``counts-N`` hold the mixture only.
+        A folder; created if it does not exist.
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}, import path or Codec
+        How targets are stored; see ``ensdistill.cache.codecs``. ``topk-N`` and ``counts-N`` hold the mixture
+        only. A codec outside the package is given by its import path (``"my_package.my_codec.MyCodec"``, with
+        settings ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
     mixture_at : float, optional
-        Keep only the mixture at this temperature, a K-th of the bytes. By default every member's logits are kept, which serve every
-        temperature, weighting and combiner.
+        Keep only the mixture at this temperature, a K-th of the bytes. By default every member's logits are
+        kept, which serve every temperature, weighting and combiner.
     views : int
         Versions of each sample, each augmented in its own way by ``augment``.
     augment : Augmentation, optional
-        Changes the inputs before the teachers see them; ``ensdistill.data.versions.view_inputs`` gives the student the same.
+        Changes the inputs before the members get them; ``ensdistill.data.versions.view_inputs`` gives the
+        student the same.
     lengths : ndarray [N], integer, optional
-        In the order of ``rows``: the samples are sequences, of which so many positions count; ``predict_logits`` gives [K, N, L, C].
+        In the order of ``rows``: the samples are sequences, of which so many positions count;
+        ``predict_logits`` returns [K, N, L, C].
     max_kl : float, optional
         Refuse to write a shard in which storing costs a row more than so many nats.
     max_temperature : float
-        The largest temperature at which members' logits will be used. With ``uint8``, classes so far below their row's largest that they
-        have no share up to there are stored as masked (``-inf``), lest they coarsen the others; a row that needs it makes the loss refuse
-        higher temperatures. See ``ensdistill.cache.floors``.
+        The largest temperature at which members' logits will be used. With ``uint8``, classes so far below
+        their row's largest that they have no share at such temperatures are stored as masked (``-inf``), lest
+        they coarsen the others. If a row needed that, the loss refuses higher temperatures. See
+        ``ensdistill.cache.floors``.
     seed : int
         Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
@@ -92,11 +103,12 @@ def cache_targets(
     shard_rows : int
         Samples in one file.
     rank, world : int, optional
-        This process is writer number ``rank`` of ``world``, all given the same arguments; each runs the teachers over its own shards,
-        and returns when all are done. By default as ``torchrun`` says, or alone.
+        This process is writer number ``rank`` of ``world``, all given the same arguments; each runs the
+        members over its own shards, and returns when all are done. By default the numbers that ``torchrun``
+        sets, or 0 of 1.
     overwrite : bool
-        Build again instead of refusing a folder that holds something else, or a damaged cache (everything is read to see that).
-        A sound cache of the same things is still opened, and an unfinished one resumed.
+        Build again instead of refusing a folder that holds something else, or a damaged cache (every byte is
+        read and checked). A sound cache of the same things is still opened, and an unfinished one resumed.
     progress : callable, optional
         Called with ``(samples done, samples in all)`` of this process, each view counted.
 
@@ -107,18 +119,19 @@ def cache_targets(
     Raises
     ------
     ValueError, TypeError
-        An argument (so a URL as ``path``), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf`` elsewhere masks a class).
-        The message names the uid and the member; the shard is not published.
+        An argument (so a URL as ``path``), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf``
+        elsewhere masks a class). The message names the uid and the member; the shard is not published.
     CacheError
         ``max_kl``: names the member and the uid.
     CacheLossWarning
         (a warning) Storing cost some row a KL of more than 0.01 nats; so does opening such a cache.
     CacheMismatch
-        The folder holds a cache of something else; the message says what differs, field by field.
+        The folder holds a cache of something else; the message lists the fields that differ.
     CacheLocked
         Another process is writing the folder.
     CacheCorrupt, CacheIncomplete
-        A finished cache in the folder is damaged (``overwrite=True`` builds it again); or another writer died.
+        A finished cache in the folder is damaged (``overwrite=True`` builds it again); or another writer
+        died.
 
     Examples
     --------
@@ -127,7 +140,8 @@ def cache_targets(
     >>> rows = Rows(inputs=np.eye(6, dtype=np.float32), uids=n, labels=n % 3)
     >>> teachers = types.SimpleNamespace(
     ...     names=("a", "b"), classes=("x", "y", "z"), weights=np.array([0.75, 0.25]), combiner="prob",
-    ...     predict_logits=lambda inputs: np.stack([inputs[:, :3], inputs[:, 3:]]), fingerprint=lambda: {"members": ["a", "b"]})
+    ...     predict_logits=lambda inputs: np.stack([inputs[:, :3], inputs[:, 3:]]),
+    ...     fingerprint=lambda: {"members": ["a", "b"]})
     >>> folder = tempfile.TemporaryDirectory()
     >>> cache = cache_targets(teachers, rows, folder.name)
     >>> len(cache), cache.names, cache.manifest["statistics"]["kl"]["max"] < 1e-6
@@ -137,7 +151,7 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
-    path = local_path(path)
+    path, codec = local_path(path), codec_of(codec)
     if rank is None and world is None:
         with processes() as group:
             rank, world = group.rank, group.count
@@ -148,14 +162,17 @@ def cache_targets(
     if not len(rows):
         raise ValueError("rows: expected at least one; got none")
     order, uids = row_order(rows.uids)
-    ask = asked(ensemble, rows, augment)
+    predict = predictor(ensemble, rows, augment)
     if augment is None and views > 1:
-        raise ValueError(f"augment: expected an augmentation, because {views} views without one would all be the same; got None")
+        raise ValueError(
+            f"augment: expected an augmentation, because {views} views without one would all be the same; "
+            "got None"
+        )
     plan = make_plan(
         members=list(ensemble.names),
         weights=ensemble.weights,
         combiner=ensemble.combiner,
-        classes=_classes(ensemble, ask, rows),
+        classes=_classes(ensemble, predict, rows),
         codec=codec,
         mixture_at=mixture_at,
         rows=len(rows),
@@ -177,8 +194,30 @@ def cache_targets(
         "inputs": made_from(hashes, counts, uids),
         "views": described,
     }
-    source = _Teachers(ask, rows, order, hashes, plan, augment, seed, counts, batch_size)
-    return publish(path, plan, source, rank=rank, world=world, overwrite=overwrite, max_kl=max_kl, progress=progress)
+    source = _Predictions(
+        plan=plan,
+        codec=codec,
+        predict=predict,
+        rows=rows,
+        order=order,
+        hashes=hashes,
+        all_lengths=counts,
+        uids=uids,
+        augment=augment,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return publish(
+        path,
+        plan,
+        source,
+        rank=rank,
+        world=world,
+        overwrite=overwrite,
+        max_kl=max_kl,
+        progress=progress,
+        trusted=class_paths(codec),
+    )
 
 
 def make_plan(
@@ -187,7 +226,7 @@ def make_plan(
     weights: Any,
     combiner: str,
     classes: list[str],
-    codec: str,
+    codec: str | Codec,
     mixture_at: float | None,
     rows: int,
     views: int,
@@ -197,29 +236,37 @@ def make_plan(
     max_temperature: float = TEMPERATURE,
     uids: np.ndarray | None = None,
 ) -> m.Manifest:
-    """Everything of the manifest that is known before the teachers run, but the fingerprint."""
-    weights, kind = np.asarray(weights), codec_of(codec)
-    for field, value in (("names", members), ("classes", classes)):
-        if not value or not all(isinstance(name, str) for name in value):
-            raise ValueError(f"ensemble.{field}: expected strings, at least one; got {value!r}")
+    """The fields of the manifest that are set before the members run, without the fingerprint."""
+    weights, codec = np.asarray(weights), codec_of(codec)
+    for name, value in (("names", members), ("classes", classes)):
+        if not value or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"ensemble.{name}: expected strings, at least one; got {value!r}")
     if len(set(members)) != len(members):
         raise ValueError(f"ensemble.names: expected different names; got {members!r}")
     if weights.dtype != np.float64 or weights.shape != (len(members),):
-        raise ValueError(f"ensemble.weights: expected float64 [{len(members)}] (members); got {weights.dtype} {list(weights.shape)}")
+        raise ValueError(
+            f"ensemble.weights: expected float64 [{len(members)}] (members); got {weights.dtype} "
+            f"{list(weights.shape)}"
+        )
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}")
+        raise ValueError(
+            f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}"
+        )
     if combiner not in m.COMBINERS:
         raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {combiner!r}")
-    if kind.mixture and mixture_at is None:
-        raise ValueError(f"mixture_at: expected a temperature, because {codec} holds the mixture at one only; got None")
+    if codec.mixture_only and mixture_at is None:
+        raise ValueError(
+            f"mixture_at: expected a temperature, because {codec.name} holds the mixture at one only; got "
+            "None"
+        )
     if mixture_at is not None:
         check_temperature("mixture_at", mixture_at)
     check_temperature("max_temperature", max_temperature)
     plan = {
         "format": m.FORMAT,
-        "format_version": FORMAT_VERSION if uids is None else WITH_UIDS,
-        "codec": codec,
-        "seed": seed if isinstance(kind, Counts) else None,
+        "format_version": 0,  # set below, for its place in the file
+        "codec": codec.name,
+        "seed": seed if codec.seeded else None,
         "rows": rows,
         **({} if uids is None else {"uids": entry_of(uids)}),
         "members": members,
@@ -232,38 +279,46 @@ def make_plan(
         "shard_rows": shard_rows,
         "block_bytes": m.BLOCK_BYTES,
     }
-    return {**plan, "floor": floor_of(plan, max_temperature), "record": m.layout_of(plan).describe()}
+    plan["format_version"] = m.format_version_of(plan)
+    floor, record = floor_of(codec, plan, max_temperature), m.record_for(codec, plan)
+    return {**plan, "floor": floor, "record": record.describe()}
 
 
-class _Teachers:
-    """Records of what the teachers say of the rows."""
+@dataclass
+class _Predictions:
+    """Records of the ensemble's predictions for the rows.
 
-    def __init__(
-        self,
-        ask: Ask,
-        rows: Rows,
-        order: np.ndarray,
-        hashes: np.ndarray,
-        plan: m.Manifest,
-        augment: Augmentation | None,
-        seed: int,
-        lengths: np.ndarray | None,
-        batch_size: int,
-    ) -> None:
-        self.ask, self.rows, self.order, self.hashes, self.plan = ask, rows, order, hashes, plan
-        self.augment, self.seed, self.all_lengths, self.batch_size = augment, seed, lengths, batch_size
-        self._encoder: Any = None
-        self.uids = rows.uids if "uids" in plan else None  # then the rows are in the order of these
-        self.spent: dict[str, float] = {}
+    Attributes
+    ----------
+    order : ndarray [N]
+        The position among ``rows`` of each row of the cache.
+    hashes, all_lengths, uids : ndarray [N]
+        In the order of the cache.
+    """
+
+    plan: m.Manifest
+    codec: Codec
+    predict: Predict
+    rows: Rows
+    order: np.ndarray
+    hashes: np.ndarray
+    all_lengths: np.ndarray | None
+    uids: np.ndarray | None
+    augment: Augmentation | None
+    seed: int
+    batch_size: int
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from ensdistill.cache.encoding import Encoder  # imports torch
+
+        return Encoder(self.plan, self.codec, self.uids)
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
         return None if self.all_lengths is None else self.all_lengths[rows]
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        if self._encoder is None:
-            from ensdistill.cache.encoding import Encoder
-
-            self._encoder = Encoder(self.plan, self.uids)
         positions = self.order[rows]
         inputs, uids = self.rows.inputs[positions], self.rows.uids[positions]
         hashes, lengths = self.hashes[rows], self.lengths(view, rows)
@@ -273,16 +328,19 @@ class _Teachers:
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
             hashes = input_hashes(inputs)
         try:
-            value = self.ask(inputs, uids)
-        except BadRows as error:  # it counts the rows of this batch
+            value = self.predict(inputs, uids)
+        except BadRows as error:  # its rows are positions in this batch
             bad = uids[error.rows]
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
         fields, costs = self._encoder(value, view, rows, lengths)
-        return {**fields, "input_hash": hashes if lengths is None else np.repeat(hashes, lengths)}, costs
+        return {**fields, INPUT_HASH: hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
-def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any) -> None:
-    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world)):
+def _check_numbers(
+    batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any
+) -> None:
+    counts = (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world))
+    for name, value in counts:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}: expected a positive integer; got {value!r}")
     if type(rank) is not int or not 0 <= rank < world:
@@ -293,11 +351,11 @@ def _check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, worl
         raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
 
 
-def _classes(ensemble: Ensemble, ask: Ask, rows: Rows) -> list[str]:
-    """The classes' names; numbers where no teacher knows names."""
+def _classes(ensemble: Ensemble, predict: Predict, rows: Rows) -> list[str]:
+    """The classes' names; numbers where the ensemble has no names."""
     if ensemble.classes is not None:
         return list(ensemble.classes)
-    return list(map(str, range(np.shape(ask(rows.inputs[:1], rows.uids[:1]))[-1])))
+    return list(map(str, range(np.shape(predict(rows.inputs[:1], rows.uids[:1]))[-1])))
 
 
 def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
@@ -306,7 +364,10 @@ def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
         return None
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" or array.shape != (len(rows),):
-        raise ValueError(f"lengths: expected one integer for each of the {len(rows)} rows; got {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"lengths: expected one integer for each of the {len(rows)} rows; got {array.dtype} "
+            f"{list(array.shape)}"
+        )
     if array.min() < 1 or array.max() >= _LONGEST:
         raise ValueError(f"lengths: expected 1 to {_LONGEST - 1}; got {array.min()} to {array.max()}")
     return array.astype(np.int64)[order]

@@ -97,7 +97,7 @@ class CacheConfig:
             raise ValueError(f"cache.{error}") from error
         if self.mixture_at is not None:
             check_temperature("cache.mixture_at", self.mixture_at)
-        if codec.mixture and self.mixture_at is None:
+        if codec.mixture_only and self.mixture_at is None:
             raise ValueError(
                 "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec "
                 f"{self.codec} holds the mixture at one only; got none"

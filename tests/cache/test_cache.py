@@ -284,8 +284,8 @@ def test_more_shards_than_may_be_mapped(tmp_path, monkeypatch):
     cache = cache_targets(teachers, rows, tmp_path, codec="fp32", **SMALL)
     for uids in (np.arange(230), np.arange(230)[::-1], np.array([229, 0, 100])):
         np.testing.assert_array_equal(cache.gather(uids.copy()).to_logits().numpy(), in_uid_order(teachers, rows)[:, uids])
-        assert cache._shards.mapped <= 4  # a batch's own at least
+        assert cache.shards.mapped <= 4  # a batch's own at least
     for uid in (0, 64, 128):
-        cache._shards.unmap() if uid == 0 else None
+        cache.shards.unmap() if uid == 0 else None
         cache.gather([uid])
-    assert cache._shards.mapped <= 2
+    assert cache.shards.mapped <= 2

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ensdistill.cache import CacheError, TargetCache, cache_targets
-from ensdistill.cache.codecs import codec_of, kl_divergence, layout, pack_ids, unpack_ids
+from ensdistill.cache.codecs import codec_of, kl_divergence, record_of
+from ensdistill.cache.codecs.ids import pack_ids, unpack_ids
 from ensdistill.cache.encoding import Encoder
 from ensdistill.cache.writer import make_plan
 from ensdistill.functional import distillation_loss
@@ -25,10 +26,10 @@ def stored(codec, logits, **options):
     settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
     names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
     plan = make_plan(members=names, classes=classes, codec=codec, rows=n, views=1, sequences=False, shard_rows=n, **settings)
-    place = layout(codec, k if settings["mixture_at"] is None else 1, c)
+    place = record_of(codec_of(codec), k if settings["mixture_at"] is None else 1, c)
     records = np.zeros((n, place.bytes), np.uint8)
     views = place.views(records)
-    fields, costs = Encoder(plan)(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
+    fields, costs = Encoder(plan, codec_of(codec))(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
     for name, value in fields.items():
         views[name][:] = value
     return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
@@ -163,7 +164,7 @@ def test_numpy_and_torch_decode_the_same():
 @pytest.mark.parametrize("codec", [*DENSE, "topk-2", "counts-255"])
 @pytest.mark.parametrize(("k", "c"), [(1, 2), (3, 7), (8, 1000)])
 def test_fields_tile_the_record_and_are_aligned(codec, k, c):
-    place, end = layout(codec, k, c), 0
+    place, end = record_of(codec_of(codec), k, c), 0
     for offset, dtype, shape in place.fields.values():
         assert offset == end
         assert offset % np.dtype(dtype).itemsize == 0

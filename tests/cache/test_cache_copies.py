@@ -54,7 +54,7 @@ def test_a_copy_reads_the_same_and_is_checked_by_itself(tmp_path, copied):
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
     expected = cache.gather_records(UIDS)
     again = copied(cache)
-    assert (again.path, again.url, again.names, again._shards.mapped) == (cache.path, None, cache.names, 0)
+    assert (again.path, again.url, again.names, again.shards.mapped) == (cache.path, None, cache.names, 0)
     np.testing.assert_array_equal(again.gather_records(UIDS), expected)
     file = tmp_path / "cache" / "shard-00000.safetensors"
     data = bytearray(file.read_bytes())

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ensdistill import _shards
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
-from ensdistill.cache.checked import write_checked
 from ensdistill.cache.derive import reweight
+from ensdistill.cache.files.checked import write_checked
 from ensdistill.cache.manifest import shard_header
 
 
@@ -201,9 +201,9 @@ CONVERTED = {"from": "uint8", "kl": {"max": 0.0}}
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 5')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 6')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 5, but this ensdistill reads up to 4; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 6, but this ensdistill reads up to 5; upgrade"):
         TargetCache.open(copy)
 
 
@@ -231,7 +231,7 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m["shards"][2].pop("blocks"), r"shards\[2\]: expected"),
         (lambda m: m.update(members=["a"] * 10**6), "weights: expected 1000000 numbers"),
         (lambda m: m.update(weights=[0, 0, 0]), "weights: expected a list of non-negative numbers with a positive sum"),
-        (lambda m: m["record"].update(bytes=10**18), "record: expected the layout"),
+        (lambda m: m["record"].update(bytes=10**18), r"shards\[0\]: expected"),
         (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
         (lambda m: m.update(statistics={}), "statistics: expected"),
         (lambda m: m.update(floor=-1.0), "floor: expected null or a number above 0; got -1.0"),

@@ -236,7 +236,7 @@ def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
     generator = np.random.default_rng(2)
     nearly = teachers.logits * (1 + 3e-6 * generator.standard_normal(teachers.logits.shape)).astype(np.float32)  # another machine
     assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
-    with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+    with pytest.raises(CacheMismatch, match="stored target differs"):
         cache.verify_against(replace(teachers, logits=teachers.logits * 2), rows, share=1.0)
 
 
@@ -258,7 +258,7 @@ def test_teachers_that_are_a_little_different_are_found(tmp_path, codec):
     nearly = teachers.logits * (1 + 3e-6 * noise)  # sums in another order, as on another machine
     assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
     for other in (teachers.logits * np.float32(1.3), teachers.logits + np.float32(0.3) * noise):
-        with pytest.raises(CacheMismatch, match="what is stored is not what the teachers say now"):
+        with pytest.raises(CacheMismatch, match="stored target differs"):
             cache.verify_against(replace(teachers, logits=other), rows, share=1.0)
 
 

@@ -30,7 +30,7 @@ def test_answers_by_place_belong_to_uids_in_order(tmp_path, batch_size):
     cache = cache_targets(fresh(P), rows, tmp_path / "c", codec="fp32", batch_size=batch_size, shard_rows=150)
     np.testing.assert_allclose(softmax(cache.gather_logits(np.arange(ROWS))[0], 1), P, atol=1e-5)
     assert cache.verify_against(fresh(P), rows, share=0.3) == 90
-    with pytest.raises(CacheMismatch, match="not what the teachers say now"):
+    with pytest.raises(CacheMismatch, match="stored target differs"):
         cache.verify_against(fresh(P[::-1].copy()), rows, share=0.3)
 
 
@@ -183,14 +183,14 @@ def test_vector_scaling_is_not_fitted_on_shifted_rows(tmp_path, codecs):
         cache = convert(cache, tmp_path / str(i + 1), codec=codec)
     labels, uids = Z.argmax(1), np.arange(ROWS)
     ensemble.calibrate(cache, labels, uids=uids).weigh(cache, labels, uids=uids)  # a temperature doesn't see a shift
-    with pytest.raises(ValueError, match=rf"was stored as {codecs[0]}, which shifts each row"):
+    with pytest.raises(ValueError, match=rf"was stored as {codecs[0]}, which keeps a row only up to a shift"):
         ensemble.calibrate(cache, labels, uids=uids, method="vector")
     exact = cache_targets(Ensemble.from_members(ensemble.members), Rows(X, uids, UNKNOWN), tmp_path / "exact", codec="fp32")
     ensemble.calibrate(exact, labels, uids=uids, method="vector")
-    with pytest.raises(ValueError, match="which shifts each row"):
+    with pytest.raises(ValueError, match="which keeps a row only up to a shift"):
         ensemble.weigh(cache, labels, uids=uids)
     exact = cache_targets(ensemble, Rows(X, uids, UNKNOWN), tmp_path / "scaled", codec="fp16")
-    with pytest.raises(ValueError, match="which shifts each row"):  # what it was scaled by can't be undone
+    with pytest.raises(ValueError, match="which keeps a row only up to a shift"):  # what it was scaled by can't be undone
         Ensemble.from_members(ensemble.members).calibrate(exact, labels, uids=uids)
 
 

@@ -18,8 +18,8 @@ from test_cache_codecs import stored
 
 from ensdistill import CallableMember, Ensemble, Rows, StudentTrainer, top_k_targets
 from ensdistill.cache import CacheError, CacheLossWarning, TargetCache, add_member, cache_targets, convert, drop_member, reweight
-from ensdistill.cache.checked import _checksum, _text
-from ensdistill.cache.codecs import kl_divergence
+from ensdistill.cache.codecs import codec_of, kl_divergence
+from ensdistill.cache.files.checked import _checksum, _text
 from ensdistill.cache.floors import floor_of
 from ensdistill.cli.main import load_config
 from ensdistill.common.optimization import Optimization
@@ -253,7 +253,7 @@ def test_half_precision_ends_somewhere_too(tmp_path):
 def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
     """Another machine's rounding moves logits that lie at the floor."""
     teachers, rows = digits()
-    floor = floor_of({"codec": "uint8", "temperature": "any", "classes": range(10), "combiner": "prob"}, 10.0)
+    floor = floor_of(codec_of("uint8"), {"temperature": "any", "classes": range(10), "combiner": "prob"}, 10.0)
     logits = teachers.logits.copy()
     logits[..., 3] = logits.max(-1) - floor + side
     teachers = replace(teachers, logits=logits)
@@ -265,7 +265,7 @@ def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
         nearly[..., 3] += change
         assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
     nearly[..., 3] += 180
-    with pytest.raises(CacheError, match="not what the teachers say now"):
+    with pytest.raises(CacheError, match="stored target differs"):
         cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0)
 
 
@@ -304,7 +304,7 @@ def test_costs_of_conversions_add_up_to_a_warning(tmp_path, monkeypatch):
         exact = convert(first, tmp_path / "1", codec="fp32")
     cost = first.manifest["statistics"]["kl"]["max"]
     assert exact.manifest["statistics"]["kl"]["max"] == 0 < cost <= 0.01
-    monkeypatch.setattr("ensdistill.cache.reader.NOTABLE_KL", 0.9 * cost)
+    monkeypatch.setattr("ensdistill.cache.loss_warning.NOTABLE_KL", 0.9 * cost)
     for path in (first.path, exact.path):
         with pytest.warns(CacheLossWarning, match=f"a KL of {cost:.2g} nats"):
             TargetCache.open(path)
@@ -376,7 +376,7 @@ def test_caches_of_the_format_before_are_read_as_they_were(tmp_path):
 
 def test_a_badly_coded_old_cache_is_told_of_when_it_is_opened(tmp_path, monkeypatch):
     ensemble, rows, _ = masked(-1e4)
-    monkeypatch.setattr("ensdistill.cache.writer.floor_of", lambda plan, temperature: None)
+    monkeypatch.setattr("ensdistill.cache.writer.floor_of", lambda codec, plan, temperature: None)
     with pytest.warns(CacheLossWarning):
         cache_targets(ensemble, rows, tmp_path / "c", shard_rows=64)
     as_format_2(tmp_path / "c")

@@ -10,6 +10,7 @@ import pytest
 from cache_helpers import contents, digits
 
 from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets, remote
+from ensdistill.cache.files import transfer
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch
     folder = tmp_path / "here"
     TargetCache.open(base, local=folder)
     fetched = []
-    plain = remote._fetch
-    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(a[4]["file"]) or plain(*a))
+    plain = remote.fetch
+    monkeypatch.setattr(remote, "fetch", lambda *a: fetched.append(a[4]["file"]) or plain(*a))
     TargetCache.open(base, local=folder)
     assert fetched == []
     data = bytearray((folder / "shard-00003.safetensors").read_bytes())
@@ -96,7 +97,7 @@ def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
 
 
 def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_TELL_EVERY", 0.001)
+    monkeypatch.setattr(transfer, "_PROGRESS_EVERY", 0.001)
     total = sum(shard["bytes"] for shard in original.manifest["shards"])
     for copy in (lambda **how: remote.upload(original.path, base, **how), lambda **how: remote.download(base, tmp_path / "here", **how)):
         for _ in range(2):
@@ -116,14 +117,14 @@ def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_pat
 
 
 def test_a_shard_is_told_of_while_it_is_copied(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_CHUNK", 64)
+    monkeypatch.setattr(transfer, "_CHUNK", 64)
     remote.upload(original.path, url := f"memory://{tmp_path}")
     told = []
     entry = original.manifest["shards"][0]
-    remote._fetch(*open_at(url), url, tmp_path / "here", entry, told.append)
+    transfer.fetch(*open_at(url), url, tmp_path / "here", entry, told.append)
     assert told == [*range(64, entry["bytes"], 64), entry["bytes"]]
     sent = []
-    remote._send(open_at(url)[0], original.path / entry["file"], f"{tmp_path}/again", sent.append)
+    transfer.send(open_at(url)[0], original.path / entry["file"], f"{tmp_path}/again", sent.append)
     assert sent == told
 
 
@@ -168,7 +169,7 @@ def test_a_damaged_cache_is_not_published(original, tmp_path):
 
 @pytest.mark.parametrize(("failures", "succeeds"), [(3, True), (4, False)])
 def test_a_network_that_fails_now_and_then(original, tmp_path, monkeypatch, failures, succeeds):
-    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.0)
     url = f"memory://{tmp_path}"
     remote.upload(original.path, url)
     system, _ = open_at(url)
@@ -194,8 +195,8 @@ def test_processes_of_one_machine_fetch_once(original, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_PAUSE", 0.01)
     url = f"memory://{tmp_path}"
     remote.upload(original.path, url)
-    fetched, plain = [], remote._fetch
-    monkeypatch.setattr(remote, "_fetch", lambda *a: fetched.append(1) or plain(*a))
+    fetched, plain = [], remote.fetch
+    monkeypatch.setattr(remote, "fetch", lambda *a: fetched.append(1) or plain(*a))
     threads = [threading.Thread(target=remote.download, args=(url, tmp_path / "here")) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -302,7 +303,7 @@ def test_another_cache_at_a_url_is_not_replaced_unasked(original, other, base, t
         remote.upload(damaged, base, overwrite=True)
     assert len(TargetCache.open(base, check="full", local=tmp_path / "still")) == 230
 
-    plain, seen = remote._send, []
+    plain, seen = remote.send, []
 
     def look(*arguments):
         if arguments[1].name != "manifest.json":
@@ -312,7 +313,7 @@ def test_another_cache_at_a_url_is_not_replaced_unasked(original, other, base, t
         plain(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(remote, "_send", look)
+        patched.setattr(remote, "send", look)
         remote.upload(other.path, base, overwrite=True)
     assert len(seen) == 4
     assert contents(remote.download(base, tmp_path / "after")) == contents(other.path)

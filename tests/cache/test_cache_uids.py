@@ -29,8 +29,8 @@ from ensdistill.cache import (
     remote,
     reweight,
 )
-from ensdistill.cache.checked import write_checked
 from ensdistill.cache.export import export_parquet
+from ensdistill.cache.files.checked import write_checked
 from ensdistill.cache.uids import entry_of, write_uids
 from ensdistill.cli.cache import main as cache_command
 from ensdistill.common.optimization import Optimization

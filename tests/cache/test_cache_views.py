@@ -10,7 +10,7 @@ import torch
 from cache_helpers import Teachers, contents, digits
 
 from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheLocked, CacheMismatch, TargetCache, cache_targets, publishing, streaming
-from ensdistill.cache.locks import writing
+from ensdistill.cache.files.locks import writing
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import BatchOrder
 from ensdistill.data import Rows

@@ -23,7 +23,7 @@ import xxhash
 
 from ensdistill import _shards
 from ensdistill.cache import CacheError, TargetCache, cache_targets, convert
-from ensdistill.cache.checked import _checksum, _text
+from ensdistill.cache.files.checked import _checksum, _text
 from ensdistill.data import Rows
 
 N, CLASSES = 90, 7

@@ -1,4 +1,6 @@
-"""Who may write a cache: one process alone, or several at once that have divided the shards among themselves."""
+"""The writers of a cache: one process alone, or several at once that have divided the shards among
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class Writer:
         self.folder, self.rank, self.world = folder, rank, world
 
     def alone(self) -> AbstractContextManager[Any]:
-        """A context in which nobody else changes what all writers share: the plan and the manifest."""
+        """A context in which no other writer changes the shared files: the plan and the manifest."""
         return nullcontext() if self.world == 1 else _alone(self.folder, _PATIENCE)
 
     def others_alive(self) -> list[str]:
@@ -41,13 +43,17 @@ def writing(folder: Path, rank: int, world: int) -> Iterator[Writer]:
     Raises
     ------
     CacheLocked
-        Another process writes it alone, or has the same rank, or the writers have divided the shards among another number.
+        Another process writes it alone, or has the same rank, or the writers have divided the shards among
+        another number.
     """
     with _alone(folder, 0.0 if world == 1 else _PATIENCE) as free:
         for name in _writers(folder):
-            if (world == 1 or name == _name(rank, world) or not name.endswith(f"-of-{world}.lock")) and _held(folder / name):
-                what = name.removeprefix(".writer-").removesuffix(".lock").replace("-", " ")
-                raise CacheLocked(f"{folder} is being written by another process (writer {what}); wait for it to end")
+            same_world = world != 1 and name.endswith(f"-of-{world}.lock")
+            if (not same_world or name == _name(rank, world)) and _held(folder / name):
+                other = name.removeprefix(".writer-").removesuffix(".lock").replace("-", " ")
+                raise CacheLocked(
+                    f"{folder} is being written by another process (writer {other}); wait for it to end"
+                )
         if world == 1:
             yield Writer(folder, rank, world)
             return

@@ -1,0 +1,313 @@
+"""The contract of a codec, and the batch of logits that it encodes.
+
+Reading must not import torch, so torch is imported only inside the methods that encode or that return
+tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ensdistill.cache.codecs.comparison import Comparison, Tolerance, kl_divergence
+from ensdistill.cache.codecs.names import PACKAGE, written_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ensdistill.loss.encoders import Impl
+    from ensdistill.loss.targets import Targets
+
+Fields = dict[str, np.ndarray]
+"""A codec's fields of N records by name, each ``[N, *shape]``."""
+
+FieldShapes = dict[str, tuple[str, tuple[int, ...]]]
+"""Name of each field of a record to its little-endian NumPy dtype and its shape."""
+
+
+def largest_share_distance(classes: int) -> float:
+    """How far below the largest logit a class has to be to have less than exp(-16) = 1e-7 of the mass at T =
+    1.
+
+    All classes below that distance, taken together, have less than that share.
+    """
+    return math.log(classes) + 16.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The logits of N records that are to be stored, checked: finite or ``-inf``, and no row of ``-inf``
+    only.
+
+    Parameters
+    ----------
+    logits : Tensor float32 [K, N, C]
+        Of each member, on the device where the members run.
+    names : sequence of str
+        The K members.
+    weights : Tensor float64 [K]
+    combiner : {"prob", "logit", "log_prob"}
+    temperature : float or None
+        Of the mixture that the cache holds; None where it holds each member's logits.
+    uids : ndarray int64 [N]
+        The samples' uids, by which an error names a record.
+    draw_ids : ndarray int64 [N]
+        A different number for each record of the cache, for codecs that draw at random.
+    impl : {"fused", "reference"}
+        The implementation of ``ensdistill.loss.encoders`` to use: kernels exist for some devices only.
+    seed : int or None
+        Of the draws; None for codecs that do not draw.
+    floor : float or None
+        `Codec.floor` of this cache.
+    """
+
+    logits: Tensor
+    names: Sequence[str]
+    weights: Tensor
+    combiner: Any
+    temperature: float | None
+    uids: np.ndarray
+    draw_ids: np.ndarray
+    impl: Impl
+    seed: int | None
+    floor: float | None
+
+    @cached_property
+    def mixture(self) -> Tensor:
+        """Log-probabilities of the mixture at ``temperature`` (at 1 where that is None), float64 [N, C]."""
+        from ensdistill.loss.encoders_reference import mixture_log_probs
+
+        weights = self.weights.to(self.logits.device)
+        return mixture_log_probs(self.logits, None, None, weights, self.temperature or 1.0, self.combiner)
+
+    @property
+    def values(self) -> Tensor:
+        """The rows of a record, float32: members' logits [K, N, C], or log-probabilities [1, N, C]."""
+        # float32 holds a log-probability to 6e-8 of itself, which is exact enough for codecs of logits.
+        return self.logits if self.temperature is None else self.mixture.float()[None]
+
+
+class Encoded(NamedTuple):
+    """The fields of N records, and the measured cost of storing them.
+
+    Parameters
+    ----------
+    fields : dict of str to ndarray [N, *shape]
+        As `Codec.fields` names them.
+    kl : ndarray float64 [K, N], optional
+        The KL of each row to its stored form (K = 1 for a mixture). By default it is measured from
+        `Codec.decode`.
+    floored : sequence of K int, optional
+        In how many rows of each member a finite logit was below the floor. By default in none.
+    """
+
+    fields: Fields
+    kl: np.ndarray | None = None
+    floored: Sequence[int] | None = None
+
+
+class Codec(ABC):
+    """One way to store targets. Arrays are record-major: ``[N, K, ...]``.
+
+    A subclass has to define `fields`, `encode` and `decode`. Everything else has a default. A subclass
+    outside the package is a frozen dataclass whose fields are its settings (plain numbers, strings, booleans
+    or None), or a class without settings. It stands at the top level of a module that can be imported: a
+    cache names it by that path.
+
+    Attributes
+    ----------
+    mixture_only : bool
+        The codec cannot hold members' logits, only their mixture at one temperature.
+    seeded : bool
+        `encode` draws at random, from ``batch.seed`` and ``batch.draw_ids`` alone.
+    shifts_rows : bool
+        `decode` returns a row only up to a constant. Then an ensemble's per-class scales cannot be fitted to
+        it.
+    step : float
+        The largest distance between neighbouring codes, as a share of the row's largest absolute logit. It
+        widens the tolerance of `TargetCache.verify_against` for a cache that was converted from this codec to
+        a mixture.
+    lossy_advice : str or None
+        The advice in the warning about a row whose KL exceeds 0.01 nats; None: no warning is given.
+    """
+
+    mixture_only = False
+    seeded = False
+    shifts_rows = False
+    step = 0.0
+    lossy_advice: str | None = "A more exact codec (fp16, fp32) costs less"
+    built_in_name = ""  # of the package's own codecs only
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that build this codec again; of a dataclass, its fields."""
+        fields: Sequence[Any] = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {one.name: getattr(self, one.name) for one in fields if one.init}
+
+    @property
+    def name(self) -> str:
+        """The codec's name in a manifest: a short one of the package's own, or class path and settings."""
+        own = type(self).__module__.startswith(PACKAGE)
+        return self.built_in_name if own else written_name(type(self), self.settings)
+
+    @abstractmethod
+    def fields(self, members: int, classes: int) -> FieldShapes:
+        """Name to (dtype, shape) of each field of a record.
+
+        Parameters
+        ----------
+        members : int
+            K; 1 for a mixture. Unless the codec is ``mixture_only``, K is the first length of each field's
+            shape.
+        classes : int
+
+        Raises
+        ------
+        ValueError
+            The codec cannot hold so few or so many classes.
+        """
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Encoded:
+        """The fields of the batch's records."""
+
+    @abstractmethod
+    def decode(self, fields: Fields, classes: int) -> np.ndarray:
+        """The stored rows, float32 [N, K, C]: logits, or log-probabilities of the mixture, up to a shift of
+        each row.
+
+        The fields are strided views of the gathered records. NumPy only.
+        """
+
+    def target(
+        self, fields: Fields, classes: int, weights: np.ndarray, combiner: Any, temperature: float | None
+    ) -> Targets:
+        """The stored rows as tensors for the loss. By default they are decoded.
+
+        Parameters
+        ----------
+        fields : dict of str to ndarray [N, *shape]
+        classes : int
+        weights : ndarray float64 [K]
+        combiner : {"prob", "logit", "log_prob"}
+        temperature : float or None
+            Of the mixture; None where each member's logits are kept.
+        """
+        values = np.ascontiguousarray(self.decode(fields, classes), np.float32)
+        return dense_target(member_major(values), weights, combiner, temperature)
+
+    def floor(self, classes: int, combiner: str, mixture: bool, max_temperature: float) -> float | None:
+        """How far below its row's largest a logit may be and still have a code; None where codes reach any
+        depth.
+
+        Parameters
+        ----------
+        classes : int
+        combiner : {"prob", "logit", "log_prob"}
+        mixture : bool
+            The rows are log-probabilities of the mixture.
+        max_temperature : float
+            The largest temperature that the cache is made for.
+        """
+        return None
+
+    def columns(self, fields: Fields, classes: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The columns [N] or [N, M] of an exported table. By default the decoded rows, one column for each of
+        K names.
+        """
+        values = self.decode(fields, classes)
+        return {name: values[:, k] for k, name in enumerate(names)}
+
+    def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
+        """The distance of ``stored`` records from ``fields``, the new encoding of ``batch``, in bits that
+        differ.
+
+        By default the distance is the KL from the batch's rows to the decoded ones.
+        """
+        then = self.decode(
+            {name: np.ascontiguousarray(field) for name, field in stored.items()}, batch.logits.shape[-1]
+        )
+        now = (batch.logits.swapaxes(0, 1) if batch.temperature is None else batch.mixture[:, None]).numpy()
+        if tolerance.floor is not None:
+            # Noise moves logits across the floor, too.
+            near = now < now.max(-1, keepdims=True) - 0.99 * tolerance.floor
+            now = np.where(near & np.isneginf(then), -np.inf, now)
+        with np.errstate(invalid="ignore"):
+            distance = kl_divergence(now, then)
+        return Comparison("KL", distance, tolerance.kl(now))
+
+
+def dense_target(logits: Tensor, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
+    """Rows [K, N, C] of any float dtype as the loss takes them: members' logits, or the mixture's
+    log-probabilities.
+    """
+    from ensdistill.loss.targets import EnsembleLogits, LogProbs
+
+    if temperature is None:
+        return EnsembleLogits(logits, tensor(weights), combiner)
+    # Rows are stored with their largest at 0, where a format of few bits is finest; so they have to be
+    # normalised.
+    return LogProbs(logits[0].float().log_softmax(-1), temperature=temperature)
+
+
+def below_floor(shifted: Tensor, floor: float | None) -> Tensor:
+    """Where a finite value, given with its row's maximum at 0, is below the floor."""
+    return (shifted < -(floor or math.inf)) & ~shifted.isneginf()
+
+
+def shifted_to_zero(values: Tensor) -> Tensor:
+    """Each row less its maximum."""
+    return values - values.amax(-1, keepdim=True)
+
+
+def row_kl(log_p: Tensor, decoded: Tensor) -> Tensor:
+    """KL(p || softmax(decoded)) of each row, float64 [N]; both arguments are [N, C]."""
+    import torch
+
+    from ensdistill.loss import reference
+
+    return reference.forward_kl(log_p, torch.log_softmax(decoded.double(), -1), 0.0).clamp(min=0)
+
+
+def measured_kl(codec: Codec, fields: Fields, batch: Batch) -> np.ndarray:
+    """The KL of each row to the form that a reader decodes from these bytes, float64 [K, N]."""
+    import torch
+
+    members, count, classes = batch.logits.shape
+    values = codec.decode(fields, classes)
+    shape = (count, members if batch.temperature is None else 1, classes)
+    if np.shape(values) != shape:
+        raise ValueError(
+            f"codec: {codec.name}: expected decode to return [records, members, classes] = {list(shape)}; "
+            f"got {list(np.shape(values))}"
+        )
+    decoded = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    rows = []
+    for k in range(decoded.shape[1]):  # one member at a time, because each takes copies in float64
+        exact = batch.logits[k].double().log_softmax(-1) if batch.temperature is None else batch.mixture
+        rows.append(row_kl(exact, decoded[:, k].to(exact.device)))
+    return torch.stack(rows).cpu().numpy()
+
+
+def records(field: Tensor) -> np.ndarray:
+    """[K, N, ...] on any device as [N, K, ...] in NumPy."""
+    return field.cpu().numpy().swapaxes(0, 1)
+
+
+def member_major(field: np.ndarray) -> Tensor:
+    """[N, K, ...] as a tensor [K, N, ...] that shares its memory."""
+    return tensor(field.swapaxes(0, 1))
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """The array as a tensor that shares its memory."""
+    import torch
+
+    return torch.from_numpy(array)

@@ -1,0 +1,171 @@
+"""The codec of a name. A class outside the package is imported only if the caller names or trusts it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ensdistill.cache.codecs.base import Codec
+from ensdistill.cache.codecs.counts import LARGEST_DRAWS, Counts
+from ensdistill.cache.codecs.floats import BFloat16, Float16, Float32
+from ensdistill.cache.codecs.names import class_path, parsed_name
+from ensdistill.cache.codecs.topk import TopK
+from ensdistill.cache.codecs.uint8 import Uint8
+from ensdistill.cache.errors import CacheUntrusted
+
+# A name that ends in -N is given a number, with which the codec is made.
+BUILT_IN: dict[str, Callable[..., Codec]] = {
+    "uint8": Uint8,
+    "fp16": Float16,
+    "bf16": BFloat16,
+    "fp32": Float32,
+    "topk-N": TopK,
+    "counts-N": Counts,
+}
+
+
+def codec_of(codec: str | Codec) -> Codec:
+    """The codec that a caller names: by a name of the package's own, by an import path, or as an object.
+
+    An import path is imported: the caller is trusted. Use `stored_codec` for the name in a manifest.
+
+    Parameters
+    ----------
+    codec : str or Codec
+        ``"uint8"``, ``"topk-32"``; ``"my_package.my_codec.MyCodec"``, with settings as in
+        ``"my_package.my_codec.MyCodec(bits=4)"``; or an instance.
+
+    Raises
+    ------
+    ValueError
+        There is no such codec, or a cache could not name it, because its class cannot be imported by its
+        path.
+    TypeError
+        A setting is no plain value.
+
+    Examples
+    --------
+    >>> codec_of("topk-32").fields(1, 1000)["ids"]  # 32 ids of 10 bits
+    ('|u1', (40,))
+    """
+    if (built_in := _built_in(codec)) is not None:
+        return built_in
+    if isinstance(codec, Codec):
+        return _nameable(codec)
+    if (parsed := parsed_name(codec)) is not None:
+        return _nameable(_built(*parsed))
+    raise ValueError(
+        f"codec: expected one of {', '.join(BUILT_IN)} (N a number, for counts at most {LARGEST_DRAWS}), or "
+        "the import path of a class derived from ensdistill.cache.Codec, or an instance of one; got "
+        f"{codec!r}"
+    )
+
+
+def stored_codec(name: str, trusted: Sequence[str], place: Any) -> Codec:
+    """The codec that a cache's manifest names.
+
+    Parameters
+    ----------
+    name : str
+    trusted : sequence of str
+        Class paths that may be imported.
+    place : path
+        The cache, for the message.
+
+    Raises
+    ------
+    CacheUntrusted
+        The codec is a class outside the package that is not among ``trusted``.
+    ValueError
+        The class cannot be imported, or is no codec, or does not take the settings.
+    """
+    if (built_in := _built_in(name)) is not None:
+        return built_in
+    parsed = parsed_name(name)
+    assert parsed is not None  # `is_codec_name` has been checked
+    # Importing a module runs it, so the name is judged before anything is imported.
+    if parsed[0] not in trusted:
+        raise CacheUntrusted(
+            f"{place}: the codec is the class {parsed[0]}, which is not part of ensdistill; opening the "
+            f"cache would run its code. If you trust it, pass trusted=({parsed[0]!r},) (--trust {parsed[0]})"
+        )
+    try:
+        return _built(*parsed)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def is_codec_name(value: Any) -> bool:
+    """Whether a manifest's value can be a codec's name; nothing is imported."""
+    return _built_in(value) is not None or parsed_name(value) is not None
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the name is of one of the package's own codecs, rather than a class path."""
+    return _built_in(name) is not None
+
+
+def class_paths(codec: Codec) -> tuple[str, ...]:
+    """The class paths to be trusted for reading what this codec stored; none for the package's own codecs."""
+    return () if is_built_in(codec.name) else (class_path(type(codec)),)
+
+
+def _built_in(name: Any) -> Codec | None:
+    match = (
+        re.fullmatch(r"([a-z]+\d*)(?:-([1-9]\d{0,6}))?", name, re.ASCII) if isinstance(name, str) else None
+    )
+    if match is None:
+        return None
+    kind = BUILT_IN.get(match[1] if match[2] is None else f"{match[1]}-N")
+    try:
+        return None if kind is None else kind() if match[2] is None else kind(int(match[2]))
+    except ValueError:  # the number is too large
+        return None
+
+
+def _built(path: str, settings: dict[str, Any]) -> Codec:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"codec: {path} cannot be imported ({error}): install the package that has it, or put its folder "
+            "on PYTHONPATH"
+        ) from error
+    if not inspect.isclass(cls) or not issubclass(cls, Codec):
+        raise ValueError(f"codec: {path}: expected a class derived from ensdistill.cache.Codec; got {cls!r}")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ValueError(f"codec: {path} does not take the settings {settings!r} ({error})") from error
+
+
+def _nameable(codec: Codec) -> Codec:
+    """The codec, if a cache that names it can be read in another process."""
+    if _built_in(codec.name) is not None:
+        return codec
+    cls = type(codec)
+    path = class_path(cls)
+    module = inspect.getmodule(cls)
+    if cls.__module__ == "__main__" or module is None or getattr(module, cls.__qualname__, None) is not cls:
+        raise ValueError(
+            f"codec: expected a class at the top level of a module that can be imported; got {path}, which "
+            "another process could not import: move the class into a module of its own"
+        )
+    if parsed_name(codec.name) != (path, codec.settings):
+        raise ValueError(
+            f"codec: {path}: expected the name {path} with its settings; got {codec.name!r}: don't override "
+            "name"
+        )
+    plain = not dataclasses.is_dataclass(cls) and cls.settings is Codec.settings
+    if plain and inspect.signature(cls).parameters:
+        raise ValueError(
+            f"codec: {path} takes arguments, without which a cache could not build it again: make it a "
+            "frozen dataclass, or define the property settings"
+        )
+    _built(path, codec.settings)
+    return codec

@@ -1,0 +1,114 @@
+"""``topk-N``: the N likeliest classes of the mixture, and the exact log-mass of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensdistill.cache.codecs.base import Batch, Codec, Encoded, Fields, FieldShapes, tensor
+from ensdistill.cache.codecs.comparison import Comparison, Tolerance
+from ensdistill.cache.codecs.floats import HALF
+from ensdistill.cache.codecs.ids import pack_ids, packed_bytes, unpack_ids
+
+if TYPE_CHECKING:
+    from ensdistill.loss.targets import Targets
+
+
+class TopK(Codec):
+    """The k likeliest classes.
+
+    Parameters
+    ----------
+    k : int
+    """
+
+    mixture_only = True
+    lossy_advice = "A topk-N with a larger N costs less"
+
+    def __init__(self, k: int) -> None:
+        self.k, self.built_in_name = k, f"topk-{k}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+    def fields(self, members: int, classes: int) -> FieldShapes:
+        if self.k > classes:
+            raise ValueError(f"codec: {self.name} needs at least {self.k} classes; got {classes}")
+        packed = packed_bytes(self.k, classes)
+        return {"tail_log_mass": ("<f4", ()), "log_probs": ("<f2", (self.k,)), "ids": ("|u1", (packed,))}
+
+    def encode(self, batch: Batch) -> Encoded:
+        from ensdistill.loss import encoders
+
+        stored, _ = encoders.top_k_targets(
+            batch.logits,
+            self.k,
+            temperature=batch.temperature or 1.0,
+            weights=batch.weights,
+            combiner=batch.combiner,
+            impl=batch.impl,
+        )
+        assert stored.tail_log_mass is not None
+        # The encoder's KL is of float32; the certified one is of the bytes, so it is measured from these.
+        return Encoded(
+            {
+                "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
+                "log_probs": stored.log_probs.half().cpu().numpy(),
+                "ids": pack_ids(stored.ids.cpu().numpy(), batch.logits.shape[-1]),
+            }
+        )
+
+    def decode(self, fields: Fields, classes: int) -> np.ndarray:
+        """The tail's mass is spread evenly over the classes that are not listed."""
+        rest = classes - self.k
+        with np.errstate(divide="ignore"):
+            out = np.repeat(
+                fields["tail_log_mass"][:, None] - np.log(np.float32(max(rest, 1))), classes, axis=1
+            )
+        np.put_along_axis(out, self._ids(fields, classes), fields["log_probs"].astype(np.float32), axis=1)
+        return out[:, None]
+
+    def target(
+        self, fields: Fields, classes: int, weights: np.ndarray, combiner: Any, temperature: float | None
+    ) -> Targets:
+        from ensdistill.loss.targets import TopK as Target
+
+        assert temperature is not None
+        ids = tensor(self._ids(fields, classes))
+        return Target(ids, tensor(fields["log_probs"]), tensor(fields["tail_log_mass"]), temperature, classes)
+
+    def columns(self, fields: Fields, classes: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {
+            "ids": self._ids(fields, classes),
+            "log_probs": fields["log_probs"].astype(np.float32),
+            "tail_log_mass": fields["tail_log_mass"],
+        }
+
+    def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
+        """The largest difference of a listed class's log-probability, or of the tail's, which a KL hides."""
+        log_p = batch.mixture.numpy()
+        then = np.maximum(stored["log_probs"].astype(np.float64), -HALF)
+        ids = self._ids(stored, log_p.shape[-1])
+        now, rest = np.take_along_axis(log_p, ids, 1), log_p.copy()
+        np.put_along_axis(rest, ids, -np.inf, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            listed = np.abs(np.maximum(now, -HALF) - then) - 2.0**-11 * np.abs(
+                then
+            )  # float16 rounds by 2^-11
+            tail, stored_tail = np.logaddexp.reduce(rest, axis=1), stored["tail_log_mass"]
+            off_tail = np.where(tail == stored_tail, 0.0, np.abs(tail - stored_tail)) - 2.0**-22 * np.abs(
+                tail
+            )
+            off_tail[np.isneginf(tail) & np.isneginf(stored_tail)] = 0.0
+            # No class that is not listed may be likelier than one that is.
+            unlisted = np.where(np.isneginf(rest.max(1)), 0.0, rest.max(1) - now.min(1))
+        distance = np.maximum(np.maximum(listed.max(1), off_tail), unlisted)
+        return Comparison(
+            "log-probabilities apart by", np.maximum(distance, 0.0)[:, None], tolerance.moved[:, None]
+        )
+
+    def _ids(self, fields: Fields, classes: int) -> np.ndarray:
+        return unpack_ids(fields["ids"], self.k, classes)

@@ -1,0 +1,1 @@
+"""Files of a cache, whatever they hold: checked reading and writing, locks, and transfer to and from URLs."""
