@@ -115,8 +115,9 @@ def _finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[s
     if not (path / m.MANIFEST).exists():
         return None
     try:
+        # First, so that another codec is a difference, and not one that would have to be trusted.
+        require_same(path, *m.same_fields(m.read_manifest(path), plan))
         cache = TargetCache.open(path, check="full" if overwrite else "lazy", trusted=trusted)
-        require_same(path, *m.same_fields(cache.manifest, plan))
     except CacheError:
         if overwrite:
             return None

@@ -18,7 +18,7 @@ from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import largest_temperature
 from ensdistill.cache.loss_warning import warn_of_loss
-from ensdistill.cache.manifest import Manifest, check_codec, files_of, layout_of, read_manifest
+from ensdistill.cache.manifest import Manifest, check_codec, files_of, read_manifest, record_for
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
 from ensdistill.cache.uids import Samples
@@ -68,7 +68,7 @@ class TargetCache:
         self.path = path.absolute()
         self.url, self.trusted = url, tuple(trusted)
         self.codec = stored_codec(manifest["codec"], self.trusted, self.path)
-        self.layout = layout_of(manifest)
+        self.layout = record_for(self.codec, manifest)
         self._manifest, self._threads = manifest, threads
         self.shards = MappedShards(self.path, manifest, threads or default_threads(), url)
         self.samples = Samples(self.path, manifest, self.shards)
@@ -129,7 +129,7 @@ class TargetCache:
             (field by field in the message), or another version of the format.
         CacheUntrusted
             The cache's codec is a class outside the package that is not among ``trusted``.
-        ValueError
+        CacheError
             That class cannot be imported or does not take the settings in the manifest.
         CacheLossWarning
             (a warning) Storing cost some row a KL of more than 0.01 nats.
@@ -156,8 +156,8 @@ class TargetCache:
             found = {field: value for field, value in manifest["fingerprint"].items() if field in expect}
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
+        check_codec(path, manifest, stored_codec(manifest["codec"], trusted, path))
         cache = cls(path, manifest, threads, url, trusted)
-        check_codec(path, manifest, cache.codec)
         for entry in files_of(manifest):
             cache.shards.check_size(entry)
         if check == "full":

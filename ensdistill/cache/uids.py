@@ -35,7 +35,7 @@ class Places:
     Examples
     --------
     >>> Places(np.array([70, -5, 12])).of(np.array([12, 70, 3]))
-    (array([2, 0, 1]), array([2]))
+    (array([2, 0, 2]), array([2]))
     """
 
     def __init__(self, uids: np.ndarray) -> None:

@@ -28,7 +28,7 @@ from ensdistill.common.display import Rate
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
-CODECS = "uint8, fp16, bf16, fp32, topk-N or counts-N"
+CODECS = "uint8, fp16, bf16, fp32, topk-N, counts-N, or the import path of a codec of your own"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("url")
     sub.add_argument("folder")
     _overwrite(sub)
+    _trust(sub)
     return p
 
 
@@ -145,6 +146,16 @@ def main(words: Sequence[str]) -> int:
 
 def _folder(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", metavar="FOLDER", help="of the cache")
+    _trust(sub)
+
+
+def _trust(sub: argparse.ArgumentParser) -> None:
+    text = "a codec outside ensdistill, by import path, that may be imported to read the cache; may be given several times"
+    sub.add_argument("--trust", action="append", default=[], metavar="CLASS", help=text)
+
+
+def _open(options: argparse.Namespace) -> TargetCache:
+    return TargetCache.open(options.folder, trusted=options.trust)
 
 
 def _out(sub: argparse.ArgumentParser) -> None:
@@ -175,7 +186,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _info(options: argparse.Namespace, console: Console) -> int:
-    cache = TargetCache.open(options.folder)
+    cache = _open(options)
     manifest = cache.manifest
     kl = manifest["statistics"]["kl"]
     table = Table.grid(padding=(0, 3))
@@ -215,7 +226,7 @@ def _told(value: Any) -> str:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    cache = TargetCache.open(options.folder)
+    cache = _open(options)
     with _progress("reading", "bytes") as progress:
         cache.verify(progress=progress)
     console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written")
@@ -286,21 +297,19 @@ def _array(option: str, file: Path | str, expected: str) -> Any:
 
 
 def _add(options: argparse.Namespace, console: Console) -> int:
-    logits = _array("--logits", options.logits, "float32 [samples, classes]")
-    if options.uids == IN_ORDER:
-        uids = TargetCache.open(options.folder).uids
-    else:
-        uids = _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
+    source, logits = _open(options), _array("--logits", options.logits, "float32 [samples, classes]")
+    in_order = options.uids == IN_ORDER
+    uids = source.uids if in_order else _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
     wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}
     wanted |= {"max_kl": options.max_kl, "overwrite": options.overwrite}
     with _progress("adding") as progress:
-        cache = add_member(options.folder, options.out, **wanted, progress=progress)
+        cache = add_member(source, options.out, **wanted, progress=progress)
     return _written(console, cache)
 
 
 def _drop(options: argparse.Namespace, console: Console) -> int:
     with _progress("copying") as progress:
-        cache = drop_member(options.folder, options.out, name=options.name, overwrite=options.overwrite, progress=progress)
+        cache = drop_member(_open(options), options.out, name=options.name, overwrite=options.overwrite, progress=progress)
     return _written(console, cache)
 
 
@@ -310,7 +319,7 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
         if name in weights:
             raise ValueError(f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}")
         weights[name] = weight
-    cache = reweight(options.folder, weights)
+    cache = reweight(_open(options), weights)
     console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
     return 0
 
@@ -318,7 +327,7 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
 def _convert(options: argparse.Namespace, console: Console) -> int:
     wanted = {name: getattr(options, name) for name in ("codec", "mixture_at", "max_kl", "seed", "overwrite")}
     with _progress("converting") as progress:
-        cache = convert(options.folder, options.out, **wanted, progress=progress)
+        cache = convert(_open(options), options.out, **wanted, progress=progress)
     return _written(console, cache)
 
 
@@ -326,7 +335,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.export import export_parquet
 
     with _progress("exporting") as progress:
-        rows = export_parquet(options.folder, options.file, progress=progress)
+        rows = export_parquet(_open(options), options.file, progress=progress)
     console.print(f"[green]✓[/] {options.file}: {rows} rows")
     return 0
 
@@ -344,5 +353,5 @@ def _pull(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import download
 
     with _progress("fetching", "bytes") as progress:
-        folder = download(options.url, options.folder, overwrite=options.overwrite, progress=progress)
-    return _written(console, TargetCache.open(folder))
+        download(options.url, options.folder, overwrite=options.overwrite, progress=progress)
+    return _written(console, _open(options))

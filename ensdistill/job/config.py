@@ -67,9 +67,10 @@ class CacheConfig:
     ----------
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"} or an import path
         How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N likeliest classes and the
-        exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``.
+        exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``. An import
+        path, such as my_package.my_codec.MyCodec, names a codec of your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
         Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every member's logits are kept,
         which serve every temperature. The best member, which a student is distilled from for comparison, then gets a cache of its own.

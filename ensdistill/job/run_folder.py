@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import ensdistill
+from ensdistill.cache.codecs import class_paths, codec_of
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_arrays, write_json
@@ -151,10 +152,11 @@ class RunFolder:
 
     @property
     def trusted(self) -> tuple[str, ...]:
-        """The class paths that loading the saved members may build: the classes that the config itself names."""
+        """The class paths that loading saved members and caches may import: those that the config itself names."""
         students = [describe(s.model) for s in self.config.distill.students.values()]
         own = [path for s in students for path in _class_paths(s)]
-        return tuple({*own, *(path for spec in self.config.teachers.members for path in spec.trusted)})
+        members = [path for spec in self.config.teachers.members for path in spec.trusted]
+        return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
 
 
 def _class_paths(described: Any) -> list[str]:

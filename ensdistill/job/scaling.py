@@ -28,7 +28,7 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.
     mixture at another temperature, or was asked about augmented rows.
     """
     unit = Unit("cache", seed)
-    rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets")
+    rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets", trusted=run.trusted)
     counts = [count for _, count in run.record(unit)["origin"]]
     origin = np.repeat(np.arange(len(counts)), counts)
     unlabelled = np.flatnonzero(rows.labels == UNLABELLED)

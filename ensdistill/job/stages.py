@@ -58,9 +58,9 @@ def _direct(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[
 
 def _distill(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
     config, source = run.config, run.of(Unit("cache", unit.seed))
-    best, targets = run.record(Unit("teachers", unit.seed))["best_member"], TargetCache.open(source / "targets")
+    best, targets = run.record(Unit("teachers", unit.seed))["best_member"], TargetCache.open(source / "targets", trusted=run.trusted)
     # A mixture holds no member, so the best member then has a cache of its own.
-    own = None if config.cache.mixture_at is None else TargetCache.open(source / "best_member")
+    own = None if config.cache.mixture_at is None else TargetCache.open(source / "best_member", trusted=run.trusted)
     kinds: dict[str, tuple[TargetCache, str | None]] = {
         "student": (targets, None),
         "distilled_from_best_member": (targets, best) if own is None else (own, None),

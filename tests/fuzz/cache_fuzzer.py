@@ -30,6 +30,7 @@ N, CLASSES = 90, 7
 SECONDS, BYTES = 5, 1 << 28  # a round takes milliseconds, and the caches are of a few kilobytes
 NASTY: tuple[Any, ...] = (
     *(0, 1, -1, 2, 64, 2**31, 2**53, 2**62, 2**63, 10**30, -(10**30), 0.5, 1e308, True, False, None, "", "..", "/etc/passwd", "any"),
+    *("os.path.join", "a.B(c=1)", "a.B(" * 100, "a.B(c=" + "[" * 400, 5),
     *("uint8", "fp32", "topk-3", "topk-9999999", "counts-255", "../../x", "\x00", "é" * 1000, [], {}, [[]], [0] * 1000, {"a": {}}),
 )
 

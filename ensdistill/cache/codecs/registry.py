@@ -15,7 +15,7 @@ from ensdistill.cache.codecs.floats import BFloat16, Float16, Float32
 from ensdistill.cache.codecs.names import class_path, parsed_name
 from ensdistill.cache.codecs.topk import TopK
 from ensdistill.cache.codecs.uint8 import Uint8
-from ensdistill.cache.errors import CacheUntrusted
+from ensdistill.cache.errors import CacheError, CacheUntrusted
 
 # A name that ends in -N is given a number, with which the codec is made.
 BUILT_IN: dict[str, Callable[..., Codec]] = {
@@ -80,7 +80,7 @@ def stored_codec(name: str, trusted: Sequence[str], place: Any) -> Codec:
     ------
     CacheUntrusted
         The codec is a class outside the package that is not among ``trusted``.
-    ValueError
+    CacheError
         The class cannot be imported, or is no codec, or does not take the settings.
     """
     if (built_in := _built_in(name)) is not None:
@@ -96,7 +96,7 @@ def stored_codec(name: str, trusted: Sequence[str], place: Any) -> Codec:
     try:
         return _built(*parsed)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise CacheError(f"{place}: {error}") from error
 
 
 def is_codec_name(value: Any) -> bool:
