@@ -4,7 +4,7 @@ order.
 Importing this needs NumPy only; torch is loaded when a target is gathered as tensors, or written.
 """
 
-from ensdistill.cache.codecs import Codec
+from ensdistill.cache.codecs import Batch, Codec, Encoded
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.errors import (
     CacheCorrupt,
@@ -20,6 +20,7 @@ from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.writer import cache_targets
 
 __all__ = [
+    "Batch",
     "CacheCorrupt",
     "CacheError",
     "CacheIncomplete",
@@ -28,6 +29,7 @@ __all__ = [
     "CacheMismatch",
     "CacheUntrusted",
     "Codec",
+    "Encoded",
     "TargetCache",
     "add_member",
     "cache_targets",

@@ -16,7 +16,7 @@ _LARGEST = 1e38
 
 
 def encode_uint8(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rule of ensdistill/cache/codecs.py; see :func:`ensdistill.loss.encoders.quantize_logits`.
+    """The rule of ensdistill/cache/codecs/uint8.py; see :func:`ensdistill.loss.encoders.quantize_logits`.
 
     Examples
     --------

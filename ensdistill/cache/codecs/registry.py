@@ -146,9 +146,9 @@ def _built(path: str, settings: dict[str, Any]) -> Codec:
 
 def _nameable(codec: Codec) -> Codec:
     """The codec, if a cache that names it can be read in another process."""
-    if _built_in(codec.name) is not None:
-        return codec
     cls = type(codec)
+    if cls in BUILT_IN.values():
+        return codec
     path = class_path(cls)
     module = inspect.getmodule(cls)
     if cls.__module__ == "__main__" or module is None or getattr(module, cls.__qualname__, None) is not cls:
