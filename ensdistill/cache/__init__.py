@@ -1,5 +1,4 @@
 """Targets on disk: run the teachers once, and train any number of students, in any order.
-order.
 
 Importing this needs NumPy only; torch is loaded when a target is gathered as tensors, or written.
 """

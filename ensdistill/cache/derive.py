@@ -1,5 +1,4 @@
 """New caches from old ones, without running the members again: another codec, other members or weights.
-weights.
 
 A derived cache is a folder of its own, written like any other: killed at any moment, the same call resumes
 it. Each step is an entry of ``fingerprint.derived``; the rest of the fingerprint remains that of the first
@@ -9,7 +8,7 @@ cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ import numpy as np
 import xxhash
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache import statistics
-from ensdistill.cache.codecs import Codec, Fields, class_paths, codec_of
-from ensdistill.cache.codecs.layout import INPUT_HASH
+from ensdistill.cache.codecs import Codec, class_paths, codec_of
+from ensdistill.cache.derived_records import Added, Converted, Kept
 from ensdistill.cache.errors import CacheError
 from ensdistill.cache.files.checked import write_checked
 from ensdistill.cache.files.locks import writing
@@ -28,6 +26,7 @@ from ensdistill.cache.members import require_members
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import Places
+from ensdistill.cache.validation import PLAN_FIELDS
 from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, real
 
@@ -98,7 +97,7 @@ def convert(
         temperature="any" if mixture_at is None else float(mixture_at),
     )
     plan["floor"] = floor_of(codec, plan, max_temperature)
-    records = _Converted(source, plan, codec)
+    records = Converted(source, plan, codec)
     trusted = (*source.trusted, *class_paths(codec))
     return publish(
         folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=trusted
@@ -171,7 +170,7 @@ def add_member(
         members=[*source.names, name],
         weights=[*source.weights.tolist(), float(weight)],
     )
-    records = _Added(source, plan, values)
+    records = Added(source, plan, values)
     return publish(
         folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=source.trusted
     )
@@ -206,7 +205,7 @@ def drop_member(
     members, weights = [source.names[k] for k in keep], source.weights[keep].tolist()
     plan = _plan(source, source.codec, {"drop": {"name": name}}, members=members, weights=weights)
     return publish(
-        folder, plan, _Kept(source, keep), overwrite=overwrite, progress=progress, trusted=source.trusted
+        folder, plan, Kept(source, keep), overwrite=overwrite, progress=progress, trusted=source.trusted
     )
 
 
@@ -255,9 +254,7 @@ def _opened(source: TargetCache | Path | str) -> TargetCache:
 
 
 def _other_folder(source: TargetCache, path: Path | str) -> Path:
-    """The new cache's folder. Writing to the source's would remove files that are still to be read.
-    read.
-    """
+    """The new cache's folder. Writing to the source's would remove files that are still to be read."""
     folder = local_path(path)
     if folder.resolve() == source.path.resolve():
         raise ValueError(f"path: expected another folder than the source's, which is only read; got {path}")
@@ -300,7 +297,7 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
 def _plan(source: TargetCache, kind: Codec, step: dict[str, Any], **changes: Any) -> m.Manifest:
     """The plan of a cache of codec ``kind`` made from ``source`` by this step, with these fields changed."""
     old = source.manifest
-    plan = {field: old.get(field) for field in m.PLAN_FIELDS if field != "uids" or field in old}
+    plan = {field: old.get(field) for field in PLAN_FIELDS if field != "uids" or field in old}
     if old["format_version"] == 2:  # which had no floors: no logit was changed for one
         plan["floor"] = floor_of(source.codec, plan, TEMPERATURE)
     plan |= {"fingerprint": _derived(old, step), **changes}
@@ -310,85 +307,3 @@ def _plan(source: TargetCache, kind: Codec, step: dict[str, Any], **changes: Any
 
 def _records(cache: TargetCache, view: int) -> int:
     return int(cache.lengths(cache.uids, view).sum())
-
-
-class _Derived:
-    """Records made from those of another cache."""
-
-    batch_size = 1024
-
-    def __init__(self, source: TargetCache) -> None:
-        self.source = source
-        self.uids = source.uids if "uids" in source.manifest else None
-        self.spent = m.kl_before(source.manifest)
-
-    def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
-        return (
-            self.source.lengths(self.source.uids[rows], view) if self.source.manifest["sequences"] else None
-        )
-
-    def records(self, view: int, rows: np.ndarray) -> Fields:
-        """The fields of the source's records."""
-        return self.source.layout.views(self.source.gather_records(self.source.uids[rows], view))
-
-    def kept_statistics(
-        self, names: Sequence[str], view: int, rows: np.ndarray
-    ) -> dict[str, statistics.Part]:
-        """Statistics of members whose bytes do not change: of the whole cache, so with its first record.
-        brings them.
-        """
-        parts = self.source.manifest["statistics"]["members"]
-        return {name: parts[name] for name in names} if view == 0 and rows[0] == 0 else {}
-
-
-class _Converted(_Derived):
-    def __init__(self, source: TargetCache, plan: m.Manifest, codec: Codec) -> None:
-        from ensdistill.cache.encoding import Encoder, padded
-
-        super().__init__(source)
-        own = source.manifest["statistics"]["members"]
-        self.spent = {name: before + own[name]["max"] for name, before in self.spent.items()}
-        self.spent["mixture"] = max(self.spent.values())
-        self.encoder, self.padded = Encoder(plan, codec, self.uids), padded
-
-    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        lengths = self.lengths(view, rows)
-        logits = self.source.gather_logits(self.source.uids[rows], view)
-        if lengths is not None:
-            logits = self.padded(logits, lengths)
-        fields, costs = self.encoder(logits, view, rows, lengths)
-        return {**fields, INPUT_HASH: self.records(view, rows)[INPUT_HASH]}, costs
-
-
-class _Added(_Derived):
-    def __init__(self, source: TargetCache, plan: m.Manifest, values: np.ndarray) -> None:
-        from ensdistill.cache.encoding import Encoder, padded
-
-        super().__init__(source)
-        self.values, self.padded = values, padded
-        new = {**plan, "members": plan["members"][-1:], "weights": [1.0]}
-        self.encoder = Encoder(new, source.codec, self.uids)
-        ends = [np.cumsum(source.lengths(source.uids, view)) for view in range(source.views)]
-        self.starts = [np.concatenate([[0], end]) for end in ends]
-
-    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        lengths = self.lengths(view, rows)
-        new = self.values[view, self.starts[view][rows[0]] : self.starts[view][rows[-1] + 1]][None]
-        added, costs = self.encoder(
-            new if lengths is None else self.padded(new, lengths), view, rows, lengths
-        )
-        fields = self.records(view, rows)
-        both = {name: np.concatenate([fields[name], value], axis=1) for name, value in added.items()}
-        kept = self.kept_statistics(self.source.names, view, rows)
-        return {**both, INPUT_HASH: fields[INPUT_HASH]}, {**kept, **costs}
-
-
-class _Kept(_Derived):
-    def __init__(self, source: TargetCache, keep: list[int]) -> None:
-        super().__init__(source)
-        self.keep = keep
-
-    def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        fields = self.records(view, rows)
-        kept = {name: value if name == INPUT_HASH else value[:, self.keep] for name, value in fields.items()}
-        return kept, self.kept_statistics([self.source.names[k] for k in self.keep], view, rows)

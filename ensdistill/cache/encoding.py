@@ -1,6 +1,4 @@
-"""From the members' logits to the fields of records, on the members' device.
-copied.
-"""
+"""From the members' logits to the fields of records, on the members' device."""
 
 from __future__ import annotations
 

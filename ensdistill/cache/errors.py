@@ -12,9 +12,7 @@ class CacheError(ValueError):
 
 
 class CacheCorrupt(CacheError):
-    """The bytes on disk are not those that were written (a flipped bit, a cut file). Build the cache again.
-    cache again.
-    """
+    """The bytes are not those that were written: a flipped bit, a cut file. Build the cache again."""
 
 
 class CacheIncomplete(CacheError):
@@ -26,9 +24,7 @@ class CacheLocked(CacheError):
 
 
 class CacheLossWarning(UserWarning):
-    """Storing moved some row's distribution by a KL of more than 0.01 nats. The message names the codec.
-    codec.
-    """
+    """Storing moved some row's distribution by a KL of more than 0.01 nats. The message names the codec."""
 
 
 class CacheUntrusted(CacheError):

@@ -1,6 +1,4 @@
-"""The sources of a cache, by content: one hash for each input, one for all, and two fingerprints compared.
-fingerprints differ.
-"""
+"""The sources of a cache, by content: one hash for each input, one for all, and two fingerprints compared."""
 
 from __future__ import annotations
 
@@ -16,7 +14,6 @@ _ABSENT = object()
 
 def input_hashes(inputs: np.ndarray) -> np.ndarray:
     """xxh3_64 of each sample's bytes, seeded by dtype and shape.
-    shape differ.
 
     Parameters
     ----------
@@ -118,9 +115,7 @@ def differences(found: Any, expected: Any, field: str = "") -> list[str]:
 def _by_part(
     found: dict[str, Any], expected: dict[str, Any], dot: str
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Two fingerprints without parts and differing members, and lines about these members.
-    these members.
-    """
+    """Two fingerprints without parts and differing members, and lines about these members."""
     parts = [side.get("parts", {}) for side in (found, expected)]
     found, expected = (
         {key: value for key, value in side.items() if key != "parts"} for side in (found, expected)

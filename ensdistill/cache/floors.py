@@ -44,8 +44,6 @@ def floor_in_use(manifest: Manifest) -> float | None:
 
 
 def largest_temperature(manifest: Manifest) -> float | None:
-    """The largest temperature at which every class with a share has a code; None where there is no limit.
-    limit.
-    """
+    """The largest temperature at which every class with a share has a code; None where there is no limit."""
     floor = floor_in_use(manifest)
     return None if floor is None else floor / largest_share_distance(len(manifest["classes"]))

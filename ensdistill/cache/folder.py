@@ -1,6 +1,4 @@
-"""The files in a cache's folder: the cache's own, leftovers, and those of another cache.
-same cache.
-"""
+"""The files in a cache's folder: the cache's own, leftovers, and those of another cache."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from pathlib import Path
 from ensdistill.cache import manifest as m
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch
 from ensdistill.cache.fingerprint import differences
+from ensdistill.cache.validation import PLAN_FIELDS
 
 _OURS = re.compile(
     r"(manifest\.json|plan\.json|uids\.safetensors|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?"
@@ -19,9 +18,7 @@ ADVICE = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
 
 
 def own_files(path: Path) -> list[Path]:
-    """All files that have the name of a cache's file, the manifest first: without it no other is read.
-    read.
-    """
+    """All files that have the name of a cache's file, the manifest first: without it no other is read."""
     return sorted(file for file in _named(path) if not _is_folder(file))
 
 
@@ -35,9 +32,7 @@ def require_no_folders(path: Path) -> None:
 
 
 def leftovers(path: Path, finished: m.Manifest) -> list[Path]:
-    """The files that a finished cache does not need: plan, commits, parts, shards of an overwritten cache.
-    cache.
-    """
+    """The files that a finished cache does not need: plan, commits, parts, shards of an overwritten cache."""
     keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
     if "uids" in finished:
         keep.add(m.UIDS)
@@ -50,9 +45,7 @@ def remove(files: Iterable[Path]) -> None:
 
 
 def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
-    """Raise CacheMismatch where two manifests or plans differ; ``found`` is the one at ``place``.
-    ``place``.
-    """
+    """Raise CacheMismatch where two manifests or plans differ; ``found`` is the one at ``place``."""
     # The record, and the file of the uids, follow from other fields: a difference in them would only repeat
     # theirs.
     follow = ("record", "uids")
@@ -76,7 +69,7 @@ def require_no_other(place: Path | str, read: Callable[[], m.Manifest], expected
     except (CacheCorrupt, CacheMismatch) as error:
         raise type(error)(f"{error}; {ADVICE}") from error
     # Shards and statistics follow from the plan, so they are compared only where the plans are the same.
-    for fields in ([field for field in m.PLAN_FIELDS if field in found], [*found]):
+    for fields in ([field for field in PLAN_FIELDS if field in found], [*found]):
         there = {field: found[field] for field in fields}
         require_same(place, there, {field: expected[field] for field in fields if field in expected})
 

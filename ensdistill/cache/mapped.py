@@ -1,6 +1,4 @@
-"""A cache's shards as one array of samples: mapped and checked at the first use.
-first read of it.
-"""
+"""A cache's shards as one array of samples: mapped and checked at the first use."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from ensdistill.cache.manifest import (
     block_count,
     data_bytes,
     files_of,
-    read_manifest,
     rows_of_shard,
     shard_header,
 )
 from ensdistill.cache.native import shards as native
+from ensdistill.cache.validation import read_manifest
 
 # A system commonly allows a process 65530 mappings. Beyond this number of shards, all are unmapped and mapped
 # anew.
@@ -79,9 +77,7 @@ class MappedShards:
                 self._map(ids)
 
     def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if given.
-        given.
-        """
+        """The samples' records one after the other, uint8 [records, record bytes], in ``out`` if given."""
         while True:
             try:
                 return self._gather(ids, out)
@@ -115,9 +111,7 @@ class MappedShards:
             os.close(descriptor)
 
     def check_whole(self, entry: Entry, progress: Callable[[int], None]) -> None:
-        """Raise where a byte of the file differs; ``progress`` is called with the size of each piece.
-        read.
-        """
+        """Raise where a byte of the file differs; ``progress`` is called with the size of each piece."""
         for chunk in self._chunks(entry):
             progress(len(chunk))
 
@@ -198,9 +192,7 @@ class MappedShards:
         return self._replaced(entry) or CacheCorrupt(f"{self.path / entry['file']}: {fault}; {again}")
 
     def _replaced(self, entry: Entry) -> CacheError | None:
-        """The error about a file that another cache has replaced; None if the file is damaged.
-        damaged.
-        """
+        """The error about a file that another cache has replaced; None if the file is damaged."""
         try:
             now = files_of(read_manifest(self.path))
         except CacheIncomplete as error:

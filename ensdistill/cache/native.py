@@ -1,6 +1,4 @@
-"""Loads the shard reader, which needs no torch. Without it the import fails and names the remedy.
-the remedy.
-"""
+"""Loads the shard reader, which needs no torch. Without it the import fails and names the remedy."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from ensdistill.cache.folder import leftovers, own_files, remove, require_no_fol
 from ensdistill.cache.native import shards as native
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import write_uids
+from ensdistill.cache.validation import check_plan, read_manifest, same_fields
 from ensdistill.common.files import atomic_path, fsync
 
 PATIENCE = 60.0
@@ -51,7 +52,6 @@ class Source(Protocol):
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Costs]]:
         """The fields of these rows' records, with ``input_hash``, and the cost of each record by member.
-        member.
 
         The statistics of copied records are of the whole cache: they come once, with any batch.
         """
@@ -116,7 +116,7 @@ def _finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[s
         return None
     try:
         # First, so that another codec is a difference, and not one that would have to be trusted.
-        require_same(path, *m.same_fields(m.read_manifest(path), plan))
+        require_same(path, *same_fields(read_manifest(path), plan))
         cache = TargetCache.open(path, check="full" if overwrite else "lazy", trusted=trusted)
     except CacheError:
         if overwrite:
@@ -137,7 +137,7 @@ def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> N
         if (path / m.MANIFEST).exists():
             raise CacheMismatch(f"{path}: the finished cache there is to be overwritten")
         found = read_checked(path / m.PLAN)
-        m.check_plan(path / m.PLAN, found)
+        check_plan(path / m.PLAN, found)
         require_same(path, found, plan)
     except CacheIncomplete:
         write_checked(path / m.PLAN, plan)

@@ -18,10 +18,11 @@ from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import largest_temperature
 from ensdistill.cache.loss_warning import warn_of_loss
-from ensdistill.cache.manifest import Manifest, check_codec, files_of, read_manifest, record_for
+from ensdistill.cache.manifest import Manifest, files_of, record_for
 from ensdistill.cache.mapped import MappedShards, default_threads
 from ensdistill.cache.streaming import stream
 from ensdistill.cache.uids import Samples
+from ensdistill.cache.validation import check_codec, read_manifest
 from ensdistill.cache.verifying import verify_bytes, verify_inputs
 from ensdistill.common.scalars import whole
 
@@ -175,9 +176,7 @@ class TargetCache:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as a dictionary, which must not be changed; ``ensdistill.cache.manifest`` documents
-        it.
-        """
+        """The manifest, documented in ``ensdistill.cache.manifest``; it must not be changed."""
         return self._manifest
 
     @property
@@ -199,9 +198,7 @@ class TargetCache:
 
     @property
     def temperature(self) -> float | None:
-        """The temperature of a cache that holds the mixture only; None where the members are kept, which
-        serve every one.
-        """
+        """The temperature of a cache of the mixture only; None where the members are kept, for every one."""
         return None if self._manifest["temperature"] == "any" else float(self._manifest["temperature"])
 
     @property
@@ -211,8 +208,7 @@ class TargetCache:
 
     @property
     def uids(self) -> np.ndarray:
-        """The samples' uids in the order of the cache's rows, int64 [N], read-only; 0 ... N-1 where the cache
-        keeps none.
+        """The samples' uids in row order, int64 [N], read-only; 0 ... N-1 where the cache keeps none.
 
         Raises
         ------
@@ -254,8 +250,7 @@ class TargetCache:
     def gather_records(
         self, uids: np.ndarray, view: int | np.ndarray = 0, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """The raw records of these samples, uint8 [N, record bytes], without torch; `layout` takes them
-        apart.
+        """The raw records of these samples, uint8 [N, record bytes], without torch, for `layout.views`.
 
         If ``out`` is given, it is filled and returned. Raises as `gather` does, and ValueError where ``out``
         has another shape.
@@ -273,8 +268,7 @@ class TargetCache:
         return replace(members, max_temperature=self.max_temperature)
 
     def gather_logits(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
-        """The decoded targets, without torch: float32 [K, N, C] logits, or [1, N, C] log-probabilities of the
-        mixture.
+        """The decoded targets, without torch: float32 [K, N, C] logits, or the mixture's log-probabilities.
 
         Each row is exact up to a shift and its codec's error; raises as `gather` does.
         """
@@ -286,9 +280,7 @@ class TargetCache:
         return self.shards.lengths(self.samples.ids(uids, view))
 
     def raw_logits(self, ensemble: Any, uids: np.ndarray | None, count: int, unshifted: bool) -> np.ndarray:
-        """Logits [K, N, C], float64, of the ensemble's members before calibration; see
-        :mod:`ensdistill.cache.members`.
-        """
+        """Logits [K, N, C], float64, before calibration; see :mod:`ensdistill.cache.members`."""
         from ensdistill.cache.members import raw_logits
 
         return raw_logits(self, ensemble, uids, count, unshifted)

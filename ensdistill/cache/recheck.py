@@ -79,9 +79,7 @@ def recheck(
 
 
 def _reasons(cache: TargetCache, ensemble: Ensemble) -> list[str]:
-    """How the ensemble differs from the one that made the cache; empty for a derived cache.
-    members.
-    """
+    """How the ensemble differs from the one that made the cache; empty for a derived cache."""
     made = cache.manifest["fingerprint"]
     if "derived" in made:
         return []
@@ -138,9 +136,7 @@ def _as_in_the_source(
 
 
 def _tolerance(cache: TargetCache, batch: Batch) -> Tolerance:
-    """How far noise may move the batch's targets, through this cache's codes and its sources'.
-    from.
-    """
+    """How far noise may move the batch's targets, through this cache's codes and its sources'."""
     manifest = cache.manifest
     steps = [conversions(manifest, name) for name in manifest["members"]]
     temperature = batch.temperature or 1.0

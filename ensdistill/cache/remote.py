@@ -28,7 +28,8 @@ from ensdistill.cache.files.transfer import (
     send,
 )
 from ensdistill.cache.folder import leftovers, remove, require_no_folders, require_no_other
-from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, files_of, read_manifest
+from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, files_of
+from ensdistill.cache.validation import read_manifest
 from ensdistill.common.files import atomic_path, local_path
 
 _PAUSE, _LONGEST_WAIT = 0.5, 3600.0  # seconds
@@ -88,8 +89,7 @@ def upload(
 def download(
     url: str, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Path:
-    """Copy a cache from a URL; files that are here already, with the bytes that the manifest names, are not
-    fetched again.
+    """Copy a cache from a URL; files that are here already, with the right bytes, are not fetched again.
 
     Parameters
     ----------
@@ -175,9 +175,7 @@ def _make_way(system: Any, target: str, url: str, manifest: Manifest, overwrite:
 
 
 def _is_here(folder: Path, text: bytes) -> bool:
-    """Whether the folder holds a copy with this manifest. Its shards are checked when they are read, as in
-    any cache.
-    """
+    """Whether the folder holds a copy with this manifest. Its shards are checked when they are read."""
     try:
         return (folder / MANIFEST).read_bytes() == text and all(
             (folder / entry["file"]).stat().st_size == entry["bytes"]

@@ -1,6 +1,4 @@
-"""The cost of storing: every row's KL, summed up so that parts of shards and writers merge exactly.
-exactly.
-"""
+"""The cost of storing: every row's KL, summed up so that parts of shards and writers merge exactly."""
 
 from __future__ import annotations
 

@@ -31,14 +31,10 @@ class Ensemble(Protocol):
     def combiner(self) -> str: ...
 
     def predict_logits(self, inputs: np.ndarray) -> Any:
-        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]), as an array or a tensor on any
-        device.
-        """
+        """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]): an array or a tensor."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain JSON that changes with everything that changes the logits: members, weights, combiner,
-        calibration.
-        """
+        """Plain JSON that changes with the logits: members, weights, combiner, calibration."""
 
     # An ensemble whose members hold stored predictions also has
     #     for_uids(uids: ndarray [M], among: ndarray [N]) -> Ensemble

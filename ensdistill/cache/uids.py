@@ -1,5 +1,4 @@
-"""The samples of a cache: which sample each row is of. A row is a place, 0..N-1; a uid is the sample's number
-in its data set.
+"""The samples of a cache. A row is a place, 0..N-1; a uid is the sample's number in its data set.
 
 Where the uids are 0..N-1, a row is its uid and no file is kept. Any others are kept beside the shards in
 ``uids.safetensors``: int64 [N], in row order. The manifest holds the file's size and hash.
@@ -153,8 +152,7 @@ def write_uids(folder: Path, entry: dict[str, Any], uids: np.ndarray) -> None:
 
 
 def parse_uids(file: Path, content: bytes, rows: int) -> np.ndarray:
-    """The uids [rows] that such a file holds, read-only; its size and hash have been compared with the
-    manifest's.
+    """The uids [rows] in the content of such a file, read-only; its size and hash have been checked.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from ensdistill.cache import CacheError, TargetCache, cache_targets
 from ensdistill.cache.codecs import codec_of, kl_divergence, record_of
 from ensdistill.cache.codecs.ids import pack_ids, unpack_ids
 from ensdistill.cache.encoding import Encoder
-from ensdistill.cache.writer import make_plan
+from ensdistill.cache.plan import make_plan
 from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import Counts, LogProbs, QuantizedLogits, TopK
 

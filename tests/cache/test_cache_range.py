@@ -376,7 +376,7 @@ def test_caches_of_the_format_before_are_read_as_they_were(tmp_path):
 
 def test_a_badly_coded_old_cache_is_told_of_when_it_is_opened(tmp_path, monkeypatch):
     ensemble, rows, _ = masked(-1e4)
-    monkeypatch.setattr("ensdistill.cache.writer.floor_of", lambda codec, plan, temperature: None)
+    monkeypatch.setattr("ensdistill.cache.plan.floor_of", lambda codec, plan, temperature: None)
     with pytest.warns(CacheLossWarning):
         cache_targets(ensemble, rows, tmp_path / "c", shard_rows=64)
     as_format_2(tmp_path / "c")

@@ -1,5 +1,4 @@
-"""Codecs: how a target becomes the bytes of a record, and comes back. Each file here holds one family of
-codecs.
+"""Codecs: how a target becomes the bytes of a record, and comes back. Each file holds one family.
 
 A record holds one sample (one position of a sequence): the hash of its input, then the fields of the codec
 with all members side by side, padded to a multiple of 8 bytes.

@@ -33,8 +33,7 @@ FieldShapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def largest_share_distance(classes: int) -> float:
-    """How far below the largest logit a class has to be to have less than exp(-16) = 1e-7 of the mass at T =
-    1.
+    """How far below the largest logit a class has a share of less than exp(-16) = 1e-7 at T = 1.
 
     All classes below that distance, taken together, have less than that share.
     """
@@ -43,8 +42,7 @@ def largest_share_distance(classes: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The logits of N records that are to be stored, checked: finite or ``-inf``, and no row of ``-inf``
-    only.
+    """The logits of N records that are to be stored: finite or ``-inf``, at least one in each row finite.
 
     Parameters
     ----------
@@ -180,10 +178,10 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, fields: Fields, classes: int) -> np.ndarray:
-        """The stored rows, float32 [N, K, C]: logits, or log-probabilities of the mixture, up to a shift of
-        each row.
+        """The stored rows, float32 [N, K, C]: logits, or log-probabilities of the mixture.
 
-        The fields are strided views of the gathered records. NumPy only.
+        A row may differ from the given one by a constant (``shifts_rows``). The fields are strided views of
+        the gathered records. NumPy only.
         """
 
     def target(
@@ -204,8 +202,7 @@ class Codec(ABC):
         return dense_target(member_major(values), weights, combiner, temperature)
 
     def floor(self, classes: int, combiner: str, mixture: bool, max_temperature: float) -> float | None:
-        """How far below its row's largest a logit may be and still have a code; None where codes reach any
-        depth.
+        """How far below its row's largest a logit may be and still have a code; None where no limit is set.
 
         Parameters
         ----------
@@ -219,15 +216,12 @@ class Codec(ABC):
         return None
 
     def columns(self, fields: Fields, classes: int, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """The columns [N] or [N, M] of an exported table. By default the decoded rows, one column for each of
-        K names.
-        """
+        """The columns [N] or [N, M] of an exported table; by default the decoded rows under the K names."""
         values = self.decode(fields, classes)
         return {name: values[:, k] for k, name in enumerate(names)}
 
     def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
-        """The distance of ``stored`` records from ``fields``, the new encoding of ``batch``, in bits that
-        differ.
+        """The distance of ``stored`` records from ``fields``, the new encoding of ``batch``.
 
         By default the distance is the KL from the batch's rows to the decoded ones.
         """
@@ -245,9 +239,7 @@ class Codec(ABC):
 
 
 def dense_target(logits: Tensor, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-    """Rows [K, N, C] of any float dtype as the loss takes them: members' logits, or the mixture's
-    log-probabilities.
-    """
+    """The loss's target of rows [K, N, C]: members' logits, or the mixture's log-probabilities."""
     from ensdistill.loss.targets import EnsembleLogits, LogProbs
 
     if temperature is None:

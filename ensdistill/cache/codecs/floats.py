@@ -1,5 +1,4 @@
-"""``fp32``, ``fp16`` and ``bf16``: the logits themselves. In half precision each row is shifted so that its
-maximum is 0.
+"""``fp32``, ``fp16`` and ``bf16``: the logits themselves; in half precision with each row's maximum at 0.
 
 Softmax does not change with the shift, and half precision is finest near 0.
 """

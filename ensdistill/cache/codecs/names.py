@@ -1,5 +1,4 @@
-"""The name of a codec outside the package: its class path, with settings as keyword arguments where it has
-some.
+"""The name of a codec outside the package: its class path, with its settings as keyword arguments.
 
 ``my_package.my_codec.Nibbles(shift=True)`` is one line of text, so that it can stand in a manifest, in a YAML
 file and on a command line. It is parsed, never evaluated.

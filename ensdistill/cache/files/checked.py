@@ -27,8 +27,7 @@ _LARGEST = 1 << 30
 
 
 def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file: no symbolic link, and no pipe that would make the reader wait
-    for ever.
+    """A read-only descriptor of a regular file; a symbolic link or a pipe, which may block, is refused.
 
     Raises
     ------

@@ -1,6 +1,4 @@
-"""The writers of a cache: one process alone, or several at once that have divided the shards among
-themselves.
-"""
+"""The writers of a cache: one process alone, or several that have divided the shards among themselves."""
 
 from __future__ import annotations
 

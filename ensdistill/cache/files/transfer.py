@@ -1,5 +1,4 @@
-"""Files to and from a URL: several at once, each under a temporary name, checked, renamed; retried where the
-network fails.
+"""Files to and from a URL: several at once, each under a temporary name, checked, renamed, retried.
 
 Any file system that fsspec supports will do (``s3://``, ``gs://``, ``memory://``, ``file://``). fsspec comes
 with torch; the file systems' own packages (``s3fs``, ``gcsfs``) do not.
@@ -48,9 +47,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def each(work: Callable[[Entry, Advance], None], entries: list[Entry], progress: Progress | None) -> None:
-    """Call ``work`` for several entries at once; the first error ends all. ``work`` reports the bytes it has
-    copied.
-    """
+    """Call ``work`` for several entries at once, until the first error; it reports the bytes it copied."""
     copied, total = [0] * len(entries), sum(entry["bytes"] for entry in entries)
 
     def run(i: int) -> None:

@@ -1,0 +1,77 @@
+"""The plan of a cache: the fields of its manifest that are set before the members run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache.codecs import Codec, codec_of
+from ensdistill.cache.floors import TEMPERATURE, floor_of
+from ensdistill.cache.uids import entry_of
+from ensdistill.common.scalars import check_temperature
+
+
+def make_plan(
+    *,
+    members: list[str],
+    weights: Any,
+    combiner: str,
+    classes: list[str],
+    codec: str | Codec,
+    mixture_at: float | None,
+    rows: int,
+    views: int,
+    sequences: bool,
+    shard_rows: int,
+    seed: int,
+    max_temperature: float = TEMPERATURE,
+    uids: np.ndarray | None = None,
+) -> m.Manifest:
+    """The fields of the manifest that are set before the members run, without the fingerprint."""
+    weights, codec = np.asarray(weights), codec_of(codec)
+    for name, value in (("names", members), ("classes", classes)):
+        if not value or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"ensemble.{name}: expected strings, at least one; got {value!r}")
+    if len(set(members)) != len(members):
+        raise ValueError(f"ensemble.names: expected different names; got {members!r}")
+    if weights.dtype != np.float64 or weights.shape != (len(members),):
+        raise ValueError(
+            f"ensemble.weights: expected float64 [{len(members)}] (members); got {weights.dtype} "
+            f"{list(weights.shape)}"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(
+            f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}"
+        )
+    if combiner not in m.COMBINERS:
+        raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {combiner!r}")
+    if codec.mixture_only and mixture_at is None:
+        raise ValueError(
+            f"mixture_at: expected a temperature, because {codec.name} holds the mixture at one only; got "
+            "None"
+        )
+    if mixture_at is not None:
+        check_temperature("mixture_at", mixture_at)
+    check_temperature("max_temperature", max_temperature)
+    plan = {
+        "format": m.FORMAT,
+        "format_version": 0,  # set below, for its place in the file
+        "codec": codec.name,
+        "seed": seed if codec.seeded else None,
+        "rows": rows,
+        **({} if uids is None else {"uids": entry_of(uids)}),
+        "members": members,
+        "weights": weights.tolist(),
+        "combiner": combiner,
+        "classes": classes,
+        "temperature": "any" if mixture_at is None else float(mixture_at),
+        "views": views,
+        "sequences": sequences,
+        "shard_rows": shard_rows,
+        "block_bytes": m.BLOCK_BYTES,
+    }
+    plan["format_version"] = m.format_version_of(plan)
+    floor, record = floor_of(codec, plan, max_temperature), m.record_for(codec, plan)
+    return {**plan, "floor": floor, "record": record.describe()}
