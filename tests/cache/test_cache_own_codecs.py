@@ -228,7 +228,7 @@ def test_from_writing_to_the_loss(module, tmp_path, name, mixture_at):
 def test_workers_read_it(module, tmp_path, method):
     cache = make(tmp_path / "c", "Nibbles", None)
     with multiprocessing.get_context(method).Pool(1) as pool:
-        found = pool.apply(cache.gather_logits, (np.arange(9),))
+        found = pool.apply_async(cache.gather_logits, (np.arange(9),)).get(timeout=60)
     np.testing.assert_array_equal(found, cache.gather_logits(np.arange(9)))
 
 
