@@ -1,1 +1,1 @@
-"""What every other folder stands on: files, fingerprints, seeds, errors, processes, the display."""
+"""The foundation of all other folders: files, fingerprints, seeds, errors, processes, the display."""

@@ -27,7 +27,7 @@ KEY = "ensdistill_checkpoint"
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a training goes on: ``step`` steps are done; ``values`` is what was saved beside it."""
+    """A training's place: ``step`` steps are done; ``values`` holds the plain data saved beside the tensors."""
 
     step: int
     values: Any
@@ -54,7 +54,7 @@ def save_checkpoint(
         Digest of everything that the training depends on (:func:`ensdistill.common.fingerprint.digest`); a checkpoint with another one
         is not resumed.
     tensors : dict of Tensor
-        What is trained, for example ``module.state_dict()``.
+        The trained tensors, for example ``module.state_dict()``.
     optimizer, scheduler
         Their ``state_dict()`` is saved.
     generators : dict of torch.Generator
@@ -92,7 +92,7 @@ def load_checkpoint(
     generators: Mapping[str, torch.Generator] | None = None,
     group: Processes | None = None,
 ) -> Resumed | None:
-    """Bring what is given back to the saved state, in place.
+    """Restore tensors, optimizer and scheduler to the saved state, in place.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def class_path(cls: type) -> str:
 
 
 def describe(value: Any) -> Any:
-    """What ``value`` is made of, as JSON-able data that is the same in every process: its settings, and its source's digest.
+    """The settings of ``value`` and the digest of its source, as JSON-able data that is the same in every process.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def describe(value: Any) -> Any:
 
 
 def _class(cls: type) -> dict[str, str | None]:
-    # An edited class is another one, whatever it is called and however it is set.
+    # An edited class counts as another one, even under the same name and settings.
     return {"class_path": class_path(cls), "source": source_digest(cls)}
 
 
@@ -81,7 +81,7 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
     Raises
     ------
     TypeError
-        It is a module itself or nothing that can be called, or what it makes is no module.
+        It is a module itself or not callable, or it returns no module.
     ValueError
         The module has parameters without a shape (``LazyLinear`` and the like).
     """
@@ -102,7 +102,7 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
-    """``{"class_path", "init_args"}`` of a module class or of a ``functools.partial`` of one (which is what a config's
+    """``{"class_path", "init_args"}`` of a module class or of a ``functools.partial`` of one (a config's
     ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is not plain data.
 
     >>> module_recipe(functools.partial(nn.Linear, in_features=2, out_features=3))["init_args"]

@@ -1,4 +1,4 @@
-"""What a long command shows while it works: a bar for each piece of work with its rate and time left; plain lines where no terminal
+"""The display of a long command: a bar for each piece of work with its rate and time left; plain lines where no terminal
 looks on."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Display:
             self._overall = self._bars.add_task("[bold]all pieces", total=finished + todo, completed=finished, overall=True)
 
     def progress(self, piece: Any, what: str, done: int, total: int) -> None:
-        """A piece of work has come to ``done`` of ``total`` of ``what``."""
+        """Show that a piece of work, called ``what``, has reached ``done`` of ``total``."""
         key, description = str(piece), f"{piece} · {what}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(description, total=total)

@@ -1,4 +1,4 @@
-"""What errors say."""
+"""Errors: their messages, and the kinds that need one of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TEXTS = ("can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on whichever device."""
+    """Whether an error reports that memory is short, on any device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
 
 

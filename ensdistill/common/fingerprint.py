@@ -1,6 +1,6 @@
 """One digest for everything a stage depends on: configs, arrays, tensors, source files.
 
-Fingerprints decide what is skipped, resumed or refused, so they are made of content, never of dates or paths.
+Fingerprints decide which work is skipped, resumed or refused, so they are made of content, never of dates or paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Work that several processes share: who this one is among those that ``torchrun`` started. Without them torch is not loaded."""
+"""Work that several processes share: the rank of this one among those that ``torchrun`` started. A single process loads no torch."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Processes:
 
 @contextmanager
 def processes(device: Any = "cpu") -> Iterator[Processes]:
-    """The processes of torch's group; where ``torchrun`` says that there are several, a group is made (gloo, or nccl for a GPU) for the
+    """The processes of torch's group; where ``torchrun`` started several, a group is made (gloo, or nccl for a GPU) for the
     time being. A process whose work fails leaves without waiting for the others, so that ``torchrun`` can start them all again."""
     loaded = sys.modules.get("torch")
     ready = loaded is not None and loaded.distributed.is_available() and loaded.distributed.is_initialized()

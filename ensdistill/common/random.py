@@ -28,7 +28,7 @@ def random_generator(*parts: Any) -> np.random.Generator:
 class BatchOrder:
     """Positions of endless reshuffled epochs, cut into batches; a batch may reach into the next epoch, so none is ever short.
 
-    Any step can be asked for, in any order: nothing has to be saved to resume.
+    Steps can be taken in any order, so nothing has to be saved to resume.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# What lies outside is a slip: 1/T or T² would take what precision is left.
+# Values outside are slips: 1/T or T² would cost the remaining precision.
 TEMPERATURES = (1e-4, 1e4)
 
 

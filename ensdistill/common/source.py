@@ -37,7 +37,7 @@ _LIBRARIES = frozenset(["torch", "torchvision", "torchaudio", "transformers", "n
 )
 _STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 _INSTALLED = {"site-packages", "dist-packages"}
-# What Python itself notes on a class; annotations and docstrings don't decide what it computes.
+# Attributes that Python itself sets on a class; annotations and docstrings don't decide its results.
 _OF_EVERY_CLASS = frozenset(
     ["__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"]
 ).union(
@@ -47,11 +47,11 @@ _OF_EVERY_CLASS = frozenset(
 
 
 class Used:
-    """The parts, by what they are called: ``source of nets.Net.forward``, ``value of nets.SCALE``, ``version of torch``."""
+    """The parts by name: ``source of nets.Net.forward``, ``value of nets.SCALE``, ``version of torch``."""
 
     def __init__(self) -> None:
         self.parts: dict[str, Any] = {}
-        # By id: what is a part already, and values with their data. Kept alive, so that no id is given to another object.
+        # By id: objects that are parts already, and values with their data. Kept alive, so that no id is given to another object.
         self._seen: dict[int, Any] = {}
         self._known: dict[int, tuple[Any, Any]] = {}
 

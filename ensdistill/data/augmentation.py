@@ -16,14 +16,14 @@ from ensdistill.common.scalars import plain_fields
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """What ``augment.class_path`` in a config may name."""
+    """A random change of inputs; a config names its class by ``augment.class_path``."""
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """What is to be done with each of ``count`` samples: an array [count, ...]."""
+        """Draw the change of each of ``count`` samples: an array [count, ...]."""
         ...
 
     def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """``inputs`` [N, ...] changed as ``draws`` [N, ...] says; new memory, same shape and dtype."""
+        """``inputs`` [N, ...] changed by ``draws`` [N, ...]; new memory, same shape and dtype."""
         ...
 
     def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
@@ -33,7 +33,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class ShiftImages:
-    """Shift each image by up to ``pixels`` in each direction; what comes in from outside is zero, nothing is wrapped around.
+    """Shift each image by up to ``pixels`` in each direction; pixels from outside are zero, nothing is wrapped around.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Rows with equal inputs: found by content, kept together in splits and folds, and counted where parts are given.
 
-Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here tells these apart, so a row that differs from
+Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here distinguishes these, so a row that differs from
 another in nothing else is a copy of it.
 """
 
@@ -80,7 +80,7 @@ def draw_stratified(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, si
     labels, groups : ndarray [N], int64
         The class, and the set of equal rows (see :func:`equal_inputs`), of every row.
     size : int
-        Rows to draw. Fewer are drawn where no set of equal rows is small enough for what is missing.
+        Rows to draw. Fewer are drawn where no set of equal rows is small enough for the rows still missing.
     seed : int
 
     Returns

@@ -14,7 +14,7 @@ from ensdistill.data.splits import Split, stratified_split
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What ``data.class_path`` in a config may name."""
+    """A data set; a config names its class by ``data.class_path``."""
 
     def split(self, seed: int) -> Split: ...
 
@@ -71,7 +71,7 @@ class ArrayDataset:
     Raises
     ------
     ValueError
-        (by ``split``) The files do not hold what is described above.
+        (by ``split``) The files do not hold such arrays.
     """
 
     inputs: Path
@@ -82,7 +82,7 @@ class ArrayDataset:
     classes: list[str] | None = None
 
     def split(self, seed: int) -> Split:
-        # Mapped, not read: only the rows that a part asks for are copied.
+        # Mapped, not read: only the rows of a part are copied.
         inputs, labels = _open("inputs", self.inputs), _open("labels", self.labels)
         if inputs.dtype != np.float32 or inputs.ndim < 2:
             raise ValueError(f"inputs: expected float32 [N, ...] in {self.inputs}; got {inputs.dtype} {list(inputs.shape)}")

@@ -17,7 +17,7 @@ class BadRows(ValueError):
     ----------
     message : str
     rows : ndarray, int64
-        Their positions in what was passed: who passed it knows them by other names (uids, a source) and can add these.
+        Their positions in the argument. A caller that knows their uids or their source adds these to the message.
     """
 
     def __init__(self, message: str, rows: np.ndarray) -> None:
@@ -36,7 +36,7 @@ class Rows:
     ----------
     inputs : ndarray [N, ...]
     uids : ndarray [N], int64
-        Unique: each sample's own number in its data set, stable whatever split the sample is drawn into. Caches are asked by it.
+        Unique: each sample's own number in its data set, stable whatever split the sample is drawn into. Caches find rows by it.
     labels : ndarray [N], int64
         Class indices; -100 where the label isn't known.
 

@@ -14,7 +14,7 @@ from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 
 @dataclass(frozen=True)
 class Split:
-    """What one seed of the job sees: three parts without a common row, of finite float32 inputs of one shape.
+    """The data of one seed of a job: three parts without a common row, of finite float32 inputs of one shape.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def stratified_split(
     """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers of ``inputs``.
 
     Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test row with a copy among the
-    training rows would measure memory. A part can therefore be a few rows smaller than asked for, by less than the largest set of
+    training rows would measure memory. A part can therefore be a few rows smaller than its size, by less than the largest set of
     equal rows. A row without a label that equals a test row is left out, and counted in :attr:`Split.left_out`.
 
     Parameters
@@ -107,7 +107,7 @@ def stratified_split(
     Raises
     ------
     ValueError
-        More rows are asked for than there are, a class has too few different rows to stand in every part, or so many rows are equal
+        The sizes add up to more rows than there are, a class has too few different rows to stand in every part, or so many rows are equal
         that a part would miss more than a tenth of its rows.
 
     Examples

@@ -1,4 +1,4 @@
-"""Transfer sets: the inputs on which the student is asked what the ensemble says."""
+"""Transfer sets: the inputs on which the student is trained to match the ensemble."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ensdistill.data.augmentation import Augmentation
 
 @runtime_checkable
 class Synthetic(Protocol):
-    """Makes inputs that look like the given ones; what ``synthetic`` in a config may name."""
+    """A generator of inputs that resemble the given ones; a config names its class in ``synthetic``."""
 
     rows: int
 
@@ -144,7 +144,7 @@ class Transfer:
     rows : Rows
         uids 0..M-1 in order. Labels where they are known, -100 elsewhere.
     origin : tuple of (str, int)
-        What the rows are, in order, and how many: ``labelled``, ``pool``, then one entry per synthetic source.
+        The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per synthetic source.
     """
 
     rows: Rows

@@ -1,6 +1,6 @@
-"""Versions of a sample that are the same in teacher and student, whichever process makes them, in whatever order.
+"""Versions of a sample that are the same for teacher and student, in any process and any order.
 
-A version is drawn from a counter-based generator keyed by (seed, uid, view): nothing of what was drawn before has a say in it.
+A version is drawn from a counter-based generator keyed by (seed, uid, view): earlier draws do not change it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def view_inputs(augment: Augmentation, inputs: np.ndarray, uids: np.ndarray, vie
 
 
 def describe_views(augment: Augmentation, views: int, seed: int) -> dict[str, Any]:
-    """What the versions are made by, as JSON: changes with the augmentation's settings and code."""
+    """The augmentation, its code's digest, the seed and the number of views, as JSON."""
     return {"augment": repr(augment), "code": source_digest(type(augment)), "seed": seed, "views": views}
 
 
 def _generator(seed: int, uid: int, view: int) -> np.random.Generator:
-    # Philox draws with the lowest word of its counter: another view never meets these numbers.
+    # Philox draws with the lowest word of its counter: another view never uses these numbers.
     return np.random.Generator(np.random.Philox(key=np.array([seed, uid % 2**64], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)))

@@ -1,4 +1,4 @@
-"""What was kept of the ensemble: one page, one JSON file, one table, made from the results of a run."""
+"""The report of a run: one page, one JSON file and one table of how much of the ensemble was kept."""
 
 from ensdistill.report.html import write_report
 from ensdistill.report.judge import judge

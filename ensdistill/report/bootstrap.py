@@ -18,7 +18,7 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
 
     Every resample draws as many seeds as there are, with replacement, and for each drawn seed as many of its rows as it has,
     with replacement (Davison & Hinkley 1997, section 3.8). All columns see the same draws, so differences between
-    columns are paired: what two models share (an easy row, a lucky split) cancels.
+    columns are paired: effects that two models share (an easy row, a lucky split) cancel.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
     Returns
     -------
     ndarray [resamples, M], float64
-        Seeds weigh the same, whatever their number of rows.
+        Seeds have equal weights, also with unlike numbers of rows.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float] | None:
     """The percentile interval of a ratio whose denominator should be positive, or None where it can't be bounded.
 
-    A resample with a denominator of zero or below says nothing about the ratio, so it counts as unbounded on both sides: it can
+    A resample with a denominator of zero or below leaves the ratio undetermined, so it counts as unbounded on both sides: it can
     only widen the interval. When the denominator's own `interval` lies above zero, there are too few of them to
     make it infinite; else the result is None.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#1c2128"
-# Mid-tones, told apart on white, on near-black and by the colour blind (Okabe & Ito 2008, a little darker or lighter); markers repeat it.
+# Mid-tones, distinct on white, on near-black and by the colour blind (Okabe & Ito 2008, a little darker or lighter); markers repeat it.
 COLOURS = {
     "ensemble": "#0a7fc2",
     "best_member": "#4f97a8",
@@ -36,7 +36,7 @@ MARKERS = {
 }
 DASHES = {"direct_label_smoothing": "--", "distilled_from_best_member": "-."}
 UNSCALED = {scaled: kind for kind, scaled in SCALED.items()}
-FEW = 5  # rows below which a bin's accuracy says next to nothing
+FEW = 5  # rows below which a bin's accuracy is mostly noise
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -68,12 +68,12 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
     ----------
     results : RunResults
     report : dict
-        What `judge` made of them.
+        The return value of `judge` for these results.
 
     Raises
     ------
     ModuleNotFoundError
-        matplotlib isn't installed; the message says how to install it.
+        matplotlib isn't installed; the message holds the command that installs it.
     """
     try:
         import matplotlib

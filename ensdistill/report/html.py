@@ -43,7 +43,7 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        What report.json holds; its schema stands in `ensdistill.report.judge`.
+        The content of report.json; its schema stands in `ensdistill.report.judge`.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
     Parameters
     ----------
     report : dict
-        What `judge` returned.
+        The return value of `judge`.
     drawings : mapping of str to str
         ``<svg>`` elements by figure name (see `figures.draw`); trusted, unlike every other string, which is escaped.
     """

@@ -59,7 +59,7 @@ positive; under ``strongest`` both are over that alternative. ``meaningful`` is 
 not beyond its interval;
 ``share_without_gain`` is the share of resamples in which the ensemble has no gain (see `bootstrap.ratio_interval`).
 ``<kind>_temperature_scaled`` is the model after temperature scaling: ``direct`` calibrated on held-out folds of the labelled rows, the
-distilled ones to the mixture on the pool (see `scaling`); the test rows have no say.
+distilled ones to the mixture on the pool (see `scaling`); the test rows are not used.
 ``copies`` counts equal inputs over all seeds: test rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled
 rows in the pool, labelled and test rows that equal one with another label, and rows that were left out (see
 `ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test rows; null where there

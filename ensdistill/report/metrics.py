@@ -21,7 +21,7 @@ SUM_TOLERANCE = 1e-5
 
 
 def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilities") -> None:
-    """Refuse what is not a distribution for each row with a label in range.
+    """Refuse arrays that do not hold a distribution for each row, and labels out of range.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
     labels : ndarray [N], int64
         Class indices in [0, C).
     name : str
-        What the messages call ``probabilities``.
+        The name of ``probabilities`` in messages.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def nll_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Negative log likelihood of each label in nats. See `check` for the arguments.
 
     A probability below 2.2e-16 counts as 2.2e-16, as in scikit-learn's ``log_loss``, so a row costs at most 36.04;
-    `floored_rows` says how many rows that touched.
+    `floored_rows` counts the rows that were changed.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log likelihood in nats; see `nll_rows` for what an exact zero costs.
+    """Mean negative log likelihood in nats; see `nll_rows` for the cost of an exact zero.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What one run produced, as the report takes it: test-set probabilities and costs of every model, nothing judged yet."""
+"""The results of one run, before the report judges them: test-set probabilities and costs of every model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALED = {
     "distilled_from_best_member": "distilled_from_best_member_temperature_scaled",
     "student": "student_temperature_scaled",
 }
-# What the student has to beat, each family a part of the next: what needs no teacher, what is as cheap to serve, and everything.
+# Models that the student has to beat, each family a part of the next: without a teacher, as cheap to serve, all of them.
 DIRECT = ("direct", "direct_label_smoothing", "direct_temperature_scaled", "direct_label_smoothing_temperature_scaled")
 SAME_SIZE = (*DIRECT, "distilled_from_best_member", SCALED["distilled_from_best_member"])
 FAMILIES = {"direct": DIRECT, "same_size": SAME_SIZE, "all": (*SAME_SIZE, "best_member")}
@@ -44,7 +44,7 @@ class ModelResult:
     probabilities : list of ndarray [N_s, C], float64
         On the test rows, one array for each seed.
     parameters, bytes : int
-        What is served: stored numbers, and the size of the file that holds them.
+        Of the served model: stored numbers, and the size of the file that holds them.
     latency_ms : mapping
         ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch.
     note : str
@@ -66,14 +66,14 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """One teacher: as `ModelResult`, and what the ensemble made of it.
+    """One teacher: as `ModelResult`, with its weight and temperature in the ensemble.
 
     Parameters
     ----------
     weights : list of float
         Its share of the mixture, one for each seed.
     temperatures : list of float
-        What its logits were divided by, one for each seed.
+        The divisors of its logits, one for each seed.
     """
 
     name: str
@@ -96,7 +96,7 @@ class StudentResults:
     Parameters
     ----------
     name, description : str
-        A short key ("mlp") and what it is ("MLP 64-64-10").
+        A short key ("mlp") and the description ("MLP 64-64-10").
     models : dict of str to ModelResult
         One for each of `STUDENT_KINDS`.
     curves : dict of str to list of (step, loss, test NLL or None)
@@ -147,7 +147,7 @@ class RunResults:
     Raises
     ------
     TypeError, ValueError
-        Something above is missing or doesn't fit the rest; the message says which model and seed.
+        Something above is missing or doesn't fit the rest; the message names the model and the seed.
     """
 
     name: str

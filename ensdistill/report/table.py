@@ -27,7 +27,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     Parameters
     ----------
     report : dict
-        What `judge` returned, or a report.json read back.
+        The return value of `judge`, or a report.json read back.
     console : rich.console.Console, optional
         Standard output by default; made to be read from 80 columns up, with or without colours.
 
@@ -73,7 +73,7 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def footnotes(report: dict[str, Any]) -> list[str]:
-    """How to read the numbers, and whatever about them would otherwise go unsaid."""
+    """Notes on how to read the numbers, and on their limits."""
     data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
@@ -124,7 +124,7 @@ def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
 
 
 def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every model once, under a name that says which it is."""
+    """Every model once, under a name that identifies it."""
     for kind in SHARED_KINDS:
         yield KIND_LABELS[kind], report["models"][kind]
     for name, student in report["students"].items():
@@ -255,7 +255,7 @@ def _members(report: dict[str, Any]) -> Table:
     table = _table("\nMembers", "", "weight", "temperature", "accuracy %", "NLL", "Brier", "ECE %")
     for member in report["members"]:
         weighting = [f"{member['weight']['mean']:.2f}", f"{member['temperature']['mean']:.2f}"]
-        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # what eighty columns hold
+        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # eighty columns hold no more
     return table
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of one student say, in plain sentences that admit what they can't show.
+"""The judgement of one student in plain sentences, limits included.
 
 The headline is decided in accuracy and in NLL, each against the strongest alternative there (see `judge` for how it is found), and "helped"
 stands only where the student leads it by more than the interval. Brier mostly repeats one of the two, so it is shown, but does not decide.
