@@ -30,7 +30,7 @@ inline Matrix matrix_of(const Tensor& t, int64_t dims) {
 }
 
 // Sizes and strides of the gradient, which has the student's layout: channels first where the student has it so. Without
-// rows when it is not asked for.
+// rows where the caller does not want it.
 inline std::pair<std::vector<int64_t>, std::vector<int64_t>> gradient_shape(const LossArguments& a) {
   const Tensor& s = a.student;
   const int64_t C = a.classes();

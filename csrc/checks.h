@@ -1,5 +1,5 @@
-// The op's arguments and their checks. Python has checked already and speaks to the user (arguments.py); these are the
-// backstop for whoever calls torch.ops.ensdistill directly, or through torch.compile, where Python can't see the values.
+// The op's arguments and their checks. Python has checked them already, with messages for users (arguments.py); these are the
+// backstop for calls of torch.ops.ensdistill directly, or through torch.compile, where Python can't see the values.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>

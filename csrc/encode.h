@@ -1,4 +1,4 @@
-// What the encoders read, and what they do to one number or one draw, free of torch, for host and device: the affine map of a
+// The encoders' inputs, and their work on one number or one draw, free of torch, for host and device: the affine map of a
 // row of codes, and the random numbers of sampled counts. Nothing here adds to a product: whether a compiler fuses the two or
 // not, the bits are the same.
 #pragma once
@@ -31,7 +31,7 @@ ENSDISTILL_HD double decoded_logit(float scale, float offset, int code) {
 // Sums and differences of logits within it stay finite in float32; the target cache draws the same line.
 constexpr double kLargestLogit = 1e38;
 
-// logit = offset + |scale| * code, for a row whose finite logits lie in low..high. The rule of ensdistill/cache/codecs.py,
+// logit = offset + |scale| * code, for a row whose finite logits lie in low..high. The rule of ensdistill/cache/codecs/uint8.py,
 // operation for operation: the two must give the same bits.
 struct RowCodes {
   float scale, offset;

@@ -1,5 +1,5 @@
-// The encoders' arguments, their checks and their results, the same for every device. Python has checked already and speaks to
-// the user (encoders.py); these are the backstop for whoever calls torch.ops.ensdistill directly, or through torch.compile.
+// The encoders' arguments, their checks and their results, the same for every device. Python has checked them already, with messages for
+// users (encoders.py); these are the backstop for calls of torch.ops.ensdistill directly, or through torch.compile.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,7 +23,7 @@ inline StoredLogits stored_logits(const char* name, const Tensor& t, bool codes_
   return {t.numel() ? t.const_data_ptr() : nullptr, element_of(t.scalar_type()), t.size(2), t.stride(0), t.stride(1)};
 }
 
-// What the ops of a mixture begin with. The weights' values are where the device is, and aren't looked at here.
+// The checks that all ops of a mixture begin with. The weights' values are where the device is, and aren't looked at here.
 struct EnsembleArguments {
   Tensor targets;
   std::optional<Tensor> scale, offset, weights;

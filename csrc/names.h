@@ -7,7 +7,7 @@
 
 namespace ensdistill {
 
-// Names<E>::all lists the values of the enum E in their order; Names<E>::what is the word for one of them in messages.
+// Names<E>::all lists the values of the enum E in their order; Names<E>::what is the noun for one of them in messages.
 template <class E>
 struct Names;
 

@@ -1,5 +1,5 @@
-// What one call of the loss computes, as plain pointers and strides: the border between torch and the kernels. Free of
-// torch and of the device; each device's Problem adds what it prepares for its own kernels.
+// One call of the loss, as plain pointers and strides: the border between torch and the kernels. Free of
+// torch and of the device; each device's Problem adds data for its own kernels.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -87,11 +87,11 @@ struct LossCall : LossSettings {
   ENSDISTILL_HD double target_temperature() const { return kind == Kind::logits ? temperature : 1.0; }
 };
 
-// At a higher temperature all probabilities are nearly equal, and T^2 magnifies what a float has lost of their difference.
+// At a higher temperature all probabilities are nearly equal, and T^2 magnifies the rounding error of their difference.
 constexpr double kMaxFloatTemperature = 32;
 
-// Probabilities that are far from adding up to 1 belong to no distribution; where what is outside isn't told, to less. What
-// is divided by its sum may be counts.
+// Probabilities whose sum is far from 1 belong to no distribution; without the mass outside, their sum may be less than 1.
+// Entries that are divided by their sum may be counts.
 constexpr double kSumTolerance = 0.05;
 ENSDISTILL_HD bool is_mass(double sum, TailMode mode) {
   return mode == TailMode::renormalize || (sum <= 1 + kSumTolerance && (mode == TailMode::zero || sum >= 1 - kSumTolerance));

@@ -9,14 +9,14 @@
 
 namespace ensdistill {
 
-// What one class adds to a divergence D(p, q), and slope = q * dD/dq up to a multiple of q. With R = sum of the slopes, the
+// One class's share of a divergence D(p, q), and slope = q * dD/dq up to a multiple of q. With R = sum of the slopes, the
 // gradient of T^2 D with respect to s is T * (slope - q * R): softmax's own derivative, once for every divergence.
 template <class V>
 struct Term {
   V value, slope;
 };
 
-// A divergence is one struct, listed in divergences.def: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio says so. Classes
+// A divergence is one struct, listed in divergences.def: at(p, q, log_ratio, beta), with log_ratio = log(p / q) where kNeedsRatio is true. Classes
 // without mass add 0, also where the ratio is infinite: 0 * inf must not poison the row. Where the true value is infinite,
 // infinity comes out. M is where the logarithm comes from.
 struct ForwardKl {
@@ -85,7 +85,7 @@ ENSDISTILL_HD bool needs_log_of_little(Divergence divergence) {
   __builtin_unreachable();
 }
 
-// One class's part of KL(p || q) from logarithms, for who has them anyway.
+// One class's part of KL(p || q) from logarithms, where these are there anyway.
 template <class V>
 ENSDISTILL_HD V forward_kl_term(V p, V log_p, V log_q) {
   return ForwardKl::at<void>(p, p, log_p - log_q, p).value;
@@ -113,7 +113,7 @@ ENSDISTILL_HD V decode(V code, V step, V offset, V zero_value) {
   return code == V{} ? zero_value : code * step + offset;
 }
 
-// What decode() needs to know of a row, from the scale and offset as stored. A scale that is no number shows through code 0, too.
+// The constants of a row that decode() needs, from the scale and offset as stored. A scale that is no number shows through code 0, too.
 template <class R>
 struct AffineCodes {
   R step, offset, zero_value;

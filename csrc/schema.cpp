@@ -14,8 +14,8 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
   //   combiner "prob" | "logit" | "log_prob"              tail_mode "tail" | "renormalize" | "zero"
   //   reduction "mean" over all rows, of the cross entropy over the labelled ones | "sum" over divisor | "none"
   // Returns (loss, gradient, statistics): loss [] or [N], float64 where an input is, else float32; gradient, shaped and laid
-  // out as student and in its dtype, of the reduced loss (of each row's, for "none"), [0, ...] when not asked for;
-  // statistics [N, 4] in the loss's dtype: entropy of q, entropy of p, agreement, disagreement; [0, 4] when not asked for.
+  // out as student and in its dtype, of the reduced loss (of each row's, for "none"), [0, ...] when not wanted;
+  // statistics [N, 4] in the loss's dtype: entropy of q, entropy of p, agreement, disagreement; [0, 4] when not wanted.
   m.def(
       "distill_loss(Tensor student, Tensor targets, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? tail, Tensor? weights, "
       "Tensor? labels, Tensor? class_weights, Tensor? sample_weights, str kind, str divergence, float beta, float temperature, "
@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
   // A factor of 1, the usual one, costs reading it: whether it is, only the device knows without waiting.
   m.def("scale_gradient(Tensor(a!) gradient, Tensor factor) -> ()");
 
-  // Encoders: the answers of K members for N rows, made small. Each returns last the rows' KL divergence from what it was given,
+  // Encoders: the logits of K members for N rows, made small. Each returns last the rows' KL divergence from its inputs,
   // float64, NaN where a row has no distribution (NaN, +inf, no class left). targets, scale, offset, weights: as above, with
   // targets [K, N, C] and unit stride over the classes. See ensdistill/encoders.py.
 

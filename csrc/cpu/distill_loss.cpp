@@ -128,7 +128,7 @@ LossResult run_loss(const LossArguments& a) {
       std::copy(row_loss.begin(), row_loss.end(), out);
       return;
     }
-    double sum = 0;  // in row order, in double: the same bits whatever the number of threads
+    double sum = 0;  // in row order, in double: the same bits for any number of threads
     for (double x : row_loss) sum += x;
     *out = Real(sum * p.gradient_factor);
   };

@@ -1,4 +1,4 @@
-// The encoders on the CPU: what an ensemble says, made small, with what that loses as each row's KL divergence.
+// The encoders on the CPU: an ensemble's logits, made small, with the loss as each row's KL divergence.
 // Every thread holds a few rows of doubles; nothing of size [N, C] is made but the codes themselves.
 #include <torch/csrc/stable/library.h>
 
@@ -38,7 +38,7 @@ int64_t grain(int64_t numbers_of_a_row) { return std::max<int64_t>(1, 16384 / st
 struct Range {
   double low, high;  // of the finite logits
   int64_t masked;
-  bool storable;  // not NaN, not +inf, nothing beyond what float32 arithmetic bears, not all masked
+  bool storable;  // not NaN, not +inf, nothing beyond float32 arithmetic, not all masked
 };
 
 ENSDISTILL_CLONES Range range_of(const double* z, int64_t classes) {

@@ -1,4 +1,4 @@
-// Headers first: what they define must not be compiled for this instruction set, or the linker could pick it up elsewhere.
+// Headers first: their definitions must not be compiled for this instruction set, or the linker could pick it up elsewhere.
 #include <immintrin.h>
 #include <torch/headeronly/util/Half.h>
 

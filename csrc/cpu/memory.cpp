@@ -54,7 +54,7 @@ void* take_gradient(size_t bytes) {
     const std::lock_guard<std::mutex> lock(kept().mutex);
     std::swap(block, kept().block);
   }
-  // A much larger one would hold memory that the caller never asked for.
+  // A much larger one would hold memory that the caller never needed.
   if (block && (capacity_of(block) < bytes || capacity_of(block) / 2 > bytes)) std::free(std::exchange(block, nullptr));
   if (!block) {
     const bool large = bytes >= 4 * kHugePage;

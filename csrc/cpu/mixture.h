@@ -1,4 +1,4 @@
-// The mixture of K members, a row at a time, in double: what the encoders read.
+// The mixture of K members, a row at a time, in double, for the encoders.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -19,7 +19,7 @@ struct Ensemble {
   bool geometric;
 };
 
-// One thread's mixture of one row: p and, where asked for, log p, which is exact also where p underflows. Both are padded
+// One thread's mixture of one row: p and, where the caller wants it, log p, which is exact also where p underflows. Both are padded
 // by classes without mass.
 class MixtureRow {
  public:

@@ -1,4 +1,4 @@
-// The Python module of the CPU library. Importing it registers the ops; what it binds itself is what is no tensor op.
+// The Python module of the CPU library. Importing it registers the ops; it binds only functions that are no tensor ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,7 +12,7 @@
 
 namespace {
 
-// The plan that the CUDA kernels would take: plain arithmetic, so it can be asked for where there is no GPU.
+// The plan that the CUDA kernels would take: plain arithmetic, so it is available where there is no GPU.
 pybind11::dict kernel_plan(int64_t rows, int64_t classes, int64_t members, int student_bytes, int target_bytes, bool geometric, bool doubles,
                            const std::string& divergence, bool unit_classes, bool flat, int64_t entries, int shared_limit, bool clusters) {
   using namespace pybind11::literals;

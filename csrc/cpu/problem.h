@@ -30,7 +30,7 @@ constexpr int64_t kBlockVectors = 64;
 // Members' codes are looked up along a row only (row_codes.h): that pays from fewer classes on.
 constexpr int64_t kNarrowClasses = 512, kNarrowCodes = 256, kVeryNarrowClasses = 32, kNeighbours = 8;
 
-// Also where neighbouring rows are what is contiguous.
+// Also where neighbouring rows are contiguous.
 inline bool runs_across(const Problem& p) {
   return p.student.class_stride != 1 || (p.kind != Kind::topk && p.targets.class_stride != 1) || p.classes <= kVeryNarrowClasses ||
          (p.classes <= (p.targets.type == Element::u8 && p.members_used > 1 ? kNarrowCodes : kNarrowClasses) && p.inner >= kNeighbours);

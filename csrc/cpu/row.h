@@ -33,7 +33,7 @@ class Row {
   static size_t scratch_bytes(const Problem& problem);
 
  private:
-  // What one thread's range of blocks adds up.
+  // The sums of one thread's range of blocks.
   struct Part {
     Walk<S> q, q1, member;
     vec weighted_logits, value, slope, entropy, outside, best_q, best_p;
@@ -135,14 +135,14 @@ class Row {
   Source<S> student;
   Sink<S> sink;
   Softmax<S> q, q1, member;
-  bool summed;  // whether the mixture is what e_m holds and, beside it, a sum over the members before; else the former alone
+  bool summed;  // whether the mixture is e_m plus a sum over the members before; else the former alone
   vec last_weight, kl, weighted_mean_logit;
   vec student_entropy, mixture_entropy, members_entropy;  // by-products
   int64_t student_best[S::lanes], mixture_best[S::lanes];
   vec scale, scale_q1, scale_q1_plain, scale_z, scale_classes,
       log_sum_q1;  // of the divergence's gradient, of q at T = 1 and of the class weights in it
   bool all_active = true, any_active = true;
-  ivec active, unsafe;  // unsafe: what a float can't hold matters, the row is done again in double
+  ivec active, unsafe;  // unsafe: float32 loses digits that matter, so the row is done again in double
   float label_amount[S::lanes];
   int64_t label[S::lanes];
 };

@@ -34,8 +34,8 @@ struct CodeTable {
   }
 };
 
-// The weighted sum of several members' probabilities; the weights, and what divides them, are in the tables. Members from the
-// second group on are added to what is there.
+// The weighted sum of several members' probabilities; the weights and their divisors are in the tables. Members from the
+// second group on are added to the first's sum.
 template <class S>
 template <int kMembers>
 void Row<S>::mix_codes(int64_t k, const CodeTable<S>* given) {
@@ -67,7 +67,7 @@ bool Row<S>::walk_codes() {
     return false;
   } else {
     constexpr int kMost = 32;
-    constexpr float kLeastSum = 1e-3f;  // below it what is small beside the row's largest number has lost bits
+    constexpr float kLeastSum = 1e-3f;  // below it numbers much smaller than the row's largest have lost bits
     if (across || p.targets.type != Element::u8 || p.members_used > kMost) return false;
     CodeTable<S> tables[kMost];
     const int64_t whole = p.classes / S::lanes;
@@ -99,7 +99,7 @@ bool Row<S>::walk_codes() {
     for (; k + 4 <= p.members_used; k += 4) mix_codes<4>(k, tables + k);
     if (k + 2 <= p.members_used) mix_codes<2>(k, tables + k), k += 2;
     if (k < p.members_used) mix_codes<1>(k, tables + k);
-    // What e_m holds are probabilities already.
+    // e_m holds probabilities already.
     member.max = vec{}, member.sum = S::all(1);
     for (int64_t b = 0; b < blocks; ++b) used_m[b] = vec{};
     last_weight = S::all(1);

@@ -1,5 +1,5 @@
 // One row in double precision, by the definition: from logarithms, each class on its own, no blocks and no vectors. For
-// float64 inputs, and for the rare row where what a float can't hold matters (a probability below 1e-38 under a logarithm).
+// float64 inputs, and for the rare row where float32 loses digits that matter (a probability below 1e-38 under a logarithm).
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 

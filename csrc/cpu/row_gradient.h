@@ -58,7 +58,7 @@ ALWAYS_INLINE void Row<S>::write(int64_t block, int64_t first, int64_t n, const 
   }
 }
 
-// What concerns single classes: the label, and the classes that a sparse target names.
+// The parts of single classes: the label, and the classes that a sparse target names.
 template <class S>
 void Row<S>::patch(int64_t block, int64_t first, int64_t n, float* g) const {
   const int64_t base = first * S::lanes;

@@ -1,8 +1,8 @@
-// Targets that name only some classes: what is outside them is one class more. Included after row_gradient.h.
+// Targets that name only some classes: all others together are one class more, the bucket. Included after row_gradient.h.
 //
 // All classes outside share one factor, (slope of the bucket / q of the bucket - R), so the gradient is one sweep of the
-// student's exponentials; the named classes are taken out of it and patched in. The bucket's q is the sum of what is left,
-// never 1 minus the named: at a small tail that difference has no digits. What concerns single entries is in double precision.
+// student's exponentials; the named classes are taken out of it and patched in. The bucket's q is the sum of the rest,
+// never 1 minus the named: at a small tail that difference has no digits. Single entries are in double precision.
 #include "doubles.h"
 
 namespace ensdistill {
@@ -18,7 +18,7 @@ struct Doubles {
   static ALWAYS_INLINE Vec log(Vec x) { return x > Vec{} ? doubles::log_of_normal(x) : (x == x ? doubles::all(doubles::kMinusInf) : x); }
 };
 
-// Eight entries from `e` on; what is behind the last one of a row is `fill`, and isn't written.
+// Eight entries from `e` on; entries behind the last one of a row are `fill`, and aren't written.
 ALWAYS_INLINE doubles::Vec load_entries(const double* from, int64_t e, int64_t entries, double fill) {
   doubles::Vec v = doubles::all(fill);
   if (e + doubles::kLanes <= entries) return doubles::load(from + e);
@@ -144,7 +144,7 @@ void Row<S>::sparse() {
     if (invalid[lane]) value = __builtin_nan("");
     divergence[lane] = float(value), outside[lane] = value != value ? __builtin_nanf("") : float(outside_less_sum);
     mixture_entropy[lane] = float(entropy);
-    for (int64_t e = 0; e < entries; ++e) ps[e] = scale[lane] * (ps[e] - qs[e] * sum);  // of those that aren't named nobody reads it
+    for (int64_t e = 0; e < entries; ++e) ps[e] = scale[lane] * (ps[e] - qs[e] * sum);  // classes that aren't named are not read
   }
   if (!across) outside = S::all(outside[0]);
   if (p.gradient)

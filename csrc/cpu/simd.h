@@ -89,7 +89,7 @@ struct Simd {
 #endif
   }
 
-  // Tables of 16 floats in one vector: `look_up` takes, for each lane, the number that the low four bits of `at` say.
+  // Tables of 16 floats in one vector: `look_up` takes, for each lane, the number at the low four bits of `at`.
 #if ENSDISTILL_LANES == 16 && defined(__x86_64__)
   static constexpr bool looks_up = true;
   static ALWAYS_INLINE ivec integers(const uint8_t* p) { return (ivec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
@@ -201,7 +201,7 @@ struct Simd {
   static ALWAYS_INLINE vec exp(vec x, TwoFloats k = kLog2E) {
     const float magic = 12582912.f, low = -126.f;  // 1.5 * 2^23: adding it leaves round(x k) in the low bits of the mantissa
 #if ENSDISTILL_LANES == 16 && defined(__x86_64__)
-    // The instruction scales by 2^n and zeroes what is too small, so nothing has to be clamped.
+    // The instruction scales by 2^n and zeroes numbers that are too small, so nothing has to be clamped.
     const vec shifted = x * k.high + magic, n = shifted - magic;
     const __mmask16 normal = _mm512_cmp_ps_mask((__m512)shifted, (__m512)all(magic + low), _CMP_NLT_UQ);
     return (vec)_mm512_maskz_scalef_ps(normal, (__m512)power_of_two(x * k.low + fused_difference(x, k.high, n)), (__m512)n);

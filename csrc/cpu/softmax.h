@@ -1,13 +1,13 @@
 // The softmax of a row, block by block. Included once for each instruction set, after targets.h.
 //
-// Each block is exponentiated against the largest logit that its lane has seen so far, and remembers which that was; what
-// is missing to the row's true maximum is one factor for each block later. So every logit comes from memory once, whatever
-// the width of the row. Nothing is reduced over lanes before the row's end: Along and Across are the same text.
+// Each block is exponentiated against the largest logit that its lane has seen so far, and remembers it; the
+// difference to the row's true maximum is one factor for each block later. So every logit comes from memory once, at any
+// width of the row. Nothing is reduced over lanes before the row's end: Along and Across are the same text.
 
 namespace ensdistill {
 namespace ENSDISTILL_ISA {
 
-// What a walk over blocks adds up, for each lane: e = exp((x - max) / T), and e times something that the caller chooses.
+// The sums of a walk over blocks, for each lane: e = exp((x - max) / T), and e times something that the caller chooses.
 template <class S>
 struct Walk {
   using vec = typename S::vec;
@@ -38,7 +38,7 @@ struct Walk {
   }
 };
 
-// A row's exponentials in scratch, with what it takes to turn them into probabilities.
+// A row's exponentials in scratch, with the factors that turn them into probabilities.
 template <class S>
 struct Softmax {
   using vec = typename S::vec;

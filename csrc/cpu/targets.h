@@ -9,7 +9,7 @@ namespace ENSDISTILL_ISA {
 // `lanes` rows, which are read by transposition where classes are contiguous (Turned), directly where rows are (Direct).
 enum class Layout { along, turned, direct };
 
-// How many vectors ahead of its use memory is asked for: about a page, where the hardware's own looking ahead begins anew.
+// How many vectors ahead of its use memory is prefetched: about a page, where the hardware's own looking ahead begins anew.
 constexpr int64_t kAhead = 64;
 
 struct Ahead {
@@ -21,7 +21,7 @@ struct Ahead {
 // How a row, or `lanes` rows side by side, lie in memory.
 struct Place {
   int64_t classes, row_stride, class_stride;
-  int64_t ahead;  // elements to the rows that are asked for while these are at hand, Across
+  int64_t ahead;  // elements to the rows that are prefetched while these are in use, Across
   int64_t rows;   // valid lanes of an Across block
 };
 
@@ -35,7 +35,7 @@ struct Source : Place {
   // Vectors [first, last) as floats into `out`, lanes past the end of a row set to -inf; returns the largest of each lane.
   vec (*decode)(const Source&, int64_t first, int64_t last, float* out);
 
-  // Along, the block after this one: asked for by who does arithmetic meanwhile.
+  // Along, the block after this one: prefetched during the arithmetic.
   ALWAYS_INLINE Ahead after(int64_t first) const {
     const int64_t step = S::lanes * bytes_of(type);
     return {static_cast<const char*>(data) + (first + kAhead) * step, step};
@@ -168,7 +168,7 @@ auto store_of(Layout layout) {
   return layout == Layout::along ? &store_along<S, T> : layout == Layout::turned ? &store_turned<S, T> : &store_direct<S, T>;
 }
 
-// Across, memory is asked for by whole groups of rows.
+// Across, memory is prefetched by whole groups of rows.
 template <class S>
 Place place_of(const Matrix& matrix, int64_t classes, int64_t rows) {
   return {classes, matrix.inner_stride, matrix.class_stride, (1 + kAhead / classes) * S::lanes * matrix.inner_stride, rows};
@@ -190,7 +190,7 @@ Source<S> source_of(const Matrix& matrix, int64_t first, int64_t classes, int64_
   return source;
 }
 
-// `data`: what `matrix` is the layout of.
+// `data`: the matrix whose layout is `matrix`.
 template <class S>
 Sink<S> sink_of(void* data, const Matrix& matrix, int64_t first, int64_t classes, int64_t rows, Layout layout) {
   Sink<S> sink{};

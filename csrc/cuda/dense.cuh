@@ -16,7 +16,7 @@ struct DenseRow : RowBase<Panel> {
   // The forward KL's gradient needs no sum of slopes first: one sweep does.
   static constexpr bool kForward = std::is_same_v<D, ForwardKl>;
 
-  // What the last sweep takes probabilities from: the only distribution, or the last member beside the sum of the others.
+  // The last sweep's source of probabilities: the only distribution, or the last member beside the sum of the others.
   Softmax<Real> last;
   bool single = true;
   Real last_weight = 1;
@@ -164,7 +164,7 @@ struct DenseRow : RowBase<Panel> {
 #pragma unroll
     for (int j = 0; j < V; ++j) log_prob[j] = logarithm(prob[j]);
     if constexpr (!kForward) {
-      // Under a logarithm alone, what has no digits left in a float still matters. Rolled, because it is rare.
+      // Under a logarithm alone, probabilities without digits left in a float still matter. Rolled, because it is rare.
       if (!p.exact_logs) return;
 #pragma unroll 1
       for (int j = 0; j < V; ++j) {

@@ -48,7 +48,7 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   s.sparse = a.sparse(), s.geometric = p.geometric;
   s.keeps_softmax = p.exact_logs;
   s.unit_classes = p.student.class_stride == 1 && (a.sparse() || p.targets.class_stride == 1);
-  // The gradient says where; its memory is new.
+  // On the gradient's device; its memory is new.
   s.aligned = a.with_gradient && !s.doubles && p.classes * s.student_bytes % 16 == 0;
   s.flat = !a.sparse() && is_flat(p.student, outer, p.inner, p.classes) && is_flat(p.targets, outer, p.inner, p.classes) &&
            p.target_member_stride * bytes_of(p.targets.type) % 16 == 0;
@@ -57,7 +57,7 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   return s;
 }
 
-// The loss, and where they are asked for the by-products: of dense rows a launch of their own, which reads everything again.
+// The loss, and where the caller wants them the by-products: of dense rows a launch of their own, which reads everything again.
 void launch(Problem p, Shape shape, cudaStream_t stream) {
   const auto with_plan = [&](const Plan& plan) {
     STD_TORCH_CHECK(plan.shared_bytes <= shape.shared_limit,

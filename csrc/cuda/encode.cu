@@ -30,7 +30,7 @@ dim3 threads_for(int64_t classes) { return dim3(unsigned(std::clamp<int64_t>(pow
 
 dim3 blocks_for(int64_t rows) { return dim3(unsigned(std::min<int64_t>(rows, 0x7fffffff))); }
 
-// What the blocks hold while they work. Shared memory as long as a multiprocessor can have two such blocks.
+// The blocks' working memory. Shared memory as long as a multiprocessor can have two such blocks.
 class Room {
  public:
   explicit Room(int device) : device_(device), limit_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) / 2 - 1024) {}

@@ -17,7 +17,7 @@ struct CodesCall {
 
 struct Range {
   double low, high;    // of the finite logits
-  int masked, faults;  // faults: NaN, +inf, and what is beyond float32's arithmetic
+  int masked, faults;  // faults: NaN, +inf, and numbers beyond float32's arithmetic
 
   ENSDISTILL_DEVICE void see(double x) {
     if (x == minus_infinity<double>()) ++masked;
@@ -30,7 +30,7 @@ struct Widen {
     return {-larger(-a.low, -b.low), larger(a.high, b.high), a.masked + b.masked, a.faults + b.faults};
   }
 };
-// Of the exponentials of what was given and of what will be decoded, and of the former times the difference of the two.
+// Of the exponentials of the given logits and of the decoded ones, and of the former times the difference of the two.
 struct CodeSums {
   double given, decoded, moved;
 };
@@ -83,7 +83,7 @@ struct __align__(16) EncodeMemory {
   int64_t scan[64];
   int used;
   int filled;            // places
-  int bin, above, same;  // where a histogram crosses what is wanted
+  int bin, above, same;  // where a histogram crosses the wanted count
   int bins[256];
 };
 
@@ -108,7 +108,7 @@ struct Threshold {
   int take, same;
 };
 
-// Byte by byte from the highest, a histogram of the keys that agree so far says where the k-th largest is.
+// Byte by byte from the highest, a histogram of the keys that agree so far locates the k-th largest.
 ENSDISTILL_DEVICE Threshold find_threshold(const uint64_t* keys, int classes, int k, const Block& block, EncodeMemory& shared) {
   Threshold t{0, 0, k, classes};
   for (int shift = 56; shift >= 0 && t.same > t.take; shift -= 8) {

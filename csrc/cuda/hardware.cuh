@@ -1,4 +1,4 @@
-// All that the kernels ask of the hardware: lanes, barriers, clusters, asynchronous copies, exp and log, number formats.
+// All hardware functions that the kernels use: lanes, barriers, clusters, asynchronous copies, exp and log, number formats.
 // Nothing else in this folder's device code is specific to CUDA but the built-in indices; a stand-in for this layer lets the
 // kernels run on a CPU.
 #pragma once
@@ -63,7 +63,7 @@ ENSDISTILL_DEVICE T from_lane_below(T x, int distance) {
   return __shfl_up_sync(0xffffffffu, x, distance);
 }
 
-// --- asynchronous copies from device to shared memory: a thread may read what it has copied itself once it has waited
+// --- asynchronous copies from device to shared memory: a thread may read its own copies once it has waited
 
 #ifndef ENSDISTILL_SHIM
 template <int kBytes>

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(threads_at_once<Row>(), 1) distill_rows(const 
   const int64_t blocks = group.blocks;
   for (int64_t first = blockIdx.x / blocks * p.rows_per_block; first < p.rows; first += gridDim.x / blocks * p.rows_per_block)
     row.run(first + group.index);
-  if (p.cluster) cluster_barrier();  // nobody leaves while its memory may be read
+  if (p.cluster) cluster_barrier();  // no block leaves while its memory may be read
 }
 
 template <class Row>

@@ -11,7 +11,7 @@ namespace ensdistill::cuda {
 
 struct Any {};  // an element whose type is known at run time only: the double-precision plan, where speed doesn't matter
 
-// What a kernel for students of type T computes in, and how many elements make a 16-byte access.
+// The type in which a kernel for students of type T computes, and how many elements make a 16-byte access.
 template <class T>
 struct Traits {
   using Real = float;
@@ -38,7 +38,7 @@ struct Span {
   ENSDISTILL_DEVICE bool whole(int first) const { return V == 1 || (first >= 0 && first + V <= classes); }
 };
 
-// What makes a logit of a stored number.
+// Turns a stored number into a logit.
 template <class Real>
 struct Decoding {
   Real step = 1, offset = 0, zero_value = 0;  // of codes
@@ -184,7 +184,7 @@ struct Shelf {
   }
   ENSDISTILL_DEVICE float decode(const Bits& bits, int j) const { return decoding.template operator()<T>(bits.at(j)); }
 
-  // For a shelf of floats: what a thread keeps for itself.
+  // For a shelf of floats: a thread's own numbers.
   ENSDISTILL_DEVICE void get_numbers(int step, float* x) const {
     const Bits bits = load(step);
 #pragma unroll

@@ -107,7 +107,7 @@ class Mixture {
     averaged_ = call.geometric || used_ == 1;
   }
 
-  // What the row's walks need, by all threads. False where the row has no distribution: NaN, +inf, or no class that is left.
+  // The constants of the row's walks, by all threads. False where the row has no distribution: NaN, +inf, or no class that is left.
   // Between the last walk of one row and this there must be a barrier; there are some here before all else that a row writes.
   ENSDISTILL_DEVICE bool measure(int64_t row) {
     const StoredLogits& logits = call_.logits;

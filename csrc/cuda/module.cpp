@@ -1,4 +1,4 @@
-// The Python module of the CUDA library. Importing it registers the ops; what it binds itself is what is no tensor op.
+// The Python module of the CUDA library. Importing it registers the ops; it binds only functions that are no tensor ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

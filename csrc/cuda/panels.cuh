@@ -1,7 +1,7 @@
 // Where a row's numbers are, for the threads that own it.
 //
 // Vectors: classes are contiguous; each thread of the row's group owns every size-th vector of 16 bytes in all sweeps. A
-// resident panel copies them, as stored, into the thread's own column of shared memory, so nobody waits for a barrier and no
+// resident panel copies them, as stored, into the thread's own column of shared memory, so no thread waits for a barrier and no
 // bank conflicts; others read device memory again in each sweep.
 // Singles: a thread walks single classes: rows that neighbour in memory class by class (channels first), or rows so narrow
 // that the block's rows are staged in shared memory as one flat copy.
@@ -10,7 +10,7 @@
 
 namespace ensdistill::cuda {
 
-// What both have in common.
+// The parts that both share.
 template <class Student_, class Target_, int V_, Meeting kMeeting>
 struct PanelBase {
   using Student = Student_;
@@ -50,7 +50,7 @@ struct PanelBase {
     return p.targets.type == Element::u8 ? decoding.template operator()<uint8_t>(x) : decoding.template operator()<Real>(x);
   }
 
-  // Each member's softmax, for who has to read again.
+  // Each member's softmax, for walks that read again.
   ENSDISTILL_DEVICE Real* softmax_slot(int k) const {
     return reinterpret_cast<Real*>(memory + p.member_softmax_at) + 2 * (k * p.rows_per_block + group.index);
   }
@@ -70,7 +70,7 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   using Base::p, Base::group, Base::memory, Base::span, Base::student_start;
   static constexpr int V = Base::V;
   static constexpr bool kResident = kResident_, kRereads = !kResident_;
-  // Vectors asked for before the first is used; more would cost registers, and with them warps. On chip, what matters is that
+  // Vectors loaded before the first is used; more would cost registers, and with them warps. On chip it matters that
   // sums are rescaled rarely.
   static constexpr int U = kResident ? 8 / V : sizeof(Target) > sizeof(Student) ? 1 : 2;
   Student* gradient = nullptr;

@@ -1,4 +1,4 @@
-// How a problem's rows are laid over threads. Plain C++: the launcher, and whoever wants to explain a launch, ask here.
+// How a problem's rows are laid over threads. Plain C++: used by the launcher, and by Python to explain a launch.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -19,7 +19,7 @@ constexpr int kMaxClasses = 1 << 30;  // positions within a row are 32-bit; offs
 
 enum class Layout : int {
   staged,   // a thread for each row; the block's rows lie in shared memory as they lie in device memory
-  strided,  // a thread for each row, reading device memory: neighbouring rows are what is contiguous
+  strided,  // a thread for each row, reading device memory: neighbouring rows are contiguous
   tile,     // lanes of a warp for each row, which stays in shared memory
   block,    // a block for each row, which stays in shared memory
   cluster,  // several blocks for each row, which stays in their shared memory together
@@ -32,7 +32,7 @@ inline const char* name_of(Layout layout) {
   return names[int(layout)];
 }
 
-// What the choice depends on.
+// The properties that decide the plan.
 struct Shape {
   int64_t rows, classes, members;
   int student_bytes, target_bytes;  // of an element; targets of a sparse row: 0
@@ -42,7 +42,7 @@ struct Shape {
   bool aligned;        // each row, where it is cut into vectors, begins and ends at a boundary of 16 bytes
   bool flat;           // so do rows, from a 16-byte boundary on: a block's rows are one piece
   int64_t entries;     // of a sparse row
-  int shared_limit;    // bytes of shared memory that a block may ask for
+  int shared_limit;    // bytes of shared memory that a block may have
   bool clusters;       // the device has them
 };
 

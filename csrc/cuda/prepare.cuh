@@ -1,4 +1,4 @@
-// The two small kernels around the rows': what is prepared on the device, and the sum of the rows' losses.
+// The two small kernels around the rows': the preparation on the device, and the sum of the rows' losses.
 #pragma once
 #include "members.cuh"
 #include "problem.cuh"

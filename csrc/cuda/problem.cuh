@@ -5,9 +5,9 @@
 
 namespace ensdistill::cuda {
 
-// Made on the device, so that nobody waits for values.
+// Made on the device, so that the host does not wait for values.
 struct Prepared {
-  unsigned long long labelled;  // rows whose label is known; 0 where nobody needs it
+  unsigned long long labelled;  // rows whose label is known; 0 where it is not needed
   double class_weight_sum;
   int members_used;
   int valid;  // 0: a weight is negative or not finite, or they sum to 0
@@ -28,7 +28,7 @@ struct Problem : LossCall {
   int lanes, rows_per_block, steps, buffers;  // steps: vectors of a row that one thread walks, at most; buffers: of targets on chip
   bool cluster;
   int table_size;                                   // of named classes
-  int64_t member_softmax_at, shelves_at, index_at;  // offsets into shared memory; the first is -1 where nobody needs it
+  int64_t member_softmax_at, shelves_at, index_at;  // offsets into shared memory; the first is -1 where it is not needed
 };
 
 template <class R>

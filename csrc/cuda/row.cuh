@@ -1,5 +1,5 @@
-// What every plan does to a row, and how: sums of exponentials over the student, the scales of the gradient's parts, the
-// row's loss. A Panel says where the numbers are; the arithmetic is rowmath.h's.
+// The walk of every plan over a row: sums of exponentials over the student, the scales of the gradient's parts, the
+// row's loss. A Panel locates the numbers; the arithmetic is rowmath.h's.
 #pragma once
 #include "memory.cuh"
 #include "problem.cuh"
@@ -103,12 +103,12 @@ struct RowBase {
     active = exists && p.active(row);
     const int64_t given = p.labels && active ? p.labels[row] : p.ignore_index;
     const bool known = given != p.ignore_index, outside = given < 0 || given >= p.classes;
-    // Nobody can be told about bad values without waiting for the device: the rows they concern become NaN.
+    // Bad values cannot be reported without waiting for the device: the rows they concern become NaN.
     bad = !p.prepared->valid || (known && outside) || !(p.sample_weight(row) >= 0);
     label = known && !outside && p.alpha < 1 ? int(given) : -1;
   }
 
-  // `Count` vectors from `step` on, as numbers; all loads are under way before the first is decoded. What lies outside the
+  // `Count` vectors from `step` on, as numbers; all loads are under way before the first is decoded. Numbers outside the
   // row becomes -inf, which no softmax sees.
   template <int Count, class Reader>
   ENSDISTILL_DEVICE void read(const Reader& reader, int step, Real (*x)[V]) const {
@@ -128,7 +128,7 @@ struct RowBase {
     }
   }
 
-  // Sums over what read_batch(step, x) delivers, `Count` vectors at a time. Exponentials are taken against the largest number
+  // Sums over the vectors of read_batch(step, x), `Count` vectors at a time. Exponentials are taken against the largest number
   // this thread has seen, and the sums are rescaled once for each batch.
   template <int Count, class ReadBatch>
   ENSDISTILL_DEVICE LogSums<Real> sums(const ReadBatch& read_batch, Real inv_t, bool unit = false, bool total = false) const {
@@ -184,7 +184,7 @@ struct RowBase {
     scale.at_label = Real(hard * (1 - smoothing) * label_weight);
   }
 
-  // Adds to a vector of the divergence's gradient what comes from labels and z-loss, and stores it.
+  // Adds to a vector of the divergence's gradient the gradients of labels and z-loss, and stores it.
   ENSDISTILL_DEVICE void store(int step, const Real* s, Real* g) const {
     if (own_unit()) {
       const int first = panel.span.first(step);

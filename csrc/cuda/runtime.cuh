@@ -69,7 +69,7 @@ inline void fill_zero(void* to, size_t bytes, cudaStream_t stream) { check(cudaM
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, cudaStream_t stream,
                      Arguments&&... arguments) {
-  constexpr size_t kUnasked = 48 * 1024;    // of shared memory; more a kernel gets only if it has been asked for
+  constexpr size_t kUnasked = 48 * 1024;    // of shared memory; more a kernel gets only on request
   constexpr unsigned kPortableCluster = 8;  // the same for blocks
   if (shared_bytes > kUnasked) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
   if (cluster > kPortableCluster) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));

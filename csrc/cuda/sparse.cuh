@@ -1,7 +1,7 @@
-// A row whose targets name only some classes: what is outside them is one class more, "the bucket".
+// A row whose targets name only some classes: all others together are one class more, "the bucket".
 //
 // All classes outside share one factor, (slope of the bucket / q of the bucket - R), so the gradient is one sweep of the
-// student. The bucket's q is the sum of what is left, never 1 minus the named: at a small tail that difference has no digits.
+// student. The bucket's q is the sum of the rest, never 1 minus the named: at a small tail that difference has no digits.
 // Named classes are found by a bit for each class, and then in a small table.
 #pragma once
 #include "row.cuh"

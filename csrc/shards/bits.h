@@ -7,7 +7,7 @@ namespace ensdistill::shards {
 
 inline size_t packed_bytes(size_t count, int bits) { return (count * bits + 7) / 8; }
 
-// bits: 1 to 32. The values have to fit; what lies above is dropped.
+// bits: 1 to 32. The values have to fit; higher bits are dropped.
 inline void pack(const int32_t* values, size_t count, int bits, uint8_t* out) {
   uint64_t held = 0;
   int filled = 0;

@@ -61,7 +61,7 @@ bool has_instruction() { return true; }
 // The instruction takes three cycles but one can start in each: three lanes side by side, joined afterwards.
 constexpr size_t LANE = 4096;
 
-// shift[j][b]: what byte j = b of a CRC becomes when LANE bytes of zero follow; a CRC is linear over GF(2).
+// shift[j][b]: the CRC after byte j = b of a CRC, when LANE bytes of zero follow; a CRC is linear over GF(2).
 std::array<Table, 4> make_shift() {
   static const std::array<uint8_t, LANE> zeros{};
   std::array<Table, 4> shift{};

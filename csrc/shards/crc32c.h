@@ -6,7 +6,7 @@
 namespace ensdistill::shards {
 
 uint32_t crc32c(const uint8_t* data, size_t size);
-uint32_t crc32c_software(const uint8_t* data, size_t size);  // what the instruction is tested against
+uint32_t crc32c_software(const uint8_t* data, size_t size);  // the reference of the instruction's test
 const char* crc32c_implementation();
 
 }  // namespace ensdistill::shards

@@ -7,7 +7,7 @@ namespace ensdistill::shards {
 
 class Divisor {
  public:
-  explicit Divisor(int64_t by) : by_(by > 0 ? by : 1), reciprocal_(UINT64_MAX / by_) {}  // others are refused by whoever has one
+  explicit Divisor(int64_t by) : by_(by > 0 ? by : 1), reciprocal_(UINT64_MAX / by_) {}  // the caller refuses others
 
   // value / by, for value >= 0: the reciprocal was rounded down, which leaves the product at most one short.
   int64_t operator()(int64_t value) const {

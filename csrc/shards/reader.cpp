@@ -19,7 +19,7 @@ namespace {
 
 // Below this a thread costs more than it copies.
 constexpr int64_t BYTES_PER_THREAD = 1 << 18;
-// How many records ahead memory is asked for: small records need many on their way at once.
+// How many records ahead memory is prefetched: small records need many on their way at once.
 constexpr int64_t AHEAD = 16;
 
 void require(bool sound, const char* what) {
@@ -32,7 +32,7 @@ Mapping::Mapping(int fd, const Parts& parts, int64_t record_bytes, int64_t block
     : parts_(parts), block_(block_bytes), checksums_(std::move(checksums)) {
   require(record_bytes > 0 && block_bytes > 0, "record and block: expected at least one byte");
   require(parts.rows > 0 && parts.records >= parts.rows && (sequences || parts.records == parts.rows), "records: expected one for each row");
-  // Divisions, because a product of what a file says can overflow.
+  // Divisions, because a product of a file's numbers can overflow.
   require(parts.data_begin > 0 && parts.data_begin < parts.file_bytes, "data_begin: expected a place within the file");
   const int64_t room = parts.file_bytes - parts.data_begin;
   require(parts.records <= room / record_bytes, "records: more than the file holds");

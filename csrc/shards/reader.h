@@ -39,7 +39,7 @@ class Mapping {
   std::pair<int64_t, int64_t> sample(int64_t row) const;
   // The first block in [begin, end) of the data that is not as it was written, or -1.
   int64_t damaged(int64_t begin, int64_t end);
-  // Whether all of [begin, end) has been compared with its checksums; asks the system for what has not been read before.
+  // Whether all of [begin, end) has been compared with its checksums; reads the blocks that have not been read before.
   bool sound(int64_t begin, int64_t end) {
     int64_t block = block_(begin);
     for (int64_t at = block * block_.by(); at < end; at += block_.by(), ++block)
@@ -81,7 +81,7 @@ class Reader {
   std::optional<Damage> gather(const int64_t* ids, int64_t count, uint8_t* out, int64_t out_bytes);
 
  private:
-  // What a fork leaves unusable in the child: threads, and locks that they may have held.
+  // State that a fork leaves unusable in the child: threads, and locks that they may have held.
   struct Running {
     explicit Running(int threads) : pool(threads) {}
     mutable std::shared_mutex lock;

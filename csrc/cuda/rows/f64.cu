@@ -1,4 +1,4 @@
-// For float64 tensors, for temperatures at which a float has lost what matters, and for pairs of types too rare to have kernels.
+// For float64 tensors, for temperatures at which float32 loses digits that matter, and for pairs of types too rare to have kernels.
 #include "../kernels.cuh"
 
 namespace ensdistill::cuda {
