@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ensdistill.cli.help import OTHERS, USAGE, job_help, setting_help
-from ensdistill.cli.settings import config_files, load_config
+from ensdistill.cli.settings import load_config, split_arguments
+from ensdistill.cli.usage import JOBS, OTHERS, USAGE
 from ensdistill.common.errors import message
 
 CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
@@ -98,18 +98,22 @@ def _job(command: str, rest: list[str]) -> int:
         setting, _, path = rest[asked].removeprefix("--").partition("=")
         following = rest[asked + 1] if len(rest) > asked + 1 and not rest[asked + 1].startswith("-") else ""
         try:
+            from ensdistill.cli.help import setting_help
+
             print(setting_help(setting.removesuffix(".help"), path or following), end="")
         except ValueError as error:
-            return _usage_error(str(error))
+            return _usage_error(f"--{setting}: {error}")
         return 0
     if _asks_for_help(rest):
-        print(job_help(command), end="")
+        from ensdistill.cli.help import job_help
+
+        print(job_help(command, JOBS[command]), end="")
         return 0
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    if wrong := _no_config(command, rest):
-        return _usage_error(wrong)
     try:
+        if wrong := _no_config(command, rest):
+            return _usage_error(wrong)
         config = load_config(rest, command)
     except SystemExit:  # --print_config has printed
         return 0
@@ -144,7 +148,7 @@ def _asks_for_help(words: Sequence[str]) -> bool:
 def _no_config(command: str, words: list[str]) -> str:
     """What is wrong with the CONFIG among a job's words, or nothing."""
     example = f"ensdistill {command} examples/digits.yaml"
-    paths = list(config_files(words))
+    paths = split_arguments(words)[0].config
     for path in paths:
         if path.is_dir():
             return f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
