@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import predict
 from benchmarks.kernels import PEERS, page
-from ensdistill.bench import command
+from ensdistill.cli import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = """\
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["kernels"]:
-        return command.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
+        return bench.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
     if words[:1] == ["teachers"]:
         from benchmarks.teachers.command import main as teachers
 

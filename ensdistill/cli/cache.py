@@ -24,7 +24,7 @@ from rich.table import Table
 from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
-from ensdistill.common.display import Rate
+from ensdistill.cli.display import Rate
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "info":
             return _info() if not rest else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
         if command == "bench":
-            from ensdistill.bench.command import main as bench
+            from ensdistill.cli.bench import main as bench
 
             return bench(rest)
         if command in STAGES:
@@ -122,7 +122,7 @@ def _job(command: str, rest: list[str]) -> int:
 
     from rich.console import Console
 
-    from ensdistill.common.display import Display
+    from ensdistill.cli.display import Display
     from ensdistill.job.scheduler import run
 
     with Display() as display:
@@ -133,9 +133,9 @@ def _job(command: str, rest: list[str]) -> int:
         tick = "✓" if display.done else "="
         console.print(f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True)
     else:
-        from ensdistill.report import print_report
+        from ensdistill.report import as_text
 
-        print_report(report, console)
+        console.print(as_text(report))
         where = f"{config.run_folder / 'report.html'}  and  report.json, figures/ beside it"
         console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -21,15 +21,18 @@ _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold ye
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
 
 
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the headline, every model, the retained gain, the members and the cost to serve.
+def as_text(report: dict[str, Any]) -> Group:
+    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, members and the cost to serve.
 
     Parameters
     ----------
     report : dict
-        What `judge` returned, or a report.json read back.
-    console : rich.console.Console, optional
-        Standard output by default; made to be read from 80 columns up, with or without colours.
+        The result of `judge`, or a report.json read back.
+
+    Returns
+    -------
+    rich.console.Group
+        Readable from 80 columns up, with or without colours.
 
     Raises
     ------
@@ -37,20 +40,16 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         The report was written by another version, whose verdict was decided by another rule.
     """
     check_version(report)
-    console = console or Console()
+    parts: list[RenderableType] = []
     for name, student in by_outcome(report):
         title = headline(name, student)
         # Text throughout: a name with square brackets is a name, not rich's markup.
-        console.print(Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)))
-        console.print()
+        parts += [Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)), ""]
     retained = (_retained(report, "direct"), _retained(report, "strongest alternative"))
-    tables = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
+    tables: list[RenderableType] = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
     if report["without_copies"] is not None:
         tables.insert(1, _without_copies(report))
-    for table in tables:
-        console.print(table)
-    for line in footnotes(report):
-        console.print(Text(line, "dim"))
+    return Group(*parts, *tables, *(Text(line, "dim") for line in footnotes(report)))
 
 
 def check_version(report: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     # Found out now, not after a quarter of an hour.
     try:
         from ensdistill.bench.plot import draw
-        from ensdistill.bench.table import print_result
+        from ensdistill.bench.table import as_text
     except ImportError as error:
         notes.print(f"{error}: pip install 'ensdistill[report]'")
         return 1
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     except KeyboardInterrupt:
         notes.print(f"Stopped. What was measured is in {out}; the same command with --resume goes on from there.")
         return 130
-    print_result(result, screen)
+    screen.print(as_text(result))
     draw(result, out.with_suffix(".png"))
     notes.print(f"{out}\n{out.with_suffix('.png')}")
     return 0
