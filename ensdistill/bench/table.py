@@ -28,7 +28,7 @@ def is_family(row: dict[str, Any]) -> bool:
 
 
 def what(row: dict[str, Any]) -> str:
-    """What is computed, in words: targets, then what sets the case apart."""
+    """The computation in words: targets, then the case's difference from others."""
     return f"{row['targets']} {row['family']}".rstrip()
 
 
@@ -46,7 +46,8 @@ def best_peer(fused: dict[str, Any]) -> tuple[str, float] | None:
 def as_text(result: dict[str, Any]) -> Group:
     """Return the result for a `rich.console.Console` to print.
 
-    One table for each mode, below it the shape that compares worst with each competitor, then the contenders that were left out.
+    One table for each mode, below it the shape that compares worst with each competitor, then the contenders
+    that were left out.
     """
     parts: list[RenderableType] = []
     for mode in dict.fromkeys(row["mode"] for row in result["rows"]):

@@ -1,4 +1,5 @@
-"""Type hints as pydantic annotations: settings become dataclasses of ours, or objects of a class that they name."""
+"""Type hints as pydantic annotations: settings become dataclasses of ours, or objects of a class that they
+name."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ KNOWN = (bool, int, float, str, types.NoneType, None, list, tuple, dict)
 
 
 def parse(hint: Any, settings: Any, plain: str = "") -> Any:
-    """Check settings against a type hint and build its object; raise pydantic's ValidationError with every fault.
+    """Check settings against a type hint and build its object; raise pydantic's ValidationError with every
+    fault.
 
     Where ``plain`` is "all" or "skip_default", return the settings instead, with their defaults or without.
     """
@@ -34,7 +36,8 @@ def parse(hint: Any, settings: Any, plain: str = "") -> Any:
 
 
 def parameters(cls: Any) -> dict[str, Parameter]:
-    """The parameters of a constructor with resolved hints and defaults; where it has no signature, any names."""
+    """The parameters of a constructor with resolved hints and defaults; where it has no signature, any
+    names."""
     try:
         hints = typing.get_type_hints(cls.__init__ if inspect.isclass(cls) and not is_dataclass(cls) else cls)
         found = dict(inspect.signature(cls).parameters)
@@ -160,7 +163,8 @@ def _call(cls: Any, arguments: dict[str, Any], *place: str) -> Any:
 
 
 def _completed(cls: Any, arguments: dict[str, Any], plain: str = "all") -> dict[str, Any]:
-    """The arguments with the defaults that can be written down, or without those that equal their defaults."""
+    """The arguments with the defaults that can be written down, or without those that equal their
+    defaults."""
     known = parameters(cls)
     if plain == "skip_default":
         return {n: value for n, value in arguments.items() if n not in known or value != known[n].default}

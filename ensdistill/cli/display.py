@@ -1,5 +1,5 @@
-"""What a long command shows while it works: a bar for each piece of work with its rate and time left; plain lines where no terminal
-looks on."""
+"""The progress of a long command: a bar for each piece of work with its rate and time left; plain lines
+without a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Display:
     Attributes
     ----------
     done : int
-        Pieces of work that were finished while it looked on.
+        Pieces of work that were finished in its context.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -21,7 +21,8 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.
 
 
 def split_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
-    """The options ``config`` (list of paths), ``print_config`` and ``stray`` (other words), and settings' texts by dotted name."""
+    """The options ``config`` (list of paths), ``print_config`` and ``stray`` (other words), and settings'
+    texts by dotted name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[], type=Path)
     parser.add_argument("--print_config", nargs="?", const="all", choices=("all", "skip_default"))
@@ -43,7 +44,8 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
     Raises
     ------
     ValueError
-        A file is not YAML, or settings are wrong: a line for each, with its path, what came and what was expected.
+        A file is not YAML, or settings are wrong: a line for each, with its path, the value and the
+        expectation.
     SystemExit
         With ``--print_config`` among the arguments, after printing.
     """
@@ -98,7 +100,8 @@ def _yaml(text: str | bytes, name: str) -> Any:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Settings with later ones: ``data.labelled`` is short for ``data.init_args.labelled``, and ``a+`` adds to the list ``a``."""
+    """Settings with later ones: ``data.labelled`` is short for ``data.init_args.labelled``, and ``a+`` adds
+    to the list ``a``."""
     if isinstance(old, list) and isinstance(new, dict):  # members.0 is the first of a list
         return list(_merged({str(place): item for place, item in enumerate(old)}, new).values())
     if isinstance(old, str) and isinstance(new, dict):  # a class without arguments

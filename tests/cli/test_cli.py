@@ -190,13 +190,13 @@ def test_help_teaches():
     [
         (["run", "--help"], "The whole job"),
         (["teachers", "--help"], "Writes seed-*/teachers/"),
-        (["cache", "build", "-h"], "asks the ensemble about it once"),
+        (["cache", "build", "-h"], "runs the ensemble over it once"),
         (["distill", "--help"], "usage: ensdistill distill CONFIG [--SETTING VALUE ...] Trains the students from the cache"),
         (["report", "--help"], "Judges the students on the test rows"),
-        (["cache", "--help"], "build CONFIG [--SETTING VALUE ...] ask the ensemble once"),
-        (["cache", "info", "--help"], "What a target cache holds: records"),
+        (["cache", "--help"], "build CONFIG [--SETTING VALUE ...] run the ensemble once"),
+        (["cache", "info", "--help"], "Shows a target cache: records"),
         (["cache", "verify", "-h"], "checks every byte against the manifest"),
-        (["info", "--help"], "what of it runs on this machine"),
+        (["info", "--help"], "the parts of it that run on this machine"),
         # What stands in lists and mappings, where --help can't know the names.
         (["run", "--help"], "--distill.students.NAME.optimization.learning_rate"),
         (["run", "--help"], "init_args of ensdistill.teachers.recipes.TorchMembers, a kind of members"),
