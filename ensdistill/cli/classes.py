@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import TypedDict
 
 # A class in one of these modules can be named without its module.
-MODULES = [f"ensdistill.{m}" for m in ("data", "teachers.recipes", "data.transfer", "data.augmentation", "models")]
+MODULES = [f"ensdistill.{m}" for m in ("data", "teachers.recipes", "teachers.methods", "data.transfer", "data.augmentation", "models")]
 BRANCH = "|"  # marks a branch of a union in an error's location
 KNOWN = (bool, int, float, str, types.NoneType, None, list, tuple, dict)
 

@@ -14,7 +14,7 @@ import docstring_parser
 from ensdistill.cli.classes import MODULES, find_class, is_group, is_kind, methods, parameters
 from ensdistill.common.describe import class_path
 from ensdistill.job.config import Config, StudentConfig
-from ensdistill.teachers.recipes import MemberSpec
+from ensdistill.teachers.recipes import Recipe
 
 
 def job_help(command: str, text: str) -> str:
@@ -22,7 +22,7 @@ def job_help(command: str, text: str) -> str:
     example = f"CONFIG is a YAML file, such as examples/digits.yaml. Example: ensdistill {command} examples/digits.yaml --seeds 5"
     student = "distill.students.NAME"
     groups = {"settings": _listed(Config, "--"), f"settings of each student, --{student}": _listed(StudentConfig, f"--{student}.")}
-    groups |= {f"init_args of {class_path(cls)}, a kind of members": _listed(cls) for cls in _offered(MemberSpec)}
+    groups |= {f"init_args of {class_path(cls)}, a kind of members": _listed(cls) for cls in _offered(Recipe)}
     more = f"ensdistill {command} --cache.transfer.synthetic.help ensdistill.data.transfer.Munge"
     usage = f"ensdistill {command} CONFIG [--SETTING VALUE ...]"
     return _formatted(groups, usage=usage, description=f"{text} {example}", epilog=f"The arguments of any other class: {more}")
