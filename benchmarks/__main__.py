@@ -8,16 +8,16 @@ from pathlib import Path
 
 from benchmarks import predict
 from benchmarks.kernels import PEERS, page
-from ensdistill.bench import command
+from ensdistill.cli import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = """\
 usage: python -m benchmarks COMMAND
 
   kernels [OPTIONS]      time the losses; `kernels --help` explains. `ensdistill bench` with more peers, into benchmarks/results
-  teachers [OPTIONS]     time the training of members, and see what choosing among them is worth; `teachers --help` explains
+  teachers [OPTIONS]     time the training of members, and measure the gain of choosing among them; `teachers --help` explains
   cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
-  predict                what an H100 should take, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
+  predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["kernels"]:
-        return command.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
+        return bench.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
     if words[:1] == ["teachers"]:
         from benchmarks.teachers.command import main as teachers
 
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         predict.rewrite(root / "benchmarks" / "PREDICTIONS.md")
         print(f"{root / 'benchmarks' / 'PREDICTIONS.md'}: the table of this version's plans")
         return 0
-    asked = words[:1] in (["-h"], ["--help"])
-    print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    help_wanted = words[:1] in (["-h"], ["--help"])
+    print(USAGE, end="", file=sys.stdout if help_wanted else sys.stderr)
+    return 0 if help_wanted else 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""``python benchmarks/foreign_library.py LIBRARY``: a CPU library that was built against another torch, under the one that runs here.
+"""``python benchmarks/foreign_library.py LIBRARY``: a CPU library that was built against another torch, under
+the one that runs here.
 
-In a process of its own, without ensdistill: two libraries can't register one op. The library may be of another Python, since what torch
-loads is the ops in it. The loss is compared with plain torch code in float64.
+In a process of its own, without ensdistill: two libraries can't register one op. The library may be of
+another Python, since torch loads only the ops in it. The loss is compared with plain torch code in float64.
 """
 
 from __future__ import annotations

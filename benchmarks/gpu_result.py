@@ -1,4 +1,5 @@
-"""``python benchmarks/gpu_result.py FOLDER SECONDS [COMMIT]``: what benchmarks/gpu_check.sh has found, as one file and a table."""
+"""``python benchmarks/gpu_result.py FOLDER SECONDS [COMMIT]``: the results of benchmarks/gpu_check.sh as one
+file and a table."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LOG = 4000  # characters of a log that are kept, its last
 
 
 def git_tree(folder: Path) -> str:
-    """The hash that git has for a folder's content, also where there is no git. Of what lies there: with changes that aren't committed."""
+    """The hash that git has for a folder's content, also where there is no git; changes that aren't committed
+    are included."""
     lines = []
     for path in folder.iterdir():
         if path.is_dir():
@@ -34,7 +36,7 @@ def git_tree(folder: Path) -> str:
 
 
 def said_by(*command: str) -> str | None:
-    """What a command prints; None where it fails or isn't there."""
+    """The output of a command; None where it fails or isn't there."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -89,8 +91,8 @@ def main(folder: str, seconds: str, commit: str = "") -> int:
     rows = [row for row in (result["kernels"] or {}).get("rows", []) if row["implementation"] in ("fused", "quack")]
     for row in rows:
         floor = "" if row["ratio_to_floor"] is None else f"{100 / row['ratio_to_floor']:.0f} % of the floor's speed"
-        who = "" if row["implementation"] == "fused" else f", {row['implementation']}'s {row['form']}"
-        print(f"  {row['case']}, {row['mode']}{who}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}")
+        rival = "" if row["implementation"] == "fused" else f", {row['implementation']}'s {row['form']}"
+        print(f"  {row['case']}, {row['mode']}{rival}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}")
     print(path)
     outcomes = {step["outcome"] for step in result["steps"]}
     return 1 if outcomes & {"failed", "timeout"} else 0 if outcomes & {"ok", "planned"} else 2

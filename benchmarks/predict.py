@@ -1,8 +1,10 @@
-"""What an H100 should take for each shape of the benchmark, from the plan and from what the kernels' text does: PREDICTIONS.md's table.
+"""The expected time of each of the benchmark's shapes on an H100, from the plan and the kernels' text:
+PREDICTIONS.md's table.
 
-Of five times the longest is expected: bytes over the memory's speed, exponentials over the special-function units', instructions over the
-schedulers', bytes over what one multiprocessor can fetch, and rows over those that are under way at a time, each of which waits for
-memory, for its threads to meet, and for its own arithmetic.
+Of five times the longest is expected: bytes over the memory's speed, exponentials over the special-function
+units', instructions over the schedulers', bytes over the rate at which one multiprocessor can fetch, and rows
+over those that are under way at a time, each of which waits for memory, for its threads to meet, and for its
+own arithmetic.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from ensdistill.bench.suite import full, quick
 from ensdistill.loss import _native
 from ensdistill.loss.explain import KernelPlan
 
-# An H100 SXM5. Its copy is measured (PREDICTIONS.md says where), its clock under load and the latencies are estimates.
+# An H100 SXM5. Its copy is measured (PREDICTIONS.md has the source), its clock under load and the latencies
+# are estimates.
 COPY, CLOCK, PROCESSORS = 2.95e12, 1.7e9, 132
 REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233_472, 2048, 32
 EXPONENTIALS, LANES, FETCH = 16, 128, 64  # of a multiprocessor in a clock: special functions, instructions, bytes from the second cache
@@ -28,14 +31,15 @@ LAUNCHES = 8e-6  # memset, prepare, reduce_rows
 DATA = 2 << 30  # as ensdistill/bench/cuda.py has it
 TARGETS = {1: 0.9, 4: 0.8, 8: 0.8}  # share of the copy's speed, from 1000 classes on; below 0.6
 MARK = "<!-- python -m benchmarks predict -->"
-# What a class adds beside the forward KL's term, in each of the two last sweeps that other divergences take. A JSD has two
-# logarithms and two divisions, each of which asks the special functions once.
+# Cost of a class beside the forward KL's term, in each of the two last sweeps that other divergences take. A
+# JSD has two logarithms and two divisions, each of which uses the special functions once.
 TERMS = {"reverse_kl": (0, 4), "tvd": (0, 6), "jsd": (4, 66)}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one element (a class of a row), over all members: counted in csrc/cuda/dense.cuh, sparse.cuh and row.cuh."""
+    """Of one element (a class of a row), over all members: counted in csrc/cuda/dense.cuh, sparse.cuh and
+    row.cuh."""
 
     exponentials: float
     instructions: float
@@ -53,10 +57,12 @@ def why_not(case: Case) -> str | None:
 
 
 def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl", labels: bool = False, sparse: bool = False) -> Work:
-    """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term and gradient.
+    """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term
+    and gradient.
 
-    A sweep's step on a number: decode 1 (of a code 4), compare, subtract and multiply 3, exponential 5 (one of them the unit's; the others
-    keep what would be subnormal), add 1. Of sparse targets only what each class costs: the student's sum and q.
+    A sweep's step on a number: decode 1 (of a code 4), compare, subtract and multiply 3, exponential 5 (one
+    of them the unit's; the others keep subnormal results), add 1. For sparse targets only the cost of each
+    class: the student's sum and q.
     """
     if sparse:
         return Work(2.0, 42.0)  # with a look into the index in both sweeps
@@ -80,13 +86,15 @@ def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl",
 
 
 def occupancy(plan: KernelPlan, forward: bool = True) -> int:
-    """Blocks of a multiprocessor at a time. Registers are those that tests/cuda/test_cuda_compile.py allows."""
+    """Blocks of a multiprocessor at a time. Registers are those that tests/cuda/test_cuda_compile.py
+    allows."""
     registers = plan.registers or (128 if plan.layout == "reread" or not forward else 96)
     return min(REGISTERS // (registers * plan.threads), SHARED // (plan.shared_bytes + 1024), THREADS // plan.threads, BLOCKS)
 
 
 def plan_of(case: Case) -> KernelPlan:
-    """For an H100, whatever is here; the registers are the budget, so that the table is the same everywhere."""
+    """For an H100, also on other machines; the registers are the budget, so that the table is the same
+    everywhere."""
     sizes = {"uint8": 1, "topk": 0} | {name: dtype.itemsize for name, dtype in DTYPES.items()}
     rows = case.layout == "rows"
     plan = _native.kernel_plan(
@@ -129,7 +137,8 @@ def times(case: Case, plan: KernelPlan) -> dict[str, float]:
 
 
 def cases() -> Iterator[Case]:
-    """What the benchmark's suites run on a GPU, each case once; float16 moves and computes as bfloat16 does."""
+    """The cases of the benchmark's suites on a GPU, each once; float16 moves and computes as bfloat16
+    does."""
     suites = {case.label: case for case in (*full(DATA, gpu=True), *quick(DATA, gpu=True))}
     yield from (case for case in suites.values() if case.targets != "float16" and why_not(case) is None)
 

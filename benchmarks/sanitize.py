@@ -1,7 +1,8 @@
-"""``python -m benchmarks.sanitize``: a small launch of every layout of kernel, for compute-sanitizer to watch.
+"""``python -m benchmarks.sanitize``: a small launch of every layout of kernel, for compute-sanitizer to
+watch.
 
-Inputs are made on the CPU, and rows are few: a sanitizer makes kernels a hundred times slower. What comes out is compared with the
-specification.
+Inputs are made on the CPU, and rows are few: a sanitizer makes kernels a hundred times slower. The results
+are compared with the specification.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _F32, _BF16, _F16, _F64, _U8 = torch.float32, torch.bfloat16, torch.float16, tor
 
 @dataclass(frozen=True)
 class Launch:
-    """One call; ``layout`` is what an H100 runs it with. C = 1003 and the like: rows whose vectors aren't aligned."""
+    """One call; ``layout`` is the one that an H100 uses. C = 1003 and the like: rows whose vectors aren't
+    aligned."""
 
     layout: str
     rows: int
@@ -100,7 +102,7 @@ def run(launch: Launch, device: torch.device) -> None:
     Raises
     ------
     AssertionError
-        It is not what the specification makes of the same inputs in float64.
+        It differs from the specification's result for the same inputs in float64.
     """
     student, targets, labels, class_dim = launch.inputs(device)
     upstream = 3.0  # so that the gradient is scaled, in its own memory
@@ -154,7 +156,8 @@ class Encoding:
         return quantize_logits(targets, **arguments)
 
 
-# What a block works in lies in its own memory, or from some 14 000 classes or 9 000 places on in the device's.
+# A block's working data lies in its own memory, or from some 14 000 classes or 9 000 places on in the
+# device's.
 ENCODINGS = (
     Encoding("uint8", 7, 10, 3),
     Encoding("uint8", 3, 1003, 2, _BF16),
@@ -198,7 +201,7 @@ def scale(dtype: torch.dtype, size: int, start: int, device: torch.device, op: A
     Raises
     ------
     AssertionError
-        It isn't, or what lies before it has changed.
+        It isn't, or the memory before it has changed.
     """
     memory = torch.randn(start + size, generator=torch.Generator().manual_seed(size)).to(dtype)
     there = memory.to(device, copy=True)
@@ -224,7 +227,7 @@ def main() -> int:
         print(*lines(), *ENCODINGS, *(f"scale {dtype} size={size} start={start}" for dtype, size, start in SCALINGS), sep="\n")
         return 0
     if not (torch.cuda.is_available() and ops.build_info()["cuda"]["built"]):
-        print("there is no GPU, or the CUDA kernels aren't built; --list prints what would run", file=sys.stderr)
+        print("there is no GPU, or the CUDA kernels aren't built; --list prints the launches", file=sys.stderr)
         return 2
     device = torch.device("cuda")
     for launch, line in zip(LAUNCHES, lines(), strict=True):

@@ -24,8 +24,8 @@ from ensdistill.cache.native import shards
 PEERS = ("pyarrow", "lmdb", "h5py", "zarr", "safetensors")
 DESCRIPTION = """\
 Times the target cache's reader against other stores (random batches of 1024 records; warm, and as cold as can be had without being
-root), measures what every codec costs on real networks' logits, and a student's step fed by the cache against targets in memory.
-Every store's every record is compared before it is timed. Cold is: opened, the system asked to drop the files, then timed. The cache
+root), measures every codec's cost on real networks' logits, and a student's step fed by the cache against targets in memory.
+Every store's every record is compared before it is timed. Cold is: opened, dropped from the system's memory, then timed. The cache
 compares a block with its checksum at its first use after each opening: always in the cold rounds, not again in the warm ones. The
 result is written after each part.
 
@@ -106,7 +106,7 @@ def _print(result: dict[str, Any], screen: Console) -> None:
         table.add_row(row["store"], str(row["width"]), *texts)
     screen.print(table)
     if not any(row["cold_mb_from_disk"] for row in result["gather"]):
-        screen.print("In the cold rounds nothing came from the disk, or the system does not tell: they may not have been cold.")
+        screen.print("In the cold rounds nothing came from the disk, or the system does not count it: they may not have been cold.")
     table = _table("Codecs, 4 networks, 100 classes", "codec", "bytes", "KL mean", "p99", "max", "written/s")
     for row in result["codecs"]:
         label = row["codec"] if row["mixture_at"] is None else f"{row['codec']}, mixture, T = {row['mixture_at']:g}"

@@ -1,4 +1,5 @@
-"""Random batches from every store: all in rotation, medians of the rounds, and before any of it every record of every store compared."""
+"""Random batches from every store: all in rotation, medians of the rounds, and before any of it every record
+of every store compared."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class WrongRecords(AssertionError):
 
 
 def table(n: int, width: int) -> np.ndarray:
-    """Records [N, width] that are finite float32 after their first 8 bytes, which hold what ours puts there."""
+    """Records [N, width] that are finite float32 after their first 8 bytes, which hold our header."""
     from ensdistill.cache import input_hashes
 
     values = np.random.default_rng(0).standard_normal((n, (width - 8) // 4), np.float32)
@@ -50,8 +51,8 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
             note(f"{kind.name}: left out ({error})")
             remove(place)
             continue
-        asked = np.random.default_rng(1).integers(0, count, BATCH)
-        if not np.array_equal(store.gather(asked), records[asked]):
+        drawn = np.random.default_rng(1).integers(0, count, BATCH)
+        if not np.array_equal(store.gather(drawn), records[drawn]):
             raise WrongRecords(f"{kind.name}: the records of a batch are not those that were written")
         for start in range(0, count, 1 << 14):  # everything once: pages are mapped by it, and our checksums compared
             chunk = slice(start, min(start + (1 << 14), count))
@@ -80,7 +81,8 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
     for row, (store, count), hot, fresh, disk in zip(rows, opened, warm, cold, from_disk, strict=True):
         store.close()
         row["cold_mb_from_disk"] = disk / 1e6
-        # Where others read from the disk, one that read less than a round's first batch holds came from memory.
+        # Where others read from the disk, one that read less than a round's first batch holds came from
+        # memory.
         row["was_cold"] = disk >= cold_rounds * min(BATCH, count) * width // 2 or not any(from_disk)
         if not row["was_cold"]:
             note(f"{row['store']}, {width} bytes: its cold rounds were not: {disk / 1e6:.3g} MB came from the disk")
@@ -105,7 +107,7 @@ def _rate(store: Store, count: int, seed: int, seconds: float, most: int) -> flo
 
 
 def _disk_bytes() -> int:
-    """What this process has had the disk read; stays 0 where the system doesn't tell."""
+    """Bytes that the disk has read for this process; 0 where the system doesn't count them."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
@@ -114,7 +116,7 @@ def _disk_bytes() -> int:
 
 
 def _forget(folder: Path) -> None:
-    """Ask the system to drop its copies of the files: as cold as can be had without being root."""
+    """Make the system drop its copies of the files: as cold as can be had without being root."""
     for file in folder.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

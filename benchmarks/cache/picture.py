@@ -1,4 +1,5 @@
-"""The picture of a result: records a second of every store, warm and cold; bytes against error of every codec."""
+"""The picture of a result: records a second of every store, warm and cold; bytes against error of every
+codec."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from ensdistill.data import Rows
 
 
 class Store(ABC):
-    """A contender. ``write`` and ``open`` may import what is not installed: that store is left out, and the result says so."""
+    """A contender. ``write`` and ``open`` may import a package that is not installed: that store is left out,
+    and the result notes it."""
 
     name: str
     most_records = 1 << 62
@@ -36,13 +37,13 @@ class Store(ABC):
         """The records [len(batch), bytes] of these uids."""
 
     def close(self) -> None:
-        """Let go of every mapping: what is mapped the system does not drop."""
+        """Let go of every mapping: the system does not drop mapped files."""
         for name in ("handle", "file"):
             vars(self).pop(name, None)
 
 
 class Ours(Store):
-    """fp32 logits, so that a record's bytes are anything that is asked for: 8 of them are the input's hash."""
+    """fp32 logits, so that a record can hold any bytes: 8 of them are the input's hash."""
 
     name = "ensdistill"
 

@@ -1,4 +1,5 @@
-"""A student's step with targets gathered from the cache while the step before runs, against targets that lie ready in memory."""
+"""A student's step with targets gathered from the cache while the step before runs, against targets that lie
+ready in memory."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def measure(folder: Path, rounds: int, steps: int, note: Callable[[str], None]) 
     ready = [cache.gather(batch) for batch in batches]
     for batch, target in zip(batches, ready, strict=True):
         # Half a step of a row's 255, and float32's rounding.
-        asked = logits[:, batch]
-        if (np.abs(target.to_logits().numpy() - asked).max(-1) > np.ptp(asked, -1) / 500).any():
+        expected = logits[:, batch]
+        if (np.abs(target.to_logits().numpy() - expected).max(-1) > np.ptp(expected, -1) / 500).any():
             raise WrongRecords("training: the targets of a batch are not the teachers' logits")
 
     def run(targets: Iterable[Any]) -> float:

@@ -1,4 +1,5 @@
-"""Liger-Kernel's losses, where they compute the same loss. They are Triton code: they need a GPU, and ``pip install liger-kernel``."""
+"""Liger-Kernel's losses, where they compute the same loss. They are Triton code: they need a GPU, and ``pip
+install liger-kernel``."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Liger:
 
 
 def losses(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
-    """Names and functions of Liger-Kernel's losses for ``case``: one teacher's dense logits, no hard labels, rows of classes."""
+    """Names and functions of Liger-Kernel's losses for ``case``: one teacher's dense logits, no hard labels,
+    rows of classes."""
     if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.statistics or case.layout != "rows":
         return []
     factor = _T**2 * case.rows / case.divisor  # its losses are means over rows

@@ -1,4 +1,5 @@
-"""The tables of ``docs/benchmarks.md`` and the README, generated from a result: ``python -m benchmarks page [RESULT.json]``."""
+"""The tables of ``docs/benchmarks.md`` and the README, generated from a result: ``python -m benchmarks page
+[RESULT.json]``."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def named(text: str) -> str:
 
 
 def rewrite(root: Path, result: Path) -> None:
-    """Put the tables of ``result`` between the marks of the pages below ``root``: all rows into docs/, a few into the README."""
+    """Put the tables of ``result`` between the marks of the pages below ``root``: all rows into docs/, a few
+    into the README."""
     value = read_json(result)
     if value is None:
         raise ValueError(f"result: there is no file {result}")
@@ -55,7 +57,8 @@ def rewrite(root: Path, result: Path) -> None:
 
 
 def summary(result: dict[str, Any], name: str) -> str:
-    """The README's block: forward KL of float32 logits at a few numbers of classes, for one member and for four."""
+    """The README's block: forward KL of float32 logits at a few numbers of classes, for one member and for
+    four."""
     shapes = [s for s in _shapes(result, name) if not is_family(s["fused"]) and s["fused"]["targets"] == "float32"]
     few = [s for s in shapes if s["fused"]["members"] in (1, 4) and s["fused"]["classes"] in _SHORT]
     m = result["machine"]
@@ -69,7 +72,8 @@ def summary(result: dict[str, Any], name: str) -> str:
 
 
 def markdown(result: dict[str, Any], name: str) -> str:
-    """The full block: float32 shape by shape, other dtypes in a line each, then the family and fused layers."""
+    """The full block: float32 shape by shape, other dtypes in a line each, then the family and fused
+    layers."""
     shapes = _shapes(result, name)
     dense = [s for s in shapes if not is_family(s["fused"])]
     exact = [s for s in dense if s["fused"]["targets"] == "float32"]
@@ -109,7 +113,7 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 def _shape_rows(shapes: list[Shape], first: str) -> list[list[str]]:
-    """``first`` heads what is computed, in words; nothing does where that is the same in all rows."""
+    """``first`` heads the column of computations; it is empty where all rows have the same."""
     head = [
         "classes",
         "members",

@@ -1,7 +1,8 @@
-"""quack's cross entropy (Dao-AILab), as an anchor: it has no distillation loss, but fast kernels that read and write the student's logits.
+"""quack's cross entropy (Dao-AILab), as an anchor: it has no distillation loss, but fast kernels that read
+and write the student's logits.
 
-The cross entropy with hard labels is a smaller computation, which reads no teacher. So its time stands beside ours at the same shape,
-without a ratio. It needs a GPU, and ``pip install quack-kernels``.
+The cross entropy with hard labels is a smaller computation, which reads no teacher. So its time stands beside
+ours at the same shape, without a ratio. It needs a GPU, and ``pip install quack-kernels``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ensdistill.bench.cases import DTYPES, Case
 from ensdistill.bench.contenders import Contender
 from ensdistill.bench.inputs import Inputs
 
-# Error of a gradient's element, in units of the largest element, that is allowed beyond the rounding of the dtype.
+# Error of a gradient's element, in units of the largest element, that is allowed beyond the rounding of the
+# dtype.
 _TOLERANCE = 1e-3
 
 
@@ -32,7 +34,8 @@ class Quack:
         return None if _function() else "quack: left out, it isn't installed (pip install quack-kernels)"
 
     def contenders(self, case: Case, device: torch.device) -> list[Contender]:
-        """The cross entropy at the shape of ``case``, once for each student [N, C]: beside one dense teacher of the student's dtype."""
+        """The cross entropy at the shape of ``case``, once for each student [N, C]: beside one dense teacher
+        of the student's dtype."""
         function = _function()
         if function is None or device.type != "cuda" or case.family or case.members != 1 or case.targets not in DTYPES:
             return []

@@ -1,1 +1,2 @@
-"""How fast members are trained and asked, and what choosing among them is worth: ``python -m benchmarks teachers``."""
+"""Speed of training and prediction of members, and the gain of choosing among them: ``python -m benchmarks
+teachers``."""

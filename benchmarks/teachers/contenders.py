@@ -1,4 +1,5 @@
-"""Ways to train K networks with the same optimiser, batch size and epochs: this package's, a plain loop's, Ensemble-Pytorch's."""
+"""Ways to train K networks with the same optimiser, batch size and epochs: this package's, a plain loop's,
+Ensemble-Pytorch's."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: K networks of one architecture on a task."""
+    """K networks to train, of one architecture on a task."""
 
     task: Task
     factory: Callable[[], nn.Module]
@@ -60,7 +61,8 @@ def ours(way: str) -> Contender:
 
 
 def plain(compiled: bool) -> Contender:
-    """What one writes without a library: a loop over members, epochs and shuffled slices, fused AdamW."""
+    """The code that users write without a library: a loop over members, epochs and shuffled slices, fused
+    AdamW."""
 
     def train(case: Case, seed: int) -> np.ndarray:
         x, y = (torch.from_numpy(v).to(case.device) for v in (case.task.inputs, case.task.labels))
@@ -122,7 +124,8 @@ def torchensemble(workers: int | None) -> Contender:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing reaches the standard output, neither from this process nor from those that it starts meanwhile."""
+    """Nothing reaches the standard output, neither from this process nor from those that it starts
+    meanwhile."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

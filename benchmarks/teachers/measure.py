@@ -41,7 +41,8 @@ def cases(quick: bool, members: int, device: str, folder: Any) -> list[Case]:
 
 
 def training(case: Case, rounds: int, chosen: list[str], note: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds and test accuracy of each contender; one that isn't installed or fails is left out with the reason."""
+    """Seconds and test accuracy of each contender; one that isn't installed or fails is left out with the
+    reason."""
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     accuracy: dict[str, list[float]] = {name: [] for name in chosen}
     left_out: dict[str, str] = {}
@@ -118,8 +119,8 @@ def prediction(case: Case, rounds: int, batches: tuple[int, ...] = (1, 64, 1024)
 
 
 def memory(case: Case, way: str) -> float:
-    """Bytes of memory for each further member of a training: the slope of the peak between K and 3 K members, each in a new process
-    (Linux)."""
+    """Bytes of memory for each further member of a training: the slope of the peak between K and 3 K members,
+    each in a new process (Linux)."""
     peaks = []
     for members in (case.members, 3 * case.members):
         context = mp.get_context("spawn")
@@ -136,7 +137,7 @@ def memory(case: Case, way: str) -> float:
 
 def _peak(sender: Any, task: Task, factory: Callable[[], nn.Module], members: int, batch: int, way: str) -> None:
     few, warm = Optimization(steps=8, batch_size=batch), Optimization(steps=1, batch_size=2)
-    Ensemble.train(factory, (task.inputs, task.labels), members=1, optimization=warm, way="one_by_one")  # what is loaded once
+    Ensemble.train(factory, (task.inputs, task.labels), members=1, optimization=warm, way="one_by_one")  # loads each library once
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     Ensemble.train(factory, (task.inputs, task.labels), members=members, optimization=few, way=way)  # type: ignore[arg-type]
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

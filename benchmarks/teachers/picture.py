@@ -1,4 +1,5 @@
-"""The picture of a result: seconds of every training, and what choosing among unequal members changes, with intervals."""
+"""The picture of a result: seconds of every training, and the effect of choosing among unequal members, with
+intervals."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ def _seconds(panel: Any, found: dict[str, Any]) -> None:
         text = f"{r['seconds']:.3g} s, {r['accuracy']:.1%}"
         panel.annotate(text, (max(r["all"]), i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
     panel.set_xlim(0, 1.35 * max(max(r["all"]) for _, r in contenders))
-    what = f"{found['members']} members, {found['epochs']} epochs"
-    panel.set_xlabel(f"seconds for {what}: median and rounds; test accuracy", fontsize=8)
+    trained = f"{found['members']} members, {found['epochs']} epochs"
+    panel.set_xlabel(f"seconds for {trained}: median and rounds; test accuracy", fontsize=8)
     panel.set_title(f"{found['task']}, {found['model']}", fontsize=10)
     panel.tick_params(axis="y", labelsize=8)
 

@@ -1,4 +1,5 @@
-"""What choosing among unequal members is worth: random forest, ExtraTrees, boosting and five MLPs, on tables."""
+"""The gain of choosing among unequal members: random forest, ExtraTrees, boosting and five MLPs, on
+tables."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from ensdistill.report.metrics import correct_rows, nll_rows
 def compare(
     name: str, x: np.ndarray, y: np.ndarray, *, seeds: int, rows: int | None, quick: bool, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Test accuracy and NLL of the uniform mixture, the best member, and of what is selected, weighed and calibrated, with the intervals
-    of their differences from the uniform mixture: a paired bootstrap over seeds and test rows.
+    """Test accuracy and NLL of the uniform mixture, the best member, and the selected, weighed and calibrated
+    mixtures, with the intervals of their differences from the uniform mixture: a paired bootstrap over seeds
+    and test rows.
 
     Half of the rows train, a quarter decides, a quarter tests.
     """

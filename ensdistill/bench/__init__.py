@@ -2,5 +2,6 @@
 
     cases ──► contenders ──► race (check, then time) ──► result ──► table, picture, README
 
-A package of its own, so that an installed user measures with the same code as a checkout's ``python -m benchmarks``.
+A package of its own, so that an installed user measures with the same code as a checkout's ``python -m
+benchmarks``.
 """

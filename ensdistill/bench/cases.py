@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-TEMPERATURE = 2.0  # a usual choice; at 1 nobody would divide, and the plain code is spared two passes
+TEMPERATURE = 2.0  # a usual choice; at 1 no division is needed, which spares the plain code two passes
 ALPHA = 0.5  # where there are hard labels
 SIDE = 64  # of a feature map
 TEACHER_HIDDEN = 64  # of linear cases: Liger's fused loss multiplies the teacher's layer too, which so costs it little
@@ -32,7 +32,8 @@ class Case:
     hidden : int
         D of a last layer [C, D] that makes the logits; 0 for logits that are there.
     small : bool
-        A batch as small as it comes, where starting the work is what takes time: the caches are outrun by many batches, not by a large one.
+        A batch as small as it comes, where most time goes into starting the work: many batches outrun the
+        caches, not a large one.
     statistics : bool
         With the by-products of each row.
     """
@@ -57,7 +58,7 @@ class Case:
 
     @property
     def family(self) -> str:
-        """What sets it apart from a forward KL of logits [N, C]; empty for one."""
+        """The difference from a forward KL of logits [N, C]; empty for one."""
         words = (
             (f"{self.student} student", self.student not in ("float32", self.targets)),
             (self.divergence, self.divergence != "forward_kl"),
@@ -67,7 +68,7 @@ class Case:
             (f"N={self.rows}", self.small),
             ("statistics", self.statistics),
         )
-        return " ".join(word for word, said in words if said)
+        return " ".join(word for word, present in words if present)
 
     @property
     def listed(self) -> int:
@@ -76,16 +77,18 @@ class Case:
 
     @property
     def divisor(self) -> int:
-        """Of the sum over rows. float16 gradients of a mean over many rows would round to nothing, whoever computes them."""
+        """Of the sum over rows. float16 gradients of a mean over many rows would round to nothing in any
+        implementation."""
         return 1 if self.student == "float16" else self.rows
 
     def bytes_moved(self, gradient: bool) -> int:
         """Fewest bytes through memory: student and targets read once, the gradient written once.
 
-        N·C·(b_student·(1 or 2) + K·b_targets); for codes 8 more for the scale and offset of each of the K·N rows; for top-k targets
-        N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8 a label; 16 a row's by-products. Reading a line of
-        the gradient before it is written, as ordinary stores do, is not counted: the floor pays for it too. With a last layer: hidden,
-        weight and their gradients.
+        N·C·(b_student·(1 or 2) + K·b_targets); for codes 8 more for the scale and offset of each of the K·N
+        rows; for top-k targets N·(8·k + 4) (int32 ids, float32 log-probabilities, tail) instead of theirs; 8
+        a label; 16 a row's by-products. Reading a line of the gradient before it is written, as ordinary
+        stores do, is not counted: the floor pays for it too. With a last layer: hidden, weight and their
+        gradients.
         """
         b, n = DTYPES[self.student].itemsize, self.rows
         own = self.hidden * (n + self.classes) if self.hidden else n * self.classes
@@ -102,7 +105,8 @@ class Case:
 
 
 def make_case(data_bytes: int, classes: int, members: int, targets: str, student: str | None = None, **family: Any) -> Case:
-    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share them evenly.
+    """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share
+    them evenly.
 
     By default the student's dtype is that of the targets, and float32 beside codes and top-k targets.
     """

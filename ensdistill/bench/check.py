@@ -1,4 +1,4 @@
-"""Who may race: every loss and gradient is compared with the truth in float64 before anybody is timed."""
+"""Every loss and gradient is compared with the truth in float64 before any contender is timed."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.truth import Errors, Name, Output, Truth, errors, of_cross_entropy, sanity, tolerance, without_entropy
 
 NAIVE = ("eager", "kl_div")  # whose own error is the measure
-OTHERS = 4  # times as far off as ours others may be: what is a little less exact is still a peer
+OTHERS = 4  # others may have so many times our error: a slightly less exact peer is still a peer
 
 
 class WrongOutput(RuntimeError):
-    """A loss or gradient of ours is not what it should be; its time would mean nothing."""
+    """A loss or gradient of ours is wrong; its time would mean nothing."""
 
 
 @dataclass
 class Judged:
-    """What the check found."""
+    """The result of the check."""
 
     truth: Truth
     allowed: Errors
     racing: list[Contender]
     errors: dict[Name, Errors]
-    left_out: dict[str, str] = field(default_factory=dict)  # {who: why}
+    left_out: dict[str, str] = field(default_factory=dict)  # {contender: reason}
 
 
 def check(case: Case, inputs: Inputs, racing: Sequence[Contender]) -> Judged:
-    """Compare loss and gradients of all with the truth. Who fails or is wrong is left out, but for ours and the plain code.
+    """Compare loss and gradients of all with the truth. Contenders that fail or are wrong are left out,
+    except ours and the plain code.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def forward(loss: Loss, inputs: Inputs) -> torch.Tensor:
 
 
 def reason(failure: Exception) -> str:
-    """Why somebody is left out, in one line."""
+    """The reason to leave a contender out, in one line."""
     first = (str(failure).strip() or type(failure).__name__).splitlines()[0]
     return f"not implemented: {first}" if isinstance(failure, NotImplementedError) else f"{type(failure).__name__}: {first}"
 

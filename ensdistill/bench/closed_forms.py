@@ -1,4 +1,5 @@
-"""Each row's loss and gradient in closed form, in float64: written apart from the package's own specification, to judge both."""
+"""Each row's loss and gradient in closed form, in float64: written apart from the package's own
+specification, to judge both."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class RowTruth:
     """Of n rows."""
 
     loss: Tensor  # [n]
-    entropy: Tensor  # [n], what of the loss doesn't depend on the student: T²·H(p)
+    entropy: Tensor  # [n], the part of the loss that is independent of the student: T²·H(p)
     gradient: Tensor  # [n, C]
     unit: Tensor  # [n, C], in which the gradient's error is measured
 

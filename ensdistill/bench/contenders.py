@@ -1,4 +1,5 @@
-"""The implementations that are timed. Each takes :class:`~ensdistill.bench.cases.Inputs` and returns the loss []."""
+"""The implementations that are timed. Each takes :class:`~ensdistill.bench.cases.Inputs` and returns the loss
+[]."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from ensdistill.loss.functional import distillation_loss
 from ensdistill.loss.linear import linear_distillation_loss
 
 Loss = Callable[[Inputs], Tensor]
-# The specification through torch.compile is timed on some shapes only: compiling it takes as long as compiling the plain code.
+# The specification through torch.compile is timed on some shapes only: compiling it takes as long as
+# compiling the plain code.
 _SPECIFICATION_CLASSES = (10, 100, 1000, 32000)
 
 
 class Anchor(Protocol):
-    """Measures of a contender that computes something other than the case's loss: its own check, and its own count of bytes."""
+    """Measures of a contender that computes something other than the case's loss: its own check, and its own
+    count of bytes."""
 
     def check(self, case: Case, inputs: Inputs, loss: Tensor, gradient: Tensor) -> None:
         """Raise RuntimeError if the outputs are wrong."""
@@ -50,7 +53,8 @@ class Contender:
     whole : bool
         False for a cross entropy, which leaves the teacher's entropy out of the loss.
     anchor : Anchor, optional
-        Set for a contender of another computation: it is timed beside the others, and compared with none of them.
+        Set for a contender of another computation: it is timed beside the others, and compared with none of
+        them.
     """
 
     kind: str
@@ -80,15 +84,17 @@ class Peers(Protocol):
 
 
 def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) -> list[Contender]:
-    """New contenders for each case: torch.compile specialises on the shape, so the guards of the last case must not remain."""
+    """New contenders for each case: torch.compile specialises on the shape, so the guards of the last case
+    must not remain."""
     torch.compiler.reset()
     found = _ours(case, device)
     dense_kl = case.targets != "topk" and case.divergence == "forward_kl"
     forms = ["kl_div"]
     if dense_kl and case.members == 1:
         forms.append("log_target")
-    # Each compilation takes seconds, so one form is compiled, and that is this one where it exists: of probabilities kl_div also takes
-    # p·log(p), which compiled costs up to as much again as all the rest. Compiled cross entropy is as fast as one of the two.
+    # Each compilation takes seconds, so one form is compiled, and that is this one where it exists: of
+    # probabilities kl_div also takes p·log(p), which compiled costs up to as much again as all the rest.
+    # Compiled cross entropy is as fast as one of the two.
     compiled = forms[-1]
     if dense_kl and not case.labels and not case.hidden:
         forms.append("cross_entropy")
@@ -96,7 +102,7 @@ def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) ->
         found.append(Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy"))
     found.append(Contender("compile", compiled, _compiled(case, compiled, None)))
     if device.type == "cuda":
-        # Without its own CUDA graphs: where graphs help, everybody gets one (see cuda.py).
+        # Without its own CUDA graphs: where graphs help, each contender gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
     found += [contender for library in peers for contender in library.contenders(case, device)]
     if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:

@@ -1,4 +1,5 @@
-"""The GPU as a place to measure: events, CUDA graphs, the allocator's peak. The same methods as :class:`ensdistill.bench.measure.Cpu`."""
+"""The GPU as a place to measure: events, CUDA graphs, the allocator's peak. The same methods as
+:class:`ensdistill.bench.measure.Cpu`."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class Cuda:
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(self.device)
         self.cache_bytes = int(properties.L2_cache_size)
-        # Long enough (0.7 ms on an H100) for a streaming kernel to reach its full speed, and for nobody's launches to show; intermediates
-        # of plain code take up to 16 times as much.
+        # Long enough (0.7 ms on an H100) for a streaming kernel to reach its full speed, and for launches not
+        # to show; intermediates of plain code take up to 16 times as much.
         self.data_bytes = min(max(4 * self.cache_bytes, 2 << 30), properties.total_memory // 32)
 
     def clock(self, call: Call) -> float:
@@ -42,10 +43,12 @@ class Cuda:
         return float(start.elapsed_time(end))
 
     def launched(self, calls: Mapping[str, Call], inputs: int = 1) -> tuple[dict[str, Call], set[str]]:
-        """Where somebody's call is so short that its launches show, everybody's becomes a CUDA graph that can; of ``inputs`` sets each.
+        """Where a call is so short that its launches show, capture each call, of ``inputs`` sets, in a CUDA
+        graph if possible.
 
-        One that waits for the device (Liger's do, in their backward) can't be captured, and is timed as it is. It is found out beforehand:
-        a capture that fails leaves torch 2.11's allocator in a state in which no other succeeds.
+        One that waits for the device (Liger's do, in their backward) can't be captured, and is timed as it
+        is. It is found out beforehand: a capture that fails leaves torch 2.11's allocator in a state in which
+        no other succeeds.
         """
         timed = dict(calls)
         if min(self.clock(call) for call in calls.values()) >= _SHORT * inputs:
@@ -77,7 +80,7 @@ class Cuda:
         return []
 
     def copy_gb_per_s(self) -> float:
-        """What a large copy reaches, both directions counted."""
+        """The bandwidth of a large copy, both directions counted."""
         source = torch.ones(max(self.data_bytes, 1 << 30) // 8, device=self.device)
         return copy_speed(self.clock, source, torch.zeros_like(source))
 
@@ -109,6 +112,6 @@ def capture(call: Call) -> Call:
 
     def replay() -> Any:
         graph.replay()
-        return result  # what was made in the capture, and lives in the graph's memory
+        return result  # made in the capture, so it lies in the graph's memory
 
     return replay

@@ -1,4 +1,5 @@
-"""The floor of a shape, measured: a plain loop over the same buffers (``floor.cpp``), with the same threads. For the CPU."""
+"""The floor of a shape, measured: a plain loop over the same buffers (``floor.cpp``), with the same threads.
+For the CPU."""
 
 from __future__ import annotations
 
@@ -34,10 +35,12 @@ def why_not() -> str | None:
 
 
 def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor) -> Callable[[], Any] | None:
-    """The least that ``case`` can cost: its memory traffic, or for a last layer its three matrix products (the forward's one).
+    """The least that ``case`` can cost: its memory traffic, or for a last layer its three matrix products
+    (the forward's one).
 
-    None where the loop can't run, and for small batches: handing them to threads from Python takes longer than they do. The gradient's
-    buffer is touched here: an output whose pages come from the system on first use would not be a floor.
+    None where the loop can't run, and for small batches: handing them to threads from Python takes longer
+    than they do. The gradient's buffer is touched here: an output whose pages come from the system on first
+    use would not be a floor.
     """
     if case.hidden:
         return products(inputs, gradient)
@@ -50,7 +53,8 @@ def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecu
 
 
 def products(inputs: Inputs, gradient: bool) -> Callable[[], list[Tensor]]:
-    """Matrix products of a last layer into buffers that are there: logits, and the gradients of hidden and weight."""
+    """Matrix products of a last layer into buffers that are there: logits, and the gradients of hidden and
+    weight."""
     hidden, weight = (x.detach() for x in inputs.leaves)
     logits = hidden @ weight.t()
     outputs = [torch.zeros_like(hidden), torch.zeros_like(weight)] if gradient else []
@@ -66,7 +70,8 @@ def products(inputs: Inputs, gradient: bool) -> Callable[[], list[Tensor]]:
 
 
 def members(inputs: Inputs) -> list[Tensor]:
-    """What a loss has to read beside the student, but for one number a row (labels, a code's scale, a tail's mass)."""
+    """The tensors that a loss has to read beside the student, except one number a row (labels, a code's
+    scale, a tail's mass)."""
     targets = inputs.targets
     if isinstance(targets, TopK):
         return [targets.ids, targets.log_probs]
@@ -74,9 +79,11 @@ def members(inputs: Inputs) -> list[Tensor]:
 
 
 def stream(student: Tensor, members: list[Tensor], out: Tensor | None, pool: ThreadPoolExecutor) -> Callable[[], None]:
-    """A call that reads ``student`` and all ``members`` (of one size), and writes ``out``, or nothing where it is None.
+    """A call that reads ``student`` and all ``members`` (of one size), and writes ``out``, or nothing where
+    it is None.
 
-    The threads are the ``pool``'s, each with one contiguous share, so that nothing waits for another between start and end.
+    The threads are the ``pool``'s, each with one contiguous share, so that nothing waits for another between
+    start and end.
     """
     words, member_words = _words(student), _words(members[0])
     if member_words > words:
@@ -84,7 +91,8 @@ def stream(student: Tensor, members: list[Tensor], out: Tensor | None, pool: Thr
     inputs = (ctypes.c_void_p * len(members))(*[member.data_ptr() for member in members])
     loop, to = _loop(), None if out is None else out.data_ptr()
     threads = torch.get_num_threads()
-    # Members of codes are shorter than the student: both the part with them and the part without are shared out.
+    # Members of codes are shorter than the student: both the part with them and the part without are shared
+    # out.
     shares = [
         (low * i // threads + start, low * (i + 1) // threads + start)
         for start, low in ((0, member_words), (member_words, words - member_words))

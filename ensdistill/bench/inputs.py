@@ -13,7 +13,8 @@ from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, Targets, To
 
 @dataclass(frozen=True)
 class Inputs:
-    """``leaves`` want a gradient: the student's logits [N, C] or [N, C, H, W]; or hidden [N, D] and weight [C, D]."""
+    """``leaves`` want a gradient: the student's logits [N, C] or [N, C, H, W]; or hidden [N, D] and weight
+    [C, D]."""
 
     leaves: tuple[Tensor, ...]
     targets: Targets
@@ -22,7 +23,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
-    """Student, and members who agree with it and with each other only in part."""
+    """Student, and members that agree with it and with each other only in part."""
     generator = torch.Generator(device).manual_seed(case.classes * 64 + case.members + seed * 1_000_003)
     n, c, dtype = case.rows, case.classes, DTYPES[case.student]
 

@@ -1,4 +1,4 @@
-"""What a result has to say about where it comes from: machine, versions, commit."""
+"""The origin of a result: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed pac
 
 
 def last_level_cache() -> int:
-    """Bytes of the last-level cache, 32 MiB where the system doesn't say."""
+    """Bytes of the last-level cache, 32 MiB where the system doesn't expose it."""
     sizes = [_bytes(p.read_text().strip()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max(sizes, default=32 << 20)
 
@@ -79,8 +79,8 @@ def _driver() -> str | None:
 def describe_source(device: torch.device) -> dict[str, Any]:
     """Version, and commit and state of the checkout: ``None`` outside of one.
 
-    ``dirty`` leaves the results themselves out, and ``library_is_older`` says that the native code changed after it was built,
-    so that the numbers belong to code that is no longer there.
+    ``dirty`` leaves the results themselves out, and ``library_is_older`` is true if the native code changed
+    after it was built, so that the numbers belong to code that is no longer there.
     """
     library = importlib.util.find_spec(f"ensdistill._{device.type}")
     other = "cuda" if device.type == "cpu" else "cpu"
@@ -90,7 +90,7 @@ def describe_source(device: torch.device) -> dict[str, Any]:
         for p in (ROOT / "csrc").rglob("*")
         if p.suffix in (".cpp", ".h", ".cu", ".cuh", ".def") and other not in p.relative_to(ROOT).parts
     ]
-    commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in somebody else's repository
+    commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in another project's repository
     return {
         "version": __version__,
         "commit": commit,
@@ -102,7 +102,7 @@ def describe_source(device: torch.device) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    # Looking must not take the index's lock from somebody who is committing.
+    # Looking must not take the index's lock from a running commit.
     command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -111,7 +111,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def result_name(machine: dict[str, Any], source: dict[str, Any]) -> str:
-    """``<device>-<cores>c-<commit>``, with ``-dirty`` where the commit alone doesn't name the code; the version where there is none.
+    """``<device>-<cores>c-<commit>``, with ``-dirty`` where the commit alone doesn't name the code; the
+    version where there is none.
 
     Examples
     --------

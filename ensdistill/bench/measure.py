@@ -1,4 +1,4 @@
-"""Timing in rotation, and what of it is the CPU's own way. ``cuda.py`` has the GPU's."""
+"""Timing in rotation, and the CPU's clock and memory. ``cuda.py`` has the GPU's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from ensdistill.bench.inputs import Inputs
 from ensdistill.loss._native import release_memory
 
 Call = Callable[[], Any]
-# OpenMP's threads keep spinning for some milliseconds after their work; they would take a core from a neighbour that has its own.
+# OpenMP's threads keep spinning for some milliseconds after their work; they would take a core from a
+# neighbour that has its own.
 _PAUSE = 0.01
 _MEMORY_LIMIT = 6 << 30  # for everything that is alive at a time
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contender: the median is what counts, the quartiles say how quiet the machine was."""
+    """Milliseconds of one contender: the median counts, the quartiles show how quiet the machine was."""
 
     median: float
     first_quartile: float
@@ -45,7 +46,8 @@ class Cpu:
 
     def __init__(self) -> None:
         self.cache_bytes = machine.last_level_cache()
-        # Inputs and gradient of a shape. The plain code's intermediates are several times as large: 16 times in the worst case.
+        # Inputs and gradient of a shape. The plain code's intermediates are several times as large: 16 times
+        # in the worst case.
         self.data_bytes = min(4 * self.cache_bytes, _MEMORY_LIMIT // 16)
         self._pool = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -63,7 +65,7 @@ class Cpu:
         return dict(calls), set()
 
     def extra_bytes(self, call: Call) -> int | None:
-        """Bytes at the call's peak beyond those before it; None where the system can't say."""
+        """Bytes at the call's peak beyond those before it; None where the system doesn't expose them."""
         release_memory()  # a gradient's buffer that our op kept for its next call counts as that call's
         return extra_bytes(call)
 
@@ -77,7 +79,8 @@ class Cpu:
         return [why for why in (floor.why_not(),) if why]
 
     def copy_gb_per_s(self) -> float:
-        """What a large copy reaches, both directions counted, between buffers that were touched before."""
+        """The bandwidth of a large copy, both directions counted, between buffers that were touched
+        before."""
         source = torch.ones(self.data_bytes // 8)
         return copy_speed(self.clock, source, torch.zeros_like(source))
 
@@ -101,8 +104,8 @@ def _no_collection() -> Iterator[None]:
 def interleave(calls: Mapping[str, Call], rounds: int, seconds: float, clock: Callable[[Call], float]) -> dict[str, Timing]:
     """Time warm calls in rotation: ``rounds`` times each, and on until ``seconds`` are spent.
 
-    In rotation, a slow minute of the machine is everybody's. The order changes each time (by a fixed seed), so that nobody always
-    follows the same neighbour, who leaves the caches in the same state.
+    In rotation, a slow minute of the machine hits all contenders. The order changes each time (by a fixed
+    seed), so that no contender always follows the same neighbour, which leaves the caches in the same state.
     """
     if rounds < 2:
         raise ValueError(f"rounds: expected at least 2; got {rounds}")
@@ -126,9 +129,11 @@ def _summary(values: list[float]) -> Timing:
 
 
 def extra_bytes(call: Call) -> int | None:
-    """Bytes that the process holds at the call's peak beyond those before it, its results included; None where the system can't say.
+    """Bytes that the process holds at the call's peak beyond those before it, its results included; None
+    where the system doesn't expose them.
 
-    The kernel's own count of resident memory, so nothing that allocates can hide. Good to about 1 MiB (the count is kept in batches).
+    The kernel's own count of resident memory, so nothing that allocates can hide. Good to about 1 MiB (the
+    count is kept in batches).
     """
     try:
         # Freed memory that the allocator keeps would be reused unseen.

@@ -1,4 +1,4 @@
-"""What somebody writes who has no kernel: torch.nn.functional, in float32 as autocast would have it."""
+"""The loss as users write it without a kernel: torch.nn.functional, in float32 as under autocast."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, TopK
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
-    """What :func:`plain_loss` takes, in its order."""
+    """The arguments of :func:`plain_loss`, in its order."""
     targets = inputs.targets
     if isinstance(targets, QuantizedLogits):
-        said = [targets.codes, targets.scale, targets.offset]
+        parts = [targets.codes, targets.scale, targets.offset]
     elif isinstance(targets, TopK):
         assert targets.tail_log_mass is not None
-        said = [targets.ids, targets.log_probs, targets.tail_log_mass]
+        parts = [targets.ids, targets.log_probs, targets.tail_log_mass]
     else:
         assert isinstance(targets, EnsembleLogits)
-        said = [targets.logits]
-    return [*inputs.leaves, *said, *([] if inputs.labels is None else [inputs.labels])]
+        parts = [targets.logits]
+    return [*inputs.leaves, *parts, *([] if inputs.labels is None else [inputs.labels])]
 
 
 # The loss; with by-products a pair of it and them, [4, N].
@@ -34,21 +34,22 @@ Plain = Tensor | tuple[Tensor, Tensor]
 def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Plain]:
     """The loss as a function of :func:`tensors`, which torch.compile can take whole.
 
-    ``form`` is ``kl_div`` with probabilities as the target, ``log_target`` with log-probabilities, or ``cross_entropy``, which is as good
-    for training but leaves the teacher's entropy out. Each is sometimes the fastest.
+    ``form`` is ``kl_div`` with probabilities as the target, ``log_target`` with log-probabilities, or
+    ``cross_entropy``, which is as good for training but leaves the teacher's entropy out. Each is sometimes
+    the fastest.
     """
     dim = 1 if case.layout == "map" else -1
     leaves = 2 if case.hidden else 1
 
     def loss(*given: Tensor) -> Plain:
         s = (F.linear(*given[:leaves]) if case.hidden else given[0]).float()
-        said, labels = list(given[leaves:]), None
+        parts, labels = list(given[leaves:]), None
         if case.labels:
-            labels = said.pop()
+            labels = parts.pop()
         if case.targets == "topk":
-            total = _top_k(F.log_softmax(s / TEMPERATURE, -1), *said)
+            total = _top_k(F.log_softmax(s / TEMPERATURE, -1), *parts)
         else:
-            z = said[1][..., None] * said[0] + said[2][..., None] if case.targets == "uint8" else said[0].float()
+            z = parts[1][..., None] * parts[0] + parts[2][..., None] if case.targets == "uint8" else parts[0].float()
             total = _dense(case.divergence, form, s / TEMPERATURE, z / TEMPERATURE, dim)
         value = total / case.divisor * TEMPERATURE**2
         if case.statistics:  # of dense targets in rows, as the suite has them
@@ -59,7 +60,8 @@ def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Plain]:
 
 
 def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor:
-    """Summed over rows, of logits [N, C] and [K, N, C] (classes at ``dim`` of the first) divided by the temperature."""
+    """Summed over rows, of logits [N, C] and [K, N, C] (classes at ``dim`` of the first) divided by the
+    temperature."""
     members = dim + 1 if dim > 0 else dim
     if form == "log_target" or (divergence == "reverse_kl" and len(z) == 1):
         log_q, log_p = F.log_softmax(s, dim), F.log_softmax(z[0], dim)
@@ -82,7 +84,8 @@ def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor
 
 
 def _by_products(s: Tensor, z: Tensor) -> Tensor:
-    """Entropies of student and mixture, whether they agree, and by how much the members disagree: of logits [N, C] and [K, N, C]."""
+    """Entropies of student and mixture, whether they agree, and by how much the members disagree: of logits
+    [N, C] and [K, N, C]."""
     log_q, members = F.log_softmax(s, -1), F.softmax(z, -1)
     p = members.mean(0)
     mixture = torch.special.entr(p).sum(-1)

@@ -1,4 +1,4 @@
-"""The roofline picture: bytes a second that every implementation gets out of the memory, beside what a plain copy gets."""
+"""The roofline picture: bytes a second of every implementation, beside those of a plain copy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _LOOKS = {
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Write a PNG with one panel for each kind of target and number of members: dense targets, forward KL, loss and gradient."""
+    """Write a PNG with one panel for each kind of target and number of members: dense targets, forward KL,
+    loss and gradient."""
     shapes = by_shape(result, MODES[0])
     shapes = [s for s in shapes if not is_family(s["fused"])] or shapes
     targets = list(dict.fromkeys(s["fused"]["targets"] for s in shapes))
@@ -51,8 +52,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     handles = {label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     machine, source = result["machine"], result["source"]
-    what = f"{place(machine)}, {(source['commit'] or source['version'])[:8]}: bytes that have to move, over time"
-    figure.suptitle(f"Distillation loss and gradient against the memory's speed\n{what}", fontsize=10)
+    caption = f"{place(machine)}, {(source['commit'] or source['version'])[:8]}: bytes that have to move, over time"
+    figure.suptitle(f"Distillation loss and gradient against the memory's speed\n{caption}", fontsize=10)
     with atomic_path(path) as part:
         figure.savefig(part, format="png")
 

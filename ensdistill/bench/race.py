@@ -1,4 +1,4 @@
-"""One case: everybody who passes the check is timed, for loss and gradient and for the loss alone."""
+"""One case: every contender that passes the check is timed, for loss and gradient and for the loss alone."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float, peers: 
     WrongOutput
         See :func:`~ensdistill.bench.check.check`.
     """
-    # Together more than twice the cache, so that nobody finds there what the call before has read: one set, but for small shapes.
+    # Together more than twice the cache, so that no call finds there the inputs of the call before: one set,
+    # except for small shapes.
     count = min(1 + 2 * place.cache_bytes // case.bytes_moved(gradient=True), place.most_inputs)
     sets = [make_inputs(case, place.device, seed) for seed in range(count)]
-    everybody = contenders(case, place.device, peers)
-    judged = check(case, sets[0], [c for c in everybody if c.anchor is None])
+    rivals = contenders(case, place.device, peers)
+    judged = check(case, sets[0], [c for c in rivals if c.anchor is None])
     judged.racing = best_forms(judged.racing, sets, place)
-    judged.racing += anchors(case, sets[0], [c for c in everybody if c.anchor is not None], judged)
+    judged.racing += anchors(case, sets[0], [c for c in rivals if c.anchor is not None], judged)
     rows: Rows = []
-    # Compiling everybody's forward for all numbers of members would take minutes, and say what one member's says.
+    # Compiling every forward for all numbers of members would take minutes, and show the same as for one
+    # member.
     for mode in MODES if case.members == 1 or case.family else MODES[:1]:
         rows += race(case, mode, sets, judged, place, rounds, seconds)
     return rows, [{"case": case.label, "who": who, "why": why} for who, why in judged.left_out.items()]
@@ -57,7 +59,8 @@ def anchors(case: Case, inputs: Inputs, found: Sequence[Contender], judged: Judg
 
 
 def best_forms(racing: Sequence[Contender], sets: Sequence[Inputs], place: Cpu | Cuda) -> list[Contender]:
-    """Of each kind the form that was faster in a warm call, forward and backward: nobody is beaten at his worst."""
+    """Of each kind the form that was faster in a warm call, forward and backward: each competes at its
+    best."""
     best: dict[str, tuple[float, Contender]] = {}
     for c in racing:
         call = partial(_each, both, c.loss, sets)

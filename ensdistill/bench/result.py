@@ -1,4 +1,4 @@
-"""The result file: what stands in it, writing it bit by bit, and going on with one that was interrupted."""
+"""The result file: its keys, writing it bit by bit, and resuming an interrupted one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SCHEMA: dict[str, Any] = {
     "source": {"version": str, "commit": (str, NoneType), "dirty": (bool, NoneType), "library_is_older": (bool, NoneType)},
     "settings": {"temperature": _NUMBER, "rounds": int, "seconds": _NUMBER, "data_bytes": int},
     "seconds": _NUMBER,  # that measuring took
-    "notes": list,  # what this machine can't measure
-    "left_out": list,  # {case, who, why}
+    "notes": list,  # measurements that this machine can't make
+    "left_out": list,  # {case, who (contender), why}
     "finished": list,  # labels of the cases that are measured
     "rows": list,
 }
@@ -39,7 +39,7 @@ ROW: dict[str, Any] = {
     "layout": str,
     "hidden": int,
     "small": bool,
-    "family": str,  # what sets the case apart from a forward KL of logits [N, C]
+    "family": str,  # the case's difference from a forward KL of logits [N, C]
     "mode": str,
     "implementation": str,  # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | quack (an anchor) | floor
     "form": str,
@@ -63,7 +63,7 @@ def check_result(value: Any) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Naming what is missing or of another type.
+        Naming the key that is missing or of another type.
     """
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
         found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
@@ -91,7 +91,8 @@ def _tuple(kind: Any) -> tuple[type, ...]:
 
 
 def write_result(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a result as JSON, one line for each entry of its top-level lists, so that a new result is a readable difference."""
+    """Write a result as JSON, one line for each entry of its top-level lists, so that a new result is a
+    readable difference."""
 
     def lines(part: Any) -> str:
         if not isinstance(part, list) or not part:
@@ -111,7 +112,8 @@ class Writer:
     start : dict
         machine, source, settings, notes.
     resume : bool
-        Go on with what ``path`` holds, if that is an unfinished result of the same machine, source and settings.
+        Go on with the contents of ``path``, if they are an unfinished result of the same machine, source and
+        settings.
     """
 
     def __init__(self, path: Path, start: dict[str, Any], resume: bool = False) -> None:

@@ -33,14 +33,15 @@ def run(
     Raises
     ------
     WrongOutput
-        A loss or a gradient of ours is further from the float64 truth than plain torch code is. What was measured before is kept.
+        A loss or a gradient of ours is further from the float64 truth than plain torch code is. Earlier
+        measurements are kept.
     ValueError
         ``resume``, and ``path`` is of another machine, commit or setting.
     """
     notes = [*filter(None, (library.why_not(place.device) for library in peers)), *place.notes()]
     start = {
         "machine": machine.describe_machine(place.device) | {"copy_gb_per_s": place.copy_gb_per_s()},
-        "source": machine.describe_source(place.device),  # now: somebody may commit while this runs
+        "source": machine.describe_source(place.device),  # now: a commit may be made while this runs
         "settings": {"temperature": TEMPERATURE, "rounds": rounds, "seconds": seconds, "data_bytes": place.data_bytes},
         "notes": notes,
     }

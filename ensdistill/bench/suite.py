@@ -11,8 +11,9 @@ MEMBERS = (1, 4, 8)
 TARGETS = ("float32", "uint8", "bfloat16", "float16")
 DIVERGENCES = ("reverse_kl", "jsd", "tvd")
 VOCABULARY = 128256
-SMALL = 128  # rows of a small batch, where starting the work is what takes time
-# Of bfloat16 and float16 not every number of members: they differ from float32 in their loads only, and each case takes ten seconds.
+SMALL = 128  # rows of a small batch, where most time goes into starting the work
+# Of bfloat16 and float16 not every number of members: they differ from float32 in their loads only, and each
+# case takes ten seconds.
 HALF_MEMBERS = {"bfloat16": (1, 4), "float16": (1,)}
 
 
@@ -31,7 +32,8 @@ def grid(data_bytes: int, classes: Sequence[int], members: Sequence[int], target
 
 
 def family(data_bytes: int, gpu: bool) -> list[Case]:
-    """Divergences, top-k targets, hard labels, feature maps, small batches, by-products, and a last layer fused with the loss."""
+    """Divergences, top-k targets, hard labels, feature maps, small batches, by-products, and a last layer
+    fused with the loss."""
     return [
         *(make_case(data_bytes, c, 1, "float32", divergence=d) for d in DIVERGENCES for c in (1000, 32000, VOCABULARY)),
         *(make_case(data_bytes, c, 1, "topk") for c in (1000, 32000, VOCABULARY)),
@@ -49,7 +51,8 @@ def by_products(data_bytes: int) -> list[Case]:
 
 
 def linear(gpu: bool) -> list[Case]:
-    """The last layer of a language model with the loss behind it: dense targets, top-k targets, and JSD where Liger can run."""
+    """The last layer of a language model with the loss behind it: dense targets, top-k targets, and JSD where
+    Liger can run."""
     rows, hidden, dtype = (4096, 2048, "bfloat16") if gpu else (512, 128, "float32")
     dense = ("forward_kl", "jsd") if gpu else ("forward_kl",)
     return [
@@ -59,7 +62,8 @@ def linear(gpu: bool) -> list[Case]:
 
 
 def quick(data_bytes: int, gpu: bool = False) -> list[Case]:
-    """A few of each, in under two minutes on two quiet cores; on a GPU in about four, the telling ones first: peers compile long."""
+    """A few of each, in under two minutes on two quiet cores; on a GPU in about four, the telling ones first:
+    peers compile long."""
     if not gpu:
         return [
             *grid(data_bytes, (10, 1000, 50257), (1, 4), ["float32"]),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 Shape = dict[str, dict[str, Any]]  # {implementation: row}
 COLUMNS = ("targets", "K", "C", "N", "ms", "GB/s", "x floor", "avx2", "x eager", "x compile", "x best peer", "", "extra MiB", "eager's")
@@ -27,7 +28,7 @@ def is_family(row: dict[str, Any]) -> bool:
 
 
 def what(row: dict[str, Any]) -> str:
-    """What is computed, in words: targets, then what sets the case apart."""
+    """The computation in words: targets, then the case's difference from others."""
     return f"{row['targets']} {row['family']}".rstrip()
 
 
@@ -42,18 +43,21 @@ def best_peer(fused: dict[str, Any]) -> tuple[str, float] | None:
     return min(fused["speedup"].items(), key=lambda item: item[1], default=None)
 
 
-def print_result(result: dict[str, Any], console: Console) -> None:
-    """One table per mode, then the worst shape of each comparison in words, then what was left out."""
+def as_text(result: dict[str, Any]) -> Group:
+    """Return the result for a `rich.console.Console` to print.
+
+    One table for each mode, below it the shape that compares worst with each competitor, then the contenders
+    that were left out.
+    """
+    parts: list[RenderableType] = []
     for mode in dict.fromkeys(row["mode"] for row in result["rows"]):
         shapes = by_shape(result, mode)
         if shapes:
-            console.print(_table(mode, shapes, result["machine"]))
-            console.print(*_worst(shapes), sep="\n", end="\n\n")
-    console.print(f"A large copy moves {result['machine']['copy_gb_per_s']:.1f} GB/s here. Every output was checked against float64 first.")
-    for note in result["notes"]:
-        console.print(note)
-    for left in result["left_out"]:
-        console.print(f"{left['case']}: without {left['who']}: {left['why']}", markup=False)
+            parts += [_table(mode, shapes, result["machine"]), *_worst(shapes), ""]
+    copy = f"A large copy moves {result['machine']['copy_gb_per_s']:.1f} GB/s here."
+    parts += [f"{copy} Every output was checked against float64 first.", *result["notes"]]
+    parts += [Text(f"{left['case']}: without {left['who']}: {left['why']}") for left in result["left_out"]]
+    return Group(*parts)
 
 
 def _table(mode: str, shapes: list[Shape], machine: dict[str, Any]) -> Table:

@@ -20,7 +20,8 @@ _CHUNK = 8 << 20  # elements in float64, over all members
 
 @dataclass(frozen=True)
 class Errors:
-    """How far an output is from the truth: ``loss`` absolute, ``gradient`` the worst element, relative to what it was computed from."""
+    """How far an output is from the truth: ``loss`` absolute, ``gradient`` the worst element, relative to the
+    terms of its sum."""
 
     loss: float
     gradient: float
@@ -28,18 +29,20 @@ class Errors:
 
 @dataclass(frozen=True)
 class Truth:
-    """``loss`` is the mean over rows (the sum in float16), ``entropy`` what of it doesn't depend on the student: T²·H(p)."""
+    """``loss`` is the mean over rows (the sum in float16), ``entropy`` the part that is independent of the
+    student: T²·H(p)."""
 
     loss: float
     entropy: float
 
 
 def errors(case: Case, inputs: Inputs, outputs: Mapping[Name, Output]) -> tuple[dict[Name, Errors], Truth]:
-    """Judge every output; the losses' errors still hold the entropy that a cross entropy leaves out (see ``without_entropy``).
+    """Judge every output; the losses' errors still hold the entropy that a cross entropy leaves out (see
+    ``without_entropy``).
 
-    With d = dD/dq the gradient of D is T·q·(d - Σ q·d). An element's error is measured in the sizes of what was added up for it, not in
-    the largest gradient: small elements must be right too. A weight's gradient is a sum over rows, hidden's one over classes: their errors
-    are measured in the largest element.
+    With d = dD/dq the gradient of D is T·q·(d - Σ q·d). An element's error is measured in the sizes of the
+    terms that were added up for it, not in the largest gradient: small elements must be right too. A weight's
+    gradient is a sum over rows, hidden's one over classes: their errors are measured in the largest element.
     """
     worst = dict.fromkeys(outputs, 0.0)
     smallest = torch.finfo(getattr(torch, case.student)).smallest_normal  # below it rounding is absolute
@@ -69,17 +72,19 @@ def errors(case: Case, inputs: Inputs, outputs: Mapping[Name, Output]) -> tuple[
 def tolerance(naive: Errors, case: Case, truth: Truth) -> Errors:
     """The plain code's own error, and a little more for luck in rounding.
 
-    Loss: float32, a sum of terms of a few nats, hence eight units of max(1, loss). Gradient: q and p are exponentials in float32 of
-    arguments up to about 16, whose rounding alone is worth eight units; half precision then rounds once more, by half a unit of its own.
-    A last layer's error is mostly its logits', which other matrix products, of fewer rows at a time, round differently: twice the plain
-    code's is another draw of the same, and far from a wrong term.
+    Loss: float32, a sum of terms of a few nats, hence eight units of max(1, loss). Gradient: q and p are
+    exponentials in float32 of arguments up to about 16, whose rounding alone is worth eight units; half
+    precision then rounds once more, by half a unit of its own. A last layer's error is mostly its logits',
+    which other matrix products, of fewer rows at a time, round differently: twice the plain code's is another
+    draw of the same, and far from a wrong term.
     """
     unit, draws = torch.finfo(torch.float32).eps, 2 if case.hidden else 1
     return Errors(naive.loss + 8 * unit * max(1.0, truth.loss), draws * naive.gradient + 8 * unit + half_unit(case))
 
 
 def of_cross_entropy(allowed: Errors, truth: Truth) -> Errors:
-    """What a cross entropy may be off by: rounded as the larger number that it is, over 10^5 classes by 30 units."""
+    """The error that a cross entropy may have: rounded as the larger number that it is, over 10^5 classes by
+    30 units."""
     return replace(allowed, loss=allowed.loss + 64 * torch.finfo(torch.float32).eps * truth.entropy)
 
 
@@ -91,7 +96,8 @@ def half_unit(case: Case) -> float:
 def sanity(case: Case, truth: Truth) -> Errors:
     """Beyond this the plain code isn't rounded but wrong, and can't be the measure of anybody.
 
-    1e-4 is 800 float32 units. A last layer in half precision rounds its logits as well, to some units of theirs.
+    1e-4 is 800 float32 units. A last layer in half precision rounds its logits as well, to some units of
+    theirs.
     """
     gradient = 1e-4 + (16 if case.hidden else 2) * half_unit(case)
     return Errors(gradient * max(1.0, truth.loss + truth.entropy), gradient)

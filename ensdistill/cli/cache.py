@@ -1,4 +1,5 @@
-"""``ensdistill cache info | verify | add-member | drop-member | reweight | convert | export | push | pull``."""
+"""``ensdistill cache info | verify | add-member | drop-member | reweight | convert | export | push |
+pull``."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from rich.table import Table
 from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
-from ensdistill.common.display import Rate
+from ensdistill.cli.display import Rate
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
@@ -33,7 +34,7 @@ CODECS = "uint8, fp16, bf16, fp32, topk-N, counts-N, or the import path of a cod
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    p = argparse.ArgumentParser(prog="ensdistill cache", description="What can be done with a target cache once it is built.")
+    p = argparse.ArgumentParser(prog="ensdistill cache", description="Commands for a target cache that is built.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str) -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "info",
         _info,
-        "What a target cache holds: records, codec and its measured error, members with their weights, combiner, classes. It reads the "
+        "Shows a target cache: records, codec and its measured error, members with their weights, combiner, classes. It reads the "
         "manifest alone.",
         EXAMPLE,
     )
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--against-teachers",
         type=_share,
         metavar="SHARE",
-        help="also ask the teachers again about so many of the samples (0.1%% or 0.001) and compare what they say",
+        help="also predict so many of the samples (0.1%% or 0.001) with the teachers again and compare",
     )
     sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
     sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
@@ -91,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: the cache's rows",
     )
     sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row whose error is larger, the source's error included")
 
     sub = command("drop-member", _drop, "Writes a copy of a target cache without one of its members.", f"{EXAMPLE} without-a --name a")
     _folder(sub)
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     _out(sub)
     sub.add_argument("--codec", required=True, help=CODECS)
     sub.add_argument("--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row that storing costs more, what the source cost included")
+    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row whose error is larger, the source's error included")
     sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
 
     sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
@@ -213,15 +214,15 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
     for step in manifest["fingerprint"].get("derived", []):
-        table.add_row("derived", ", ".join(f"{what} {_told(about)}" for what, about in step.items()))
+        table.add_row("derived", ", ".join(f"{step_name} {_in_words(about)}" for step_name, about in step.items()))
     console.print(table)
     return 0
 
 
-def _told(value: Any) -> str:
-    """What a step of the fingerprint is about, without braces and with few digits."""
+def _in_words(value: Any) -> str:
+    """The subject of a fingerprint's step, without braces and with few digits."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_told(about)}" for name, about in value.items())
+        return ", ".join(f"{name} {_in_words(about)}" for name, about in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -236,12 +237,13 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         from ensdistill.data import Rows
         from ensdistill.teachers import Ensemble
 
-        # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors, seed-0/teachers/ensemble.
+        # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors,
+        # seed-0/teachers/ensemble.
         transfer = options.transfer or cache.path.resolve().parent / "transfer.safetensors"
         ensemble = options.ensemble or cache.path.resolve().parent.parent / "teachers" / "ensemble"
         for name, place in (("transfer", transfer), ("ensemble", ensemble)):
             if not place.exists():
-                raise FileNotFoundError(f"--{name}: there is nothing at {place}; say where it is")
+                raise FileNotFoundError(f"--{name}: there is nothing at {place}; pass its path")
         trusted, augment = _of_job(options.config)
         if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
             got = "nothing" if options.config is None else f"{options.config}, which has none"
@@ -253,7 +255,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         teachers = Ensemble.load(ensemble, trusted)
         with _progress("asking the teachers") as progress:
             count = cache.verify_against(teachers, rows, share=options.against_teachers, augment=augment, progress=progress)
-        console.print(f"[green]✓[/] {count} samples: what the teachers say now is what is stored")
+        console.print(f"[green]✓[/] {count} samples: the teachers' predictions equal the stored targets")
     return 0
 
 
@@ -272,7 +274,8 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
 
 @contextmanager
 def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
-    """A bar with the rate and the time left, on standard error and only while somebody can look at it; ``unit`` may be ``bytes``."""
+    """A bar with the rate and the time left, on standard error, and only on a terminal; ``unit`` may be
+    ``bytes``."""
     counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
     columns = (TextColumn("{task.description}"), BarColumn(), *counts, TextColumn("left"), TimeRemainingColumn())
     errors = Console(stderr=True)

@@ -1,4 +1,5 @@
-"""The command line. Settings come from a YAML file and dotted overrides; every stage of the job is a command of its own."""
+"""The command line. Settings come from a YAML file and dotted overrides; every stage of the job is a command
+of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ensdistill.cli.help import OTHERS, USAGE, job_help, setting_help
-from ensdistill.cli.settings import config_files, load_config
+from ensdistill.cli.settings import load_config, split_arguments
+from ensdistill.cli.usage import JOBS, OTHERS, USAGE
 from ensdistill.common.errors import message
 
 CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
@@ -20,9 +21,10 @@ STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "dist
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for an error in the work, 2 for wrong usage, 130 for Ctrl-C."""
+    """Entry point; returns the exit status: 0, 1 for an error in the work, 2 for wrong usage, 130 for
+    Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # A model of the user's own is named by import path, from where the command is run.
+    # Users name their own models by import path, from the folder in which the command runs.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if not words or words[0] in ("-h", "--help", "help"):
@@ -42,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             try:
                 return cache([command.removeprefix("cache "), *rest])
-            except SystemExit as usage:  # argparse has said what is wrong
+            except SystemExit as usage:  # argparse has printed the error
                 return int(usage.code or 0)
-        if command in OTHERS and _asks_for_help(rest):
+        if command in OTHERS and _wants_help(rest):
             print(OTHERS[command], end="")
             return 0
         if command == "info":
             return _info() if not rest else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
         if command == "bench":
-            from ensdistill.bench.command import main as bench
+            from ensdistill.cli.bench import main as bench
 
             return bench(rest)
         if command in STAGES:
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nStopped. Everything finished is kept; the same command goes on from there.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
         return 0
     except Exception as error:
         return _failed(error)
@@ -93,23 +95,27 @@ def _usage_error(message: str) -> int:
 
 
 def _job(command: str, rest: list[str]) -> int:
-    asked = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
-    if asked is not None:
-        setting, _, path = rest[asked].removeprefix("--").partition("=")
-        following = rest[asked + 1] if len(rest) > asked + 1 and not rest[asked + 1].startswith("-") else ""
+    place = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
+    if place is not None:
+        setting, _, path = rest[place].removeprefix("--").partition("=")
+        following = rest[place + 1] if len(rest) > place + 1 and not rest[place + 1].startswith("-") else ""
         try:
+            from ensdistill.cli.help import setting_help
+
             print(setting_help(setting.removesuffix(".help"), path or following), end="")
         except ValueError as error:
-            return _usage_error(str(error))
+            return _usage_error(f"--{setting}: {error}")
         return 0
-    if _asks_for_help(rest):
-        print(job_help(command), end="")
+    if _wants_help(rest):
+        from ensdistill.cli.help import job_help
+
+        print(job_help(command, JOBS[command]), end="")
         return 0
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    if wrong := _no_config(command, rest):
-        return _usage_error(wrong)
     try:
+        if wrong := _no_config(command, rest):
+            return _usage_error(wrong)
         config = load_config(rest, command)
     except SystemExit:  # --print_config has printed
         return 0
@@ -118,7 +124,7 @@ def _job(command: str, rest: list[str]) -> int:
 
     from rich.console import Console
 
-    from ensdistill.common.display import Display
+    from ensdistill.cli.display import Display
     from ensdistill.job.scheduler import run
 
     with Display() as display:
@@ -129,22 +135,22 @@ def _job(command: str, rest: list[str]) -> int:
         tick = "✓" if display.done else "="
         console.print(f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True)
     else:
-        from ensdistill.report import print_report
+        from ensdistill.report import as_text
 
-        print_report(report, console)
+        console.print(as_text(report))
         where = f"{config.run_folder / 'report.html'}  and  report.json, figures/ beside it"
         console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _asks_for_help(words: Sequence[str]) -> bool:
+def _wants_help(words: Sequence[str]) -> bool:
     return "-h" in words or "--help" in words
 
 
 def _no_config(command: str, words: list[str]) -> str:
-    """What is wrong with the CONFIG among a job's words, or nothing."""
+    """The error in the CONFIG among a job's words, or an empty string."""
     example = f"ensdistill {command} examples/digits.yaml"
-    paths = list(config_files(words))
+    paths = split_arguments(words)[0].config
     for path in paths:
         if path.is_dir():
             return f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"

@@ -1,38 +1,41 @@
-"""From a YAML file and dotted overrides to a `Config`. jsonargparse reads and checks them; here stands what it leaves out: a name that
-nothing goes by is refused also where its value is empty, with the nearest one that there is, and its messages are made plain."""
+"""From a YAML file and dotted overrides to a `Config`; pydantic checks the settings."""
 
 from __future__ import annotations
 
-import copy
-import importlib
-import inspect
+import argparse
+import re
 import sys
-import typing
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ensdistill.cli.messages import nearest, plain
 
-Problem = tuple[str, str]  # the setting, and what is wrong with it
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in JSON; YAML 1.1 has it as text."""
 
 
-def job_parser(command: str = "run", description: str = "") -> Any:
-    """The parser of a job's settings: jsonargparse over `ensdistill.job.config.Config`."""
-    from jsonargparse import ArgumentParser
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
-    from ensdistill.job.config import Config
 
-    usage = f"ensdistill {command} CONFIG [--SETTING VALUE ...]"
-    parser = ArgumentParser(prog=f"ensdistill {command}", usage=usage, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="The YAML file; may be given as the first word.")
-    parser.add_class_arguments(Config, fail_untyped=False)  # estimators made of others have arguments without a type
-    return parser
+def split_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
+    """The options ``config`` (list of paths), ``print_config`` and ``stray`` (other words), and settings'
+    texts by dotted name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[], type=Path)
+    parser.add_argument("--print_config", nargs="?", const="all", choices=("all", "skip_default"))
+    names = {word.partition("=")[0]: None for word in words if word.startswith("--")}
+    own = [name for name in names if name not in ("--config", "--print_config")]
+    for name in own:
+        parser.add_argument(name, dest=name, action="append", metavar="VALUE")
+    try:
+        options, stray = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}") from error
+    options.stray = stray
+    return options, {name.removeprefix("--"): getattr(options, name) for name in own}
 
 
 def load_config(arguments: Sequence[str], command: str = "run", folder: str | None = None) -> Any:
@@ -40,151 +43,96 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
 
     Raises
     ------
-    ValueError, TypeError
-        The file is no mapping of settings, or a setting is unknown or can't have its value: the setting, what came, what was expected.
+    ValueError
+        A file is not YAML, or settings are wrong: a line for each, with its path, the value and the
+        expectation.
     SystemExit
         With ``--print_config`` among the arguments, after printing.
     """
+    from pydantic import ValidationError
+    from pydantic_core import to_jsonable_python
+
+    from ensdistill.cli.classes import parse
     from ensdistill.job.config import Config
 
     if folder is not None and folder not in sys.path:
         sys.path.insert(0, folder)
-    settings: dict[str, Any] = {}
-    for path in config_files(arguments):
-        settings.update(_read(path))
-    _refuse(_problems(settings, Config, ""))
-    settings = _overridden(settings, arguments)
-    dashed = ((f"--{at}", text.replace("mean '", f"mean '--{at[: at.rfind('.') + 1]}")) for at, text in _problems(settings, Config, ""))
-    _refuse(dashed)
-    parser = job_parser(command)
-    try:
-        namespace = parser.parse_args(list(arguments))
-        _check_parts(namespace)
-        parsed = parser.instantiate(namespace)
-    except ArgumentError as error:
-        raise ValueError(plain(str(error), settings)) from error
-    return Config(**{f.name: parsed[f.name] for f in fields(Config) if f.init})
-
-
-def config_files(arguments: Sequence[str]) -> Iterator[Path]:
-    """The files named by ``--config``, in their order."""
-    for word, following in pairwise([*arguments, ""]):
-        path = following if word == "--config" else word.removeprefix("--config=")
-        if (word == "--config" or word.startswith("--config=")) and path:
-            yield Path(path)
+    options, overrides = split_arguments(arguments)
+    if options.stray:
+        raise ValueError(f"CONFIG: expected --SETTING VALUE; got {options.stray[0]!r}")
+    files, names = [_read(path) for path in options.config], {_short(key.rstrip("+").split(".")): key for key in overrides}
+    as_text: set[str] = set()
+    while True:
+        values = [(k, text if k in as_text else _yaml(text, f"--{k}")) for k, texts in overrides.items() for text in texts]
+        nested = [reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values]
+        settings: Any = reduce(_merged, [*files, *nested], {})
+        try:
+            config = parse(Config, settings)
+            break
+        except ValidationError as error:
+            # Where text is expected, `--name 007` is no number.
+            words = {names.get(_short(e["loc"]), "") for e in error.errors() if e["type"] == "string_type"} - {""}
+            if words <= as_text:
+                raise ValueError("\n".join(_sentence(fault, names) for fault in error.errors())) from error
+            as_text |= words
+    if options.print_config:
+        plain = to_jsonable_python(parse(Config, settings, options.print_config), inf_nan_mode="constants")
+        print(yaml.safe_dump(plain, sort_keys=False), end="")
+        raise SystemExit(0)
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"CONFIG: {path}{where}: not YAML ({getattr(error, 'problem', error)})") from error
+    settings = _yaml(path.read_bytes(), f"CONFIG: {path}")
     if not isinstance(settings, dict):
         got = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise ValueError(f"CONFIG: {path}: expected settings (data, teachers, distill, ...), each `name: value`; got {got}")
     return settings
 
 
-def _overridden(settings: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The raw settings with those of the command line; ``--data.labelled 9`` is short for ``--data.init_args.labelled 9``."""
-    merged = copy.deepcopy(settings)
-    for word, following in pairwise([*arguments, ""]):
-        key, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or key in ("config", "print_config"):
-            continue
-        at: Any = merged
-        *parents, last = key.rstrip("+").split(".")
-        for parent in parents:
-            at = _within(at, parent).setdefault(parent, {}) if isinstance(at, dict) else None
-        if isinstance(at, dict):
-            at = _within(at, last)
-            try:
-                value = yaml.safe_load(text if equals else following)
-            except yaml.YAMLError:
-                value = None  # jsonargparse will say so
-            if last == "class_path":  # another class, other arguments
-                at.clear()
-            of_class = isinstance(at.get(last), dict) and "class_path" in at[last] and isinstance(value, str)
-            at[last] = {"class_path": value} if of_class else value
-    return merged
-
-
-def _within(at: dict[str, Any], key: str) -> dict[str, Any]:
-    short = "class_path" in at and key not in ("class_path", "init_args", "dict_kwargs")
-    return at.setdefault("init_args", {}) if short else at
-
-
-def _refuse(problems: Iterable[Problem]) -> None:
-    for at, text in problems:
-        raise ValueError(f"{at}: {text}")
-
-
-def _problems(value: Any, hint: Any, at: str) -> Iterator[Problem]:
-    """The names in raw settings that the type ``hint`` doesn't know, and mappings that are none: what jsonargparse passes over."""
-    inner = [a for a in typing.get_args(hint) if a is not type(None)]
-    if isinstance(value, dict) and "class_path" in value and not isinstance(value["class_path"], str):
-        yield f"{at}.class_path", f"expected an import path, package.module.Class; got {value['class_path']!r}"
-    elif isinstance(value, dict) and "class_path" in value:
-        extra = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-        yield from ((f"{at}.{key}", "beside class_path stands init_args alone; arguments belong there") for key in extra)
-        yield from _of_class(value.get("init_args"), _imported(value["class_path"]), f"{at}.init_args", value["class_path"])
-    elif is_dataclass(hint):
-        yield from _of_class(value, hint, at)
-    elif typing.get_origin(hint) is dict and isinstance(value, dict):
-        for name, item in value.items():
-            yield from _problems(item, inner[1], f"{at}.{name}")
-    elif isinstance(value, list) and inner:
-        for i, item in enumerate(value):
-            yield from _problems(item, inner[0], f"{at}.{i}")
-    elif len(inner) == 1:  # X | None
-        if value is not None or len(typing.get_args(hint)) == 1:
-            yield from _problems(value, inner[0], at)
-    elif value is None and hint in (bool, int, float, str, Path):
-        yield at, "expected a value; got nothing"
-
-
-def _of_class(settings: Any, cls: Any, at: str, path: str = "") -> Iterator[Problem]:
-    """The arguments of a class: ``path`` where it is the user's choice, empty for the job's own."""
-    if not isinstance(settings, dict):
-        if settings is not None and not isinstance(settings, str):  # a string names a file
-            yield at, f"expected a mapping of names to values; got {settings!r}"
-        return
+def _yaml(text: str | bytes, name: str) -> Any:
     try:
-        parameters = inspect.signature(cls).parameters
-        hints = typing.get_type_hints(cls if is_dataclass(cls) else cls.__init__)
-    except (TypeError, ValueError, NameError):  # nothing to be imported, or no signature: jsonargparse will say so
-        return
-    for name, value in settings.items():
-        if name in parameters:
-            yield from _problems(value, hints.get(name), f"{at}.{name}".lstrip("."))
-        elif not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            what = f"{path} takes no such argument" if path else "there is no such setting"
-            yield f"{at}.{name}".lstrip("."), f"{what}; known: {', '.join(parameters)}.{nearest(str(name), parameters)}"
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{name}{where}: not YAML ({getattr(error, 'problem', error)})") from error
 
 
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name, None)
-    except Exception:  # whatever a module of the user's raises, jsonargparse will meet it too
-        return None
+def _merged(old: Any, new: Any) -> Any:
+    """Settings with later ones: ``data.labelled`` is short for ``data.init_args.labelled``, and ``a+`` adds
+    to the list ``a``."""
+    if isinstance(old, list) and isinstance(new, dict):  # members.0 is the first of a list
+        return list(_merged({str(place): item for place, item in enumerate(old)}, new).values())
+    if isinstance(old, str) and isinstance(new, dict):  # a class without arguments
+        old = {"class_path": old}
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    if "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]:
+        return new  # another class has other arguments
+    if "class_path" in old and not new.keys() & {"class_path", "init_args", "dict_kwargs"}:
+        new = {"init_args": new}
+    more = {n[:-1]: [*(old.get(n[:-1]) or []), *(v if isinstance(v, list) else [v])] for n, v in new.items() if n.endswith("+")}
+    return {**old, **more, **{n: _merged(old.get(n), v) for n, v in new.items() if not n.endswith("+")}}
 
 
-def _check_parts(settings: Any, at: str = "") -> None:
-    """Build every `Optimization` and `LossSettings` in the parsed settings on its own: built inside its owner, its error lacks the path."""
-    from jsonargparse import Namespace
+def _short(keys: Iterable[object]) -> str:
+    """A setting's dotted name without its init_args."""
+    return ".".join(str(key) for key in keys if key != "init_args")
 
-    from ensdistill.common.optimization import Optimization
-    from ensdistill.loss.settings import LossSettings
 
-    value = vars(settings) if isinstance(settings, Namespace) else settings
-    for kind, own in ((Optimization, "optimization"), (LossSettings, "")):
-        if isinstance(value, dict) and set(value) == {f.name for f in fields(kind)}:
-            try:
-                kind(**value)
-            except (ValueError, TypeError) as error:
-                raise type(error)(str(error).replace(own, at, 1) if own else f"{at}.{error}") from error
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        _check_parts(item, f"{at}.{key}".lstrip("."))
+def _sentence(fault: Any, overridden: Iterable[str]) -> str:
+    """The setting, its fault and the value; a setting of the command line gets its dashes."""
+    from ensdistill.cli.classes import BRANCH, nearest
+
+    keys, names = [str(key) for key in fault["loc"] if key != BRANCH], fault.get("ctx", {}).get("names")
+    # An unknown name may have others below it.
+    dashed = any(key == _short(keys) or (names and key.startswith(f"{_short(keys)}.")) for key in overridden)
+    at = f"{'--' * dashed}{'.'.join(keys) or 'CONFIG'}"
+    if fault["type"] == "fault":
+        return f"{at}: {fault['msg']}{nearest(keys[-1], names, at[: -len(keys[-1])] if dashed else '') if names else ''}"
+    if fault["type"] == "missing":
+        return f"{at}: expected a value, because it has no default; got nothing"
+    got = "nothing" if fault["input"] is None else repr(fault["input"])
+    near = nearest(str(fault["input"]), fault.get("ctx", {}).get("expected", "").split("'")[1::2])  # of a Literal's values
+    return f"{at}: {fault['msg'].replace('Input should be', 'expected')}; got {got}{'.' * bool(near)}{near}"

@@ -108,16 +108,13 @@ def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
     >>> module_recipe(functools.partial(nn.Linear, in_features=2, out_features=3))["init_args"]
     {'in_features': 2, 'out_features': 3}
     """
-    parts: list[Any] = [factory]
+    cls: Any = factory
     arguments: dict[str, Any] = {}
-    if isinstance(factory, functools.partial):
-        parts, arguments = [factory.func, *factory.args], dict(factory.keywords)
-    # jsonargparse puts its own callables before the class.
-    if not (inspect.isclass(parts[-1]) and issubclass(parts[-1], nn.Module)):
+    if isinstance(factory, functools.partial) and not factory.args:
+        cls, arguments = factory.func, dict(factory.keywords)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or not _plain(arguments):
         return None
-    if not _plain(arguments):
-        return None
-    return {"class_path": class_path(parts[-1]), "init_args": describe(arguments)}
+    return {"class_path": class_path(cls), "init_args": describe(arguments)}
 
 
 def _plain(value: Any) -> bool:

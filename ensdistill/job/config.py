@@ -1,4 +1,4 @@
-"""The main job's settings as dataclasses; jsonargparse reads them from YAML and from the command line."""
+"""The main job's settings as dataclasses; the command line reads them from YAML and dotted overrides."""
 
 from __future__ import annotations
 

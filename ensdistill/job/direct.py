@@ -72,12 +72,7 @@ class Recipe:
 
 def dropout_of(model: Callable[[], nn.Module]) -> float | None:
     """The value of the model's argument ``dropout``; None where it has no such argument."""
-    base = inspect.signature(model).parameters.get("dropout") if not isinstance(model, partial) else None
-    if isinstance(model, partial):
-        cls = (model.func, *model.args)[-1]  # jsonargparse puts its own callables before the class
-        if "dropout" in model.keywords:
-            return float(model.keywords["dropout"])
-        base = inspect.signature(cls).parameters.get("dropout")
+    base = inspect.signature(model).parameters.get("dropout")  # its default is the value of a functools.partial
     return float(base.default) if base is not None and isinstance(base.default, int | float) else None
 
 

@@ -10,15 +10,27 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import Any
+from typing import Any, Protocol
 
-from ensdistill.common.display import Display
 from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
 
 _worker: dict[str, Any] = {}
+
+
+class Display(Protocol):
+    """Shows a job's progress."""
+
+    def start(self, finished: int, todo: int) -> None:
+        """``finished`` units are there already; ``todo`` follow."""
+
+    def progress(self, piece: Any, what: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of ``what`` in one unit."""
+
+    def finished(self, piece: Any, seconds: float) -> None:
+        """A unit is finished, in so many seconds of its own."""
 
 
 class UnitFailed(RuntimeError):

@@ -3,6 +3,6 @@
 from ensdistill.report.html import write_report
 from ensdistill.report.judge import judge
 from ensdistill.report.results import MemberResult, ModelResult, RunResults, StudentResults
-from ensdistill.report.table import print_report
+from ensdistill.report.table import as_text
 
-__all__ = ["MemberResult", "ModelResult", "RunResults", "StudentResults", "judge", "print_report", "write_report"]
+__all__ = ["MemberResult", "ModelResult", "RunResults", "StudentResults", "as_text", "judge", "write_report"]

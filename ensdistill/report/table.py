@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -21,15 +21,18 @@ _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold ye
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
 
 
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the headline, every model, the retained gain, the members and the cost to serve.
+def as_text(report: dict[str, Any]) -> Group:
+    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, members and the cost to serve.
 
     Parameters
     ----------
     report : dict
-        The return value of `judge`, or a report.json read back.
-    console : rich.console.Console, optional
-        Standard output by default; made to be read from 80 columns up, with or without colours.
+        The result of `judge`, or a report.json read back.
+
+    Returns
+    -------
+    rich.console.Group
+        Readable from 80 columns up, with or without colours.
 
     Raises
     ------
@@ -37,20 +40,16 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         The report was written by another version, whose verdict was decided by another rule.
     """
     check_version(report)
-    console = console or Console()
+    parts: list[RenderableType] = []
     for name, student in by_outcome(report):
         title = headline(name, student)
         # Text throughout: a name with square brackets is a name, not rich's markup.
-        console.print(Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)))
-        console.print()
+        parts += [Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)), ""]
     retained = (_retained(report, "direct"), _retained(report, "strongest alternative"))
-    tables = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
+    tables: list[RenderableType] = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
     if report["without_copies"] is not None:
         tables.insert(1, _without_copies(report))
-    for table in tables:
-        console.print(table)
-    for line in footnotes(report):
-        console.print(Text(line, "dim"))
+    return Group(*parts, *tables, *(Text(line, "dim") for line in footnotes(report)))
 
 
 def check_version(report: dict[str, Any]) -> None:
@@ -73,7 +72,7 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def footnotes(report: dict[str, Any]) -> list[str]:
-    """Notes on how to read the numbers, and on their limits."""
+    """How to read the numbers, and whatever about them would otherwise go unsaid."""
     data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
@@ -124,7 +123,7 @@ def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
 
 
 def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every model once, under a name that identifies it."""
+    """Every model once, under a name that says which it is."""
     for kind in SHARED_KINDS:
         yield KIND_LABELS[kind], report["models"][kind]
     for name, student in report["students"].items():
@@ -255,7 +254,7 @@ def _members(report: dict[str, Any]) -> Table:
     table = _table("\nMembers", "", "weight", "temperature", "accuracy %", "NLL", "Brier", "ECE %")
     for member in report["members"]:
         weighting = [f"{member['weight']['mean']:.2f}", f"{member['temperature']['mean']:.2f}"]
-        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # eighty columns hold no more
+        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # what eighty columns hold
     return table
 
 

@@ -12,13 +12,14 @@ import torch
 
 from benchmarks import __main__ as front
 from benchmarks.kernels import page
-from ensdistill.bench import command, machine, race, result, suite
+from ensdistill.bench import machine, race, result, suite
 from ensdistill.bench import run as running
 from ensdistill.bench.cases import Case, make_case
 from ensdistill.bench.check import NAIVE, WrongOutput
 from ensdistill.bench.contenders import contenders
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.table import is_family
+from ensdistill.cli import bench as command
 from ensdistill.cli import main as cli
 from ensdistill.loss import ops
 
@@ -268,7 +269,7 @@ def test_the_wheel_has_all_of_it():
 def test_a_checkout_adds_its_peers(tmp_path, monkeypatch, capsys):
     given = []
     monkeypatch.setattr(command, "run", lambda *_, peers, **__: given.extend(peers) or {"rows": []})
-    monkeypatch.setattr("ensdistill.bench.table.print_result", lambda *_: None)
+    monkeypatch.setattr("ensdistill.bench.table.as_text", lambda _: "")
     monkeypatch.setattr("ensdistill.bench.plot.draw", lambda *_: None)
     assert front.main(["kernels", *TINY], tmp_path) == 0
     assert [type(peer).__name__ for peer in given] == ["Liger", "Quack"]

@@ -92,12 +92,12 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
     shutil.copytree(finished_job / "seed-0" / "cache", seed / "cache")
     shutil.copytree(finished_job / "seed-0" / "teachers", seed / "teachers")
     targets = seed / "cache" / "targets"
-    assert "26 samples: what the teachers say now is what is stored" in flat(
+    assert "26 samples: the teachers' predictions equal the stored targets" in flat(
         succeed("cache", "verify", targets, "--against-teachers", "10%")
     )
     words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
     succeed("cache", "drop-member", targets, tmp_path / "fewer", "--name", TargetCache.open(targets).names[0])
-    assert "3 samples: what" in flat(succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words))
+    assert "3 samples: the teachers'" in flat(succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words))
     succeed("cache", "convert", targets, tmp_path / "fp32", "--codec", "fp32")
     logits = TargetCache.open(tmp_path / "fp32").gather_logits(np.arange(260))[0]
     np.save(tmp_path / "n.npy", logits)
@@ -114,7 +114,7 @@ def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
     succeed("cache", "build", file)
     for name in ("targets", "best_member"):
         words = ["verify", tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name, "--against-teachers", "10%"]
-        assert "26 samples: what the teachers say now is what is stored" in flat(succeed("cache", *words, "--config", file))
+        assert "26 samples: the teachers' predictions equal the stored targets" in flat(succeed("cache", *words, "--config", file))
         status, _, err = run("cache", *words)
         assert (status, "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing" in flat(err)) == (1, True)
     other = write_job(tmp_path / "runs")

@@ -17,6 +17,8 @@ import yaml
 from job_helpers import fingerprints, mlp, numbers, run, stamps, succeed, trained, write_job
 
 from ensdistill.cli.main import load_config, main
+from ensdistill.data.augmentation import ShiftImages
+from ensdistill.data.transfer import Mixup, Munge
 from ensdistill.job.run_folder import RunFolder
 
 METRICS = ("accuracy", "nll", "brier", "ece")
@@ -188,22 +190,22 @@ def test_help_teaches():
     [
         (["run", "--help"], "The whole job"),
         (["teachers", "--help"], "Writes seed-*/teachers/"),
-        (["cache", "build", "-h"], "asks the ensemble about it once"),
+        (["cache", "build", "-h"], "runs the ensemble over it once"),
         (["distill", "--help"], "usage: ensdistill distill CONFIG [--SETTING VALUE ...] Trains the students from the cache"),
         (["report", "--help"], "Judges the students on the test rows"),
-        (["cache", "--help"], "build CONFIG [--SETTING VALUE ...] ask the ensemble once"),
-        (["cache", "info", "--help"], "What a target cache holds: records"),
+        (["cache", "--help"], "build CONFIG [--SETTING VALUE ...] run the ensemble once"),
+        (["cache", "info", "--help"], "Shows a target cache: records"),
         (["cache", "verify", "-h"], "checks every byte against the manifest"),
-        (["info", "--help"], "what of it runs on this machine"),
+        (["info", "--help"], "the parts of it that run on this machine"),
         # What stands in lists and mappings, where --help can't know the names.
         (["run", "--help"], "--distill.students.NAME.optimization.learning_rate"),
-        (["run", "--help"], "Arguments (init_args) of the members of ensdistill.teachers.recipes.TorchMembers"),
+        (["run", "--help"], "init_args of ensdistill.teachers.recipes.TorchMembers, a kind of members"),
         # And what a setting may be, all without a CONFIG.
         (["run", "--distill.students.help"], "--distill.students.NAME.description"),
         (["run", "--teachers.members.help"], "ensdistill.teachers.recipes.SklearnMembers"),
         (["run", "--teachers.members.help", "ensdistill.teachers.recipes.TorchMembers"], "checkpoint_every"),
         (["run", "--teachers.members.help=ensdistill.teachers.recipes.TorchMembers"], "checkpoint_every"),
-        (["run", "--data.help"], "or of a class of your own with, types included, def split(self, seed: int) -> Split"),
+        (["run", "--data.help"], "or of a class of your own with def split(self, seed: int) -> Split"),
         (["run", "--data.help", "Digits"], "labelled"),
         (["run", "--cache.augment.help"], "ensdistill.data.augmentation.ShiftImages"),
         (["run", "--cache.transfer.synthetic.help", "ensdistill.data.transfer.Munge"], "variance"),
@@ -216,10 +218,13 @@ def test_every_command_and_every_class_is_explained(words, tells):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--sedes.help"], "--sedes.help: 'sedes' is no setting that has one"),
+        (["run", "--sedes.help"], "--sedes.help: there is no setting 'sedes'"),
         (["run", "--seeds.help"], "--seeds.help: expected a setting that names a class"),
-        (["run", "--data.help", "nowhere.Data"], "CLASS_PATH: 'nowhere.Data' can't be imported"),
-        (["run", "--data.help", "Digit"], "CLASS_PATH: there is no class 'Digit'"),
+        (["run", "--data.help", "nowhere.Data"], "--data.help: nowhere.Data can't be imported: No module named 'nowhere'"),
+        (
+            ["run", "--data.help", "Digit"],
+            "--data.help: expected an import path, package.module.Class; got 'Digit'. Did you mean 'Digits'?",
+        ),
     ],
 )
 def test_help_that_is_not_there(words, message):
@@ -249,6 +254,31 @@ def test_another_class_by_the_command_line_takes_its_own_arguments(tmp_path):
     ]
     config = load_config(["--config", str(write_job(tmp_path)), *words])
     assert (type(config.data).__name__, config.data.labelled) == ("ArrayDataset", 30)
+
+
+def test_overrides_are_read_as_their_settings_are(tmp_path):
+    members = ["--teachers.members.0.count", "3", "--teachers.members.1.estimator.init_args.var_smoothing", "1e-3"]
+    source = "--cache.transfer.synthetic+={class_path: Munge, init_args: {rows: 5}}"
+    words = ["--name", "007", "--distill.augment", "ShiftImages", "--distill.augment.pixels", "2", source, *members]
+    config = load_config(["--config", str(write_job(tmp_path)), *words, "--distill.loss.temperature=2"])
+    assert config.name == "007"
+    assert config.distill.augment == ShiftImages(2)
+    assert config.distill.loss.temperature == 2.0
+    assert config.cache.transfer.synthetic == [Mixup(rows=60), Munge(rows=5)]
+    assert config.teachers.members[0].count == 3
+    assert config.teachers.members[1].estimator.var_smoothing == 1e-3
+
+
+def test_later_files_change_earlier_ones(tmp_path):
+    (tmp_path / "more.yaml").write_text("{distill: {loss: {temperature: 4}}, seeds: 5}")
+    config = load_config(["--config", str(write_job(tmp_path)), "--config", str(tmp_path / "more.yaml"), "--seeds", "2"])
+    assert (config.distill.loss.temperature, config.seeds, list(config.distill.students)) == (4.0, 2, ["small", "wide"])
+
+
+def test_a_recipe_of_a_model_holds_the_defaults_too(tmp_path):
+    # A saved member is built from it, perhaps by a later version with other defaults.
+    model = load_config(["--config", str(write_job(tmp_path))]).distill.students["small"].model
+    assert model.keywords == {"inputs": 64, "hidden": [8], "outputs": 10, "dropout": 0.0, "activation": "relu"}
 
 
 def test_version_and_info():
@@ -357,14 +387,18 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"distill.loss.temprature": 2}, [], "distill.loss.temprature: there is no such setting; known: temperature, "),
         ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
-        ({f"{SMALL}.model.init_args.hiden": [2]}, [], "MLP takes no such argument; known: inputs, hidden, outputs, dropout, activation."),
+        (
+            {f"{SMALL}.model.init_args.hiden": [2]},
+            [],
+            f"{SMALL}.model.init_args.hiden: there is no such setting; known: inputs, hidden, outputs, dropout, activation.",
+        ),
         # Also where nothing is said by it.
         ({"cahce": {}}, [], "cahce: there is no such setting; known: data, teachers, cache,"),
         ({"teachers.fold": {}}, [], "Did you mean 'folds'?"),
         ({"distill.lable_smoothing": {}}, [], "Did you mean 'label_smoothing'?"),
         ({f"{SMALL}.optimization.stepz": None}, [], f"{SMALL}.optimization.stepz: there is no such setting"),
-        ({f"{MEMBER}.model.init_args.widht": {}}, [], "teachers.members.0.init_args.model.init_args.widht: ensdistill.models.MLP takes no"),
-        ({"data.labelled": 100}, [], "data.labelled: beside class_path stands init_args alone; arguments belong there"),
+        ({f"{MEMBER}.model.init_args.widht": {}}, [], f"{MEMBER}.model.init_args.widht: there is no such setting; known: inputs, "),
+        ({"data.labelled": 100}, [], "data.labelled: there is no such setting; known: class_path, init_args, dict_kwargs."),
         ({f"{MEMBER}.cuont": 2}, [], "Did you mean 'count'?"),
         ({"data.init_args.labeled": 2}, [], "Did you mean 'labelled'?"),
         ({"cache.transfer.synthetic.0.init_args.row": 2}, [], "Did you mean 'rows'?"),
@@ -375,32 +409,56 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({}, ["--data.labeled", "30"], "Did you mean '--data.init_args.labelled'?"),
         ({"sedes": 2}, ["--print_config"], "Did you mean 'seeds'?"),
         ({}, [f"--{SMALL}.optimization.stepz", "2"], f"Did you mean '--{SMALL}.optimization.steps'?"),
-        ({}, ["--print_config=bogus"], 'Invalid option "bogus" for --print_config'),
+        ({}, ["--print_config=bogus"], "--print_config: invalid choice: 'bogus' (choose from 'all', 'skip_default')"),
         # A class that can't be imported, or is something else.
-        ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "module 'ensdistill.models' has no attribute 'MPL'"),
+        ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], f"{SMALL}.model.class_path: ensdistill.models has no 'MPL'."),
         ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "Did you mean 'MLP'?"),
         ({f"{SMALL}.model.class_path": "nowhere.Net"}, [], "No module named 'nowhere'"),
-        ({f"{SMALL}.model": {"class_path": "ensdistill.data.Digits"}}, [], f"{SMALL}.model: expected the class_path of a Module; got "),
-        ({"distill.students.wide.model.class_path": "ensdistill.models.MPL"}, [], "students.wide.model: module 'ensdistill.models' has "),
-        ({f"{SMALL}.model": "MLP3"}, [], f"{SMALL}.model: expected an import path, package.module.Class; got MLP3"),
+        (
+            {f"{SMALL}.model": {"class_path": "ensdistill.data.Digits"}},
+            [],
+            f"{SMALL}.model.class_path: ensdistill.data.Digits is no Module",
+        ),
+        (
+            {"distill.students.wide.model.class_path": "ensdistill.models.MPL"},
+            [],
+            "students.wide.model.class_path: ensdistill.models has no 'MPL'.",
+        ),
+        ({f"{SMALL}.model": "MLP3"}, [], f"{SMALL}.model: expected an import path, package.module.Class; got 'MLP3'. Did you mean 'MLP'?"),
         ({f"{SMALL}.model.class_path": 3}, [], f"{SMALL}.model.class_path: expected an import path, package.module.Class; got 3"),
-        ({"data": {"class_path": "ensdistill.data.ArrayDataset"}}, [], "data: ensdistill.data.ArrayDataset needs: inputs, labels, label"),
-        ({"distill.augment": {"class_path": "ensdistill.data.Digits"}}, [], "distill.augment: ensdistill.data.Digits is no Augmentation."),
+        (
+            {"data": {"class_path": "ensdistill.data.ArrayDataset"}},
+            [],
+            "data.init_args.labelled: expected a value, because it has no default; got nothing",
+        ),
+        (
+            {"distill.augment": {"class_path": "ensdistill.data.Digits"}},
+            [],
+            "distill.augment.class_path: ensdistill.data.Digits is no Augmentation: expected a class with def draw(",
+        ),
         ({"data.class_path": "ensdistill.data.Digit"}, [], "Did you mean 'Digits'?"),
-        ({"data": {"class_path": "ensdistill.models.MLP"}}, [], "data: ensdistill.models.MLP is no Dataset. Expected, types included: "),
+        (
+            {"data": {"class_path": "ensdistill.models.MLP"}},
+            [],
+            "data.class_path: ensdistill.models.MLP is no Dataset: expected a class with def split(self, seed: int) -> Split",
+        ),
         ({"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"}, [], "Did you mean 'GaussianNB'?"),
         # Values of another kind, or out of range.
-        ({"seeds": "two"}, [], "seeds: expected a whole number; got two"),
-        ({"seeds": None}, [], "seeds: expected a value; got nothing"),
+        ({"seeds": "two"}, [], "seeds: expected a valid integer; got 'two'"),
+        ({"seeds": None}, [], "seeds: expected a valid integer; got nothing"),
         ({"teachers": 3}, [], "teachers: expected a mapping of names to values; got 3"),
-        ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a list; got {'a': 1}"),
-        ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected true or false; got maybe"),
+        ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a valid list; got {'a': 1}"),
+        ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected a valid boolean; got 'maybe'"),
         ({f"{MEMBER}.optimization": 3}, [], f"{MEMBER}.optimization: expected a mapping of names to values; got 3"),
-        ({"distill.students.wide.optimization.schedule": "cosin"}, [], "wide.optimization.schedule: expected one of one_cycle, cos"),
-        ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a finite number; got hot"),
+        (
+            {"distill.students.wide.optimization.schedule": "cosin"},
+            [],
+            "schedule: expected 'one_cycle', 'cosine' or 'constant'; got 'cosin'. Did you mean 'cosine'?",
+        ),
+        ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a valid number; got 'hot'"),
         ({"distill.loss.temperature": 0}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got 0.0"),
         ({}, ["--distill.loss.temperature", "-1"], "distill.loss.temperature: expected a number from 0.0001 to 10000; got -1.0"),
-        ({}, ["--distill.loss.temperature", "nan"], "distill.loss.temperature: expected a finite number; got nan"),
+        ({}, ["--distill.loss.temperature", "nan"], "--distill.loss.temperature: expected a valid number; got 'nan'"),
         ({"distill.loss.temperature": float("nan")}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got nan"),
         ({"distill.loss.alpha": 1.5}, [], "distill.loss.alpha: expected a number from 0 to 1; got 1.5"),
         ({}, ["--distill.loss.alpha=-0.5"], "distill.loss.alpha: expected a number from 0 to 1; got -0.5"),
@@ -414,9 +472,13 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"cache.mixture_at": 1}, ["--distill.loss.temperature", "3"], "cache.mixture_at: expected distill.loss.temperature, 3.0, because"),
         ({"cache.views": 0}, [], "cache.views: expected at least 1; got 0"),
         ({"cache.views": 2}, [], "cache.augment: expected an augmentation, because 2 views without one would all be alike; got none"),
-        ({"cache.augment": {"class_path": "ensdistill.data.Digits"}}, [], "cache.augment: ensdistill.data.Digits is no Augmentation."),
+        (
+            {"cache.augment": {"class_path": "ensdistill.data.Digits"}},
+            [],
+            "cache.augment.class_path: ensdistill.data.Digits is no Augmentation: expected a class with ",
+        ),
         ({"cache.max_kl": -1}, [], "cache.max_kl: expected a finite number of at least 0, in nats; got -1.0"),
-        ({"cache.max_kl": "little"}, [], "cache.max_kl: expected a finite number; got little"),
+        ({"cache.max_kl": "little"}, [], "cache.max_kl: expected a valid number; got 'little'"),
         ({"cache.view": 2}, [], "cache.view: there is no such setting; known: transfer, codec, mixture_at, views, augment, max_kl."),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
         ({"distill.students": {"../small": {"model": mlp(8)}}}, [], "distill.students: expected a name that can be a folder's; got '../"),
@@ -427,10 +489,18 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"cache.transfer.synthetic.0.init_args.rows": 0}, [], "mixup: rows: expected at least 1; got 0"),
         ({"teachers.members": []}, [], "teachers.members: expected at least one; got none"),
         ({"name": "a/b"}, [], "name: expected a name that can be a folder's; got 'a/b'"),
+        ({"seeds": "3"}, [], "seeds: expected a valid integer; got '3'"),  # text in the file stays text
+        ({"seeds": 2.0}, [], "seeds: expected a valid integer; got 2.0"),
+        ({"seeds": True}, [], "seeds: expected a valid integer; got True"),
+        ({"name": 3}, [], "name: expected a valid string; got 3"),
+        ({f"{SMALL}.model.init_args.hidden": [8, "x"]}, [], f"{SMALL}.model.init_args.hidden.1: expected a valid integer; got 'x'"),
+        ({"seeds": "two", "workers": "x"}, [], "seeds: expected a valid integer; got 'two'\nworkers: expected a valid integer; got 'x'"),
+        ({}, ["x.yaml"], "CONFIG: expected --SETTING VALUE; got 'x.yaml'"),
+        ({}, ["--distill.loss", "[1,"], "--distill.loss, line 1, column 4: not YAML"),
         ({}, ["--seeds", "0"], "seeds: expected at least 1; got 0"),
-        ({}, ["--seeds"], "--seeds: expected a value; got nothing"),
+        ({}, ["--seeds"], "--seeds: expected one argument"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings(tmp_path, change, words, message):
     status, out, err = run("run", write_job(tmp_path, change), *words)
     assert (status, out) == (2, "")
@@ -446,7 +516,7 @@ def test_wrong_settings(tmp_path, change, words, message):
         ("- 1\n", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got a list"),
         ("", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got nothing"),
         ("a: \0", "bad.yaml: not YAML (unacceptable character #x0000"),
-        ("seeds: 3\n", "the job needs: data, teachers.members, distill.students"),
+        ("seeds: 3\n", "data: expected a value, because it has no default; got nothing\nteachers.members: expected a value"),
     ],
 )
 def test_files_that_are_no_settings(tmp_path, text, message):

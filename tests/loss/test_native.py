@@ -172,5 +172,5 @@ def test_the_loss_needs_nothing_but_torch():
         print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
     """)
     assert result.returncode == 0, result.stderr
-    heavy = {"sklearn", "scipy", "accelerate", "matplotlib", "jsonargparse", "skops", "pandas"}
+    heavy = {"sklearn", "scipy", "accelerate", "matplotlib", "pydantic", "skops", "pandas"}
     assert not heavy & set(result.stdout.split())

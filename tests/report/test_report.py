@@ -13,7 +13,7 @@ from report_cases import HELPED, labels_of, model, predict, run_results
 from sklearn.metrics import accuracy_score, log_loss
 
 from ensdistill.data.copies import Copies
-from ensdistill.report import RunResults, StudentResults, judge, print_report
+from ensdistill.report import RunResults, StudentResults, as_text, judge
 from ensdistill.report.html import render
 from ensdistill.report.judge import _retained
 from ensdistill.report.results import FAMILIES, KINDS, STUDENT_KINDS
@@ -364,7 +364,7 @@ def test_the_retained_gain_over_the_strongest_is_over_the_best_mean() -> None:
 @pytest.mark.parametrize("version", [1, None])
 def test_a_report_of_another_version_is_refused(report: dict[str, Any], version: int | None) -> None:
     old = {**report, "schema_version": version}
-    for show in (print_report, lambda r: render(r, {})):
+    for show in (as_text, lambda r: render(r, {})):
         with pytest.raises(ValueError, match=rf"report: expected schema_version 2; got {version}: .*`ensdistill report CONFIG`"):
             show(old)
 

@@ -13,7 +13,7 @@ import pytest
 from report_cases import HELPED, model, run_results
 from rich.console import Console
 
-from ensdistill.report import RunResults, StudentResults, judge, print_report, write_report
+from ensdistill.report import RunResults, StudentResults, as_text, judge, write_report
 from ensdistill.report.table import look, milliseconds, size, times
 from ensdistill.report.verdict import KIND_LABELS
 
@@ -23,7 +23,7 @@ DID_NOT = {"student": 0.92}
 def printed(report: dict[str, Any], width: int, encoding: str = "utf-8") -> str:
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding=encoding)
-    print_report(report, Console(file=stream, width=width))
+    Console(file=stream, width=width).print(as_text(report))
     stream.flush()
     return buffer.getvalue().decode(encoding)
 

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from torch import nn
 
+from ensdistill.cli.classes import parse
 from ensdistill.common.describe import build_module, describe, module_recipe
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.transfer import Mixup, TransferSet
@@ -171,9 +171,6 @@ def test_describe_refuses_what_it_cannot_read():
 
 
 def test_specs_come_from_a_config():
-    parser = ArgumentParser()
-    parser.add_argument("--members", type=list[Recipe])
-    parser.add_argument("--transfer", type=TransferSet)
     members = [
         {
             "class_path": "ensdistill.teachers.recipes.TorchMembers",
@@ -190,11 +187,11 @@ def test_specs_come_from_a_config():
         },
     ]
     synthetic = [{"class_path": "ensdistill.data.transfer.Munge", "init_args": {"rows": 10, "probability": 0.3}}]
-    config = parser.instantiate(parser.parse_object({"members": members, "transfer": {"pool": True, "synthetic": synthetic}}))
-    cnn, svc = config.members
+    cnn, svc = parse(list[Recipe], members)
+    transfer = parse(TransferSet, {"pool": True, "synthetic": synthetic})
     assert (cnn.optimization.steps, cnn.augment, cnn.trusted) == (500, ShiftImages(1), ("ensdistill.models.CNN",))
     assert count(cnn.model()) == 18346
     assert module_recipe(cnn.model)["init_args"]["channels"] == [[8, 16]]
     assert (svc.estimator.C, svc.name) == (3.0, "svc")
-    assert config.transfer.synthetic[0].probability == 0.3
-    assert describe(cnn) == describe(config.members[0])
+    assert transfer.synthetic[0].probability == 0.3
+    assert describe(cnn) == describe(parse(list[Recipe], members)[0])

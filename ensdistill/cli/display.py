@@ -1,5 +1,5 @@
-"""The display of a long command: a bar for each piece of work with its rate and time left; plain lines where no terminal
-looks on."""
+"""The progress of a long command: a bar for each piece of work with its rate and time left; plain lines
+without a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Display:
     Attributes
     ----------
     done : int
-        Pieces of work that were finished while it looked on.
+        Pieces of work that were finished in its context.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -74,7 +74,7 @@ class Display:
             self._overall = self._bars.add_task("[bold]all pieces", total=finished + todo, completed=finished, overall=True)
 
     def progress(self, piece: Any, what: str, done: int, total: int) -> None:
-        """Show that a piece of work, called ``what``, has reached ``done`` of ``total``."""
+        """A piece of work has come to ``done`` of ``total`` of ``what``."""
         key, description = str(piece), f"{piece} · {what}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(description, total=total)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from ensdistill.common.display import Display
+from ensdistill.cli.display import Display
 
 LONG = "direct label smoothing of a student with a long name, and then some more"
 

@@ -17,7 +17,8 @@ from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.run import run
 
-# The truth holds all members of a row in float64, and plain torch code, the measure of all others, rounds the more the more there are.
+# The truth holds all members of a row in float64, and plain torch code, the measure of all others, rounds the
+# more the more there are.
 _MOST_MEMBERS = 32
 DESCRIPTION = """\
 Times ensdistill's distillation losses, forward+backward and forward alone, against
@@ -34,8 +35,8 @@ bfloat16 student too. Then other divergences, top-k targets, hard labels, featur
 All run in rotation in one process; medians count. Before that, every loss and gradient is checked against float64: one of ours that
 is further off than plain torch code ends the run, others are left out. The result is written after each shape.
 
-x floor is what is left to gain (1 is the end), x eager and x compile what is gained already.
-Keep the machine quiet: whatever else runs takes memory bandwidth from all of them.
+x floor is the gain that is left (1 is the end), x eager and x compile the gain so far.
+Keep the machine quiet: other programs take memory bandwidth from all of them.
 """
 EPILOG = """\
 examples:
@@ -57,7 +58,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="few shapes")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU and its kernels are built")
     p.add_argument(
-        "--threads", type=_positive, metavar="N", help=f"CPU threads for everybody (default: torch's, here {torch.get_num_threads()})"
+        "--threads", type=_positive, metavar="N", help=f"CPU threads for all contenders (default: torch's, here {torch.get_num_threads()})"
     )
     p.add_argument("--classes", type=_positive, nargs="+", metavar="C", help="a grid of dense targets only; default: all of the suite")
     p.add_argument("--members", type=_members, nargs="+", metavar="K", help=f"likewise; at most {_MOST_MEMBERS}")
@@ -67,13 +68,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
     p.add_argument(
-        "--resume", action="store_true", help="keep what the result file holds already, if machine, commit and settings are the same"
+        "--resume", action="store_true", help="keep the measurements in the result file, if machine, commit and settings are the same"
     )
     return p
 
 
 def _grid() -> dict[str, str]:
-    """What the suite runs, in words."""
+    """The suite's cases, in words."""
 
     def words(values: Sequence[object]) -> str:
         return ", ".join(map(str, values))
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     # Found out now, not after a quarter of an hour.
     try:
         from ensdistill.bench.plot import draw
-        from ensdistill.bench.table import print_result
+        from ensdistill.bench.table import as_text
     except ImportError as error:
         notes.print(f"{error}: pip install 'ensdistill[report]'")
         return 1
@@ -140,9 +141,9 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
         notes.print(f"{'wrong output' if isinstance(error, WrongOutput) else 'error'}: {error}")
         return 1
     except KeyboardInterrupt:
-        notes.print(f"Stopped. What was measured is in {out}; the same command with --resume goes on from there.")
+        notes.print(f"Stopped. The measurements so far are in {out}; the same command with --resume goes on from there.")
         return 130
-    print_result(result, screen)
+    screen.print(as_text(result))
     draw(result, out.with_suffix(".png"))
     notes.print(f"{out}\n{out.with_suffix('.png')}")
     return 0
