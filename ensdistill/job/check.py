@@ -11,7 +11,7 @@ from ensdistill.data.copies import Copies, count_copies, stratified_folds
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.student.trainer import build_student
+from ensdistill.student.preconditions import build_student
 from ensdistill.teachers.recipes import TorchMembers
 
 

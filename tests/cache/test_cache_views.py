@@ -18,7 +18,7 @@ from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.versions import view_inputs
 from ensdistill.functional import distillation_loss
 from ensdistill.models import CNN
-from ensdistill.student.feeding import TargetBlocks, draw_block, versions_of
+from ensdistill.student.blocks import TargetBlocks, draw_block, versions_of
 from ensdistill.student.trainer import StudentTrainer
 
 N = 90

@@ -1,4 +1,4 @@
-"""What a student is fed, a block of steps at a time: which samples, in which version, and their targets from the cache."""
+"""The samples of a block of steps: their positions, their versions, and their targets from the cache."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Block:
     Parameters
     ----------
     positions : ndarray [steps, batch], int64
-        Of the samples among the rows.
+        This process's samples, as positions among the rows.
     epochs : ndarray [steps, batch], int64
-        How often each had been seen before.
+        How many epochs each had been part of before.
     whole : ndarray [steps, processes * batch], int64
         Positions of the samples of all processes.
     """
@@ -54,6 +54,9 @@ class TargetBlocks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
     def of(self, block: Block) -> Any:
@@ -63,7 +66,7 @@ class TargetBlocks:
         return self._gather(block)
 
     def ahead(self, block: Block) -> None:
-        """Begin to gather what `of` is asked for next."""
+        """Begin to gather the block that the next call of `of` returns."""
         self._ahead = (block, self._executor.submit(self._gather, block))
 
     def _gather(self, block: Block) -> Any:
@@ -85,7 +88,7 @@ class Versions:
         Raises
         ------
         CacheMismatch
-            The first sample of a batch is not what the cache was made from.
+            The first sample of a batch differs from the cache's record of it.
         """
         positions = block.positions.reshape(-1)
         views = block.epochs.reshape(-1) % self.cache.views
@@ -119,5 +122,6 @@ def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) ->
         raise CacheMismatch(f"augment: not the one that the cache {cache.path} was made with:", differing)
     versions = Versions(cache, rows, augment, made_by["seed"])
     everything = np.arange(len(rows))[:, None]
-    versions.inputs(Block(everything, np.zeros_like(everything), everything))  # every sample of the first view, before any training
+    # Every sample of the first view is checked before any training.
+    versions.inputs(Block(everything, np.zeros_like(everything), everything))
     return versions

@@ -1,0 +1,127 @@
+"""The checkpoint of a student's training: its fingerprint, and what is saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.processes import Processes
+from ensdistill.student.curve import Curve
+from ensdistill.student.engine import Engine
+
+
+@dataclass
+class Checkpoint:
+    """The state of a training in a file, which process 0 writes and reads. With ``path=None`` all methods do nothing.
+
+    Parameters
+    ----------
+    path : path or None
+    every : int
+        Steps between two writes, at least.
+    fingerprint : str
+        A file with another fingerprint is not resumed.
+    engine : Engine
+    scheduler : LRScheduler
+    curve : Curve
+    """
+
+    path: Path | str | None
+    every: int
+    fingerprint: str
+    engine: Engine
+    scheduler: LRScheduler
+    curve: Curve
+    saved: int = 0
+
+    def resume(self) -> int:
+        """Restore the state that the file holds, and return the number of steps that are done.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or belongs to another number of processes.
+        """
+        if self.path is None:
+            return 0
+        group = self.engine.group
+        resumed = load_checkpoint(
+            self.path,
+            fingerprint=self.fingerprint,
+            tensors=self._tensors(),
+            optimizer=self.engine.optimizer,
+            scheduler=self.scheduler,
+            group=group,
+        )
+        if resumed is None:
+            return 0
+        if resumed.values["processes"] != group.count:
+            raise ValueError(
+                f"checkpoint: {self.path} is of a training by {resumed.values['processes']} processes, now there are "
+                f"{group.count}, whose sums would round differently; start as many again, or delete it to start anew"
+            )
+        self.engine.load_scaler(resumed.values["scaler"])
+        self.saved = resumed.step
+        return resumed.step
+
+    def save(self, step: int, steps: int) -> None:
+        """Write the state after ``step`` of ``steps`` steps, unless the last one is recent or the training is complete."""
+        if self.path is None or self.engine.group.rank != 0 or step - self.saved < self.every or step >= steps:
+            return
+        save_checkpoint(
+            self.path,
+            step=step,
+            fingerprint=self.fingerprint,
+            tensors=self._tensors(),
+            optimizer=self.engine.optimizer,
+            scheduler=self.scheduler,
+            values={"processes": self.engine.group.count, "scaler": self.engine.scaler},
+        )
+        self.saved = step
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**state_of(self.engine.model), **self.curve.state}
+
+
+def common_fingerprint(model: nn.Module, parts: list[Any], group: Processes) -> str:
+    """A digest of everything that the student depends on, except for the number of processes.
+
+    Raises
+    ------
+    ValueError
+        It differs between the processes.
+    """
+    same = digest(parts)
+    if not group.agree(same.encode()):
+        raise ValueError(
+            f"rows: the {group.count} processes were called with different rows, models or settings; pass all of them the same, "
+            "whole transfer set: each process takes its share of every batch by itself"
+        )
+    # Where weights are drawn without torch's generator they differ between processes, and all get those of process 0.
+    start = group.first(digest([state_of(model), torch.__version__, torch.get_num_threads()]).encode())
+    return digest([same, start])
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers, including the buffers that ``state_dict()`` leaves out.
+
+    The result is stale once the model has moved: ``to(device)`` replaces buffers by other tensors.
+    """
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def check_resumable(model: nn.Module) -> None:
+    """Raise ValueError for a module with state that a checkpoint cannot hold."""
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"checkpoint: {name or 'the model'} ({type(module).__name__}) keeps state that is no tensor (get_extra_state), "
+                "which a checkpoint can't hold; make buffers of it, or train with checkpoint=None"
+            )

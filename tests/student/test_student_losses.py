@@ -1,0 +1,251 @@
+"""Losses and steps from outside the package: what they receive, how they resume, and which of them are refused."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ensdistill import DistillationLoss, Ensemble, Optimization, Rows, StudentTrainer, cache_targets
+from ensdistill.common.random import BatchOrder, derive_seed
+from ensdistill.loss.settings import LossSettings
+from ensdistill.models import MLP
+from ensdistill.student import Batch, HardLabels, SoftTargets, StudentLoss
+
+SHORT = Optimization(steps=70, batch_size=24, learning_rate=0.01)
+STUDENT = partial(MLP, 16, [8], 5)
+X = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
+Y = np.where(np.arange(150) % 3 == 0, -100, np.arange(150) % 5)
+ROWS = Rows(X, np.arange(150)[::-1] * 7, Y)
+LABELLED = Rows(X, ROWS.uids, np.arange(150) % 5)
+DOCS = Path(__file__).parents[2] / "docs/methods.md"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    members = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        members.append(nn.Linear(16, 5).requires_grad_(False))
+    return cache_targets(Ensemble.from_members(members), ROWS, tmp_path_factory.mktemp("losses") / "targets")
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True))
+
+
+def standardised(logits):
+    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
+
+
+class Standardised:
+    """L2 between standardised logits, times a factor."""
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def __call__(self, outputs, targets, labels, batch):
+        teacher = targets.to_logits().mean(0)
+        return self.factor * (standardised(outputs) - standardised(teacher)).square().mean()
+
+
+def test_a_method_from_outside_trains_as_the_loop_written_out(cache):
+    trained = StudentTrainer(SHORT, loss=Standardised()).distill(STUDENT, ROWS, cache, seed=5)
+    teacher = cache.gather(ROWS.uids, np.zeros(150, np.int64)).to_logits().mean(0)
+    torch.manual_seed(derive_seed("student", 5))
+    model = STUDENT().train()
+    optimizer, scheduler = SHORT.build(model.parameters())
+    order = BatchOrder(150, 24, derive_seed("student batches", 5))
+    for step in range(SHORT.steps):
+        index = torch.from_numpy(order(step))
+        loss = (standardised(model(torch.from_numpy(X)[index])) - standardised(teacher[index])).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    for found, expected in zip(trained.module.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert trained.losses[-1] < 0.7 * trained.losses[0]
+
+
+def test_a_loss_receives_the_rows_of_its_batch(cache):
+    order, seen = BatchOrder(150, 24, derive_seed("student batches", 0)), []
+
+    def loss(outputs, targets, labels, batch):
+        at = order(batch.step)
+        assert outputs.dtype == torch.float32
+        assert isinstance(batch, Batch)
+        np.testing.assert_array_equal(batch.uids, ROWS.uids[at])
+        np.testing.assert_array_equal(labels.numpy(), Y[at])
+        np.testing.assert_array_equal(batch.inputs.numpy(), X[at])
+        expected = cache.gather(ROWS.uids[at], np.zeros(24, np.int64))
+        assert torch.equal(targets.to_logits(), expected.to_logits())
+        assert batch.label_factor is None
+        seen.append(batch.step)
+        return outputs.square().mean()
+
+    StudentTrainer(SHORT, loss=loss).distill(STUDENT, ROWS, cache)
+    assert seen == [*range(70)]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_the_loss_as_an_object_as_settings_and_as_keywords_is_one(cache, alpha):
+    settings = LossSettings(temperature=2.0, alpha=alpha)
+    trainers = [
+        StudentTrainer(SHORT, loss=SoftTargets(settings)),
+        StudentTrainer(SHORT, loss=settings),
+        StudentTrainer(SHORT, temperature=2.0, alpha=alpha),
+    ]
+    first, *others = [trainer.distill(STUDENT, ROWS, cache) for trainer in trainers]
+    assert all(same(first, other) for other in others)
+    member = trainers[1].distill(STUDENT, ROWS, cache, member=cache.names[1])
+    weighted = SoftTargets(settings, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert same(member, StudentTrainer(SHORT, loss=weighted).distill(STUDENT, ROWS, cache))
+    assert not same(member, first)
+
+
+def test_direct_is_distill_with_another_loss(cache):
+    labels = StudentTrainer(SHORT, loss=HardLabels()).distill(STUDENT, LABELLED, cache, seed=2)
+    assert same(labels, StudentTrainer(SHORT).direct(STUDENT, LABELLED, classes=5, seed=2))
+    with pytest.raises(ValueError, match=r"^rows\.labels: expected 0\.\.4; uid 1043 has -100$"):
+        StudentTrainer(SHORT, loss=HardLabels()).distill(STUDENT, ROWS, cache)
+
+
+class Penalised(StudentTrainer):
+    """Adds a penalty to the loss."""
+
+    factor = 0.1
+
+    def training_step(self, model, batch, loss):
+        outputs = model(batch.inputs)
+        return loss(outputs, batch.targets, batch.labels, batch) + self.factor * outputs.square().mean()
+
+
+class LabelsAndPenalty(StudentLoss):
+    """The same as a loss."""
+
+    def __call__(self, outputs, targets, labels, batch):
+        return F.cross_entropy(outputs, labels) + 0.1 * outputs.square().mean()
+
+
+def test_a_subclass_overrides_the_step(cache):
+    trained = Penalised(SHORT).direct(STUDENT, LABELLED, classes=5)
+    assert same(trained, StudentTrainer(SHORT, loss=LabelsAndPenalty()).distill(STUDENT, LABELLED, cache))
+    assert not same(trained, StudentTrainer(SHORT).direct(STUDENT, LABELLED, classes=5))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(done, total):
+    if done >= 32:
+        raise Stop
+
+
+def steps_of(trainer, cache, file):
+    steps = []
+    trained = trainer.distill(STUDENT, ROWS, cache, checkpoint=file, progress=lambda done, total: steps.append(done))
+    return trained, steps
+
+
+@pytest.mark.parametrize(
+    ("begun", "same_again", "others"),
+    [
+        (
+            lambda: StudentTrainer(SHORT, loss=Standardised()),
+            lambda: StudentTrainer(SHORT, loss=Standardised()),
+            [lambda: StudentTrainer(SHORT, loss=Standardised(2.0)), lambda: StudentTrainer(SHORT, loss=lambda o, *_: o.square().mean())],
+        ),
+        (lambda: Penalised(SHORT), lambda: Penalised(SHORT), [lambda: StudentTrainer(SHORT)]),
+    ],
+)
+def test_a_checkpoint_is_resumed_by_the_same_loss_and_step_only(cache, tmp_path, begun, same_again, others):
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Stop):
+        begun().distill(STUDENT, ROWS, cache, checkpoint=file, checkpoint_every=32, progress=stop)
+    trained, steps = steps_of(same_again(), cache, file)
+    assert steps == [64, 70]
+    assert same(trained, begun().distill(STUDENT, ROWS, cache))
+    for other in others:
+        assert steps_of(other(), cache, file)[1] == [32, 64, 70]
+
+
+class Trained(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs, targets, labels, batch):
+        return self.factor * outputs.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (Standardised, TypeError, r"^loss: expected LossSettings or a callable .*; got the class Standardised; pass an instance of it$"),
+        (3, TypeError, r"^loss: expected LossSettings or a callable .*; got int$"),
+        (DistillationLoss(), TypeError, r"^loss: a DistillationLoss takes sample weights, .*loss=loss\.settings"),
+        (Trained(), ValueError, r"^loss: Trained has parameters \(factor\), which would not be trained"),
+    ],
+)
+def test_objects_that_are_no_loss(loss, error, message):
+    with pytest.raises(error, match=message):
+        StudentTrainer(SHORT, loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda o, *_: o.square().mean(1), r"torch\.float32 \[24\]$"),
+        (lambda o, *_: o.detach().mean(), r"torch\.float32 \[\] without a gradient$"),
+        (lambda o, *_: 1.0, r"float$"),
+    ],
+)
+def test_a_loss_that_returns_no_scalar_with_a_gradient(cache, returned, got):
+    message = rf"^loss: expected <lambda> to return a floating-point tensor \[\] that depends on the student's outputs; got {got}"
+    with pytest.raises(TypeError, match=message):
+        StudentTrainer(SHORT, loss=returned).distill(STUDENT, ROWS, cache)
+
+
+def test_a_loss_beside_keywords_or_a_member(cache):
+    with pytest.raises(TypeError, match=r"^loss: expected either a loss or keywords of LossSettings; got Standardised and temperature$"):
+        StudentTrainer(SHORT, loss=Standardised(), temperature=2.0)
+    with pytest.raises(ValueError, match=r"^member: '.*', but Standardised receives the targets of all members; select the member"):
+        StudentTrainer(SHORT, loss=Standardised()).distill(STUDENT, ROWS, cache, member=cache.names[0])
+
+
+class Labels(StudentLoss):
+    """A loss with a condition of its own."""
+
+    def __call__(self, outputs, targets, labels, batch):
+        return outputs.square().mean()
+
+    def check(self, rows, classes, cache):
+        raise ValueError(f"rows: expected {classes} classes of {cache.names[0]}")
+
+
+def test_a_loss_refuses_a_training_before_the_student_is_built(cache):
+    with pytest.raises(ValueError, match=r"^rows: expected 5 classes of "):
+        StudentTrainer(SHORT, loss=Labels()).distill(lambda: pytest.fail("built"), ROWS, cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_student_of_another_dtype(dtype):
+    message = rf"^factory: MLP: expected float32 parameters, .*weight is {dtype} .*return module\.float\(\), .*mixed_precision$"
+    with pytest.raises(ValueError, match=message):
+        StudentTrainer(SHORT).direct(lambda: STUDENT().to(dtype), LABELLED, classes=5)
+
+
+@pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL))
+def test_the_documented_methods_run(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, str(DOCS), "exec"), {"__name__": "__main__"})
