@@ -35,6 +35,7 @@ from ensdistill.student.batch_statistics import share_buffers, split_norms, whol
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.feeding import Block, TargetBlocks, Versions, draw_block, versions_of
+from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.stack.validation import check_ending, check_fresh
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
@@ -488,6 +489,8 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
         with torch.no_grad():
             logits = model(first)
     except RuntimeError as error:
+        if (refused := refusal("factory", type(model).__name__, model, first)) is not None:
+            raise refused from error
         shape = list(rows.inputs.shape[1:])
         raise ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})") from error
     expected = (min(2, len(rows)), classes)

@@ -13,7 +13,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
-from ensdistill.teachers.members.module import floating_type
+from ensdistill.teachers.members.dtypes import floating_type
 from ensdistill.teachers.validation import check_logits
 
 

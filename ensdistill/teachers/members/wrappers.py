@@ -1,6 +1,8 @@
-"""What stands around a module without changing its answers: parallel wrappers, compiled modules, averaged ones."""
+"""Wrappers around a module that leave its outputs the same, and programs of torch.export, which are no modules to predict with."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -21,3 +23,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = within
         else:
             return module
+
+
+def check_not_exported(name: str, value: Any) -> None:
+    """Raise TypeError for a program of ``torch.export``: its mode, and often its number of rows, can't be changed."""
+    if any(cls.__module__.startswith("torch.export") for cls in type(value).__mro__):
+        raise TypeError(
+            f"members: {name}: expected a module; got a program of torch.export, whose mode (training or eval) and number of "
+            "rows are fixed. Pass the module that was exported, a file by torch.onnx.export, or a function that calls the "
+            "program: CallableMember(function, name=..., version=...)"
+        )
