@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -341,6 +341,12 @@ class TorchMember:
         member = cls(module.eval(), name=description["name"], classes=description["classes"], **options)
         member.recipe = recipe
         return member
+
+
+def is_plain(member: Any) -> TypeGuard[TorchMember]:
+    """Whether a member is a ``TorchMember`` whose class does not override the prediction, by test-time augmentation say."""
+    methods = ("predict_logits", "predict_tensor", "raw", "ordered")
+    return isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in methods)
 
 
 def check_initialised(argument: str, name: str, module: nn.Module) -> None:
