@@ -489,7 +489,7 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
         with torch.no_grad():
             logits = model(first)
     except RuntimeError as error:
-        if (refused := refusal("factory", type(model).__name__, model, first)) is not None:
+        if (refused := refusal("factory", f"the student's {type(model).__name__}", model, first)) is not None:
             raise refused from error
         shape = list(rows.inputs.shape[1:])
         raise ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})") from error

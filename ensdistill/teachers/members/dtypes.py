@@ -13,23 +13,24 @@ def floating_type(module: nn.Module) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def as_batch(name: str, module: nn.Module, inputs: np.ndarray, device: torch.device) -> Tensor:
-    """Inputs [N, ...] as a tensor for ``module``: numbers in its floating type, token ids in int64.
-
-    Raises
-    ------
-    ValueError
-        The inputs are neither float32, nor of the module's floating type, nor integers; or ids exceed int64.
-    """
+def check_inputs(name: str, module: nn.Module, inputs: np.ndarray) -> None:
+    """Raise ValueError for inputs that are neither float32, nor of the module's type, nor integers, or ids above int64."""
     dtype = floating_type(module)
-    own = None if dtype in (None, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
+    # NumPy has no bfloat16, and its float64 equals None.
+    own = np.float32 if dtype in (None, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
     if inputs.dtype not in (np.float32, own) and inputs.dtype.kind not in "iu":
-        also = "" if own in (None, np.float32) else f" or {own}"
+        also = "" if own == np.float32 else f" or {own}"
         expected = f"expects float32{also}, or integers for a model of tokens"
         raise ValueError(f"inputs: {name} {expected}; got {inputs.dtype} {list(inputs.shape)}")
+    too_large = inputs.dtype == np.uint64 and inputs.size and inputs.max() > np.iinfo(np.int64).max
+    if too_large and tables(module):
+        raise ValueError(f"inputs: {name} expects token ids that int64 can hold; got {inputs.max()}")
+
+
+def as_batch(module: nn.Module, inputs: np.ndarray, device: torch.device) -> Tensor:
+    """Checked inputs [N, ...] as a tensor for ``module``: numbers in its floating type, token ids in int64."""
+    dtype = floating_type(module)
     if inputs.dtype.kind in "iu" and tables(module):
-        if inputs.dtype == np.uint64 and inputs.size and inputs.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"inputs: {name} expects token ids that int64 can hold; got {inputs.max()}")
         inputs = inputs.astype(np.int64, copy=False)
     x = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
     return x.to(dtype) if x.is_floating_point() and dtype is not None else x

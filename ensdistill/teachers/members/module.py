@@ -30,7 +30,7 @@ from ensdistill.teachers.members.base import (
     write_description,
 )
 from ensdistill.teachers.members.behaviour import behaviour
-from ensdistill.teachers.members.dtypes import as_batch, refusal
+from ensdistill.teachers.members.dtypes import as_batch, check_inputs, refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
@@ -175,9 +175,10 @@ class TorchMember:
         return self._outputs(inputs, stay=False).numpy()
 
     def _outputs(self, inputs: np.ndarray, stay: bool) -> Tensor:
+        check_inputs(self.name, self.module, inputs)
         with predicting(self.module, self.device) as device, torch.no_grad():
             if self._reading is None and not self._seen_its_end and len(inputs):
-                self._look_at_its_end(as_batch(self.name, self.module, inputs[:2], device))
+                self._look_at_its_end(as_batch(self.module, inputs[:2], device))
             parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)]
         return torch.cat(parts).float()
 
@@ -194,11 +195,11 @@ class TorchMember:
 
     def _predict(self, inputs: np.ndarray, device: torch.device, stay: bool) -> list[Tensor]:
         try:
-            logits = self._logits(as_batch(self.name, self.module, inputs, device))
+            logits = self._logits(as_batch(self.module, inputs, device))
             return [logits if stay else logits.cpu()]
         except (RuntimeError, IndexError, MemoryError) as error:
             if not is_out_of_memory(error):
-                x = as_batch(self.name, self.module, inputs, torch.device("cpu"))
+                x = as_batch(self.module, inputs, torch.device("cpu"))
                 refused = refusal("module", self.name, self.module, x)
                 if refused is None:
                     raise
