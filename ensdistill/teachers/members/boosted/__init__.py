@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
+from ensdistill.teachers.members.boosted.libraries import LIBRARIES, check_keywords, library_of
 from ensdistill.teachers.members.boosted.member import BoostedMember
 
-__all__ = ["LIBRARIES", "BoostedMember", "library_of"]
+__all__ = ["LIBRARIES", "BoostedMember", "check_keywords", "library_of"]

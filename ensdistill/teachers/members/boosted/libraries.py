@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from ensdistill.teachers.members.boosted.library import Library
@@ -16,3 +19,28 @@ def library_of(value: Any) -> str | None:
     """The name of the library whose boosted trees ``value`` holds; None for any other value. Imports no library."""
     roots = [cls.__module__.partition(".")[0] for cls in type(value).__mro__]
     return next((name for name in LIBRARIES if name in roots), None)
+
+
+@cache
+def _keywords(library: str) -> frozenset[str] | None:
+    return LIBRARIES[library].keywords()
+
+
+def check_keywords(argument: str, name: str, estimators: Iterable[Any]) -> None:
+    """Refuse a misspelled parameter, which XGBoost and LightGBM take as one of their further keywords and ignore.
+
+    Raises
+    ------
+    ValueError
+        An estimator has a parameter that its library does not list, with a similar name in the list.
+    """
+    for estimator in estimators:
+        library = library_of(estimator)
+        known = None if library is None else _keywords(library)
+        for key in sorted(set(estimator.get_params(deep=False)) - known) if known is not None else ():
+            # A parameter without a similar name may be one that the library does not list.
+            if near := difflib.get_close_matches(key, known or (), 1, 0.85):
+                raise ValueError(
+                    f"{argument}: {name}: {type(estimator).__name__} has no parameter {key!r}, which {library} would ignore; "
+                    f"did you mean {near[0]!r}?"
+                )

@@ -82,6 +82,11 @@ class Library(ABC):
         """`answering` for the bytes that the attribute ``pickled`` holds."""
         return cls.answering(state)
 
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        """Names of the training parameters; None if the library refuses unknown names itself."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """Settings that predictions need and the file lacks, as JSON."""
         return {}

@@ -72,5 +72,14 @@ class LightGBM(Library):
         before, _, section = blob.partition(b"\nparameters:")
         return before + section.partition(b"end of parameters")[2]
 
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        import lightgbm
+
+        aliases = getattr(lightgbm.basic, "_ConfigAliases", None)  # private, so it may be missing in another version
+        listed: dict[str, list[str]] = getattr(aliases, "_get_all_param_aliases", dict)()
+        found = {name for names in listed.values() for name in names}
+        return frozenset({*lightgbm.LGBMClassifier().get_params(), *listed, *found})
+
     def options(self) -> dict[str, Any]:
         return self.early

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,24 @@ class XGBoost(Library):
         booster.__setstate__({"handle": bytearray(state)})  # the trees, with the training's configuration
         return bytes(booster.save_raw("ubj"))
 
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        import xgboost
+
+        data = xgboost.DMatrix(np.zeros((2, 1)), [0, 1])
+        known = set(xgboost.XGBClassifier().get_params())
+        for booster in ("gbtree", "dart", "gblinear"):  # each has parameters of its own
+            trained = xgboost.train({"booster": booster, "objective": "binary:logistic", "nthread": 1}, data, 1)
+            known |= set(_names(json.loads(trained.save_config())))
+        return frozenset(known)
+
     def options(self) -> dict[str, Any]:
         missing = None if np.isnan(self.missing) else self.missing if np.isfinite(self.missing) else str(self.missing)
         return {"missing": missing, "classifier": self.is_classifier}  # JSON has neither NaN nor infinity
+
+
+def _names(config: Any) -> Iterator[str]:
+    """The keys of a booster's configuration, at every depth."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield key
+        yield from _names(value)
