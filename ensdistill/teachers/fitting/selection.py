@@ -1,4 +1,4 @@
-"""Greedy selection of members, with replacement, on held-out predictions and within a budget if there is one."""
+"""Greedy selection of members, with replacement, on held-out predictions and within a budget, if any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ensdistill.teachers.fitting.calibration import (
 )
 
 Metric = Literal["nll", "accuracy", "brier"]
-PRIOR_SAMPLE = 256  # rows on which the prior, a mean over rows, is evaluated if the rest needs true classes only
+PRIOR_SAMPLE = 256  # rows on which the prior is evaluated if the rest needs true classes only
 LEAST = 1e-300  # probability of a class that the chosen members rule out, in the prior
 ROUNDING = 1e-12  # of a mean of float64 losses
 Losses = Callable[[np.ndarray], tuple[float, float]]
@@ -42,7 +42,8 @@ class Selection:
     cost : float
         Of the chosen members, each counted once; NaN without costs.
     temperature : float
-        At least 1: the temperature that guards the chosen ensemble against few rows. ``losses`` are without it.
+        At least 1: the temperature that guards the chosen ensemble against few rows. ``losses`` are without
+        it.
     """
 
     counts: np.ndarray
@@ -73,19 +74,21 @@ def greedy_selection(
 ) -> Selection:
     """Take, again and again, the member that improves the ensemble most; keep the best of these ensembles.
 
-    Members may be taken several times, which gives them weights (Caruana et al., 2004, "Ensemble Selection from Libraries
-    of Models"). Deterministic: among equals the first is taken.
+    Members may be taken several times, which gives them weights (Caruana et al., 2004, "Ensemble Selection
+    from Libraries of Models"). Deterministic: among equals the first is taken.
 
-    Few rows are no evidence against a member: the others may be right about all of ten rows and surely wrong about the
-    eleventh. So there are two guards, which fade as rows are added. With ``metric="nll"`` a prior of ``prior_rows`` further
-    rows for each member is answered by the whole ensemble in equal parts. And
-    :func:`ensdistill.teachers.fitting.calibration.cautious_temperature` softens the logits before the choice, and the chosen
-    ensemble afterwards: each further row that is wrong would otherwise cost as much as saturated logits say.
+    Few rows are no evidence against a member: the others may be right about all of ten rows and surely wrong
+    about the eleventh. So there are two guards, which fade as rows are added. With ``metric="nll"`` a prior
+    of ``prior_rows`` further rows for each member is answered by the whole ensemble in equal parts. And
+    :func:`ensdistill.teachers.fitting.calibration.cautious_temperature` softens the logits before the choice,
+    and the chosen ensemble afterwards: each further row that is wrong would otherwise cost as much as the
+    saturated logits' margin.
 
     Parameters
     ----------
     logits : ndarray [K, N, C]
-        Calibrated, and of rows that no member was trained on; the more rows, the less the selection fits their noise.
+        Calibrated, and of rows that no member was trained on; the more rows, the less the selection fits
+        their noise.
     labels : ndarray [N], int64
     combiner : {"prob", "logit", "log_prob"}
     metric : {"nll", "accuracy", "brier"}
@@ -93,26 +96,27 @@ def greedy_selection(
     rounds : int
         Number of members taken at most, repeats included: weights are multiples of 1/rounds or coarser.
     bags : int
-        More than one: as many selections, each among a random ``share`` of the members, are added up (Caruana et al.,
-        section 2.3). Less prone to fit noise if members are many and rows are few.
+        More than one: as many selections, each among a random ``share`` of the members, are added up (Caruana
+        et al., section 2.3). Less prone to fit noise if members are many and rows are few.
     share : float
         In (0, 1].
     costs : [K], optional
         Cost of one prediction by each member, in any unit: milliseconds, bytes.
     budget : float, optional
-        The most that the chosen members may cost together; one that is taken twice runs once. Of two searches, by the
-        greatest improvement and by the greatest improvement for its cost, the one with the better end is kept.
+        The most that the chosen members may cost together; one that is taken twice runs once. Of two
+        searches, by the greatest improvement and by the greatest improvement for its cost, the one with the
+        better end is kept.
     seed : int
         Of the bags.
     prior_rows : float
-        Rows for each member that the prior for the whole ensemble is worth; 0 trusts the held-out rows alone, without any
-        guard.
+        Rows for each member that the prior for the whole ensemble is worth; 0 trusts the held-out rows alone,
+        without any guard.
 
     Raises
     ------
     ValueError
-        Shapes or values don't fit, no member is affordable, or there are bags within a budget, which their sum would
-        exceed.
+        Shapes or values don't fit, no member is affordable, or there are bags within a budget, which their
+        sum would exceed.
 
     Examples
     --------
@@ -158,7 +162,7 @@ def _votes(z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric
     ``prior`` [N, C] is the weight of the log-probability of each class, relative to that of the label.
     """
     rows = np.arange(len(labels))
-    if combiner == "prob" and metric == "nll":  # the mean probability of the true class suffices, but for the prior
+    if combiner == "prob" and metric == "nll":  # the true class suffices, but for the prior
         sample = rows[:: -(-len(rows) // PRIOR_SAMPLE)] if prior.any() else rows[:0]
         p, further = softmax(z, axis=-1), prior[sample].ravel() / max(1, len(sample))
         true = np.concatenate([p[:, rows, labels], p[:, sample].reshape(len(z), -1)], 1)

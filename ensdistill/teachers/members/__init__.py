@@ -56,21 +56,22 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
     Parameters
     ----------
     value : member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C], function
-        Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's first outputs,
-        whose rows are all distributions holds probabilities. Values that could be logits or another kind of probabilities
-        are refused unless ``output`` states it; others are logits. An array's rows are found by their place alone.
+        Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
+        first outputs, whose rows are all distributions holds probabilities. Values that could be logits or
+        another kind of probabilities are refused unless ``output`` states it; others are logits. An array's
+        rows are found by their place alone.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        The kind of an array, or of the outputs of a function, a torch module or an ONNX file. The outputs of fitted models
-        and members need no statement.
+        The kind of an array, or of the outputs of a function, a torch module or an ONNX file. The outputs of
+        fitted models and members need no statement.
 
     Raises
     ------
     TypeError
         Any other value.
     ValueError
-        The adapter refuses the value: it is not fitted, for example; or its outputs could be logits as well as
-        probabilities.
+        The adapter refuses the value: it is not fitted, for example; or its outputs could be logits as well
+        as probabilities.
     """
     name = name or default_name(value)
     outputs.check_output(name, output)
@@ -99,8 +100,9 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
     if callable(value) and not isinstance(value, type):
         return CallableMember(value, name=name, output=output)
     raise TypeError(
-        "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, the path "
-        f"of an ONNX file, an array of logits or probabilities, or a function; got {class_path(type(value))}"
+        "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or "
+        "CatBoost, the path of an ONNX file, an array of logits or probabilities, or a function; got "
+        f"{class_path(type(value))}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The interface of members, and functions that adapters share: classes by name, logits of probabilities, batches, `member.json`."""
+"""The interface of members, and functions that adapters share: classes, logits, batches, `member.json`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from ensdistill.data import BadRows
 
 FORMAT = 1
 _UNSEEN = "was fitted without the classes"
-# Probabilities p become the logits log(p + SMOOTHING): after softmax that is (p + SMOOTHING) / (1 + C * SMOOTHING). An
-# exact zero, which a forest returns for every class that none of its leaves holds, would rule the class out.
+# Probabilities p become the logits log(p + SMOOTHING): after softmax that is (p + SMOOTHING) / (1 + C *
+# SMOOTHING). An exact zero, which a forest returns for every class that none of its leaves holds, would rule
+# the class out.
 SMOOTHING = 1e-6
 SUM_TOLERANCE = 1e-3  # sums of float16 probabilities keep it
 
@@ -33,12 +34,12 @@ Logits = TypeVar("Logits", np.ndarray, Tensor)
 class Member(Protocol):
     """One teacher.
 
-    ``classes`` are the names of its outputs in their order, or None for unnamed outputs. ``parameters`` and ``bytes``
-    count the learned numbers and their storage.
+    ``classes`` are the names of its outputs in their order, or None for unnamed outputs. ``parameters`` and
+    ``bytes`` count the learned numbers and their storage.
 
-    Optional methods: ``fingerprint_parts()`` names the digests of which the fingerprint is made, so that a stale cache
-    can name the part that differs. A class method ``load(folder, description, trusted)`` reads a saved member again; see
-    :func:`write_description`.
+    Optional methods: ``fingerprint_parts()`` names the digests of which the fingerprint is made, so that a
+    stale cache can name the part that differs. A class method ``load(folder, description, trusted)`` reads a
+    saved member again; see :func:`write_description`.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Member(Protocol):
 
 
 def not_distributions(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
-    """Positions of the rows of ``values`` [N, C] that hold a negative value or NaN, or whose sum is not one within ``tolerance``."""
+    """Positions of rows of ``values`` [N, C] with a negative value, NaN, or a sum beyond 1 ± ``tolerance``."""
     p = np.asarray(values, np.float64)
     return np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= tolerance)))
 
@@ -71,8 +72,8 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance
     Raises
     ------
     ValueError
-        A row is not a distribution: a negative or NaN value, or a sum other than one (within ``tolerance``, by default
-        1e-3, which float16 sums keep).
+        A row is not a distribution: a negative or NaN value, or a sum other than one (within ``tolerance``,
+        by default 1e-3, which float16 sums keep).
 
     Examples
     --------
@@ -83,15 +84,15 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance
     bad = not_distributions(p, tolerance)
     if len(bad):
         raise BadRows(
-            f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is {p[bad[0]].round(4).tolist()} "
-            f"({len(bad)} such rows). If they are logits, pass them as logits",
+            f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is "
+            f"{p[bad[0]].round(4).tolist()} ({len(bad)} such rows). If they are logits, pass them as logits",
             bad,
         )
     return np.log(p + smoothing).astype(np.float32)
 
 
 def as_float32(logits: np.ndarray) -> np.ndarray:
-    """Logits [N, C] as float32. A row that rounding moves by more than 1e-3 is shifted first; softmax stays the same."""
+    """Logits [N, C] as float32. A row that rounding moves by more than 1e-3 is shifted first."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded: np.ndarray = logits.astype(np.float32)
         if logits.dtype != np.float64 or logits.ndim != 2 or not logits.size:
@@ -123,7 +124,7 @@ def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] |
 
 
 def as_classes(name: str, classes: Sequence[Any] | None) -> tuple[str, ...] | None:
-    """Return the classes' names as strings, from strings, integers, booleans or whole floats. None stays None.
+    """The classes' names as strings, from strings, integers, booleans or whole floats; None stays None.
 
     Raises
     ------
@@ -153,24 +154,26 @@ def align(
     *,
     partly: bool = False,
 ) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Return the names of the outputs, and for each its column in the model's own order (None: the columns are in order).
+    """Names of the outputs, and for each its column in the model's own order (None: they are in order).
 
     Parameters
     ----------
     known : sequence, optional
         The model's ``classes_``.
     wanted : sequence of str, optional
-        The required order, by name. If it has none of the model's names, and these are integers below C, they are
-        indices into it.
+        The required order, by name. If it has none of the model's names, and these are integers below C, they
+        are indices into it.
     columns : sequence of str, optional
         Names for ``known``, in its order. With them everything is read by name.
     partly : bool
-        The model may lack required classes: their column is -1 (see :func:`arranged`), and a warning names them.
+        The model may lack required classes: their column is -1 (see :func:`arranged`), and a warning names
+        them.
 
     Raises
     ------
     ValueError
-        The model has other classes, or its integers could be names as well as indices; the message shows both lists.
+        The model has other classes, or its integers could be names as well as indices; the message shows both
+        lists.
     """
     classes, own = as_classes(name, wanted), as_classes(name, known if columns is None else columns)
     if columns is not None and known is not None and len(columns) != len(known):
@@ -192,9 +195,10 @@ def align(
 
 
 def check_earlier_order(folder: Path, description: dict[str, Any], known: Sequence[Any] | None) -> None:
-    """Refuse a member of an earlier version if its integer labels may be meant as names and as places among ``classes``.
+    """Refuse an earlier version's member whose integer labels may be names or places among ``classes``.
 
-    The first version read integers 0..C-1 as places, later ones as names; ``member.json`` has ``columns`` since then.
+    The first version read integers 0..C-1 as places, later ones as names; ``member.json`` has ``columns``
+    since then.
 
     Raises
     ------
@@ -207,9 +211,10 @@ def check_earlier_order(folder: Path, description: dict[str, Any], known: Sequen
     own = as_classes(description["name"], known) or ()
     if set(own) <= set(classes) and any(classes[int(c)] != c for c in own):
         raise ValueError(
-            f"{folder}: member.json is of an earlier version (format {description['format']} without columns), in which the labels "
-            f"{np.asarray(known).tolist()} may be names as well as places among the classes {classes}. Make the member again from its "
-            "model, with classes= and columns=, and save it"
+            f"{folder}: member.json is of an earlier version (format {description['format']} without "
+            f"columns), in which the labels {np.asarray(known).tolist()} may be names as well as places "
+            f"among the classes {classes}. Make the member again from its model, with classes= and columns=, "
+            "and save it"
         )
 
 
@@ -269,13 +274,13 @@ def positions(own: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
 
 
 def class_columns(estimator: Any, classes: Sequence[str]) -> list[str] | None:
-    """Names of an estimator's own classes, whose ``classes_`` are indices into ``classes``; None if it has no ``classes_``."""
+    """Names of the classes whose indices are an estimator's ``classes_``; None if it has none."""
     own = getattr(estimator, "classes_", None)
     return None if own is None else [classes[int(i)] for i in own]
 
 
 def flat(inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as rows of features [N, F] in their own dtype, without a copy if possible; [N] stays [N]."""
+    """Inputs [N, ...] as features [N, F] in their own dtype, without a copy if possible; [N] stays [N]."""
     return inputs.reshape(len(inputs), math.prod(inputs.shape[1:])) if inputs.ndim > 2 else inputs
 
 
@@ -287,25 +292,25 @@ def check_smoothing(smoothing: float) -> float:
 
 
 def content_of(member: Member) -> str:
-    """Digest of a saved member's content; the fingerprint, unless the class has a method ``saved_content``."""
+    """Digest of a saved member's content: ``saved_content()`` if it has one, else the fingerprint."""
     return getattr(member, "saved_content", member.fingerprint)()
 
 
 def parts_of(member: Member) -> dict[str, str]:
-    """Digests (or short texts) of the parts of a member's fingerprint, by name; empty without ``fingerprint_parts``."""
+    """Digests (or short texts) of a fingerprint's parts, by name; empty without ``fingerprint_parts``."""
     parts: dict[str, str] = getattr(member, "fingerprint_parts", dict)()
     return parts
 
 
 def own_source(member: Any) -> dict[str, str]:
-    """Digests of the code of a subclass that another package defines; empty for this package's own classes."""
+    """Digests of the code of another package's class; empty for this package's own classes."""
     if _is_ours(type(member)):
         return {}
     return {name: part for name, part in code_parts(type(member)).items() if not name.startswith("source of ensdistill.")}
 
 
 def is_member(value: Any) -> bool:
-    """``isinstance(value, Member)`` without computing properties, as Python 3.11 does: a forest's size takes seconds."""
+    """``isinstance(value, Member)`` without computing properties: a forest's size takes seconds."""
     names = ("name", "classes", "parameters", "bytes", "predict_logits", "fingerprint", "save")
     return all(hasattr(type(value), name) or hasattr(value, name) for name in names)
 
@@ -313,9 +318,9 @@ def is_member(value: Any) -> bool:
 def write_description(folder: Path | str, member: Member, kind: str = "own", content: str | None = None, /, **settings: Any) -> None:
     """Write ``member.json``, the last file of a saved member.
 
-    A class outside of this package is noted by its import path. Its class method ``load(folder, description, trusted)``
-    gets the content of ``member.json`` back, and returns the member. ``load_member`` calls it only if the import path is
-    among ``trusted``.
+    A class outside of this package is noted by its import path. Its class method ``load(folder, description,
+    trusted)`` gets the content of ``member.json`` back, and returns the member. ``load_member`` calls it only
+    if the import path is among ``trusted``.
 
     Parameters
     ----------
@@ -337,8 +342,8 @@ def write_description(folder: Path | str, member: Member, kind: str = "own", con
     path = {} if _is_ours(cls) else {"class_path": class_path(cls)}
     if path and ("." in cls.__qualname__ or cls.__module__ == "__main__"):
         raise ValueError(
-            f"{member.name}: {path['class_path']} can't be imported when the member is loaded; define the class at the top of "
-            "a module of its own"
+            f"{member.name}: {path['class_path']} can't be imported when the member is loaded; define the "
+            "class at the top of a module of its own"
         )
     classes = None if member.classes is None else list(member.classes)
     fingerprint = content_of(member) if content is None else content

@@ -1,4 +1,4 @@
-"""Everything beside its saved tensors on which a module's outputs depend: code, plain attributes, unsaved buffers, hooks, configs."""
+"""Everything beside saved tensors on which outputs depend: code, attributes, buffers, hooks, configs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from ensdistill.teachers.members.neutral import neutral, without_neutral
 # Attributes of every module, and marks that accelerate, torch.compile and transformers leave on one.
 _OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared", "_is_torch_compile", "_is_hf_initialized"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-# Hugging Face notes on its models where they came from, which a saved one lacks; their configs are a part of their own.
+# Hugging Face notes on its models where they came from, which a saved one lacks; their configs are a part of
+# their own.
 _OF_HUGGING_FACE = frozenset({"config", "generation_config", "name_or_path", "warnings_issued"})
 
 
 def behaviour(module: nn.Module) -> dict[str, str]:
-    """Digests by part: the code in use (see :mod:`ensdistill.common.source`), architecture, attributes, hooks, buffers.
+    """Digests by part: code (see `ensdistill.common.source`), architecture, attributes, hooks, buffers.
 
-    The attributes of all submodules of one class are one part. The submodules' tensors don't count here. Neither do
-    settings that have no effect in eval mode, such as the rate of a ``Dropout``, unless the module's own code reads them.
+    The attributes of all submodules of one class are one part. The submodules' tensors don't count here.
+    Neither do settings that have no effect in eval mode, such as the rate of a ``Dropout``, unless the
+    module's own code reads them.
     """
     return _Behaviour().of(module)
 
@@ -64,7 +66,7 @@ class _Behaviour(Used):
         return [parts, state_data(module)]
 
     def _place(self, module: nn.Module) -> None:
-        """Note the submodules: a reference to one counts by its class alone, because each is described in its own place."""
+        """Note the submodules; a reference to one counts by its class, as each has its own entry."""
         self._known.update({id(part): (part, class_path(type(part))) for part in module.modules()})
 
     def _function(self, function: Any, where: str) -> str:
@@ -89,7 +91,7 @@ class _Behaviour(Used):
         return {name: self.refer(value, f"{path}.{name}") for name, value in own.items()}
 
     def _configs(self, module: nn.Module) -> list[Any]:
-        """The configs of Hugging Face's models within, each once, without entries that have no effect in eval mode."""
+        """The configs of Hugging Face's models within, each once, without entries that have no effect."""
         found = (getattr(part, "config", None) for part in module.modules())
         configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "to_dict")}
         plain = (json.loads(json.dumps(config.to_dict(), default=str)) for config in configs.values())

@@ -14,7 +14,7 @@ def floating_type(module: nn.Module) -> torch.dtype | None:
 
 
 def check_inputs(name: str, module: nn.Module, inputs: np.ndarray) -> None:
-    """Raise ValueError for inputs that are neither float32, nor of the module's type, nor integers, or ids above int64."""
+    """Raise ValueError unless inputs are float32, of the module's type, or integers that int64 can hold."""
     dtype = floating_type(module)
     # NumPy has no bfloat16, and its float64 equals None.
     own = np.float32 if dtype in (None, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
@@ -28,7 +28,7 @@ def check_inputs(name: str, module: nn.Module, inputs: np.ndarray) -> None:
 
 
 def as_batch(module: nn.Module, inputs: np.ndarray, device: torch.device) -> Tensor:
-    """Checked inputs [N, ...] as a tensor for ``module``: numbers in its floating type, token ids in int64."""
+    """Checked inputs [N, ...] as a tensor: numbers in the module's floating type, token ids in int64."""
     dtype = floating_type(module)
     if inputs.dtype.kind in "iu" and tables(module):
         inputs = inputs.astype(np.int64, copy=False)
@@ -58,19 +58,20 @@ def refusal(argument: str, name: str, module: nn.Module, inputs: Tensor) -> Valu
         if others := {dtype: key for dtype, key in found.items() if dtype != inputs.dtype}:
             dtype, key = next(iter(others.items()))
             return ValueError(
-                f"{argument}: {name}: expected {_short(inputs.dtype)} parameters for inputs of {got}; {key} is "
-                f"{_short(dtype)}. module.{_CASTS.get(inputs.dtype, 'float')}() gives all parameters that dtype"
+                f"{argument}: {name}: expected {_short(inputs.dtype)} parameters for inputs of {got}; {key} "
+                f"is {_short(dtype)}. module.{_CASTS.get(inputs.dtype, 'float')}() gives all parameters that "
+                "dtype"
             )
         if embeddings:
             return ValueError(
-                f"inputs: {name}: expected integers (int64), because {next(iter(embeddings))} is an Embedding of token ids; "
-                f"got {got}. Pass inputs.astype(numpy.int64) if they are ids"
+                f"inputs: {name}: expected integers (int64), because {next(iter(embeddings))} is an "
+                f"Embedding of token ids; got {got}. Pass inputs.astype(numpy.int64) if they are ids"
             )
         return None
     if found and not embeddings:
         return ValueError(
-            f"inputs: {name}: expected {_short(next(iter(found)))}, the dtype of its parameters; got {got}. Pass "
-            "inputs.astype(numpy.float32)"
+            f"inputs: {name}: expected {_short(next(iter(found)))}, the dtype of its parameters; got {got}. "
+            "Pass inputs.astype(numpy.float32)"
         )
     if embeddings and inputs.numel() and (int(inputs.max()) >= min(embeddings.values()) or int(inputs.min()) < 0):
         held = ", ".join(f"{key} has {rows} rows" for key, rows in embeddings.items())

@@ -41,11 +41,11 @@ class _Recorder(TorchDispatchMode):
 
 
 def ending(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> str | None:
-    """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None for any other, and after an error."""
+    """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None otherwise, and on errors."""
     try:
         with torch.no_grad(), _Recorder() as recorder:
             return recorder.ending_of(forward(inputs))
-    except Exception as error:  # some compiled and scripted modules can't be watched; a real fault shows without the recorder
+    except Exception as error:  # compiled and scripted modules may refuse the recorder
         if is_out_of_memory(error) and len(inputs) > 1:
             return ending(forward, inputs[:1])
         return None

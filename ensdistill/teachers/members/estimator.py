@@ -41,8 +41,8 @@ Output = Literal["auto", "probability", "decision"]
 class SklearnMember:
     """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class.
 
-    The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in their dtype.
-    Only samples of more than one axis are flattened to [N, features].
+    The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in
+    their dtype. Only samples of more than one axis are flattened to [N, features].
 
     Parameters
     ----------
@@ -50,14 +50,15 @@ class SklearnMember:
     name : str, optional
         The estimator's class name in lower case by default.
     classes : sequence of str, optional
-        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where they are
-        integers of which none is a name. Classes that it was fitted without get probability 0, and a warning names them.
-        By default its ``classes_`` as strings.
+        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where
+        they are integers of which none is a name. Classes that it was fitted without get probability 0, and a
+        warning names them. By default its ``classes_`` as strings.
     columns : sequence of str, optional
-        Names of the estimator's own classes, in the order of its ``classes_``, if these are not the names themselves.
+        Names of the estimator's own classes, in the order of its ``classes_``, if these are not the names
+        themselves.
     output : {"auto", "probability", "decision"}
-        ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto takes the
-        first that the estimator has.
+        ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto
+        takes the first that the estimator has.
     smoothing : float
         Added to probabilities before the logarithm.
     batch_size : int
@@ -115,16 +116,16 @@ class SklearnMember:
             raise self._several_labels()
         if self.method == "decision_function" and answers_in_pairs(estimator):
             raise ValueError(
-                f"decision_function_shape: {self.name}: expected 'ovr', one column for each class; got 'ovo', whose columns "
-                "are pairs of classes. Set it on the fitted SVC or NuSVC: svc.set_params(decision_function_shape='ovr') needs "
-                "no new fit"
+                f"decision_function_shape: {self.name}: expected 'ovr', one column for each class; got "
+                "'ovo', whose columns are pairs of classes. Set it on the fitted SVC or NuSVC: "
+                "svc.set_params(decision_function_shape='ovr') needs no new fit"
             )
         self.own_columns = None if columns is None else list(columns)
         self.classes, self._columns = align(self.name, known, classes, columns, partly=True)
         self._count = None if known is None else len(known)
         self._has_one_label: bool | None = None  # for each row; None until predict was called
-        # The archive just after the estimator was read from a file, and the file's. They differ if other versions of the
-        # libraries wrote the file.
+        # The archive just after the estimator was read from a file, and the file's. They differ if other
+        # versions of the libraries wrote the file.
         self._came_from: tuple[Archive, Archive] | None = None
 
     @property
@@ -173,20 +174,22 @@ class SklearnMember:
         """The same scores, [N, C]; a binary margin as two columns."""
         if self.method == "predict" and (scores.ndim == 1 or scores.shape[1] == 1):
             raise ValueError(
-                f"{self.name}: expected a regressor that was fitted to one column for each class; it predicts one number a "
-                "row, which is no logit: fit a classifier, or the regressor to 2 * np.eye(C)[labels] - 1"
+                f"{self.name}: expected a regressor that was fitted to one column for each class; it "
+                "predicts one number a row, which is no logit: fit a classifier, or the regressor to 2 * "
+                "np.eye(C)[labels] - 1"
             )
         if self.method == "predict" and not self._stated and (np.abs(scores.sum(1) - 1) <= SUM_TOLERANCE).all():
             raise ValueError(
-                f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor fitted to "
-                "np.eye(C)[labels]. output='probability' takes them for probabilities, output='decision' for scores that are "
-                "calibrated as logits"
+                f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor "
+                "fitted to np.eye(C)[labels]. output='probability' takes them for probabilities, "
+                "output='decision' for scores that are calibrated as logits"
             )
         if scores.ndim == 1 and self.method == "decision_function":
             if self._count is None and len(self.classes or ()) != 2:
                 raise ValueError(
-                    f"{self.name}: decision_function returns one number for a row, and the estimator has no classes_; if it "
-                    "is a margin between two classes, name both: classes=[where it is negative, where it is positive]"
+                    f"{self.name}: decision_function returns one number for a row, and the estimator has no "
+                    "classes_; if it is a margin between two classes, name both: classes=[where it is "
+                    "negative, where it is positive]"
                 )
             return two_logits(scores)
         return scores
@@ -202,8 +205,8 @@ class SklearnMember:
 
     def _several_labels(self) -> ValueError:
         return ValueError(
-            f"estimator: {self.name} was fitted to several labels for each row (multi-label or multi-output): expected one "
-            "class for each row; fit one classifier for each label"
+            f"estimator: {self.name} was fitted to several labels for each row (multi-label or "
+            "multi-output): expected one class for each row; fit one classifier for each label"
         )
 
     def fingerprint(self) -> str:
@@ -289,7 +292,7 @@ def own_code(estimator: Any, libraries: Sequence[str] = ()) -> dict[str, str | N
 
 
 def answers_in_pairs(estimator: Any) -> bool:
-    """Whether the columns of a fitted estimator's ``decision_function`` are pairs of classes, as an SVC's or an inner SVC's."""
+    """Whether an estimator's ``decision_function`` has columns of pairs of classes, as an SVC's."""
     from sklearn.ensemble import BaggingClassifier
 
     if getattr(estimator, "decision_function_shape", "ovr") == "ovo" and len(getattr(estimator, "classes_", ())) > 2:

@@ -1,4 +1,4 @@
-"""Saved members: a folder of arrays with ``member.json``, written last. Loading builds only trusted classes, and never unpickles."""
+"""Saved members: folders with ``member.json``. Loading builds only trusted classes and never unpickles."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
     ----------
     folder : path
     trusted : sequence of str
-        Class paths that may be built beside torch's, this package's and scikit-learn's own; a member class of another
-        package among them.
+        Class paths that may be built beside torch's, this package's and scikit-learn's own; a member class of
+        another package among them.
 
     Raises
     ------
     ValueError
-        The folder holds no complete member, needs a class that is not trusted, is damaged, or was written by a newer
-        version.
+        The folder holds no complete member, needs a class that is not trusted, is damaged, or was written by
+        a newer version.
     ImportError
         A required library is not installed.
     """
@@ -44,8 +44,8 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
         raise ValueError(f"{folder}: no saved member (member.json is missing, or describes none)")
     if about.get("format") != FORMAT:
         raise ValueError(
-            f"{folder}: member.json has format {about.get('format')!r}; this version reads {FORMAT}. Load it with the version of "
-            "ensdistill that saved it, or save the model again"
+            f"{folder}: member.json has format {about.get('format')!r}; this version reads {FORMAT}. Load it "
+            "with the version of ensdistill that saved it, or save the model again"
         )
     loader = _class_of(folder, about, trusted)
     try:
@@ -80,8 +80,8 @@ def _class_of(folder: Path, about: dict[str, Any], trusted: Sequence[str]) -> Lo
         near = difflib.get_close_matches(str(path), list(trusted), 1)
         passed = f"; trusted has {near[0]!r}" if near else ""
         raise ValueError(
-            f"{folder}: the member's class {path} is not trusted, because another package defines it{passed}. If you know it, "
-            f"pass trusted=[{path!r}]"
+            f"{folder}: the member's class {path} is not trusted, because another package defines "
+            f"it{passed}. If you know it, pass trusted=[{path!r}]"
         )
     module, _, name = path.rpartition(".")
     cls: Any

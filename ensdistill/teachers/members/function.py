@@ -31,12 +31,12 @@ class CallableMember:
     function : callable
     name : str
     version : str, optional
-        Stands for the function in fingerprints: change it whenever the function's outputs change. Needed to cache its
-        targets.
+        Stands for the function in fingerprints: change it whenever the function's outputs change. Needed to
+        cache its targets.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        ``auto`` goes by the first outputs: probabilities if every row is a distribution, logits if they can't be read as
-        any kind of probabilities. Later outputs that contradict are an error. ``margin`` is one column, the logit of the
-        second of two classes.
+        ``auto`` goes by the first outputs: probabilities if every row is a distribution, logits if they can't
+        be read as any kind of probabilities. Later outputs that contradict are an error. ``margin`` is one
+        column, the logit of the second of two classes.
     classes : sequence of str, optional
 
     Examples
@@ -70,8 +70,8 @@ class CallableMember:
         elif self.output == "auto" and self._reading == "probabilities" and len(bad := not_distributions(values)):
             raise ValueError(
                 f"output: {self.name}: the first outputs looked like probabilities, but now row {bad[0]} is "
-                f"{values[bad[0]].tolist()}; state which they are: CallableMember(function, name={self.name!r}, "
-                "output='logits' or 'probabilities')"
+                f"{values[bad[0]].tolist()}; state which they are: CallableMember(function, "
+                f"name={self.name!r}, output='logits' or 'probabilities')"
             )
         logits = as_logits(self.name, values, self._reading or "logits")
         return check_width(self.name, logits, len(inputs), self.classes)
@@ -80,8 +80,8 @@ class CallableMember:
         """Digest of the name, the version and the output."""
         if self.version is None:
             raise ValueError(
-                f"version: {self.name}: a function has no fingerprint of its own; expected a version that stands for it: "
-                f"CallableMember(function, name={self.name!r}, version='1')"
+                f"version: {self.name}: a function has no fingerprint of its own; expected a version that "
+                f"stands for it: CallableMember(function, name={self.name!r}, version='1')"
             )
         classes = [] if self.classes is None else [self.classes]
         return digest(["callable", self.name, self.version, self.output, *classes, *own_source(self).values()])
@@ -105,37 +105,38 @@ def as_array(values: Any) -> np.ndarray:
 
 
 class ArrayMember:
-    """Stored outputs, found again by the bytes of their inputs, by the uids of their samples, or by their place.
+    """Stored outputs, found by the bytes of their inputs, by the uids of their samples, or by their place.
 
     Parameters
     ----------
     inputs : ndarray [N, ...], optional
         The inputs that the outputs belong to.
     logits, probabilities : ndarray [N, C]
-        One of the two. Rows of probabilities sum to one within 0.05, as rounded ones do; one column [N, 1] is the
-        probability of the second of two classes. float64 logits that float32 rounds to one number (1e8 and 1e8 + 1) are
-        shifted by their row's largest first.
+        One of the two. Rows of probabilities sum to one within 0.05, as rounded ones do; one column [N, 1] is
+        the probability of the second of two classes. float64 logits that float32 rounds to one number (1e8
+        and 1e8 + 1) are shifted by their row's largest first.
     name : str
     classes : sequence of str, optional
     uids : ndarray [N], integer, optional
-        Instead of ``inputs``: the uid of the sample that each row belongs to. ``cache_targets`` has the uids of its rows
-        and passes them on; elsewhere ``ensemble.for_uids(uids).predict_proba(inputs)`` does.
+        Instead of ``inputs``: the uid of the sample that each row belongs to. ``cache_targets`` has the uids
+        of its rows and passes them on; elsewhere ``ensemble.for_uids(uids).predict_proba(inputs)`` does.
 
     Notes
     -----
-    With neither ``inputs`` nor ``uids``, ``predict_logits`` takes exactly N inputs in the order of the stored rows. For a
-    transfer set such a member is used only if the uids are 0..N-1 in order; in any other order the rows could be meant by
-    place or by uid.
+    With neither ``inputs`` nor ``uids``, ``predict_logits`` takes exactly N inputs in the order of the stored
+    rows. For a transfer set such a member is used only if the uids are 0..N-1 in order; in any other order
+    the rows could be meant by place or by uid.
 
     Raises
     ------
     ValueError
-        The shapes do not fit, a uid stands twice, or equal inputs have different outputs. ``predict_logits`` raises it
-        for an input that is not among ``inputs``.
+        The shapes do not fit, a uid stands twice, or equal inputs have different outputs. ``predict_logits``
+        raises it for an input that is not among ``inputs``.
 
     Examples
     --------
-    >>> member = ArrayMember(np.arange(3.0), probabilities=np.array([[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]]), name="lookup")
+    >>> p = np.array([[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]])
+    >>> member = ArrayMember(np.arange(3.0), probabilities=p, name="lookup")
     >>> np.exp(member.predict_logits(np.array([1.0]))).round(3).tolist()[0][1] > 0.89
     True
     """
@@ -191,15 +192,15 @@ class ArrayMember:
         if self.inputs is None:
             if len(inputs) != len(self.logits):
                 raise ValueError(
-                    f"inputs: {self.name} holds outputs for {len(self.logits)} rows by their place; got {len(inputs)} rows. "
-                    f"ArrayMember(inputs, logits=..., name={self.name!r}) finds them by their inputs, ArrayMember(uids=...) by "
-                    "their uids"
+                    f"inputs: {self.name} holds outputs for {len(self.logits)} rows by their place; got "
+                    f"{len(inputs)} rows. ArrayMember(inputs, logits=..., name={self.name!r}) finds them by "
+                    "their inputs, ArrayMember(uids=...) by their uids"
                 )
             return self.logits
         if inputs.dtype != self.inputs.dtype or inputs.shape[1:] != self.inputs.shape[1:]:
             raise ValueError(
-                f"inputs: {self.name} expects {self.inputs.dtype} rows of shape {list(self.inputs.shape[1:])}; "
-                f"got {inputs.dtype} {list(inputs.shape)}"
+                f"inputs: {self.name} expects {self.inputs.dtype} rows of shape "
+                f"{list(self.inputs.shape[1:])}; got {inputs.dtype} {list(inputs.shape)}"
             )
         rows = [self._rows.get(key, -1) for key in self._keys(inputs)]
         if -1 in rows:
@@ -207,7 +208,7 @@ class ArrayMember:
         return self.logits[np.array(rows, np.int64)]
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray) -> ArrayMember:
-        """A member with the outputs for these samples only, in this order; itself, if it finds outputs by their inputs.
+        """A member with the outputs for these samples, in this order; itself, if it finds them by their inputs.
 
         Parameters
         ----------
@@ -218,7 +219,8 @@ class ArrayMember:
         Raises
         ------
         ValueError
-            A uid has no output. Or the outputs are held by place and the uids of the set are not 0..N-1 in order.
+            A uid has no output. Or the outputs are held by place and the uids of the set are not 0..N-1 in
+            order.
 
         Examples
         --------
@@ -231,9 +233,10 @@ class ArrayMember:
         if self.uids is None:
             if not np.array_equal(among, np.arange(len(self.logits))):
                 raise ValueError(
-                    f"uids: {self.name} holds outputs for {len(self.logits)} rows by their place, which is also their uid "
-                    f"only if the uids are 0..{len(self.logits) - 1} in order; got {len(among)} uids that are not. "
-                    f"ArrayMember(uids=..., name={self.name!r}) gives each row the uid of its sample"
+                    f"uids: {self.name} holds outputs for {len(self.logits)} rows by their place, which is "
+                    f"also their uid only if the uids are 0..{len(self.logits) - 1} in order; got "
+                    f"{len(among)} uids that are not. ArrayMember(uids=..., name={self.name!r}) gives each "
+                    "row the uid of its sample"
                 )
             where = np.asarray(uids)
             if len(where) and not 0 <= where.min() <= where.max() < len(self.logits):

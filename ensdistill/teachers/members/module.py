@@ -1,4 +1,4 @@
-"""Torch modules as members: modules that map a batch to logits, or to an output with ``.logits`` as Hugging Face's do."""
+"""Torch modules as members. They map a batch to logits, or to an object with ``.logits``."""
 
 from __future__ import annotations
 
@@ -39,36 +39,37 @@ _FEW = 8  # different rows: logits of fewer may look like probabilities by chanc
 
 
 class TorchMember:
-    """A torch module that maps [N, ...] to outputs [N, C], or to an object or a dict whose ``logits`` are that.
+    """A torch module that maps [N, ...] to outputs [N, C], or to an object or a dict with ``logits`` [N, C].
 
     Parameters
     ----------
     module : Module
-        Predicts in eval mode, without gradients; afterwards every submodule has its own mode again. Hugging Face's
-        classification models are such modules: token ids equal to the config's ``pad_token_id`` are masked, and
-        ``id2label`` names the classes. ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and compiled
-        modules are taken off: the module within predicts. Floating inputs are given to it in the dtype of its parameters,
-        token ids in int64.
+        Predicts in eval mode, without gradients; afterwards every submodule has its own mode again. Hugging
+        Face's classification models are such modules: token ids equal to the config's ``pad_token_id`` are
+        masked, and ``id2label`` names the classes. ``DataParallel``, ``DistributedDataParallel``,
+        ``AveragedModel`` and compiled modules are taken off: the module within predicts. Floating inputs are
+        given to it in the dtype of its parameters, token ids in int64.
     name : str
     classes : sequence of str, optional
     factory : callable, optional
-        The module's class, or ``functools.partial(Class, **plain_arguments)``, with which loading builds it again.
-        Needed to save it, except for Hugging Face models, which are built from their config.
+        The module's class, or ``functools.partial(Class, **plain_arguments)``, with which loading builds it
+        again. Needed to save it, except for Hugging Face models, which are built from their config.
     batch_size : int
         Rows predicted at once; halved as often as needed if the memory is short.
     device : str, optional
-        The device that predicts. The module is moved there for each call and back afterwards, so that only one of many
-        members is there at a time. By default it predicts on its own device.
+        The device that predicts. The module is moved there for each call and back afterwards, so that only
+        one of many members is there at a time. By default it predicts on its own device.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        The kind of the outputs. ``auto`` reads a module that ends in a softmax as probabilities, and others as logits,
-        unless the first batch could be probabilities. ``margin`` is one column, the logit of the second of two classes.
+        The kind of the outputs. ``auto`` reads a module that ends in a softmax as probabilities, and others
+        as logits, unless the first batch could be probabilities. ``margin`` is one column, the logit of the
+        second of two classes.
 
     Raises
     ------
     ValueError
         Parameters that are not initialised, or a model of another task than classification by softmax.
-        ``predict_logits`` raises it for inputs of another dtype, and for outputs that could be probabilities as well as
-        logits, or have one column.
+        ``predict_logits`` raises it for inputs of another dtype, and for outputs that could be probabilities
+        as well as logits, or have one column.
 
     Examples
     --------
@@ -164,9 +165,9 @@ class TorchMember:
             return None
         if distributions or reading_of(self.name, values) == "probabilities":
             raise ValueError(
-                f"output: {self.name}: expected a module that returns logits; all rows of this one's outputs are "
-                f"probabilities. State their kind: TorchMember(module, name={self.name!r}, output='probabilities'), or "
-                "output='logits'"
+                f"output: {self.name}: expected a module that returns logits; all rows of this one's outputs "
+                f"are probabilities. State their kind: TorchMember(module, name={self.name!r}, "
+                "output='probabilities'), or output='logits'"
             )
         return "logits"
 
@@ -187,9 +188,9 @@ class TorchMember:
         end = ending(self._forward, x)
         if end == "sigmoid":
             raise ValueError(
-                f"output: {self.name}: the module ends in a sigmoid: each of its outputs is a probability by itself. For one "
-                "output, output='probabilities' takes it as that of the second of two classes; several (multi-label) can't be "
-                "distilled here"
+                f"output: {self.name}: the module ends in a sigmoid: each of its outputs is a probability by "
+                "itself. For one output, output='probabilities' takes it as that of the second of two "
+                "classes; several (multi-label) can't be distilled here"
             )
         self._reading, self._seen_its_end = "probabilities" if end == "softmax" else None, True
 
@@ -207,12 +208,12 @@ class TorchMember:
             if len(inputs) <= 1:
                 raise MemoryError(
                     f"{self.name}: out of memory on {device} with a single row ({error}). It has "
-                    f"{self.bytes / 2**20:,.0f} MiB of parameters: predict elsewhere with TorchMember(module, "
-                    f"name={self.name!r}, device='cpu'), or free the device"
+                    f"{self.bytes / 2**20:,.0f} MiB of parameters: predict elsewhere with "
+                    f"TorchMember(module, name={self.name!r}, device='cpu'), or free the device"
                 ) from None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(inputs) // 2  # not in the except clause: the error's frames hold the tensors that did not fit
+        half = len(inputs) // 2  # after the except clause, whose error keeps tensors alive
         return self._predict(inputs[:half], device, stay) + self._predict(inputs[half:], device, stay)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class TorchMember:
         return logits
 
     def fingerprint(self) -> str:
-        """Digest of the weights and of the module's :func:`~ensdistill.teachers.members.behaviour.behaviour`."""
+        """Digest of the weights and of the parts that `ensdistill.teachers.members.behaviour` names."""
         return digest(["torch", self.fingerprint_parts()])
 
     def fingerprint_parts(self) -> dict[str, str]:
@@ -251,7 +252,7 @@ class TorchMember:
         return parts
 
     def saved_content(self) -> str:
-        """Digest of the saved files' content: the same in another version of torch, or of the module's code."""
+        """Digest of the saved files' content, which no version of torch or of the module's code changes."""
         more = [] if self.output in ("auto", "logits") else [self.output]
         return digest(["torch", self.recipe or repr(self.module), self._state(), *more])
 
@@ -274,8 +275,8 @@ class TorchMember:
         if self.recipe is None:
             kind = type(self.module).__name__
             raise ValueError(
-                f"{self.name}: cannot be saved without a factory that builds it again: "
-                f"TorchMember(module, name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
+                f"{self.name}: cannot be saved without a factory that builds it again: TorchMember(module, "
+                f"name={self.name!r}, factory=functools.partial({kind}, argument=value, ...))"
             )
         self._check_plain()
         if "config" not in self.recipe:
@@ -345,7 +346,7 @@ class TorchMember:
 
 
 def is_plain(member: Any) -> TypeGuard[TorchMember]:
-    """Whether a member is a ``TorchMember`` whose class does not override the prediction, by test-time augmentation say."""
+    """Whether a member is a ``TorchMember`` whose class does not override the prediction."""
     methods = ("predict_logits", "predict_tensor", "raw", "ordered")
     return isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in methods)
 
@@ -355,9 +356,9 @@ def check_initialised(argument: str, name: str, module: nn.Module) -> None:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if lazy := [key for key, value in tensors if nn.parameter.is_lazy(value)]:
         raise ValueError(
-            f"{argument}: {name}: expected initialised parameters; {', '.join(lazy[:3])}{' ...' * (len(lazy) > 3)} of a lazy "
-            "module have no shape before its first call: call the module with one batch, and build it again (factory) from "
-            "layers with sizes"
+            f"{argument}: {name}: expected initialised parameters; "
+            f"{', '.join(lazy[:3])}{' ...' * (len(lazy) > 3)} of a lazy module have no shape before its "
+            "first call: call the module with one batch, and build it again (factory) from layers with sizes"
         )
 
 

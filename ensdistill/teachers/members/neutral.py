@@ -1,15 +1,17 @@
-"""Settings that never change an answer, by library. Fingerprints leave them out, so that a cache stays valid."""
+"""Settings that never change a prediction, by library. Fingerprints leave them out."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# By package or module: attributes of its own classes. A subclass elsewhere may use them otherwise, so its own count.
+# By package or module: attributes of its own classes. A subclass elsewhere may use them otherwise, so its own
+# count.
 _NEUTRAL: dict[str, tuple[str, ...]] = {
     "sklearn": ("n_jobs", "verbose", "warm_start", "memory", "pre_dispatch", "cache_size"),
     "xgboost": ("n_jobs", "nthread", "verbosity"),
-    # Predictions read neither the training's parameters nor the keywords that LGBMClassifier keeps as attributes too.
+    # Predictions read neither the training's parameters nor the keywords that LGBMClassifier keeps as
+    # attributes too.
     "lightgbm": ("n_jobs", "num_threads", "verbose", "verbosity", "silent", "params", "_other_params"),
     "catboost": ("thread_count", "used_ram_limit", "verbose", "verbose_eval", "logging_level", "silent"),
     "catboost.core": ("metric_period", "allow_writing_files", "train_dir", "save_snapshot", "snapshot_file"),
@@ -36,7 +38,7 @@ def neutral(module: str) -> frozenset[str]:
 
 
 def without_neutral(config: Any, used: frozenset[str] = frozenset()) -> Any:
-    """A config of transformers without entries that have no effect on answers; those named in ``used`` stay."""
+    """A config of transformers without entries that have no effect; those named in ``used`` stay."""
     if isinstance(config, dict):
         kept = {key: value for key, value in config.items() if key in used or not _NEUTRAL_CONFIG.search(str(key))}
         return {key: without_neutral(value, used) for key, value in kept.items()}

@@ -35,26 +35,28 @@ class OnnxMember:
     Parameters
     ----------
     path : path
-        The file is read once and kept, so the saved file is the one that predicts. Weights in files beside it (external
-        data, as torch.onnx writes them) are read and saved too; finding them needs the package onnx.
+        The file is read once and kept, so the saved file is the one that predicts. Weights in files beside it
+        (external data, as torch.onnx writes them) are read and saved too; finding them needs the package
+        onnx.
     name : str, optional
         The file's name by default.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        The kind of the output; ``auto`` goes by its name (``logits``, ``probabilities``). ``margin`` is one column, the
-        logit of the second of two classes.
+        The kind of the output; ``auto`` goes by its name (``logits``, ``probabilities``). ``margin`` is one
+        column, the logit of the second of two classes.
     output_name : str, optional
         The output; by default the one with the name ``logits`` or ``probabilities``, or the only one.
     classes : sequence of str, optional
     smoothing : float
         Added to probabilities before the logarithm.
     batch_size : int
-        Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last batch is
-        filled up.
+        Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last
+        batch is filled up.
 
     Raises
     ------
     ValueError
-        No ONNX model that onnxruntime can run, a file of weights is missing, or the output or its kind is ambiguous.
+        No ONNX model that onnxruntime can run, a file of weights is missing, or the output or its kind is
+        ambiguous.
     ImportError
         onnxruntime is not installed, or onnx where the weights lie in other files.
     """
@@ -146,8 +148,8 @@ class OnnxMember:
             raise ValueError(f"inputs: {self.name}: onnxruntime can't run it on {batch}: {error}") from error
         if outputs.ndim == 0 or len(outputs) != len(x):
             raise ValueError(
-                f"batch_size: {self.name}: expected outputs [{len(x)}, C] for {len(x)} rows; got {list(outputs.shape)}. A "
-                "file exported for one row may take batch_size=1"
+                f"batch_size: {self.name}: expected outputs [{len(x)}, C] for {len(x)} rows; got "
+                f"{list(outputs.shape)}. A file exported for one row may take batch_size=1"
             )
         return outputs[:rows]
 
@@ -205,8 +207,9 @@ def _external_files(name: str, path: Path, blob: Blob) -> dict[str, Blob]:
             raise ValueError(f"path: {path}: its weights are external data in {location!r}; {expected}")
         if not (path.parent / place).is_file():
             raise ValueError(
-                f"path: {path}: its external data {location!r}, a file of weights, is not beside it; copy it to "
-                f"{path.parent}, or save the model with its weights inside: onnx.save(onnx.load(path), other_path)"
+                f"path: {path}: its external data {location!r}, a file of weights, is not beside it; copy it "
+                f"to {path.parent}, or save the model with its weights inside: onnx.save(onnx.load(path), "
+                "other_path)"
             )
         files[location] = (path.parent / place).read_bytes()
     return files

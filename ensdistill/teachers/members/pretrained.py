@@ -1,4 +1,4 @@
-"""Hugging Face models, recognised without importing transformers by a ``config`` with ``id2label`` beside the parameters."""
+"""Hugging Face models, recognised by a ``config`` with ``id2label``, without importing transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CODE = re.compile(r"auto_map|_*(attn|experts)_implementation.*|quantization_con
 
 
 def class_names(module: nn.Module) -> tuple[str, ...] | None:
-    """The classes that the config names, in order; None for other modules, and for a config's default LABEL_0, LABEL_1, ..."""
+    """The config's names of classes in order; None for other modules and the default LABEL_0, LABEL_1, ..."""
     named = getattr(getattr(module, "config", None), "id2label", None)
     if not isinstance(named, Mapping) or sorted(map(int, named)) != list(range(len(named))):
         return None
@@ -35,14 +35,15 @@ def check_task(name: str, module: nn.Module, output: str) -> None:
     task, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
     if task == "multi_label_classification":
         raise ValueError(
-            f"module: {name}: expected a classifier by softmax; its config has problem_type='multi_label_classification': "
-            "each output is a sigmoid by itself, which can't be distilled here"
+            f"module: {name}: expected a classifier by softmax; its config has "
+            "problem_type='multi_label_classification': each output is a sigmoid by itself, which can't be "
+            "distilled here"
         )
     if (task == "regression" or labels == 1) and not (labels == 1 and output in ("margin", "probabilities")):
         raise ValueError(
-            f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and num_labels="
-            f"{labels!r}. If one output is the logit of the second of two classes, state it: TorchMember(module, "
-            "output='margin')"
+            f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and "
+            f"num_labels={labels!r}. If one output is the logit of the second of two classes, state it: "
+            "TorchMember(module, output='margin')"
         )
 
 
@@ -58,8 +59,8 @@ def recipe(module: nn.Module) -> dict[str, Any] | None:
 def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
     """The model of a :func:`recipe`, with new parameters.
 
-    Only the library's own classes are imported. Entries of a config that name code (another implementation of attention or
-    experts, a quantiser, ``auto_map``) are left out, also of the configs within.
+    Only the library's own classes are imported. Entries of a config that name code (another implementation of
+    attention or experts, a quantiser, ``auto_map``) are left out, also of the configs within.
 
     Raises
     ------

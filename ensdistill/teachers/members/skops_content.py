@@ -1,4 +1,4 @@
-"""The content of .skops archives, without memory addresses and counters that differ from process to process."""
+"""The content of .skops archives, without memory addresses and counters, which differ between processes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Archive:
     content : str
         Digest of everything it holds.
     parts : dict of str
-        Digests of everything on which predictions depend, by name: for each step of a pipeline its settings and its fitted
-        state, and the versions of scikit-learn.
+        Digests of everything on which predictions depend, by name: for each step of a pipeline its settings
+        and its fitted state, and the versions of scikit-learn.
     numbers, size : int
         Count of the numbers in its arrays, and their bytes.
     """
@@ -55,7 +55,7 @@ def read_archive(blob: Blob) -> Archive:
 
 
 def earlier_contents(blob: Blob) -> list[str]:
-    """The digests that earlier versions made of an archive: with counters of trees, and with files' values in one digest."""
+    """The digests that earlier versions made of an archive: with counters of trees, or in one digest."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         schema = json.loads(archive.read("schema.json"))
         kinds = [_Earlier(archive, counters, whole) for counters in (True, False) for whole in (True, False)]
@@ -81,7 +81,7 @@ class _Content:
         return plain | ({"file": self.file(node["file"])} if "file" in node else {})
 
     def tree(self, state: Any) -> Any:
-        """A tree's state without the numbers of trims, leaves, splits and calls: every query counts them up."""
+        """A tree's state without its four counters, which every query increases."""
         return [*state[:7], *state[11:]] if isinstance(state, list) and len(state) == 13 else state
 
     def file(self, name: str) -> Any:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Types of fitted scikit-learn estimators that skops does not trust by itself: trees, indices and their metrics, optimisers,
-# kernels, splitters and the parts of composed estimators; and boosted trees, which their libraries read from their own
-# formats. Each holds arrays, numbers and objects of trusted types. Neither building one nor predicting with it runs code
-# from the archive, which rules out PyFuncDistance and scorers made of functions. The function of a functools.partial has
-# to be trusted by itself.
+# Types of fitted scikit-learn estimators that skops does not trust by itself: trees, indices and their
+# metrics, optimisers, kernels, splitters and the parts of composed estimators; and boosted trees, which their
+# libraries read from their own formats. Each holds arrays, numbers and objects of trusted types. Neither
+# building one nor predicting with it runs code from the archive, which rules out PyFuncDistance and scorers
+# made of functions. The function of a functools.partial has to be trusted by itself.
 TRUSTED = (
     "catboost.core.CatBoostClassifier",
     "collections.OrderedDict",
@@ -22,7 +22,7 @@ TRUSTED = (
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.calibration._TemperatureScaling",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    *(f"sklearn.feature_selection._univariate_selection.{name}" for name in ("chi2", "f_classif")),  # called in a fit only
+    *(f"sklearn.feature_selection._univariate_selection.{name}" for name in ("chi2", "f_classif")),  # of fits
     "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
     *(f"sklearn.gaussian_process.kernels.{name}" for name in ("ConstantKernel", "Matern", "Product", "RBF")),
     *(f"sklearn.gaussian_process.kernels.{name}" for name in ("Sum", "WhiteKernel")),

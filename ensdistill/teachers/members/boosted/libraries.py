@@ -16,7 +16,7 @@ LIBRARIES: dict[str, type[Library]] = {library.name: library for library in (XGB
 
 
 def library_of(value: Any) -> str | None:
-    """The name of the library whose boosted trees ``value`` holds; None for any other value. Imports no library."""
+    """The name of the library of the boosted trees ``value``; None for other values. Imports no library."""
     roots = [cls.__module__.partition(".")[0] for cls in type(value).__mro__]
     return next((name for name in LIBRARIES if name in roots), None)
 
@@ -27,7 +27,7 @@ def _keywords(library: str) -> frozenset[str] | None:
 
 
 def check_keywords(argument: str, name: str, estimators: Iterable[Any]) -> None:
-    """Refuse a misspelled parameter, which XGBoost and LightGBM take as one of their further keywords and ignore.
+    """Refuse misspelled parameters, which XGBoost and LightGBM take as further keywords and ignore.
 
     Raises
     ------
@@ -41,6 +41,6 @@ def check_keywords(argument: str, name: str, estimators: Iterable[Any]) -> None:
             # A parameter without a similar name may be one that the library does not list.
             if near := difflib.get_close_matches(key, known or (), 1, 0.85):
                 raise ValueError(
-                    f"{argument}: {name}: {type(estimator).__name__} has no parameter {key!r}, which {library} would ignore; "
-                    f"did you mean {near[0]!r}?"
+                    f"{argument}: {name}: {type(estimator).__name__} has no parameter {key!r}, which "
+                    f"{library} would ignore; did you mean {near[0]!r}?"
                 )

@@ -21,7 +21,8 @@ class Library(ABC):
     wrapper : tuple of str
         Names of the library's classes that can be members.
     pickled : tuple of str
-        Class path and attribute that hold the trees where an estimator of scikit-learn contains a model of this library.
+        Class path and attribute that hold the trees where an estimator of scikit-learn contains a model of
+        this library.
     model : Any
         The model as the user passed it.
     objective : str
@@ -70,11 +71,11 @@ class Library(ABC):
     @classmethod
     @abstractmethod
     def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> Library:
-        """The model of a saved file; ``options`` and ``classes`` are those of `options` and `classes` when it was saved."""
+        """The model of a saved file, with its saved ``options()`` and ``classes``."""
 
     @classmethod
     def answering(cls, blob: Blob) -> Blob:
-        """The part of a file on which predictions depend: without thread counts, verbosity, dates and ids of the training."""
+        """The part of a file on which predictions depend: without threads, verbosity, dates and ids."""
         return blob
 
     @classmethod
@@ -92,7 +93,7 @@ class Library(ABC):
         return {}
 
     def came_from(self, blob: Blob | None) -> None:
-        """Keep the file that the model was read from: the library may write other bytes for the same trees."""
+        """Keep the file of a loaded model, because the library may write other bytes for the same trees."""
         self._first = self.written()
         self._file = self._first if blob is None else blob
 
@@ -103,7 +104,7 @@ class Library(ABC):
         return self._file if now == self._first else now
 
     def check(self, objectives: Sequence[str], argument: str = "objective") -> None:
-        """Raise ValueError for a model that is no classifier, or whose class overrides the library's own prediction."""
+        """Raise ValueError for a model that is no classifier, or whose class overrides the prediction."""
         kind = type(self.model)
         if self.objective not in objectives:
             expected = f"expected a {self.name} classifier, {', '.join(objectives)}"
@@ -113,8 +114,9 @@ class Library(ABC):
         for method in ("predict", "predict_proba"):
             if not getattr(getattr(self.model, method, None), "__module__", self.name).startswith(self.name):
                 raise ValueError(
-                    f"estimator: {kind.__name__} has a {method} of its own, which would not be saved with the booster; "
-                    "make it a member by CallableMember(estimator.predict_proba, output='probabilities', ...)"
+                    f"estimator: {kind.__name__} has a {method} of its own, which would not be saved with "
+                    "the booster; make it a member by CallableMember(estimator.predict_proba, "
+                    "output='probabilities', ...)"
                 )
 
 

@@ -1,8 +1,8 @@
 """The member of boosted trees.
 
-The model's own probabilities decide. Its raw scores are logits already, which no rounding to zero has touched. So the
-raw scores are taken where their softmax equals the library's probabilities on rows of the batch. It differs for a
-random forest, or for one class against the rest.
+The model's own probabilities decide. Its raw scores are logits already, which no rounding to zero has
+touched. So the raw scores are taken where their softmax equals the library's probabilities on rows of the
+batch. It differs for a random forest, or for one class against the rest.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6
 class BoostedMember:
     """A fitted XGBoost, LightGBM or CatBoost classifier, or the library's own booster.
 
-    The model's own ``predict_proba`` (``predict`` of a booster) is called with the rows as they come, in their dtype.
-    Only samples of more than one axis are flattened to [N, features]. The logits are the raw scores where the softmax of
-    these is the same on up to 256 rows of each batch (to 1e-6 in float64, 1e-5 in float32). Elsewhere they are
-    log(p + smoothing). Probabilities of one class against the rest are divided by their sum. A member is saved in the
-    library's own format: UBJ (XGBoost), text (LightGBM), cbm (CatBoost).
+    The model's own ``predict_proba`` (``predict`` of a booster) is called with the rows as they come, in
+    their dtype. Only samples of more than one axis are flattened to [N, features]. The logits are the raw
+    scores where the softmax of these is the same on up to 256 rows of each batch (to 1e-6 in float64, 1e-5 in
+    float32). Elsewhere they are log(p + smoothing). Probabilities of one class against the rest are divided
+    by their sum. A member is saved in the library's own format: UBJ (XGBoost), text (LightGBM), cbm
+    (CatBoost).
 
     Parameters
     ----------
-    estimator : ``XGBClassifier``, ``LGBMClassifier``, ``CatBoostClassifier``, or their ``Booster`` / ``CatBoost``
-        A booster of XGBoost predicts with all its rounds, as its ``predict`` does; the classifier stops at its best
-        iteration.
+    estimator : ``XGBClassifier``, ``LGBMClassifier``, ``CatBoostClassifier``, ``Booster`` or ``CatBoost``
+        A booster of XGBoost predicts with all its rounds, as its ``predict`` does; the classifier stops at
+        its best iteration.
     name : str, optional
         The estimator's class name in lower case by default.
     classes, columns : sequence of str, optional
@@ -63,8 +64,9 @@ class BoostedMember:
     Raises
     ------
     ValueError
-        Not fitted, no classifier, of several labels for each row, a class with a ``predict_proba`` of its own, or a model
-        of other classes. ``predict_logits`` raises it for rows with another number of columns than at the fit.
+        Not fitted, no classifier, of several labels for each row, a class with a ``predict_proba`` of its
+        own, or a model of other classes. ``predict_logits`` raises it for rows with another number of columns
+        than at the fit.
     """
 
     def __init__(
@@ -140,7 +142,8 @@ class BoostedMember:
             p = np.stack([1 - p, p], axis=1)
         if self._model.one_against_rest:
             p = p / p.sum(1, keepdims=True)
-        # Fitted to rows of one class only, the libraries return a second column, for a class that does not exist.
+        # Fitted to rows of one class only, the libraries return a second column, for a class that does not
+        # exist.
         return p[:, :1] if self._labels is not None and len(self._labels) == 1 and p.shape[1] == 2 else p
 
     def fingerprint(self) -> str:
@@ -183,7 +186,7 @@ class BoostedMember:
             model = library.load(blob, description["options"], description["known"])
         except ImportError:
             raise
-        except Exception as error:  # for a damaged file the libraries raise many kinds, without the file's name
+        except Exception as error:  # many kinds, without the file's name
             raise ValueError(f"{folder}: {library.name} can't read {library.file} ({error})") from error
         model.classes = description["known"]
         check_earlier_order(folder, description, _labels(model))

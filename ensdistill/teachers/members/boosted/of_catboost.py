@@ -53,7 +53,8 @@ class CatBoost(Library):
 
     @classmethod
     def answering(cls, blob: Blob) -> Blob:
-        # The metadata hold the training's parameters, its date and an id; predictions read the classes and the loss.
+        # The metadata hold the training's parameters, its date and an id; predictions read the classes and
+        # the loss.
         model = _read(blob)
         metadata = model.get_metadata()
         loss = json.dumps(model.get_all_params()["loss_function"])

@@ -76,7 +76,7 @@ class LightGBM(Library):
     def keywords(cls) -> frozenset[str] | None:
         import lightgbm
 
-        aliases = getattr(lightgbm.basic, "_ConfigAliases", None)  # private, so it may be missing in another version
+        aliases = getattr(lightgbm.basic, "_ConfigAliases", None)  # private; may be missing
         listed: dict[str, list[str]] = getattr(aliases, "_get_all_param_aliases", dict)()
         found = {name for names in listed.values() for name in names}
         return frozenset({*lightgbm.LGBMClassifier().get_params(), *listed, *found})

@@ -15,7 +15,7 @@ OBJECTIVES = ("multi:softprob", "multi:softmax", "binary:logistic", "binary:logi
 
 
 class XGBoost(Library):
-    """``XGBClassifier`` or ``Booster``. A booster predicts with all its rounds, the classifier up to its best iteration."""
+    """``XGBClassifier``, which predicts up to its best iteration, or ``Booster``, with all its rounds."""
 
     name, file, wrapper = "xgboost", "model.ubj", ("XGBClassifier", "Booster")
     pickled = ("xgboost.core.Booster", "handle")
@@ -31,8 +31,8 @@ class XGBoost(Library):
             raise ValueError("estimator: expected one class for each row; got an XGBoost model of several labels (multi-label)")
         if self.is_classifier and self.objective == "binary:logitraw":
             raise ValueError(
-                "estimator: XGBClassifier.predict_proba returns margins for the objective binary:logitraw; pass "
-                "estimator.get_booster(), whose margin is a logit"
+                "estimator: XGBClassifier.predict_proba returns margins for the objective binary:logitraw; "
+                "pass estimator.get_booster(), whose margin is a logit"
             )
         self.came_from(blob)
 
@@ -56,7 +56,7 @@ class XGBoost(Library):
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         if self.is_classifier:
             return np.asarray(self.model.predict_proba(inputs))
-        if self.objective in ("multi:softmax", "binary:logitraw"):  # a booster predicts the class, or the margin
+        if self.objective in ("multi:softmax", "binary:logitraw"):  # it predicts classes or margins
             return softmax_of_scores(self.scores(inputs)).astype(np.float32)
         return np.asarray(self.booster.predict(self._matrix(inputs)))
 
