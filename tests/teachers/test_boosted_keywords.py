@@ -24,7 +24,7 @@ def test_a_misspelled_parameter_is_refused_with_the_nearest_name(library, typo, 
     with pytest.raises(ValueError, match=words):
         recipe(library, **{typo: 3})
     pipeline = make_pipeline(StandardScaler(), recipe(library).estimator.set_params(**{typo: 3}))
-    with pytest.raises(ValueError, match=rf"estimator: pipeline: .* has no parameter '{typo}'.*did you mean '{meant}'"):
+    with pytest.raises(ValueError, match=rf"estimator: pipeline-1: .* has no parameter '{typo}'.*did you mean '{meant}'"):
         Ensemble.train(pipeline, (X, (X[:, 0] > 0).astype(int)), members=1)
 
 

@@ -12,7 +12,6 @@ from ensdistill.data import Rows
 from ensdistill.student.trainer import build_student
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import TorchMember, as_member
-from ensdistill.teachers.recipes import Job, TorchMembers
 from ensdistill.teachers.stack import train_trajectory
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -57,14 +56,12 @@ def test_training_names_the_dtype_of_a_factory_s_module(kind, method):
         train_trajectory(FACTORIES[kind], X, Y, classes=2, seed=0, optimization=FEW, captures=[1])
 
 
-def test_recipes_and_students_name_the_dtype_too():
+def test_students_name_the_dtype_too_and_a_module_that_casts_its_inputs_is_trained():
     words = r"expected float32 parameters for inputs of float32 \[2, 4\]; .* is float64\. module\.float\(\)"
     factory = functools.partial(nn.Linear, in_features=4, out_features=2, dtype=torch.float64)
     with pytest.raises(ValueError, match=rf"factory: the student's Linear: {words}"):
         build_student(factory, Rows(X, np.arange(40), Y), 2)
-    recipe = TorchMembers(Casting, count=1, name="net", optimization=FEW)
-    (member,) = recipe.fit(X, Y, ["a", "b"], [Job("net", 0, np.arange(40))])
-    assert member.predict_logits(X).shape == (40, 2)
+    assert Ensemble.train(Casting, (X, Y), members=1, optimization=FEW).predict_logits(X).shape == (1, 40, 2)
     build_student(Casting, Rows(X, np.arange(40), Y), 2)
 
 

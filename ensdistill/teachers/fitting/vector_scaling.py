@@ -18,8 +18,9 @@ LOG_SCALE = 5.0  # a class's scale is at most a factor of e⁵ from the best tem
 def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
     """Scale and bias of each class with the least NLL of softmax(scale · logits + bias).
 
-    See Guo et al., 2017, section 4.2. Solved by L-BFGS-B from the best temperature, with positive scales, so that a larger logit stays a larger
-    one of its class. Never worse than the logits as they are, or than their best temperature, on these rows.
+    See Guo et al., 2017, section 4.2. Solved by L-BFGS-B from the best temperature, with positive scales, so
+    that a larger logit stays a larger one of its class. Never worse than the logits as they are, or than
+    their best temperature, on these rows.
 
     With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts:
     ``prior_rows`` further rows for each class are answered as at the best temperature, and every bias and
