@@ -130,7 +130,25 @@ def _by_part(
             lines += [f"{dot}{name}: {line}" for line in apart]
             for side in members:
                 del side[name]
+    lines += _renamed_or_alone(members[0], members[1], dot)
     return {**found, "members": members[0]}, {**expected, "members": members[1]}, lines
+
+
+def _renamed_or_alone(cached: dict[str, Any], now: dict[str, Any], dot: str) -> list[str]:
+    """One line for each member under a name that one side lacks; both sides are left without these members."""
+    lines = []
+    for name in [name for name in now if name not in cached]:
+        same = next((old for old in cached if old not in now and cached[old] == now[name]), None)
+        if same is not None:
+            lines.append(f"{dot[:-1]}: {same!r} of the cache is called {name!r} now")
+            del cached[same]
+        else:
+            lines.append(f"{dot}{name}: the cache has no such member")
+        del now[name]
+    for name in [name for name in cached if name not in now]:
+        lines.append(f"{dot}{name}: is in the cache alone")
+        del cached[name]
+    return lines
 
 
 def _parts_apart(found: dict[str, str], expected: dict[str, str]) -> list[str]:

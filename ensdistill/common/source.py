@@ -278,6 +278,15 @@ def _attributes(code: CodeType) -> frozenset[str]:
     return frozenset(name for part in _codes(code) for name in part.co_names)
 
 
+def attributes_read(function: Any) -> frozenset[str]:
+    """Names in a function's code that may be those of attributes, ``getattr(x, "name")`` included."""
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return frozenset()
+    texts = (constant for part in _codes(code) for constant in part.co_consts if isinstance(constant, str))
+    return _attributes(code) | frozenset(texts)
+
+
 def _cell(cell: Any) -> Any:
     try:
         return cell.cell_contents

@@ -286,9 +286,7 @@ class Ensemble:
 
     def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
         """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the mixture's: float32 [K, N, C]."""
-        raw = np.asarray(raw)
-        if raw.ndim != 3 or len(raw) != len(self):
-            raise ValueError(f"logits: expected [{len(self)}, N, C], one for each member; got {list(raw.shape)}")
+        raw = self._of_all_members(raw)
         scaled: np.ndarray = self._scaled(raw, self.temperatures * self.temperature).astype(np.float32)
         return scaled
 
@@ -315,10 +313,17 @@ class Ensemble:
         return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
 
     def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
-        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``)."""
+        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``).
+
+        Raises
+        ------
+        ValueError
+            The logits are not [K, N, C] for the K members and C classes, or the temperature is not positive.
+        """
         if not (0 < temperature < np.inf):
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
-        return np.exp(log_mixture(np.asarray(logits), self.weights, self.combiner, temperature))
+        z = self._of_all_members(logits)
+        return np.exp(log_mixture(z, self.weights, self.combiner, temperature))
 
     def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities at ``temperature``: float64 [N, C].
@@ -415,8 +420,9 @@ class Ensemble:
     ) -> Ensemble:
         """The members that are worth having, weighted by how often they were taken: a new ensemble, this one stays as it is.
 
-        Call it after ``calibrate``. The mixture's temperature is that of this ensemble. With ``metric="nll"`` a prior for the whole
-        ensemble, worth ``prior_rows`` rows for each member, guards the choice against few rows.
+        Call it after ``calibrate``. With ``metric="nll"`` a prior for the whole ensemble, worth ``prior_rows`` rows for each
+        member, guards the choice against few rows. The mixture's temperature is that of this ensemble, raised where
+        saturated logits of few rows would be trusted too much.
 
         Parameters
         ----------
@@ -448,7 +454,9 @@ class Ensemble:
             prior_rows=prior_rows,
         )
         kept = np.flatnonzero(found.counts)
-        return self._of(kept, found.weights[kept])
+        chosen = self._of(kept, found.weights[kept])
+        chosen.temperature *= found.temperature
+        return chosen
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
         """The same ensemble for these samples: members with stored answers give those of these uids, in their order.
@@ -486,6 +494,14 @@ class Ensemble:
         for member in self.members:  # first calls load code and fill caches
             _seconds(member, inputs)
         return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
+
+    def _of_all_members(self, logits: np.ndarray | Tensor) -> np.ndarray:
+        """The logits as an array, if they are [K, N, C] for this ensemble's members and classes."""
+        z = np.asarray(logits.detach().cpu() if isinstance(logits, Tensor) else logits)
+        classes = "C" if self.classes is None else len(self.classes)
+        if z.ndim != 3 or len(z) != len(self) or (classes != "C" and z.shape[2] != classes):
+            raise ValueError(f"logits: expected [{len(self)}, N, {classes}], one for each member; got {list(z.shape)}")
+        return z
 
     def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
         """Raw logits [K, N, C] with the members' vectors and these temperatures, where they are."""

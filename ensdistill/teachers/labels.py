@@ -21,7 +21,8 @@ def as_labels(labels: Any, wanted: tuple[str, ...] | None = None, *, indices: bo
         Integers, and floats that are whole numbers, are class indices. Strings and booleans are names ("False" and "True"): from
         NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories included.
     wanted : tuple of str, optional
-        The names by index. By default they are the labels' own names in sorted order, or "0", "1", ...
+        The names by index. By default they are the labels' own names, or "0", "1", ... Names are sorted, unless the labels
+        are a column of ordered categories (of pandas and pyarrow with ``ordered``, or polars' ``Enum``), whose order stays.
     indices : bool
         Whether numbers are known to be class indices, also where ``wanted`` holds such numbers as names.
 
@@ -42,7 +43,9 @@ def as_labels(labels: Any, wanted: tuple[str, ...] | None = None, *, indices: bo
     """
     values = _values(labels)
     if values.dtype.kind in "SUb" and values.ndim == 1:
-        return _by_name(_names(values), wanted, values.dtype.kind == "b")
+        named = _names(values)
+        order = wanted if wanted is not None else _in_category_order(labels, named)
+        return _by_name(named, order, values.dtype.kind == "b")
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         raise ValueError(f"data: expected labels [N] that are class indices or names; got {values.dtype} {list(values.shape)}")
     if values.dtype.kind == "f":
@@ -80,6 +83,20 @@ def _values(labels: Any) -> np.ndarray:
         f"data: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row {row} holds {plain[row]!r}. "
         "Make them alike, for example by labels.astype(str)"
     )
+
+
+def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None:
+    """The labels' different names in the order of a column of ordered categories; None for any other labels."""
+    dtype: Any = getattr(labels, "dtype", None)
+    if getattr(dtype, "ordered", False) or type(dtype).__name__ == "Enum":  # pandas, polars
+        categories = list(dtype.categories)
+    elif getattr(getattr(labels, "type", None), "ordered", False):  # pyarrow, in chunks or not
+        chunked = labels.unify_dictionaries().chunks if hasattr(labels, "unify_dictionaries") else [labels]
+        categories = chunked[0].dictionary.to_pylist() if chunked else []
+    else:
+        return None
+    present = set(names.tolist())
+    return tuple(name for name in map(str, categories) if name in present)
 
 
 def _names(values: np.ndarray) -> np.ndarray:

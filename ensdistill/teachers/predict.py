@@ -13,7 +13,8 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
-from ensdistill.teachers.members.module import floating_type
+from ensdistill.teachers.members.dtypes import floating_type
+from ensdistill.teachers.members.module import is_plain
 from ensdistill.teachers.validation import check_logits
 
 
@@ -38,9 +39,7 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
 
 def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
     """The same as a tensor on ``device``, which what a torch member says there never leaves."""
-    # A class of somebody's own may answer otherwise (test-time augmentation, say).
-    plain = isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in ("predict_logits", "raw"))
-    if not isinstance(member, TorchMember) or not plain or member.predicts_on != device:
+    if not is_plain(member) or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with named(member.name, len(inputs)):
         logits = member.predict_tensor(_rows_for(member, inputs))

@@ -27,7 +27,7 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers import estimators, networks
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
-from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.boosted import check_keywords, library_of
 from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
 from ensdistill.teachers.stack import Watch, Way
 from ensdistill.teachers.stack.fitting import check_stopping, few_rows, is_estimator, parts, seeds_of, versions
@@ -276,6 +276,7 @@ class SklearnMembers(Recipe):
                 f"and init_args; got {self.estimator!r}"
             )
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__.lower())
+        check_keywords("estimator", self.name, parts(self.estimator).values())
         own = {class_path(type(part)) for part in parts(self.estimator).values()}
         object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, *own})))
         _check(self.name, self.count)

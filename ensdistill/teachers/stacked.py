@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import batches
-from ensdistill.teachers.members.module import predicting
+from ensdistill.teachers.members.module import is_plain, predicting
 
 # A stack adds up in another order; float32 logits of one row differ by far less, other code by far more.
 TOLERANCE = 1e-3
@@ -71,7 +71,7 @@ def stacked_logits(members: Sequence[Member], inputs: np.ndarray, stacks: dict[t
     """
     groups = defaultdict(list)
     for i, member in enumerate(members):
-        if isinstance(member, TorchMember) and inputs.dtype == np.float32 and member.device is None:
+        if is_plain(member) and inputs.dtype == np.float32 and member.device is None:
             shapes = tuple((name, value.shape, value.dtype, value.device) for name, value in member.module.state_dict().items())
             groups[type(member.module), repr(member.module), shapes, member.batch_size].append(i)
     found: dict[int, np.ndarray] = {}

@@ -36,7 +36,7 @@ def test_answers_by_place_belong_to_uids_in_order(tmp_path, batch_size):
 
 def test_answers_by_place_are_refused_for_uids_in_another_order(tmp_path):
     rows = Rows(X, SHUFFLED, UNKNOWN)
-    message = r"uids: ndarray holds answers for 300 rows by their place, .* 0\.\.299 in order; .*ArrayMember\(uids=\.\.\."
+    message = r"uids: ndarray holds outputs for 300 rows by their place, .* 0\.\.299 in order; .*ArrayMember\(uids=\.\.\."
     with pytest.raises(ValueError, match=message):
         cache_targets(fresh(P), rows, tmp_path / "c")
     with pytest.raises(ValueError, match=r"for 299 rows by their place"):
@@ -66,7 +66,7 @@ def test_answers_by_uid_reach_their_samples(tmp_path, batch_size):
     assert ensemble.for_uids(SHUFFLED[:9]).fingerprint() != ensemble.fingerprint()
     for call, message in (
         (lambda: ensemble.predict_proba(X), r"stored finds its answers by uid, .*ensemble\.for_uids\(uids\)"),
-        (lambda: ensemble.for_uids(np.array([3, ROWS])), r"stored has no answer for uid 300 \(1 of 2 uids have none\)"),
+        (lambda: ensemble.for_uids(np.array([3, ROWS])), r"stored has no output for uid 300 \(1 of 2 uids have none\)"),
         (lambda: cache_targets(ensemble, Rows(np.r_[X, X[:1]], np.arange(301), np.zeros(301, int)), tmp_path / "n"), "uid 300"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -105,7 +105,8 @@ def test_parts_alone_make_no_difference():
     one = {"members": {"a": "1"}, "parts": {"a": {"weights": "x"}}, "weights": [1.0]}
     assert differences(one, {**one, "parts": {"a": {"weights": "y"}}}) == differences(one, {**one, "parts": {}}) == []
     assert differences({"members": ["a"], "parts": 1}, {"members": ["b"], "parts": 2}) != []
-    assert differences(one, {"members": {"b": "1"}, "weights": [1.0]}) == [
-        "members.b: the cache has nothing, expected '1'",
-        "members.a: the cache has '1', expected nothing",
+    assert differences(one, {"members": {"b": "1"}, "weights": [1.0]}) == ["members: 'a' of the cache is called 'b' now"]
+    assert differences(one, {"members": {"b": "2"}, "weights": [1.0]}) == [
+        "members.b: the cache has no such member",
+        "members.a: is in the cache alone",
     ]

@@ -323,3 +323,53 @@ def test_weights_that_are_refused(tmp_path):
     plain = Ensemble.train(RandomForestClassifier(3), rows, members=1, folder=tmp_path / "e")
     weighted = Ensemble.train(RandomForestClassifier(3), rows, members=1, folder=tmp_path / "e", sample_weight=1.0 + (x[:, 0] > 1))
     assert plain.fingerprint() != weighted.fingerprint()
+
+
+def _ordered(kind):
+    names, order = ["mid", "high", "low", "mid"], ["low", "mid", "never", "high"]
+    if kind == "pandas":
+        pd = pytest.importorskip("pandas")
+        return pd.Series(pd.Categorical(names, categories=order, ordered=True), index=[3, 1, 7, 5])
+    if kind == "pandas booleans":
+        pd = pytest.importorskip("pandas")
+        return pd.Categorical([True, False, True], categories=[True, False], ordered=True)
+    if kind == "polars":
+        pl = pytest.importorskip("polars")
+        return pl.Series(names, dtype=pl.Enum(order))
+    pa = pytest.importorskip("pyarrow")
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 3, 0, 1]), pa.array(order), ordered=True)
+    return column if kind == "pyarrow" else pa.chunked_array([column.slice(0, 2), column.slice(2)])
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow", "pyarrow chunks"])
+def test_ordered_categories_keep_their_order(kind):
+    labels, names = as_labels(_ordered(kind))
+    assert names == ("low", "mid", "high")
+    assert labels.tolist() == [1, 2, 0, 1]
+    labels, names = as_labels(_ordered(kind), ("high", "low", "mid"))
+    assert (labels.tolist(), names) == ([2, 0, 1, 2], ("high", "low", "mid"))
+
+
+def test_categories_without_an_order_are_sorted_by_name():
+    pd, pl, pa = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
+    names, order = ["b", "a", "c"], ["c", "b", "a"]
+    for column in (
+        pd.Series(pd.Categorical(names, categories=order)),
+        pl.Series(names, dtype=pl.Categorical),
+        pa.array(names).dictionary_encode(),
+        pd.Series(names),
+    ):
+        assert as_labels(column)[1] == ("a", "b", "c")
+    assert as_labels(_ordered("pandas booleans"))[1] == ("True", "False")
+
+
+def test_the_classes_of_an_ensemble_have_the_order_of_the_categories():
+    pd = pytest.importorskip("pandas")
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    order = ["low", "mid", "high"]
+    names = np.array(order)[np.digitize(x[:, 0], [-0.4, 0.4])]
+    column = pd.Series(pd.Categorical(names, categories=order, ordered=True))
+    ensemble = Ensemble.train(LogisticRegression(), (x, column), members=1)
+    assert ensemble.classes == ("low", "mid", "high")
+    found = np.array(order)[ensemble.predict_proba(x).argmax(1)]
+    assert (found == names).mean() > 0.8

@@ -155,7 +155,7 @@ def test_members_fitted_to_integers_are_named_by_index():
     ensemble = Ensemble.from_members([numbers, named], classes=list(names))
     assert ensemble.classes == tuple(names)
     np.testing.assert_allclose(*ensemble.predict_logits(x), atol=1e-4)
-    with pytest.raises(ValueError, match=r"classes: logisticregression-1 knows \[0, 1, 2\]; expected \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"classes: logisticregression-1 has \[0, 1, 2\]; expected \['a', 'b'\]"):
         Ensemble.from_members([numbers, named], classes=["a", "b"])
     with pytest.raises(TypeError, match="members: expected a sequence of members; got one Sequential"):
         Ensemble.from_members(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))

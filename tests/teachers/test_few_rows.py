@@ -126,11 +126,17 @@ def of_vectors(d):
 
 
 def of_selection(d):
-    return of_ensemble(d, lambda e: e.calibrate(d.seen, d.labels).select(d.seen, d.labels)) if d.scale <= 3 else 0.0
+    return of_ensemble(d, lambda e: e.calibrate(d.seen, d.labels).select(d.seen, d.labels))
+
+
+def of_selection_alone(d):
+    """Without calibration, so that the logits may be of any scale."""
+    return of_ensemble(d, lambda e: e.select(d.seen, d.labels))
 
 
 SINGLE = (of_temperature, of_student, of_vector, of_mixture_temperature, of_weights)
-WHOLE = (of_all, of_pooled, of_vectors, of_selection)
+WHOLE = (of_all, of_pooled, of_vectors)
+CHOSEN = (of_selection, of_selection_alone)
 
 
 def check(kind, seeds, by_class=0.1):
@@ -153,8 +159,24 @@ def test_few_rows_do_not_mislead_a_whole_ensemble(kind):
     check(kind, range(40))
 
 
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_few_rows_do_not_mislead_a_selection(kind):
+    """Draw 112 cost 20 nats, and others without calibration up to a million, where a saturated member was left alone."""
+    check(kind, range(200))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*SINGLE, *(kind for kind in WHOLE if kind is not of_selection)])
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_a_selection_from_few_rows_is_bounded_with_other_seeds(kind):
+    """A few draws lose more than 0.1 nats, because members were left out; none loses a multiple of log(rows · classes)."""
+    worse = np.array([kind(draw(seed)) for seed in range(10_000, 11_000)])
+    assert np.maximum(worse, 0).mean() <= 0.02
+    assert worse.max() <= 0.5
+    assert (worse > 0.1).mean() <= 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*SINGLE, *WHOLE])
 def test_few_rows_do_not_mislead_with_other_seeds(kind):
     check(kind, range(10_000, 11_000), by_class=0.2)
 

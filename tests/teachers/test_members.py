@@ -76,7 +76,7 @@ def test_classes_are_aligned_by_name(rows):
     assert member.classes == ("zebra", "ant", "mouse")
     assert (member.predict_logits(x[keep]).argmax(1) == y[keep]).mean() > 0.95
     assert SklearnMember(model).classes == ("ant", "mouse", "zebra")
-    with pytest.raises(ValueError, match=r"knows \['ant', 'mouse', 'zebra'\]; expected \['zebra', 'ant', 'cow'\]"):
+    with pytest.raises(ValueError, match=r"has \['ant', 'mouse', 'zebra'\]; expected \['zebra', 'ant', 'cow'\]"):
         SklearnMember(model, classes=["zebra", "ant", "cow"])
 
 
@@ -120,7 +120,7 @@ def test_an_error_of_a_members_own_says_whose_it_is():
 def test_integer_classes_are_indices(digits, rows):
     member = SklearnMember(SVC().fit(*rows), classes=[f"digit {i}" for i in range(10)])
     assert (member.predict_logits(digits.test.inputs).argmax(1) == digits.test.labels).mean() > 0.9
-    with pytest.raises(ValueError, match=r"classes: svc knows \[0, 1, 2.*expected \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"classes: svc has \[0, 1, 2.*expected \['a', 'b'\]"):
         SklearnMember(SVC().fit(*rows), classes=["a", "b"])
 
 
@@ -144,9 +144,9 @@ def test_array_member_finds_rows_by_content():
     member = ArrayMember(x, logits=z, name="known")
     order = np.random.default_rng(2).permutation(20)[:7]
     np.testing.assert_array_equal(member.predict_logits(x[order]), z[order])
-    with pytest.raises(ValueError, match=r"known has no answer for row 1 \(1 such rows\)"):
+    with pytest.raises(ValueError, match=r"known has no output for row 1 \(1 such rows\)"):
         member.predict_logits(np.stack([x[0], x[1] + 1]))
-    with pytest.raises(ValueError, match="rows 0 and 1 are equal but have different answers"):
+    with pytest.raises(ValueError, match="rows 0 and 1 are equal but have different outputs"):
         ArrayMember(np.zeros((2, 3)), logits=z[:2], name="known")
     with pytest.raises(ValueError, match="expected one of the two"):
         ArrayMember(x, name="known")
@@ -169,7 +169,7 @@ def test_a_bare_function_is_listened_to():
     np.testing.assert_array_equal(raw.predict_logits(x), x.astype(np.float32))
     two_faced = as_member(lambda x: softmax(x, -1) if len(x) > 2 else x, "two")
     two_faced.predict_logits(x)
-    with pytest.raises(ValueError, match=r"two: its first answer looked like probabilities, but row 0 .*output='logits'"):
+    with pytest.raises(ValueError, match=r"two: the first outputs looked like probabilities, but now row 0 .*output='logits'"):
         two_faced.predict_logits(x[:2])
     with pytest.raises(ValueError, match=r"two: a function has no fingerprint.*version='1'"):
         two_faced.fingerprint()
@@ -180,7 +180,7 @@ def test_a_bare_array_is_logits_or_probabilities(tmp_path):
     logits, probabilities = as_member(z, "z"), as_member(torch.from_numpy(softmax(z, -1)), "p")
     np.testing.assert_array_equal(logits.predict_logits(np.zeros((6, 2))), z)
     np.testing.assert_allclose(softmax(probabilities.predict_logits(np.zeros((6, 2))), -1), softmax(z, -1), atol=1e-5)
-    with pytest.raises(ValueError, match=r"z has answers for 6 rows and does not know which; got 5 rows"):
+    with pytest.raises(ValueError, match=r"z holds outputs for 6 rows by their place; got 5 rows"):
         logits.predict_logits(np.zeros((5, 2)))
     logits.save(tmp_path)
     np.testing.assert_array_equal(load_member(tmp_path).predict_logits(np.zeros((6, 2))), z)
@@ -284,11 +284,11 @@ def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
     np.testing.assert_allclose(member.predict_logits(padded), member.predict_logits(short), atol=1e-6)
     other = TorchMember(member.module, classes=["yes", "no", "maybe"])
     np.testing.assert_array_equal(other.predict_logits(short), member.predict_logits(short)[:, [2, 0, 1]])
-    with pytest.raises(ValueError, match=r"module knows \['no', 'maybe', 'yes'\]; expected \['yes', 'no', 'perhaps'\]"):
+    with pytest.raises(ValueError, match=r"module has \['no', 'maybe', 'yes'\]; expected \['yes', 'no', 'perhaps'\]"):
         TorchMember(member.module, classes=["yes", "no", "perhaps"])
     with pytest.raises(ValueError, match="expects float32, or integers for a model of tokens; got float64"):
         member.predict_logits(np.zeros((1, 2)))
-    with pytest.raises(TypeError, match=r"odd: expected a module that answers with a tensor, or with \.logits; got builtins\.tuple"):
+    with pytest.raises(TypeError, match=r"odd: expected a module that returns a tensor, or an object with \.logits; got builtins\.tuple"):
         TorchMember(nn.LSTM(3, 2), name="odd").predict_logits(np.zeros((1, 2, 3), np.float32))
 
 

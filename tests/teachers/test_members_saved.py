@@ -134,7 +134,7 @@ class Times(nn.Linear):
 
 
 def test_a_factory_of_a_module_with_other_attributes_is_told_of(tmp_path):
-    with pytest.warns(UserWarning, match=r"net: its factory builds a module with other parts \(attributes of .*Times\)"):
+    with pytest.warns(UserWarning, match=r"factory: net: it builds a module with other parts \(attributes of .*Times\)"):
         TorchMember(Times(2.0), name="net", factory=Times).save(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

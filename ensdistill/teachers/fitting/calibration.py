@@ -1,22 +1,26 @@
 """Temperatures, mixture weights and the combination itself, on arrays of member logits. All sums are float64.
 
-Every number is fitted with a prior that is worth a few rows, because few rows mislead: where all of them are right, the least NLL is at
-temperature 0, and a class that happens to be absent would be ruled out. The prior of a temperature has three parts.
+Every number is fitted with a prior that is worth a few rows, because few rows mislead: if all of them are
+right, the least NLL is at temperature 0, and a class that happens to be absent would be ruled out. The prior
+of a temperature has three parts.
 
-- Five further rows are answered as the unfitted model answers the held-out ones (Huang, Stein, Rubin and Kou, 2020, "Catalytic prior
-  distributions with application to generalized linear models").
-- The logarithm of the temperature has Student's t distribution with 3 degrees of freedom around 0. Its tails are heavy, so a temperature
-  of 1e6 is found where the logits need it (Gelman, Jakulin, Pittau and Su, 2008, "A Weakly Informative Default Prior Distribution for
-  Logistic and Other Regression Models").
-- A temperature below 1 has to pay for half a row that is wrong, as Krichevsky and Trofimov (1981, "The Performance of Universal Encoding")
-  count half an occurrence of what was never seen. Otherwise rows that are all right would sharpen logits that are too sharp already.
+- Five further rows have the unfitted model's probabilities for the held-out rows as targets (Huang, Stein,
+  Rubin and Kou, 2020, "Catalytic prior distributions with application to generalized linear models").
+- The logarithm of the temperature has Student's t distribution with 3 degrees of freedom around 0. Its tails
+  are heavy, so a temperature of 1e6 is found where the logits need it (Gelman, Jakulin, Pittau and Su, 2008,
+  "A Weakly Informative Default Prior Distribution for Logistic and Other Regression Models").
+- A temperature below 1 has to pay for half a row that is wrong, as Krichevsky and Trofimov (1981, "The
+  Performance of Universal Encoding") count half an occurrence of a symbol that never occurred. Otherwise rows
+  that are all right would sharpen logits that are too sharp already.
 
-No part grows with the rows: at some hundred rows the fitted numbers are nearly those of the least NLL. And none can make the NLL of the
-held-out rows worse than unfitted, since each part alone is best at the unfitted numbers.
+No part grows with the rows: at some hundred rows the fitted numbers are nearly those of the least NLL. And
+none can make the NLL of the held-out rows worse than unfitted, since each part alone is best at the unfitted
+numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -25,14 +29,15 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 Combiner = Literal["prob", "logit", "log_prob"]
 COMBINERS = ("prob", "logit", "log_prob")
-# Measured on 1000 draws of 5 to 50 rows of the kinds in tests/test_few_rows.py: the NLL of other rows is at most 0.08 worse than at
-# temperature 1. Without the further rows single draws of 100 classes are 0.3 worse, without the half row logits of 1e3 are 0.2 worse.
+# Measured on 1000 draws of 5 to 50 rows of the kinds in tests/test_few_rows.py: the NLL of other rows is at
+# most 0.08 worse than at temperature 1. Without the further rows single draws of 100 classes are 0.3 worse,
+# without the half row logits of 1e3 are 0.2 worse.
 PRIOR_ROWS = 5.0
 PRIOR_SPREAD = 0.35
 PRIOR_ERRORS = 0.5
 PRIOR_ROWS_PER_MEMBER = 3.0
 COARSE = 16  # temperatures that are looked at before the search
-NEGLIGIBLE = 1e-3  # a fitted weight below this is set to zero, or below a tenth of an equal one where that is less
+NEGLIGIBLE = 1e-3  # a smaller weight becomes zero, if it is also below a tenth of an equal one
 
 
 def log_mixture(logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "prob", temperature: float = 1.0) -> np.ndarray:
@@ -45,8 +50,9 @@ def log_mixture(logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "p
     weights : ndarray [K]
         Non-negative, of sum one. Members of weight zero are left out.
     combiner : {"prob", "logit", "log_prob"}
-        ``prob``: the weighted mean of softmaxes. ``logit`` and ``log_prob`` (geometric mean): the softmax of the weighted mean of the
-        logits; the two differ only in a constant per row, which normalisation removes.
+        ``prob``: the weighted mean of softmaxes. ``logit`` and ``log_prob`` (geometric mean): the softmax of
+        the weighted mean of the logits; the two differ only in a constant per row, which normalisation
+        removes.
     temperature : float
         Divides every member's logits before they are combined.
 
@@ -72,7 +78,8 @@ def log_mixture(logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "p
     mean = (w * z).sum(0)
     empty = np.flatnonzero(np.isneginf(mean).all(-1))
     if len(empty):
-        raise ValueError(f"logits: the members together rule out every class of row {empty[0]}; the combiner {combiner!r} has no answer")
+        row = f"every class of row {empty[0]}"
+        raise ValueError(f"logits: the members together rule out {row}; the combiner {combiner!r} needs one")
     return log_softmax(mean, axis=-1)
 
 
@@ -88,9 +95,10 @@ def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> float:
-    """The temperature T that minimises the NLL of softmax(logits / T) (Guo et al., 2017, "On Calibration of Modern Neural Networks").
+    """The temperature T that minimises the NLL of softmax(logits / T).
 
-    With a prior, so that few rows can't mislead it; see the top of this module. Never worse than T = 1 on these rows.
+    See Guo et al., 2017, "On Calibration of Modern Neural Networks". With a prior, so that few rows can't
+    mislead it; see the top of this module. Never worse than T = 1 on these rows.
 
     Parameters
     ----------
@@ -119,10 +127,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = 
 def fit_mixture_temperature(
     logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
 ) -> float:
-    """The temperature, shared by all members, that calibrates their mixture; never worse than 1 on these rows.
+    """The members' common temperature that calibrates their mixture; never worse than 1 on these rows.
 
-    A mean of calibrated members is less sure than it is right (Rahaman and Thiery, 2021, "Uncertainty Quantification and Deep
-    Ensembles"), so this is below 1 where the members differ.
+    A mean of calibrated members is less sure than it is right (Rahaman and Thiery, 2021, "Uncertainty
+    Quantification and Deep Ensembles"), so this is below 1 where the members differ.
 
     Parameters
     ----------
@@ -144,7 +152,7 @@ def fit_mixture_temperature(
 def closest_temperature(
     logits: np.ndarray, weights: np.ndarray, targets: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
 ) -> float:
-    """The temperature at which the mixture of ``logits`` [K, N, C] has the least cross entropy to the probabilities ``targets`` [N, C].
+    """The temperature of ``logits`` [K, N, C] with the least cross entropy to ``targets`` [N, C].
 
     Never worse than 1 on these rows. ``prior_rows`` as for :func:`fit_temperature`.
     """
@@ -156,30 +164,79 @@ def closest_temperature(
         return 1.0
     unfitted = log_mixture(z, used, combiner)
     wanted, strength = with_prior(targets, unfitted, prior_rows), prior_rows / PRIOR_ROWS / len(targets)
-    runner_up = np.argsort(unfitted, axis=-1)[:, -2, None]
-
-    def surprise(log_probabilities: np.ndarray) -> float:
-        """NLL of rows whose class is the second likeliest, where the members leave it possible."""
-        second = np.take_along_axis(log_probabilities, runner_up, -1)
-        return -float(np.where(np.isneginf(second), 0.0, second).mean())
-
-    least_surprise = surprise(unfitted)
+    runner_up = np.argsort(unfitted, axis=-1)[:, -2]
+    least_surprise = nll_if_wrong(unfitted, runner_up)
 
     def loss(log_temperature: float) -> float:
         fitted = log_mixture(z, used, combiner, float(np.exp(log_temperature)))
-        prior = student_t(log_temperature) + PRIOR_ERRORS * max(0.0, surprise(fitted) - least_surprise)
+        prior = student_t(log_temperature) + PRIOR_ERRORS * max(0.0, nll_if_wrong(fitted, runner_up) - least_surprise)
         return cross_entropy(wanted, fitted) + strength * prior
 
-    # Beyond these the rows are decided entirely, or the classes are all alike. The prior may add a minimum near 1 to the one of the NLL.
+    # Beyond these the rows are decided entirely, or the classes are all alike. The prior may add a minimum
+    # near 1 to the one of the NLL.
     places = np.linspace(min(0.0, np.log(np.median(spans)) - 10), max(0.0, np.log(spans.max()) + 8), COARSE)
+    return float(np.exp(_least(loss, places)))
+
+
+def cautious_temperature(
+    logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", errors: float = PRIOR_ERRORS
+) -> float:
+    """The temperature of at least 1 with the least NLL of the rows and of ``errors`` wrong ones beside them.
+
+    Leaving members out takes away the safety of their disagreement, and rows that are all right don't show
+    its worth. A wrong row is one of the second likeliest class. With many rows, or with logits that are not
+    saturated, the result is 1.
+
+    Parameters
+    ----------
+    logits : ndarray [K, N, C]
+    weights : ndarray [K]
+    labels : ndarray [N], int64
+    combiner : {"prob", "logit", "log_prob"}
+    errors : float
+        0 returns 1.
+
+    Examples
+    --------
+    >>> z, labels = 1e3 * np.eye(4)[None], np.arange(4)
+    >>> round(1e3 / cautious_temperature(z, np.ones(1), labels), 1)  # half an error beside four rows: p = 8/9
+    3.2
+    >>> cautious_temperature(z / 500, np.ones(1), labels)
+    1.0
+    """
+    z = np.asarray(logits, np.float64)
+    spans = _spans(z[np.asarray(weights) > 0])
+    unfitted = log_mixture(z, weights, combiner)
+    true = labels[:, None]
+    if not errors or not len(spans) or np.isneginf(np.take_along_axis(unfitted, true, -1)).any():
+        return 1.0
+    runner_up = np.argsort(unfitted, axis=-1)[:, -2]
+
+    def loss(log_temperature: float) -> float:
+        fitted = log_mixture(z, weights, combiner, float(np.exp(log_temperature)))
+        wrong = errors / len(labels) * nll_if_wrong(fitted, runner_up)
+        return negative_log_likelihood(fitted, labels) + wrong
+
+    found = _least(loss, np.linspace(0.0, max(0.1, np.log(spans.max()) + 3), COARSE))
+    return float(np.exp(found))
+
+
+def nll_if_wrong(log_probabilities: np.ndarray, runner_up: np.ndarray) -> float:
+    """NLL of rows [N, C] whose class is ``runner_up`` [N]; classes that are ruled out add nothing."""
+    second = np.take_along_axis(log_probabilities, runner_up[:, None], -1)
+    return -float(np.where(np.isneginf(second), 0.0, second).mean())
+
+
+def _least(loss: Callable[[float], float], places: np.ndarray) -> float:
+    """The log-temperature with the least loss, near the best of ``places``; 0 unless it is better."""
     best = int(np.argmin([loss(place) for place in places]))
-    bounds = (places[max(best - 1, 0)], places[min(best + 1, COARSE - 1)])
+    bounds = (places[max(best - 1, 0)], places[min(best + 1, len(places) - 1)])
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    return float(found.x) if found.fun < loss(0.0) else 0.0
 
 
 def with_prior(targets: np.ndarray, log_unfitted: np.ndarray, prior_rows: float) -> np.ndarray:
-    """Targets [N, C] and, beside them, ``prior_rows`` rows in all that are answered as the unfitted model does: sums above 1."""
+    """Targets [N, C] plus ``prior_rows`` rows with the unfitted model's probabilities: sums above 1."""
     return targets + prior_rows / len(targets) * np.exp(log_unfitted)
 
 
@@ -189,7 +246,7 @@ def student_t(values: float | np.ndarray, spread: float = PRIOR_SPREAD) -> float
 
 
 def cross_entropy(targets: np.ndarray, log_probabilities: np.ndarray) -> float:
-    """Mean over rows of -sum of targets · log p, both [N, C]; a class of target zero adds nothing, also where it is ruled out."""
+    """Mean over rows of -sum of targets · log p, both [N, C]; a class of target 0 adds nothing, even at p = 0."""
     return float(-(targets * np.maximum(log_probabilities, -1e300)).sum(-1).mean())
 
 
@@ -199,7 +256,7 @@ def check_prior_rows(prior_rows: float) -> None:
 
 
 def _spans(z: np.ndarray) -> np.ndarray:
-    """Highest less lowest finite logit of each row of each member [K, N, C], without those of equal logits."""
+    """Highest less lowest finite logit of each member's rows [K, N, C], without rows of equal logits."""
     spans = z.max(-1) - np.where(np.isneginf(z), np.inf, z).min(-1)
     positive: np.ndarray = spans[spans > 0]
     return positive
@@ -210,8 +267,9 @@ def fit_weights(
 ) -> np.ndarray:
     """Mixture weights that minimise the NLL of the combination, on the simplex.
 
-    Convex for every combiner; solved by SLSQP from equal weights, so the answer is deterministic. Weights below 1e-3 (and
-    below 0.1/K) are set to zero and the rest is normalised; not where that would rule out the true class of a row.
+    Convex for every combiner; solved by SLSQP from equal weights, so the result is deterministic. Weights
+    below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised; not where that would rule out the
+    true class of a row.
 
     Parameters
     ----------
@@ -220,9 +278,9 @@ def fit_weights(
     labels : ndarray [N], int64
     combiner : {"prob", "logit", "log_prob"}
     prior_rows : float
-        How strongly the weights are drawn to equal ones: ``prior_rows`` further rows for each member that it alone explains (the
-        posterior mode under a symmetric Dirichlet prior). Few rows otherwise leave out a member that other rows need. 0 trusts the
-        held-out rows alone.
+        How strongly the weights are drawn to equal ones: ``prior_rows`` further rows for each member that it
+        alone explains (the posterior mode under a symmetric Dirichlet prior). Few rows otherwise leave out a
+        member that other rows need. 0 trusts the held-out rows alone.
 
     Returns
     -------
@@ -272,7 +330,7 @@ def fit_weights(
     if not np.isfinite(weights).all() or loss(weights)[0] > loss(equal)[0]:
         weights = equal
     kept = weights >= min(NEGLIGIBLE, 0.1 / members)
-    if combiner == "prob" and np.isneginf(true[kept]).all(0).any():  # who else would give a row its class?
+    if combiner == "prob" and np.isneginf(true[kept]).all(0).any():  # a row would lose its class
         return weights / weights.sum()
     weights = np.where(kept, weights, 0.0)
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""How unsure an ensemble is of each row, and why: noise that every member sees, or members that don't know."""
+"""How unsure an ensemble is of each row, and why: noise in the labels, or disagreement among members."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Uncertainty:
     total : ndarray [N], float64
         Entropy of the mixture.
     aleatoric : ndarray [N], float64
-        Mean entropy of the members: what each of them is unsure of.
+        Mean entropy of the members.
     epistemic : ndarray [N], float64
-        Mutual information of the label and the member: what they tell each other (0 where all say the same).
+        Mutual information of the label and the member; 0 if all members return the same probabilities.
     disagreement : ndarray [N], float64
         Probability that two different members, drawn by their weights, name different classes, in [0, 1].
     """
@@ -31,7 +31,9 @@ class Uncertainty:
 
 
 def decompose(logits: np.ndarray, weights: np.ndarray) -> Uncertainty:
-    """Split the uncertainty of a mixture (Depeweg et al., 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3).
+    """Split the uncertainty of a mixture.
+
+    Depeweg et al., 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3.
 
     Always of the mean of probabilities: for other combiners the parts would not sum up.
 
@@ -54,7 +56,8 @@ def decompose(logits: np.ndarray, weights: np.ndarray) -> Uncertainty:
     z = np.asarray(logits, np.float64)[used]
     log_p = log_softmax(z, axis=-1)  # [K, N, C]
     mixture = logsumexp(log_p, axis=0, b=w[..., None])
-    # A mean of divergences from the mixture, each at least 0, instead of a difference of entropies, which may round below it.
+    # A mean of divergences from the mixture, each at least 0, instead of a difference of entropies, which may
+    # round below it.
     ratio = np.where(np.isneginf(log_p), 0.0, log_p - np.where(np.isneginf(mixture), 0.0, mixture))
     epistemic = np.maximum((w * (np.exp(log_p) * ratio).sum(-1)).sum(0), 0.0)
     aleatoric = (w * -(np.exp(log_p) * np.where(np.isneginf(log_p), 0.0, log_p)).sum(-1)).sum(0)

@@ -8,23 +8,26 @@ from scipy.special import log_softmax
 
 from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, cross_entropy, fit_temperature, student_t, with_prior
 
-BIAS = 30.0  # nats; where the classes can be told apart without error the best bias has no bound
-# Of the prior of biases and logarithms of scales. At 0.35 single draws of 5 to 50 rows lose 0.1 nats on others; at 0.25 two thirds of that.
+BIAS = 30.0  # nats; the best bias has no bound if the classes can be separated without error
+# Of the prior of biases and logarithms of scales. At 0.35 single draws of 5 to 50 rows lose 0.1 nats on
+# others; at 0.25 two thirds of that.
 SPREAD = 0.25
 LOG_SCALE = 5.0  # a class's scale is at most a factor of e⁵ from the best temperature's
 
 
 def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
-    """Scale and bias of each class that minimise the NLL of softmax(scale · logits + bias) (Guo et al., 2017, section 4.2).
+    """Scale and bias of each class with the least NLL of softmax(scale · logits + bias).
 
-    Solved by L-BFGS-B from the best temperature, with positive scales, so that a larger logit stays a larger one of its class. Never worse
-    than the logits as they are, or than their best temperature, on these rows.
+    See Guo et al., 2017, section 4.2. Solved by L-BFGS-B from the best temperature, with positive scales, so
+    that a larger logit stays a larger one of its class. Never worse than the logits as they are, or than
+    their best temperature, on these rows.
 
-    With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts: ``prior_rows`` further rows
-    for each class are answered as at the best temperature, and every bias and every logarithm of a scale has the t distribution of
-    :mod:`ensdistill.teachers.fitting.calibration` around 0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for
-    the same reason.) A class without any row keeps the scale of the temperature and the bias 0, and the others'
-    biases and logarithms of scales have mean zero: their rows can't tell how rare it is.
+    With few rows it is nearly that temperature, because 2 C numbers fit their noise. The prior has two parts:
+    ``prior_rows`` further rows for each class are answered as at the best temperature, and every bias and
+    every logarithm of a scale has the t distribution of :mod:`ensdistill.teachers.fitting.calibration` around
+    0. (Kull et al., 2019, "Beyond temperature scaling", regularise intercepts for the same reason.) A class
+    without any row keeps the scale of the temperature and the bias 0, and the others' biases and logarithms
+    of scales have mean zero: their rows hold no information on how rare it is.
 
     Parameters
     ----------
@@ -42,12 +45,12 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
     Raises
     ------
     ValueError
-        The true class of a row is ruled out: its loss is infinite whatever the scales.
+        The true class of a row is ruled out: its loss is infinite for all scales.
 
     Examples
     --------
     >>> z = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.5, 0.5], [0.5, 0.5]])
-    >>> scale, bias = fit_vector(z, np.array([0, 0, 0, 1, 0, 0]))  # class 0 is more frequent than the logits say
+    >>> scale, bias = fit_vector(z, np.array([0, 0, 0, 1, 0, 0]))  # class 0 is the most frequent
     >>> bool(bias[0] > bias[1])
     True
     """

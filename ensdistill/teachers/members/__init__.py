@@ -1,4 +1,4 @@
-"""Members: one small interface over everything that can say how likely each class is.
+"""Members: one small interface over every kind of model that returns the probability of each class.
 
 ====================  ==========================================================================
 ``TorchMember``       torch modules, Hugging Face's classification models among them
@@ -6,8 +6,11 @@
 ``BoostedMember``     XGBoost, LightGBM, CatBoost
 ``OnnxMember``        ONNX files
 ``CallableMember``    functions
-``ArrayMember``       answers that are known already
+``ArrayMember``       stored outputs
 ====================  ==========================================================================
+
+A class of another package is a member if it has the attributes of :class:`Member`. It is saved with
+:func:`write_description`, and loaded by :func:`load_member` if its import path is trusted.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from torch import Tensor, nn
 
 from ensdistill.common.describe import class_path
 from ensdistill.teachers.members import outputs
-from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_logits
+from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_logits, write_description
 from ensdistill.teachers.members.boosted import BoostedMember, library_of
 from ensdistill.teachers.members.estimator import Output, SklearnMember
 from ensdistill.teachers.members.files import load_member
 from ensdistill.teachers.members.function import ArrayMember, CallableMember, as_array
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.onnx import OnnxMember
+from ensdistill.teachers.members.wrappers import check_not_exported
 
 __all__ = [
     "SMOOTHING",
@@ -42,6 +46,7 @@ __all__ = [
     "default_name",
     "load_member",
     "to_logits",
+    "write_description",
 ]
 
 
@@ -50,26 +55,30 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
 
     Parameters
     ----------
-    value : member, torch module, fitted scikit-learn, XGBoost, LightGBM or CatBoost model, path of an ONNX file, array [N, C], function
-        An array, or a function's first answer, of rows that are all distributions holds probabilities. Values that could be logits or
-        another kind of probabilities are refused unless ``output`` tells; others are logits.
-        An array's rows are known by their place alone.
+    value : member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C], function
+        Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
+        first outputs, whose rows are all distributions holds probabilities. Values that could be logits or
+        another kind of probabilities are refused unless ``output`` states it; others are logits. An array's
+        rows are found by their place alone.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        What an array, a function, a torch module or an ONNX file answers with; fitted models and members know it themselves.
+        The kind of an array, or of the outputs of a function, a torch module or an ONNX file. The outputs of
+        fitted models and members need no statement.
 
     Raises
     ------
     TypeError
-        Anything else.
+        Any other value.
     ValueError
-        The adapter does not take it: it is not fitted, for example; or its outputs could be logits as well as probabilities.
+        The adapter refuses the value: it is not fitted, for example; or its outputs could be logits as well
+        as probabilities.
     """
     name = name or default_name(value)
     outputs.check_output(name, output)
     if is_member(value):
-        known: Member = value
-        return known
+        found: Member = value
+        return found
+    check_not_exported(name, value)
     if isinstance(value, nn.Module):
         return TorchMember(value, name=name, output=output)
     if library_of(value) is not None:
@@ -79,23 +88,26 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
     if isinstance(value, (str, Path)):
         return OnnxMember(value, name=name, output=output)
     if isinstance(value, (np.ndarray, Tensor)):
-        answers = as_array(value)
-        if answers.ndim not in (1, 2) or (answers.ndim == 1 and output not in ("margin", "probabilities")) or answers.dtype.kind != "f":
-            raise ValueError(f"members: {name}: expected logits or probabilities [N, C]; got {answers.dtype} {list(answers.shape)}")
-        reading = (outputs.reading_of(name, answers) or "logits") if output == "auto" else output
+        array = as_array(value)
+        shaped = array.ndim == 2 or (array.ndim == 1 and output in ("margin", "probabilities"))
+        if not shaped or array.dtype.kind != "f":
+            got = f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"members: {name}: expected logits or probabilities [N, C]; got {got}")
+        reading = (outputs.reading_of(name, array) or "logits") if output == "auto" else output
         if reading == "probabilities":
-            return ArrayMember(name=name, probabilities=answers)
-        return ArrayMember(name=name, logits=outputs.as_logits(name, answers, reading))
+            return ArrayMember(name=name, probabilities=array)
+        return ArrayMember(name=name, logits=outputs.as_logits(name, array, reading))
     if callable(value) and not isinstance(value, type):
         return CallableMember(value, name=name, output=output)
     raise TypeError(
-        "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, the path of an ONNX "
-        f"file, an array of logits or probabilities, or a function; got {class_path(type(value))}"
+        "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or "
+        "CatBoost, the path of an ONNX file, an array of logits or probabilities, or a function; got "
+        f"{class_path(type(value))}"
     )
 
 
 def default_name(value: Any) -> str:
-    """What an unnamed member is called."""
+    """The name of an unnamed member."""
     if isinstance(value, (str, Path)):
         return Path(value).stem
     named = getattr(value, "__name__", "") if callable(value) and not isinstance(value, nn.Module) else ""

@@ -1,10 +1,10 @@
-"""What every member is, and what the adapters share: classes by name, probabilities as logits, batches, the saved description."""
+"""The interface of members, and functions that adapters share: classes, logits, batches, `member.json`."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensdistill.common.describe import class_path
 from ensdistill.common.files import write_json
+from ensdistill.common.source import code_parts
 from ensdistill.data import BadRows
 
 FORMAT = 1
 _UNSEEN = "was fitted without the classes"
-# Probabilities p become the logits log(p + SMOOTHING): after softmax that is (p + SMOOTHING) / (1 + C * SMOOTHING), so that an exact
-# zero, which a forest says of every class that none of its leaves holds, does not rule the class out.
+# Probabilities p become the logits log(p + SMOOTHING): after softmax that is (p + SMOOTHING) / (1 + C *
+# SMOOTHING). An exact zero, which a forest returns for every class that none of its leaves holds, would rule
+# the class out.
 SMOOTHING = 1e-6
-SUM_TOLERANCE = 1e-3  # what sums of float16 probabilities keep
+SUM_TOLERANCE = 1e-3  # sums of float16 probabilities keep it
 
 Blob = bytes  # members have a property of that name
 Logits = TypeVar("Logits", np.ndarray, Tensor)
@@ -31,8 +34,12 @@ Logits = TypeVar("Logits", np.ndarray, Tensor)
 class Member(Protocol):
     """One teacher.
 
-    ``classes`` are the names of its outputs in their order, or None where it knows no names; ``parameters`` and ``bytes`` count the
-    learned numbers and their storage.
+    ``classes`` are the names of its outputs in their order, or None for unnamed outputs. ``parameters`` and
+    ``bytes`` count the learned numbers and their storage.
+
+    Optional methods: ``fingerprint_parts()`` names the digests of which the fingerprint is made, so that a
+    stale cache can name the part that differs. A class method ``load(folder, description, trusted)`` reads a
+    saved member again; see :func:`write_description`.
     """
 
     name: str
@@ -47,14 +54,14 @@ class Member(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Digest of everything its predictions depend on."""
+        """Digest of everything on which its predictions depend."""
         ...
 
     def save(self, folder: Path | str) -> None: ...
 
 
 def not_distributions(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
-    """Positions of the rows of ``values`` [N, C] that hold a negative value or NaN, or whose sum is not one within ``tolerance``."""
+    """Positions of rows of ``values`` [N, C] with a negative value, NaN, or a sum beyond 1 ± ``tolerance``."""
     p = np.asarray(values, np.float64)
     return np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= tolerance)))
 
@@ -65,8 +72,8 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance
     Raises
     ------
     ValueError
-        A row is not a distribution: a negative or NaN value, or a sum other than one (within ``tolerance``, by default 1e-3, which
-        float16 sums keep).
+        A row is not a distribution: a negative or NaN value, or a sum other than one (within ``tolerance``,
+        by default 1e-3, which float16 sums keep).
 
     Examples
     --------
@@ -77,15 +84,15 @@ def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance
     bad = not_distributions(p, tolerance)
     if len(bad):
         raise BadRows(
-            f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is {p[bad[0]].round(4).tolist()} "
-            f"({len(bad)} such rows). If they are logits, say so",
+            f"probabilities: expected rows that are at least 0 and sum to 1; row {bad[0]} is "
+            f"{p[bad[0]].round(4).tolist()} ({len(bad)} such rows). If they are logits, pass them as logits",
             bad,
         )
     return np.log(p + smoothing).astype(np.float32)
 
 
 def as_float32(logits: np.ndarray) -> np.ndarray:
-    """Logits [N, C] as float32; a row that this would move by more than 1e-3 is shifted first, which softmax does not see."""
+    """Logits [N, C] as float32. A row that rounding moves by more than 1e-3 is shifted first."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded: np.ndarray = logits.astype(np.float32)
         if logits.dtype != np.float64 or logits.ndim != 2 or not logits.size:
@@ -102,21 +109,22 @@ def two_logits(margins: np.ndarray) -> np.ndarray:
 
 
 def batches(inputs: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """At most ``size`` rows at a time; one empty batch for no rows, so that the result knows C."""
+    """At most ``size`` rows at a time; for no rows one empty batch, whose outputs have a width."""
     for start in range(0, max(len(inputs), 1), size):
         yield inputs[start : start + size]
 
 
 def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] | None) -> Logits:
-    """The outputs themselves, if they are [rows, C] with one column for each class."""
+    """The outputs themselves; ValueError unless they are [rows, C] with one column for each class."""
     if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
         expected = "C" if classes is None else len(classes)
-        raise ValueError(f"{name}: expected outputs [{rows}, {expected}], one for each class; got {list(logits.shape)}")
+        shape = f"[{rows}, {expected}], one for each class"
+        raise ValueError(f"{name}: expected outputs {shape}; got {list(logits.shape)}")
     return logits
 
 
 def as_classes(name: str, classes: Sequence[Any] | None) -> tuple[str, ...] | None:
-    """Return the classes' names as strings; an estimator's labels may be integers, booleans or whole floats. None stays None.
+    """The classes' names as strings, from strings, integers, booleans or whole floats; None stays None.
 
     Raises
     ------
@@ -131,7 +139,8 @@ def as_classes(name: str, classes: Sequence[Any] | None) -> tuple[str, ...] | No
     if classes is None:
         return None
     values = np.asarray(classes, object).tolist()
-    names = tuple(str(int(c) if isinstance(c, float | np.floating) and float(c).is_integer() else c) for c in values)
+    whole = [isinstance(c, float | np.floating) and float(c).is_integer() for c in values]
+    names = tuple(str(int(c) if is_whole else c) for c, is_whole in zip(values, whole, strict=True))
     if twice := [c for c in names if names.count(c) > 1]:
         raise ValueError(f"classes: {name}: expected different names; {twice[0]!r} stands {len(twice)} times")
     return names
@@ -145,27 +154,31 @@ def align(
     *,
     partly: bool = False,
 ) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Return the names of the outputs, and for each the column of the model's own order (None: the columns are in order).
+    """Names of the outputs, and for each its column in the model's own order (None: they are in order).
 
     Parameters
     ----------
     known : sequence, optional
         The model's ``classes_``.
     wanted : sequence of str, optional
-        The order that is wanted. It is read by name; where it has none of the model's names, and these are integers below C, as indices.
+        The required order, by name. If it has none of the model's names, and these are integers below C, they
+        are indices into it.
     columns : sequence of str, optional
         Names for ``known``, in its order. With them everything is read by name.
     partly : bool
-        The model may lack wanted classes: their column is -1 (see :func:`arranged`), and a warning names them.
+        The model may lack required classes: their column is -1 (see :func:`arranged`), and a warning names
+        them.
 
     Raises
     ------
     ValueError
-        The model has other classes, or its integers could be names as well as indices; the message shows both lists.
+        The model has other classes, or its integers could be names as well as indices; the message shows both
+        lists.
     """
     classes, own = as_classes(name, wanted), as_classes(name, known if columns is None else columns)
     if columns is not None and known is not None and len(columns) != len(known):
-        raise ValueError(f"columns: {name}: expected {len(known)} names, one for each class of {list(known)}; got {list(columns)}")
+        names = f"{len(known)} names, one for each class of {list(known)}"
+        raise ValueError(f"columns: {name}: expected {names}; got {list(columns)}")
     if own is None or classes is None:
         return own if classes is None else classes, None
     unknown = set(own) - set(classes)
@@ -174,21 +187,45 @@ def align(
     unseen = [c for c in classes if c not in own]
     if unknown or (unseen and not partly):
         remedy = "; name its classes, in the order of its classes_, by columns=" if partly and unknown != set(own) else ""
-        raise ValueError(
-            f"classes: {name} knows {np.asarray(known if columns is None else columns).tolist()}; expected {list(classes)}{remedy}"
-        )
+        found = np.asarray(known if columns is None else columns).tolist()
+        raise ValueError(f"classes: {name} has {found}; expected {list(classes)}{remedy}")
     if unseen:
         warn_of_unseen(name, unseen, stacklevel=4)
     return classes, positions(own, classes)
 
 
+def check_earlier_order(folder: Path, description: dict[str, Any], known: Sequence[Any] | None) -> None:
+    """Refuse an earlier version's member whose integer labels may be names or places among ``classes``.
+
+    The first version read integers 0..C-1 as places, later ones as names; ``member.json`` has ``columns``
+    since then.
+
+    Raises
+    ------
+    ValueError
+        The two readings differ.
+    """
+    classes = description["classes"]
+    if "columns" in description or known is None or classes is None or not _are_indices(known, len(classes)):
+        return
+    own = as_classes(description["name"], known) or ()
+    if set(own) <= set(classes) and any(classes[int(c)] != c for c in own):
+        raise ValueError(
+            f"{folder}: member.json is of an earlier version (format {description['format']} without "
+            f"columns), in which the labels {np.asarray(known).tolist()} may be names as well as places "
+            f"among the classes {classes}. Make the member again from its model, with classes= and columns=, "
+            "and save it"
+        )
+
+
 def warn_of_unseen(name: str, classes: Sequence[str], stacklevel: int) -> None:
+    """Warn that a model gives probability 0 to classes without a row at its fit."""
     warnings.warn(f"{name} {_UNSEEN} {list(classes)}: it gives them probability 0", stacklevel=stacklevel)
 
 
 @contextmanager
 def warned_already() -> Iterator[None]:
-    """Silence the warning of unseen classes: what is loaded was warned of when it was made."""
+    """Silence the warning of unseen classes: for a loaded member it was given when the member was made."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", f".*{_UNSEEN}")
         yield
@@ -209,7 +246,7 @@ def arranged(logits: Logits, columns: np.ndarray | None, smoothing: float = SMOO
     columns : ndarray [C], optional
         The column of each class; -1 for a class that the model never saw. None leaves the logits as they are.
     smoothing : float
-        The probability of a class that the model never saw, in comparison with all others together.
+        The probability of a class that the model never saw, relative to that of all others together.
 
     Examples
     --------
@@ -237,46 +274,90 @@ def positions(own: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
 
 
 def class_columns(estimator: Any, classes: Sequence[str]) -> list[str] | None:
-    """The names of an estimator's own classes, where its ``classes_`` are indices into ``classes``; None where it has no ``classes_``."""
+    """Names of the classes whose indices are an estimator's ``classes_``; None if it has none."""
     own = getattr(estimator, "classes_", None)
     return None if own is None else [classes[int(i)] for i in own]
 
 
 def flat(inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as rows of features [N, F], in their own dtype and without a copy where that can be; [N] stays [N]."""
+    """Inputs [N, ...] as features [N, F] in their own dtype, without a copy if possible; [N] stays [N]."""
     return inputs.reshape(len(inputs), math.prod(inputs.shape[1:])) if inputs.ndim > 2 else inputs
 
 
 def check_smoothing(smoothing: float) -> float:
+    """``smoothing`` itself; ValueError unless it is in (0, 1)."""
     if not (0 < smoothing < 1):
         raise ValueError(f"smoothing: expected a number in (0, 1); got {smoothing}")
     return smoothing
 
 
 def content_of(member: Member) -> str:
-    """Digest of what a saved member holds: its fingerprint, but for members whose code isn't saved with them."""
+    """Digest of a saved member's content: ``saved_content()`` if it has one, else the fingerprint."""
     return getattr(member, "saved_content", member.fingerprint)()
 
 
 def parts_of(member: Member) -> dict[str, str]:
-    """Digests (or plain words) of what a member's fingerprint is made of, by name; none of one that does not tell."""
+    """Digests (or short texts) of a fingerprint's parts, by name; empty without ``fingerprint_parts``."""
     parts: dict[str, str] = getattr(member, "fingerprint_parts", dict)()
     return parts
 
 
+def own_source(member: Any) -> dict[str, str]:
+    """Digests of the code of another package's class; empty for this package's own classes."""
+    if _is_ours(type(member)):
+        return {}
+    return {name: part for name, part in code_parts(type(member)).items() if not name.startswith("source of ensdistill.")}
+
+
 def is_member(value: Any) -> bool:
-    """``isinstance(value, Member)`` without asking: up to Python 3.11 that computes properties, and a forest's size takes seconds."""
+    """``isinstance(value, Member)`` without computing properties: a forest's size takes seconds."""
     names = ("name", "classes", "parameters", "bytes", "predict_logits", "fingerprint", "save")
     return all(hasattr(type(value), name) or hasattr(value, name) for name in names)
 
 
-def write_about(folder: Path | str, member: Member, kind: str, content: str | None = None, /, **more: Any) -> None:
-    """Write ``member.json``, the last file of a saved member; ``content`` is `content_of` the member, where that is known."""
+def write_description(folder: Path | str, member: Member, kind: str = "own", content: str | None = None, /, **settings: Any) -> None:
+    """Write ``member.json``, the last file of a saved member.
+
+    A class outside of this package is noted by its import path. Its class method ``load(folder, description,
+    trusted)`` gets the content of ``member.json`` back, and returns the member. ``load_member`` calls it only
+    if the import path is among ``trusted``.
+
+    Parameters
+    ----------
+    folder : path
+    member : Member
+    kind : str
+        Which of this package's formats the files have; ``"own"`` for none of these.
+    content : str, optional
+        `content_of` the member, if the caller has it already.
+    **settings
+        Further fields, as JSON.
+
+    Raises
+    ------
+    ValueError
+        The class can't be imported again, because it is defined in a function, a class or ``__main__``.
+    """
+    cls = type(member)
+    path = {} if _is_ours(cls) else {"class_path": class_path(cls)}
+    if path and ("." in cls.__qualname__ or cls.__module__ == "__main__"):
+        raise ValueError(
+            f"{member.name}: {path['class_path']} can't be imported when the member is loaded; define the "
+            "class at the top of a module of its own"
+        )
     classes = None if member.classes is None else list(member.classes)
     fingerprint = content_of(member) if content is None else content
-    about = {"format": FORMAT, "kind": kind, "name": member.name, "classes": classes, "fingerprint": fingerprint, **more}
-    write_json(Path(folder) / "member.json", about)
+    about = {"format": FORMAT, "kind": kind, **path, "name": member.name, "classes": classes, "fingerprint": fingerprint}
+    write_json(Path(folder) / "member.json", {**about, **settings})
 
 
-Loader = Callable[[Path, dict[str, Any], tuple[str, ...]], Member]
-"""From a saved member's folder, its member.json and the trusted class paths."""
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "ensdistill"
+
+
+class Loadable(Protocol):
+    """A class whose saved members can be read again."""
+
+    def load(self, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> Member:
+        """The member that was saved in ``folder``; ``description`` holds its ``member.json``."""
+        ...

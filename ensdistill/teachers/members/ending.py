@@ -1,4 +1,4 @@
-"""The operation in which a torch module ends, by running it: softmax and sigmoid answer with probabilities."""
+"""The operation in which a torch module ends, by running it: a softmax or a sigmoid returns probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ensdistill.common.errors import is_out_of_memory
 
 _ENDINGS = {"_softmax": "softmax", "_safe_softmax": "softmax", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
-# What changes the shape, the layout or the type of values alone.
+# Operations that change only the shape, the layout or the type of values.
 _PASSING = frozenset(
-    ["view", "_unsafe_view", "_to_copy", "clone", "detach", "alias", "squeeze", "unsqueeze", "reshape", "slice", "select", "expand"]
+    {"view", "_unsafe_view", "_to_copy", "clone", "detach", "alias", "squeeze", "unsqueeze", "reshape"} | {"slice", "select", "expand"}
 )
 
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.endings: dict[int, tuple[Tensor, str]] = {}  # by the tensor's id; it is kept, so that its id is not given to another
+        # By the tensor's id. The tensor is kept alive, so that no other one gets its id.
+        self.endings: dict[int, tuple[Tensor, str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -30,7 +31,7 @@ class _Recorder(TorchDispatchMode):
             ending = _ENDINGS.get(name) or (self.ending_of(args[0]) if name in _PASSING else None)
             if ending == "softmax" and name in _ENDINGS and args[1] not in (-1, result.dim() - 1):
                 ending = None  # not over the classes
-            self.endings.pop(id(result), None)  # one that was changed in place
+            self.endings.pop(id(result), None)  # the tensor may have been changed in place
             if ending is not None:
                 self.endings[id(result)] = result, ending
         return result
@@ -39,12 +40,12 @@ class _Recorder(TorchDispatchMode):
         return self.endings.get(id(tensor), (None, None))[1]
 
 
-def ending(answer: Callable[[Tensor], Tensor], inputs: Tensor) -> str | None:
-    """``"softmax"`` or ``"sigmoid"`` where ``answer(inputs)`` is the result of one; None for any other, and where that can't be found."""
+def ending(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> str | None:
+    """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None otherwise, and on errors."""
     try:
         with torch.no_grad(), _Recorder() as recorder:
-            return recorder.ending_of(answer(inputs))
-    except Exception as error:  # of whatever kind: some compiled and scripted modules can't be watched, and a real fault shows without
+            return recorder.ending_of(forward(inputs))
+    except Exception as error:  # compiled and scripted modules may refuse the recorder
         if is_out_of_memory(error) and len(inputs) > 1:
-            return ending(answer, inputs[:1])
+            return ending(forward, inputs[:1])
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import FunctionType
@@ -16,20 +17,23 @@ from ensdistill.common.source import source_digest
 from ensdistill.teachers.members.base import (
     SMOOTHING,
     SUM_TOLERANCE,
-    Blob,
     align,
     arranged,
     as_float32,
     batches,
+    check_earlier_order,
     check_smoothing,
     check_width,
     flat,
+    own_source,
     to_logits,
     two_logits,
     warned_already,
-    write_about,
+    write_description,
 )
-from ensdistill.teachers.members.skops_files import load_skops, skops_content, untrusted_types
+from ensdistill.teachers.members.boosted import LIBRARIES
+from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
+from ensdistill.teachers.members.skops_files import load_skops, untrusted_types
 
 Output = Literal["auto", "probability", "decision"]
 
@@ -37,8 +41,8 @@ Output = Literal["auto", "probability", "decision"]
 class SklearnMember:
     """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class.
 
-    The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in their dtype; only samples of
-    more than one axis are flattened to [N, features].
+    The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in
+    their dtype. Only samples of more than one axis are flattened to [N, features].
 
     Parameters
     ----------
@@ -46,13 +50,15 @@ class SklearnMember:
     name : str, optional
         The estimator's class name in lower case by default.
     classes : sequence of str, optional
-        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where they are integers of which
-        none is a name. Classes that it was fitted without get probability 0, and a warning names them.
-        By default its ``classes_`` as strings.
+        Names of the outputs. The estimator's ``classes_`` are aligned to them: by name, or as indices where
+        they are integers of which none is a name. Classes that it was fitted without get probability 0, and a
+        warning names them. By default its ``classes_`` as strings.
     columns : sequence of str, optional
-        Names of the estimator's own classes, in the order of its ``classes_``, where these are not the names themselves.
+        Names of the estimator's own classes, in the order of its ``classes_``, if these are not the names
+        themselves.
     output : {"auto", "probability", "decision"}
-        ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto takes the first it has.
+        ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto
+        takes the first that the estimator has.
     smoothing : float
         Added to probabilities before the logarithm.
     batch_size : int
@@ -61,8 +67,8 @@ class SklearnMember:
     Raises
     ------
     ValueError
-        The estimator is not fitted, cannot give that output, was fitted to several labels for each row, has a ``decision_function`` of
-        pairs of classes (``decision_function_shape="ovo"``), or knows other classes.
+        The estimator is not fitted, lacks that output, was fitted to several labels for each row, has a
+        ``decision_function`` of pairs of classes (``decision_function_shape="ovo"``), or has other classes.
 
     Examples
     --------
@@ -97,7 +103,7 @@ class SklearnMember:
             raise ValueError(f"output: expected auto, probability or decision; got {output!r}")
         self.estimator, self.smoothing, self.batch_size = estimator, check_smoothing(smoothing), batch_size
         scores = "predict" if is_regressor(estimator) else "decision_function"
-        # A regressor that was fitted to one-hot rows predicts probabilities, if the caller says so.
+        # A regressor that was fitted to one-hot rows predicts probabilities, which only the caller can know.
         chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
         methods = {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
         self.method = next((m for m in methods if hasattr(estimator, m)), None)
@@ -110,16 +116,17 @@ class SklearnMember:
             raise self._several_labels()
         if self.method == "decision_function" and answers_in_pairs(estimator):
             raise ValueError(
-                f"decision_function_shape: {self.name}: expected 'ovr', one column for each class; got 'ovo', whose columns are pairs of "
-                "classes. Set it on the fitted SVC or NuSVC: svc.set_params(decision_function_shape='ovr') needs no new fit"
+                f"decision_function_shape: {self.name}: expected 'ovr', one column for each class; got "
+                "'ovo', whose columns are pairs of classes. Set it on the fitted SVC or NuSVC: "
+                "svc.set_params(decision_function_shape='ovr') needs no new fit"
             )
         self.own_columns = None if columns is None else list(columns)
         self.classes, self._columns = align(self.name, known, classes, columns, partly=True)
         self._count = None if known is None else len(known)
-        self._has_one_label: bool | None = None  # for each row, as its predict has shown
-        # Digests of what it is written as just after it was read from a file, and of that file: other versions of the libraries write
-        # something else of the same estimator.
-        self._came_from: tuple[str, str] | None = None
+        self._has_one_label: bool | None = None  # for each row; None until predict was called
+        # The archive just after the estimator was read from a file, and the file's. They differ if other
+        # versions of the libraries wrote the file.
+        self._came_from: tuple[Archive, Archive] | None = None
 
     @property
     def parameters(self) -> int:
@@ -133,28 +140,32 @@ class SklearnMember:
 
     @cached_property
     def _size(self) -> tuple[int, int]:
-        # Asked for often, and writing a forest takes half a second.
-        return self._archive()[2:]
+        # Used often, and writing a forest takes half a second.
+        archive = self._archive()
+        return archive.numbers, archive.size
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
+        """Logits, float32 [N, C], for inputs [N, ...]."""
         features = flat(inputs)
         expected = getattr(self.estimator, "n_features_in_", None)
         if expected is not None and features.ndim == 2 and features.shape[1] != expected:
-            raise ValueError(f"inputs: {self.name} was fitted to {expected} features (columns); got {features.shape[1]}")
+            fitted = f"{self.name} was fitted to {expected} features (columns)"
+            raise ValueError(f"inputs: {fitted}; got {features.shape[1]}")
         if len(features) == 0:
             if self.classes is None:
-                raise ValueError(f"inputs: {self.name} cannot tell the number of classes without a row")
+                raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
             return np.zeros((0, len(self.classes)), np.float32)
         self._check_one_label(features[:1])
         method = getattr(self.estimator, str(self.method))
-        answers = [method(x) for x in batches(features, self.batch_size)]
-        if isinstance(answers[0], list):
+        outputs = [method(x) for x in batches(features, self.batch_size)]
+        if isinstance(outputs[0], list):
             raise self._several_labels()
-        scores = self._one_column_each(np.concatenate([np.asarray(answer) for answer in answers]))
+        scores = self._one_column_each(np.concatenate([np.asarray(output) for output in outputs]))
         if self._count is None:
             check_width(self.name, scores, len(inputs), self.classes)
         elif scores.shape != (len(inputs), self._count):
-            raise ValueError(f"{self.name}: expected outputs [{len(inputs)}, {self._count}], one for each class; got {list(scores.shape)}")
+            shape = f"[{len(inputs)}, {self._count}], one for each class"
+            raise ValueError(f"{self.name}: expected outputs {shape}; got {list(scores.shape)}")
         if self.output == "probability":
             scores = to_logits(scores, self.smoothing)
         return as_float32(arranged(scores, self._columns, self.smoothing))
@@ -163,19 +174,22 @@ class SklearnMember:
         """The same scores, [N, C]; a binary margin as two columns."""
         if self.method == "predict" and (scores.ndim == 1 or scores.shape[1] == 1):
             raise ValueError(
-                f"{self.name}: expected a regressor that was fitted to one column for each class; it answers with one number a row, "
-                "which is no logit: fit a classifier, or the regressor to 2 * np.eye(C)[labels] - 1"
+                f"{self.name}: expected a regressor that was fitted to one column for each class; it "
+                "predicts one number a row, which is no logit: fit a classifier, or the regressor to 2 * "
+                "np.eye(C)[labels] - 1"
             )
         if self.method == "predict" and not self._stated and (np.abs(scores.sum(1) - 1) <= SUM_TOLERANCE).all():
             raise ValueError(
-                f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor fitted to np.eye(C)[labels]. "
-                "output='probability' takes them for probabilities, output='decision' for scores that are calibrated as logits"
+                f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor "
+                "fitted to np.eye(C)[labels]. output='probability' takes them for probabilities, "
+                "output='decision' for scores that are calibrated as logits"
             )
         if scores.ndim == 1 and self.method == "decision_function":
             if self._count is None and len(self.classes or ()) != 2:
                 raise ValueError(
-                    f"{self.name}: decision_function gives one number for a row, and the estimator has no classes_; if it is a margin "
-                    "between two classes, name both: classes=[where it is negative, where it is positive]"
+                    f"{self.name}: decision_function returns one number for a row, and the estimator has no "
+                    "classes_; if it is a margin between two classes, name both: classes=[where it is "
+                    "negative, where it is positive]"
                 )
             return two_logits(scores)
         return scores
@@ -191,51 +205,94 @@ class SklearnMember:
 
     def _several_labels(self) -> ValueError:
         return ValueError(
-            f"estimator: {self.name} was fitted to several labels for each row (multi-label or multi-output): expected one class for each "
-            "row; fit one classifier for each label"
+            f"estimator: {self.name} was fitted to several labels for each row (multi-label or "
+            "multi-output): expected one class for each row; fit one classifier for each label"
         )
 
     def fingerprint(self) -> str:
-        return self._print(self._archive()[1])
+        """Digest of everything on which predictions depend; not of thread counts, verbosity and the like."""
+        return digest(["sklearn", self.fingerprint_parts()])
 
-    def _print(self, now: str) -> str:
-        """The fingerprint, of the digest of what it is written as: the file's that it was read from, if it was not refitted since."""
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Digests of the fingerprint's parts, by name; ``output`` as it is."""
+        now = self._archive()
         first, file = self._came_from or (now, now)
-        parts = ["sklearn", file if now == first else now, self.output, self.smoothing, self.classes, self.own_columns]
+        own = own_code(self.estimator, libraries=tuple(LIBRARIES))
+        code = {f"source of {name}": digest(source) for name, source in own.items()}
+        return {
+            **(file.parts if now.parts == first.parts else now.parts),
+            "output": self.output,
+            "smoothing": str(self.smoothing),
+            "classes": digest([self.classes, self.own_columns]),
+            **code,
+            **own_source(self),
+        }
+
+    def saved_content(self) -> str:
+        """Digest of the saved files' content."""
+        return self._content(self._archive())
+
+    def earlier_contents(self, folder: Path, description: dict[str, Any]) -> list[str]:
+        """`saved_content` as earlier versions computed it, without ``columns`` and own code."""
+        more = [self.output, self.smoothing, description.get("classes")]
+        contents = earlier_contents((folder / "estimator.skops").read_bytes())
+        return [digest(["sklearn", content, *more]) for content in contents]
+
+    def _content(self, now: Archive) -> str:
+        first, file = self._came_from or (now, now)
+        content = file.content if now.content == first.content else now.content
+        parts = ["sklearn", content, self.output, self.smoothing, self.classes, self.own_columns]
         return digest([*parts, *([code] if (code := own_code(self.estimator)) else [])])
 
-    def _archive(self) -> tuple[Blob, str, int, int]:
-        """The .skops file, the digest of its content, and the count and bytes of its numbers; anew, because it may have been refitted."""
+    def _archive(self) -> Archive:
+        """The .skops archive, written anew, because the estimator may have been refitted."""
         import skops.io
 
-        blob = skops.io.dumps(self.estimator)
-        return (blob, *skops_content(blob))
+        return read_archive(skops.io.dumps(self.estimator))
 
     def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
-        """The types beside ``trusted`` that whoever loads it has to trust."""
-        return untrusted_types(self._archive()[0], trusted)
+        """The types that loading has to trust in addition to ``trusted``."""
+        return untrusted_types(self._archive().blob, trusted)
 
     def save(self, folder: Path | str) -> None:
-        blob, now, *_ = self._archive()
-        write_bytes(Path(folder) / "estimator.skops", blob)
-        more = {"output": self.output, "columns": self.own_columns, "smoothing": self.smoothing, "batch_size": self.batch_size}
-        write_about(folder, self, "sklearn", self._print(now), **more)
+        """Write ``estimator.skops`` and ``member.json``."""
+        archive = self._archive()
+        write_bytes(Path(folder) / "estimator.skops", archive.blob)
+        more: dict[str, Any] = {"output": self.output, "columns": self.own_columns}
+        more |= {"smoothing": self.smoothing, "batch_size": self.batch_size}
+        write_description(folder, self, "sklearn", self._content(archive), **more)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> SklearnMember:
+        """A saved estimator, built of trusted types only."""
+        blob = (folder / "estimator.skops").read_bytes()
+        estimator = load_skops(blob, trusted, folder)
+        check_earlier_order(folder, description, getattr(estimator, "classes_", None))
+        options = {key: description[key] for key in ("name", "classes", "output", "smoothing", "batch_size")}
+        with warned_already():
+            member = cls(estimator, columns=description.get("columns"), **options)
+        # Without the bytes, which may be gigabytes.
+        member._came_from = replace(member._archive(), blob=b""), replace(read_archive(blob), blob=b"")
+        return member
 
 
-def own_code(estimator: Any) -> dict[str, str | None]:
-    """Digests of the code that an estimator holds and no .skops file does: functions and classes outside of scikit-learn, by name."""
+def own_code(estimator: Any, libraries: Sequence[str] = ()) -> dict[str, str | None]:
+    """Digests of code that a .skops file lacks: functions and classes of an estimator, by name.
+
+    Code of scikit-learn and of the packages ``libraries`` is left out.
+    """
     found: dict[str, str | None] = {}
     values = [estimator, *(estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ())]
     for value in values:
         code = value.func if isinstance(value, partial) else value
         code = code if isinstance(code, FunctionType | type) else type(code)
-        if code.__module__.partition(".")[0] not in ("sklearn", "numpy", "scipy", "builtins"):
+        if code.__module__.partition(".")[0] not in ("sklearn", "numpy", "scipy", "builtins", *libraries):
             found[f"{code.__module__}.{code.__qualname__}"] = source_digest(code)
     return found
 
 
 def answers_in_pairs(estimator: Any) -> bool:
-    """Whether the columns of a fitted estimator's ``decision_function`` are pairs of classes: an SVC's, or one's that it hands on."""
+    """Whether an estimator's ``decision_function`` has columns of pairs of classes, as an SVC's."""
     from sklearn.ensemble import BaggingClassifier
 
     if getattr(estimator, "decision_function_shape", "ovr") == "ovo" and len(getattr(estimator, "classes_", ())) > 2:
@@ -244,14 +301,3 @@ def answers_in_pairs(estimator: Any) -> bool:
     parts += [step for _, step in getattr(estimator, "steps", ())[-1:]]
     parts += estimator.estimators_ if isinstance(estimator, BaggingClassifier) else []
     return any(answers_in_pairs(part) for part in parts if part is not None)
-
-
-def load_sklearn(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> SklearnMember:
-    """A saved estimator, built of trusted types only."""
-    blob = (folder / "estimator.skops").read_bytes()
-    estimator = load_skops(blob, trusted, folder)
-    options = {key: about[key] for key in ("output", "smoothing", "batch_size")}
-    with warned_already():
-        member = SklearnMember(estimator, name=about["name"], classes=about["classes"], columns=about.get("columns"), **options)
-    member._came_from = member._archive()[1], skops_content(blob)[0]
-    return member

@@ -1,20 +1,23 @@
-"""Saved members: a folder with ``member.json`` (written last) and its arrays. Loading builds only trusted classes and never unpickles."""
+"""Saved members: folders with ``member.json``. Loading builds only trusted classes and never unpickles."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ensdistill.common.files import read_json
-from ensdistill.teachers.members.base import FORMAT, Loader, Member, content_of
-from ensdistill.teachers.members.boosted import LIBRARIES, load_boosted
-from ensdistill.teachers.members.estimator import load_sklearn
-from ensdistill.teachers.members.function import load_array
-from ensdistill.teachers.members.module import load_torch
-from ensdistill.teachers.members.onnx import load_onnx
+from ensdistill.teachers.members.base import FORMAT, Loadable, Member, content_of
+from ensdistill.teachers.members.boosted import LIBRARIES, BoostedMember
+from ensdistill.teachers.members.estimator import SklearnMember
+from ensdistill.teachers.members.function import ArrayMember
+from ensdistill.teachers.members.module import TorchMember
+from ensdistill.teachers.members.onnx import OnnxMember
 
-LOADERS: dict[str, Loader] = {"torch": load_torch, "sklearn": load_sklearn, "array": load_array, "onnx": load_onnx}
-LOADERS |= dict.fromkeys(LIBRARIES, load_boosted)
+KINDS: dict[str, Loadable] = {"torch": TorchMember, "sklearn": SklearnMember, "array": ArrayMember, "onnx": OnnxMember}
+KINDS |= dict.fromkeys(LIBRARIES, BoostedMember)
 
 
 def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
@@ -24,29 +27,71 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
     ----------
     folder : path
     trusted : sequence of str
-        Class paths that may be built beside torch's, this package's and scikit-learn's own.
+        Class paths that may be built beside torch's, this package's and scikit-learn's own; a member class of
+        another package among them.
 
     Raises
     ------
     ValueError
-        Nothing complete is there, it needs a class that is not trusted, it is damaged, or a newer version wrote it.
+        The folder holds no complete member, needs a class that is not trusted, is damaged, or was written by
+        a newer version.
     ImportError
-        It needs a library that is not installed.
+        A required library is not installed.
     """
     folder = Path(folder)
     about = read_json(folder / "member.json")
     if not isinstance(about, dict) or not isinstance(about.get("name"), str):
-        raise ValueError(f"{folder}: no saved member (member.json is missing or is none)")
+        raise ValueError(f"{folder}: no saved member (member.json is missing, or describes none)")
     if about.get("format") != FORMAT:
-        raise ValueError(f"{folder}: format {about.get('format')!r}; this version reads {FORMAT}")
-    if about.get("kind") not in LOADERS:
-        raise ValueError(f"{folder}: unknown kind {about.get('kind')!r}; expected one of {', '.join(LOADERS)}")
+        raise ValueError(
+            f"{folder}: member.json has format {about.get('format')!r}; this version reads {FORMAT}. Load it "
+            "with the version of ensdistill that saved it, or save the model again"
+        )
+    loader = _class_of(folder, about, trusted)
     try:
-        member = LOADERS[about["kind"]](folder, about, tuple(trusted))
+        member = loader.load(folder, about, tuple(trusted))
     except (ValueError, ImportError):
         raise
-    except Exception as error:  # the libraries raise many kinds for a damaged file; none of them names it
+    except Exception as error:  # for a damaged file the libraries raise many kinds, without the file's name
         raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
-    if content_of(member) != about.get("fingerprint"):
+    if about.get("fingerprint") not in _valid_contents(folder, member, about):
         raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")
     return member
+
+
+def _valid_contents(folder: Path, member: Member, about: dict[str, Any]) -> list[str]:
+    """Digests that ``member.json`` may hold for these files: today's, and those of earlier versions."""
+    now = content_of(member)
+    if now == about.get("fingerprint") or not hasattr(member, "earlier_contents"):
+        return [now]
+    earlier: list[str] = member.earlier_contents(folder, about)
+    return [now, *earlier]
+
+
+def _class_of(folder: Path, about: dict[str, Any], trusted: Sequence[str]) -> Loadable:
+    """The member's class; one of another package is imported only if its path is trusted."""
+    path, kind = about.get("class_path"), about.get("kind")
+    if path is None:
+        if kind not in KINDS:
+            raise ValueError(f"{folder}: unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
+        return KINDS[kind]
+    # Importing a module runs its code, so the path is judged before anything is imported.
+    if path not in trusted:
+        near = difflib.get_close_matches(str(path), list(trusted), 1)
+        passed = f"; trusted has {near[0]!r}" if near else ""
+        raise ValueError(
+            f"{folder}: the member's class {path} is not trusted, because another package defines "
+            f"it{passed}. If you know it, pass trusted=[{path!r}]"
+        )
+    module, _, name = path.rpartition(".")
+    cls: Any
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder}: the member's class {path} cannot be imported ({error})") from error
+    if not callable(cls) or not callable(getattr(cls, "load", None)):
+        raise ValueError(
+            f"{folder}: {path}: expected a class with a class method load(folder, description, trusted), which returns the saved member"
+        )
+    found: Loadable = cls
+    return found

@@ -10,12 +10,20 @@ import numpy as np
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
-from ensdistill.teachers.members.base import Blob, as_classes, batches, check_smoothing, check_width, write_about
+from ensdistill.teachers.members.base import (
+    Blob,
+    as_classes,
+    batches,
+    check_smoothing,
+    check_width,
+    own_source,
+    write_description,
+)
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
 
-# Output names by which exporters say what they hold (skl2onnx, torch and Hugging Face exporters).
+# Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
 NAMES: dict[str, Reading] = {"logits": "logits", "logit": "logits", "probabilities": "probabilities", "probs": "probabilities"}
-# How a file begins to name where its weights lie: key (field 1, 8 bytes) "location", then its value (field 2).
+# The bytes before the path of a file of weights: key (field 1, 8 bytes) "location", then its value (field 2).
 _LOCATION = b"\n\x08location\x12"
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 DTYPES |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -27,31 +35,33 @@ class OnnxMember:
     Parameters
     ----------
     path : path
-        The file is read once and kept, so what is saved is what predicts. Weights in files beside it (external data, as torch.onnx
-        writes them) are read and saved too; finding them needs the package onnx.
+        The file is read once and kept, so the saved file is the one that predicts. Weights in files beside it
+        (external data, as torch.onnx writes them) are read and saved too; finding them needs the package
+        onnx.
     name : str, optional
         The file's name by default.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        What the output holds; ``auto`` goes by its name (``logits``, ``probabilities``). ``margin`` is one column, the logit of the
-        second of two classes.
+        The kind of the output; ``auto`` goes by its name (``logits``, ``probabilities``). ``margin`` is one
+        column, the logit of the second of two classes.
     output_name : str, optional
-        Which output; by default the one that is called ``logits`` or ``probabilities``, or the only one.
+        The output; by default the one with the name ``logits`` or ``probabilities``, or the only one.
     classes : sequence of str, optional
     smoothing : float
         Added to probabilities before the logarithm.
     batch_size : int
-        Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last batch is filled up.
+        Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last
+        batch is filled up.
 
     Raises
     ------
     ValueError
-        Not an ONNX model that onnxruntime can run, a file of weights is missing, or it can't be told which output is meant or what it
-        holds.
+        No ONNX model that onnxruntime can run, a file of weights is missing, or the output or its kind is
+        ambiguous.
     ImportError
         onnxruntime is not installed, or onnx where the weights lie in other files.
     """
 
-    parameters = 0  # not counted: onnxruntime doesn't tell
+    parameters = 0  # onnxruntime does not count them
 
     def __init__(
         self,
@@ -74,30 +84,33 @@ class OnnxMember:
         self.blob: Blob = path.read_bytes()
         self.files = _external_files(self.name, path, self.blob)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its warnings are for who exported the model
-        if self.files:  # given by name: else they would be looked for in the process's own folder
+        options.log_severity_level = 3  # its warnings concern the export
+        if self.files:  # by name, because onnxruntime looks for files in the process's own folder
             names, blobs = [*self.files], [*self.files.values()]
             options.add_external_initializers_from_files_in_memory(names, blobs, [len(blob) for blob in blobs])
         try:
             self._session = onnxruntime.InferenceSession(self.blob, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # many kinds, none of which names the file
+        except Exception as error:  # onnxruntime raises many kinds, without the file's name
             raise ValueError(f"path: {path}: onnxruntime can't run it ({error})") from error
         inputs, outputs = self._session.get_inputs(), {o.name: o for o in self._session.get_outputs()}
         if len(inputs) != 1 or inputs[0].type not in DTYPES:
             found = ", ".join(f"{i.name} {i.type}" for i in inputs)
-            raise ValueError(f"path: {self.name}: expected one input, of numbers; got {found}. A function can prepare them: CallableMember")
+            remedy = "A function can prepare them: CallableMember"
+            raise ValueError(f"path: {self.name}: expected one input, of numbers; got {found}. {remedy}")
         self._input, self._dtype = inputs[0].name, DTYPES[inputs[0].type]
         first = inputs[0].shape[0] if inputs[0].shape else None
         self._fixed = first if isinstance(first, int) and first > 0 else None
-        chosen = output_name or next((o for o in outputs if o in NAMES), None) or (next(iter(outputs)) if len(outputs) == 1 else None)
+        named = next((o for o in outputs if o in NAMES), None)
+        chosen = output_name or named or (next(iter(outputs)) if len(outputs) == 1 else None)
         if chosen is None or chosen not in outputs:
             raise ValueError(f"output_name: {self.name}: expected one of {list(outputs)}; got {output_name!r}")
         if output == "auto" and chosen not in NAMES:
-            raise ValueError(f"output: {self.name}: {chosen!r} could hold either: say output='logits' or output='probabilities'")
+            expected = "expected output='logits' or output='probabilities' for an output of another name"
+            raise ValueError(f"output: {self.name}: {expected}; got 'auto' and the name {chosen!r}")
         if not outputs[chosen].type.startswith("tensor("):
             raise ValueError(
-                f"output_name: {self.name}: expected a tensor; {chosen!r} is {outputs[chosen].type}. skl2onnx writes one with "
-                "options={'zipmap': False}"
+                f"output_name: {self.name}: expected a tensor; {chosen!r} is {outputs[chosen].type}. skl2onnx writes one "
+                "with options={'zipmap': False}"
             )
         self.output_name, self.output = chosen, NAMES[chosen] if output == "auto" else output
         self.smoothing, self.batch_size = check_smoothing(smoothing), batch_size
@@ -105,74 +118,83 @@ class OnnxMember:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the file, and of those that hold its weights."""
+        """Bytes of the file, and of its files of weights."""
         return len(self.blob) + sum(map(len, self.files.values()))
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
+        """Logits, float32 [N, C], for inputs [N, ...]."""
         if inputs.dtype.kind != np.dtype(self._dtype).kind:
             raise ValueError(f"inputs: {self.name} expects {np.dtype(self._dtype)}; got {inputs.dtype}")
         outputs = np.concatenate([self._run(x) for x in batches(inputs, self._fixed or self.batch_size)])
-        return check_width(self.name, as_logits(self.name, outputs, self.output, self.smoothing), len(inputs), self.classes)
+        logits = as_logits(self.name, outputs, self.output, self.smoothing)
+        return check_width(self.name, logits, len(inputs), self.classes)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
-        """The outputs of one batch, of so many rows as it has."""
+        """The outputs of one batch, without those of rows that fill it up."""
         rows = len(inputs)
         with np.errstate(over="ignore"):
             x = np.ascontiguousarray(inputs, self._dtype)
         lost = ~np.isfinite(x) & np.isfinite(inputs) if x.dtype.kind == "f" else x != inputs
         if lost.any():
-            raise ValueError(f"inputs: {self.name} expects {x.dtype}, in which {inputs[lost][0]} can't be held")
+            raise ValueError(f"inputs: {self.name} expects {x.dtype}, which can't hold {inputs[lost][0]}")
         if self._fixed is not None and rows < self._fixed:
             filling = x[-1:] if rows else np.zeros((1, *x.shape[1:]), x.dtype)
             x = np.concatenate([x, np.repeat(filling, self._fixed - rows, axis=0)])
         try:
             outputs = np.asarray(self._session.run([self.output_name], {self._input: x})[0])
-        except Exception as error:  # many kinds
+        except Exception as error:  # onnxruntime raises many kinds
             fixed = "" if self._fixed is None else f" (it was exported for a fixed number of rows, {self._fixed})"
-            raise ValueError(f"inputs: {self.name}: onnxruntime can't run it on {x.dtype} {list(x.shape)}{fixed}: {error}") from error
+            batch = f"{x.dtype} {list(x.shape)}{fixed}"
+            raise ValueError(f"inputs: {self.name}: onnxruntime can't run it on {batch}: {error}") from error
         if outputs.ndim == 0 or len(outputs) != len(x):
             raise ValueError(
-                f"batch_size: {self.name}: expected outputs [{len(x)}, C] for {len(x)} rows; got {list(outputs.shape)}. A file exported "
-                "for one row may take batch_size=1"
+                f"batch_size: {self.name}: expected outputs [{len(x)}, C] for {len(x)} rows; got "
+                f"{list(outputs.shape)}. A file exported for one row may take batch_size=1"
             )
         return outputs[:rows]
 
     def fingerprint(self) -> str:
-        return self.saved_content() if self.classes is None else digest([self.saved_content(), self.classes])
+        """Digest of the files, of how the output is read, and of the classes."""
+        more = [*([] if self.classes is None else [self.classes]), *own_source(self).values()]
+        return digest([self.saved_content(), *more]) if more else self.saved_content()
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """What the fingerprint is made of."""
+        """Digests of the fingerprint's parts, by name."""
         weights = {f"weights in {name}": digest(blob) for name, blob in self.files.items()}
         settings = digest([self.output_name, self.output, self.smoothing])
-        return {"file": digest(self.blob), **weights, "output": settings, "classes": digest(self.classes)}
+        parts = {"file": digest(self.blob), **weights, "output": settings, "classes": digest(self.classes)}
+        return {**parts, **own_source(self)}
 
     def saved_content(self) -> str:
-        """Of the files, and how the output is read."""
+        """Digest of the files, and of how the output is read."""
         more = [self.files] if self.files else []
         return digest(["onnx", self.blob, self.output_name, self.output, self.smoothing, *more])
 
     def save(self, folder: Path | str) -> None:
+        """Write the file, its files of weights, and ``member.json``."""
         write_bytes(Path(folder) / "model.onnx", self.blob)
         for name, blob in self.files.items():
             write_bytes(Path(folder) / name, blob)
-        more = {"output": self.output, "output_name": self.output_name, "smoothing": self.smoothing, "batch_size": self.batch_size}
-        write_about(folder, self, "onnx", **more)
+        more = {"output": self.output, "output_name": self.output_name}
+        write_description(folder, self, "onnx", **more, smoothing=self.smoothing, batch_size=self.batch_size)
 
-
-def load_onnx(folder: Path, about: dict[str, Any], trusted: tuple[str, ...]) -> OnnxMember:
-    """A saved ONNX file."""
-    options = {key: about[key] for key in ("output", "output_name", "smoothing", "batch_size")}
-    return OnnxMember(folder / "model.onnx", name=about["name"], classes=about["classes"], **options)
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> OnnxMember:
+        """A saved member."""
+        options = {key: description[key] for key in ("name", "classes", "output", "output_name")}
+        more = {key: description[key] for key in ("smoothing", "batch_size")}
+        return cls(folder / "model.onnx", **options, **more)
 
 
 def _external_files(name: str, path: Path, blob: Blob) -> dict[str, Blob]:
-    """The files in which an ONNX file's weights lie, by the paths that it has for them, relative to its own folder."""
+    """Files with an ONNX file's weights, by their paths relative to its own folder."""
     if _LOCATION not in blob:
         return {}
     try:
         import onnx
     except ImportError as error:
-        raise ImportError(f"path: {name}: {path} has its weights in other files; to find them, pip install onnx") from error
+        remedy = "to find them, pip install onnx"
+        raise ImportError(f"path: {name}: {path} has its weights in other files; {remedy}") from error
     try:
         model = onnx.load_model_from_string(blob)
     except Exception as error:  # of protobuf
@@ -181,11 +203,13 @@ def _external_files(name: str, path: Path, blob: Blob) -> dict[str, Blob]:
     for location in sorted({location for graph in _graphs(model) for location in _locations(graph)}):
         place = PurePosixPath(location)
         if place.is_absolute() or ".." in place.parts or "\\" in location or location in ("", "model.onnx", "member.json"):
-            raise ValueError(f"path: {path}: its weights are to be external data in {location!r}; expected a file in the same folder")
+            expected = "expected a file in the same folder"
+            raise ValueError(f"path: {path}: its weights are external data in {location!r}; {expected}")
         if not (path.parent / place).is_file():
             raise ValueError(
-                f"path: {path}: its external data {location!r}, a file of weights, is not beside it; copy it to {path.parent}, or "
-                "save the model with its weights inside: onnx.save(onnx.load(path), other_path)"
+                f"path: {path}: its external data {location!r}, a file of weights, is not beside it; copy it "
+                f"to {path.parent}, or save the model with its weights inside: onnx.save(onnx.load(path), "
+                "other_path)"
             )
         files[location] = (path.parent / place).read_bytes()
     return files
@@ -203,8 +227,10 @@ def _graphs(model: Any) -> Iterator[Any]:
 
 def _locations(graph: Any) -> Iterator[str]:
     attributes = [attribute for node in graph.node for attribute in node.attribute]
-    tensors = [*getattr(graph, "initializer", []), *(t for a in attributes for t in ([a.t] if a.HasField("t") else []) + [*a.tensors])]
-    sparse = [*getattr(graph, "sparse_initializer", []), *(a.sparse_tensor for a in attributes if a.HasField("sparse_tensor"))]
+    inner = (t for a in attributes for t in ([a.t] if a.HasField("t") else []) + [*a.tensors])
+    tensors = [*getattr(graph, "initializer", []), *inner]
+    sparse_inner = (a.sparse_tensor for a in attributes if a.HasField("sparse_tensor"))
+    sparse = [*getattr(graph, "sparse_initializer", []), *sparse_inner]
     tensors += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
     for tensor in tensors:
         yield from (entry.value for entry in tensor.external_data if entry.key == "location")

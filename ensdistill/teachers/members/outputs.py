@@ -1,4 +1,4 @@
-"""What a member's outputs are: logits, probabilities or a binary margin. Stated, or read off the values where only one reading fits."""
+"""Kinds of a member's outputs: stated, or read off the values if only one kind fits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensdistill.teachers.members.base import SMOOTHING, SUM_TOLERANCE, as_float32, not_distributions, to_logits, two_logits
+from ensdistill.teachers.members.base import (
+    SMOOTHING,
+    SUM_TOLERANCE,
+    as_float32,
+    not_distributions,
+    to_logits,
+    two_logits,
+)
 
-STATED_TOLERANCE = 0.05  # of rows that somebody says are probabilities: rounded to two decimals, or in bfloat16
+STATED_TOLERANCE = 0.05  # for rows stated to be probabilities: rounded to two decimals, or in bfloat16
 Reading = Literal["logits", "probabilities", "log_probabilities", "margin"]
-"""What outputs [N, C] are. One column of ``probabilities`` is that of the second of two classes, and ``margin`` its logit."""
+"""Kind of outputs. One column of ``probabilities`` is the second of two classes, ``margin`` its logit."""
 Output = Literal["auto", "logits", "probabilities", "log_probabilities", "margin"]
 OUTPUTS = ("auto", "logits", "probabilities", "log_probabilities", "margin")
 
@@ -24,14 +31,15 @@ def check_output(name: str, output: Any) -> Output:
 
 
 def reading_of(name: str, values: np.ndarray) -> Reading | None:
-    """Probabilities where all rows of ``values`` [N, C] are distributions, logits where they can't be probabilities of any kind.
+    """Probabilities if all rows of ``values`` [N, C] are distributions, logits if they can't be probabilities.
 
-    None where no row is without NaN. One column is not read here: see `as_logits`.
+    None if every row has a NaN. One column is not read here: see `as_logits`.
 
     Raises
     ------
     ValueError
-        Two readings are possible: probabilities that were rounded or have bad rows among them, percentages or votes, sigmoids.
+        Two readings are possible: probabilities that were rounded or have bad rows among them, percentages or
+        votes, sigmoids.
     """
     rows = np.asarray(values, np.float64)
     rows = rows[~np.isnan(rows).any(-1)]
@@ -54,8 +62,9 @@ def reading_of(name: str, values: np.ndarray) -> Reading | None:
         reason = f"percentages or votes, because all rows sum to {sums[0]:.6g}; divide them by that"
     if reason is not None:
         raise ValueError(
-            f"output: {name}: its outputs could be logits, or {reason}: row {wrong[0]} is {rows[wrong[0]].round(4).tolist()[:8]}. "
-            "Tell which by output='logits' or output='probabilities' (of an array ArrayMember(logits=...) or "
+            f"output: {name}: its outputs could be logits, or {reason}: row {wrong[0]} is "
+            f"{rows[wrong[0]].round(4).tolist()[:8]}. State which by output='logits' or "
+            "output='probabilities' (for an array by ArrayMember(logits=...) or "
             "ArrayMember(probabilities=...), which take rows that sum to 1 within 0.05)"
         )
     return "logits"
@@ -86,8 +95,9 @@ def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float =
         values = np.stack([1 - values, values], axis=1)
     elif single:
         raise ValueError(
-            f"output: {name}: one output column is no logits: a softmax over one class is always 1. Tell what it is: output='margin' "
-            "(the logit of the second of two classes) or output='probabilities' (that class's probability)"
+            f"output: {name}: one output column is no logits: a softmax over one class is always 1. State "
+            "its kind: output='margin' (the logit of the second of two classes) or output='probabilities' "
+            "(that class's probability)"
         )
     if output == "probabilities":
         return to_logits(values, smoothing, STATED_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Hugging Face models by what they look like, without importing transformers: a ``config`` with ``id2label`` beside the parameters."""
+"""Hugging Face models, recognised by a ``config`` with ``id2label``, without importing transformers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from torch import nn
 from ensdistill.common.describe import class_path
 
 LIBRARY = "transformers.models."
-# What in a config names code, which the library would fetch from the hub or import for it.
+# Entries of a config that name code: the library would fetch it from the hub, or import it.
 _CODE = re.compile(r"auto_map|_*(attn|experts)_implementation.*|quantization_config|kernel_config|use_kernels|custom_pipelines")
 
 
 def class_names(module: nn.Module) -> tuple[str, ...] | None:
-    """The classes that the config names, in order; None for another kind of module, and for the LABEL_0, LABEL_1, ... of a config
-    that was told no names."""
+    """The config's names of classes in order; None for other modules and the default LABEL_0, LABEL_1, ..."""
     named = getattr(getattr(module, "config", None), "id2label", None)
     if not isinstance(named, Mapping) or sorted(map(int, named)) != list(range(len(named))):
         return None
@@ -28,21 +27,23 @@ def class_names(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def check_task(name: str, module: nn.Module, output: str) -> None:
-    """Raise ValueError where the config says that the outputs are no softmax over classes.
+    """Raise ValueError if the config declares a task other than a softmax over classes.
 
-    ``output`` is what the user says of them; that of a single output counts more than the config.
+    ``output`` is the kind that the user states. For a single output it takes precedence over the config.
     """
     config = getattr(module, "config", None)
     task, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
     if task == "multi_label_classification":
         raise ValueError(
-            f"module: {name}: expected a classifier by softmax; its config has problem_type='multi_label_classification': each output is "
-            "a sigmoid by itself, which can't be distilled here"
+            f"module: {name}: expected a classifier by softmax; its config has "
+            "problem_type='multi_label_classification': each output is a sigmoid by itself, which can't be "
+            "distilled here"
         )
     if (task == "regression" or labels == 1) and not (labels == 1 and output in ("margin", "probabilities")):
         raise ValueError(
-            f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and num_labels={labels!r}. If one "
-            "output is the logit of the second of two classes, tell so by TorchMember(module, output='margin')"
+            f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and "
+            f"num_labels={labels!r}. If one output is the logit of the second of two classes, state it: "
+            "TorchMember(module, output='margin')"
         )
 
 
@@ -51,13 +52,15 @@ def recipe(module: nn.Module) -> dict[str, Any] | None:
     path, config = class_path(type(module)), getattr(module, "config", None)
     if not path.startswith(LIBRARY) or config is None or not hasattr(config, "to_dict"):
         return None
-    # Through JSON: what is written down and what it is compared with must be the same kind of data.
+    # Through JSON, so that a recipe in memory equals one that was read from a file.
     return {"class_path": path, "config": json.loads(json.dumps(config.to_dict(), default=str))}
 
 
 def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
-    """The model that :func:`recipe` wrote down, with new parameters. Only the library's own classes are imported, and what in a config
-    names code (another implementation of attention or experts, a quantiser, ``auto_map``) is left out, also of the configs within.
+    """The model of a :func:`recipe`, with new parameters.
+
+    Only the library's own classes are imported. Entries of a config that name code (another implementation of
+    attention or experts, a quantiser, ``auto_map``) are left out, also of the configs within.
 
     Raises
     ------
@@ -66,7 +69,8 @@ def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
     """
     path, config = made_by["class_path"], made_by["config"]
     if not isinstance(path, str) or not (path.startswith(LIBRARY) or path in trusted) or not isinstance(config, dict):
-        raise ValueError(f"{path} is not trusted: it is not one of {LIBRARY}*. If you know it, pass trusted=[{path!r}]")
+        remedy = f"If you know it, pass trusted=[{path!r}]"
+        raise ValueError(f"{path} is not trusted: it is not one of {LIBRARY}*. {remedy}")
     module_name, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)

@@ -1,6 +1,8 @@
-"""What stands around a module without changing its answers: parallel wrappers, compiled modules, averaged ones."""
+"""Wrappers around a module that keep its outputs, and programs of torch.export, which are refused."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -8,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module within ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and compiled modules, nested too.
+    """The module within ``DataParallel``, ``AveragedModel`` and other wrappers, nested ones too.
 
     >>> net = nn.Linear(3, 2)
     >>> unwrapped(AveragedModel(DataParallel(net))).weight.shape
@@ -21,3 +23,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = within
         else:
             return module
+
+
+def check_not_exported(name: str, value: Any) -> None:
+    """Raise TypeError for a program of ``torch.export``, whose mode and number of rows can't be changed."""
+    if any(cls.__module__.startswith("torch.export") for cls in type(value).__mro__):
+        raise TypeError(
+            f"members: {name}: expected a module; got a program of torch.export, whose mode (training or "
+            "eval) and number of rows are fixed. Pass the module that was exported, a file by "
+            "torch.onnx.export, or a function that calls the program: CallableMember(function, name=..., "
+            "version=...)"
+        )

@@ -221,6 +221,7 @@ def train_trajectory(
     check_fresh(factory, name, {})
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
+    check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name)
     used = [] if augment is None else [0]
     with _generators_kept(device), named([name], optimization):
         job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch, weights=weights)

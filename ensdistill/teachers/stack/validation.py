@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ensdistill.common.describe import make_module
+from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
+from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.stack.ways import CONCRETE, Way
 
@@ -54,10 +56,20 @@ def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None
 
 
 def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
-    """Raise ValueError for a module that ends in a softmax or a sigmoid: training takes a module's outputs for logits."""
-    mode = module.training
+    """Raise ValueError for a module that ends in a softmax or a sigmoid, or that fails on inputs of this dtype.
+
+    Training takes a module's outputs for logits, and its inputs are float32.
+    """
+    mode, refused = module.training, refusal("factory", name, module, inputs)
     try:
+        if refused is not None:  # a module may cast its inputs itself
+            with torch.no_grad():
+                module.eval()(inputs)
         end = ending(module.eval(), inputs)
+    except (RuntimeError, IndexError) as error:
+        if refused is None or is_out_of_memory(error):
+            raise
+        raise refused from error
     finally:
         module.train(mode)
     if end is not None:

@@ -1,0 +1,133 @@
+"""The interface to one library's boosted trees: how a model predicts, and how it is written to a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ensdistill.teachers.members.base import Blob, two_logits
+
+
+class Library(ABC):
+    """One model of a library.
+
+    Attributes
+    ----------
+    name, file : str
+        The library's package, and the name of a saved model's file.
+    wrapper : tuple of str
+        Names of the library's classes that can be members.
+    pickled : tuple of str
+        Class path and attribute that hold the trees where an estimator of scikit-learn contains a model of
+        this library.
+    model : Any
+        The model as the user passed it.
+    objective : str
+        The loss that the trees were fitted to.
+    classes : sequence, optional
+        The model's ``classes_``.
+    one_against_rest : bool
+        Each probability is that of one class against all others, so a row does not sum to one.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+    wrapper: ClassVar[tuple[str, ...]]
+    pickled: ClassVar[tuple[str, str]]
+
+    model: Any
+    objective: str
+    classes: Sequence[Any] | None = None
+    one_against_rest = False
+
+    @abstractmethod
+    def __init__(self, model: Any, blob: Blob | None = None) -> None: ...
+
+    @property
+    @abstractmethod
+    def booster(self) -> Any:
+        """The library's own booster, from which the file is written."""
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Number of columns that the model was fitted to."""
+
+    @abstractmethod
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """The library's own probabilities for [N, F]: [N, C], or [N] for the second of two classes."""
+
+    @abstractmethod
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Raw scores for [N, F]: [N, C], or a binary margin [N]."""
+
+    @abstractmethod
+    def written(self) -> Blob:
+        """The booster in the library's own file format."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> Library:
+        """The model of a saved file, with its saved ``options()`` and ``classes``."""
+
+    @classmethod
+    def answering(cls, blob: Blob) -> Blob:
+        """The part of a file on which predictions depend: without threads, verbosity, dates and ids."""
+        return blob
+
+    @classmethod
+    def unpickled(cls, state: Blob) -> Blob:
+        """`answering` for the bytes that the attribute ``pickled`` holds."""
+        return cls.answering(state)
+
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        """Names of the training parameters; None if the library refuses unknown names itself."""
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """Settings that predictions need and the file lacks, as JSON."""
+        return {}
+
+    def came_from(self, blob: Blob | None) -> None:
+        """Keep the file of a loaded model, because the library may write other bytes for the same trees."""
+        self._first = self.written()
+        self._file = self._first if blob is None else blob
+
+    @property
+    def blob(self) -> Blob:
+        """The file as it was read, or as it is written now if the model was trained since."""
+        now = self.written()
+        return self._file if now == self._first else now
+
+    def check(self, objectives: Sequence[str], argument: str = "objective") -> None:
+        """Raise ValueError for a model that is no classifier, or whose class overrides the prediction."""
+        kind = type(self.model)
+        if self.objective not in objectives:
+            expected = f"expected a {self.name} classifier, {', '.join(objectives)}"
+            raise ValueError(f"estimator: {expected}; got the {argument} {self.objective}")
+        if not {cls.__name__ for cls in kind.__mro__} & set(self.wrapper):
+            raise ValueError(f"estimator: expected {' or '.join(self.wrapper)}; got {kind.__name__}: pass the booster that it holds")
+        for method in ("predict", "predict_proba"):
+            if not getattr(getattr(self.model, method, None), "__module__", self.name).startswith(self.name):
+                raise ValueError(
+                    f"estimator: {kind.__name__} has a {method} of its own, which would not be saved with "
+                    "the booster; make it a member by CallableMember(estimator.predict_proba, "
+                    "output='probabilities', ...)"
+                )
+
+
+def two_columns(scores: np.ndarray) -> np.ndarray:
+    """Raw scores as logits [N, C]; a binary margin, [N] or [N, 1], becomes two columns."""
+    return two_logits(scores.reshape(-1)) if scores.ndim == 1 or scores.shape[1] == 1 else scores
+
+
+def softmax_of_scores(scores: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C], float64, of raw scores."""
+    from scipy.special import softmax
+
+    p: np.ndarray = softmax(two_columns(scores).astype(np.float64), axis=1)
+    return p

@@ -1,0 +1,211 @@
+"""The member of boosted trees.
+
+The model's own probabilities decide. Its raw scores are logits already, which no rounding to zero has
+touched. So the raw scores are taken where their softmax equals the library's probabilities on rows of the
+batch. It differs for a random forest, or for one class against the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.files import write_bytes
+from ensdistill.common.fingerprint import digest
+from ensdistill.teachers.members.base import (
+    SMOOTHING,
+    align,
+    arranged,
+    as_float32,
+    batches,
+    check_earlier_order,
+    check_smoothing,
+    flat,
+    own_source,
+    to_logits,
+    warned_already,
+    write_description,
+)
+from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
+from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
+
+COMPARED_ROWS = 256  # of each batch, on which raw scores and probabilities are compared
+TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6 for others
+
+
+class BoostedMember:
+    """A fitted XGBoost, LightGBM or CatBoost classifier, or the library's own booster.
+
+    The model's own ``predict_proba`` (``predict`` of a booster) is called with the rows as they come, in
+    their dtype. Only samples of more than one axis are flattened to [N, features]. The logits are the raw
+    scores where the softmax of these is the same on up to 256 rows of each batch (to 1e-6 in float64, 1e-5 in
+    float32). Elsewhere they are log(p + smoothing). Probabilities of one class against the rest are divided
+    by their sum. A member is saved in the library's own format: UBJ (XGBoost), text (LightGBM), cbm
+    (CatBoost).
+
+    Parameters
+    ----------
+    estimator : ``XGBClassifier``, ``LGBMClassifier``, ``CatBoostClassifier``, ``Booster`` or ``CatBoost``
+        A booster of XGBoost predicts with all its rounds, as its ``predict`` does; the classifier stops at
+        its best iteration.
+    name : str, optional
+        The estimator's class name in lower case by default.
+    classes, columns : sequence of str, optional
+        Names of the outputs, to which the estimator's ``classes_`` are aligned, and names of these (see
+        :class:`ensdistill.teachers.members.SklearnMember`).
+    smoothing : float
+        Added to probabilities before the logarithm, for models that are no softmax of their scores.
+    batch_size : int
+        Rows predicted at once.
+
+    Raises
+    ------
+    ValueError
+        Not fitted, no classifier, of several labels for each row, a class with a ``predict_proba`` of its
+        own, or a model of other classes. ``predict_logits`` raises it for rows with another number of columns
+        than at the fit.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        name: str | None = None,
+        classes: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        smoothing: float = SMOOTHING,
+        batch_size: int = 65536,
+    ) -> None:
+        library = library_of(estimator)
+        self.name = name or type(estimator).__name__.lower()
+        if library is None:
+            raise TypeError(f"estimator: expected a model of {', '.join(LIBRARIES)}; got {type(estimator).__name__}")
+        if not _is_fitted(estimator):
+            raise ValueError(f"estimator: {self.name} is not fitted; call its fit first")
+        model = LIBRARIES[library](estimator)
+        aligned = align(self.name, _labels(model), classes, columns, partly=True)
+        self._use(model, None if columns is None else list(columns), check_smoothing(smoothing), batch_size)
+        self.classes, self._columns = aligned
+
+    def _use(self, model: Library, columns: list[str] | None, smoothing: float, batch_size: int) -> None:
+        self._model, self._labels, self.own_columns = model, _labels(model), columns
+        self.smoothing, self.batch_size = smoothing, batch_size
+
+    @property
+    def parameters(self) -> int:
+        """0: the libraries do not count them."""
+        return 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the saved file."""
+        return len(self._model.blob)
+
+    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
+        """Logits, float32 [N, C], for inputs [N, ...]."""
+        features = flat(inputs)
+        if features.ndim != 2 or features.shape[1] != self._model.features:
+            fitted = f"{self.name} was fitted to {self._model.features} features (columns)"
+            raise ValueError(f"inputs: {fitted}; got {list(inputs.shape)}")
+        if len(features) == 0:
+            if self.classes is None:
+                raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
+            return np.zeros((0, len(self.classes)), np.float32)
+        compared = np.ascontiguousarray(features[:: -(-len(features) // COMPARED_ROWS)])
+        predict = self._from_scores if self._scores_agree(compared) else self._from_probabilities
+        logits = np.concatenate([predict(np.ascontiguousarray(x)) for x in batches(features, self.batch_size)])
+        width = logits.shape[1] if self._labels is None else len(self._labels)
+        expected = len(self.classes) if self._columns is None and self.classes is not None else width
+        if logits.shape != (len(inputs), expected):
+            shape = f"[{len(inputs)}, {expected}], one for each class"
+            raise ValueError(f"{self.name}: expected outputs {shape}; got {list(logits.shape)}")
+        return as_float32(arranged(logits, self._columns, self.smoothing))
+
+    def _scores_agree(self, inputs: np.ndarray) -> bool:
+        """Whether the softmax of the raw scores equals the library's probabilities for these rows."""
+        own = self._probabilities(inputs)
+        scores = softmax_of_scores(self._model.scores(inputs))
+        return own.shape == scores.shape and bool(np.abs(own - scores).max() <= TOLERANCE.get(own.dtype, 1e-6))
+
+    def _from_scores(self, inputs: np.ndarray) -> np.ndarray:
+        return two_columns(self._model.scores(inputs))
+
+    def _from_probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        return to_logits(self._probabilities(inputs), self.smoothing)
+
+    def _probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        p = self._model.probabilities(inputs)
+        if p.ndim == 1:
+            p = np.stack([1 - p, p], axis=1)
+        if self._model.one_against_rest:
+            p = p / p.sum(1, keepdims=True)
+        # Fitted to rows of one class only, the libraries return a second column, for a class that does not
+        # exist.
+        return p[:, :1] if self._labels is not None and len(self._labels) == 1 and p.shape[1] == 2 else p
+
+    def fingerprint(self) -> str:
+        """Digest of the trees and settings on which predictions depend."""
+        return digest([self._model.name, self.fingerprint_parts()])
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Digests of the fingerprint's parts, by name."""
+        model = self._model
+        return {
+            "trees": digest(model.answering(model.blob)),
+            "settings": digest([model.options(), self.smoothing]),
+            "classes": digest([self._labels, self.own_columns, self.classes]),
+            **own_source(self),
+        }
+
+    def saved_content(self) -> str:
+        """Digest of the saved files' content, training parameters included."""
+        model = self._model
+        more = [self._labels, self.own_columns, self.smoothing, self.classes]
+        return digest([model.name, model.blob, model.options(), *more])
+
+    def earlier_contents(self, folder: Path, description: dict[str, Any]) -> list[str]:
+        """`saved_content` as earlier versions computed it, without ``columns`` and with fewer options."""
+        more = [description.get(key) for key in ("options", "known", "smoothing", "classes")]
+        return [digest([self._model.name, self._model.blob, *more])]
+
+    def save(self, folder: Path | str) -> None:
+        """Write the model in its library's own format, and ``member.json``."""
+        write_bytes(Path(folder) / self._model.file, self._model.blob)
+        more = {"options": self._model.options(), "known": self._labels, "columns": self.own_columns}
+        write_description(folder, self, self._model.name, **more, smoothing=self.smoothing, batch_size=self.batch_size)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> BoostedMember:
+        """A saved member; its library reads the file as data."""
+        library = LIBRARIES[description["kind"]]
+        blob = (folder / library.file).read_bytes()
+        try:
+            model = library.load(blob, description["options"], description["known"])
+        except ImportError:
+            raise
+        except Exception as error:  # many kinds, without the file's name
+            raise ValueError(f"{folder}: {library.name} can't read {library.file} ({error})") from error
+        model.classes = description["known"]
+        check_earlier_order(folder, description, _labels(model))
+        member = cls.__new__(cls)
+        member.name, columns = description["name"], description.get("columns")
+        member._use(model, columns, description["smoothing"], description["batch_size"])
+        with warned_already():
+            aligned = align(member.name, model.classes, description["classes"], columns, partly=True)
+        member.classes, member._columns = aligned
+        return member
+
+
+def _labels(model: Library) -> list[Any] | None:
+    """The model's ``classes_`` as plain values; None where it has none."""
+    return None if model.classes is None or len(model.classes) == 0 else np.asarray(model.classes).tolist()
+
+
+def _is_fitted(estimator: Any) -> bool:
+    for method in ("__sklearn_is_fitted__", "is_fitted"):
+        if callable(getattr(estimator, method, None)):
+            return bool(getattr(estimator, method)())
+    return True  # a library's own booster is made by training

@@ -1,0 +1,78 @@
+"""Models of CatBoost, saved as cbm."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.teachers.members.base import Blob
+from ensdistill.teachers.members.boosted.library import Library
+
+OBJECTIVES = ("Logloss", "CrossEntropy", "Focal", "MultiClass", "MultiClassOneVsAll")
+
+
+class CatBoost(Library):
+    """``CatBoostClassifier`` or ``CatBoost``."""
+
+    name, file, wrapper = "catboost", "model.cbm", ("CatBoostClassifier", "CatBoost")
+    pickled = ("catboost.core.CatBoostClassifier", "__model")
+
+    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+        self.model = model
+        self.classes = model.classes_
+        self.objective = str(model.get_all_params()["loss_function"]).partition(":")[0]
+        self.one_against_rest = self.objective == "MultiClassOneVsAll"
+        self.check(OBJECTIVES, "loss function")
+        self.came_from(blob)
+
+    @property
+    def booster(self) -> Any:
+        return self.model
+
+    @property
+    def features(self) -> int:
+        return len(self.model.feature_names_)
+
+    def written(self) -> Blob:
+        return _written(self.model)
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        return np.asarray(self.model.predict(inputs, prediction_type="Probability"))
+
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        return np.asarray(self.model.predict(inputs, prediction_type="RawFormulaVal"))
+
+    @classmethod
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> CatBoost:
+        return cls(_read(blob), blob)
+
+    @classmethod
+    def answering(cls, blob: Blob) -> Blob:
+        # The metadata hold the training's parameters, its date and an id; predictions read the classes and
+        # the loss.
+        model = _read(blob)
+        metadata = model.get_metadata()
+        loss = json.dumps(model.get_all_params()["loss_function"])
+        kept = [f"{key}: {metadata[key]}" for key in sorted(metadata.keys()) if key == "class_params"]
+        for key in list(metadata.keys()):
+            del metadata[key]
+        return "\n".join([loss, *kept]).encode() + _written(model)
+
+
+def _read(blob: Blob) -> Any:
+    import catboost
+
+    model = catboost.CatBoost()
+    model.load_model(blob=blob, format="cbm")
+    return model
+
+
+def _written(model: Any) -> Blob:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_model(f"{folder}/model.cbm", format="cbm")
+        return Path(folder, "model.cbm").read_bytes()

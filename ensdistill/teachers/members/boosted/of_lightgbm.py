@@ -1,0 +1,85 @@
+"""Models of LightGBM, saved as text."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdistill.teachers.members.base import Blob
+from ensdistill.teachers.members.boosted.library import Library
+
+OBJECTIVES = ("binary", "cross_entropy", "multiclass", "multiclassova")
+
+
+class LightGBM(Library):
+    """``LGBMClassifier`` or ``Booster``."""
+
+    name, file, wrapper = "lightgbm", "model.txt", ("LGBMClassifier", "Booster")
+    pickled = ("lightgbm.basic.Booster", "_handle")
+
+    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+        self.model = model
+        self.classes = getattr(model, "classes_", None)
+        # The file lacks these parameters of the estimator, and they change its predictions.
+        given = model.get_params() if hasattr(model, "get_params") else {}
+        self.early = {key: value for key, value in given.items() if key.startswith("pred_early_stop")}
+        self.came_from(blob)
+        lines = self._file.decode().splitlines()
+        settings = next((line for line in lines if line.startswith("objective=")), "objective=none")
+        self.objective, *rest = settings.removeprefix("objective=").split()
+        slopes = [float(word.removeprefix("sigmoid:")) for word in rest if word.startswith("sigmoid:")]
+        self.slope = slopes[0] if slopes and self.objective == "binary" else 1.0
+        self.one_against_rest = self.objective == "multiclassova"
+        self.check(OBJECTIVES)
+
+    @property
+    def booster(self) -> Any:
+        return getattr(self.model, "booster_", self.model)
+
+    @property
+    def features(self) -> int:
+        return int(self.booster.num_feature())
+
+    def written(self) -> Blob:
+        return self.booster.model_to_string().encode()
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        return self._predict(getattr(self.model, "predict_proba", self.model.predict), inputs)
+
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        return self._predict(self.model.predict, inputs, raw_score=True) * self.slope
+
+    def _predict(self, method: Any, inputs: np.ndarray, **more: Any) -> np.ndarray:
+        with warnings.catch_warnings():
+            # LightGBM names the columns of arrays by itself, and then warns about arrays without such names.
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            return np.asarray(method(inputs, **more, **self.early))
+
+    @classmethod
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> LightGBM:
+        from lightgbm import Booster
+
+        loaded = cls(Booster(model_str=blob.decode()), blob)
+        loaded.early = options
+        return loaded
+
+    @classmethod
+    def answering(cls, blob: Blob) -> Blob:
+        # The parameters of the training stand in a section of their own, which predictions never read.
+        before, _, section = blob.partition(b"\nparameters:")
+        return before + section.partition(b"end of parameters")[2]
+
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        import lightgbm
+
+        aliases = getattr(lightgbm.basic, "_ConfigAliases", None)  # private; may be missing
+        listed: dict[str, list[str]] = getattr(aliases, "_get_all_param_aliases", dict)()
+        found = {name for names in listed.values() for name in names}
+        return frozenset({*lightgbm.LGBMClassifier().get_params(), *listed, *found})
+
+    def options(self) -> dict[str, Any]:
+        return self.early

@@ -1,0 +1,116 @@
+"""Models of XGBoost, saved as UBJ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdistill.teachers.members.base import Blob
+from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores
+
+OBJECTIVES = ("multi:softprob", "multi:softmax", "binary:logistic", "binary:logitraw", "binary:hinge")
+
+
+class XGBoost(Library):
+    """``XGBClassifier``, which predicts up to its best iteration, or ``Booster``, with all its rounds."""
+
+    name, file, wrapper = "xgboost", "model.ubj", ("XGBClassifier", "Booster")
+    pickled = ("xgboost.core.Booster", "handle")
+
+    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+        self.model = model
+        self.is_classifier = hasattr(model, "predict_proba")
+        self.classes = getattr(model, "classes_", None)
+        learner = json.loads(self.booster.save_config())["learner"]
+        self.objective = learner["objective"]["name"]
+        self.check(OBJECTIVES)
+        if int(learner["learner_model_param"]["num_target"]) > 1:
+            raise ValueError("estimator: expected one class for each row; got an XGBoost model of several labels (multi-label)")
+        if self.is_classifier and self.objective == "binary:logitraw":
+            raise ValueError(
+                "estimator: XGBClassifier.predict_proba returns margins for the objective binary:logitraw; "
+                "pass estimator.get_booster(), whose margin is a logit"
+            )
+        self.came_from(blob)
+
+    @property
+    def booster(self) -> Any:
+        return self.model.get_booster() if hasattr(self.model, "get_booster") else self.model
+
+    @property
+    def features(self) -> int:
+        return int(self.booster.num_features())
+
+    @property
+    def missing(self) -> float:
+        """The value that stands for a missing one."""
+        value = getattr(self.model, "missing", None)
+        return np.nan if value is None else float(value)
+
+    def written(self) -> Blob:
+        return bytes(self.booster.save_raw("ubj"))
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        if self.is_classifier:
+            return np.asarray(self.model.predict_proba(inputs))
+        if self.objective in ("multi:softmax", "binary:logitraw"):  # it predicts classes or margins
+            return softmax_of_scores(self.scores(inputs)).astype(np.float32)
+        return np.asarray(self.booster.predict(self._matrix(inputs)))
+
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        if self.is_classifier:
+            return np.asarray(self.model.predict(inputs, output_margin=True))
+        return np.asarray(self.booster.predict(self._matrix(inputs), output_margin=True))
+
+    def _matrix(self, inputs: np.ndarray) -> Any:
+        from xgboost import DMatrix
+
+        names, types = self.booster.feature_names, self.booster.feature_types
+        return DMatrix(inputs, feature_names=names, feature_types=types, enable_categorical=types is not None)
+
+    @classmethod
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> XGBoost:
+        from xgboost import Booster, XGBClassifier
+
+        # Files of earlier versions lack "classifier"; only the classifier has names of classes.
+        if not options.get("classifier", classes is not None):
+            booster = Booster()
+            booster.load_model(bytearray(blob))
+            return cls(booster, blob)
+        missing = np.nan if options["missing"] is None else float(options["missing"])
+        model = XGBClassifier(missing=missing)
+        model.load_model(bytearray(blob))
+        return cls(model, blob)
+
+    @classmethod
+    def unpickled(cls, state: Blob) -> Blob:
+        from xgboost import Booster
+
+        booster = Booster()
+        booster.__setstate__({"handle": bytearray(state)})  # the trees, with the training's configuration
+        return bytes(booster.save_raw("ubj"))
+
+    @classmethod
+    def keywords(cls) -> frozenset[str] | None:
+        import xgboost
+
+        data = xgboost.DMatrix(np.zeros((2, 1)), [0, 1])
+        known = set(xgboost.XGBClassifier().get_params())
+        for booster in ("gbtree", "dart", "gblinear"):  # each has parameters of its own
+            trained = xgboost.train({"booster": booster, "objective": "binary:logistic", "nthread": 1}, data, 1)
+            known |= set(_names(json.loads(trained.save_config())))
+        return frozenset(known)
+
+    def options(self) -> dict[str, Any]:
+        missing = None if np.isnan(self.missing) else self.missing if np.isfinite(self.missing) else str(self.missing)
+        return {"missing": missing, "classifier": self.is_classifier}  # JSON has neither NaN nor infinity
+
+
+def _names(config: Any) -> Iterator[str]:
+    """The keys of a booster's configuration, at every depth."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield key
+        yield from _names(value)
