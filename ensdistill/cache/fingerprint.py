@@ -135,7 +135,7 @@ def _by_part(
 
 
 def _renamed_or_alone(cached: dict[str, Any], now: dict[str, Any], dot: str) -> list[str]:
-    """One line for each member under a name that one side lacks; both sides are left without these members."""
+    """One line for each member under a name that one side lacks; both sides lose these members."""
     lines = []
     for name in [name for name in now if name not in cached]:
         same = next((old for old in cached if old not in now and cached[old] == now[name]), None)
