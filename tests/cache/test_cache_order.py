@@ -65,7 +65,7 @@ def test_answers_by_uid_reach_their_samples(tmp_path, batch_size):
     np.testing.assert_allclose(ensemble.for_uids(SHUFFLED[:9]).predict_logits(X[:9])[0], Z[:9])
     assert ensemble.for_uids(SHUFFLED[:9]).fingerprint() != ensemble.fingerprint()
     for call, message in (
-        (lambda: ensemble.predict_proba(X), r"stored finds its answers by uid, .*ensemble\.for_uids\(uids\)"),
+        (lambda: ensemble.predict_proba(X), r"stored finds its outputs by uid, .*ensemble\.for_uids\(uids\)"),
         (lambda: ensemble.for_uids(np.array([3, ROWS])), r"stored has no output for uid 300 \(1 of 2 uids have none\)"),
         (lambda: cache_targets(ensemble, Rows(np.r_[X, X[:1]], np.arange(301), np.zeros(301, int)), tmp_path / "n"), "uid 300"),
     ):
@@ -167,10 +167,10 @@ def test_a_member_that_was_added_is_no_member_of_an_ensemble(tmp_path):
     ensemble.temperature = 2.0
     cache = cache_targets(ensemble, Rows(X, SHUFFLED, UNKNOWN), tmp_path / "c")
     few = drop_member(cache, tmp_path / "few", name="b")
-    with pytest.raises(CacheMismatch, match=r"members\.b: the cache has nothing"):
+    with pytest.raises(CacheMismatch, match=r"members\.b: the cache has no such member"):
         ensemble.calibrate(few, np.zeros(ROWS, int), uids=np.arange(ROWS))
     other = add_member(few, tmp_path / "other", name="b", logits=Z, uids=SHUFFLED, weight=0.5)
-    with pytest.raises(CacheMismatch, match=r"members\.b: the cache has nothing"):
+    with pytest.raises(CacheMismatch, match=r"members\.b: the cache has no such member"):
         ensemble.calibrate(other, np.zeros(ROWS, int), uids=np.arange(ROWS))
     ensemble.only("a").calibrate(other, np.zeros(ROWS, int), uids=np.arange(ROWS))
 

@@ -423,7 +423,7 @@ def test_stored_answers_meet_a_cache_by_uid(tmp_path):
     assert cache.verify_against(ensemble, rows, share=1.0) == ROWS
     by_place = Ensemble.from_members([ArrayMember(logits=z, name="stored")], classes=["a", "b", "c"])
     for ask in (lambda: cache_targets(by_place, rows, tmp_path / "n"), lambda: cache.verify_against(by_place, rows)):
-        with pytest.raises(ValueError, match="by their place, which is also their uid only where"):
+        with pytest.raises(ValueError, match="by their place, which is also their uid only if"):
             ask()
     # Labels in an order of their own, and fewer than there are samples.
     some = shuffle[:150]
