@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ensdistill.cache import TargetCache
 from ensdistill.common.describe import make_module
 from ensdistill.data import Rows
+from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.stack.validation import check_ending, check_fresh
 
 
@@ -36,7 +37,7 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
         with torch.no_grad():
             logits = model(first)
     except RuntimeError as error:
-        raise _refused(model, rows, error) from error
+        raise _refused(model, rows, first, error) from error
     expected = (min(2, len(rows)), classes)
     if tuple(logits.shape) != expected:
         raise ValueError(
@@ -47,14 +48,10 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     return model
 
 
-def _refused(model: nn.Module, rows: Rows, error: RuntimeError) -> ValueError:
-    """The error for a module whose forward pass failed. Inputs are float32, so a module of another dtype fails on every shape."""
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            return ValueError(
-                f"factory: {type(model).__name__}: expected float32 parameters, which are trained on float32 inputs; {name} is "
-                f"{parameter.dtype} ({error}); return module.float(), and choose a lower precision with mixed_precision"
-            )
+def _refused(model: nn.Module, rows: Rows, first: Tensor, error: RuntimeError) -> ValueError:
+    """The error for a module whose forward pass failed: the dtypes are blamed if they differ, else the shape."""
+    if (by_dtype := refusal("factory", f"the student's {type(model).__name__}", model, first)) is not None:
+        return by_dtype
     shape = list(rows.inputs.shape[1:])
     return ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})")
 

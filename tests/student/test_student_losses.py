@@ -240,7 +240,7 @@ def test_a_loss_refuses_a_training_before_the_student_is_built(cache):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_student_of_another_dtype(dtype):
-    message = rf"^factory: MLP: expected float32 parameters, .*weight is {dtype} .*return module\.float\(\), .*mixed_precision$"
+    message = rf"^factory: the student's MLP: expected float32 parameters .* is {str(dtype)[6:]}\. module\.float\(\) gives"
     with pytest.raises(ValueError, match=message):
         StudentTrainer(SHORT).direct(lambda: STUDENT().to(dtype), LABELLED, classes=5)
 
