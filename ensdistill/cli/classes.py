@@ -90,17 +90,44 @@ def _annotation(hint: Any) -> Any:
     if types.NoneType in inner:
         return typing.Optional[_annotation(typing.Union[tuple(part for part in inner if part is not types.NoneType)])]  # noqa: UP007, UP045
     if origin in (typing.Union, types.UnionType):
+        if any(typing.get_origin(part) is dict for part in inner) and any(_is_class(part) for part in inner):
+            return ANY_CLASS  # the owner's constructor checks the class
         return Annotated[Any, GetPydanticSchema(lambda _, handler: _union([handler(_annotation(part)) for part in inner]))]
     if origin in (list, tuple, dict, set, frozenset, abc.Sequence, abc.Iterable, abc.Mapping):
         return origin[tuple(part if part is ... else _annotation(part) for part in inner)]
-    if origin in (typing.Literal, Annotated) or hint in KNOWN:
+    if origin is typing.Literal:
+        return Annotated[Any, GetPydanticSchema(lambda *_: _one_of(inner))]
+    if origin is Annotated or hint in KNOWN:
         return Annotated[hint, Strict()] if hint in (bool, int, float, str) else hint
     if origin is not abc.Callable and (not inspect.isclass(hint) or hint in (Any, object, Parameter.empty)):
-        return Any
+        return ANYTHING
     if inspect.isclass(hint) and issubclass(hint, (Path, Enum)):
         return hint
     base, factory = (inner[-1], True) if inner else (hint, False)  # Callable[[], X] or X
     return Annotated[Any, PlainValidator(lambda value, info: _build(base, value, info.context, factory))]
+
+
+def _is_class(hint: Any) -> bool:
+    return inspect.isclass(hint) and typing.get_origin(hint) is None and hint not in KNOWN
+
+
+def _anything(value: Any, info: Any) -> Any:
+    """A value without a type hint, in which mappings with a class_path become objects."""
+    if isinstance(value, dict) and "class_path" in value:
+        return _build(object, value, info.context, False)
+    kind = WITHIN.get(type(value))
+    return TypeAdapter(kind).validate_python(value, context=info.context) if kind else value
+
+
+ANY_CLASS: Any = Annotated[Any, PlainValidator(lambda value, info: _build(object, value, info.context, False))]
+ANYTHING: Any = Annotated[Any, PlainValidator(_anything)]
+WITHIN: dict[type, Any] = {list: list[ANYTHING], dict: dict[Any, ANYTHING]}
+
+
+def _one_of(values: tuple[Any, ...]) -> Any:
+    names = {"names": [str(value) for value in values]}
+    schema = core_schema.literal_schema(list(values))
+    return core_schema.custom_error_schema(schema, "one_of", custom_error_message="one of names", custom_error_context=names)
 
 
 def _union(choices: list[Any]) -> Any:

@@ -12,6 +12,16 @@ from typing import Any
 
 import yaml
 
+EXPECTED = {  # by pydantic's error types
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "dict_type": "a mapping of names to values",
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "sequence_str", "is_instance_of"), "a list"),
+}
+
 
 class Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as in JSON; YAML 1.1 has it as text."""
@@ -70,8 +80,9 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
             config = parse(Config, settings)
             break
         except ValidationError as error:
-            # Where text is expected, `--name 007` is no number.
-            words = {names.get(_short(e["loc"]), "") for e in error.errors() if e["type"] == "string_type"} - {""}
+            # Where text is expected, `--name 007` is no number and `--distill.mixed_precision no` is not false.
+            texts = [e["loc"] for e in error.errors() if e["type"] in ("string_type", "one_of")]
+            words = {names.get(_short(keys), "") for keys in texts} - {""}
             if words <= as_text:
                 raise ValueError("\n".join(_sentence(fault, names) for fault in error.errors())) from error
             as_text |= words
@@ -125,7 +136,7 @@ def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     """The setting, its fault and the value; a setting of the command line gets its dashes."""
     from ensdistill.cli.classes import BRANCH, nearest
 
-    keys, names = [str(key) for key in fault["loc"] if key != BRANCH], fault.get("ctx", {}).get("names")
+    keys, names = [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")], fault.get("ctx", {}).get("names")
     # An unknown name may have others below it.
     dashed = any(key == _short(keys) or (names and key.startswith(f"{_short(keys)}.")) for key in overridden)
     at = f"{'--' * dashed}{'.'.join(keys) or 'CONFIG'}"
@@ -134,5 +145,7 @@ def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     if fault["type"] == "missing":
         return f"{at}: expected a value, because it has no default; got nothing"
     got = "nothing" if fault["input"] is None else repr(fault["input"])
-    near = nearest(str(fault["input"]), fault.get("ctx", {}).get("expected", "").split("'")[1::2])  # of a Literal's values
-    return f"{at}: {fault['msg'].replace('Input should be', 'expected')}; got {got}{'.' * bool(near)}{near}"
+    expected = ", ".join(names) if names else EXPECTED.get(fault["type"])
+    text = f"expected {'one of ' * bool(names)}{expected}" if expected else fault["msg"]
+    near = nearest(str(fault["input"]), names or ())
+    return f"{at}: {text}; got {got}{'.' * bool(near)}{near}"

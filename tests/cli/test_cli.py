@@ -327,6 +327,12 @@ def test_overrides_reach_the_nested_settings(tmp_path):
     assert config.cache.codec == "fp32"
 
 
+def test_a_word_that_yaml_reads_otherwise_is_text_where_text_is_expected(tmp_path):
+    words = ["--distill.mixed_precision", "no", "--name", "2024", "--distill.loss.temperature", "1e1"]
+    config = load_config(["--config", str(write_job(tmp_path)), *words])
+    assert (config.distill.mixed_precision, config.name, config.distill.loss.temperature) == ("no", "2024", 10.0)
+
+
 def test_the_example_is_valid():
     config = load_config(["--config", str(Path(__file__).parents[2] / "examples" / "digits.yaml")])
     assert (config.name, config.seeds, config.distill.loss.temperature) == ("digits", 3, 1.0)
@@ -444,21 +450,21 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ),
         ({"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"}, [], "Did you mean 'GaussianNB'?"),
         # Values of another kind, or out of range.
-        ({"seeds": "two"}, [], "seeds: expected a valid integer; got 'two'"),
-        ({"seeds": None}, [], "seeds: expected a valid integer; got nothing"),
+        ({"seeds": "two"}, [], "seeds: expected a whole number; got 'two'"),
+        ({"seeds": None}, [], "seeds: expected a whole number; got nothing"),
         ({"teachers": 3}, [], "teachers: expected a mapping of names to values; got 3"),
-        ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a valid list; got {'a': 1}"),
-        ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected a valid boolean; got 'maybe'"),
+        ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a list; got {'a': 1}"),
+        ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected true or false; got 'maybe'"),
         ({f"{MEMBER}.optimization": 3}, [], f"{MEMBER}.optimization: expected a mapping of names to values; got 3"),
         (
             {"distill.students.wide.optimization.schedule": "cosin"},
             [],
-            "schedule: expected 'one_cycle', 'cosine' or 'constant'; got 'cosin'. Did you mean 'cosine'?",
+            "schedule: expected one of one_cycle, cosine, constant; got 'cosin'. Did you mean 'cosine'?",
         ),
-        ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a valid number; got 'hot'"),
+        ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a number; got 'hot'"),
         ({"distill.loss.temperature": 0}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got 0.0"),
         ({}, ["--distill.loss.temperature", "-1"], "distill.loss.temperature: expected a number from 0.0001 to 10000; got -1.0"),
-        ({}, ["--distill.loss.temperature", "nan"], "--distill.loss.temperature: expected a valid number; got 'nan'"),
+        ({}, ["--distill.loss.temperature", "nan"], "--distill.loss.temperature: expected a number; got 'nan'"),
         ({"distill.loss.temperature": float("nan")}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got nan"),
         ({"distill.loss.alpha": 1.5}, [], "distill.loss.alpha: expected a number from 0 to 1; got 1.5"),
         ({}, ["--distill.loss.alpha=-0.5"], "distill.loss.alpha: expected a number from 0 to 1; got -0.5"),
@@ -478,7 +484,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             "cache.augment.class_path: ensdistill.data.Digits is no Augmentation: expected a class with ",
         ),
         ({"cache.max_kl": -1}, [], "cache.max_kl: expected a finite number of at least 0, in nats; got -1.0"),
-        ({"cache.max_kl": "little"}, [], "cache.max_kl: expected a valid number; got 'little'"),
+        ({"cache.max_kl": "little"}, [], "cache.max_kl: expected a number; got 'little'"),
         ({"cache.view": 2}, [], "cache.view: there is no such setting; known: transfer, codec, mixture_at, views, augment, max_kl."),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
         ({"distill.students": {"../small": {"model": mlp(8)}}}, [], "distill.students: expected a name that can be a folder's; got '../"),
@@ -489,12 +495,17 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ({"cache.transfer.synthetic.0.init_args.rows": 0}, [], "mixup: rows: expected at least 1; got 0"),
         ({"teachers.members": []}, [], "teachers.members: expected at least one; got none"),
         ({"name": "a/b"}, [], "name: expected a name that can be a folder's; got 'a/b'"),
-        ({"seeds": "3"}, [], "seeds: expected a valid integer; got '3'"),  # text in the file stays text
-        ({"seeds": 2.0}, [], "seeds: expected a valid integer; got 2.0"),
-        ({"seeds": True}, [], "seeds: expected a valid integer; got True"),
-        ({"name": 3}, [], "name: expected a valid string; got 3"),
-        ({f"{SMALL}.model.init_args.hidden": [8, "x"]}, [], f"{SMALL}.model.init_args.hidden.1: expected a valid integer; got 'x'"),
-        ({"seeds": "two", "workers": "x"}, [], "seeds: expected a valid integer; got 'two'\nworkers: expected a valid integer; got 'x'"),
+        ({"folder": 3}, [], "folder: expected a path; got 3"),
+        ({f"{SMALL}.model.init_args.hidden": 8}, [], f"{SMALL}.model.init_args.hidden: expected a list; got 8"),
+        ({f"{SMALL}.model.init_args.hidden": "8"}, [], f"{SMALL}.model.init_args.hidden: expected a list; got '8'"),
+        ({"distill.students": {3: {}}}, [], "distill.students.3: expected text; got 3"),
+        ({}, ["--distill.mixed_precision", "maybe"], "distill.mixed_precision: expected one of no, bf16, fp16; got 'maybe'"),
+        ({"seeds": "3"}, [], "seeds: expected a whole number; got '3'"),  # text in the file stays text
+        ({"seeds": 2.0}, [], "seeds: expected a whole number; got 2.0"),
+        ({"seeds": True}, [], "seeds: expected a whole number; got True"),
+        ({"name": 3}, [], "name: expected text; got 3"),
+        ({f"{SMALL}.model.init_args.hidden": [8, "x"]}, [], f"{SMALL}.model.init_args.hidden.1: expected a whole number; got 'x'"),
+        ({"seeds": "two", "workers": "x"}, [], "seeds: expected a whole number; got 'two'\nworkers: expected a whole number; got 'x'"),
         ({}, ["x.yaml"], "CONFIG: expected --SETTING VALUE; got 'x.yaml'"),
         ({}, ["--distill.loss", "[1,"], "--distill.loss, line 1, column 4: not YAML"),
         ({}, ["--seeds", "0"], "seeds: expected at least 1; got 0"),

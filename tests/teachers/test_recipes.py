@@ -94,18 +94,21 @@ def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(t
 @pytest.mark.parametrize(
     ("estimator", "words"),
     [
-        (named("sklearn.nope.Any"), "estimator: sklearn.nope.Any can't be made: ModuleNotFoundError: No module named 'sklearn.nope'"),
-        (named("xgboost.XGBClasifier"), "has no attribute 'XGBClasifier'. Did you mean 'XGBClassifier'?"),
+        (named("sklearn.nope.Any"), "estimator.class_path: sklearn.nope.Any can't be imported: No module named 'sklearn.nope'"),
+        (named("xgboost.XGBClasifier"), "estimator.class_path: xgboost has no 'XGBClasifier'. Did you mean 'XGBClassifier'?"),
         (
             named("sklearn.model_selection.KFold"),
             "estimator: expected one of scikit-learn, XGBoost, LightGBM or CatBoost that is to be fitted",
         ),
-        (named(HGB["class_path"], max_iters=3), "unexpected keyword argument 'max_iters'"),
+        (named(HGB["class_path"], max_iters=3), "estimator.init_args.max_iters: there is no such setting; known: loss, "),
         (
             named("sklearn.pipeline.Pipeline", steps=[["x", named("xgboost.XGBClassifier", early_stopping_rounds=3)]]),
             "x__early_stopping_rounds: ",
         ),
-        (named("sklearn.pipeline.Pipeline", steps=[["x", named("xgboost.Nothing")]]), "xgboost.Nothing can't be made"),
+        (
+            named("sklearn.pipeline.Pipeline", steps=[["x", named("xgboost.Nothing")]]),
+            "estimator.init_args.steps.0.1.class_path: xgboost has no 'Nothing'",
+        ),
     ],
 )
 def test_what_is_no_estimator_is_refused_when_the_config_is_read(tmp_path, estimator, words):
