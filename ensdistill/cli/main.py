@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ensdistill.cli.settings import load_config, split_arguments
 from ensdistill.cli.usage import JOBS, OTHERS, USAGE
-from ensdistill.common.errors import message
 
 CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
 STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "distill": "distill", "report": "report"}
@@ -76,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: Exception) -> int:
     """An error on the terminal: its message, and a traceback only where the message may not be enough."""
     from ensdistill.cache.errors import CacheError
+    from ensdistill.common.errors import message
 
     print(f"ensdistill: {message(error)}", file=sys.stderr)
     details = getattr(error, "details", None)
@@ -116,6 +115,8 @@ def _job(command: str, rest: list[str]) -> int:
     try:
         if wrong := _no_config(command, rest):
             return _usage_error(wrong)
+        from ensdistill.cli.settings import load_config
+
         config = load_config(rest, command)
     except SystemExit:  # --print_config has printed
         return 0
@@ -150,6 +151,8 @@ def _wants_help(words: Sequence[str]) -> bool:
 def _no_config(command: str, words: list[str]) -> str:
     """The error in the CONFIG among a job's words, or an empty string."""
     example = f"ensdistill {command} examples/digits.yaml"
+    from ensdistill.cli.settings import split_arguments
+
     paths = split_arguments(words)[0].config
     for path in paths:
         if path.is_dir():

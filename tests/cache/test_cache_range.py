@@ -21,7 +21,7 @@ from ensdistill.cache import CacheError, CacheLossWarning, TargetCache, add_memb
 from ensdistill.cache.codecs import codec_of, kl_divergence
 from ensdistill.cache.files.checked import _checksum, _text
 from ensdistill.cache.floors import floor_of
-from ensdistill.cli.main import load_config
+from ensdistill.cli.settings import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.functional import distillation_loss
 from ensdistill.job import stages

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from job_helpers import fingerprints, mlp, numbers, run, stamps, succeed, trained, write_job
 
-from ensdistill.cli.main import load_config, main
+from ensdistill.cli.main import main
+from ensdistill.cli.settings import load_config
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.transfer import Mixup, Munge
 from ensdistill.job.run_folder import RunFolder

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from sklearn.naive_bayes import GaussianNB
 
 from ensdistill.cache import TargetCache
-from ensdistill.cli.main import load_config
+from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json, write_arrays
 from ensdistill.data import Digits, Split
 from ensdistill.data.augmentation import ShiftImages

@@ -9,7 +9,7 @@ import yaml
 from job_helpers import succeed
 from scipy.special import log_softmax, softmax
 
-from ensdistill.cli.main import load_config
+from ensdistill.cli.settings import load_config
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.teachers import Ensemble
