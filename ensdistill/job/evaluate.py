@@ -23,6 +23,7 @@ from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberR
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.predict import rows_for
 
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
@@ -57,7 +58,7 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
     first, sample = ensembles[0], splits[0].test.inputs
     member_results = []
     for k, member in enumerate(first.members):
-        cost = _cost(member, member.predict_logits, sample)
+        cost = _cost(member, member.predict_logits, rows_for(member, sample))
         weights = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
         member_results.append(MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost))
@@ -106,16 +107,16 @@ def _student(
         notes.append(direct["recipe"])
         for kind, stage in TRAINED_KINDS.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
-            logits = member.predict_logits(test)
+            logits = member.predict_logits(rows_for(member, test))
             probabilities[kind].append(probabilities_of(logits))
             if kind in SCALED:
                 inputs, mixture = calibration[seed]
                 # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(inputs), mixture)
+                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(rows_for(member, inputs)), mixture)
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits, test)
+                cost = _cost(member, member.predict_logits, rows_for(member, test))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))

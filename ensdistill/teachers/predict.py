@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
@@ -15,7 +15,10 @@ from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
 from ensdistill.teachers.members.dtypes import floating_type
 from ensdistill.teachers.members.module import is_plain
+from ensdistill.teachers.stack.validation import as_float32
 from ensdistill.teachers.validation import check_logits
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
@@ -33,7 +36,7 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
         It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
     """
     with named(member.name, len(inputs)):
-        logits = member.predict_logits(_rows_for(member, inputs)) if given is None else given
+        logits = member.predict_logits(rows_for(member, inputs)) if given is None else given
     return _ordered(logits, member, len(inputs), classes)
 
 
@@ -42,15 +45,22 @@ def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes:
     if not is_plain(member) or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with named(member.name, len(inputs)):
-        logits = member.predict_tensor(_rows_for(member, inputs))
+        logits = member.predict_tensor(rows_for(member, inputs))
     return _ordered(logits, member, len(inputs), classes)
 
 
-def _rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
-    """float64 rows as float32 for a torch module of another type; a float64 module and estimators take them as they are."""
-    if not isinstance(member, TorchMember) or inputs.dtype != np.float64 or floating_type(member.module) == torch.float64:
+def rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
+    """Inputs in the dtype that the member takes: float32 for a torch module, unless it is of float64 or embeds integers.
+
+    Other members get the inputs as they are.
+    """
+    if not isinstance(member, TorchMember):
         return inputs
-    return inputs.astype(np.float32)
+    if inputs.dtype == np.float64 and floating_type(member.module) != torch.float64:
+        return inputs.astype(np.float32)
+    if inputs.dtype.kind in "iub" and not any(isinstance(m, EMBEDDINGS) for m in member.module.modules()):
+        return as_float32("inputs", inputs)
+    return inputs
 
 
 def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:
