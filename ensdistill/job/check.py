@@ -11,7 +11,9 @@ from ensdistill.data.copies import Copies, count_copies, stratified_folds
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
+from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.recipes import TorchMembers
 
 
@@ -39,6 +41,14 @@ def check_job(run: RunFolder) -> None:
                 recipe.check(split.labelled, split.classes)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
+        splits = [config.split(seed) for seed in range(config.seeds)]
+        for i, recipe in enumerate(config.teachers.members):
+            if isinstance(recipe, ExistingMembers):
+                try:
+                    check_stored(recipe, splits, config.cache)
+                except ValueError as error:
+                    where = "" if str(error).startswith("cache.") else f"teachers.members.{i}.init_args."
+                    raise ValueError(f"{where}{error}") from error
     try:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:

@@ -30,7 +30,8 @@ class TeachersConfig:
     Parameters
     ----------
     members : list of Recipe
-        Each a class_path with init_args: ensdistill.teachers.recipes.TorchMembers, ensdistill.teachers.recipes.SklearnMembers, or your own.
+        Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for members that
+        exist already SavedEnsemble, SavedMembers, MemberFile or StoredAnswers of ensdistill.teachers.existing; or your own.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
     combiner : {"prob", "logit", "log_prob"}
@@ -48,7 +49,7 @@ class TeachersConfig:
         plain_fields(self)
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
-        names = [name for recipe in self.members for name in recipe.names()]
+        names = [name for i, recipe in enumerate(self.members) for name in _names(i, recipe)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"
@@ -57,6 +58,13 @@ class TeachersConfig:
             raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")
         if not 0 <= self.prior_rows < math.inf:
             raise ValueError(f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}")
+
+
+def _names(place: int, recipe: Recipe) -> list[str]:
+    try:
+        return recipe.names()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"teachers.members.{place}.init_args.{error}") from error
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from ensdistill.cache import TargetCache
 from ensdistill.data import UNLABELLED
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.stored import of_transfer
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, Combiner, closest_temperature, log_mixture
 
@@ -37,7 +38,8 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
     if cache.temperature is not None or run.config.cache.augment is not None:
-        return rows.inputs[chosen], ensemble.predict_proba(rows.inputs[chosen])
+        asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(rows.uids[chosen], rows.uids)
+        return rows.inputs[chosen], asked.predict_proba(rows.inputs[chosen])
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 

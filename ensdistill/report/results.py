@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,7 +47,8 @@ class ModelResult:
     parameters, bytes : int
         Of the served model: stored numbers, and the size of the file that holds them.
     latency_ms : mapping
-        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch.
+        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch; NaN where it was not
+        measured (of stored answers).
     note : str
         Shown beside the model ("with augmentation", "the SVC in all seeds").
     """
@@ -241,5 +243,6 @@ def _check_cost(what: str, parameters: int, size: int, latency_ms: Latency) -> N
     for batch in BATCHES:
         for percentile in PERCENTILES:
             time = latency_ms.get(batch, {}).get(percentile)
-            if not isinstance(time, float) or not 0 < time < float("inf"):
-                raise ValueError(f"latency_ms of {what}: expected {batch}.{percentile} in milliseconds, a float above 0; got {time!r}")
+            if not isinstance(time, float) or not (0 < time < float("inf") or math.isnan(time)):
+                expected = f"{batch}.{percentile} in milliseconds, a float above 0, or NaN where it was not measured"
+                raise ValueError(f"latency_ms of {what}: expected {expected}; got {time!r}")

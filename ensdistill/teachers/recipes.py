@@ -91,6 +91,10 @@ class Recipe(ABC):
         """Plain data of everything that a member depends on beside its job and the rows; not who is trained beside it."""
         return describe(self)
 
+    def files(self) -> list[Path]:
+        """Files whose content decides what the members are; a job's stage is stale when one changes."""
+        return []
+
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:  # noqa: B027 (nothing to be refused by default)
         """Raise ValueError for members that can't be trained on these rows; a job calls it before any work."""
 
@@ -372,8 +376,13 @@ def _built(value: Any) -> Any:
         raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error
 
 
-def _check(name: str, count: int) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that can't be a folder's."""
     if not name or any(c in name for c in "/\\\0") or name.startswith("."):
         raise ValueError(f"name: expected a name that can be a folder's; got {name!r}")
+
+
+def _check(name: str, count: int) -> None:
+    check_name(name)
     if count < 1:
         raise ValueError(f"count: {name}: expected at least 1; got {count}")
