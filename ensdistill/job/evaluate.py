@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -36,7 +35,7 @@ from ensdistill.teachers.fitting.calibration import probabilities as probabiliti
 from ensdistill.teachers.members import ArrayMember, Member, load_member
 from ensdistill.teachers.predict import rows_for
 
-NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES, math.nan) for batch in BATCHES}
+NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
     "direct": "direct",
@@ -149,7 +148,7 @@ def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
 
 
 def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None, sample: np.ndarray) -> dict[str, Any]:
-    """The cost to serve a model; without ``predict`` the latency is NaN, because it can't be measured."""
+    """The cost to serve a model; without ``predict`` the latency is None, because it can't be measured."""
     measured = NOT_MEASURED if predict is None else latency(predict, sample)
     return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": measured}
 

@@ -69,7 +69,6 @@ are none, or where a seed has no other test rows.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -221,13 +220,9 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
         "nll_floored_rows": sum(metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs),
         "parameters": model.parameters,
         "bytes": model.bytes,
-        "latency_ms": {batch: {p: _measured(model.latency_ms[batch][p]) for p in PERCENTILES} for batch in BATCHES},
+        "latency_ms": {batch: {p: model.latency_ms[batch][p] for p in PERCENTILES} for batch in BATCHES},
         "note": model.note,
     }
-
-
-def _measured(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _describe_member(member: MemberResult, results: RunResults) -> dict[str, Any]:
