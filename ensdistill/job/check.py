@@ -18,9 +18,9 @@ from ensdistill.teachers.recipes import TorchMembers
 
 
 def check_job(run: RunFolder) -> None:
-    """Refuse, before hours of work, what cannot end well: too many folds, and models, codecs and augmentations that do not fit the data.
+    """Refuse, before hours of work, too many folds, and models, codecs and augmentations that do not fit the data.
 
-    Every student and every torch member is built and asked for two rows; every estimator is fitted to a few, saved and loaded.
+    Every student and every torch member is built and run on two rows; every estimator is fitted to a few, saved and loaded.
     """
     config = run.config
     for seed in range(config.seeds):

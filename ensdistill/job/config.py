@@ -25,13 +25,13 @@ from ensdistill.teachers.recipes import Recipe
 
 @dataclass(frozen=True)
 class TeachersConfig:
-    """Who the teachers are and how they are combined.
+    """The teachers, and how they are combined.
 
     Parameters
     ----------
     members : list of Recipe
         Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for members that
-        exist already SavedEnsemble, SavedMembers, MemberFile or StoredAnswers of ensdistill.teachers.existing; or your own.
+        exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of ensdistill.teachers.existing; or your own.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
     combiner : {"prob", "logit", "log_prob"}
@@ -69,7 +69,7 @@ def _names(place: int, recipe: Recipe) -> list[str]:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What the teachers are asked, and how their word is stored.
+    """The teachers' inputs, and how their logits are stored.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class CacheConfig:
     augment : Augmentation, optional
         Changes the rows of the transfer set before the teachers and the student see them.
     max_kl : float, optional
-        Refuse to store what differs from a member's word, or the mixture's, by more than so many nats in any row.
+        Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in any row.
     """
 
     transfer: TransferSet = field(default_factory=TransferSet)
@@ -257,18 +257,18 @@ class Config:
             )
 
     def split(self, seed: int) -> Split:
-        """The data's split for a seed; kept, because every stage's fingerprint asks for it.
+        """The data's split for a seed; kept, because every stage's fingerprint needs it.
 
         Raises
         ------
         ValueError
-            The data set's own ``split`` raised something, or what it gave back is no ``Split``.
+            The data set's own ``split`` raised something, or returned no ``Split``.
         """
         if seed not in self._splits:
             where = f"data: {type(self.data).__name__}.split(seed={seed})"
             try:
                 split = self.data.split(seed)
-            except Exception as error:  # it is the user's code: whatever it raises is about the data
+            except Exception as error:  # it is the user's code: any error of it is about the data
                 raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
                 raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
@@ -286,7 +286,7 @@ def _told(error: Exception) -> str:
     frames = frames[1:] or frames  # the first is the call itself
     if Path(__file__).parents[1] in Path(frames[-1].filename).parents:
         return str(error)
-    # What the user's code called may have raised it far down in a library.
+    # The user's code may have called a library that raised it.
     own = next((f for f in reversed(frames) if f.filename == frames[0].filename), frames[-1])
     return f"{type(error).__name__}: {error} ({own.filename}, line {own.lineno})"
 

@@ -1,4 +1,4 @@
-"""Every model of a finished run on the test rows, by the same evaluator; and what each costs to serve."""
+"""Every model of a finished run on the test rows, by the same evaluator; and the cost to serve each."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None,
 
 
 def _is_stored(member: Member) -> bool:
-    """Whether a member has stored answers, so that the time of its look-up is not that of the model behind it."""
+    """Whether a member has stored predictions, so that the time of its look-up is not that of the model behind it."""
     return isinstance(member, ArrayMember)
 
 
@@ -193,7 +193,7 @@ def environment() -> dict[str, Any]:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
     except OSError:
-        pass  # only Linux tells it there
+        pass  # only Linux has it there
     info = ops.build_info()
     return {
         "cpu": cpu,

@@ -1,4 +1,4 @@
-"""A job's run folder: where each unit of work lies, what it is made from, and the one record that it is finished.
+"""A job's run folder: where each unit of work lies, its inputs, and the one record that it is finished.
 
 A run folder holds, for each seed::
 

@@ -1,4 +1,4 @@
-"""Members with stored answers in a job: they have answers for the data's own rows, and for no other ones."""
+"""Members with stored predictions in a job: these are of the data's own rows, and of no other ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ensdistill.teachers.members import ArrayMember
 
 
 def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ensemble:
-    """The ensemble for the rows of the transfer set, whose uids are 0, 1, ...; stored answers have the data's uids.
+    """The ensemble for the rows of the transfer set, whose uids are 0, 1, ...; stored predictions have the data's uids.
 
     Raises
     ------
     ValueError
-        A member has no answer for a row, or the transfer set has synthetic or augmented rows.
+        A member has none for a row, or the transfer set has synthetic or augmented rows.
     """
     asked = ensemble.for_uids(_transferred(split, settings))
     if asked is not ensemble:
@@ -29,7 +29,7 @@ def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ense
 
 
 def check_stored(recipe: ExistingMembers, splits: Sequence[Split], settings: CacheConfig) -> None:
-    """Raise ValueError where a member with stored answers has none for a row of the job."""
+    """Raise ValueError where a member with stored predictions has none for a row of the job."""
     for member in recipe.load(splits[0].classes):
         if not isinstance(member, ArrayMember) or member.inputs is not None:
             continue
@@ -47,9 +47,9 @@ def _check_transfer(name: str, settings: CacheConfig) -> None:
     if settings.transfer.synthetic:
         kinds = ", ".join(type(source).__name__ for source in settings.transfer.synthetic)
         raise ValueError(
-            f"cache.transfer.synthetic: expected none, because {name} has stored answers, and none for synthetic rows; got {kinds}"
+            f"cache.transfer.synthetic: expected none, because {name} has stored predictions, and none for synthetic rows; got {kinds}"
         )
     if settings.augment is not None:
         raise ValueError(
-            f"cache.augment: expected none, because {name} has stored answers, and none for augmented rows; got {settings.augment!r}"
+            f"cache.augment: expected none, because {name} has stored predictions, and none for augmented rows; got {settings.augment!r}"
         )

@@ -26,13 +26,13 @@ from ensdistill.teachers.fitting.selection import Metric, greedy_selection
 from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
 from ensdistill.teachers.from_factories import train
-from ensdistill.teachers.given import Known, check_labels, raw_logits
 from ensdistill.teachers.members import Member, as_member
 from ensdistill.teachers.members.base import Logits, as_classes, parts_of
 from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.outputs import Output
 from ensdistill.teachers.predict import answer, answer_on, check_same_classes, device_of, named
 from ensdistill.teachers.stacked import Stack, stacked_logits
+from ensdistill.teachers.stored_logits import Known, check_labels, raw_logits
 from ensdistill.teachers.validation import as_inputs, check_known, free_names, named_by_index, normalised
 
 Calibration = Literal["temperature", "vector", "pooled"]
@@ -91,16 +91,16 @@ class Ensemble:
             Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules, fitted models of scikit-learn,
             XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays, functions, mixed. Unnamed ones of one kind are numbered. A bare
             module predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
-            says how it is built again.
+            names the class by which it is built again.
         weights : [K], optional
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
             The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
-            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, and a warning says so.
-            What knows no names (a bare module, an array, a function) has to answer in this order.
+            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, with a warning.
+            The outputs of members without names (a bare module, an array, a function) must have this order.
         output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-            What those members answer with that are arrays, functions, torch modules or ONNX files; see
+            The meaning of the outputs of arrays, functions, torch modules and ONNX files; see
             :func:`ensdistill.teachers.members.as_member`. Where they differ, make them members one by one.
 
         Raises
@@ -159,7 +159,7 @@ class Ensemble:
         return answer(self.members[index], as_inputs(inputs), self.classes, answers)
 
     def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
-        """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
+        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted to them."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         inputs = as_inputs(inputs)
@@ -184,7 +184,7 @@ class Ensemble:
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 
     def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
-        """The same where its torch members predict, on a GPU if one of them does: what they say there is never copied away.
+        """The same where its torch members predict, on a GPU if one of them does: their logits are never copied away.
 
         So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
         """
@@ -343,7 +343,7 @@ class Ensemble:
         return chosen
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
-        """The same ensemble for these samples: members with stored answers give those of these uids, in their order.
+        """The same ensemble for these samples: members with stored predictions return those of these uids, in their order.
 
         Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``. ``among`` is ``uids`` by default.
         """
@@ -373,7 +373,7 @@ class Ensemble:
         return chosen
 
     def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
-        """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        """Seconds of each member's prediction for ``inputs``: the median of ``repeats``, float64 [K]."""
         inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
             _seconds(member, inputs)
@@ -399,12 +399,12 @@ class Ensemble:
         return raw / here(temperatures)[:, None, None]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its targets depend on, field by field, JSON-able. ``parts`` says what the members' digests are made of."""
+        """Digests of all that its targets depend on, field by field, JSON-able; ``parts`` are those of each member."""
         parts = {member.name: known for member in self.members if (known := parts_of(member))}
         return {"members": {member.name: member.fingerprint() for member in self.members}, "parts": parts, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
-        """What it is beside its members: combiner, classes, and all that was fitted; JSON-able."""
+        """Its settings beside the members: combiner, classes, and all that was fitted; JSON-able."""
         return {
             "weights": self.weights.tolist(),
             "temperatures": self.temperatures.tolist(),
@@ -426,9 +426,9 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
-        """A saved ensemble, every member checked against what was saved of it.
+        """A saved ensemble, every member checked against the digest saved with it.
 
-        Other versions of torch, scikit-learn or a class's source may load it; what targets were made by them is told by `fingerprint`.
+        Other versions of torch, scikit-learn or a class's source may load it; `fingerprint` then differs.
 
         Parameters
         ----------

@@ -1,9 +1,8 @@
-"""Recipes of members that exist already: saved by this package, in files of other libraries, or as stored answers.
+"""Recipes of members that exist already: saved by this package, in files of other libraries, or as stored predictions.
 
-They are loaded, not trained, so there are no folds and no out-of-fold predictions of them. Were a member trained on the
-labelled rows, its answers there would make it look better than it is. So its temperature and weight are fitted to these
-answers only where ``held_out`` states that it was not. Otherwise its temperature stays as it is, and its weight is an
-equal share.
+They are loaded, not trained, so there are no folds and no out-of-fold predictions of them. A member that was trained on
+the labelled rows predicts these better than others. So temperature and weight are fitted to its predictions there only
+where ``held_out`` states that it was not. Otherwise its temperature stays as it is, and its weight is an equal share.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class ExistingMembers(Recipe):
         few = labelled if self.held_out else labelled.take(np.arange(min(TRIED, len(labelled))))
         for member in self.load(classes):
             if isinstance(member, ArrayMember) and not self.held_out:
-                continue  # it may have answers for other rows alone
+                continue  # it may hold predictions of other rows alone
             (asked,) = members_for((member,), few.uids, few.uids)
             found = answer(asked, few.inputs, classes)
             if found.shape != (len(few), len(classes)):
@@ -243,17 +242,17 @@ class MemberFile(ExistingMembers):
 
 
 @dataclass(frozen=True)
-class StoredAnswers(ExistingMembers):
+class StoredPredictions(ExistingMembers):
     """One member's logits or probabilities, found by the samples' uids.
 
-    A job asks it for the labelled rows, the pool and the test rows; it has no answers for synthetic or augmented ones.
+    A job needs those of the labelled rows, the pool and the test rows. There are none of synthetic or augmented rows.
 
     Parameters
     ----------
     file : path
-        Answers [N, C]: a ``.npy`` file, or a ``.safetensors`` file with ``logits`` or ``probabilities``, and perhaps ``uids``.
+        Predictions [N, C]: a ``.npy`` file, or a ``.safetensors`` file with ``logits`` or ``probabilities``, and perhaps ``uids``.
     uids : path, optional
-        A ``.npy`` file of integers [N]: the uid of the sample that each answer belongs to. By default answer i is that of
+        A ``.npy`` file of integers [N]: the uid of each prediction's sample. By default prediction i is that of
         uid i, which is row i of the file of an ``ArrayDataset``.
     name, classes, held_out
         See :class:`MemberFile`.
@@ -280,7 +279,7 @@ class StoredAnswers(ExistingMembers):
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
         uids = None if self.uids is None else Path(self.uids)
-        yield member_files.stored_answers(Path(self.file), uids, self.name, self.classes or list(classes), self.output)
+        yield member_files.stored_predictions(Path(self.file), uids, self.name, self.classes or list(classes), self.output)
 
 
 def content_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Readers of single files that hold a member: ONNX, skops, boosters' own formats, states of torch modules, arrays of answers."""
+"""Readers of single files that hold a member: ONNX, skops, boosters' own formats, states of torch modules, arrays of predictions."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ READERS: dict[str, Callable[[Path, About], Member]] = {
 }
 
 
-def stored_answers(file: Path, uids: Path | None, name: str, classes: Sequence[str], output: Output) -> Member:
-    """The member whose answers are in a file; see :class:`ensdistill.teachers.existing.StoredAnswers`."""
+def stored_predictions(file: Path, uids: Path | None, name: str, classes: Sequence[str], output: Output) -> Member:
+    """The member of stored predictions in a file; see :class:`ensdistill.teachers.existing.StoredPredictions`."""
     found = _array("uids", uids) if uids is not None else None
     if file.suffix == ".npy":
         values = _array("file", file)

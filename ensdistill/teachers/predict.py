@@ -1,4 +1,4 @@
-"""What members say, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
+"""Members' logits, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def device_of(members: Sequence[Member]) -> torch.device:
 
 
 def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
-    """float32 [N, C]; ``given`` is what the member said, where it was asked already.
+    """float32 [N, C]; ``given`` are the member's logits, where they are there already.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
 
 
 def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
-    """The same as a tensor on ``device``, which what a torch member says there never leaves."""
+    """The same as a tensor on ``device``; logits of a torch member there are not copied."""
     if not is_plain(member) or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with named(member.name, len(inputs)):
@@ -77,7 +77,7 @@ def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] |
 
 @contextmanager
 def named(name: str, rows: int) -> Iterator[None]:
-    """Errors say whose they are."""
+    """Errors get the member's name."""
     try:
         yield
     except BadRows as error:

@@ -83,8 +83,8 @@ MEMBERS = {
     "cat2": ("MemberFile", {"file": "cat2.json"}),
     "net": ("MemberFile", {"file": "net.safetensors", "model": mlp(8), "output": "logits"}),
     "linear": ("MemberFile", {"file": "linear.onnx"}),
-    "stored": ("StoredAnswers", {"file": "stored.safetensors"}),
-    "logits": ("StoredAnswers", {"file": "logits.npy", "uids": "uids.npy", "output": "logits"}),
+    "stored": ("StoredPredictions", {"file": "stored.safetensors"}),
+    "logits": ("StoredPredictions", {"file": "logits.npy", "uids": "uids.npy", "output": "logits"}),
     "e": ("SavedEnsemble", {"folder": "ensemble", "prefix": "e "}),
     "m": ("SavedMembers", {"folder": "members", "prefix": "m "}),
 }
@@ -147,7 +147,7 @@ def test_trained_members_share_the_weight_that_existing_ones_leave(tmp_path, fil
     assert record["best_member"].startswith("decisiontree")
 
 
-def test_a_whole_job_of_stored_answers(tmp_path, files):
+def test_a_whole_job_of_stored_predictions(tmp_path, files):
     file = job(tmp_path, [entry(files, "stored", held_out=True), entry(files, "logits", held_out=True)])
     succeed("run", file)
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
@@ -191,16 +191,16 @@ def test_what_can_not_be_used_is_named_before_any_work(tmp_path, files, members,
     assert not list((tmp_path / "runs").rglob("member.json"))
 
 
-def test_stored_answers_have_to_be_there_for_every_row(tmp_path, files):
+def test_stored_predictions_have_to_be_there_for_every_row(tmp_path, files):
     np.save(tmp_path / "few.npy", np.load(files / "logits.npy")[:900])
-    few = named("StoredAnswers", file=str(tmp_path / "few.npy"), output="logits")
+    few = named("StoredPredictions", file=str(tmp_path / "few.npy"), output="logits")
     status, _, err = run("teachers", job(tmp_path, [few]))
     assert status == 1
     assert "teachers.members.0.init_args.uids: few has no answer for uid" in err.replace("\n", " ")
     mixup = [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 20}}]
     status, _, err = run("teachers", job(tmp_path, [entry(files, "logits")], **{"cache.transfer.synthetic": mixup}))
     assert status == 1
-    assert "cache.transfer.synthetic: expected none, because logits has stored answers" in err.replace("\n", " ")
+    assert "cache.transfer.synthetic: expected none, because logits has stored predictions" in err.replace("\n", " ")
     assert not list((tmp_path / "runs").rglob("member.json"))
 
 

@@ -39,9 +39,9 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.live import TrainingView
 from ensdistill.teachers.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.teachers.stack import Status
+from ensdistill.teachers.training_view import TrainingView
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
 

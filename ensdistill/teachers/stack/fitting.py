@@ -48,7 +48,7 @@ def libraries(estimator: Any) -> tuple[str, ...]:
 
 
 def versions(estimator: Any) -> dict[str, str]:
-    """The versions of the libraries that decide what a fit of an estimator ends with."""
+    """The versions of the libraries that decide the result of a fit."""
     return {name: sys.modules[name].__version__ for name in ("sklearn", *libraries(estimator)) if name in sys.modules}
 
 
@@ -109,7 +109,7 @@ def held_out(
     Parameters
     ----------
     parameter, name : str
-        What makes it stop, and the member, for messages.
+        The parameter by which it stops, and the member, for messages.
     rows : ndarray [R], int64
         Positions that the member may learn from.
     data : TrainingRows

@@ -1,4 +1,4 @@
-"""What a training refuses before it begins."""
+"""Checks of a training before it begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
-from ensdistill.teachers.stack.ways import CONCRETE, Way
+from ensdistill.teachers.stack.strategies import CONCRETE, Way
 
 Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
 """Whose parameters there were, by their identity, which is used again for others once they are gone."""
