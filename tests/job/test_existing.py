@@ -196,7 +196,7 @@ def test_stored_predictions_have_to_be_there_for_every_row(tmp_path, files):
     few = named("StoredPredictions", file=str(tmp_path / "few.npy"), output="logits")
     status, _, err = run("teachers", job(tmp_path, [few]))
     assert status == 1
-    assert "teachers.members.0.init_args.uids: few has no answer for uid" in err.replace("\n", " ")
+    assert "teachers.members.0.init_args.uids: few has no output for uid" in err.replace("\n", " ")
     mixup = [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 20}}]
     status, _, err = run("teachers", job(tmp_path, [entry(files, "logits")], **{"cache.transfer.synthetic": mixup}))
     assert status == 1
