@@ -8,8 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ensdistill.data.rows import check_finite
-from ensdistill.data.splits import Split, stratified_split
+from ensdistill.data.labels import as_labels
+from ensdistill.data.rows import UNLABELLED, check_finite
+from ensdistill.data.splits import DTYPES, NUMBERS, Split, stratified_split
 
 
 @runtime_checkable
@@ -56,9 +57,11 @@ class ArrayDataset:
     Parameters
     ----------
     inputs : path
-        float32 [N, ...].
+        Numbers [N, ...], of a floating-point, integer or boolean dtype, which estimators and boosters are fitted to as
+        they are. Torch modules get their float32 values.
     labels : path
-        Integers [N]: class indices from 0; -100 for rows without a label, which go to the pool.
+        Labels [N]: class indices from 0 (integers, or floats that are whole numbers), or names (strings, booleans).
+        -100 stands for rows without a label, which go to the pool.
     labelled : int
         Rows whose labels may be used.
     pool : int
@@ -66,12 +69,12 @@ class ArrayDataset:
     test : int, optional
         Rows for the report alone; all that are left by default.
     classes : list of str, optional
-        Class names by index; "0", "1", ... by default.
+        Class names by index; by default the labels' own names, or "0", "1", ...
 
     Raises
     ------
     ValueError
-        (by ``split``) The files do not hold such arrays.
+        (by ``split``) The files do not hold arrays as described above.
     """
 
     inputs: Path
@@ -84,16 +87,13 @@ class ArrayDataset:
     def split(self, seed: int) -> Split:
         # Mapped, not read: only the rows of a part are copied.
         inputs, labels = _open("inputs", self.inputs), _open("labels", self.labels)
-        if inputs.dtype != np.float32 or inputs.ndim < 2:
-            raise ValueError(f"inputs: expected float32 [N, ...] in {self.inputs}; got {inputs.dtype} {list(inputs.shape)}")
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels: expected integers in {self.labels}; got {labels.dtype}")
-        if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"labels: {labels.max()} in {self.labels} is no class index")
-        labels = labels.astype(np.int64)
+        if inputs.dtype not in DTYPES or inputs.ndim < 2:
+            got = f"{inputs.dtype} {list(inputs.shape)}"
+            raise ValueError(f"inputs: expected {NUMBERS} [N, ...] in {self.inputs}; got {got}")
+        wanted = None if self.classes is None else tuple(self.classes)
+        found, names = as_labels(labels, wanted, indices=True, unlabelled=UNLABELLED, argument=f"labels: {self.labels}")
         check_finite(f"inputs: {self.inputs}", inputs)
-        classes = self.classes or [str(i) for i in range(int(labels.max(initial=0)) + 1)]
-        return stratified_split(inputs, labels, classes, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed)
+        return stratified_split(inputs, found, names, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed)
 
 
 def _open(argument: str, path: Path) -> np.ndarray:

@@ -11,10 +11,14 @@ import numpy as np
 from ensdistill.data.copies import draw_stratified, equal_inputs
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 
+# All dtypes of numbers that a file of the run can hold.
+DTYPES = tuple(np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"))
+NUMBERS = "numbers (floating-point, integers or booleans)"
+
 
 @dataclass(frozen=True)
 class Split:
-    """The data of one seed of a job: three parts without a common row, of finite float32 inputs of one shape.
+    """The data of one seed of the job: three parts without a common row, of finite inputs of one shape and dtype.
 
     Parameters
     ----------
@@ -48,7 +52,7 @@ class Split:
                 raise TypeError(f"{name}: expected Rows; got {type(rows).__name__}")
             if name != "pool" and len(rows) == 0:
                 raise ValueError(f"{name}: expected at least one row; got none")
-            _check_inputs(name, rows, self.labelled.inputs.shape[1:])
+            _check_inputs(name, rows, self.labelled.inputs)
         for name in ("labelled", "test"):
             _check_labels(name, getattr(self, name), (0, len(self.classes) - 1), f"a class index in 0..{len(self.classes) - 1}")
         _check_labels("pool", self.pool, (UNLABELLED, UNLABELLED), f"{UNLABELLED}, because the pool has no labels (`without_labels()`)")
@@ -67,14 +71,16 @@ def _check_classes(classes: Any) -> None:
         raise ValueError(f"classes: expected different names; {twice[0]!r} stands {len(twice)} times")
 
 
-def _check_inputs(name: str, rows: Rows, shape: tuple[int, ...]) -> None:
-    if rows.inputs.dtype != np.float32 or rows.inputs.ndim < 2:
-        raise ValueError(f"{name}.inputs: expected float32 [N, ...]; got {rows.inputs.dtype} {list(rows.inputs.shape)}")
-    if rows.inputs.shape[1:] != shape:
-        raise ValueError(
-            f"{name}.inputs: expected rows of shape {list(shape)}, as the labelled rows have; got {list(rows.inputs.shape[1:])}"
-        )
-    check_finite(f"{name}.inputs", rows.inputs, rows.uids)
+def _check_inputs(name: str, rows: Rows, labelled: np.ndarray) -> None:
+    inputs = rows.inputs
+    if inputs.dtype not in DTYPES or inputs.ndim < 2:
+        raise ValueError(f"{name}.inputs: expected {NUMBERS} [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
+    if inputs.dtype != labelled.dtype:
+        raise ValueError(f"{name}.inputs: expected {labelled.dtype}, as the labelled rows have; got {inputs.dtype}")
+    if inputs.shape[1:] != labelled.shape[1:]:
+        expected = list(labelled.shape[1:])
+        raise ValueError(f"{name}.inputs: expected rows of shape {expected}, as the labelled rows have; got {list(inputs.shape[1:])}")
+    check_finite(f"{name}.inputs", inputs, rows.uids)
 
 
 def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -> None:

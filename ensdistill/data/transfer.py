@@ -60,6 +60,7 @@ class Munge:
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         from sklearn.neighbors import NearestNeighbors
 
+        _check_continuous("munge", base)
         if len(base) < 2:
             raise ValueError(f"munge: expected at least 2 rows to find neighbours among; got {len(base)}")
         flat = base.reshape(len(base), -1)
@@ -104,6 +105,7 @@ class Mixup:
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         if self.augment is not None:
             base = np.concatenate(self.augment.variants(base))
+        _check_continuous("mixup", base)
         first, second = generator.integers(len(base), size=(2, self.rows))
         share = generator.beta(self.alpha, self.alpha, self.rows).astype(np.float32).reshape(-1, *[1] * (base.ndim - 1))
         return (share * base[first] + (1 - share) * base[second]).astype(base.dtype)
@@ -219,3 +221,12 @@ def _check_made(name: str, made: np.ndarray, base: np.ndarray) -> None:
 def _check_rows(name: str, rows: int) -> None:
     if rows < 1:
         raise ValueError(f"{name}: rows: expected at least 1; got {rows}")
+
+
+def _check_continuous(name: str, base: np.ndarray) -> None:
+    """Refuse integers: a value between two of them would be cut to one of them."""
+    if base.dtype.kind != "f":
+        raise ValueError(
+            f"{name}: expected floating-point inputs, between which new values can lie; got {base.dtype}. If they are "
+            "numbers, save them as float64; if they are codes of categories, leave this source out"
+        )

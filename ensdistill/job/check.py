@@ -11,14 +11,16 @@ from ensdistill.data.copies import Copies, count_copies, stratified_folds
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
+from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.recipes import TorchMembers
 
 
 def check_job(run: RunFolder) -> None:
-    """Refuse, before hours of work, what cannot end well: too many folds, and models, codecs and augmentations that do not fit the data.
+    """Refuse, before hours of work, too many folds, and models, codecs and augmentations that do not fit the data.
 
-    Every student and every torch member is built and asked for two rows; every estimator is fitted to a few, saved and loaded.
+    Every student and every torch member is built and run on two rows; every estimator is fitted to a few, saved and loaded.
     """
     config = run.config
     for seed in range(config.seeds):
@@ -39,6 +41,14 @@ def check_job(run: RunFolder) -> None:
                 recipe.check(split.labelled, split.classes)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
+        splits = [config.split(seed) for seed in range(config.seeds)]
+        for i, recipe in enumerate(config.teachers.members):
+            if isinstance(recipe, ExistingMembers):
+                try:
+                    check_stored(recipe, splits, config.cache)
+                except ValueError as error:
+                    where = "" if str(error).startswith("cache.") else f"teachers.members.{i}.init_args."
+                    raise ValueError(f"{where}{error}") from error
     try:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:

@@ -25,12 +25,13 @@ from ensdistill.teachers.recipes import Recipe
 
 @dataclass(frozen=True)
 class TeachersConfig:
-    """Who the teachers are and how they are combined.
+    """The teachers, and how they are combined.
 
     Parameters
     ----------
     members : list of Recipe
-        Each a class_path with init_args: ensdistill.teachers.recipes.TorchMembers, ensdistill.teachers.recipes.SklearnMembers, or your own.
+        Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for members that
+        exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of ensdistill.teachers.existing; or your own.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
     combiner : {"prob", "logit", "log_prob"}
@@ -48,7 +49,7 @@ class TeachersConfig:
         plain_fields(self)
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
-        names = [name for recipe in self.members for name in recipe.names()]
+        names = [name for i, recipe in enumerate(self.members) for name in _names(i, recipe)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"
@@ -59,9 +60,16 @@ class TeachersConfig:
             raise ValueError(f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}")
 
 
+def _names(place: int, recipe: Recipe) -> list[str]:
+    try:
+        return recipe.names()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"teachers.members.{place}.init_args.{error}") from error
+
+
 @dataclass(frozen=True)
 class CacheConfig:
-    """What the teachers are asked, and how their word is stored.
+    """The teachers' inputs, and how their logits are stored.
 
     Parameters
     ----------
@@ -80,7 +88,7 @@ class CacheConfig:
     augment : Augmentation, optional
         Changes the rows of the transfer set before the teachers and the student see them.
     max_kl : float, optional
-        Refuse to store what differs from a member's word, or the mixture's, by more than so many nats in any row.
+        Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in any row.
     """
 
     transfer: TransferSet = field(default_factory=TransferSet)
@@ -249,18 +257,18 @@ class Config:
             )
 
     def split(self, seed: int) -> Split:
-        """The data's split for a seed; kept, because every stage's fingerprint asks for it.
+        """The data's split for a seed; kept, because every stage's fingerprint needs it.
 
         Raises
         ------
         ValueError
-            The data set's own ``split`` raised something, or what it gave back is no ``Split``.
+            The data set's own ``split`` raised something, or returned no ``Split``.
         """
         if seed not in self._splits:
             where = f"data: {type(self.data).__name__}.split(seed={seed})"
             try:
                 split = self.data.split(seed)
-            except Exception as error:  # it is the user's code: whatever it raises is about the data
+            except Exception as error:  # it is the user's code: any error of it is about the data
                 raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
                 raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
@@ -278,7 +286,7 @@ def _told(error: Exception) -> str:
     frames = frames[1:] or frames  # the first is the call itself
     if Path(__file__).parents[1] in Path(frames[-1].filename).parents:
         return str(error)
-    # What the user's code called may have raised it far down in a library.
+    # The user's code may have called a library that raised it.
     own = next((f for f in reversed(frames) if f.filename == frames[0].filename), frames[-1])
     return f"{type(error).__name__}: {error} ({own.filename}, line {own.lineno})"
 

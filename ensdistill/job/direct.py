@@ -28,6 +28,7 @@ from ensdistill.job.run_folder import Progress, keep
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
+from ensdistill.teachers.stack.validation import as_float32
 
 DECAYS = (10.0, 100.0)  # times the configured weight decay
 DROPOUTS = (0.2, 0.5)
@@ -201,9 +202,10 @@ class _Folds:
     def _held_out(self, recipe: Recipe) -> np.ndarray:
         """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""
         rows, count = self.split.labelled, self.settings.folds
+        inputs = as_float32("data", rows.inputs)
         models = train_stack(
             recipe.factory(self.student.model),
-            rows.inputs,
+            inputs,
             rows.labels,
             classes=len(self.split.classes),
             seeds=[derive_seed("direct fold", self.seed, i) for i in range(count)],
@@ -217,5 +219,5 @@ class _Folds:
         logits = np.zeros((len(rows), len(self.split.classes)), np.float32)
         for model, (_, held) in zip(models, self.parts, strict=True):
             with torch.no_grad():
-                logits[held] = model(torch.from_numpy(rows.inputs[held])).float().numpy()
+                logits[held] = model(torch.from_numpy(inputs[held])).float().numpy()
         return logits

@@ -1,4 +1,4 @@
-"""Every model of a finished run on the test rows, by the same evaluator; and what each costs to serve."""
+"""Every model of a finished run on the test rows, by the same evaluator; and the cost to serve each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,23 @@ from ensdistill.job.run_folder import Progress, RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.loss import ops
 from ensdistill.report.metrics import nll
-from ensdistill.report.results import SCALED, STUDENT_KINDS, CurvePoint, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.results import (
+    BATCHES,
+    PERCENTILES,
+    SCALED,
+    STUDENT_KINDS,
+    CurvePoint,
+    MemberResult,
+    ModelResult,
+    RunResults,
+    StudentResults,
+)
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
-from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.members import ArrayMember, Member, load_member
+from ensdistill.teachers.predict import rows_for
 
+NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
     "direct": "direct",
@@ -46,7 +58,7 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
-        logits = np.asarray(ensemble.predict_logits(split.test.inputs))
+        logits = np.asarray(ensemble.for_uids(split.test.uids).predict_logits(split.test.inputs))
         # A member alone has its own temperature; the mixture's is a correction to the mixture.
         members.append([probabilities_of(z * ensemble.temperature) for z in logits])
         mixtures.append(ensemble.combine(logits))
@@ -57,7 +69,7 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
     first, sample = ensembles[0], splits[0].test.inputs
     member_results = []
     for k, member in enumerate(first.members):
-        cost = _cost(member, member.predict_logits, sample)
+        cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
         weights = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
         member_results.append(MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost))
@@ -66,7 +78,9 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
     chosen = [p[k] for p, k in zip(members, positions, strict=True)]
     best_cost = member_results[positions[0]]
     best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
-    ensemble_result = ModelResult("ensemble", mixtures, **_cost(first, first.predict_proba, sample))
+    ensemble_result = ModelResult(
+        "ensemble", mixtures, **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample)
+    )
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
     students = [_student(run, name, trusted, calibration, report) for name in config.distill.students]
@@ -106,16 +120,16 @@ def _student(
         notes.append(direct["recipe"])
         for kind, stage in TRAINED_KINDS.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
-            logits = member.predict_logits(test)
+            logits = member.predict_logits(rows_for(member, test))
             probabilities[kind].append(probabilities_of(logits))
             if kind in SCALED:
                 inputs, mixture = calibration[seed]
                 # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(inputs), mixture)
+                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(rows_for(member, inputs)), mixture)
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits, test)
+                cost = _cost(member, member.predict_logits, rows_for(member, test))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
@@ -133,8 +147,15 @@ def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
     return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
 
 
-def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, Any]:
-    return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": latency(predict, sample)}
+def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None, sample: np.ndarray) -> dict[str, Any]:
+    """The cost to serve a model; without ``predict`` the latency is None, because it can't be measured."""
+    measured = NOT_MEASURED if predict is None else latency(predict, sample)
+    return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": measured}
+
+
+def _is_stored(member: Member) -> bool:
+    """Whether a member has stored predictions, so that the time of its look-up is not that of the model behind it."""
+    return isinstance(member, ArrayMember)
 
 
 def latency(predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, dict[str, float]]:
@@ -172,7 +193,7 @@ def environment() -> dict[str, Any]:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
     except OSError:
-        pass  # only Linux tells it there
+        pass  # only Linux has it there
     info = ops.build_info()
     return {
         "cpu": cpu,

@@ -1,4 +1,4 @@
-"""A job's run folder: where each unit of work lies, what it is made from, and the one record that it is finished.
+"""A job's run folder: where each unit of work lies, its inputs, and the one record that it is finished.
 
 A run folder holds, for each seed::
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -28,9 +29,12 @@ from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
+from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import Config
 from ensdistill.loss.settings import digest_parts
+from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.members import TorchMember
 
 Progress = Callable[[str, int, int], None]
@@ -71,6 +75,7 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.config, self.path = config, config.run_folder
         self._digests: dict[Unit, str] = {}
+        self._files: list[str] | None = None
 
     def units(self, last: str) -> list[Unit]:
         """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest work first."""
@@ -115,20 +120,34 @@ class RunFolder:
         config = self.config
         split, common = config.split(unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
         if unit.stage == "teachers":
-            return digest([*common, describe(config.teachers), split.labelled, list(split.classes)])
+            folds = _folds(split, config.teachers.folds, "folds", unit.seed)
+            made_by = [describe(config.teachers), self._contents()]
+            return digest([*common, *made_by, split.labelled, list(split.classes), folds])
         if unit.stage == "cache":
             # A cache is made for temperatures up to that of the students, but not for less than the default.
             higher = [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
             return digest([*common, self.digest(unit.needs()[0]), describe(config.cache), split.pool, *higher])
         distill, student = config.distill, config.distill.students[unit.student]
         if unit.stage == "direct":
-            choices = [describe(distill.augment), distill.folds, distill.label_smoothing, distill.mixed_precision]
+            folds = _folds(split, distill.folds, "direct folds", unit.seed)
+            choices = [describe(distill.augment), folds, distill.label_smoothing, distill.mixed_precision]
             own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
         else:
             choices = [*digest_parts(distill.loss), distill.mixed_precision]
             own = [describe(student.model), describe(student.optimization), choices, self.digest(unit.needs()[0])]
         # The test inputs are watched for the learning curves.
         return digest([*common, *own, unit.student, split.test.inputs])
+
+    def _contents(self) -> list[str]:
+        """Digests of the files of members that exist already, read once."""
+        if self._files is None:
+            self._files = []
+            for i, recipe in enumerate(self.config.teachers.members):
+                try:
+                    self._files += [content_of(file) for file in recipe.files()]
+                except ValueError as error:
+                    raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
+        return self._files
 
     def report_digest(self) -> str:
         """Digest of everything that the report shows, and of the code that judges and shows it."""
@@ -157,6 +176,15 @@ class RunFolder:
         own = [path for s in students for path in _class_paths(s)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
+
+
+def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:
+    """The rows that each fold holds out, so that another rule of folds makes a stage stale; their number if there are none."""
+    try:
+        parts = stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
+    except ValueError:  # the job's check refuses them with their setting's name
+        return folds
+    return [held for _, held in parts]
 
 
 def _class_paths(described: Any) -> list[str]:

@@ -3,7 +3,7 @@
 No labelled row is held out for it: the ensemble was trained on all of them, so its targets know the labels there, and a temperature
 fitted on them makes every student far too sure (measured on digits: T = 0.03, a test NLL of 0.7 instead of 0.09). The pool is held out:
 no teacher saw a label of it, and the mixture is calibrated by out-of-fold predictions. So the student is calibrated to the mixture on the
-pool; where there is none, on the synthetic rows. The test rows have no say.
+pool; where there is none, on the synthetic rows. The test rows have no part in it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from ensdistill.cache import TargetCache
 from ensdistill.data import UNLABELLED
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.stored import of_transfer
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, Combiner, closest_temperature, log_mixture
 
@@ -24,8 +25,8 @@ ROWS = 4000  # more would not move a single number
 def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities for them [M, C], float64.
 
-    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble is asked where the cache can't tell: it holds the
-    mixture at another temperature, or was asked about augmented rows.
+    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the cache holds the
+    mixture at another temperature, or targets of augmented rows.
     """
     unit = Unit("cache", seed)
     rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets", trusted=run.trusted)
@@ -37,7 +38,8 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
     if cache.temperature is not None or run.config.cache.augment is not None:
-        return rows.inputs[chosen], ensemble.predict_proba(rows.inputs[chosen])
+        asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(rows.uids[chosen], rows.uids)
+        return rows.inputs[chosen], asked.predict_proba(rows.inputs[chosen])
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 

@@ -20,6 +20,7 @@ from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.run_folder import Progress, RunFolder, Unit, finish, keep
+from ensdistill.job.stored import of_transfer
 from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -47,6 +48,7 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[s
     ensemble = Ensemble.load(run.of(before) / "ensemble", run.trusted)
     transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
     copies_of(config, unit.seed, transfer.rows)
+    ensemble = of_transfer(ensemble, config.split(unit.seed), config.cache)
     best = ensemble.only(run.record(before)["best_member"])
     return cache(config.cache, ensemble, best, transfer, config.distill.loss.temperature, unit.seed, folder, report)
 
@@ -109,10 +111,14 @@ def teachers(settings: TeachersConfig, split: Split, seed: int, folder: Path, re
     )
     ensemble.save(folder / "ensemble")
     write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
-    calibrated = ensemble.apply_temperatures(held_out)
-    losses = [nll(probabilities(z * ensemble.temperature), split.labelled.labels) for z in calibrated]
-    # The best member is chosen by held-out NLL, never by the test rows.
-    return {"held_out_nll": dict(zip(ensemble.names, losses, strict=True)), "best_member": ensemble.names[int(np.argmin(losses))]}
+    losses = [
+        None if np.isnan(z).any() else nll(probabilities(z * ensemble.temperature), split.labelled.labels)
+        for z in ensemble.apply_temperatures(held_out)
+    ]
+    known = [k for k, loss in enumerate(losses) if loss is not None]
+    # The best member is chosen by held-out NLL, never by the test rows; where no member has one, by its weight.
+    best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
+    return {"held_out_nll": dict(zip(ensemble.names, losses, strict=True)), "best_member": ensemble.names[best]}
 
 
 def cache(

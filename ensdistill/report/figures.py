@@ -212,9 +212,12 @@ def _latency(report: dict[str, Any]) -> Figure:
     figure, axes = _figure(10.4, 3.9, 1, 2, sharey=True)
     for axis, batch in zip(axes[0], ("batch_1", "batch_256"), strict=True):
         for member in report["members"]:
-            axis.plot(member["latency_ms"][batch]["p50"], 100 * member["accuracy"]["mean"], ".", color=OTHER, markersize=8)
+            if member["latency_ms"][batch]["p50"] is not None:
+                axis.plot(member["latency_ms"][batch]["p50"], 100 * member["accuracy"]["mean"], ".", color=OTHER, markersize=8)
         for label, kind, place, model in points:
             x, y = model["latency_ms"][batch]["p50"], 100 * model["accuracy"]["mean"]
+            if x is None:
+                continue
             axis.plot(x, y, MARKERS[kind], color=COLOURS[kind], markersize=8)
             axis.annotate(label, (x, y), textcoords="offset points", fontsize=9, **place)
         axis.set_xscale("log")

@@ -15,13 +15,13 @@ summed over classes. The entries marked ``*`` describe the first student and sta
   * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.mean          float
   * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
   * models.<kind>.{parameters,bytes,nll_floored_rows}                 int
-  * models.<kind>.latency_ms.{batch_1,batch_256}.{p50,p95}            float
+  * models.<kind>.latency_ms.{batch_1,batch_256}.{p50,p95}            float or null
   * models.<kind>.note                                                str
     members.<i>.{name,note}                           str
     members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.mean          float
     members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
     members.<i>.{parameters,bytes,nll_floored_rows}   int
-    members.<i>.latency_ms.{batch_1,batch_256}.{p50,p95}              float
+    members.<i>.latency_ms.{batch_1,batch_256}.{p50,p95}              float or null
   * gains.{ensemble,student}.<metric>.mean            float
   * gains.{ensemble,student}.<metric>.ci95.<i>        float
   * gains.{ensemble,student}.<metric>.beyond_interval bool
@@ -41,7 +41,7 @@ summed over classes. The entries marked ``*`` describe the first student and sta
   * strongest.<family>.<metric>.retained_gain.meaningful      bool
   * strongest.<family>.<metric>.retained_gain.share_without_gain      float
   * serving.{parameters,bytes}                        float or null
-  * serving.latency_ms.{batch_1,batch_256}.{p50,p95}  float
+  * serving.latency_ms.{batch_1,batch_256}.{p50,p95}  float or null
   * outcome                                           str
   * verdict                                           str
     students.<student>.description                    str
@@ -220,7 +220,7 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
         "nll_floored_rows": sum(metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs),
         "parameters": model.parameters,
         "bytes": model.bytes,
-        "latency_ms": {batch: {p: float(model.latency_ms[batch][p]) for p in PERCENTILES} for batch in BATCHES},
+        "latency_ms": {batch: {p: model.latency_ms[batch][p] for p in PERCENTILES} for batch in BATCHES},
         "note": model.note,
     }
 
@@ -235,8 +235,8 @@ def _over_seeds(values: Any) -> dict[str, Any]:
 
 
 def _serving(ensemble: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
-    def ratio(of: float, to: float) -> float | None:
-        return of / to if to else None
+    def ratio(of: float | None, to: float | None) -> float | None:
+        return of / to if to and of is not None else None
 
     return {
         "parameters": ratio(ensemble["parameters"], student["parameters"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +30,7 @@ BATCHES = ("batch_1", "batch_256")
 PERCENTILES = ("p50", "p95")
 DATASET_KEYS = ("name", "labelled", "pool", "transfer", "test", "classes")
 
-Latency = Mapping[str, Mapping[str, float]]  # {"batch_1": {"p50": ms, "p95": ms}, "batch_256": {...}}
+Latency = Mapping[str, Mapping[str, float | None]]  # {"batch_1": {"p50": ms, "p95": ms}, "batch_256": {...}}
 CurvePoint = tuple[int, float, float | None]
 
 
@@ -46,7 +47,8 @@ class ModelResult:
     parameters, bytes : int
         Of the served model: stored numbers, and the size of the file that holds them.
     latency_ms : mapping
-        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch.
+        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch; None where it was not
+        measured (of stored answers).
     note : str
         Shown beside the model ("with augmentation", "the SVC in all seeds").
     """
@@ -240,6 +242,7 @@ def _check_cost(what: str, parameters: int, size: int, latency_ms: Latency) -> N
             raise ValueError(f"{name} of {what}: expected an integer of at least 0; got {value!r}")
     for batch in BATCHES:
         for percentile in PERCENTILES:
-            time = latency_ms.get(batch, {}).get(percentile)
-            if not isinstance(time, float) or not 0 < time < float("inf"):
-                raise ValueError(f"latency_ms of {what}: expected {batch}.{percentile} in milliseconds, a float above 0; got {time!r}")
+            time = latency_ms.get(batch, {}).get(percentile, "nothing")
+            if time is not None and not (isinstance(time, float) and 0 < time < math.inf):
+                expected = f"{batch}.{percentile} in milliseconds (None where it was not measured), a float above 0"
+                raise ValueError(f"latency_ms of {what}: expected {expected}; got {time!r}")

@@ -172,8 +172,10 @@ def size(count: float) -> str:
     return f"{count:.0f}"
 
 
-def milliseconds(value: float) -> str:
-    """Three digits, at most three of them decimals."""
+def milliseconds(value: float | None) -> str:
+    """Three digits, at most three of them decimals; a dash where it was not measured."""
+    if value is None:
+        return "-"
     return f"{value:.3f}" if value < 1 else _three_digits(value)
 
 

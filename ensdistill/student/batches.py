@@ -17,6 +17,7 @@ from ensdistill.common.random import BatchOrder, derive_seed, random_generator
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.blocks import Block, TargetBlocks, Versions, draw_block
+from ensdistill.teachers.stack.validation import as_float32
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -77,7 +78,7 @@ class Batches(AbstractContextManager["Batches"]):
     ) -> None:
         self.rows, self.augment, self.seed, self.steps, self.size = rows, augment, seed, steps, size
         self._order = BatchOrder(len(rows), size, derive_seed("student batches", seed))
-        self._inputs = torch.from_numpy(np.ascontiguousarray(rows.inputs))
+        self._inputs = torch.from_numpy(np.ascontiguousarray(as_float32("rows.inputs", rows.inputs)))
         self._labels = torch.from_numpy(rows.labels)
         self._targets = None if cache is None else TargetBlocks(cache, rows)
         self._next: tuple[int, Block] | None = None
@@ -110,7 +111,7 @@ class Batches(AbstractContextManager["Batches"]):
     def _augmented(self, block: Block, step: int, group: Processes) -> Tensor:
         """The block's inputs [steps, batch, ...]."""
         if isinstance(self.augment, Versions):
-            return torch.from_numpy(self.augment.inputs(block))
+            return torch.from_numpy(as_float32("rows.inputs", self.augment.inputs(block)))
         inputs = self._inputs[torch.from_numpy(block.positions)]
         if self.augment is None:
             return inputs

@@ -12,7 +12,7 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.describe import make_module
 from ensdistill.data import Rows
 from ensdistill.teachers.members.dtypes import refusal
-from ensdistill.teachers.stack.validation import check_ending, check_fresh
+from ensdistill.teachers.stack.validation import as_float32, check_ending, check_fresh
 
 
 def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:
@@ -27,12 +27,10 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     """
     check_fresh(factory, "the student", {})
     model = make_module(factory)
-    if rows.inputs.dtype != np.float32:
-        raise ValueError(f"rows.inputs: expected float32; got {rows.inputs.dtype}")
     if len(rows) == 0:
         raise ValueError("rows: expected at least one; got none")
     model.eval()
-    first = torch.from_numpy(np.ascontiguousarray(rows.inputs[:2]))
+    first = torch.from_numpy(np.ascontiguousarray(as_float32("rows.inputs", rows.inputs[:2])))
     try:
         with torch.no_grad():
             logits = model(first)

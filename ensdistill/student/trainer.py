@@ -33,6 +33,7 @@ from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.losses import HardLabels, SoftTargets, StudentLoss, as_student_loss, code_and_values, name_of
 from ensdistill.student.preconditions import build_student, check_first_loss, check_rows_only
 from ensdistill.student.resume import Checkpoint, check_resumable, common_fingerprint
+from ensdistill.teachers.stack.validation import as_float32
 
 Precision = Literal["no", "bf16", "fp16"]
 Progress = Callable[[int, int], None]
@@ -289,7 +290,7 @@ class StudentTrainer:
             fingerprint = self._fingerprint(model, request, group)
             optimizer, scheduler = self.optimization.build(model.parameters())
             engine = start_engine(model, optimizer, self.mixed_precision, group)
-            watch = None if request.watch is None else torch.from_numpy(np.ascontiguousarray(request.watch))
+            watch = None if request.watch is None else torch.from_numpy(np.ascontiguousarray(as_float32("watch", request.watch)))
             curve = Curve(steps, watch, request.classes)
 
             # A killed training goes on from its checkpoint.

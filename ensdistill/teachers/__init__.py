@@ -1,14 +1,16 @@
-"""The ensemble: members, what they are worth, and the rule that combines them.
+"""The ensemble: members, their weights, and the rule that combines them.
 
-===============  ======================================================================================
-``core``         ``Ensemble``: predictions, and everything that is fitted to held-out predictions
-``training``     ``Ensemble.train``: many members from one factory
-``methods``      what makes its members differ: seeds, bagging, snapshots, fast geometric
-``held_out``     ``train_ensemble``: members of different kinds, judged on folds of their own training rows
-``stacked``      members of one architecture that predict in one call
-``known``        logits that are there already, as arrays or in a cache
-``storage``      an ensemble as a folder
-===============  ======================================================================================
+==================  ===================================================================================
+``ensemble``        ``Ensemble``: predictions, and everything that is fitted to held-out predictions
+``from_factories``  ``Ensemble.train``: many members from one factory
+``out_of_fold``     ``train_ensemble``: members of any recipes, judged on folds of their training rows
+``recipes``         members to be trained; ``methods``: seeds, bagging, snapshots, fast geometric
+``existing``        members that exist already; ``member_files``: readers of their files
+``train``           the trainer of all recipes: folder, processes, resumption
+``stacked``         members of one architecture that predict in one call
+``stored_logits``   logits that exist already, as arrays or in a cache
+``storage``         an ensemble as a folder
+==================  ===================================================================================
 """
 
 from ensdistill.teachers.ensemble import Ensemble

@@ -29,18 +29,20 @@ def as_channels_last(images: Tensor) -> Tensor:
     """The same values [N, C, H, W] with C innermost in memory; the operations after the first take the layout over."""
     if images.shape[1] > 1:
         return images.contiguous(memory_format=torch.channels_last)
-    # With one channel both layouts are the same bytes, and torch takes the other one to be meant unless the strides say so.
+    # With one channel both layouts are the same bytes, and torch assumes the other one unless the strides differ.
     _, _, height, width = images.shape
     return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
 
 
-def answers_alike(answer: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-    """Whether ``answer`` takes images [N, C, H, W] with C innermost for what they are: not where it asks for strides of its own, as
-    Tensor.view does, or reads memory in the order in which it lies."""
-    expected = answer(images)
+def same_in_channels_last(forward: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Whether a forward pass returns the same for images [N, C, H, W] with C innermost in memory.
+
+    It does not if it needs strides of its own, as Tensor.view does, or reads memory in the order in which it lies.
+    """
+    expected = forward(images)
     try:
-        got = answer(as_channels_last(images))
-    except Exception as error:  # of whatever kind: contiguous, it has just worked
+        got = forward(as_channels_last(images))
+    except Exception as error:  # contiguous images have just worked
         if is_out_of_memory(error):
             raise
         return False

@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.common.optimization import Optimization
-from ensdistill.data import Rows
-from ensdistill.data.augmentation import Augmentation
-from ensdistill.teachers import planning, storage
-from ensdistill.teachers import train as training
+from ensdistill.teachers import storage
 from ensdistill.teachers.fitting.calibration import (
     COMBINERS,
     PRIOR_ROWS_PER_MEMBER,
@@ -29,17 +25,14 @@ from ensdistill.teachers.fitting.calibration import (
 from ensdistill.teachers.fitting.selection import Metric, greedy_selection
 from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
-from ensdistill.teachers.given import Known, check_labels, raw_logits
+from ensdistill.teachers.from_factories import train
 from ensdistill.teachers.members import Member, as_member
 from ensdistill.teachers.members.base import Logits, as_classes, parts_of
 from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.outputs import Output
-from ensdistill.teachers.methods import Method, as_method
 from ensdistill.teachers.predict import answer, answer_on, check_same_classes, device_of, named
-from ensdistill.teachers.requirements import check_recipes
-from ensdistill.teachers.stack import Watch, Way
-from ensdistill.teachers.stack.validation import check_way
 from ensdistill.teachers.stacked import Stack, stacked_logits
+from ensdistill.teachers.stored_logits import Known, check_labels, raw_logits
 from ensdistill.teachers.validation import as_inputs, check_known, free_names, named_by_index, normalised
 
 Calibration = Literal["temperature", "vector", "pooled"]
@@ -98,16 +91,16 @@ class Ensemble:
             Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules, fitted models of scikit-learn,
             XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays, functions, mixed. Unnamed ones of one kind are numbered. A bare
             module predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
-            says how it is built again.
+            names the class by which it is built again.
         weights : [K], optional
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
             The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
-            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, and a warning says so.
-            What knows no names (a bare module, an array, a function) has to answer in this order.
+            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, with a warning.
+            The outputs of members without names (a bare module, an array, a function) must have this order.
         output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-            What those members answer with that are arrays, functions, torch modules or ONNX files; see
+            The meaning of the outputs of arrays, functions, torch modules and ONNX files; see
             :func:`ensdistill.teachers.members.as_member`. Where they differ, make them members one by one.
 
         Raises
@@ -132,116 +125,7 @@ class Ensemble:
         check_known(adapted, order, "" if classes is not None else "; name the classes of all members, in order, by classes=")
         return cls(adapted, order, normalised(weights, len(adapted)), combiner)
 
-    @classmethod
-    def train(
-        cls,
-        factory: Any,
-        data: Rows | tuple[Any, Any],
-        *,
-        members: int | Sequence[int] | None = None,
-        method: str | Method = "seeds",
-        seed: int = 0,
-        sample_weight: Any = None,
-        optimization: Optimization | Sequence[Optimization] | None = None,
-        augment: Augmentation | None = None,
-        classes: Sequence[str] | None = None,
-        combiner: Combiner = "prob",
-        way: Way = "auto",
-        device: str = "cpu",
-        n_jobs: int | None = None,
-        name: str | None = None,
-        folder: Path | str | None = None,
-        progress: bool | Watch | None = None,
-    ) -> Ensemble:
-        """Train an ensemble.
-
-        Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and gets the whole ensemble. What was finished
-        before a process died is not trained again: say the same ``folder`` again.
-
-        Members that share most of their parameters (BatchEnsemble and the like) are not offered: no one of them is a teacher that could
-        be selected, weighed and saved by itself.
-
-        Parameters
-        ----------
-        factory : callable, estimator, or list of those
-            What makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is to be fitted, of
-            scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters, architectures, kinds (Wenzel
-            et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty Quantification"). A booster that stops early
-            (``early_stopping_rounds``) does so by the rows that its bootstrap or subsample left out; with ``seeds``, by a fifth of the
-            rows of each class, drawn by its seed.
-        data : Rows, or (inputs [N, ...], labels [N])
-            Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32 values. NaN stands for a
-            missing value, for estimators that take it. Labels are class indices (integers, whole floats), or names (strings, booleans),
-            as arrays, lists, tensors, or columns of a data frame, categories included.
-        members : int, or sequence of int
-            How many; one of each factory of a list by default. Numbers, counted from 0, are those members of the ensemble, and what each
-            of them is does not depend on the others (see :func:`ensdistill.teachers.stack.train_stack` for how exactly).
-        method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or one of their classes in ``ensdistill.teachers.methods``
-            What makes the members of one factory differ.
-        seed : int
-        sample_weight : array-like [N], optional
-            Weights of the rows, at least 0: passed to the ``fit`` of estimators. A module's loss of a row is multiplied by its weight over
-            the mean weight of the member's rows.
-        optimization : Optimization, or list of those, optional
-            Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members of a single
-            one. Snapshots and fast geometric ensembles take their members from one training of so many steps.
-        augment : Augmentation, optional
-            Of torch members.
-        classes : sequence of str, optional
-            Names by index; by default the labels' own names, or their numbers.
-        combiner : {"prob", "logit", "log_prob"}
-        way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
-            Torch members of one factory train as one stack, one after the other, or several at once on threads; see
-            :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured`` by a clock, so
-            that its bits may differ from run to run.
-        device : str
-        n_jobs : int, optional
-            Estimators fitted at once, as in scikit-learn.
-        name : str, optional
-            Members are called ``name-1``, ``name-2``, ...; by default after their class.
-        folder : path, optional
-            Where members are kept as they are finished, with checkpoints of what is not. ``Ensemble.load(folder)`` reads it in the end;
-            with ``trusted=`` where the factory is of classes that are neither torch's, scikit-learn's nor this package's.
-        progress : bool, or callable, optional
-            True: a live view of all members. A callable is told each :class:`ensdistill.teachers.stack.Status`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            Data of one class, missing labels, labels out of range, NaN or ``sample_weight`` for a factory that doesn't take it, members
-            that would be equal, a factory that returns a module which exists already, or another number of outputs, or one that can't be
-            written down where there is a folder (before anything is trained), or whose first fitted member holds types that are not
-            trusted.
-        FloatingPointError
-            A loss that is not finite; names the member and the step.
-
-        Examples
-        --------
-        >>> from ensdistill.models import MLP
-        >>> x = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8]
-        >>> y = np.array(["even", "odd"] * 16)
-        >>> fast = Optimization(steps=60, batch_size=8, learning_rate=0.05)
-        >>> ensemble = Ensemble.train(lambda: MLP(4, [8], 2), (x, y), members=3, optimization=fast)
-        >>> ensemble.classes, ensemble.names, float((ensemble.predict_proba(x).argmax(1) == (y == "odd")).mean())
-        (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
-        """
-        check_way(way, device)
-        rows = planning.as_data(data, classes, sample_weight)
-        settings = planning.Settings(as_method(method), augment, way, device, n_jobs, folder is not None)
-        planned, names = planning.plan(factory, members, seed, name, rows.labels, settings, optimization)
-        check_recipes(planned, rows)
-
-        def combine(made: dict[str, Any]) -> Ensemble:
-            return cls.from_members([made[name] for name in names], combiner=combiner, classes=rows.classes)
-
-        return training.train(
-            training.Training(planned, rows, {}),
-            combine,
-            device=device,
-            folder=None if folder is None else Path(folder),
-            progress=progress,
-            write=storage.write_about,
-        )
+    train = classmethod(train)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -275,7 +159,7 @@ class Ensemble:
         return answer(self.members[index], as_inputs(inputs), self.classes, answers)
 
     def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
-        """All members' logits without temperatures: float32 [K, N, C], what ``calibrate`` and ``weigh`` are fitted on."""
+        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted to them."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         inputs = as_inputs(inputs)
@@ -300,7 +184,7 @@ class Ensemble:
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 
     def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
-        """The same where its torch members predict, on a GPU if one of them does: what they say there is never copied away.
+        """The same where its torch members predict, on a GPU if one of them does: their logits are never copied away.
 
         So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
         """
@@ -459,7 +343,7 @@ class Ensemble:
         return chosen
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
-        """The same ensemble for these samples: members with stored answers give those of these uids, in their order.
+        """The same ensemble for these samples: members with stored predictions return those of these uids, in their order.
 
         Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``. ``among`` is ``uids`` by default.
         """
@@ -489,7 +373,7 @@ class Ensemble:
         return chosen
 
     def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
-        """What each member's prediction for ``inputs`` takes: the median of ``repeats``, in seconds, float64 [K]."""
+        """Seconds of each member's prediction for ``inputs``: the median of ``repeats``, float64 [K]."""
         inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
             _seconds(member, inputs)
@@ -515,12 +399,12 @@ class Ensemble:
         return raw / here(temperatures)[:, None, None]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its targets depend on, field by field, JSON-able. ``parts`` says what the members' digests are made of."""
+        """Digests of all that its targets depend on, field by field, JSON-able; ``parts`` are those of each member."""
         parts = {member.name: known for member in self.members if (known := parts_of(member))}
         return {"members": {member.name: member.fingerprint() for member in self.members}, "parts": parts, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
-        """What it is beside its members: combiner, classes, and all that was fitted; JSON-able."""
+        """Its settings beside the members: combiner, classes, and all that was fitted; JSON-able."""
         return {
             "weights": self.weights.tolist(),
             "temperatures": self.temperatures.tolist(),
@@ -542,9 +426,9 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
-        """A saved ensemble, every member checked against what was saved of it.
+        """A saved ensemble, every member checked against the digest saved with it.
 
-        Other versions of torch, scikit-learn or a class's source may load it; what targets were made by them is told by `fingerprint`.
+        Other versions of torch, scikit-learn or a class's source may load it; `fingerprint` then differs.
 
         Parameters
         ----------

@@ -33,7 +33,7 @@ def fit(
 ) -> Iterator[tuple[Job, Member]]:
     """Fit a copy of an estimator for each job, and give out each member as it is fitted; ``n_jobs`` as in scikit-learn.
 
-    ``options`` are the member's. A warning names members that answer as an earlier one of the same rows does.
+    ``options`` are the member's. A warning names members whose predictions equal those of an earlier one of the same rows.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def fit(
 
 
 def _warn_if_alike(member: Member, job: Job, features: np.ndarray, answers: dict[tuple[int | None, bytes], str]) -> None:
-    """Warn of a member that answers as an earlier one of the same rows does."""
+    """Warn of a member whose predictions equal those of an earlier one of the same rows."""
     try:
         found = member.predict_logits(features).tobytes()
     except Exception:  # of rows that are no real ones
@@ -72,7 +72,7 @@ def _warn_if_alike(member: Member, job: Job, features: np.ndarray, answers: dict
 
 
 def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | None) -> Any:
-    """The estimator of a job, fitted, perhaps in another process: an error says here whose it is."""
+    """The estimator of a job, fitted, perhaps in another process: an error names it here."""
     try:
         return fitted(estimator, job.key, job.seed, job.rows, data, spare=job.spare, augment=augment)
     except Exception as error:
@@ -86,8 +86,10 @@ def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | N
 
 
 def _named(fitted: Iterator[Any], names: Sequence[str]) -> Iterator[Any]:
-    """The same; an error that lost its note on its way from another process, or that tells of such a process's end, has at least one that
-    says whose it may be."""
+    """The same; an error without a note gets one with the names of the jobs that may have raised it.
+
+    Errors lose their notes on their way from another process.
+    """
     try:
         yield from fitted
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What makes the members of one factory differ."""
+"""Methods by which the members of one factory differ."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Bagging:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One training with as many cosine cycles of the learning rate as there are members; a member is what it is at the end of a cycle.
+    """One training with as many cosine cycles of the learning rate as there are members; a member is a copy at the end of each cycle.
 
     All of them together cost as many steps as one (Huang et al., 2017, "Snapshot Ensembles: Train 1, get M for free").
     """
@@ -81,7 +81,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class FastGeometric:
-    """One training, then short triangular cycles of the learning rate; a member is what it is where the rate is lowest.
+    """One training, then short triangular cycles of the learning rate; a member is a copy where the rate is lowest.
 
     All of them together cost as many steps as one (Garipov et al., 2018, "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs").
 

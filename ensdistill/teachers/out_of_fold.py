@@ -11,6 +11,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import stratified_folds
 from ensdistill.teachers.ensemble import Ensemble
+from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.fitting.calibration import Combiner
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.recipes import Recipe
@@ -59,7 +60,8 @@ def train_ensemble(
     -------
     ensemble : Ensemble
     held_out : ndarray [K, N, C], float32
-        Raw logits (no temperature) for ``labelled``, by members that did not see the row.
+        Raw logits (no temperature) for ``labelled``, by members that did not see the row. NaN for members that exist
+        already and may have been trained on these rows (see :mod:`ensdistill.teachers.existing`).
 
     Raises
     ------
@@ -95,13 +97,40 @@ def train_ensemble(
         made = train(training, dict, device=device, folder=home, progress=progress)
     except BadRows as error:
         raise ValueError(f"{error}, of uid {labelled.uids[error.rows[0]]}") from error
-    held_out = np.zeros((len(names), len(labelled), len(classes)), np.float32)
+    held_out = np.full((len(names), len(labelled), len(classes)), np.nan, np.float32)
     for job in training.jobs:
         if job.part is not None:
             held_out[names.index(job.name), parts[job.part][1]] = made[job.key]
     ensemble = Ensemble.from_members([made[name] for name in names], combiner=combiner, classes=classes)
-    ensemble.calibrate(held_out, labelled.labels).weigh(held_out, labelled.labels, prior_rows=prior_rows)
+    existing = [recipe for recipe in recipes if isinstance(recipe, ExistingMembers)]
+    for name in (name for recipe in existing if recipe.held_out for name in recipe.names()):
+        asked = ensemble.only(name).for_uids(labelled.uids)
+        held_out[names.index(name)] = asked.raw_logits(labelled.inputs)[0]
+    temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
+    ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
+    _fit(ensemble, held_out, labelled.labels, prior_rows)
     return ensemble, held_out
+
+
+def _fit(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray, prior_rows: float) -> None:
+    """Fit temperatures and weights to the held-out logits.
+
+    Members without such logits keep their temperature and an equal share of the weight, the others share the rest. The
+    mixture of all has then no logits that its temperature could be fitted to, so it stays 1.
+    """
+    judged = ~np.isnan(held_out).any((1, 2))
+    if judged.all():
+        ensemble.calibrate(held_out, labels).weigh(held_out, labels, prior_rows=prior_rows)
+    elif judged.any():
+        part = Ensemble(
+            [m for m, known in zip(ensemble.members, judged, strict=True) if known],
+            ensemble.classes,
+            np.full(judged.sum(), 1 / judged.sum()),
+            ensemble.combiner,
+        )
+        part.calibrate(held_out[judged], labels).weigh(held_out[judged], labels, prior_rows=prior_rows)
+        ensemble.temperatures[judged] = part.temperatures
+        ensemble.weights[judged] = part.weights * judged.mean()
 
 
 def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:

@@ -14,8 +14,8 @@ from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import BadRows, Rows, check_finite
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.labels import as_labels
 from ensdistill.teachers.jobs import Job, TrainingRows
-from ensdistill.teachers.labels import as_labels
 from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.skops_files import untrusted_types
@@ -32,7 +32,7 @@ def one_training(method: Method) -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all members of one call of ``Ensemble.train`` share."""
+    """Settings that all members of one call of ``Ensemble.train`` share."""
 
     method: Method
     augment: Augmentation | None
@@ -136,7 +136,7 @@ def own_types(estimator: Any, name: str) -> list[str]:
 
     try:
         types = untrusted_types(skops.io.dumps(estimator))
-    except Exception as error:  # of the kinds of what it holds
+    except Exception as error:  # its kind depends on the parts of the estimator
         raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
     if nameless := [one for one in types if "<" in one]:
         raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {nameless} can't be imported again")

@@ -1,4 +1,4 @@
-"""What members say, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
+"""Members' logits, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
@@ -15,7 +15,10 @@ from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
 from ensdistill.teachers.members.dtypes import floating_type
 from ensdistill.teachers.members.module import is_plain
+from ensdistill.teachers.stack.validation import as_float32
 from ensdistill.teachers.validation import check_logits
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
@@ -25,7 +28,7 @@ def device_of(members: Sequence[Member]) -> torch.device:
 
 
 def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
-    """float32 [N, C]; ``given`` is what the member said, where it was asked already.
+    """float32 [N, C]; ``given`` are the member's logits, where they are there already.
 
     Raises
     ------
@@ -33,24 +36,31 @@ def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, gi
         It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
     """
     with named(member.name, len(inputs)):
-        logits = member.predict_logits(_rows_for(member, inputs)) if given is None else given
+        logits = member.predict_logits(rows_for(member, inputs)) if given is None else given
     return _ordered(logits, member, len(inputs), classes)
 
 
 def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
-    """The same as a tensor on ``device``, which what a torch member says there never leaves."""
+    """The same as a tensor on ``device``; logits of a torch member there are not copied."""
     if not is_plain(member) or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
     with named(member.name, len(inputs)):
-        logits = member.predict_tensor(_rows_for(member, inputs))
+        logits = member.predict_tensor(rows_for(member, inputs))
     return _ordered(logits, member, len(inputs), classes)
 
 
-def _rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
-    """float64 rows as float32 for a torch module of another type; a float64 module and estimators take them as they are."""
-    if not isinstance(member, TorchMember) or inputs.dtype != np.float64 or floating_type(member.module) == torch.float64:
+def rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
+    """Inputs in the dtype that the member takes: float32 for a torch module, unless it is of float64 or embeds integers.
+
+    Other members get the inputs as they are.
+    """
+    if not isinstance(member, TorchMember):
         return inputs
-    return inputs.astype(np.float32)
+    if inputs.dtype == np.float64 and floating_type(member.module) != torch.float64:
+        return inputs.astype(np.float32)
+    if inputs.dtype.kind in "iub" and not any(isinstance(m, EMBEDDINGS) for m in member.module.modules()):
+        return as_float32("inputs", inputs)
+    return inputs
 
 
 def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:
@@ -67,7 +77,7 @@ def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] |
 
 @contextmanager
 def named(name: str, rows: int) -> Iterator[None]:
-    """Errors say whose they are."""
+    """Errors get the member's name."""
     try:
         yield
     except BadRows as error:

@@ -66,7 +66,7 @@ class Recipe(ABC):
         ----------
         data : TrainingRows
         jobs : sequence of Job
-            Each says from which rows its member learns.
+            Each has the rows from which its member learns.
         checkpoint : folder, optional
             For the state of long trainings: the same call resumes from it with the same bits.
         watch : callable, optional
@@ -88,8 +88,12 @@ class Recipe(ABC):
         return [[job] for job in jobs]
 
     def fingerprint(self) -> Any:
-        """Plain data of everything that a member depends on beside its job and the rows; not who is trained beside it."""
+        """Plain data of everything that a member depends on beside its job and the rows; the other members are not among that."""
         return describe(self)
+
+    def files(self) -> list[Path]:
+        """Files that the members are made of; a job's stage is stale when one changes."""
+        return []
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:  # noqa: B027 (nothing to be refused by default)
         """Raise ValueError for members that can't be trained on these rows; a job calls it before any work."""
@@ -135,7 +139,7 @@ class TorchMembers(Recipe):
     optimization : Optimization
     augment : Augmentation, optional
     method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of ``ensdistill.teachers.methods``
-        What makes the members differ. Snapshots and fast geometric cycles take all members from one training of
+        The reason why the members differ. Snapshots and fast geometric cycles take all members from one training of
         ``optimization.steps`` steps.
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
         See :func:`ensdistill.teachers.stack.train_stack`.
@@ -236,7 +240,7 @@ class SklearnMembers(Recipe):
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
     method : {"seeds", "bagging", "subsample"}, or a class of ``ensdistill.teachers.methods``
-        What makes the members differ.
+        The reason why the members differ.
     n_jobs : int, optional
         Members fitted at once, as in scikit-learn.
     trusted : list of str
@@ -305,22 +309,22 @@ class SklearnMembers(Recipe):
         return [describe(self.estimator), None if self.augment is None else describe(self.augment), *settings, versions(self.estimator)]
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:
-        """Fit a member to a few rows, ask it, save it and load it, and to all rows where that fails, so that no work is lost later.
+        """Fit a member to a few rows, predict, save and load it; and to all rows where that fails, so that no work is lost later.
 
         Raises
         ------
         ValueError
-            It can't be fitted, does not answer with a column for each class, or can't be saved or loaded again.
+            It can't be fitted, does not return a column for each class, or can't be saved or loaded again.
         """
         few, everything = few_rows(labelled.labels), np.arange(len(labelled))
         try:
             self._try(labelled, classes, few)
-        except OSError:  # of a full disk, say
+        except OSError:  # a full disk, for example
             raise
         except Exception:
             try:  # perhaps there were too few
                 self._try(labelled, classes, everything)
-            except Exception as error:  # of whatever kind, of some library
+            except Exception as error:  # the kind depends on the library
                 raise ValueError(f"estimator: {self.name}: it can't be used: {type(error).__name__}: {error}") from error
 
     def _try(self, labelled: Rows, classes: Sequence[str], rows: np.ndarray) -> None:
@@ -352,7 +356,7 @@ class SklearnMembers(Recipe):
 
 
 def _built(value: Any) -> Any:
-    """What a config's ``class_path`` and ``init_args`` stand for, those within included; other values as they are."""
+    """The object of a config's ``class_path`` and ``init_args``, those within included; other values as they are."""
     if isinstance(value, list):
         return [_built(item) for item in value]
     if not isinstance(value, dict):
@@ -368,12 +372,17 @@ def _built(value: Any) -> Any:
             near = difflib.get_close_matches(name, dir(found), 1)
             raise ValueError(f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
         return cls(**{key: _built(item) for key, item in arguments.items()})
-    except Exception as error:  # of an import, or of a constructor of somebody's own
+    except Exception as error:  # of an import, or of a constructor
         raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error
 
 
-def _check(name: str, count: int) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that can't be a folder's."""
     if not name or any(c in name for c in "/\\\0") or name.startswith("."):
         raise ValueError(f"name: expected a name that can be a folder's; got {name!r}")
+
+
+def _check(name: str, count: int) -> None:
+    check_name(name)
     if count < 1:
         raise ValueError(f"count: {name}: expected at least 1; got {count}")

@@ -19,7 +19,7 @@ Estimators = list[tuple[SklearnMembers, list[Job]]]
 
 
 def check_recipes(planned: Planned, data: TrainingRows) -> None:
-    """Raise ValueError for what a recipe does not take or return; warn of classes without a row."""
+    """Raise ValueError for rows that a recipe does not take and for outputs of a wrong kind; warn of classes without a row."""
     fits: Estimators = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, SklearnMembers)]
     networks = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, TorchMembers)]
     if networks:
@@ -90,7 +90,8 @@ def _refusal(recipe: SklearnMembers, job: Job, data: TrainingRows, gaps: np.ndar
             return None
     except AttributeError:  # no estimator of scikit-learn's own kind
         pass
-    # Those composed of others have no such mark of their own (an imputer before a linear model, say), so one is fitted to a few rows.
+    # Estimators composed of others (an imputer before a linear model) have no such mark of their own, so one is fitted to a few
+    # rows.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

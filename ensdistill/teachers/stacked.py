@@ -46,7 +46,7 @@ class Stack:
             parts = [call(self._parameters, self._buffers, _batch(x, device)).cpu() for x in batches(inputs, rows)]
         logits = torch.cat(parts, dim=1).float().numpy()
         if not self._checked:
-            # What a module's text doesn't show (a flag, a branch) would make the first one's code wrong for the others.
+            # A difference that a module's text doesn't show (a flag, a branch) would make the first one's code wrong for the others.
             for member, own in zip(self.members, logits, strict=True):
                 alone = member.raw(inputs[:2])
                 if alone.shape != own[:2].shape or not np.allclose(alone, own[:2], rtol=TOLERANCE, atol=TOLERANCE):
@@ -64,10 +64,10 @@ class Stack:
 
 
 def stacked_logits(members: Sequence[Member], inputs: np.ndarray, stacks: dict[tuple[int, ...], Stack]) -> dict[int, np.ndarray]:
-    """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps what was put together.
+    """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps the stacks.
 
-    The rest has to be asked one by one: other kinds, architectures that stand alone, and, with a warning that says why, modules that
-    can't be vmapped.
+    The others have to predict one by one: other kinds, architectures with one member, and modules that can't be vmapped, with a
+    warning that gives the reason.
     """
     groups = defaultdict(list)
     for i, member in enumerate(members):

@@ -33,7 +33,7 @@ def save(ensemble: Ensemble, folder: Path | str) -> None:
         # From here on nothing can be refused any more. Without its ensemble.json a folder that is cut short is known as such.
         (folder / "ensemble.json").unlink(missing_ok=True)
         (folder / "members").mkdir(parents=True, exist_ok=True)
-        for old in (folder / "members").iterdir():  # what members were there before
+        for old in (folder / "members").iterdir():  # members of an earlier ensemble
             if old.name in ensemble.names or (old / "member.json").is_file():
                 shutil.rmtree(old)
         for new in part.iterdir():
@@ -79,7 +79,7 @@ def _contents(members: Sequence[Member], folder: Path) -> dict[str, Any]:
 
 
 def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
-    """What was fitted, to the last bit (normalising weights again could change it), if it can be."""
+    """Restore the fitted numbers to the last bit: normalising weights again could change them."""
     count = len(ensemble)
 
     def numbers(key: str, ranks: int, condition: str, fits: Callable[[np.ndarray], Any]) -> np.ndarray:

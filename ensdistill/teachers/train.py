@@ -1,4 +1,4 @@
-"""The training of ensembles: of whatever recipes, with or without folds, by one process or by many, resumed where it was killed."""
+"""The training of ensembles: of any recipes, with or without folds, by one process or by many, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes, processes
 from ensdistill.data import BadRows
 from ensdistill.teachers.jobs import Job, TrainingRows
-from ensdistill.teachers.live import TrainingView
 from ensdistill.teachers.members import Member, SklearnMember, TorchMember, load_member
 from ensdistill.teachers.predict import answer
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.validation import Seen, check_own
+from ensdistill.teachers.training_view import TrainingView
 from ensdistill.teachers.validation import plain_name
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ Planned = list[tuple[Recipe, list[Job]]]
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What is to be trained, and by which rows it is judged.
+    """Jobs of recipes, and the rows by which they are judged.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Training:
         return [job for _, jobs in self.planned for job in jobs]
 
     def fingerprints(self) -> dict[str, str]:
-        """By job, the digest of everything that its result depends on. Who is trained beside it is not among that."""
+        """By job, the digest of everything that its result depends on. The other members are not among that."""
         data, found = self.data, {}
         common = digest([data.inputs, data.labels, list(data.classes), *([] if data.weights is None else [data.weights])])
         for recipe, jobs in self.planned:
@@ -97,7 +97,7 @@ def train(
     progress: bool | Watch | None,
     write: Callable[[Result, Path], None] | None = None,
 ) -> Result:
-    """Train the members, and return what ``combine`` makes of them.
+    """Train the members, and return the result of ``combine`` for them.
 
     Parameters
     ----------

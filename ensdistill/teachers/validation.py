@@ -1,4 +1,4 @@
-"""What makes logits, weights and names good ones."""
+"""Checks of logits, weights, names and inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
         expected = "C" if classes is None else len(classes)
         raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
     if isinstance(logits, Tensor):
-        # A row's largest is finite just where the row is good: little to ask a GPU for. What is wrong is then found in main memory.
+        # A row's largest is finite just where the row is good: little work for a GPU. The fault is then found in main memory.
         if logits.numel() == 0 or bool(logits.amax(1).isfinite().all()):
             return
         logits = logits.cpu().numpy()
@@ -38,7 +38,7 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
 
 
 def free_names(members: Sequence[Any]) -> list[str | None]:
-    """For each unnamed member what it is called: numbered where several would have one name."""
+    """A name for each unnamed member: numbered where several would have one name."""
     names = [None if is_member(m) else default_name(m) for m in members]
     return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
 

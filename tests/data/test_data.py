@@ -109,7 +109,11 @@ GOOD = {"labelled": part(0, 6), "pool": part(10, 4, UNLABELLED), "test": part(20
         ({"pool": None}, r"^pool: expected Rows; got NoneType$"),
         (
             {"test": Rows(np.ones((5, 3)), np.arange(20, 25), np.zeros(5, np.int64))},
-            r"^test\.inputs: expected float32 .* float64 \[5, 3\]$",
+            r"^test\.inputs: expected float32, as the labelled rows have; got float64$",
+        ),
+        (
+            {"test": Rows(np.full((5, 3), "a"), np.arange(20, 25), np.zeros(5, np.int64))},
+            r"^test\.inputs: expected numbers .* got <U1 \[5, 3\]$",
         ),
         (
             {"pool": Rows(np.ones((4, 2), np.float32), np.arange(10, 14), np.full(4, UNLABELLED))},
@@ -151,19 +155,48 @@ def test_array_dataset(files):
     np.testing.assert_array_equal(split.test.labels, labels[split.test.uids])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int64, np.uint8, bool])
+def test_array_dataset_keeps_the_dtype_of_its_file(files, dtype):
+    inputs, _, save = files
+    table = (inputs * 200).astype(dtype)
+    if dtype == np.float64:
+        table[0, 0] = 2.0**40 + 1  # float32 would round it
+    elif dtype is bool:
+        table = np.unpackbits(np.arange(60, dtype=np.uint8)[:, None], axis=1).astype(bool)
+    split = save(inputs=table, labelled=12, pool=12).split(seed=0)
+    for part in (split.labelled, split.pool, split.test):
+        assert part.inputs.dtype == dtype
+        np.testing.assert_array_equal(part.inputs, table[part.uids])
+
+
+def test_array_dataset_takes_labels_as_ensemble_train_does(files):
+    _, labels, save = files
+    whole = save(labels=labels.astype(np.float64), labelled=12, pool=12).split(seed=0)
+    expected = save(labels=labels, labelled=12, pool=12).split(seed=0)
+    for part in ("labelled", "pool", "test"):
+        np.testing.assert_array_equal(getattr(whole, part).labels, getattr(expected, part).labels)
+    named = save(labels=np.array(["b", "a", "c"])[np.arange(60) % 3], labelled=12, pool=12).split(seed=0)
+    assert named.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(named.test.labels, np.array([1, 0, 2])[named.test.uids % 3])
+
+
 def test_bad_arrays(files, tmp_path):
     inputs, labels, save = files
-    with pytest.raises(ValueError, match=r"inputs: expected float32 .* got float64"):
-        save(inputs=inputs.astype(np.float64), labelled=12).split(0)
-    with pytest.raises(ValueError, match=r"labels: expected integers .* got float64"):
-        save(labels=labels * 1.0, labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"inputs: expected numbers .* got <U"):
+        save(inputs=inputs.astype(str), labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"labels: .*y\.npy: the label of row 0, 0\.5, is a fraction"):
+        save(labels=labels + 0.5, labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"labels: .*y\.npy: the label of row 0, nan, is missing"):
+        save(labels=labels * np.nan, labelled=12).split(0)
+    with pytest.raises(ValueError, match=r"labels: .*y\.npy: expected rows with a label; got 60 rows, none of which"):
+        save(labels=np.full(60, UNLABELLED), labelled=12).split(0)
     with pytest.raises(ValueError, match=r"labels: expected int64 \[60\]"):
         save(labels=labels[:59], labelled=12).split(0)
     with pytest.raises(ValueError, match=r"^labelled=12, pool=0, test=39: expected no more than the 50 rows that have a label$"):
         save(labelled=12, test=39).split(0)
     with pytest.raises(ValueError, match=r"^test=2: expected at least 3, a row of each of the 3 classes$"):
         save(labelled=12, test=2).split(0)
-    with pytest.raises(ValueError, match=r"expected 0\.\.1 .* row 2 has 2"):
+    with pytest.raises(ValueError, match=r"expected labels in 0\.\.1 \(or -100\); row 2 has 2"):
         save(labelled=12, classes=["a", "b"]).split(0)
     bad = inputs.copy()
     bad[7, 1] = np.nan

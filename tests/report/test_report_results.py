@@ -25,7 +25,11 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: model("teacher", 0.9, LABELS), ValueError, "kind: expected one of ensemble, .*; got 'teacher'"),
     (lambda: model("student", 0.9, LABELS, bytes=-1), ValueError, "bytes of student: expected an integer of at least 0; got -1"),
     (lambda: model("student", 0.9, LABELS, parameters=2.5), ValueError, "parameters of student: .*; got 2.5"),
-    (lambda: model("student", 0.9, LABELS, latency_ms={"batch_1": {"p50": 1.0}}), ValueError, "student: expected batch_1.p95 .*; got None"),
+    (
+        lambda: model("student", 0.9, LABELS, latency_ms={"batch_1": {"p50": 1.0}}),
+        ValueError,
+        "student: expected batch_1.p95 .*; got 'nothing'",
+    ),
     (lambda: member(latency_ms=latency(float("nan"))), ValueError, "member 'svc': expected batch_1.p50 .* above 0; got nan"),
     (lambda: StudentResults("mlp", "", {"student": model("student", 0.9, LABELS)}, {}), ValueError, "'mlp' needs direct, .*; got student"),
     (

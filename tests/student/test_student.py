@@ -376,8 +376,8 @@ def test_labels_and_inputs_that_direct_refuses(rows):
     with pytest.raises(ValueError, match=rf"rows.labels: expected 0..9; uid {rows.uids[LABELLED]} has -100"):
         trainer.direct(STUDENT, rows, classes=10)
     some = rows.take(np.arange(4))
-    with pytest.raises(ValueError, match=r"rows.inputs: expected float32; got float64"):
-        trainer.direct(STUDENT, Rows(some.inputs.astype(np.float64), some.uids, some.labels), classes=10)
+    with pytest.raises(ValueError, match=r"rows.inputs: expected float32, float64 or integer inputs for a module; got float16"):
+        trainer.direct(STUDENT, Rows(some.inputs.astype(np.float16), some.uids, some.labels), classes=10)
     with pytest.raises(ValueError, match=r"rows: expected at least one; got none"):
         trainer.direct(STUDENT, rows.take(np.arange(0)), classes=10)
 

@@ -20,9 +20,9 @@ from xgboost import XGBClassifier
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import BadRows, Rows
+from ensdistill.data.labels import as_labels
 from ensdistill.models import MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.labels import as_labels
 from ensdistill.teachers.stack import train_stack
 
 NAMES = np.array(["b", "a", "c", "a", "b"])

@@ -12,7 +12,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.processes import Processes
 from ensdistill.models import MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.live import TrainingView
+from ensdistill.teachers.training_view import TrainingView
 
 QUICK = Optimization(steps=60, batch_size=32, learning_rate=5e-3)
 train = functools.partial(Ensemble.train, members=5, optimization=QUICK)

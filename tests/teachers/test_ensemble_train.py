@@ -39,9 +39,9 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.live import TrainingView
 from ensdistill.teachers.methods import Bagging, FastGeometric, Snapshot
 from ensdistill.teachers.stack import Status
+from ensdistill.teachers.training_view import TrainingView
 
 QUICK = Optimization(steps=120, batch_size=32, learning_rate=5e-3)
 
@@ -276,7 +276,8 @@ def test_bad_data_and_factories(digits):
         ({"data": (x, np.zeros_like(y))}, ValueError, "data: expected rows of at least two classes; all are of class '0'"),
         ({"data": (x, y - 1)}, ValueError, r"data: expected labels in 0\.\.8; row \d+ has -1"),
         ({"data": (x.astype(object), y)}, ValueError, "data: expected inputs that are numbers; got object"),
-        ({"data": (x.astype(int), y)}, ValueError, "data: expected float32 or float64 inputs for a module; got int64"),
+        ({"data": ((x * 2**30).astype(int) + 1, y)}, ValueError, r"data: expected numbers that float32 can hold; row \d+ has others"),
+        ({"data": (x.astype(np.float16), y)}, ValueError, "data: expected float32, float64 or integer inputs for a module; got float16"),
         ({"data": (x * np.float64(1e300), y)}, ValueError, r"expected numbers that float32 can hold; row 0 has others \(200 such rows\)"),
         ({"data": (np.where(np.arange(200)[:, None, None, None] == 7, np.nan, x), y)}, ValueError, "data: expected finite numbers; row 7"),
         ({"data": rows.without_labels()}, ValueError, r"row 0 has -100"),

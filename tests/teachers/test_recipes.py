@@ -165,11 +165,11 @@ def test_a_job_of_boosters_ends_with_an_ensemble_and_a_wrong_one_before_any_work
     succeed("teachers", file)
     ensemble = Ensemble.load(tmp_path / "runs" / "tiny" / "seed-0" / "teachers" / "ensemble")
     assert ensemble.names == ("xgbclassifier", "lgbmclassifier", "catboostclassifier-1", "catboostclassifier-2")
-    members[2]["init_args"]["estimator"]["init_args"]["cat_features"] = [3]  # of float32 inputs, which CatBoost takes for no categories
+    members[2]["init_args"]["estimator"]["init_args"]["cat_features"] = [3]  # a column of fractions
     file = write_job(tmp_path, {"teachers.members": members, "name": "other"})
     status, _, err = run("teachers", file)
     assert status == 1
-    assert "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: CatBoostError" in err.replace("\n", " ")
+    assert "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: BadRows: cat_features" in err.replace("\n", " ")
     assert "cat_features" in err
     assert not list((tmp_path / "runs" / "other").rglob("*.json"))
 

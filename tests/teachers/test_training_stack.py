@@ -14,8 +14,8 @@ from training_helpers import QUICK, SEEDS, SMALL, difference, dropped, same_bits
 from ensdistill.common.optimization import Optimization
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
+from ensdistill.teachers.stack import strategies
 from ensdistill.teachers.stack import train as stack
-from ensdistill.teachers.stack import ways
 from ensdistill.teachers.stack.dropout import OwnDropout, keys
 
 
@@ -141,7 +141,7 @@ def alpha():
 @pytest.mark.parametrize("way", ["auto", "stacked", "measured"])
 def test_what_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, factory, reason, way):
     monkeypatch.setattr(stack, "MEASURE_FROM", 1)
-    monkeypatch.setattr(ways, "workers", lambda count: 1)
+    monkeypatch.setattr(strategies, "workers", lambda count: 1)
     once = Optimization(steps=5, batch_size=8)
     with pytest.warns(UserWarning, match=f"can't be trained as a stack: {reason}"):
         models = train(digits, factory, SEEDS[:4], way=way, optimization=once)
@@ -167,7 +167,7 @@ def test_a_stack_that_fails_when_it_is_measured_is_not_chosen(digits, monkeypatc
             raise MemoryError("no room")
         return 1.0
 
-    monkeypatch.setattr(ways, "step_seconds", fail)
+    monkeypatch.setattr(strategies, "step_seconds", fail)
     with pytest.warns(UserWarning, match="MLP can't be trained as a stack: no room"):
         train(digits, MLP, SEEDS[:2], way="measured", optimization=Optimization(steps=200, batch_size=2))
 

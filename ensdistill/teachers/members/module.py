@@ -18,7 +18,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import state_data
-from ensdistill.teachers.channels_last import answers_alike, as_channels_last, gains_by_channels_last
+from ensdistill.teachers.channels_last import as_channels_last, gains_by_channels_last, same_in_channels_last
 from ensdistill.teachers.members import pretrained
 from ensdistill.teachers.members.base import (
     Logits,
@@ -219,7 +219,7 @@ class TorchMember:
     def _logits(self, x: Tensor) -> Tensor:
         if gains_by_channels_last(self.module, x):
             if self._channels_last is None and len(x):
-                self._channels_last = answers_alike(self._forward, x[:2])
+                self._channels_last = same_in_channels_last(self._forward, x[:2])
             if self._channels_last:
                 return self._forward(as_channels_last(x))
         return self._forward(x)

@@ -2,7 +2,7 @@
 
 from ensdistill.teachers.stack.loop import BLOCK
 from ensdistill.teachers.stack.status import Status, Watch
+from ensdistill.teachers.stack.strategies import STACK_FROM, Way
 from ensdistill.teachers.stack.train import train_stack, train_trajectory
-from ensdistill.teachers.stack.ways import STACK_FROM, Way
 
 __all__ = ["BLOCK", "STACK_FROM", "Status", "Watch", "Way", "train_stack", "train_trajectory"]

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to the model: keyed by its seed, the step and the place, whoever is trained beside it.
+"""Dropout whose masks belong to the model: keyed by its seed, the step and the place, not by the models beside it.
 
 torch draws the masks of a whole stack from one generator, so that a model's would depend on the others'. These come from a hash of
 counters (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"): no state, the same bits alone and under ``vmap``.
@@ -31,7 +31,7 @@ def keys(seeds: Sequence[int], block: int, steps: int) -> np.ndarray:
 class OwnDropout(TorchFunctionMode):
     """While it is entered, the functions of torch's dropout draw by ``key``; everything else is as it is.
 
-    ``key``, int32 [2], is one model's; under ``vmap`` each model has its own. ``used`` tells whether there was any dropout.
+    ``key``, int32 [2], is one model's; under ``vmap`` each model has its own. ``used`` is whether there was any dropout.
     """
 
     def __init__(self) -> None:
@@ -55,14 +55,14 @@ class OwnDropout(TorchFunctionMode):
             return input
         self.used = True
         self._calls += 1
-        if self._key is None or p >= 1:  # a trial: what counts is that there is dropout
+        if self._key is None or p >= 1:  # a trial, which only looks for dropout
             return input * 0 if p >= 1 else input
         shape = input.shape if dims is None else (*input.shape[:dims], *[1] * (input.dim() - dims))
         keep = self._hash(shape, input.device) >= round(p * 2**_BITS)
         return input * (keep * (1 / (1 - p))).to(input.dtype)
 
     def _hash(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Uniform integers below 2^24, int32 of this shape: the finaliser of Wellons' lowbias32, with a word of the key before each
+        """Uniform integers below 2^24, int32 of this shape: the finaliser of Wellons' lowbias32, with half of the key before each
         multiplication."""
         at = (tuple(shape), device)
         if at not in self._places:

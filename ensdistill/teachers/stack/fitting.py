@@ -18,6 +18,7 @@ from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
 from ensdistill.teachers.members.base import flat
 from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.categories import with_categories
 
 HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no rows are left over
 TRIED = 8  # rows of each class in a trial
@@ -47,7 +48,7 @@ def libraries(estimator: Any) -> tuple[str, ...]:
 
 
 def versions(estimator: Any) -> dict[str, str]:
-    """The versions of the libraries that decide what a fit of an estimator ends with."""
+    """The versions of the libraries that decide the result of a fit."""
     return {name: sys.modules[name].__version__ for name in ("sklearn", *libraries(estimator)) if name in sys.modules}
 
 
@@ -108,7 +109,7 @@ def held_out(
     Parameters
     ----------
     parameter, name : str
-        What makes it stop, and the member, for messages.
+        The parameter by which it stops, and the member, for messages.
     rows : ndarray [R], int64
         Positions that the member may learn from.
     data : TrainingRows
@@ -219,7 +220,10 @@ def _arguments(estimator: Any, portion: TrainingRows, present: np.ndarray) -> tu
     from sklearn.base import is_regressor
 
     features = flat(portion.inputs)
-    features = features if library_of(estimator) else features.astype(np.float64)
+    library = library_of(estimator)
+    features = features if library else features.astype(np.float64)
+    if library == "catboost" and (columns := estimator.get_params().get("cat_features")):
+        features = with_categories(features, columns)
     if is_regressor(estimator):
         return features, 2.0 * np.eye(len(portion.classes))[portion.labels] - 1, portion.weights
     # XGBoost refuses labels with gaps.

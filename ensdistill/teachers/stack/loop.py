@@ -24,19 +24,19 @@ from ensdistill.teachers.stack.dropout import OwnDropout, keys
 from ensdistill.teachers.stack.status import Status, Watch
 from ensdistill.teachers.stack.traits import Traits, traits
 
-# Batches and draws are made, losses are checked and watchers told once per block; checkpoints lie between blocks.
+# Batches and draws are made, losses are checked and watchers called once per block; checkpoints lie between blocks.
 BLOCK = 32
 
 
 class Stopped(Exception):
-    """A training was told to stop because one beside it did."""
+    """A training ended because one beside it did."""
 
 
 class Job:
     """The training of a stack of models, or of a single plain one.
 
-    ``known`` are its traits, if somebody has looked. ``stop`` is given to one that runs beside others on threads: it ends by
-    :class:`Stopped` soon after that is set, and leaves torch's global generator, of which there is one for all of them, alone.
+    ``known`` are its traits, if they were found before. ``stop`` is for a training beside others on threads: the training raises
+    :class:`Stopped` soon after it is set, and leaves torch's global generator alone, because all of them share it.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Job:
                 saved = step
             if progress is not None:
                 progress(step)
-        self.optimizer.zero_grad()  # nobody needs the last gradients
+        self.optimizer.zero_grad()  # the last gradients are not needed
         if not self.single:
             self._unstack()
 
@@ -120,7 +120,7 @@ class Job:
         """Train ``steps`` steps from the start of ``block``; the number of steps that are then done."""
         start, size, device = block * BLOCK, self.optimization.batch_size, self.inputs.device
         if self.stop is None:
-            # For what draws beside dropout. torch.manual_seed notes a traceback for devices that are not in use yet: 0.5 ms.
+            # For random numbers beside dropout. torch.manual_seed notes a traceback for devices that are not in use yet: 0.5 ms.
             seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
             seed(derive_seed("dropout", self.seeds, block))
         key = None if self.dropout is None else torch.from_numpy(keys(self.seeds, block, BLOCK)[:steps]).to(device)

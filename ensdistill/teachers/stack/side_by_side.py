@@ -1,7 +1,7 @@
 """Trainings at once, each on a Python thread of its own whose operations stay on that thread.
 
-A network that is too small to fill two cores by one operation fills them by two trainings. What a thread computes does not depend on how
-many there are.
+A network that is too small to fill two cores by one operation fills them by two trainings. The results of a
+thread do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ensdistill.teachers.stack.loop import Job
 
 @contextmanager
 def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose operations use one thread each. Afterwards they are gone, and the caller's number is what it was."""
+    """Threads whose operations use one thread each. Afterwards they are gone, and the caller's number is as before."""
     threads, lock, over = torch.get_num_threads(), threading.Lock(), False
 
     def settle() -> None:
@@ -80,7 +80,7 @@ class SideBySide:
 
 
 def hindrance(models: Sequence[nn.Module], job: Job) -> str | None:
-    """Why models must not run at once, if that can be told; ``job`` is one of them."""
+    """The reason why models must not run at once, or None; ``job`` is one of them."""
     if job.traits.draws:
         return "it draws from a global generator, which all threads share"
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in models[0].modules()):

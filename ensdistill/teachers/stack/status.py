@@ -1,4 +1,4 @@
-"""What a training tells who watches it."""
+"""The state of a training, for its watchers."""
 
 from __future__ import annotations
 

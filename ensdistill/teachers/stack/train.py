@@ -1,7 +1,7 @@
 """Supervised training of several models of one architecture: stacked under ``vmap``, side by side on threads, or one by one.
 
 Every model has its own stream of batches, augmentation draws and dropout masks, keyed by its own seed and the step alone. So a model
-does not depend on who is trained beside it (see :func:`train_stack` for how exactly), and a resumed run needs no saved random state.
+does not depend on the models beside it (see :func:`train_stack` for how exactly), and a resumed run needs no saved random state.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.status import Watch
+from ensdistill.teachers.stack.strategies import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 from ensdistill.teachers.stack.traits import Traits, traits
 from ensdistill.teachers.stack.validation import check_data, check_ending, check_fresh, check_models, check_way
-from ensdistill.teachers.stack.ways import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
 
 
 def train_stack(
@@ -76,10 +76,10 @@ def train_stack(
         ``side_by_side``, on the CPU, as many at once as torch has threads, each on a thread of its own.
         ``auto`` stacks from four models on (the measurement stands in the source); ``measured`` times the first steps of all three, which
         is worth its time in long trainings (``auto`` decides below 200 steps), and chooses: the bits then depend on the machine's mood.
-        A warning says why a way is out of the question: stacked, what can't be vmapped, doesn't fit into memory, or computes something
-        else for one of the models by what is no parameter of it; side by side, what is compiled or shares a part with another model;
-        both, what draws from a global generator by other means than dropout. It is then trained one by one (``measured``: in the faster
-        way that is left), but for what draws under ``stacked``, which only warns.
+        Some models cannot be stacked: vmap fails, memory is short, or one model computes something else by an attribute. Some cannot
+        run side by side: they are compiled or share a part. Models that draw from a global generator beside dropout can do neither.
+        A warning then gives the reason, and they are trained one by one (``measured``: in the faster way that is left). Under
+        ``stacked``, models that draw only cause the warning.
     names : sequence of str, optional
         For messages.
     checkpoint : folder, optional
@@ -88,7 +88,7 @@ def train_stack(
     progress : callable (done, total), optional
         In steps, over all models.
     watch : callable, optional
-        Told the :class:`Status` of the models that are in work after every 32 steps. Both are called by the caller's thread.
+        Called with the :class:`Status` of the models in work after every 32 steps. Both are called by the caller's thread.
 
     Returns
     -------
@@ -106,14 +106,15 @@ def train_stack(
 
     Notes
     -----
-    One by one and side by side, a model has the same bits whoever is trained beside it. Between the ways its batches, augmentation and
-    dropout are still the same and only the rounding differs (1e-7 in a step, which AdamW lets grow: 1e-4 of parameters after some
-    hundred steps). What a module draws by other means than ``dropout`` and ``dropout1d`` to ``3d`` of
-    torch's functions (within attention, alpha dropout, noise of its own) comes from a global generator: one by one it is keyed by the
-    model's seed, but drawn for the whole stack under ``stacked``, which is why nothing else stacks it. Parameters that don't change the
-    loss (a bias before BatchNorm) have gradients of nothing but rounding, which AdamW scales up to whole steps: between the ways they
-    differ by as much as they have moved, the answers by no more than the rest makes them. What modules and
-    augmentations share beside parameters, buffers and submodules (a global cache, say) has to be safe to use from several threads.
+    One by one and side by side, a model has the same bits with any models beside it. Between the ways its batches,
+    augmentation and dropout are still the same and only the rounding differs (1e-7 in a step, which AdamW lets grow:
+    1e-4 of parameters after some hundred steps). Random numbers that a module draws by other means than ``dropout`` and
+    ``dropout1d`` to ``3d`` of torch's functions (within attention, alpha dropout, noise of its own) come from a global
+    generator. One by one they are keyed by the model's seed, but under ``stacked`` they are drawn for the whole stack,
+    so no other way stacks such modules. Parameters that don't change the loss (a bias before BatchNorm) have gradients
+    of nothing but rounding, which AdamW scales up to whole steps: between the ways they differ by as much as they have
+    moved, the outputs only by the rounding of the rest. Objects that modules and augmentations share beside parameters,
+    buffers and submodules (a global cache) have to be safe to use from several threads.
 
     Examples
     --------
@@ -162,7 +163,7 @@ def train_stack(
 
     home = None if checkpoint is None else Path(checkpoint)
     with _generators_kept(device):
-        with named(names[:1], optimization, names):  # on whom everything is tried; where others fail, they are trained another way
+        with named(names[:1], optimization, names):  # the first model is tried; where others fail, they are trained another way
             chosen = _choose(way, models, optimization, home, partial(job, copies=True))
         if chosen == "side_by_side":
             beside, done = SideBySide(), [0] * count
@@ -178,7 +179,7 @@ def train_stack(
                 with named(names[i : i + 1], optimization):
                     tried.append(traits(model.train(), data[0]))
 
-            def training(i: int) -> None:  # what it needs beside the model is there while it runs
+            def training(i: int) -> None:  # its optimizer is there only while it runs
                 with named(names[i : i + 1], optimization):
                     one = job([i], watch=told, stop=beside.stop, known=tried[i])
                     one.run(_file(home, i), checkpoint_every, beside.by_caller(partial(report, i)))
@@ -265,8 +266,10 @@ def _choose(
 
 @contextmanager
 def named(names: Sequence[str], optimization: Optimization, beside: Sequence[str] = ()) -> Iterator[None]:
-    """An error says in the training of which models it was, if it does not begin with the name of one of them or of those ``beside``, and
-    what helps where the memory was short."""
+    """Add the models' names to an error, unless it begins with the name of one of them or of those ``beside``.
+
+    Where memory was short, the error gets a remedy.
+    """
     who = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a module is like where it matters for its training, found by one forward pass of two rows."""
+"""Traits of a module that matter for its training, found by one forward pass of two rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.teachers.channels_last import answers_alike, gains_by_channels_last
+from ensdistill.teachers.channels_last import gains_by_channels_last, same_in_channels_last
 from ensdistill.teachers.stack.dropout import OwnDropout
 
 
@@ -54,7 +54,7 @@ def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Tra
                 answer: Tensor = module(images)
             return answer
 
-        last = channels_last and gains_by_channels_last(module, inputs) and answers_alike(again, few)
+        last = channels_last and gains_by_channels_last(module, inputs) and same_in_channels_last(again, few)
     return Traits(mode.used, draws, last, reassigns)
 
 
@@ -67,7 +67,7 @@ def _generators(device: torch.device) -> tuple[object, ...]:
 
 @contextmanager
 def _kept(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module's buffers, also those that are assigned anew, and the generators are afterwards what they were."""
+    """The module's buffers, also those that are assigned anew, and the generators are afterwards as before."""
     parts = [(part._buffers, dict(part._buffers)) for part in module.modules()]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""What a training refuses before it begins."""
+"""Checks of a training before it begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
-from ensdistill.teachers.stack.ways import CONCRETE, Way
+from ensdistill.teachers.stack.strategies import CONCRETE, Way
 
 Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
 """Whose parameters there were, by their identity, which is used again for others once they are gone."""
@@ -29,21 +29,25 @@ def check_way(way: Way, device: str | torch.device) -> None:
 
 
 def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as float32, which modules are trained on.
+    """Inputs [N, ...] as float32, which modules are trained on: float64 rounded, integers and booleans exactly.
 
     Raises
     ------
     ValueError
-        They are neither float32 nor float64, or float32 can't hold a value.
+        Another dtype, a number beyond float32's range, or an integer that float32 would round.
     """
     if inputs.dtype == np.float32:
         return inputs
-    if inputs.dtype != np.float64:
-        raise ValueError(f"{argument}: expected float32 or float64 inputs for a module; got {inputs.dtype} {list(inputs.shape)}")
+    if inputs.dtype != np.float64 and inputs.dtype.kind not in "iub":
+        got = f"{inputs.dtype} {list(inputs.shape)}"
+        raise ValueError(f"{argument}: expected float32, float64 or integer inputs for a module; got {got}")
     with np.errstate(over="ignore"):
         rounded = inputs.astype(np.float32)
-    too_large = (np.isinf(rounded) & np.isfinite(inputs)).reshape(len(inputs), -1).any(1)
-    if len(bad := np.flatnonzero(too_large)):
+    if inputs.dtype == np.float64:
+        wrong = np.isinf(rounded) & np.isfinite(inputs)
+    else:
+        wrong = rounded.astype(np.float64) != inputs.astype(np.float64)
+    if len(bad := np.flatnonzero(wrong.reshape(len(inputs), -1).any(1))):
         raise BadRows(f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such rows)", bad)
     return rounded
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ensdistill.teachers.members.base import Blob
 from ensdistill.teachers.members.boosted.library import Library
+from ensdistill.teachers.members.categories import with_categories
 
 OBJECTIVES = ("Logloss", "CrossEntropy", "Focal", "MultiClass", "MultiClassOneVsAll")
 
@@ -42,10 +43,13 @@ class CatBoost(Library):
         return _written(self.model)
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        return np.asarray(self.model.predict(inputs, prediction_type="Probability"))
+        return np.asarray(self.model.predict(self._table(inputs), prediction_type="Probability"))
 
     def scores(self, inputs: np.ndarray) -> np.ndarray:
-        return np.asarray(self.model.predict(inputs, prediction_type="RawFormulaVal"))
+        return np.asarray(self.model.predict(self._table(inputs), prediction_type="RawFormulaVal"))
+
+    def _table(self, inputs: np.ndarray) -> np.ndarray:
+        return with_categories(inputs, self.model.get_cat_feature_indices())
 
     @classmethod
     def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> CatBoost:

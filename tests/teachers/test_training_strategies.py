@@ -22,8 +22,8 @@ from ensdistill.data import Digits
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers.channels_last import as_channels_last
+from ensdistill.teachers.stack import strategies, train_stack
 from ensdistill.teachers.stack import train as stack
-from ensdistill.teachers.stack import train_stack, ways
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.traits import traits
 
@@ -188,7 +188,7 @@ class Starved(MLP):
 
 
 @pytest.mark.parametrize("learning", [False, True])
-@pytest.mark.parametrize("way", get_args(ways.Way))
+@pytest.mark.parametrize("way", get_args(strategies.Way))
 @pytest.mark.filterwarnings("ignore:Starved can't be trained as a stack")
 def test_whatever_way_short_memory_is_named_and_advised_on(digits, way, learning, monkeypatch):
     monkeypatch.setattr(Starved, "learning", learning)
@@ -384,8 +384,8 @@ def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_trainin
         block(1)
         return left.pop(0)
 
-    monkeypatch.setattr(ways, "step_seconds", measured)
-    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    monkeypatch.setattr(strategies, "step_seconds", measured)
+    monkeypatch.setattr(strategies, "workers", lambda count: 2)
     torch.set_num_threads(1)  # as above
 
     def interrupt(done, total):
@@ -439,7 +439,7 @@ class Sleeping(nn.Linear):
 @pytest.mark.parametrize(("kind", "expected"), [(Slow, "stacked"), (Sleeping, "side_by_side")])
 @pytest.mark.filterwarnings("ignore:Sleeping can't be trained as a stack")
 def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expected):
-    monkeypatch.setattr(ways, "workers", lambda count: 2)
+    monkeypatch.setattr(strategies, "workers", lambda count: 2)
     torch.set_num_threads(1)
     data = [torch.from_numpy(v) for v in (digits.inputs, digits.labels)]
     models = [kind(64, 10) for _ in range(6)]
@@ -448,6 +448,6 @@ def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expe
         count = len(group)
         return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
 
-    found = ways.fastest(models, job)
+    found = strategies.fastest(models, job)
     torch.set_num_threads(2)
     assert found == expected

@@ -15,7 +15,7 @@ from rich.table import Table
 from ensdistill.teachers.stack import Status
 
 LINE_SECONDS = 10.0  # between two lines
-LOOK_SECONDS = 1.0  # between two looks at what others have finished
+LOOK_SECONDS = 1.0  # between two looks at the members that others have finished
 
 
 class TrainingView:
@@ -89,7 +89,7 @@ class TrainingView:
             self._done.update(name for name in silent if self._finished(name))
 
     def _table(self) -> Table:
-        """As things are now; the live view asks for it again and again, by a thread of its own."""
+        """The present state; the live view calls this again and again, on a thread of its own."""
         self._look(LOOK_SECONDS)
         table = Table(box=None, pad_edge=False)
         for title in ("member", "", "step", "loss", "accuracy", "steps/s", "left"):

@@ -5,32 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from ensdistill.data import BadRows
+from ensdistill.data.rows import BadRows
 
 LARGEST = 2**53  # up to here a float64 holds every integer
 
 
-def as_labels(labels: Any, wanted: tuple[str, ...] | None = None, *, indices: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:
+def as_labels(
+    labels: Any,
+    wanted: tuple[str, ...] | None = None,
+    *,
+    indices: bool = False,
+    unlabelled: int | None = None,
+    argument: str = "data",
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class indices, int64 [N], and the names of the classes.
 
     Parameters
     ----------
     labels : array-like [N]
-        Integers, and floats that are whole numbers, are class indices. Strings and booleans are names ("False" and "True"): from
-        NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories included.
+        Integers, and floats that are whole numbers, are class indices. Strings and booleans are names ("False" and
+        "True"): from NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories included.
     wanted : tuple of str, optional
         The names by index. By default they are the labels' own names, or "0", "1", ... Names are sorted, unless the labels
         are a column of ordered categories (of pandas and pyarrow with ``ordered``, or polars' ``Enum``), whose order stays.
     indices : bool
-        Whether numbers are known to be class indices, also where ``wanted`` holds such numbers as names.
+        Whether numbers are class indices for certain, also where ``wanted`` holds such numbers as names.
+    unlabelled : int, optional
+        The number that stands for a missing label. It is returned as it is.
+    argument : str
+        The argument that an error message names.
 
     Raises
     ------
     ValueError
-        A missing label (None, NaN, NA), a fraction, several kinds of labels, or names and indices that ``wanted`` doesn't hold. It names
-        the rows.
+        A missing label (None, NaN, NA), a fraction, several kinds of labels, or names and indices that ``wanted``
+        doesn't hold. It names the rows.
 
     Examples
     --------
@@ -38,41 +48,45 @@ def as_labels(labels: Any, wanted: tuple[str, ...] | None = None, *, indices: bo
     (array([1, 0, 1]), ('a', 'b'))
     >>> as_labels([True, False])
     (array([1, 0]), ('False', 'True'))
-    >>> as_labels([2.0, 0.0, 1.0])
-    (array([2, 0, 1]), ('0', '1', '2'))
+    >>> as_labels([2.0, 0.0, 1.0, -100.0], unlabelled=-100)
+    (array([   2,    0,    1, -100]), ('0', '1', '2'))
     """
-    values = _values(labels)
+    values = _values(labels, argument)
     if values.dtype.kind in "SUb" and values.ndim == 1:
         named = _names(values)
         order = wanted if wanted is not None else _in_category_order(labels, named)
         return _by_name(named, order, values.dtype.kind == "b")
     if values.dtype.kind not in "iuf" or values.ndim != 1:
-        raise ValueError(f"data: expected labels [N] that are class indices or names; got {values.dtype} {list(values.shape)}")
+        got = f"{values.dtype} {list(values.shape)}"
+        raise ValueError(f"{argument}: expected labels [N] that are class indices or names; got {got}")
     if values.dtype.kind == "f":
-        _refuse(~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite")
-        _refuse(values != np.floor(values), values, "is a fraction: expected class indices, or names")
-    wide = values.astype(np.float64)
-    _refuse(np.abs(wide) > LARGEST, values, f"is no class index: expected 0..{'C' if wanted is None else len(wanted)}-1")
+        _refuse(argument, ~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite")
+        _refuse(argument, values != np.floor(values), values, "is a fraction: expected class indices, or names")
+    expected = f"0..{'C' if wanted is None else len(wanted)}-1"
+    _refuse(argument, np.abs(values.astype(np.float64)) > LARGEST, values, f"is no class index: expected {expected}")
     found = values.astype(np.int64)
+    known = np.ones(len(found), bool) if unlabelled is None else found != unlabelled
+    if not known.any():
+        raise ValueError(f"{argument}: expected rows with a label; got {len(found)} rows, none of which has one")
     if wanted is not None and not indices:
-        _check_one_reading(found, wanted)
-    names = _numbers(found) if wanted is None else wanted
-    _refuse((found < 0) | (found >= len(names)), found, "", f"data: expected labels in 0..{len(names) - 1}")
+        _check_one_reading(found[known], wanted)
+    names = _numbers(found[known], argument) if wanted is None else wanted
+    span = f"expected labels in 0..{len(names) - 1}" + ("" if unlabelled is None else f" (or {unlabelled})")
+    _refuse(argument, known & ((found < 0) | (found >= len(names))), found, "", span)
     return found, names
 
 
-def _values(labels: Any) -> np.ndarray:
+def _values(labels: Any, argument: str) -> np.ndarray:
     """The labels as an array of one plain kind: numbers, booleans, or strings."""
-    if isinstance(labels, Tensor):
+    if _is_tensor(labels):
         labels = labels.detach().cpu()
         labels = labels.float().numpy() if labels.dtype.is_floating_point else labels.numpy()
     # By way of objects: NumPy makes strings of ["a", None] and of [1, "a"].
     values = np.array(labels, object) if isinstance(labels, (list, tuple)) else np.asarray(labels)
     if values.ndim != 1 or values.dtype.kind not in "OT":
         return values
-    plain = [v.item() if isinstance(v, (np.generic, Tensor)) else v for v in values.tolist()]
-    missing = np.array([v is None or type(v).__name__ in ("NAType", "NaTType") or (isinstance(v, float) and v != v) for v in plain], bool)
-    _refuse(missing, values, "is missing")
+    plain = [v.item() if isinstance(v, np.generic) or _is_tensor(v) else v for v in values.tolist()]
+    _refuse(argument, np.array([_is_missing(v) for v in plain], bool), values, "is missing")
     kinds = {kind: [isinstance(v, kind) for v in plain] for kind in (bool, str, bytes, (int, float))}
     kinds[int, float] = [number and not boolean for number, boolean in zip(kinds[int, float], kinds[bool], strict=True)]
     found = [kind for kind, those in kinds.items() if any(those)]
@@ -80,8 +94,8 @@ def _values(labels: Any) -> np.ndarray:
         return np.array(plain)
     row = next((i for i, v in enumerate(plain) if type(v) is not type(plain[0])), 0)
     raise ValueError(
-        f"data: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row {row} holds {plain[row]!r}. "
-        "Make them alike, for example by labels.astype(str)"
+        f"{argument}: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row {row} holds "
+        f"{plain[row]!r}. Make them alike, for example by labels.astype(str)"
     )
 
 
@@ -99,6 +113,15 @@ def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None
     return tuple(name for name in map(str, categories) if name in present)
 
 
+def _is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch, which is not imported for it."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+
+
 def _names(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8")
@@ -114,16 +137,16 @@ def _by_name(labels: np.ndarray, wanted: tuple[str, ...] | None, boolean: bool) 
     return np.array([position[name] for name in labels.tolist()], np.int64), names
 
 
-def _numbers(labels: np.ndarray) -> tuple[str, ...]:
-    """The names 0..C-1 of classes that are known by their indices alone.
+def _numbers(labels: np.ndarray, argument: str) -> tuple[str, ...]:
+    """The names 0..C-1 of classes that have indices alone.
 
-    Of numbers with gaps nobody can tell how many classes there are: from 1, they may be counted from there, and be an index too high each.
+    Labels with gaps are refused: labels from 1 on may be counted from there, and each be an index too high.
     """
     there = np.unique(labels).tolist()
     if len(there) > 1 and there[0] >= 0 and there[-1] >= len(there):
         got = f"{len(there)} different ones, {there[:5]}{' ...' * (len(there) > 5)}, up to {there[-1]}"
         raise ValueError(
-            f"data: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
+            f"{argument}: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
             "If they are names, pass labels.astype(str); if they are indices, name all classes by classes="
         )
     return tuple(str(i) for i in range(there[-1] + 1))
@@ -135,12 +158,12 @@ def _check_one_reading(indices: np.ndarray, wanted: tuple[str, ...]) -> None:
         if str(index) in wanted and wanted.index(str(index)) != index:
             own = repr(wanted[index]) if 0 <= index < len(wanted) else "no class"
             raise ValueError(
-                f"classes: in {list(wanted)}, label {index} is {own} by its index and {str(index)!r} by its name; pass labels.astype(str) "
-                "if the labels are names, or Rows if they are indices"
+                f"classes: in {list(wanted)}, label {index} is {own} by its index and {str(index)!r} by its name; pass "
+                "labels.astype(str) if the labels are names, or Rows if they are indices"
             )
 
 
-def _refuse(bad: np.ndarray, values: np.ndarray, fault: str, expected: str = "") -> None:
+def _refuse(argument: str, bad: np.ndarray, values: np.ndarray, fault: str, expected: str = "") -> None:
     rows = np.flatnonzero(bad)
     if len(rows) == 0:
         return
@@ -148,5 +171,5 @@ def _refuse(bad: np.ndarray, values: np.ndarray, fault: str, expected: str = "")
     shown = value.item() if isinstance(value, np.generic) else value
     more = f"rows {rows[:5].tolist()}{' ...' * (len(rows) > 5)}, {len(rows)} in all"
     if expected:
-        raise BadRows(f"{expected}; row {rows[0]} has {shown} ({more})", rows)
-    raise BadRows(f"data: the label of row {rows[0]}, {shown!r}, {fault} ({more})", rows)
+        raise BadRows(f"{argument}: {expected}; row {rows[0]} has {shown} ({more})", rows)
+    raise BadRows(f"{argument}: the label of row {rows[0]}, {shown!r}, {fault} ({more})", rows)

@@ -35,7 +35,7 @@ def raw_logits(ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.n
     ensemble, logits, labels, uids
         As for ``Ensemble.calibrate``.
     unshifted : bool
-        Whether what follows is changed by a shift of a row: a scale for each class is, a temperature isn't.
+        Whether the fit is changed by a shift of a row: a scale for each class is, a temperature isn't.
 
     Raises
     ------

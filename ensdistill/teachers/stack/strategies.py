@@ -1,4 +1,4 @@
-"""The ways in which a group of models can be trained, and which of them is the fastest."""
+"""Strategies to train a group of models (``way``), and the choice of the fastest."""
 
 from __future__ import annotations
 
@@ -49,34 +49,34 @@ def fastest(models: list[nn.Module], job: Callable[[Sequence[int]], Job]) -> Way
             with single_threaded(at_once) as pool:
                 one = step_seconds(lambda steps: list(pool.map(lambda each: each.block(0, steps), jobs)))
             seconds["side_by_side"] = math.ceil(count / at_once) * one
-        except Exception as error:  # of whatever kind: one by one it has just worked
+        except Exception as error:  # one by one it has just worked
             _warn(models[0], "side by side", error)
     stack = as_stack(models, job)
     if stack is not None:
         try:
             seconds["stacked"] = step_seconds(partial(stack.block, 0), _HOPELESS * min(seconds.values()))
-        except Exception as error:  # as above: short memory, say
+        except Exception as error:  # as above: too little memory, for example
             _warn(models[0], "as a stack", error)
     return min(seconds, key=lambda way: seconds[way])
 
 
 def step_seconds(block: Callable[[int], object], hopeless: float = math.inf) -> float:
-    """What one of the steps that ``block`` does takes; timed once only where that is more than ``hopeless``."""
+    """Seconds of one of the steps that ``block`` does; timed once only where that is more than ``hopeless``."""
     block(1)
     best = math.inf
     for _ in range(_PROBES):
         start = time.perf_counter()
         block(_PROBE)  # looks at the losses, so that a GPU has done its work
-        best = min(best, (time.perf_counter() - start) / _PROBE)  # what disturbs adds
+        best = min(best, (time.perf_counter() - start) / _PROBE)  # disturbances add
         if best > hopeless:
             break
     return best
 
 
 def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insist: bool = False) -> Job | None:
-    """A stack of copies that has done a step and computes what each model does alone; if there is none, a warning says why.
+    """A stack of copies that has done a step and computes the same as each model alone; None, with a warning, if there is none.
 
-    ``insist``: models that depend on each other by what they draw are only warned of.
+    ``insist``: models that depend on each other by their random numbers cause a warning only.
     """
     try:
         stack = job(range(len(models)))
@@ -89,9 +89,9 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
             reason = difference(stack)
         if reason is None:
             stack.block(0, 1)
-    except FloatingPointError:  # what it says is true of the models, however they are trained
+    except FloatingPointError:  # its message is true of the models, however they are trained
         raise
-    except Exception as error:  # of whatever kind: memory, what vmap can't do, what the module does with tensors that are none
+    except Exception as error:  # memory, operations that vmap lacks, modules that need real tensors
         reason = error
     if reason is not None:
         _warn(models[0], "as a stack", reason)
@@ -106,15 +106,17 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
 
 @torch.no_grad()
 def difference(stack: Job) -> str | None:
-    """What shows that the models of a stack are not one architecture. Their parameters are, but what is no parameter (an attribute, a
-    rate of dropout, a branch) would be the first one's for all."""
+    """The sign that the models of a stack are not one architecture, or None.
+
+    Their parameters have equal shapes, but attributes (a rate of dropout, a branch) would be the first model's for all.
+    """
     base, parameters = stack.models[0], dict[str, Tensor]()
     for name, model in zip(stack.names, stack.models, strict=True):
         if repr(model.train()) != repr(base):
             return f"{name} is built otherwise than {stack.names[0]}"
     generator = torch.Generator().manual_seed(0)
     for name, value in stack.parameters.items():
-        # Away from where they begin: a last layer of zeros answers zeros whatever came before it.
+        # Away from where they begin: a last layer of zeros returns zeros for every input.
         parameters[name] = value + NUDGE * torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
     few = stack.inputs[torch.from_numpy(stack.rows[0][np.linspace(0, len(stack.rows[0]) - 1, TRIED).astype(int)]).to(stack.inputs.device)]
     key = torch.tensor([1, 2], dtype=torch.int32, device=few.device)
@@ -141,7 +143,7 @@ def difference(stack: Job) -> str | None:
 
 
 def can_run_side_by_side(models: Sequence[nn.Module], job: Job) -> bool:
-    """Whether nothing speaks against it; if something does, a warning says what."""
+    """Whether the models can; if not, a warning gives the reason."""
     reason = hindrance(models, job)
     if reason is not None:
         _warn(models[0], "side by side", reason)
