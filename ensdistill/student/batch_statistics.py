@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -23,6 +24,23 @@ def split_norms(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
     ]
+
+
+def synchronised_norms(model: nn.Module, group: Processes, sync: bool, batch_size: int) -> AbstractContextManager[None]:
+    """Return the context in which several processes train BatchNorm; warn where each takes statistics of its own rows."""
+    if group.count == 1:
+        return nullcontext()
+    if sync:
+        return whole_batch_norms(model)
+    if group.rank == 0 and (names := split_norms(model)):
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        warnings.warn(
+            f"BatchNorm ({names[0]}{more}): each of the {group.count} processes takes mean and variance of its own "
+            f"{batch_size // group.count} rows of a batch, so the student is another one than that of one process; "
+            "StudentTrainer(sync_batch_norm=True) takes them of the whole batch",
+            stacklevel=4,
+        )
+    return nullcontext()
 
 
 @contextmanager
