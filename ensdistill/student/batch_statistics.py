@@ -109,7 +109,7 @@ def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of the processes' tensors. What all of them compute from it adds to the gradient of each of its parts."""
+    """The sum of the processes' tensors. The gradient of each part is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The checkpoint of a student's training: its fingerprint, and what is saved and restored."""
+"""The checkpoint of a student's training: its fingerprint, and the state that is saved and restored."""
 
 from __future__ import annotations
 
