@@ -112,7 +112,7 @@ def kernel_plan(
     Raises
     ------
     ValueError, TypeError
-        A number below 1 or beyond what a GPU takes, an unknown name or dtype; a plan that needs more shared memory than a block can
+        A number below 1 or beyond the limit of a GPU, an unknown name or dtype; a plan that needs more shared memory than a block can
         have, as with very many members (of `classes_first` logits) or entries.
 
     Examples

@@ -47,7 +47,8 @@ def synchronised_norms(model: nn.Module, group: Processes, sync: bool, batch_siz
 def whole_batch_norms(model: nn.Module) -> Iterator[None]:
     """In here every BatchNorm takes mean and variance of the batch of all processes, as one process would.
 
-    ``torch.nn.SyncBatchNorm`` needs a GPU, and is another class than the model's; this works with gloo, and changes no class.
+    ``torch.nn.SyncBatchNorm`` needs a GPU, and is another class than the model's; this works with gloo, and
+    changes no class.
 
     Raises
     ------
@@ -128,7 +129,8 @@ class _Sum(torch.autograd.Function):
 def share_buffers(model: nn.Module, group: Processes) -> None:
     """Give all processes the same buffers: running means and variances are averaged, all others are those of process 0.
 
-    Averages of running statistics are the running statistics of the averages, so it does not matter how often they are taken.
+    Averages of running statistics are the running statistics of the averages, so it does not matter how often
+    they are taken.
     """
     if group.count == 1:
         return

@@ -31,7 +31,8 @@ class Batch:
     inputs : Tensor [B, ...], float32
         On the student's device, augmented where the training is.
     targets : one of :mod:`ensdistill.loss.targets`, or None
-        The cache's targets of the B rows, as stored, on the student's device. None in a training on labels alone.
+        The cache's targets of the B rows, as stored, on the student's device. None in a training on labels
+        alone.
     labels : Tensor [B], int64
         On the student's device; -100 where the label is unknown.
     uids : ndarray [B], int64
@@ -39,9 +40,9 @@ class Batch:
     step : int
         The number of the step, from 0.
     label_factor : float or None
-        With several processes: the factor that makes the mean over this process's labelled rows a part of the mean over those of all
-        processes. Gradients are averaged over processes; a mean of the processes' own means would weigh their rows differently.
-        None with one process.
+        With several processes: the factor that makes the mean over this process's labelled rows a part of the
+        mean over those of all processes. Gradients are averaged over processes; a mean of the processes' own
+        means would weigh their rows differently. None with one process.
     """
 
     inputs: Tensor

@@ -1,6 +1,7 @@
 """The trainer of students: on the targets of a cache, or on hard labels, the baseline of every claim.
 
-Both run the same loop (:mod:`ensdistill.student.training`): *direct* differs from the student in its loss alone.
+Both run the same loop (:mod:`ensdistill.student.training`): *direct* differs from the student in its loss
+alone.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ __all__ = ["Precision", "StudentTrainer", "Trained"]
 class StudentTrainer:
     """Trains students.
 
-    Started by ``torchrun`` or ``accelerate launch``, each of P processes takes B / P rows of each batch of B, and all return the
-    same student. It equals the student of one process up to rounding, except for dropout, whose masks differ by process, and for
-    BatchNorm; see ``sync_batch_norm``. All processes have to call the same method with the same arguments.
+    Started by ``torchrun`` or ``accelerate launch``, each of P processes takes B / P rows of each batch of B,
+    and all return the same student. It equals the student of one process up to rounding, except for dropout,
+    whose masks differ by process, and for BatchNorm; see ``sync_batch_norm``. All processes have to call the
+    same method with the same arguments.
 
     A subclass changes the step by overriding :meth:`training_step`.
 
@@ -48,11 +50,12 @@ class StudentTrainer:
     ----------
     optimization : Optimization
     loss, **keywords
-        The loss of :meth:`distill`. A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords
-        (``temperature=2.0, alpha=0.9``), for the distillation loss; or a callable (outputs, targets, labels, batch) that returns a
-        scalar, see :class:`~ensdistill.student.methods.StudentLoss`. In the distillation loss the divergence is a mean over all rows
-        of the batch, and the cross entropy a mean over the rows with a label. With alpha below 1, some row needs a label. A
-        ``combiner`` of None is the cache's.
+        The loss of :meth:`distill`. A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as
+        keywords (``temperature=2.0, alpha=0.9``), for the distillation loss; or a callable (outputs, targets,
+        labels, batch) that returns a scalar, see :class:`~ensdistill.student.methods.StudentLoss`. In the
+        distillation loss the divergence is a mean over all rows of the batch, and the cross entropy a mean
+        over the rows with a label. With alpha below 1, some row needs a label. A ``combiner`` of None is the
+        cache's.
     mixed_precision : {"no", "bf16", "fp16"}
         The precision of the forward pass; the loss takes float32 outputs with each of them. fp16 needs a GPU.
     cpu : bool
@@ -60,9 +63,9 @@ class StudentTrainer:
     impl : {"fused", "reference", "compile"}
         See :func:`ensdistill.loss.functional.distillation_loss`.
     sync_batch_norm : bool
-        With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process does, at the price of
-        two exchanges per layer and step. Otherwise each process normalises its own share of the batch, with a warning. Either way
-        all processes end with the same running statistics.
+        With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process
+        does, at the price of two exchanges per layer and step. Otherwise each process normalises its own
+        share of the batch, with a warning. Either way all processes end with the same running statistics.
 
     Raises
     ------
@@ -145,13 +148,14 @@ class StudentTrainer:
         member : str, optional
             Distil this one member instead of the mixture. Only for the distillation loss.
         augment : Augmentation, optional
-            The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod ``cache.views``, the same
-            pixels as the teachers. One input of each batch is compared with the cache's record of it.
+            The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod
+            ``cache.views``, the same pixels as the teachers. One input of each batch is compared with the
+            cache's record of it.
         watch : ndarray [M, ...], optional
             Inputs whose predictions are recorded along the way. Nothing is chosen by them.
         checkpoint : path, optional
-            A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from it, with the same
-            bits, by as many processes as before. Process 0 writes and reads it.
+            A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from
+            it, with the same bits, by as many processes as before. Process 0 writes and reads it.
         progress : callable (done, total), optional
             In steps.
 
@@ -161,10 +165,11 @@ class StudentTrainer:
             An input differs from the cache's record of it, or ``augment`` isn't that of the cache.
         ValueError
             A member that the cache does not have, a temperature at which it holds nothing, sequences,
-            a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with different arguments,
-            or a checkpoint of another number of processes.
+            a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with
+            different arguments, or a checkpoint of another number of processes.
         TypeError
-            ``factory`` is no factory; a module, for example. Or a loss that returns no scalar with a gradient.
+            ``factory`` is no factory; a module, for example. Or a loss that returns no scalar with a
+            gradient.
         FloatingPointError
             A loss that is not finite; names the step.
         """
@@ -211,8 +216,8 @@ class StudentTrainer:
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the same loop.
 
-        Parameters are those of :meth:`distill`; every row needs a label in 0..classes-1; ``augment`` changes the inputs at random.
-        The trainer's ``loss`` has no part in it.
+        Parameters are those of :meth:`distill`; every row needs a label in 0..classes-1; ``augment`` changes
+        the inputs at random. The trainer's ``loss`` has no part in it.
         """
         loss = HardLabels(self.optimization.label_smoothing)
         loss.check(rows, classes, None)
@@ -234,7 +239,8 @@ class StudentTrainer:
     def training_step(self, model: Callable[[Tensor], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.
 
-        A subclass overrides this method to change the step: to mix inputs, to add a penalty, to call the model twice.
+        A subclass overrides this method to change the step: to mix inputs, to add a penalty, to call the
+        model twice.
 
         Parameters
         ----------
@@ -257,7 +263,7 @@ class StudentTrainer:
     def fingerprint(self) -> list[Any]:
         """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a trainer with other data is not resumed.
 
-        For a subclass, its code and the values of its attributes, which its step can read. The settings of every trainer
-        are part of the checkpoint's fingerprint without this method.
+        For a subclass, its code and the values of its attributes, which its step can read. The settings of
+        every trainer are part of the checkpoint's fingerprint without this method.
         """
         return [] if type(self) is StudentTrainer else [code_and_values(self)]

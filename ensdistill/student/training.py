@@ -57,7 +57,8 @@ class Trained:
 class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
-    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, or holds the versions of a cache.
+    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, or holds the
+    versions of a cache.
     """
 
     factory: Callable[[], nn.Module]

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class StudentLoss(Protocol):
     """A loss of :class:`~ensdistill.student.trainer.StudentTrainer`.
 
-    Any callable with the signature of ``__call__`` serves. A class that derives from this one can also refuse a training before it
-    begins, and decide which checkpoints it resumes from. A loss keeps no state between calls: a checkpoint would not hold it.
+    Any callable with the signature of ``__call__`` serves. A class that derives from this one can also refuse
+    a training before it begins, and decide which checkpoints it resumes from. A loss keeps no state between
+    calls: a checkpoint would not hold it.
 
     Examples
     --------
@@ -36,17 +37,19 @@ class StudentLoss(Protocol):
         outputs : Tensor [B, C], float32
             The student's logits, with a gradient.
         targets : one of :mod:`ensdistill.loss.targets`, or None
-            The cache's rows, as stored; ``to_logits()`` returns [K, B, C] (K = 1 where the cache holds the mixture only). None where
-            the student is trained on labels alone.
+            The cache's rows, as stored; ``to_logits()`` returns [K, B, C] (K = 1 where the cache holds the
+            mixture only). None where the student is trained on labels alone.
         labels : Tensor [B], int64
             -100 where the label is unknown.
         batch : Batch
-            The inputs, the uids, the number of the step, and the factor for means over labelled rows under torchrun.
+            The inputs, the uids, the number of the step, and the factor for means over labelled rows under
+            torchrun.
 
         Returns
         -------
         Tensor [], floating point
-            A mean over the rows: the trainer averages the gradients of all processes, whose shares of a batch are equally large.
+            A mean over the rows: the trainer averages the gradients of all processes, whose shares of a batch
+            are equally large.
         """
         ...
 
