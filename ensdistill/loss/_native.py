@@ -1,7 +1,7 @@
-"""Loads the native libraries. The one place that decides what is available, and says so.
+"""The native libraries: this module alone loads them, and reports which of them are available.
 
-The CPU library is not optional: without it the import fails with what to do. The CUDA library is there where it was built,
-that is with a CUDA torch and a toolkit; a library that is there and doesn't load is an error, never a silent fallback.
+The CPU library is required: without it the import fails, and the error names the remedy. The CUDA library exists if it was
+built, with a CUDA torch and a toolkit. A library that exists and doesn't load is an error, never a silent fallback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _cuda: Any = importlib.import_module("ensdistill._cuda") if importlib.util.find_
 
 
 def build_info() -> dict[str, Any]:
-    """What is built and what runs here, as plain data.
+    """The kernels that are built and the devices that run them here, as plain data.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def names(what: str) -> tuple[str, ...]:
 
 
 def why_no_kernels(device_type: str, index: int | None = None) -> str | None:
-    """Why nothing native runs on such a device, and what to do about it; None where it does. With an ``index`` that GPU is asked too.
+    """Return why no kernel runs on such a device, and the remedy; None if one runs. With ``index`` that GPU is checked too.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def _why_not_this_gpu(index: int, architectures: tuple[str, ...]) -> str | None:
 
 
 def runs_on(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Whether a GPU can run what was compiled: machine code of its own generation and no newer, or any older PTX.
+    """Whether a GPU can run the compiled code: machine code of its own generation and no newer, or any older PTX.
 
     Examples
     --------
@@ -141,8 +141,8 @@ def kernel_registers(**kernel: Any) -> int | None:
 def release_memory() -> int:
     """Free the memory of the last gradient, which is kept for the next call of the loss on the CPU.
 
-    A training loop asks for the same size again and again, and fresh pages cost as much as the loss itself. Between two loops, or
-    after a batch much larger than those to come, it is better given back. On a GPU nothing is kept here: torch's allocator does it.
+    A training loop needs the same size in every step, and fresh pages cost as much as the loss itself. Free the memory between
+    two loops, or after a batch much larger than the next ones. On a GPU torch's allocator keeps memory, and this module none.
 
     Returns
     -------

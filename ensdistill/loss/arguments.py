@@ -124,7 +124,8 @@ def make_problem(
             divisor=float(max(lead[0], 1)) if reduction == "batchmean" and lead else 1.0,
         ),
     )
-    if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():  # what is traced, the op refuses when it runs
+    # Under torch.compile the op checks its launch when it runs.
+    if impl == "fused" and device.type == "cuda" and not torch.compiler.is_compiling():
         entries, classes_first = 0 if ids is None else ids.shape[1], class_dim != len(shape) - 1
         op = problem.settings
         check_launch(
@@ -135,7 +136,7 @@ def make_problem(
     if alpha > 0 or statistics:  # else no value of the targets is used
         if ids is not None:
             check_not_empty(problem)
-            if impl != "fused" or alpha == 0:  # else a NaN of the kernel's asks for this check
+            if impl != "fused" or alpha == 0:  # else this check runs only where the kernel returned NaN
                 check_sparse(problem, type(target).__name__, classes)
         elif kind == "log_probs":
             check_log_probs(problem, class_dim)
@@ -192,7 +193,7 @@ def check_reach(target: Targets, temperature: float, combiner: str | None) -> No
 
 
 def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: torch.device) -> Tensor:
-    """What the members say, [K, ...] with ``shape`` behind K."""
+    """The members' values, [K, ...] with ``shape`` behind K."""
     values = typed_values("targets", target)
     if isinstance(target, _DISTRIBUTIONS) and values.dim() == len(shape):
         values = values.unsqueeze(0)
@@ -212,7 +213,7 @@ def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: 
 
 
 def typed_values(name: str, target: Targets) -> Tensor:
-    """What a dense target holds, of a dtype that it may have."""
+    """The tensor that a dense target holds; its dtype is checked."""
     field = _DENSE[type(target)]
     values = getattr(target, field)
     if not isinstance(values, Tensor):

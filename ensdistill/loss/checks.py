@@ -1,7 +1,7 @@
-"""Checks of single arguments, whichever function they are of: each says what came and what was expected.
+"""Checks of single arguments, shared by all functions. Each error names the argument, the value and the expectation.
 
-Shapes, dtypes and settings are always checked. Values are looked at where that costs no wait: on the CPU, outside torch.compile and
-vmap; elsewhere the kernel makes the rows NaN that hold what it can't use.
+Shapes, dtypes and settings are always checked. Values are checked only where reading them costs no wait: on the CPU, outside
+torch.compile and vmap. Elsewhere the kernel returns NaN for rows with values that it can't use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ensdistill.loss.wrapped import is_batched
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
-# A sum up to which the kernels normalise weights: far below the largest float64, far above what anybody means.
+# A sum up to which the kernels normalise weights: far below the largest float64, far above weights in practice.
 _LARGEST_WEIGHTS = 1e300
 _COMBINERS = get_args(Combiner)
 
@@ -85,7 +85,7 @@ def check_device(name: str, value: Tensor, device: torch.device, others: str = "
 
 
 def check_kernels(name: str, device: torch.device) -> None:
-    """That ``impl="fused"`` has something to run. Whether it is the right GPU is asked where nobody traces."""
+    """Check that ``impl="fused"`` has a kernel for the device. The model of the GPU is checked outside of tracing only."""
     if device.type == "cpu":
         return
     why = _native.why_no_kernels(device.type, None if torch.compiler.is_compiling() else device.index)
@@ -109,7 +109,7 @@ def member_weights(weights: Any, k: int | None, device: torch.device) -> Tensor:
 
 
 def numbers(name: str, given: Any, shape: tuple[int | None, ...], what: str, device: torch.device) -> Tensor:
-    """``given``, finite and not negative, as a flat float64 tensor on ``device``; one number for each ``what``; None is any number of."""
+    """``given``, finite and not negative, as a flat float64 tensor on ``device``. None in ``shape`` is any length."""
     if isinstance(given, Tensor):
         if given.is_complex():
             raise TypeError(f"{name}: expected real numbers; got {given.dtype}")

@@ -1,9 +1,9 @@
-"""Encoders: what an ensemble says, made small, and what that loses.
+"""Encoders: an ensemble's outputs in a small form, with the loss of information for each row.
 
-Each returns the targets and every row's KL divergence from what it was given, in nats and float64: the price of the small form,
-known when it is made. The native ops read logits or codes as stored and hold a few rows for each thread, or on a GPU for each block,
-never [N, C]. CPU and GPU write the same codes, choose the same classes unless their probabilities differ by no more than the rounding
-of doubles, and follow the same random numbers.
+Each encoder returns the targets and the KL divergence of every row from its input, in nats and float64. The native ops read
+logits or codes as stored. They hold a few rows for each thread, or on a GPU for each block, never [N, C]. CPU and GPU write
+the same codes and use the same random numbers. They choose the same classes, unless probabilities differ by no more than
+the rounding of doubles.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def top_k_targets(
 ) -> tuple[TopK, Tensor]:
     """The k likeliest classes of the mixture, and the exact log-mass of all others.
 
-    The tail is a sum over the classes outside, in double precision: 1 - sum of what is listed would be rounding noise where the tail
-    is small. Probabilities far below the smallest float are still told apart, in logarithms.
+    The tail is a sum over the other classes, in double precision: 1 minus the listed mass would be rounding noise where the tail
+    is small. Logarithms keep probabilities apart that lie far below the smallest float.
 
     Parameters
     ----------
     targets : Tensor [K, ..., C], EnsembleLogits or QuantizedLogits
-        What the K members said; a bare tensor is logits (of one teacher: ``logits[None]``). ``-inf`` masks a class.
+        The K members' outputs; a bare tensor is logits (of one teacher: ``logits[None]``). ``-inf`` masks a class.
     k : int
         From 1 to C.
     temperature : float
@@ -184,7 +184,8 @@ def sample_counts(
     seed : int
         From 0 to 2⁶³ - 1.
     row_ids : Tensor [...], int64, optional
-        Stable ids of the rows, such as their uids. By default 0, 1, ... in the order of the rows; who encodes in chunks passes theirs.
+        Stable ids of the rows, such as their uids. By default 0, 1, ... in the order of the rows; pass them when
+        encoding in chunks.
 
     Returns
     -------
@@ -277,7 +278,7 @@ def _rows(values: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-# What is wrong with a row ---------------------------------------------------------------------------------------------
+# Errors that name a row -------------------------------------------------------------------------------------------
 
 
 def _look(kl: Tensor, values: Tensor, arguments: list[Any]) -> None:

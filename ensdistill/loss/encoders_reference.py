@@ -78,7 +78,7 @@ def encode_top_k(
     values, ids = log_p.clamp(max=0).sort(dim=-1, descending=True, stable=True)  # stable: ties by the lower id
     outside = values[:, k:]
     tail = _logsumexp(outside)
-    # What is listed is kept exactly, so only the tail differs: KL = sum of p log p outside - P (log P - log(C - k)).
+    # Listed classes are exact, so only the tail differs: KL = sum of p log p outside - P (log P - log(C - k)).
     p = outside.exp()
     kl = (p * outside.masked_fill(p == 0, 0)).sum(-1)
     if k < classes:

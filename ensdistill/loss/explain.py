@@ -1,4 +1,4 @@
-"""How the CUDA kernels would lay a problem over threads, also where there is no GPU to ask."""
+"""How the CUDA kernels would lay a problem over threads, also on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HALVES = {torch.bfloat16, torch.float16}
 _H100_SHARED = 232_448  # bytes of shared memory that a block may have, from compute capability 9.0 on
 # csrc/cuda/plan.h. Entries beyond that many fit no shared memory, and their table's size no int.
 _MOST_MEMBERS, _MOST_CLASSES, _MOST_ENTRIES = 1024, 1 << 30, 1 << 24
-# Up to here every plan fits the least shared memory of the GPUs that there are kernels for, so nobody has to ask.
+# Up to these sizes every plan fits the shared memory of all supported GPUs, so the check is skipped.
 _FEW_MEMBERS, _FEW_CLASSES, _FEW_ENTRIES = 64, 1 << 18, 1000
 _MOST_FLOAT_TEMPERATURE = 32.0  # csrc/problem.h
 
@@ -112,8 +112,8 @@ def kernel_plan(
     Raises
     ------
     ValueError, TypeError
-        A number below 1 or beyond what a GPU takes, an unknown name or dtype; a plan that asks for more shared memory than a block can
-        have, which is so with very many members (of `classes_first` logits) or entries.
+        A number below 1 or beyond the limit of a GPU, an unknown name or dtype; a plan that needs more shared memory than a block can
+        have, as with very many members (of `classes_first` logits) or entries.
 
     Examples
     --------

@@ -34,11 +34,11 @@ class RowStatistics:
     student_entropy : Tensor [...]
         H(q), nats, of the student at the loss's temperature.
     mixture_entropy : Tensor [...]
-        H(p), nats; over what the divergence compares: with ``tail="tail"`` the listed classes and the bucket.
+        H(p), nats, over the outcomes of the divergence: with ``tail="tail"`` the listed classes and the bucket.
     agreement : Tensor [...]
         1 where student and mixture have the same most probable class, else 0.
     disagreement : Tensor [...]
-        H(p) - sum of w_k H(p_k), nats: what the members don't agree on. NaN where they aren't known one by one. For the combiner
+        H(p) - sum of w_k H(p_k), nats: the members' disagreement. NaN where the target holds their mixture only. For the combiner
         ``prob`` it is the members' generalised Jensen-Shannon divergence (Lin, "Divergence measures based on the Shannon entropy",
         1991, section IV), which isn't negative; a difference of rounded entropies, it can be -1e-6 where they agree.
 
@@ -126,7 +126,7 @@ def distillation_loss(
         Any leading dimensions, N rows altogether; N = 0 is legal. ``-inf`` marks a masked class. Read in place if the classes are
         contiguous, or if they come first as in a feature map (see ``class_dim``); the gradient is laid out like it.
     targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.loss.targets`
-        The teachers' answers. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Dense targets are
+        The teachers' outputs. A bare tensor is logits, in any of the dtypes above, not necessarily the student's. Dense targets are
         read as stored; of TopK and Counts the loss makes copies of N·k numbers, unless they are int64 ids and float32 or float64
         log-probabilities. No gradient flows to it. It may be made under :func:`torch.inference_mode`.
     labels : Tensor [...], int64, optional
@@ -142,7 +142,7 @@ def distillation_loss(
         As ``weight`` in :func:`torch.nn.functional.cross_entropy`: for the cross entropy of each row. The mean doesn't divide by them.
         They need labels, as smoothing does.
     sample_weights : Tensor or sequence [...], optional
-        Non-negative factor u of each row. A row of weight 0 is not read: it has neither loss nor gradient, whatever it holds. The mean
+        Non-negative factor u of each row. A row of weight 0 is not read, and has neither loss nor gradient. The mean
         divides by all rows, weighted or not; for the mean over some of them, sum (``reduction="sum"``) and divide. No gradient flows
         to weights of any kind.
     class_dim : int
@@ -162,9 +162,9 @@ def distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, what came and what was expected. A GPU takes at most 1024 members (of feature maps about 100), 2^30
-        classes, and so many entries as :class:`~ensdistill.loss.targets.TopK` says. Values on a GPU can't be looked at without waiting for
-        it: a label out of range makes its row's loss and gradient NaN there, invalid weights every row's.
+        Names the argument, the value and the expectation. A GPU takes at most 1024 members (of feature maps about 100), 2^30
+        classes, and as many entries as :class:`~ensdistill.loss.targets.TopK` states. Reading values on a GPU would wait for
+        it, so a label out of range makes its row's loss and gradient NaN there, invalid weights every row's.
     NotImplementedError
         ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU; in forward mode
         (torch.func.jvp, jacfwd, hessian); in torch.func.grad under torch.compile(fullgraph=True), which wraps it in an error of its own.

@@ -80,10 +80,10 @@ def linear_distillation_loss(
     r""":func:`~ensdistill.loss.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``, which never exist as a whole.
 
     Rows go through in chunks: a matrix product makes a chunk's logits, the fused kernel their loss and gradient, two more products
-    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients: two chunks, about 100 MB, whatever N is: the logits
-    and their gradient, which can't take their place, because the kernel reads a row again in double precision where its numbers leave a
-    float's range, and a soft cap and by-products look at the logits again; in half precision also ``weight``'s gradient in float32 and
-    one product of its size, under autocast ``weight`` in the autocast dtype.
+    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients is two chunks, about 100 MB for any N: the logits
+    and their gradient. The gradient can't overwrite the logits: the kernel reads a row again in double precision where its numbers
+    leave a float's range, and a soft cap and by-products read the logits again. Half precision also needs ``weight``'s gradient in
+    float32 and one product of its size; autocast needs ``weight`` in the autocast dtype.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def linear_distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, what came and what was expected.
+        Names the argument, the value and the expectation.
     NotImplementedError
         On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do
         both. In forward mode (torch.func.jvp, jacfwd, hessian), and in torch.func.grad under torch.compile(fullgraph=True).
@@ -237,7 +237,9 @@ def _parts(call: Any) -> tuple[Any, Any]:
     "ensdistill::linear_distill_loss", mutates_args=(), schema=f"({', '.join(_PARAMETERS)}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [] (summed) or [N], gradients of its sum, or with ``upstream`` [N] of that product ([0] if not asked for), statistics [N, 4].
+    """Loss [] (summed) or [N]; gradients of its sum, or of its product with ``upstream`` [N]; statistics [N, 4].
+
+    A gradient that is not needed is [0].
 
     ``upstream`` is applied where a row is D long, not C.
     """
@@ -261,14 +263,14 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
             values = call.targets[rows] if settings.kind == "topk" else ready(call.targets[:, rows])
-            part, said = _rows_of(tensors, rows), settings
+            part, chunk_settings = _rows_of(tensors, rows), settings
             by_products = None
             if settings.alpha == 0:
                 if call.with_statistics:  # they compare with the teachers all the same
-                    by_products = ops.distill_loss(*op_call(logits, values, part, said, with_statistics=True))[2]
-                values, part, said = ops.without_divergence(logits, values, part, said)
+                    by_products = ops.distill_loss(*op_call(logits, values, part, chunk_settings, with_statistics=True))[2]
+                values, part, chunk_settings = ops.without_divergence(logits, values, part, chunk_settings)
             flags = {"with_gradient": with_gradient, "with_statistics": call.with_statistics and settings.alpha > 0}
-            loss, gradient, found = ops.distill_loss(*op_call(logits, values, part, said, **flags))
+            loss, gradient, found = ops.distill_loss(*op_call(logits, values, part, chunk_settings, **flags))
             by_products = found if by_products is None else by_products
             losses.append(loss)
             statistics.append(by_products)
@@ -375,7 +377,7 @@ def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that can't be differentiated again say so, and only to who tries."""
+    """Raise an error where gradients that can't be differentiated again are."""
 
     generate_vmap_rule = True
 
@@ -395,7 +397,7 @@ class _Once(torch.autograd.Function):
 
 
 class _Function(torch.autograd.Function):
-    """The op for eager mode and torch.func, which refuses what torch.library's registration makes."""
+    """The op for eager mode and torch.func, which refuses the function that torch.library registers."""
 
     forward = staticmethod(lambda *arguments: _linear(*arguments))
     setup_context = staticmethod(_setup_context)

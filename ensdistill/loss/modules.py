@@ -19,7 +19,7 @@ class DistillationLoss(nn.Module):
     """:func:`ensdistill.functional.distillation_loss` with fixed settings; its parameters, units, errors and sources are described there.
 
     ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights of members and classes are
-    buffers, which move with the module, stay float64 whatever it is cast to, and aren't saved with it. All other settings are one
+    buffers, which move with the module, stay float64 under any cast, and aren't saved with it. All other settings are one
     :class:`~ensdistill.loss.settings.LossSettings`, ``loss.settings``. A schedule replaces it between calls:
     ``loss.settings = replace(loss.settings, temperature=4.0)``, with :func:`dataclasses.replace`.
 
@@ -107,7 +107,7 @@ class DistillationLoss(nn.Module):
         return result
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # What .half() and .to(torch.bfloat16) do to buffers would round the weights: they follow to the device only.
+        # .half() and .to(torch.bfloat16) would round the weights, so these buffers follow to the device only.
         before = {name: x for name, x in self._buffers.items() if x is not None and not x.is_meta}
         super()._apply(fn, recurse)
         for name, x in before.items():

@@ -120,7 +120,7 @@ def _student_gradient(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
         return None
     gradient, *tensors = ctx.saved_tensors
     traced = type(grad_loss) is not Tensor
-    # A kept graph is walked again: what goes out then must not be what stays, for a leaf makes it its .grad and adds to it.
+    # A kept graph is walked again. A leaf makes the returned tensor its .grad and adds to it, so it has to be a copy.
     kept = traced or torch._C._autograd._get_current_graph_task_keep_graph()
     owned, fault = not kept, None
     twice = torch.is_grad_enabled()
@@ -144,7 +144,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
-    # Autograd's own batches are of upstream factors, so of the gradient it need not be asked: that takes as long as the rest of this.
+    # Autograd batches upstream factors only, so the gradient is not checked: that check takes as long as the rest.
     plain = is_plain(grad_loss) and type(gradient) is Tensor and not is_functorch_wrapped_tensor(gradient)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
@@ -169,7 +169,7 @@ def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
 
 class _First(torch.autograd.Function):
     """The first derivative as something that can be differentiated again (``create_graph=True``, torch.func.grad). Itself it is the
-    kernel's; its own derivative is that of the specification, made only if somebody asks.
+    kernel's; its own derivative is that of the specification, made on demand only.
     """
 
     generate_vmap_rule = True
@@ -206,7 +206,7 @@ class _First(torch.autograd.Function):
 
 
 class _Eager(torch.autograd.Function):
-    """The op outside of tracing and torch.func, at a third of what its registration with torch.library costs a call."""
+    """The op outside of tracing and torch.func, at a third of the cost of a call through torch.library."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, call: Any, held: tuple[Tensor, int] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,7 +228,7 @@ class _Eager(torch.autograd.Function):
 
 
 class _Transformable(torch.autograd.Function):
-    """The op under torch.func, which refuses what torch.library's registration makes."""
+    """The op under torch.func, which refuses the function that torch.library registers."""
 
     generate_vmap_rule = True
     forward = staticmethod(lambda *arguments: distill_loss(*arguments))
@@ -239,12 +239,12 @@ class _Transformable(torch.autograd.Function):
 
 @torch.compiler.assume_constant_result
 def differentiating() -> bool:
-    """Whether torch.func differentiates, asked while torch.compile traces it."""
+    """Whether torch.func differentiates; evaluated while torch.compile traces."""
     return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
 
 
 def refuse_in_one_graph(name: str) -> None:
-    """Without fullgraph=True torch.compile takes this for a place to break the graph at, and what is around it runs uncompiled."""
+    """Raise NotImplementedError. Without fullgraph=True torch.compile breaks the graph here and runs the caller uncompiled."""
     raise NotImplementedError(
         f"{name}: torch.compile can't take torch.func.grad, vjp or jacrev of it into one graph; compile with fullgraph=False, or "
         "differentiate by loss.backward()"

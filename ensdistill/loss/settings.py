@@ -194,7 +194,7 @@ def check_trained(name: str, settings: LossSettings) -> None:
 
 
 def digest_parts(settings: LossSettings) -> list[Any]:
-    """The values that tell two losses apart. A field that is added with its default leaves older digests as they were."""
+    """The values that distinguish two losses. A field that is added with its default leaves older digests unchanged."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("temperature", "alpha")}
     changed = {name: value for name, value in own.items() if value != getattr(DEFAULTS, name)}
     return [settings.temperature, settings.alpha, *([changed] if changed else [])]

@@ -1,4 +1,4 @@
-"""What stands behind a tensor: memory of its own, a trace, or a batch that somebody maps over."""
+"""Kinds of tensors: with memory of their own, traced, or batched by a map."""
 
 from __future__ import annotations
 

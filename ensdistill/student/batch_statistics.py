@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -25,11 +26,29 @@ def split_norms(model: nn.Module) -> list[str]:
     ]
 
 
+def synchronised_norms(model: nn.Module, group: Processes, sync: bool, batch_size: int) -> AbstractContextManager[None]:
+    """Return the context in which several processes train BatchNorm; warn where each takes statistics of its own rows."""
+    if group.count == 1:
+        return nullcontext()
+    if sync:
+        return whole_batch_norms(model)
+    if group.rank == 0 and (names := split_norms(model)):
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        warnings.warn(
+            f"BatchNorm ({names[0]}{more}): each of the {group.count} processes takes mean and variance of its own "
+            f"{batch_size // group.count} rows of a batch, so the student is another one than that of one process; "
+            "StudentTrainer(sync_batch_norm=True) takes them of the whole batch",
+            stacklevel=4,
+        )
+    return nullcontext()
+
+
 @contextmanager
 def whole_batch_norms(model: nn.Module) -> Iterator[None]:
     """In here every BatchNorm takes mean and variance of the batch of all processes, as one process would.
 
-    ``torch.nn.SyncBatchNorm`` needs a GPU, and is another class than the model's; this works with gloo, and changes no class.
+    ``torch.nn.SyncBatchNorm`` needs a GPU, and is another class than the model's; this works with gloo, and
+    changes no class.
 
     Raises
     ------
@@ -91,7 +110,7 @@ def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of the processes' tensors. What all of them compute from it adds to the gradient of each of its parts."""
+    """The sum of the processes' tensors. The gradient of each part is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -110,7 +129,8 @@ class _Sum(torch.autograd.Function):
 def share_buffers(model: nn.Module, group: Processes) -> None:
     """Give all processes the same buffers: running means and variances are averaged, all others are those of process 0.
 
-    Averages of running statistics are the running statistics of the averages, so it does not matter how often they are taken.
+    Averages of running statistics are the running statistics of the averages, so it does not matter how often
+    they are taken.
     """
     if group.count == 1:
         return

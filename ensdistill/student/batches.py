@@ -32,7 +32,8 @@ class Batch:
     inputs : Tensor [B, ...], float32
         On the student's device, augmented where the training is.
     targets : one of :mod:`ensdistill.loss.targets`, or None
-        The cache's targets of the B rows, as stored, on the student's device. None in a training on labels alone.
+        The cache's targets of the B rows, as stored, on the student's device. None in a training on labels
+        alone.
     labels : Tensor [B], int64
         On the student's device; -100 where the label is unknown.
     uids : ndarray [B], int64
@@ -40,9 +41,9 @@ class Batch:
     step : int
         The number of the step, from 0.
     label_factor : float or None
-        With several processes: the factor that makes the mean over this process's labelled rows a part of the mean over those of all
-        processes. Gradients are averaged over processes; a mean of the processes' own means would weigh their rows differently.
-        None with one process.
+        With several processes: the factor that makes the mean over this process's labelled rows a part of the
+        mean over those of all processes. Gradients are averaged over processes; a mean of the processes' own
+        means would weigh their rows differently. None with one process.
     """
 
     inputs: Tensor
@@ -90,18 +91,22 @@ class Batches(AbstractContextManager["Batches"]):
     def block(self, step: int, group: Processes, device: torch.device) -> Iterator[Batch]:
         """The batches of the block that begins with ``step``: of ``BLOCK`` steps, or of those that are left."""
         block = self._draw(step, group)
-        inputs, labels, uids = self._augmented(block, step, group), self._labels[block.positions], self.rows.uids[block.positions]
+        inputs, labels, uids = (
+            self._augmented(block, step, group),
+            self._labels[block.positions],
+            self.rows.uids[block.positions],
+        )
         targets = None if self._targets is None else self._targets.of(block)
         if (following := step + len(labels)) < self.steps:
             self._next = following, self._draw(following, group)
             if self._targets is not None:
                 self._targets.ahead(self._next[1])
-        factors, labels, rows = self._label_factors(block), labels.to(device), labels.shape[1]
-        for i in range(len(labels)):
+        factors, rows = self._label_factors(block), labels.shape[1]
+        for i, (batch, hard) in enumerate(zip(inputs.unbind(), labels.to(device).unbind(), strict=True)):
             target = None if targets is None else targets.rows(i * rows, (i + 1) * rows)
             if target is not None and device.type != "cpu":
                 target = target.to(device, non_blocking=True)
-            yield Batch(inputs[i].to(device), target, labels[i], uids[i], step + i, factors[i])
+            yield Batch(batch.to(device), target, hard, uids[i], step + i, factors[i])
 
     def _draw(self, step: int, group: Processes) -> Block:
         if self._next is not None and self._next[0] == step:

@@ -92,7 +92,10 @@ class Versions:
         """
         positions = block.positions.reshape(-1)
         views = block.epochs.reshape(-1) % self.cache.views
-        uids, out = self.rows.uids[positions], np.empty((len(positions), *self.rows.inputs.shape[1:]), self.rows.inputs.dtype)
+        uids, out = (
+            self.rows.uids[positions],
+            np.empty((len(positions), *self.rows.inputs.shape[1:]), self.rows.inputs.dtype),
+        )
         for view in np.unique(views):
             at = np.flatnonzero(views == view)
             out[at] = view_inputs(self.augment, self.rows.inputs[positions[at]], uids[at], int(view), self.seed)

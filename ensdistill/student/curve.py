@@ -6,41 +6,68 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ensdistill.teachers.stack.validation import as_float32
+
 CURVE_POINTS = 24
 
 
 class Curve:
-    """The learning curve: the mean loss between points that lie closer together at the start, and predictions at each."""
+    """The mean loss between points, and the predictions for watched inputs at each. Points lie closer together at the start.
 
-    def __init__(self, steps: int, watch: Tensor | None, classes: int) -> None:
+    Parameters
+    ----------
+    steps : int
+        Steps of the training; the last point lies there.
+    watch : ndarray [M, ...] or None
+        Inputs that the student predicts at each point.
+    classes : int
+
+    Examples
+    --------
+    >>> curve = Curve(steps=2, watch=None, classes=10)
+    >>> curve.add(0, torch.tensor([3.0, 1.0]))
+    >>> curve.steps.tolist(), curve.losses.tolist()
+    ([2], [2.0])
+    """
+
+    def __init__(self, steps: int, watch: np.ndarray | None, classes: int) -> None:
         points = np.unique(np.geomspace(min(16, steps), steps, CURVE_POINTS).round().astype(np.int64))
-        self.steps, self.watch = points, watch
+        self.steps = points
+        self.watch = None if watch is None else torch.from_numpy(np.ascontiguousarray(as_float32("watch", watch)))
         self._at = {int(step): i for i, step in enumerate(points)}
         self.losses = torch.zeros(len(points), dtype=torch.float64)
         self.watched = torch.zeros(len(points), 0 if watch is None else len(watch), classes)
-        self._sum, self._count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._count = torch.zeros((), dtype=torch.int64)
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {"curve losses": self.losses, "curve watched": self.watched, "curve sum": self._sum, "curve count": self._count}
+        """The tensors of a checkpoint."""
+        return {
+            "curve losses": self.losses,
+            "curve watched": self.watched,
+            "curve sum": self._sum,
+            "curve count": self._count,
+        }
 
     def has(self, step: int) -> bool:
         """Whether there is a point after ``step`` steps."""
         return step in self._at
 
     def predict(self, step: int, model: nn.Module) -> None:
-        """Note the predictions at a point."""
-        if self.watch is not None:
-            device = next(model.parameters()).device
-            model.eval()
-            with torch.no_grad():
-                for start in range(0, len(self.watch), 1024):
-                    logits = model(self.watch[start : start + 1024].to(device))
-                    self.watched[self._at[step], start : start + 1024] = logits.float().cpu()
-            model.train()
+        """Record the predictions for the watched inputs at a point; the model goes back to training mode."""
+        if self.watch is None:
+            return
+        device = next(model.parameters()).device
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(self.watch), 1024):
+                logits = model(self.watch[start : start + 1024].to(device))
+                self.watched[self._at[step], start : start + 1024] = logits.float().cpu()
+        model.train()
 
     def add(self, done: int, losses: Tensor) -> None:
-        """Note the losses of the steps after ``done`` steps."""
+        """Record the losses [steps] of the steps after the first ``done`` steps."""
         for step, loss in enumerate(losses.double().cpu(), done + 1):
             self._sum += loss
             self._count += 1

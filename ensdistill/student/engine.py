@@ -1,10 +1,12 @@
 """The engine of the student's training: accelerate places the model and scales gradients; they are averaged over the processes here.
 
-accelerate keeps its state once for the whole Python process, and reads the environment. A caller may use it, too, with other
-settings. So the engine's ``Accelerator`` is made with a state of its own, and the caller's is put back before training begins.
+accelerate keeps its state once for the whole Python process, and reads the environment. A caller may use it,
+too, with other settings. So the engine's ``Accelerator`` is made with a state of its own, and the caller's is
+put back before training begins.
 
-Gradients are not left to DistributedDataParallel. It arranges them anew after its first step, so that a sum over three or more
-processes has other bits after a resume; it refuses models with parameters that a step does not use; and its hooks stay on the model.
+Gradients are not left to DistributedDataParallel. It arranges them anew after its first step, so that a sum
+over three or more processes has other bits after a resume; it refuses models with parameters that a step does
+not use; and its hooks stay on the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conditions that hold before a student's training begins."""
+"""Conditions of a student's training, most of them checked before it begins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.describe import make_module
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.stack.validation import as_float32, check_ending, check_fresh
@@ -70,3 +71,12 @@ def check_first_loss(loss: object, name: str) -> None:
     if isinstance(loss, Tensor):
         got = f"{loss.dtype} {list(loss.shape)}{'' if loss.requires_grad else ' without a gradient'}"
     raise TypeError(f"loss: expected {name} to return a floating-point tensor [] that depends on the student's outputs; got {got}")
+
+
+def check_finite(losses: Tensor, done: int, optimization: Optimization) -> None:
+    """Raise FloatingPointError where one of the losses [steps] after the first ``done`` steps is not finite."""
+    if bad := losses.isfinite().logical_not().nonzero().flatten().tolist():
+        raise FloatingPointError(
+            f"student: the loss is {losses[bad[0]].item()} at step {done + bad[0]} of {optimization.steps}; lower "
+            f"optimization.learning_rate ({optimization.learning_rate}) or look for extreme inputs or targets"
+        )

@@ -1,10 +1,10 @@
-"""The checkpoint of a student's training: its fingerprint, and what is saved and restored."""
+"""The checkpoint of a student's training: its fingerprint, and the state that is saved and restored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
+from ensdistill.common.source import source_digest
+from ensdistill.student.blocks import Versions
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
+
+if TYPE_CHECKING:
+    from ensdistill.student.trainer import StudentTrainer
+    from ensdistill.student.training import Training
 
 
 @dataclass
@@ -90,23 +96,46 @@ class Checkpoint:
         return {**state_of(self.engine.model), **self.curve.state}
 
 
-def common_fingerprint(model: nn.Module, parts: list[Any], group: Processes) -> str:
-    """A digest of everything that the student depends on, except for the number of processes.
+def training_fingerprint(trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes) -> str:
+    """Return a digest of everything that the student depends on, except for the number of processes.
+
+    It is empty where no checkpoint and no other process needs it.
 
     Raises
     ------
     ValueError
-        It differs between the processes.
+        It differs between the processes, or the model has state that a checkpoint cannot hold.
     """
-    same = digest(parts)
+    if training.checkpoint is not None:
+        check_resumable(model)
+    elif group.count == 1:
+        return ""
+    # The cache's own fingerprint includes the code and the settings of its versions.
+    augment = None if isinstance(training.augment, Versions) else training.augment
+    code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
+    about = [*_method_and_cache(training), training.checkpoint is not None]
+    settings = [trainer.optimization, trainer.mixed_precision, trainer.impl, trainer.sync_batch_norm, about]
+    parts = [repr(model), training.rows, repr(augment), code, training.seed, training.watch, settings]
+    same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
-            f"rows: the {group.count} processes were called with different rows, models or settings; pass all of them the same, "
-            "whole transfer set: each process takes its share of every batch by itself"
+            f"rows: the {group.count} processes were called with different rows, models or settings; pass all "
+            "of them the same, whole transfer set: each process takes its share of every batch by itself"
         )
-    # Where weights are drawn without torch's generator they differ between processes, and all get those of process 0.
+    # Weights drawn without torch's generator differ between processes, and all processes get those of process 0.
     start = group.first(digest([state_of(model), torch.__version__, torch.get_num_threads()]).encode())
     return digest([same, start])
+
+
+def _method_and_cache(training: Training) -> list[Any]:
+    """The loss's fingerprint, between the parts of the cache; the order is that of earlier versions' checkpoints."""
+    loss = training.loss.fingerprint()
+    parts = loss if isinstance(loss, list) else [loss]
+    if (cache := training.cache) is None:
+        return parts
+    fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights")
+    versions = training.augment.augment if isinstance(training.augment, Versions) else None
+    return [[cache.manifest[field] for field in fields], *parts, cache.combiner, repr(versions)]
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -114,7 +143,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
     The result is stale once the model has moved: ``to(device)`` replaces buffers by other tensors.
     """
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def check_resumable(model: nn.Module) -> None:

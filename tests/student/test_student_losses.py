@@ -250,3 +250,9 @@ def test_a_student_of_another_dtype(dtype):
 def test_the_documented_methods_run(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(source, str(DOCS), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("smoothing", [1.0, -0.1, float("nan"), "0.1"])
+def test_a_smoothing_out_of_range(smoothing):
+    with pytest.raises(ValueError, match=r"^smoothing: expected a number of at least 0 and below 1; got "):
+        HardLabels(smoothing)

@@ -1,0 +1,67 @@
+"""Methods from outside this package: a function or an object becomes a loss with all methods of the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ensdistill.cache import TargetCache
+from ensdistill.data import Rows
+from ensdistill.loss.modules import DistillationLoss
+from ensdistill.student.methods.protocol import StudentLoss, code_and_values
+
+if TYPE_CHECKING:
+    from ensdistill.student.batches import Batch
+
+
+class PlainLoss(StudentLoss):
+    """A callable with no method of :class:`StudentLoss` but the call."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
+        return self.function(outputs, targets, labels, batch)
+
+    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+        if callable(check := getattr(self.function, "check", None)):
+            check(rows, classes, cache)
+
+    def fingerprint(self) -> Any:
+        own = getattr(self.function, "fingerprint", None)
+        return own() if callable(own) else code_and_values(self.function)
+
+
+def as_student_loss(loss: Any) -> StudentLoss:
+    """``loss`` with all methods of :class:`StudentLoss`.
+
+    Raises
+    ------
+    TypeError
+        It is a class or no callable, or a loss of another signature.
+    ValueError
+        It has parameters, which the trainer would not train.
+    """
+    if isinstance(loss, DistillationLoss):
+        raise TypeError("loss: a DistillationLoss takes sample weights, not a batch; pass its settings: StudentTrainer(loss=loss.settings)")
+    if isinstance(loss, type) or not callable(loss):
+        got = f"the class {loss.__name__}; pass an instance of it" if isinstance(loss, type) else type(loss).__name__
+        raise TypeError(
+            f"loss: expected LossSettings or a callable (outputs, targets, labels, batch) that returns a scalar tensor; got {got}"
+        )
+    if isinstance(loss, nn.Module):
+        trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+        if trained:
+            raise ValueError(
+                f"loss: {type(loss).__name__} has parameters ({trained[0]}), which would not be trained: the optimiser holds the "
+                "student's parameters only; make them parameters of the student, or call requires_grad_(False)"
+            )
+    return loss if isinstance(loss, StudentLoss) else PlainLoss(loss)
+
+
+def name_of(loss: Any) -> str:
+    """The name of a loss in a message."""
+    loss = loss.function if isinstance(loss, PlainLoss) else loss
+    return str(getattr(loss, "__name__", type(loss).__name__))

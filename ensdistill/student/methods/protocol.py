@@ -1,0 +1,71 @@
+"""The interface of a method: a loss, its conditions and its part of a checkpoint's fingerprint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ensdistill.cache import TargetCache
+from ensdistill.common.source import Used
+from ensdistill.data import Rows
+
+if TYPE_CHECKING:
+    from ensdistill.student.batches import Batch
+
+
+@runtime_checkable
+class StudentLoss(Protocol):
+    """A loss of :class:`~ensdistill.student.trainer.StudentTrainer`.
+
+    Any callable with the signature of ``__call__`` serves. A class that derives from this one can also refuse
+    a training before it begins, and decide which checkpoints it resumes from. A loss keeps no state between
+    calls: a checkpoint would not hold it.
+
+    Examples
+    --------
+    >>> class MeanSquaredError(StudentLoss):
+    ...     def __call__(self, outputs, targets, labels, batch):
+    ...         return (outputs - targets.to_logits().mean(0)).square().mean()
+    """
+
+    def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
+        """The loss of one batch.
+
+        Parameters
+        ----------
+        outputs : Tensor [B, C], float32
+            The student's logits, with a gradient.
+        targets : one of :mod:`ensdistill.loss.targets`, or None
+            The cache's rows, as stored; ``to_logits()`` returns [K, B, C] (K = 1 where the cache holds the
+            mixture only). None where the student is trained on labels alone.
+        labels : Tensor [B], int64
+            -100 where the label is unknown.
+        batch : Batch
+            The inputs, the uids, the number of the step, and the factor for means over labelled rows under
+            torchrun.
+
+        Returns
+        -------
+        Tensor [], floating point
+            A mean over the rows: the trainer averages the gradients of all processes, whose shares of a batch
+            are equally large.
+        """
+        ...
+
+    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+        """Raise ValueError for rows or a cache that this loss cannot be computed from. By default all are accepted."""
+
+    def fingerprint(self) -> Any:
+        """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a loss with other data is not resumed.
+
+        By default the code of the loss and the values of its attributes.
+        """
+        return code_and_values(self)
+
+
+def code_and_values(loss: Any) -> Any:
+    """The code of a callable, and the values of its attributes or of its closure, as data for a digest."""
+    used = Used()
+    content = used.refer(loss, "loss")
+    return [content, used.parts]

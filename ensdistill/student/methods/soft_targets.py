@@ -1,0 +1,110 @@
+"""Distillation from a cache's targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill.cache import TargetCache
+from ensdistill.data import UNLABELLED, Rows
+from ensdistill.loss.functional import distillation_loss
+from ensdistill.loss.settings import DEFAULTS, Impl, LossSettings, check_trained, digest_parts
+from ensdistill.loss.targets import Targets
+from ensdistill.student.methods.protocol import StudentLoss
+
+if TYPE_CHECKING:
+    from ensdistill.student.batches import Batch
+
+
+class SoftTargets(StudentLoss):
+    """The distillation loss against a cache's targets, mixed with the labels' cross entropy where ``settings.alpha`` is below 1.
+
+    Parameters
+    ----------
+    settings : LossSettings
+        With the reduction ``mean`` and the default ``ignore_index``.
+    weights : Tensor [K], optional
+        The members' weights in place of the cache's.
+    member : str, optional
+        The name of the one member that ``weights`` selects; :meth:`of_member` derives them from it.
+    impl : {"fused", "reference", "compile"}
+
+    Examples
+    --------
+    >>> SoftTargets(LossSettings(temperature=2.0, alpha=0.9)).settings.alpha
+    0.9
+    """
+
+    def __init__(
+        self,
+        settings: LossSettings = DEFAULTS,
+        weights: Tensor | None = None,
+        member: str | None = None,
+        *,
+        impl: Impl = "fused",
+    ) -> None:
+        check_trained("settings", settings)
+        self.settings, self.weights, self.member, self.impl = settings, weights, member, impl
+
+    @classmethod
+    def of_member(cls, settings: LossSettings, cache: TargetCache, member: str | None, impl: Impl = "fused") -> SoftTargets:
+        """The loss against one member of a cache, or with ``member=None`` against the members' mixture."""
+        if member is None:
+            return cls(settings, impl=impl)
+        if member not in cache.names:
+            raise ValueError(f"member: expected one of {', '.join(cache.names)}; got {member!r}")
+        weights = torch.tensor([float(name == member) for name in cache.names], dtype=torch.float64)
+        return cls(settings, weights, member, impl=impl)
+
+    def __call__(self, outputs: Tensor, targets: Targets, labels: Tensor, batch: Batch) -> Tensor:
+        if self.settings.alpha == 1:
+            return distillation_loss(outputs, targets, settings=self.settings, weights=self.weights, impl=self.impl)
+        factor = batch.label_factor
+        return distillation_loss(
+            outputs,
+            targets,
+            labels,
+            settings=self.settings,
+            weights=self.weights,
+            class_weights=None if factor is None else torch.full((outputs.shape[1],), factor, dtype=torch.float64),
+            impl=self.impl,
+        )
+
+    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+        """Raise ValueError for rows without labels where they have a share, and for a cache without targets at the temperature."""
+        if self.settings.alpha < 1:
+            self._check_labels(rows, classes)
+        if cache is not None:
+            self._check_cache(cache)
+
+    def fingerprint(self) -> Any:
+        weights = [] if self.weights is None or self.member is not None else [self.weights]
+        return [self.member, *digest_parts(self.settings), *weights]
+
+    def _check_labels(self, rows: Rows, classes: int) -> None:
+        labelled = rows.labels != UNLABELLED
+        if not labelled.any():
+            raise ValueError(
+                f"alpha, rows.labels: alpha = {self.settings.alpha} mixes in cross entropy, but none of the {len(rows)} rows has a "
+                "label; pass labels or alpha=1.0"
+            )
+        wrong = np.flatnonzero(labelled & ((rows.labels < 0) | (rows.labels >= classes)))
+        if len(wrong):
+            raise ValueError(
+                f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
+            )
+
+    def _check_cache(self, cache: TargetCache) -> None:
+        temperature, made_at = self.settings.temperature, cache.temperature
+        if made_at is not None and made_at != temperature:
+            raise ValueError(f"temperature: {temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
+        if made_at is not None and self.member is not None:
+            raise ValueError(f"member: {self.member!r} is not in the cache {cache.path}: it holds the members' mixture only")
+        if cache.max_temperature is not None and temperature > cache.max_temperature:
+            raise ValueError(
+                f"temperature: {temperature}, but the cache {cache.path} holds rows that serve temperatures up to "
+                f"{cache.max_temperature:g} only; build it again with max_temperature={temperature}, or with codec='fp32'"
+            )

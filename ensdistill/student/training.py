@@ -1,0 +1,134 @@
+"""The loop of a student's training, in as many processes as ``accelerate launch`` or ``torchrun`` started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ensdistill.cache import TargetCache
+from ensdistill.common.processes import processes
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
+from ensdistill.student.batches import BLOCK, Batches
+from ensdistill.student.blocks import Versions
+from ensdistill.student.curve import Curve
+from ensdistill.student.engine import device_type, start_engine
+from ensdistill.student.methods import StudentLoss, name_of
+from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
+from ensdistill.student.resume import Checkpoint, training_fingerprint
+
+if TYPE_CHECKING:
+    from ensdistill.student.trainer import StudentTrainer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training.
+
+    Parameters
+    ----------
+    module : Module
+        In eval mode, on the CPU.
+    steps : ndarray [P], int64
+        The steps at which the learning curve has points.
+    losses : ndarray [P], float64
+        The mean training loss (nats) since the point before, over all processes.
+    watched : ndarray [P, M, C], float32
+        The logits for the watched inputs at each point; M = 0 where none were watched.
+    """
+
+    module: nn.Module
+    steps: np.ndarray
+    losses: np.ndarray
+    watched: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Training:
+    """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
+
+    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, or holds the
+    versions of a cache.
+    """
+
+    factory: Callable[[], nn.Module]
+    rows: Rows
+    classes: int
+    loss: StudentLoss
+    cache: TargetCache | None
+    augment: Augmentation | Versions | None
+    seed: int
+    watch: np.ndarray | None
+    checkpoint: Path | str | None
+    checkpoint_every: int
+    progress: Progress | None
+
+
+def train(trainer: StudentTrainer, training: Training) -> Trained:
+    """Train one student; ``trainer.training_step`` computes the loss of each batch."""
+    kind = device_type(trainer.cpu, trainer.mixed_precision)
+    steps, size, seed = trainer.optimization.steps, trainer.optimization.batch_size, training.seed
+    devices = [torch.cuda.current_device()] if kind == "cuda" else []
+    with processes(kind) as group, torch.random.fork_rng(devices):
+        if size % group.count:
+            raise ValueError(f"optimization.batch_size: expected a multiple of the {group.count} processes; got {size}")
+
+        # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
+        set_seed(kind, "student", seed)
+        model = build_student(training.factory, training.rows, training.classes)
+        fingerprint = training_fingerprint(trainer, training, model, group)
+        optimizer, scheduler = trainer.optimization.build(model.parameters())
+        engine = start_engine(model, optimizer, trainer.mixed_precision, group)
+        curve = Curve(steps, training.watch, training.classes)
+
+        # A killed training goes on from its checkpoint.
+        checkpoint = Checkpoint(training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve)
+        step = checkpoint.resume()
+        model.train()
+        batches = Batches(training.rows, training.cache, training.augment, seed, steps, size)
+        with batches, synchronised_norms(model, group, trainer.sync_batch_norm, size):
+            while step < steps:
+                # A block of steps. Every process draws the same batches and takes its share of their rows;
+                # dropout differs by process and block.
+                set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
+                losses: list[Tensor] = []
+                for batch in batches.block(step, group, engine.device):
+                    loss = trainer.training_step(engine.forward, batch, training.loss)
+                    if not losses:
+                        check_first_loss(loss, name_of(training.loss))
+                    if engine.step(loss):
+                        scheduler.step()
+                    losses.append(loss.detach())
+                    if curve.has(batch.step + 1):
+                        share_buffers(model, group)
+                        curve.predict(batch.step + 1, model)
+
+                # Processes exchange losses once per block. A loss that is not finite in one process ends the
+                # training of all, before a checkpoint holds its effects.
+                means = group.mean(torch.stack(losses))
+                check_finite(means, step, trainer.optimization)
+                curve.add(step, means)
+                share_buffers(model, group)
+                step += len(losses)
+                checkpoint.save(step, steps)
+                if training.progress is not None:
+                    training.progress(step, steps)
+    return Trained(model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy())
+
+
+def set_seed(device: str, *parts: Any) -> None:
+    """Seed torch's generators of the CPU and of one device; ``torch.manual_seed`` would change those of all devices."""
+    seed = derive_seed(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
