@@ -19,6 +19,9 @@ from torch import nn
 
 from ensdistill.teachers.stack.loop import Job
 
+LONGEST_WAIT = 0.5
+"""Seconds between two looks for a signal (Ctrl-C)."""
+
 
 @contextmanager
 def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
@@ -69,7 +72,12 @@ class SideBySide:
                     pool.submit(training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
                 self._left = len(trainings)
                 while self._left:
-                    self._told.get()()
+                    # A signal that arrives just before the wait begins does not end it, so no wait is long.
+                    try:
+                        told = self._told.get(timeout=LONGEST_WAIT)
+                    except queue.Empty:
+                        continue
+                    told()
             except BaseException:
                 self.stop.set()  # before the pool waits for its threads
                 raise
