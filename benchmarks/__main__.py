@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return cache(words[1:], root / "benchmarks" / "results")
     if words[:1] == ["page"] and len(words) <= 2 and not words[-1].startswith("-"):
         try:
-            result = Path(words[1]) if len(words) == 2 else root / page.named((root / "README.md").read_text(encoding="utf-8"))
+            result = (
+                Path(words[1])
+                if len(words) == 2
+                else root / page.named((root / "README.md").read_text(encoding="utf-8"))
+            )
             page.rewrite(root, result)
         except ValueError as error:
             print(error, file=sys.stderr)

@@ -22,10 +22,14 @@ def main(library: str) -> int:
     settings = ("logits", "forward_kl", 0.5, 2.0, 0.6, "prob", "tail", -100, 0.0, 0.0, "mean", 1.0)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         s = student.to(dtype)
-        loss, gradient, _ = torch.ops.ensdistill.distill_loss(s, targets, *(None,) * 5, labels, None, None, *settings, True, False)
+        loss, gradient, _ = torch.ops.ensdistill.distill_loss(
+            s, targets, *(None,) * 5, labels, None, None, *settings, True, False
+        )
         exact = s.double().requires_grad_()
         p = torch.softmax(targets.double() / 2, -1).mean(0)
-        truth = 0.6 * 4 * F.kl_div(torch.log_softmax(exact / 2, -1), p, reduction="batchmean") + 0.4 * F.cross_entropy(exact, labels)
+        truth = 0.6 * 4 * F.kl_div(
+            torch.log_softmax(exact / 2, -1), p, reduction="batchmean"
+        ) + 0.4 * F.cross_entropy(exact, labels)
         truth.backward()
         assert exact.grad is not None
         unit = torch.finfo(dtype).eps

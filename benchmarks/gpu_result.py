@@ -15,7 +15,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "quack-kernels")
-GPU = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.mem", "power.limit", "compute_cap")
+GPU = (
+    "name",
+    "driver_version",
+    "memory.total",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.limit",
+    "compute_cap",
+)
 LOG = 4000  # characters of a log that are kept, its last
 
 
@@ -38,7 +46,9 @@ def git_tree(folder: Path) -> str:
 def said_by(*command: str) -> str | None:
     """The output of a command; None where it fails or isn't there."""
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -69,7 +79,11 @@ def collect(folder: Path, seconds: float, commit: str | None) -> dict[str, Any]:
         "seconds": seconds,
         "devices": [dict(zip(GPU, line.split(", "), strict=False)) for line in (gpu or "").splitlines()],
         "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), "nvcc": nvcc and nvcc[1], **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "nvcc": nvcc and nvcc[1],
+            **{name: version(name) for name in PACKAGES},
+        },
         "commit": commit or said_by("git", "rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "csrc_tree": git_tree(ROOT / "csrc"),
@@ -84,15 +98,31 @@ def main(folder: str, seconds: str, commit: str = "") -> int:
     path = Path(folder) / "gpu-check.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     device = result["devices"][0]["name"] if result["devices"] else "no GPU"
-    print(f"\n{device}, torch {result['versions']['torch']}, csrc {result['csrc_tree'][:12]}, {result['seconds']:.0f} s")
+    print(
+        f"\n{device}, torch {result['versions']['torch']}, csrc {result['csrc_tree'][:12]}, "
+        f"{result['seconds']:.0f} s"
+    )
     for step in result["steps"]:
         last = next((line for line in reversed(step["log"].splitlines()) if line.strip()), "")
-        print(f"  {step['step']:<10} {step['outcome']:<8} {step['seconds']:>4} s  {(step['reason'] or last)[:110]}")
-    rows = [row for row in (result["kernels"] or {}).get("rows", []) if row["implementation"] in ("fused", "quack")]
+        print(
+            f"  {step['step']:<10} {step['outcome']:<8} {step['seconds']:>4} s  "
+            f"{(step['reason'] or last)[:110]}"
+        )
+    rows = [
+        row
+        for row in (result["kernels"] or {}).get("rows", [])
+        if row["implementation"] in ("fused", "quack")
+    ]
     for row in rows:
-        floor = "" if row["ratio_to_floor"] is None else f"{100 / row['ratio_to_floor']:.0f} % of the floor's speed"
+        floor = (
+            ""
+            if row["ratio_to_floor"] is None
+            else f"{100 / row['ratio_to_floor']:.0f} % of the floor's speed"
+        )
         rival = "" if row["implementation"] == "fused" else f", {row['implementation']}'s {row['form']}"
-        print(f"  {row['case']}, {row['mode']}{rival}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}")
+        print(
+            f"  {row['case']}, {row['mode']}{rival}: {row['ms']:.3f} ms, {row['gb_per_s']:.0f} GB/s, {floor}"
+        )
     print(path)
     outcomes = {step["outcome"] for step in result["steps"]}
     return 1 if outcomes & {"failed", "timeout"} else 0 if outcomes & {"ok", "planned"} else 2

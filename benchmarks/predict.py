@@ -23,9 +23,20 @@ from ensdistill.loss.explain import KernelPlan
 # are estimates.
 COPY, CLOCK, PROCESSORS = 2.95e12, 1.7e9, 132
 REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233_472, 2048, 32
-EXPONENTIALS, LANES, FETCH = 16, 128, 64  # of a multiprocessor in a clock: special functions, instructions, bytes from the second cache
+EXPONENTIALS, LANES, FETCH = (
+    16,
+    128,
+    64,
+)  # of a multiprocessor in a clock: special functions, instructions, bytes from the second cache
 MEMORY_LATENCY, CACHE_LATENCY = 0.9e-6, 0.3e-6
-MEETING = {"staged": 0.0, "strided": 0.0, "tile": 0.15e-6, "block": 0.6e-6, "cluster": 1.6e-6, "reread": 0.6e-6}  # a reduction
+MEETING = {
+    "staged": 0.0,
+    "strided": 0.0,
+    "tile": 0.15e-6,
+    "block": 0.6e-6,
+    "cluster": 1.6e-6,
+    "reread": 0.6e-6,
+}  # a reduction
 STALLED = 0.3  # instructions a clock of one warp, whose next waits for its last
 LAUNCHES = 8e-6  # memset, prepare, reduce_rows
 DATA = 2 << 30  # as ensdistill/bench/cuda.py has it
@@ -56,7 +67,14 @@ def why_not(case: Case) -> str | None:
     return None
 
 
-def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl", labels: bool = False, sparse: bool = False) -> Work:
+def work(
+    layout: str,
+    members: int,
+    codes: bool,
+    divergence: str = "forward_kl",
+    labels: bool = False,
+    sparse: bool = False,
+) -> Work:
     """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term
     and gradient.
 
@@ -76,7 +94,9 @@ def work(layout: str, members: int, codes: bool, divergence: str = "forward_kl",
     if several:
         instructions += 20  # a logarithm of the mixture, and the sum from where it is kept
     exponentials, instructions = exponentials + 1, instructions + 18
-    if divergence != "forward_kl":  # the mixture, q and the term twice: for the slopes' sum, then for the gradient
+    if (
+        divergence != "forward_kl"
+    ):  # the mixture, q and the term twice: for the slopes' sum, then for the gradient
         special, more = TERMS[divergence]
         exponentials += again + 1 + 2 * special
         instructions += again * (8 + decode) + 18 + 20 * several + 2 * more
@@ -89,7 +109,12 @@ def occupancy(plan: KernelPlan, forward: bool = True) -> int:
     """Blocks of a multiprocessor at a time. Registers are those that tests/cuda/test_cuda_compile.py
     allows."""
     registers = plan.registers or (128 if plan.layout == "reread" or not forward else 96)
-    return min(REGISTERS // (registers * plan.threads), SHARED // (plan.shared_bytes + 1024), THREADS // plan.threads, BLOCKS)
+    return min(
+        REGISTERS // (registers * plan.threads),
+        SHARED // (plan.shared_bytes + 1024),
+        THREADS // plan.threads,
+        BLOCKS,
+    )
 
 
 def plan_of(case: Case) -> KernelPlan:
@@ -117,19 +142,29 @@ def plan_of(case: Case) -> KernelPlan:
 
 def times(case: Case, plan: KernelPlan) -> dict[str, float]:
     """Seconds that each limit alone would take."""
-    elements, blocks, sparse = case.rows * case.classes, occupancy(plan, case.divergence == "forward_kl"), case.targets == "topk"
+    elements, blocks, sparse = (
+        case.rows * case.classes,
+        occupancy(plan, case.divergence == "forward_kl"),
+        case.targets == "topk",
+    )
     each = work(plan.layout, case.members, case.targets == "uint8", case.divergence, case.labels, sparse)
     groups = -(-case.rows // plan.rows_per_block) * plan.cluster_blocks
     share = 1 / groups
     warps = min(4.0, STALLED * plan.threads / 32)
     meetings = 8 if sparse else 2 + case.members + (case.divergence != "forward_kl")
     # A sparse row's ids, its log-probabilities, and the logits that they name are waited for besides.
-    row = MEMORY_LATENCY * ((2 if plan.layout == "reread" else 1) + 3 * sparse) + meetings * MEETING[plan.layout]
-    if plan.layout == "strided":  # a thread walks the classes: four loads at a time for the sums; then one by one, mostly in the cache
+    row = (
+        MEMORY_LATENCY * ((2 if plan.layout == "reread" else 1) + 3 * sparse)
+        + meetings * MEETING[plan.layout]
+    )
+    if (
+        plan.layout == "strided"
+    ):  # a thread walks the classes: four loads at a time for the sums; then one by one, mostly in the cache
         row += case.classes * ((1 + case.members) / 4 * MEMORY_LATENCY + CACHE_LATENCY)
     row += plan.bytes * share / (FETCH * CLOCK) + elements * share * each.instructions / 32 / warps / CLOCK
     return {
-        "memory": max(plan.bytes, case.bytes_moved(gradient=True)) / COPY,  # the plan leaves out scales and offsets
+        "memory": max(plan.bytes, case.bytes_moved(gradient=True))
+        / COPY,  # the plan leaves out scales and offsets
         "exponentials": elements * each.exponentials / (EXPONENTIALS * CLOCK * PROCESSORS),
         "instructions": elements * each.instructions / (LANES * CLOCK * PROCESSORS),
         "latency": -(-groups // (PROCESSORS * blocks)) * row,
@@ -153,11 +188,14 @@ def predict(case: Case) -> dict[str, Any]:
     target = TARGETS[case.members] if case.classes >= 1000 else 0.6
     scaling = 2 * case.rows * case.classes * DTYPES[case.student].itemsize / COPY
     return {
-        "student/targets": " ".join([f"{case.student}/{case.targets}", case.family.removeprefix(f"{case.student} student")]).rstrip(),
+        "student/targets": " ".join(
+            [f"{case.student}/{case.targets}", case.family.removeprefix(f"{case.student} student")]
+        ).rstrip(),
         "K": case.members,
         "C": case.classes,
         "N": case.rows,
-        "plan": f"{plan.layout} {plan.threads}" + (f"x{plan.cluster_blocks}" if plan.cluster_blocks > 1 else ""),
+        "plan": f"{plan.layout} {plan.threads}"
+        + (f"x{plan.cluster_blocks}" if plan.cluster_blocks > 1 else ""),
         "blocks/SM": occupancy(plan, case.divergence == "forward_kl"),
         "MB": f"{plan.bytes / 1e6:.0f}",
         **{f"{name} ms": f"{1e3 * value:.3f}" for name, value in limits.items()},

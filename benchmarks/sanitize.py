@@ -71,8 +71,15 @@ class Launch:
             scale = (0.02 + torch.rand(self.members, n, generator=random) / 50).to(device)
             targets = QuantizedLogits(codes.to(device), scale, -3 * torch.ones_like(scale))
         else:
-            targets = EnsembleLogits(torch.randn(self.members, *shape, generator=random).to(self.targets).to(device))
-        return student.to(device).requires_grad_(), targets, labels.to(device), 1 if self.classes_first else -1
+            targets = EnsembleLogits(
+                torch.randn(self.members, *shape, generator=random).to(self.targets).to(device)
+            )
+        return (
+            student.to(device).requires_grad_(),
+            targets,
+            labels.to(device),
+            1 if self.classes_first else -1,
+        )
 
 
 LAUNCHES = (
@@ -106,8 +113,15 @@ def run(launch: Launch, device: torch.device) -> None:
     """
     student, targets, labels, class_dim = launch.inputs(device)
     upstream = 3.0  # so that the gradient is scaled, in its own memory
-    arguments: dict[str, Any] = {"alpha": 0.6, "divergence": launch.divergence, "z_loss": 0.01, "class_dim": class_dim}
-    loss, rows = distillation_loss(student, targets, labels, label_smoothing=0.1, statistics=True, **arguments)
+    arguments: dict[str, Any] = {
+        "alpha": 0.6,
+        "divergence": launch.divergence,
+        "z_loss": 0.01,
+        "class_dim": class_dim,
+    }
+    loss, rows = distillation_loss(
+        student, targets, labels, label_smoothing=0.1, statistics=True, **arguments
+    )
     (gradient,) = torch.autograd.grad(upstream * loss, student)
     exact = student.detach().double().cpu().requires_grad_()
     there: dict[str, Any] = {name: x.cpu() for name, x in vars(targets).items() if isinstance(x, Tensor)}
@@ -142,7 +156,9 @@ class Encoding:
         shape = (self.members, self.rows, self.classes)
         if self.targets == _U8:
             scale = 0.02 + torch.rand(shape[:2], generator=random) / 50
-            return QuantizedLogits(torch.randint(0, 256, shape, generator=random, dtype=_U8), scale, -3 * torch.ones_like(scale))
+            return QuantizedLogits(
+                torch.randint(0, 256, shape, generator=random, dtype=_U8), scale, -3 * torch.ones_like(scale)
+            )
         logits = torch.randn(shape, generator=random).to(self.targets)
         logits[0, 0, 2::5] = -torch.inf
         return EnsembleLogits(logits)
@@ -181,9 +197,13 @@ def encode(encoding: Encoding, device: torch.device) -> None:
         They differ: in a code, an id or a count, or in the last digits of a number.
     """
     targets = encoding.inputs()
-    there = replace(targets, **{name: x.to(device) for name, x in vars(targets).items() if isinstance(x, Tensor)})
+    there = replace(
+        targets, **{name: x.to(device) for name, x in vars(targets).items() if isinstance(x, Tensor)}
+    )
     (found, kl), (expected, expected_kl) = encoding.encode(there), encoding.encode(targets, impl="reference")
-    torch.testing.assert_close(kl.cpu(), expected_kl, rtol=1e-11, atol=1e-12)  # sums of some ten thousand doubles
+    torch.testing.assert_close(
+        kl.cpu(), expected_kl, rtol=1e-11, atol=1e-12
+    )  # sums of some ten thousand doubles
     for name, x in vars(expected).items():
         if isinstance(x, Tensor):
             # A logarithm's last digit decides to which of two floats it is rounded; all else is equal.
@@ -192,10 +212,20 @@ def encode(encoding: Encoding, device: torch.device) -> None:
 
 
 # Types, sizes that no vector divides, and where memory begins: on a vector's boundary or not.
-SCALINGS = tuple((dtype, size, start) for dtype in (_F32, _BF16, _F16, _F64) for size, start in ((7, 0), (5003, 0), (1031, 1)))
+SCALINGS = tuple(
+    (dtype, size, start)
+    for dtype in (_F32, _BF16, _F16, _F64)
+    for size, start in ((7, 0), (5003, 0), (1031, 1))
+)
 
 
-def scale(dtype: torch.dtype, size: int, start: int, device: torch.device, op: Any = torch.ops.ensdistill.scale_gradient) -> None:
+def scale(
+    dtype: torch.dtype,
+    size: int,
+    start: int,
+    device: torch.device,
+    op: Any = torch.ops.ensdistill.scale_gradient,
+) -> None:
     """A gradient times a number, in its own memory.
 
     Raises
@@ -214,7 +244,10 @@ def scale(dtype: torch.dtype, size: int, start: int, device: torch.device, op: A
 def lines() -> Iterator[str]:
     for launch in LAUNCHES:
         kind = f"{launch.student}".removeprefix("torch.") + "/" + f"{launch.targets}".removeprefix("torch.")
-        yield f"N={launch.rows} C={launch.classes} K={launch.members} {kind} {launch.divergence} k={launch.entries}: {launch.plan()}"
+        yield (
+            f"N={launch.rows} C={launch.classes} K={launch.members} {kind} {launch.divergence} "
+            f"k={launch.entries}: {launch.plan()}"
+        )
 
 
 def main() -> int:
@@ -224,10 +257,17 @@ def main() -> int:
     parser.add_argument("--layouts", nargs="+", help="only these, of a plan; or encode, or scale")
     options = parser.parse_args()
     if options.list:
-        print(*lines(), *ENCODINGS, *(f"scale {dtype} size={size} start={start}" for dtype, size, start in SCALINGS), sep="\n")
+        print(
+            *lines(),
+            *ENCODINGS,
+            *(f"scale {dtype} size={size} start={start}" for dtype, size, start in SCALINGS),
+            sep="\n",
+        )
         return 0
     if not (torch.cuda.is_available() and ops.build_info()["cuda"]["built"]):
-        print("there is no GPU, or the CUDA kernels aren't built; --list prints the launches", file=sys.stderr)
+        print(
+            "there is no GPU, or the CUDA kernels aren't built; --list prints the launches", file=sys.stderr
+        )
         return 2
     device = torch.device("cuda")
     for launch, line in zip(LAUNCHES, lines(), strict=True):

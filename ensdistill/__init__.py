@@ -2,7 +2,8 @@
 
     teachers ──► cache ──► student ──► report
 
-The names below are loaded when they are first used: ``import ensdistill`` costs nothing, and a part that needs no torch loads none.
+The names below are loaded when they are first used: ``import ensdistill`` costs nothing, and a part that
+needs no torch loads none.
 """
 
 from importlib import import_module
@@ -12,7 +13,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "teachers": ("Ensemble", "train_ensemble"),
-    "teachers.members": ("TorchMember", "SklearnMember", "BoostedMember", "OnnxMember", "CallableMember", "ArrayMember"),
+    "teachers.members": (
+        "TorchMember",
+        "SklearnMember",
+        "BoostedMember",
+        "OnnxMember",
+        "CallableMember",
+        "ArrayMember",
+    ),
     "teachers.recipes": ("TorchMembers", "SklearnMembers"),
     "common.optimization": ("Optimization",),
     "data": ("Rows", "Split"),
@@ -40,7 +48,14 @@ if TYPE_CHECKING:
     from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
     from ensdistill.student import StudentTrainer
     from ensdistill.teachers import Ensemble, train_ensemble
-    from ensdistill.teachers.members import ArrayMember, BoostedMember, CallableMember, OnnxMember, SklearnMember, TorchMember
+    from ensdistill.teachers.members import (
+        ArrayMember,
+        BoostedMember,
+        CallableMember,
+        OnnxMember,
+        SklearnMember,
+        TorchMember,
+    )
     from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 

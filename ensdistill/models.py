@@ -1,4 +1,5 @@
-"""Small networks for examples: students and members. Any ``torch.nn.Module`` that maps [N, ...] to [N, C] serves as well."""
+"""Small networks for examples: students and members. Any ``torch.nn.Module`` that maps [N, ...] to [N, C]
+serves as well."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ from torch import nn
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Pooling = Literal["max", "average"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 _POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
@@ -20,7 +26,9 @@ def _activation(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def _head(features: int, hidden: Sequence[int], outputs: int, dropout: float, activation: str) -> list[nn.Module]:
+def _head(
+    features: int, hidden: Sequence[int], outputs: int, dropout: float, activation: str
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(features, width), _activation(activation)]
@@ -81,7 +89,8 @@ class CNN(nn.Sequential):
     activation : {"relu", "gelu", "silu", "tanh"}
         After each convolution and hidden layer.
     pooling : {"max", "average"}
-        At the end of each stage. Averages are smooth: a small network then follows a smooth teacher more closely.
+        At the end of each stage. Averages are smooth: a small network then follows a smooth teacher more
+        closely.
 
     Raises
     ------
@@ -110,7 +119,10 @@ class CNN(nn.Sequential):
             raise ValueError(f"image: expected [channels, height, width]; got {list(image)}")
         depth, height, width = image
         if min(height, width) >> len(channels) == 0:
-            raise ValueError(f"image: {height}x{width} pixels are too few for {len(channels)} stages, each of which halves them")
+            raise ValueError(
+                f"image: {height}x{width} pixels are too few for {len(channels)} stages, each of which "
+                "halves them"
+            )
         layers: list[nn.Module] = []
         for stage in channels:
             for count in [stage] if isinstance(stage, int) else stage:
@@ -120,4 +132,8 @@ class CNN(nn.Sequential):
             height, width = height // 2, width // 2
         if dropout:
             layers.append(nn.Dropout(dropout))
-        super().__init__(*layers, nn.Flatten(), *_head(math.prod((depth, height, width)), hidden, outputs, dropout, activation))
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            *_head(math.prod((depth, height, width)), hidden, outputs, dropout, activation),
+        )

@@ -1,4 +1,5 @@
-"""Write the files that examples/existing_members.yaml names: members that were trained elsewhere, on rows of their own.
+"""Write the files that examples/existing_members.yaml names: members that were trained elsewhere, on rows of
+their own.
 
     python examples/existing_members.py && ensdistill run examples/existing_members.yaml
 

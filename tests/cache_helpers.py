@@ -1,4 +1,5 @@
-"""Teachers for the cache's tests: real logits of scikit-learn's digits, from NumPy alone, and the same bits every time."""
+"""Teachers for the cache's tests: real logits of scikit-learn's digits, from NumPy alone, and the same bits
+every time."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from ensdistill.data import Rows
 
 @dataclass(frozen=True)
 class Teachers:
-    """Members that look their logits up by the sample's number, which is hidden in the input's first column."""
+    """Members that look their logits up by the sample's number, which is hidden in the input's first
+    column."""
 
     logits: np.ndarray  # float32 [K, N, C]
     names: tuple[str, ...] = ("a", "b", "c")
@@ -30,7 +32,12 @@ class Teachers:
 
     def fingerprint(self) -> dict[str, Any]:
         members = [{"name": name, "weights": self.version} for name in self.names]
-        return {"members": members, "weights": self.weights.tolist(), "combiner": self.combiner, "calibration": None}
+        return {
+            "members": members,
+            "weights": self.weights.tolist(),
+            "combiner": self.combiner,
+            "calibration": None,
+        }
 
     def with_logit(self, member: int, row: int, class_: int | slice, value: float) -> Teachers:
         logits = self.logits.copy()
@@ -42,11 +49,15 @@ class Teachers:
 def digits(n: int = 230) -> tuple[Teachers, Rows]:
     """Three logistic regressions and n rows, whose uids are a permutation."""
     data, labels = load_digits(return_X_y=True)
-    members = [LogisticRegression(C=c, max_iter=60).fit(data[:300] / 16, labels[:300]) for c in (0.01, 1.0, 100.0)]
+    members = [
+        LogisticRegression(C=c, max_iter=60).fit(data[:300] / 16, labels[:300]) for c in (0.01, 1.0, 100.0)
+    ]
     pixels = data[300 : 300 + n]
     logits = np.stack([member.decision_function(pixels / 16) for member in members]).astype(np.float32)
     inputs = np.concatenate([np.arange(n)[:, None], pixels], axis=1).astype(np.float32)
-    return Teachers(logits), Rows(inputs, np.random.default_rng(0).permutation(n), labels[300 : 300 + n].astype(np.int64))
+    return Teachers(logits), Rows(
+        inputs, np.random.default_rng(0).permutation(n), labels[300 : 300 + n].astype(np.int64)
+    )
 
 
 def in_uid_order(teachers: Teachers, rows: Rows) -> np.ndarray:
@@ -55,4 +66,6 @@ def in_uid_order(teachers: Teachers, rows: Rows) -> np.ndarray:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a cache but its locks."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")}
+    return {
+        file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")
+    }

@@ -1,7 +1,7 @@
 """The distillation losses and their gradients from closed forms, in any precision, and data to try them on.
 
-In float64 it is the truth that the package is judged by; in float32 it is the naive code whose own error is the measure.
-It shares nothing with ensdistill.loss.reference, whose gradient is made by autograd.
+In float64 it is the truth that the package is judged by; in float32 it is the naive code whose own error is
+the measure. It shares nothing with ensdistill.loss.reference, whose gradient is made by autograd.
 """
 
 from __future__ import annotations
@@ -87,25 +87,39 @@ def closed_forms(
         wanted = torch.zeros_like(s)
         labelled = labels != ignore_index
         wanted[labelled, labels[labelled]] = 1 - label_smoothing
-        wanted = (wanted * per_class if label_smoothing == 0 else wanted * per_class + label_smoothing / classes * per_class) * (1 - alpha)
+        wanted = (
+            wanted * per_class
+            if label_smoothing == 0
+            else wanted * per_class + label_smoothing / classes * per_class
+        ) * (1 - alpha)
         wanted = torch.where(labelled[:, None], wanted, 0)
         if reduction == "mean":  # over the labelled rows, of a loss that is divided by all of them below
             wanted = wanted * n / max(int(labelled.sum()), 1)
         loss = loss + torch.where(wanted > 0, -wanted * log_q1, 0).sum(-1)
-        gradient, mass = gradient + wanted.sum(-1, keepdim=True) * q1 - wanted, mass + wanted.sum(-1, keepdim=True) * q1 + wanted
+        gradient, mass = (
+            gradient + wanted.sum(-1, keepdim=True) * q1 - wanted,
+            mass + wanted.sum(-1, keepdim=True) * q1 + wanted,
+        )
     if z_loss:
         loss = loss + z_loss * lse**2
-        gradient, mass = gradient + 2 * z_loss * lse[:, None] * q1, mass + 2 * z_loss * (1 + lse.abs()[:, None]) * q1
+        gradient, mass = (
+            gradient + 2 * z_loss * lse[:, None] * q1,
+            mass + 2 * z_loss * (1 + lse.abs()[:, None]) * q1,
+        )
     factor = torch.ones(n, dtype=dtype) if sample_weights is None else sample_weights.to(dtype)
     used = factor != 0
     factor = factor / (max(n, 1) if reduction in ("mean", "batchmean") else 1)
     loss = torch.where(used, loss * factor, 0)
-    gradient, mass, slack = (torch.where(used[:, None], x * factor[:, None], 0) for x in (gradient, mass, slack))
+    gradient, mass, slack = (
+        torch.where(used[:, None], x * factor[:, None], 0) for x in (gradient, mass, slack)
+    )
     statistics = torch.where(used[:, None], by_products(said, q, log_q), torch.nan)
     return Answer(loss if reduction == "none" else loss.sum(), gradient, mass, slack, statistics)
 
 
-def divergence_terms(name: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def divergence_terms(
+    name: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor
+) -> tuple[Tensor, Tensor]:
     """What each class adds to D, and q times dD/dq."""
     if name == "forward_kl":
         return torch.where(p > 0, p * (log_p - log_q), p), -p
@@ -119,7 +133,9 @@ def divergence_terms(name: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor
     return torch.where(p > 0, beta * p * (p / m).log(), p) + slope, slope
 
 
-def teacher(targets: Any, classes: int, t: float, weights: Tensor | None, combiner: str, tail: str, dtype: torch.dtype) -> Teacher:
+def teacher(
+    targets: Any, classes: int, t: float, weights: Tensor | None, combiner: str, tail: str, dtype: torch.dtype
+) -> Teacher:
     if isinstance(targets, TopK | Counts):
         return sparse_teacher(targets, classes, tail, dtype)
     weights = getattr(targets, "weights", None) if weights is None else weights
@@ -178,21 +194,27 @@ def decoded(targets: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.where((scale < 0) & (targets.codes == 0), -torch.inf, offset + scale.abs() * targets.codes)
 
 
-# Data -----------------------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------------------
 
 
 def make_logits(*shape: int, seed: int, dtype: torch.dtype = torch.float32, spread: float = 3.0) -> Tensor:
-    return (spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+    return (
+        spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ).to(dtype)
 
 
 def make_codes(k: int, n: int, c: int, *, seed: int, masked: bool = False) -> QuantizedLogits:
-    """Codes as the cache gives them: views [K, N, C] of records [N, K, 8 + C], so the strides are not those of [K, N, C].
+    """Codes as the cache gives them: views [K, N, C] of records [N, K, 8 + C], so the strides are not those
+    of [K, N, C].
 
     With ``masked`` every other row has a negative scale, and code 0 for every fifth of its classes.
     """
     random = torch.Generator().manual_seed(seed)
     records = torch.randint(1, 256, (n, k, 8 + c), generator=random, dtype=torch.uint8)
-    affine = torch.stack([0.02 + 0.06 * torch.rand(n, k, generator=random), -9 + 2 * torch.rand(n, k, generator=random)], -1)
+    affine = torch.stack(
+        [0.02 + 0.06 * torch.rand(n, k, generator=random), -9 + 2 * torch.rand(n, k, generator=random)], -1
+    )
     if masked and n:
         affine[::2, :, 0] *= -1
         records[:, :, 8::5] = 0
@@ -204,26 +226,42 @@ def make_codes(k: int, n: int, c: int, *, seed: int, masked: bool = False) -> Qu
 
 
 def make_top_k(
-    n: int, c: int, k: int, *, seed: int, temperature: float = 1.0, padding: int = 0, dtype: torch.dtype = torch.float32
+    n: int,
+    c: int,
+    k: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> TopK:
-    """The k largest of n distributions over c > k classes in no order, with the exact rest; the last ``padding`` entries are padding."""
+    """The k largest of n distributions over c > k classes in no order, with the exact rest; the last
+    ``padding`` entries are padding."""
     log_p = torch.log_softmax(make_logits(n, c, seed=seed, dtype=torch.float64) / temperature, -1)
     largest = log_p.topk(k)
-    order = torch.stack([torch.randperm(k, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)]) if n else largest.indices
+    order = (
+        torch.stack([torch.randperm(k, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
+        if n
+        else largest.indices
+    )
     log_probs, ids = largest.values.gather(-1, order), largest.indices.gather(-1, order)
     if padding:
         log_probs[:, -padding:] = -torch.inf
     outside = log_p.scatter(-1, ids, torch.where(log_probs == -torch.inf, log_p.gather(-1, ids), -torch.inf))
     if padding:
         ids[:, -padding:] = 0
-    return TopK(ids.to(torch.int32), log_probs.to(dtype), outside.logsumexp(-1).to(torch.float32), temperature)
+    return TopK(
+        ids.to(torch.int32), log_probs.to(dtype), outside.logsumexp(-1).to(torch.float32), temperature
+    )
 
 
 def make_counts(n: int, c: int, draws: int, *, seed: int) -> Counts:
     """``draws`` draws of n distributions over c classes; padded with count 0."""
     p = torch.softmax(make_logits(n, c, seed=seed, dtype=torch.float64), -1)
     drawn = (
-        torch.multinomial(p, draws, replacement=True, generator=torch.Generator().manual_seed(seed)) if n else torch.zeros(0, draws).long()
+        torch.multinomial(p, draws, replacement=True, generator=torch.Generator().manual_seed(seed))
+        if n
+        else torch.zeros(0, draws).long()
     )
     ids, counts = torch.zeros(n, draws, dtype=torch.int64), torch.zeros(n, draws, dtype=torch.int64)
     for row in range(n):
@@ -232,10 +270,13 @@ def make_counts(n: int, c: int, draws: int, *, seed: int) -> Counts:
     return Counts(ids, counts)
 
 
-# Judging --------------------------------------------------------------------------------------------------------------
+# Judging
+# ------------------------------------------------------------------------------------------------------------
 
 
-def run(student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
+def run(
+    student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any
+) -> tuple[Tensor, Tensor]:
     """The loss, and the gradient of its sum."""
     student = student.detach().requires_grad_()
     loss = distillation_loss(student, targets, labels, **arguments)
@@ -249,29 +290,51 @@ def worst(found: Tensor, truth: Tensor) -> float:
     return distance.nan_to_num(nan=torch.inf).max().item() if distance.numel() else 0.0
 
 
-def assert_close(found: tuple[Tensor, Tensor], student: Tensor, targets: Any, labels: Tensor | None = None, **arguments: Any) -> None:
-    """Found is as near to the truth as the naive code in float32 is (float64, where an input is), or nearer, up to a small eps."""
+def assert_close(
+    found: tuple[Tensor, Tensor],
+    student: Tensor,
+    targets: Any,
+    labels: Tensor | None = None,
+    **arguments: Any,
+) -> None:
+    """Found is as near to the truth as the naive code in float32 is (float64, where an input is), or nearer,
+    up to a small eps."""
     dtype = torch.float64 if torch.float64 in (student.dtype, values_of(targets).dtype) else torch.float32
-    truth, naive = (closed_forms(student, targets, labels, dtype=d, **arguments) for d in (torch.float64, dtype))
+    truth, naive = (
+        closed_forms(student, targets, labels, dtype=d, **arguments) for d in (torch.float64, dtype)
+    )
     loss, gradient = found
-    assert (loss.dtype, loss.shape, gradient.dtype, gradient.shape) == (dtype, truth.loss.shape, student.dtype, student.shape)
+    assert (loss.dtype, loss.shape, gradient.dtype, gradient.shape) == (
+        dtype,
+        truth.loss.shape,
+        student.dtype,
+        student.shape,
+    )
     temperature, alpha = arguments.get("temperature", 1.0), arguments.get("alpha", 1.0)
-    # A logit's own rounding moves every log-probability by that times its size; 6 units for the exponential, the sums, the division.
+    # A logit's own rounding moves every log-probability by that times its size; 6 units for the exponential,
+    # the sums, the division.
     eps = 6 * UNIT[dtype] * (1 + largest_logit(student, targets) / min(temperature, 1.0))
-    if dtype == torch.float64:  # here the naive code is the truth, so what a plain sum over C loses isn't in its error
+    if (
+        dtype == torch.float64
+    ):  # here the naive code is the truth, so what a plain sum over C loses isn't in its error
         eps += 2 * UNIT[dtype] * student.shape[-1] ** 0.5
-    size = (alpha * temperature**2 + 1 - alpha) * (1 + truth.loss.abs().nan_to_num(0, 0, 0).max().item() if truth.loss.numel() else 1)
+    size = (alpha * temperature**2 + 1 - alpha) * (
+        1 + truth.loss.abs().nan_to_num(0, 0, 0).max().item() if truth.loss.numel() else 1
+    )
     for name in ("class_weights", "sample_weights"):
         if arguments.get(name) is not None and arguments[name].numel():
             size *= max(arguments[name].max().item(), 1)
     rows = len(student) if arguments.get("reduction") == "sum" else 1
     assert worst(loss, truth.loss) <= worst(naive.loss, truth.loss) + eps * size * rows
 
-    # The gradient is rounded once to the student's dtype: half a unit, or half the smallest subnormal. A float16 mean's is kept as
-    # large as a row's and divided later: that rounds subnormals again, and all of them if the divisor is no power of two.
+    # The gradient is rounded once to the student's dtype: half a unit, or half the smallest subnormal. A
+    # float16 mean's is kept as large as a row's and divided later: that rounds subnormals again, and all of
+    # them if the divisor is no power of two.
     divided = student.dtype == torch.float16 and arguments.get("reduction", "mean") in ("mean", "batchmean")
     again = divided and labels is not None
-    sizes = (1 + again) * 1.01 * truth.gradient.abs() + (1 + divided) * torch.finfo(student.dtype).smallest_normal
+    sizes = (1 + again) * 1.01 * truth.gradient.abs() + (1 + divided) * torch.finfo(
+        student.dtype
+    ).smallest_normal
     once = UNIT[student.dtype] * sizes
 
     def relative(answer: Tensor, allowed: Tensor | float) -> float:
@@ -296,7 +359,13 @@ def largest_logit(student: Tensor, targets: Any) -> float:
     if isinstance(targets, Tensor | EnsembleLogits | QuantizedLogits):
         said = decoded(targets)
     else:
-        said = targets.log_probs if isinstance(targets, LogProbs | TopK) else targets.probs.log() if isinstance(targets, Probs) else student
+        said = (
+            targets.log_probs
+            if isinstance(targets, LogProbs | TopK)
+            else targets.probs.log()
+            if isinstance(targets, Probs)
+            else student
+        )
     largest = torch.cat([x.double().flatten() for x in (student, said)])
     largest = largest[largest.isfinite()].abs()
     return largest.max().item() if largest.numel() else 0.0

@@ -1,6 +1,7 @@
 import os
 
-# Several workers test side by side: each with a team of threads would be more threads than cores, which wait for each other.
+# Several workers test side by side: each with a team of threads would be more threads than cores, which wait
+# for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,7 +36,8 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
-    """Imports a source text as a user's module; the same name again is the file edited and imported by a new process."""
+    """Imports a source text as a user's module; the same name again is the file edited and imported by a new
+    process."""
 
     def load(source: str, name: str = "users_own") -> ModuleType:
         file = tmp_path / f"{name}.py"
@@ -43,7 +45,9 @@ def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         specification = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(specification)
         monkeypatch.setitem(sys.modules, name, module)
-        exec(compile(source, str(file), "exec"), vars(module))  # not through the bytecode, which goes by the clock
+        exec(
+            compile(source, str(file), "exec"), vars(module)
+        )  # not through the bytecode, which goes by the clock
         return module
 
     return load
@@ -59,7 +63,8 @@ def digits() -> "Split":
 
 @pytest.fixture(scope="session")
 def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the smallest whole job, made by one undisturbed worker; to be read only. ``job.yaml`` is two folders up."""
+    """The run folder of the smallest whole job, made by one undisturbed worker; to be read only. ``job.yaml``
+    is two folders up."""
     from job_helpers import succeed, write_job
 
     folder = tmp_path_factory.mktemp("job")
@@ -68,7 +73,9 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shim_builder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "cuda_shim_helpers.Builder":
+def shim_builder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> "cuda_shim_helpers.Builder":
     """Compiles the CUDA kernels for the CPU; what it has built is kept in pytest's cache."""
     from cuda_shim_helpers import Builder
 

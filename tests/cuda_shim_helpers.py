@@ -1,7 +1,8 @@
 """The CUDA kernels on the CPU: csrc/cuda compiled by g++ against the stand-in headers of tests/shim.
 
-What is built are the ops themselves, launchers and kernels, registered as ``ensdistill_shim::distill_loss`` and so on for tensors on
-the CPU. Threads of a block are fibres there; see tests/shim/engine.cpp. A build is kept under a hash of all that goes into it.
+What is built are the ops themselves, launchers and kernels, registered as ``ensdistill_shim::distill_loss``
+and so on for tensors on the CPU. Threads of a block are fibres there; see tests/shim/engine.cpp. A build is
+kept under a hash of all that goes into it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ TORCH = Path(torch.__file__).parent
 OPS = ("distill_loss.cu", "encode.cu")
 ENGINE = ("engine", "fibre", "shared", "device", "reports")
 FLAGS = [
-    *("-std=c++17", "-g1", "-fPIC", "-pthread", "-DENSDISTILL_SHIM", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+    *(
+        "-std=c++17",
+        "-g1",
+        "-fPIC",
+        "-pthread",
+        "-DENSDISTILL_SHIM",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    ),
     # CUDA's pragmas, and the names of kernels of hidden types; the latter are wanted.
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-attributes"),
     "-fno-extern-tls-init",  # shared memory is thread-local storage that nobody initialises
@@ -40,7 +48,14 @@ FLAGS = [
 CHECKED = "-fsanitize=alignment,bounds,signed-integer-overflow,integer-divide-by-zero,shift"
 # ... or, where memory ends, as the address sanitizer's, which ends the process.
 BOUNDED = "-fsanitize=address"
-LINKED = [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl", "-Wl,--no-undefined"]
+LINKED = [
+    f"-L{TORCH / 'lib'}",
+    f"-Wl,-rpath,{TORCH / 'lib'}",
+    "-ltorch_cpu",
+    "-lc10",
+    "-ldl",
+    "-Wl,--no-undefined",
+]
 
 H100 = {"major": 9, "minor": 0, "multiprocessors": 132, "shared_limit": 227 * 1024}
 # The same kernels on less: no clusters, and rows stop fitting a block at 12 000 classes.
@@ -59,22 +74,31 @@ class Launch:
 
 
 class Builder:
-    """Compiles what isn't in ``folder`` yet: objects are named by a hash of their source, of all headers and of how they are made."""
+    """Compiles what isn't in ``folder`` yet: objects are named by a hash of their source, of all headers and
+    of how they are made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
         self._common = hashlib.sha256(repr((FLAGS, LINKED, torch.__version__, version)).encode())
-        headers = (x for root in (CSRC, SHIM) for pattern in ("*.h", "*.def", "*.cuh", *OPS) for x in root.rglob(pattern))
+        headers = (
+            x
+            for root in (CSRC, SHIM)
+            for pattern in ("*.h", "*.def", "*.cuh", *OPS)
+            for x in root.rglob(pattern)
+        )
         for path in sorted({*headers, *(SHIM / "include").glob("*")}):
             self._common.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
         self._logs: list[Path] = []
 
     def library(self, bounded: bool = False) -> Path:
-        """The ops. ``bounded``: with the address sanitizer, whose library must then be loaded first of all."""
+        """The ops. ``bounded``: with the address sanitizer, whose library must then be loaded first of
+        all."""
         # Other files of kernels than the ops' own, which library.cpp takes in, are compiled as they are.
         kernels = [path for path in sorted((CSRC / "cuda").rglob("*.cu")) if path.name not in OPS]
-        return self._build("libensdistill_shim.so", [SHIM / "library.cpp", *kernels], bounded, ["-shared", *LINKED])
+        return self._build(
+            "libensdistill_shim.so", [SHIM / "library.cpp", *kernels], bounded, ["-shared", *LINKED]
+        )
 
     def toys(self, bounded: bool = False) -> Path:
         return self._build("toys", [SHIM / "toys.cpp"], bounded, ["-rdynamic", "-ldl"])
@@ -89,13 +113,25 @@ class Builder:
 
     def _build_alone(self, name: str, kernels: list[Path], bounded: bool, link: list[str]) -> Path:
         kind, sanitizer = ("bounded", [BOUNDED]) if bounded else ("checked", [])
-        # The kernels first: they take longest. Not optimised, since the compiler would take longer for that than the tests gain.
-        jobs = [(path, ["-O0", *(sanitizer or [CHECKED])]) for path in kernels] + [(SHIM / f"{x}.cpp", ["-O2", *sanitizer]) for x in ENGINE]
+        # The kernels first: they take longest. Not optimised, since the compiler would take longer for that
+        # than the tests gain.
+        jobs = [(path, ["-O0", *(sanitizer or [CHECKED])]) for path in kernels] + [
+            (SHIM / f"{x}.cpp", ["-O2", *sanitizer]) for x in ENGINE
+        ]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: self._compile(job[0], job[1], kind), jobs))
         self._logs += [_log_of(x) for x in objects]
         digest = hashlib.sha256(repr((link, [x.name for x in objects])).encode()).hexdigest()[:24]
-        return self._made(f"{kind}-{name.partition('.')[0]}", digest, Path(name).suffix, "g++", *sanitizer, *objects, *link, "-pthread")
+        return self._made(
+            f"{kind}-{name.partition('.')[0]}",
+            digest,
+            Path(name).suffix,
+            "g++",
+            *sanitizer,
+            *objects,
+            *link,
+            "-pthread",
+        )
 
     def _compile(self, source: Path, flags: list[str], kind: str) -> Path:
         digest = self._common.copy()
@@ -104,7 +140,8 @@ class Builder:
         return self._made(f"{kind}-{source.stem}", digest.hexdigest()[:24], ".o", *command)
 
     def _made(self, stem: str, digest: str, suffix: str, *command: object) -> Path:
-        """The file ``stem-digest`` that a command writes, by the command or from before; files of other digests go."""
+        """The file ``stem-digest`` that a command writes, by the command or from before; files of other
+        digests go."""
         out = self.folder / f"{stem}-{digest}{suffix}"
         if out.exists():
             return out
@@ -128,7 +165,8 @@ def _run(*command: object) -> str:
 
 
 def kernels_in(library: Path) -> set[str]:
-    """The kernels of a library, as :meth:`Shim.launches` names them; those that no other file could call have no name there."""
+    """The kernels of a library, as :meth:`Shim.launches` names them; those that no other file could call have
+    no name there."""
     text = "".join(path.read_text() for path in (CSRC / "cuda").rglob("*.cu*"))
     text = re.sub(r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)", "", text)
     names = re.findall(r"__global__\s+void\s+(\w+)\s*\(", text)
@@ -138,11 +176,18 @@ def kernels_in(library: Path) -> set[str]:
 
 
 def run_within_bounds(builder: Builder, code: str, *arguments: str) -> None:
-    """Python that uses the ops, under the address sanitizer, which has to be in a process before all else; it gets the library's path."""
+    """Python that uses the ops, under the address sanitizer, which has to be in a process before all else; it
+    gets the library's path."""
     library = builder.library(bounded=True)
-    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    sanitizer = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = os.environ | {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": paths}
+    environment = os.environ | {
+        "LD_PRELOAD": sanitizer,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": paths,
+    }
     command = [sys.executable, "-c", f"{code}\nprint('within bounds')", str(library), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -205,8 +250,13 @@ class Shim:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Tensors that torch makes hold NaN, or the largest integer, until somebody writes there."""
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)  # a part of which is torch.utils.deterministic.fill_uninitialized_memory
+    before, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(
+        True
+    )  # a part of which is torch.utils.deterministic.fill_uninitialized_memory
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""The smallest whole job on real data: digits, two members, two students of thirty steps; and what its files say afterwards."""
+"""The smallest whole job on real data: digits, two members, two students of thirty steps; and what its files
+say afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule"
 
 
 def mlp(hidden: int, **more: Any) -> dict[str, Any]:
-    return {"class_path": "ensdistill.models.MLP", "init_args": {"inputs": 64, "hidden": [hidden], "outputs": 10, **more}}
+    return {
+        "class_path": "ensdistill.models.MLP",
+        "init_args": {"inputs": 64, "hidden": [hidden], "outputs": 10, **more},
+    }
 
 
 # The report's headline student is the first.
@@ -36,7 +40,12 @@ JOB: dict[str, Any] = {
         "members": [
             {
                 "class_path": "ensdistill.teachers.recipes.TorchMembers",
-                "init_args": {"name": "mlp", "count": 1, "model": mlp(32, dropout=0.1), "optimization": OPTIMIZATION},
+                "init_args": {
+                    "name": "mlp",
+                    "count": 1,
+                    "model": mlp(32, dropout=0.1),
+                    "optimization": OPTIMIZATION,
+                },
             },
             {
                 "class_path": "ensdistill.teachers.recipes.SklearnMembers",
@@ -44,7 +53,11 @@ JOB: dict[str, Any] = {
             },
         ],
     },
-    "cache": {"transfer": {"synthetic": [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 60}}]}},
+    "cache": {
+        "transfer": {
+            "synthetic": [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 60}}]
+        }
+    },
     "distill": {
         "folds": 2,
         "students": {
@@ -56,7 +69,8 @@ JOB: dict[str, Any] = {
 
 
 def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
-    """Write the job as YAML to ``folder``; ``change`` maps dotted paths (list positions are numbers) to new values."""
+    """Write the job as YAML to ``folder``; ``change`` maps dotted paths (list positions are numbers) to new
+    values."""
     settings = json.loads(json.dumps(JOB)) | {"folder": str(folder / "runs")}
     for path, value in (change or {}).items():
         *parents, last = path.split(".")
@@ -70,7 +84,8 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
 
 
 def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> None:
-    """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one after the other."""
+    """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one
+    after the other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(folder.config.threads)
     job._worker.update(folder=folder, messages=queue.SimpleQueue())
@@ -122,8 +137,13 @@ def _without_clock(value: Any) -> Any:
 
 
 def trained(folder: Path) -> dict[str, bytes]:
-    """What was trained, bit for bit: the models, the members' held-out predictions, the targets and the curves."""
-    return {name: data for name, (_, data) in stamps(folder).items() if name.endswith(".safetensors") and "/training/" not in name}
+    """What was trained, bit for bit: the models, the members' held-out predictions, the targets and the
+    curves."""
+    return {
+        name: data
+        for name, (_, data) in stamps(folder).items()
+        if name.endswith(".safetensors") and "/training/" not in name
+    }
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -134,5 +154,9 @@ def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """The fingerprint that each finished unit recorded, by its folder."""
-    files = (p for stage in ("teachers", "cache", "direct/*", "distill/*") for p in folder.glob(f"seed-*/{stage}/stage.json"))
+    files = (
+        p
+        for stage in ("teachers", "cache", "direct/*", "distill/*")
+        for p in folder.glob(f"seed-*/{stage}/stage.json")
+    )
     return {str(p.parent.relative_to(folder)): json.loads(p.read_text())["fingerprint"] for p in files}

@@ -32,7 +32,8 @@ def labels_of(seed: int) -> np.ndarray:
 
 
 def predict(labels: np.ndarray, accuracy: float, seed: int) -> np.ndarray:
-    """Right on exactly the easiest ``accuracy`` of the rows, so that models with equal accuracy err on the same rows."""
+    """Right on exactly the easiest ``accuracy`` of the rows, so that models with equal accuracy err on the
+    same rows."""
     order = np.random.default_rng(1000 + seed).permutation(len(labels))
     wrong = np.zeros(len(labels), bool)
     wrong[order[round(accuracy * len(labels)) :]] = True
@@ -43,7 +44,9 @@ def predict(labels: np.ndarray, accuracy: float, seed: int) -> np.ndarray:
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
-def model(kind: str, accuracy: float, labels: list[np.ndarray], cost: float = 1.0, **changes: Any) -> ModelResult:
+def model(
+    kind: str, accuracy: float, labels: list[np.ndarray], cost: float = 1.0, **changes: Any
+) -> ModelResult:
     probabilities = [predict(y, accuracy - 0.003 * s, s) for s, y in enumerate(labels)]
     fields = {"parameters": int(4810 * cost), "bytes": int(19600 * cost), "latency_ms": latency(0.021 * cost)}
     return ModelResult(**{"kind": kind, "probabilities": probabilities, **fields, **changes})
@@ -54,12 +57,19 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
     labels = [labels_of(seed) for seed in seeds]
     all_levels = [HELPED | level for level in levels] or [HELPED]
     students = []
-    for (name, description), level in zip((("mlp", "MLP 64-64-10"), ("cnn", "CNN 8-16")), all_levels, strict=False):
+    for (name, description), level in zip(
+        (("mlp", "MLP 64-64-10"), ("cnn", "CNN 8-16")), all_levels, strict=False
+    ):
         curves = {
-            kind: [(step, 2.3 * 0.99 ** (step / 5) + 0.05, 0.4 + offset + 1.9 * 0.99 ** (step / 5)) for step in range(0, 2501, 50)]
+            kind: [
+                (step, 2.3 * 0.99 ** (step / 5) + 0.05, 0.4 + offset + 1.9 * 0.99 ** (step / 5))
+                for step in range(0, 2501, 50)
+            ]
             for kind, offset in (("direct", 0.0), ("student", -0.25))
         }
-        students.append(StudentResults(name, description, {k: model(k, level[k], labels) for k in STUDENT_KINDS}, curves))
+        students.append(
+            StudentResults(name, description, {k: model(k, level[k], labels) for k in STUDENT_KINDS}, curves)
+        )
     members = [
         MemberResult(
             name,
@@ -70,15 +80,29 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             120_000,
             latency(0.4),
         )
-        for name, weight, accuracy in (("cnn-0", 0.24, 0.955), ("cnn-1", 0.22, 0.950), ("svc", 0.40, 0.960), ("extra-trees", 0.02, 0.90))
+        for name, weight, accuracy in (
+            ("cnn-0", 0.24, 0.955),
+            ("cnn-1", 0.22, 0.950),
+            ("svc", 0.40, 0.960),
+            ("extra-trees", 0.02, 0.90),
+        )
     ]
     fields: dict[str, Any] = {
         "name": "digits",
-        "dataset": {"name": "digits", "labelled": 200, "pool": 900, "transfer": 3300, "test": ROWS, "classes": CLASSES},
+        "dataset": {
+            "name": "digits",
+            "labelled": 200,
+            "pool": 900,
+            "transfer": 3300,
+            "test": ROWS,
+            "classes": CLASSES,
+        },
         "seeds": list(seeds),
         "labels": labels,
         "ensemble": model("ensemble", all_levels[0]["ensemble"], labels, 40),
-        "best_member": model("best_member", all_levels[0]["best_member"], labels, 10, note="svc in every seed"),
+        "best_member": model(
+            "best_member", all_levels[0]["best_member"], labels, 10, note="svc in every seed"
+        ),
         "members": members,
         "students": students,
         "environment": {"cpu": "Xeon", "threads": 2, "torch": "2.13.0"},

@@ -1,4 +1,5 @@
-"""The public names: loaded when they are used, known to type checkers, each with an example that the doctests run."""
+"""The public names: loaded when they are used, known to type checkers, each with an example that the doctests
+run."""
 
 import ast
 import inspect

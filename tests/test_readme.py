@@ -12,7 +12,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[tuple[int, str]]:
-    """(line of its first statement, source) of each block; none where the file is missing, which the first test reports."""
+    """(line of its first statement, source) of each block; none where the file is missing, which the first
+    test reports."""
     text = README.read_text(encoding="utf-8") if README.is_file() else ""
     return [(text.count("\n", 0, found.start()) + 2, found[1]) for found in BLOCK.finditer(text)]
 
@@ -21,7 +22,9 @@ def test_there_is_a_block_for_each_kind_of_user():
     assert len(blocks()) == 4
 
 
-@pytest.mark.parametrize(("line", "source"), [pytest.param(*block, id=f"line-{block[0]}") for block in blocks()])
+@pytest.mark.parametrize(
+    ("line", "source"), [pytest.param(*block, id=f"line-{block[0]}") for block in blocks()]
+)
 def test_a_block_runs_in_an_empty_folder_and_there_again(line, source, tmp_path, monkeypatch):
     """What isn't so, the block itself raises."""
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,9 @@ SEEDS = [11, 12, 13, 14, 15]
 
 def train(digits, factory, seeds, **options):
     options.setdefault("optimization", QUICK)
-    return train_stack(factory, digits.labelled.inputs, digits.labelled.labels, classes=10, seeds=seeds, **options)
+    return train_stack(
+        factory, digits.labelled.inputs, digits.labelled.labels, classes=10, seeds=seeds, **options
+    )
 
 
 def difference(a, b):

@@ -72,12 +72,19 @@ def check(cache: TargetCache, logits: np.ndarray) -> None:
         They differ by more than a hundredth, or 1e-9 nats.
     """
     t, recorded = cache.temperature, cache.manifest["statistics"]["kl"]
-    exact = log_softmax(logits.astype(np.float64), -1) if t is None else log_mixture(logits, cache.weights, "prob", t)[None]
+    exact = (
+        log_softmax(logits.astype(np.float64), -1)
+        if t is None
+        else log_mixture(logits, cache.weights, "prob", t)[None]
+    )
     stored = log_softmax(cache.gather_logits(np.arange(len(cache))).astype(np.float64), -1)
     kl = (np.exp(exact) * (exact - stored)).sum(-1)
     for name, found in (("mean", kl.mean()), ("max", kl.max())):
         if not np.isclose(found, recorded[name], rtol=0.01, atol=1e-9):
-            raise WrongRecords(f"codec {cache.manifest['codec']}: the manifest has a {name} KL of {recorded[name]:.4g}; found {found:.4g}")
+            raise WrongRecords(
+                f"codec {cache.manifest['codec']}: the manifest has a {name} KL of {recorded[name]:.4g}; "
+                f"found {found:.4g}"
+            )
 
 
 def measure(folder: Path, steps: int, rounds: int, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -101,7 +108,9 @@ def measure(folder: Path, steps: int, rounds: int, note: Callable[[str], None]) 
             begun = time.perf_counter()
             cache = cache_targets(ensemble, rows, place, codec=codec, mixture_at=mixture_at)
             seconds[codec, mixture_at].append(time.perf_counter() - begun)
-            if round_ == 0 and not codec.startswith("counts"):  # of counts the mean over draws is exact, not a row
+            if round_ == 0 and not codec.startswith(
+                "counts"
+            ):  # of counts the mean over draws is exact, not a row
                 check(cache, logits)
             found[codec, mixture_at] = {
                 "codec": codec,

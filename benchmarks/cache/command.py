@@ -36,11 +36,18 @@ Stores whose package is missing are left out: pip install 'ensdistill[bench]'. K
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Run; the result goes to ``folder``. Returns the exit status."""
     p = argparse.ArgumentParser(
-        prog="python -m benchmarks cache", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks cache",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--quick", action="store_true", help="few records and rounds: does it all work?")
     p.add_argument("--records", type=int, metavar="N", help="of each store (default: 200000; quick: 4000)")
-    p.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the stores are made (default: the system's temporary folder)")
+    p.add_argument(
+        "--scratch",
+        type=Path,
+        metavar="FOLDER",
+        help="where the stores are made (default: the system's temporary folder)",
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
     options = p.parse_args(arguments)
     notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
@@ -48,7 +55,10 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     if n < gather.BATCH:
         notes.print(f"--records: expected at least {gather.BATCH}, a batch; got {n}")
         return 2
-    where, source = machine.describe_machine(torch.device("cpu")), machine.describe_source(torch.device("cpu"))
+    where, source = (
+        machine.describe_machine(torch.device("cpu")),
+        machine.describe_source(torch.device("cpu")),
+    )
     name = f"cache-{machine.result_name(where, source)}" + ("-quick" if options.quick else "")
     out = options.out or folder / f"{name}.json"
     rounds, seconds = (2, 0.05) if options.quick else (9, 0.4)
@@ -57,9 +67,19 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         result: dict[str, Any] = {
             "schema_version": 1,
             "benchmark": "cache",
-            "machine": {**where, "checksums": shards.crc32c_implementation(), "peers": {peer: _version(peer) for peer in PEERS}},
+            "machine": {
+                **where,
+                "checksums": shards.crc32c_implementation(),
+                "peers": {peer: _version(peer) for peer in PEERS},
+            },
             "source": source,
-            "settings": {"records": n, "batch": gather.BATCH, "rounds": rounds, "seconds": seconds, "threads": default_threads()},
+            "settings": {
+                "records": n,
+                "batch": gather.BATCH,
+                "rounds": rounds,
+                "seconds": seconds,
+                "threads": default_threads(),
+            },
             "gather": [],
         }
         for width in gather.WIDTHS:
@@ -98,7 +118,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _print(result: dict[str, Any], screen: Console) -> None:
-    table = _table("Random batches of 1024 records", "store", "bytes", "warm rec/s", "GB/s", "cold rec/s", "write MB/s")
+    table = _table(
+        "Random batches of 1024 records", "store", "bytes", "warm rec/s", "GB/s", "cold rec/s", "write MB/s"
+    )
     for row in result["gather"]:
         cold = row["cold_records_per_s"] if row["was_cold"] else None
         numbers = (row["warm_records_per_s"], row["warm_gb_per_s"], cold, row["write_mb_per_s"])
@@ -106,14 +128,27 @@ def _print(result: dict[str, Any], screen: Console) -> None:
         table.add_row(row["store"], str(row["width"]), *texts)
     screen.print(table)
     if not any(row["cold_mb_from_disk"] for row in result["gather"]):
-        screen.print("In the cold rounds nothing came from the disk, or the system does not count it: they may not have been cold.")
+        screen.print(
+            "In the cold rounds nothing came from the disk, or the system does not count it: they may not "
+            "have been cold."
+        )
     table = _table("Codecs, 4 networks, 100 classes", "codec", "bytes", "KL mean", "p99", "max", "written/s")
     for row in result["codecs"]:
-        label = row["codec"] if row["mixture_at"] is None else f"{row['codec']}, mixture, T = {row['mixture_at']:g}"
+        label = (
+            row["codec"]
+            if row["mixture_at"] is None
+            else f"{row['codec']}, mixture, T = {row['mixture_at']:g}"
+        )
         kl = row["kl"]
-        table.add_row(label, str(row["bytes_per_sample"]), *(f"{kl[x]:.1e}" for x in kl), f"{row['write_samples_per_s']:,.0f}")
+        table.add_row(
+            label,
+            str(row["bytes_per_sample"]),
+            *(f"{kl[x]:.1e}" for x in kl),
+            f"{row['write_samples_per_s']:,.0f}",
+        )
     screen.print(table)
     step = result["training"]
     screen.print(
-        f"a student's step: {step['ms_cache']:.3f} ms from the cache, {step['ms_memory']:.3f} ms from memory ({step['slower']:+.1%})"
+        f"a student's step: {step['ms_cache']:.3f} ms from the cache, {step['ms_memory']:.3f} ms from "
+        f"memory ({step['slower']:+.1%})"
     )

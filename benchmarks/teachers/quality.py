@@ -17,7 +17,14 @@ from ensdistill.report.metrics import correct_rows, nll_rows
 
 
 def compare(
-    name: str, x: np.ndarray, y: np.ndarray, *, seeds: int, rows: int | None, quick: bool, note: Callable[[str], None]
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    seeds: int,
+    rows: int | None,
+    quick: bool,
+    note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Test accuracy and NLL of the uniform mixture, the best member, and the selected, weighed and calibrated
     mixtures, with the intervals of their differences from the uniform mixture: a paired bootstrap over seeds
@@ -34,14 +41,22 @@ def compare(
         correct.append(np.stack([correct_rows(p, labels) for p in found.values()], axis=1))
         losses.append(np.stack([nll_rows(p, labels) for p in found.values()], axis=1))
         note(f"  {name}: seed {seed + 1} of {seeds}")
-    result: dict[str, Any] = {"data": name, "rows": len(x) if rows is None else min(rows, len(x)), "seeds": seeds, "of": {}}
+    result: dict[str, Any] = {
+        "data": name,
+        "rows": len(x) if rows is None else min(rows, len(x)),
+        "seeds": seeds,
+        "of": {},
+    }
     for metric, values in (("accuracy", correct), ("nll", losses)):
         draws = resampled_means(values)
         means = np.mean([v.mean(0) for v in values], axis=0)
         for i, method in enumerate(names):
             entry = result["of"].setdefault(method, {})
             entry[metric] = float(means[i])
-            entry[f"{metric}_minus_uniform"] = [float(means[i] - means[0]), *interval(draws[:, i] - draws[:, 0])]
+            entry[f"{metric}_minus_uniform"] = [
+                float(means[i] - means[0]),
+                *interval(draws[:, i] - draws[:, 0]),
+            ]
     return result
 
 
@@ -51,7 +66,11 @@ def _one(x: np.ndarray, y: np.ndarray, seed: int, rows: int | None, quick: bool)
     center, spread = x[train].mean(0), x[train].std(0) + 1e-6
     z, classes = ((x - center) / spread).astype(np.float32), int(y.max()) + 1
     trees, steps = (20, 300) if quick else (200, 4000)
-    forests = [RandomForestClassifier(trees), ExtraTreesClassifier(trees), HistGradientBoostingClassifier(max_iter=trees // 2)]
+    forests = [
+        RandomForestClassifier(trees),
+        ExtraTreesClassifier(trees),
+        HistGradientBoostingClassifier(max_iter=trees // 2),
+    ]
     data = (z[train], y[train])
     trained = Ensemble.train(forests, data, seed=seed)
     mlp = functools.partial(MLP, inputs=x.shape[1], hidden=[64, 64], outputs=classes)

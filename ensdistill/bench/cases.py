@@ -10,7 +10,9 @@ import torch
 TEMPERATURE = 2.0  # a usual choice; at 1 no division is needed, which spares the plain code two passes
 ALPHA = 0.5  # where there are hard labels
 SIDE = 64  # of a feature map
-TEACHER_HIDDEN = 64  # of linear cases: Liger's fused loss multiplies the teacher's layer too, which so costs it little
+TEACHER_HIDDEN = (
+    64  # of linear cases: Liger's fused loss multiplies the teacher's layer too, which so costs it little
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -104,7 +106,9 @@ class Case:
         return {**vars(self), "case": self.label, "family": self.family}
 
 
-def make_case(data_bytes: int, classes: int, members: int, targets: str, student: str | None = None, **family: Any) -> Case:
+def make_case(
+    data_bytes: int, classes: int, members: int, targets: str, student: str | None = None, **family: Any
+) -> Case:
     """The case whose inputs and gradient take about ``data_bytes``; rows come in fours, so that threads share
     them evenly.
 

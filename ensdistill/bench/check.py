@@ -10,7 +10,17 @@ import torch
 from ensdistill.bench.cases import Case
 from ensdistill.bench.contenders import Contender, Loss
 from ensdistill.bench.inputs import Inputs
-from ensdistill.bench.truth import Errors, Name, Output, Truth, errors, of_cross_entropy, sanity, tolerance, without_entropy
+from ensdistill.bench.truth import (
+    Errors,
+    Name,
+    Output,
+    Truth,
+    errors,
+    of_cross_entropy,
+    sanity,
+    tolerance,
+    without_entropy,
+)
 
 NAIVE = ("eager", "kl_div")  # whose own error is the measure
 OTHERS = 4  # others may have so many times our error: a slightly less exact peer is still a peer
@@ -85,7 +95,9 @@ def check_forward(case: Case, c: Contender, inputs: Inputs, judged: Judged) -> N
     limit = allowed.loss if c.ours else OTHERS * allowed.loss
     if not abs(loss - truth) <= limit:
         expected = f"{truth:.9g} within {limit:.3g}"
-        raise WrongOutput(f"{case.label}: {c.title} without a gradient gives the loss {loss:.9g}; expected {expected}")
+        raise WrongOutput(
+            f"{case.label}: {c.title} without a gradient gives the loss {loss:.9g}; expected {expected}"
+        )
 
 
 def both(loss: Loss, inputs: Inputs) -> Output:
@@ -103,7 +115,11 @@ def forward(loss: Loss, inputs: Inputs) -> torch.Tensor:
 def reason(failure: Exception) -> str:
     """The reason to leave a contender out, in one line."""
     first = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    return f"not implemented: {first}" if isinstance(failure, NotImplementedError) else f"{type(failure).__name__}: {first}"
+    return (
+        f"not implemented: {first}"
+        if isinstance(failure, NotImplementedError)
+        else f"{type(failure).__name__}: {first}"
+    )
 
 
 def _within(error: Errors, allowed: Errors) -> bool:
@@ -111,5 +127,11 @@ def _within(error: Errors, allowed: Errors) -> bool:
 
 
 def _wrong(title: str, error: Errors, allowed: Errors) -> str:
-    limits = f"allowed are {allowed.loss:.3g} and {allowed.gradient:.3g}, plain torch code's own error and a few roundings"
-    return f"{title} is wrong by {error.loss:.3g} in the loss and by {error.gradient:.3g} in the gradient; {limits}"
+    limits = (
+        f"allowed are {allowed.loss:.3g} and {allowed.gradient:.3g}, plain torch code's own error and a few "
+        "roundings"
+    )
+    return (
+        f"{title} is wrong by {error.loss:.3g} in the loss and by {error.gradient:.3g} in the gradient; "
+        f"{limits}"
+    )

@@ -26,7 +26,9 @@ class RowTruth:
 def row_truth(divergence: str, student: Tensor, targets: Targets, labels: Tensor | None) -> RowTruth:
     """Of student logits [n, C] in float64."""
     log_q = torch.log_softmax(student / TEMPERATURE, -1)
-    rows = _top_k(log_q, targets) if isinstance(targets, TopK) else _dense(divergence, log_q, _mixture(targets))
+    rows = (
+        _top_k(log_q, targets) if isinstance(targets, TopK) else _dense(divergence, log_q, _mixture(targets))
+    )
     if labels is None:
         return rows
     log_1 = torch.log_softmax(student, -1)
@@ -89,7 +91,9 @@ def _top_k(log_q: Tensor, targets: TopK) -> RowTruth:
     inside = (log_p.exp() * (log_p - log_q.gather(-1, ids))).sum(-1)
     bucket = (log_tail.exp() * (log_tail - log_outside)).where(log_tail > -torch.inf, 0.0).squeeze(-1)
     expected = p.where(~outside, q * share)
-    return RowTruth(t * t * (inside + bucket), torch.zeros_like(inside), t * (q - expected), t * (q + expected))
+    return RowTruth(
+        t * t * (inside + bucket), torch.zeros_like(inside), t * (q - expected), t * (q + expected)
+    )
 
 
 def _mixture(part: Targets) -> Tensor:

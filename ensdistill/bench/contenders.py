@@ -99,13 +99,20 @@ def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) ->
     if dense_kl and not case.labels and not case.hidden:
         forms.append("cross_entropy")
     for form in forms:
-        found.append(Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy"))
+        found.append(
+            Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy")
+        )
     found.append(Contender("compile", compiled, _compiled(case, compiled, None)))
     if device.type == "cuda":
         # Without its own CUDA graphs: where graphs help, each contender gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
     found += [contender for library in peers for contender in library.contenders(case, device)]
-    if case.classes in _SPECIFICATION_CLASSES and case.targets == "float32" and case.members == 1 and not case.family:
+    if (
+        case.classes in _SPECIFICATION_CLASSES
+        and case.targets == "float32"
+        and case.members == 1
+        and not case.family
+    ):
         found.append(Contender("specification", "compile", partial(_loss, case, impl="compile")))
     return found
 
@@ -113,7 +120,10 @@ def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) ->
 def _ours(case: Case, device: torch.device) -> list[Contender]:
     if case.hidden:
         unfused = partial(_unfused_layer, case)
-        return [Contender("fused", "linear", partial(_layer, case), True), Contender("fused-logits", "logits", unfused, True)]
+        return [
+            Contender("fused", "linear", partial(_layer, case), True),
+            Contender("fused-logits", "logits", unfused, True),
+        ]
     if device.type == "cuda":
         return [Contender("fused", "cuda", partial(_loss, case), True)]
     active, fused = ops.instruction_set(), partial(_loss, case)
@@ -125,7 +135,12 @@ def _ours(case: Case, device: torch.device) -> list[Contender]:
 
 def _settings(case: Case) -> dict[str, Any]:
     reduction = "sum" if case.divisor == 1 else "mean"
-    return {"temperature": TEMPERATURE, "divergence": case.divergence, "alpha": ALPHA if case.labels else 1.0, "reduction": reduction}
+    return {
+        "temperature": TEMPERATURE,
+        "divergence": case.divergence,
+        "alpha": ALPHA if case.labels else 1.0,
+        "reduction": reduction,
+    }
 
 
 def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:

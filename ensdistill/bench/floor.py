@@ -34,7 +34,9 @@ def why_not() -> str | None:
     return None
 
 
-def make_floor(case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor) -> Callable[[], Any] | None:
+def make_floor(
+    case: Case, inputs: Inputs, gradient: bool, pool: ThreadPoolExecutor
+) -> Callable[[], Any] | None:
     """The least that ``case`` can cost: its memory traffic, or for a last layer its three matrix products
     (the forward's one).
 
@@ -78,7 +80,9 @@ def members(inputs: Inputs) -> list[Tensor]:
     return list(targets.codes if isinstance(targets, QuantizedLogits) else targets.logits)  # type: ignore[union-attr]
 
 
-def stream(student: Tensor, members: list[Tensor], out: Tensor | None, pool: ThreadPoolExecutor) -> Callable[[], None]:
+def stream(
+    student: Tensor, members: list[Tensor], out: Tensor | None, pool: ThreadPoolExecutor
+) -> Callable[[], None]:
     """A call that reads ``student`` and all ``members`` (of one size), and writes ``out``, or nothing where
     it is None.
 
@@ -87,7 +91,10 @@ def stream(student: Tensor, members: list[Tensor], out: Tensor | None, pool: Thr
     """
     words, member_words = _words(student), _words(members[0])
     if member_words > words:
-        raise ValueError(f"members: expected no more bytes than the student's; got {members[0].nbytes} and {student.nbytes}")
+        raise ValueError(
+            f"members: expected no more bytes than the student's; got {members[0].nbytes} and "
+            f"{student.nbytes}"
+        )
     inputs = (ctypes.c_void_p * len(members))(*[member.data_ptr() for member in members])
     loop, to = _loop(), None if out is None else out.data_ptr()
     threads = torch.get_num_threads()
@@ -102,14 +109,25 @@ def stream(student: Tensor, members: list[Tensor], out: Tensor | None, pool: Thr
 
     def run() -> None:
         own = [shares[i::threads] for i in range(threads)]
-        jobs = [pool.submit(_share, loop, held[0].data_ptr(), inputs, len(members), member_words, to, part) for part in own]
+        jobs = [
+            pool.submit(_share, loop, held[0].data_ptr(), inputs, len(members), member_words, to, part)
+            for part in own
+        ]
         for job in jobs:
             job.result()
 
     return run
 
 
-def _share(loop: Any, student: int, inputs: Any, members: int, member_words: int, to: int | None, shares: list[tuple[int, int]]) -> None:
+def _share(
+    loop: Any,
+    student: int,
+    inputs: Any,
+    members: int,
+    member_words: int,
+    to: int | None,
+    shares: list[tuple[int, int]],
+) -> None:
     for begin, end in shares:
         if begin < end:
             loop(student, inputs, members, member_words, to, begin, end)
@@ -117,7 +135,10 @@ def _share(loop: Any, student: int, inputs: Any, members: int, member_words: int
 
 def _words(x: Tensor) -> int:
     if not x.is_contiguous() or x.nbytes % _WORD:
-        raise ValueError(f"expected a contiguous tensor of whole 4-byte words; got shape {list(x.shape)}, strides {x.stride()}, {x.dtype}")
+        raise ValueError(
+            f"expected a contiguous tensor of whole 4-byte words; got shape {list(x.shape)}, strides "
+            f"{x.stride()}, {x.dtype}"
+        )
     return x.nbytes // _WORD
 
 
@@ -128,7 +149,17 @@ def _loop() -> Any:
         raise RuntimeError("it needs a C++ compiler (Debian/Ubuntu: apt-get install g++; or set CXX)")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "floor.so"
-        command = [compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
+        command = [
+            compiler,
+            "-std=c++17",
+            "-O3",
+            "-march=native",
+            "-shared",
+            "-fPIC",
+            str(SOURCE),
+            "-o",
+            str(library),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -19,7 +19,9 @@ class Inputs:
     leaves: tuple[Tensor, ...]
     targets: Targets
     labels: Tensor | None = None
-    teacher: tuple[Tensor, Tensor] | None = None  # hidden and weight of a teacher's last layer, which made the targets
+    teacher: tuple[Tensor, Tensor] | None = (
+        None  # hidden and weight of a teacher's last layer, which made the targets
+    )
 
 
 def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
@@ -35,8 +37,14 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     if case.labels:
         labels = torch.randint(0, c, lead, generator=generator, device=device)
     if case.hidden:
-        leaves = (normal(n, case.hidden).to(dtype), normal(c, case.hidden).mul_(2 / case.hidden**0.5).to(dtype))
-        teacher = (normal(n, TEACHER_HIDDEN).to(dtype), normal(c, TEACHER_HIDDEN).mul_(2 / TEACHER_HIDDEN**0.5).to(dtype))
+        leaves = (
+            normal(n, case.hidden).to(dtype),
+            normal(c, case.hidden).mul_(2 / case.hidden**0.5).to(dtype),
+        )
+        teacher = (
+            normal(n, TEACHER_HIDDEN).to(dtype),
+            normal(c, TEACHER_HIDDEN).mul_(2 / TEACHER_HIDDEN**0.5).to(dtype),
+        )
         logits = (teacher[0] @ teacher[1].t()).unsqueeze(0)
         targets = _top_k(logits[0], case.listed) if case.targets == "topk" else EnsembleLogits(logits)
         return Inputs(tuple(x.requires_grad_() for x in leaves), targets, labels, teacher)
@@ -48,12 +56,18 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
 def _targets(case: Case, student: Tensor, generator: torch.Generator) -> Targets:
     k, device = case.members, student.device
     if case.targets == "uint8":
-        codes = torch.randint(0, 256, (k, *student.shape), generator=generator, dtype=torch.uint8, device=device)
+        codes = torch.randint(
+            0, 256, (k, *student.shape), generator=generator, dtype=torch.uint8, device=device
+        )
         scale = 0.02 + 0.04 * torch.rand(k, case.rows, generator=generator, device=device)
         return QuantizedLogits(codes, scale, -128 * scale)
     logits = torch.empty(k, *student.shape, dtype=DTYPES.get(case.targets, torch.float32), device=device)
-    for member in logits:  # one at a time: float32 numbers of all members together would need twice the memory
-        member.copy_(torch.randn(student.shape, generator=generator, device=device).mul_(2).add_(student, alpha=0.5))
+    for (
+        member
+    ) in logits:  # one at a time: float32 numbers of all members together would need twice the memory
+        member.copy_(
+            torch.randn(student.shape, generator=generator, device=device).mul_(2).add_(student, alpha=0.5)
+        )
     return _top_k(logits[0], case.listed) if case.targets == "topk" else EnsembleLogits(logits)
 
 

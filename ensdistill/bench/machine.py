@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed pac
 
 def last_level_cache() -> int:
     """Bytes of the last-level cache, 32 MiB where the system doesn't expose it."""
-    sizes = [_bytes(p.read_text().strip()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        _bytes(p.read_text().strip()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     return max(sizes, default=32 << 20)
 
 
@@ -84,18 +86,24 @@ def describe_source(device: torch.device) -> dict[str, Any]:
     """
     library = importlib.util.find_spec(f"ensdistill._{device.type}")
     other = "cuda" if device.type == "cpu" else "cpu"
-    built = Path((library and library.origin) or "").stat().st_mtime  # importing ensdistill.loss.ops fails without the library
+    built = (
+        Path((library and library.origin) or "").stat().st_mtime
+    )  # importing ensdistill.loss.ops fails without the library
     csrc = [
         p
         for p in (ROOT / "csrc").rglob("*")
         if p.suffix in (".cpp", ".h", ".cu", ".cuh", ".def") and other not in p.relative_to(ROOT).parts
     ]
-    commit = _git("rev-parse", "HEAD") if csrc else None  # an environment may lie in another project's repository
+    commit = (
+        _git("rev-parse", "HEAD") if csrc else None
+    )  # an environment may lie in another project's repository
     return {
         "version": __version__,
         "commit": commit,
         "csrc_tree": None if commit is None else _git("rev-parse", "HEAD:csrc"),
-        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+        "dirty": None
+        if commit is None
+        else bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
         "csrc_dirty": None if commit is None else bool(_git("status", "--porcelain", "--", "csrc")),
         "library_is_older": any(p.stat().st_mtime > built for p in csrc),
     }
@@ -116,11 +124,15 @@ def result_name(machine: dict[str, Any], source: dict[str, Any]) -> str:
 
     Examples
     --------
-    >>> result_name({"kind": "cpu", "device": "AMD EPYC (9B)", "cores": 2}, {"commit": "0123456789ab", "dirty": True})
+    >>> source = {"commit": "0123456789ab", "dirty": True}
+    >>> result_name({"kind": "cpu", "device": "AMD EPYC (9B)", "cores": 2}, source)
     'amd-epyc-9b-2c-01234567-dirty'
-    >>> result_name({"kind": "cuda", "device": "NVIDIA H100"}, {"commit": None, "version": "0.1.0", "dirty": None})
+    >>> source = {"commit": None, "version": "0.1.0", "dirty": None}
+    >>> result_name({"kind": "cuda", "device": "NVIDIA H100"}, source)
     'nvidia-h100-0.1.0'
     """
     device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     cores = f"-{machine['cores']}c" if machine["kind"] == "cpu" else ""
-    return f"{device}{cores}-{(source['commit'] or source['version'])[:8]}" + ("-dirty" if source["dirty"] else "")
+    return f"{device}{cores}-{(source['commit'] or source['version'])[:8]}" + (
+        "-dirty" if source["dirty"] else ""
+    )

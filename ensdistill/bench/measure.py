@@ -101,7 +101,9 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-def interleave(calls: Mapping[str, Call], rounds: int, seconds: float, clock: Callable[[Call], float]) -> dict[str, Timing]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, seconds: float, clock: Callable[[Call], float]
+) -> dict[str, Timing]:
     """Time warm calls in rotation: ``rounds`` times each, and on until ``seconds`` are spent.
 
     In rotation, a slow minute of the machine hits all contenders. The order changes each time (by a fixed

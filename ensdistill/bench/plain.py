@@ -49,7 +49,11 @@ def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Plain]:
         if case.targets == "topk":
             total = _top_k(F.log_softmax(s / TEMPERATURE, -1), *parts)
         else:
-            z = parts[1][..., None] * parts[0] + parts[2][..., None] if case.targets == "uint8" else parts[0].float()
+            z = (
+                parts[1][..., None] * parts[0] + parts[2][..., None]
+                if case.targets == "uint8"
+                else parts[0].float()
+            )
             total = _dense(case.divergence, form, s / TEMPERATURE, z / TEMPERATURE, dim)
         value = total / case.divisor * TEMPERATURE**2
         if case.statistics:  # of dense targets in rows, as the suite has them
@@ -80,7 +84,9 @@ def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor
     if divergence == "reverse_kl":
         return F.kl_div(p.log(), log_q, reduction="sum", log_target=True)
     log_m = ((p + log_q.exp()) / 2).log()
-    return (F.kl_div(log_m, p, reduction="sum") + F.kl_div(log_m, log_q, reduction="sum", log_target=True)) / 2
+    return (
+        F.kl_div(log_m, p, reduction="sum") + F.kl_div(log_m, log_q, reduction="sum", log_target=True)
+    ) / 2
 
 
 def _by_products(s: Tensor, z: Tensor) -> Tensor:
@@ -90,7 +96,14 @@ def _by_products(s: Tensor, z: Tensor) -> Tensor:
     p = members.mean(0)
     mixture = torch.special.entr(p).sum(-1)
     agreement = (log_q.argmax(-1) == p.argmax(-1)).float()
-    return torch.stack([-(log_q.exp() * log_q).sum(-1), mixture, agreement, mixture - torch.special.entr(members).sum(-1).mean(0)])
+    return torch.stack(
+        [
+            -(log_q.exp() * log_q).sum(-1),
+            mixture,
+            agreement,
+            mixture - torch.special.entr(members).sum(-1).mean(0),
+        ]
+    )
 
 
 def _top_k(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> Tensor:

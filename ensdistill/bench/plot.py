@@ -33,8 +33,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
     targets = list(dict.fromkeys(s["fused"]["targets"] for s in shapes))
     members = sorted({s["fused"]["members"] for s in shapes})
     classes = sorted({s["fused"]["classes"] for s in shapes})
-    figure = Figure(figsize=(1.5 + 3.4 * len(targets), 1.4 + 2.5 * len(members)), dpi=150, layout="constrained")
-    panels = figure.subplots(max(1, len(members)), max(1, len(targets)), squeeze=False, sharex=True, sharey=True)
+    figure = Figure(
+        figsize=(1.5 + 3.4 * len(targets), 1.4 + 2.5 * len(members)), dpi=150, layout="constrained"
+    )
+    panels = figure.subplots(
+        max(1, len(members)), max(1, len(targets)), squeeze=False, sharex=True, sharey=True
+    )
     for column, kind in zip(panels.T, targets, strict=True):
         lowest = None
         for panel, k in zip(column, members, strict=True):
@@ -44,15 +48,25 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 _panel(panel, inside, classes, result["machine"]["copy_gb_per_s"])
                 panel.set_title(f"{kind} targets, K = {k}", fontsize=9)
                 lowest = panel
-        if lowest is not None:  # a shared axis has its labels in the last row, where this column may have nothing
+        if (
+            lowest is not None
+        ):  # a shared axis has its labels in the last row, where this column may have nothing
             lowest.tick_params(labelbottom=True)
             lowest.set_xlabel("classes")
     for line in panels:
         line[0].set_ylabel("GB/s")
-    handles = {label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    handles = {
+        label: handle
+        for panel in panels.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     machine, source = result["machine"], result["source"]
-    caption = f"{place(machine)}, {(source['commit'] or source['version'])[:8]}: bytes that have to move, over time"
+    caption = (
+        f"{place(machine)}, {(source['commit'] or source['version'])[:8]}: bytes that have to move, over time"
+    )
     figure.suptitle(f"Distillation loss and gradient against the memory's speed\n{caption}", fontsize=10)
     with atomic_path(path) as part:
         figure.savefig(part, format="png")
@@ -67,7 +81,9 @@ def _panel(panel: Any, shapes: list[Shape], classes: list[int], copy: float) -> 
             # Evenly spaced: on a logarithmic axis the vocabularies would lie on each other.
             at, speed = [classes.index(r["classes"]) for r in rows], [r["gb_per_s"] for r in rows]
             style = "-" if name == "floor" else ":"
-            panel.plot(at, speed, marker, color=colour, label=label, markersize=4, linestyle=style, linewidth=0.8)
+            panel.plot(
+                at, speed, marker, color=colour, label=label, markersize=4, linestyle=style, linewidth=0.8
+            )
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.set_xticks(range(len(classes)), [_short(c) for c in classes], rotation=60, fontsize=8)

@@ -19,7 +19,9 @@ MODES = ("forward+backward", "forward")
 Rows = list[dict[str, Any]]
 
 
-def run_case(case: Case, place: Cpu | Cuda, rounds: int, seconds: float, peers: Sequence[Peers] = ()) -> tuple[Rows, list[dict[str, str]]]:
+def run_case(
+    case: Case, place: Cpu | Cuda, rounds: int, seconds: float, peers: Sequence[Peers] = ()
+) -> tuple[Rows, list[dict[str, str]]]:
     """Rows of the result, and the contenders that were left out, with the reasons.
 
     Raises
@@ -70,7 +72,15 @@ def best_forms(racing: Sequence[Contender], sets: Sequence[Inputs], place: Cpu |
     return [c for _, c in best.values()]
 
 
-def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: Cpu | Cuda, rounds: int, seconds: float) -> Rows:
+def race(
+    case: Case,
+    mode: str,
+    sets: Sequence[Inputs],
+    judged: Judged,
+    place: Cpu | Cuda,
+    rounds: int,
+    seconds: float,
+) -> Rows:
     """Time all contenders of one mode, and the floor."""
     gradient = mode == MODES[0]
     run = both if gradient else forward
@@ -88,7 +98,11 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
                 raise
             judged.left_out[f"{c.title}, {mode}"] = reason(failure)
             continue
-        calls[c.kind], forms[c.kind], errors[c.kind] = partial(_each, run, c.loss, sets), c.form, judged.errors.get(c.name)
+        calls[c.kind], forms[c.kind], errors[c.kind] = (
+            partial(_each, run, c.loss, sets),
+            c.form,
+            judged.errors.get(c.name),
+        )
         calls[c.kind]()
         memory[c.kind] = place.extra_bytes(partial(run, c.loss, sets[0]))
     floors = [place.floor(case, inputs, gradient) for inputs in sets]
@@ -97,7 +111,10 @@ def race(case: Case, mode: str, sets: Sequence[Inputs], judged: Judged, place: C
         calls["floor"], forms["floor"] = lambda: [stream() for stream in streams], floors[0][0]
     timed, graphs = place.launched(calls, len(sets))
     times = interleave(timed, rounds, seconds, place.clock)
-    moved = {k: anchored[k].bytes_moved(case, gradient) if k in anchored else case.bytes_moved(gradient) for k in timed}
+    moved = {
+        k: anchored[k].bytes_moved(case, gradient) if k in anchored else case.bytes_moved(gradient)
+        for k in timed
+    }
     return [
         {
             **case.describe(),
@@ -121,17 +138,25 @@ def _each(run: Callable[[Loss, Inputs], Any], loss: Loss, sets: Sequence[Inputs]
     return result
 
 
-def _speed(kind: str, times: dict[str, Timing], sets: int, moved: int, anchored: Collection[str]) -> dict[str, Any]:
+def _speed(
+    kind: str, times: dict[str, Timing], sets: int, moved: int, anchored: Collection[str]
+) -> dict[str, Any]:
     """The columns of a row that are about time; ``ms`` is that of one set of inputs."""
     time = times[kind]
     ms = time.median / sets
-    peers = [] if not kind.startswith("fused") else [k for k in times if not k.startswith("fused") and k != "floor" and k not in anchored]
+    peers = (
+        []
+        if not kind.startswith("fused")
+        else [k for k in times if not k.startswith("fused") and k != "floor" and k not in anchored]
+    )
     return {
         "ms": ms,
         "ms_quartiles": [time.first_quartile / sets, time.third_quartile / sets],
         "rounds": time.rounds,
         "bytes": moved,
         "gb_per_s": moved / ms / 1e6,
-        "ratio_to_floor": time.median / times["floor"].median if "floor" in times and kind not in anchored else None,  # of other bytes
+        "ratio_to_floor": time.median / times["floor"].median
+        if "floor" in times and kind not in anchored
+        else None,  # of other bytes
         "speedup": {peer: times[peer].median / time.median for peer in peers},
     }

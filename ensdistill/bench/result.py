@@ -18,8 +18,20 @@ SCHEMA: dict[str, Any] = {
     "schema_version": int,
     "benchmark": str,
     "complete": bool,  # False while it runs, and for good where it was interrupted
-    "machine": {"kind": str, "device": str, "cores": int, "threads": int, "versions": dict, "copy_gb_per_s": _NUMBER},
-    "source": {"version": str, "commit": (str, NoneType), "dirty": (bool, NoneType), "library_is_older": (bool, NoneType)},
+    "machine": {
+        "kind": str,
+        "device": str,
+        "cores": int,
+        "threads": int,
+        "versions": dict,
+        "copy_gb_per_s": _NUMBER,
+    },
+    "source": {
+        "version": str,
+        "commit": (str, NoneType),
+        "dirty": (bool, NoneType),
+        "library_is_older": (bool, NoneType),
+    },
     "settings": {"temperature": _NUMBER, "rounds": int, "seconds": _NUMBER, "data_bytes": int},
     "seconds": _NUMBER,  # that measuring took
     "notes": list,  # measurements that this machine can't make
@@ -41,7 +53,8 @@ ROW: dict[str, Any] = {
     "small": bool,
     "family": str,  # the case's difference from a forward KL of logits [N, C]
     "mode": str,
-    "implementation": str,  # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | quack (an anchor) | floor
+    # fused, fused-avx2, fused-logits | eager, compile, autotune, liger, specification | quack | floor
+    "implementation": str,
     "form": str,
     "ms": _NUMBER,
     "ms_quartiles": list,
@@ -82,8 +95,12 @@ def _check(name: str, value: Any, schema: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}.{key}: missing")
         if isinstance(kind, dict):
             _check(f"{name}.{key}", value[key], kind)
-        elif not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool and bool not in _tuple(kind)):
-            raise ValueError(f"{name}.{key}: expected {' or '.join(k.__name__ for k in _tuple(kind))}; got {value[key]!r}")
+        elif not isinstance(value[key], kind) or (
+            isinstance(value[key], bool) and kind is not bool and bool not in _tuple(kind)
+        ):
+            raise ValueError(
+                f"{name}.{key}: expected {' or '.join(k.__name__ for k in _tuple(kind))}; got {value[key]!r}"
+            )
 
 
 def _tuple(kind: Any) -> tuple[type, ...]:
@@ -119,7 +136,12 @@ class Writer:
     def __init__(self, path: Path, start: dict[str, Any], resume: bool = False) -> None:
         self.path = path
         empty = {"complete": False, "seconds": 0.0, "left_out": [], "finished": [], "rows": []}
-        self.result: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "benchmark": "kernels", **start, **empty}
+        self.result: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "benchmark": "kernels",
+            **start,
+            **empty,
+        }
         before = read_json(path) if resume else None
         if before is not None:
             _same(path, check_result(before), start)
@@ -128,7 +150,9 @@ class Writer:
     def has(self, label: str) -> bool:
         return label in self.result["finished"]
 
-    def add(self, label: str, rows: list[dict[str, Any]], left_out: list[dict[str, str]], seconds: float) -> None:
+    def add(
+        self, label: str, rows: list[dict[str, Any]], left_out: list[dict[str, str]], seconds: float
+    ) -> None:
         """Write one more case."""
         self.result["rows"] += rows
         self.result["left_out"] += left_out
@@ -149,4 +173,7 @@ def _same(path: Path, before: dict[str, Any], start: dict[str, Any]) -> None:
             # Measured anew each time.
             if key != "copy_gb_per_s" and before[part].get(key) != start[part][key]:
                 found = f"{before[part].get(key)!r}, now it is {start[part][key]!r}"
-                raise ValueError(f"{path}: can't be resumed: its {part}.{key} is {found}; run without --resume to start anew")
+                raise ValueError(
+                    f"{path}: can't be resumed: its {part}.{key} is {found}; run without --resume to start "
+                    "anew"
+                )

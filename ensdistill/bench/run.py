@@ -42,7 +42,12 @@ def run(
     start = {
         "machine": machine.describe_machine(place.device) | {"copy_gb_per_s": place.copy_gb_per_s()},
         "source": machine.describe_source(place.device),  # now: a commit may be made while this runs
-        "settings": {"temperature": TEMPERATURE, "rounds": rounds, "seconds": seconds, "data_bytes": place.data_bytes},
+        "settings": {
+            "temperature": TEMPERATURE,
+            "rounds": rounds,
+            "seconds": seconds,
+            "data_bytes": place.data_bytes,
+        },
         "notes": notes,
     }
     writer = Writer(path, start, resume)
@@ -60,7 +65,9 @@ def run(
             now = time.perf_counter()
             writer.add(case.label, rows, left_out, now - before)
             left = _minutes((now - begin) / done * (len(todo) - done))
-            progress(f"[{len(cases) - len(todo) + done}/{len(cases)}] {_line(case, rows, left_out)}; {left} left")
+            progress(
+                f"[{len(cases) - len(todo) + done}/{len(cases)}] {_line(case, rows, left_out)}; {left} left"
+            )
     return writer.close()
 
 

@@ -26,7 +26,9 @@ def full(data_bytes: int, gpu: bool) -> list[Case]:
     return dense + family(data_bytes, gpu)
 
 
-def grid(data_bytes: int, classes: Sequence[int], members: Sequence[int], targets: Sequence[str]) -> list[Case]:
+def grid(
+    data_bytes: int, classes: Sequence[int], members: Sequence[int], targets: Sequence[str]
+) -> list[Case]:
     """Forward KL of dense targets, all combinations; codes meet a float32 student."""
     return [make_case(data_bytes, c, k, t) for t in targets for k in members for c in classes]
 
@@ -35,7 +37,11 @@ def family(data_bytes: int, gpu: bool) -> list[Case]:
     """Divergences, top-k targets, hard labels, feature maps, small batches, by-products, and a last layer
     fused with the loss."""
     return [
-        *(make_case(data_bytes, c, 1, "float32", divergence=d) for d in DIVERGENCES for c in (1000, 32000, VOCABULARY)),
+        *(
+            make_case(data_bytes, c, 1, "float32", divergence=d)
+            for d in DIVERGENCES
+            for c in (1000, 32000, VOCABULARY)
+        ),
         *(make_case(data_bytes, c, 1, "topk") for c in (1000, 32000, VOCABULARY)),
         *(make_case(data_bytes, c, 1, "float32", labels=True) for c in (1000, 32000)),
         *(make_case(data_bytes, c, 1, "float32", layout="map") for c in (21, 150)),  # Pascal VOC's, ADE20K's
@@ -71,7 +77,13 @@ def quick(data_bytes: int, gpu: bool = False) -> list[Case]:
             make_case(data_bytes, 32000, 1, "float32", divergence="jsd"),
             make_case(data_bytes, 32000, 1, "topk"),
         ]
-    shapes = [(1000, 1, "float32"), (VOCABULARY, 1, "bfloat16"), (10, 1, "float32"), (32000, 4, "bfloat16"), (1000, 8, "uint8")]
+    shapes = [
+        (1000, 1, "float32"),
+        (VOCABULARY, 1, "bfloat16"),
+        (10, 1, "float32"),
+        (32000, 4, "bfloat16"),
+        (1000, 8, "uint8"),
+    ]
     shapes += [(VOCABULARY, 4, "float32"), (100, 1, "bfloat16"), (8192, 1, "float32"), (50257, 1, "bfloat16")]
     return [
         *(make_case(data_bytes, c, k, t) for c, k, t in shapes),

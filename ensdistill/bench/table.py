@@ -10,7 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 Shape = dict[str, dict[str, Any]]  # {implementation: row}
-COLUMNS = ("targets", "K", "C", "N", "ms", "GB/s", "x floor", "avx2", "x eager", "x compile", "x best peer", "", "extra MiB", "eager's")
+COLUMNS = (
+    "targets",
+    "K",
+    "C",
+    "N",
+    "ms",
+    "GB/s",
+    "x floor",
+    "avx2",
+    "x eager",
+    "x compile",
+    "x best peer",
+    "",
+    "extra MiB",
+    "eager's",
+)
 
 
 def by_shape(result: dict[str, Any], mode: str) -> list[Shape]:

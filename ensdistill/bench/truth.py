@@ -66,7 +66,9 @@ def errors(case: Case, inputs: Inputs, outputs: Mapping[Name, Output]) -> tuple[
                 truth = product / case.divisor
                 worst[name] = _larger(worst[name], (gradient - truth).abs_().max() / truth.abs().max())
     loss, entropy = loss / case.divisor, entropy / case.divisor
-    return {name: Errors(abs(float(value) - loss), worst[name]) for name, (value, _) in outputs.items()}, Truth(loss, entropy)
+    return {
+        name: Errors(abs(float(value) - loss), worst[name]) for name, (value, _) in outputs.items()
+    }, Truth(loss, entropy)
 
 
 def tolerance(naive: Errors, case: Case, truth: Truth) -> Errors:
@@ -79,7 +81,9 @@ def tolerance(naive: Errors, case: Case, truth: Truth) -> Errors:
     draw of the same, and far from a wrong term.
     """
     unit, draws = torch.finfo(torch.float32).eps, 2 if case.hidden else 1
-    return Errors(naive.loss + 8 * unit * max(1.0, truth.loss), draws * naive.gradient + 8 * unit + half_unit(case))
+    return Errors(
+        naive.loss + 8 * unit * max(1.0, truth.loss), draws * naive.gradient + 8 * unit + half_unit(case)
+    )
 
 
 def of_cross_entropy(allowed: Errors, truth: Truth) -> Errors:
@@ -118,7 +122,9 @@ def _larger(before: float, error: Tensor) -> float:
     return max(before, float(error)) if not error.isnan() else float("inf")
 
 
-def _chunks(case: Case, inputs: Inputs, layer: list[Tensor]) -> Iterator[tuple[slice, Tensor, Targets, Tensor | None]]:
+def _chunks(
+    case: Case, inputs: Inputs, layer: list[Tensor]
+) -> Iterator[tuple[slice, Tensor, Targets, Tensor | None]]:
     targets, labels = inputs.targets, None if inputs.labels is None else inputs.labels.flatten()
     if case.layout == "map" and isinstance(targets, EnsembleLogits):
         targets = EnsembleLogits(class_last(targets.logits, case))

@@ -56,19 +56,41 @@ def parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--quick", action="store_true", help="few shapes")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU and its kernels are built")
     p.add_argument(
-        "--threads", type=_positive, metavar="N", help=f"CPU threads for all contenders (default: torch's, here {torch.get_num_threads()})"
+        "--device",
+        choices=("cpu", "cuda"),
+        help="default: cuda where there is a GPU and its kernels are built",
     )
-    p.add_argument("--classes", type=_positive, nargs="+", metavar="C", help="a grid of dense targets only; default: all of the suite")
-    p.add_argument("--members", type=_members, nargs="+", metavar="K", help=f"likewise; at most {_MOST_MEMBERS}")
-    p.add_argument("--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student")
     p.add_argument(
-        "--data-mib", type=_positive, metavar="MIB", help="inputs and gradient of a shape (default: four times the last-level cache)"
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help=f"CPU threads for all contenders (default: torch's, here {torch.get_num_threads()})",
+    )
+    p.add_argument(
+        "--classes",
+        type=_positive,
+        nargs="+",
+        metavar="C",
+        help="a grid of dense targets only; default: all of the suite",
+    )
+    p.add_argument(
+        "--members", type=_members, nargs="+", metavar="K", help=f"likewise; at most {_MOST_MEMBERS}"
+    )
+    p.add_argument(
+        "--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student"
+    )
+    p.add_argument(
+        "--data-mib",
+        type=_positive,
+        metavar="MIB",
+        help="inputs and gradient of a shape (default: four times the last-level cache)",
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; a .png goes beside it")
     p.add_argument(
-        "--resume", action="store_true", help="keep the measurements in the result file, if machine, commit and settings are the same"
+        "--resume",
+        action="store_true",
+        help="keep the measurements in the result file, if machine, commit and settings are the same",
     )
     return p
 
@@ -102,7 +124,12 @@ def _members(text: str) -> int:
     return value
 
 
-def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path | None = None, peers: Sequence[Peers] = ()) -> int:
+def main(
+    arguments: Sequence[str],
+    prog: str = "ensdistill bench",
+    folder: Path | None = None,
+    peers: Sequence[Peers] = (),
+) -> int:
     """Run the benchmark, with other libraries as ``peers``; return the exit status.
 
     The result goes to ``folder``, by default the current one.
@@ -110,7 +137,9 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     options = parser(prog).parse_args(arguments)
     notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     screen = Console(highlight=False)
-    screen.width = max(screen.width, 140)  # a narrow terminal breaks the lines, which is better than leaving columns out
+    screen.width = max(
+        screen.width, 140
+    )  # a narrow terminal breaks the lines, which is better than leaving columns out
     # Found out now, not after a quarter of an hour.
     try:
         from ensdistill.bench.plot import draw
@@ -122,7 +151,9 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
         notes.print(f"--out: expected a name that ends in .json; got {options.out}")
         return 2
     if options.device == "cuda" and not _has_gpu():
-        notes.print("--device: expected cpu; cuda needs a GPU and ensdistill's CUDA kernels (see `ensdistill info`)")
+        notes.print(
+            "--device: expected cpu; cuda needs a GPU and ensdistill's CUDA kernels (see `ensdistill info`)"
+        )
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -132,16 +163,24 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
     source = machine.describe_source(place.device)
     if source["library_is_older"]:
         # By date only, which a checkout also changes: a warning here, a mark in the result.
-        notes.print("warning: csrc/ is newer than the native library; if it was changed, build first (make setup): these are old numbers")
+        notes.print(
+            "warning: csrc/ is newer than the native library; if it was changed, build first (make setup): "
+            "these are old numbers"
+        )
     name = machine.result_name(machine.describe_machine(place.device), source) + _variant(options)
     out = options.out or (folder or Path()) / f"{'' if folder else 'ensdistill-bench-'}{name}.json"
     try:
-        result = run(_cases(options, place), place, out, resume=options.resume, peers=peers, progress=notes.print)
+        result = run(
+            _cases(options, place), place, out, resume=options.resume, peers=peers, progress=notes.print
+        )
     except (WrongOutput, ValueError) as error:
         notes.print(f"{'wrong output' if isinstance(error, WrongOutput) else 'error'}: {error}")
         return 1
     except KeyboardInterrupt:
-        notes.print(f"Stopped. The measurements so far are in {out}; the same command with --resume goes on from there.")
+        notes.print(
+            f"Stopped. The measurements so far are in {out}; the same command with --resume goes on from "
+            "there."
+        )
         return 130
     screen.print(as_text(result))
     draw(result, out.with_suffix(".png"))
@@ -152,7 +191,10 @@ def main(arguments: Sequence[str], prog: str = "ensdistill bench", folder: Path 
 def _cases(options: argparse.Namespace, place: Cpu | Cuda) -> list[Case]:
     if options.classes or options.members or options.targets:
         return suite.grid(
-            place.data_bytes, options.classes or suite.CLASSES, options.members or suite.MEMBERS, options.targets or suite.TARGETS
+            place.data_bytes,
+            options.classes or suite.CLASSES,
+            options.members or suite.MEMBERS,
+            options.targets or suite.TARGETS,
         )
     return (suite.quick if options.quick else suite.full)(place.data_bytes, place.device.type == "cuda")
 

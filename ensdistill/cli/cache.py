@@ -34,10 +34,14 @@ CODECS = "uint8, fp16, bf16, fp32, topk-N, counts-N, or the import path of a cod
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    p = argparse.ArgumentParser(prog="ensdistill cache", description="Commands for a target cache that is built.")
+    p = argparse.ArgumentParser(
+        prog="ensdistill cache", description="Commands for a target cache that is built."
+    )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text[0].lower() + text[1:].split(". ")[0].rstrip("."),
@@ -49,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "info",
         _info,
-        "Shows a target cache: records, codec and its measured error, members with their weights, combiner, classes. It reads the "
+        "Shows a target cache: records, codec and its measured error, members with their weights, combiner, "
+        "classes. It reads the "
         "manifest alone.",
         EXAMPLE,
     )
@@ -58,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "verify",
         _verify,
-        "Reads every record of a target cache and checks every byte against the manifest; the exit status is 1 where one differs.",
+        "Reads every record of a target cache and checks every byte against the manifest; the exit status "
+        "is 1 where one differs.",
         f"{EXAMPLE} --against-teachers 0.1%",
     )
     _folder(sub)
@@ -68,16 +74,21 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="also predict so many of the samples (0.1%% or 0.001) with the teachers again and compare",
     )
-    sub.add_argument("--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)")
+    sub.add_argument(
+        "--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)"
+    )
     sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
     sub.add_argument(
-        "--config", type=Path, help="the job's YAML file, which names the augmentation of a cache with views, and model classes of your own"
+        "--config",
+        type=Path,
+        help="the job's YAML file: with the augmentation of a cache with views, and your own model classes",
     )
 
     sub = command(
         "add-member",
         _add,
-        "Writes a copy of a target cache with one member more; the others are not run again. The logits are a NumPy file, float32 "
+        "Writes a copy of a target cache with one member more; the others are not run again. The logits are "
+        "a NumPy file, float32 "
         "[samples, classes], and --uids names the sample of each of its rows.",
         f"{EXAMPLE} with-forest --name forest --logits forest.npy --uids uids.npy --weight 0.2",
     )
@@ -89,12 +100,27 @@ def parser() -> argparse.ArgumentParser:
         "--uids",
         required=True,
         metavar="FILE.npy",
-        help=f"integers [samples]: the uid of the sample of each row of --logits; or the word {IN_ORDER}: the cache's rows",
+        help=f"integers [samples]: the uid of each row of --logits; or the word {IN_ORDER}: the cache's rows",
     )
-    sub.add_argument("--weight", type=float, required=True, help="beside the weights that are there, which stay as they are")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row whose error is larger, the source's error included")
+    sub.add_argument(
+        "--weight",
+        type=float,
+        required=True,
+        help="beside the weights that are there, which stay as they are",
+    )
+    sub.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="refuse a row whose error is larger, the source's error included",
+    )
 
-    sub = command("drop-member", _drop, "Writes a copy of a target cache without one of its members.", f"{EXAMPLE} without-a --name a")
+    sub = command(
+        "drop-member",
+        _drop,
+        "Writes a copy of a target cache without one of its members.",
+        f"{EXAMPLE} without-a --name a",
+    )
     _folder(sub)
     _out(sub)
     sub.add_argument("--name", required=True, help="of the member")
@@ -102,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "reweight",
         _reweight,
-        "Gives the members of a target cache other weights, in place. A job's own cache gets the job's weights again at its next run: "
+        "Gives the members of a target cache other weights, in place. A job's own cache gets the job's "
+        "weights again at its next run: "
         "reweight a copy.",
         "my-copy forest=0.5 svc=0.3 cnn=0.2",
     )
@@ -118,20 +145,36 @@ def parser() -> argparse.ArgumentParser:
     _folder(sub)
     _out(sub)
     sub.add_argument("--codec", required=True, help=CODECS)
-    sub.add_argument("--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature")
-    sub.add_argument("--max-kl", type=float, metavar="NATS", help="refuse a row whose error is larger, the source's error included")
+    sub.add_argument(
+        "--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature"
+    )
+    sub.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="refuse a row whose error is larger, the source's error included",
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
 
-    sub = command("export", _export, "Writes a target cache as one Parquet file, for other tools.", f"{EXAMPLE} targets.parquet")
+    sub = command(
+        "export",
+        _export,
+        "Writes a target cache as one Parquet file, for other tools.",
+        f"{EXAMPLE} targets.parquet",
+    )
     _folder(sub)
     sub.add_argument("file", metavar="FILE.parquet")
 
-    sub = command("push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets")
+    sub = command(
+        "push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets"
+    )
     _folder(sub)
     sub.add_argument("url")
     _overwrite(sub)
 
-    sub = command("pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here")
+    sub = command(
+        "pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here"
+    )
     sub.add_argument("url")
     sub.add_argument("folder")
     _overwrite(sub)
@@ -151,7 +194,10 @@ def _folder(sub: argparse.ArgumentParser) -> None:
 
 
 def _trust(sub: argparse.ArgumentParser) -> None:
-    text = "a codec outside ensdistill, by import path, that may be imported to read the cache; may be given several times"
+    text = (
+        "a codec outside ensdistill, by import path, that may be imported to read the cache; may be given "
+        "several times"
+    )
     sub.add_argument("--trust", action="append", default=[], metavar="CLASS", help=text)
 
 
@@ -174,7 +220,9 @@ def _share(text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share of the samples such as 0.1% or 0.001; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a share of the samples such as 0.1% or 0.001; got {text!r}"
+        )
     return share
 
 
@@ -183,7 +231,9 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return (name, float(number)) if name else (_ for _ in ()).throw(ValueError)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected MEMBER=WEIGHT, such as forest=0.5; got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected MEMBER=WEIGHT, such as forest=0.5; got {text!r}"
+        ) from None
 
 
 def _info(options: argparse.Namespace, console: Console) -> int:
@@ -197,24 +247,40 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
     size = sum(file["bytes"] for file in m.files_of(manifest))
     table.add_row(
-        "records", f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} shards, {size / 1e6:.4g} MB"
+        "records",
+        f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} "
+        f"shards, {size / 1e6:.4g} MB",
     )
     if "uids" in manifest:
         table.add_row("uids", f"the data set's own, in {m.UIDS}")
     converted = any(m.conversions(manifest, name) for name in cache.names)
     to = "the source's" if converted else "the exact"
-    table.add_row("codec", f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max {kl['max']:.1e} nats")
+    table.add_row(
+        "codec",
+        f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max "
+        f"{kl['max']:.1e} nats",
+    )
     if converted:
-        table.add_row("", f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, all steps added up")
-    table.add_row("members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True)))
+        table.add_row(
+            "",
+            f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, "
+            "all steps added up",
+        )
+    table.add_row(
+        "members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True))
+    )
     table.add_row("combiner", cache.combiner)
     any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
-    table.add_row("temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only")
+    table.add_row(
+        "temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only"
+    )
     table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
     for step in manifest["fingerprint"].get("derived", []):
-        table.add_row("derived", ", ".join(f"{step_name} {_in_words(about)}" for step_name, about in step.items()))
+        table.add_row(
+            "derived", ", ".join(f"{step_name} {_in_words(about)}" for step_name, about in step.items())
+        )
     console.print(table)
     return 0
 
@@ -230,7 +296,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     cache = _open(options)
     with _progress("reading", "bytes") as progress:
         cache.verify(progress=progress)
-    console.print(f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written")
+    console.print(
+        f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written"
+    )
     if options.against_teachers is not None:
         from safetensors.numpy import load_file
 
@@ -248,13 +316,16 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
             got = "nothing" if options.config is None else f"{options.config}, which has none"
             raise ValueError(
-                f"--config: expected a job's YAML file with the cache.augment by which the inputs were changed, {made_by['augment']}; "
+                "--config: expected a job's YAML file with the cache.augment by which the inputs were "
+                f"changed, {made_by['augment']}; "
                 f"got {got}"
             )
         rows = Rows(**load_file(transfer))
         teachers = Ensemble.load(ensemble, trusted)
         with _progress("asking the teachers") as progress:
-            count = cache.verify_against(teachers, rows, share=options.against_teachers, augment=augment, progress=progress)
+            count = cache.verify_against(
+                teachers, rows, share=options.against_teachers, augment=augment, progress=progress
+            )
         console.print(f"[green]✓[/] {count} samples: the teachers' predictions equal the stored targets")
     return 0
 
@@ -276,8 +347,18 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
 def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
     """A bar with the rate and the time left, on standard error, and only on a terminal; ``unit`` may be
     ``bytes``."""
-    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TextColumn("left"), TimeRemainingColumn())
+    counts = (
+        (DownloadColumn(), TransferSpeedColumn())
+        if unit == "bytes"
+        else (MofNCompleteColumn(), TextColumn(unit), Rate())
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=None)
@@ -288,7 +369,10 @@ def _written(console: Console, cache: TargetCache) -> int:
     kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
     if any(m.conversions(cache.manifest, name) for name in cache.names):
         kl += f" to the source's targets, theirs {max(m.kl_before(cache.manifest).values()):.1e}"
-    console.print(f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, {cache.manifest['codec']}, {kl}")
+    console.print(
+        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, "
+        f"{cache.manifest['codec']}, {kl}"
+    )
     return 0
 
 
@@ -302,7 +386,11 @@ def _array(option: str, file: Path | str, expected: str) -> Any:
 def _add(options: argparse.Namespace, console: Console) -> int:
     source, logits = _open(options), _array("--logits", options.logits, "float32 [samples, classes]")
     in_order = options.uids == IN_ORDER
-    uids = source.uids if in_order else _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
+    uids = (
+        source.uids
+        if in_order
+        else _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
+    )
     wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}
     wanted |= {"max_kl": options.max_kl, "overwrite": options.overwrite}
     with _progress("adding") as progress:
@@ -312,7 +400,9 @@ def _add(options: argparse.Namespace, console: Console) -> int:
 
 def _drop(options: argparse.Namespace, console: Console) -> int:
     with _progress("copying") as progress:
-        cache = drop_member(_open(options), options.out, name=options.name, overwrite=options.overwrite, progress=progress)
+        cache = drop_member(
+            _open(options), options.out, name=options.name, overwrite=options.overwrite, progress=progress
+        )
     return _written(console, cache)
 
 
@@ -320,10 +410,15 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
     weights: dict[str, float] = {}
     for name, weight in options.weights:
         if name in weights:
-            raise ValueError(f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}")
+            raise ValueError(
+                f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}"
+            )
         weights[name] = weight
     cache = reweight(_open(options), weights)
-    console.print(f"[green]✓[/] {cache.path}: {', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}")
+    console.print(
+        f"[green]✓[/] {cache.path}: "
+        f"{', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}"
+    )
     return 0
 
 

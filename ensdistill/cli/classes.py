@@ -21,7 +21,10 @@ from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import TypedDict
 
 # A class in one of these modules can be named without its module.
-MODULES = [f"ensdistill.{m}" for m in ("data", "teachers.recipes", "teachers.methods", "data.transfer", "data.augmentation", "models")]
+MODULES = [
+    f"ensdistill.{m}"
+    for m in ("data", "teachers.recipes", "teachers.methods", "data.transfer", "data.augmentation", "models")
+]
 BRANCH = "|"  # marks a branch of a union in an error's location
 KNOWN = (bool, int, float, str, types.NoneType, None, list, tuple, dict)
 
@@ -43,8 +46,14 @@ def parameters(cls: Any) -> dict[str, Parameter]:
         found = dict(inspect.signature(cls).parameters)
     except (TypeError, ValueError, NameError):
         return {"arguments": Parameter("arguments", Parameter.VAR_KEYWORD)}
-    made = {f.name: f.default_factory() for f in (fields(cls) if is_dataclass(cls) else ()) if f.default_factory is not MISSING}
-    return {n: p.replace(annotation=hints.get(n, Any), default=made.get(n, p.default)) for n, p in found.items()}
+    made = {
+        f.name: f.default_factory()
+        for f in (fields(cls) if is_dataclass(cls) else ())
+        if f.default_factory is not MISSING
+    }
+    return {
+        n: p.replace(annotation=hints.get(n, Any), default=made.get(n, p.default)) for n, p in found.items()
+    }
 
 
 def find_class(path: Any) -> Any:
@@ -56,7 +65,11 @@ def find_class(path: Any) -> Any:
         raise ValueError(f"{path} can't be imported: {error}") from error
     if found := [getattr(place, name) for place in places if name and hasattr(place, name)]:
         return found[0]
-    text = f"{module} has no {name!r}" if module else f"expected an import path, package.module.Class; got {path!r}"
+    text = (
+        f"{module} has no {name!r}"
+        if module
+        else f"expected an import path, package.module.Class; got {path!r}"
+    )
     raise ValueError(f"{text}.{nearest(name, [n for place in places for n in dir(place)])}")
 
 
@@ -88,11 +101,14 @@ def nearest(name: str, names: abc.Iterable[str], prefix: str = "") -> str:
 def _annotation(hint: Any) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if types.NoneType in inner:
-        return typing.Optional[_annotation(typing.Union[tuple(part for part in inner if part is not types.NoneType)])]  # noqa: UP007, UP045
+        own: Any = typing.Union[tuple(part for part in inner if part is not types.NoneType)]  # noqa: UP007
+        return typing.Optional[_annotation(own)]  # noqa: UP045
     if origin in (typing.Union, types.UnionType):
         if any(typing.get_origin(part) is dict for part in inner) and any(_is_class(part) for part in inner):
             return ANY_CLASS  # the owner's constructor checks the class
-        return Annotated[Any, GetPydanticSchema(lambda _, handler: _union([handler(_annotation(part)) for part in inner]))]
+        return Annotated[
+            Any, GetPydanticSchema(lambda _, handler: _union([handler(_annotation(part)) for part in inner]))
+        ]
     if origin in (list, tuple, dict, set, frozenset, abc.Sequence, abc.Iterable, abc.Mapping):
         return origin[tuple(part if part is ... else _annotation(part) for part in inner)]
     if origin is typing.Literal:
@@ -119,7 +135,9 @@ def _anything(value: Any, info: Any) -> Any:
     return TypeAdapter(kind).validate_python(value, context=info.context) if kind else value
 
 
-ANY_CLASS: Any = Annotated[Any, PlainValidator(lambda value, info: _build(object, value, info.context, False))]
+ANY_CLASS: Any = Annotated[
+    Any, PlainValidator(lambda value, info: _build(object, value, info.context, False))
+]
 ANYTHING: Any = Annotated[Any, PlainValidator(_anything)]
 WITHIN: dict[type, Any] = {list: list[ANYTHING], dict: dict[Any, ANYTHING]}
 
@@ -127,7 +145,9 @@ WITHIN: dict[type, Any] = {list: list[ANYTHING], dict: dict[Any, ANYTHING]}
 def _one_of(values: tuple[Any, ...]) -> Any:
     names = {"names": [str(value) for value in values]}
     schema = core_schema.literal_schema(list(values))
-    return core_schema.custom_error_schema(schema, "one_of", custom_error_message="one of names", custom_error_context=names)
+    return core_schema.custom_error_schema(
+        schema, "one_of", custom_error_message="one of names", custom_error_context=names
+    )
 
 
 def _union(choices: list[Any]) -> Any:
@@ -144,12 +164,16 @@ def _build(base: Any, value: Any, plain: str, factory: bool) -> Any:
     try:
         cls = find_class(path)
         if not is_kind(cls, base):
-            needed = f"a class with {'; '.join(methods(base).values())}" if methods(base) else "a subclass of it"
+            needed = (
+                f"a class with {'; '.join(methods(base).values())}" if methods(base) else "a subclass of it"
+            )
             raise ValueError(f"{path} is no {base.__name__}: expected {needed}")
     except ValueError as error:
         raise _fault(str(error), *["class_path"] * named) from error
     hints = {"class_path": str, "init_args": _mapping(parameters(cls)), "dict_kwargs": dict[str, Any]}
-    outer = {n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()}
+    outer = {
+        n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()
+    }
     settings = {"init_args": {}, **(value if named else {"class_path": path})}
     checked = TypeAdapter(_mapping(outer)).validate_python(settings, context=plain)
     arguments = {**checked["init_args"], **checked.get("dict_kwargs", {})}
@@ -168,10 +192,14 @@ def _mapping(known: dict[str, Parameter]) -> Any:
             raise _fault(f"expected a mapping of names to values; got {value!r}")
         unknown = [name for name in value or () if name not in single]
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            raise _fault(f"there is no such setting; known: {', '.join(single)}.", str(unknown[0]), names=list(single))
+            raise _fault(
+                f"there is no such setting; known: {', '.join(single)}.", str(unknown[0]), names=list(single)
+            )
         return {n: {} for n in required if is_group(known[n].annotation)} | (value or {})
 
-    kinds = {n: (Required if n in required else NotRequired)[_annotation(p.annotation)] for n, p in single.items()}
+    kinds = {
+        n: (Required if n in required else NotRequired)[_annotation(p.annotation)] for n, p in single.items()
+    }
     kind = TypedDict("kind", kinds)  # type: ignore[misc]
     kind.__pydantic_config__ = {"extra": "allow"}  # type: ignore[attr-defined]
     return Annotated[kind, BeforeValidator(check)]

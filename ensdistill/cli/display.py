@@ -6,7 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -22,7 +31,13 @@ class Rate(ProgressColumn):
         speed = task.finished_speed or task.speed
         if not speed:
             return Text("")
-        return Text(f"{speed / 1000:,.0f}k/s" if speed >= 10_000 else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
+        return Text(
+            f"{speed / 1000:,.0f}k/s"
+            if speed >= 10_000
+            else f"{speed:,.0f}/s"
+            if speed >= 10
+            else f"{speed:.1f}/s"
+        )
 
 
 class Display:
@@ -45,7 +60,10 @@ class Display:
         rest = 36 if narrow else 56  # the other columns' widths below, and a space before each
         self._bars = Progress(
             # The one column that gives way: the numbers beside it mean nothing when they are cut.
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=self.console.width - rest)),
+            TextColumn(
+                "{task.description}",
+                table_column=Column(no_wrap=True, overflow="ellipsis", max_width=self.console.width - rest),
+            ),
             BarColumn(bar_width=12 if narrow else 24, table_column=Column(width=12 if narrow else 24)),
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True, min_width=5)),
             Rate(table_column=Column(no_wrap=True, min_width=8, justify="right")),
@@ -69,9 +87,15 @@ class Display:
     def start(self, finished: int, todo: int) -> None:
         """How many pieces of work there are, and how many of them need no work."""
         if finished and todo:
-            self.console.print(f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.", style="dim", highlight=False)
+            self.console.print(
+                f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.",
+                style="dim",
+                highlight=False,
+            )
         if todo:
-            self._overall = self._bars.add_task("[bold]all pieces", total=finished + todo, completed=finished, overall=True)
+            self._overall = self._bars.add_task(
+                "[bold]all pieces", total=finished + todo, completed=finished, overall=True
+            )
 
     def progress(self, piece: Any, what: str, done: int, total: int) -> None:
         """A piece of work has come to ``done`` of ``total`` of ``what``."""
@@ -90,5 +114,7 @@ class Display:
             self._bars.remove_task(self._tasks.pop(key))
         self.console.print(f"[green]✓[/] {key} [dim]({seconds:.1f} s)[/]", highlight=False)
         self.done += 1
-        if self._overall is not None and not self._bars.tasks[0].finished:  # the report comes on top of the pieces
+        if (
+            self._overall is not None and not self._bars.tasks[0].finished
+        ):  # the report comes on top of the pieces
             self._bars.advance(self._overall)

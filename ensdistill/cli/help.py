@@ -19,13 +19,24 @@ from ensdistill.teachers.recipes import Recipe
 
 def job_help(command: str, text: str) -> str:
     """``ensdistill COMMAND --help``: every setting; those within lists and mappings at the end."""
-    example = f"CONFIG is a YAML file, such as examples/digits.yaml. Example: ensdistill {command} examples/digits.yaml --seeds 5"
+    example = (
+        f"CONFIG is a YAML file, such as examples/digits.yaml. Example: ensdistill {command} "
+        "examples/digits.yaml --seeds 5"
+    )
     student = "distill.students.NAME"
-    groups = {"settings": _listed(Config, "--"), f"settings of each student, --{student}": _listed(StudentConfig, f"--{student}.")}
+    groups = {
+        "settings": _listed(Config, "--"),
+        f"settings of each student, --{student}": _listed(StudentConfig, f"--{student}."),
+    }
     groups |= {f"init_args of {class_path(cls)}, a kind of members": _listed(cls) for cls in _offered(Recipe)}
     more = f"ensdistill {command} --cache.transfer.synthetic.help ensdistill.data.transfer.Munge"
     usage = f"ensdistill {command} CONFIG [--SETTING VALUE ...]"
-    return _formatted(groups, usage=usage, description=f"{text} {example}", epilog=f"The arguments of any other class: {more}")
+    return _formatted(
+        groups,
+        usage=usage,
+        description=f"{text} {example}",
+        epilog=f"The arguments of any other class: {more}",
+    )
 
 
 def setting_help(setting: str, path: str = "") -> str:
@@ -49,8 +60,15 @@ def setting_help(setting: str, path: str = "") -> str:
     if not inspect.isclass(kind) or kind.__module__ in ("builtins", "pathlib"):
         raise ValueError("expected a setting that names a class; `ensdistill run --help` lists them")
     lines = [f"--{setting}: class_path and init_args of one of"]
-    lines += [f"  {class_path(c):42} {docstring_parser.parse(c.__doc__ or '').short_description or ''}" for c in _offered(kind)]
-    lines += ["or of a class of your own with" if methods(kind) else f"or of any other subclass of {class_path(kind)}"]
+    lines += [
+        f"  {class_path(c):42} {docstring_parser.parse(c.__doc__ or '').short_description or ''}"
+        for c in _offered(kind)
+    ]
+    lines += [
+        "or of a class of your own with"
+        if methods(kind)
+        else f"or of any other subclass of {class_path(kind)}"
+    ]
     lines += [f"  {method}" for method in methods(kind).values()]
     return "\n".join([*lines, f"`ensdistill run --{setting}.help CLASS_PATH` lists a class's arguments.\n"])
 
@@ -63,7 +81,12 @@ def _class_in(hint: Any) -> Any:
 
 def _offered(base: Any) -> list[type]:
     """This package's classes that a setting of this type may name."""
-    found = {c: None for name in MODULES for c in vars(importlib.import_module(name)).values() if inspect.isclass(c) and c is not base}
+    found = {
+        c: None
+        for name in MODULES
+        for c in vars(importlib.import_module(name)).values()
+        if inspect.isclass(c) and c is not base
+    }
     return [c for c in found if c.__module__.startswith(tuple(MODULES)) and is_kind(c, base)]
 
 
@@ -76,12 +99,19 @@ def _listed(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _listed(parameter.annotation, f"{prefix}{name}.")
             continue
         kind = getattr(texts.get(name), "type_name", None) or inspect.formatannotation(parameter.annotation)
-        default = "required" if parameter.default is inspect.Parameter.empty else f"default: {parameter.default}"
-        yield f"{prefix}{name}", f"{getattr(texts.get(name), 'description', None) or ''} ({kind}; {default})".strip()
+        default = (
+            "required" if parameter.default is inspect.Parameter.empty else f"default: {parameter.default}"
+        )
+        yield (
+            f"{prefix}{name}",
+            f"{getattr(texts.get(name), 'description', None) or ''} ({kind}; {default})".strip(),
+        )
 
 
 def _formatted(groups: dict[str, Iterator[tuple[str, str]]], **options: Any) -> str:
-    parser = argparse.ArgumentParser(add_help=False, prefix_chars="\0", **({"usage": argparse.SUPPRESS} | options))
+    parser = argparse.ArgumentParser(
+        add_help=False, prefix_chars="\0", **({"usage": argparse.SUPPRESS} | options)
+    )
     for title, settings in groups.items():
         group = parser.add_argument_group(title)
         for name, text in settings:

@@ -14,8 +14,24 @@ from pathlib import Path
 
 from ensdistill.cli.usage import JOBS, OTHERS, USAGE
 
-CACHE_COMMANDS = ("info", "verify", "add-member", "drop-member", "reweight", "convert", "export", "push", "pull")
-STAGES = {"run": "report", "teachers": "teachers", "cache build": "cache", "distill": "distill", "report": "report"}
+CACHE_COMMANDS = (
+    "info",
+    "verify",
+    "add-member",
+    "drop-member",
+    "reweight",
+    "convert",
+    "export",
+    "push",
+    "pull",
+)
+STAGES = {
+    "run": "report",
+    "teachers": "teachers",
+    "cache build": "cache",
+    "distill": "distill",
+    "report": "report",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(OTHERS[command], end="")
             return 0
         if command == "info":
-            return _info() if not rest else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
+            return (
+                _info()
+                if not rest
+                else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
+            )
         if command == "bench":
             from ensdistill.cli.bench import main as bench
 
@@ -134,7 +154,9 @@ def _job(command: str, rest: list[str]) -> int:
     unchanged = "" if display.done else " (unchanged)"
     if report is None:
         tick = "✓" if display.done else "="
-        console.print(f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True
+        )
     else:
         from ensdistill.report import as_text
 
@@ -156,13 +178,18 @@ def _no_config(command: str, words: list[str]) -> str:
     paths = split_arguments(words)[0].config
     for path in paths:
         if path.is_dir():
-            return f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
+            return (
+                f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
+            )
         if not path.is_file():
             return f"{command}: CONFIG: there is no file {str(path)!r}"
     if paths:
         return ""
     if later := next((word for word in words if Path(word).is_file()), ""):
-        return f"{command}: CONFIG comes first: ensdistill {command} {shlex.join([later, *(word for word in words if word != later)])}"
+        return (
+            f"{command}: CONFIG comes first: ensdistill {command} "
+            f"{shlex.join([later, *(word for word in words if word != later)])}"
+        )
     return f"{command}: expected a CONFIG file, for example: {example}"
 
 
@@ -178,14 +205,18 @@ def _info() -> int:
     table = Table.grid(padding=(0, 3))
     table.add_row("ensdistill", __version__)
     table.add_row("torch", f"{torch['running']}")
-    table.add_row("", f"built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later")
+    table.add_row(
+        "", f"built with {torch['compiled_with']}; the libraries serve {torch['stable_abi']} and later"
+    )
     table.add_row("CPU built", f"{', '.join(cpu['compiled'])} (compiler {cpu['compiler']})")
     here = f"{', '.join(cpu['runnable'])}; in use: {cpu['instruction_set']}"
     table.add_row("CPU here", f"{here}; {cpu['threads']} threads, {cpu['cores']} cores")
     if cuda["built"]:
         table.add_row("CUDA built", ", ".join(cuda["architectures"]))
     else:
-        reason = "this torch has no CUDA" if torch["cuda"] is None else "no CUDA toolkit was found at build time"
+        reason = (
+            "this torch has no CUDA" if torch["cuda"] is None else "no CUDA toolkit was found at build time"
+        )
         table.add_row("CUDA built", f"no: {reason}")
     table.add_row("CUDA here", ", ".join(cuda["devices"]) or "no GPU")
     Console().print(table)

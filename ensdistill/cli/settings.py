@@ -27,7 +27,9 @@ class Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as in JSON; YAML 1.1 has it as text."""
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def split_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
@@ -70,17 +72,28 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
     options, overrides = split_arguments(arguments)
     if options.stray:
         raise ValueError(f"CONFIG: expected --SETTING VALUE; got {options.stray[0]!r}")
-    files, names = [_read(path) for path in options.config], {_short(key.rstrip("+").split(".")): key for key in overrides}
+    files, names = (
+        [_read(path) for path in options.config],
+        {_short(key.rstrip("+").split(".")): key for key in overrides},
+    )
     as_text: set[str] = set()
     while True:
-        values = [(k, text if k in as_text else _yaml(text, f"--{k}")) for k, texts in overrides.items() for text in texts]
-        nested = [reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values]
+        values = [
+            (k, text if k in as_text else _yaml(text, f"--{k}"))
+            for k, texts in overrides.items()
+            for text in texts
+        ]
+        nested = [
+            reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value)
+            for key, value in values
+        ]
         settings: Any = reduce(_merged, [*files, *nested], {})
         try:
             config = parse(Config, settings)
             break
         except ValidationError as error:
-            # Where text is expected, `--name 007` is no number and `--distill.mixed_precision no` is not false.
+            # Where text is expected, `--name 007` is no number and `--distill.mixed_precision no` is not
+            # false.
             texts = [e["loc"] for e in error.errors() if e["type"] in ("string_type", "one_of")]
             words = {names.get(_short(keys), "") for keys in texts} - {""}
             if words <= as_text:
@@ -97,7 +110,9 @@ def _read(path: Path) -> dict[str, Any]:
     settings = _yaml(path.read_bytes(), f"CONFIG: {path}")
     if not isinstance(settings, dict):
         got = "nothing" if settings is None else f"a {type(settings).__name__}"
-        raise ValueError(f"CONFIG: {path}: expected settings (data, teachers, distill, ...), each `name: value`; got {got}")
+        raise ValueError(
+            f"CONFIG: {path}: expected settings (data, teachers, distill, ...), each `name: value`; got {got}"
+        )
     return settings
 
 
@@ -123,7 +138,11 @@ def _merged(old: Any, new: Any) -> Any:
         return new  # another class has other arguments
     if "class_path" in old and not new.keys() & {"class_path", "init_args", "dict_kwargs"}:
         new = {"init_args": new}
-    more = {n[:-1]: [*(old.get(n[:-1]) or []), *(v if isinstance(v, list) else [v])] for n, v in new.items() if n.endswith("+")}
+    more = {
+        n[:-1]: [*(old.get(n[:-1]) or []), *(v if isinstance(v, list) else [v])]
+        for n, v in new.items()
+        if n.endswith("+")
+    }
     return {**old, **more, **{n: _merged(old.get(n), v) for n, v in new.items() if not n.endswith("+")}}
 
 
@@ -136,12 +155,16 @@ def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     """The setting, its fault and the value; a setting of the command line gets its dashes."""
     from ensdistill.cli.classes import BRANCH, nearest
 
-    keys, names = [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")], fault.get("ctx", {}).get("names")
+    keys, names = (
+        [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")],
+        fault.get("ctx", {}).get("names"),
+    )
     # An unknown name may have others below it.
     dashed = any(key == _short(keys) or (names and key.startswith(f"{_short(keys)}.")) for key in overridden)
     at = f"{'--' * dashed}{'.'.join(keys) or 'CONFIG'}"
     if fault["type"] == "fault":
-        return f"{at}: {fault['msg']}{nearest(keys[-1], names, at[: -len(keys[-1])] if dashed else '') if names else ''}"
+        hint = nearest(keys[-1], names, at[: -len(keys[-1])] if dashed else "") if names else ""
+        return f"{at}: {fault['msg']}{hint}"
     if fault["type"] == "missing":
         return f"{at}: expected a value, because it has no default; got nothing"
     got = "nothing" if fault["input"] is None else repr(fault["input"])

@@ -1,7 +1,8 @@
 """The state of a training on disk, so that a killed run goes on and ends with the same bits.
 
-One ``.safetensors`` file: tensors ``model/*``, ``optimizer/<parameter>/<key>`` and ``generator/<name>``, and one JSON string in
-its metadata with everything else. Nothing is pickled, so that reading a checkpoint can't run code.
+One ``.safetensors`` file: tensors ``model/*``, ``optimizer/<parameter>/<key>`` and ``generator/<name>``, and
+one JSON string in its metadata with everything else. Nothing is pickled, so that reading a checkpoint can't
+run code.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ KEY = "ensdistill_checkpoint"
 
 @dataclass(frozen=True)
 class Resumed:
-    """A training's place: ``step`` steps are done; ``values`` holds the plain data saved beside the tensors."""
+    """A training's place: ``step`` steps are done; ``values`` holds the plain data saved beside the
+    tensors."""
 
     step: int
     values: Any
@@ -51,8 +53,8 @@ def save_checkpoint(
     step : int
         Steps done.
     fingerprint : str
-        Digest of everything that the training depends on (:func:`ensdistill.common.fingerprint.digest`); a checkpoint with another one
-        is not resumed.
+        Digest of everything that the training depends on (:func:`ensdistill.common.fingerprint.digest`); a
+        checkpoint with another one is not resumed.
     tensors : dict of Tensor
         The trained tensors, for example ``module.state_dict()``.
     optimizer, scheduler
@@ -77,8 +79,12 @@ def save_checkpoint(
         header["scheduler"] = scheduler.state_dict()
     for name, generator in (generators or {}).items():
         arrays[f"generator/{name}"] = generator.get_state()
-    # clone(): safetensors refuses tensors that share storage (tied weights), and the file should hold values, not views.
-    blob = save({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, metadata={KEY: json.dumps(header)})
+    # clone(): safetensors refuses tensors that share storage (tied weights), and the file should hold values,
+    # not views.
+    blob = save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()},
+        metadata={KEY: json.dumps(header)},
+    )
     write_bytes(path, blob)
 
 
@@ -97,7 +103,8 @@ def load_checkpoint(
     Parameters
     ----------
     group : Processes, optional
-        Processes that all call this: the file of process 0 is the one that all take, so that all go on from the same step.
+        Processes that all call this: the file of process 0 is the one that all take, so that all go on from
+        the same step.
 
     Returns
     -------
@@ -119,22 +126,29 @@ def load_checkpoint(
             return None
         arrays = load(blob)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error}); delete it to start this training again") from error
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({error}); delete it to start this training again"
+        ) from error
 
-    saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
+    saved = {
+        name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")
+    }
     if saved.keys() != tensors.keys():
         raise ValueError(f"{path}: expected tensors {sorted(tensors)}; the checkpoint has {sorted(saved)}")
     for name, target in tensors.items():
         value = saved[name]
         if value.shape != target.shape or value.dtype != target.dtype:
             raise ValueError(
-                f"{path}: {name}: expected {target.dtype} {list(target.shape)}; the checkpoint has {value.dtype} {list(value.shape)}"
+                f"{path}: {name}: expected {target.dtype} {list(target.shape)}; the checkpoint has "
+                f"{value.dtype} {list(value.shape)}"
             )
     with torch.no_grad():
         for name, target in tensors.items():
             target.copy_(saved[name])
     if optimizer is not None:
-        state: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in header["optimizer"]["plain"].items()}
+        state: dict[int, dict[str, Any]] = {
+            int(i): dict(plain) for i, plain in header["optimizer"]["plain"].items()
+        }
         for name, value in arrays.items():
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/", 2)

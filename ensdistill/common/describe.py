@@ -1,4 +1,5 @@
-"""Configured objects as plain data: for fingerprints, and to write down how a module is built again without pickling it."""
+"""Configured objects as plain data: for fingerprints, and to write down how a module is built again without
+pickling it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def class_path(cls: type) -> str:
 
 
 def describe(value: Any) -> Any:
-    """The settings of ``value`` and the digest of its source, as JSON-able data that is the same in every process.
+    """The settings of ``value`` and the digest of its source, as JSON-able data that is the same in every
+    process.
 
     Parameters
     ----------
@@ -55,7 +57,10 @@ def describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, functools.partial):
-        return {"partial": [describe(v) for v in (value.func, *value.args)], "init_args": describe(value.keywords)}
+        return {
+            "partial": [describe(v) for v in (value.func, *value.args)],
+            "init_args": describe(value.keywords),
+        }
     if inspect.isclass(value):
         return _class(value)
     if dataclasses.is_dataclass(value):
@@ -67,7 +72,10 @@ def describe(value: Any) -> Any:
         return [describe(v) for v in value]
     if inspect.isfunction(value) or inspect.isbuiltin(value):
         return {"function": f"{value.__module__}.{value.__qualname__}", "source": source_digest(value)}
-    raise TypeError(f"describe: expected plain data, a dataclass, an estimator, a class or a function; got {class_path(type(value))}")
+    raise TypeError(
+        "describe: expected plain data, a dataclass, an estimator, a class or a function; got "
+        f"{class_path(type(value))}"
+    )
 
 
 def _class(cls: type) -> dict[str, str | None]:
@@ -86,8 +94,15 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
         The module has parameters without a shape (``LazyLinear`` and the like).
     """
     if isinstance(factory, nn.Module) or not callable(factory):
-        got = f"the {type(factory).__name__} itself" if isinstance(factory, nn.Module) else type(factory).__name__
-        raise TypeError(f"factory: expected what makes a new module (its class, functools.partial of it, a function); got {got}")
+        got = (
+            f"the {type(factory).__name__} itself"
+            if isinstance(factory, nn.Module)
+            else type(factory).__name__
+        )
+        raise TypeError(
+            "factory: expected what makes a new module (its class, functools.partial of it, a function); "
+            f"got {got}"
+        )
     module = factory()
     if not isinstance(module, nn.Module):
         raise TypeError(f"factory: expected a torch.nn.Module; got {type(module).__name__}")
@@ -95,15 +110,18 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
         if is_lazy(tensor):
             kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
             raise ValueError(
-                f"factory: expected a module whose parameters have a shape; {name} of {kind} gets one by a first batch: name its inputs "
-                f"({kind.removeprefix('Lazy')} in the place of {kind}), or let a function make the module and pass it two rows"
+                f"factory: expected a module whose parameters have a shape; {name} of {kind} gets one by a "
+                "first batch: name its inputs "
+                f"({kind.removeprefix('Lazy')} in the place of {kind}), or let a function make the module "
+                "and pass it two rows"
             )
     return module
 
 
 def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
     """``{"class_path", "init_args"}`` of a module class or of a ``functools.partial`` of one (a config's
-    ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is not plain data.
+    ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is not plain
+    data.
 
     >>> module_recipe(functools.partial(nn.Linear, in_features=2, out_features=3))["init_args"]
     {'in_features': 2, 'out_features': 3}
@@ -145,7 +163,8 @@ def build_module(recipe: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.M
     # Importing a module runs it, so the name is judged before anything is imported.
     if path not in trusted and not path.startswith(BUILT_IN):
         raise ValueError(
-            f"{path} is not trusted: it is neither in ensdistill.models nor in torch.nn. If you know it, pass trusted=[{path!r}]"
+            f"{path} is not trusted: it is neither in ensdistill.models nor in torch.nn. If you know it, "
+            f"pass trusted=[{path!r}]"
         )
     module_name, _, name = path.rpartition(".")
     try:

@@ -10,7 +10,9 @@ _TEXTS = ("can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that memory is short, on any device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        text in str(error) for text in _TEXTS
+    )
 
 
 def message(error: BaseException) -> str:

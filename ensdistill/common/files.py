@@ -1,4 +1,5 @@
-"""Writing a run folder so that a crash at any moment leaves either the old file or the new one, never half of one."""
+"""Writing a run folder so that a crash at any moment leaves either the old file or the new one, never half of
+one."""
 
 from __future__ import annotations
 
@@ -29,16 +30,21 @@ def local_path(path: Path | str) -> Path:
         ``path`` is a URL.
     """
     if "://" in str(path):
-        raise ValueError(f"path: expected one on this machine; got {path}; write to a local folder, then push it (ensdistill cache push)")
+        raise ValueError(
+            f"path: expected one on this machine; got {path}; write to a local folder, then push it "
+            "(ensdistill cache push)"
+        )
     return Path(path).absolute()
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, else removed."""
+    """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, else
+    removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers apart; a leftover of a killed writer is overwritten or ignored, never read.
+    # The process id keeps two writers apart; a leftover of a killed writer is overwritten or ignored, never
+    # read.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -71,7 +77,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Atomically write ``value`` as indented JSON; NaN and infinities are refused because JSON has no such numbers."""
+    """Atomically write ``value`` as indented JSON; NaN and infinities are refused because JSON has no such
+    numbers."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -92,11 +99,15 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path}: not a JSON file ({error}); delete it to have it written again") from error
 
 
-def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write_arrays(
+    path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Atomically write named arrays as one ``.safetensors`` file."""
     from safetensors.numpy import save
 
-    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=dict(metadata or {})))
+    write_bytes(
+        path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=dict(metadata or {}))
+    )
 
 
 @contextmanager
@@ -114,7 +125,9 @@ def exclusive(folder: Path | str) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise FolderLocked(f"{folder} is being written by another process; wait for it to end, or choose another folder") from None
+        raise FolderLocked(
+            f"{folder} is being written by another process; wait for it to end, or choose another folder"
+        ) from None
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """One digest for everything a stage depends on: configs, arrays, tensors, source files.
 
-Fingerprints decide which work is skipped, resumed or refused, so they are made of content, never of dates or paths.
+Fingerprints decide which work is skipped, resumed or refused, so they are made of content, never of dates or
+paths.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def digest(value: Any) -> str:
 
     Parameters
     ----------
-    value : dict, list, tuple, str, int, float, bool, None, bytes, Path, dataclass, NumPy array or torch tensor
+    value : dict, list, tuple, str, int, float, bool, None, bytes, Path, dataclass, NumPy array or torch
+    tensor
         Mappings are hashed in sorted key order; arrays with their dtype and shape.
 
     Raises
@@ -53,7 +55,10 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         _update(state, str(value))
     elif isinstance(value, np.ndarray):
         if value.dtype.hasobject:
-            raise TypeError("digest: an array of Python objects has no stable bytes; convert it to a numeric or string dtype")
+            raise TypeError(
+                "digest: an array of Python objects has no stable bytes; convert it to a numeric or string "
+                "dtype"
+            )
         state.update(f"array:{value.dtype.str}:{value.shape};".encode())
         state.update(np.ascontiguousarray(value).view(np.uint8).reshape(-1).data if value.size else b"")
     elif isinstance(value, Mapping):
@@ -67,11 +72,16 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         state.update(f"list:{len(value)};".encode())
         for item in value:
             _update(state, item)
-    elif hasattr(value, "detach") and hasattr(value, "untyped_storage"):  # a torch tensor, without importing torch
+    elif hasattr(value, "detach") and hasattr(
+        value, "untyped_storage"
+    ):  # a torch tensor, without importing torch
         import torch
 
         flat = value.detach().cpu().contiguous()
         state.update(f"tensor:{flat.dtype}:{tuple(flat.shape)};".encode())
         state.update(flat.reshape(-1).view(torch.uint8).numpy().data if flat.numel() else b"")
     else:
-        raise TypeError(f"digest: expected plain data, arrays or tensors; got {type(value).__module__}.{type(value).__qualname__}")
+        raise TypeError(
+            "digest: expected plain data, arrays or tensors; got "
+            f"{type(value).__module__}.{type(value).__qualname__}"
+        )

@@ -29,8 +29,8 @@ class Optimization:
     weight_decay : float
         Decoupled weight decay (Loshchilov and Hutter, 2019, "Decoupled Weight Decay Regularization").
     schedule : {"one_cycle", "cosine", "constant"}
-        ``one_cycle`` also lowers and raises AdamW's first momentum (Smith and Topin, 2018, "Super-Convergence");
-        ``cosine`` and ``constant`` rise linearly during the warm-up.
+        ``one_cycle`` also lowers and raises AdamW's first momentum (Smith and Topin, 2018,
+        "Super-Convergence"); ``cosine`` and ``constant`` rise linearly during the warm-up.
     warmup : float
         Share of the steps during which the learning rate rises, in [0, 1).
     label_smoothing : float
@@ -64,25 +64,38 @@ class Optimization:
             if getattr(self, name) < 1:
                 raise ValueError(f"optimization.{name}: expected at least 1; got {getattr(self, name)}")
         if not (0 < self.learning_rate < math.inf):
-            raise ValueError(f"optimization.learning_rate: expected a positive number; got {self.learning_rate}")
+            raise ValueError(
+                f"optimization.learning_rate: expected a positive number; got {self.learning_rate}"
+            )
         if not (0 <= self.weight_decay < math.inf):
-            raise ValueError(f"optimization.weight_decay: expected a number of at least 0; got {self.weight_decay}")
+            raise ValueError(
+                f"optimization.weight_decay: expected a number of at least 0; got {self.weight_decay}"
+            )
         for name in ("warmup", "label_smoothing"):
             if not (0 <= getattr(self, name) < 1):
-                raise ValueError(f"optimization.{name}: expected a share in [0, 1); got {getattr(self, name)}")
+                raise ValueError(
+                    f"optimization.{name}: expected a share in [0, 1); got {getattr(self, name)}"
+                )
         if self.schedule not in ("one_cycle", "cosine", "constant"):
-            raise ValueError(f"optimization.schedule: expected one_cycle, cosine or constant; got {self.schedule!r}")
+            raise ValueError(
+                f"optimization.schedule: expected one_cycle, cosine or constant; got {self.schedule!r}"
+            )
 
     def build(self, parameters: Iterable[Tensor | nn.Parameter]) -> tuple[AdamW, LRScheduler]:
-        """The optimiser of ``parameters`` and its scheduler, which is stepped once after every optimiser step."""
-        # The fused step is one call for all parameters; small models spend much of their time in the per-parameter loop.
+        """The optimiser of ``parameters`` and its scheduler, which is stepped once after every optimiser
+        step."""
+        # The fused step is one call for all parameters; small models spend much of their time in the
+        # per-parameter loop.
         optimizer = AdamW(list(parameters), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "one_cycle":
-            # A cycle of one step would begin at its end, where the learning rate is next to nothing. And OneCycleLR divides by the
-            # number of the warm-up's last step: 0 where it has one step. A hair less of a warm-up has the same learning rates.
+            # A cycle of one step would begin at its end, where the learning rate is next to nothing. And
+            # OneCycleLR divides by the number of the warm-up's last step: 0 where it has one step. A hair
+            # less of a warm-up has the same learning rates.
             total = max(2, self.steps)
             warmup = self.warmup * (1 - 1e-9) if self.warmup * total == 1 else float(self.warmup)
-            return optimizer, OneCycleLR(optimizer, max_lr=self.learning_rate, total_steps=total, pct_start=warmup)
+            return optimizer, OneCycleLR(
+                optimizer, max_lr=self.learning_rate, total_steps=total, pct_start=warmup
+            )
         return optimizer, LambdaLR(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:

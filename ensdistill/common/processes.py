@@ -1,4 +1,5 @@
-"""Work that several processes share: the rank of this one among those that ``torchrun`` started. A single process loads no torch."""
+"""Work that several processes share: the rank of this one among those that ``torchrun`` started. A single
+process loads no torch."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Processes:
             distributed.barrier()
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of the processes' tensors, which have the same shape and a floating dtype, with the same bits in all."""
+        """The mean of the processes' tensors, which have the same shape and a floating dtype, with the same
+        bits in all."""
         if self.count == 1:
             return tensor
         from torch import distributed
@@ -67,7 +69,8 @@ class Processes:
         return content.cpu().numpy().tobytes()
 
     def take_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process 0."""
+        """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process
+        0."""
         if self.count == 1 or not tensors:
             return
         import torch
@@ -93,8 +96,9 @@ class Processes:
 
 @contextmanager
 def processes(device: Any = "cpu") -> Iterator[Processes]:
-    """The processes of torch's group; where ``torchrun`` started several, a group is made (gloo, or nccl for a GPU) for the
-    time being. A process whose work fails leaves without waiting for the others, so that ``torchrun`` can start them all again."""
+    """The processes of torch's group; where ``torchrun`` started several, a group is made (gloo, or nccl for
+    a GPU) for the time being. A process whose work fails leaves without waiting for the others, so that
+    ``torchrun`` can start them all again."""
     loaded = sys.modules.get("torch")
     ready = loaded is not None and loaded.distributed.is_available() and loaded.distributed.is_initialized()
     if not ready and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -119,7 +123,10 @@ def _join(device: str) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, count = next(iter(distributed.rendezvous("env://")))
-    # torchrun keeps its store when it starts processes again: the addresses of those that died are still there.
+    # torchrun keeps its store when it starts processes again: the addresses of those that died are still
+    # there.
     name = f"ensdistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_groups)}"
     backend = "nccl" if on_gpu else "gloo"
-    distributed.init_process_group(backend, store=distributed.PrefixStore(name, store), rank=rank, world_size=count)
+    distributed.init_process_group(
+        backend, store=distributed.PrefixStore(name, store), rank=rank, world_size=count
+    )

@@ -1,4 +1,5 @@
-"""Single numbers as settings, without torch. NumPy scalars stand for the Python numbers they hold: a search over settings draws them."""
+"""Single numbers as settings, without torch. NumPy scalars stand for the Python numbers they hold: a search
+over settings draws them."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def check_temperature(name: str, value: Any) -> None:
 
 
 def plain_fields(settings: Any) -> None:
-    """Replace NumPy scalars among the fields of a frozen dataclass, so that they compare, compute and are written as Python's numbers."""
+    """Replace NumPy scalars among the fields of a frozen dataclass, so that they compare, compute and are
+    written as Python's numbers."""
     for field in fields(settings):
         if isinstance(value := getattr(settings, field.name), np.generic):
             object.__setattr__(settings, field.name, value.item())

@@ -1,12 +1,14 @@
-"""The code that classes and functions use, part by part, so that a fingerprint changes with it and with no other code.
+"""The code that classes and functions use, part by part, so that a fingerprint changes with it and with no
+other code.
 
-A class counts with its bases and all its attributes; a function with its instructions, defaults and closure; both with the functions,
-classes and values that their code refers to by a global name, in whichever file those stand, and so on. Instructions are read from the
-running process, so a file that was edited since it was imported does not matter. Comments, docstrings and layout don't count.
+A class counts with its bases and all its attributes; a function with its instructions, defaults and closure;
+both with the functions, classes and values that their code refers to by a global name, in whichever file
+those stand, and so on. Instructions are read from the running process, so a file that was edited since it was
+imported does not matter. Comments, docstrings and layout don't count.
 
-Python and well-known libraries count by their version. Another installed package counts by its version and by the code of those of its
-classes and functions that are referred to; names are not followed any further there. This package counts by that code alone. An import
-inside a function counts by its name.
+Python and well-known libraries count by their version. Another installed package counts by its version and by
+the code of those of its classes and functions that are referred to; names are not followed any further there.
+This package counts by that code alone. An import inside a function counts by its name.
 """
 
 from __future__ import annotations
@@ -32,16 +34,42 @@ from torch import Tensor, nn
 
 from ensdistill.common.fingerprint import digest
 
-_LIBRARIES = frozenset(["torch", "torchvision", "torchaudio", "transformers", "numpy", "scipy", "sklearn", "pandas", "PIL", "timm"]).union(
-    ["einops", "accelerate", "peft", "safetensors"]
-)
+_LIBRARIES = frozenset(
+    [
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "transformers",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "pandas",
+        "PIL",
+        "timm",
+    ]
+).union(["einops", "accelerate", "peft", "safetensors"])
 _STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 _INSTALLED = {"site-packages", "dist-packages"}
 # Attributes that Python itself sets on a class; annotations and docstrings don't decide its results.
 _OF_EVERY_CLASS = frozenset(
-    ["__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"]
+    [
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__firstlineno__",
+        "__static_attributes__",
+    ]
 ).union(
-    ["__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__orig_bases__", "__parameters__"],
+    [
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__orig_bases__",
+        "__parameters__",
+    ],
     ["__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__match_args__"],
 )
 
@@ -51,15 +79,16 @@ class Used:
 
     def __init__(self) -> None:
         self.parts: dict[str, Any] = {}
-        # By id: objects that are parts already, and values with their data. Kept alive, so that no id is given to another object.
+        # By id: objects that are parts already, and values with their data. Kept alive, so that no id is
+        # given to another object.
         self._seen: dict[int, Any] = {}
         self._known: dict[int, tuple[Any, Any]] = {}
 
     def refer(self, value: Any, where: str) -> Any:
         """``value`` as data that `digest` takes. The code behind it is added to the parts.
 
-        Plain data, arrays, tensors, functions, classes and modules are taken by content, in containers and as attributes of objects too.
-        An object without attributes is taken by its type, with a warning.
+        Plain data, arrays, tensors, functions, classes and modules are taken by content, in containers and as
+        attributes of objects too. An object without attributes is taken by its type, with a warning.
         """
         if isinstance(value, enum.Enum):
             return [self.refer(type(value), where), value.name]
@@ -68,7 +97,11 @@ class Used:
         if isinstance(value, Tensor):
             return tensor_data(value)
         if isinstance(value, np.ndarray):
-            return value if not value.dtype.hasobject else ["objects", list(value.shape), self.refer(value.ravel().tolist(), where)]
+            return (
+                value
+                if not value.dtype.hasobject
+                else ["objects", list(value.shape), self.refer(value.ravel().tolist(), where)]
+            )
         if isinstance(value, (complex, range, slice, type(...), torch.dtype, torch.device, np.dtype)):
             return [type(value).__name__, str(value)]
         if isinstance(value, (re.Pattern, logging.Logger)):
@@ -78,7 +111,10 @@ class Used:
         if isinstance(value, ModuleType):
             return self._module(value, frozenset())
         if isinstance(value, functools.partial):
-            return ["partial", *(self.refer(part, where) for part in (value.func, value.args, value.keywords))]
+            return [
+                "partial",
+                *(self.refer(part, where) for part in (value.func, value.args, value.keywords)),
+            ]
         if isinstance(value, property):
             return ["property", *(self.refer(part, where) for part in (value.fget, value.fset, value.fdel))]
         if isinstance(value, (classmethod, staticmethod)):
@@ -90,7 +126,10 @@ class Used:
         if type(value).__module__ == "typing":
             return repr(value)
         if id(value) not in self._known:
-            self._known[id(value)] = value, ["again", _path(type(value))]  # until its content is known: it may hold itself
+            self._known[id(value)] = (
+                value,
+                ["again", _path(type(value))],
+            )  # until its content is known: it may hold itself
             self._known[id(value)] = value, digest(self._content(value, where))
         return self._known[id(value)][1]
 
@@ -104,21 +143,33 @@ class Used:
         if isinstance(value, nn.Module):
             return self.module(value, where)
         if dataclasses.is_dataclass(value):
-            return [self._class(type(value)), {f.name: self.refer(getattr(value, f.name), where) for f in dataclasses.fields(value)}]
+            return [
+                self._class(type(value)),
+                {f.name: self.refer(getattr(value, f.name), where) for f in dataclasses.fields(value)},
+            ]
         if hasattr(value, "__wrapped__"):  # of functools.cache
             return [_path(type(value)), self.refer(value.__wrapped__, where)]
         if hasattr(value, "__dict__"):
-            return [self._class(type(value)), {name: self.refer(part, f"{where}.{name}") for name, part in vars(value).items()}]
+            return [
+                self._class(type(value)),
+                {name: self.refer(part, f"{where}.{name}") for name, part in vars(value).items()},
+            ]
         warnings.warn(
-            f"{where}: a {_path(type(value))} has no content that a fingerprint could be made of; only its type counts, so a cache won't "
+            f"{where}: a {_path(type(value))} has no content that a fingerprint could be made of; only its "
+            "type counts, so a cache won't "
             "notice when it changes",
             stacklevel=2,
         )
         return self._class(type(value))
 
     def module(self, module: nn.Module, where: str) -> Any:
-        """A torch module that is no submodule: its class, its attributes without those of every module, and its tensors."""
-        own = {name: self.refer(value, where) for name, value in vars(module).items() if name not in vars(nn.Module())}
+        """A torch module that is no submodule: its class, its attributes without those of every module, and
+        its tensors."""
+        own = {
+            name: self.refer(value, where)
+            for name, value in vars(module).items()
+            if name not in vars(nn.Module())
+        }
         return [self._class(type(module)), own, state_data(module)]
 
     def _class(self, cls: type) -> list[str]:
@@ -127,12 +178,17 @@ class Used:
                 self._seen[id(part)] = part
                 path = self._free(f"source of {_path(part)}")
                 own = {name: value for name, value in vars(part).items() if name not in _OF_EVERY_CLASS}
-                content = {name: self.refer(value, f"{_path(part)}.{name}") for name, value in sorted(own.items())}
+                content = {
+                    name: self.refer(value, f"{_path(part)}.{name}") for name, value in sorted(own.items())
+                }
                 self.parts[path] = digest([[_path(base) for base in part.__bases__], content])
         return [_path(part) for part in cls.__mro__[:-1]]
 
     def _function(self, function: Any, where: str) -> str:
-        module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", repr(type(function)))
+        module, name = (
+            getattr(function, "__module__", None) or "",
+            getattr(function, "__qualname__", repr(type(function))),
+        )
         path, code = f"{module}.{name}", getattr(function, "__code__", None)
         if id(function) in self._seen:
             return path
@@ -173,10 +229,13 @@ class Used:
         if not (inspect.isclass(value) or inspect.isroutine(value)):
             self.parts[f"value of {module}.{name}"] = digest(referred)
         elif getattr(value, "__name__", None) != name or getattr(value, "__module__", None) != module:
-            self.parts[f"value of {module}.{name}"] = digest(referred)  # which one it is: another may be imported by this name
+            self.parts[f"value of {module}.{name}"] = digest(
+                referred
+            )  # which one it is: another may be imported by this name
 
     def _is_library(self, module: str | None) -> bool:
-        """Whether a module is of Python or of a library whose version stands for its source; that version is a part."""
+        """Whether a module is of Python or of a library whose version stands for its source; that version is
+        a part."""
         root = (module or "").partition(".")[0]
         if root in _LIBRARIES:
             self._version(root)
@@ -219,10 +278,16 @@ def code_parts(code: type | Callable[..., Any]) -> dict[str, Any]:
 
 
 def instructions(code: CodeType) -> list[Any]:
-    """A code object's instructions with names and constants in place of their numbers, which a docstring would move."""
+    """A code object's instructions with names and constants in place of their numbers, which a docstring
+    would move."""
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     steps = [[step.opname, _constant(step.argval)] for step in dis.get_instructions(code)]
-    return [arguments, [code.co_argcount, code.co_posonlyargcount, code.co_flags & 0x0F], steps, getattr(code, "co_exceptiontable", b"")]
+    return [
+        arguments,
+        [code.co_argcount, code.co_posonlyargcount, code.co_flags & 0x0F],
+        steps,
+        getattr(code, "co_exceptiontable", b""),
+    ]
 
 
 def tensor_data(tensor: Tensor) -> Any:
@@ -233,8 +298,15 @@ def tensor_data(tensor: Tensor) -> Any:
     TypeError
         A tensor of a class of its own, as some quantisers have: its bytes are not its values.
     """
-    if not isinstance(tensor, nn.Parameter) and type(tensor) is not Tensor and type(tensor).__module__.partition(".")[0] != "torch":
-        raise TypeError(f"a tensor of the type {_path(type(tensor))} (quantised?) has no bytes that a fingerprint could be made of")
+    if (
+        not isinstance(tensor, nn.Parameter)
+        and type(tensor) is not Tensor
+        and type(tensor).__module__.partition(".")[0] != "torch"
+    ):
+        raise TypeError(
+            f"a tensor of the type {_path(type(tensor))} (quantised?) has no bytes that a fingerprint could "
+            "be made of"
+        )
     if tensor.is_quantized:
         return ["quantised", tensor.int_repr(), tensor.dequantize(), str(tensor.qscheme())]
     if tensor.layout != torch.strided:
@@ -245,7 +317,10 @@ def tensor_data(tensor: Tensor) -> Any:
 def state_data(module: nn.Module) -> dict[str, Any]:
     """A module's state as data that `digest` takes; plain tensors as they are."""
     used = Used()
-    return {name: tensor_data(v) if isinstance(v, Tensor) else used.refer(v, name) for name, v in module.state_dict().items()}
+    return {
+        name: tensor_data(v) if isinstance(v, Tensor) else used.refer(v, name)
+        for name, v in module.state_dict().items()
+    }
 
 
 def _file(root: str) -> Path | None:
@@ -258,7 +333,9 @@ def _constant(value: Any) -> Any:
         return instructions(value)
     if isinstance(value, (tuple, list)):
         return [_constant(part) for part in value]
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set's order differs from process to process
+    return (
+        sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+    )  # a set's order differs from process to process
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -270,8 +347,17 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _globals(code: CodeType, scope: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names of the function's file that its code reads, with their values now."""
-    steps = (step for part in _codes(code) for step in dis.get_instructions(part) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return [(name, scope[name]) for name in sorted({step.argval for step in steps} - {"__name__", "__file__"}) if name in scope]
+    steps = (
+        step
+        for part in _codes(code)
+        for step in dis.get_instructions(part)
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    )
+    return [
+        (name, scope[name])
+        for name in sorted({step.argval for step in steps} - {"__name__", "__file__"})
+        if name in scope
+    ]
 
 
 def _attributes(code: CodeType) -> frozenset[str]:
@@ -299,7 +385,8 @@ def _path(cls: type) -> str:
 
 
 def source_digest(code: type | Callable[..., Any]) -> str | None:
-    """Digest of the code that a class or a function uses, its own included; None where none of it is written in Python.
+    """Digest of the code that a class or a function uses, its own included; None where none of it is written
+    in Python.
 
     Code that stands in the same file, but is not used, does not count.
     """

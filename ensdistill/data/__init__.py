@@ -4,4 +4,14 @@ from ensdistill.data.datasets import ArrayDataset, Dataset, Digits
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 from ensdistill.data.splits import Split, stratified_split
 
-__all__ = ["UNLABELLED", "ArrayDataset", "BadRows", "Dataset", "Digits", "Rows", "Split", "check_finite", "stratified_split"]
+__all__ = [
+    "UNLABELLED",
+    "ArrayDataset",
+    "BadRows",
+    "Dataset",
+    "Digits",
+    "Rows",
+    "Split",
+    "check_finite",
+    "stratified_split",
+]

@@ -1,5 +1,5 @@
-"""Random changes of inputs that keep the class. The draws are separate from their application, so that many models' batches,
-each with draws from its own generator, are changed in one call."""
+"""Random changes of inputs that keep the class. The draws are separate from their application, so that many
+models' batches, each with draws from its own generator, are changed in one call."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ class Augmentation(Protocol):
         ...
 
     def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Every version of ``inputs`` [N, ...] that can be drawn, the unchanged one first, for learners that take no batches."""
+        """Every version of ``inputs`` [N, ...] that can be drawn, the unchanged one first, for learners that
+        take no batches."""
         ...
 
 
 @dataclass(frozen=True)
 class ShiftImages:
-    """Shift each image by up to ``pixels`` in each direction; pixels from outside are zero, nothing is wrapped around.
+    """Shift each image by up to ``pixels`` in each direction; pixels from outside are zero, nothing is
+    wrapped around.
 
     Parameters
     ----------
@@ -44,7 +46,8 @@ class ShiftImages:
 
     Examples
     --------
-    >>> ShiftImages(1).apply(torch.ones(1, 1, 2, 2), torch.tensor([[0, 1]])).tolist()  # one pixel to the right
+    >>> to_the_right = torch.tensor([[0, 1]])
+    >>> ShiftImages(1).apply(torch.ones(1, 1, 2, 2), to_the_right).tolist()
     [[[[0.0, 1.0], [0.0, 1.0]]]]
     """
 
@@ -59,7 +62,9 @@ class ShiftImages:
     def _offsets(self) -> np.ndarray:
         reach = range(-self.pixels, self.pixels + 1)
         pairs = [(y, x) for y in reach for x in reach if self.diagonal or y == 0 or x == 0]
-        return np.array(sorted(pairs, key=lambda pair: pair != (0, 0)), np.int64)  # (0, 0) first; the sort is stable
+        return np.array(
+            sorted(pairs, key=lambda pair: pair != (0, 0)), np.int64
+        )  # (0, 0) first; the sort is stable
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """Offsets (down, right) in pixels: int64 [count, 2]."""
@@ -75,7 +80,9 @@ class ShiftImages:
             The inputs are not images.
         """
         if inputs.ndim != 4:
-            raise ValueError(f"inputs: ShiftImages expects images [N, channels, height, width]; got {list(inputs.shape)}")
+            raise ValueError(
+                f"inputs: ShiftImages expects images [N, channels, height, width]; got {list(inputs.shape)}"
+            )
         p, (height, width) = self.pixels, inputs.shape[2:]
         padded = F.pad(inputs, (p, p, p, p))
         # One flat index per output pixel and sample: a single gather instead of one slice per sample.
@@ -88,6 +95,8 @@ class ShiftImages:
     def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
         count = len(inputs)
         return [
-            self.apply(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(offset).expand(count, 2)).numpy()
+            self.apply(
+                torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(offset).expand(count, 2)
+            ).numpy()
             for offset in self._offsets()
         ]

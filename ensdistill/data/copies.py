@@ -1,7 +1,8 @@
-"""Rows with equal inputs: found by content, kept together in splits and folds, and counted where parts are given.
+"""Rows with equal inputs: found by content, kept together in splits and folds, and counted where parts are
+given.
 
-Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here distinguishes these, so a row that differs from
-another in nothing else is a copy of it.
+Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here distinguishes these,
+so a row that differs from another in nothing else is a copy of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import xxhash
 if TYPE_CHECKING:
     from ensdistill.data import Split
 
-BLOCK_BYTES = 2**26  # rows are hashed in blocks, so that a file that is mapped into memory is never held as a whole
+BLOCK_BYTES = (
+    2**26
+)  # rows are hashed in blocks, so that a file that is mapped into memory is never held as a whole
 
 
 def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
@@ -31,7 +34,8 @@ def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
     Returns
     -------
     list of ndarray [N], int64
-        One array for each part. Two rows, of one part or of two, have the same number if and only if they are equal.
+        One array for each part. Two rows, of one part or of two, have the same number if and only if they are
+        equal.
 
     Examples
     --------
@@ -39,19 +43,28 @@ def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
     [array([0, 1]), array([1, 0])]
     """
     if len({part.shape[1:] for part in parts}) > 1:
-        raise ValueError(f"parts: expected rows of one shape; got {', '.join(str(list(part.shape[1:])) for part in parts)}")
+        raise ValueError(
+            f"parts: expected rows of one shape; got {', '.join(str(list(part.shape[1:])) for part in parts)}"
+        )
     common = np.result_type(*parts)
     number: dict[Any, int] = {}
-    return [np.array([number.setdefault(key, len(number)) for key in _keys(part, common)], np.int64) for part in parts]
+    return [
+        np.array([number.setdefault(key, len(number)) for key in _keys(part, common)], np.int64)
+        for part in parts
+    ]
 
 
 def _keys(rows: np.ndarray, dtype: np.dtype[Any]) -> Iterator[Any]:
-    """A hashable key for each row: a digest of 128 bits where the bytes decide, else the values themselves."""
+    """A hashable key for each row: a digest of 128 bits where the bytes decide, else the values
+    themselves."""
     width = math.prod(rows.shape[1:])
     if width == 0:
         yield from [b""] * len(rows)
         return
-    by_bytes = dtype.kind in "biufcmMSU" and dtype not in (np.longdouble, np.clongdouble)  # a long double has unused bytes
+    by_bytes = dtype.kind in "biufcmMSU" and dtype not in (
+        np.longdouble,
+        np.clongdouble,
+    )  # a long double has unused bytes
     step = max(1, BLOCK_BYTES // max(1, width * dtype.itemsize))
     for start in range(0, len(rows), step):
         block = rows[start : start + step].astype(dtype).reshape(-1, width)  # a copy, which may be changed
@@ -70,7 +83,9 @@ def _value(value: Any) -> Any:
     return None if value != value else value  # NaN, NaT
 
 
-def draw_stratified(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_stratified(
+    rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows so that each class has the share that it has among all, and equal rows stay together.
 
     Parameters
@@ -91,9 +106,13 @@ def draw_stratified(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, si
 
     if size in (0, len(rows)):
         return rows[:size], rows[size:]
-    _, first, of_row, counts = np.unique(groups[rows], return_index=True, return_inverse=True, return_counts=True)
+    _, first, of_row, counts = np.unique(
+        groups[rows], return_index=True, return_inverse=True, return_counts=True
+    )
     if counts.max() == 1:
-        drawn, rest = train_test_split(rows, train_size=size, stratify=labels[rows], random_state=seed % 2**32)
+        drawn, rest = train_test_split(
+            rows, train_size=size, stratify=labels[rows], random_state=seed % 2**32
+        )
         return drawn, rest
     # A set with several labels counts for the class of its first row.
     stratum = labels[rows[first]]
@@ -113,7 +132,9 @@ def draw_stratified(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, si
     return rows[taken[of_row]], rows[~taken[of_row]]
 
 
-def stratified_folds(inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def stratified_folds(
+    inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds with the classes in the proportions of the whole; equal rows are in one fold.
 
     Parameters
@@ -130,22 +151,36 @@ def stratified_folds(inputs: np.ndarray, labels: np.ndarray, folds: int, seed: i
     Raises
     ------
     ValueError
-        A fold would be empty, or leave no row of some class to learn from, because its rows are copies of each other.
+        A fold would be empty, or leave no row of some class to learn from, because its rows are copies of
+        each other.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     (groups,) = equal_inputs(inputs)
     unique = len(np.unique(groups)) == len(groups)
-    splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed % 2**32)
+    splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(
+        folds, shuffle=True, random_state=seed % 2**32
+    )
     different = len(np.unique(groups))
     if folds > different:
-        raise ValueError(f"folds: expected at most {different}, because the rows are copies of {different} different ones; got {folds}")
-    parts = [(train, held) for train, held in splitter.split(np.zeros(len(labels)), labels, None if unique else groups)]
+        raise ValueError(
+            f"folds: expected at most {different}, because the rows are copies of {different} different "
+            f"ones; got {folds}"
+        )
+    parts = [
+        (train, held)
+        for train, held in splitter.split(np.zeros(len(labels)), labels, None if unique else groups)
+    ]
     for train, held in parts:
         if len(held) == 0 or (lost := np.setdiff1d(labels, labels[train])).size:
-            which = "some fold would be empty" if len(held) == 0 else f"the copies of class {lost[0]} would all be held out at once"
+            which = (
+                "some fold would be empty"
+                if len(held) == 0
+                else f"the copies of class {lost[0]} would all be held out at once"
+            )
             raise ValueError(
-                f"folds: {folds} folds are too many: equal rows stay in one fold, and {which}; ask for fewer, or remove copies"
+                f"folds: {folds} folds are too many: equal rows stay in one fold, and {which}; ask for "
+                "fewer, or remove copies"
             )
     return parts
 
@@ -183,9 +218,12 @@ class Copies:
             names = [name for name in ("labelled", "pool", "synthetic") if getattr(self, name)]
             parts = ", ".join(f"{getattr(self, name)} of them {name}" for name in names)
             raise ValueError(
-                f"{where}: {found} of {rows} test rows ({found / rows:.1%}) equal rows that are trained on ({parts}), which makes "
-                f"every figure too good; expected at most max_test_copies={allowed:g} of them. Remove the copies, or keep equal "
-                "rows in one part; where equal rows are legitimate (coarse categories), set max_test_copies to "
+                f"{where}: {found} of {rows} test rows ({found / rows:.1%}) equal rows that are trained on "
+                f"({parts}), which makes "
+                f"every figure too good; expected at most max_test_copies={allowed:g} of them. Remove the "
+                "copies, or keep equal "
+                "rows in one part; where equal rows are legitimate (coarse categories), set max_test_copies "
+                "to "
                 f"{math.ceil(1e3 * found / rows) / 1e3:g}"
             )
 
@@ -209,9 +247,14 @@ def count_copies(split: Split, synthetic: np.ndarray | None = None, *, pool: boo
     (0, 0, 0)
     """
     made = split.test.inputs[:0] if synthetic is None else synthetic
-    labelled, unlabelled, test, generated = equal_inputs(split.labelled.inputs, split.pool.inputs, split.test.inputs, made)
+    labelled, unlabelled, test, generated = equal_inputs(
+        split.labelled.inputs, split.pool.inputs, split.test.inputs, made
+    )
     by_part = [np.isin(test, part) for part in (labelled, unlabelled if pool else test[:0], generated)]
-    groups, labels = np.concatenate([labelled, test]), np.concatenate([split.labelled.labels, split.test.labels])
+    groups, labels = (
+        np.concatenate([labelled, test]),
+        np.concatenate([split.labelled.labels, split.test.labels]),
+    )
     pairs = np.unique(np.stack([groups, labels]), axis=1)
     several, counts = np.unique(pairs[0], return_counts=True)
     return Copies(

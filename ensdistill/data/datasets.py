@@ -46,7 +46,13 @@ class Digits:
         inputs = (digits.images / 16).astype(np.float32)[:, None]
         classes = [str(name) for name in digits.target_names]
         return stratified_split(
-            inputs, digits.target.astype(np.int64), classes, labelled=self.labelled, pool=self.pool, test=None, seed=seed
+            inputs,
+            digits.target.astype(np.int64),
+            classes,
+            labelled=self.labelled,
+            pool=self.pool,
+            test=None,
+            seed=seed,
         )
 
 
@@ -57,11 +63,11 @@ class ArrayDataset:
     Parameters
     ----------
     inputs : path
-        Numbers [N, ...], of a floating-point, integer or boolean dtype, which estimators and boosters are fitted to as
-        they are. Torch modules get their float32 values.
+        Numbers [N, ...], of a floating-point, integer or boolean dtype, which estimators and boosters are
+        fitted to as they are. Torch modules get their float32 values.
     labels : path
-        Labels [N]: class indices from 0 (integers, or floats that are whole numbers), or names (strings, booleans).
-        -100 stands for rows without a label, which go to the pool.
+        Labels [N]: class indices from 0 (integers, or floats that are whole numbers), or names (strings,
+        booleans). -100 stands for rows without a label, which go to the pool.
     labelled : int
         Rows whose labels may be used.
     pool : int
@@ -91,9 +97,13 @@ class ArrayDataset:
             got = f"{inputs.dtype} {list(inputs.shape)}"
             raise ValueError(f"inputs: expected {NUMBERS} [N, ...] in {self.inputs}; got {got}")
         wanted = None if self.classes is None else tuple(self.classes)
-        found, names = as_labels(labels, wanted, indices=True, unlabelled=UNLABELLED, argument=f"labels: {self.labels}")
+        found, names = as_labels(
+            labels, wanted, indices=True, unlabelled=UNLABELLED, argument=f"labels: {self.labels}"
+        )
         check_finite(f"inputs: {self.inputs}", inputs)
-        return stratified_split(inputs, found, names, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed)
+        return stratified_split(
+            inputs, found, names, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed
+        )
 
 
 def _open(argument: str, path: Path) -> np.ndarray:
@@ -105,8 +115,10 @@ def _open(argument: str, path: Path) -> np.ndarray:
         raise ValueError(f"{argument}: there is no file {path}") from error
     if start != np.lib.format.MAGIC_PREFIX:
         raise ValueError(
-            f"{argument}: expected a .npy file of numbers, as numpy.save writes it; got {path}, which begins with {start!r}. A text table "
-            f'becomes one by numpy.save("{path.stem}.npy", numpy.loadtxt("{path.name}", delimiter=",", skiprows=1, dtype="float32"))'
+            f"{argument}: expected a .npy file of numbers, as numpy.save writes it; got {path}, which "
+            f"begins with {start!r}. A text table "
+            f'becomes one by numpy.save("{path.stem}.npy", numpy.loadtxt("{path.name}", delimiter=",", '
+            'skiprows=1, dtype="float32"))'
         )
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

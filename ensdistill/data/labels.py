@@ -24,11 +24,13 @@ def as_labels(
     Parameters
     ----------
     labels : array-like [N]
-        Integers, and floats that are whole numbers, are class indices. Strings and booleans are names ("False" and
-        "True"): from NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories included.
+        Integers, and floats that are whole numbers, are class indices. Strings and booleans are names
+        ("False" and "True"): from NumPy, lists, tensors, or a column of pandas, polars or pyarrow, categories
+        included.
     wanted : tuple of str, optional
-        The names by index. By default they are the labels' own names, or "0", "1", ... Names are sorted, unless the labels
-        are a column of ordered categories (of pandas and pyarrow with ``ordered``, or polars' ``Enum``), whose order stays.
+        The names by index. By default they are the labels' own names, or "0", "1", ... Names are sorted,
+        unless the labels are a column of ordered categories (of pandas and pyarrow with ``ordered``, or
+        polars' ``Enum``), whose order stays.
     indices : bool
         Whether numbers are class indices for certain, also where ``wanted`` holds such numbers as names.
     unlabelled : int, optional
@@ -39,8 +41,8 @@ def as_labels(
     Raises
     ------
     ValueError
-        A missing label (None, NaN, NA), a fraction, several kinds of labels, or names and indices that ``wanted``
-        doesn't hold. It names the rows.
+        A missing label (None, NaN, NA), a fraction, several kinds of labels, or names and indices that
+        ``wanted`` doesn't hold. It names the rows.
 
     Examples
     --------
@@ -60,14 +62,25 @@ def as_labels(
         got = f"{values.dtype} {list(values.shape)}"
         raise ValueError(f"{argument}: expected labels [N] that are class indices or names; got {got}")
     if values.dtype.kind == "f":
-        _refuse(argument, ~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite")
-        _refuse(argument, values != np.floor(values), values, "is a fraction: expected class indices, or names")
+        _refuse(
+            argument, ~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite"
+        )
+        _refuse(
+            argument, values != np.floor(values), values, "is a fraction: expected class indices, or names"
+        )
     expected = f"0..{'C' if wanted is None else len(wanted)}-1"
-    _refuse(argument, np.abs(values.astype(np.float64)) > LARGEST, values, f"is no class index: expected {expected}")
+    _refuse(
+        argument,
+        np.abs(values.astype(np.float64)) > LARGEST,
+        values,
+        f"is no class index: expected {expected}",
+    )
     found = values.astype(np.int64)
     known = np.ones(len(found), bool) if unlabelled is None else found != unlabelled
     if not known.any():
-        raise ValueError(f"{argument}: expected rows with a label; got {len(found)} rows, none of which has one")
+        raise ValueError(
+            f"{argument}: expected rows with a label; got {len(found)} rows, none of which has one"
+        )
     if wanted is not None and not indices:
         _check_one_reading(found[known], wanted)
     names = _numbers(found[known], argument) if wanted is None else wanted
@@ -88,19 +101,23 @@ def _values(labels: Any, argument: str) -> np.ndarray:
     plain = [v.item() if isinstance(v, np.generic) or _is_tensor(v) else v for v in values.tolist()]
     _refuse(argument, np.array([_is_missing(v) for v in plain], bool), values, "is missing")
     kinds = {kind: [isinstance(v, kind) for v in plain] for kind in (bool, str, bytes, (int, float))}
-    kinds[int, float] = [number and not boolean for number, boolean in zip(kinds[int, float], kinds[bool], strict=True)]
+    kinds[int, float] = [
+        number and not boolean for number, boolean in zip(kinds[int, float], kinds[bool], strict=True)
+    ]
     found = [kind for kind, those in kinds.items() if any(those)]
     if len(found) == 1 and all(kinds[found[0]]):
         return np.array(plain)
     row = next((i for i, v in enumerate(plain) if type(v) is not type(plain[0])), 0)
     raise ValueError(
-        f"{argument}: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row {row} holds "
+        f"{argument}: expected labels of one kind, class indices or names; row 0 holds {plain[0]!r}, row "
+        f"{row} holds "
         f"{plain[row]!r}. Make them alike, for example by labels.astype(str)"
     )
 
 
 def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None:
-    """The labels' different names in the order of a column of ordered categories; None for any other labels."""
+    """The labels' different names in the order of a column of ordered categories; None for any other
+    labels."""
     dtype: Any = getattr(labels, "dtype", None)
     if getattr(dtype, "ordered", False) or type(dtype).__name__ == "Enum":  # pandas, polars
         categories = list(dtype.categories)
@@ -119,7 +136,11 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float) and value != value)
+    )
 
 
 def _names(values: np.ndarray) -> np.ndarray:
@@ -128,11 +149,19 @@ def _names(values: np.ndarray) -> np.ndarray:
     return np.where(values, "True", "False") if values.dtype.kind == "b" else values
 
 
-def _by_name(labels: np.ndarray, wanted: tuple[str, ...] | None, boolean: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+def _by_name(
+    labels: np.ndarray, wanted: tuple[str, ...] | None, boolean: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
     names = tuple(np.unique(labels).tolist()) if wanted is None else wanted
     if unknown := sorted(set(labels.tolist()) - set(names)):
-        remedy = "; if False is the first of the classes and True the second, pass labels.astype(int)" if boolean else ""
-        raise ValueError(f"classes: expected all names among the labels; {unknown} are missing from {list(names)}{remedy}")
+        remedy = (
+            "; if False is the first of the classes and True the second, pass labels.astype(int)"
+            if boolean
+            else ""
+        )
+        raise ValueError(
+            f"classes: expected all names among the labels; {unknown} are missing from {list(names)}{remedy}"
+        )
     position = {name: i for i, name in enumerate(names)}
     return np.array([position[name] for name in labels.tolist()], np.int64), names
 
@@ -153,12 +182,14 @@ def _numbers(labels: np.ndarray, argument: str) -> tuple[str, ...]:
 
 
 def _check_one_reading(indices: np.ndarray, wanted: tuple[str, ...]) -> None:
-    """Refuse labels 0, 1 with classes ("1", "0"): label 0 is the class "1" by its index and the class "0" by its name."""
+    """Refuse labels 0, 1 with classes ("1", "0"): label 0 is the class "1" by its index and the class "0" by
+    its name."""
     for index in np.unique(indices).tolist():
         if str(index) in wanted and wanted.index(str(index)) != index:
             own = repr(wanted[index]) if 0 <= index < len(wanted) else "no class"
             raise ValueError(
-                f"classes: in {list(wanted)}, label {index} is {own} by its index and {str(index)!r} by its name; pass "
+                f"classes: in {list(wanted)}, label {index} is {own} by its index and {str(index)!r} by its "
+                "name; pass "
                 "labels.astype(str) if the labels are names, or Rows if they are indices"
             )
 

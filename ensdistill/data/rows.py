@@ -17,7 +17,8 @@ class BadRows(ValueError):
     ----------
     message : str
     rows : ndarray, int64
-        Their positions in the argument. A caller that knows their uids or their source adds these to the message.
+        Their positions in the argument. A caller that knows their uids or their source adds these to the
+        message.
     """
 
     def __init__(self, message: str, rows: np.ndarray) -> None:
@@ -36,7 +37,8 @@ class Rows:
     ----------
     inputs : ndarray [N, ...]
     uids : ndarray [N], int64
-        Unique: each sample's own number in its data set, stable whatever split the sample is drawn into. Caches find rows by it.
+        Unique: each sample's own number in its data set, stable whatever split the sample is drawn into.
+        Caches find rows by it.
     labels : ndarray [N], int64
         Class indices; -100 where the label isn't known.
 
@@ -61,10 +63,14 @@ class Rows:
         for name in ("uids", "labels"):
             value = getattr(self, name)
             if value.shape != (n,) or value.dtype != np.int64:
-                raise ValueError(f"{name}: expected int64 [{n}], one for each input; got {value.dtype} {list(value.shape)}")
+                raise ValueError(
+                    f"{name}: expected int64 [{n}], one for each input; got {value.dtype} {list(value.shape)}"
+                )
         if len(np.unique(self.uids)) != n:
             values, counts = np.unique(self.uids, return_counts=True)
-            raise ValueError(f"uids: expected unique ids; {int(values[counts > 1][0])} stands {int(counts.max())} times")
+            raise ValueError(
+                f"uids: expected unique ids; {int(values[counts > 1][0])} stands {int(counts.max())} times"
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -78,11 +84,14 @@ class Rows:
 
 
 def check_finite(argument: str, inputs: np.ndarray, uids: np.ndarray | None = None) -> None:
-    """Raise BadRows where ``inputs`` [N, ...] hold NaN or infinity, naming the first such row, and its uid where it is known."""
+    """Raise BadRows where ``inputs`` [N, ...] hold NaN or infinity, naming the first such row, and its uid
+    where it is known."""
     flat = inputs.reshape(len(inputs), math.prod(inputs.shape[1:]))
     bad = np.flatnonzero(~np.isfinite(flat).all(1))
     if len(bad):
         row = bad[0]
         uid = "" if uids is None else f" (uid {uids[row]})"
         value = flat[row][~np.isfinite(flat[row])][0]
-        raise BadRows(f"{argument}: expected finite numbers; row {row}{uid} holds {value} ({len(bad)} such rows)", bad)
+        raise BadRows(
+            f"{argument}: expected finite numbers; row {row}{uid} holds {value} ({len(bad)} such rows)", bad
+        )

@@ -12,13 +12,16 @@ from ensdistill.data.copies import draw_stratified, equal_inputs
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 
 # All dtypes of numbers that a file of the run can hold.
-DTYPES = tuple(np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"))
+DTYPES = tuple(
+    np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+)
 NUMBERS = "numbers (floating-point, integers or booleans)"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The data of one seed of the job: three parts without a common row, of finite inputs of one shape and dtype.
+    """The data of one seed of the job: three parts without a common row, of finite inputs of one shape and
+    dtype.
 
     Parameters
     ----------
@@ -54,12 +57,25 @@ class Split:
                 raise ValueError(f"{name}: expected at least one row; got none")
             _check_inputs(name, rows, self.labelled.inputs)
         for name in ("labelled", "test"):
-            _check_labels(name, getattr(self, name), (0, len(self.classes) - 1), f"a class index in 0..{len(self.classes) - 1}")
-        _check_labels("pool", self.pool, (UNLABELLED, UNLABELLED), f"{UNLABELLED}, because the pool has no labels (`without_labels()`)")
+            _check_labels(
+                name,
+                getattr(self, name),
+                (0, len(self.classes) - 1),
+                f"a class index in 0..{len(self.classes) - 1}",
+            )
+        _check_labels(
+            "pool",
+            self.pool,
+            (UNLABELLED, UNLABELLED),
+            f"{UNLABELLED}, because the pool has no labels (`without_labels()`)",
+        )
         # A test row that was trained on makes every number of the report too good.
         for one, other in (("labelled", "test"), ("pool", "test"), ("labelled", "pool")):
             if len(common := np.intersect1d(getattr(self, one).uids, getattr(self, other).uids)):
-                raise ValueError(f"{one} and {other}: expected no common row; uid {common[0]} is in both ({len(common)} such rows)")
+                raise ValueError(
+                    f"{one} and {other}: expected no common row; uid {common[0]} is in both ({len(common)} "
+                    "such rows)"
+                )
 
 
 def _check_classes(classes: Any) -> None:
@@ -74,12 +90,19 @@ def _check_classes(classes: Any) -> None:
 def _check_inputs(name: str, rows: Rows, labelled: np.ndarray) -> None:
     inputs = rows.inputs
     if inputs.dtype not in DTYPES or inputs.ndim < 2:
-        raise ValueError(f"{name}.inputs: expected {NUMBERS} [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
+        raise ValueError(
+            f"{name}.inputs: expected {NUMBERS} [N, ...]; got {inputs.dtype} {list(inputs.shape)}"
+        )
     if inputs.dtype != labelled.dtype:
-        raise ValueError(f"{name}.inputs: expected {labelled.dtype}, as the labelled rows have; got {inputs.dtype}")
+        raise ValueError(
+            f"{name}.inputs: expected {labelled.dtype}, as the labelled rows have; got {inputs.dtype}"
+        )
     if inputs.shape[1:] != labelled.shape[1:]:
         expected = list(labelled.shape[1:])
-        raise ValueError(f"{name}.inputs: expected rows of shape {expected}, as the labelled rows have; got {list(inputs.shape[1:])}")
+        raise ValueError(
+            f"{name}.inputs: expected rows of shape {expected}, as the labelled rows have; got "
+            f"{list(inputs.shape[1:])}"
+        )
     check_finite(f"{name}.inputs", inputs, rows.uids)
 
 
@@ -87,23 +110,36 @@ def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -
     bad = np.flatnonzero((rows.labels < span[0]) | (rows.labels > span[1]))
     if len(bad):
         row = bad[0]
-        raise BadRows(f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has {rows.labels[row]}", bad)
+        raise BadRows(
+            f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has {rows.labels[row]}",
+            bad,
+        )
 
 
 def stratified_split(
-    inputs: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, labelled: int, pool: int, test: int | None, seed: int
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    labelled: int,
+    pool: int,
+    test: int | None,
+    seed: int,
 ) -> Split:
-    """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers of ``inputs``.
+    """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers
+    of ``inputs``.
 
-    Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test row with a copy among the
-    training rows would measure memory. A part can therefore be a few rows smaller than its size, by less than the largest set of
-    equal rows. A row without a label that equals a test row is left out, and counted in :attr:`Split.left_out`.
+    Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test
+    row with a copy among the training rows would measure memory. A part can therefore be a few rows smaller
+    than its size, by less than the largest set of equal rows. A row without a label that equals a test row is
+    left out, and counted in :attr:`Split.left_out`.
 
     Parameters
     ----------
     inputs : ndarray [N, ...]
     labels : ndarray [N], int64
-        Class indices. Rows labelled -100 go to the pool, on top of the ``pool`` rows that are drawn from the others.
+        Class indices. Rows labelled -100 go to the pool, on top of the ``pool`` rows that are drawn from the
+        others.
     classes : sequence of str
     labelled, pool : int
         Rows of these parts.
@@ -113,8 +149,8 @@ def stratified_split(
     Raises
     ------
     ValueError
-        The sizes add up to more rows than there are, a class has too few different rows to stand in every part, or so many rows are equal
-        that a part would miss more than a tenth of its rows.
+        The sizes add up to more rows than there are, a class has too few different rows to stand in every
+        part, or so many rows are equal that a part would miss more than a tenth of its rows.
 
     Examples
     --------
@@ -124,10 +160,15 @@ def stratified_split(
     0
     """
     if labels.shape != (len(inputs),) or labels.dtype != np.int64:
-        raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
     wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
     if len(wrong):
-        raise ValueError(f"labels: expected 0..{len(classes) - 1} (or {UNLABELLED}); row {wrong[0]} has {labels[wrong[0]]}")
+        raise ValueError(
+            f"labels: expected 0..{len(classes) - 1} (or {UNLABELLED}); row {wrong[0]} has {labels[wrong[0]]}"
+        )
     index = np.flatnonzero(labels != UNLABELLED)
     asked = {"labelled": labelled, "pool": pool} | ({} if test is None else {"test": test})
     # Every part that is drawn has to hold each class, so that each can be learned, and judged.
@@ -135,10 +176,20 @@ def stratified_split(
         if size < (least := 0 if name == "pool" else 1):
             raise ValueError(f"{name}={size}: expected at least {least}")
         if 0 < size < len(classes):
-            raise ValueError(f"{name}={size}: expected at least {len(classes)}, a row of each of the {len(classes)} classes")
-    sizes, left = ", ".join(f"{name}={size}" for name, size in asked.items()), len(index) - sum(asked.values())
+            raise ValueError(
+                f"{name}={size}: expected at least {len(classes)}, a row of each of the {len(classes)} "
+                "classes"
+            )
+    sizes, left = (
+        ", ".join(f"{name}={size}" for name, size in asked.items()),
+        len(index) - sum(asked.values()),
+    )
     if left < 0 or (test is None and left < len(classes)):
-        over = "" if test is not None else f", and at least {len(classes)} left over for testing, one of each class"
+        over = (
+            ""
+            if test is not None
+            else f", and at least {len(classes)} left over for testing, one of each class"
+        )
         raise ValueError(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
     test = left if test is None else test
     (groups,) = equal_inputs(inputs)
@@ -149,7 +200,8 @@ def stratified_split(
         count = int((labels == rare).sum())
         copies = f" ({count} with copies)" if count > distinct[rare] else ""
         raise ValueError(
-            f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} has {distinct[rare]}{copies}"
+            f"labels: expected at least {parts} rows of each class, one for each part; {classes[rare]!r} "
+            f"has {distinct[rare]}{copies}"
         )
     try:
         first, rest = draw_stratified(index, labels, groups, labelled, seed)
@@ -160,12 +212,16 @@ def stratified_split(
     for name, size, drawn in (("labelled", labelled, first), ("pool", pool, second), ("test", test, third)):
         if len(drawn) < 0.9 * size:
             raise ValueError(
-                f"{name}={size}: only {len(drawn)} rows can be drawn, because equal rows stay together and up to "
+                f"{name}={size}: only {len(drawn)} rows can be drawn, because equal rows stay together and "
+                "up to "
                 f"{np.bincount(groups[index]).max()} rows are equal; remove copies, or ask for another size"
             )
     missing = np.flatnonzero(np.bincount(labels[first], minlength=len(classes)) == 0)
     if len(missing):
-        raise ValueError(f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more labelled rows")
+        raise ValueError(
+            f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more "
+            "labelled rows"
+        )
 
     def rows(which: np.ndarray) -> Rows:
         return Rows(inputs[which], which.astype(np.int64), labels[which])

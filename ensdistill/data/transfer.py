@@ -27,10 +27,12 @@ class Synthetic(Protocol):
 
 @dataclass(frozen=True)
 class Munge:
-    """MUNGE (Bucilua, Caruana and Niculescu-Mizil, 2006, "Model Compression"): attributes exchanged with the nearest neighbour.
+    """MUNGE (Bucilua, Caruana and Niculescu-Mizil, 2006, "Model Compression"): attributes exchanged with the
+    nearest neighbour.
 
-    Passes over the base; with ``probability`` a row's attribute a is drawn from a normal distribution around its nearest neighbour's
-    attribute b, of standard deviation |a - b| / ``variance``, and clipped to the range that the attribute has in the base.
+    Passes over the base; with ``probability`` a row's attribute a is drawn from a normal distribution around
+    its nearest neighbour's attribute b, of standard deviation |a - b| / ``variance``, and clipped to the
+    range that the attribute has in the base.
 
     Parameters
     ----------
@@ -55,7 +57,10 @@ class Munge:
         plain_fields(self)
         _check_rows("munge", self.rows)
         if not (0 < self.probability <= 1) or not (0 < self.variance < np.inf):
-            raise ValueError(f"munge: expected probability in (0, 1] and a positive variance; got {self.probability} and {self.variance}")
+            raise ValueError(
+                f"munge: expected probability in (0, 1] and a positive variance; got {self.probability} and "
+                f"{self.variance}"
+            )
 
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         from sklearn.neighbors import NearestNeighbors
@@ -64,7 +69,8 @@ class Munge:
         if len(base) < 2:
             raise ValueError(f"munge: expected at least 2 rows to find neighbours among; got {len(base)}")
         flat = base.reshape(len(base), -1)
-        # The second nearest of all rows: the nearest is the row itself, or a duplicate, which has the same attributes.
+        # The second nearest of all rows: the nearest is the row itself, or a duplicate, which has the same
+        # attributes.
         neighbour = NearestNeighbors(n_neighbors=2).fit(flat).kneighbors(flat, return_distance=False)[:, 1]
         which = np.arange(self.rows) % len(flat)
         a, b = flat[which], flat[neighbour[which]]
@@ -76,7 +82,8 @@ class Munge:
 
 @dataclass(frozen=True)
 class Mixup:
-    """Points between random pairs of rows (Zhang et al., 2018, "mixup: Beyond Empirical Risk Minimization"), for their inputs alone.
+    """Points between random pairs of rows (Zhang et al., 2018, "mixup: Beyond Empirical Risk Minimization"),
+    for their inputs alone.
 
     Parameters
     ----------
@@ -107,13 +114,18 @@ class Mixup:
             base = np.concatenate(self.augment.variants(base))
         _check_continuous("mixup", base)
         first, second = generator.integers(len(base), size=(2, self.rows))
-        share = generator.beta(self.alpha, self.alpha, self.rows).astype(np.float32).reshape(-1, *[1] * (base.ndim - 1))
+        share = (
+            generator.beta(self.alpha, self.alpha, self.rows)
+            .astype(np.float32)
+            .reshape(-1, *[1] * (base.ndim - 1))
+        )
         return (share * base[first] + (1 - share) * base[second]).astype(base.dtype)
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """Variants of the rows by an augmentation, each at most once; drawn at random where fewer are wanted than there are.
+    """Variants of the rows by an augmentation, each at most once; drawn at random where fewer are wanted than
+    there are.
 
     Parameters
     ----------
@@ -133,7 +145,10 @@ class Augmented:
     def make(self, base: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         variants = np.concatenate(self.augment.variants(base)[1:])  # the first is the base itself
         if self.rows > len(variants):
-            raise ValueError(f"augmented: rows: expected at most {len(variants)}, all variants of {len(base)} rows; got {self.rows}")
+            raise ValueError(
+                f"augmented: rows: expected at most {len(variants)}, all variants of {len(base)} rows; got "
+                f"{self.rows}"
+            )
         return variants[generator.permutation(len(variants))[: self.rows]]
 
 
@@ -146,7 +161,8 @@ class Transfer:
     rows : Rows
         uids 0..M-1 in order. Labels where they are known, -100 elsewhere.
     origin : tuple of (str, int)
-        The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per synthetic source.
+        The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per
+        synthetic source.
     """
 
     rows: Rows
@@ -155,7 +171,8 @@ class Transfer:
     def source(self, uid: int) -> str:
         """Where a row comes from: "row 10 of pool".
 
-        >>> Transfer(Rows(np.zeros((5, 1)), np.arange(5), np.arange(5)), (("labelled", 2), ("pool", 3))).source(4)
+        >>> rows = Rows(np.zeros((5, 1)), np.arange(5), np.arange(5))
+        >>> Transfer(rows, (("labelled", 2), ("pool", 3))).source(4)
         'row 2 of pool'
         """
         first = 0
@@ -194,7 +211,8 @@ class TransferSet:
         Raises
         ------
         ValueError
-            A source gives something else than finite rows like those of its base; names the source and the row.
+            A source gives something else than finite rows like those of its base; names the source and the
+            row.
         """
         parts = [("labelled", split.labelled.inputs)]
         if self.pool:
@@ -212,9 +230,17 @@ class TransferSet:
 
 
 def _check_made(name: str, made: np.ndarray, base: np.ndarray) -> None:
-    if not isinstance(made, np.ndarray) or made.dtype != base.dtype or made.shape[1:] != base.shape[1:] or len(made) == 0:
+    if (
+        not isinstance(made, np.ndarray)
+        or made.dtype != base.dtype
+        or made.shape[1:] != base.shape[1:]
+        or len(made) == 0
+    ):
         got = f"{made.dtype} {list(made.shape)}" if isinstance(made, np.ndarray) else type(made).__name__
-        raise ValueError(f"{name}: expected make to give {base.dtype} rows of shape {list(base.shape[1:])}, as its base; got {got}")
+        raise ValueError(
+            f"{name}: expected make to give {base.dtype} rows of shape {list(base.shape[1:])}, as its base; "
+            f"got {got}"
+        )
     check_finite(name, made)
 
 
@@ -227,6 +253,7 @@ def _check_continuous(name: str, base: np.ndarray) -> None:
     """Refuse integers: a value between two of them would be cut to one of them."""
     if base.dtype.kind != "f":
         raise ValueError(
-            f"{name}: expected floating-point inputs, between which new values can lie; got {base.dtype}. If they are "
+            f"{name}: expected floating-point inputs, between which new values can lie; got {base.dtype}. "
+            "If they are "
             "numbers, save them as float64; if they are codes of categories, leave this source out"
         )

@@ -14,7 +14,9 @@ from ensdistill.common.source import source_digest
 from ensdistill.data.augmentation import Augmentation
 
 
-def view_inputs(augment: Augmentation, inputs: np.ndarray, uids: np.ndarray, view: int, seed: int) -> np.ndarray:
+def view_inputs(
+    augment: Augmentation, inputs: np.ndarray, uids: np.ndarray, view: int, seed: int
+) -> np.ndarray:
     """The samples' version ``view``.
 
     Parameters
@@ -54,4 +56,8 @@ def describe_views(augment: Augmentation, views: int, seed: int) -> dict[str, An
 
 def _generator(seed: int, uid: int, view: int) -> np.random.Generator:
     # Philox draws with the lowest word of its counter: another view never uses these numbers.
-    return np.random.Generator(np.random.Philox(key=np.array([seed, uid % 2**64], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(
+            key=np.array([seed, uid % 2**64], np.uint64), counter=np.array([0, 0, 0, view], np.uint64)
+        )
+    )

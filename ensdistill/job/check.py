@@ -1,4 +1,5 @@
-"""Checks of a whole job before hours of work: folds, models, codecs, augmentations, and copies among the test rows."""
+"""Checks of a whole job before hours of work: folds, models, codecs, augmentations, and copies among the test
+rows."""
 
 from __future__ import annotations
 
@@ -18,17 +19,25 @@ from ensdistill.teachers.recipes import TorchMembers
 
 
 def check_job(run: RunFolder) -> None:
-    """Refuse, before hours of work, too many folds, and models, codecs and augmentations that do not fit the data.
+    """Refuse, before hours of work, too many folds, and models, codecs and augmentations that do not fit the
+    data.
 
-    Every student and every torch member is built and run on two rows; every estimator is fitted to a few, saved and loaded.
+    Every student and every torch member is built and run on two rows; every estimator is fitted to a few,
+    saved and loaded.
     """
     config = run.config
     for seed in range(config.seeds):
         _check_folds(config, seed)
         copies_of(config, seed)
     split = config.split(0)
-    models = [(f"teachers.members.{i} ({m.name}): ", m.model) for i, m in enumerate(config.teachers.members) if isinstance(m, TorchMembers)]
-    models += [(f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()]
+    models = [
+        (f"teachers.members.{i} ({m.name}): ", m.model)
+        for i, m in enumerate(config.teachers.members)
+        if isinstance(m, TorchMembers)
+    ]
+    models += [
+        (f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()
+    ]
     for name, model in models:
         try:
             build_student(model, split.labelled, len(split.classes))
@@ -66,11 +75,16 @@ def _check_folds(config: Config, seed: int) -> None:
     rare = int(counts.argmin())
     rows = f"{counts[rare]} of the labelled rows of seed {seed} are of class {split.classes[rare]!r}"
     if counts[rare] < 2:
-        raise ValueError(f"data: {rows}; expected at least 2 of each class, one to learn from and one to be held out")
+        raise ValueError(
+            f"data: {rows}; expected at least 2 of each class, one to learn from and one to be held out"
+        )
     for name, folds in (("teachers.folds", config.teachers.folds), ("distill.folds", config.distill.folds)):
         if folds > counts[rare]:
             raise ValueError(f"{name}: expected at most {counts[rare]}, because {rows}; got {folds}")
-    for stage, folds, stream in (("teachers", config.teachers.folds, "folds"), ("distill", config.distill.folds, "direct folds")):
+    for stage, folds, stream in (
+        ("teachers", config.teachers.folds, "folds"),
+        ("distill", config.distill.folds, "direct folds"),
+    ):
         try:
             stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
         except ValueError as error:
@@ -78,7 +92,8 @@ def _check_folds(config: Config, seed: int) -> None:
 
 
 def copies_of(config: Config, seed: int, transfer: Rows | None = None) -> Copies:
-    """Count the equal inputs in the parts of a seed, the synthetic rows of the transfer set among them where it is there.
+    """Count the equal inputs in the parts of a seed, the synthetic rows of the transfer set among them where
+    it is there.
 
     Raises
     ------

@@ -30,10 +30,12 @@ class TeachersConfig:
     Parameters
     ----------
     members : list of Recipe
-        Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for members that
-        exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of ensdistill.teachers.existing; or your own.
+        Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for
+        members that exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of
+        ensdistill.teachers.existing; or your own.
     folds : int
-        Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted on.
+        Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted
+        on.
     combiner : {"prob", "logit", "log_prob"}
         The mean of the members' probabilities, of their logits, or of their log-probabilities.
     prior_rows : float
@@ -52,12 +54,15 @@ class TeachersConfig:
         names = [name for i, recipe in enumerate(self.members) for name in _names(i, recipe)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
-                f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give each its own init_args.name"
+                f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give "
+                "each its own init_args.name"
             )
         if self.folds < 2:
             raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")
         if not 0 <= self.prior_rows < math.inf:
-            raise ValueError(f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}")
+            raise ValueError(
+                f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}"
+            )
 
 
 def _names(place: int, recipe: Recipe) -> list[str]:
@@ -76,19 +81,22 @@ class CacheConfig:
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
     codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"} or an import path
-        How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N likeliest classes and the
-        exact mass of the others, and "counts-N", N draws (at most 255), hold the mixture only and need ``mixture_at``. An import
-        path, such as my_package.my_codec.MyCodec, names a codec of your own; ``docs/extending.md`` shows one.
+        How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N
+        likeliest classes and the exact mass of the others, and "counts-N", N draws (at most 255), hold the
+        mixture only and need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a
+        codec of your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
-        Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every member's logits are kept,
-        which serve every temperature. The best member, which a student is distilled from for comparison, then gets a cache of its own.
+        Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every
+        member's logits are kept, which serve every temperature. The best member, which a student is distilled
+        from for comparison, then gets a cache of its own.
     views : int
-        Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version e mod views, the pixels
-        that the teachers saw.
+        Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version
+        e mod views, the pixels that the teachers saw.
     augment : Augmentation, optional
         Changes the rows of the transfer set before the teachers and the student see them.
     max_kl : float, optional
-        Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in any row.
+        Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in
+        any row.
     """
 
     transfer: TransferSet = field(default_factory=TransferSet)
@@ -115,10 +123,13 @@ class CacheConfig:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")
         if self.views > 1 and self.augment is None:
             raise ValueError(
-                f"cache.augment: expected an augmentation, because {self.views} views without one would all be alike; got none"
+                f"cache.augment: expected an augmentation, because {self.views} views without one would all "
+                "be alike; got none"
             )
         if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
-            raise ValueError(f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}")
+            raise ValueError(
+                f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,9 @@ class StudentConfig:
     optimization : Optimization
         Of the student.
     direct : Optimization, optional
-        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it best. The weight decay may
-        be raised and the steps cut on held-out folds (see ``DistillConfig.folds``). The student's by default.
+        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it
+        best. The weight decay may be raised and the steps cut on held-out folds (see
+        ``DistillConfig.folds``). The student's by default.
     description : str
         For the report.
     """
@@ -149,7 +161,8 @@ class StudentConfig:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
         if self.baseline.steps != self.optimization.steps:
             raise ValueError(
-                f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; got {self.baseline.steps}"
+                f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; "
+                f"got {self.baseline.steps}"
             )
 
     @property
@@ -166,14 +179,14 @@ class DistillConfig:
     students : dict of str to StudentConfig
         The first one is the report's headline.
     loss : LossSettings
-        How a student is compared with the targets and the labels. The divergence is the mean over all rows of a batch, the cross
-        entropy the mean over those rows that have a label.
+        How a student is compared with the targets and the labels. The divergence is the mean over all rows of
+        a batch, the cross entropy the mean over those rows that have a label.
     augment : Augmentation, optional
-        The members' augmentation, which the direct baseline may use too: it is trained with and without, and the better on
-        held-out folds of the labelled rows is *direct*.
+        The members' augmentation, which the direct baseline may use too: it is trained with and without, and
+        the better on held-out folds of the labelled rows is *direct*.
     folds : int
-        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that name) and number of steps,
-        and for its temperature. Rows with equal inputs are in one fold.
+        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that
+        name) and number of steps, and for its temperature. Rows with equal inputs are in one fold.
     label_smoothing : float
         Of *direct with label smoothing*.
     mixed_precision : {"no", "bf16", "fp16"}
@@ -195,11 +208,16 @@ class DistillConfig:
             _check_folder_name("distill.students", name)
         check_trained("distill.loss", self.loss)
         if self.mixed_precision == "fp16":
-            raise ValueError("distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or 'bf16'")
+            raise ValueError(
+                "distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or "
+                "'bf16'"
+            )
         if self.folds < 2:
             raise ValueError(f"distill.folds: expected at least 2; got {self.folds}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}")
+            raise ValueError(
+                f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,8 @@ class Config:
     Parameters
     ----------
     data : Dataset
-        class_path with init_args of a data set: ensdistill.data.Digits, ensdistill.data.ArrayDataset, or your own.
+        class_path with init_args of a data set: ensdistill.data.Digits, ensdistill.data.ArrayDataset, or your
+        own.
     teachers, cache, distill
         The stages' settings.
     name : str
@@ -219,14 +238,14 @@ class Config:
     seeds : int
         Everything is repeated this often, with another split each time.
     workers : int
-        Processes that share the work; 0: as many as there are cores, but no more than there is work for. The numbers do not
-        depend on it.
+        Processes that share the work; 0: as many as there are cores, but no more than there is work for. The
+        numbers do not depend on it.
     threads : int
         Threads of each process. The numbers' last bits may depend on it.
     max_test_copies : float
-        The largest share of the test rows that may equal a row that is trained on (labelled, pool or synthetic); with more the job is
-        refused. Coarse categorical tables hold equal rows legitimately: allow more there. The report counts the copies, and gives
-        the figures without them too.
+        The largest share of the test rows that may equal a row that is trained on (labelled, pool or
+        synthetic); with more the job is refused. Coarse categorical tables hold equal rows legitimately:
+        allow more there. The report counts the copies, and gives the figures without them too.
     """
 
     data: Dataset
@@ -247,13 +266,17 @@ class Config:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
         if not 0 <= self.max_test_copies <= 1:
-            raise ValueError(f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}")
+            raise ValueError(
+                f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}"
+            )
         _check_folder_name("name", self.name)
         made_at, wanted = self.cache.mixture_at, self.distill.loss.temperature
         if made_at is not None and made_at != wanted:
             raise ValueError(
-                f"cache.mixture_at: expected distill.loss.temperature, {wanted}, because a mixture at one temperature serves no other; got "
-                f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or fp32, to keep every member"
+                f"cache.mixture_at: expected distill.loss.temperature, {wanted}, because a mixture at one "
+                "temperature serves no other; got "
+                f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or "
+                "fp32, to keep every member"
             )
 
     def split(self, seed: int) -> Split:
@@ -281,7 +304,8 @@ class Config:
 
 
 def _told(error: Exception) -> str:
-    """The error's message; where it is no check of this package, with its kind and the line of the user's code."""
+    """The error's message; where it is no check of this package, with its kind and the line of the user's
+    code."""
     frames = list(traceback.extract_tb(error.__traceback__))
     frames = frames[1:] or frames  # the first is the call itself
     if Path(__file__).parents[1] in Path(frames[-1].filename).parents:

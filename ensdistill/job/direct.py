@@ -1,5 +1,5 @@
-"""*Direct*: the student's architecture on hard labels, made as strong as the labelled rows allow, because every claim is measured
-against it."""
+"""*Direct*: the student's architecture on hard labels, made as strong as the labelled rows allow, because
+every claim is measured against it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from ensdistill.teachers.stack.validation import as_float32
 DECAYS = (10.0, 100.0)  # times the configured weight decay
 DROPOUTS = (0.2, 0.5)
 SHORTER = (4, 16)  # the steps divided by so much; the regularisation is chosen at the first
-# AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay outweighs any gradient.
+# AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
+# outweighs any gradient.
 LARGEST_DECAY = 0.1
 
 
@@ -58,10 +59,15 @@ class Recipe:
     def __str__(self) -> str:
         smoothing = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
         kind = "augmented" if self.augmented else "plain"
-        return f"{kind}, {self.steps} steps, weight decay {self.weight_decay:g}, dropout {self.dropout:g}{smoothing}"
+        return (
+            f"{kind}, {self.steps} steps, weight decay {self.weight_decay:g}, dropout "
+            f"{self.dropout:g}{smoothing}"
+        )
 
     def optimization(self, base: Optimization) -> Optimization:
-        return replace(base, steps=self.steps, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing)
+        return replace(
+            base, steps=self.steps, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
+        )
 
     def factory(self, model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         configured = dropout_of(model)
@@ -73,7 +79,9 @@ class Recipe:
 
 def dropout_of(model: Callable[[], nn.Module]) -> float | None:
     """The value of the model's argument ``dropout``; None where it has no such argument."""
-    base = inspect.signature(model).parameters.get("dropout")  # its default is the value of a functools.partial
+    base = inspect.signature(model).parameters.get(
+        "dropout"
+    )  # its default is the value of a functools.partial
     return float(base.default) if base is not None and isinstance(base.default, int | float) else None
 
 
@@ -82,13 +90,15 @@ def train_baselines(
 ) -> dict[str, Any]:
     """Train *direct* and *direct with label smoothing*, and fit the temperatures of both.
 
-    Augmentation, weight decay, dropout and number of steps are those with the lowest NLL on held-out folds of the labelled rows (see
+    Augmentation, weight decay, dropout and number of steps are those with the lowest NLL on held-out folds of
+    the labelled rows (see
     :func:`_search`). The temperatures are fitted to the same predictions. The test rows have no part in it.
 
     Returns
     -------
     dict
-        ``recipe`` (str), ``temperature`` and ``label_smoothing_temperature``, and ``held_out_nll`` of every recipe tried.
+        ``recipe`` (str), ``temperature`` and ``label_smoothing_temperature``, and ``held_out_nll`` of every
+        recipe tried.
     """
     inputs = digest(
         [
@@ -104,7 +114,9 @@ def train_baselines(
     folds.nll(direct, smoothed)
     shutil.rmtree(folder / "folds", ignore_errors=True)
     for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
-        trainer = StudentTrainer(recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision)
+        trainer = StudentTrainer(
+            recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision
+        )
         factory = recipe.factory(student.model)
         train = partial(
             trainer.direct,
@@ -128,9 +140,10 @@ def train_baselines(
 def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> Recipe:
     """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
 
-    One choice after the other, so that the whole costs about as much as two trainings of the folds at full length: augmentation,
-    weight decay and dropout at a quarter of the steps, then the number of steps. Fewer steps of a schedule of their own are this
-    search's early stopping: a model that overfits is stopped before it does.
+    One choice after the other, so that the whole costs about as much as two trainings of the folds at full
+    length: augmentation, weight decay and dropout at a quarter of the steps, then the number of steps. Fewer
+    steps of a schedule of their own are this search's early stopping: a model that overfits is stopped before
+    it does.
     """
     base, own = student.baseline, dropout_of(student.model)
     short = max(1, base.steps // SHORTER[0])
@@ -146,16 +159,23 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> R
         return start
 
     decays = [factor * (base.weight_decay or 0.01) for factor in DECAYS]
-    best = climb(best, lambda v: replace(best, weight_decay=v), [d for d in decays if d * base.learning_rate <= LARGEST_DECAY])
+    best = climb(
+        best,
+        lambda v: replace(best, weight_decay=v),
+        [d for d in decays if d * base.learning_rate <= LARGEST_DECAY],
+    )
     if own is not None:
-        best = climb(best, lambda v: replace(best, dropout=v), [dropout for dropout in DROPOUTS if dropout > own])
+        best = climb(
+            best, lambda v: replace(best, dropout=v), [dropout for dropout in DROPOUTS if dropout > own]
+        )
     lengths = dict.fromkeys([base.steps, *(max(1, base.steps // factor) for factor in SHORTER)])
     # Longest first: of equals the configured number of steps is kept.
     return folds.best(*[replace(best, steps=steps) for steps in lengths])
 
 
 class _Folds:
-    """Recipes judged on held-out folds of the labelled rows; each is written down, so that a killed search goes on."""
+    """Recipes judged on held-out folds of the labelled rows; each is written down, so that a killed search
+    goes on."""
 
     def __init__(
         self,
@@ -167,10 +187,18 @@ class _Folds:
         inputs: str,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.student, self.settings, self.split, self.seed, self.folder = student, settings, split, seed, folder
+        self.student, self.settings, self.split, self.seed, self.folder = (
+            student,
+            settings,
+            split,
+            seed,
+            folder,
+        )
         self.inputs, self.progress = inputs, progress
         rows: Rows = split.labelled
-        self.parts = stratified_folds(rows.inputs, rows.labels, settings.folds, derive_seed("direct folds", seed))
+        self.parts = stratified_folds(
+            rows.inputs, rows.labels, settings.folds, derive_seed("direct folds", seed)
+        )
         record = read_json(folder / "choice.json")
         known = isinstance(record, dict) and record.get("inputs") == inputs
         self.tried: dict[str, dict[str, Any]] = record["tried"] if known and isinstance(record, dict) else {}
@@ -194,7 +222,8 @@ class _Folds:
         try:
             logits = self._held_out(recipe)
         except FloatingPointError:
-            # A recipe of this search that diverges is no choice. Where all diverge, the training that follows raises the error.
+            # A recipe of this search that diverges is no choice. Where all diverge, the training that follows
+            # raises the error.
             return {"nll": None, "temperature": 1.0}
         loss = negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
         return {"nll": loss, "temperature": fit_temperature(logits, labels)}

@@ -43,7 +43,10 @@ TRAINED_KINDS = {
     "distilled_from_best_member": "distill",
     "student": "distill",
 }
-FITTED = {"direct": "temperature", "direct_label_smoothing": "label_smoothing_temperature"}  # where the direct stage wrote them
+FITTED = {
+    "direct": "temperature",
+    "direct_label_smoothing": "label_smoothing_temperature",
+}  # where the direct stage wrote them
 
 
 def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
@@ -72,14 +75,20 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
         cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
         weights = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
-        member_results.append(MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost))
+        member_results.append(
+            MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost)
+        )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
     chosen = [p[k] for p, k in zip(members, positions, strict=True)]
     best_cost = member_results[positions[0]]
-    best_result = ModelResult("best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best))
+    best_result = ModelResult(
+        "best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best)
+    )
     ensemble_result = ModelResult(
-        "ensemble", mixtures, **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample)
+        "ensemble",
+        mixtures,
+        **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample),
     )
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
@@ -107,7 +116,11 @@ def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
 
 
 def _student(
-    run: RunFolder, name: str, trusted: tuple[str, ...], calibration: list[tuple[np.ndarray, np.ndarray]], report: Progress
+    run: RunFolder,
+    name: str,
+    trusted: tuple[str, ...],
+    calibration: list[tuple[np.ndarray, np.ndarray]],
+    report: Progress,
 ) -> StudentResults:
     config = run.config
     student = config.distill.students[name]
@@ -125,7 +138,9 @@ def _student(
             if kind in SCALED:
                 inputs, mixture = calibration[seed]
                 # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(member.predict_logits(rows_for(member, inputs)), mixture)
+                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(
+                    member.predict_logits(rows_for(member, inputs)), mixture
+                )
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
@@ -134,7 +149,9 @@ def _student(
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
     labels = config.split(0).test.labels
-    curves = {kind: _curve(run.of(Unit(stage, 0, name)) / kind, labels) for kind, stage in TRAINED_KINDS.items()}
+    curves = {
+        kind: _curve(run.of(Unit(stage, 0, name)) / kind, labels) for kind, stage in TRAINED_KINDS.items()
+    }
     recipe = module_recipe(student.model) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
 
@@ -147,14 +164,17 @@ def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
     return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
 
 
-def _cost(model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None, sample: np.ndarray) -> dict[str, Any]:
+def _cost(
+    model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None, sample: np.ndarray
+) -> dict[str, Any]:
     """The cost to serve a model; without ``predict`` the latency is None, because it can't be measured."""
     measured = NOT_MEASURED if predict is None else latency(predict, sample)
     return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": measured}
 
 
 def _is_stored(member: Member) -> bool:
-    """Whether a member has stored predictions, so that the time of its look-up is not that of the model behind it."""
+    """Whether a member has stored predictions, so that the time of its look-up is not that of the model
+    behind it."""
     return isinstance(member, ArrayMember)
 
 
@@ -210,7 +230,11 @@ def _timings(run: RunFolder) -> dict[str, float]:
     stages: dict[str, float] = {}
     for seed in range(run.config.seeds):
         names = list(run.config.distill.students)
-        for unit in [Unit("teachers", seed), Unit("cache", seed), *(Unit(s, seed, n) for s in ("direct", "distill") for n in names)]:
+        for unit in [
+            Unit("teachers", seed),
+            Unit("cache", seed),
+            *(Unit(s, seed, n) for s in ("direct", "distill") for n in names),
+        ]:
             stages[unit.stage] = stages.get(unit.stage, 0.0) + run.record(unit)["seconds"]
     return {stage: round(seconds, 2) for stage, seconds in stages.items()}
 

@@ -2,13 +2,13 @@
 
 A run folder holds, for each seed::
 
-    seed-0/teachers/          the ensemble, and its members' held-out predictions
-    seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a mixture only
-    seed-0/direct/<student>/  the baselines on hard labels
-    seed-0/distill/<student>/ the student, and the same distilled from the best member
-    report.json report.html figures/
+    seed-0/teachers/          the ensemble, and its members' held-out predictions seed-0/cache/
+    the transfer set, and the targets; the best member's own where the targets are a mixture only
+    seed-0/direct/<student>/  the baselines on hard labels seed-0/distill/<student>/ the student, and the same
+    distilled from the best member report.json report.html figures/
 
-A folder is finished when its ``stage.json`` holds the digest of everything that it was made from: content, never dates.
+A folder is finished when its ``stage.json`` holds the digest of everything that it was made from: content,
+never dates.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class RunFolder:
         self._files: list[str] | None = None
 
     def units(self, last: str) -> list[Unit]:
-        """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest work first."""
+        """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest
+        work first."""
         seeds, students = range(self.config.seeds), list(self.config.distill.students)
         teachers = [Unit("teachers", seed) for seed in seeds]
         if last == "teachers":
@@ -86,7 +87,12 @@ class RunFolder:
         caches = [Unit("cache", seed) for seed in seeds]
         if last == "cache":
             return teachers + caches
-        both = [Unit(stage, seed, student) for stage in ("distill", "direct") for seed in seeds for student in students]
+        both = [
+            Unit(stage, seed, student)
+            for stage in ("distill", "direct")
+            for seed in seeds
+            for student in students
+        ]
         return teachers + caches + both
 
     def of(self, unit: Unit) -> Path:
@@ -118,23 +124,41 @@ class RunFolder:
 
     def _digest(self, unit: Unit) -> str:
         config = self.config
-        split, common = config.split(unit.seed), [ensdistill.__version__, unit.stage, unit.seed, config.threads]
+        split, common = (
+            config.split(unit.seed),
+            [ensdistill.__version__, unit.stage, unit.seed, config.threads],
+        )
         if unit.stage == "teachers":
             folds = _folds(split, config.teachers.folds, "folds", unit.seed)
             made_by = [describe(config.teachers), self._contents()]
             return digest([*common, *made_by, split.labelled, list(split.classes), folds])
         if unit.stage == "cache":
             # A cache is made for temperatures up to that of the students, but not for less than the default.
-            higher = [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
-            return digest([*common, self.digest(unit.needs()[0]), describe(config.cache), split.pool, *higher])
+            higher = (
+                [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
+            )
+            return digest(
+                [*common, self.digest(unit.needs()[0]), describe(config.cache), split.pool, *higher]
+            )
         distill, student = config.distill, config.distill.students[unit.student]
         if unit.stage == "direct":
             folds = _folds(split, distill.folds, "direct folds", unit.seed)
             choices = [describe(distill.augment), folds, distill.label_smoothing, distill.mixed_precision]
-            own = [describe(student.model), describe(student.baseline), choices, split.labelled, list(split.classes)]
+            own = [
+                describe(student.model),
+                describe(student.baseline),
+                choices,
+                split.labelled,
+                list(split.classes),
+            ]
         else:
             choices = [*digest_parts(distill.loss), distill.mixed_precision]
-            own = [describe(student.model), describe(student.optimization), choices, self.digest(unit.needs()[0])]
+            own = [
+                describe(student.model),
+                describe(student.optimization),
+                choices,
+                self.digest(unit.needs()[0]),
+            ]
         # The test inputs are watched for the learning curves.
         return digest([*common, *own, unit.student, split.test.inputs])
 
@@ -161,7 +185,11 @@ class RunFolder:
         ]
         splits = [config.split(seed) for seed in range(config.seeds)]
         judged = [[split.test, list(split.classes), len(split.pool), split.left_out] for split in splits]
-        shown = [config.name, type(config.data).__name__, {name: s.description for name, s in config.distill.students.items()}]
+        shown = [
+            config.name,
+            type(config.data).__name__,
+            {name: s.description for name, s in config.distill.students.items()},
+        ]
         made = [self.digest(unit) for unit in self.units("report")]
         return digest([ensdistill.__version__, "report", [p.read_bytes() for p in code], judged, shown, made])
 
@@ -171,7 +199,8 @@ class RunFolder:
 
     @property
     def trusted(self) -> tuple[str, ...]:
-        """The class paths that loading saved members and caches may import: those that the config itself names."""
+        """The class paths that loading saved members and caches may import: those that the config itself
+        names."""
         students = [describe(s.model) for s in self.config.distill.students.values()]
         own = [path for s in students for path in _class_paths(s)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
@@ -179,9 +208,12 @@ class RunFolder:
 
 
 def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:
-    """The rows that each fold holds out, so that another rule of folds makes a stage stale; their number if there are none."""
+    """The rows that each fold holds out, so that another rule of folds makes a stage stale; their number if
+    there are none."""
     try:
-        parts = stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
+        parts = stratified_folds(
+            split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed)
+        )
     except ValueError:  # the job's check refuses them with their setting's name
         return folds
     return [held for _, held in parts]
@@ -191,32 +223,51 @@ def _class_paths(described: Any) -> list[str]:
     if isinstance(described, dict):
         found = [described["class_path"]] if isinstance(described.get("class_path"), str) else []
         return found + [path for value in described.values() for path in _class_paths(value)]
-    return [path for value in described for path in _class_paths(value)] if isinstance(described, list) else []
+    return (
+        [path for value in described for path in _class_paths(value)] if isinstance(described, list) else []
+    )
 
 
 def is_done(folder: Path, digest_of_inputs: str) -> bool:
-    """Whether the folder's record has this digest, and all its files are there with the sizes that they had."""
+    """Whether the folder's record has this digest, and all its files are there with the sizes that they
+    had."""
     record = read_json(folder / "stage.json")
     if not isinstance(record, dict) or record.get("fingerprint") != digest_of_inputs:
         return False
     sizes: dict[str, int] = record["files"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
+    )
 
 
 def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/*", **more: Any) -> None:
     """Record that the folder's files were made from these inputs. The last thing a stage writes."""
-    names = sorted(p for p in folder.glob(only) if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part"))
+    names = sorted(
+        p
+        for p in folder.glob(only)
+        if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part")
+    )
     files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
-    write_json(folder / "stage.json", {"fingerprint": digest_of_inputs, "seconds": round(seconds, 3), "files": files, **more})
+    write_json(
+        folder / "stage.json",
+        {"fingerprint": digest_of_inputs, "seconds": round(seconds, 3), "files": files, **more},
+    )
 
 
-def keep(factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str) -> None:
+def keep(
+    factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str
+) -> None:
     """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
     if is_done(folder, inputs):
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(folder)
-    write_arrays(folder / "curve.safetensors", {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched})
+    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(
+        folder
+    )
+    write_arrays(
+        folder / "curve.safetensors",
+        {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched},
+    )
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)

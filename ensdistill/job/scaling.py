@@ -1,9 +1,10 @@
 """The temperature of a distilled model, fitted without a label.
 
-No labelled row is held out for it: the ensemble was trained on all of them, so its targets know the labels there, and a temperature
-fitted on them makes every student far too sure (measured on digits: T = 0.03, a test NLL of 0.7 instead of 0.09). The pool is held out:
-no teacher saw a label of it, and the mixture is calibrated by out-of-fold predictions. So the student is calibrated to the mixture on the
-pool; where there is none, on the synthetic rows. The test rows have no part in it.
+No labelled row is held out for it: the ensemble was trained on all of them, so its targets know the labels
+there, and a temperature fitted on them makes every student far too sure (measured on digits: T = 0.03, a test
+NLL of 0.7 instead of 0.09). The pool is held out: no teacher saw a label of it, and the mixture is calibrated
+by out-of-fold predictions. So the student is calibrated to the mixture on the pool; where there is none, on
+the synthetic rows. The test rows have no part in it.
 """
 
 from __future__ import annotations
@@ -23,31 +24,39 @@ ROWS = 4000  # more would not move a single number
 
 
 def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities for them [M, C], float64.
+    """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities
+    for them [M, C], float64.
 
-    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the cache holds the
-    mixture at another temperature, or targets of augmented rows.
+    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the
+    cache holds the mixture at another temperature, or targets of augmented rows.
     """
     unit = Unit("cache", seed)
     rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets", trusted=run.trusted)
     counts = [count for _, count in run.record(unit)["origin"]]
     origin = np.repeat(np.arange(len(counts)), counts)
     unlabelled = np.flatnonzero(rows.labels == UNLABELLED)
-    # The order is labelled, pool, synthetic: the first source of unlabelled rows is the pool where there is one.
+    # The order is labelled, pool, synthetic: the first source of unlabelled rows is the pool where there is
+    # one.
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
         return rows.inputs[:0], np.empty((0, len(cache.classes)))
     if cache.temperature is not None or run.config.cache.augment is not None:
-        asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(rows.uids[chosen], rows.uids)
+        asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(
+            rows.uids[chosen], rows.uids
+        )
         return rows.inputs[chosen], asked.predict_proba(rows.inputs[chosen])
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 
 
-def fit_temperature_to(logits: np.ndarray, probabilities: np.ndarray, prior_rows: float = PRIOR_ROWS) -> float:
-    """The temperature T that minimises the cross entropy of softmax(logits / T) to ``probabilities``, both [M, C]; 1 without rows.
+def fit_temperature_to(
+    logits: np.ndarray, probabilities: np.ndarray, prior_rows: float = PRIOR_ROWS
+) -> float:
+    """The temperature T that minimises the cross entropy of softmax(logits / T) to ``probabilities``, both
+    [M, C]; 1 without rows.
 
-    ``prior_rows`` is as in :func:`ensdistill.teachers.fitting.calibration.fit_temperature`: few rows don't move the temperature far from 1.
+    ``prior_rows`` is as in :func:`ensdistill.teachers.fitting.calibration.fit_temperature`: few rows don't
+    move the temperature far from 1.
 
     Examples
     --------
@@ -56,4 +65,8 @@ def fit_temperature_to(logits: np.ndarray, probabilities: np.ndarray, prior_rows
     >>> round(fit_temperature_to(3 * z, probabilities, prior_rows=0), 4)
     3.0
     """
-    return closest_temperature(np.asarray(logits)[None], np.ones(1), probabilities, prior_rows=prior_rows) if len(logits) else 1.0
+    return (
+        closest_temperature(np.asarray(logits)[None], np.ones(1), probabilities, prior_rows=prior_rows)
+        if len(logits)
+        else 1.0
+    )

@@ -1,4 +1,5 @@
-"""Runs a job's units of work on several processes, with a live view; what is finished is skipped, what was killed goes on."""
+"""Runs a job's units of work on several processes, with a live view; what is finished is skipped, what was
+killed goes on."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ class Display(Protocol):
 
 
 class UnitFailed(RuntimeError):
-    """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process that did the work, and
-    ``by_system`` says that it was an OSError: no fault of the code's."""
+    """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process
+    that did the work, and ``by_system`` says that it was an OSError: no fault of the code's."""
 
     def __init__(self, unit: Unit, message: str, details: str, by_system: bool) -> None:
         super().__init__(f"{unit}: {message}")
@@ -70,7 +71,9 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
                 todo.append(unit)
         display.start(finished, len(todo))
         if todo:
-            from ensdistill.job.check import check_job  # the trainers load for seconds; a finished run needs none
+            from ensdistill.job.check import (
+                check_job,
+            )  # the trainers load for seconds; a finished run needs none
 
             check_job(folder)
             _execute(folder, todo, reload, display)
@@ -84,11 +87,16 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
     context = mp.get_context("spawn")  # fork would copy torch's threads' locks
     _start_tracker()
     messages = context.SimpleQueue()
-    # The workers are always separate processes, also a single one: the numbers then can't depend on how many there are.
+    # The workers are always separate processes, also a single one: the numbers then can't depend on how many
+    # there are.
     with _pool(workers, context, (reload, messages, config.threads)) as pool:
         waiting, running = list(todo), dict[Future[Any], Unit]()
         while waiting or running:
-            ready = [unit for unit in waiting if not any(need in waiting or need in running.values() for need in unit.needs())]
+            ready = [
+                unit
+                for unit in waiting
+                if not any(need in waiting or need in running.values() for need in unit.needs())
+            ]
             for unit in ready[: workers - len(running)]:
                 waiting.remove(unit)
                 running[pool.submit(_work, unit)] = unit
@@ -104,10 +112,13 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
 
 
 class _pool:
-    """A process pool that takes its processes with it when it is left by an exception (Ctrl-C, a failed unit)."""
+    """A process pool that takes its processes with it when it is left by an exception (Ctrl-C, a failed
+    unit)."""
 
     def __init__(self, workers: int, context: Any, arguments: tuple[Any, ...]) -> None:
-        self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+        self.executor = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=arguments
+        )
 
     def __enter__(self) -> ProcessPoolExecutor:
         return self.executor
@@ -120,7 +131,8 @@ class _pool:
 
 
 def _start_tracker() -> None:
-    """Start multiprocessing's resource tracker, which outlives a killed run to clean up after it, without its warning of having done so."""
+    """Start multiprocessing's resource tracker, which outlives a killed run to clean up after it, without its
+    warning of having done so."""
     from multiprocessing import resource_tracker
 
     before = os.environ.get("PYTHONWARNINGS")
@@ -136,7 +148,8 @@ def _start_tracker() -> None:
 
 def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that is started anew.
+    # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that
+    # is started anew.
     parent = mp.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -152,7 +165,8 @@ def _die_with(parent: Any) -> None:
 
 
 def _work(unit: Unit) -> tuple[str, str, bool] | None:
-    """What `UnitFailed` is made of, where it failed: exceptions with their own constructors don't survive the way home."""
+    """What `UnitFailed` is made of, where it failed: exceptions with their own constructors don't survive the
+    way home."""
     from ensdistill.job.stages import run_unit
 
     messages, shown = _worker["messages"], 0.0

@@ -1,4 +1,5 @@
-"""The stages of a job, as functions with plain inputs that write into one folder; `run_unit` hands them a run folder's parts."""
+"""The stages of a job, as functions with plain inputs that write into one folder; `run_unit` hands them a run
+folder's parts."""
 
 from __future__ import annotations
 
@@ -50,35 +51,52 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[s
     copies_of(config, unit.seed, transfer.rows)
     ensemble = of_transfer(ensemble, config.split(unit.seed), config.cache)
     best = ensemble.only(run.record(before)["best_member"])
-    return cache(config.cache, ensemble, best, transfer, config.distill.loss.temperature, unit.seed, folder, report)
+    return cache(
+        config.cache, ensemble, best, transfer, config.distill.loss.temperature, unit.seed, folder, report
+    )
 
 
 def _direct(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
     student = run.config.distill.students[unit.student]
-    return train_baselines(student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report)
+    return train_baselines(
+        student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report
+    )
 
 
 def _distill(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
     config, source = run.config, run.of(Unit("cache", unit.seed))
-    best, targets = run.record(Unit("teachers", unit.seed))["best_member"], TargetCache.open(source / "targets", trusted=run.trusted)
+    best, targets = (
+        run.record(Unit("teachers", unit.seed))["best_member"],
+        TargetCache.open(source / "targets", trusted=run.trusted),
+    )
     # A mixture holds no member, so the best member then has a cache of its own.
-    own = None if config.cache.mixture_at is None else TargetCache.open(source / "best_member", trusted=run.trusted)
+    own = (
+        None
+        if config.cache.mixture_at is None
+        else TargetCache.open(source / "best_member", trusted=run.trusted)
+    )
     kinds: dict[str, tuple[TargetCache, str | None]] = {
         "student": (targets, None),
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
     rows, split = run.transfer(unit.seed), config.split(unit.seed)
     student = config.distill.students[unit.student]
-    distill(student, config.distill, config.cache, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
+    distill(
+        student, config.distill, config.cache, kinds, rows, split, unit.seed, folder, run.digest(unit), report
+    )
     return {"best_member": best}
 
 
 class _MemberProgress:
-    """From the status of single members, folds' ones among them, to the progress of each recipe, in thousandths of a member."""
+    """From the status of single members, folds' ones among them, to the progress of each recipe, in
+    thousandths of a member."""
 
     def __init__(self, settings: TeachersConfig, report: Progress) -> None:
         folds = ["", *(f", fold {i + 1}" for i in range(settings.folds))]
-        self.keys = {recipe.name: [name + fold for name in recipe.names() for fold in folds] for recipe in settings.members}
+        self.keys = {
+            recipe.name: [name + fold for name in recipe.names() for fold in folds]
+            for recipe in settings.members
+        }
         self.recipe = {key: name for name, keys in self.keys.items() for key in keys}
         self.done: dict[str, float] = {}
         self.report = report
@@ -96,8 +114,11 @@ class _MemberProgress:
             self.report(name, round(1000 * sum(self.done.get(key, 0.0) for key in keys)), 1000 * len(keys))
 
 
-def teachers(settings: TeachersConfig, split: Split, seed: int, folder: Path, report: Progress) -> dict[str, Any]:
-    """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best member."""
+def teachers(
+    settings: TeachersConfig, split: Split, seed: int, folder: Path, report: Progress
+) -> dict[str, Any]:
+    """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best
+    member."""
     ensemble, held_out = train_ensemble(
         settings.members,
         split.labelled,
@@ -116,9 +137,13 @@ def teachers(settings: TeachersConfig, split: Split, seed: int, folder: Path, re
         for z in ensemble.apply_temperatures(held_out)
     ]
     known = [k for k, loss in enumerate(losses) if loss is not None]
-    # The best member is chosen by held-out NLL, never by the test rows; where no member has one, by its weight.
+    # The best member is chosen by held-out NLL, never by the test rows; where no member has one, by its
+    # weight.
     best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
-    return {"held_out_nll": dict(zip(ensemble.names, losses, strict=True)), "best_member": ensemble.names[best]}
+    return {
+        "held_out_nll": dict(zip(ensemble.names, losses, strict=True)),
+        "best_member": ensemble.names[best],
+    }
 
 
 def cache(
@@ -131,9 +156,11 @@ def cache(
     folder: Path,
     report: Progress,
 ) -> dict[str, Any]:
-    """Store the ensemble's targets for the transfer set; return the rows' origins and the statistics of the cost.
+    """Store the ensemble's targets for the transfer set; return the rows' origins and the statistics of the
+    cost.
 
-    A mixture holds no member's logits. So where only the mixture is kept, ``best``, the best member alone, gets a second cache.
+    A mixture holds no member's logits. So where only the mixture is kept, ``best``, the best member alone,
+    gets a second cache.
     """
     caches = [(folder / "targets", ensemble, "targets")]
     if settings.mixture_at is not None:
@@ -163,7 +190,9 @@ def cache(
             raise ValueError(f"{error}; uid {uid} of the transfer set is {transfer.source(uid)}") from error
         statistics.append(made.manifest["statistics"])
     rows = transfer.rows
-    write_arrays(folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels})
+    write_arrays(
+        folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels}
+    )
     return {"origin": transfer.origin, "statistics": statistics[0]}
 
 
@@ -179,7 +208,8 @@ def distill(
     inputs: str,
     report: Progress,
 ) -> None:
-    """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the mixture)}."""
+    """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
+    mixture)}."""
     trainer = StudentTrainer(student.optimization, settings.loss, mixed_precision=settings.mixed_precision)
     for kind, (targets, member) in kinds.items():
         train = partial(

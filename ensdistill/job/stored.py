@@ -14,7 +14,8 @@ from ensdistill.teachers.members import ArrayMember
 
 
 def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ensemble:
-    """The ensemble for the rows of the transfer set, whose uids are 0, 1, ...; stored predictions have the data's uids.
+    """The ensemble for the rows of the transfer set, whose uids are 0, 1, ...; stored predictions have the
+    data's uids.
 
     Raises
     ------
@@ -40,16 +41,22 @@ def check_stored(recipe: ExistingMembers, splits: Sequence[Split], settings: Cac
 
 
 def _transferred(split: Split, settings: CacheConfig) -> np.ndarray:
-    return np.concatenate([split.labelled.uids, split.pool.uids]) if settings.transfer.pool else split.labelled.uids
+    return (
+        np.concatenate([split.labelled.uids, split.pool.uids])
+        if settings.transfer.pool
+        else split.labelled.uids
+    )
 
 
 def _check_transfer(name: str, settings: CacheConfig) -> None:
     if settings.transfer.synthetic:
         kinds = ", ".join(type(source).__name__ for source in settings.transfer.synthetic)
         raise ValueError(
-            f"cache.transfer.synthetic: expected none, because {name} has stored predictions, and none for synthetic rows; got {kinds}"
+            f"cache.transfer.synthetic: expected none, because {name} has stored predictions, and none for "
+            f"synthetic rows; got {kinds}"
         )
     if settings.augment is not None:
         raise ValueError(
-            f"cache.augment: expected none, because {name} has stored predictions, and none for augmented rows; got {settings.augment!r}"
+            f"cache.augment: expected none, because {name} has stored predictions, and none for augmented "
+            f"rows; got {settings.augment!r}"
         )

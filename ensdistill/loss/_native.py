@@ -1,7 +1,8 @@
 """The native libraries: this module alone loads them, and reports which of them are available.
 
-The CPU library is required: without it the import fails, and the error names the remedy. The CUDA library exists if it was
-built, with a CUDA torch and a toolkit. A library that exists and doesn't load is an error, never a silent fallback.
+The CPU library is required: without it the import fails, and the error names the remedy. The CUDA library
+exists if it was built, with a CUDA torch and a toolkit. A library that exists and doesn't load is an error,
+never a silent fallback.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ try:
     _cpu: Any = importlib.import_module("ensdistill._cpu")
 except ImportError as error:
     raise ImportError(
-        f"ensdistill's compiled part is missing or doesn't load ({error}). Build it with a C++17 compiler (Debian/Ubuntu: "
-        "`apt-get install g++`; Fedora: `dnf install gcc-c++`; macOS: `xcode-select --install`): `make setup` in a checkout, or "
+        f"ensdistill's compiled part is missing or doesn't load ({error}). Build it with a C++17 compiler "
+        "(Debian/Ubuntu: "
+        "`apt-get install g++`; Fedora: `dnf install gcc-c++`; macOS: `xcode-select --install`): `make "
+        "setup` in a checkout, or "
         "`pip install --no-build-isolation .` with torch already installed."
     ) from error
 
-_cuda: Any = importlib.import_module("ensdistill._cuda") if importlib.util.find_spec("ensdistill._cuda") is not None else None
+_cuda: Any = (
+    importlib.import_module("ensdistill._cuda")
+    if importlib.util.find_spec("ensdistill._cuda") is not None
+    else None
+)
 
 
 def build_info() -> dict[str, Any]:
@@ -36,7 +43,11 @@ def build_info() -> dict[str, Any]:
     >>> build_info()["cpu"]["instruction_set"] in build_info()["cpu"]["runnable"]
     True
     """
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return {
         "torch": {
             "running": torch.__version__,
@@ -53,7 +64,11 @@ def build_info() -> dict[str, Any]:
             "cores": os.cpu_count(),
         },
         "loss": {"arguments": list(_cpu.loss_arguments), **_cpu.names},
-        "cuda": {"built": _cuda is not None, "architectures": _cuda.architectures if _cuda is not None else [], "devices": gpus},
+        "cuda": {
+            "built": _cuda is not None,
+            "architectures": _cuda.architectures if _cuda is not None else [],
+            "devices": gpus,
+        },
     }
 
 
@@ -69,7 +84,8 @@ def names(what: str) -> tuple[str, ...]:
 
 
 def why_no_kernels(device_type: str, index: int | None = None) -> str | None:
-    """Return why no kernel runs on such a device, and the remedy; None if one runs. With ``index`` that GPU is checked too.
+    """Return why no kernel runs on such a device, and the remedy; None if one runs. With ``index`` that GPU
+    is checked too.
 
     Examples
     --------
@@ -82,9 +98,12 @@ def why_no_kernels(device_type: str, index: int | None = None) -> str | None:
         return "and there are kernels for cpu and cuda only; move the tensors, or pass impl='reference'"
     if _cuda is None:
         return (
-            f"but this ensdistill was built without its CUDA kernels (torch {torch.__version__} is running). Build it again where a CUDA "
-            "toolkit is (nvcc on the PATH, or CUDA_HOME): `python setup.py build_ext --inplace` in a checkout, or `pip install "
-            "--no-build-isolation --no-deps --force-reinstall .`; or move the tensors to the CPU, or pass impl='reference'"
+            f"but this ensdistill was built without its CUDA kernels (torch {torch.__version__} is "
+            "running). Build it again where a CUDA "
+            "toolkit is (nvcc on the PATH, or CUDA_HOME): `python setup.py build_ext --inplace` in a "
+            "checkout, or `pip install "
+            "--no-build-isolation --no-deps --force-reinstall .`; or move the tensors to the CPU, or pass "
+            "impl='reference'"
         )
     return None if index is None else _why_not_this_gpu(index, tuple(_cuda.architectures))
 
@@ -97,15 +116,20 @@ def _why_not_this_gpu(index: int, architectures: tuple[str, ...]) -> str | None:
     found, oldest = ".".join(map(str, capability)), min(architectures, key=_capability)
     name = f"a {torch.cuda.get_device_name(index)} of compute capability {found}"
     if capability < (8, 0):
-        return f"{name}, and the kernels need 8.0 or later; move the tensors to the CPU, or pass impl='reference'"
+        return (
+            f"{name}, and the kernels need 8.0 or later; move the tensors to the CPU, or pass "
+            "impl='reference'"
+        )
     return (
-        f"{name}, and the CUDA kernels are compiled for {', '.join(architectures)} ({oldest} being the oldest); build again with "
+        f"{name}, and the CUDA kernels are compiled for {', '.join(architectures)} ({oldest} being the "
+        "oldest); build again with "
         f"TORCH_CUDA_ARCH_LIST={found}, or pass impl='reference'"
     )
 
 
 def runs_on(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Whether a GPU can run the compiled code: machine code of its own generation and no newer, or any older PTX.
+    """Whether a GPU can run the compiled code: machine code of its own generation and no newer, or any older
+    PTX.
 
     Examples
     --------
@@ -134,15 +158,17 @@ def kernel_plan(**shape: Any) -> dict[str, Any]:
 
 
 def kernel_registers(**kernel: Any) -> int | None:
-    """The registers that a kernel of the CUDA library takes; None without that library, or without a GPU to load it for."""
+    """The registers that a kernel of the CUDA library takes; None without that library, or without a GPU to
+    load it for."""
     return int(_cuda.registers(**kernel)) if _cuda is not None and torch.cuda.is_available() else None
 
 
 def release_memory() -> int:
     """Free the memory of the last gradient, which is kept for the next call of the loss on the CPU.
 
-    A training loop needs the same size in every step, and fresh pages cost as much as the loss itself. Free the memory between
-    two loops, or after a batch much larger than the next ones. On a GPU torch's allocator keeps memory, and this module none.
+    A training loop needs the same size in every step, and fresh pages cost as much as the loss itself. Free
+    the memory between two loops, or after a batch much larger than the next ones. On a GPU torch's allocator
+    keeps memory, and this module none.
 
     Returns
     -------

@@ -1,4 +1,5 @@
-"""The arguments of the losses: every check of a user's input, and the op's arguments made from it. checks.py checks single values."""
+"""The arguments of the losses: every check of a user's input, and the op's arguments made from it. checks.py
+checks single values."""
 
 from __future__ import annotations
 
@@ -28,7 +29,16 @@ from ensdistill.loss.explain import Launch, check_launch
 from ensdistill.loss.layout import product
 from ensdistill.loss.settings import LossSettings, check_call, refuse_label_settings
 from ensdistill.loss.signature import OpTensors, op_settings
-from ensdistill.loss.targets import SUM_TOLERANCE, Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
+from ensdistill.loss.targets import (
+    SUM_TOLERANCE,
+    Counts,
+    EnsembleLogits,
+    LogProbs,
+    Probs,
+    QuantizedLogits,
+    Targets,
+    TopK,
+)
 
 _DENSE = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
 # Tuples, since a union is made anew wherever it stands.
@@ -39,7 +49,8 @@ _LOOKED_AT = 4
 
 @dataclass(slots=True)
 class Problem:
-    """The op's arguments beside the student's logits, checked. N is the number of rows: the product of the leading dimensions."""
+    """The op's arguments beside the student's logits, checked. N is the number of rows: the product of the
+    leading dimensions."""
 
     lead: tuple[int, ...]
     values: Tensor  # dense: [K, ...] shaped like the student; else [N, k]
@@ -64,14 +75,19 @@ def make_problem(
     statistics: bool,
     impl: str = "fused",
 ) -> Problem:
-    """Check everything but the student's logits, of which it needs ``shape``, the class dimension (not negative), dtype, device."""
+    """Check everything but the student's logits, of which it needs ``shape``, the class dimension (not
+    negative), dtype, device."""
     check_call(statistics, impl)
     alpha, ignore_index, reduction = settings.alpha, settings.ignore_index, settings.reduction
     combiner: str | None = settings.combiner
     if alpha < 1 and labels is None:
-        raise ValueError(f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0")
+        raise ValueError(
+            f"labels: needed for alpha = {alpha!r}, which mixes in hard labels; pass labels or alpha=1.0"
+        )
     if labels is None:  # with them it is legal at any alpha: schedules of alpha may reach 1
-        refuse_label_settings(settings.label_smoothing, class_weights, "but labels is None; pass labels and an alpha below 1")
+        refuse_label_settings(
+            settings.label_smoothing, class_weights, "but labels is None; pass labels and an alpha below 1"
+        )
     classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
     target = as_target(targets, len(shape))
     kind, tail_mode = "logits", str(settings.tail)
@@ -80,9 +96,15 @@ def make_problem(
         kind, dense, members = "topk", False, 0
         values, ids, tail_mass, tail_mode = sparse_values(target, lead, classes, dtype, device, settings)
         if weights is not None:
-            raise ValueError(f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got {shown(weights)}")
+            raise ValueError(
+                f"weights: {type(target).__name__} is one distribution, which has no members to weigh; got "
+                f"{shown(weights)}"
+            )
         if combiner not in (None, "prob"):
-            raise ValueError(f"combiner: {type(target).__name__} is one distribution, which has no members to combine; got {combiner!r}")
+            raise ValueError(
+                f"combiner: {type(target).__name__} is one distribution, which has no members to combine; "
+                f"got {combiner!r}"
+            )
     else:
         dense = True
         values = dense_values(target, shape, class_dim, device)
@@ -109,8 +131,12 @@ def make_problem(
             ids=ids,
             tail=tail_mass,
             weights=None if weights is None else member_weights(weights, members, device),
-            labels=None if labels is None else checked_labels(labels, lead, classes, ignore_index, shape, class_dim, device),
-            class_weights=None if class_weights is None else numbers("class_weights", class_weights, (classes,), "class", device),
+            labels=None
+            if labels is None
+            else checked_labels(labels, lead, classes, ignore_index, shape, class_dim, device),
+            class_weights=None
+            if class_weights is None
+            else numbers("class_weights", class_weights, (classes,), "class", device),
             sample_weights=None
             if sample_weights is None
             else numbers("sample_weights", sample_weights, lead, "of the student's rows", device),
@@ -130,7 +156,17 @@ def make_problem(
         op = problem.settings
         check_launch(
             Launch(
-                1, classes, max(members, 1), dtype, values.dtype, op.divergence, op.combiner, entries, classes_first, device, op.temperature
+                1,
+                classes,
+                max(members, 1),
+                dtype,
+                values.dtype,
+                op.divergence,
+                op.combiner,
+                entries,
+                classes_first,
+                device,
+                op.temperature,
             )
         )
     if alpha > 0 or statistics:  # else no value of the targets is used
@@ -143,16 +179,20 @@ def make_problem(
     return problem
 
 
-# Targets --------------------------------------------------------------------------------------------------------------
+# Targets
+# ------------------------------------------------------------------------------------------------------------
 
 
 def as_target(targets: Any, dims: int) -> Targets:
-    """A bare tensor is logits: of one member if shaped like the student's, which has ``dims`` dimensions, else of K."""
+    """A bare tensor is logits: of one member if shaped like the student's, which has ``dims`` dimensions,
+    else of K."""
     if isinstance(targets, Tensor):
         return EnsembleLogits(targets.unsqueeze(0) if targets.dim() == dims else targets)
     if not isinstance(targets, Targets):
         names = ", ".join(kind.__name__ for kind in (*_DENSE, TopK))
-        raise TypeError(f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}")
+        raise TypeError(
+            f"targets: expected a Tensor of logits, {names} or Counts; got {type(targets).__name__}"
+        )
     return targets
 
 
@@ -163,31 +203,39 @@ def combiner_of(target: Targets) -> str | None:
     return combiner
 
 
-def check_target_temperature(target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float) -> None:
+def check_target_temperature(
+    target: QuantizedLogits | LogProbs | Probs | TopK | Counts, temperature: float
+) -> None:
     made_at = target.temperature
     check_temperature("targets.temperature", made_at)
     assert made_at is not None
     if abs(made_at - temperature) > 1e-6 * temperature:  # a float32's rounding, as of one that was stored
         raise ValueError(
-            f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, and a mixture at one "
-            f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the targets anew from the "
+            f"temperature: {temperature!r}, but targets ({type(target).__name__}) were made at {made_at!r}, "
+            "and a mixture at one "
+            f"temperature can't be derived from that at another; pass temperature={made_at!r}, or make the "
+            "targets anew from the "
             "members' logits"
         )
 
 
 def check_reach(target: Targets, temperature: float, combiner: str | None) -> None:
-    """Raise ValueError for a use in which classes have a share that a cache stored as masked, as too far below their row's largest."""
+    """Raise ValueError for a use in which classes have a share that a cache stored as masked, as too far
+    below their row's largest."""
     largest = getattr(target, "max_temperature", None)
     if largest is None:
         return
     if temperature > largest * (1 + 1e-6):
         raise ValueError(
-            f"temperature: {temperature!r}, but some rows of the targets were stored for temperatures up to {largest:g} only, with classes "
-            f"far below the likeliest left out; build the cache again with max_temperature={temperature!r}, or with codec='fp32'"
+            f"temperature: {temperature!r}, but some rows of the targets were stored for temperatures up to "
+            f"{largest:g} only, with classes "
+            f"far below the likeliest left out; build the cache again with max_temperature={temperature!r}, "
+            "or with codec='fp32'"
         )
     if combiner in ("logit", "log_prob") and combiner_of(target) in (None, "prob"):
         raise ValueError(
-            f"combiner: {combiner!r}, but some rows of the targets were stored for 'prob' only, with classes left out that are far below a "
+            f"combiner: {combiner!r}, but some rows of the targets were stored for 'prob' only, with "
+            "classes left out that are far below a "
             "member's likeliest; build the cache again with codec='fp32'"
         )
 
@@ -200,11 +248,15 @@ def dense_values(target: Targets, shape: Sequence[int], class_dim: int, device: 
     found = list(values.shape)
     if values.dim() != len(shape) + 1 or found[0] < 1:
         wanted = str(["K", *shape]).replace("'", "")
-        raise ValueError(f"targets: expected {wanted} with K >= 1, for the student's {list(shape)}; got shape {found}")
+        raise ValueError(
+            f"targets: expected {wanted} with K >= 1, for the student's {list(shape)}; got shape {found}"
+        )
     if found[1:] != list(shape):
         both = f"(shapes {found} and {list(shape)})"
         if found[class_dim + 1] != shape[class_dim]:
-            raise ValueError(f"targets: {found[class_dim + 1]} classes, but the student has {shape[class_dim]} {both}")
+            raise ValueError(
+                f"targets: {found[class_dim + 1]} classes, but the student has {shape[class_dim]} {both}"
+            )
         lead, wanted_lead = found[1:], list(shape)
         del lead[class_dim], wanted_lead[class_dim]
         raise ValueError(f"targets: {extent(lead)}, but the student has {extent(wanted_lead)} {both}")
@@ -217,12 +269,18 @@ def typed_values(name: str, target: Targets) -> Tensor:
     field = _DENSE[type(target)]
     values = getattr(target, field)
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected Tensors inside {type(target).__name__}; got {type(values).__name__}")
+        raise TypeError(
+            f"{name}: expected Tensors inside {type(target).__name__}; got {type(values).__name__}"
+        )
     if isinstance(target, QuantizedLogits):
         if values.dtype != torch.uint8:
             raise TypeError(f"{name}.codes: expected torch.uint8; got {values.dtype}")
     elif values.dtype not in FLOATS:
-        hint = "; wrap codes in QuantizedLogits with their scale and offset" if values.dtype == torch.uint8 else ""
+        hint = (
+            "; wrap codes in QuantizedLogits with their scale and offset"
+            if values.dtype == torch.uint8
+            else ""
+        )
         raise TypeError(f"{name}: expected {dtype_names(FLOATS)} {field}; got {values.dtype}{hint}")
     if values.layout is not torch.strided:
         check_strided(name, values)
@@ -237,18 +295,31 @@ def affine_maps(
     for name in ("scale", "offset"):
         value = getattr(target, name)
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            raise TypeError(f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}")
+            raise TypeError(
+                f"targets.{name}: expected torch.float32; got {getattr(value, 'dtype', type(value).__name__)}"
+            )
         if value.shape != expected:
-            raise ValueError(f"targets.{name}: expected {list(expected)}, one for each member and row; got shape {list(value.shape)}")
+            raise ValueError(
+                f"targets.{name}: expected {list(expected)}, one for each member and row; got shape "
+                f"{list(value.shape)}"
+            )
         check_device(f"targets.{name}", value, device, others)
-        maps.append(value if len(expected) == 2 else value.flatten(1) if len(expected) > 2 else value.unsqueeze(1))
+        maps.append(
+            value if len(expected) == 2 else value.flatten(1) if len(expected) > 2 else value.unsqueeze(1)
+        )
     return maps[0], maps[1]
 
 
 def sparse_values(
-    target: TopK | Counts, lead: tuple[int, ...], classes: int, dtype: torch.dtype, device: torch.device, settings: LossSettings
+    target: TopK | Counts,
+    lead: tuple[int, ...],
+    classes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    settings: LossSettings,
 ) -> tuple[Tensor, Tensor, Tensor | None, str]:
-    """Log-probabilities [N, k], their ids [N, k], log-mass of the rest [N], and the mode in which they are to be read."""
+    """Log-probabilities [N, k], their ids [N, k], log-mass of the rest [N], and the mode in which they are to
+    be read."""
     ids, tail = target.ids, str(settings.tail)
     field, listed = ("log_probs", target.log_probs) if isinstance(target, TopK) else ("counts", target.counts)
     for part, value in (("ids", ids), (field, listed)):
@@ -261,16 +332,24 @@ def sparse_values(
         raise TypeError(f"targets.ids: expected {dtype_names(INTEGERS)}; got {ids.dtype}")
     if ids.shape[:-1] != lead or ids.dim() != len(lead) + 1 or ids.shape[-1] < 1:
         wanted = str([*lead, "k"]).replace("'", "")
-        raise ValueError(f"targets.ids: expected {wanted} with k >= 1, for the student's {extent(lead)}; got shape {list(ids.shape)}")
+        raise ValueError(
+            f"targets.ids: expected {wanted} with k >= 1, for the student's {extent(lead)}; got shape "
+            f"{list(ids.shape)}"
+        )
     if listed.shape != ids.shape:
-        raise ValueError(f"targets.{field}: expected the shape of ids, {list(ids.shape)}; got shape {list(listed.shape)}")
+        raise ValueError(
+            f"targets.{field}: expected the shape of ids, {list(ids.shape)}; got shape {list(listed.shape)}"
+        )
     k, tail_mass = ids.shape[-1], None
     if isinstance(target, Counts):
         if listed.dtype == torch.bool or listed.is_complex():
-            raise TypeError(f"targets.counts: expected integers or floating-point numbers; got {listed.dtype}")
+            raise TypeError(
+                f"targets.counts: expected integers or floating-point numbers; got {listed.dtype}"
+            )
         if tail == "zero":
             raise ValueError(
-                "tail: 'zero' keeps the listed classes' masses, which Counts don't have: they are divided by their sum; leave it out"
+                "tail: 'zero' keeps the listed classes' masses, which Counts don't have: they are divided "
+                "by their sum; leave it out"
             )
         # The kernel normalises them; a count of 0 becomes the -inf that marks padding, a negative one NaN.
         listed, tail = listed.detach().to(torch.promote_types(dtype, torch.float32)).log(), "renormalize"
@@ -283,7 +362,8 @@ def sparse_values(
     if settings.divergence == "reverse_kl" and tail != "tail":
         what = f"tail={tail!r}" if isinstance(target, TopK) else "Counts"
         raise ValueError(
-            f"divergence: reverse_kl is infinite with {what}, which leaves no mass on the other classes; use TopK with tail='tail'"
+            f"divergence: reverse_kl is infinite with {what}, which leaves no mass on the other classes; "
+            "use TopK with tail='tail'"
         )
     rows = (-1, k)
     return listed.reshape(rows).contiguous(), ids.reshape(rows).to(torch.int64).contiguous(), tail_mass, tail
@@ -292,11 +372,19 @@ def sparse_values(
 def tail_log_mass(target: TopK, lead: tuple[int, ...], device: torch.device) -> Tensor:
     mass = target.tail_log_mass
     if mass is None:
-        raise ValueError("tail: 'tail' needs targets.tail_log_mass, which is None; pass it, or tail='renormalize' or 'zero'")
+        raise ValueError(
+            "tail: 'tail' needs targets.tail_log_mass, which is None; pass it, or tail='renormalize' or "
+            "'zero'"
+        )
     if not isinstance(mass, Tensor) or mass.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"targets.tail_log_mass: expected float32 or float64; got {getattr(mass, 'dtype', type(mass).__name__)}")
+        raise TypeError(
+            "targets.tail_log_mass: expected float32 or float64; got "
+            f"{getattr(mass, 'dtype', type(mass).__name__)}"
+        )
     if mass.shape != lead:
-        raise ValueError(f"targets.tail_log_mass: expected {list(lead)}, one for each row; got shape {list(mass.shape)}")
+        raise ValueError(
+            f"targets.tail_log_mass: expected {list(lead)}, one for each row; got shape {list(mass.shape)}"
+        )
     check_device("targets.tail_log_mass", mass, device)
     return mass.detach().reshape(-1).contiguous()
 
@@ -312,7 +400,8 @@ def check_not_empty(problem: Problem) -> None:
 
 
 def check_sparse(problem: Problem, name: str, classes: int) -> None:
-    """Check the values of TopK and Counts, in the rows that are used. To sort all ids costs more than the loss does."""
+    """Check the values of TopK and Counts, in the rows that are used. To sort all ids costs more than the
+    loss does."""
     ids, listed, tail = problem.tensors.ids, problem.values, problem.tensors.tail
     assert ids is not None
     if ids.numel() == 0 or not _visible(problem):
@@ -327,12 +416,17 @@ def check_sparse(problem: Problem, name: str, classes: int) -> None:
     twice = (real[:, 1:] == real[:, :-1]) & used[:, None]
     if bool(twice.any()):
         row, entry = first(twice)
-        raise ValueError(f"targets.ids: expected each id once in a row; got {int(real[row, entry])} twice in row {row}")
+        raise ValueError(
+            f"targets.ids: expected each id once in a row; got {int(real[row, entry])} twice in row {row}"
+        )
     if name == "Counts":
         wrong = ~(listed < torch.inf) & used[:, None]
         if bool(wrong.any()):
             row, _ = first(wrong)
-            raise ValueError(f"targets.counts: expected finite numbers of at least 0; got a negative or infinite one or NaN in row {row}")
+            raise ValueError(
+                "targets.counts: expected finite numbers of at least 0; got a negative or infinite one or "
+                f"NaN in row {row}"
+            )
     else:
         mass = listed.double().exp().sum(-1)
         mass = mass if tail is None else mass + tail.double().exp()
@@ -341,9 +435,13 @@ def check_sparse(problem: Problem, name: str, classes: int) -> None:
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             wanted = (
-                "log-probabilities and tail_log_mass whose exp sum to 1" if tail is not None else "log-probabilities, exp sum at most 1"
+                "log-probabilities and tail_log_mass whose exp sum to 1"
+                if tail is not None
+                else "log-probabilities, exp sum at most 1"
             )
-            raise ValueError(f"targets.log_probs: expected {wanted}; got a sum of {float(mass[row]):.4g} in row {row}")
+            raise ValueError(
+                f"targets.log_probs: expected {wanted}; got a sum of {float(mass[row]):.4g} in row {row}"
+            )
 
 
 def _visible(problem: Problem) -> bool:
@@ -361,14 +459,16 @@ def used_rows(problem: Problem, members: int) -> Tensor:
 
 
 def check_log_probs(problem: Problem, class_dim: int) -> None:
-    """Check that a few rows hold distributions: logits and probabilities, taken for log-probabilities, are none in any row. To check
-    all rows would cost more than the loss does.
+    """Check that a few rows hold distributions: logits and probabilities, taken for log-probabilities, are
+    none in any row. To check all rows would cost more than the loss does.
     """
     values, lead, n = problem.values.detach(), problem.lead or (1,), product(problem.lead)
     if n == 0 or not _visible(problem):
         return
     step = -(-n // _LOOKED_AT)
-    index = (slice(None, None, step),) if len(lead) == 1 else torch.unravel_index(torch.arange(0, n, step), lead)
+    index = (
+        (slice(None, None, step),) if len(lead) == 1 else torch.unravel_index(torch.arange(0, n, step), lead)
+    )
     rows = (values.movedim(class_dim + 1, -1) if problem.lead else values.unsqueeze(1))[:, *index]
     mass = rows.double().logsumexp(-1)
     wrong = (mass.abs() > SUM_TOLERANCE) & used_rows(problem, len(values))[:, ::step]
@@ -376,17 +476,21 @@ def check_log_probs(problem: Problem, class_dim: int) -> None:
         member, row = first(wrong)
         place = f"row {row * step}" + (f" of member {member}" if len(rows) > 1 else "")
         raise ValueError(
-            f"targets.log_probs: expected log-probabilities whose log-sum-exp is 0 to within {SUM_TOLERANCE}; "
-            f"got {float(mass[member, row]):.4g} in {place}; of logits pass EnsembleLogits, of probabilities Probs"
+            "targets.log_probs: expected log-probabilities whose log-sum-exp is 0 to within "
+            f"{SUM_TOLERANCE}; "
+            f"got {float(mass[member, row]):.4g} in {place}; of logits pass EnsembleLogits, of "
+            "probabilities Probs"
         )
 
 
 def explain_nan(problem: Problem, targets: Any, classes: int, class_dim: int, loss: Tensor) -> None:
-    """Raise for a loss that is NaN because of wrong probabilities or sparse targets. It is called with the result: to check all values
-    beforehand would cost more than the loss.
+    """Raise for a loss that is NaN because of wrong probabilities or sparse targets. It is called with the
+    result: to check all values beforehand would cost more than the loss.
     """
     kind = problem.settings.kind
-    if kind not in ("probs", "topk") or not (visible(loss) and _visible(problem) and bool(loss.isnan().any())):
+    if kind not in ("probs", "topk") or not (
+        visible(loss) and _visible(problem) and bool(loss.isnan().any())
+    ):
         return
     if kind == "topk":
         check_sparse(problem, type(targets).__name__, classes)
@@ -406,16 +510,25 @@ def check_probs(problem: Problem, class_dim: int) -> None:
         if bool((wrong & used).any()):
             member, row = first(wrong & used)
             found = rows[member, row]
-            got = f"{float(found.min()):.4g}" if what.startswith("no") else f"a sum of {float(found.sum()):.4g}"
+            got = (
+                f"{float(found.min()):.4g}" if what.startswith("no") else f"a sum of {float(found.sum()):.4g}"
+            )
             place = f"row {row}" + (f" of member {member}" if len(rows) > 1 else "")
             raise ValueError(f"targets.probs: expected {what}; got {got} in {place}")
 
 
-# Labels and weights ---------------------------------------------------------------------------------------------------
+# Labels and weights
+# ---------------------------------------------------------------------------------------------------
 
 
 def checked_labels(
-    labels: Any, lead: tuple[int, ...], classes: int, ignore_index: int, shape: Sequence[int], class_dim: int, device: torch.device
+    labels: Any,
+    lead: tuple[int, ...],
+    classes: int,
+    ignore_index: int,
+    shape: Sequence[int],
+    class_dim: int,
+    device: torch.device,
 ) -> Tensor:
     """Labels as [N]."""
     if not isinstance(labels, Tensor):
@@ -426,7 +539,10 @@ def checked_labels(
     if labels.shape != lead:
         channels_first = len(shape) > 2 and class_dim != 1 and labels.shape == (shape[0], *shape[2:])
         hint = "; with classes in dimension 1, pass class_dim=1" if channels_first else ""
-        raise ValueError(f"labels: expected {list(lead)}, one for each of the student's rows; got shape {list(labels.shape)}{hint}")
+        raise ValueError(
+            f"labels: expected {list(lead)}, one for each of the student's rows; got shape "
+            f"{list(labels.shape)}{hint}"
+        )
     check_device("labels", labels, device)
     labels = labels.reshape(-1).contiguous()
     if labels.numel() == 0 or not visible(labels):
@@ -436,5 +552,8 @@ def checked_labels(
         wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
-            raise ValueError(f"labels: expected 0..{classes - 1} or ignore_index {ignore_index}; got {int(labels[row])} in row {row}")
+            raise ValueError(
+                f"labels: expected 0..{classes - 1} or ignore_index {ignore_index}; got {int(labels[row])} "
+                f"in row {row}"
+            )
     return labels

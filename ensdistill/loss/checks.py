@@ -1,7 +1,9 @@
-"""Checks of single arguments, shared by all functions. Each error names the argument, the value and the expectation.
+"""Checks of single arguments, shared by all functions. Each error names the argument, the value and the
+expectation.
 
-Shapes, dtypes and settings are always checked. Values are checked only where reading them costs no wait: on the CPU, outside
-torch.compile and vmap. Elsewhere the kernel returns NaN for rows with values that it can't use.
+Shapes, dtypes and settings are always checked. Values are checked only where reading them costs no wait: on
+the CPU, outside torch.compile and vmap. Elsewhere the kernel returns NaN for rows with values that it can't
+use.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from ensdistill.loss.wrapped import is_batched
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
-# A sum up to which the kernels normalise weights: far below the largest float64, far above weights in practice.
+# A sum up to which the kernels normalise weights: far below the largest float64, far above weights in
+# practice.
 _LARGEST_WEIGHTS = 1e300
 _COMBINERS = get_args(Combiner)
 
 
-# Numbers and choices --------------------------------------------------------------------------------------------------
+# Numbers and choices
+# --------------------------------------------------------------------------------------------------
 
 
 def check_number(name: str, value: Any) -> None:
@@ -50,7 +54,8 @@ def check_combiner(name: str, value: Any) -> None:
         check_one_of(name, value, _COMBINERS)
 
 
-# Tensors --------------------------------------------------------------------------------------------------------------
+# Tensors
+# ------------------------------------------------------------------------------------------------------------
 
 
 def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
@@ -59,7 +64,9 @@ def check_class_dim(class_dim: Any, name: str, shape: Sequence[int]) -> int:
     if type(class_dim) is not int and not whole(class_dim):
         raise TypeError(f"class_dim: expected an int; got {class_dim!r}")
     if not -dims <= class_dim < dims:
-        raise ValueError(f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}")
+        raise ValueError(
+            f"class_dim: expected {-dims}..{dims - 1} for {name} of shape {list(shape)}; got {class_dim}"
+        )
     return int(class_dim) % dims
 
 
@@ -74,7 +81,9 @@ def check_floats(name: str, value: Any, expected: str) -> None:
 
 def check_strided(name: str, value: Tensor) -> None:
     if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense Tensor; got one of layout {value.layout}; pass {name}.to_dense()")
+        raise TypeError(
+            f"{name}: expected a dense Tensor; got one of layout {value.layout}; pass {name}.to_dense()"
+        )
 
 
 def check_device(name: str, value: Tensor, device: torch.device, others: str = "the student is") -> None:
@@ -85,7 +94,8 @@ def check_device(name: str, value: Tensor, device: torch.device, others: str = "
 
 
 def check_kernels(name: str, device: torch.device) -> None:
-    """Check that ``impl="fused"`` has a kernel for the device. The model of the GPU is checked outside of tracing only."""
+    """Check that ``impl="fused"`` has a kernel for the device. The model of the GPU is checked outside of
+    tracing only."""
     if device.type == "cpu":
         return
     why = _native.why_no_kernels(device.type, None if torch.compiler.is_compiling() else device.index)
@@ -93,7 +103,8 @@ def check_kernels(name: str, device: torch.device) -> None:
         raise NotImplementedError(f"{name}: on device {device}, {why}")
 
 
-# Weights --------------------------------------------------------------------------------------------------------------
+# Weights
+# ------------------------------------------------------------------------------------------------------------
 
 
 def member_weights(weights: Any, k: int | None, device: torch.device) -> Tensor:
@@ -109,7 +120,8 @@ def member_weights(weights: Any, k: int | None, device: torch.device) -> Tensor:
 
 
 def numbers(name: str, given: Any, shape: tuple[int | None, ...], what: str, device: torch.device) -> Tensor:
-    """``given``, finite and not negative, as a flat float64 tensor on ``device``. None in ``shape`` is any length."""
+    """``given``, finite and not negative, as a flat float64 tensor on ``device``. None in ``shape`` is any
+    length."""
     if isinstance(given, Tensor):
         if given.is_complex():
             raise TypeError(f"{name}: expected real numbers; got {given.dtype}")
@@ -117,7 +129,9 @@ def numbers(name: str, given: Any, shape: tuple[int | None, ...], what: str, dev
         if given.is_meta and device.type != "meta":
             raise ValueError(f"{name}: on device meta, but the student is on {device}; move one of them")
         if given.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: requires a gradient, and gradients flow to the student only; pass {name}.detach()")
+            raise ValueError(
+                f"{name}: requires a gradient, and gradients flow to the student only; pass {name}.detach()"
+            )
     try:
         value = torch.as_tensor(given, dtype=torch.float64, device=device).detach().contiguous()
     except OverflowError:
@@ -136,7 +150,8 @@ def numbers(name: str, given: Any, shape: tuple[int | None, ...], what: str, dev
     return value
 
 
-# Words ----------------------------------------------------------------------------------------------------------------
+# Words
+# ------------------------------------------------------------------------------------------------------------
 
 
 def visible(x: Tensor) -> bool:

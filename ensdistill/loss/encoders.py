@@ -1,9 +1,9 @@
 """Encoders: an ensemble's outputs in a small form, with the loss of information for each row.
 
-Each encoder returns the targets and the KL divergence of every row from its input, in nats and float64. The native ops read
-logits or codes as stored. They hold a few rows for each thread, or on a GPU for each block, never [N, C]. CPU and GPU write
-the same codes and use the same random numbers. They choose the same classes, unless probabilities differ by no more than
-the rounding of doubles.
+Each encoder returns the targets and the KL divergence of every row from its input, in nats and float64. The
+native ops read logits or codes as stored. They hold a few rows for each thread, or on a GPU for each block,
+never [N, C]. CPU and GPU write the same codes and use the same random numbers. They choose the same classes,
+unless probabilities differ by no more than the rounding of doubles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ensdistill.common.scalars import check_temperature
 from ensdistill.loss import encoders_reference
-from ensdistill.loss.arguments import affine_maps, check_reach, check_target_temperature, combiner_of, typed_values
+from ensdistill.loss.arguments import (
+    affine_maps,
+    check_reach,
+    check_target_temperature,
+    combiner_of,
+    typed_values,
+)
 from ensdistill.loss.checks import (
     Combiner,
     check_combiner,
@@ -38,12 +44,15 @@ _LARGEST = 1e38
 _INT32 = 2**31 - 1
 
 
-def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") -> tuple[QuantizedLogits, Tensor]:
+def quantize_logits(
+    logits: Tensor | EnsembleLogits, *, impl: Impl = "fused"
+) -> tuple[QuantizedLogits, Tensor]:
     r"""One byte for a logit, and one affine map for a row and member: ``logit = offset + |scale| * code``.
 
-    The 256 codes span a row's finite logits in 255 steps. Where a class is masked, code 0 means ``-inf``, the scale is negative and
-    254 steps are left. These are the bits that the target cache's ``uint8`` codec writes. A class that is masked by a large finite number
-    widens the steps of all others: mask it with ``-inf``, as the cache does for classes that no temperature in use can see.
+    The 256 codes span a row's finite logits in 255 steps. Where a class is masked, code 0 means ``-inf``, the
+    scale is negative and 254 steps are left. These are the bits that the target cache's ``uint8`` codec
+    writes. A class that is masked by a large finite number widens the steps of all others: mask it with
+    ``-inf``, as the cache does for classes that no temperature in use can see.
 
     Parameters
     ----------
@@ -57,16 +66,19 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
     QuantizedLogits
         codes [K, ..., C] uint8, scale and offset [K, ...] float32, and the weights of ``logits``.
     kl : Tensor [K, ...], float64
-        KL(softmax(z) ‖ softmax(decoded)) of each member's row at T = 1. At most R²/520200 for a row of range R without masked classes:
-        logits within e of each other, up to a shift, give a KL of at most e²/2, and e is half a step, R/510.
+        KL(softmax(z) ‖ softmax(decoded)) of each member's row at T = 1. At most R²/520200 for a row of range
+        R without masked classes: logits within e of each other, up to a shift, give a KL of at most e²/2, and
+        e is half a step, R/510.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, and the member and row of a NaN, ``+inf``, a logit beyond 1e38, or a row of ``-inf`` only. Values on a GPU
-        or while compiling aren't looked at: such a row has NaN for scale, offset and KL.
+        Naming the argument, and the member and row of a NaN, ``+inf``, a logit beyond 1e38, or a row of
+        ``-inf`` only. Values on a GPU or while compiling aren't looked at: such a row has NaN for scale,
+        offset and KL.
     NotImplementedError
-        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that
+        GPU.
 
     Examples
     --------
@@ -78,19 +90,26 @@ def quantize_logits(logits: Tensor | EnsembleLogits, *, impl: Impl = "fused") ->
     """
     given = EnsembleLogits(logits) if isinstance(logits, Tensor) else logits
     if not isinstance(given, EnsembleLogits):
-        raise TypeError(f"logits: expected a Tensor [K, ..., C] or EnsembleLogits; got {type(logits).__name__}")
+        raise TypeError(
+            f"logits: expected a Tensor [K, ..., C] or EnsembleLogits; got {type(logits).__name__}"
+        )
     values = _checked_values("logits", given)
-    function = _implementation(impl, values, "logits", torch.ops.ensdistill.encode_uint8, encoders_reference.encode_uint8)
+    function = _implementation(
+        impl, values, "logits", torch.ops.ensdistill.encode_uint8, encoders_reference.encode_uint8
+    )
     rows = _rows(values)
     codes, scale, offset, kl = function(rows)
     if visible(kl) and bool(kl.isnan().any()):
         k, n = (int(i) for i in kl.isnan().nonzero()[0])
-        fault = _fault(rows[k, n]) or f"expected logits within 1e38 of zero, or -inf for a masked class; got {_beyond(rows[k, n])}"
+        fault = (
+            _fault(rows[k, n])
+            or f"expected logits within 1e38 of zero, or -inf for a masked class; got {_beyond(rows[k, n])}"
+        )
         raise ValueError(f"logits: member {k}, row {_place(n, values)}: {fault}")
     lead = values.shape[:-1]
-    return QuantizedLogits(codes.view(values.shape), scale.view(lead), offset.view(lead), given.weights, combiner=given.combiner), kl.view(
-        lead
-    )
+    return QuantizedLogits(
+        codes.view(values.shape), scale.view(lead), offset.view(lead), given.weights, combiner=given.combiner
+    ), kl.view(lead)
 
 
 def top_k_targets(
@@ -104,40 +123,45 @@ def top_k_targets(
 ) -> tuple[TopK, Tensor]:
     """The k likeliest classes of the mixture, and the exact log-mass of all others.
 
-    The tail is a sum over the other classes, in double precision: 1 minus the listed mass would be rounding noise where the tail
-    is small. Logarithms keep probabilities apart that lie far below the smallest float.
+    The tail is a sum over the other classes, in double precision: 1 minus the listed mass would be rounding
+    noise where the tail is small. Logarithms keep probabilities apart that lie far below the smallest float.
 
     Parameters
     ----------
     targets : Tensor [K, ..., C], EnsembleLogits or QuantizedLogits
-        The K members' outputs; a bare tensor is logits (of one teacher: ``logits[None]``). ``-inf`` masks a class.
+        The K members' outputs; a bare tensor is logits (of one teacher: ``logits[None]``). ``-inf`` masks a
+        class.
     k : int
         From 1 to C.
     temperature : float
         T from 1e-4 to 1e4: the mixture is that of softmax(z_k / T). It stays with the targets.
     weights : Tensor or sequence [K], optional
-        Non-negative; normalised to sum to one. By default those of ``targets``, else uniform. A member of weight 0 is not read.
+        Non-negative; normalised to sum to one. By default those of ``targets``, else uniform. A member of
+        weight 0 is not read.
     combiner : {"prob", "logit", "log_prob"}, optional
-        By default the one that ``targets`` carries, else ``prob``. ``prob``: mean of the members' softmaxes. ``logit`` and ``log_prob``:
-        the softmax of their mean logits.
+        By default the one that ``targets`` carries, else ``prob``. ``prob``: mean of the members' softmaxes.
+        ``logit`` and ``log_prob``: the softmax of their mean logits.
     impl : {"fused", "reference"}
         The native op (CPU, CUDA); or the plain torch code that specifies it, on any device.
 
     Returns
     -------
     TopK
-        ids [..., k] int32 (int64 where C needs it) by falling probability, ties by the lower id; log_probs [..., k] float32, ``-inf``
-        for classes without mass; tail_log_mass [...] float32, ``-inf`` where nothing is left outside.
+        ids [..., k] int32 (int64 where C needs it) by falling probability, ties by the lower id; log_probs
+        [..., k] float32, ``-inf`` for classes without mass; tail_log_mass [...] float32, ``-inf`` where
+        nothing is left outside.
     kl : Tensor [...], float64
-        KL(mixture ‖ reconstruction) at T, where the reconstruction spreads the tail's mass uniformly over the C - k other classes.
+        KL(mixture ‖ reconstruction) at T, where the reconstruction spreads the tail's mass uniformly over the
+        C - k other classes.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, and the member and row of a NaN, ``+inf`` or a row of ``-inf`` only. Values on a GPU or while compiling
-        aren't looked at: such a row has NaN for its numbers.
+        Naming the argument, and the member and row of a NaN, ``+inf`` or a row of ``-inf`` only. Values on a
+        GPU or while compiling aren't looked at: such a row has NaN for its numbers.
     NotImplementedError
-        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that GPU.
+        ``impl="fused"`` on a device that has no kernels: CUDA kernels that weren't built, or not for that
+        GPU.
 
     Examples
     --------
@@ -150,11 +174,15 @@ def top_k_targets(
     """
     values, arguments = _mixture_arguments(targets, weights, temperature, combiner)
     check_int("k", k, 1, values.shape[-1], "the number of classes")
-    function = _implementation(impl, values, "targets", torch.ops.ensdistill.encode_top_k, encoders_reference.encode_top_k)
+    function = _implementation(
+        impl, values, "targets", torch.ops.ensdistill.encode_top_k, encoders_reference.encode_top_k
+    )
     ids, log_probs, tail, kl = function(*arguments, k)
     _look(kl, values, arguments)
     lead = values.shape[1:-1]
-    return TopK(ids.view(*lead, k), log_probs.view(*lead, k), tail.view(lead), float(temperature)), kl.view(lead)
+    return TopK(ids.view(*lead, k), log_probs.view(*lead, k), tail.view(lead), float(temperature)), kl.view(
+        lead
+    )
 
 
 def sample_counts(
@@ -168,12 +196,14 @@ def sample_counts(
     combiner: Combiner | None = None,
     impl: Impl = "fused",
 ) -> tuple[Counts, Tensor]:
-    """Draw classes from the mixture, with replacement, and count them: an unbiased target whose size the caller chooses.
+    """Draw classes from the mixture, with replacement, and count them: an unbiased target whose size the
+    caller chooses.
 
-    A row's draws are a function of the seed and the row's id (Philox4x32-10), so neither threads nor the way rows are cut into batches
-    change them. Sorted uniform numbers, each made from the one before, walk over the row once. A GPU follows the same numbers and repeats
-    itself bit by bit, but adds in another order, and its exp and log differ from the CPU's in the last bit: a draw that lies within about
-    1e-15 of the edge between two classes may fall into the other one there.
+    A row's draws are a function of the seed and the row's id (Philox4x32-10), so neither threads nor the way
+    rows are cut into batches change them. Sorted uniform numbers, each made from the one before, walk over
+    the row once. A GPU follows the same numbers and repeats itself bit by bit, but adds in another order, and
+    its exp and log differ from the CPU's in the last bit: a draw that lies within about 1e-15 of the edge
+    between two classes may fall into the other one there.
 
     Parameters
     ----------
@@ -184,26 +214,27 @@ def sample_counts(
     seed : int
         From 0 to 2⁶³ - 1.
     row_ids : Tensor [...], int64, optional
-        Stable ids of the rows, such as their uids. By default 0, 1, ... in the order of the rows; pass them when
-        encoding in chunks.
+        Stable ids of the rows, such as their uids. By default 0, 1, ... in the order of the rows; pass them
+        when encoding in chunks.
 
     Returns
     -------
     Counts
-        ids [..., S] int32 (int64 where C needs it), rising, and counts [..., S] int32 that sum to ``draws``; S = min(draws, C). Unused
-        entries are at the end, with id 0 and count 0.
+        ids [..., S] int32 (int64 where C needs it), rising, and counts [..., S] int32 that sum to ``draws``;
+        S = min(draws, C). Unused entries are at the end, with id 0 and count 0.
     kl : Tensor [...], float64
         KL(counts / draws ‖ mixture).
 
     Raises
     ------
     ValueError, TypeError, NotImplementedError
-        As :func:`top_k_targets`. While compiling, a row without a distribution has counts 0 and a NaN for its KL.
+        As :func:`top_k_targets`. While compiling, a row without a distribution has counts 0 and a NaN for its
+        KL.
 
     Notes
     -----
-    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Bentley, Saxe, "Generating sorted lists of
-    random numbers", ACM TOMS 6 (1980).
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Bentley, Saxe,
+    "Generating sorted lists of random numbers", ACM TOMS 6 (1980).
 
     Examples
     --------
@@ -218,26 +249,37 @@ def sample_counts(
     lead, entries = values.shape[1:-1], min(draws, values.shape[-1])
     if row_ids is not None:
         if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64:
-            raise TypeError(f"row_ids: expected a torch.int64 Tensor; got {getattr(row_ids, 'dtype', type(row_ids).__name__)}")
+            raise TypeError(
+                "row_ids: expected a torch.int64 Tensor; got "
+                f"{getattr(row_ids, 'dtype', type(row_ids).__name__)}"
+            )
         if row_ids.shape != lead:
-            raise ValueError(f"row_ids: expected one for each row, {list(lead)}; got shape {list(row_ids.shape)}")
+            raise ValueError(
+                f"row_ids: expected one for each row, {list(lead)}; got shape {list(row_ids.shape)}"
+            )
         check_device("row_ids", row_ids, values.device, "the logits are")
         row_ids = row_ids.reshape(-1).contiguous()
-    function = _implementation(impl, values, "targets", torch.ops.ensdistill.encode_counts, encoders_reference.encode_counts)
+    function = _implementation(
+        impl, values, "targets", torch.ops.ensdistill.encode_counts, encoders_reference.encode_counts
+    )
     ids, counts, kl = function(*arguments, draws, seed, row_ids)
     _look(kl, values, arguments)
     return Counts(ids.view(*lead, entries), counts.view(*lead, entries), float(temperature)), kl.view(lead)
 
 
-# Arguments ------------------------------------------------------------------------------------------------------------
+# Arguments
+# ------------------------------------------------------------------------------------------------------------
 
 
-def _mixture_arguments(targets: Any, weights: Any, temperature: Any, combiner: Any) -> tuple[Tensor, list[Any]]:
+def _mixture_arguments(
+    targets: Any, weights: Any, temperature: Any, combiner: Any
+) -> tuple[Tensor, list[Any]]:
     """The members' values as given [K, ..., C], and the arguments that the ops of a mixture begin with."""
     given = EnsembleLogits(targets) if isinstance(targets, Tensor) else targets
     if not isinstance(given, EnsembleLogits | QuantizedLogits):
         raise TypeError(
-            f"targets: expected a Tensor of logits [K, ..., C], EnsembleLogits or QuantizedLogits; got {type(targets).__name__}"
+            "targets: expected a Tensor of logits [K, ..., C], EnsembleLogits or QuantizedLogits; got "
+            f"{type(targets).__name__}"
         )
     values = _checked_values("targets", given)
     affine: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -260,7 +302,8 @@ def _checked_values(name: str, given: EnsembleLogits | QuantizedLogits) -> Tenso
     if values.dim() < 3 or values.shape[0] < 1 or values.shape[-1] < 1:
         hint = "; of one teacher's logits [N, C] pass logits[None]" if values.dim() == 2 else ""
         raise ValueError(
-            f"{name}: expected [K, ..., C] with at least one member, one row dimension and one class; got {list(values.shape)}{hint}"
+            f"{name}: expected [K, ..., C] with at least one member, one row dimension and one class; got "
+            f"{list(values.shape)}{hint}"
         )
     return values.detach()
 
@@ -278,7 +321,8 @@ def _rows(values: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-# Errors that name a row -------------------------------------------------------------------------------------------
+# Errors that name a row
+# -------------------------------------------------------------------------------------------
 
 
 def _look(kl: Tensor, values: Tensor, arguments: list[Any]) -> None:
@@ -294,18 +338,29 @@ def _look(kl: Tensor, values: Tensor, arguments: list[Any]) -> None:
         if scale is not None:
             if not bool(torch.isfinite(scale[k, n]) & torch.isfinite(offset[k, n])):
                 pair = f"{scale[k, n]:g} and {offset[k, n]:g}"
-                raise ValueError(f"targets: member {k}, row {_place(n, values)}: expected a finite scale and offset; got {pair}")
+                raise ValueError(
+                    f"targets: member {k}, row {_place(n, values)}: expected a finite scale and offset; got "
+                    f"{pair}"
+                )
             row = QuantizedLogits(row, scale[k, n], offset[k, n]).to_logits()
         if fault := _fault(row):
             raise ValueError(f"targets: member {k}, row {_place(n, values)}: {fault}")
-    raise ValueError(f"targets: row {_place(n, values)}: each class is masked (-inf) by a member, so combiner={combiner!r} leaves none")
+    raise ValueError(
+        f"targets: row {_place(n, values)}: each class is masked (-inf) by a member, so "
+        f"combiner={combiner!r} leaves none"
+    )
 
 
 def _fault(row: Tensor) -> str | None:
     for what, wrong in (("NaN", row.isnan()), ("+inf", row.isposinf())):
         if bool(wrong.any()):
-            return f"expected logits that are finite, or -inf for a masked class; got {what} for class {int(wrong.nonzero()[0])}"
-    return "every class is masked (-inf), which leaves no distribution" if bool(row.isneginf().all()) else None
+            return (
+                f"expected logits that are finite, or -inf for a masked class; got {what} for class "
+                f"{int(wrong.nonzero()[0])}"
+            )
+    return (
+        "every class is masked (-inf), which leaves no distribution" if bool(row.isneginf().all()) else None
+    )
 
 
 def _beyond(row: Tensor) -> str:
@@ -320,7 +375,8 @@ def _place(n: int, values: Tensor) -> str:
     return str(index[0] if len(index) == 1 else index)
 
 
-# Fake kernels ---------------------------------------------------------------------------------------------------------
+# Fake kernels
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _ids_type(classes: int) -> torch.dtype:
@@ -340,7 +396,13 @@ def _(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("ensdistill::encode_top_k")
 def _(
-    targets: Tensor, scale: Tensor | None, offset: Tensor | None, weights: Tensor | None, temperature: float, combiner: str, k: int
+    targets: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    weights: Tensor | None,
+    temperature: float,
+    combiner: str,
+    k: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c = targets.shape[1:]
     return (

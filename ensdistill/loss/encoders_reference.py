@@ -1,6 +1,8 @@
-"""The encoders in plain torch, in float64: slow, obviously right, on any device. The specification, and the tests' oracle.
+"""The encoders in plain torch, in float64: slow, obviously right, on any device. The specification, and the
+tests' oracle.
 
-The functions take the arguments of the ops of the same names in csrc/schema.cpp. A row without a distribution gets a NaN for its KL.
+The functions take the arguments of the ops of the same names in csrc/schema.cpp. A row without a distribution
+gets a NaN for its KL.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def encode_uint8(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = torch.where(step < torch.finfo(torch.float32).tiny, masked.float(), step)
     offset = (low - torch.where(masked, step, 0)).float()
     codes = ((z - offset.double()[..., None]) / torch.where(step == 0, 1, step).double()[..., None]).round()
-    codes = codes.maximum(masked[..., None].double()).clamp(max=255).masked_fill(out | ~storable[..., None], 0).to(torch.uint8)
+    codes = (
+        codes.maximum(masked[..., None].double())
+        .clamp(max=255)
+        .masked_fill(out | ~storable[..., None], 0)
+        .to(torch.uint8)
+    )
     scale, offset = (x.masked_fill(~storable, torch.nan) for x in (torch.where(masked, -step, step), offset))
     decoded = reference.decoded(codes, scale, offset, torch.float32).double()
     kl = reference.forward_kl(torch.log_softmax(z, -1), torch.log_softmax(decoded, -1), 0.0).clamp(min=0)
@@ -41,7 +48,12 @@ def encode_uint8(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def mixture_log_probs(
-    targets: Tensor, scale: Tensor | None, offset: Tensor | None, weights: Tensor | None, temperature: float, combiner: str
+    targets: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    weights: Tensor | None,
+    temperature: float,
+    combiner: str,
 ) -> Tensor:
     """Log-probabilities [N, C] of the mixture of K members' logits or codes [K, N, C], in float64.
 
@@ -75,10 +87,13 @@ def encode_top_k(
     """
     log_p = mixture_log_probs(targets, scale, offset, weights, temperature, combiner)
     classes = log_p.shape[-1]
-    values, ids = log_p.clamp(max=0).sort(dim=-1, descending=True, stable=True)  # stable: ties by the lower id
+    values, ids = log_p.clamp(max=0).sort(
+        dim=-1, descending=True, stable=True
+    )  # stable: ties by the lower id
     outside = values[:, k:]
     tail = _logsumexp(outside)
-    # Listed classes are exact, so only the tail differs: KL = sum of p log p outside - P (log P - log(C - k)).
+    # Listed classes are exact, so only the tail differs: KL = sum of p log p outside - P (log P - log(C -
+    # k)).
     p = outside.exp()
     kl = (p * outside.masked_fill(p == 0, 0)).sum(-1)
     if k < classes:
@@ -118,7 +133,12 @@ def encode_counts(
     times = torch.zeros(rows, classes, dtype=torch.int64, device=p.device)
     times.scatter_add_(-1, drawn, torch.ones_like(drawn)).masked_fill_(~fine[:, None], 0)
     share = times.double() / draws
-    kl = (share * (share.log() - log_p).masked_fill(share == 0, 0)).sum(-1).clamp(min=0).masked_fill(~fine, torch.nan)
+    kl = (
+        (share * (share.log() - log_p).masked_fill(share == 0, 0))
+        .sum(-1)
+        .clamp(min=0)
+        .masked_fill(~fine, torch.nan)
+    )
     # Drawn classes first, by id; the rest is padding with id 0.
     order = (times == 0).to(torch.int8).sort(dim=-1, stable=True).indices[:, : min(draws, classes)]
     counts = times.gather(-1, order)
@@ -127,7 +147,8 @@ def encode_counts(
 
 
 def sorted_uniforms(seed: int, row_ids: Tensor, draws: int) -> Tensor:
-    """``draws`` uniform numbers for each row [N, draws], rising: the part above falls by U^(1/n), n being the number still to come.
+    """``draws`` uniform numbers for each row [N, draws], rising: the part above falls by U^(1/n), n being the
+    number still to come.
 
     Examples
     --------
@@ -141,7 +162,8 @@ def sorted_uniforms(seed: int, row_ids: Tensor, draws: int) -> Tensor:
 
 
 def philox(seed: int, row: Tensor, block: Tensor) -> Tensor:
-    """Philox4x32-10 with key ``seed`` and counter (row, block), int64 [...]: two words of 64 random bits, [..., 2].
+    """Philox4x32-10 with key ``seed`` and counter (row, block), int64 [...]: two words of 64 random bits,
+    [..., 2].
 
     Examples
     --------

@@ -14,7 +14,13 @@ from ensdistill.loss.targets import Combiner
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
 # The kernels' names of dtypes: Element in csrc/problem.h.
-_ELEMENTS = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.uint8: "u8"}
+_ELEMENTS = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.uint8: "u8",
+}
 # A pair of these has no kernels of its own, see csrc/cuda/rows.
 _HALVES = {torch.bfloat16, torch.float16}
 _H100_SHARED = 232_448  # bytes of shared memory that a block may have, from compute capability 9.0 on
@@ -27,7 +33,8 @@ _MOST_FLOAT_TEMPERATURE = 32.0  # csrc/problem.h
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """All that a plan depends on: the arguments of `kernel_plan`, and the temperature, which decides about double precision."""
+    """All that a plan depends on: the arguments of `kernel_plan`, and the temperature, which decides about
+    double precision."""
 
     rows: int
     classes: int
@@ -49,9 +56,10 @@ class KernelPlan:
     Attributes
     ----------
     layout : str
-        ``staged``: a thread for each row, the block's rows copied flat to shared memory. ``strided``: a thread for each row, reading
-        device memory. ``tile``, ``block``, ``cluster``: lanes of a warp, a block, several blocks share a row that stays on chip.
-        ``reread``: a block for each row, read once more in each sweep. ``doubles``: the same in double precision.
+        ``staged``: a thread for each row, the block's rows copied flat to shared memory. ``strided``: a
+        thread for each row, reading device memory. ``tile``, ``block``, ``cluster``: lanes of a warp, a
+        block, several blocks share a row that stays on chip. ``reread``: a block for each row, read once more
+        in each sweep. ``doubles``: the same in double precision.
     threads, cluster_blocks, threads_per_row, rows_per_block, vectors_per_thread : int
         Of a block; blocks that share a row; and so on.
     shared_bytes : int
@@ -74,8 +82,10 @@ class KernelPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.layout}: {self.threads} threads a block, {self.threads_per_row} a row, {self.vectors_per_thread} vectors each; "
-            f"{self.registers or '?'} registers, {self.shared_bytes:,} B shared memory; {self.bytes / 1e6:,.1f} MB through device memory"
+            f"{self.layout}: {self.threads} threads a block, {self.threads_per_row} a row, "
+            f"{self.vectors_per_thread} vectors each; "
+            f"{self.registers or '?'} registers, {self.shared_bytes:,} B shared memory; "
+            f"{self.bytes / 1e6:,.1f} MB through device memory"
         )
 
 
@@ -112,8 +122,8 @@ def kernel_plan(
     Raises
     ------
     ValueError, TypeError
-        A number below 1 or beyond the limit of a GPU, an unknown name or dtype; a plan that needs more shared memory than a block can
-        have, as with very many members (of `classes_first` logits) or entries.
+        A number below 1 or beyond the limit of a GPU, an unknown name or dtype; a plan that needs more shared
+        memory than a block can have, as with very many members (of `classes_first` logits) or entries.
 
     Examples
     --------
@@ -131,15 +141,23 @@ def kernel_plan(
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"{name}: expected a torch.dtype; got {dtype!r}")
         if dtype not in _BYTES or (name == "student" and dtype == torch.uint8):
-            raise ValueError(f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}")
+            raise ValueError(
+                f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}"
+            )
     check_one_of("divergence", divergence, DIVERGENCES)
     check_one_of("combiner", combiner, get_args(Combiner))
     plan = _plan(
-        Launch(rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device),
+        Launch(
+            rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device
+        ),
         ("members", "entries", "classes"),
     )
     registers = _native.kernel_registers(
-        layout=plan["layout"], student=_ELEMENTS[student], targets=_ELEMENTS[targets], divergence=divergence, sparse=entries > 0
+        layout=plan["layout"],
+        student=_ELEMENTS[student],
+        targets=_ELEMENTS[targets],
+        divergence=divergence,
+        sparse=entries > 0,
     )
     return KernelPlan(**plan, registers=registers)
 
@@ -165,10 +183,13 @@ def check_launch(launch: Launch) -> None:
 
 
 def _plan(launch: Launch, names: tuple[str, str, str]) -> dict[str, Any]:
-    """A plan that can be launched. ``names`` are the arguments that may be too large: members, entries, classes."""
+    """A plan that can be launched. ``names`` are the arguments that may be too large: members, entries,
+    classes."""
     shared, clusters = _H100_SHARED, True
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(launch.device if launch.device is not None else torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(
+            launch.device if launch.device is not None else torch.cuda.current_device()
+        )
         shared, clusters = properties.shared_memory_per_block_optin, properties.major >= 9  # type: ignore[attr-defined]
     dtypes, entries = {launch.student, launch.targets}, launch.entries
     plan = _native.kernel_plan(
@@ -178,7 +199,9 @@ def _plan(launch: Launch, names: tuple[str, str, str]) -> dict[str, Any]:
         student_bytes=_BYTES[launch.student],
         target_bytes=0 if entries else _BYTES[launch.targets],
         geometric=launch.combiner != "prob" and launch.members > 1,
-        doubles=torch.float64 in dtypes or (not entries and dtypes == _HALVES) or launch.temperature > _MOST_FLOAT_TEMPERATURE,
+        doubles=torch.float64 in dtypes
+        or (not entries and dtypes == _HALVES)
+        or launch.temperature > _MOST_FLOAT_TEMPERATURE,
         divergence=launch.divergence,
         unit_classes=not launch.classes_first,
         flat=not launch.classes_first,
@@ -195,7 +218,8 @@ def _plan(launch: Launch, names: tuple[str, str, str]) -> dict[str, Any]:
             else (names[2], "classes beside sparse targets", launch.classes)
         )
         raise ValueError(
-            f"{name}: expected fewer {what} on this GPU; got {got}: its plan needs {plan['shared_bytes']:,} bytes of shared memory, "
+            f"{name}: expected fewer {what} on this GPU; got {got}: its plan needs {plan['shared_bytes']:,} "
+            "bytes of shared memory, "
             f"and a block can have {shared:,}"
         )
     return plan

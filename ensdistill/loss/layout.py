@@ -1,6 +1,8 @@
-"""Leading dimensions and the class dimension, as the op wants them: [N, C], or [O, I, C] with N = O * I, by views where there is one.
+"""Leading dimensions and the class dimension, as the op wants them: [N, C], or [O, I, C] with N = O * I, by
+views where there is one.
 
-A feature map [N, C, H, W] becomes [N, H * W, C] with stride 1 along H * W: the op reads it as it lies, and so it gives the gradient.
+A feature map [N, C, H, W] becomes [N, H * W, C] with stride 1 along H * W: the op reads it as it lies, and so
+it gives the gradient.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from torch import Tensor
 def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Tensor, Tensor | None]:
     """``student`` as [N, C] or [O, I, C], and ``dense`` targets [K, ...] as [K, N, C] or [K, O, I, C].
 
-    Both share one division of the leading dimensions, the one that copies least: nothing, for every layout that is dense in memory
-    with the classes first or last. A tensor that isn't a view in that division is copied, the other one is not.
+    Both share one division of the leading dimensions, the one that copies least: nothing, for every layout
+    that is dense in memory with the classes first or last. A tensor that isn't a view in that division is
+    copied, the other one is not.
 
     Parameters
     ----------
@@ -23,7 +26,12 @@ def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Ten
     class_dim : int
         The student's class dimension, not negative.
     """
-    if class_dim == 1 and student.dim() == 2 and student.stride(1) == 1 and (dense is None or dense.stride(2) == 1):
+    if (
+        class_dim == 1
+        and student.dim() == 2
+        and student.stride(1) == 1
+        and (dense is None or dense.stride(2) == 1)
+    ):
         return student, dense
     student = student.movedim(class_dim, -1)
     dense = None if dense is None else dense.movedim(class_dim + 1, -1)
@@ -36,12 +44,15 @@ def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Ten
         copied = sum(volume for volume, stride in strides if not is_view(lead, classes, stride, candidate))
         if least is None or copied < least:
             split, least = candidate, copied
-    shape = (product(lead), classes) if split is None else (product(lead[:split]), product(lead[split:]), classes)
+    shape = (
+        (product(lead), classes) if split is None else (product(lead[:split]), product(lead[split:]), classes)
+    )
     return ready(student.reshape(shape)), None if dense is None else ready(dense.reshape(len(dense), *shape))
 
 
 def is_view(lead: Sequence[int], classes: int, strides: Sequence[int], split: int | None) -> bool:
-    """Whether the op can read a tensor in place whose dimensions before and from ``split`` on are merged into one each."""
+    """Whether the op can read a tensor in place whose dimensions before and from ``split`` on are merged into
+    one each."""
     class_last = strides[-1] == 1 or classes <= 1
     if split is None:
         return class_last and merged_stride(lead, strides[:-1]) is not None

@@ -1,4 +1,5 @@
-"""Distillation through a student's last linear layer, without ever holding its logits: they are made and used up in chunks of rows."""
+"""Distillation through a student's last linear layer, without ever holding its logits: they are made and used
+up in chunks of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from ensdistill.loss.signature import PARAMETERS, TENSORS, OpSettings, OpTensors
 from ensdistill.loss.targets import Targets
 from ensdistill.loss.wrapped import is_batched
 
-# Of logits in one chunk: large enough for the matrix products to run at full speed, small beside any layer that this is for.
+# Of logits in one chunk: large enough for the matrix products to run at full speed, small beside any layer
+# that this is for.
 CHUNK_BYTES = 48 * 2**20
 
 
@@ -77,22 +79,26 @@ def linear_distillation_loss(
     statistics: bool = False,
     **keywords: Any,
 ) -> Tensor | tuple[Tensor, RowStatistics]:
-    r""":func:`~ensdistill.loss.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``, which never exist as a whole.
+    r""":func:`~ensdistill.loss.functional.distillation_loss` of the logits ``hidden @ weight.T + bias``,
+    which never exist as a whole.
 
-    Rows go through in chunks: a matrix product makes a chunk's logits, the fused kernel their loss and gradient, two more products
-    take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients is two chunks, about 100 MB for any N: the logits
-    and their gradient. The gradient can't overwrite the logits: the kernel reads a row again in double precision where its numbers
-    leave a float's range, and a soft cap and by-products read the logits again. Half precision also needs ``weight``'s gradient in
-    float32 and one product of its size; autocast needs ``weight`` in the autocast dtype.
+    Rows go through in chunks: a matrix product makes a chunk's logits, the fused kernel their loss and
+    gradient, two more products take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients
+    is two chunks, about 100 MB for any N: the logits and their gradient. The gradient can't overwrite the
+    logits: the kernel reads a row again in double precision where its numbers leave a float's range, and a
+    soft cap and by-products read the logits again. Half precision also needs ``weight``'s gradient in float32
+    and one product of its size; autocast needs ``weight`` in the autocast dtype.
 
     Parameters
     ----------
     hidden : Tensor [..., D], float32, bfloat16, float16 or float64
         The input of the last layer; any leading dimensions, N rows altogether.
     weight : Tensor [C, D]
-        Of the last layer, in ``hidden``'s dtype (any under autocast, which then decides the dtype in which both are multiplied).
+        Of the last layer, in ``hidden``'s dtype (any under autocast, which then decides the dtype in which
+        both are multiplied).
     targets, labels, settings, weights, class_weights, sample_weights, statistics, **keywords
-        As in :func:`~ensdistill.loss.functional.distillation_loss`, for logits [..., C]; the classes of dense targets are last.
+        As in :func:`~ensdistill.loss.functional.distillation_loss`, for logits [..., C]; the classes of dense
+        targets are last.
     bias : Tensor [C], optional
         Like ``weight``.
     softcap : float, optional
@@ -100,9 +106,9 @@ def linear_distillation_loss(
     chunk_rows : int, optional
         Rows in a chunk. By default so many that their logits take 48 MiB.
 
-    With ``recompute=True`` all gradients are made in the backward: no gradients are kept in between, but all inputs, and the logits are
-    made twice. So they are with ``reduction="none"``, where each row's upstream factor is known in the backward only. Otherwise the
-    forward makes them.
+    With ``recompute=True`` all gradients are made in the backward: no gradients are kept in between, but all
+    inputs, and the logits are made twice. So they are with ``reduction="none"``, where each row's upstream
+    factor is known in the backward only. Otherwise the forward makes them.
 
     Returns
     -------
@@ -114,14 +120,15 @@ def linear_distillation_loss(
     ValueError, TypeError
         Names the argument, the value and the expectation.
     NotImplementedError
-        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap: ``distillation_loss`` of the logits can do
-        both. In forward mode (torch.func.jvp, jacfwd, hessian), and in torch.func.grad under torch.compile(fullgraph=True).
+        On a device that has no kernels. Where it is differentiated twice, or by torch.func.vmap:
+        ``distillation_loss`` of the logits can do both. In forward mode (torch.func.jvp, jacfwd, hessian),
+        and in torch.func.grad under torch.compile(fullgraph=True).
 
     Notes
     -----
-    The weight's gradient is summed over chunks in float32 (float64 for float64), and rounded to the weight's dtype once.
-    Chunking after Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025, and Hsu et al., "Liger Kernel", 2024.
-    softcap: Gemma Team, "Gemma 2", 2024, section 2.
+    The weight's gradient is summed over chunks in float32 (float64 for float64), and rounded to the weight's
+    dtype once. Chunking after Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025,
+    and Hsu et al., "Liger Kernel", 2024. softcap: Gemma Team, "Gemma 2", 2024, section 2.
 
     Examples
     --------
@@ -165,7 +172,12 @@ def linear_distillation_loss(
         factor = shrunk / max(n, 1)
     op = op._replace(reduction="none" if each_row else "sum", divisor=1.0)
     inputs = (hidden, weight, *(() if bias is None else (bias,)))
-    now = torch.is_grad_enabled() and not settings.recompute and not each_row and any(x.requires_grad for x in inputs)
+    now = (
+        torch.is_grad_enabled()
+        and not settings.recompute
+        and not each_row
+        and any(x.requires_grad for x in inputs)
+    )
     call = LinearCall(
         hidden.reshape(n, hidden.shape[-1]),
         weight,
@@ -196,7 +208,10 @@ def check_layer(hidden: Any, weight: Any, bias: Any) -> torch.dtype:
     if hidden.dim() < 1:
         raise ValueError(f"hidden: expected [..., D]; got shape {list(hidden.shape)}")
     if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight: expected [C, {hidden.shape[-1]}] with C >= 1, for hidden {list(hidden.shape)}; got {list(weight.shape)}")
+        raise ValueError(
+            f"weight: expected [C, {hidden.shape[-1]}] with C >= 1, for hidden {list(hidden.shape)}; got "
+            f"{list(weight.shape)}"
+        )
     check_device("weight", weight, hidden.device)
     if bias is not None:
         check_floats("bias", bias, " [C]")
@@ -213,10 +228,12 @@ def check_layer(hidden: Any, weight: Any, bias: Any) -> torch.dtype:
     return hidden.dtype
 
 
-# The op: a loop over chunks. As an op of its own it is one node for torch.compile, however many chunks there are. ------
+# The op: a loop over chunks. As an op of its own it is one node for torch.compile, however many chunks there
+# are. ------
 
 
-# The layer stands in place of the student's logits; targets, tensors and settings are distill_loss's, under the same names.
+# The layer stands in place of the student's logits; targets, tensors and settings are distill_loss's, under
+# the same names.
 _LAYER = ("Tensor hidden", "Tensor weight", "Tensor? bias")
 _CHOICES = (
     *("float softcap", "int chunk_rows", "ScalarType dtype"),
@@ -229,27 +246,43 @@ LinearCall = record("LinearCall", [parameter.split()[1] for parameter in _PARAME
 
 def _parts(call: Any) -> tuple[Any, Any]:
     """A call's OpTensors and OpSettings."""
-    tensors, settings = (kind(*(getattr(call, name) for name in kind._fields)) for kind in (OpTensors, OpSettings))
+    tensors, settings = (
+        kind(*(getattr(call, name) for name in kind._fields)) for kind in (OpTensors, OpSettings)
+    )
     return tensors, settings
 
 
 @torch.library.custom_op(
-    "ensdistill::linear_distill_loss", mutates_args=(), schema=f"({', '.join(_PARAMETERS)}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "ensdistill::linear_distill_loss",
+    mutates_args=(),
+    schema=f"({', '.join(_PARAMETERS)}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [] (summed) or [N]; gradients of its sum, or of its product with ``upstream`` [N]; statistics [N, 4].
+    """Loss [] (summed) or [N]; gradients of its sum, or of its product with ``upstream`` [N]; statistics [N,
+    4].
 
     A gradient that is not needed is [0].
 
     ``upstream`` is applied where a row is D long, not C.
     """
     call = LinearCall(*arguments)
-    hidden, weight, bias, dtype, softcap, chunk_rows = call.hidden, call.weight, call.bias, call.dtype, call.softcap, call.chunk_rows
+    hidden, weight, bias, dtype, softcap, chunk_rows = (
+        call.hidden,
+        call.weight,
+        call.bias,
+        call.dtype,
+        call.softcap,
+        call.chunk_rows,
+    )
     tensors, settings = _parts(call)
     n, kept = len(hidden), torch.promote_types(weight.dtype, torch.float32)
     with_gradient = call.with_hidden or call.with_weight or call.with_bias
     w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if call.with_hidden else hidden.new_empty(0)
+    grad_hidden = (
+        torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        if call.with_hidden
+        else hidden.new_empty(0)
+    )
     grad_weight = torch.zeros(weight.shape if call.with_weight else 0, dtype=kept, device=weight.device)
     grad_bias = torch.zeros(len(weight) if call.with_bias else 0, dtype=kept, device=weight.device)
     losses, statistics = [], []
@@ -267,9 +300,14 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             by_products = None
             if settings.alpha == 0:
                 if call.with_statistics:  # they compare with the teachers all the same
-                    by_products = ops.distill_loss(*op_call(logits, values, part, chunk_settings, with_statistics=True))[2]
+                    by_products = ops.distill_loss(
+                        *op_call(logits, values, part, chunk_settings, with_statistics=True)
+                    )[2]
                 values, part, chunk_settings = ops.without_divergence(logits, values, part, chunk_settings)
-            flags = {"with_gradient": with_gradient, "with_statistics": call.with_statistics and settings.alpha > 0}
+            flags = {
+                "with_gradient": with_gradient,
+                "with_statistics": call.with_statistics and settings.alpha > 0,
+            }
             loss, gradient, found = ops.distill_loss(*op_call(logits, values, part, chunk_settings, **flags))
             by_products = found if by_products is None else by_products
             losses.append(loss)
@@ -289,8 +327,16 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 else:
                     grad_weight.add_(gradient.t() @ h)
             if call.with_bias:
-                grad_bias.add_(gradient.sum(0, dtype=kept) if factor is None else gradient.t().to(kept) @ factor.squeeze(-1).to(kept))
-    total = torch.cat(losses) if settings.reduction == "none" else torch.stack(losses).sum(dtype=torch.float64).to(losses[0].dtype)
+                grad_bias.add_(
+                    gradient.sum(0, dtype=kept)
+                    if factor is None
+                    else gradient.t().to(kept) @ factor.squeeze(-1).to(kept)
+                )
+    total = (
+        torch.cat(losses)
+        if settings.reduction == "none"
+        else torch.stack(losses).sum(dtype=torch.float64).to(losses[0].dtype)
+    )
     return (
         total,
         grad_hidden,
@@ -314,7 +360,10 @@ def _rows_of(tensors: Any, rows: slice) -> Any:
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     call = LinearCall(*arguments)
     hidden, weight, bias = call.hidden, call.weight, call.bias
-    n, precision = hidden.shape[0], torch.float64 if torch.float64 in (call.dtype, call.targets.dtype) else torch.float32
+    n, precision = (
+        hidden.shape[0],
+        torch.float64 if torch.float64 in (call.dtype, call.targets.dtype) else torch.float32,
+    )
     return (
         hidden.new_empty((n,) if call.reduction == "none" else (), dtype=precision),
         hidden.new_empty(hidden.shape if call.with_hidden else 0),
@@ -324,7 +373,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-# Autograd -------------------------------------------------------------------------------------------------------------
+# Autograd
+# ------------------------------------------------------------------------------------------------------------
 
 _NO_VMAP = "linear_distillation_loss: has no rule for torch.func.vmap"
 
@@ -333,8 +383,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     call = LinearCall(*inputs)
     ctx.call = LinearCall(*(None,) * _INPUTS, *call[_INPUTS:])
     ctx.made = call.with_hidden or call.with_weight or call.with_bias
-    # Gradients that are made need no inputs any more: those stay only for a second derivative to arrive at, which is refused there.
-    ctx.leads_to = [x if x is not None and x.requires_grad else None for x in (call.hidden, call.weight, call.bias)]
+    # Gradients that are made need no inputs any more: those stay only for a second derivative to arrive at,
+    # which is refused there.
+    ctx.leads_to = [
+        x if x is not None and x.requires_grad else None for x in (call.hidden, call.weight, call.bias)
+    ]
     ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(ops.saveable, inputs[:_INPUTS])))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
@@ -354,7 +407,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         ctx.leads_to = None
     if not ctx.made:
         if each_row and is_batched(grad_loss):
-            raise NotImplementedError(f"{_NO_VMAP}, nor for many backward passes in one with reduction='none'")
+            raise NotImplementedError(
+                f"{_NO_VMAP}, nor for many backward passes in one with reduction='none'"
+            )
         tensors = [None if x is None else x.detach() for x in inputs]
         again = ctx.call._replace(
             with_hidden=wanted[0],
@@ -366,14 +421,20 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         _, *made, _ = _linear(*tensors, *again[_INPUTS:])
         owned = type(grad_loss) is Tensor
     # Each row's factor is in them already.
-    gradients = [(x if each_row else ops.scaled(x, grad_loss, owned)) if w else None for x, w in zip(made, wanted, strict=True)]
+    gradients = [
+        (x if each_row else ops.scaled(x, grad_loss, owned)) if w else None
+        for x, w in zip(made, wanted, strict=True)
+    ]
     if torch.is_grad_enabled():
         gradients = [None if g is None else _Once.apply(g, grad_loss, *leads_to) for g in gradients]
     return *gradients, *nothing
 
 
 def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
-    raise NotImplementedError(f"linear_distillation_loss: {ops.FORWARD_MODE}; take distillation_loss of the logits with impl='reference'")
+    raise NotImplementedError(
+        f"linear_distillation_loss: {ops.FORWARD_MODE}; take distillation_loss of the logits with "
+        "impl='reference'"
+    )
 
 
 class _Once(torch.autograd.Function):
@@ -391,7 +452,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("linear_distillation_loss: has no second derivative; take distillation_loss of the logits for one")
+        raise NotImplementedError(
+            "linear_distillation_loss: has no second derivative; take distillation_loss of the logits for one"
+        )
 
     jvp = staticmethod(_refuse_forward_mode)
 

@@ -11,15 +11,25 @@ from torch import Tensor, nn
 
 from ensdistill.loss.checks import check_int, member_weights, numbers
 from ensdistill.loss.functional import RowStatistics, distillation_loss
-from ensdistill.loss.settings import DEFAULTS, Impl, LossKeywords, LossSettings, check_call, refuse_label_settings, settings_of
+from ensdistill.loss.settings import (
+    DEFAULTS,
+    Impl,
+    LossKeywords,
+    LossSettings,
+    check_call,
+    refuse_label_settings,
+    settings_of,
+)
 from ensdistill.loss.targets import Targets
 
 
 class DistillationLoss(nn.Module):
-    """:func:`ensdistill.functional.distillation_loss` with fixed settings; its parameters, units, errors and sources are described there.
+    """:func:`ensdistill.functional.distillation_loss` with fixed settings; its parameters, units, errors and
+    sources are described there.
 
-    ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights of members and classes are
-    buffers, which move with the module, stay float64 under any cast, and aren't saved with it. All other settings are one
+    ``sample_weights`` belong to a batch, not to the settings: they are an argument of the call. The weights
+    of members and classes are buffers, which move with the module, stay float64 under any cast, and aren't
+    saved with it. All other settings are one
     :class:`~ensdistill.loss.settings.LossSettings`, ``loss.settings``. A schedule replaces it between calls:
     ``loss.settings = replace(loss.settings, temperature=4.0)``, with :func:`dataclasses.replace`.
 
@@ -65,7 +75,9 @@ class DistillationLoss(nn.Module):
         self.class_dim, self.statistics, self.impl = class_dim, statistics, impl
         members = None if weights is None else member_weights(weights, None, _device(weights)).clone()
         classes = (
-            None if class_weights is None else numbers("class_weights", class_weights, (None,), "class", _device(class_weights)).clone()
+            None
+            if class_weights is None
+            else numbers("class_weights", class_weights, (None,), "class", _device(class_weights)).clone()
         )
         self.register_buffer("weights", members, persistent=False)
         self.register_buffer("class_weights", classes, persistent=False)
@@ -88,7 +100,8 @@ class DistillationLoss(nn.Module):
 
         Returns
         -------
-        Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
+        Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a
+        RowStatistics
         """
         # The overloads need to know `statistics`, which is a variable here.
         function: Any = distillation_loss
@@ -117,9 +130,15 @@ class DistillationLoss(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        given = asdict(self.settings) | {"class_dim": self.class_dim, "statistics": self.statistics, "impl": self.impl}
+        given = asdict(self.settings) | {
+            "class_dim": self.class_dim,
+            "statistics": self.statistics,
+            "impl": self.impl,
+        }
         shown = [f"{n}={value!r}" for n, value in given.items() if value != _DEFAULTS[n]]
-        return ", ".join([*shown, *(f"{n}={x.tolist()!r}" for n, x in self._buffers.items() if x is not None)])
+        return ", ".join(
+            [*shown, *(f"{n}={x.tolist()!r}" for n, x in self._buffers.items() if x is not None)]
+        )
 
 
 _DEFAULTS: dict[str, Any] = {**asdict(DEFAULTS), "class_dim": -1, "statistics": False, "impl": "fused"}

@@ -1,4 +1,5 @@
-"""The native ops as torch sees them: fake kernels for tracing, autograd, vmap. Validation for users is in functional.py."""
+"""The native ops as torch sees them: fake kernels for tracing, autograd, vmap. Validation for users is in
+functional.py."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from ensdistill.loss.layout import ready
 from ensdistill.loss.signature import TENSORS, Call, OpSettings, OpTensors, op_call
 from ensdistill.loss.wrapped import is_plain
 
-__all__ = ["build_info", "differentiable_loss", "distill_loss", "instruction_set", "release_memory", "scaled", "use_instruction_set"]
+__all__ = [
+    "build_info",
+    "differentiable_loss",
+    "distill_loss",
+    "instruction_set",
+    "release_memory",
+    "scaled",
+    "use_instruction_set",
+]
 
 build_info = _native.build_info
 instruction_set = _native.instruction_set
@@ -49,26 +58,32 @@ def _empty_gradient(student: Tensor, with_gradient: bool) -> Tensor:
     return student.new_empty((*lead[:-1], classes, lead[-1])).transpose(-1, -2)
 
 
-# Autograd -------------------------------------------------------------------------------------------------------------
-# The first derivative needs only the gradient that the forward made. A second derivative needs the inputs too, and a forward can't know
-# whether one will follow. So in eager mode autograd saves the gradient alone. The student's logits and the tensors of size O(N) are kept
-# as plain references, whose versions are checked only by a second derivative. The targets [K, N, C] are large and not the graph's own:
-# they are kept by a weak reference. If they are gone or were overwritten by then, the second derivative raises, and names
-# recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing nothing outlives the call (a traced graph
-# keeps only the tensors that it uses), and all inputs are saved.
+# Autograd
+# ------------------------------------------------------------------------------------------------------------
+# The first derivative needs only the gradient that the forward made. A second derivative needs the inputs
+# too, and a forward can't know whether one will follow. So in eager mode autograd saves the gradient alone.
+# The student's logits and the tensors of size O(N) are kept as plain references, whose versions are checked
+# only by a second derivative. The targets [K, N, C] are large and not the graph's own: they are kept by a
+# weak reference. If they are gone or were overwritten by then, the second derivative raises, and names
+# recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing nothing outlives
+# the call (a traced graph keeps only the tensors that it uses), and all inputs are saved.
 
 FORWARD_MODE = "has no forward-mode derivative (torch.func.jvp, jacfwd, hessian)"
 
 
 def saveable(x: Tensor | None) -> Tensor | None:
-    """``x``, or the same memory under another name: autograd saves no tensor that was made under torch.inference_mode()."""
+    """``x``, or the same memory under another name: autograd saves no tensor that was made under
+    torch.inference_mode()."""
     if x is None or not x.is_inference():
         return x
-    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(
+        x.untyped_storage(), x.storage_offset(), x.size(), x.stride()
+    )
 
 
 def _versions(*tensors: Tensor | None) -> list[int | None]:
-    """How often each was changed in place; None for those made under torch.inference_mode(), whose changes torch doesn't count."""
+    """How often each was changed in place; None for those made under torch.inference_mode(), whose changes
+    torch doesn't count."""
     try:
         return [x._version for x in tensors if x is not None]
     except RuntimeError:
@@ -76,7 +91,8 @@ def _versions(*tensors: Tensor | None) -> list[int | None]:
 
 
 class _Inputs:
-    """The inputs of one call, for a second derivative. ``held`` are the caller's own targets, and their class dimension."""
+    """The inputs of one call, for a second derivative. ``held`` are the caller's own targets, and their class
+    dimension."""
 
     __slots__ = ("held", "rest", "shape", "student", "targets", "versions")
 
@@ -99,7 +115,9 @@ class _Inputs:
             if self.held is not None:
                 targets = targets.detach().movedim(self.held, -1).reshape(self.shape)
             return [self.student, targets, *self.rest], None
-        fault = f"distillation_loss: a second derivative needs the inputs, and {fault}, or pass recompute=True"
+        fault = (
+            f"distillation_loss: a second derivative needs the inputs, and {fault}, or pass recompute=True"
+        )
         return [self.student, None, *self.rest], fault
 
 
@@ -120,13 +138,17 @@ def _student_gradient(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
         return None
     gradient, *tensors = ctx.saved_tensors
     traced = type(grad_loss) is not Tensor
-    # A kept graph is walked again. A leaf makes the returned tensor its .grad and adds to it, so it has to be a copy.
+    # A kept graph is walked again. A leaf makes the returned tensor its .grad and adds to it, so it has to be
+    # a copy.
     kept = traced or torch._C._autograd._get_current_graph_task_keep_graph()
     owned, fault = not kept, None
     twice = torch.is_grad_enabled()
     if not ctx.call.with_gradient:
         again = ctx.call._replace(with_gradient=True, with_statistics=False)
-        gradient, owned = distill_loss(*(None if x is None else x.detach() for x in tensors), *again[TENSORS:])[1], True
+        gradient, owned = (
+            distill_loss(*(None if x is None else x.detach() for x in tensors), *again[TENSORS:])[1],
+            True,
+        )
     elif not tensors:  # of _Eager
         if twice:
             tensors, fault = ctx.inputs.again()
@@ -143,16 +165,20 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[An
 
 
 def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
-    """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own memory if that is ``owned``."""
-    # Autograd batches upstream factors only, so the gradient is not checked: that check takes as long as the rest.
+    """``gradient`` times each row's upstream factor, in the loss's precision and rounded once; in its own
+    memory if that is ``owned``."""
+    # Autograd batches upstream factors only, so the gradient is not checked: that check takes as long as the
+    # rest.
     plain = is_plain(grad_loss) and type(gradient) is Tensor and not is_functorch_wrapped_tensor(gradient)
     # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
-    # One number for all: on the CPU it enters in its own precision. On a GPU it would enter in the gradient's, where a loss scale of
-    # 2^16 is infinite in float16; with dimensions it doesn't.
+    # One number for all: on the CPU it enters in its own precision. On a GPU it would enter in the
+    # gradient's, where a loss scale of 2^16 is infinite in float16; with dimensions it doesn't.
     shape = (1,) * gradient.dim() if grad_loss.dim() == 0 else (*gradient.shape[:-1], 1)
-    factor = grad_loss if grad_loss.dim() == 0 and grad_loss.device.type == "cpu" else grad_loss.reshape(shape)
+    factor = (
+        grad_loss if grad_loss.dim() == 0 and grad_loss.device.type == "cpu" else grad_loss.reshape(shape)
+    )
     if owned and plain and gradient.is_cuda and grad_loss.dim() == 0 and grad_loss.dtype == torch.float32:
         torch.ops.ensdistill.scale_gradient(gradient, grad_loss)
         return gradient
@@ -163,13 +189,15 @@ def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
 
 def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(
-        f"distillation_loss: {FORWARD_MODE}; take torch.func.jacrev, of itself for a Hessian, or impl='reference', which has all of them"
+        f"distillation_loss: {FORWARD_MODE}; take torch.func.jacrev, of itself for a Hessian, or "
+        "impl='reference', which has all of them"
     )
 
 
 class _First(torch.autograd.Function):
-    """The first derivative as something that can be differentiated again (``create_graph=True``, torch.func.grad). Itself it is the
-    kernel's; its own derivative is that of the specification, made on demand only.
+    """The first derivative as something that can be differentiated again (``create_graph=True``,
+    torch.func.grad). Itself it is the kernel's; its own derivative is that of the specification, made on
+    demand only.
     """
 
     generate_vmap_rule = True
@@ -209,7 +237,9 @@ class _Eager(torch.autograd.Function):
     """The op outside of tracing and torch.func, at a third of the cost of a call through torch.library."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, call: Any, held: tuple[Tensor, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, student: Tensor, call: Any, held: tuple[Tensor, int] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             output: tuple[Tensor, Tensor, Tensor] = distill_loss(*call)
         ctx.call = _without_tensors(call)
@@ -244,9 +274,11 @@ def differentiating() -> bool:
 
 
 def refuse_in_one_graph(name: str) -> None:
-    """Raise NotImplementedError. Without fullgraph=True torch.compile breaks the graph here and runs the caller uncompiled."""
+    """Raise NotImplementedError. Without fullgraph=True torch.compile breaks the graph here and runs the
+    caller uncompiled."""
     raise NotImplementedError(
-        f"{name}: torch.compile can't take torch.func.grad, vjp or jacrev of it into one graph; compile with fullgraph=False, or "
+        f"{name}: torch.compile can't take torch.func.grad, vjp or jacrev of it into one graph; compile "
+        "with fullgraph=False, or "
         "differentiate by loss.backward()"
     )
 
@@ -254,8 +286,8 @@ def refuse_in_one_graph(name: str) -> None:
 def differentiable_loss(call: Any, held: tuple[Tensor, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """:data:`distill_loss`, by the shortest way that is right in torch's present mode.
 
-    ``held`` is the caller's own tensor, of which the targets are a view, and its class dimension: a second derivative takes the targets
-    from there. Without it the targets themselves are kept.
+    ``held`` is the caller's own tensor, of which the targets are a view, and its class dimension: a second
+    derivative takes the targets from there. Without it the targets themselves are kept.
     """
     if torch.compiler.is_compiling():
         if differentiating():
@@ -272,24 +304,31 @@ def differentiable_loss(call: Any, held: tuple[Tensor, int] | None = None) -> tu
     return output
 
 
-def without_divergence(student: Tensor, targets: Tensor, tensors: Any, settings: Any) -> tuple[Tensor, Any, Any]:
+def without_divergence(
+    student: Tensor, targets: Tensor, tensors: Any, settings: Any
+) -> tuple[Tensor, Any, Any]:
     """Targets, other tensors and settings of the same loss where alpha is 0.
 
-    The teachers have no share there, not even as 0 times infinity: the student itself, at distance 0, stands in for them.
+    The teachers have no share there, not even as 0 times infinity: the student itself, at distance 0, stands
+    in for them.
     """
     stand_in = student.detach().unsqueeze(0)
     if targets.dtype == torch.float64:  # it decides the loss's dtype
         stand_in = stand_in.double()
     tensors = tensors._replace(scale=None, offset=None, ids=None, tail=None, weights=None)
-    settings = settings._replace(kind="logits", divergence="forward_kl", temperature=1.0, combiner="prob", tail_mode="tail")
+    settings = settings._replace(
+        kind="logits", divergence="forward_kl", temperature=1.0, combiner="prob", tail_mode="tail"
+    )
     return stand_in, tensors, settings
 
 
 def mean_as_sum(tensors: Any, settings: Any, rows: int, classes: int) -> tuple[Any, float | Tensor]:
-    """Tensors with which the op's sum over ``rows`` rows is N times their mean, and a factor of the loss that is left.
+    """Tensors with which the op's sum over ``rows`` rows is N times their mean, and a factor of the loss that
+    is left.
 
-    A mean averages the cross entropy over the labelled rows alone. Class weights scale the cross entropy and nothing else, so they can
-    raise it by N / (labelled rows). Where that factor is large, all rows are scaled down instead, so that float16 holds the gradient.
+    A mean averages the cross entropy over the labelled rows alone. Class weights scale the cross entropy and
+    nothing else, so they can raise it by N / (labelled rows). Where that factor is large, all rows are scaled
+    down instead, so that float16 holds the gradient.
     """
     labels = tensors.labels
     if labels is None or settings.alpha == 1:
@@ -297,30 +336,45 @@ def mean_as_sum(tensors: Any, settings: Any, rows: int, classes: int) -> tuple[A
     scale = rows / (labels != settings.ignore_index).sum().clamp(min=1).double()
     shrunk = (scale / _LARGEST_SCALE).clamp(min=1.0)
     each_class, each_row = tensors.class_weights, tensors.sample_weights
-    each_class = scale * torch.ones(classes, dtype=scale.dtype, device=scale.device) if each_class is None else each_class * scale
-    each_row = torch.ones(labels.shape, dtype=scale.dtype, device=scale.device) / shrunk if each_row is None else each_row / shrunk
+    each_class = (
+        scale * torch.ones(classes, dtype=scale.dtype, device=scale.device)
+        if each_class is None
+        else each_class * scale
+    )
+    each_row = (
+        torch.ones(labels.shape, dtype=scale.dtype, device=scale.device) / shrunk
+        if each_row is None
+        else each_row / shrunk
+    )
     return tensors._replace(class_weights=each_class, sample_weights=each_row), shrunk
 
 
 torch.library.register_autograd("ensdistill::distill_loss", _backward, setup_context=_setup_context)
 
 
-# vmap -----------------------------------------------------------------------------------------------------------------
+# vmap
+# ------------------------------------------------------------------------------------------------------------
 
 
 @torch.library.register_vmap("ensdistill::distill_loss")
-def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """The batch as an outer leading dimension where that is possible, else one call for each of it."""
     size, call = info.batch_size, Call(*arguments)
     dims = in_dims[:TENSORS]
-    tensors = [x if d is None or x is None else x.movedim(d, 0) for x, d in zip(call[:TENSORS], dims, strict=True)]
+    tensors = [
+        x if d is None or x is None else x.movedim(d, 0) for x, d in zip(call[:TENSORS], dims, strict=True)
+    ]
     batched = Call(*(d is not None for d in dims), *call[TENSORS:])
     # The rows of one call share the weights of members and classes, and the number of labelled rows.
     if batched.weights or batched.class_weights or (batched.labels and not _all_labelled(call)):
         calls = [[x[i] if b else x for x, b in zip(tensors, batched, strict=False)] for i in range(size)]
         outputs = zip(*(distill_loss(*each, *call[TENSORS:]) for each in calls), strict=True)
         return tuple(torch.stack(x) for x in outputs), (0, 0, 0)
-    tensors = [x if x is None or b else x.expand(size, *x.shape) for x, b in zip(tensors, batched, strict=False)]
+    tensors = [
+        x if x is None or b else x.expand(size, *x.shape) for x, b in zip(tensors, batched, strict=False)
+    ]
     return _one_call(size, Call(*tensors, *call[TENSORS:]))
 
 
@@ -332,21 +386,29 @@ def _all_labelled(call: Any) -> bool:
 
 
 def _one_call(size: int, call: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The batch as an outer leading dimension of all tensors (but the weights of members and classes). Reductions become row factors."""
+    """The batch as an outer leading dimension of all tensors (but the weights of members and classes).
+    Reductions become row factors."""
     each = call.student.shape[1:]  # [N, C] or [O, I, C]
     shape = (size, *each) if len(each) == 2 else (size * each[0], *each[1:])
     n = each[0] if len(each) == 2 else each[0] * each[1]
-    sample_weights, settings = call.sample_weights, OpSettings(*(getattr(call, name) for name in OpSettings._fields))
+    sample_weights, settings = (
+        call.sample_weights,
+        OpSettings(*(getattr(call, name) for name in OpSettings._fields)),
+    )
     class_weights = None if call.class_weights is None else call.class_weights[0]
     if call.reduction != "none":
         factor = 1 / (max(n, 1) if call.reduction == "mean" else call.divisor)
         sample_weights = (
-            call.student.new_full((size, n), factor, dtype=torch.float64) if sample_weights is None else factor * sample_weights
+            call.student.new_full((size, n), factor, dtype=torch.float64)
+            if sample_weights is None
+            else factor * sample_weights
         )
         settings = settings._replace(reduction="none", divisor=1.0)
     if call.reduction == "mean" and call.labels is not None and call.alpha < 1:
         # All of the batch have as many labelled rows as the first.
-        first = OpTensors(*(None,) * len(OpTensors._fields))._replace(labels=call.labels[0], class_weights=class_weights)
+        first = OpTensors(*(None,) * len(OpTensors._fields))._replace(
+            labels=call.labels[0], class_weights=class_weights
+        )
         class_weights = mean_as_sum(first, call, n, call.student.shape[-1])[0].class_weights
 
     def members(x: Tensor | None, *shape: int) -> Tensor | None:  # [B, K, ...] as [K, B, ...]
@@ -368,7 +430,13 @@ def _one_call(size: int, call: Any) -> tuple[tuple[Tensor, ...], tuple[int | Non
     targets: Any = rows(call.targets) if call.kind == "topk" else members(call.targets, *shape)
     flags = {"with_gradient": call.with_gradient, "with_statistics": call.with_statistics}
     loss, gradient, statistics = distill_loss(
-        *op_call(ready(call.student.reshape(shape)), targets if call.kind == "topk" else ready(targets), tensors, settings, **flags)
+        *op_call(
+            ready(call.student.reshape(shape)),
+            targets if call.kind == "topk" else ready(targets),
+            tensors,
+            settings,
+            **flags,
+        )
     )
     loss = loss.reshape(size, n)
     return (

@@ -1,4 +1,5 @@
-"""The op in plain torch: slow, obviously right, differentiable to any order. The specification, and the tests' oracle."""
+"""The op in plain torch: slow, obviously right, differentiable to any order. The specification, and the
+tests' oracle."""
 
 from __future__ import annotations
 
@@ -35,10 +36,12 @@ def distill_loss(
     divisor: float = 1.0,
     with_statistics: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Specification of the op ``ensdistill::distill_loss``, whose arguments csrc/schema.cpp describes, by the same names.
+    """Specification of the op ``ensdistill::distill_loss``, whose arguments csrc/schema.cpp describes, by the
+    same names.
 
-    Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the loss [] or [N], and the
-    statistics [N, 4] ([0, 4] if not asked for). Rows of sample weight 0 have loss 0 and NaN statistics, whatever they hold.
+    Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the
+    loss [] or [N], and the statistics [N, 4] ([0, 4] if not asked for). Rows of sample weight 0 have loss 0
+    and NaN statistics, whatever they hold.
 
     Examples
     --------
@@ -50,7 +53,8 @@ def distill_loss(
     classes = student.shape[-1]
     s = student.reshape(-1, classes).to(dtype)
     used = s.new_ones(len(s), dtype=torch.bool) if sample_weights is None else sample_weights != 0
-    # An unused row becomes a harmless one before anything is computed from it: 0 times its NaN would still be NaN.
+    # An unused row becomes a harmless one before anything is computed from it: 0 times its NaN would still be
+    # NaN.
     s = s.masked_fill(~used[:, None], 0)
     log_q = torch.log_softmax(s / temperature, -1)
     if kind == "topk":
@@ -65,14 +69,22 @@ def distill_loss(
             log_p, log_q_compared = with_bucket(log_p, log_q, tail.to(dtype).where(used, 0))
     else:
         values = targets.reshape(len(targets), -1, classes)
-        values = decoded(values, scale, offset, dtype) if scale is not None and offset is not None else values.to(dtype)
+        values = (
+            decoded(values, scale, offset, dtype)
+            if scale is not None and offset is not None
+            else values.to(dtype)
+        )
         values = values.where(used[:, None], 1 / classes)
         weights = normalized(weights, len(values), values)
         log_members = member_log_probs(values, weights, kind, temperature)
         log_p = mixture(log_members, weights, combiner)
         teacher_class, log_q_compared = log_p.argmax(-1), log_q
     # Without a share it isn't computed: 0 times an infinite one would be NaN.
-    loss = alpha * temperature**2 * DIVERGENCES[divergence](log_p, log_q_compared, beta) if alpha > 0 else torch.zeros_like(s[:, 0])
+    loss = (
+        alpha * temperature**2 * DIVERGENCES[divergence](log_p, log_q_compared, beta)
+        if alpha > 0
+        else torch.zeros_like(s[:, 0])
+    )
     if labels is not None and alpha < 1:
         labelled = labels != ignore_index
         hard = cross_entropy(s, labels.where(labelled, 0), class_weights, label_smoothing).where(labelled, 0)
@@ -96,7 +108,8 @@ def distill_loss(
     return loss, statistics
 
 
-# The teachers' mixture ------------------------------------------------------------------------------------------------
+# The teachers' mixture
+# ------------------------------------------------------------------------------------------------
 
 
 def decoded(codes: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,8 +137,8 @@ def member_log_probs(values: Tensor, weights: Tensor, kind: str, temperature: fl
 def mixture(log_members: Tensor, weights: Tensor, combiner: str) -> Tensor:
     """Log-probabilities [N, C] of the combined distribution.
 
-    ``prob`` averages the members' probabilities; ``logit`` averages logits and ``log_prob`` log-probabilities, which is the same
-    distribution once normalised (the geometric mean).
+    ``prob`` averages the members' probabilities; ``logit`` averages logits and ``log_prob``
+    log-probabilities, which is the same distribution once normalised (the geometric mean).
     """
     weights = weights[:, None, None]
     if combiner == "prob":
@@ -134,23 +147,28 @@ def mixture(log_members: Tensor, weights: Tensor, combiner: str) -> Tensor:
 
 
 def scattered(listed: Tensor, ids: Tensor, classes: int, renormalize: bool) -> Tensor:
-    """Log-probabilities [N, C] from those listed for ``ids`` [N, k]: -inf elsewhere. A listed -inf is padding."""
+    """Log-probabilities [N, C] from those listed for ``ids`` [N, k]: -inf elsewhere. A listed -inf is
+    padding."""
     if renormalize:
         listed = torch.log_softmax(listed, -1)
     return listed.new_full((len(listed), classes), -torch.inf).scatter_reduce(-1, ids, listed, "amax")
 
 
 def with_bucket(log_p: Tensor, log_q: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Both distributions [N, C + 1] over the listed classes and one bucket for all others, which weighs exp(tail) in ``log_p``."""
+    """Both distributions [N, C + 1] over the listed classes and one bucket for all others, which weighs
+    exp(tail) in ``log_p``."""
     listed = log_p != -torch.inf
     inside = log_q.masked_fill(listed, -torch.inf)
     nothing = listed.all(-1)
     outside = torch.logsumexp(inside.where(~nothing[:, None], 0), -1).masked_fill(nothing, -torch.inf)
-    return torch.cat([log_p, tail[:, None]], -1), torch.cat([log_q.masked_fill(~listed, -torch.inf), outside[:, None]], -1)
+    return torch.cat([log_p, tail[:, None]], -1), torch.cat(
+        [log_q.masked_fill(~listed, -torch.inf), outside[:, None]], -1
+    )
 
 
-# How far the student is from it ---------------------------------------------------------------------------------------
-# Where a factor is 0 the term is 0. Masking the factors, not the product, keeps NaN out of the gradient.
+# How far the student is from it
+# --------------------------------------------------------------------------------------- Where a factor is 0
+# the term is 0. Masking the factors, not the product, keeps NaN out of the gradient.
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
@@ -179,11 +197,14 @@ def cross_entropy(s: Tensor, labels: Tensor, class_weights: Tensor | None, label
     """torch's, of each row; NaN for a label out of range."""
     inside = (labels >= 0) & (labels < s.shape[-1])
     weight = None if class_weights is None else class_weights.to(s)
-    loss = F.cross_entropy(s, labels.where(inside, 0), weight=weight, reduction="none", label_smoothing=label_smoothing)
+    loss = F.cross_entropy(
+        s, labels.where(inside, 0), weight=weight, reduction="none", label_smoothing=label_smoothing
+    )
     return loss.where(inside, torch.nan)
 
 
-# By-products ----------------------------------------------------------------------------------------------------------
+# By-products
+# ----------------------------------------------------------------------------------------------------------
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -191,8 +212,11 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
 
 
-def row_statistics(log_q: Tensor, log_p: Tensor, log_members: Tensor | None, weights: Tensor | None, teacher_class: Tensor) -> Tensor:
-    """[N, 4]: entropy of q, entropy of p, agreement of their largest classes, disagreement H(p) - sum of w_k H(p_k)."""
+def row_statistics(
+    log_q: Tensor, log_p: Tensor, log_members: Tensor | None, weights: Tensor | None, teacher_class: Tensor
+) -> Tensor:
+    """[N, 4]: entropy of q, entropy of p, agreement of their largest classes, disagreement H(p) - sum of w_k
+    H(p_k)."""
     mixed = entropy(log_p)
     disagreement = torch.full_like(mixed, torch.nan)
     if log_members is not None and weights is not None:

@@ -30,44 +30,50 @@ _TAILS, _REDUCTIONS, _IMPLS = (get_args(kind) for kind in (Tail, Reduction, Impl
 class LossSettings:
     """How a loss compares a student with its teachers.
 
-    The losses take it as ``settings=``, or its fields as keywords of their own. Immutable: :func:`dataclasses.replace` makes a changed
-    copy, which is checked again.
+    The losses take it as ``settings=``, or its fields as keywords of their own. Immutable:
+    :func:`dataclasses.replace` makes a changed copy, which is checked again.
 
     Parameters
     ----------
     temperature : float
-        T from 1e-4 to 1e4, for the divergence. LogProbs, Probs, TopK and Counts must have been made at it, to 1e-6 of it. Above 32 all
-        arithmetic is in double precision, which is slower: probabilities are nearly equal there, and T² magnifies the rounding error
-        of their difference.
+        T from 1e-4 to 1e4, for the divergence. LogProbs, Probs, TopK and Counts must have been made at it, to
+        1e-6 of it. Above 32 all arithmetic is in double precision, which is slower: probabilities are nearly
+        equal there, and T² magnifies the rounding error of their difference.
     alpha : float
-        Share of the divergence, 0 to 1; cross entropy with the labels has the rest. Below 1, ``labels`` is needed. At 0 the targets'
-        values don't matter, not even NaN.
+        Share of the divergence, 0 to 1; cross entropy with the labels has the rest. Below 1, ``labels`` is
+        needed. At 0 the targets' values don't matter, not even NaN.
     combiner : {"prob", "logit", "log_prob"}, optional
-        By default the one that ``targets`` carries, as those of a cache do, else ``prob``. ``prob``: mean of the members' probabilities
-        at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is the normalised geometric mean of their probabilities.
-        TopK and Counts have no members, so only ``prob`` is legal there.
+        By default the one that ``targets`` carries, as those of a cache do, else ``prob``. ``prob``: mean of
+        the members' probabilities at T. ``logit`` and ``log_prob``: the softmax of the mean logits, which is
+        the normalised geometric mean of their probabilities. TopK and Counts have no members, so only
+        ``prob`` is legal there.
     divergence : {"forward_kl", "reverse_kl", "jsd", "tvd"}
-        D = KL(p‖q); KL(q‖p); beta·KL(p‖m) + (1 - beta)·KL(q‖m) with m = beta·p + (1 - beta)·q; half of Σ|p - q|, whose gradient
-        is taken as 0 where p = q.
+        D = KL(p‖q); KL(q‖p); beta·KL(p‖m) + (1 - beta)·KL(q‖m) with m = beta·p + (1 - beta)·q; half of Σ|p -
+        q|, whose gradient is taken as 0 where p = q.
     beta : float
-        Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta times the reverse.
+        Between 0 and 1, for ``jsd``. Towards 0 it is beta times the forward KL, towards 1 it is 1 - beta
+        times the reverse.
     tail : {"tail", "renormalize", "zero"}
-        For :class:`~ensdistill.loss.targets.TopK`. ``tail``: all classes that aren't listed are one bucket with the mass that the target
-        states. ``renormalize``: the listed ones share all mass. ``zero``: they keep theirs, and the rest is missing. Counts are always
-        renormalised; ``zero`` is refused for them.
+        For :class:`~ensdistill.loss.targets.TopK`. ``tail``: all classes that aren't listed are one bucket
+        with the mass that the target states. ``renormalize``: the listed ones share all mass. ``zero``: they
+        keep theirs, and the rest is missing. Counts are always renormalised; ``zero`` is refused for them.
     ignore_index : int
-        The label of a row whose class is unknown. Such a row has no cross entropy; its divergence and z-loss count as any other's. To
-        leave a row out altogether, give it a sample weight of 0.
+        The label of a row whose class is unknown. Such a row has no cross entropy; its divergence and z-loss
+        count as any other's. To leave a row out altogether, give it a sample weight of 0.
     label_smoothing : float
-        0 to 1, as in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels, which have a share where alpha is below 1.
+        0 to 1, as in :func:`torch.nn.functional.cross_entropy`. Smoothing needs labels, which have a share
+        where alpha is below 1.
     z_loss : float
-        Factor, 0 or more, of the squared log-sum-exp of the logits (at T = 1), which keeps them from drifting.
+        Factor, 0 or more, of the squared log-sum-exp of the logits (at T = 1), which keeps them from
+        drifting.
     reduction : {"mean", "sum", "batchmean", "none"}
-        ``mean``: the divergence and the z-loss are averaged over all rows, the cross entropy over the rows whose label is known (0 if
-        there are none). ``sum`` adds up all rows; ``batchmean`` divides that by the size of the first leading dimension.
+        ``mean``: the divergence and the z-loss are averaged over all rows, the cross entropy over the rows
+        whose label is known (0 if there are none). ``sum`` adds up all rows; ``batchmean`` divides that by
+        the size of the first leading dimension.
     recompute : bool
-        Keep no gradient between forward and backward: the backward reads the inputs again, which autograd saves for that (they stay
-        alive, and must not be changed in place). More time, and less memory where the targets are small or kept anyway.
+        Keep no gradient between forward and backward: the backward reads the inputs again, which autograd
+        saves for that (they stay alive, and must not be changed in place). More time, and less memory where
+        the targets are small or kept anyway.
 
     Raises
     ------
@@ -116,7 +122,11 @@ class LossSettings:
                 object.__setattr__(self, name, kind(value))
 
 
-_NUMBERS = [(field.name, {"float": float, "int": int}[str(field.type)]) for field in fields(LossSettings) if field.type in ("float", "int")]
+_NUMBERS = [
+    (field.name, {"float": float, "int": int}[str(field.type)])
+    for field in fields(LossSettings)
+    if field.type in ("float", "int")
+]
 DEFAULTS = LossSettings()
 
 
@@ -136,7 +146,9 @@ class LossKeywords(TypedDict, total=False):
     recompute: bool
 
 
-def settings_of(settings: LossSettings | None, keywords: dict[str, Any], name: str = "settings") -> LossSettings:
+def settings_of(
+    settings: LossSettings | None, keywords: dict[str, Any], name: str = "settings"
+) -> LossSettings:
     """The settings that a loss was given, as one object or as keywords.
 
     Raises
@@ -150,7 +162,8 @@ def settings_of(settings: LossSettings | None, keywords: dict[str, Any], name: s
         raise TypeError(f"{name}: expected LossSettings; got {type(settings).__name__}")
     if keywords:
         raise TypeError(
-            f"{name}: expected either LossSettings or keywords; got both, {', '.join(keywords)} among the keywords; pass "
+            f"{name}: expected either LossSettings or keywords; got both, {', '.join(keywords)} among the "
+            "keywords; pass "
             "dataclasses.replace(settings, ...)"
         )
     return settings
@@ -184,17 +197,24 @@ def refuse_label_settings(label_smoothing: float, class_weights: Any, why: str) 
 
 
 def check_trained(name: str, settings: LossSettings) -> None:
-    """Check the loss of a trainer: the mean over a batch, with -100 for unknown labels, as in :class:`ensdistill.data.Rows`."""
+    """Check the loss of a trainer: the mean over a batch, with -100 for unknown labels, as in
+    :class:`ensdistill.data.Rows`."""
     for field in ("reduction", "ignore_index"):
         value, expected = getattr(settings, field), getattr(DEFAULTS, field)
         if value != expected:
-            raise ValueError(f"{name}.{field}: expected {expected!r}, the only one that a trainer has; got {value!r}")
+            raise ValueError(
+                f"{name}.{field}: expected {expected!r}, the only one that a trainer has; got {value!r}"
+            )
     if settings.label_smoothing > 0 and settings.alpha == 1:
-        raise ValueError(f"{name}.label_smoothing: is of the hard labels' cross entropy, which has no share at alpha = 1; lower alpha")
+        raise ValueError(
+            f"{name}.label_smoothing: is of the hard labels' cross entropy, which has no share at alpha = "
+            "1; lower alpha"
+        )
 
 
 def digest_parts(settings: LossSettings) -> list[Any]:
-    """The values that distinguish two losses. A field that is added with its default leaves older digests unchanged."""
+    """The values that distinguish two losses. A field that is added with its default leaves older digests
+    unchanged."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("temperature", "alpha")}
     changed = {name: value for name, value in own.items() if value != getattr(DEFAULTS, name)}
     return [settings.temperature, settings.alpha, *([changed] if changed else [])]

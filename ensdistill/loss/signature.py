@@ -1,7 +1,9 @@
-"""The arguments of the native op ``ensdistill::distill_loss`` by name. csrc/schema.cpp alone decides their order.
+"""The arguments of the native op ``ensdistill::distill_loss`` by name. csrc/schema.cpp alone decides their
+order.
 
-``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the settings, ``Call`` all arguments. They are named tuples, so
-``distill_loss(*call)`` calls the op, and ``call.alpha`` or ``settings._replace(divisor=2.0)`` need no positions.
+``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the settings, ``Call`` all arguments.
+They are named tuples, so ``distill_loss(*call)`` calls the op, and ``call.alpha`` or
+``settings._replace(divisor=2.0)`` need no positions.
 """
 
 from __future__ import annotations
@@ -36,13 +38,20 @@ OpSettings = record("OpSettings", _NAMES[TENSORS:-2])
 
 
 def op_settings(settings: LossSettings, **decided: Any) -> Any:
-    """OpSettings from a loss's settings; ``decided`` are those that also depend on the targets and the shape."""
+    """OpSettings from a loss's settings; ``decided`` are those that also depend on the targets and the
+    shape."""
     values = {**vars(settings), **decided}
     return OpSettings(*[values[name] for name in OpSettings._fields])
 
 
 def op_call(
-    student: Tensor, targets: Tensor, tensors: Any, settings: Any, *, with_gradient: bool = False, with_statistics: bool = False
+    student: Tensor,
+    targets: Tensor,
+    tensors: Any,
+    settings: Any,
+    *,
+    with_gradient: bool = False,
+    with_statistics: bool = False,
 ) -> Any:
     """A Call from its parts."""
     return Call(student, targets, *tensors, *settings, with_gradient, with_statistics)

@@ -10,9 +10,14 @@ _BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether it has memory of its own, that one may look at and write to: not traced, not wrapped, not batched."""
+    """Whether it has memory of its own, that one may look at and write to: not traced, not wrapped, not
+    batched."""
     functorch = torch._C._functorch
-    return type(x) is Tensor and not functorch.is_functorch_wrapped_tensor(x) and not torch._C._dispatch_keys(x).has(_BATCHED)
+    return (
+        type(x) is Tensor
+        and not functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._dispatch_keys(x).has(_BATCHED)
+    )
 
 
 def is_batched(x: Tensor) -> bool:

@@ -16,9 +16,9 @@ _CELLS = 2**22  # count matrices of at most 32 MB at a time
 def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Means over seeds and test rows, recomputed on resampled seeds and, within each, resampled rows.
 
-    Every resample draws as many seeds as there are, with replacement, and for each drawn seed as many of its rows as it has,
-    with replacement (Davison & Hinkley 1997, section 3.8). All columns see the same draws, so differences between
-    columns are paired: effects that two models share (an easy row, a lucky split) cancel.
+    Every resample draws as many seeds as there are, with replacement, and for each drawn seed as many of its
+    rows as it has, with replacement (Davison & Hinkley 1997, section 3.8). All columns see the same draws, so
+    differences between columns are paired: effects that two models share (an easy row, a lucky split) cancel.
 
     Parameters
     ----------
@@ -48,7 +48,9 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
     sums = np.zeros((resamples, values[0].shape[1]))
     for index, rows in enumerate(values):
         n = len(rows)
-        targets = np.nonzero(chosen == index)[0]  # a resample stands here as often as it drew this seed, each time with new rows
+        targets = np.nonzero(chosen == index)[
+            0
+        ]  # a resample stands here as often as it drew this seed, each time with new rows
         for start in range(0, len(targets), step := max(1, _CELLS // n)):
             part = targets[start : start + step]
             drawn = rng.integers(n, size=(len(part), n)) + n * np.arange(len(part))[:, None]
@@ -65,11 +67,12 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float] | None:
-    """The percentile interval of a ratio whose denominator should be positive, or None where it can't be bounded.
+    """The percentile interval of a ratio whose denominator should be positive, or None where it can't be
+    bounded.
 
-    A resample with a denominator of zero or below leaves the ratio undetermined, so it counts as unbounded on both sides: it can
-    only widen the interval. When the denominator's own `interval` lies above zero, there are too few of them to
-    make it infinite; else the result is None.
+    A resample with a denominator of zero or below leaves the ratio undetermined, so it counts as unbounded on
+    both sides: it can only widen the interval. When the denominator's own `interval` lies above zero, there
+    are too few of them to make it infinite; else the result is None.
 
     Examples
     --------

@@ -1,4 +1,5 @@
-"""The report's figures. One ink colour for all text and lines, so that the page can recolour it for light and dark."""
+"""The report's figures. One ink colour for all text and lines, so that the page can recolour it for light and
+dark."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#1c2128"
-# Mid-tones, distinct on white, on near-black and by the colour blind (Okabe & Ito 2008, a little darker or lighter); markers repeat it.
+# Mid-tones, distinct on white, on near-black and by the colour blind (Okabe & Ito 2008, a little darker or
+# lighter); markers repeat it.
 COLOURS = {
     "ensemble": "#0a7fc2",
     "best_member": "#4f97a8",
@@ -58,11 +60,17 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "ensdistill",  # the same figure gives the same bytes
 }
-_DOT_PANELS = (("accuracy", "accuracy, %", 100), ("nll", "NLL, nats", 1), ("brier", "Brier", 1), ("ece", "ECE, %", 100))
+_DOT_PANELS = (
+    ("accuracy", "accuracy, %", 100),
+    ("nll", "NLL, nats", 1),
+    ("brier", "Brier", 1),
+    ("ece", "ECE, %", 100),
+)
 
 
 def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
-    """Every figure by file stem: metrics, reliability, latency, and learning_curves where curves were recorded.
+    """Every figure by file stem: metrics, reliability, latency, and learning_curves where curves were
+    recorded.
 
     Parameters
     ----------
@@ -78,9 +86,15 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report's figures need matplotlib: pip install 'ensdistill[report]'", name="matplotlib") from error
+        raise ModuleNotFoundError(
+            "the report's figures need matplotlib: pip install 'ensdistill[report]'", name="matplotlib"
+        ) from error
     with matplotlib.rc_context(_STYLE):
-        figures = {"metrics": _metrics(report), "reliability": _reliability(results, report), "latency": _latency(report)}
+        figures = {
+            "metrics": _metrics(report),
+            "reliability": _reliability(results, report),
+            "latency": _latency(report),
+        }
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
     return figures
@@ -106,8 +120,12 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, np.ndarray]:
-    from matplotlib.figure import Figure  # the object interface: no pyplot, hence no global figures and no display
+def _figure(
+    width: float, height: float, rows: int, columns: int, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import (
+        Figure,
+    )  # the object interface: no pyplot, hence no global figures and no display
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -115,9 +133,14 @@ def _figure(width: float, height: float, rows: int, columns: int, **options: Any
 
 def _metrics(report: dict[str, Any]) -> Figure:
     """Every model in a row, every metric in a panel: the mean, and a small dot for each seed."""
-    rows: list[tuple[str, str, dict[str, Any]] | None] = [(KIND_LABELS[kind], kind, report["models"][kind]) for kind in SHARED_KINDS]
+    rows: list[tuple[str, str, dict[str, Any]] | None] = [
+        (KIND_LABELS[kind], kind, report["models"][kind]) for kind in SHARED_KINDS
+    ]
     for name, student in report["students"].items():
-        rows += [None, *((f"{name}: {KIND_LABELS[kind]}", kind, student["models"][kind]) for kind in STUDENT_KINDS)]
+        rows += [
+            None,
+            *((f"{name}: {KIND_LABELS[kind]}", kind, student["models"][kind]) for kind in STUDENT_KINDS),
+        ]
     if report["members"]:
         rows += [None, *((f"member {member['name']}", "member", member) for member in report["members"])]
     figure, axes = _figure(10.4, 0.6 + 0.25 * len(rows), 1, len(_DOT_PANELS), sharey=True)
@@ -128,7 +151,11 @@ def _metrics(report: dict[str, Any]) -> Figure:
             _, kind, model = row
             # After temperature scaling: the same model, so the same mark, but hollow.
             like = UNSCALED.get(kind, kind)
-            colour, marker, fill = COLOURS.get(like, OTHER), MARKERS.get(like, "o"), "none" if kind in UNSCALED else "full"
+            colour, marker, fill = (
+                COLOURS.get(like, OTHER),
+                MARKERS.get(like, "o"),
+                "none" if kind in UNSCALED else "full",
+            )
             per_seed = scale * np.array(model[metric]["per_seed"])
             axis.plot(per_seed, np.full(len(per_seed), y), ".", color=colour, alpha=0.45, markersize=5)
             axis.plot(scale * model[metric]["mean"], y, marker, color=colour, fillstyle=fill, markersize=7)
@@ -144,21 +171,35 @@ def _metrics(report: dict[str, Any]) -> Figure:
 
 
 def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
-    """Accuracy against confidence, the rows of all seeds together, for ensemble, direct and student; one panel for each student."""
+    """Accuracy against confidence, the rows of all seeds together, for ensemble, direct and student; one
+    panel for each student."""
     students = results.students
     figure, axes = _figure(5.0 * len(students) + 0.2, 4.8, 1, len(students), sharey=True)
     labels = np.concatenate(results.labels)
     for axis, student in zip(axes[0], students, strict=True):
         axis.plot([0, 1], [0, 1], "--", color=INK, alpha=0.4, linewidth=1)
-        for kind, model in (("ensemble", results.ensemble), ("direct", student.models["direct"]), ("student", student.models["student"])):
+        for kind, model in (
+            ("ensemble", results.ensemble),
+            ("direct", student.models["direct"]),
+            ("student", student.models["student"]),
+        ):
             probabilities = np.concatenate(list(model.probabilities))
             bins = metrics.reliability(probabilities, labels)
-            # The tables' figure, a mean over seeds: that of the pooled rows drawn here would be smaller, and would contradict them.
+            # The tables' figure, a mean over seeds: that of the pooled rows drawn here would be smaller, and
+            # would contradict them.
             ece = report["students"][student.name]["models"][kind]["ece"]["mean"]
             label = f"{KIND_LABELS[kind]}, ECE {100 * ece:.2f} %"
             enough = bins.count >= FEW
-            axis.plot(bins.confidence[enough], bins.accuracy[enough], "-", color=COLOURS[kind], linewidth=1, alpha=0.35)
-            # A bin's area follows its rows: a far-off bin of three rows should not look like one of three hundred.
+            axis.plot(
+                bins.confidence[enough],
+                bins.accuracy[enough],
+                "-",
+                color=COLOURS[kind],
+                linewidth=1,
+                alpha=0.35,
+            )
+            # A bin's area follows its rows: a far-off bin of three rows should not look like one of three
+            # hundred.
             area = 8 + 160 * bins.count / bins.count.max()
             for shown, alpha, name in ((enough, 0.8, label), (~enough, 0.2, None)):
                 x, y = bins.confidence[shown], bins.accuracy[shown]
@@ -173,12 +214,17 @@ def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
 
 
 def _learning_curves(results: RunResults) -> Figure:
-    """Left each model's own objective, right the NLL on the test rows, which alone compares them; first seed."""
+    """Left each model's own objective, right the NLL on the test rows, which alone compares them; first
+    seed."""
     students = [student for student in results.students if student.curves]
     figure, axes = _figure(10.4, 3.3 * len(students), len(students), 2)
     for row, student in zip(axes, students, strict=True):
         for kind, points in student.curves.items():
-            look = {"color": COLOURS[kind], "linestyle": DASHES.get(kind, "-"), "linewidth": 0.9 if kind in DASHES else 1.4}
+            look = {
+                "color": COLOURS[kind],
+                "linestyle": DASHES.get(kind, "-"),
+                "linewidth": 0.9 if kind in DASHES else 1.4,
+            }
             look["zorder"] = 2 if kind in DASHES else 3
             row[0].plot([p[0] for p in points], [p[1] for p in points], label=KIND_LABELS[kind], **look)
             validated = [(step, value) for step, _, value in points if value is not None]
@@ -191,7 +237,9 @@ def _learning_curves(results: RunResults) -> Figure:
                 axis.set_yscale("log")
                 _plain_log_ticks(axis.yaxis)
     # Beside the panels: curves go everywhere within them. All students have the same kinds.
-    handles, labels = max((row[0].get_legend_handles_labels() for row in axes), key=lambda entry: len(entry[1]))
+    handles, labels = max(
+        (row[0].get_legend_handles_labels() for row in axes), key=lambda entry: len(entry[1])
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
@@ -203,17 +251,26 @@ def _latency(report: dict[str, Any]) -> Figure:
     above, below = {"xytext": (0, 8), "ha": "center"}, {"xytext": (0, -9), "ha": "center", "va": "top"}
     left, right = {"xytext": (-9, 0), "ha": "right", "va": "center"}, {"xytext": (9, 0), "va": "center"}
     points = [
-        (kind.replace("_", " "), kind, place, report["models"][kind]) for kind, place in (("ensemble", above), ("best_member", below))
+        (kind.replace("_", " "), kind, place, report["models"][kind])
+        for kind, place in (("ensemble", above), ("best_member", below))
     ]
     for i, (name, student) in enumerate(report["students"].items()):
         # A student stands above its direct twin, of the same speed, and often beside the next student.
         place = right if i % 2 else left
-        points += [(f"{name}, {kind}", kind, place, student["models"][kind]) for kind in ("direct", "student")]
+        points += [
+            (f"{name}, {kind}", kind, place, student["models"][kind]) for kind in ("direct", "student")
+        ]
     figure, axes = _figure(10.4, 3.9, 1, 2, sharey=True)
     for axis, batch in zip(axes[0], ("batch_1", "batch_256"), strict=True):
         for member in report["members"]:
             if member["latency_ms"][batch]["p50"] is not None:
-                axis.plot(member["latency_ms"][batch]["p50"], 100 * member["accuracy"]["mean"], ".", color=OTHER, markersize=8)
+                axis.plot(
+                    member["latency_ms"][batch]["p50"],
+                    100 * member["accuracy"]["mean"],
+                    ".",
+                    color=OTHER,
+                    markersize=8,
+                )
         for label, kind, place, model in points:
             x, y = model["latency_ms"][batch]["p50"], 100 * model["accuracy"]["mean"]
             if x is None:
@@ -226,10 +283,14 @@ def _latency(report: dict[str, Any]) -> Figure:
         axis.set(title=f"batch of {batch.removeprefix('batch_')}", xlabel="median latency, ms")
     axes[0, 0].set_ylabel("accuracy, %")
     entries: Sequence[tuple[str, str, str]] = [
-        (KIND_LABELS[kind], MARKERS[kind], COLOURS[kind]) for kind in ("ensemble", "best_member", "direct", "student")
+        (KIND_LABELS[kind], MARKERS[kind], COLOURS[kind])
+        for kind in ("ensemble", "best_member", "direct", "student")
     ]
     entries = [*entries, ("member", ".", OTHER)] if report["members"] else entries
-    handles = [Line2D([], [], marker=marker, color=colour, linestyle="", label=label) for label, marker, colour in entries]
+    handles = [
+        Line2D([], [], marker=marker, color=colour, linestyle="", label=label)
+        for label, marker, colour in entries
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.1)
     return figure
 

@@ -1,4 +1,5 @@
-"""The report as one HTML file that needs nothing beside it, and the writing of everything the report leaves on disk."""
+"""The report as one HTML file that needs nothing beside it, and the writing of everything the report leaves
+on disk."""
 
 from __future__ import annotations
 
@@ -15,17 +16,23 @@ from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
 _CAPTIONS = {
     "metrics": (
         "Every model",
-        "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour after temperature scaling.",
+        "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour "
+        "after temperature scaling.",
     ),
     "reliability": (
         "Reliability",
-        "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the dashed line the confidence "
+        "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the "
+        "dashed line the confidence "
         f"is right. A mark's area follows its number of rows; faint ones stand for fewer than {figures.FEW}.",
     ),
-    "latency": ("Latency against accuracy", "Left and up is better. The whole batch is timed, on the machine named below."),
+    "latency": (
+        "Latency against accuracy",
+        "Left and up is better. The whole batch is timed, on the machine named below.",
+    ),
     "learning_curves": (
         "Learning curves",
-        "First seed. The objectives differ, so the losses on the left compare only with themselves. The test rows are watched for this "
+        "First seed. The objectives differ, so the losses on the left compare only with themselves. The "
+        "test rows are watched for this "
         "picture; nothing is chosen by it.",
     ),
 }
@@ -56,7 +63,10 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     drawn = figures.draw(results, report)
     for stem, figure in drawn.items():
         files.write_bytes(folder / "figures" / f"{stem}.png", figures.png(figure))
-    files.write_bytes(folder / "report.html", render(report, {stem: figures.svg(figure) for stem, figure in drawn.items()}).encode())
+    files.write_bytes(
+        folder / "report.html",
+        render(report, {stem: figures.svg(figure) for stem, figure in drawn.items()}).encode(),
+    )
     files.write_json(folder / "report.json", report)
     return report
 
@@ -69,7 +79,8 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
     report : dict
         The return value of `judge`.
     drawings : mapping of str to str
-        ``<svg>`` elements by figure name (see `figures.draw`); trusted, unlike every other string, which is escaped.
+        ``<svg>`` elements by figure name (see `figures.draw`); trusted, unlike every other string, which is
+        escaped.
     """
     from markupsafe import Markup
 
@@ -107,7 +118,9 @@ def _template() -> Any:
     try:
         import jinja2
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report's page needs Jinja2: pip install 'ensdistill[report]'", name="jinja2") from error
+        raise ModuleNotFoundError(
+            "the report's page needs Jinja2: pip install 'ensdistill[report]'", name="jinja2"
+        ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,9 +1,11 @@
 """From results to report.json: metrics, gains with intervals, cost ratios and a verdict in words.
 
-The schema, version 2. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier, ``<student>`` a student's name,
-``<family>`` one of `results.FAMILIES`, ``<alternative>`` one of the kinds in the family ``all``, ``<i>`` a position in a list; everything
-else stands as it is. Gains are improvements: positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is
-summed over classes. The entries marked ``*`` describe the first student and stand again, for every student, under ``students.<student>``::
+The schema, version 2. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier,
+``<student>`` a student's name, ``<family>`` one of `results.FAMILIES`, ``<alternative>`` one of the kinds in
+the family ``all``, ``<i>`` a position in a list; everything else stands as it is. Gains are improvements:
+positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is summed over classes.
+The entries marked ``*`` describe the first student and stand again, for every student, under
+``students.<student>``::
 
     schema_version                                    int
     name                                              str
@@ -51,20 +53,21 @@ summed over classes. The entries marked ``*`` describe the first student and sta
     environment.*                                     any
     timings_s.*                                       float
 
-``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` is true where the interval lies wholly above zero.
-``strongest`` holds, for each family and metric, the alternative with the best mean on the test rows, and the gains over it. Choosing it
-on the test rows can only raise the bar for the student: its lead over any alternative chosen beforehand is at least as large.
-``retained_gain.mean`` is the student's gain divided by the ensemble's, both of means over seeds, null where the ensemble's is not
-positive; under ``strongest`` both are over that alternative. ``meaningful`` is false, and ``ci95`` null, where the ensemble's gain is
-not beyond its interval;
-``share_without_gain`` is the share of resamples in which the ensemble has no gain (see `bootstrap.ratio_interval`).
-``<kind>_temperature_scaled`` is the model after temperature scaling: ``direct`` calibrated on held-out folds of the labelled rows, the
-distilled ones to the mixture on the pool (see `scaling`); the test rows are not used.
-``copies`` counts equal inputs over all seeds: test rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled
-rows in the pool, labelled and test rows that equal one with another label, and rows that were left out (see
-`ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test rows; null where there
-are none, or where a seed has no other test rows.
-``serving`` is ensemble divided by student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
+``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` is true where the interval lies
+wholly above zero. ``strongest`` holds, for each family and metric, the alternative with the best mean on the
+test rows, and the gains over it. Choosing it on the test rows can only raise the bar for the student: its
+lead over any alternative chosen beforehand is at least as large. ``retained_gain.mean`` is the student's gain
+divided by the ensemble's, both of means over seeds, null where the ensemble's is not positive; under
+``strongest`` both are over that alternative. ``meaningful`` is false, and ``ci95`` null, where the ensemble's
+gain is not beyond its interval; ``share_without_gain`` is the share of resamples in which the ensemble has no
+gain (see `bootstrap.ratio_interval`). ``<kind>_temperature_scaled`` is the model after temperature scaling:
+``direct`` calibrated on held-out folds of the labelled rows, the distilled ones to the mixture on the pool
+(see `scaling`); the test rows are not used. ``copies`` counts equal inputs over all seeds: test rows that
+equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool, labelled and
+test rows that equal one with another label, and rows that were left out (see
+`ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test
+rows; null where there are none, or where a seed has no other test rows. ``serving`` is ensemble divided by
+student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
 """
 
 from __future__ import annotations
@@ -75,13 +78,26 @@ import numpy as np
 
 from ensdistill.report import metrics
 from ensdistill.report.bootstrap import LEVEL, RESAMPLES, interval, ratio_interval, resampled_means
-from ensdistill.report.results import BATCHES, FAMILIES, PERCENTILES, SHARED_KINDS, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.results import (
+    BATCHES,
+    FAMILIES,
+    PERCENTILES,
+    SHARED_KINDS,
+    MemberResult,
+    ModelResult,
+    RunResults,
+    StudentResults,
+)
 from ensdistill.report.table import SCHEMA_VERSION
 from ensdistill.report.verdict import outcome, verdict
 
 BOOTSTRAP_SEED = 0
 # name -> (one value per row, the sign that makes larger better)
-GAIN_METRICS = {"accuracy": (metrics.correct_rows, 1), "nll": (metrics.nll_rows, -1), "brier": (metrics.brier_rows, -1)}
+GAIN_METRICS = {
+    "accuracy": (metrics.correct_rows, 1),
+    "nll": (metrics.nll_rows, -1),
+    "brier": (metrics.brier_rows, -1),
+}
 COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
 TABLE_METRICS = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
 
@@ -108,7 +124,10 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     for name, block in blocks.items():
         if without is not None and without[name]["outcome"] != block["outcome"]:
             rows = sum(int(copies.test.sum()) for copies in results.copies)
-            block["verdict"] += f" Without the {rows} test rows that equal rows trained on it is otherwise: {without[name]['verdict']}"
+            block["verdict"] += (
+                f" Without the {rows} test rows that equal rows trained on it is otherwise: "
+                f"{without[name]['verdict']}"
+            )
     first = blocks[results.students[0].name]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -133,7 +152,9 @@ def _without_copies(results: RunResults, resamples: int) -> dict[str, Any] | Non
     return {
         name: {
             **{key: block[key] for key in ("outcome", "verdict")},
-            "models": {kind: {m: model[m]["mean"] for m in TABLE_METRICS} for kind, model in block["models"].items()},
+            "models": {
+                kind: {m: model[m]["mean"] for m in TABLE_METRICS} for kind, model in block["models"].items()
+            },
         }
         for name, block in judge(fewer, resamples=resamples)["students"].items()
     }
@@ -143,12 +164,25 @@ class _Draws:
     """Every model's gain-oriented metrics, as means and as bootstrap draws, from one set of resamples."""
 
     def __init__(self, results: RunResults, resamples: int) -> None:
-        models: dict[tuple[str, str], ModelResult] = {("", kind): getattr(results, kind) for kind in SHARED_KINDS}
-        models |= {(student.name, kind): model for student in results.students for kind, model in student.models.items()}
+        models: dict[tuple[str, str], ModelResult] = {
+            ("", kind): getattr(results, kind) for kind in SHARED_KINDS
+        }
+        models |= {
+            (student.name, kind): model
+            for student in results.students
+            for kind, model in student.models.items()
+        }
         self._column = {key: len(GAIN_METRICS) * i for i, key in enumerate(models)}
         self._offset = {metric: i for i, metric in enumerate(GAIN_METRICS)}
         rows = [
-            np.stack([sign * f(model.probabilities[s], labels) for model in models.values() for f, sign in GAIN_METRICS.values()], axis=1)
+            np.stack(
+                [
+                    sign * f(model.probabilities[s], labels)
+                    for model in models.values()
+                    for f, sign in GAIN_METRICS.values()
+                ],
+                axis=1,
+            )
             for s, labels in enumerate(results.labels)
         ]
         self._means = np.mean([values.mean(axis=0) for values in rows], axis=0)
@@ -159,7 +193,9 @@ class _Draws:
         return float(self._means[i] - self._means[j]), self._draws[:, i] - self._draws[:, j]
 
 
-def _student(student: StudentResults, shared: dict[str, Any], results: RunResults, draws: _Draws) -> dict[str, Any]:
+def _student(
+    student: StudentResults, shared: dict[str, Any], results: RunResults, draws: _Draws
+) -> dict[str, Any]:
     name = student.name
 
     def gains(better: tuple[str, str], base: tuple[str, str]) -> dict[str, Any]:
@@ -172,9 +208,16 @@ def _student(student: StudentResults, shared: dict[str, Any], results: RunResult
 
     def strongest(family: tuple[str, ...], metric: str) -> dict[str, Any]:
         alternative = min(family, key=lambda kind: draws.gain(own, key(kind), metric)[0])
-        leads = {who: draws.gain(model, key(alternative), metric) for who, model in (("student", own), ("ensemble", ensemble))}
+        leads = {
+            who: draws.gain(model, key(alternative), metric)
+            for who, model in (("student", own), ("ensemble", ensemble))
+        }
         gained = {who: _gain(*lead) for who, lead in leads.items()}
-        return {"alternative": alternative, **gained, "retained_gain": _retained(leads["student"], leads["ensemble"])}
+        return {
+            "alternative": alternative,
+            **gained,
+            "retained_gain": _retained(leads["student"], leads["ensemble"]),
+        }
 
     block: dict[str, Any] = {
         "description": student.description,
@@ -185,9 +228,12 @@ def _student(student: StudentResults, shared: dict[str, Any], results: RunResult
             "student_over": {kind: gains(own, key(kind)) for kind in FAMILIES["all"]},
         },
         "retained_gain": {
-            metric: _retained(draws.gain(own, direct, metric), draws.gain(ensemble, direct, metric)) for metric in GAIN_METRICS
+            metric: _retained(draws.gain(own, direct, metric), draws.gain(ensemble, direct, metric))
+            for metric in GAIN_METRICS
         },
-        "strongest": {name: {m: strongest(kinds, m) for m in GAIN_METRICS} for name, kinds in FAMILIES.items()},
+        "strongest": {
+            name: {m: strongest(kinds, m) for m in GAIN_METRICS} for name, kinds in FAMILIES.items()
+        },
     }
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)
@@ -213,11 +259,15 @@ def _retained(student: tuple[float, np.ndarray], ensemble: tuple[float, np.ndarr
 def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[str, Any]:
     pairs = list(zip(model.probabilities, results.labels, strict=True))
     described: dict[str, Any] = {
-        metric: _over_seeds([getattr(metrics, metric)(probabilities, labels) for probabilities, labels in pairs])
+        metric: _over_seeds(
+            [getattr(metrics, metric)(probabilities, labels) for probabilities, labels in pairs]
+        )
         for metric in TABLE_METRICS
     }
     return described | {
-        "nll_floored_rows": sum(metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs),
+        "nll_floored_rows": sum(
+            metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs
+        ),
         "parameters": model.parameters,
         "bytes": model.bytes,
         "latency_ms": {batch: {p: model.latency_ms[batch][p] for p in PERCENTILES} for batch in BATCHES},
@@ -242,6 +292,10 @@ def _serving(ensemble: dict[str, Any], student: dict[str, Any]) -> dict[str, Any
         "parameters": ratio(ensemble["parameters"], student["parameters"]),
         "bytes": ratio(ensemble["bytes"], student["bytes"]),
         "latency_ms": {
-            batch: {p: ratio(ensemble["latency_ms"][batch][p], student["latency_ms"][batch][p]) for p in PERCENTILES} for batch in BATCHES
+            batch: {
+                p: ratio(ensemble["latency_ms"][batch][p], student["latency_ms"][batch][p])
+                for p in PERCENTILES
+            }
+            for batch in BATCHES
         },
     }

@@ -1,8 +1,10 @@
-"""How good a predicted distribution is: accuracy, NLL, Brier score, calibration error, each from the same two arrays.
+"""How good a predicted distribution is: accuracy, NLL, Brier score, calibration error, each from the same two
+arrays.
 
-Accuracy, NLL and Brier are means of one value per row, and the row functions are public because a paired bootstrap needs
-them; scikit-learn has the means only. The means agree with its ``accuracy_score``, ``log_loss`` and
-``brier_score_loss(scale_by_half=False)``. The calibration errors, which scikit-learn lacks, belong to a set of rows.
+Accuracy, NLL and Brier are means of one value per row, and the row functions are public because a paired
+bootstrap needs them; scikit-learn has the means only. The means agree with its ``accuracy_score``,
+``log_loss`` and ``brier_score_loss(scale_by_half=False)``. The calibration errors, which scikit-learn lacks,
+belong to a set of rows.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
     Raises
     ------
     TypeError
-        An argument is not an array of the dtype above: float32 is refused because a tail of 1e-9 may already be lost.
+        An argument is not an array of the dtype above: float32 is refused because a tail of 1e-9 may already
+        be lost.
     ValueError
-        A shape, a value, the sum of a row or a label is wrong, or there are no rows; the message names the first bad row.
+        A shape, a value, the sum of a row or a label is wrong, or there are no rows; the message names the
+        first bad row.
     """
     for label, value, dtype in ((name, probabilities, np.float64), ("labels", labels, np.int64)):
         if not isinstance(value, np.ndarray) or value.dtype != dtype:
@@ -52,19 +56,28 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(f"labels: expected class indices in [0, {c}); row {row} has {labels[row]}")
-    wrong = ~((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE)).all(axis=1)  # the negation catches NaN
+    wrong = ~((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE)).all(
+        axis=1
+    )  # the negation catches NaN
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(f"{name}: expected values in [0, 1]; row {row} has {probabilities[row].min()} to {probabilities[row].max()}")
+        raise ValueError(
+            f"{name}: expected values in [0, 1]; row {row} has {probabilities[row].min()} to "
+            f"{probabilities[row].max()}"
+        )
     sums = probabilities.sum(axis=1)
     off = np.abs(sums - 1) > SUM_TOLERANCE
     if off.any():
         row = int(off.argmax())
-        raise ValueError(f"{name}: expected rows that sum to 1 within {SUM_TOLERANCE}; row {row} sums to {sums[row]} (logits?)")
+        raise ValueError(
+            f"{name}: expected rows that sum to 1 within {SUM_TOLERANCE}; row {row} sums to {sums[row]} "
+            "(logits?)"
+        )
 
 
 def correct_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """1.0 where the most probable class is the label, else 0.0; among equals the lowest index counts. See `check` for the arguments.
+    """1.0 where the most probable class is the label, else 0.0; among equals the lowest index counts. See
+    `check` for the arguments.
 
     Returns
     -------
@@ -77,8 +90,8 @@ def correct_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def nll_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Negative log likelihood of each label in nats. See `check` for the arguments.
 
-    A probability below 2.2e-16 counts as 2.2e-16, as in scikit-learn's ``log_loss``, so a row costs at most 36.04;
-    `floored_rows` counts the rows that were changed.
+    A probability below 2.2e-16 counts as 2.2e-16, as in scikit-learn's ``log_loss``, so a row costs at most
+    36.04; `floored_rows` counts the rows that were changed.
 
     Returns
     -------
@@ -161,7 +174,9 @@ class Reliability:
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, *, adaptive: bool = False) -> Reliability:
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, *, adaptive: bool = False
+) -> Reliability:
     """Group the rows by top-label confidence.
 
     Parameters
@@ -171,8 +186,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS,
     bins : int
         At least 1.
     adaptive : bool
-        False: ``bins`` intervals ``(b/bins, (b+1)/bins]`` of equal width. True: intervals that hold about equally many
-        rows; equal confidences stay in one bin, so the result does not depend on the order of the rows.
+        False: ``bins`` intervals ``(b/bins, (b+1)/bins]`` of equal width. True: intervals that hold about
+        equally many rows; equal confidences stay in one bin, so the result does not depend on the order of
+        the rows.
 
     Raises
     ------
@@ -188,7 +204,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS,
         inner = np.unique(np.sort(confidence)[ranks[ranks > 0] - 1])
     else:
         inner = np.arange(1, bins) / bins
-    of_row = np.searchsorted(inner, confidence, side="left")  # a confidence on an edge belongs to the bin below it
+    of_row = np.searchsorted(
+        inner, confidence, side="left"
+    )  # a confidence on an edge belongs to the bin below it
     count = np.bincount(of_row, minlength=bins)
     used = count > 0
     return Reliability(
@@ -199,7 +217,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS,
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of the top label with equal-width bins (Naeini et al., 2015; Guo et al., 2017), in [0, 1].
+    """Expected calibration error of the top label with equal-width bins (Naeini et al., 2015; Guo et al.,
+    2017), in [0, 1].
 
     Examples
     --------
@@ -210,7 +229,8 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
 
 
 def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of the top label with bins of equal mass (Nguyen & O'Connor, 2015), in [0, 1].
+    """Expected calibration error of the top label with bins of equal mass (Nguyen & O'Connor, 2015), in [0,
+    1].
 
     Examples
     --------

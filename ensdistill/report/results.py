@@ -20,8 +20,14 @@ SCALED = {
     "distilled_from_best_member": "distilled_from_best_member_temperature_scaled",
     "student": "student_temperature_scaled",
 }
-# Models that the student has to beat, each family a part of the next: without a teacher, as cheap to serve, all of them.
-DIRECT = ("direct", "direct_label_smoothing", "direct_temperature_scaled", "direct_label_smoothing_temperature_scaled")
+# Models that the student has to beat, each family a part of the next: without a teacher, as cheap to serve,
+# all of them.
+DIRECT = (
+    "direct",
+    "direct_label_smoothing",
+    "direct_temperature_scaled",
+    "direct_label_smoothing_temperature_scaled",
+)
 SAME_SIZE = (*DIRECT, "distilled_from_best_member", SCALED["distilled_from_best_member"])
 FAMILIES = {"direct": DIRECT, "same_size": SAME_SIZE, "all": (*SAME_SIZE, "best_member")}
 STUDENT_KINDS = (*SAME_SIZE, "student", SCALED["student"])
@@ -47,8 +53,8 @@ class ModelResult:
     parameters, bytes : int
         Of the served model: stored numbers, and the size of the file that holds them.
     latency_ms : mapping
-        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch; None where it was not
-        measured (of stored answers).
+        ``batch_1`` and ``batch_256``, each with ``p50`` and ``p95``: milliseconds for the whole batch; None
+        where it was not measured (of stored answers).
     note : str
         Shown beside the model ("with augmentation", "the SVC in all seeds").
     """
@@ -102,8 +108,8 @@ class StudentResults:
     models : dict of str to ModelResult
         One for each of `STUDENT_KINDS`.
     curves : dict of str to list of (step, loss, test NLL or None)
-        Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective. The NLL is recorded
-        for the eye alone: nothing is chosen by it.
+        Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective.
+        The NLL is recorded for the eye alone: nothing is chosen by it.
     """
 
     name: str
@@ -113,13 +119,21 @@ class StudentResults:
 
     def __post_init__(self) -> None:
         if set(self.models) != set(STUDENT_KINDS):
-            raise ValueError(f"models: student {self.name!r} needs {', '.join(STUDENT_KINDS)}; got {', '.join(self.models) or 'none'}")
+            raise ValueError(
+                f"models: student {self.name!r} needs {', '.join(STUDENT_KINDS)}; got "
+                f"{', '.join(self.models) or 'none'}"
+            )
         for kind, model in self.models.items():
             if model.kind != kind:
-                raise ValueError(f"models: student {self.name!r} has a model of kind {model.kind!r} under the key {kind!r}")
+                raise ValueError(
+                    f"models: student {self.name!r} has a model of kind {model.kind!r} under the key {kind!r}"
+                )
         unknown = set(self.curves) - set(STUDENT_KINDS)
         if unknown:
-            raise ValueError(f"curves: student {self.name!r}: expected keys among {', '.join(STUDENT_KINDS)}; got {min(unknown)!r}")
+            raise ValueError(
+                f"curves: student {self.name!r}: expected keys among {', '.join(STUDENT_KINDS)}; got "
+                f"{min(unknown)!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,8 @@ class RunResults:
     name : str
         The run's name.
     dataset : dict
-        ``name`` (str), ``labelled``, ``pool``, ``transfer``, ``test`` (numbers of rows), ``classes`` (number).
+        ``name`` (str), ``labelled``, ``pool``, ``transfer``, ``test`` (numbers of rows), ``classes``
+        (number).
     seeds : list of int
     labels : list of ndarray [N_s], int64
         Of the test rows, one array for each seed.
@@ -167,7 +182,9 @@ class RunResults:
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]
         if missing:
-            raise ValueError(f"dataset: expected the keys {', '.join(DATASET_KEYS)}; {', '.join(missing)} missing")
+            raise ValueError(
+                f"dataset: expected the keys {', '.join(DATASET_KEYS)}; {', '.join(missing)} missing"
+            )
         for key in DATASET_KEYS[1:]:
             if not isinstance(self.dataset[key], int):
                 raise TypeError(f"dataset: expected an int as {key}; got {self.dataset[key]!r}")
@@ -175,7 +192,9 @@ class RunResults:
             raise ValueError(f"seeds: expected at least one, each once; got {list(self.seeds)}")
         for kind in SHARED_KINDS:
             if getattr(self, kind).kind != kind:
-                raise ValueError(f"{kind}: expected a model of kind {kind!r}; got {getattr(self, kind).kind!r}")
+                raise ValueError(
+                    f"{kind}: expected a model of kind {kind!r}; got {getattr(self, kind).kind!r}"
+                )
         names = [student.name for student in self.students]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"students: expected at least one, with different names; got {names}")
@@ -185,7 +204,8 @@ class RunResults:
             for seed, copies, labels in zip(self.seeds, self.copies, self.labels, strict=True):
                 if copies.test.shape != labels.shape or copies.test.dtype != bool:
                     raise ValueError(
-                        f"copies, seed {seed}: expected test to be bool [{len(labels)}], one for each test row; got "
+                        f"copies, seed {seed}: expected test to be bool [{len(labels)}], one for each test "
+                        "row; got "
                         f"{copies.test.dtype} {list(copies.test.shape)}"
                     )
         for member in self.members:
@@ -193,18 +213,22 @@ class RunResults:
                 values = getattr(member, what)
                 self._check_seeds(f"{what} of member {member.name!r}", values)
                 if not np.isfinite(values).all():
-                    raise ValueError(f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}")
+                    raise ValueError(
+                        f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}"
+                    )
         for where, model in self._models():
             self._check_seeds(f"probabilities of {where}", model.probabilities)
             for seed, probabilities, labels in zip(self.seeds, model.probabilities, self.labels, strict=True):
                 metrics.check(probabilities, labels, f"probabilities of {where}, seed {seed}")
                 if probabilities.shape[1] != self.dataset["classes"]:
                     raise ValueError(
-                        f"probabilities of {where}, seed {seed}: expected {self.dataset['classes']} classes; got {probabilities.shape[1]}"
+                        f"probabilities of {where}, seed {seed}: expected {self.dataset['classes']} "
+                        f"classes; got {probabilities.shape[1]}"
                     )
 
     def without_copies(self) -> RunResults | None:
-        """The same results without the test rows that equal a row that was trained on; None where a seed has no others."""
+        """The same results without the test rows that equal a row that was trained on; None where a seed has
+        no others."""
         keep = [~copies.test for copies in self.copies]
         if not all(rows.any() for rows in keep):
             return None
@@ -221,7 +245,10 @@ class RunResults:
             ensemble=model(self.ensemble),
             best_member=model(self.best_member),
             members=[replace(member, probabilities=fewer(member.probabilities)) for member in self.members],
-            students=[replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={}) for s in self.students],
+            students=[
+                replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={})
+                for s in self.students
+            ],
             copies=[],
         )
 
@@ -230,9 +257,16 @@ class RunResults:
             raise ValueError(f"{what}: expected {len(self.seeds)}, one for each seed; got {len(values)}")
 
     def _models(self) -> list[tuple[str, ModelResult | MemberResult]]:
-        models: list[tuple[str, ModelResult | MemberResult]] = [("ensemble", self.ensemble), ("best_member", self.best_member)]
+        models: list[tuple[str, ModelResult | MemberResult]] = [
+            ("ensemble", self.ensemble),
+            ("best_member", self.best_member),
+        ]
         models += [(f"member {member.name!r}", member) for member in self.members]
-        models += [(f"{student.name}.{kind}", model) for student in self.students for kind, model in student.models.items()]
+        models += [
+            (f"{student.name}.{kind}", model)
+            for student in self.students
+            for kind, model in student.models.items()
+        ]
         return models
 
 
@@ -244,5 +278,7 @@ def _check_cost(what: str, parameters: int, size: int, latency_ms: Latency) -> N
         for percentile in PERCENTILES:
             time = latency_ms.get(batch, {}).get(percentile, "nothing")
             if time is not None and not (isinstance(time, float) and 0 < time < math.inf):
-                expected = f"{batch}.{percentile} in milliseconds (None where it was not measured), a float above 0"
+                expected = (
+                    f"{batch}.{percentile} in milliseconds (None where it was not measured), a float above 0"
+                )
                 raise ValueError(f"latency_ms of {what}: expected {expected}; got {time!r}")

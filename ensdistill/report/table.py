@@ -14,7 +14,11 @@ from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline
 
 SCHEMA_VERSION = 2  # of report.json (see `judge`)
-_LOOKS = {"best_member_will_do": "mixed", "one_teacher_will_do": "mixed", "ensemble_has_no_gain": "did_not_help"}
+_LOOKS = {
+    "best_member_will_do": "mixed",
+    "one_teacher_will_do": "mixed",
+    "ensemble_has_no_gain": "did_not_help",
+}
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
 
@@ -22,7 +26,8 @@ _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic
 
 
 def as_text(report: dict[str, Any]) -> Group:
-    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, members and the cost to serve.
+    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, members and
+    the cost to serve.
 
     Parameters
     ----------
@@ -44,9 +49,20 @@ def as_text(report: dict[str, Any]) -> Group:
     for name, student in by_outcome(report):
         title = headline(name, student)
         # Text throughout: a name with square brackets is a name, not rich's markup.
-        parts += [Text.assemble((title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)), ""]
+        parts += [
+            Text.assemble(
+                (title, _STYLES.get(look(student), "bold")), student["verdict"].removeprefix(title)
+            ),
+            "",
+        ]
     retained = (_retained(report, "direct"), _retained(report, "strongest alternative"))
-    tables: list[RenderableType] = [_models(report), *retained, strongest_named(report), _members(report), _serving(report)]
+    tables: list[RenderableType] = [
+        _models(report),
+        *retained,
+        strongest_named(report),
+        _members(report),
+        _serving(report),
+    ]
     if report["without_copies"] is not None:
         tables.insert(1, _without_copies(report))
     return Group(*parts, *tables, *(Text(line, "dim") for line in footnotes(report)))
@@ -56,13 +72,15 @@ def check_version(report: dict[str, Any]) -> None:
     """Raise ValueError for a report of another schema."""
     if report.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"report: expected schema_version {SCHEMA_VERSION}; got {report.get('schema_version')!r}: another version of ensdistill wrote "
+            f"report: expected schema_version {SCHEMA_VERSION}; got {report.get('schema_version')!r}: "
+            "another version of ensdistill wrote "
             "it, and decided its verdict by another rule. `ensdistill report CONFIG` judges the run again"
         )
 
 
 def look(student: dict[str, Any]) -> str:
-    """The outcome whose colour a student's headline has: help that needed no ensemble is no good news without reserve."""
+    """The outcome whose colour a student's headline has: help that needed no ensemble is no good news without
+    reserve."""
     return _LOOKS.get(student["outcome"], str(student["outcome"]))
 
 
@@ -76,25 +94,43 @@ def footnotes(report: dict[str, Any]) -> list[str]:
     data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
-        f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} in the transfer set, "
+        f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
+        "in the transfer set, "
         f"{data['test']} for testing; {data['classes']} classes; {'seeds' if several else 'seed'} {seeds}.",
         f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
-        f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap resamples of "
+        f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap "
+        "resamples of "
         f"{'seeds and test rows' if several else 'the test rows; how much seeds differ is not in them'}. "
         "Gains: positive is better, accuracy in points. "
-        "Kept = (student - direct) / (ensemble - direct), or over the strongest alternative in place of direct; it means nothing where "
-        "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on the test rows among the "
-        "direct models, the models distilled from the best member, and the best member. The headline goes by it, in accuracy and in NLL. "
-        "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 bins of about as many rows each.",
-        "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the labelled rows. "
+        "Kept = (student - direct) / (ensemble - direct), or over the strongest alternative in place of "
+        "direct; it means nothing where "
+        "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on "
+        "the test rows among the "
+        "direct models, the models distilled from the best member, and the best member. The headline goes "
+        "by it, in accuracy and in NLL. "
+        "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
+        "bins of about as many rows each.",
+        "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
+        "labelled rows. "
         "Temperature scaling: direct on the same folds; the distilled, for whom no label is held out, to the "
         "ensemble's mixture on the pool. Never on the test rows.",
     ]
-    worse = [_scaled(name, student["models"], kind) for name, student in report["students"].items() for kind in SCALED]
+    worse = [
+        _scaled(name, student["models"], kind)
+        for name, student in report["students"].items()
+        for kind in SCALED
+    ]
     lines += [f"Temperature scaling made NLL worse: {'; '.join(filter(None, worse))}."] if any(worse) else []
-    floored = [f"{name} ({model['nll_floored_rows']})" for name, model in named_models(report) if model["nll_floored_rows"]]
+    floored = [
+        f"{name} ({model['nll_floored_rows']})"
+        for name, model in named_models(report)
+        if model["nll_floored_rows"]
+    ]
     if floored:
-        lines.append(f"Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: {', '.join(floored)}.")
+        lines.append(
+            "Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: "
+            f"{', '.join(floored)}."
+        )
     lines += _copies(report)
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
@@ -106,20 +142,31 @@ def _copies(report: dict[str, Any]) -> list[str]:
     over = " (over all seeds)" if len(report["seeds"]) > 1 else ""
     if counts["test"]:
         parts = ", ".join(f"{counts[part]} {name}" for part, name in _PARTS.items() if counts[part])
-        fewer = "" if report["without_copies"] is not None else "; some seed has no other test rows, so there are no figures without them"
+        fewer = (
+            ""
+            if report["without_copies"] is not None
+            else "; some seed has no other test rows, so there are no figures without them"
+        )
         lines.append(f"{counts['test']} test rows{over} equal rows that are trained on: {parts}{fewer}.")
     if counts["labelled_in_pool"]:
         lines.append(f"{counts['labelled_in_pool']} labelled rows{over} equal rows of the pool.")
     if counts["other_label"]:
         lines.append(f"{counts['other_label']} labelled and test rows{over} equal one with another label.")
     if counts["left_out"]:
-        lines.append(f"{counts['left_out']} rows without a label{over} were left out of the pool, because they equal test rows.")
+        lines.append(
+            f"{counts['left_out']} rows without a label{over} were left out of the pool, because they equal "
+            "test rows."
+        )
     return lines
 
 
 def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
     before, after = (models[k]["nll"]["mean"] for k in (kind, SCALED[kind]))
-    return f"{name}, {KIND_LABELS[kind]} ({before:.3f} to {after:.3f})" if f"{after:.3f}" > f"{before:.3f}" else ""
+    return (
+        f"{name}, {KIND_LABELS[kind]} ({before:.3f} to {after:.3f})"
+        if f"{after:.3f}" > f"{before:.3f}"
+        else ""
+    )
 
 
 def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,7 +186,8 @@ def with_means(model: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def metric_cells(model: dict[str, Any]) -> list[str]:
-    """Accuracy in percent, NLL, Brier, ECE and adaptive ECE in percent, as every table of the report shows them."""
+    """Accuracy in percent, NLL, Brier, ECE and adaptive ECE in percent, as every table of the report shows
+    them."""
     return [
         f"{100 * model['accuracy']['mean']:.2f}",
         f"{model['nll']['mean']:.3f}",
@@ -190,7 +238,13 @@ def times(ratio: float | None) -> str:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1)
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
     )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
@@ -209,7 +263,11 @@ def _models(report: dict[str, Any]) -> Table:
         table.add_section()
         _add(table, [f"{name}: {student['description']}", *5 * [""]], "italic")
         for kind in STUDENT_KINDS:
-            _add(table, [f"  {KIND_LABELS[kind]}", *metric_cells(student["models"][kind])], "bold" if kind == "student" else "")
+            _add(
+                table,
+                [f"  {KIND_LABELS[kind]}", *metric_cells(student["models"][kind])],
+                "bold" if kind == "student" else "",
+            )
     return table
 
 
@@ -220,7 +278,11 @@ def _without_copies(report: dict[str, Any]) -> Table:
         table.add_section()
         _add(table, [name, *5 * [""]], "italic")
         for kind, model in student["models"].items():
-            _add(table, [f"  {KIND_LABELS[kind]}", *metric_cells(with_means(model))], "bold" if kind == "student" else "")
+            _add(
+                table,
+                [f"  {KIND_LABELS[kind]}", *metric_cells(with_means(model))],
+                "bold" if kind == "student" else "",
+            )
     return table
 
 
@@ -231,23 +293,42 @@ def _retained(report: dict[str, Any], over: str) -> Table:
         table.add_section()
         _add(table, [f"{name}", "", "", ""], "italic")
         for metric, (ensemble, gain, retained) in gains_over(student, over).items():
-            _add(table, [f"  {METRIC_LABELS[metric]}", gain_cell(metric, ensemble), gain_cell(metric, gain), kept_cell(retained)])
+            _add(
+                table,
+                [
+                    f"  {METRIC_LABELS[metric]}",
+                    gain_cell(metric, ensemble),
+                    gain_cell(metric, gain),
+                    kept_cell(retained),
+                ],
+            )
     return table
 
 
-def gains_over(student: dict[str, Any], over: str) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """By metric the ensemble's gain, the student's gain and the retained gain, over direct or over the strongest alternative."""
+def gains_over(
+    student: dict[str, Any], over: str
+) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """By metric the ensemble's gain, the student's gain and the retained gain, over direct or over the
+    strongest alternative."""
     if over == "direct":
         gains = student["gains"]
-        return {m: (gains["ensemble"][m], gains["student"][m], retained) for m, retained in student["retained_gain"].items()}
-    return {m: (s["ensemble"], s["student"], s["retained_gain"]) for m, s in student["strongest"]["all"].items()}
+        return {
+            m: (gains["ensemble"][m], gains["student"][m], retained)
+            for m, retained in student["retained_gain"].items()
+        }
+    return {
+        m: (s["ensemble"], s["student"], s["retained_gain"]) for m, s in student["strongest"]["all"].items()
+    }
 
 
 def strongest_named(report: dict[str, Any]) -> Text:
     """Which alternative is the strongest, for each student and metric."""
     lines = []
     for name, student in report["students"].items():
-        by_metric = [f"{METRIC_LABELS[m]} {KIND_LABELS[s['alternative']]}" for m, s in student["strongest"]["all"].items()]
+        by_metric = [
+            f"{METRIC_LABELS[m]} {KIND_LABELS[s['alternative']]}"
+            for m, s in student["strongest"]["all"].items()
+        ]
         lines.append(f"Strongest for {name}: {'; '.join(by_metric)}.")
     return Text("\n".join(lines), "dim")
 
@@ -261,10 +342,14 @@ def _members(report: dict[str, Any]) -> Table:
 
 
 def _serving(report: dict[str, Any]) -> Table:
-    table = _table("\nCost to serve (latency in ms, p50 / p95)", "", "parameters", "bytes", "batch 1", "batch 256")
+    table = _table(
+        "\nCost to serve (latency in ms, p50 / p95)", "", "parameters", "bytes", "batch 1", "batch 256"
+    )
 
     def row(label: str, model: dict[str, Any]) -> None:
-        latency = (f"{milliseconds(t['p50'])} / {milliseconds(t['p95'])}" for t in model["latency_ms"].values())
+        latency = (
+            f"{milliseconds(t['p50'])} / {milliseconds(t['p95'])}" for t in model["latency_ms"].values()
+        )
         _add(table, [label, size(model["parameters"]), size(model["bytes"]), *latency])
 
     row("ensemble", report["models"]["ensemble"])

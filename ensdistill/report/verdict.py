@@ -1,7 +1,8 @@
 """The judgement of one student in plain sentences, limits included.
 
-The headline is decided in accuracy and in NLL, each against the strongest alternative there (see `judge` for how it is found), and "helped"
-stands only where the student leads it by more than the interval. Brier mostly repeats one of the two, so it is shown, but does not decide.
+The headline is decided in accuracy and in NLL, each against the strongest alternative there (see `judge` for
+how it is found), and "helped" stands only where the student leads it by more than the interval. Brier mostly
+repeats one of the two, so it is shown, but does not decide.
 """
 
 from __future__ import annotations
@@ -9,7 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 # The worse news first: the report's order.
-OUTCOMES = ("did_not_help", "ensemble_has_no_gain", "mixed", "one_teacher_will_do", "cannot_tell", "best_member_will_do", "helped")
+OUTCOMES = (
+    "did_not_help",
+    "ensemble_has_no_gain",
+    "mixed",
+    "one_teacher_will_do",
+    "cannot_tell",
+    "best_member_will_do",
+    "helped",
+)
 DECIDING = ("accuracy", "nll")
 KIND_LABELS = {
     "ensemble": "ensemble",
@@ -30,9 +39,11 @@ def outcome(block: dict[str, Any]) -> str:
     """One of `OUTCOMES` for a student's entry of the report.
 
     ensemble_has_no_gain
-        The ensemble does not lead the strongest direct model of that size beyond its interval, neither in accuracy nor in NLL.
+        The ensemble does not lead the strongest direct model of that size beyond its interval, neither in
+        accuracy nor in NLL.
     helped
-        The student leads the strongest of all alternatives beyond its interval in accuracy or NLL, and is behind beyond it in neither.
+        The student leads the strongest of all alternatives beyond its interval in accuracy or NLL, and is
+        behind beyond it in neither.
     best_member_will_do
         So against everything of its size, but not against the best member, which costs more to serve.
     one_teacher_will_do
@@ -40,14 +51,19 @@ def outcome(block: dict[str, Any]) -> str:
     mixed
         Against direct training better beyond the interval in one of the two, worse in the other.
     did_not_help
-        Worse beyond the interval than something of its size, or not even better on average than direct training in either.
+        Worse beyond the interval than something of its size, or not even better on average than direct
+        training in either.
     cannot_tell
         Better on average than direct training somewhere, but never beyond the interval.
     """
     direct = block["strongest"]["direct"]
     if not any(direct[metric]["ensemble"]["beyond_interval"] for metric in DECIDING):
         return "ensemble_has_no_gain"
-    for family, name in (("all", "helped"), ("same_size", "best_member_will_do"), ("direct", "one_teacher_will_do")):
+    for family, name in (
+        ("all", "helped"),
+        ("same_size", "best_member_will_do"),
+        ("direct", "one_teacher_will_do"),
+    ):
         found = directions(block, family)
         if 1 in found.values() and -1 not in found.values():
             return name
@@ -55,12 +71,16 @@ def outcome(block: dict[str, Any]) -> str:
     if {1, -1} <= set(found.values()):
         return "mixed"
     behind = -1 in directions(block, "same_size").values()
-    return "did_not_help" if behind or all(direct[metric]["student"]["mean"] <= 0 for metric in DECIDING) else "cannot_tell"
+    return (
+        "did_not_help"
+        if behind or all(direct[metric]["student"]["mean"] <= 0 for metric in DECIDING)
+        else "cannot_tell"
+    )
 
 
 def directions(block: dict[str, Any], family: str) -> dict[str, int]:
-    """For accuracy and NLL: 1 where the student is better beyond its interval than the strongest alternative of the family and of each
-    smaller one, -1 where it is worse than one of these, else 0."""
+    """For accuracy and NLL: 1 where the student is better beyond its interval than the strongest alternative
+    of the family and of each smaller one, -1 where it is worse than one of these, else 0."""
     strongest = block["strongest"]
     families = list(strongest)[: list(strongest).index(family) + 1]
     return {metric: min(_direction(strongest[f][metric]["student"]) for f in families) for metric in DECIDING}
@@ -73,11 +93,16 @@ def headline(name: str, block: dict[str, Any]) -> str:
         better = directions(block, "all")
         where = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] > 0]
         other = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] == 0]
-        return f"Distillation helped {name} in {' and '.join(where)}" + (f", not measurably in {other[0]}" if other else "")
+        return f"Distillation helped {name} in {' and '.join(where)}" + (
+            f", not measurably in {other[0]}" if other else ""
+        )
     if result == "best_member_will_do":
         word = "better" if -1 in directions(block, "all").values() else "not measurably worse"
         ratio = block["models"]["best_member"]["bytes"] / max(1, block["models"]["student"]["bytes"])
-        return f"For its size {name} is best distilled, but the best member alone, {ratio:.2g}x as many bytes, is {word}"
+        return (
+            f"For its size {name} is best distilled, but the best member alone, {ratio:.2g}x as many bytes, "
+            f"is {word}"
+        )
     if result == "one_teacher_will_do":
         if -1 in directions(block, "same_size").values():
             return f"The ensemble taught {name} worse than its best member alone does"
@@ -86,31 +111,48 @@ def headline(name: str, block: dict[str, Any]) -> str:
         "mixed": f"Distillation helped {name} in one metric and hurt it in another",
         "did_not_help": f"Distillation did not help {name}",
         "cannot_tell": f"Whether distillation helped {name} can't be told from these seeds and rows",
-        "ensemble_has_no_gain": f"Don't distil {name}: trained directly it is not measurably worse than the ensemble",
+        "ensemble_has_no_gain": (
+            f"Don't distil {name}: trained directly it is not measurably worse than the ensemble"
+        ),
     }[result]
 
 
 def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
-    """For the student ``name``: against the strongest alternatives, and against direct training. Intervals are 95 %, of ``seeds`` seeds."""
-    gains, family = block["gains"], "all" if block["outcome"] in ("helped", "best_member_will_do") else "same_size"
+    """For the student ``name``: against the strongest alternatives, and against direct training. Intervals
+    are 95 %, of ``seeds`` seeds."""
+    gains, family = (
+        block["gains"],
+        "all" if block["outcome"] in ("helped", "best_member_will_do") else "same_size",
+    )
     strongest, of_size = block["strongest"][family], "" if family == "all" else " of its size"
     text = f"{headline(name, block)}."
     if block["outcome"] == "ensemble_has_no_gain":
         direct = block["strongest"]["direct"]
-        leads = [f"{METRIC_LABELS[m]} {_change(m, direct[m]['ensemble'])} than {_label(direct[m])}" for m in DECIDING]
+        leads = [
+            f"{METRIC_LABELS[m]} {_change(m, direct[m]['ensemble'])} than {_label(direct[m])}"
+            for m in DECIDING
+        ]
         text += f" The ensemble has {_list(leads)}."
         if set(directions(block, "all").values()) in ({1}, {0, 1}):
-            text += " The student is better all the same: the rows it was taught on helped it, not the ensemble's lead."
+            text += (
+                " The student is better all the same: the rows it was taught on helped it, not the "
+                "ensemble's lead."
+            )
     over = [
         f"{METRIC_LABELS[m]} {_change(m, strongest[m]['student'])} than {_label(strongest[m])}"
         f"{_kept(m, strongest[m]['retained_gain'], strongest[m]['ensemble'])}"
         for m in DECIDING
     ]
     plain = [
-        f"{METRIC_LABELS[m]} {_change(m, gains['student'][m])}{_kept(m, block['retained_gain'][m], gains['ensemble'][m])}" for m in DECIDING
+        f"{METRIC_LABELS[m]} "
+        f"{_change(m, gains['student'][m])}{_kept(m, block['retained_gain'][m], gains['ensemble'][m])}"
+        for m in DECIDING
     ]
     alone = " This is one seed: the intervals leave out how much seeds differ." if seeds == 1 else ""
-    return f"{text} Against the strongest alternatives{of_size}, {_list(over)}. Against plain direct training, {_list(plain)}.{alone}"
+    return (
+        f"{text} Against the strongest alternatives{of_size}, {_list(over)}. Against plain direct training, "
+        f"{_list(plain)}.{alone}"
+    )
 
 
 def _label(strongest: dict[str, Any]) -> str:
@@ -136,7 +178,10 @@ def _change(metric: str, gain: dict[str, Any]) -> str:
     sign = 1 if gain["mean"] >= 0 else -1
     scale, digits, unit = (100, 1, " points") if metric == "accuracy" else (1, 3, "")
     low, high = sorted(sign * scale * end for end in gain["ci95"])
-    return f"{abs(scale * gain['mean']):.{digits}f}{unit} {'better' if sign > 0 else 'worse'} [{low:.{digits}f}, {high:.{digits}f}]"
+    return (
+        f"{abs(scale * gain['mean']):.{digits}f}{unit} {'better' if sign > 0 else 'worse'} "
+        f"[{low:.{digits}f}, {high:.{digits}f}]"
+    )
 
 
 def _list(items: list[str]) -> str:

@@ -26,8 +26,11 @@ def split_norms(model: nn.Module) -> list[str]:
     ]
 
 
-def synchronised_norms(model: nn.Module, group: Processes, sync: bool, batch_size: int) -> AbstractContextManager[None]:
-    """Return the context in which several processes train BatchNorm; warn where each takes statistics of its own rows."""
+def synchronised_norms(
+    model: nn.Module, group: Processes, sync: bool, batch_size: int
+) -> AbstractContextManager[None]:
+    """Return the context in which several processes train BatchNorm; warn where each takes statistics of its
+    own rows."""
     if group.count == 1:
         return nullcontext()
     if sync:
@@ -35,8 +38,10 @@ def synchronised_norms(model: nn.Module, group: Processes, sync: bool, batch_siz
     if group.rank == 0 and (names := split_norms(model)):
         more = f" and {len(names) - 1} more" if names[1:] else ""
         warnings.warn(
-            f"BatchNorm ({names[0]}{more}): each of the {group.count} processes takes mean and variance of its own "
-            f"{batch_size // group.count} rows of a batch, so the student is another one than that of one process; "
+            f"BatchNorm ({names[0]}{more}): each of the {group.count} processes takes mean and variance of "
+            "its own "
+            f"{batch_size // group.count} rows of a batch, so the student is another one than that of one "
+            "process; "
             "StudentTrainer(sync_batch_norm=True) takes them of the whole batch",
             stacklevel=4,
         )
@@ -55,11 +60,14 @@ def whole_batch_norms(model: nn.Module) -> Iterator[None]:
     ValueError
         A BatchNorm whose class, or instance, has a forward of its own.
     """
-    norms: list[tuple[str, Any]] = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    norms: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)
+    ]
     for name, norm in norms:
         if type(norm).forward not in _OWN or "forward" in vars(norm):
             raise ValueError(
-                f"sync_batch_norm: {name or 'the model'} ({type(norm).__name__}) has a forward of its own, which can't be synchronised; "
+                f"sync_batch_norm: {name or 'the model'} ({type(norm).__name__}) has a forward of its own, "
+                "which can't be synchronised; "
                 "use torch's BatchNorm there, or sync_batch_norm=False"
             )
     for _, norm in norms:
@@ -85,10 +93,13 @@ def _forward(norm: Any, inputs: Tensor) -> Tensor:
     count = sums[-1].detach()
     mean = sums[:-1] / count
     centred = x - mean.view(shape)
-    # A second round: the difference of two sums of squares would lose the variance of channels with a large mean.
+    # A second round: the difference of two sums of squares would lose the variance of channels with a large
+    # mean.
     variance = _Sum.apply(centred.square().sum(rest)) / count
     if x.numel() <= x.shape[1] and count <= 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(inputs.shape)}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {list(inputs.shape)}"
+        )
     if norm.track_running_stats:
         _follow(norm, mean.detach(), variance.detach() * (count / (count - 1)))
     out = centred * (variance + norm.eps).rsqrt().view(shape)
@@ -127,7 +138,8 @@ class _Sum(torch.autograd.Function):
 
 @torch.no_grad()
 def share_buffers(model: nn.Module, group: Processes) -> None:
-    """Give all processes the same buffers: running means and variances are averaged, all others are those of process 0.
+    """Give all processes the same buffers: running means and variances are averaged, all others are those of
+    process 0.
 
     Averages of running statistics are the running statistics of the averages, so it does not matter how often
     they are taken.
@@ -140,6 +152,8 @@ def share_buffers(model: nn.Module, group: Processes) -> None:
     if statistics:
         # In float64 the mean of equal numbers is that number.
         means = group.mean(torch.cat([b.flatten().double() for b in statistics.values()]))
-        for buffer, mean in zip(statistics.values(), means.split([b.numel() for b in statistics.values()]), strict=True):
+        for buffer, mean in zip(
+            statistics.values(), means.split([b.numel() for b in statistics.values()]), strict=True
+        ):
             buffer.copy_(mean.view(buffer.shape))
     group.take_first(others)

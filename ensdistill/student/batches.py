@@ -55,7 +55,8 @@ class Batch:
 
 
 class Batches(AbstractContextManager["Batches"]):
-    """All batches of a training, for one of its processes. A cache's targets of the next block are gathered on another thread.
+    """All batches of a training, for one of its processes. A cache's targets of the next block are gathered
+    on another thread.
 
     Parameters
     ----------
@@ -89,7 +90,8 @@ class Batches(AbstractContextManager["Batches"]):
             self._targets.close()
 
     def block(self, step: int, group: Processes, device: torch.device) -> Iterator[Batch]:
-        """The batches of the block that begins with ``step``: of ``BLOCK`` steps, or of those that are left."""
+        """The batches of the block that begins with ``step``: of ``BLOCK`` steps, or of those that are
+        left."""
         block = self._draw(step, group)
         inputs, labels, uids = (
             self._augmented(block, step, group),
@@ -120,9 +122,12 @@ class Batches(AbstractContextManager["Batches"]):
         inputs = self._inputs[torch.from_numpy(block.positions)]
         if self.augment is None:
             return inputs
-        # Every process draws for the whole block and takes its share, so that the draws do not depend on the number of processes.
+        # Every process draws for the whole block and takes its share, so that the draws do not depend on the
+        # number of processes.
         generator = random_generator("student augment", self.seed, step // BLOCK)
-        draws = torch.from_numpy(self.augment.draw(BLOCK * self.size, generator)).unflatten(0, (BLOCK, self.size))
+        draws = torch.from_numpy(self.augment.draw(BLOCK * self.size, generator)).unflatten(
+            0, (BLOCK, self.size)
+        )
         share = draws[: len(inputs), group.rank :: group.count]
         return self.augment.apply(inputs.flatten(0, 1), share.flatten(0, 1)).view(inputs.shape)
 

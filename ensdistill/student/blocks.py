@@ -70,7 +70,9 @@ class TargetBlocks:
         self._ahead = (block, self._executor.submit(self._gather, block))
 
     def _gather(self, block: Block) -> Any:
-        return self.cache.gather(self.uids[block.positions.reshape(-1)], block.epochs.reshape(-1) % self.cache.views)
+        return self.cache.gather(
+            self.uids[block.positions.reshape(-1)], block.epochs.reshape(-1) % self.cache.views
+        )
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,17 @@ class Versions:
         )
         for view in np.unique(views):
             at = np.flatnonzero(views == view)
-            out[at] = view_inputs(self.augment, self.rows.inputs[positions[at]], uids[at], int(view), self.seed)
+            out[at] = view_inputs(
+                self.augment, self.rows.inputs[positions[at]], uids[at], int(view), self.seed
+            )
         first = slice(None, None, block.positions.shape[1])
         self.cache.verify_inputs(uids[first], out[first], views[first])
         return out.reshape(*block.positions.shape, *out.shape[1:])
 
 
 def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) -> Versions | None:
-    """How a cache's inputs are made from the rows; None where they are the rows themselves, which are all compared with it.
+    """How a cache's inputs are made from the rows; None where they are the rows themselves, which are all
+    compared with it.
 
     Raises
     ------
@@ -115,11 +120,16 @@ def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) ->
     made_by = cache.manifest["fingerprint"].get("views")
     if made_by is None:
         if augment is not None:
-            raise CacheMismatch(f"augment: the cache {cache.path} was made from inputs as they are; got {augment!r}")
+            raise CacheMismatch(
+                f"augment: the cache {cache.path} was made from inputs as they are; got {augment!r}"
+            )
         cache.verify_inputs(rows.uids, rows.inputs)
         return None
     if augment is None:
-        raise CacheMismatch(f"augment: the cache {cache.path} was made from inputs changed by {made_by['augment']}; pass that, got None")
+        raise CacheMismatch(
+            f"augment: the cache {cache.path} was made from inputs changed by {made_by['augment']}; pass "
+            "that, got None"
+        )
     given = as_json("augment", describe_views(augment, cache.views, made_by["seed"]))
     if differing := differences(made_by, given):
         raise CacheMismatch(f"augment: not the one that the cache {cache.path} was made with:", differing)

@@ -12,7 +12,8 @@ CURVE_POINTS = 24
 
 
 class Curve:
-    """The mean loss between points, and the predictions for watched inputs at each. Points lie closer together at the start.
+    """The mean loss between points, and the predictions for watched inputs at each. Points lie closer
+    together at the start.
 
     Parameters
     ----------
@@ -33,7 +34,9 @@ class Curve:
     def __init__(self, steps: int, watch: np.ndarray | None, classes: int) -> None:
         points = np.unique(np.geomspace(min(16, steps), steps, CURVE_POINTS).round().astype(np.int64))
         self.steps = points
-        self.watch = None if watch is None else torch.from_numpy(np.ascontiguousarray(as_float32("watch", watch)))
+        self.watch = (
+            None if watch is None else torch.from_numpy(np.ascontiguousarray(as_float32("watch", watch)))
+        )
         self._at = {int(step): i for i, step in enumerate(points)}
         self.losses = torch.zeros(len(points), dtype=torch.float64)
         self.watched = torch.zeros(len(points), 0 if watch is None else len(watch), classes)

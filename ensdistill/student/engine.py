@@ -1,4 +1,5 @@
-"""The engine of the student's training: accelerate places the model and scales gradients; they are averaged over the processes here.
+"""The engine of the student's training: accelerate places the model and scales gradients; they are averaged
+over the processes here.
 
 accelerate keeps its state once for the whole Python process, and reads the environment. A caller may use it,
 too, with other settings. So the engine's ``Accelerator`` is made with a state of its own, and the caller's is
@@ -43,11 +44,16 @@ def device_type(cpu: bool, mixed_precision: str) -> str:
     ValueError
         fp16 on the CPU.
     """
-    accelerator = None if cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator(True)
+    accelerator = (
+        None
+        if cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        else torch.accelerator.current_accelerator(True)
+    )
     kind = "cpu" if accelerator is None else accelerator.type
     if kind == "cpu" and mixed_precision == "fp16":
         raise ValueError(
-            "mixed_precision: fp16 needs a GPU, because gradients are scaled there only; this training is on the CPU: "
+            "mixed_precision: fp16 needs a GPU, because gradients are scaled there only; this training is "
+            "on the CPU: "
             "choose 'no' or 'bf16', or pass cpu=False on a machine with a GPU"
         )
     return kind
@@ -83,10 +89,11 @@ class Engine:
         return outputs if dtype is None else outputs.float()
 
     def step(self, loss: Tensor) -> bool:
-        """Change the parameters by the gradients of the processes' mean loss; False where the gradient scaler left the step out."""
+        """Change the parameters by the gradients of the processes' mean loss; False where the gradient scaler
+        left the step out."""
         self.optimizer.zero_grad()
-        # Without a gradient scaler accelerate's backward and step only forward the call, for 0.3 ms of look-ups each step:
-        # as much as a small student's whole step.
+        # Without a gradient scaler accelerate's backward and step only forward the call, for 0.3 ms of
+        # look-ups each step: as much as a small student's whole step.
         if self._accelerator.scaler is None:
             loss.backward()
             self._average()
@@ -104,12 +111,15 @@ class Engine:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             some = [p for p in parameters if p.dtype == dtype]
-            # A gradient that one process does not have counts as 0; one that none has stays away, as with a single process.
+            # A gradient that one process does not have counts as 0; one that none has stays away, as with a
+            # single process.
             present = torch.tensor([float(p.grad is not None) for p in some], dtype=dtype, device=self.device)
             parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in some]
             means = self.group.mean(torch.cat([present, *parts]))
             used = (means[: len(some)] > 0).tolist()
-            for p, use, mean in zip(some, used, means[len(some) :].split([p.numel() for p in some]), strict=True):
+            for p, use, mean in zip(
+                some, used, means[len(some) :].split([p.numel() for p in some]), strict=True
+            ):
                 if use:
                     p.grad = mean.view(p.shape)
 
@@ -148,14 +158,16 @@ def _check_backend(group: Processes, kind: str) -> None:
     backends = str(torch.distributed.get_backend_config())
     if kind not in [part.split(":")[0] for part in backends.split(",")]:
         raise ValueError(
-            f"cpu: this training is on the {kind}, but torch's process group has only the backends {backends}; "
+            f"cpu: this training is on the {kind}, but torch's process group has only the backends "
+            f"{backends}; "
             f"pass cpu={kind != 'cpu'}, or make the group with init_process_group('cpu:gloo,cuda:nccl')"
         )
 
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """In here accelerate has no state yet, and the environment has no settings for it and no other processes."""
+    """In here accelerate has no state yet, and the environment has no settings for it and no other
+    processes."""
     states, before = [vars(owner)["_shared_state"] for owner in _STATES], dict(os.environ)
     for owner in _STATES:
         # A new dict: the caller's objects have the old one as their __dict__, and keep it.

@@ -40,7 +40,8 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     expected = (min(2, len(rows)), classes)
     if tuple(logits.shape) != expected:
         raise ValueError(
-            f"model: {type(model).__name__}: expected {classes} outputs per sample, one for each class, {list(expected)}; "
+            f"model: {type(model).__name__}: expected {classes} outputs per sample, one for each class, "
+            f"{list(expected)}; "
             f"got {list(logits.shape)}"
         )
     check_ending(model, first, type(model).__name__)
@@ -48,7 +49,8 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
 
 
 def _refused(model: nn.Module, rows: Rows, first: Tensor, error: RuntimeError) -> ValueError:
-    """The error for a module whose forward pass failed: the dtypes are blamed if they differ, else the shape."""
+    """The error for a module whose forward pass failed: the dtypes are blamed if they differ, else the
+    shape."""
     if (by_dtype := refusal("factory", f"the student's {type(model).__name__}", model, first)) is not None:
         return by_dtype
     shape = list(rows.inputs.shape[1:])
@@ -59,7 +61,8 @@ def check_rows_only(cache: TargetCache) -> None:
     """Raise ValueError for a cache of sequences."""
     if cache.manifest["sequences"]:
         raise ValueError(
-            f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets in a loop of your own"
+            f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets "
+            "in a loop of your own"
         )
 
 
@@ -70,13 +73,18 @@ def check_first_loss(loss: object, name: str) -> None:
     got = type(loss).__name__
     if isinstance(loss, Tensor):
         got = f"{loss.dtype} {list(loss.shape)}{'' if loss.requires_grad else ' without a gradient'}"
-    raise TypeError(f"loss: expected {name} to return a floating-point tensor [] that depends on the student's outputs; got {got}")
+    raise TypeError(
+        f"loss: expected {name} to return a floating-point tensor [] that depends on the student's outputs; "
+        f"got {got}"
+    )
 
 
 def check_finite(losses: Tensor, done: int, optimization: Optimization) -> None:
-    """Raise FloatingPointError where one of the losses [steps] after the first ``done`` steps is not finite."""
+    """Raise FloatingPointError where one of the losses [steps] after the first ``done`` steps is not
+    finite."""
     if bad := losses.isfinite().logical_not().nonzero().flatten().tolist():
         raise FloatingPointError(
-            f"student: the loss is {losses[bad[0]].item()} at step {done + bad[0]} of {optimization.steps}; lower "
+            f"student: the loss is {losses[bad[0]].item()} at step {done + bad[0]} of {optimization.steps}; "
+            "lower "
             f"optimization.learning_rate ({optimization.learning_rate}) or look for extreme inputs or targets"
         )

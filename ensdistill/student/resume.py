@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checkpoint:
-    """The state of a training in a file, which process 0 writes and reads. With ``path=None`` all methods do nothing.
+    """The state of a training in a file, which process 0 writes and reads. With ``path=None`` all methods do
+    nothing.
 
     Parameters
     ----------
@@ -70,16 +71,24 @@ class Checkpoint:
             return 0
         if resumed.values["processes"] != group.count:
             raise ValueError(
-                f"checkpoint: {self.path} is of a training by {resumed.values['processes']} processes, now there are "
-                f"{group.count}, whose sums would round differently; start as many again, or delete it to start anew"
+                f"checkpoint: {self.path} is of a training by {resumed.values['processes']} processes, now "
+                "there are "
+                f"{group.count}, whose sums would round differently; start as many again, or delete it to "
+                "start anew"
             )
         self.engine.load_scaler(resumed.values["scaler"])
         self.saved = resumed.step
         return resumed.step
 
     def save(self, step: int, steps: int) -> None:
-        """Write the state after ``step`` of ``steps`` steps, unless the last one is recent or the training is complete."""
-        if self.path is None or self.engine.group.rank != 0 or step - self.saved < self.every or step >= steps:
+        """Write the state after ``step`` of ``steps`` steps, unless the last one is recent or the training is
+        complete."""
+        if (
+            self.path is None
+            or self.engine.group.rank != 0
+            or step - self.saved < self.every
+            or step >= steps
+        ):
             return
         save_checkpoint(
             self.path,
@@ -96,7 +105,9 @@ class Checkpoint:
         return {**state_of(self.engine.model), **self.curve.state}
 
 
-def training_fingerprint(trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes) -> str:
+def training_fingerprint(
+    trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes
+) -> str:
     """Return a digest of everything that the student depends on, except for the number of processes.
 
     It is empty where no checkpoint and no other process needs it.
@@ -119,16 +130,19 @@ def training_fingerprint(trainer: StudentTrainer, training: Training, model: nn.
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
-            f"rows: the {group.count} processes were called with different rows, models or settings; pass all "
+            f"rows: the {group.count} processes were called with different rows, models or settings; pass "
+            "all "
             "of them the same, whole transfer set: each process takes its share of every batch by itself"
         )
-    # Weights drawn without torch's generator differ between processes, and all processes get those of process 0.
+    # Weights drawn without torch's generator differ between processes, and all processes get those of process
+    # 0.
     start = group.first(digest([state_of(model), torch.__version__, torch.get_num_threads()]).encode())
     return digest([same, start])
 
 
 def _method_and_cache(training: Training) -> list[Any]:
-    """The loss's fingerprint, between the parts of the cache; the order is that of earlier versions' checkpoints."""
+    """The loss's fingerprint, between the parts of the cache; the order is that of earlier versions'
+    checkpoints."""
     loss = training.loss.fingerprint()
     parts = loss if isinstance(loss, list) else [loss]
     if (cache := training.cache) is None:
@@ -154,6 +168,7 @@ def check_resumable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(
-                f"checkpoint: {name or 'the model'} ({type(module).__name__}) keeps state that is no tensor (get_extra_state), "
+                f"checkpoint: {name or 'the model'} ({type(module).__name__}) keeps state that is no tensor "
+                "(get_extra_state), "
                 "which a checkpoint can't hold; make buffers of it, or train with checkpoint=None"
             )

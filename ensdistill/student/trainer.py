@@ -104,7 +104,8 @@ class StudentTrainer:
             self.loss = as_student_loss(loss)
             if keywords:
                 raise TypeError(
-                    f"loss: expected either a loss or keywords of LossSettings; got {name_of(self.loss)} and {', '.join(keywords)}"
+                    f"loss: expected either a loss or keywords of LossSettings; got {name_of(self.loss)} "
+                    f"and {', '.join(keywords)}"
                 )
         for name, value, allowed in (
             ("mixed_precision", mixed_precision, get_args(Precision)),
@@ -180,7 +181,8 @@ class StudentTrainer:
             loss = self.loss
         else:
             raise ValueError(
-                f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select the member in the loss, or "
+                f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select "
+                "the member in the loss, or "
                 "pass LossSettings"
             )
         loss.check(rows, classes, cache)
@@ -214,7 +216,8 @@ class StudentTrainer:
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
     ) -> Trained:
-        """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the same loop.
+        """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
+        same loop.
 
         Parameters are those of :meth:`distill`; every row needs a label in 0..classes-1; ``augment`` changes
         the inputs at random. The trainer's ``loss`` has no part in it.
@@ -261,7 +264,8 @@ class StudentTrainer:
         return loss(model(batch.inputs), batch.targets, batch.labels, batch)
 
     def fingerprint(self) -> list[Any]:
-        """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a trainer with other data is not resumed.
+        """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a trainer with other data is
+        not resumed.
 
         For a subclass, its code and the values of its attributes, which its step can read. The settings of
         every trainer are part of the checkpoint's fingerprint without this method.

@@ -81,7 +81,9 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
     devices = [torch.cuda.current_device()] if kind == "cuda" else []
     with processes(kind) as group, torch.random.fork_rng(devices):
         if size % group.count:
-            raise ValueError(f"optimization.batch_size: expected a multiple of the {group.count} processes; got {size}")
+            raise ValueError(
+                f"optimization.batch_size: expected a multiple of the {group.count} processes; got {size}"
+            )
 
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
@@ -92,7 +94,9 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         curve = Curve(steps, training.watch, training.classes)
 
         # A killed training goes on from its checkpoint.
-        checkpoint = Checkpoint(training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve)
+        checkpoint = Checkpoint(
+            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve
+        )
         step = checkpoint.resume()
         model.train()
         batches = Batches(training.rows, training.cache, training.augment, seed, steps, size)
@@ -127,7 +131,8 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
 
 def set_seed(device: str, *parts: Any) -> None:
-    """Seed torch's generators of the CPU and of one device; ``torch.manual_seed`` would change those of all devices."""
+    """Seed torch's generators of the CPU and of one device; ``torch.manual_seed`` would change those of all
+    devices."""
     seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device != "cpu":

@@ -40,7 +40,8 @@ PredictionWay = Literal["one_by_one", "stacked"]
 
 
 class Ensemble:
-    """Members with temperatures, mixture weights and a combiner. Made by :meth:`from_members`, :meth:`load` or ``train_ensemble``.
+    """Members with temperatures, mixture weights and a combiner. Made by :meth:`from_members`, :meth:`load`
+    or ``train_ensemble``.
 
     Attributes
     ----------
@@ -67,7 +68,13 @@ class Ensemble:
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
-    def __init__(self, members: Sequence[Member], classes: tuple[str, ...] | None, weights: np.ndarray, combiner: Combiner) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        classes: tuple[str, ...] | None,
+        weights: np.ndarray,
+        combiner: Combiner,
+    ) -> None:
         self.members, self.classes, self.weights, self.combiner = tuple(members), classes, weights, combiner
         self.temperatures, self.temperature = np.ones(len(members)), 1.0
         self.vectors: np.ndarray | None = None
@@ -88,17 +95,19 @@ class Ensemble:
         Parameters
         ----------
         members : sequence
-            Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules, fitted models of scikit-learn,
-            XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays, functions, mixed. Unnamed ones of one kind are numbered. A bare
-            module predicts, but can't be saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
+            Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules,
+            fitted models of scikit-learn, XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays,
+            functions, mixed. Unnamed ones of one kind are numbered. A bare module predicts, but can't be
+            saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
             names the class by which it is built again.
         weights : [K], optional
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
         classes : sequence of str, optional
-            The order of the outputs; by default that of the first member that knows names. Others are aligned by name, models that were
-            fitted to the integers 0..C-1 by index. A class that a member never saw gets probability 0 from it, with a warning.
-            The outputs of members without names (a bare module, an array, a function) must have this order.
+            The order of the outputs; by default that of the first member that knows names. Others are aligned
+            by name, models that were fitted to the integers 0..C-1 by index. A class that a member never saw
+            gets probability 0 from it, with a warning. The outputs of members without names (a bare module,
+            an array, a function) must have this order.
         output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
             The meaning of the outputs of arrays, functions, torch modules and ONNX files; see
             :func:`ensdistill.teachers.members.as_member`. Where they differ, make them members one by one.
@@ -106,23 +115,36 @@ class Ensemble:
         Raises
         ------
         ValueError
-            No members, equal names, a member with a class that is not among ``classes``, or weights that do not fit.
+            No members, equal names, a member with a class that is not among ``classes``, or weights that do
+            not fit.
         """
         if isinstance(members, nn.Module):
-            raise TypeError(f"members: expected a sequence of members; got one {type(members).__name__}: [module] has it as a member")
+            raise TypeError(
+                f"members: expected a sequence of members; got one {type(members).__name__}: [module] has "
+                "it as a member"
+            )
         if len(members) == 0:
             raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
         order = as_classes("the ensemble", classes)
-        adapted = [named_by_index(as_member(m, name, output), m, order) for m, name in zip(members, free_names(members), strict=True)]
+        adapted = [
+            named_by_index(as_member(m, name, output), m, order)
+            for m, name in zip(members, free_names(members), strict=True)
+        ]
         names = [m.name for m in adapted]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"members: expected different names; {names.count(name)} are called {name!r}")
+                raise ValueError(
+                    f"members: expected different names; {names.count(name)} are called {name!r}"
+                )
         known = next((m.classes for m in adapted if m.classes is not None), None)
         order = known if order is None else order
-        check_known(adapted, order, "" if classes is not None else "; name the classes of all members, in order, by classes=")
+        check_known(
+            adapted,
+            order,
+            "" if classes is not None else "; name the classes of all members, in order, by classes=",
+        )
         return cls(adapted, order, normalised(weights, len(adapted)), combiner)
 
     train = classmethod(train)
@@ -145,51 +167,71 @@ class Ensemble:
     def __repr__(self) -> str:
         width = max(map(len, self.names))
         members = zip(self.names, self.weights, self.temperatures, strict=True)
-        lines = [f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}" for name, weight, own in members]
-        return "\n".join([f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines])
+        lines = [
+            f"    {name:<{width}}  weight {weight:.3f}, temperature {own:.3f}"
+            for name, weight, own in members
+        ]
+        return "\n".join(
+            [f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines]
+        )
 
-    def member_logits(self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None) -> np.ndarray:
-        """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N, C].
+    def member_logits(
+        self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None
+    ) -> np.ndarray:
+        """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N,
+        C].
 
         Raises
         ------
         ValueError
-            It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+            It returns another number of classes, NaN, +inf, or rules out every class of a row; names the
+            member and the rows.
         """
         return answer(self.members[index], as_inputs(inputs), self.classes, answers)
 
     def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
-        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted to them."""
+        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted
+        to them."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         inputs = as_inputs(inputs)
         together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
-        logits = [answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)]
+        logits = [
+            answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)
+        ]
         check_same_classes(self.members, logits)
         return np.stack(logits)
 
     def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
-        """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the mixture's: float32 [K, N, C]."""
+        """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the
+        mixture's: float32 [K, N, C]."""
         raw = self._of_all_members(raw)
         scaled: np.ndarray = self._scaled(raw, self.temperatures * self.temperature).astype(np.float32)
         return scaled
 
     def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
-        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in main memory.
+        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in
+        main memory.
 
-        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where they are many and small: 64
-        rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of 8 the same, convolution networks no less. The logits
-        are then the same up to rounding, and a copy of the parameters is kept.
+        ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where
+        they are many and small: 64 rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of
+        8 the same, convolution networks no less. The logits are then the same up to rounding, and a copy of
+        the parameters is kept.
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 
     def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
-        """The same where its torch members predict, on a GPU if one of them does: their logits are never copied away.
+        """The same where its torch members predict, on a GPU if one of them does: their logits are never
+        copied away.
 
         So ``cache_targets`` has the targets encoded there. All rows' logits are on the device at once.
         """
         device = device_of(self.members)
-        return self.predict_logits(inputs) if device.type == "cpu" else self._logits_on(device, as_inputs(inputs))
+        return (
+            self.predict_logits(inputs)
+            if device.type == "cpu"
+            else self._logits_on(device, as_inputs(inputs))
+        )
 
     def _logits_on(self, device: torch.device, inputs: np.ndarray) -> Tensor:
         raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
@@ -197,7 +239,8 @@ class Ensemble:
         return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
 
     def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
-        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see ``predict_logits``).
+        """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see
+        ``predict_logits``).
 
         Raises
         ------
@@ -217,35 +260,45 @@ class Ensemble:
         return self.combine(self.predict_logits(inputs), temperature)
 
     def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
-        """The uncertainty of each row, split by its sources; see :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
+        """The uncertainty of each row, split by its sources; see
+        :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
         return decompose(self.predict_logits(inputs).numpy(), self.weights)
 
     def calibrate(
-        self, logits: Known, labels: np.ndarray, *, method: Calibration = "temperature", uids: np.ndarray | None = None
+        self,
+        logits: Known,
+        labels: np.ndarray,
+        *,
+        method: Calibration = "temperature",
+        uids: np.ndarray | None = None,
     ) -> Ensemble:
         """Fit how sure the members are, by NLL. Returns self.
 
         An earlier calibration is replaced, the mixture's temperature too; the weights stay.
 
-        The fit is guarded against few rows: it starts with a prior for the logits as they are, which is worth five rows (for vectors, five
-        for each class). With 5 to 50 rows the result is therefore seldom worse on other rows than no calibration, and with some hundred it
-        is nearly the one of the least NLL. Logits may be of any scale. :mod:`ensdistill.teachers.fitting.calibration` describes the prior.
+        The fit is guarded against few rows: it starts with a prior for the logits as they are, which is worth
+        five rows (for vectors, five for each class). With 5 to 50 rows the result is therefore seldom worse
+        on other rows than no calibration, and with some hundred it is nearly the one of the least NLL. Logits
+        may be of any scale. :mod:`ensdistill.teachers.fitting.calibration` describes the prior.
 
         Parameters
         ----------
         logits : [K, N, C], or TargetCache
-            Raw logits (no temperature applied) of rows that the members were not trained on; or a cache of these members' targets.
+            Raw logits (no temperature applied) of rows that the members were not trained on; or a cache of
+            these members' targets.
         labels : ndarray [N], int64
         method : {"temperature", "vector", "pooled"}
-            ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each member. No member is worse on these
-            rows than without. ``pooled``: one temperature for all, so that the mixture is calibrated, which is never worse for it.
+            ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each
+            member. No member is worse on these rows than without. ``pooled``: one temperature for all, so
+            that the mixture is calibrated, which is never worse for it.
         uids : ndarray [N], optional
             Needed with a cache: the uids of the rows that ``labels`` are of, in their order.
 
         Raises
         ------
         ValueError
-            Shapes, labels or values don't fit; names the member and the rows. A cache of other members is a CacheMismatch.
+            Shapes, labels or values don't fit; names the member and the rows. A cache of other members is a
+            CacheMismatch.
         """
         if method not in ("temperature", "vector", "pooled"):
             raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
@@ -261,22 +314,30 @@ class Ensemble:
         return self
 
     def weigh(
-        self, logits: Known, labels: np.ndarray, *, prior_rows: float = PRIOR_ROWS_PER_MEMBER, uids: np.ndarray | None = None
+        self,
+        logits: Known,
+        labels: np.ndarray,
+        *,
+        prior_rows: float = PRIOR_ROWS_PER_MEMBER,
+        uids: np.ndarray | None = None,
     ) -> Ensemble:
         """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
 
-        Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after ``calibrate``.
+        Weights below 1e-3 (and below 0.1/K) are set to zero and the rest is normalised. Call it after
+        ``calibrate``.
 
-        Both fits are guarded against few rows. The weights start with a prior for equal ones, which is worth ``prior_rows`` rows for each
-        member, and the temperature with one for 1, which is worth five. With few rows the ensemble stays nearly as it is. No member is
-        left out until there are some thousand rows; ``prior_rows=0`` or ``select`` does so earlier.
+        Both fits are guarded against few rows. The weights start with a prior for equal ones, which is worth
+        ``prior_rows`` rows for each member, and the temperature with one for 1, which is worth five. With few
+        rows the ensemble stays nearly as it is. No member is left out until there are some thousand rows;
+        ``prior_rows=0`` or ``select`` does so earlier.
 
         Parameters
         ----------
         logits, labels, uids
             As for ``calibrate``.
         prior_rows : float
-            Draws the weights to equal ones; 0 trusts the rows alone. See :func:`ensdistill.teachers.fitting.calibration.fit_weights`.
+            Draws the weights to equal ones; 0 trusts the rows alone. See
+            :func:`ensdistill.teachers.fitting.calibration.fit_weights`.
         """
         raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
         scaled = self._scaled(raw, self.temperatures)
@@ -302,19 +363,20 @@ class Ensemble:
         prior_rows: float = PRIOR_ROWS_PER_MEMBER,
         uids: np.ndarray | None = None,
     ) -> Ensemble:
-        """The members that are worth having, weighted by how often they were taken: a new ensemble, this one stays as it is.
+        """The members that are worth having, weighted by how often they were taken: a new ensemble, this one
+        stays as it is.
 
-        Call it after ``calibrate``. With ``metric="nll"`` a prior for the whole ensemble, worth ``prior_rows`` rows for each
-        member, guards the choice against few rows. The mixture's temperature is that of this ensemble, raised where
-        saturated logits of few rows would be trusted too much.
+        Call it after ``calibrate``. With ``metric="nll"`` a prior for the whole ensemble, worth
+        ``prior_rows`` rows for each member, guards the choice against few rows. The mixture's temperature is
+        that of this ensemble, raised where saturated logits of few rows would be trusted too much.
 
         Parameters
         ----------
         logits, labels, uids
             As for ``calibrate``.
         metric, rounds, bags, costs, budget, seed, prior_rows
-            See :func:`ensdistill.teachers.fitting.selection.greedy_selection`, which also returns its steps. ``costs`` may be
-            ``seconds(inputs)``, then ``budget`` is the time for those inputs.
+            See :func:`ensdistill.teachers.fitting.selection.greedy_selection`, which also returns its steps.
+            ``costs`` may be ``seconds(inputs)``, then ``budget`` is the time for those inputs.
 
         Examples
         --------
@@ -343,9 +405,11 @@ class Ensemble:
         return chosen
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
-        """The same ensemble for these samples: members with stored predictions return those of these uids, in their order.
+        """The same ensemble for these samples: members with stored predictions return those of these uids, in
+        their order.
 
-        Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``. ``among`` is ``uids`` by default.
+        Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``.
+        ``among`` is ``uids`` by default.
         """
         members = members_for(self.members, uids, uids if among is None else among)
         if members == self.members:
@@ -377,14 +441,18 @@ class Ensemble:
         inputs = as_inputs(inputs)
         for member in self.members:  # first calls load code and fill caches
             _seconds(member, inputs)
-        return np.median([[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0)
+        return np.median(
+            [[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0
+        )
 
     def _of_all_members(self, logits: np.ndarray | Tensor) -> np.ndarray:
         """The logits as an array, if they are [K, N, C] for this ensemble's members and classes."""
         z = np.asarray(logits.detach().cpu() if isinstance(logits, Tensor) else logits)
         classes = "C" if self.classes is None else len(self.classes)
         if z.ndim != 3 or len(z) != len(self) or (classes != "C" and z.shape[2] != classes):
-            raise ValueError(f"logits: expected [{len(self)}, N, {classes}], one for each member; got {list(z.shape)}")
+            raise ValueError(
+                f"logits: expected [{len(self)}, N, {classes}], one for each member; got {list(z.shape)}"
+            )
         return z
 
     def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
@@ -399,9 +467,14 @@ class Ensemble:
         return raw / here(temperatures)[:, None, None]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Digests of all that its targets depend on, field by field, JSON-able; ``parts`` are those of each member."""
+        """Digests of all that its targets depend on, field by field, JSON-able; ``parts`` are those of each
+        member."""
         parts = {member.name: known for member in self.members if (known := parts_of(member))}
-        return {"members": {member.name: member.fingerprint() for member in self.members}, "parts": parts, **self.settings()}
+        return {
+            "members": {member.name: member.fingerprint() for member in self.members},
+            "parts": parts,
+            **self.settings(),
+        }
 
     def settings(self) -> dict[str, Any]:
         """Its settings beside the members: combiner, classes, and all that was fitted; JSON-able."""
@@ -415,12 +488,14 @@ class Ensemble:
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the place of one that is there.
+        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the
+        place of one that is there.
 
         Raises
         ------
         ValueError, TypeError
-            A member that can't be saved (a module without a factory, a function); the folder is then as it was before.
+            A member that can't be saved (a module without a factory, a function); the folder is then as it
+            was before.
         """
         storage.save(self, folder)
 

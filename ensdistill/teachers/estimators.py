@@ -31,9 +31,11 @@ def fit(
     augment: Augmentation | None = None,
     **options: Any,
 ) -> Iterator[tuple[Job, Member]]:
-    """Fit a copy of an estimator for each job, and give out each member as it is fitted; ``n_jobs`` as in scikit-learn.
+    """Fit a copy of an estimator for each job, and give out each member as it is fitted; ``n_jobs`` as in
+    scikit-learn.
 
-    ``options`` are the member's. A warning names members whose predictions equal those of an earlier one of the same rows.
+    ``options`` are the member's. A warning names members whose predictions equal those of an earlier one of
+    the same rows.
 
     Raises
     ------
@@ -43,7 +45,9 @@ def fit(
     from joblib import Parallel, delayed
 
     # joblib returns results in the order of the jobs; each is given out at once, so that it can be put away.
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_fit)(estimator, job, data, augment) for job in jobs)
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_fit)(estimator, job, data, augment) for job in jobs
+    )
     answers: dict[tuple[int | None, bytes], str] = {}
     several = len({job.part for job in jobs}) < len(jobs)
     # Each feature from another row, so that no member has seen these rows.
@@ -58,7 +62,9 @@ def fit(
         yield job, member
 
 
-def _warn_if_alike(member: Member, job: Job, features: np.ndarray, answers: dict[tuple[int | None, bytes], str]) -> None:
+def _warn_if_alike(
+    member: Member, job: Job, features: np.ndarray, answers: dict[tuple[int | None, bytes], str]
+) -> None:
     """Warn of a member whose predictions equal those of an earlier one of the same rows."""
     try:
         found = member.predict_logits(features).tobytes()
@@ -66,7 +72,8 @@ def _warn_if_alike(member: Member, job: Job, features: np.ndarray, answers: dict
         return
     if (first := answers.setdefault((job.part, found), job.key)) != job.key:
         warnings.warn(
-            f"{job.key} answers just as {first} does: its random_state has no say in it; choose method='bagging', or different estimators",
+            f"{job.key} answers just as {first} does: its random_state has no say in it; choose "
+            "method='bagging', or different estimators",
             stacklevel=3,
         )
 
@@ -78,7 +85,8 @@ def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | N
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(
-                f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows of {data.inputs[0].size} features; fit fewer at "
+                f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows of "
+                f"{data.inputs[0].size} features; fit fewer at "
                 "once (n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
             ) from None
         error.add_note(f"{NOTE} {job.key}")

@@ -1,8 +1,10 @@
-"""Recipes of members that exist already: saved by this package, in files of other libraries, or as stored predictions.
+"""Recipes of members that exist already: saved by this package, in files of other libraries, or as stored
+predictions.
 
-They are loaded, not trained, so there are no folds and no out-of-fold predictions of them. A member that was trained on
-the labelled rows predicts these better than others. So temperature and weight are fitted to its predictions there only
-where ``held_out`` states that it was not. Otherwise its temperature stays as it is, and its weight is an equal share.
+They are loaded, not trained, so there are no folds and no out-of-fold predictions of them. A member that was
+trained on the labelled rows predicts these better than others. So temperature and weight are fitted to its
+predictions there only where ``held_out`` states that it was not. Otherwise its temperature stays as it is,
+and its weight is an equal share.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class ExistingMembers(Recipe):
         """The members' temperatures by name, where they were calibrated before."""
         return {}
 
-    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+    def jobs(
+        self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None
+    ) -> list[Job]:
         return [Job(name, 0, np.zeros(0, np.int64)) for name in self.names()] if part is None else []
 
     def fingerprint(self) -> Any:
@@ -102,7 +106,8 @@ class SavedEnsemble(ExistingMembers):
     trusted : list of str
         Class paths that may be built beside torch's, this package's and scikit-learn's own.
     held_out : bool
-        Whether no member was trained on the labelled rows, so that temperatures and weights are fitted to them.
+        Whether no member was trained on the labelled rows, so that temperatures and weights are fitted to
+        them.
 
     Raises
     ------
@@ -130,21 +135,30 @@ class SavedEnsemble(ExistingMembers):
         file = Path(self.folder) / "ensemble.json"
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("members"), dict):
-            raise ValueError(f"folder: expected a saved ensemble, whose last file is ensemble.json; got {self.folder}")
+            raise ValueError(
+                f"folder: expected a saved ensemble, whose last file is ensemble.json; got {self.folder}"
+            )
         return about
 
     def temperatures(self) -> dict[str, float]:
         about = self._settings()
-        return {name: float(own * about["temperature"]) for name, own in zip(self.names(), about["temperatures"], strict=True)}
+        return {
+            name: float(own * about["temperature"])
+            for name, own in zip(self.names(), about["temperatures"], strict=True)
+        }
 
     def files(self) -> list[Path]:
         folders = [Path(self.folder) / "members" / name for name in self._settings()["members"]]
-        return [Path(self.folder) / "ensemble.json", *(file for folder in folders for file in _files_in(folder))]
+        return [
+            Path(self.folder) / "ensemble.json",
+            *(file for folder in folders for file in _files_in(folder)),
+        ]
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
         if self._settings().get("vectors") is not None and not self.held_out:
             raise ValueError(
-                f"folder: the ensemble in {self.folder} was calibrated by vectors, which other members do not have; "
+                f"folder: the ensemble in {self.folder} was calibrated by vectors, which other members do "
+                "not have; "
                 "calibrate it by temperatures and save it again, or set held_out"
             )
         for name in self._settings()["members"]:
@@ -178,13 +192,22 @@ class SavedMembers(ExistingMembers):
 
     def _folders(self) -> list[Path]:
         folder = Path(self.folder)
-        found = [folder] if (folder / "member.json").is_file() else sorted(p.parent for p in folder.glob("*/member.json"))
+        found = (
+            [folder]
+            if (folder / "member.json").is_file()
+            else sorted(p.parent for p in folder.glob("*/member.json"))
+        )
         if not found:
-            raise ValueError(f"folder: expected saved members, each a folder with member.json; {folder} holds none")
+            raise ValueError(
+                f"folder: expected saved members, each a folder with member.json; {folder} holds none"
+            )
         return found
 
     def names(self) -> list[str]:
-        return [f"{self.prefix}{(read_json(folder / 'member.json') or {}).get('name')}" for folder in self._folders()]
+        return [
+            f"{self.prefix}{(read_json(folder / 'member.json') or {}).get('name')}"
+            for folder in self._folders()
+        ]
 
     def files(self) -> list[Path]:
         return [file for folder in self._folders() for file in _files_in(folder)]
@@ -201,14 +224,15 @@ class MemberFile(ExistingMembers):
     Parameters
     ----------
     file : path
-        By its ending an ONNX file (.onnx), a fitted estimator (.skops), a booster of XGBoost (.ubj, .json), LightGBM (.txt)
-        or CatBoost (.cbm, .json), or the state of a torch module (.safetensors).
+        By its ending an ONNX file (.onnx), a fitted estimator (.skops), a booster of XGBoost (.ubj, .json),
+        LightGBM (.txt) or CatBoost (.cbm, .json), or the state of a torch module (.safetensors).
     model : callable, optional
         The class of the torch module; in a config its ``class_path`` and ``init_args``.
     name : str, optional
         The file's name without its ending by default.
     classes : list of str, optional
-        The classes in the order of the model's own outputs, or of its ``classes_``. By default the order of the data's.
+        The classes in the order of the model's own outputs, or of its ``classes_``. By default the order of
+        the data's.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The meaning of the outputs of a torch module or of an ONNX file.
     trusted : list of str
@@ -237,7 +261,9 @@ class MemberFile(ExistingMembers):
         return [Path(self.file), *member_files.external_files(Path(self.file))]
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
-        about = member_files.About(self.name, tuple(classes), self.classes, self.output, self.trusted, self.model)
+        about = member_files.About(
+            self.name, tuple(classes), self.classes, self.output, self.trusted, self.model
+        )
         yield member_files.load(Path(self.file), about)
 
 
@@ -245,15 +271,17 @@ class MemberFile(ExistingMembers):
 class StoredPredictions(ExistingMembers):
     """One member's logits or probabilities, found by the samples' uids.
 
-    A job needs those of the labelled rows, the pool and the test rows. There are none of synthetic or augmented rows.
+    A job needs those of the labelled rows, the pool and the test rows. There are none of synthetic or
+    augmented rows.
 
     Parameters
     ----------
     file : path
-        Predictions [N, C]: a ``.npy`` file, or a ``.safetensors`` file with ``logits`` or ``probabilities``, and perhaps ``uids``.
+        Predictions [N, C]: a ``.npy`` file, or a ``.safetensors`` file with ``logits`` or ``probabilities``,
+        and perhaps ``uids``.
     uids : path, optional
-        A ``.npy`` file of integers [N]: the uid of each prediction's sample. By default prediction i is that of
-        uid i, which is row i of the file of an ``ArrayDataset``.
+        A ``.npy`` file of integers [N]: the uid of each prediction's sample. By default prediction i is that
+        of uid i, which is row i of the file of an ``ArrayDataset``.
     name, classes, held_out
         See :class:`MemberFile`.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
@@ -279,7 +307,9 @@ class StoredPredictions(ExistingMembers):
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
         uids = None if self.uids is None else Path(self.uids)
-        yield member_files.stored_predictions(Path(self.file), uids, self.name, self.classes or list(classes), self.output)
+        yield member_files.stored_predictions(
+            Path(self.file), uids, self.name, self.classes or list(classes), self.output
+        )
 
 
 def content_of(file: Path) -> str:

@@ -43,65 +43,71 @@ def train(
 ) -> Ensemble:
     """Train an ensemble.
 
-    Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and returns the whole ensemble.
-    Members that were finished before a process died are not trained again: pass the same ``folder`` again.
+    Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and returns the whole
+    ensemble. Members that were finished before a process died are not trained again: pass the same ``folder``
+    again.
 
-    Members that share most of their parameters (BatchEnsemble and the like) are not offered: none of them is a teacher
-    that could be selected, weighed and saved by itself.
+    Members that share most of their parameters (BatchEnsemble and the like) are not offered: none of them is
+    a teacher that could be selected, weighed and saved by itself.
 
     Parameters
     ----------
     factory : callable, estimator, or list of those
-        A callable that makes a new module: its class, ``functools.partial`` of it, a function. Or an estimator that is
-        to be fitted, of scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different members: hyperparameters,
-        architectures, kinds (Wenzel et al., 2020, "Hyperparameter Ensembles for Robustness and Uncertainty
-        Quantification"). A booster that stops early (``early_stopping_rounds``) does so by the rows that its bootstrap
-        or subsample left out; with ``seeds``, by a fifth of the rows of each class, drawn by its seed.
+        A callable that makes a new module: its class, ``functools.partial`` of it, a function. Or an
+        estimator that is to be fitted, of scikit-learn, XGBoost, LightGBM or CatBoost. A list makes different
+        members: hyperparameters, architectures, kinds (Wenzel et al., 2020, "Hyperparameter Ensembles for
+        Robustness and Uncertainty Quantification"). A booster that stops early (``early_stopping_rounds``)
+        does so by the rows that its bootstrap or subsample left out; with ``seeds``, by a fifth of the rows
+        of each class, drawn by its seed.
     data : Rows, or (inputs [N, ...], labels [N])
-        Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32 values. NaN
-        stands for a missing value, for estimators that take it. Labels are class indices (integers, whole floats), or
-        names (strings, booleans), as arrays, lists, tensors, or columns of a data frame, categories included.
+        Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32
+        values. NaN stands for a missing value, for estimators that take it. Labels are class indices
+        (integers, whole floats), or names (strings, booleans), as arrays, lists, tensors, or columns of a
+        data frame, categories included.
     members : int, or sequence of int
-        The number of members; one of each factory of a list by default. A sequence of numbers, counted from 0, trains
-        those members of the ensemble alone. A member does not depend on the others (see
+        The number of members; one of each factory of a list by default. A sequence of numbers, counted from
+        0, trains those members of the ensemble alone. A member does not depend on the others (see
         :func:`ensdistill.teachers.stack.train_stack` for how exactly).
-    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of ``ensdistill.teachers.methods``
+    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of
+    ``ensdistill.teachers.methods``
         The reason why the members of one factory differ.
     seed : int
     sample_weight : array-like [N], optional
-        Weights of the rows, at least 0: passed to the ``fit`` of estimators. A module's loss of a row is multiplied by
-        its weight over the mean weight of the member's rows.
+        Weights of the rows, at least 0: passed to the ``fit`` of estimators. A module's loss of a row is
+        multiplied by its weight over the mean weight of the member's rows.
     optimization : Optimization, or list of those, optional
-        Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes different members
-        of a single one. Snapshots and fast geometric ensembles take their members from one training of so many steps.
+        Of torch members: steps, batch size, learning rate. A list has one for each factory, or makes
+        different members of a single one. Snapshots and fast geometric ensembles take their members from one
+        training of so many steps.
     augment : Augmentation, optional
         Of torch members.
     classes : sequence of str, optional
         Names by index; by default the labels' own names, or their numbers.
     combiner : {"prob", "logit", "log_prob"}
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
-        Torch members of one factory train as one stack, one after the other, or several at once on threads; see
-        :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured`` by a
-        clock, so that its bits may differ from run to run.
+        Torch members of one factory train as one stack, one after the other, or several at once on threads;
+        see
+        :func:`ensdistill.teachers.stack.train_stack`. ``auto`` decides by the number of members; ``measured``
+        by a clock, so that its bits may differ from run to run.
     device : str
     n_jobs : int, optional
         Estimators fitted at once, as in scikit-learn.
     name : str, optional
         Members are called ``name-1``, ``name-2``, ...; by default after their class.
     folder : path, optional
-        Members are kept there as they are finished, with checkpoints of the others. ``Ensemble.load(folder)`` reads it
-        in the end; with ``trusted=`` where the factory is of classes that are neither torch's, scikit-learn's nor this
-        package's.
+        Members are kept there as they are finished, with checkpoints of the others. ``Ensemble.load(folder)``
+        reads it in the end; with ``trusted=`` where the factory is of classes that are neither torch's,
+        scikit-learn's nor this package's.
     progress : bool, or callable, optional
         True: a live view of all members. A callable gets each :class:`ensdistill.teachers.stack.Status`.
 
     Raises
     ------
     ValueError, TypeError
-        Data of one class, missing labels, labels out of range, NaN or ``sample_weight`` for a factory that doesn't take
-        it, or members that would be equal. A factory that returns a module which exists already, or another number of
-        outputs, or one that can't be written down where there is a folder (before anything is trained), or whose first
-        fitted member holds types that are not trusted.
+        Data of one class, missing labels, labels out of range, NaN or ``sample_weight`` for a factory that
+        doesn't take it, or members that would be equal. A factory that returns a module which exists already,
+        or another number of outputs, or one that can't be written down where there is a folder (before
+        anything is trained), or whose first fitted member holds types that are not trusted.
     FloatingPointError
         A loss that is not finite; names the member and the step.
 

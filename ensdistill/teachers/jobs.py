@@ -20,8 +20,8 @@ class Job:
     rows : ndarray [R], int64
         Positions that it learns from, in growing order; a bootstrap holds some of them twice.
     allowed : ndarray [M], int64, optional
-        Positions that it may see at all, such as those outside a fold; a booster stops early by those of them that are not among
-        ``rows``. By default ``rows`` alone.
+        Positions that it may see at all, such as those outside a fold; a booster stops early by those of them
+        that are not among ``rows``. By default ``rows`` alone.
     part : int, optional
         The fold whose rows are held out; None for a member of the ensemble itself.
     """
@@ -45,7 +45,8 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRows:
-    """Rows to learn from: inputs [N, ...], class indices, int64 [N], the names of the classes, and weights, float64 [N], or None."""
+    """Rows to learn from: inputs [N, ...], class indices, int64 [N], the names of the classes, and weights,
+    float64 [N], or None."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -54,5 +55,8 @@ class TrainingRows:
 
     def take(self, rows: np.ndarray) -> TrainingRows:
         return replace(
-            self, inputs=self.inputs[rows], labels=self.labels[rows], weights=None if self.weights is None else self.weights[rows]
+            self,
+            inputs=self.inputs[rows],
+            labels=self.labels[rows],
+            weights=None if self.weights is None else self.weights[rows],
         )

@@ -1,4 +1,5 @@
-"""Readers of single files that hold a member: ONNX, skops, boosters' own formats, states of torch modules, arrays of predictions."""
+"""Readers of single files that hold a member: ONNX, skops, boosters' own formats, states of torch modules,
+arrays of predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ import numpy as np
 from torch import nn
 
 from ensdistill.common.describe import make_module
-from ensdistill.teachers.members import ArrayMember, BoostedMember, Member, OnnxMember, SklearnMember, TorchMember
+from ensdistill.teachers.members import (
+    ArrayMember,
+    BoostedMember,
+    Member,
+    OnnxMember,
+    SklearnMember,
+    TorchMember,
+)
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.outputs import Output, as_logits, reading_of
 from ensdistill.teachers.members.skops_files import load_skops
@@ -47,10 +55,12 @@ class About:
 
 
 def check_kind(file: Path, model: Callable[[], nn.Module] | None) -> None:
-    """Raise ValueError for a file whose ending names no format that is read, and for a ``model`` that it does not need."""
+    """Raise ValueError for a file whose ending names no format that is read, and for a ``model`` that it does
+    not need."""
     if file.suffix in PICKLES:
         raise ValueError(
-            f"file: {file.name}: reading {file.suffix} files can run code that is in them; save an estimator by skops.io.dump, "
+            f"file: {file.name}: reading {file.suffix} files can run code that is in them; save an "
+            "estimator by skops.io.dump, "
             "a torch module's state_dict by safetensors.torch.save_file, a booster by its save_model"
         )
     if file.suffix not in READERS:
@@ -104,7 +114,9 @@ def _module(file: Path, about: About) -> Member:
     module = make_module(about.model)
     module.load_state_dict(load_file(file))
     classes = about.own or about.classes
-    return TorchMember(module.eval(), name=about.name, classes=classes, factory=about.model, output=about.output)
+    return TorchMember(
+        module.eval(), name=about.name, classes=classes, factory=about.model, output=about.output
+    )
 
 
 def _xgboost(file: Path, about: About) -> Member:
@@ -112,7 +124,9 @@ def _xgboost(file: Path, about: About) -> Member:
 
     booster = xgboost.Booster()
     booster.load_model(file)
-    if booster.attr("scikit_learn") is not None:  # it was saved by XGBClassifier, which predicts up to the best iteration
+    if (
+        booster.attr("scikit_learn") is not None
+    ):  # it was saved by XGBClassifier, which predicts up to the best iteration
         model: Any = xgboost.XGBClassifier()
         model.load_model(file)
         return _boosted(model, about)
@@ -156,8 +170,11 @@ READERS: dict[str, Callable[[Path, About], Member]] = {
 }
 
 
-def stored_predictions(file: Path, uids: Path | None, name: str, classes: Sequence[str], output: Output) -> Member:
-    """The member of stored predictions in a file; see :class:`ensdistill.teachers.existing.StoredPredictions`."""
+def stored_predictions(
+    file: Path, uids: Path | None, name: str, classes: Sequence[str], output: Output
+) -> Member:
+    """The member of stored predictions in a file; see
+    :class:`ensdistill.teachers.existing.StoredPredictions`."""
     found = _array("uids", uids) if uids is not None else None
     if file.suffix == ".npy":
         values = _array("file", file)
@@ -172,7 +189,9 @@ def stored_predictions(file: Path, uids: Path | None, name: str, classes: Sequen
             raise ValueError(f"file: {file} cannot be read ({error})") from error
         kinds = sorted({"logits", "probabilities"} & set(arrays))
         if len(kinds) != 1 or output not in ("auto", kinds[0]):
-            raise ValueError(f"file: {file}: expected logits or probabilities; got {', '.join(sorted(arrays))}")
+            raise ValueError(
+                f"file: {file}: expected logits or probabilities; got {', '.join(sorted(arrays))}"
+            )
         if found is not None and "uids" in arrays:
             raise ValueError(f"uids: expected none, because {file} holds uids; got {uids}")
         values, reading, found = arrays[kinds[0]], kinds[0], arrays.get("uids", found)

@@ -15,8 +15,9 @@ from ensdistill.common.scalars import plain_fields
 
 @dataclass(frozen=True)
 class Seeds:
-    """Initialisation, order of the batches, augmentation and dropout, each by the member's own seed; all rows for everybody
-    (Lakshminarayanan et al., 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles")."""
+    """Initialisation, order of the batches, augmentation and dropout, each by the member's own seed; all rows
+    for everybody (Lakshminarayanan et al., 2017, "Simple and Scalable Predictive Uncertainty Estimation using
+    Deep Ensembles")."""
 
     def rows(self, labels: np.ndarray, seed: int) -> np.ndarray:
         return np.arange(len(labels), dtype=np.int64)
@@ -24,8 +25,8 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Bagging:
-    """Seeds, and rows of each member's own (Breiman, 1996, "Bagging Predictors"), drawn within each class: a class keeps its share, and
-    none is missing.
+    """Seeds, and rows of each member's own (Breiman, 1996, "Bagging Predictors"), drawn within each class: a
+    class keeps its share, and none is missing.
 
     Parameters
     ----------
@@ -49,41 +50,54 @@ class Bagging:
         if not 0 < self.share <= 1:
             raise ValueError(f"share: expected a number in (0, 1]; got {self.share}")
         if self.share == 1 and not self.replace:
-            raise ValueError("share: expected less than 1 without replacement, or all members would have all rows; got 1")
+            raise ValueError(
+                "share: expected less than 1 without replacement, or all members would have all rows; got 1"
+            )
 
     def rows(self, labels: np.ndarray, seed: int) -> np.ndarray:
         """Positions, int64, in growing order."""
         present = np.unique(labels)
         if len(present) < 2:
-            raise ValueError(f"labels: expected rows of at least two classes to draw from; all are of class {present.tolist()}")
+            raise ValueError(
+                "labels: expected rows of at least two classes to draw from; all are of class "
+                f"{present.tolist()}"
+            )
         generator = random_generator("bagging", seed)
         drawn = []
         for value in present:
             places = np.flatnonzero(labels == value)
-            drawn.append(generator.choice(places, max(1, round(self.share * len(places))), replace=self.replace))
+            drawn.append(
+                generator.choice(places, max(1, round(self.share * len(places))), replace=self.replace)
+            )
         return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One training with as many cosine cycles of the learning rate as there are members; a member is a copy at the end of each cycle.
+    """One training with as many cosine cycles of the learning rate as there are members; a member is a copy
+    at the end of each cycle.
 
-    All of them together cost as many steps as one (Huang et al., 2017, "Snapshot Ensembles: Train 1, get M for free").
+    All of them together cost as many steps as one (Huang et al., 2017, "Snapshot Ensembles: Train 1, get M
+    for free").
     """
 
     def plan(self, base: Optimization, members: int) -> tuple[Optimization, list[int]]:
         """The optimisation, and the steps after which a member is kept."""
         if base.steps < 2 * members:
-            raise ValueError(f"optimization.steps: expected at least {2 * members}, two for each cycle; got {base.steps}")
+            raise ValueError(
+                f"optimization.steps: expected at least {2 * members}, two for each cycle; got {base.steps}"
+            )
         ends = [math.ceil(base.steps * (k + 1) / members) for k in range(members)]
         return _Cycles(**_values(base), cycles=members), ends
 
 
 @dataclass(frozen=True)
 class FastGeometric:
-    """One training, then short triangular cycles of the learning rate; a member is a copy where the rate is lowest.
+    """One training, then short triangular cycles of the learning rate; a member is a copy where the rate is
+    lowest.
 
-    All of them together cost as many steps as one (Garipov et al., 2018, "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs").
+    All of them together cost as many steps as one (Garipov et al., 2018, "Loss Surfaces, Mode Connectivity,
+    and Fast Ensembling of DNNs").
 
     Parameters
     ----------
@@ -110,7 +124,10 @@ class FastGeometric:
         cycle = (base.steps - first) // members
         if first < 1 or cycle < 2:
             least = math.ceil(2 * members / (1 - self.share)) + 1
-            raise ValueError(f"optimization.steps: expected at least {least}, for {members} cycles of two steps; got {base.steps}")
+            raise ValueError(
+                f"optimization.steps: expected at least {least}, for {members} cycles of two steps; got "
+                f"{base.steps}"
+            )
         triangles = _Triangles(**_values(base), first=first, cycle=cycle, high=self.high, low=self.low)
         return triangles, [first + k * cycle + cycle // 2 + 1 for k in range(members)]
 
@@ -137,7 +154,9 @@ class _Triangles(Optimization):
             warmup = round(self.warmup * self.first)
             if step < warmup:
                 return (step + 1) / warmup
-            return self.high + (1 - self.high) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.first - warmup)))
+            return self.high + (1 - self.high) * 0.5 * (
+                1 + math.cos(math.pi * (step - warmup) / max(1, self.first - warmup))
+            )
         middle = self.cycle // 2
         away = abs((step - self.first) % self.cycle - middle) / middle  # 0 in the middle of a cycle
         return self.low + (self.high - self.low) * min(1.0, away)
@@ -162,5 +181,8 @@ def as_method(value: Any) -> Method:
     if isinstance(value, Method):
         return value
     if not isinstance(value, str) or value not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, or Seeds, Bagging, Snapshot or FastGeometric; got {value!r}")
+        raise ValueError(
+            f"method: expected one of {', '.join(METHODS)}, or Seeds, Bagging, Snapshot or FastGeometric; "
+            f"got {value!r}"
+        )
     return METHODS[value]

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 def fit(
-    recipe: TorchMembers, data: TrainingRows, jobs: Sequence[Job], checkpoint: Path | None, watch: Watch | None
+    recipe: TorchMembers,
+    data: TrainingRows,
+    jobs: Sequence[Job],
+    checkpoint: Path | None,
+    watch: Watch | None,
 ) -> Iterator[tuple[Job, Member]]:
-    """Train the jobs' modules together; of snapshots and fast geometric cycles the jobs are those of one training."""
+    """Train the jobs' modules together; of snapshots and fast geometric cycles the jobs are those of one
+    training."""
     train = _trajectory if recipe.one_training else _stack
     modules = train(recipe, data, jobs, checkpoint, watch)
     factory = None if module_recipe(recipe.model) is None else recipe.model
@@ -32,11 +37,21 @@ def fit(
 
 
 def _common(recipe: TorchMembers, data: TrainingRows, checkpoint: Path | None) -> dict[str, Any]:
-    common: dict[str, Any] = {"classes": len(data.classes), "augment": recipe.augment, "device": recipe.device}
+    common: dict[str, Any] = {
+        "classes": len(data.classes),
+        "augment": recipe.augment,
+        "device": recipe.device,
+    }
     return common | {"checkpoint": checkpoint, "checkpoint_every": recipe.checkpoint_every}
 
 
-def _stack(recipe: TorchMembers, data: TrainingRows, jobs: Sequence[Job], checkpoint: Path | None, watch: Watch | None) -> list[nn.Module]:
+def _stack(
+    recipe: TorchMembers,
+    data: TrainingRows,
+    jobs: Sequence[Job],
+    checkpoint: Path | None,
+    watch: Watch | None,
+) -> list[nn.Module]:
     return train_stack(
         recipe.model,
         as_float32("data", data.inputs),
@@ -53,7 +68,11 @@ def _stack(recipe: TorchMembers, data: TrainingRows, jobs: Sequence[Job], checkp
 
 
 def _trajectory(
-    recipe: TorchMembers, data: TrainingRows, jobs: Sequence[Job], checkpoint: Path | None, watch: Watch | None
+    recipe: TorchMembers,
+    data: TrainingRows,
+    jobs: Sequence[Job],
+    checkpoint: Path | None,
+    watch: Watch | None,
 ) -> list[nn.Module]:
     method = as_method(recipe.method)
     assert isinstance(method, (Snapshot, FastGeometric))

@@ -1,4 +1,5 @@
-"""``train_ensemble``: members of different kinds, calibrated and weighted by their predictions on held-out folds."""
+"""``train_ensemble``: members of different kinds, calibrated and weighted by their predictions on held-out
+folds."""
 
 from __future__ import annotations
 
@@ -31,42 +32,46 @@ def train_ensemble(
     folder: Path | str | None = None,
     progress: bool | Watch | None = None,
 ) -> tuple[Ensemble, np.ndarray]:
-    """Train the members on all labelled rows, calibrated and weighted by their predictions on held-out folds of the same rows.
+    """Train the members on all labelled rows, calibrated and weighted by their predictions on held-out folds
+    of the same rows.
 
     Parameters
     ----------
     recipes : sequence of Recipe
-        For example :class:`ensdistill.teachers.recipes.TorchMembers` and :class:`ensdistill.teachers.recipes.SklearnMembers`.
+        For example :class:`ensdistill.teachers.recipes.TorchMembers` and
+        :class:`ensdistill.teachers.recipes.SklearnMembers`.
     labelled : Rows
         All with labels.
     classes : sequence of str
     folds : int
-        Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by members that did not see it,
-        nor a copy of it: rows with equal inputs are in one fold.
+        Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by
+        members that did not see it, nor a copy of it: rows with equal inputs are in one fold.
     seed : int
         The folds, and (with its name) every member's seed.
     combiner : {"prob", "logit", "log_prob"}
     prior_rows : float
-        See :func:`ensdistill.teachers.fitting.calibration.fit_weights`. Measured on digits with 200 labelled rows and
-        seven members: weights fitted without a prior lose to equal ones (97.6 % against 98.35 %), with 2 to 5 rows
-        they do not.
+        See :func:`ensdistill.teachers.fitting.calibration.fit_weights`. Measured on digits with 200 labelled
+        rows and seven members: weights fitted without a prior lose to equal ones (97.6 % against 98.35 %),
+        with 2 to 5 rows they do not.
     folder : path, optional
-        Every result is kept there, and a long training's checkpoints; the same call resumes where a killed one stopped and ends
-        with the same bits. Results of other settings are replaced.
+        Every result is kept there, and a long training's checkpoints; the same call resumes where a killed
+        one stopped and ends with the same bits. Results of other settings are replaced.
     progress : bool, or callable, optional
-        True: a live view. A callable gets each :class:`ensdistill.teachers.stack.Status`; a fold's member is called ``name, fold 1``.
+        True: a live view. A callable gets each :class:`ensdistill.teachers.stack.Status`; a fold's member is
+        called ``name, fold 1``.
 
     Returns
     -------
     ensemble : Ensemble
     held_out : ndarray [K, N, C], float32
-        Raw logits (no temperature) for ``labelled``, by members that did not see the row. NaN for members that exist
-        already and may have been trained on these rows (see :mod:`ensdistill.teachers.existing`).
+        Raw logits (no temperature) for ``labelled``, by members that did not see the row. NaN for members
+        that exist already and may have been trained on these rows (see :mod:`ensdistill.teachers.existing`).
 
     Raises
     ------
     ValueError
-        Bad arguments, a class with fewer rows than folds, or a member whose logits are NaN or infinite (names member and rows).
+        Bad arguments, a class with fewer rows than folds, or a member whose logits are NaN or infinite (names
+        member and rows).
 
     Examples
     --------
@@ -87,7 +92,9 @@ def train_ensemble(
     parts = stratified_folds(labelled.inputs, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
     for recipe in recipes:
-        jobs = [job for i, (rows, _) in enumerate(parts) for job in recipe.jobs(labelled.labels, seed, rows, i)]
+        jobs = [
+            job for i, (rows, _) in enumerate(parts) for job in recipe.jobs(labelled.labels, seed, rows, i)
+        ]
         planned.append((recipe, [*jobs, *recipe.jobs(labelled.labels, seed)]))
     data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes))
     training = Training(planned, data, {i: held for i, (_, held) in enumerate(parts)})
@@ -115,8 +122,8 @@ def train_ensemble(
 def _fit(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray, prior_rows: float) -> None:
     """Fit temperatures and weights to the held-out logits.
 
-    Members without such logits keep their temperature and an equal share of the weight, the others share the rest. The
-    mixture of all has then no logits that its temperature could be fitted to, so it stays 1.
+    Members without such logits keep their temperature and an equal share of the weight, the others share the
+    rest. The mixture of all has then no logits that its temperature could be fitted to, so it stays 1.
     """
     judged = ~np.isnan(held_out).any((1, 2))
     if judged.all():
@@ -137,9 +144,13 @@ def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:
     rows, count = len(labelled), len(classes)
     if rows == 0 or labelled.labels.min() < 0 or labelled.labels.max() >= count:
         raise ValueError(
-            f"labelled: expected rows with labels in 0..{count - 1}; got {rows} rows, labels {np.unique(labelled.labels)[:5]} ..."
+            f"labelled: expected rows with labels in 0..{count - 1}; got {rows} rows, labels "
+            f"{np.unique(labelled.labels)[:5]} ..."
         )
     per_class = np.bincount(labelled.labels, minlength=count)
     if not (2 <= folds <= per_class.min()):
         rare = int(per_class.argmin())
-        raise ValueError(f"folds: expected 2 to {per_class[rare]}, the rows of the rarest class ({classes[rare]!r}); got {folds}")
+        raise ValueError(
+            f"folds: expected 2 to {per_class[rare]}, the rows of the rarest class ({classes[rare]!r}); got "
+            f"{folds}"
+        )

@@ -51,43 +51,79 @@ def plan(
     settings: Settings,
     optimization: Optimization | Sequence[Optimization] | None = None,
 ) -> tuple[Planned, list[str]]:
-    """The recipes that the arguments of ``Ensemble.train`` describe, each with its jobs, and the members' names in order; checked.
+    """The recipes that the arguments of ``Ensemble.train`` describe, each with its jobs, and the members'
+    names in order; checked.
 
     Members of one factory and optimisation are of one recipe. Numbers count over all factories in turn.
     """
     method = settings.method
     several = isinstance(factory, (list, tuple)) or isinstance(optimization, (list, tuple))
-    optimizations: list[Any] = list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
+    optimizations: list[Any] = (
+        list(optimization) if isinstance(optimization, (list, tuple)) else [optimization or Optimization()]
+    )
     factories = list(factory) if isinstance(factory, (list, tuple)) else [factory] * len(optimizations)
     if not factories:
         raise ValueError("factory: expected at least one; got an empty list")
     if isinstance(optimization, (list, tuple)) and len(optimizations) != len(factories):
-        raise ValueError(f"optimization: expected one, or one for each of the {len(factories)} factories; got {len(optimizations)}")
+        raise ValueError(
+            f"optimization: expected one, or one for each of the {len(factories)} factories; got "
+            f"{len(optimizations)}"
+        )
     if wrong := [o for o in optimizations if not isinstance(o, Optimization)]:
-        raise TypeError(f"optimization: expected an Optimization, or a list of them; got {class_path(type(wrong[0]))}")
+        raise TypeError(
+            f"optimization: expected an Optimization, or a list of them; got {class_path(type(wrong[0]))}"
+        )
     if members is None and not several:
-        raise ValueError("members: expected how many members; got None, which stands for one of each factory in a list")
+        raise ValueError(
+            "members: expected how many members; got None, which stands for one of each factory in a list"
+        )
     members = int(members) if isinstance(members, np.integer) else members
     if members is not None and not isinstance(members, int) and not hasattr(members, "__iter__"):
         raise TypeError(f"members: expected a number, or numbers of members; got {class_path(type(members))}")
-    numbers = list(range(len(factories))) if members is None else list(range(members)) if isinstance(members, int) else list(members)
+    numbers = (
+        list(range(len(factories)))
+        if members is None
+        else list(range(members))
+        if isinstance(members, int)
+        else list(members)
+    )
     numbers = [int(n) if isinstance(n, np.integer) else n for n in numbers]
-    if not numbers or any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) != len(numbers):
-        raise ValueError(f"members: expected a number of at least 1, or different numbers of members from 0; got {members!r}")
+    if (
+        not numbers
+        or any(not isinstance(n, int) or n < 0 for n in numbers)
+        or len(set(numbers)) != len(numbers)
+    ):
+        raise ValueError(
+            "members: expected a number of at least 1, or different numbers of members from 0; got "
+            f"{members!r}"
+        )
     if one_training(method) and (several or is_estimator(factory) or not isinstance(members, int)):
         kind = type(method).__name__
-        raise ValueError(f"method: {kind} takes all its members from one training of one torch module: expected one factory and a number")
+        raise ValueError(
+            f"method: {kind} takes all its members from one training of one torch module: expected one "
+            "factory and a number"
+        )
     for one in factories:
         if isinstance(one, type) and hasattr(one, "fit") and hasattr(one, "get_params"):
-            raise TypeError(f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class {class_path(one)}")
+            raise TypeError(
+                f"factory: expected an estimator that is to be fitted, {one.__name__}(...); got its class "
+                f"{class_path(one)}"
+            )
         if isinstance(one, nn.Module) or not (is_estimator(one) or callable(one)):
             got = f"the {type(one).__name__} itself" if isinstance(one, nn.Module) else class_path(type(one))
-            expected = "what makes a new module (its class, functools.partial of it, a function), an estimator that is to be fitted"
+            expected = (
+                "what makes a new module (its class, functools.partial of it, a function), an estimator "
+                "that is to be fitted"
+            )
             raise TypeError(f"factory: expected {expected}, or a list of those; got {got}")
     groups: dict[tuple[int, Optimization], list[int]] = {}
     for number in numbers:
-        groups.setdefault((id(factories[number % len(factories)]), optimizations[number % len(optimizations)]), []).append(number)
-    called = {number: f"{name or _called(factories[number % len(factories)])}-{number + 1}" for number in numbers}
+        groups.setdefault(
+            (id(factories[number % len(factories)]), optimizations[number % len(optimizations)]), []
+        ).append(number)
+    called = {
+        number: f"{name or _called(factories[number % len(factories)])}-{number + 1}" for number in numbers
+    }
     planned: Planned = []
     for (_, own), group in groups.items():
         one = factories[group[0] % len(factories)]
@@ -106,10 +142,16 @@ def _recipe(factory: Any, optimization: Optimization, names: list[str], settings
         return SklearnMembers(factory, n_jobs=settings.n_jobs, trusted=tuple(trusted), **kept)
     if settings.stored and module_recipe(factory) is None:
         raise ValueError(
-            f"factory: {names[0]}: expected a module class, or functools.partial of one with plain arguments, so that the member can be "
+            f"factory: {names[0]}: expected a module class, or functools.partial of one with plain "
+            "arguments, so that the member can be "
             f"saved in the folder; got {factory!r}"
         )
-    kept |= {"count": len(names), "optimization": optimization, "augment": settings.augment, "way": settings.way}
+    kept |= {
+        "count": len(names),
+        "optimization": optimization,
+        "augment": settings.augment,
+        "way": settings.way,
+    }
     return TorchMembers(factory, device=settings.device, **kept)
 
 
@@ -117,7 +159,8 @@ def _check_seeds(estimator: Any, jobs: list[Job]) -> None:
     """Refuse members that would be equal: several of an estimator that has no seed, on the same rows."""
     if len(jobs) > 1 and np.array_equal(jobs[0].rows, jobs[-1].rows) and not seeds_of(estimator, 0):
         raise ValueError(
-            f"factory: {type(estimator).__name__} has no random_state that is None, so its {len(jobs)} members would be equal; "
+            f"factory: {type(estimator).__name__} has no random_state that is None, so its {len(jobs)} "
+            "members would be equal; "
             "choose method='bagging', or different estimators"
         )
 
@@ -137,9 +180,14 @@ def own_types(estimator: Any, name: str) -> list[str]:
     try:
         types = untrusted_types(skops.io.dumps(estimator))
     except Exception as error:  # its kind depends on the parts of the estimator
-        raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"factory: {name}: can't be saved in the folder without pickle: {type(error).__name__}: {error}"
+        ) from error
     if nameless := [one for one in types if "<" in one]:
-        raise ValueError(f"factory: {name}: can't be saved in the folder without pickle: {nameless} can't be imported again")
+        raise ValueError(
+            f"factory: {name}: can't be saved in the folder without pickle: {nameless} can't be imported "
+            "again"
+        )
     return types
 
 
@@ -158,18 +206,26 @@ def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None)
     _check_same_index("labels", own, given)
     inputs = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
     if inputs.ndim < 2 or len(inputs) == 0 or np.shape(own) != inputs.shape[:1]:
-        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and {list(np.shape(own))}")
+        raise ValueError(
+            f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and "
+            f"{list(np.shape(own))}"
+        )
     if inputs.dtype.kind not in "fiub":
         raise ValueError(
-            f"data: expected inputs that are numbers; got {inputs.dtype}: text and categories are to be encoded as numbers first"
+            f"data: expected inputs that are numbers; got {inputs.dtype}: text and categories are to be "
+            "encoded as numbers first"
         )
     if inputs.dtype.kind == "f" and (infinite := np.isinf(inputs)).any():
         check_finite("data", np.where(infinite, inputs, 0))
     labels, names = as_labels(own, as_classes("the ensemble", classes), indices=isinstance(data, Rows))
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}")
+        raise ValueError(
+            f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}"
+        )
     _check_same_index("sample_weight", sample_weight, given)
-    return TrainingRows(inputs, labels, names, None if sample_weight is None else _as_weights(sample_weight, len(inputs)))
+    return TrainingRows(
+        inputs, labels, names, None if sample_weight is None else _as_weights(sample_weight, len(inputs))
+    )
 
 
 def _check_same_index(name: str, value: Any, inputs: Any) -> None:
@@ -177,7 +233,8 @@ def _check_same_index(name: str, value: Any, inputs: Any) -> None:
     one, other = (getattr(v, "index", None) if hasattr(v, "iloc") else None for v in (value, inputs))
     if one is not None and other is not None and not one.equals(other):
         raise ValueError(
-            f"{name}: expected the index of the inputs; got another: align it by {name}.loc[inputs.index], or, if the rows are in the same "
+            f"{name}: expected the index of the inputs; got another: align it by {name}.loc[inputs.index], "
+            "or, if the rows are in the same "
             "order, pass both by .to_numpy()"
         )
 
@@ -185,7 +242,9 @@ def _check_same_index(name: str, value: Any, inputs: Any) -> None:
 def _as_weights(values: Any, count: int) -> np.ndarray:
     """Weights of the rows, float64 [N]."""
     try:
-        weights = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+        weights = np.asarray(
+            values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64
+        )
     except (TypeError, ValueError):
         raise ValueError(f"sample_weight: expected {count} numbers; got {class_path(type(values))}") from None
     if weights.shape != (count,):
@@ -193,6 +252,8 @@ def _as_weights(values: Any, count: int) -> np.ndarray:
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise BadRows(
-            f"sample_weight: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} ({len(bad)} such rows)", bad
+            f"sample_weight: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} "
+            f"({len(bad)} such rows)",
+            bad,
         )
     return weights

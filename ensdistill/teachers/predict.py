@@ -1,4 +1,5 @@
-"""Members' logits, checked and in the ensemble's class order: in main memory, or left on the device where they run."""
+"""Members' logits, checked and in the ensemble's class order: in main memory, or left on the device where
+they run."""
 
 from __future__ import annotations
 
@@ -22,25 +23,31 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
-    """Where the first torch member that predicts on a GPU does so; the CPU where there is none. Others than CUDA's know no float64."""
+    """Where the first torch member that predicts on a GPU does so; the CPU where there is none. Others than
+    CUDA's know no float64."""
     found = (member.predicts_on for member in members if isinstance(member, TorchMember))
     return next((device for device in found if device.type == "cuda"), torch.device("cpu"))
 
 
-def answer(member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None) -> np.ndarray:
+def answer(
+    member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None
+) -> np.ndarray:
     """float32 [N, C]; ``given`` are the member's logits, where they are there already.
 
     Raises
     ------
     ValueError
-        It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member and the rows.
+        It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member
+        and the rows.
     """
     with named(member.name, len(inputs)):
         logits = member.predict_logits(rows_for(member, inputs)) if given is None else given
     return _ordered(logits, member, len(inputs), classes)
 
 
-def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None) -> Tensor:
+def answer_on(
+    device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None
+) -> Tensor:
     """The same as a tensor on ``device``; logits of a torch member there are not copied."""
     if not is_plain(member) or member.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
@@ -50,7 +57,8 @@ def answer_on(device: torch.device, member: Member, inputs: np.ndarray, classes:
 
 
 def rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
-    """Inputs in the dtype that the member takes: float32 for a torch module, unless it is of float64 or embeds integers.
+    """Inputs in the dtype that the member takes: float32 for a torch module, unless it is of float64 or
+    embeds integers.
 
     Other members get the inputs as they are.
     """
@@ -67,12 +75,18 @@ def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> N
     """Raise ValueError for a member that has another number of classes than the first."""
     for member, z in zip(members, logits, strict=True):
         if z.shape != logits[0].shape:
-            raise ValueError(f"members: {member.name} has {z.shape[1]} classes, {members[0].name} has {logits[0].shape[1]}")
+            raise ValueError(
+                f"members: {member.name} has {z.shape[1]} classes, {members[0].name} has {logits[0].shape[1]}"
+            )
 
 
 def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] | None) -> Logits:
     check_logits(logits, member.name, rows, classes if member.classes is None else member.classes)
-    return logits if member.classes is None or classes is None else arranged(logits, positions(member.classes, classes))
+    return (
+        logits
+        if member.classes is None or classes is None
+        else arranged(logits, positions(member.classes, classes))
+    )
 
 
 @contextmanager
@@ -84,6 +98,8 @@ def named(name: str, rows: int) -> Iterator[None]:
         raise BadRows(f"{name}: {error}", error.rows) from error
     except Exception as error:
         if is_out_of_memory(error) and not str(error).startswith(f"{name}: "):
-            raise MemoryError(f"{name}: out of memory with {rows} rows ({error}); give it fewer at once") from error
+            raise MemoryError(
+                f"{name}: out of memory with {rows} rows ({error}); give it fewer at once"
+            ) from error
         error.add_note(f"(while {name} predicted {rows} rows)")
         raise

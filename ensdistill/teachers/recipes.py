@@ -1,4 +1,5 @@
-"""Recipes: descriptions of members that are yet to be trained. One trainer takes them from the API and from a job's YAML alike."""
+"""Recipes: descriptions of members that are yet to be trained. One trainer takes them from the API and from a
+job's YAML alike."""
 
 from __future__ import annotations
 
@@ -30,11 +31,19 @@ from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
 from ensdistill.teachers.members.boosted import check_keywords, library_of
 from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
 from ensdistill.teachers.stack import Watch, Way
-from ensdistill.teachers.stack.fitting import check_stopping, few_rows, is_estimator, parts, seeds_of, versions
+from ensdistill.teachers.stack.fitting import (
+    check_stopping,
+    few_rows,
+    is_estimator,
+    parts,
+    seeds_of,
+    versions,
+)
 
 
 class Recipe(ABC):
-    """Members of one kind that are yet to be trained. A class of your own, named by its import path in a config, needs `fit` alone.
+    """Members of one kind that are yet to be trained. A class of your own, named by its import path in a
+    config, needs `fit` alone.
 
     Attributes
     ----------
@@ -72,15 +81,19 @@ class Recipe(ABC):
         watch : callable, optional
             Is called with a :class:`ensdistill.teachers.stack.Status` along the way.
         finished : container of str
-            Keys of jobs whose members are kept already. They may be left out, or be trained with the others where that costs nothing.
+            Keys of jobs whose members are kept already. They may be left out, or be trained with the others
+            where that costs nothing.
         """
 
     def names(self) -> list[str]:
         """The members' names."""
         return [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
 
-    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
-        """The jobs of all members, which may learn from the positions ``allowed`` (all by default); see :func:`plan_jobs`."""
+    def jobs(
+        self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None
+    ) -> list[Job]:
+        """The jobs of all members, which may learn from the positions ``allowed`` (all by default); see
+        :func:`plan_jobs`."""
         return plan_jobs(self.names(), self.name, Seeds(), labels, seed, allowed, part)
 
     def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -88,7 +101,8 @@ class Recipe(ABC):
         return [[job] for job in jobs]
 
     def fingerprint(self) -> Any:
-        """Plain data of everything that a member depends on beside its job and the rows; the other members are not among that."""
+        """Plain data of everything that a member depends on beside its job and the rows; the other members
+        are not among that."""
         return describe(self)
 
     def files(self) -> list[Path]:
@@ -96,7 +110,8 @@ class Recipe(ABC):
         return []
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:  # noqa: B027 (nothing to be refused by default)
-        """Raise ValueError for members that can't be trained on these rows; a job calls it before any work."""
+        """Raise ValueError for members that can't be trained on these rows; a job calls it before any
+        work."""
 
     def check_storable(self) -> None:  # noqa: B027
         """Raise ValueError for members that can't be saved, before any is trained."""
@@ -111,7 +126,8 @@ def plan_jobs(
     allowed: np.ndarray | None = None,
     part: int | None = None,
 ) -> list[Job]:
-    """One job for each name, with a seed made of the ensemble's and the name, and the rows that the method draws.
+    """One job for each name, with a seed made of the ensemble's and the name, and the rows that the method
+    draws.
 
     Snapshots and fast geometric cycles are of one training, whose seed is made of the name ``together``.
     """
@@ -138,9 +154,10 @@ class TorchMembers(Recipe):
     name : str
     optimization : Optimization
     augment : Augmentation, optional
-    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of ``ensdistill.teachers.methods``
-        The reason why the members differ. Snapshots and fast geometric cycles take all members from one training of
-        ``optimization.steps`` steps.
+    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of
+    ``ensdistill.teachers.methods``
+        The reason why the members differ. Snapshots and fast geometric cycles take all members from one
+        training of ``optimization.steps`` steps.
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
         See :func:`ensdistill.teachers.stack.train_stack`.
     device : str
@@ -179,7 +196,9 @@ class TorchMembers(Recipe):
         """Whether all members come from one training."""
         return isinstance(as_method(self.method), (Snapshot, FastGeometric))
 
-    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+    def jobs(
+        self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None
+    ) -> list[Job]:
         return plan_jobs(self.names(), self.name, as_method(self.method), labels, seed, allowed, part)
 
     def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -188,13 +207,20 @@ class TorchMembers(Recipe):
         return [[job for job in jobs if job.part == part] for part in dict.fromkeys(job.part for job in jobs)]
 
     def fingerprint(self) -> Any:
-        made = [describe(as_method(self.method)), self.optimization, self.way, torch.__version__, self.count if self.one_training else 0]
+        made = [
+            describe(as_method(self.method)),
+            self.optimization,
+            self.way,
+            torch.__version__,
+            self.count if self.one_training else 0,
+        ]
         return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
 
     def check_storable(self) -> None:
         if isinstance(self.model, nn.Module) or module_recipe(self.model) is None:
             raise ValueError(
-                f"model: {self.name}: expected a module class, or functools.partial of one with plain arguments, so that its members can "
+                f"model: {self.name}: expected a module class, or functools.partial of one with plain "
+                "arguments, so that its members can "
                 f"be saved; got {self.model!r}"
             )
 
@@ -223,20 +249,22 @@ class SklearnMembers(Recipe):
     Parameters
     ----------
     estimator : estimator
-        A classifier; or a regressor of scikit-learn, which is fitted to one column per class (1 for the class, -1 for the others) and
-        whose predictions serve as logits once they are calibrated (a least-squares classifier, for example ``KernelRidge``). In a config
-        its ``class_path`` and ``init_args``; estimators within (of a pipeline, a vote) are written in the same way. A booster that stops
-        early does so by a fifth of its rows, drawn by its seed.
+        A classifier; or a regressor of scikit-learn, which is fitted to one column per class (1 for the
+        class, -1 for the others) and whose predictions serve as logits once they are calibrated (a
+        least-squares classifier, for example ``KernelRidge``). In a config its ``class_path`` and
+        ``init_args``; estimators within (of a pipeline, a vote) are written in the same way. A booster that
+        stops early does so by a fifth of its rows, drawn by its seed.
     count : int
-        More than one needs an estimator with a ``random_state`` that is None, of which each member gets its own, or a method that draws
-        rows.
+        More than one needs an estimator with a ``random_state`` that is None, of which each member gets its
+        own, or a method that draws rows.
     name : str, optional
         The estimator's class name in lower case by default.
     output, smoothing
-        See :class:`ensdistill.teachers.members.SklearnMember`. ``output`` is for estimators of scikit-learn alone.
+        See :class:`ensdistill.teachers.members.SklearnMember`. ``output`` is for estimators of scikit-learn
+        alone.
     one_vs_rest : bool
-        Fit one copy of a binary classifier for each class. An ``SVC`` that votes between pairs of classes has coarse decision
-        values; one against the rest, its margins calibrate well.
+        Fit one copy of a binary classifier for each class. An ``SVC`` that votes between pairs of classes has
+        coarse decision values; one against the rest, its margins calibrate well.
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
     method : {"seeds", "bagging", "subsample"}, or a class of ``ensdistill.teachers.methods``
@@ -244,14 +272,14 @@ class SklearnMembers(Recipe):
     n_jobs : int, optional
         Members fitted at once, as in scikit-learn.
     trusted : list of str
-        Class paths that loading the saved members may build, beyond scikit-learn's own, the boosters', and those of the estimator and its
-        parts.
+        Class paths that loading the saved members may build, beyond scikit-learn's own, the boosters', and
+        those of the estimator and its parts.
 
     Raises
     ------
     ValueError
-        It is no estimator, can't be built from its ``class_path`` and ``init_args``, its members would be equal, or a part of it would stop
-        early by rows that cannot be passed to it.
+        It is no estimator, can't be built from its ``class_path`` and ``init_args``, its members would be
+        equal, or a part of it would stop early by rows that cannot be passed to it.
 
     Examples
     --------
@@ -276,7 +304,8 @@ class SklearnMembers(Recipe):
         object.__setattr__(self, "estimator", _built(self.estimator))
         if not is_estimator(self.estimator):
             raise ValueError(
-                "estimator: expected one of scikit-learn, XGBoost, LightGBM or CatBoost that is to be fitted, in a config its class_path "
+                "estimator: expected one of scikit-learn, XGBoost, LightGBM or CatBoost that is to be "
+                "fitted, in a config its class_path "
                 f"and init_args; got {self.estimator!r}"
             )
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__.lower())
@@ -286,14 +315,20 @@ class SklearnMembers(Recipe):
         _check(self.name, self.count)
         method = as_method(self.method)
         if isinstance(method, (Snapshot, FastGeometric)):
-            raise ValueError(f"method: {self.name}: {type(method).__name__} is for torch modules alone; choose seeds, bagging or subsample")
+            raise ValueError(
+                f"method: {self.name}: {type(method).__name__} is for torch modules alone; choose seeds, "
+                "bagging or subsample"
+            )
         if self.count > 1 and isinstance(method, Seeds) and not seeds_of(self.estimator, 0):
             raise ValueError(
                 f"count: {self.name} has no random_state that is None, so its {self.count} members would be "
                 "equal; choose method='bagging', or different estimators"
             )
         if library_of(self.estimator) is not None and self.output != "auto" and not self.one_vs_rest:
-            raise ValueError(f"output: {self.name}: expected auto, because boosted trees decide it themselves; got {self.output}")
+            raise ValueError(
+                f"output: {self.name}: expected auto, because boosted trees decide it themselves; got "
+                f"{self.output}"
+            )
         check_stopping(self.whole, self.name, np.arange(1))
 
     @property
@@ -301,15 +336,23 @@ class SklearnMembers(Recipe):
         """The estimator that is copied and fitted."""
         return OneVsRestClassifier(self.estimator) if self.one_vs_rest else self.estimator
 
-    def jobs(self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None) -> list[Job]:
+    def jobs(
+        self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None
+    ) -> list[Job]:
         return plan_jobs(self.names(), self.name, as_method(self.method), labels, seed, allowed, part)
 
     def fingerprint(self) -> Any:
         settings = [self.output, self.smoothing, self.one_vs_rest, describe(as_method(self.method))]
-        return [describe(self.estimator), None if self.augment is None else describe(self.augment), *settings, versions(self.estimator)]
+        return [
+            describe(self.estimator),
+            None if self.augment is None else describe(self.augment),
+            *settings,
+            versions(self.estimator),
+        ]
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:
-        """Fit a member to a few rows, predict, save and load it; and to all rows where that fails, so that no work is lost later.
+        """Fit a member to a few rows, predict, save and load it; and to all rows where that fails, so that no
+        work is lost later.
 
         Raises
         ------
@@ -325,7 +368,9 @@ class SklearnMembers(Recipe):
             try:  # perhaps there were too few
                 self._try(labelled, classes, everything)
             except Exception as error:  # the kind depends on the library
-                raise ValueError(f"estimator: {self.name}: it can't be used: {type(error).__name__}: {error}") from error
+                raise ValueError(
+                    f"estimator: {self.name}: it can't be used: {type(error).__name__}: {error}"
+                ) from error
 
     def _try(self, labelled: Rows, classes: Sequence[str], rows: np.ndarray) -> None:
         inputs = labelled.inputs[rows]
@@ -335,9 +380,14 @@ class SklearnMembers(Recipe):
             ((_, member),) = self.fit(data, [Job(self.name, 0, rows, rows)])
             answers = member.predict_logits(inputs)
             if answers.shape != (len(rows), len(classes)) or not np.isfinite(answers.max(1)).all():
-                raise ValueError(f"expected finite answers [{len(rows)}, {len(classes)}]; got {list(answers.shape)}: {answers[0]}")
+                raise ValueError(
+                    f"expected finite answers [{len(rows)}, {len(classes)}]; got {list(answers.shape)}: "
+                    f"{answers[0]}"
+                )
             member.save(folder)
-            if not np.allclose(load_member(folder, self.trusted).predict_logits(inputs), answers, rtol=0, atol=1e-4):
+            if not np.allclose(
+                load_member(folder, self.trusted).predict_logits(inputs), answers, rtol=0, atol=1e-4
+            ):
                 raise ValueError("saved and loaded again, it answers otherwise")
 
     def fit(
@@ -356,7 +406,8 @@ class SklearnMembers(Recipe):
 
 
 def _built(value: Any) -> Any:
-    """The object of a config's ``class_path`` and ``init_args``, those within included; other values as they are."""
+    """The object of a config's ``class_path`` and ``init_args``, those within included; other values as they
+    are."""
     if isinstance(value, list):
         return [_built(item) for item in value]
     if not isinstance(value, dict):
@@ -370,7 +421,9 @@ def _built(value: Any) -> Any:
         cls = getattr(found, name, None)
         if cls is None:
             near = difflib.get_close_matches(name, dir(found), 1)
-            raise ValueError(f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(
+                f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
+            )
         return cls(**{key: _built(item) for key, item in arguments.items()})
     except Exception as error:  # of an import, or of a constructor
         raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error

@@ -19,7 +19,8 @@ Estimators = list[tuple[SklearnMembers, list[Job]]]
 
 
 def check_recipes(planned: Planned, data: TrainingRows) -> None:
-    """Raise ValueError for rows that a recipe does not take and for outputs of a wrong kind; warn of classes without a row."""
+    """Raise ValueError for rows that a recipe does not take and for outputs of a wrong kind; warn of classes
+    without a row."""
     fits: Estimators = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, SklearnMembers)]
     networks = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, TorchMembers)]
     if networks:
@@ -59,7 +60,8 @@ def _check_gaps(fits: Estimators, data: TrainingRows) -> None:
         if reason := _refusal(recipe, jobs[0], data, gaps):
             rows = np.flatnonzero(gaps)
             raise BadRows(
-                f"data: row {rows[0]} holds nan ({len(rows)} such rows), which {jobs[0].name} does not take: {reason}. Fill the gaps first "
+                f"data: row {rows[0]} holds nan ({len(rows)} such rows), which {jobs[0].name} does not "
+                f"take: {reason}. Fill the gaps first "
                 "(sklearn.impute), or choose estimators that take NaN",
                 rows,
             )
@@ -72,7 +74,8 @@ def _warn_of_rounding(inputs: np.ndarray, rounded: np.ndarray) -> None:
     counts = [(len(np.unique(inputs[:, i])), len(np.unique(rounded[:, i]))) for i in range(inputs.shape[1])]
     if lost := [i for i, (before, after) in enumerate(counts) if after < 0.99 * before]:
         warnings.warn(
-            f"data: in float32, which modules are trained on, different values of the features {lost[:5]}{' ...' * (len(lost) > 5)} are "
+            "data: in float32, which modules are trained on, different values of the features "
+            f"{lost[:5]}{' ...' * (len(lost) > 5)} are "
             "equal; subtract their mean first",
             stacklevel=5,
         )
@@ -84,14 +87,16 @@ def _refusal(recipe: SklearnMembers, job: Job, data: TrainingRows, gaps: np.ndar
 
     library = library_of(recipe.whole)
     if library is not None:
-        return "its nan_mode is Forbidden" if recipe.whole.get_params().get("nan_mode") == "Forbidden" else None
+        return (
+            "its nan_mode is Forbidden" if recipe.whole.get_params().get("nan_mode") == "Forbidden" else None
+        )
     try:
         if get_tags(recipe.whole).input_tags.allow_nan:
             return None
     except AttributeError:  # no estimator of scikit-learn's own kind
         pass
-    # Estimators composed of others (an imputer before a linear model) have no such mark of their own, so one is fitted to a few
-    # rows.
+    # Estimators composed of others (an imputer before a linear model) have no such mark of their own, so one
+    # is fitted to a few rows.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,19 +112,30 @@ def _check_weights(planned: Planned, fits: Estimators, data: TrainingRows) -> No
 
     for job in (job for _, jobs in planned for job in jobs):
         if data.weights is not None and not (data.weights[job.rows] > 0).any():
-            raise ValueError(f"sample_weight: {job.name}: expected a weight above 0 among its {len(job.rows)} rows; got none")
+            raise ValueError(
+                f"sample_weight: {job.name}: expected a weight above 0 among its {len(job.rows)} rows; got "
+                "none"
+            )
     for recipe, jobs in fits if data.weights is not None else ():
         if not has_fit_parameter(recipe.whole, "sample_weight"):
             raise ValueError(
-                f"sample_weight: {jobs[0].name}: the fit of {type(recipe.whole).__name__} takes no sample_weight; choose an estimator that "
+                f"sample_weight: {jobs[0].name}: the fit of {type(recipe.whole).__name__} takes no "
+                "sample_weight; choose an estimator that "
                 "does, or leave the weights out"
             )
 
 
 def _warn_of_missing_classes(fits: Estimators, data: TrainingRows) -> None:
-    """Modules have an output for each class in any case; estimators do not learn classes that they have not seen."""
-    missing = [data.classes[i] for i in sorted(set(range(len(data.classes))) - set(np.unique(data.labels).tolist()))]
+    """Modules have an output for each class in any case; estimators do not learn classes that they have not
+    seen."""
+    missing = [
+        data.classes[i] for i in sorted(set(range(len(data.classes))) - set(np.unique(data.labels).tolist()))
+    ]
     names = [job.name for _, jobs in fits for job in jobs]
     if missing and names:
         whose = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        warnings.warn(f"classes: there are no rows of {missing}: {whose} give{'s' * (len(names) == 1)} them probability 0", stacklevel=4)
+        warnings.warn(
+            f"classes: there are no rows of {missing}: {whose} give{'s' * (len(names) == 1)} them "
+            "probability 0",
+            stacklevel=4,
+        )

@@ -22,7 +22,8 @@ LEAST_ROWS = 128  # of a batch, below which small networks would mostly wait for
 
 
 class Stack:
-    """The parameters of some members in one piece: a copy, which is made again when one of theirs has changed.
+    """The parameters of some members in one piece: a copy, which is made again when one of theirs has
+    changed.
 
     Raises
     ------
@@ -39,17 +40,26 @@ class Stack:
         self._refresh()
         first = self.members[0]
         with predicting(first.module) as device, torch.no_grad():
-            call = vmap(lambda p, b, x: _tensor(functional_call(first.module, (p, b), (x,))), in_dims=(0, 0, None), randomness="error")
-            # A stack holds all members' activations at once: 8 CNNs of 8-16 channels take 1.2 s for 1024 images of 28x28 in one batch,
-            # and 0.26 s in batches of 128 (2-core x86).
+            call = vmap(
+                lambda p, b, x: _tensor(functional_call(first.module, (p, b), (x,))),
+                in_dims=(0, 0, None),
+                randomness="error",
+            )
+            # A stack holds all members' activations at once: 8 CNNs of 8-16 channels take 1.2 s for 1024
+            # images of 28x28 in one batch, and 0.26 s in batches of 128 (2-core x86).
             rows = max(min(LEAST_ROWS, first.batch_size), first.batch_size // len(self.members))
-            parts = [call(self._parameters, self._buffers, _batch(x, device)).cpu() for x in batches(inputs, rows)]
+            parts = [
+                call(self._parameters, self._buffers, _batch(x, device)).cpu() for x in batches(inputs, rows)
+            ]
         logits = torch.cat(parts, dim=1).float().numpy()
         if not self._checked:
-            # A difference that a module's text doesn't show (a flag, a branch) would make the first one's code wrong for the others.
+            # A difference that a module's text doesn't show (a flag, a branch) would make the first one's
+            # code wrong for the others.
             for member, own in zip(self.members, logits, strict=True):
                 alone = member.raw(inputs[:2])
-                if alone.shape != own[:2].shape or not np.allclose(alone, own[:2], rtol=TOLERANCE, atol=TOLERANCE):
+                if alone.shape != own[:2].shape or not np.allclose(
+                    alone, own[:2], rtol=TOLERANCE, atol=TOLERANCE
+                ):
                     raise ValueError(f"{member.name} computes something else")
             self._checked = True
         return logits
@@ -59,26 +69,37 @@ class Stack:
         state = [(id(t), t._version) for m in modules for t in (*m.parameters(), *m.buffers())]
         if state != self._state:
             parameters, buffers = stack_module_state(modules)
-            self._parameters, self._buffers = {name: value.detach() for name, value in parameters.items()}, buffers
+            self._parameters, self._buffers = (
+                {name: value.detach() for name, value in parameters.items()},
+                buffers,
+            )
             self._state, self._checked = state, False
 
 
-def stacked_logits(members: Sequence[Member], inputs: np.ndarray, stacks: dict[tuple[int, ...], Stack]) -> dict[int, np.ndarray]:
-    """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps the stacks.
+def stacked_logits(
+    members: Sequence[Member], inputs: np.ndarray, stacks: dict[tuple[int, ...], Stack]
+) -> dict[int, np.ndarray]:
+    """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps the
+    stacks.
 
-    The others have to predict one by one: other kinds, architectures with one member, and modules that can't be vmapped, with a
-    warning that gives the reason.
+    The others have to predict one by one: other kinds, architectures with one member, and modules that can't
+    be vmapped, with a warning that gives the reason.
     """
     groups = defaultdict(list)
     for i, member in enumerate(members):
         if is_plain(member) and inputs.dtype == np.float32 and member.device is None:
-            shapes = tuple((name, value.shape, value.dtype, value.device) for name, value in member.module.state_dict().items())
+            shapes = tuple(
+                (name, value.shape, value.dtype, value.device)
+                for name, value in member.module.state_dict().items()
+            )
             groups[type(member.module), repr(member.module), shapes, member.batch_size].append(i)
     found: dict[int, np.ndarray] = {}
     for places in map(tuple, groups.values()):
         if len(places) < 2 or len(inputs) == 0:
             continue
-        stack = stacks.setdefault(places, Stack([m for i in places if isinstance(m := members[i], TorchMember)]))
+        stack = stacks.setdefault(
+            places, Stack([m for i in places if isinstance(m := members[i], TorchMember)])
+        )
         try:
             logits = stack.predict(inputs)
         except (RuntimeError, ValueError, TypeError) as error:

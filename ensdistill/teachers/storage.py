@@ -30,7 +30,8 @@ def save(ensemble: Ensemble, folder: Path | str) -> None:
     try:
         for member in ensemble.members:
             member.save(part / plain_name(member.name, folder))
-        # From here on nothing can be refused any more. Without its ensemble.json a folder that is cut short is known as such.
+        # From here on nothing can be refused any more. Without its ensemble.json a folder that is cut short
+        # is known as such.
         (folder / "ensemble.json").unlink(missing_ok=True)
         (folder / "members").mkdir(parents=True, exist_ok=True)
         for old in (folder / "members").iterdir():  # members of an earlier ensemble
@@ -50,19 +51,32 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
         raise ValueError(f"folder: there is no folder {str(folder)!r}")
     about = read_json(folder / "ensemble.json")
     if about is None:
-        raise ValueError(f"folder: {folder} holds no ensemble: there is no ensemble.json, which is written last; save it again")
+        raise ValueError(
+            f"folder: {folder} holds no ensemble: there is no ensemble.json, which is written last; save it "
+            "again"
+        )
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
         raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
     try:
-        members = [load_member(folder / "members" / plain_name(name, folder), trusted) for name in dict(about["members"])]
+        members = [
+            load_member(folder / "members" / plain_name(name, folder), trusted)
+            for name in dict(about["members"])
+        ]
         with warned_already():
-            ensemble = cls.from_members(members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"])
+            ensemble = cls.from_members(
+                members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"]
+            )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'ensemble.json'}: is none that was saved ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{folder / 'ensemble.json'}: is none that was saved ({type(error).__name__}: {error})"
+        ) from error
     for name, content in _contents(members, folder).items():
         if content != about["members"][name]:
-            raise ValueError(f"{folder}: the content of {name} is {content!r}; ensemble.json says {about['members'][name]!r}")
+            raise ValueError(
+                f"{folder}: the content of {name} is {content!r}; ensemble.json says "
+                f"{about['members'][name]!r}"
+            )
     _restore(ensemble, about, folder / "ensemble.json")
     return ensemble
 
@@ -74,8 +88,12 @@ def write_about(ensemble: Ensemble, folder: Path) -> None:
 
 
 def _contents(members: Sequence[Member], folder: Path) -> dict[str, Any]:
-    """By name, the digests of saved members' content, as written beside them: reading a forest again would take seconds."""
-    return {member.name: read_json(folder / "members" / member.name / "member.json")["fingerprint"] for member in members}
+    """By name, the digests of saved members' content, as written beside them: reading a forest again would
+    take seconds."""
+    return {
+        member.name: read_json(folder / "members" / member.name / "member.json")["fingerprint"]
+        for member in members
+    }
 
 
 def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
@@ -97,10 +115,15 @@ def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
         f"{count} numbers of at least 0 and of sum 1",
         lambda w: len(w) == count and (w >= 0).all() and abs(w.sum() - 1) < 1e-9,
     )
-    ensemble.temperatures = numbers("temperatures", 1, f"{count} positive numbers", lambda t: len(t) == count and (t > 0).all())
+    ensemble.temperatures = numbers(
+        "temperatures", 1, f"{count} positive numbers", lambda t: len(t) == count and (t > 0).all()
+    )
     ensemble.temperature = float(numbers("temperature", 0, "a positive number", lambda t: t > 0))
     if about.get("vectors") is not None:
         classes = "C" if ensemble.classes is None else len(ensemble.classes)
         ensemble.vectors = numbers(
-            "vectors", 3, f"numbers [2, {count}, {classes}]", lambda v: v.shape[:2] == (2, count) and classes in ("C", v.shape[2])
+            "vectors",
+            3,
+            f"numbers [2, {count}, {classes}]",
+            lambda v: v.shape[:2] == (2, count) and classes in ("C", v.shape[2]),
         )

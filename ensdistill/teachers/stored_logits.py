@@ -1,4 +1,5 @@
-"""Logits of members that exist already: an array, or a cache of these members, so that no member has to run again."""
+"""Logits of members that exist already: an array, or a cache of these members, so that no member has to run
+again."""
 
 from __future__ import annotations
 
@@ -18,16 +19,20 @@ class StoredLogits(Protocol):
     """A store of members' logits, such as a target cache."""
 
     def raw_logits(self, ensemble: Any, uids: np.ndarray | None, count: int, unshifted: bool) -> np.ndarray:
-        """Logits [K, N, C], float64, of the ensemble's members before any calibration, for the samples ``uids`` [N].
+        """Logits [K, N, C], float64, of the ensemble's members before any calibration, for the samples
+        ``uids`` [N].
 
-        ``count`` is N as the labels have it; ``unshifted`` refuses rows that were shifted when they were stored.
+        ``count`` is N as the labels have it; ``unshifted`` refuses rows that were shifted when they were
+        stored.
         """
 
 
 Known = np.ndarray | Tensor | StoredLogits
 
 
-def raw_logits(ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.ndarray | None, *, unshifted: bool = False) -> np.ndarray:
+def raw_logits(
+    ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.ndarray | None, *, unshifted: bool = False
+) -> np.ndarray:
     """Checked raw logits [K, N, C], float64, of the rows that ``labels`` are of.
 
     Parameters
@@ -42,20 +47,29 @@ def raw_logits(ensemble: Ensemble, logits: Known, labels: np.ndarray, uids: np.n
     ValueError
         Shapes, labels or values don't fit; or a cache without ``uids``.
     CacheError
-        The cache is of other members (CacheMismatch), holds a mixture only, or shifted rows where they have to be as they were.
+        The cache is of other members (CacheMismatch), holds a mixture only, or shifted rows where they have
+        to be as they were.
     """
     labels = check_labels(labels)
     if isinstance(logits, StoredLogits):
         raw = logits.raw_logits(ensemble, uids, len(labels), unshifted)
     elif uids is not None:
-        raise ValueError("uids: expected a cache beside them, whose samples they name; got an array of logits")
+        raise ValueError(
+            "uids: expected a cache beside them, whose samples they name; got an array of logits"
+        )
     else:
         raw = np.asarray(logits, np.float64)
     count = len(ensemble)
     if raw.ndim != 3 or len(raw) != count or raw.shape[1] != len(labels) or len(labels) == 0:
-        raise ValueError(f"logits: expected [{count}, {len(labels)}, C] for {len(labels)} labels; got {list(raw.shape)}")
+        raise ValueError(
+            f"logits: expected [{count}, {len(labels)}, C] for {len(labels)} labels; got {list(raw.shape)}"
+        )
     if labels.min() < 0 or labels.max() >= raw.shape[2]:
-        hint = "; rows without a label (-100) can be left out by uids" if isinstance(logits, StoredLogits) and labels.min() == -100 else ""
+        hint = (
+            "; rows without a label (-100) can be left out by uids"
+            if isinstance(logits, StoredLogits) and labels.min() == -100
+            else ""
+        )
         raise ValueError(f"labels: expected 0..{raw.shape[2] - 1}; got {labels.min()}..{labels.max()}{hint}")
     for name, z in zip(ensemble.names, raw, strict=True):
         check_logits(z, name, len(labels), ensemble.classes)
@@ -66,5 +80,7 @@ def check_labels(labels: Any) -> np.ndarray:
     """Labels as an array [N] of integers."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels: expected integers [N], class indices; got {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"labels: expected integers [N], class indices; got {labels.dtype} {list(labels.shape)}"
+        )
     return labels.astype(np.int64)

@@ -1,4 +1,5 @@
-"""The training of ensembles: of any recipes, with or without folds, by one process or by many, resumed after a kill."""
+"""The training of ensembles: of any recipes, with or without folds, by one process or by many, resumed after
+a kill."""
 
 from __future__ import annotations
 
@@ -48,16 +49,21 @@ class Training:
     def __post_init__(self) -> None:
         keys = [job.key for job in self.jobs]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"name: expected different names; {keys.count(twice[0])} members are called {twice[0]!r}")
+            raise ValueError(
+                f"name: expected different names; {keys.count(twice[0])} members are called {twice[0]!r}"
+            )
 
     @property
     def jobs(self) -> list[Job]:
         return [job for _, jobs in self.planned for job in jobs]
 
     def fingerprints(self) -> dict[str, str]:
-        """By job, the digest of everything that its result depends on. The other members are not among that."""
+        """By job, the digest of everything that its result depends on. The other members are not among
+        that."""
         data, found = self.data, {}
-        common = digest([data.inputs, data.labels, list(data.classes), *([] if data.weights is None else [data.weights])])
+        common = digest(
+            [data.inputs, data.labels, list(data.classes), *([] if data.weights is None else [data.weights])]
+        )
         for recipe, jobs in self.planned:
             shared = digest([common, recipe.fingerprint()])
             for job in jobs:
@@ -68,7 +74,8 @@ class Training:
     def results(
         self, jobs: Container[str], folder: Path | None, watch: Watch | None, finished: Container[str] = ()
     ) -> Iterator[tuple[Job, Recipe, Member | np.ndarray]]:
-        """Train these jobs: members as they are done, and of folds the logits [M, C] of the rows that they hold out."""
+        """Train these jobs: members as they are done, and of folds the logits [M, C] of the rows that they
+        hold out."""
         seen: Seen = {}
         for recipe, planned in self.planned:
             own = [job for job in planned if job.key in jobs]
@@ -85,7 +92,9 @@ class Training:
         try:
             return np.asarray(answer(member, self.data.inputs[rows], self.data.classes), np.float32)
         except BadRows as error:
-            raise BadRows(f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]) from error
+            raise BadRows(
+                f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]
+            ) from error
 
 
 def train(
@@ -103,13 +112,16 @@ def train(
     ----------
     training : Training
     combine : callable
-        From the members by name, and the logits [M, C] that a fold's member gives for the rows held out, by the jobs' keys.
+        From the members by name, and the logits [M, C] that a fold's member gives for the rows held out, by
+        the jobs' keys.
     device : str
         By which several processes talk to each other.
     folder : path, optional
-        Every result is kept there as soon as it is there, and the state of long trainings: the same call resumes from it.
+        Every result is kept there as soon as it is there, and the state of long trainings: the same call
+        resumes from it.
     progress : bool, or callable
-        True: a live view. A callable gets every Status; its method ``finished(keys)``, if it has one, the jobs that are done already.
+        True: a live view. A callable gets every Status; its method ``finished(keys)``, if it has one, the
+        jobs that are done already.
     write : callable, optional
         By which the first process writes the result into the folder, before any process returns.
     """
@@ -117,23 +129,37 @@ def train(
         if folder is not None:
             result = combine(_on_disk(training, folder, group, progress))
             if group.rank == 0:
-                shutil.rmtree(folder / "training", ignore_errors=True)  # of a run with another number of processes
+                shutil.rmtree(
+                    folder / "training", ignore_errors=True
+                )  # of a run with another number of processes
                 if write is not None:
                     write(result, folder)
             group.wait()
             return result
         if group.count > 1:
-            raise ValueError(f"folder: expected one that all {group.count} processes see, where they put their members; got None")
+            raise ValueError(
+                f"folder: expected one that all {group.count} processes see, where they put their members; "
+                "got None"
+            )
         with _watched(progress, training.jobs) as watch:
-            made = {job.key: result for job, _, result in training.results([job.key for job in training.jobs], None, watch)}
+            made = {
+                job.key: result
+                for job, _, result in training.results([job.key for job in training.jobs], None, watch)
+            }
     return combine(made)
 
 
-def _watched(progress: bool | Watch | None, jobs: Sequence[Job], **view: Any) -> AbstractContextManager[Watch | None]:
-    return TrainingView([job.key for job in jobs], **view) if progress is True else nullcontext(progress or None)
+def _watched(
+    progress: bool | Watch | None, jobs: Sequence[Job], **view: Any
+) -> AbstractContextManager[Watch | None]:
+    return (
+        TrainingView([job.key for job in jobs], **view) if progress is True else nullcontext(progress or None)
+    )
 
 
-def _on_disk(training: Training, folder: Path, group: Processes, progress: bool | Watch | None) -> dict[str, Any]:
+def _on_disk(
+    training: Training, folder: Path, group: Processes, progress: bool | Watch | None
+) -> dict[str, Any]:
     """Every result is put into the folder by the process whose job it is, and taken from there by all."""
     for recipe, _ in training.planned:
         recipe.check_storable()
@@ -160,11 +186,16 @@ def _on_disk(training: Training, folder: Path, group: Processes, progress: bool 
         shutil.rmtree(home, ignore_errors=True)
         group.wait()
     # Read back by all: a result that was just made and one that comes from disk can't differ.
-    return {job.key: _read(_place(folder, job), job, recipe) for recipe, jobs in training.planned for job in jobs}
+    return {
+        job.key: _read(_place(folder, job), job, recipe) for recipe, jobs in training.planned for job in jobs
+    }
 
 
-def _shares(training: Training, prints: dict[str, str], finished: set[str], homes: Sequence[Path]) -> list[list[str]]:
-    """The keys of each process's jobs: those it was at when it was killed, for their checkpoint's sake, or its part of the rest."""
+def _shares(
+    training: Training, prints: dict[str, str], finished: set[str], homes: Sequence[Path]
+) -> list[list[str]]:
+    """The keys of each process's jobs: those it was at when it was killed, for their checkpoint's sake, or
+    its part of the rest."""
     units = [[job.key for job in unit] for recipe, jobs in training.planned for unit in recipe.units(jobs)]
     shares = []
     for rank, home in enumerate(homes):
@@ -172,7 +203,11 @@ def _shares(training: Training, prints: dict[str, str], finished: set[str], home
         if isinstance(before, dict) and all(prints.get(key) == value for key, value in before.items()):
             shares.append(list(before))
         else:
-            left = [unit for i, unit in enumerate(units) if i % len(homes) == rank and not finished.issuperset(unit)]
+            left = [
+                unit
+                for i, unit in enumerate(units)
+                if i % len(homes) == rank and not finished.issuperset(unit)
+            ]
             shares.append([key for unit in left for key in unit if len(unit) > 1 or key not in finished])
     return shares
 
@@ -191,8 +226,10 @@ def _keep(place: Path, job: Job, recipe: Recipe, result: Member | np.ndarray, fi
         return
     if isinstance(result, SklearnMember) and (unknown := result.untrusted(list(recipe.trusted))):
         raise ValueError(
-            f"{job.name}: fitted, it holds types that are not trusted, so that the folder would not give it back: {unknown}. If you know "
-            f"them, give its recipe trusted={unknown}; or train without a folder, save the ensemble, and read it by "
+            f"{job.name}: fitted, it holds types that are not trusted, so that the folder would not give it "
+            f"back: {unknown}. If you know "
+            f"them, give its recipe trusted={unknown}; or train without a folder, save the ensemble, and "
+            "read it by "
             f"Ensemble.load(folder, trusted={unknown})"
         )
     result.save(place)

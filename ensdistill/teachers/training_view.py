@@ -19,7 +19,8 @@ LOOK_SECONDS = 1.0  # between two looks at the members that others have finished
 
 
 class TrainingView:
-    """Used as a context manager around a training that it watches: a row for each member with its loss, accuracy, rate and time left.
+    """Used as a context manager around a training that it watches: a row for each member with its loss,
+    accuracy, rate and time left.
 
     Parameters
     ----------
@@ -54,11 +55,15 @@ class TrainingView:
         self._ranks, self._finished = dict(ranks or {}), finished
         self._done: set[str] = set()  # of those of which no status has come
         self._looked = -math.inf
-        self._rows: dict[str, tuple[Status | None, int, float, float, float]] = {name: (None, 0, 0.0, 0.0, 0.0) for name in names}
+        self._rows: dict[str, tuple[Status | None, int, float, float, float]] = {
+            name: (None, 0, 0.0, 0.0, 0.0) for name in names
+        }
         self._start = self._told = time.monotonic()
         self._live: Live | None = None
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._table, console=self.console, transient=True, refresh_per_second=4)
+            self._live = Live(
+                get_renderable=self._table, console=self.console, transient=True, refresh_per_second=4
+            )
 
     def __enter__(self) -> TrainingView:
         if self._live is not None:
@@ -74,7 +79,8 @@ class TrainingView:
         now = time.monotonic()
         for place, name in enumerate(status.names):
             known, _, _, began, _ = self._rows[name]
-            # The rate counts from the first status of each member: in a resumed training, most steps were done before.
+            # The rate counts from the first status of each member: in a resumed training, most steps were
+            # done before.
             first = status.step if known is None else self._rows[name][2]
             self._rows[name] = (status, place, first, now if known is None else began, now)
         if self._live is None and now - self._told >= LINE_SECONDS:
@@ -85,7 +91,9 @@ class TrainingView:
         now = time.monotonic()
         if self._finished is not None and now - self._looked >= every:
             self._looked = now
-            silent = [name for name, (status, *_) in self._rows.items() if status is None and name not in self._done]
+            silent = [
+                name for name, (status, *_) in self._rows.items() if status is None and name not in self._done
+            ]
             self._done.update(name for name in silent if self._finished(name))
 
     def _table(self) -> Table:
@@ -128,4 +136,6 @@ class TrainingView:
         whose = f" of {len(losses)} of them" if others else ""
         mean = f", mean loss{whose} {sum(losses) / len(losses):.4f}" if losses else ""
         passed = time.monotonic() - self._start
-        self.console.print(f"{done} of {len(self._rows)} members trained, {passed:.1f} s{mean}", style="dim", highlight=False)
+        self.console.print(
+            f"{done} of {len(self._rows)} members trained, {passed:.1f} s{mean}", style="dim", highlight=False
+        )

@@ -21,7 +21,8 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
         expected = "C" if classes is None else len(classes)
         raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
     if isinstance(logits, Tensor):
-        # A row's largest is finite just where the row is good: little work for a GPU. The fault is then found in main memory.
+        # A row's largest is finite just where the row is good: little work for a GPU. The fault is then found
+        # in main memory.
         if logits.numel() == 0 or bool(logits.amax(1).isfinite().all()):
             return
         logits = logits.cpu().numpy()
@@ -30,17 +31,25 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
     if len(bad):
         value = logits[bad[0]][wrong[bad[0]]][0]
         raise BadRows(
-            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: {bad[:5].tolist()}{' ...' * (len(bad) > 5)})", bad
+            f"{name}: the logits of row {bad[0]} hold {value} ({len(bad)} such rows: "
+            f"{bad[:5].tolist()}{' ...' * (len(bad) > 5)})",
+            bad,
         )
     empty = np.flatnonzero(np.isneginf(logits).all(1))
     if len(empty):
-        raise BadRows(f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left", empty)
+        raise BadRows(
+            f"{name}: the logits of row {empty[0]} are all -inf ({len(empty)} such rows); no class is left",
+            empty,
+        )
 
 
 def free_names(members: Sequence[Any]) -> list[str | None]:
     """A name for each unnamed member: numbered where several would have one name."""
     names = [None if is_member(m) else default_name(m) for m in members]
-    return [f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n for i, n in enumerate(names)]
+    return [
+        f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n
+        for i, n in enumerate(names)
+    ]
 
 
 def normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
@@ -49,7 +58,9 @@ def normalised(weights: Sequence[float] | np.ndarray | None, count: int) -> np.n
     except (TypeError, ValueError):
         raise ValueError(f"weights: expected {count} numbers; got {weights!r}") from None
     if values.shape != (count,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
-        raise ValueError(f"weights: expected {count} numbers of at least 0 with a positive sum; got {values.tolist()}")
+        raise ValueError(
+            f"weights: expected {count} numbers of at least 0 with a positive sum; got {values.tolist()}"
+        )
     return values / values.sum()
 
 
@@ -70,10 +81,20 @@ def as_inputs(inputs: Any) -> np.ndarray:
 
 
 def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) -> Member:
-    """The member that was made of the estimator ``value``, with its ``classes_`` as indices into ``classes`` where they are such."""
-    if member is value or not isinstance(member, SklearnMember | BoostedMember) or classes is None or member.classes is None:
+    """The member that was made of the estimator ``value``, with its ``classes_`` as indices into ``classes``
+    where they are such."""
+    if (
+        member is value
+        or not isinstance(member, SklearnMember | BoostedMember)
+        or classes is None
+        or member.classes is None
+    ):
         return member
-    return type(member)(value, name=member.name, classes=classes) if not set(member.classes) & set(classes) else member
+    return (
+        type(member)(value, name=member.name, classes=classes)
+        if not set(member.classes) & set(classes)
+        else member
+    )
 
 
 def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, remedy: str) -> None:
@@ -82,6 +103,9 @@ def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, reme
         if member.classes is None or classes is None:
             continue
         if set(member.classes) - set(classes):
-            raise ValueError(f"members: {member.name} has the classes {list(member.classes)}; expected {list(classes)}{remedy}")
+            raise ValueError(
+                f"members: {member.name} has the classes {list(member.classes)}; expected "
+                f"{list(classes)}{remedy}"
+            )
         if unseen := [name for name in classes if name not in member.classes]:
             warn_of_unseen(member.name, unseen, stacklevel=4)

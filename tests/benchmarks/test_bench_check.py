@@ -43,14 +43,21 @@ each_case = pytest.mark.parametrize("case", CASES, ids=[case.label for case in C
 WRONG = {
     "loss": lambda loss, g: (loss * 1.001, g),
     "factor": lambda loss, g: (loss, [x * TEMPERATURE for x in g]),
-    "hole": lambda loss, g: (loss, [x.reshape(-1).index_fill(0, torch.arange(5), 0.0).view(x.shape) for x in g]),
-    "nan": lambda loss, g: (loss, [x.where(torch.arange(x.numel()).view(x.shape) != 3, torch.nan) for x in g]),
+    "hole": lambda loss, g: (
+        loss,
+        [x.reshape(-1).index_fill(0, torch.arange(5), 0.0).view(x.shape) for x in g],
+    ),
+    "nan": lambda loss, g: (
+        loss,
+        [x.where(torch.arange(x.numel()).view(x.shape) != 3, torch.nan) for x in g],
+    ),
     "nan loss": lambda loss, g: (loss * torch.nan, g),
 }
 
 
 def eager_only(case):
-    """Without those that torch.compile makes: a compilation takes seconds, and one test elsewhere is about it."""
+    """Without those that torch.compile makes: a compilation takes seconds, and one test elsewhere is about
+    it."""
     return [c for c in contenders(case, CPU) if c.kind not in ("compile", "specification")]
 
 
@@ -60,10 +67,16 @@ def test_truth_is_the_specification(case):
     exact = [x.detach().double().requires_grad_() for x in inputs.leaves]
     logits = F.linear(*exact) if case.hidden else exact[0]
     class_dim = 1 if case.layout == "map" else -1
-    loss = distillation_loss(logits, inputs.targets, inputs.labels, class_dim=class_dim, impl="reference", **_settings(case))
+    loss = distillation_loss(
+        logits, inputs.targets, inputs.labels, class_dim=class_dim, impl="reference", **_settings(case)
+    )
     gradients = torch.autograd.grad(loss, exact)
     right, wrong = ("a", "a"), ("b", "b")
-    found, truth = errors(case, inputs, {right: (loss.detach(), gradients), wrong: (loss.detach() + 1, [1.01 * g for g in gradients])})
+    found, truth = errors(
+        case,
+        inputs,
+        {right: (loss.detach(), gradients), wrong: (loss.detach() + 1, [1.01 * g for g in gradients])},
+    )
     assert truth.loss == pytest.approx(loss.item(), rel=1e-12)
     # Listed masses and tail are float32 and sum to one within its rounding, which the two treat differently.
     assert found[right].gradient < (2e-7 if case.targets == "topk" else 1e-12)
@@ -85,7 +98,11 @@ def test_everybody_is_right(case):
 def test_a_wrong_output_of_ours_ends_the_run(case, damage, monkeypatch):
     found = eager_only(case)
     mine = found[0].loss
-    monkeypatch.setattr(checking, "both", lambda loss, inputs: damage(*both(loss, inputs)) if loss is mine else both(loss, inputs))
+    monkeypatch.setattr(
+        checking,
+        "both",
+        lambda loss, inputs: damage(*both(loss, inputs)) if loss is mine else both(loss, inputs),
+    )
     with pytest.raises(WrongOutput, match=r"^C=\d+ K=\d .*: fused \(\w+\) is wrong by .* allowed are"):
         check(case, make_inputs(case, CPU), found)
 
@@ -94,7 +111,11 @@ def test_a_wrong_output_of_ours_ends_the_run(case, damage, monkeypatch):
 def test_a_wrong_output_of_others_leaves_them_out(damage, monkeypatch):
     found = eager_only(CASES[0])
     (theirs,) = [c.loss for c in found if c.form == "log_target"]
-    monkeypatch.setattr(checking, "both", lambda loss, inputs: damage(*both(loss, inputs)) if loss is theirs else both(loss, inputs))
+    monkeypatch.setattr(
+        checking,
+        "both",
+        lambda loss, inputs: damage(*both(loss, inputs)) if loss is theirs else both(loss, inputs),
+    )
     judged = check(CASES[0], make_inputs(CASES[0], CPU), found)
     assert [c.form for c in found if c not in judged.racing] == ["log_target"]
     assert judged.left_out.keys() == {"eager (log_target)"}
@@ -106,13 +127,17 @@ def test_others_may_be_a_little_further_off_than_ours(times, out, monkeypatch):
     (theirs,) = [c.loss for c in found if c.form == "log_target"]
     judged = check(CASES[0], inputs, found)
     off = torch.tensor(judged.truth.loss + times * judged.allowed.loss, dtype=torch.float64)
-    monkeypatch.setattr(checking, "both", lambda loss, x: (off, both(loss, x)[1]) if loss is theirs else both(loss, x))
+    monkeypatch.setattr(
+        checking, "both", lambda loss, x: (off, both(loss, x)[1]) if loss is theirs else both(loss, x)
+    )
     assert check(CASES[0], inputs, found).left_out.keys() == out
 
 
 def test_the_measure_of_all_others_must_be_right_itself():
     found = [
-        replace(c, loss=lambda x: 2 * F.kl_div(x.leaves[0], x.leaves[0].detach(), reduction="sum")) if c.name == NAIVE else c
+        replace(c, loss=lambda x: 2 * F.kl_div(x.leaves[0], x.leaves[0].detach(), reduction="sum"))
+        if c.name == NAIVE
+        else c
         for c in eager_only(CASES[0])
     ]
     with pytest.raises(WrongOutput, match=r"eager \(kl_div\) is wrong"):
@@ -141,9 +166,15 @@ def test_what_is_not_built_is_said_and_not_a_crash():
     assert judged.left_out == {first.title: "not implemented: no jsd"}
     assert judged.racing == rest
     with pytest.raises(RuntimeError, match="out of memory"):
-        check(CASES[0], make_inputs(CASES[0], CPU), [replace(first, loss=failing(RuntimeError("out of memory"))), *rest])
+        check(
+            CASES[0],
+            make_inputs(CASES[0], CPU),
+            [replace(first, loss=failing(RuntimeError("out of memory"))), *rest],
+        )
     theirs = Contender("liger", "kl_div", failing(RuntimeError("out of memory")))
-    assert check(CASES[0], make_inputs(CASES[0], CPU), [first, *rest, theirs]).left_out == {"liger (kl_div)": "RuntimeError: out of memory"}
+    assert check(CASES[0], make_inputs(CASES[0], CPU), [first, *rest, theirs]).left_out == {
+        "liger (kl_div)": "RuntimeError: out of memory"
+    }
 
 
 def test_the_loss_without_a_gradient_is_checked_too():
@@ -163,7 +194,9 @@ def test_tolerance_is_near_the_rounding():
     allowed = tolerance(found[NAIVE], case, truth)
     assert allowed.gradient < 4e-6
     assert allowed.loss < 4e-6 * max(1, truth.loss)
-    assert tolerance(Errors(0.0, 0.0), replace(case, student="bfloat16"), truth).gradient == pytest.approx(2**-8, rel=1e-3)
+    assert tolerance(Errors(0.0, 0.0), replace(case, student="bfloat16"), truth).gradient == pytest.approx(
+        2**-8, rel=1e-3
+    )
 
 
 def kl(p, log_p, log_q):
@@ -180,7 +213,9 @@ def jsd(beta, log_q, log_p):
 
 def linear_jsd(beta, temperature, hidden, weight, teacher_hidden, teacher_weight, labels):
     return jsd(
-        beta, F.log_softmax(hidden @ weight.t() / temperature, -1), F.log_softmax(teacher_hidden @ teacher_weight.t() / temperature, -1)
+        beta,
+        F.log_softmax(hidden @ weight.t() / temperature, -1),
+        F.log_softmax(teacher_hidden @ teacher_weight.t() / temperature, -1),
     )
 
 
@@ -188,7 +223,9 @@ STAND_INS = {  # Liger's modules, in plain torch: they need a GPU themselves
     "kl_div": SimpleNamespace(LigerKLDIVLoss=lambda reduction: partial(F.kl_div, reduction=reduction)),
     "tvd": SimpleNamespace(LigerTVDLoss=lambda: lambda q, p: (q - p).abs().sum() / 2 / len(q)),
     "jsd": SimpleNamespace(LigerJSD=lambda beta: partial(jsd, beta)),
-    "fused_linear_jsd": SimpleNamespace(LigerFusedLinearJSD=lambda beta, temperature: partial(linear_jsd, beta, temperature)),
+    "fused_linear_jsd": SimpleNamespace(
+        LigerFusedLinearJSD=lambda beta, temperature: partial(linear_jsd, beta, temperature)
+    ),
 }
 
 
@@ -221,7 +258,11 @@ def test_quack_is_an_anchor(case, monkeypatch):
     """Checked against its own truth, timed with its own bytes, and in no ratio to ours."""
     monkeypatch.setattr(quack, "_function", lambda: F.cross_entropy)
     monkeypatch.setattr(quack, "_labels", lambda case, device: torch.arange(case.rows) % case.classes)
-    monkeypatch.setattr(race, "contenders", lambda case, device, peers: [*eager_only(case), *peers[0].contenders(case, device)])
+    monkeypatch.setattr(
+        race,
+        "contenders",
+        lambda case, device, peers: [*eager_only(case), *peers[0].contenders(case, device)],
+    )
     offered = quack.Quack().contenders(case, torch.device("cuda"))
     assert bool(offered) == (case.members == 1 and case.targets == case.student and not case.family)
     if not offered:

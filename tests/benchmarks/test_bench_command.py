@@ -1,4 +1,5 @@
-"""``ensdistill bench``: what it writes, also when it is interrupted, and the README's table that is made of it."""
+"""``ensdistill bench``: what it writes, also when it is interrupted, and the README's table that is made of
+it."""
 
 import json
 import re
@@ -76,8 +77,17 @@ def test_the_command(tmp_path, capsys):
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert found["finished"] == ["C=10 K=1 float32"]
     assert found["left_out"] == []
-    kinds = ["fused", *(["fused-avx2"] if active == "avx512" else []), "eager", "compile", "specification", "floor"]
-    assert [(r["mode"], r["implementation"]) for r in found["rows"]] == [(m, k) for m in race.MODES for k in kinds]
+    kinds = [
+        "fused",
+        *(["fused-avx2"] if active == "avx512" else []),
+        "eager",
+        "compile",
+        "specification",
+        "floor",
+    ]
+    assert [(r["mode"], r["implementation"]) for r in found["rows"]] == [
+        (m, k) for m in race.MODES for k in kinds
+    ]
     floors = {r["mode"]: r["ms"] for r in found["rows"] if r["implementation"] == "floor"}
     for row in found["rows"]:
         assert (row["classes"], row["members"], row["rows"]) == (10, 1, (1 << 20) // 120 // 4 * 4)
@@ -85,7 +95,9 @@ def test_the_command(tmp_path, capsys):
         assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["ms"] / 1e6)
         assert row["ratio_to_floor"] == pytest.approx(row["ms"] / floors[row["mode"]])
         assert (row["error"] is None) == (row["implementation"] == "floor")
-        assert row["speedup"].keys() == ({"eager", "compile", "specification"} if row["implementation"].startswith("fused") else set())
+        assert row["speedup"].keys() == (
+            {"eager", "compile", "specification"} if row["implementation"].startswith("fused") else set()
+        )
     screen = capsys.readouterr()
     assert "x floor" in screen.out
     assert "fused, at its worst" in screen.out
@@ -114,7 +126,9 @@ def test_each_shape_is_written_when_it_is_measured(eager, tmp_path, monkeypatch)
     assert after["complete"]
     assert after["rows"][: len(before["rows"])] == before["rows"]
     assert after == result.check_result(json.loads(out.read_text()))
-    with pytest.raises(ValueError, match=r"can't be resumed: its settings.rounds is 2, now it is 3; run without --resume"):
+    with pytest.raises(
+        ValueError, match=r"can't be resumed: its settings.rounds is 2, now it is 3; run without --resume"
+    ):
         running.run(CASES, Cpu(), out, rounds=3, seconds=0.0, resume=True)
 
 
@@ -129,7 +143,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 def test_a_wrong_output_ends_the_command(tmp_path, monkeypatch, capsys):
     def wrong(case, device, peers):
-        plain, first = (next(c for c in contenders(case, device) if test(c)) for test in (lambda c: c.name == NAIVE, lambda c: c.ours))
+        plain, first = (
+            next(c for c in contenders(case, device) if test(c))
+            for test in (lambda c: c.name == NAIVE, lambda c: c.ours)
+        )
         return [replace(first, loss=lambda inputs: 2 * plain.loss(inputs)), plain]
 
     monkeypatch.setattr(race, "contenders", wrong)
@@ -173,7 +190,10 @@ def test_the_pages_are_rewritten_between_their_marks(result_file, measured, tmp_
     fused = [r for r in measured["rows"] if r["implementation"] == "fused" and r["mode"] == race.MODES[0]]
     for file in (whole, short):
         text = file.read_text()
-        assert re.sub(r"(?s)-->\n.*\n<!--", "-->\nold\n<!--", text) == "# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n"
+        assert (
+            re.sub(r"(?s)-->\n.*\n<!--", "-->\nold\n<!--", text)
+            == "# before\n<!-- kernels -->\nold\n<!-- /kernels -->\nafter\n"
+        )
         table = [line for line in text.splitlines() if line.startswith("| 10 ")]
         assert table[0].split("|")[1:4] == [f" {fused[0]['classes']} ", " 1 ", f" {fused[0]['ms']:.2f} "]
     text = whole.read_text()
@@ -254,14 +274,18 @@ def test_what_the_commands_run():
 
     assert len(labels("--quick")) == 9
     assert set(labels("--quick")) < set(labels())
-    assert labels("--classes", "10", "20", "--targets", "uint8", "--members", "3") == ["C=10 K=3 float32/uint8", "C=20 K=3 float32/uint8"]
+    assert labels("--classes", "10", "20", "--targets", "uint8", "--members", "3") == [
+        "C=10 K=3 float32/uint8",
+        "C=20 K=3 float32/uint8",
+    ]
 
 
 def test_the_wheel_has_all_of_it():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in ROOT.glob("ensdistill/**/__init__.py")} == set(
-        setuptools["packages"]
-    )
+    assert {
+        p.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for p in ROOT.glob("ensdistill/**/__init__.py")
+    } == set(setuptools["packages"])
     assert setuptools["package-data"]["ensdistill.bench"] == ["*.cpp"]
     assert machine.describe_source(torch.device("cpu"))["version"]
 

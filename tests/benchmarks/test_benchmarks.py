@@ -27,7 +27,9 @@ def test_bytes():
     assert Case(100, 10, 4, "float32", "uint8").bytes_moved(gradient=True) == 12 * 1000 + 8 * 4 * 100
     assert Case(100, 10, 4, *FLOAT).bytes_moved(gradient=False) == 20 * 1000
     assert Case(100, 10, 1, *FLOAT, labels=True).bytes_moved(gradient=False) == 8 * 1000 + 8 * 100
-    assert Case(100, 1000, 1, "float32", "topk").bytes_moved(gradient=True) == 8 * 100_000 + 100 * (64 * 8 + 4)
+    assert Case(100, 1000, 1, "float32", "topk").bytes_moved(gradient=True) == 8 * 100_000 + 100 * (
+        64 * 8 + 4
+    )
     assert Case(100, 10, 1, *FLOAT, statistics=True).bytes_moved(gradient=True) == 12 * 1000 + 16 * 100
     assert Case(100, 1000, 1, *FLOAT, hidden=16).bytes_moved(gradient=True) == 2 * 4 * 16 * 1100 + 4 * 100_000
     case = make_case(64 << 20, 1000, 8, "bfloat16")
@@ -57,7 +59,9 @@ def test_the_suite_has_every_shape_once(gpu):
 def test_the_short_suite_has_some_of_each(gpu):
     cases = suite.quick(128 << 20, gpu)
     assert len({case.label for case in cases}) == len(cases)
-    assert {c.classes for c in cases} >= ({10, 100, 1000, 8192, 32000, 50257, 128256} if gpu else {10, 1000, 50257})
+    assert {c.classes for c in cases} >= (
+        {10, 100, 1000, 8192, 32000, 50257, 128256} if gpu else {10, 1000, 50257}
+    )
     assert {c.targets for c in cases} >= {"float32", "uint8", "topk"} | ({"bfloat16"} if gpu else set())
     assert {c.members for c in cases} >= ({1, 4, 8} if gpu else {1, 4})
 
@@ -110,7 +114,9 @@ def test_floor_of_a_layer_is_its_products():
     inputs = make_inputs(Case(6, 10, 1, *FLOAT, hidden=4), CPU)
     hidden, weight = (x.detach() for x in inputs.leaves)
     logits = hidden @ weight.t()
-    for found, expected in zip(floor.products(inputs, gradient=True)(), (logits, logits @ weight, logits.t() @ hidden), strict=True):
+    for found, expected in zip(
+        floor.products(inputs, gradient=True)(), (logits, logits @ weight, logits.t() @ hidden), strict=True
+    ):
         torch.testing.assert_close(found, expected)
     assert len(floor.products(inputs, gradient=False)()) == 1
 
@@ -118,7 +124,9 @@ def test_floor_of_a_layer_is_its_products():
 def test_interleaving():
     log = []
     clock = Cpu().clock
-    times = interleave({"fast": lambda: log.append("f"), "slow": lambda: (log.append("s"), time.sleep(0.004))}, 7, 0.0, clock)
+    times = interleave(
+        {"fast": lambda: log.append("f"), "slow": lambda: (log.append("s"), time.sleep(0.004))}, 7, 0.0, clock
+    )
     assert log.count("f") == log.count("s") == 7
     assert all({log[i], log[i + 1]} == {"f", "s"} for i in range(0, 14, 2)), "each goes once a round"
     assert 4 <= times["slow"].first_quartile <= times["slow"].median <= times["slow"].third_quartile
@@ -150,7 +158,8 @@ def test_a_gradient_that_is_kept_for_the_next_call_is_counted():
 def test_small_batches_are_many(monkeypatch):
     """So many that the caches are outrun; and the fastest of each kind races."""
     monkeypatch.setattr(
-        "ensdistill.bench.race.contenders", lambda case, device, peers: [c for c in contenders(case, device) if c.kind != "compile"]
+        "ensdistill.bench.race.contenders",
+        lambda case, device, peers: [c for c in contenders(case, device) if c.kind != "compile"],
     )
     place = Cpu()
     place.cache_bytes = 10_000
@@ -158,12 +167,15 @@ def test_small_batches_are_many(monkeypatch):
     assert left_out == []
     assert {row["inputs"] for row in rows} == {1 + 20_000 // (16 * 10 * 4 * 6)}
     kinds = ["fused", *(["fused-avx2"] if ops.instruction_set() == "avx512" else []), "eager"]
-    assert [(row["mode"], row["implementation"]) for row in rows] == [(m, k) for m in ("forward+backward", "forward") for k in kinds]
+    assert [(row["mode"], row["implementation"]) for row in rows] == [
+        (m, k) for m in ("forward+backward", "forward") for k in kinds
+    ]
     assert all(row["ratio_to_floor"] is None for row in rows)
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "inputs", "graphs"), [(0.1, 1, {"ours", "floor"}), (1.0, 1, set()), (1.0, 100, {"ours", "floor"}), (50.0, 100, set())]
+    ("milliseconds", "inputs", "graphs"),
+    [(0.1, 1, {"ours", "floor"}), (1.0, 1, set()), (1.0, 100, {"ours", "floor"}), (50.0, 100, set())],
 )
 def test_short_work_on_a_gpu_becomes_a_graph_where_it_can(milliseconds, inputs, graphs, monkeypatch):
     """And what waits for the device is never captured: a failed capture would spoil those after it."""

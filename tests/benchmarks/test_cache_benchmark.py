@@ -16,11 +16,21 @@ from ensdistill.cache import cache_targets
 def test_a_quick_run_has_every_part(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(codecs, "PAIRS", 300)
-    assert main(["--quick", "--records", "1500", "--scratch", str(tmp_path), "--out", str(tmp_path / "r.json")], tmp_path) == 0
+    assert (
+        main(
+            ["--quick", "--records", "1500", "--scratch", str(tmp_path), "--out", str(tmp_path / "r.json")],
+            tmp_path,
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     timed = {(row["store"], row["width"]) for row in result["gather"]}
-    assert {(name, width) for name in ("ensdistill", "numpy memmap", "safetensors slices") for width in (344, 2000)} <= timed
+    assert {
+        (name, width)
+        for name in ("ensdistill", "numpy memmap", "safetensors slices")
+        for width in (344, 2000)
+    } <= timed
     for row in result["gather"]:
         assert min(row["warm_records_per_s"], row["cold_records_per_s"], row["write_mb_per_s"]) > 0
         assert row["warm_spread"][0] <= row["warm_records_per_s"] <= row["warm_spread"][1]
@@ -45,7 +55,9 @@ class Forgetful(stores.Memmap):
 
 def test_a_store_with_one_wrong_bit_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gather, "STORES", (stores.Ours, Forgetful))
-    with pytest.raises(gather.WrongRecords, match="numpy memmap: records 0 to 1499 are not those that were written"):
+    with pytest.raises(
+        gather.WrongRecords, match="numpy memmap: records 0 to 1499 are not those that were written"
+    ):
         gather.measure(tmp_path, 1500, 344, 1, 0.0, lambda line: None)
 
 

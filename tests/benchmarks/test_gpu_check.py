@@ -14,9 +14,22 @@ from ensdistill.bench import suite
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
-STEPS = ["build", "rebuild", "load", "tests", "memcheck", "racecheck", "synccheck", "library", "wheels", "benchmark"]
+STEPS = [
+    "build",
+    "rebuild",
+    "load",
+    "tests",
+    "memcheck",
+    "racecheck",
+    "synccheck",
+    "library",
+    "wheels",
+    "benchmark",
+]
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None or shutil.which("timeout") is None, reason="no bash, or no timeout")
+pytestmark = pytest.mark.skipif(
+    shutil.which("bash") is None or shutil.which("timeout") is None, reason="no bash, or no timeout"
+)
 
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
@@ -32,7 +45,14 @@ case "$*" in
   *synccheck*) exit 9 ;;
 esac
 """
-ROW = {"implementation": "fused", "case": "C=10 K=1", "mode": "forward", "ms": 0.5, "gb_per_s": 2950.0, "ratio_to_floor": 1.25}
+ROW = {
+    "implementation": "fused",
+    "case": "C=10 K=1",
+    "mode": "forward",
+    "ms": 0.5,
+    "gb_per_s": 2950.0,
+    "ratio_to_floor": 1.25,
+}
 
 
 def check(*options, folder, **environment):
@@ -66,7 +86,17 @@ def test_its_text():
 
 def test_dry_run(tmp_path):
     python, environment = stand_ins(tmp_path)
-    done, result = check("--dry-run", "--python", python, "--library", __file__, "--commit", "abc", folder=tmp_path / "out", **environment)
+    done, result = check(
+        "--dry-run",
+        "--python",
+        python,
+        "--library",
+        __file__,
+        "--commit",
+        "abc",
+        folder=tmp_path / "out",
+        **environment,
+    )
     assert done.returncode == 0, done.stderr
     assert [step["step"] for step in result["steps"]] == STEPS
     outcomes = {step["step"]: (step["outcome"], step["reason"]) for step in result["steps"]}
@@ -82,12 +112,16 @@ def test_dry_run(tmp_path):
 
 def test_without_a_gpu_everything_is_skipped_and_says_why(tmp_path):
     false = tmp_path / "python"
-    false.write_text(f'#!/bin/sh\ncase "$*" in *is_available*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n')
+    false.write_text(
+        f'#!/bin/sh\ncase "$*" in *is_available*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
     false.chmod(0o755)
     done, result = check("--python", false, folder=tmp_path / "out")
     assert done.returncode == 2  # nothing was checked
     assert {step["outcome"] for step in result["steps"]} == {"skipped"}
-    assert all("no GPU" in step["reason"] for step in result["steps"] if step["step"] not in ("library", "wheels"))
+    assert all(
+        "no GPU" in step["reason"] for step in result["steps"] if step["step"] not in ("library", "wheels")
+    )
     assert result["kernels"] is None
 
 
@@ -96,7 +130,12 @@ def test_later_steps_run_though_earlier_ones_failed(tmp_path):
     done, result = check("--python", python, folder=tmp_path / "out", **environment)
     assert done.returncode == 1
     outcomes = {step["step"]: step["outcome"] for step in result["steps"]}
-    ran = {name: "ok" for name in STEPS} | {"tests": "failed", "synccheck": "failed", "library": "skipped", "wheels": "skipped"}
+    ran = {name: "ok" for name in STEPS} | {
+        "tests": "failed",
+        "synccheck": "failed",
+        "library": "skipped",
+        "wheels": "skipped",
+    }
     assert outcomes == ran
     assert "2 failed, 1200 passed" in next(step["log"] for step in result["steps"] if step["step"] == "tests")
     assert result["kernels"]["rows"] == [ROW]
@@ -109,13 +148,22 @@ def test_nothing_outlives_its_time(tmp_path):
     done, result = check("--python", python, "--seconds", 7, folder=tmp_path / "out", **environment)
     assert done.returncode == 1
     outcomes = {step["step"]: step["outcome"] for step in result["steps"]}
-    assert (outcomes["racecheck"], outcomes["synccheck"], outcomes["benchmark"]) == ("timeout", "skipped", "skipped")
+    assert (outcomes["racecheck"], outcomes["synccheck"], outcomes["benchmark"]) == (
+        "timeout",
+        "skipped",
+        "skipped",
+    )
     assert result["seconds"] <= 12
 
 
-@pytest.mark.parametrize("options", [["--seconds", "soon"], ["--library", "/nowhere"], ["--wheels", "/nowhere"], ["--out"], ["--fast"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--seconds", "soon"], ["--library", "/nowhere"], ["--wheels", "/nowhere"], ["--out"], ["--fast"]],
+)
 def test_bad_options(options, tmp_path):
-    done = subprocess.run(["bash", SCRIPT, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        ["bash", SCRIPT, *options], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 2
     assert options[0] in done.stderr
 
@@ -138,26 +186,45 @@ def test_a_library_is_judged(tmp_path):
     from ensdistill.loss import _native
 
     script = str(ROOT / "benchmarks" / "foreign_library.py")
-    done = subprocess.run([sys.executable, script, _native._cpu.__file__], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, script, _native._cpu.__file__], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "loss and gradient are right" in done.stdout
     (tmp_path / "none.so").write_bytes(b"\x7fELF")
-    assert subprocess.run([sys.executable, script, tmp_path / "none.so"], capture_output=True, check=False).returncode == 1
+    assert (
+        subprocess.run(
+            [sys.executable, script, tmp_path / "none.so"], capture_output=True, check=False
+        ).returncode
+        == 1
+    )
 
 
-# What the sanitizer watches, and what is predicted -------------------------------------------------------------------
+# What the sanitizer watches, and what is predicted
+# -------------------------------------------------------------------
 
 
 def test_the_sanitizer_sees_every_layout(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # plans are then an H100's
-    assert [launch.plan().layout for launch in sanitize.LAUNCHES] == [launch.layout for launch in sanitize.LAUNCHES]
-    assert {launch.layout for launch in sanitize.LAUNCHES} == {"staged", "strided", "tile", "block", "cluster", "reread", "doubles"}
+    assert [launch.plan().layout for launch in sanitize.LAUNCHES] == [
+        launch.layout for launch in sanitize.LAUNCHES
+    ]
+    assert {launch.layout for launch in sanitize.LAUNCHES} == {
+        "staged",
+        "strided",
+        "tile",
+        "block",
+        "cluster",
+        "reread",
+        "doubles",
+    }
     assert all(launch.rows * launch.classes < 600_000 for launch in sanitize.LAUNCHES)
 
 
 @pytest.mark.parametrize("launch", sanitize.LAUNCHES, ids=lambda x: f"{x.layout}-{x.classes}")
 def test_the_sanitizers_inputs_are_fine(launch):
-    """Seen on the CPU, so that a failure under the sanitizer is the kernel's: `run` raises where loss or gradient is wrong."""
+    """Seen on the CPU, so that a failure under the sanitizer is the kernel's: `run` raises where loss or
+    gradient is wrong."""
     import torch
 
     sanitize.run(launch, torch.device("cpu"))
@@ -175,7 +242,12 @@ def test_the_sanitizer_sees_every_encoder_and_type():
     import torch
 
     assert {x.encoder for x in sanitize.ENCODINGS} == {"uint8", "top_k", "counts"}
-    assert {dtype for dtype, *_ in sanitize.SCALINGS} == {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+    assert {dtype for dtype, *_ in sanitize.SCALINGS} == {
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+    }
     assert {launch.student for launch in sanitize.LAUNCHES} == {dtype for dtype, *_ in sanitize.SCALINGS}
 
 
@@ -192,7 +264,8 @@ def test_the_predictions_are_of_these_plans(tmp_path):
 
 
 def test_a_prediction_counts_what_dense_cuh_does():
-    """One teacher on chip: the student's and the teacher's softmax, p and q. K: a member more each in the sweep and in the sum."""
+    """One teacher on chip: the student's and the teacher's softmax, p and q. K: a member more each in the
+    sweep and in the sum."""
     assert predict.work("tile", 1, False).exponentials == 4
     assert predict.work("cluster", 8, True).exponentials == 1 + 8 + 7 + 1 + 1
     assert predict.work("reread", 8, False).exponentials == 1 + 8 + 8 + 1
@@ -208,9 +281,14 @@ def test_a_prediction_counts_what_dense_cuh_does():
 @pytest.mark.parametrize("which", [suite.quick, suite.full])
 def test_what_a_gpu_runs_has_a_prediction(which):
     predicted = {case.label for case in predict.cases()}
-    run = [case for case in which(predict.DATA, gpu=True) if case.targets != "float16"]  # which is predicted as bfloat16 is
+    run = [
+        case for case in which(predict.DATA, gpu=True) if case.targets != "float16"
+    ]  # which is predicted as bfloat16 is
     without = [case for case in run if case.label not in predicted]
-    assert {(c.student, c.targets) for c in run if not c.small and not c.hidden} >= {("float32", "uint8"), ("bfloat16", "uint8")}
+    assert {(c.student, c.targets) for c in run if not c.small and not c.hidden} >= {
+        ("float32", "uint8"),
+        ("bfloat16", "uint8"),
+    }
     assert None not in {predict.why_not(case) for case in without}
     text = (ROOT / "benchmarks" / "PREDICTIONS.md").read_text()
     for case in without:

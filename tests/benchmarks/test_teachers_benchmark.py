@@ -1,4 +1,5 @@
-"""The teachers' benchmark: contenders do the same work, ratios and tables say what was measured, missing data say how to get them."""
+"""The teachers' benchmark: contenders do the same work, ratios and tables say what was measured, missing data
+say how to get them."""
 
 import functools
 import os
@@ -20,11 +21,19 @@ from ensdistill.models import MLP
 
 
 def case(epochs=10, members=2):
-    return Case(digits(), functools.partial(MLP, inputs=64, hidden=[32], outputs=10), "MLP", members, epochs, 64)
+    return Case(
+        digits(), functools.partial(MLP, inputs=64, hidden=[32], outputs=10), "MLP", members, epochs, 64
+    )
 
 
 def test_contenders_reach_the_same_accuracy():
-    chosen = ["ensdistill", "ensdistill, stacked", "ensdistill, one by one", "ensdistill, side by side", "plain loop"]
+    chosen = [
+        "ensdistill",
+        "ensdistill, stacked",
+        "ensdistill, one by one",
+        "ensdistill, side by side",
+        "plain loop",
+    ]
     notes = []
     found = measure.training(case(), 1, chosen, notes.append)
     assert set(found["contenders"]) == set(chosen)
@@ -33,7 +42,9 @@ def test_contenders_reach_the_same_accuracy():
     ratios = measure.targets(found)
     seconds = {name: r["seconds"] for name, r in found["contenders"].items()}
     assert ratios["plain loop"] == seconds["plain loop"] / seconds["ensdistill"]
-    own = min(seconds["ensdistill, stacked"], seconds["ensdistill, one by one"], seconds["ensdistill, side by side"])
+    own = min(
+        seconds["ensdistill, stacked"], seconds["ensdistill, one by one"], seconds["ensdistill, side by side"]
+    )
     assert ratios["the fastest of its own ways"] == own / seconds["ensdistill"]
     assert "torchensemble" not in ratios
 
@@ -50,8 +61,12 @@ def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
 
 def test_work_that_is_not_the_same_is_said(monkeypatch):
     task = digits()
-    monkeypatch.setitem(CONTENDERS, "torchensemble", lambda case, seed: np.eye(10)[(task.test_labels + 1) % 10])
-    assert not measure.training(case(5), 1, ["torchensemble", "plain loop"], lambda line: None)["same_accuracy"]
+    monkeypatch.setitem(
+        CONTENDERS, "torchensemble", lambda case, seed: np.eye(10)[(task.test_labels + 1) % 10]
+    )
+    assert not measure.training(case(5), 1, ["torchensemble", "plain loop"], lambda line: None)[
+        "same_accuracy"
+    ]
 
 
 def test_quality_gives_paired_intervals(tmp_path, capsys):
@@ -67,7 +82,11 @@ def test_quality_gives_paired_intervals(tmp_path, capsys):
         assert low <= mean <= high
         assert mean == pytest.approx(entry["nll"] - uniform["nll"])
     timed = measure.training(case(1), 1, ["ensdistill", "plain loop"], lambda line: None)
-    result = {"machine": machine.describe_machine(torch.device("cpu")), "training": [timed], "quality": [found]}
+    result = {
+        "machine": machine.describe_machine(torch.device("cpu")),
+        "training": [timed],
+        "quality": [found],
+    }
     _show(result, Console())
     shown = capsys.readouterr().out
     assert f"│ plain loop │ {timed['contenders']['plain loop']['seconds']:.2f}" in shown

@@ -30,7 +30,8 @@ def test_gather_gives_the_logits_back(tmp_path, codec):
     decoded = targets.to_logits().numpy()
     if codec in ("fp16", "bf16"):
         expected = expected - expected.max(-1, keepdims=True)
-    # uint8: half a step; fp16: 2^-11 of a logit, bf16 2^-8 of it; fp32: nothing. 1e-5 and 1e-6 for float32 arithmetic.
+    # uint8: half a step; fp16: 2^-11 of a logit, bf16 2^-8 of it; fp32: nothing. 1e-5 and 1e-6 for float32
+    # arithmetic.
     slack = {
         "uint8": np.ptp(expected, axis=-1, keepdims=True) / 510 + 1e-5,
         "fp16": np.abs(expected) / 2048 + 1e-6,
@@ -41,7 +42,12 @@ def test_gather_gives_the_logits_back(tmp_path, codec):
     assert isinstance(targets, QuantizedLogits if codec == "uint8" else EnsembleLogits)
     np.testing.assert_array_equal(cache.gather_logits(uids), decoded)
     assert targets.weights.tolist() == [0.5, 0.3, 0.2]
-    assert (len(cache), cache.names, cache.classes, cache.combiner) == (230, teachers.names, teachers.classes, "prob")
+    assert (len(cache), cache.names, cache.classes, cache.combiner) == (
+        230,
+        teachers.names,
+        teachers.classes,
+        "prob",
+    )
 
 
 def test_statistics_are_those_of_the_rows(tmp_path):
@@ -64,7 +70,11 @@ def test_targets_are_views_of_one_block(tmp_path, monkeypatch):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path, **SMALL)
     gathered = []
-    monkeypatch.setattr(cache, "gather_records", lambda *a: gathered.append(TargetCache.gather_records(cache, *a)) or gathered[-1])
+    monkeypatch.setattr(
+        cache,
+        "gather_records",
+        lambda *a: gathered.append(TargetCache.gather_records(cache, *a)) or gathered[-1],
+    )
     targets = cache.gather(torch.tensor([5, 200, 5]))
     (records,) = gathered
     for tensor in (targets.codes, targets.scale, targets.offset):
@@ -90,7 +100,9 @@ def test_the_order_of_rows_does_not_matter_but_that_of_uids_does(tmp_path):
     cache_targets(teachers, rows.take(shuffle), tmp_path / "b", **SMALL)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     renumbered = Rows(rows.inputs, rows.uids[::-1].copy(), rows.labels)
-    with pytest.raises(CacheMismatch, match=r"fingerprint\.inputs\.hash: the cache has '\w+', expected '\w+'"):
+    with pytest.raises(
+        CacheMismatch, match=r"fingerprint\.inputs\.hash: the cache has '\w+', expected '\w+'"
+    ):
         cache_targets(teachers, renumbered, tmp_path / "a", **SMALL)
 
 
@@ -107,7 +119,11 @@ def test_a_finished_cache_is_opened_and_teachers_are_not_asked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "field"),
     [
-        ({"version": "2"}, {}, r"fingerprint\.ensemble\.members\[0\]\.weights: the cache has '1', expected '2'"),
+        (
+            {"version": "2"},
+            {},
+            r"fingerprint\.ensemble\.members\[0\]\.weights: the cache has '1', expected '2'",
+        ),
         ({"weights": np.array([1.0, 0.0, 0.0])}, {}, r"weights\[0\]: the cache has 0\.5, expected 1\.0"),
         ({"combiner": "logit"}, {}, "combiner: the cache has 'prob', expected 'logit'"),
         ({"classes": tuple("012345678X")}, {}, r"classes\[9\]: the cache has '9', expected 'X'"),
@@ -122,7 +138,12 @@ def test_a_cache_of_something_else_is_refused_unless_overwritten(tmp_path, chang
         cache_targets(teachers, rows, folder, **SMALL)
     else:
         with pytest.raises(ValueError, match="nan"):
-            cache_targets(teachers.with_logit(0, int(np.flatnonzero(rows.uids == 229)[0]), 0, np.nan), rows, folder, **SMALL)
+            cache_targets(
+                teachers.with_logit(0, int(np.flatnonzero(rows.uids == 229)[0]), 0, np.nan),
+                rows,
+                folder,
+                **SMALL,
+            )
     before, other = contents(folder), replace(teachers, **change)
     with pytest.raises(CacheMismatch, match=field):
         cache_targets(other, rows, folder, **{**SMALL, **options})
@@ -170,10 +191,16 @@ def test_bad_logits_name_member_uid_and_value_and_publish_nothing(tmp_path):
             cache_targets(teachers.with_logit(1, row, 4, value), rows, tmp_path / "cache", **SMALL)
     with pytest.raises(ValueError, match="member 'c' gave -inf for every class of uid 70"):
         cache_targets(teachers.with_logit(2, row, slice(None), -np.inf), rows, tmp_path / "cache", **SMALL)
-    assert sorted(contents(tmp_path / "cache")) == ["plan.json", "shard-00000.commit.json", "shard-00000.safetensors"]
+    assert sorted(contents(tmp_path / "cache")) == [
+        "plan.json",
+        "shard-00000.commit.json",
+        "shard-00000.safetensors",
+    ]
     with pytest.raises(CacheIncomplete, match="its writer has not finished"):
         TargetCache.open(tmp_path / "cache")
-    cache = cache_targets(teachers.with_logit(1, row, 4, -np.inf), rows, tmp_path / "cache", **SMALL)  # a mask is legal
+    cache = cache_targets(
+        teachers.with_logit(1, row, 4, -np.inf), rows, tmp_path / "cache", **SMALL
+    )  # a mask is legal
     assert torch.isneginf(cache.gather([70]).to_logits()).nonzero().tolist() == [[1, 0, 4]]
 
 
@@ -188,13 +215,33 @@ def test_bad_arguments(tmp_path):
     refused(ValueError, "shard_rows: expected a positive integer; got 0", shard_rows=0)
     refused(ValueError, "batch_size: expected a positive integer; got -1", batch_size=-1)
     refused(ValueError, "rows: expected at least one", rows=rows.take(np.arange(0)))
-    refused(ValueError, r"ensemble.weights: expected float64 \[3\]", teachers=replace(teachers, weights=np.ones(2)))
-    refused(ValueError, r"ensemble.weights: .*got \[1.0, -1.0, 1.0\]", teachers=replace(teachers, weights=np.array([1.0, -1, 1])))
+    refused(
+        ValueError,
+        r"ensemble.weights: expected float64 \[3\]",
+        teachers=replace(teachers, weights=np.ones(2)),
+    )
+    refused(
+        ValueError,
+        r"ensemble.weights: .*got \[1.0, -1.0, 1.0\]",
+        teachers=replace(teachers, weights=np.array([1.0, -1, 1])),
+    )
     refused(ValueError, "ensemble.combiner: .*got 'vote'", teachers=replace(teachers, combiner="vote"))
-    refused(TypeError, r"ensemble.fingerprint\(\): expected plain JSON", teachers=replace(teachers, version=np.float64))
+    refused(
+        TypeError,
+        r"ensemble.fingerprint\(\): expected plain JSON",
+        teachers=replace(teachers, version=np.float64),
+    )
     assert not (tmp_path / "none").exists()
-    refused(TypeError, "expected float32 logits; got float64", teachers=replace(teachers, logits=teachers.logits.astype(float)))
-    refused(ValueError, r"= \[3, 230, 10\]; got \[3, 230, 9\]", teachers=replace(teachers, logits=teachers.logits[..., :9]))
+    refused(
+        TypeError,
+        "expected float32 logits; got float64",
+        teachers=replace(teachers, logits=teachers.logits.astype(float)),
+    )
+    refused(
+        ValueError,
+        r"= \[3, 230, 10\]; got \[3, 230, 9\]",
+        teachers=replace(teachers, logits=teachers.logits[..., :9]),
+    )
 
 
 def test_bad_uids(tmp_path):
@@ -241,7 +288,11 @@ def test_a_second_writer_is_refused(tmp_path):
     def second_writer(done, total):
         if not seen:
             script = f"from ensdistill.common.files import exclusive\nwith exclusive({str(tmp_path)!r}): pass"
-            seen.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT))
+            seen.append(
+                subprocess.run(
+                    [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT
+                )
+            )
 
     cache_targets(teachers, rows, tmp_path, progress=second_writer, **SMALL)
     assert "FolderLocked" in seen[0].stderr
@@ -273,7 +324,9 @@ def test_reading_needs_neither_torch_nor_a_writable_folder(tmp_path):
         sys.stdout.buffer.write(cache.gather_records(np.array([7, 229])).tobytes())
     """
     (tmp_path / "cache").chmod(0o555)
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == expected.tobytes()
 
@@ -283,7 +336,9 @@ def test_more_shards_than_may_be_mapped(tmp_path, monkeypatch):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path, codec="fp32", **SMALL)
     for uids in (np.arange(230), np.arange(230)[::-1], np.array([229, 0, 100])):
-        np.testing.assert_array_equal(cache.gather(uids.copy()).to_logits().numpy(), in_uid_order(teachers, rows)[:, uids])
+        np.testing.assert_array_equal(
+            cache.gather(uids.copy()).to_logits().numpy(), in_uid_order(teachers, rows)[:, uids]
+        )
         assert cache.shards.mapped <= 4  # a batch's own at least
     for uid in (0, 64, 128):
         cache.shards.unmap() if uid == 0 else None

@@ -17,19 +17,35 @@ from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import Counts, LogProbs, QuantizedLogits, TopK
 
 DENSE = ("uint8", "fp16", "bf16", "fp32")
-LOGITS = arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40)), elements=st.floats(-50, 50, width=32))
+LOGITS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40)),
+    elements=st.floats(-50, 50, width=32),
+)
 
 
 def stored(codec, logits, **options):
-    """What a reader gets of logits [N, K, C]: through the bytes of a record and back; and the KL that the writer measured [N, K]."""
+    """What a reader gets of logits [N, K, C]: through the bytes of a record and back; and the KL that the
+    writer measured [N, K]."""
     n, k, c = logits.shape
     settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
     names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
-    plan = make_plan(members=names, classes=classes, codec=codec, rows=n, views=1, sequences=False, shard_rows=n, **settings)
+    plan = make_plan(
+        members=names,
+        classes=classes,
+        codec=codec,
+        rows=n,
+        views=1,
+        sequences=False,
+        shard_rows=n,
+        **settings,
+    )
     place = record_of(codec_of(codec), k if settings["mixture_at"] is None else 1, c)
     records = np.zeros((n, place.bytes), np.uint8)
     views = place.views(records)
-    fields, costs = Encoder(plan, codec_of(codec))(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
+    fields, costs = Encoder(plan, codec_of(codec))(
+        np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None
+    )
     for name, value in fields.items():
         views[name][:] = value
     return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
@@ -50,7 +66,9 @@ def test_teachers_on_a_device_without_kernels(monkeypatch, codec, mixture_at):
     fused, views, kl = stored(codec, logits, mixture_at=mixture_at)
     monkeypatch.setattr("ensdistill.cache.encoding.why_no_kernels", lambda kind, index: "none for it")
     kernels = {"uint8": "uint8", "topk-3": "top_k", "counts-40": "counts"}
-    monkeypatch.setattr(torch.ops.ensdistill, f"encode_{kernels[codec]}", None)  # whoever calls it all the same fails
+    monkeypatch.setattr(
+        torch.ops.ensdistill, f"encode_{kernels[codec]}", None
+    )  # whoever calls it all the same fails
     plain, plain_views, plain_kl = stored(codec, logits, mixture_at=mixture_at)
     np.testing.assert_allclose(plain, fused, rtol=1e-3)
     np.testing.assert_allclose(plain_kl, kl, rtol=1e-3, atol=1e-12)
@@ -63,7 +81,8 @@ def test_teachers_on_a_device_without_kernels(monkeypatch, codec, mixture_at):
 def test_uint8_keeps_the_bound(logits):
     decoded, _, kl = stored("uint8", logits)
     span = np.ptp(logits.astype(np.float64), axis=-1)
-    # Half a step, and the float32 arithmetic of offset + scale * code, whose terms are within 150 (150 * 2^-23 = 2e-5).
+    # Half a step, and the float32 arithmetic of offset + scale * code, whose terms are within 150 (150 *
+    # 2^-23 = 2e-5).
     assert (np.abs(decoded.astype(np.float64) - logits).max(-1) <= span / 510 + 2e-5).all()
     assert (kl_divergence(logits, decoded) <= (span / 510 + 2e-5) ** 2 / 2 + 1e-15).all()
     assert (kl <= (span / 510 + 2e-5) ** 2 / 2 + 1e-15).all()
@@ -76,7 +95,9 @@ def test_the_bound_that_the_codecs_are_judged_by(logits, temperature, error, see
     noise = np.random.default_rng(seed).uniform(-error, error, logits.shape)
     given = logits.astype(np.float64)
     kl = kl_divergence(given / temperature, (given + noise + 7.0) / temperature)
-    assert (kl <= error**2 / (2 * temperature**2) + 1e-13).all()  # 1e-13: float64 cancellation of logits up to 100
+    assert (
+        kl <= error**2 / (2 * temperature**2) + 1e-13
+    ).all()  # 1e-13: float64 cancellation of logits up to 100
 
 
 @given(LOGITS, st.sampled_from(["fp16", "bf16"]))
@@ -84,8 +105,8 @@ def test_the_bound_that_the_codecs_are_judged_by(logits, temperature, error, see
 def test_half_precision_keeps_the_bound(logits, codec):
     decoded, _, kl = stored(codec, logits)
     span = np.ptp(logits.astype(np.float64), axis=-1)
-    # Half a unit in the last place: 2^-11 and 2^-8 of the distance to the maximum, which float32 subtraction rounds; fp16 has no
-    # numbers between 0 and 6e-8.
+    # Half a unit in the last place: 2^-11 and 2^-8 of the distance to the maximum, which float32 subtraction
+    # rounds; fp16 has no numbers between 0 and 6e-8.
     error = span * {"fp16": 2.0**-11, "bf16": 2.0**-8}[codec] * 1.001 + 6e-8
     assert (kl <= error**2 / 2 + 1e-15).all()
     np.testing.assert_allclose(kl, kl_divergence(logits, decoded), atol=1e-13)
@@ -130,7 +151,8 @@ def test_extreme_rows(codec, row):
 
 
 @pytest.mark.parametrize(
-    ("codec", "mean", "largest"), [("fp32", 0.0, 0.0), ("fp16", 1e-6, 1e-5), ("bf16", 1e-4, 1e-3), ("uint8", 1e-4, 1e-3)]
+    ("codec", "mean", "largest"),
+    [("fp32", 0.0, 0.0), ("fp16", 1e-6, 1e-5), ("bf16", 1e-4, 1e-3), ("uint8", 1e-4, 1e-3)],
 )
 def test_codecs_on_real_logits(codec, mean, largest):
     logits = digits()[0].logits.swapaxes(0, 1)
@@ -157,7 +179,10 @@ def test_kl_is_that_of_torch():
 def test_numpy_and_torch_decode_the_same():
     logits = mask(digits()[0].logits, 1).swapaxes(0, 1)
     decoded, views, _ = stored("uint8", logits)
-    torch_views = {name: torch.from_numpy(np.ascontiguousarray(views[name].swapaxes(0, 1))) for name in ("codes", "scale", "offset")}
+    torch_views = {
+        name: torch.from_numpy(np.ascontiguousarray(views[name].swapaxes(0, 1)))
+        for name in ("codes", "scale", "offset")
+    }
     np.testing.assert_array_equal(QuantizedLogits(**torch_views).to_logits().numpy(), decoded.swapaxes(0, 1))
 
 
@@ -173,7 +198,8 @@ def test_fields_tile_the_record_and_are_aligned(codec, k, c):
     assert place.bytes % 8 == 0
 
 
-# The mixture only -----------------------------------------------------------------------------------------------------
+# The mixture only
+# -----------------------------------------------------------------------------------------------------
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 
@@ -198,8 +224,18 @@ def test_the_writer_measures_what_a_reader_of_the_mixture_gets(codec, temperatur
     pair = (decoded[:, 0], log_p) if codec.startswith("counts") else (log_p, decoded[:, 0])
     with np.errstate(invalid="ignore"):  # -inf - -inf, where nothing is drawn
         # Decoded in float32: 6e-8 of a log-probability, of which the KL of dense codecs sees the square only.
-        np.testing.assert_allclose(kl[:, 0], kl_divergence(*pair), atol=1e-7 if codec.startswith(("counts", "topk")) else 1e-9)
-    limit = {"uint8": 1e-3, "fp16": 1e-5, "bf16": 1e-3, "fp32": 1e-9, "topk-4": 0.2, "topk-10": 1e-5, "counts-200": 0.2}[codec]
+        np.testing.assert_allclose(
+            kl[:, 0], kl_divergence(*pair), atol=1e-7 if codec.startswith(("counts", "topk")) else 1e-9
+        )
+    limit = {
+        "uint8": 1e-3,
+        "fp16": 1e-5,
+        "bf16": 1e-3,
+        "fp32": 1e-9,
+        "topk-4": 0.2,
+        "topk-10": 1e-5,
+        "counts-200": 0.2,
+    }[codec]
     assert kl.max() <= limit
 
 
@@ -215,7 +251,8 @@ def test_the_loss_of_the_stored_mixture_is_that_of_the_members(tmp_path, codec):
     student = torch.linspace(-1, 1, 600).view(60, 10)
     expected = distillation_loss(student, whole.gather(uids), temperature=2.0)
     found = distillation_loss(student, target, temperature=2.0)
-    # What a codec moves a KL of about 1 by: its own error, the tail's shape (a bucket is never above the whole), the noise of 200 draws.
+    # What a codec moves a KL of about 1 by: its own error, the tail's shape (a bucket is never above the
+    # whole), the noise of 200 draws.
     tolerance = {"uint8": 1e-2, "topk-4": 5e-2, "counts-200": 0.1, "bf16": 1e-2}.get(codec, 1e-3)
     assert found.item() == pytest.approx(expected.item(), abs=tolerance)
     with pytest.raises(ValueError, match=r"temperature: 1\.0, but targets .* were made at 2\.0"):
@@ -226,9 +263,13 @@ def test_the_loss_of_the_stored_mixture_is_that_of_the_members(tmp_path, codec):
 
 def test_counts_are_seeded_by_uid_and_not_by_batch(tmp_path):
     teachers, rows = digits()
-    one = cache_targets(teachers, rows, tmp_path / "a", codec="counts-50", mixture_at=1.0, shard_rows=64, batch_size=7)
+    one = cache_targets(
+        teachers, rows, tmp_path / "a", codec="counts-50", mixture_at=1.0, shard_rows=64, batch_size=7
+    )
     two = cache_targets(teachers, rows, tmp_path / "b", codec="counts-50", mixture_at=1.0, shard_rows=32)
-    other = cache_targets(teachers, rows, tmp_path / "c", codec="counts-50", mixture_at=1.0, shard_rows=32, seed=1)
+    other = cache_targets(
+        teachers, rows, tmp_path / "c", codec="counts-50", mixture_at=1.0, shard_rows=32, seed=1
+    )
     uids = np.arange(230)
     np.testing.assert_array_equal(one.gather_records(uids), two.gather_records(uids))
     assert (two.gather_records(uids) != other.gather_records(uids)).any()
@@ -243,7 +284,9 @@ def test_counts_are_unbiased():
     found = np.exp(decoded[:, 0]).mean(0)
     assert (np.abs(found - p) <= 5 * np.sqrt(p * (1 - p) / (16 * 4000))).all()
     squared = ((np.exp(decoded[:, 0]) - p) ** 2).sum(-1).mean()
-    assert squared == pytest.approx((1 - (p**2).sum()) / 16, rel=0.1)  # the stated error; 0.1 is about six of its deviations here
+    assert squared == pytest.approx(
+        (1 - (p**2).sum()) / 16, rel=0.1
+    )  # the stated error; 0.1 is about six of its deviations here
 
 
 def log_mixture_of_one(z):
@@ -253,8 +296,12 @@ def log_mixture_of_one(z):
 def test_a_tail_beyond_what_one_minus_the_sum_can_say():
     logits = np.array([[[0.0, -40.0, -41.0, -42.0]]], np.float32)
     _, views, _ = stored("topk-1", logits, mixture_at=1.0)
-    exact = np.logaddexp.reduce(logits[0, 0, 1:].astype(np.float64)) - np.logaddexp.reduce(logits[0, 0].astype(np.float64))
-    assert views["tail_log_mass"].item() == pytest.approx(exact, rel=1e-6)  # float32; 1 - exp(0) would be -inf
+    exact = np.logaddexp.reduce(logits[0, 0, 1:].astype(np.float64)) - np.logaddexp.reduce(
+        logits[0, 0].astype(np.float64)
+    )
+    assert views["tail_log_mass"].item() == pytest.approx(
+        exact, rel=1e-6
+    )  # float32; 1 - exp(0) would be -inf
 
 
 @given(st.integers(2, 70_000), st.integers(1, 40), st.integers(0, 2**31))
@@ -276,21 +323,31 @@ def test_max_kl_refuses_worse_before_anything_is_written(tmp_path):
     kl = kl_divergence(in_uid_order(teachers, rows), cache.gather_logits(np.arange(230)))
     limit = np.sort(kl[:, 64:].max(0))[-1] * 0.999  # the first shard may be within it, or not
     k, uid = np.argwhere(kl > limit)[np.argmin(np.argwhere(kl > limit)[:, 1] // 64)]
-    with pytest.raises(CacheError, match=rf"max_kl: expected at most .* nats .*'uint8' has .* for '{'abc'[k]}', uid {uid}"):
+    with pytest.raises(
+        CacheError, match=rf"max_kl: expected at most .* nats .*'uint8' has .* for '{'abc'[k]}', uid {uid}"
+    ):
         cache_targets(teachers, rows, tmp_path / "bound", shard_rows=64, max_kl=float(limit))
     assert not (tmp_path / "bound" / f"shard-{uid // 64:05d}.safetensors").exists()
     with pytest.raises(CacheError, match=r"max_kl: expected at most .* has a row with"):
         cache_targets(teachers, rows, tmp_path / "free", shard_rows=64, max_kl=float(limit))
-    better = cache_targets(teachers, rows, tmp_path / "better", codec="fp16", shard_rows=64, max_kl=float(limit))
+    better = cache_targets(
+        teachers, rows, tmp_path / "better", codec="fp16", shard_rows=64, max_kl=float(limit)
+    )
     assert TargetCache.open(better.path).manifest["statistics"]["kl"]["max"] <= limit
 
 
 def test_what_a_codec_can_not_hold_is_refused(tmp_path):
     teachers, rows = digits()
     for options, message in (
-        ({"codec": "topk-4"}, "mixture_at: expected a temperature, because topk-4 holds the mixture at one only; got None"),
+        (
+            {"codec": "topk-4"},
+            "mixture_at: expected a temperature, because topk-4 holds the mixture at one only; got None",
+        ),
         ({"codec": "topk-11", "mixture_at": 1.0}, "codec: topk-11 needs at least 11 classes; got 10"),
-        ({"codec": "counts-256", "mixture_at": 1.0}, "codec: expected one of .*at most 255.*got 'counts-256'"),
+        (
+            {"codec": "counts-256", "mixture_at": 1.0},
+            "codec: expected one of .*at most 255.*got 'counts-256'",
+        ),
         ({"codec": "topk-0", "mixture_at": 1.0}, "codec: expected one of"),
         ({"mixture_at": 0.0}, "mixture_at: expected a number from 0.0001 to 10000; got 0"),
         ({"max_kl": -1.0}, "max_kl: expected a number of at least 0, in nats; got -1"),
@@ -306,7 +363,9 @@ def test_targets_decode_to_what_is_stored(tmp_path, codec, mixture_at):
     if mixture_at is None and "-" in codec:
         return
     teachers, rows = digits()
-    cache = cache_targets(replace(teachers, combiner="logit"), rows, tmp_path, codec=codec, mixture_at=mixture_at, shard_rows=64)
+    cache = cache_targets(
+        replace(teachers, combiner="logit"), rows, tmp_path, codec=codec, mixture_at=mixture_at, shard_rows=64
+    )
     target, uids = cache.gather(np.arange(5)), np.arange(5)
     logits, expected = target.to_logits(), torch.from_numpy(cache.gather_logits(uids))
     assert (logits.dtype, tuple(logits.shape)) == (torch.float32, (1 if mixture_at else 3, 5, 10))

@@ -45,16 +45,26 @@ def test_a_member_comes_and_goes(cache, tmp_path):
 
 
 def test_conversion_says_what_it_costs(cache, tmp_path):
-    out = flat(succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "topk-4", "--mixture-at", "2"))
+    out = flat(
+        succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "topk-4", "--mixture-at", "2")
+    )
     assert "topk-4, max KL" in out
     info = flat(succeed("cache", "info", tmp_path / "small"))
     assert "temperature 2: the mixture only" in info
     assert "derived convert from fp32, kl rows 690, mean 0, p99 0, max 0" in info
-    status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "uint8", "--max-kl", "1e-9")
-    assert (status, "max_kl: expected at most 1e-09 nats for every row; codec 'uint8'" in flat(err)) == (1, True)
+    status, _, err = run(
+        "cache", "convert", cache.path, tmp_path / "exact", "--codec", "uint8", "--max-kl", "1e-9"
+    )
+    assert (status, "max_kl: expected at most 1e-09 nats for every row; codec 'uint8'" in flat(err)) == (
+        1,
+        True,
+    )
     other = ["cache", "convert", cache.path, tmp_path / "small", "--codec", "fp16"]
     status, _, err = run(*other)
-    assert (status, "choose another folder, or overwrite it (overwrite=True, --overwrite)" in flat(err)) == (1, True)
+    assert (status, "choose another folder, or overwrite it (overwrite=True, --overwrite)" in flat(err)) == (
+        1,
+        True,
+    )
     succeed(*other, "--overwrite")
     out = flat(succeed("cache", "convert", tmp_path / "small", tmp_path / "again", "--codec", "fp32"))
     cost = TargetCache.open(tmp_path / "small").manifest["statistics"]["kl"]["max"]
@@ -76,7 +86,10 @@ def test_wrong_files_and_words(cache, tmp_path):
     assert (status, "expected a NumPy file of float32" in flat(err)) == (1, True)  # and nothing was unpickled
     for words, message in (
         (["reweight", cache.path, "a"], "expected MEMBER=WEIGHT, such as forest=0.5; got 'a'"),
-        (["verify", cache.path, "--against-teachers", "200%"], "expected a share of the samples such as 0.1% or 0.001; got '200%'"),
+        (
+            ["verify", cache.path, "--against-teachers", "200%"],
+            "expected a share of the samples such as 0.1% or 0.001; got '200%'",
+        ),
     ):
         status, _, err = run("cache", *words)
         assert (status, message in flat(err)) == (2, True)
@@ -95,9 +108,16 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
     assert "26 samples: the teachers' predictions equal the stored targets" in flat(
         succeed("cache", "verify", targets, "--against-teachers", "10%")
     )
-    words = ["--ensemble", seed / "teachers" / "ensemble", "--transfer", seed / "cache" / "transfer.safetensors"]
+    words = [
+        "--ensemble",
+        seed / "teachers" / "ensemble",
+        "--transfer",
+        seed / "cache" / "transfer.safetensors",
+    ]
     succeed("cache", "drop-member", targets, tmp_path / "fewer", "--name", TargetCache.open(targets).names[0])
-    assert "3 samples: the teachers'" in flat(succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words))
+    assert "3 samples: the teachers'" in flat(
+        succeed("cache", "verify", tmp_path / "fewer", "--against-teachers", "0.01", *words)
+    )
     succeed("cache", "convert", targets, tmp_path / "fp32", "--codec", "fp32")
     logits = TargetCache.open(tmp_path / "fp32").gather_logits(np.arange(260))[0]
     np.save(tmp_path / "n.npy", logits)
@@ -108,15 +128,30 @@ def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
 
 
 def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
-    change = {"cache.views": 2, "cache.augment": {"class_path": "ensdistill.data.augmentation.ShiftImages"}, "cache.mixture_at": 1}
+    change = {
+        "cache.views": 2,
+        "cache.augment": {"class_path": "ensdistill.data.augmentation.ShiftImages"},
+        "cache.mixture_at": 1,
+    }
     file = write_job(tmp_path, change)
     shutil.copytree(finished_job / "seed-0" / "teachers", tmp_path / "runs" / "tiny" / "seed-0" / "teachers")
     succeed("cache", "build", file)
     for name in ("targets", "best_member"):
-        words = ["verify", tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name, "--against-teachers", "10%"]
-        assert "26 samples: the teachers' predictions equal the stored targets" in flat(succeed("cache", *words, "--config", file))
+        words = [
+            "verify",
+            tmp_path / "runs" / "tiny" / "seed-0" / "cache" / name,
+            "--against-teachers",
+            "10%",
+        ]
+        assert "26 samples: the teachers' predictions equal the stored targets" in flat(
+            succeed("cache", *words, "--config", file)
+        )
         status, _, err = run("cache", *words)
-        assert (status, "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing" in flat(err)) == (1, True)
+        assert (
+            status,
+            "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing"
+            in flat(err),
+        ) == (1, True)
     other = write_job(tmp_path / "runs")
     status, _, err = run("cache", *words, "--config", other)
     assert (status, f"got {other}, which has none" in flat(err)) == (1, True)
@@ -124,27 +159,41 @@ def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
     assert (status, "--config: there is no file" in flat(err)) == (1, True)
 
 
-@pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("fp16", 1.0), ("topk-3", 1.0), ("counts-20", 1.0)])
+@pytest.mark.parametrize(
+    ("codec", "mixture_at"), [("uint8", None), ("fp16", 1.0), ("topk-3", 1.0), ("counts-20", 1.0)]
+)
 def test_parquet_has_every_record(tmp_path, codec, mixture_at):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'ensdistill[parquet]'")
     teachers, rows = digits()
-    cache = cache_targets(teachers, rows, tmp_path / "cache", codec=codec, mixture_at=mixture_at, shard_rows=64)
+    cache = cache_targets(
+        teachers, rows, tmp_path / "cache", codec=codec, mixture_at=mixture_at, shard_rows=64
+    )
     assert "230 rows" in succeed("cache", "export", cache.path, tmp_path / "targets.parquet")
     table = parquet.read_table(tmp_path / "targets.parquet")
     assert table["uid"].to_pylist() == list(range(230))
-    assert table["input_hash"].to_numpy().tolist() == cache.layout.views(cache.gather_records(np.arange(230)))["input_hash"].tolist()
+    assert (
+        table["input_hash"].to_numpy().tolist()
+        == cache.layout.views(cache.gather_records(np.arange(230)))["input_hash"].tolist()
+    )
     assert json.loads(table.schema.metadata[b"ensdistill"])["classes"] == list(cache.classes)
     target = cache.gather(np.arange(230))
     if codec == "uint8":
         found = np.array([table[f"logits: {name}"].to_pylist() for name in cache.names])
-        np.testing.assert_allclose(found, cache.gather_logits(np.arange(230)), rtol=1e-6)  # float32 written as decimals
+        np.testing.assert_allclose(
+            found, cache.gather_logits(np.arange(230)), rtol=1e-6
+        )  # float32 written as decimals
         assert np.abs(found - in_uid_order(teachers, rows)).max() < 1
     elif codec == "fp16":
-        np.testing.assert_allclose(np.array(table["log_probs"].to_pylist()), cache.gather_logits(np.arange(230))[0], rtol=1e-6)
+        np.testing.assert_allclose(
+            np.array(table["log_probs"].to_pylist()), cache.gather_logits(np.arange(230))[0], rtol=1e-6
+        )
     else:
         assert table["ids"].to_pylist() == target.ids.tolist()
         values = target.counts if codec.startswith("counts") else target.log_probs.float()
-        np.testing.assert_allclose(np.array(table["counts" if codec.startswith("counts") else "log_probs"].to_pylist()), values.numpy())
+        np.testing.assert_allclose(
+            np.array(table["counts" if codec.startswith("counts") else "log_probs"].to_pylist()),
+            values.numpy(),
+        )
 
 
 def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monkeypatch):
@@ -161,9 +210,15 @@ def test_push_and_pull_replace_another_cache_only_if_told_to(cache, tmp_path):
     url = f"file://{tmp_path}/remote"
     succeed("cache", "push", cache.path, url)
     succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "fp16")
-    for words, codec in ((["push", tmp_path / "small", url], "fp32"), (["pull", url, tmp_path / "small"], "fp16")):
+    for words, codec in (
+        (["push", tmp_path / "small", url], "fp32"),
+        (["pull", url, tmp_path / "small"], "fp16"),
+    ):
         status, _, err = run("cache", *words)
-        assert (status, f"overwrite it (overwrite=True, --overwrite): codec: the cache has '{codec}'" in flat(err)) == (1, True)
+        assert (
+            status,
+            f"overwrite it (overwrite=True, --overwrite): codec: the cache has '{codec}'" in flat(err),
+        ) == (1, True)
         assert TargetCache.open(tmp_path / "small").manifest["codec"] == "fp16"
     succeed("cache", "pull", url, tmp_path / "small", "--overwrite")
     assert TargetCache.open(tmp_path / "small").manifest["codec"] == "fp32"
@@ -197,7 +252,10 @@ def test_long_commands_show_a_bar_to_whoever_looks(cache, tmp_path, monkeypatch,
 def test_progress_of_checks_comes_to_its_end(cache):
     size = sum(shard["bytes"] for shard in cache.manifest["shards"]) + 230 * cache.layout.bytes
     teachers, rows = digits()
-    for check, total in ((cache.verify, size), (lambda **how: cache.verify_against(teachers, rows, share=0.5, **how), 115)):
+    for check, total in (
+        (cache.verify, size),
+        (lambda **how: cache.verify_against(teachers, rows, share=0.5, **how), 115),
+    ):
         calls = []
         check(progress=lambda *call, calls=calls: calls.append(call))
         assert calls == sorted(calls)

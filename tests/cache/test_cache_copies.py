@@ -1,4 +1,5 @@
-"""Copies of an open cache in other processes, and caches whose folder was named relative to a directory that changes."""
+"""Copies of an open cache in other processes, and caches whose folder was named relative to a directory that
+changes."""
 
 import copy
 import multiprocessing
@@ -45,10 +46,14 @@ def test_workers_of_a_data_loader(tmp_path, method):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
     batches = list(torch.utils.data.DataLoader(Data(cache), 4, num_workers=2, multiprocessing_context=method))
-    np.testing.assert_array_equal(torch.cat(batches).numpy().swapaxes(0, 1), in_uid_order(teachers, rows)[:, :8])
+    np.testing.assert_array_equal(
+        torch.cat(batches).numpy().swapaxes(0, 1), in_uid_order(teachers, rows)[:, :8]
+    )
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))]
+)
 def test_a_copy_reads_the_same_and_is_checked_by_itself(tmp_path, copied):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
@@ -81,7 +86,9 @@ def test_a_copy_of_a_cache_that_is_gone_or_replaced_says_so(tmp_path):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
     copies = [pickle.loads(pickle.dumps(cache)) for _ in range(2)]
-    cache_targets(teachers.with_logit(0, 0, 0, 5.0), rows.take(np.arange(230)[::-1]), tmp_path / "other", **SMALL)
+    cache_targets(
+        teachers.with_logit(0, 0, 0, 5.0), rows.take(np.arange(230)[::-1]), tmp_path / "other", **SMALL
+    )
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(CacheIncomplete, match=r"cache: no such folder: .* open the cache again where it is"):
         copies[0].gather(UIDS)

@@ -13,7 +13,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ensdistill import _shards
-from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets
+from ensdistill.cache import (
+    CacheCorrupt,
+    CacheError,
+    CacheIncomplete,
+    CacheMismatch,
+    TargetCache,
+    cache_targets,
+)
 from ensdistill.cache.derive import reweight
 from ensdistill.cache.files.checked import write_checked
 from ensdistill.cache.manifest import shard_header
@@ -69,7 +76,9 @@ def test_a_sound_shard_is_still_read_and_the_damaged_one_is_not(copy):
     cache = TargetCache.open(copy)
     cache.gather([0, 64, 229])
     for _ in range(2):  # not only the first time
-        with pytest.raises(CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those .*bytes 0 to 65536"):
+        with pytest.raises(
+            CacheCorrupt, match=r"shard-00002\.safetensors: the bytes are not those .*bytes 0 to 65536"
+        ):
             cache.gather([0, 128])
     with pytest.raises(CacheCorrupt, match="shard-00002"):
         cache.verify()
@@ -161,7 +170,10 @@ def test_a_reader_of_a_cache_that_was_replaced_says_so(copy, codec):
     cache_targets(other, rows, copy, codec=codec, shard_rows=64, overwrite=True)
     np.testing.assert_array_equal(early.gather_records(np.arange(230)), expected)  # its files are still open
     for read in (late.verify, lambda: late.gather([70])):
-        with pytest.raises(CacheMismatch, match=r"the cache was replaced by another since it was opened \(shard-.*\); open it again"):
+        with pytest.raises(
+            CacheMismatch,
+            match=r"the cache was replaced by another since it was opened \(shard-.*\); open it again",
+        ):
             read()
     shard = copy / "shard-00001.safetensors"
     data = bytearray(shard.read_bytes())
@@ -210,7 +222,10 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["shards"][0].update(file="../shard-00000.safetensors"), r"shards\[0\]: expected .*got .*\.\./shard"),
+        (
+            lambda m: m["shards"][0].update(file="../shard-00000.safetensors"),
+            r"shards\[0\]: expected .*got .*\.\./shard",
+        ),
         (lambda m: m["shards"][0].update(file="/etc/passwd"), r"shards\[0\]"),
         (lambda m: m["shards"][1].update(rows=10**15), r"shards\[1\]"),
         (lambda m: m["shards"].pop(), "shards: expected 4 shards"),
@@ -221,8 +236,14 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m.update(codec="pickle"), "codec: expected one of"),
         (lambda m: m.update(codec=["uint8"]), "codec: expected one of"),
         (lambda m: m.update(codec="fp32"), "record: expected the layout of its codec"),
-        (lambda m: m.update(codec="topk-3"), "temperature: expected a number, because topk-3 holds a mixture"),
-        (lambda m: m.update(codec="topk-30", temperature=1.0), "codec: topk-30 needs at least 30 classes; got 10"),
+        (
+            lambda m: m.update(codec="topk-3"),
+            "temperature: expected a number, because topk-3 holds a mixture",
+        ),
+        (
+            lambda m: m.update(codec="topk-30", temperature=1.0),
+            "codec: topk-30 needs at least 30 classes; got 10",
+        ),
         (lambda m: m.update(temperature=0), "temperature: expected 'any' or a number above 0; got 0"),
         (lambda m: m.update(views=2), "shards: expected 8 shards"),
         (lambda m: m.update(views=10**18), "shards: expected 4000000000000000000 shards"),
@@ -230,24 +251,39 @@ def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy
         (lambda m: m.update(block_bytes=1), "block_bytes: expected 65536; got 1"),
         (lambda m: m["shards"][2].pop("blocks"), r"shards\[2\]: expected"),
         (lambda m: m.update(members=["a"] * 10**6), "weights: expected 1000000 numbers"),
-        (lambda m: m.update(weights=[0, 0, 0]), "weights: expected a list of non-negative numbers with a positive sum"),
+        (
+            lambda m: m.update(weights=[0, 0, 0]),
+            "weights: expected a list of non-negative numbers with a positive sum",
+        ),
         (lambda m: m["record"].update(bytes=10**18), r"shards\[0\]: expected"),
         (lambda m: m.update(combiner="vote"), "combiner: expected one of"),
         (lambda m: m.update(statistics={}), "statistics: expected"),
         (lambda m: m.update(floor=-1.0), "floor: expected null or a number above 0; got -1.0"),
         (lambda m: m.pop("floor"), "floor: expected null or a number above 0; the field is missing"),
-        (lambda m: (m.update(floor=None), m["statistics"]["members"]["a"].update(floored=3)), "floor: expected a number, because"),
+        (
+            lambda m: (m.update(floor=None), m["statistics"]["members"]["a"].update(floored=3)),
+            "floor: expected a number, because",
+        ),
         (lambda m: m["statistics"]["members"]["a"].update(floored=-3), "statistics: expected"),
         (lambda m: m["statistics"]["members"]["a"].update(floored="3"), "statistics: expected"),
         (lambda m: m["fingerprint"].update(derived=5), "fingerprint: expected an object, whose derived"),
         (lambda m: m["fingerprint"].update(derived=[5]), "fingerprint: expected an object, whose derived"),
-        (lambda m: m["fingerprint"].update(derived=[{"add": 5}]), "fingerprint: expected an object, whose derived"),
-        (lambda m: m["fingerprint"].update(derived=[{"convert": {"from": "uint8"}}]), "fingerprint: expected an object, whose derived"),
+        (
+            lambda m: m["fingerprint"].update(derived=[{"add": 5}]),
+            "fingerprint: expected an object, whose derived",
+        ),
+        (
+            lambda m: m["fingerprint"].update(derived=[{"convert": {"from": "uint8"}}]),
+            "fingerprint: expected an object, whose derived",
+        ),
         (
             lambda m: m["fingerprint"].update(derived=[{"convert": CONVERTED | {"from": 5}}]),
             "fingerprint: expected an object, whose derived",
         ),
-        (lambda m: m["fingerprint"].update(derived=[{"convert": CONVERTED | {"floor": "1"}}]), "fingerprint: expected an object, whose"),
+        (
+            lambda m: m["fingerprint"].update(derived=[{"convert": CONVERTED | {"floor": "1"}}]),
+            "fingerprint: expected an object, whose",
+        ),
         (lambda m: m["statistics"]["members"]["a"].update(bins=[[0]]), "statistics: expected"),
         (lambda m: m.update(format="other"), "format: expected 'ensdistill-target-cache'; got 'other'"),
         (lambda m: m.update(colour="red"), r"unknown fields \['colour'\]"),
@@ -261,7 +297,17 @@ def test_a_malformed_manifest_with_a_right_checksum(copy, change, message):
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"rows": ' + b"9" * 10_000 + b"}", b'{"rows": NaN}']
+    "text",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"rows": ' + b"9" * 10_000 + b"}",
+        b'{"rows": NaN}',
+    ],
 )
 def test_not_a_manifest_at_all(copy, text):
     (copy / "manifest.json").write_bytes(text)
@@ -270,7 +316,11 @@ def test_not_a_manifest_at_all(copy, text):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -293,7 +343,16 @@ def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory
     except CacheError:
         pass
     else:  # what it takes is data about the targets, never their sizes or places
-        assert field in ("fingerprint", "members", "classes", "weights", "combiner", "statistics", "seed", "floor")
+        assert field in (
+            "fingerprint",
+            "members",
+            "classes",
+            "weights",
+            "combiner",
+            "statistics",
+            "seed",
+            "floor",
+        )
 
 
 def test_a_header_that_lies_is_refused_even_with_a_right_hash(copy):
@@ -325,7 +384,9 @@ def test_links_and_pipes_are_refused(copy, tmp_path, name):
         TargetCache.open(copy)
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(CacheCorrupt, match=rf"{name}: expected a regular file"):  # and it does not wait for a writer
+    with pytest.raises(
+        CacheCorrupt, match=rf"{name}: expected a regular file"
+    ):  # and it does not wait for a writer
         TargetCache.open(copy)
 
 
@@ -341,7 +402,10 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
 
     with pytest.raises(OSError, match=r"no space left on the disk of .*run the same command again"):
         cache_targets(teachers, rows, folder, shard_rows=64, progress=fill)
-    assert sorted(contents(folder)) == ["plan.json", *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("commit.json", "safetensors"))]
+    assert sorted(contents(folder)) == [
+        "plan.json",
+        *(f"shard-0000{i}.{end}" for i in (0, 1) for end in ("commit.json", "safetensors")),
+    ]
     with pytest.raises(CacheIncomplete, match="its writer has not finished"):
         TargetCache.open(folder)
     cache_targets(teachers, rows, folder, shard_rows=64)
@@ -349,7 +413,8 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
 
 
 def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
-    """A power cut keeps for certain what was fsynced: content before name, shard before commit, all before the manifest."""
+    """A power cut keeps for certain what was fsynced: content before name, shard before commit, all before
+    the manifest."""
     events, fsync, replace_ = [], os.fsync, os.replace
 
     def record_fsync(descriptor):
@@ -365,9 +430,14 @@ def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", record_replace)
     folder = tmp_path / "new" / "cache"
     cache_targets(*digits(), folder, shard_rows=64)
-    assert events[:2] == [("fsync", str(folder.parent)), ("fsync", str(tmp_path))]  # the new folders' own names
+    assert events[:2] == [
+        ("fsync", str(folder.parent)),
+        ("fsync", str(tmp_path)),
+    ]  # the new folders' own names
     renames = [i for i, (what, _) in enumerate(events) if what == "rename"]
-    assert all(events[i + 1] == ("fsync", str(folder)) for i in renames)  # the name, before anything that relies on it
+    assert all(
+        events[i + 1] == ("fsync", str(folder)) for i in renames
+    )  # the name, before anything that relies on it
     shards = [f"shard-0000{i}.{end}" for i in range(4) for end in ("safetensors", "commit.json")]
     assert [os.path.basename(events[i][1]) for i in renames] == ["plan.json", *shards, "manifest.json"]
 
@@ -387,7 +457,10 @@ def test_a_folder_in_a_file_s_place_is_named_and_left_alone(copy, name):
     (copy / name).mkdir()
     (copy / name / "mine").write_text("mine")
     before = sorted(copy.iterdir())
-    with pytest.raises(CacheError, match=rf"{name}: expected a file of the cache, or nothing; got a folder: move it elsewhere"):
+    with pytest.raises(
+        CacheError,
+        match=rf"{name}: expected a file of the cache, or nothing; got a folder: move it elsewhere",
+    ):
         cache_targets(*digits(), copy, shard_rows=64, overwrite=True)
     assert (copy / name / "mine").read_text() == "mine"
     assert {*before} <= {*copy.iterdir()}  # nothing was removed either

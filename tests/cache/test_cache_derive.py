@@ -9,7 +9,17 @@ import pytest
 from cache_helpers import Teachers, contents, digits, in_uid_order
 from test_cache_views import LENGTHS, N, token_teachers
 
-from ensdistill.cache import CacheError, CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member, remote, reweight
+from ensdistill.cache import (
+    CacheError,
+    CacheMismatch,
+    TargetCache,
+    add_member,
+    cache_targets,
+    convert,
+    drop_member,
+    remote,
+    reweight,
+)
 from ensdistill.data import Rows
 
 UIDS = np.arange(230)
@@ -42,11 +52,15 @@ def test_an_added_member_is_as_if_it_had_been_there(tmp_path, codec):
     TargetCache.open(tmp_path / "dropped", check="full")
 
 
-@pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("bf16", None), ("topk-4", 2.0), ("uint8", 1.0)])
+@pytest.mark.parametrize(
+    ("codec", "mixture_at"), [("uint8", None), ("bf16", None), ("topk-4", 2.0), ("uint8", 1.0)]
+)
 def test_converting_what_is_exact_is_as_if_it_had_been_written_so(tmp_path, codec, mixture_at):
     teachers, rows = digits()
     exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", shard_rows=64)
-    direct = cache_targets(teachers, rows, tmp_path / "direct", codec=codec, mixture_at=mixture_at, shard_rows=64)
+    direct = cache_targets(
+        teachers, rows, tmp_path / "direct", codec=codec, mixture_at=mixture_at, shard_rows=64
+    )
     converted = convert(exact, tmp_path / "converted", codec=codec, mixture_at=mixture_at)
     np.testing.assert_array_equal(records(converted), records(direct))
     assert converted.manifest["statistics"] == direct.manifest["statistics"]
@@ -65,10 +79,14 @@ def test_sequences_are_converted_and_get_members(tmp_path):
     options = {"lengths": LENGTHS, "shard_rows": 16}
     exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", **options)
     direct = cache_targets(teachers, rows, tmp_path / "direct", codec="counts-30", mixture_at=1.0, **options)
-    np.testing.assert_array_equal(records(convert(exact, tmp_path / "c", codec="counts-30", mixture_at=1.0)), records(direct))
+    np.testing.assert_array_equal(
+        records(convert(exact, tmp_path / "c", codec="counts-30", mixture_at=1.0)), records(direct)
+    )
     new = exact.gather_logits(np.arange(N))[0] * 2
     added = add_member(exact, tmp_path / "added", name="c", logits=new, uids=np.arange(N), weight=1)
-    np.testing.assert_array_equal(added.gather_logits(np.arange(N)), np.concatenate([exact.gather_logits(np.arange(N)), new[None]]))
+    np.testing.assert_array_equal(
+        added.gather_logits(np.arange(N)), np.concatenate([exact.gather_logits(np.arange(N)), new[None]])
+    )
 
 
 def test_reweighting_replaces_one_file(tmp_path):
@@ -92,10 +110,18 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
     only = r"holds the mixture at T = 1 only \(topk-4\), and .* needs each member's logits"
     for call, error, message in (
         (lambda: convert(mixture, tmp_path / "n", codec="fp32"), CacheError, only),
-        (lambda: add_member(mixture, tmp_path / "n", name="d", logits=new, uids=UIDS, weight=1), CacheError, only),
+        (
+            lambda: add_member(mixture, tmp_path / "n", name="d", logits=new, uids=UIDS, weight=1),
+            CacheError,
+            only,
+        ),
         (lambda: drop_member(mixture, tmp_path / "n", name="a"), CacheError, only),
         (lambda: reweight(tmp_path / "x", {"a": 1, "b": 1, "c": 1}), CacheError, only),
-        (lambda: convert(cache, tmp_path / "n", codec="topk-4"), ValueError, "mixture_at: expected a temperature"),
+        (
+            lambda: convert(cache, tmp_path / "n", codec="topk-4"),
+            ValueError,
+            "mixture_at: expected a temperature",
+        ),
         (
             lambda: add_member(cache, tmp_path / "n", name="a", logits=new, uids=UIDS, weight=1),
             ValueError,
@@ -107,7 +133,9 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
             r"logits: expected \[230, 10\]",
         ),
         (
-            lambda: add_member(cache, tmp_path / "n", name="d", logits=new.astype(float), uids=UIDS, weight=1),
+            lambda: add_member(
+                cache, tmp_path / "n", name="d", logits=new.astype(float), uids=UIDS, weight=1
+            ),
             TypeError,
             "logits: expected float32",
         ),
@@ -121,9 +149,21 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
             ValueError,
             "weight: expected a finite number",
         ),
-        (lambda: drop_member(cache, tmp_path / "n2", name="d"), ValueError, "name: expected one of a, b, c; got 'd'"),
-        (lambda: reweight(tmp_path / "m", {"a": 1, "b": 1}), ValueError, "weights: expected one for each of a, b, c; got a, b"),
-        (lambda: reweight(tmp_path / "m", {"a": 0, "b": 0, "c": 0}), ValueError, "weights: expected a positive sum"),
+        (
+            lambda: drop_member(cache, tmp_path / "n2", name="d"),
+            ValueError,
+            "name: expected one of a, b, c; got 'd'",
+        ),
+        (
+            lambda: reweight(tmp_path / "m", {"a": 1, "b": 1}),
+            ValueError,
+            "weights: expected one for each of a, b, c; got a, b",
+        ),
+        (
+            lambda: reweight(tmp_path / "m", {"a": 0, "b": 0, "c": 0}),
+            ValueError,
+            "weights: expected a positive sum",
+        ),
     ):
         with pytest.raises(error, match=message):
             call()
@@ -143,7 +183,15 @@ def test_max_kl_counts_what_the_source_cost(tmp_path):
         lambda: convert(source, tmp_path / "n", codec="fp16", max_kl=cost),
         lambda: convert(exact, tmp_path / "n", codec="fp32", max_kl=0.99 * cost),
         lambda: convert(exact, tmp_path / "n", codec="topk-10", mixture_at=1.0, max_kl=0.99 * cost),
-        lambda: add_member(exact, tmp_path / "n", name="d", logits=in_uid_order(teachers, rows)[0], uids=UIDS, weight=1, max_kl=0.5 * cost),
+        lambda: add_member(
+            exact,
+            tmp_path / "n",
+            name="d",
+            logits=in_uid_order(teachers, rows)[0],
+            uids=UIDS,
+            weight=1,
+            max_kl=0.5 * cost,
+        ),
     ):
         with pytest.raises(CacheError, match=r"max_kl: .* has \S+ \(\S+ of it from the source\)"):
             call()
@@ -155,14 +203,15 @@ def test_max_kl_counts_what_the_source_cost(tmp_path):
 def test_a_cache_is_never_derived_into_its_own_folder(tmp_path):
     teachers, rows = digits()
     source = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
-    before, new = contents(source.path), np.zeros((230, 10), np.float32)
+    before = contents(source.path)
+    more = {"name": "d", "logits": np.zeros((230, 10), np.float32), "uids": UIDS, "weight": 1}
     (tmp_path / "link").symlink_to("m")
     for path in (tmp_path / "m", str(tmp_path / "x" / ".." / "m"), tmp_path / "link"):
         for overwrite in (False, True):
             for call in (
                 lambda: convert(source, path, codec="fp16", overwrite=overwrite),  # noqa: B023
                 lambda: drop_member(tmp_path / "m", path, name="a", overwrite=overwrite),  # noqa: B023
-                lambda: add_member(source, path, name="d", logits=new, uids=UIDS, weight=1, overwrite=overwrite),  # noqa: B023
+                lambda: add_member(source, path, **more, overwrite=overwrite),  # noqa: B023
             ):
                 with pytest.raises(ValueError, match="path: expected another folder than the source's"):
                     call()
@@ -179,15 +228,22 @@ def test_urls_are_not_written_to(tmp_path, monkeypatch):
         lambda: cache_targets(teachers, rows, "s3://bucket/targets"),
         lambda: convert(source, url, codec="fp16"),
         lambda: drop_member(source, url, name="a"),
-        lambda: add_member(source, url, name="d", logits=np.zeros((230, 10), np.float32), uids=UIDS, weight=1),
+        lambda: add_member(
+            source, url, name="d", logits=np.zeros((230, 10), np.float32), uids=UIDS, weight=1
+        ),
         lambda: remote.download("memory://nothing", url),
     ):
-        with pytest.raises(ValueError, match=r"path: expected one on this machine; got .*://.*; write to a local folder, then push it"):
+        with pytest.raises(
+            ValueError,
+            match=r"path: expected one on this machine; got .*://.*; write to a local folder, then push it",
+        ):
             call()
     assert [file.name for file in tmp_path.iterdir()] == ["m"]
     remote.upload(source.path, url)
     for there in (url, TargetCache.open(url)):
-        with pytest.raises(ValueError, match=r"path: expected a folder; got memory://.*pull, reweight and push it"):
+        with pytest.raises(
+            ValueError, match=r"path: expected a folder; got memory://.*pull, reweight and push it"
+        ):
             reweight(there, {"a": 1, "b": 1, "c": 3})
     assert TargetCache.open(url).weights.tolist() == source.weights.tolist()
 
@@ -234,7 +290,9 @@ def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
         cache = convert(cache, tmp_path / str(i + 1), codec=codec, mixture_at=mixture_at)
     assert cache.verify_against(teachers, rows, share=1.0) == 230
     generator = np.random.default_rng(2)
-    nearly = teachers.logits * (1 + 3e-6 * generator.standard_normal(teachers.logits.shape)).astype(np.float32)  # another machine
+    nearly = teachers.logits * (1 + 3e-6 * generator.standard_normal(teachers.logits.shape)).astype(
+        np.float32
+    )  # another machine
     assert cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0) == 230
     with pytest.raises(CacheMismatch, match="stored target differs"):
         cache.verify_against(replace(teachers, logits=teachers.logits * 2), rows, share=1.0)

@@ -1,4 +1,5 @@
-"""Codecs of a user's own: in a module outside the package, named by import path, imported only where they are trusted."""
+"""Codecs of a user's own: in a module outside the package, named by import path, imported only where they are
+trusted."""
 
 import json
 import multiprocessing
@@ -157,7 +158,13 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_codecs", None)
 
 
-KINDS = [("Nibbles", None), ("Nibbles(depth=6.5)", None), ("Nibbles", 2.0), ("HalfLogProbs", 2.0), ("OneDraw", 1.0)]
+KINDS = [
+    ("Nibbles", None),
+    ("Nibbles(depth=6.5)", None),
+    ("Nibbles", 2.0),
+    ("HalfLogProbs", 2.0),
+    ("OneDraw", 1.0),
+]
 SMALL = {"shard_rows": 64, "batch_size": 50}
 
 
@@ -166,7 +173,9 @@ def path_of(name):
 
 
 def make(folder, name, mixture_at, **options):
-    return cache_targets(*digits(), folder, codec=f"own_codecs.{name}", mixture_at=mixture_at, **{**SMALL, **options})
+    return cache_targets(
+        *digits(), folder, codec=f"own_codecs.{name}", mixture_at=mixture_at, **{**SMALL, **options}
+    )
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
@@ -182,7 +191,10 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
     assert "my_codec.Nibbles(depth=12.0) {'rows': 600" in out
     # Half a step of 12/15 bounds every logit's error, so KL <= 0.4^2 / 2.
     assert 0 < names["cache"].manifest["statistics"]["kl"]["max"] <= 0.08
-    assert (names["finer"].manifest["codec"], names["half"].manifest["codec"]) == ("my_codec.Nibbles(depth=8.0)", "fp16")
+    assert (names["finer"].manifest["codec"], names["half"].manifest["codec"]) == (
+        "my_codec.Nibbles(depth=8.0)",
+        "fp16",
+    )
     assert names["students"].grad.abs().sum() > 0
     sys.modules.pop("my_codec", None)
 
@@ -214,7 +226,9 @@ def test_from_writing_to_the_loss(module, tmp_path, name, mixture_at):
     # The default target has the decoded values; order and repeats are the caller's.
     target = again.gather([7, 3, 7])
     logits = target.to_logits().numpy()
-    np.testing.assert_allclose(torch.from_numpy(logits).softmax(-1), torch.from_numpy(found[:, [7, 3, 7]]).softmax(-1), atol=1e-6)
+    np.testing.assert_allclose(
+        torch.from_numpy(logits).softmax(-1), torch.from_numpy(found[:, [7, 3, 7]]).softmax(-1), atol=1e-6
+    )
     student = torch.zeros(3, 10, requires_grad=True)
     distillation_loss(student, target, temperature=mixture_at or 2.0).backward()
     assert student.grad.abs().sum() > 0
@@ -235,9 +249,13 @@ def test_workers_read_it(module, tmp_path, method):
 def test_a_student_is_trained_from_it(module, tmp_path):
     rows = digits()[1]
     cache = make(tmp_path / "c", "Nibbles", None)
-    decoded = convert(cache, tmp_path / "decoded", codec="fp32")  # the same targets, in a codec of the package
+    decoded = convert(
+        cache, tmp_path / "decoded", codec="fp32"
+    )  # the same targets, in a codec of the package
     one, other = (
-        StudentTrainer(Optimization(steps=40, batch_size=64)).distill(lambda: MLP(inputs=65, hidden=[16], outputs=10), rows, source)
+        StudentTrainer(Optimization(steps=40, batch_size=64)).distill(
+            lambda: MLP(inputs=65, hidden=[16], outputs=10), rows, source
+        )
         for source in (cache, decoded)
     )
     assert one.losses[-1] < one.losses[0]
@@ -254,14 +272,20 @@ def test_derived_caches(module, tmp_path):
     half = convert(source, tmp_path / "half", codec="fp16")
     np.testing.assert_allclose(half.gather_logits(everything), logits, atol=4e-3)  # 11 bits of 12
     assert half.manifest["format_version"] == 5  # its members' logits went through a codec of the user's
-    unknowing = TargetCache.open(tmp_path / "half", check="full")  # read without it, but not checked against the members
+    unknowing = TargetCache.open(
+        tmp_path / "half", check="full"
+    )  # read without it, but not checked against the members
     np.testing.assert_array_equal(unknowing.gather_logits(everything), half.gather_logits(everything))
     assert half.verify_against(teachers, rows, share=1.0) == 230
     with pytest.raises(CacheUntrusted, match=r"trusted=\('own_codecs\.Nibbles',\)"):
         unknowing.verify_against(teachers, rows, share=1.0)
 
-    more = add_member(source, tmp_path / "m", name="d", logits=in_uid_order(teachers, rows)[0], uids=everything, weight=0.5)
-    np.testing.assert_array_equal(more.gather_logits(everything)[[0, 1, 2, 0]], more.gather_logits(everything))
+    more = add_member(
+        source, tmp_path / "m", name="d", logits=in_uid_order(teachers, rows)[0], uids=everything, weight=0.5
+    )
+    np.testing.assert_array_equal(
+        more.gather_logits(everything)[[0, 1, 2, 0]], more.gather_logits(everything)
+    )
     fewer = drop_member(more, tmp_path / "f", name="b")
     assert (fewer.names, fewer.trusted) == (("a", "c", "d"), ("own_codecs.Nibbles",))
     np.testing.assert_array_equal(fewer.gather_logits(everything), logits[[0, 2, 0]])
@@ -270,7 +294,10 @@ def test_derived_caches(module, tmp_path):
 
     exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", **SMALL)
     own = convert(exact, tmp_path / "own", codec=codec_of("own_codecs.HalfLogProbs"), mixture_at=2.0)
-    np.testing.assert_array_equal(own.gather_logits(everything), make(tmp_path / "direct", "HalfLogProbs", 2.0).gather_logits(everything))
+    np.testing.assert_array_equal(
+        own.gather_logits(everything),
+        make(tmp_path / "direct", "HalfLogProbs", 2.0).gather_logits(everything),
+    )
     assert own.verify_against(teachers, rows, share=0.2) == 46
 
 
@@ -288,7 +315,9 @@ def test_resuming_and_other_settings(module, tmp_path):
     again = cache_targets(*digits(), tmp_path / "c", codec=type(cache.codec)(depth=12.0), **SMALL)
     assert contents(tmp_path / "c") == before
     assert again.codec == cache.codec
-    with pytest.raises(CacheMismatch, match=r"codec: the cache has 'own_codecs\.Nibbles\(depth=12\.0\)', expected 'uint8'"):
+    with pytest.raises(
+        CacheMismatch, match=r"codec: the cache has 'own_codecs\.Nibbles\(depth=12\.0\)', expected 'uint8'"
+    ):
         cache_targets(*digits(), tmp_path / "c", **SMALL)  # which need not be trusted for that
     with pytest.raises(CacheMismatch, match=r"Nibbles\(depth=3\.0\)"):
         make(tmp_path / "c", "Nibbles(depth=3.0)", None)
@@ -306,7 +335,10 @@ def test_nothing_is_imported_unless_trusted(module, tmp_path):
     make(tmp_path / "c", "Nibbles", None)
     del sys.modules[module]
     for trusted in ((), ("own_codecs",), ("own_codecs.HalfLogProbs",), ("own_codecs.Nibbles(depth=12.0)",)):
-        with pytest.raises(CacheUntrusted, match=r"the codec is the class own_codecs\.Nibbles, .*trusted=\('own_codecs\.Nibbles',\)"):
+        with pytest.raises(
+            CacheUntrusted,
+            match=r"the codec is the class own_codecs\.Nibbles, .*trusted=\('own_codecs\.Nibbles',\)",
+        ):
             TargetCache.open(tmp_path / "c", trusted=trusted)
     with pytest.raises(TypeError, match="trusted: expected a sequence of class paths; got the string"):
         TargetCache.open(tmp_path / "c", trusted="own_codecs.Nibbles")
@@ -331,12 +363,24 @@ def change(folder, **fields):
         ({"codec": "os.system"}, CacheUntrusted, "the class os.system, which is not part"),
         ({"codec": "own_codecs.NoCodec"}, CacheError, r"own_codecs\.NoCodec: expected a class derived from"),
         ({"codec": "own_codecs.Missing"}, CacheError, r"own_codecs\.Missing cannot be imported"),
-        ({"codec": "no_such_module.Codec"}, CacheError, r"no_such_module\.Codec cannot be imported .*PYTHONPATH"),
+        (
+            {"codec": "no_such_module.Codec"},
+            CacheError,
+            r"no_such_module\.Codec cannot be imported .*PYTHONPATH",
+        ),
         ({"codec": "own_codecs.Nibbles(bits=3)"}, CacheError, "does not take the settings {'bits': 3}"),
-        ({"codec": "own_codecs.Nibbles(depth=__import__('os'))"}, CacheCorrupt, "codec: expected one of .* or a class path"),
+        (
+            {"codec": "own_codecs.Nibbles(depth=__import__('os'))"},
+            CacheCorrupt,
+            "codec: expected one of .* or a class path",
+        ),
         ({"codec": "own_codecs.Nibbles(12.0)"}, CacheCorrupt, "codec: expected one of"),
         ({"codec": "own_codecs.Nibbles" * 100}, CacheCorrupt, "codec: expected one of"),
-        ({"codec": "own_codecs.HalfLogProbs"}, CacheCorrupt, r"temperature: expected a number, because own_codecs\.HalfLogProbs holds"),
+        (
+            {"codec": "own_codecs.HalfLogProbs"},
+            CacheCorrupt,
+            r"temperature: expected a number, because own_codecs\.HalfLogProbs holds",
+        ),
         ({"codec": "fp32"}, CacheCorrupt, "record: expected the layout of its codec"),
         ({"format_version": 3}, CacheCorrupt, "codec: expected one of uint8.*, in format_version 3"),
         ({"record": {"bytes": 24, "fields": []}}, CacheCorrupt, "record: expected the layout of its codec"),
@@ -361,11 +405,17 @@ def test_a_manifest_that_was_changed(module, tmp_path, fields, error, message):
         ("object", "a little-endian dtype"),
         ("nonsense", "a little-endian dtype"),
         ("reserved", "another name than 'input_hash'"),
-        ("float64", r"expected encode to return the fields .* z float32 \(50, 3, 10\); got z float64 \(50, 3, 10\)"),
+        (
+            "float64",
+            r"expected encode to return the fields .* z float32 \(50, 3, 10\); got z float64 \(50, 3, 10\)",
+        ),
         ("missing", "got none"),
         ("more", r"got z float32 \(50, 3, 10\), y float32"),
         ("kl", r"expected a KL \[3, 50\]; got \[3\]"),
-        ("decoded shape", r"expected decode to return \[records, members, classes\] = \[50, 3, 10\]; got \[50, 10\]"),
+        (
+            "decoded shape",
+            r"expected decode to return \[records, members, classes\] = \[50, 3, 10\]; got \[50, 10\]",
+        ),
         ("masked", "expected stored rows at a finite KL from the given ones; uid 0 of 'a' has inf"),
         ("nan", "expected stored rows at a finite KL .* has nan"),
     ],
@@ -384,12 +434,21 @@ def test_a_codec_that_no_reader_could_build_again_is_refused(module):
         with pytest.raises(error, match=message):
             codec_of(codec)
 
-    fails(own_codecs.local(), r"local\.<locals>\.Local, which another process could not import: move the class")
+    fails(
+        own_codecs.local(), r"local\.<locals>\.Local, which another process could not import: move the class"
+    )
     main = type("Main", (own_codecs.HalfLogProbs,), {"__module__": "__main__"})
     fails(main(), r"__main__\.Main, which another process could not import")
-    fails(own_codecs.Argument(3), "takes arguments, without which a cache could not build it again: make it a frozen dataclass")
+    fails(
+        own_codecs.Argument(3),
+        "takes arguments, without which a cache could not build it again: make it a frozen dataclass",
+    )
     fails(own_codecs.Renamed(), "don't override name")
-    fails(own_codecs.Wrong(fault=["list"]), r"expected settings that are finite numbers.*fault=\['list'\]", TypeError)
+    fails(
+        own_codecs.Wrong(fault=["list"]),
+        r"expected settings that are finite numbers.*fault=\['list'\]",
+        TypeError,
+    )
     fails(own_codecs.Wrong(fault=float("nan")), "expected settings that are finite", TypeError)
     fails("own_codecs.Nibbles(12)", "expected one of uint8.*or the import path")
     fails("own_codecs.NoCodec", "expected a class derived from ensdistill.cache.Codec")
@@ -414,12 +473,17 @@ def test_a_class_derived_from_one_of_the_package(module, tmp_path):
 
 def test_an_exported_table_has_the_decoded_rows(module, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    for name, mixture_at, columns in (("Nibbles", None, ["logits: a", "logits: b", "logits: c"]), ("HalfLogProbs", 2.0, ["log_probs"])):
+    for name, mixture_at, columns in (
+        ("Nibbles", None, ["logits: a", "logits: b", "logits: c"]),
+        ("HalfLogProbs", 2.0, ["log_probs"]),
+    ):
         cache = make(tmp_path / name, name, mixture_at)
         assert export_parquet(cache, tmp_path / f"{name}.parquet") == 230
         table = parquet.read_table(tmp_path / f"{name}.parquet")
         assert table.column_names[4:] == columns
-        np.testing.assert_array_equal(np.array(table[columns[-1]].to_pylist()), cache.gather_logits(np.arange(230))[-1])
+        np.testing.assert_array_equal(
+            np.array(table[columns[-1]].to_pylist()), cache.gather_logits(np.arange(230))[-1]
+        )
 
 
 def test_the_commands(module, tmp_path):
@@ -428,7 +492,16 @@ def test_the_commands(module, tmp_path):
     assert "own_codecs.Nibbles(depth=12.0)" in succeed("cache", "info", tmp_path / "c", *trust)
     succeed("cache", "verify", tmp_path / "c", *trust)
     succeed("cache", "convert", tmp_path / "c", tmp_path / "half", "--codec", "fp16", *trust)
-    succeed("cache", "convert", tmp_path / "half", tmp_path / "own", "--codec", "own_codecs.HalfLogProbs", "--mixture-at", "2")
+    succeed(
+        "cache",
+        "convert",
+        tmp_path / "half",
+        tmp_path / "own",
+        "--codec",
+        "own_codecs.HalfLogProbs",
+        "--mixture-at",
+        "2",
+    )
     succeed("cache", "drop-member", tmp_path / "c", tmp_path / "fewer", "--name", "a", *trust)
     np.save(tmp_path / "logits.npy", in_uid_order(*digits())[0])
     more = ["--name", "d", "--logits", tmp_path / "logits.npy", "--uids", "in-order", "--weight", "1"]
@@ -442,7 +515,10 @@ def test_a_job_names_it(module, tmp_path):
     succeed("run", "--config", file)
     targets = next((tmp_path / "runs").rglob("targets"))
     assert TargetCache.open(targets, trusted=("own_codecs.Nibbles",)).codec.depth == 9.0
-    for wrong, message in (("own_codecs.NoCodec", "expected a class derived"), ("nowhere.Codec", "cannot be imported")):
+    for wrong, message in (
+        ("own_codecs.NoCodec", "expected a class derived"),
+        ("nowhere.Codec", "cannot be imported"),
+    ):
         with pytest.raises(ValueError, match=rf"cache\.codec: .*{message}"):
             CacheConfig(codec=wrong)
     with pytest.raises(ValueError, match=r"cache\.mixture_at: expected a temperature"):

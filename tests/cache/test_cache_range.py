@@ -17,7 +17,16 @@ from job_helpers import write_job
 from test_cache_codecs import stored
 
 from ensdistill import CallableMember, Ensemble, Rows, StudentTrainer, top_k_targets
-from ensdistill.cache import CacheError, CacheLossWarning, TargetCache, add_member, cache_targets, convert, drop_member, reweight
+from ensdistill.cache import (
+    CacheError,
+    CacheLossWarning,
+    TargetCache,
+    add_member,
+    cache_targets,
+    convert,
+    drop_member,
+    reweight,
+)
 from ensdistill.cache.codecs import codec_of, kl_divergence
 from ensdistill.cache.files.checked import _checksum, _text
 from ensdistill.cache.floors import floor_of
@@ -31,7 +40,9 @@ from ensdistill.models import MLP
 DENSE = ("uint8", "fp16", "bf16", "fp32")
 MASKS = (-1e3, -1e4, -65504.0, -1e9, -1e30, -np.inf)
 ORDINARY = st.floats(-25, 25, width=32)
-ODD = st.one_of(ORDINARY, st.sampled_from([*MASKS, -30.0, -100.0, -1e5, 0.0, 1e-30, 200.0, 1e4, 1e6, 1e6 + 1, 1e30]))
+ODD = st.one_of(
+    ORDINARY, st.sampled_from([*MASKS, -30.0, -100.0, -1e5, 0.0, 1e-30, 200.0, 1e4, 1e6, 1e6 + 1, 1e30])
+)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40))
 LAW = partial(settings, deadline=None, derandomize=True)
 
@@ -51,13 +62,16 @@ def moved(log_p, decoded, temperature=1.0):
 
 
 def check(log_p, decoded, kl, temperature=1.0):
-    """What was measured is true; and a likeliest class that leads by more than that can explain is still the likeliest."""
+    """What was measured is true; and a likeliest class that leads by more than that can explain is still the
+    likeliest."""
     found, missing = moved(log_p, decoded, temperature)
     assert (missing <= 2e-7).all()
     assert (found <= kl + 1e-6).all()
     p, q = np.exp(log_p), np.exp(log_softmax(decoded, temperature))
     first, second = np.sort(p, -1)[..., -1], np.sort(p, -1)[..., -2]
-    leads = first - second > np.sqrt(2 * np.maximum(found, 0)) + 1e-6  # Pinsker: no probability moved by more than half of it
+    leads = (
+        first - second > np.sqrt(2 * np.maximum(found, 0)) + 1e-6
+    )  # Pinsker: no probability moved by more than half of it
     assert (~leads | (q.argmax(-1) == p.argmax(-1))).all()
 
 
@@ -104,7 +118,10 @@ def test_any_row_of_a_mixture(codec, temperature, logits):
         assert np.array_equal(np.isneginf(decoded[:, 0]).all(-1), np.zeros(len(decoded), bool))
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 4), st.just(3), st.integers(2, 9)), elements=ODD), st.sampled_from([1.0, 3.0, 10.0]))
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 4), st.just(3), st.integers(2, 9)), elements=ODD),
+    st.sampled_from([1.0, 3.0, 10.0]),
+)
 @LAW(max_examples=60)
 def test_the_mixture_of_members_stored_in_bytes(logits, temperature):
     assume(np.isfinite(logits).any(-1).all())
@@ -122,7 +139,11 @@ def test_where_logits_are_averaged_a_far_class_may_be_the_likeliest(tmp_path):
         decoded, _, _ = stored(codec, z.swapaxes(0, 1), combiner="logit")
         assert decoded.mean(1).argmax(-1).tolist() == [1]
     with pytest.raises(
-        ValueError, match=r"codec: fp16 holds logits down to -65504 .* 'logit' .* member '0' .* uid 0, class 2: use codec bf16"
+        ValueError,
+        match=(
+            r"codec: fp16 holds logits down to -65504 .* 'logit' .* member '0' .* uid 0, class 2: use codec "
+            r"bf16"
+        ),
     ):
         stored("fp16", z.swapaxes(0, 1), combiner="logit")
     decoded, _, _ = stored("fp16", z.swapaxes(0, 1), combiner="logit", mixture_at=1.0)
@@ -133,7 +154,8 @@ def test_where_logits_are_averaged_a_far_class_may_be_the_likeliest(tmp_path):
     assert (cache.manifest["floor"], cache.max_temperature) == (None, None)
 
 
-# What the floor means for whoever reads a cache ---------------------------------------------------------------------------------------
+# What the floor means for whoever reads a cache
+# ---------------------------------------------------------------------------------------
 
 
 def masked(value, names="ab", combiner="prob"):
@@ -157,7 +179,9 @@ def test_a_masked_class_costs_nothing(tmp_path, value, codec):
         cache = cache_targets(ensemble, rows, tmp_path / "c", codec=codec)
         TargetCache.open(tmp_path / "c")
     found = cache.gather_logits(np.arange(64))
-    assert (found.argmax(-1) == z.argmax(-1)).mean() >= 0.99  # of 128 rows one may have two classes within half a step
+    assert (
+        found.argmax(-1) == z.argmax(-1)
+    ).mean() >= 0.99  # of 128 rows one may have two classes within half a step
     kl, missing = moved(log_softmax(z), found)
     assert kl.max() < 0.002
     assert missing.max() < 1e-12
@@ -176,8 +200,12 @@ def test_a_higher_temperature_is_refused_where_a_class_was_left_out(tmp_path):
     assert [part["floored"] for part in cache.manifest["statistics"]["members"].values()] == [64, 64]
     target, student = cache.gather(np.arange(64)), torch.zeros(64, 10)
     exact = distillation_loss(student, torch.from_numpy(z), temperature=10.0)
-    assert distillation_loss(student, target, temperature=10.0).item() == pytest.approx(exact.item(), rel=1e-3)
-    message = r"temperature: 30\.0, but some rows .* up to 10 only, .*max_temperature=30\.0, or with codec='fp32'"
+    assert distillation_loss(student, target, temperature=10.0).item() == pytest.approx(
+        exact.item(), rel=1e-3
+    )
+    message = (
+        r"temperature: 30\.0, but some rows .* up to 10 only, .*max_temperature=30\.0, or with codec='fp32'"
+    )
     for call in (
         lambda: distillation_loss(student, target, temperature=30.0),
         lambda: distillation_loss(student, target.to("cpu").rows(0, 64), temperature=30.0),
@@ -186,10 +214,18 @@ def test_a_higher_temperature_is_refused_where_a_class_was_left_out(tmp_path):
         with pytest.raises(ValueError, match=message):
             call()
     for combiner in ("logit", "log_prob"):
-        with pytest.raises(ValueError, match=f"combiner: '{combiner}', but some rows of the targets were stored for 'prob' only"):
+        with pytest.raises(
+            ValueError,
+            match=f"combiner: '{combiner}', but some rows of the targets were stored for 'prob' only",
+        ):
             distillation_loss(student, target, combiner=combiner)
     trainer = StudentTrainer(Optimization(steps=1, batch_size=8), temperature=30.0)
-    with pytest.raises(ValueError, match=r"temperature: 30\.0, but the cache .* serve temperatures up to 10 only; .*max_temperature=30\.0"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"temperature: 30\.0, but the cache .* serve temperatures up to 10 only; .*max_temperature=30\.0"
+        ),
+    ):
         trainer.distill(lambda: MLP(1, [4], 10), rows, cache)
     with pytest.raises(CacheError, match=r"mixture_at: expected at most 10, .* got 11"):
         convert(cache, tmp_path / "n", codec="topk-3", mixture_at=11.0)
@@ -206,7 +242,9 @@ def test_a_cache_can_be_made_for_higher_temperatures(tmp_path):
     assert cache.max_temperature == pytest.approx(40.0)
     found = cache.gather(np.arange(64))
     exact = distillation_loss(torch.zeros(64, 10), torch.from_numpy(z), temperature=40.0)
-    assert distillation_loss(torch.zeros(64, 10), found, temperature=40.0).item() == pytest.approx(exact.item(), rel=1e-3)
+    assert distillation_loss(torch.zeros(64, 10), found, temperature=40.0).item() == pytest.approx(
+        exact.item(), rel=1e-3
+    )
     with pytest.warns(CacheLossWarning, match=r"storing with codec 'uint8' cost a row a KL of .* max_kl="):
         # Whoever wants the -1000 itself kept has to take a wider code.
         cache_targets(ensemble, rows, tmp_path / "wide", max_temperature=100.0)
@@ -232,7 +270,10 @@ def test_derived_caches_know_what_was_left_out(tmp_path):
     plain = np.minimum(np.abs(z[0]), 20)
     added = add_member(source, tmp_path / "added", name="c", logits=plain, uids=everything, weight=1.0)
     assert added.max_temperature == pytest.approx(10.0)
-    assert drop_member(drop_member(added, tmp_path / "1", name="a"), tmp_path / "2", name="b").max_temperature is None
+    assert (
+        drop_member(drop_member(added, tmp_path / "1", name="a"), tmp_path / "2", name="b").max_temperature
+        is None
+    )
     with pytest.raises(CacheError, match="without the logits of classes far below the likeliest"):
         ensemble.calibrate(source, np.zeros(64, int), uids=everything)
 
@@ -253,7 +294,9 @@ def test_half_precision_ends_somewhere_too(tmp_path):
 def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
     """Another machine's rounding moves logits that lie at the floor."""
     teachers, rows = digits()
-    floor = floor_of(codec_of("uint8"), {"temperature": "any", "classes": range(10), "combiner": "prob"}, 10.0)
+    floor = floor_of(
+        codec_of("uint8"), {"temperature": "any", "classes": range(10), "combiner": "prob"}, 10.0
+    )
     logits = teachers.logits.copy()
     logits[..., 3] = logits.max(-1) - floor + side
     teachers = replace(teachers, logits=logits)
@@ -269,7 +312,8 @@ def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
         cache.verify_against(replace(teachers, logits=nearly), rows, share=1.0)
 
 
-# Warnings ------------------------------------------------------------------------------------------------------------------------------
+# Warnings
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,7 +327,10 @@ def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
 def test_a_row_that_lost_much_is_told_of(tmp_path, codec, options, better):
     """When the cache is written and whenever it is opened; not of draws, which are right on average."""
     ensemble, rows, _ = masked(-150.0)  # no mask for a temperature of 10, and half a step of 0.3
-    for call in (lambda: cache_targets(ensemble, rows, tmp_path / "c", codec=codec, **options), lambda: TargetCache.open(tmp_path / "c")):
+    for call in (
+        lambda: cache_targets(ensemble, rows, tmp_path / "c", codec=codec, **options),
+        lambda: TargetCache.open(tmp_path / "c"),
+    ):
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             cache = call()
@@ -314,7 +361,9 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     """One above the default makes another cache; the others share one."""
     found = []
     for temperature in (1.0, 8.0, 25.0):
-        config = load_config(["--config", str(write_job(tmp_path, {"distill.loss.temperature": temperature}))])
+        config = load_config(
+            ["--config", str(write_job(tmp_path, {"distill.loss.temperature": temperature}))]
+        )
         with (
             mock.patch("ensdistill.job.stages.cache_targets", side_effect=CacheError("asked")) as asked,
             mock.patch("ensdistill.teachers.Ensemble.load"),
@@ -328,11 +377,13 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     assert found[2][1] != found[0][1]
 
 
-# Caches of the format before ------------------------------------------------------------------------------------------------------------
+# Caches of the format before
+# ------------------------------------------------------------------------------------------------------------
 
 
 def as_format_2(folder):
-    """Make the cache in ``folder`` one as it was written before there were floors: the same bytes of records."""
+    """Make the cache in ``folder`` one as it was written before there were floors: the same bytes of
+    records."""
     import xxhash
 
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -357,13 +408,22 @@ def test_caches_of_the_format_before_are_read_as_they_were(tmp_path):
     np.testing.assert_array_equal(old.gather_records(everything), expected)
     assert old.verify_against(teachers, rows, share=1.0) == 230
     silent = replace(teachers, logits=None)  # it is the cache that is wanted, so nobody is asked
-    np.testing.assert_array_equal(cache_targets(silent, rows, tmp_path / "c", shard_rows=64).gather_records(everything), expected)
+    np.testing.assert_array_equal(
+        cache_targets(silent, rows, tmp_path / "c", shard_rows=64).gather_records(everything), expected
+    )
     assert reweight(tmp_path / "c", dict.fromkeys("abc", 1.0)).manifest["format_version"] == 2
     TargetCache.open(tmp_path / "c", check="full")
     fewer = drop_member(old, tmp_path / "fewer", name="a")
     assert fewer.manifest["format_version"] == 3
     exact = convert(old, tmp_path / "exact", codec="fp32")
-    more = add_member(exact, tmp_path / "more", name="d", logits=in_uid_order(teachers, rows)[0], uids=everything, weight=1.0)
+    more = add_member(
+        exact,
+        tmp_path / "more",
+        name="d",
+        logits=in_uid_order(teachers, rows)[0],
+        uids=everything,
+        weight=1.0,
+    )
     np.testing.assert_array_equal(more.gather_logits(everything)[:3], old.gather_logits(everything))
     assert [cache.max_temperature for cache in (fewer, exact, more)] == [None, None, None]
     text = json.loads((tmp_path / "c" / "manifest.json").read_text())

@@ -1,4 +1,5 @@
-"""Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where moto is installed)."""
+"""Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where
+moto is installed)."""
 
 import re
 import shutil
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 from cache_helpers import contents, digits
 
-from ensdistill.cache import CacheCorrupt, CacheError, CacheIncomplete, CacheMismatch, TargetCache, cache_targets, remote
+from ensdistill.cache import (
+    CacheCorrupt,
+    CacheError,
+    CacheIncomplete,
+    CacheMismatch,
+    TargetCache,
+    cache_targets,
+    remote,
+)
 from ensdistill.cache.files import transfer
 
 
@@ -55,7 +64,9 @@ def open_at(url):
 def test_there_and_back(original, base, tmp_path):
     remote.upload(original.path, base)
     cache = TargetCache.open(base, check="full", local=tmp_path / "here")
-    np.testing.assert_array_equal(cache.gather_records(np.arange(230)), original.gather_records(np.arange(230)))
+    np.testing.assert_array_equal(
+        cache.gather_records(np.arange(230)), original.gather_records(np.arange(230))
+    )
     assert contents(tmp_path / "here") == contents(original.path)
     assert not (tmp_path / "here" / "fetched").exists()
     system, path = open_at(base)
@@ -85,8 +96,14 @@ def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
     data = bytearray(shard.read_bytes())
     data[5000] ^= 1
     shard.write_bytes(data)
-    advice = rf"{re.escape(str(shard))}: .* this is a local copy: delete the file, and opening {re.escape(base)} fetches it again"
-    for read in (lambda: TargetCache.open(base, local=folder).gather([96]), lambda: TargetCache.open(base, local=folder, check="full")):
+    advice = (
+        rf"{re.escape(str(shard))}: .* this is a local copy: delete the file, and opening {re.escape(base)} "
+        rf"fetches it again"
+    )
+    for read in (
+        lambda: TargetCache.open(base, local=folder).gather([96]),
+        lambda: TargetCache.open(base, local=folder, check="full"),
+    ):
         with pytest.raises(CacheCorrupt, match=advice):
             read()
     shard.unlink()
@@ -99,7 +116,10 @@ def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
 def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_PROGRESS_EVERY", 0.001)
     total = sum(shard["bytes"] for shard in original.manifest["shards"])
-    for copy in (lambda **how: remote.upload(original.path, base, **how), lambda **how: remote.download(base, tmp_path / "here", **how)):
+    for copy in (
+        lambda **how: remote.upload(original.path, base, **how),
+        lambda **how: remote.download(base, tmp_path / "here", **how),
+    ):
         for _ in range(2):
             calls = []
             copy(progress=lambda *call, calls=calls: calls.append((*call, threading.current_thread())))
@@ -107,7 +127,9 @@ def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_pat
             assert all(call[1:] == (total, threading.main_thread()) for call in calls)
             assert done == sorted(done)
             assert done[-1] == total
-            (tmp_path / "here" / "manifest.json").unlink(missing_ok=True)  # a copy that needs nothing but that
+            (tmp_path / "here" / "manifest.json").unlink(
+                missing_ok=True
+            )  # a copy that needs nothing but that
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -214,7 +236,8 @@ def test_the_default_place_is_the_user_s_cache_folder(original, tmp_path, monkey
 
 
 REFUSED = (
-    r"the folder holds a cache of something else; choose another folder, or overwrite it .*\n  codec: the cache has '{}', expected '{}'"
+    r"the folder holds a cache of something else; choose another folder, or overwrite it .*\n  codec: the "
+    r"cache has '{}', expected '{}'"
 )
 
 
@@ -222,8 +245,13 @@ def test_another_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_
     url = f"memory://{tmp_path}"
     remote.upload(other.path, url)
     shutil.copytree(original.path, folder := tmp_path / "mine")
-    for pull in (lambda **how: remote.download(url, folder, **how), lambda **how: TargetCache.open(url, local=folder, **how)):
-        with pytest.raises(CacheMismatch, match=re.escape(str(folder)) + ": " + REFUSED.format("uint8", "fp16")) as caught:
+    for pull in (
+        lambda **how: remote.download(url, folder, **how),
+        lambda **how: TargetCache.open(url, local=folder, **how),
+    ):
+        with pytest.raises(
+            CacheMismatch, match=re.escape(str(folder)) + ": " + REFUSED.format("uint8", "fp16")
+        ) as caught:
             pull()
         assert not any("shards" in line or "statistics" in line for line in caught.value.differences)
         assert contents(folder) == contents(original.path)
@@ -253,7 +281,9 @@ def test_an_unfinished_or_damaged_cache_in_a_folder_is_not_replaced_unasked(orig
     shutil.copytree(original.path, damaged := tmp_path / "damaged")
     (damaged / "manifest.json").write_bytes((damaged / "manifest.json").read_bytes()[:-9])
     before = contents(damaged)
-    with pytest.raises(CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"):
+    with pytest.raises(
+        CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"
+    ):
         remote.download(url, damaged)
     assert contents(damaged) == before
     for folder in (unfinished, damaged):
@@ -261,7 +291,9 @@ def test_an_unfinished_or_damaged_cache_in_a_folder_is_not_replaced_unasked(orig
         assert contents(folder) == contents(other.path)
     (damaged / "shard-00001.safetensors").unlink()
     (damaged / "shard-00001.safetensors").mkdir()
-    with pytest.raises(CacheError, match=r"shard-00001\.safetensors: expected a file of the cache, or nothing; got a folder"):
+    with pytest.raises(
+        CacheError, match=r"shard-00001\.safetensors: expected a file of the cache, or nothing; got a folder"
+    ):
         remote.download(url, damaged, overwrite=True)
 
 
@@ -277,7 +309,9 @@ def test_an_overwriting_pull_that_is_interrupted_leaves_an_unfinished_cache(orig
         remote.download(url, folder, overwrite=True, progress=stop)
     with pytest.raises(CacheIncomplete):
         TargetCache.open(folder)
-    assert len(TargetCache.open(url, local=folder, check="full")) == 230  # it was asked for: there is nothing to protect any more
+    assert (
+        len(TargetCache.open(url, local=folder, check="full")) == 230
+    )  # it was asked for: there is nothing to protect any more
 
 
 def test_the_package_s_own_copy_follows_the_url(original, other, tmp_path, monkeypatch):
@@ -319,7 +353,9 @@ def test_another_cache_at_a_url_is_not_replaced_unasked(original, other, base, t
     assert contents(remote.download(base, tmp_path / "after")) == contents(other.path)
     remote.upload(other.path, base)
     system.pipe_file(f"{path}/manifest.json", b"{")
-    with pytest.raises(CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"):
+    with pytest.raises(
+        CacheCorrupt, match=r"manifest\.json: not a JSON file .*; choose another folder, or overwrite it"
+    ):
         remote.upload(other.path, base)
     remote.upload(other.path, base, overwrite=True)
     remote.upload(other.path, f"{base}/new", overwrite=True)  # where there is none

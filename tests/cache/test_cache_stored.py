@@ -42,7 +42,9 @@ def write(kind, folder):
     mixture_at = 2.0 if kind.endswith("-mixture") else None
     seed = 0 if kind.endswith("-uids") else 3
     rows = Rows(INPUTS, uids * 10 - 30 if kind.endswith("-uids") else uids, uids % C)
-    return cache_targets(ensemble(), rows, folder, codec=codec, mixture_at=mixture_at, shard_rows=4, seed=seed)
+    return cache_targets(
+        ensemble(), rows, folder, codec=codec, mixture_at=mixture_at, shard_rows=4, seed=seed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(folder)
-        decoded = {kind: np.load(io.BytesIO(archive.read(f"{kind}/decoded.npy"))) for kind in MEMBERS + MIXTURES}
+        decoded = {
+            kind: np.load(io.BytesIO(archive.read(f"{kind}/decoded.npy"))) for kind in MEMBERS + MIXTURES
+        }
     for kind in decoded:
         (folder / kind / "decoded.npy").unlink()
     return folder, decoded
@@ -63,7 +67,9 @@ def test_a_cache_written_before_is_read(stored, kind):
     np.testing.assert_allclose(cache.gather_logits(cache.uids), decoded[kind], rtol=1e-6)
     codes = cache.gather(cache.uids).to_logits().numpy()
     at = cache.temperature or 1.0
-    np.testing.assert_allclose(softmax(codes / at if "uint8-m" in kind else codes), softmax(decoded[kind]), atol=1e-6)
+    np.testing.assert_allclose(
+        softmax(codes / at if "uint8-m" in kind else codes), softmax(decoded[kind]), atol=1e-6
+    )
     rows = Rows(INPUTS, cache.uids, np.arange(N) % C)
     assert cache.verify_against(ensemble(), rows, share=1.0) == N
 
@@ -89,7 +95,9 @@ def test_a_manifest_has_the_same_fields(stored, tmp_path, kind):
     measured = {"statistics", "shards"}  # exponentials differ in the last bit from one machine to another
     if kind == "topk-3-from-uint8":
         measured.add("fingerprint")
-    assert {k: v for k, v in now.items() if k not in measured} == {k: v for k, v in before.items() if k not in measured}
+    assert {k: v for k, v in now.items() if k not in measured} == {
+        k: v for k, v in before.items() if k not in measured
+    }
     assert [shard["bytes"] for shard in now["shards"]] == [shard["bytes"] for shard in before["shards"]]
     for name, part in before["statistics"]["members"].items():
         assert now["statistics"]["members"][name].keys() == part.keys()

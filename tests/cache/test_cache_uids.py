@@ -1,4 +1,5 @@
-"""Caches of samples that have their data set's own uids: any int64, kept beside the rows and asked by everywhere."""
+"""Caches of samples that have their data set's own uids: any int64, kept beside the rows and asked by
+everywhere."""
 
 import json
 import pickle
@@ -44,7 +45,15 @@ ROWS = 230
 # Shuffled, with gaps, negative ones, and both ends of int64.
 OWN = np.random.default_rng(7).permutation(np.arange(-100, 3 * ROWS - 100, 3))
 OWN[[3, 77]] = np.iinfo(np.int64).min, np.iinfo(np.int64).max
-EVERY = [("uint8", None), ("fp16", None), ("bf16", None), ("fp32", None), ("uint8", 2.0), ("topk-9", 2.0), ("counts-200", 1.0)]
+EVERY = [
+    ("uint8", None),
+    ("fp16", None),
+    ("bf16", None),
+    ("fp32", None),
+    ("uint8", 2.0),
+    ("topk-9", 2.0),
+    ("counts-200", 1.0),
+]
 SMALL = {"shard_rows": 64, "batch_size": 50}
 
 
@@ -78,8 +87,12 @@ def test_targets_are_those_of_the_samples_asked_for(tmp_path, codec, mixture_at)
         np.testing.assert_array_equal(found.uids, OWN)
         np.testing.assert_array_equal(found.gather_records(OWN[asked]), places.gather_records(asked))
         np.testing.assert_array_equal(found.gather_logits(OWN[asked]), places.gather_logits(asked))
-    assert torch.equal(cache.gather(torch.from_numpy(OWN)).to_logits(), places.gather(np.arange(ROWS)).to_logits())
-    for one, other in zip(cache.stream(OWN[asked].reshape(10, 50)), places.stream(asked.reshape(10, 50)), strict=True):
+    assert torch.equal(
+        cache.gather(torch.from_numpy(OWN)).to_logits(), places.gather(np.arange(ROWS)).to_logits()
+    )
+    for one, other in zip(
+        cache.stream(OWN[asked].reshape(10, 50)), places.stream(asked.reshape(10, 50)), strict=True
+    ):
         assert torch.equal(one.to_logits(), other.to_logits())
     if codec == "fp32":
         np.testing.assert_array_equal(cache.gather_logits(OWN[asked]), teachers.logits[:, asked])
@@ -114,12 +127,25 @@ def test_the_table_is_a_safetensors_file(original):
 
 def test_unknown_uids_are_named(original):
     for uids, error, message in (
-        ([OWN[0], -2, 1_000_000], IndexError, r"it has no sample with uid -2 \(2 of 3 uids are not its own\)"),
+        (
+            [OWN[0], -2, 1_000_000],
+            IndexError,
+            r"it has no sample with uid -2 \(2 of 3 uids are not its own\)",
+        ),
         (np.arange(ROWS), IndexError, "it has no sample with uid 0 "),
-        (np.array([2**64 - 100], np.uint64), IndexError, "expected no more than 9223372036854775807; got 18446744073709551516"),
+        (
+            np.array([2**64 - 100], np.uint64),
+            IndexError,
+            "expected no more than 9223372036854775807; got 18446744073709551516",
+        ),
         ([1.0], TypeError, "uids: expected integers; got float64"),
     ):
-        for ask in (original.gather, original.gather_logits, original.lengths, lambda u: list(original.stream([u]))):
+        for ask in (
+            original.gather,
+            original.gather_logits,
+            original.lengths,
+            lambda u: list(original.stream([u])),
+        ):
             with pytest.raises(error, match=message):
                 ask(uids)
     assert original.gather([]).shape == (3, 0, 10)
@@ -128,7 +154,9 @@ def test_unknown_uids_are_named(original):
 def test_other_uids_are_another_cache(copy):
     teachers, rows = own_rows()
     before = contents(copy)
-    cache_targets(replace(teachers, logits=None), rows, copy, codec="fp32", **SMALL)  # opened, without asking anybody
+    cache_targets(
+        replace(teachers, logits=None), rows, copy, codec="fp32", **SMALL
+    )  # opened, without asking anybody
     assert contents(copy) == before
     one_other = OWN.copy()
     one_other[9] = 12345
@@ -136,10 +164,15 @@ def test_other_uids_are_another_cache(copy):
         with pytest.raises(CacheMismatch, match=r"fingerprint\.inputs\.uids: the cache has '\w+', expected"):
             cache_targets(teachers, Rows(rows.inputs, other, rows.labels), copy, codec="fp32", **SMALL)
     plain = cache_targets(*own_rows(np.arange(ROWS)), copy.with_name("plain"), codec="fp32", **SMALL)
-    with pytest.raises(CacheMismatch, match=r"fingerprint\.inputs\.uids: the cache has nothing, expected '\w+'"):
+    with pytest.raises(
+        CacheMismatch, match=r"fingerprint\.inputs\.uids: the cache has nothing, expected '\w+'"
+    ):
         cache_targets(teachers, rows, plain.path, codec="fp32", **SMALL)
     assert contents(copy) == before
-    np.testing.assert_array_equal(cache_targets(teachers, rows, copy.with_name("plain"), codec="fp32", overwrite=True, **SMALL).uids, OWN)
+    np.testing.assert_array_equal(
+        cache_targets(teachers, rows, copy.with_name("plain"), codec="fp32", overwrite=True, **SMALL).uids,
+        OWN,
+    )
     assert contents(copy.with_name("plain")) == before
     cache_targets(*own_rows(np.arange(ROWS)), copy, codec="fp32", overwrite=True, **SMALL)
     assert not (copy / "uids.safetensors").exists()
@@ -164,7 +197,9 @@ def test_an_interrupted_writer_is_resumed(tmp_path, original, harm):
     with pytest.raises(CacheIncomplete):
         TargetCache.open(tmp_path / "c")
     with pytest.raises(CacheMismatch, match=r"fingerprint\.inputs\.uids"):
-        cache_targets(teachers, Rows(rows.inputs, np.roll(OWN, 1), rows.labels), tmp_path / "c", codec="fp32", **SMALL)
+        cache_targets(
+            teachers, Rows(rows.inputs, np.roll(OWN, 1), rows.labels), tmp_path / "c", codec="fp32", **SMALL
+        )
     content = table.read_bytes()
     if harm == "missing":
         table.unlink()
@@ -197,20 +232,38 @@ def test_an_invalid_member_leaves_nothing_behind(tmp_path):
         cache_targets(teachers.with_logit(1, 70, 4, np.nan), rows, tmp_path, shard_rows=500)
     assert contents(tmp_path) == {}
     with pytest.raises(CacheError, match=rf"max_kl: .*for 'a', uid {OWN[70]}"):
-        cache_targets(teachers.with_logit(0, 70, slice(0, 5), -60.0), rows, tmp_path, max_kl=1e-4, shard_rows=500)
+        cache_targets(
+            teachers.with_logit(0, 70, slice(0, 5), -60.0), rows, tmp_path, max_kl=1e-4, shard_rows=500
+        )
 
 
 def test_damage_of_the_table_is_found(copy, original):
     table = copy / "uids.safetensors"
     sound = table.read_bytes()
-    positions = {0, 7, 8, 100, 4095, 4096, len(sound) - 1, *np.random.default_rng(0).integers(4096, len(sound), 10).tolist()}
+    positions = {
+        0,
+        7,
+        8,
+        100,
+        4095,
+        4096,
+        len(sound) - 1,
+        *np.random.default_rng(0).integers(4096, len(sound), 10).tolist(),
+    }
     for position in positions:
         flipped = bytearray(sound)
         flipped[position] ^= 4
         table.write_bytes(flipped)
         cache = TargetCache.open(copy)
-        for use in (cache.gather, cache.gather_records, cache.lengths, partial(cache.verify_inputs, inputs=np.zeros((2, 65), np.float32))):
-            with pytest.raises(CacheCorrupt, match=r"uids\.safetensors: the bytes are not those that were written"):
+        for use in (
+            cache.gather,
+            cache.gather_records,
+            cache.lengths,
+            partial(cache.verify_inputs, inputs=np.zeros((2, 65), np.float32)),
+        ):
+            with pytest.raises(
+                CacheCorrupt, match=r"uids\.safetensors: the bytes are not those that were written"
+            ):
                 use(OWN[:2])
         with pytest.raises(CacheCorrupt, match=r"uids\.safetensors"):
             TargetCache.open(copy, check="full")
@@ -252,7 +305,10 @@ def test_another_caches_table_does_not_pass(copy, tmp_path):
         (lambda m: m["uids"].update(hash=3), "uids: expected .* and a hash"),
         (lambda m: m["uids"].pop("hash"), "uids: expected .* and a hash"),
         (lambda m: m["uids"].update(more=1), "uids: expected .* and a hash"),
-        (lambda m: (m.update(format_version=3), m.pop("uids")), "header does not describe"),  # nor does it become one of rows
+        (
+            lambda m: (m.update(format_version=3), m.pop("uids")),
+            "header does not describe",
+        ),  # nor does it become one of rows
         (lambda m: m["fingerprint"]["inputs"].update(uids="0" * 32), "fingerprint.inputs"),
     ],
 )
@@ -276,7 +332,8 @@ def test_a_uid_that_stands_twice_is_refused(copy):
         TargetCache.open(copy).gather(OWN[:2])
 
 
-# Made from it ------------------------------------------------------------------------------------------------------------------------
+# Made from it
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::ensdistill.cache.CacheLossWarning")
@@ -295,7 +352,9 @@ def test_derived_caches_keep_the_uids(original, copy, tmp_path):
     teachers, _ = own_rows()
     shuffle = np.random.default_rng(3).permutation(ROWS)
     new = teachers.logits[0] * 2
-    added = add_member(original, tmp_path / "added", name="d", logits=new[shuffle], uids=OWN[shuffle], weight=1)
+    added = add_member(
+        original, tmp_path / "added", name="d", logits=new[shuffle], uids=OWN[shuffle], weight=1
+    )
     np.testing.assert_array_equal(added.gather_logits(OWN)[3], new)
     np.testing.assert_array_equal(added.gather_logits(OWN)[:3], teachers.logits)
     fewer = drop_member(added, tmp_path / "fewer", name="b")
@@ -304,7 +363,10 @@ def test_derived_caches_keep_the_uids(original, copy, tmp_path):
     np.testing.assert_array_equal(again.gather_logits(OWN), teachers.logits)
     for cache in (added, fewer, again):
         np.testing.assert_array_equal(TargetCache.open(cache.path, check="full").uids, OWN)
-    with pytest.raises(ValueError, match=r"uids: expected each of the cache's \(-9223372036854775808 to 9223372036854775807\) once"):
+    with pytest.raises(
+        ValueError,
+        match=r"uids: expected each of the cache's \(-9223372036854775808 to 9223372036854775807\) once",
+    ):
         add_member(original, tmp_path / "n", name="d", logits=new, uids=np.arange(ROWS), weight=1)
 
 
@@ -318,7 +380,9 @@ def test_there_and_back(original, tmp_path):
     np.testing.assert_array_equal(TargetCache.open(url, local=tmp_path / "here").uids, OWN)  # fetched again
     system, path = fsspec.core.url_to_fs(url)
     system.pipe(f"{path}/uids.safetensors", b"\0" * original.manifest["uids"]["bytes"])
-    with pytest.raises(CacheCorrupt, match=r"uids\.safetensors: the bytes are not those that the manifest names"):
+    with pytest.raises(
+        CacheCorrupt, match=r"uids\.safetensors: the bytes are not those that the manifest names"
+    ):
         remote.download(url, tmp_path / "there")
     remote.upload(original.path, url)  # mended
     remote.download(url, tmp_path / "there")
@@ -355,10 +419,13 @@ def test_the_commands_know_the_uids(original, tmp_path, capsys):
     np.save(tmp_path / "n.npy", own_rows()[0].logits[0])
     words = ["--name", "d", "--logits", str(tmp_path / "n.npy"), "--uids", "in-order", "--weight", "1"]
     assert cache_command(["add-member", str(original.path), str(tmp_path / "more"), *words]) == 0
-    np.testing.assert_array_equal(TargetCache.open(tmp_path / "more").gather_logits(OWN)[3], own_rows()[0].logits[0])
+    np.testing.assert_array_equal(
+        TargetCache.open(tmp_path / "more").gather_logits(OWN)[3], own_rows()[0].logits[0]
+    )
 
 
-# Asked by whom -----------------------------------------------------------------------------------------------------------------------
+# Asked by whom
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_sequences_have_uids_too(tmp_path):
@@ -370,7 +437,14 @@ def test_sequences_have_uids_too(tmp_path):
     order = np.random.default_rng(5).permutation(N)
     np.testing.assert_array_equal(cache.lengths(uids[order]), LENGTHS[order])
     np.testing.assert_array_equal(cache.gather_records(uids[order]), places.gather_records(order))
-    added = add_member(cache, tmp_path / "a", name="d", logits=cache.gather_logits(uids[order])[0], uids=uids[order], weight=1)
+    added = add_member(
+        cache,
+        tmp_path / "a",
+        name="d",
+        logits=cache.gather_logits(uids[order])[0],
+        uids=uids[order],
+        weight=1,
+    )
     np.testing.assert_array_equal(added.gather_logits(uids)[-1], cache.gather_logits(uids)[0])
     TargetCache.open(tmp_path / "a", check="full")
 
@@ -386,11 +460,15 @@ def test_versions_are_keyed_by_uid(tmp_path):
         np.testing.assert_array_equal(cache.gather_logits(uids, view)[0], Seeing().predict_logits(pixels)[0])
     assert cache.verify_against(Seeing(), images, share=1.0, augment=ShiftImages(1)) == N
     trainer = StudentTrainer(Optimization(steps=8, batch_size=16))
-    assert np.isfinite(trainer.distill(partial(CNN, channels=[4]), images, cache, augment=ShiftImages(1)).losses).all()
+    assert np.isfinite(
+        trainer.distill(partial(CNN, channels=[4]), images, cache, augment=ShiftImages(1)).losses
+    ).all()
 
 
 @pytest.mark.filterwarnings("ignore::ensdistill.cache.CacheLossWarning")
-@pytest.mark.parametrize(("codec", "mixture_at"), [("uint8", None), ("fp32", None), ("topk-5", 1.0), ("counts-50", 1.0)])
+@pytest.mark.parametrize(
+    ("codec", "mixture_at"), [("uint8", None), ("fp32", None), ("topk-5", 1.0), ("counts-50", 1.0)]
+)
 def test_a_student_does_not_see_by_which_uids_its_samples_are_known(tmp_path, codec, mixture_at):
     students = []
     trainer = StudentTrainer(Optimization(steps=40, batch_size=32))
@@ -411,7 +489,10 @@ def test_a_student_does_not_see_by_which_uids_its_samples_are_known(tmp_path, co
 
 def test_stored_answers_meet_a_cache_by_uid(tmp_path):
     generator = np.random.default_rng(6)
-    z, x = generator.normal(size=(ROWS, 3)).astype(np.float32) * 3, generator.normal(size=(ROWS, 4)).astype(np.float32)
+    z, x = (
+        generator.normal(size=(ROWS, 3)).astype(np.float32) * 3,
+        generator.normal(size=(ROWS, 4)).astype(np.float32),
+    )
     shuffle = generator.permutation(ROWS)
     member = ArrayMember(uids=OWN[shuffle], logits=z[shuffle], name="stored")
     ensemble = Ensemble.from_members([member], classes=["a", "b", "c"])
@@ -419,16 +500,25 @@ def test_stored_answers_meet_a_cache_by_uid(tmp_path):
     rows = Rows(x, OWN, labels)
     cache = cache_targets(ensemble, rows, tmp_path / "c", codec="fp32", batch_size=64)
     np.testing.assert_array_equal(cache.gather_logits(OWN)[0], z)
-    np.testing.assert_allclose(softmax(cache.gather_logits(OWN[:5])[0], 1), ensemble.for_uids(OWN[:5]).predict_proba(x[:5]), atol=1e-6)
+    np.testing.assert_allclose(
+        softmax(cache.gather_logits(OWN[:5])[0], 1),
+        ensemble.for_uids(OWN[:5]).predict_proba(x[:5]),
+        atol=1e-6,
+    )
     assert cache.verify_against(ensemble, rows, share=1.0) == ROWS
     by_place = Ensemble.from_members([ArrayMember(logits=z, name="stored")], classes=["a", "b", "c"])
-    for ask in (lambda: cache_targets(by_place, rows, tmp_path / "n"), lambda: cache.verify_against(by_place, rows)):
+    for ask in (
+        lambda: cache_targets(by_place, rows, tmp_path / "n"),
+        lambda: cache.verify_against(by_place, rows),
+    ):
         with pytest.raises(ValueError, match="by their place, which is also their uid only if"):
             ask()
     # Labels in an order of their own, and fewer than there are samples.
     some = shuffle[:150]
     for fit in ("calibrate", "weigh"):
-        known, fresh = (Ensemble.from_members([member, ArrayMember(uids=OWN, logits=-z, name="other")]) for _ in range(2))
+        known, fresh = (
+            Ensemble.from_members([member, ArrayMember(uids=OWN, logits=-z, name="other")]) for _ in range(2)
+        )
         both = cache_targets(known, rows, tmp_path / fit, codec="fp32")
         getattr(known, fit)(both, labels[some], uids=OWN[some])
         getattr(fresh, fit)(np.stack([z, -z])[:, some], labels[some])

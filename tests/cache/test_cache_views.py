@@ -9,7 +9,16 @@ import pytest
 import torch
 from cache_helpers import Teachers, contents, digits
 
-from ensdistill.cache import CacheCorrupt, CacheIncomplete, CacheLocked, CacheMismatch, TargetCache, cache_targets, publishing, streaming
+from ensdistill.cache import (
+    CacheCorrupt,
+    CacheIncomplete,
+    CacheLocked,
+    CacheMismatch,
+    TargetCache,
+    cache_targets,
+    publishing,
+    streaming,
+)
 from ensdistill.cache.files.locks import writing
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import BatchOrder
@@ -35,7 +44,9 @@ class Seeing:
     """A teacher whose word follows from the pixels."""
 
     names, classes, weights, combiner = ("a",), tuple("0123456789"), np.ones(1), "prob"
-    matrix = np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)  # exact sums, in whatever order
+    matrix = (
+        np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)
+    )  # exact sums, in whatever order
 
     def predict_logits(self, inputs):
         return (inputs.reshape(len(inputs), 64) @ self.matrix)[None]
@@ -45,7 +56,17 @@ class Seeing:
 
 
 def views_cache(images, folder, **options):
-    return cache_targets(Seeing(), images, folder, codec="fp32", views=3, augment=ShiftImages(1), seed=5, shard_rows=32, **options)
+    return cache_targets(
+        Seeing(),
+        images,
+        folder,
+        codec="fp32",
+        views=3,
+        augment=ShiftImages(1),
+        seed=5,
+        shard_rows=32,
+        **options,
+    )
 
 
 def test_teacher_and_student_see_the_same_pixels(images, tmp_path):
@@ -110,11 +131,16 @@ def test_a_student_trains_from_views_and_refuses_other_versions(images, tmp_path
     trainer = StudentTrainer(Optimization(steps=40, batch_size=32, learning_rate=0.01))
     trained = trainer.distill(STUDENT, images, cache, augment=ShiftImages(1))
     assert trained.losses[-1] < trained.losses[0]
-    for augment, message in ((None, "changed by ShiftImages.*pass that, got None"), (ShiftImages(2), "augment: the cache has")):
+    for augment, message in (
+        (None, "changed by ShiftImages.*pass that, got None"),
+        (ShiftImages(2), "augment: the cache has"),
+    ):
         with pytest.raises(CacheMismatch, match=message):
             trainer.distill(STUDENT, images, cache, augment=augment)
     with pytest.raises(CacheMismatch, match="is not what the cache was made from"):
-        trainer.distill(STUDENT, replace(images, inputs=images.inputs[::-1].copy()), cache, augment=ShiftImages(1))
+        trainer.distill(
+            STUDENT, replace(images, inputs=images.inputs[::-1].copy()), cache, augment=ShiftImages(1)
+        )
     plain = cache_targets(Seeing(), images, tmp_path / "plain")
     with pytest.raises(CacheMismatch, match="made from inputs as they are"):
         trainer.distill(STUDENT, images, plain, augment=ShiftImages(1))
@@ -124,13 +150,18 @@ def test_a_student_refuses_what_a_cache_does_not_hold(images, tmp_path):
     cache = cache_targets(Seeing(), images, tmp_path / "m", codec="topk-3", mixture_at=2.0)
     trainer = StudentTrainer(Optimization(steps=5, batch_size=32), temperature=2.0)
     assert np.isfinite(trainer.distill(STUDENT, images, cache).losses).all()
-    with pytest.raises(ValueError, match=r"temperature: 1\.0, but the cache .* holds the mixture at 2\.0 only"):
+    with pytest.raises(
+        ValueError, match=r"temperature: 1\.0, but the cache .* holds the mixture at 2\.0 only"
+    ):
         StudentTrainer(Optimization(steps=5)).distill(STUDENT, images, cache)
-    with pytest.raises(ValueError, match=r"member: 'a' is not in the cache .*: it holds the members' mixture only"):
+    with pytest.raises(
+        ValueError, match=r"member: 'a' is not in the cache .*: it holds the members' mixture only"
+    ):
         trainer.distill(STUDENT, images, cache, member="a")
 
 
-# Sequences ------------------------------------------------------------------------------------------------------------
+# Sequences
+# ------------------------------------------------------------------------------------------------------------
 
 LENGTHS = np.random.default_rng(2).integers(1, 9, N)
 
@@ -138,7 +169,9 @@ LENGTHS = np.random.default_rng(2).integers(1, 9, N)
 def token_teachers():
     logits = np.random.default_rng(3).normal(0, 3, (2, N, 8, 12)).astype(np.float32)
     names, classes = ("a", "b"), tuple("abcdefghijkl")
-    return Teachers(logits, names, classes, np.array([0.6, 0.4])), np.arange(N)[:, None].repeat(8, 1).astype(np.float32)
+    return Teachers(logits, names, classes, np.array([0.6, 0.4])), np.arange(N)[:, None].repeat(8, 1).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("codec", ["fp32", "uint8", "topk-4", "counts-30"])
@@ -174,7 +207,11 @@ def test_lengths_are_checked(tmp_path):
     for lengths, message in (
         (LENGTHS[:-1], "lengths: expected one integer for each of the 90 rows"),
         (np.zeros(N, int), "lengths: expected 1 to"),
-        (LENGTHS + 5, r"expected \[members, samples, positions, classes\] = \[2, 90, at least 13, 12\]; got \[2, 90, 8, 12\]"),
+        (
+            LENGTHS + 5,
+            r"expected \[members, samples, positions, classes\] = \[2, 90, at least 13, 12\]; got \[2, 90, "
+            r"8, 12\]",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             cache_targets(teachers, rows, tmp_path / "none", lengths=lengths)
@@ -194,7 +231,8 @@ def test_a_flipped_offset_is_found(tmp_path):
         cache.lengths([16])
 
 
-# Several writers, and ahead of time -----------------------------------------------------------------------------------
+# Several writers, and ahead of time
+# -----------------------------------------------------------------------------------
 
 
 def test_several_writers_give_the_same_bytes_and_each_its_share(tmp_path):
@@ -208,7 +246,9 @@ def test_several_writers_give_the_same_bytes_and_each_its_share(tmp_path):
                 asked[rank] = asked.get(rank, 0) + len(inputs)
                 return super().predict_logits(inputs)
 
-        results[rank] = cache_targets(Counting(teachers.logits), rows, tmp_path / "three", shard_rows=32, rank=rank, world=3)
+        results[rank] = cache_targets(
+            Counting(teachers.logits), rows, tmp_path / "three", shard_rows=32, rank=rank, world=3
+        )
 
     writers = [threading.Thread(target=write, args=(rank,)) for rank in range(3)]
     for thread in writers:
@@ -216,7 +256,11 @@ def test_several_writers_give_the_same_bytes_and_each_its_share(tmp_path):
     for thread in writers:
         thread.join()
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
-    assert asked == {0: 3 * 32, 1: 2 * 32 + 6, 2: 2 * 32}  # shards 0 3 6, 1 4 7 and 2 5; the last of all has 6 rows
+    assert asked == {
+        0: 3 * 32,
+        1: 2 * 32 + 6,
+        2: 2 * 32,
+    }  # shards 0 3 6, 1 4 7 and 2 5; the last of all has 6 rows
     assert [len(cache) for cache in results.values()] == [230] * 3
 
 
@@ -224,7 +268,9 @@ def test_writers_that_would_meet_are_refused(tmp_path):
     teachers, rows = digits()
     with writing(tmp_path, 0, 2):
         for rank, world, writer in ((0, 2, "0 of 2"), (0, 1, "0 of 2"), (1, 3, "0 of 2")):
-            with pytest.raises(CacheLocked, match=rf"is being written by another process \(writer {writer}\)"):
+            with pytest.raises(
+                CacheLocked, match=rf"is being written by another process \(writer {writer}\)"
+            ):
                 cache_targets(teachers, rows, tmp_path, rank=rank, world=world)
         with writing(tmp_path, 1, 2) as partner:
             assert partner.others_alive() == [".writer-0-of-2.lock"]
@@ -234,11 +280,16 @@ def test_writers_that_would_meet_are_refused(tmp_path):
 def test_a_writer_whose_partner_never_comes_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "PATIENCE", 0.2)
     teachers, rows = digits()
-    with pytest.raises(CacheIncomplete, match="4 shards of rank 1 of 2 are missing, and no process that writes them is running"):
+    with pytest.raises(
+        CacheIncomplete,
+        match="4 shards of rank 1 of 2 are missing, and no process that writes them is running",
+    ):
         cache_targets(teachers, rows, tmp_path, shard_rows=32, rank=0, world=2)
     with pytest.raises(ValueError, match="rank: expected 0 to 1, one of the 2 writers; got 2"):
         cache_targets(teachers, rows, tmp_path, rank=2, world=2)
-    assert len(cache_targets(teachers, rows, tmp_path, shard_rows=32)) == 230  # one writer finishes what two began
+    assert (
+        len(cache_targets(teachers, rows, tmp_path, shard_rows=32)) == 230
+    )  # one writer finishes what two began
 
 
 def test_stream_gathers_ahead_and_in_order(tmp_path, monkeypatch):
@@ -272,4 +323,6 @@ def test_stream_of_views_and_of_one_array_that_the_caller_fills_again(images, tm
             yield uids, view
 
     for i, (target, view) in enumerate(zip(cache.stream(batches()), views, strict=True)):
-        np.testing.assert_array_equal(target.to_logits().numpy(), cache.gather_logits(np.arange(20) + i, view))
+        np.testing.assert_array_equal(
+            target.to_logits().numpy(), cache.gather_logits(np.arange(20) + i, view)
+        )

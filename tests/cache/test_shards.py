@@ -38,10 +38,14 @@ def test_the_known_value():
 @given(st.binary(max_size=300), st.integers(1, 70))
 @settings(max_examples=60, deadline=None)
 def test_checksums_of_blocks(data, block):
-    assert _shards.checksums(data, block).tolist() == [crc32c(data[i : i + block]) for i in range(0, len(data), block)]
+    assert _shards.checksums(data, block).tolist() == [
+        crc32c(data[i : i + block]) for i in range(0, len(data), block)
+    ]
 
 
-@pytest.mark.parametrize("size", [4095, 12_287, 12_288, 12_289, 36_864, 65_536, 100_003])  # around the instruction's three lanes
+@pytest.mark.parametrize(
+    "size", [4095, 12_287, 12_288, 12_289, 36_864, 65_536, 100_003]
+)  # around the instruction's three lanes
 def test_the_instruction_is_the_software(size):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     assert _shards.checksums(data, size).tolist() == [_shards.crc32c_software(data.tobytes())]
@@ -59,7 +63,11 @@ class Shard:
         self.body = np.random.default_rng(rows).integers(0, 256, (self.records, width), np.uint8)
         data = self.body.tobytes()
         if lengths is not None:
-            data += (np.concatenate([[0], np.cumsum(lengths)]) if offsets is None else offsets).astype("<u8").tobytes()
+            data += (
+                (np.concatenate([[0], np.cumsum(lengths)]) if offsets is None else offsets)
+                .astype("<u8")
+                .tobytes()
+            )
         self.sums = _shards.checksums(data, BLOCK)
         self.path = Path(folder) / "shard"
         self.path.write_bytes(bytes(begin) + data + self.sums.tobytes())
@@ -70,7 +78,13 @@ class Shard:
     def map(self, reader, **changes):
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            arguments = {"file_bytes": size, "data_begin": self.begin, "records": self.records, "rows": self.rows, "checksums": self.sums}
+            arguments = {
+                "file_bytes": size,
+                "data_begin": self.begin,
+                "records": self.records,
+                "rows": self.rows,
+                "checksums": self.sums,
+            }
             return reader.map(shard=0, fd=file.fileno(), **{**arguments, **changes})
 
 
@@ -100,7 +114,11 @@ def test_the_damaged_block_is_named_and_the_others_are_read(tmp_path, threads):
     block = 1_000_000 // BLOCK
     for _ in range(2):
         assert reader.gather(np.arange(1001, 2), np.empty((0, 1000), np.uint8)) is None
-        assert reader.gather(np.arange(2000), np.empty((2000, 1000), np.uint8)) == (0, block * BLOCK, (block + 1) * BLOCK)
+        assert reader.gather(np.arange(2000), np.empty((2000, 1000), np.uint8)) == (
+            0,
+            block * BLOCK,
+            (block + 1) * BLOCK,
+        )
 
 
 @given(st.integers(1, 2**62), st.integers(0, 9), st.integers(-2, 2))
@@ -124,12 +142,16 @@ def test_sequences(tmp_path):
     out = np.empty((18, 24), np.uint8)
     assert reader.gather(ids, out) is None
     starts = np.cumsum(lengths) - lengths
-    np.testing.assert_array_equal(out, np.concatenate([shard.body[starts[i] : starts[i] + lengths[i]] for i in ids]))
+    np.testing.assert_array_equal(
+        out, np.concatenate([shard.body[starts[i] : starts[i] + lengths[i]] for i in ids])
+    )
     with pytest.raises(ValueError, match="out: expected room for exactly the records asked for"):
         reader.gather(ids, out[:-1])
 
 
-@pytest.mark.parametrize("offsets", [[0, 4, 3, 11, 13, 18], [1, 3, 4, 11, 13, 18], [0, 3, 4, 11, 13, 19], [0, 3, 3, 11, 13, 18]])
+@pytest.mark.parametrize(
+    "offsets", [[0, 4, 3, 11, 13, 18], [1, 3, 4, 11, 13, 18], [0, 3, 4, 11, 13, 19], [0, 3, 3, 11, 13, 18]]
+)
 def test_offsets_that_do_not_rise_are_refused(tmp_path, offsets):
     shard = Shard(tmp_path, rows=5, lengths=np.array([3, 1, 7, 2, 5]), offsets=np.array(offsets))
     with pytest.raises(ValueError, match="offsets: expected them to rise"):
@@ -196,7 +218,8 @@ def test_a_buffer_is_recycled_only_when_nobody_has_it():
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_can_read_on(tmp_path):
-    """A data loader's workers are forked from a process whose reader has threads, which the children don't have."""
+    """A data loader's workers are forked from a process whose reader has threads, which the children don't
+    have."""
     shard = Shard(tmp_path, rows=2000, width=1000)
     reader = shard.reader(3)
     shard.map(reader)

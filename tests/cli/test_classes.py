@@ -85,10 +85,19 @@ def test_every_kind_of_hint():
 @pytest.mark.parametrize(
     ("settings", "path"),
     [
-        ({"anything": [{"deep": {"class_path": f"{HERE}.Inner", "init_args": {"steps": "x"}}}]}, "anything.0.deep.init_args.steps"),
+        (
+            {"anything": [{"deep": {"class_path": f"{HERE}.Inner", "init_args": {"steps": "x"}}}]},
+            "anything.0.deep.init_args.steps",
+        ),
         ({"raw_or_built": {"class_path": f"{HERE}.Opn"}}, "raw_or_built.class_path"),
-        ({"raw_or_built": {"class_path": f"{HERE}.Double", "init_args": {"fctor": 3}}}, "raw_or_built.init_args.fctor"),
-        ({"base": {"class_path": f"{HERE}.Open", "init_args": {"first": 1, "kind": "c"}}}, "base.init_args.kind"),
+        (
+            {"raw_or_built": {"class_path": f"{HERE}.Double", "init_args": {"fctor": 3}}},
+            "raw_or_built.init_args.fctor",
+        ),
+        (
+            {"base": {"class_path": f"{HERE}.Open", "init_args": {"first": 1, "kind": "c"}}},
+            "base.init_args.kind",
+        ),
     ],
 )
 def test_an_error_within_nested_classes_has_its_path(settings, path):

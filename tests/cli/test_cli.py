@@ -46,7 +46,14 @@ def flat(text: str) -> str:
 def test_the_report_has_the_documented_keys(finished_job):
     report = json.loads((finished_job / "report.json").read_text())
     assert report["schema_version"] == 2
-    assert report["dataset"] == {"name": "Digits", "labelled": 100, "pool": 100, "transfer": 260, "test": 1597, "classes": 10}
+    assert report["dataset"] == {
+        "name": "Digits",
+        "labelled": 100,
+        "pool": 100,
+        "transfer": 260,
+        "test": 1597,
+        "classes": 10,
+    }
     assert report["seeds"] == [0]
     assert list(report["students"]) == ["small", "wide"]
     for block in (report, *report["students"].values()):
@@ -57,12 +64,17 @@ def test_the_report_has_the_documented_keys(finished_job):
                 assert model[metric]["mean"] == pytest.approx(model[metric]["per_seed"][0])
             assert model["parameters"] > 0
             assert model["bytes"] > 0
-            assert all(0 < model["latency_ms"][b]["p50"] <= model["latency_ms"][b]["p95"] for b in ("batch_1", "batch_256"))
+            assert all(
+                0 < model["latency_ms"][b]["p50"] <= model["latency_ms"][b]["p95"]
+                for b in ("batch_1", "batch_256")
+            )
         for metric in ("accuracy", "nll", "brier"):
             assert {"mean", "ci95"} <= set(block["retained_gain"][metric])
         assert block["verdict"]
         assert block["verdict"].endswith(" This is one seed: the intervals leave out how much seeds differ.")
-    assert report["students"]["small"]["description"] == "ensdistill.models.MLP"  # where nothing is said of it
+    assert (
+        report["students"]["small"]["description"] == "ensdistill.models.MLP"
+    )  # where nothing is said of it
     assert report["models"] == report["students"]["small"]["models"]
     assert report["models"]["student"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
     assert [member["name"] for member in report["members"]] == ["mlp", "gaussiannb"]
@@ -125,7 +137,8 @@ class Data:
 
 
 def test_own_classes_from_the_current_folder_on_two_workers(tmp_path, finished_job):
-    # As a user does it: another process, in a folder with a module of the user's own. The numbers are those of one worker.
+    # As a user does it: another process, in a folder with a module of the user's own. The numbers are those
+    # of one worker.
     (tmp_path / "own_things.py").write_text(OWN)
     net = {"class_path": "own_things.Net", "init_args": {"width": 16}}
     change = {"data": {"class_path": "own_things.Data"}, "distill.students.wide.model": net}
@@ -135,11 +148,15 @@ def test_own_classes_from_the_current_folder_on_two_workers(tmp_path, finished_j
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Retained gain" in done.stdout
-    assert all(f"✓ seed 0 · {unit}" in done.stderr for unit in ("teachers", "cache", "direct small", "distill wide"))
+    assert all(
+        f"✓ seed 0 · {unit}" in done.stderr for unit in ("teachers", "cache", "direct small", "distill wide")
+    )
     one, two = numbers(finished_job), numbers(tmp_path / "runs" / "own")
     assert two["dataset"]["name"] == "Data"
     two["dataset"]["name"] = "Digits"
-    assert {key: two[key] for key in two if key != "students"} == {key: one[key] for key in one if key != "students"}
+    assert {key: two[key] for key in two if key != "students"} == {
+        key: one[key] for key in one if key != "students"
+    }
     for name in ("small", "wide"):
         for key in ("models", "gains", "retained_gain"):
             assert two["students"][name][key] == one["students"][name][key]
@@ -148,11 +165,22 @@ def test_own_classes_from_the_current_folder_on_two_workers(tmp_path, finished_j
 def test_own_arrays(tmp_path):
     generator = np.random.default_rng(0)
     labels = np.arange(240) % 3
-    np.save(tmp_path / "x.npy", (np.eye(3)[labels].repeat(4, 1) + generator.normal(0, 0.3, (240, 12))).astype(np.float32))
+    np.save(
+        tmp_path / "x.npy",
+        (np.eye(3)[labels].repeat(4, 1) + generator.normal(0, 0.3, (240, 12))).astype(np.float32),
+    )
     np.save(tmp_path / "y.npy", labels)
-    arrays = {"inputs": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy"), "labelled": 60, "pool": 60}
+    arrays = {
+        "inputs": str(tmp_path / "x.npy"),
+        "labels": str(tmp_path / "y.npy"),
+        "labelled": 60,
+        "pool": 60,
+    }
     net = {"class_path": "ensdistill.models.MLP", "init_args": {"inputs": 12, "hidden": [8], "outputs": 3}}
-    change = {"data": {"class_path": "ensdistill.data.ArrayDataset", "init_args": arrays}, "teachers.members.0.init_args.model": net}
+    change = {
+        "data": {"class_path": "ensdistill.data.ArrayDataset", "init_args": arrays},
+        "teachers.members.0.init_args.model": net,
+    }
     change |= {f"distill.students.{name}.model": net for name in ("small", "wide")}
     file = write_job(tmp_path, change)
     out = succeed("run", file)
@@ -165,7 +193,16 @@ def test_own_arrays(tmp_path):
 def test_help_teaches():
     for words in (["--help"], ["-h"], ["help"]):
         out = succeed(*words)
-        for command in ("run", "teachers", "cache build", "distill", "report", "cache info", "cache verify", "info"):
+        for command in (
+            "run",
+            "teachers",
+            "cache build",
+            "distill",
+            "report",
+            "cache info",
+            "cache verify",
+            "info",
+        ):
             assert f"ensdistill {command}" in out
     status, out, _ = run()
     assert (status, "ensdistill run CONFIG" in out) == (2, True)
@@ -221,7 +258,10 @@ def test_every_command_and_every_class_is_explained(words, tells):
     [
         (["run", "--sedes.help"], "--sedes.help: there is no setting 'sedes'"),
         (["run", "--seeds.help"], "--seeds.help: expected a setting that names a class"),
-        (["run", "--data.help", "nowhere.Data"], "--data.help: nowhere.Data can't be imported: No module named 'nowhere'"),
+        (
+            ["run", "--data.help", "nowhere.Data"],
+            "--data.help: nowhere.Data can't be imported: No module named 'nowhere'",
+        ),
         (
             ["run", "--data.help", "Digit"],
             "--data.help: expected an import path, package.module.Class; got 'Digit'. Did you mean 'Digits'?",
@@ -239,7 +279,10 @@ def test_config_comes_first(tmp_path):
     status, _, err = run("run", "--seeds", "1", file)
     assert (status, f"run: CONFIG comes first: ensdistill run {file} --seeds 1" in err) == (2, True)
     status, _, err = run("run", tmp_path)
-    assert (status, f"run: CONFIG: {str(tmp_path)!r} is a folder; expected a YAML file, for example:" in err) == (2, True)
+    assert (
+        status,
+        f"run: CONFIG: {str(tmp_path)!r} is a folder; expected a YAML file, for example:" in err,
+    ) == (2, True)
 
 
 def test_another_class_by_the_command_line_takes_its_own_arguments(tmp_path):
@@ -258,9 +301,23 @@ def test_another_class_by_the_command_line_takes_its_own_arguments(tmp_path):
 
 
 def test_overrides_are_read_as_their_settings_are(tmp_path):
-    members = ["--teachers.members.0.count", "3", "--teachers.members.1.estimator.init_args.var_smoothing", "1e-3"]
+    members = [
+        "--teachers.members.0.count",
+        "3",
+        "--teachers.members.1.estimator.init_args.var_smoothing",
+        "1e-3",
+    ]
     source = "--cache.transfer.synthetic+={class_path: Munge, init_args: {rows: 5}}"
-    words = ["--name", "007", "--distill.augment", "ShiftImages", "--distill.augment.pixels", "2", source, *members]
+    words = [
+        "--name",
+        "007",
+        "--distill.augment",
+        "ShiftImages",
+        "--distill.augment.pixels",
+        "2",
+        source,
+        *members,
+    ]
     config = load_config(["--config", str(write_job(tmp_path)), *words, "--distill.loss.temperature=2"])
     assert config.name == "007"
     assert config.distill.augment == ShiftImages(2)
@@ -272,14 +329,26 @@ def test_overrides_are_read_as_their_settings_are(tmp_path):
 
 def test_later_files_change_earlier_ones(tmp_path):
     (tmp_path / "more.yaml").write_text("{distill: {loss: {temperature: 4}}, seeds: 5}")
-    config = load_config(["--config", str(write_job(tmp_path)), "--config", str(tmp_path / "more.yaml"), "--seeds", "2"])
-    assert (config.distill.loss.temperature, config.seeds, list(config.distill.students)) == (4.0, 2, ["small", "wide"])
+    config = load_config(
+        ["--config", str(write_job(tmp_path)), "--config", str(tmp_path / "more.yaml"), "--seeds", "2"]
+    )
+    assert (config.distill.loss.temperature, config.seeds, list(config.distill.students)) == (
+        4.0,
+        2,
+        ["small", "wide"],
+    )
 
 
 def test_a_recipe_of_a_model_holds_the_defaults_too(tmp_path):
     # A saved member is built from it, perhaps by a later version with other defaults.
     model = load_config(["--config", str(write_job(tmp_path))]).distill.students["small"].model
-    assert model.keywords == {"inputs": 64, "hidden": [8], "outputs": 10, "dropout": 0.0, "activation": "relu"}
+    assert model.keywords == {
+        "inputs": 64,
+        "hidden": [8],
+        "outputs": 10,
+        "dropout": 0.0,
+        "activation": "relu",
+    }
 
 
 def test_version_and_info():
@@ -307,19 +376,30 @@ def test_print_config_shows_what_would_run_and_can_be_run(tmp_path):
     assert settings["distill"]["loss"]["temperature"] == 3.0
     assert settings["distill"]["loss"]["alpha"] == 1.0  # a default that the file does not name
     assert settings["seeds"] == 2
-    assert "temperature: 3.0" in succeed("run", file, "--distill.loss.temperature", "3", "--print_config=skip_default")
+    assert "temperature: 3.0" in succeed(
+        "run", file, "--distill.loss.temperature", "3", "--print_config=skip_default"
+    )
     assert "threads" in out
     assert "threads" not in succeed("run", file, "--print_config=skip_default")
     assert not (tmp_path / "runs").exists()
     (tmp_path / "printed.yaml").write_text(out)
     again = load_config(["--config", str(tmp_path / "printed.yaml")])
     expected = load_config(["--config", str(file), "--distill.loss.temperature", "3", "--seeds", "2"])
-    digests = [[run.digest(unit) for unit in run.units("report")] for run in (RunFolder(again), RunFolder(expected))]
+    digests = [
+        [run.digest(unit) for unit in run.units("report")] for run in (RunFolder(again), RunFolder(expected))
+    ]
     assert digests[0] == digests[1]
 
 
 def test_overrides_reach_the_nested_settings(tmp_path):
-    words = ["--distill.students.small.optimization.steps", "40", "--data.init_args.labelled", "150", "--cache.codec", "fp32"]
+    words = [
+        "--distill.students.small.optimization.steps",
+        "40",
+        "--data.init_args.labelled",
+        "150",
+        "--cache.codec",
+        "fp32",
+    ]
     config = load_config(["--config", str(write_job(tmp_path)), *words])
     assert config.distill.students["small"].optimization.steps == 40
     assert config.distill.students["small"].optimization.learning_rate == 0.02  # the file's
@@ -331,7 +411,11 @@ def test_overrides_reach_the_nested_settings(tmp_path):
 def test_a_word_that_yaml_reads_otherwise_is_text_where_text_is_expected(tmp_path):
     words = ["--distill.mixed_precision", "no", "--name", "2024", "--distill.loss.temperature", "1e1"]
     config = load_config(["--config", str(write_job(tmp_path)), *words])
-    assert (config.distill.mixed_precision, config.name, config.distill.loss.temperature) == ("no", "2024", 10.0)
+    assert (config.distill.mixed_precision, config.name, config.distill.loss.temperature) == (
+        "no",
+        "2024",
+        10.0,
+    )
 
 
 def test_the_example_is_valid():
@@ -391,34 +475,59 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         # A name that nothing goes by, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
         ({"sedes": 2}, [], "max_test_copies. Did you mean 'seeds'?"),
-        ({"distill.loss.temprature": 2}, [], "distill.loss.temprature: there is no such setting; known: temperature, "),
+        (
+            {"distill.loss.temprature": 2},
+            [],
+            "distill.loss.temprature: there is no such setting; known: temperature, ",
+        ),
         ({f"{SMALL}.optimisation": {"steps": 3}}, [], "Did you mean 'optimization'?"),
         ({f"{SMALL}.optimization.stepz": 2}, [], "Did you mean 'steps'?"),
         (
             {f"{SMALL}.model.init_args.hiden": [2]},
             [],
-            f"{SMALL}.model.init_args.hiden: there is no such setting; known: inputs, hidden, outputs, dropout, activation.",
+            f"{SMALL}.model.init_args.hiden: there is no such setting; known: inputs, hidden, outputs, "
+            "dropout, activation.",
         ),
         # Also where nothing is said by it.
         ({"cahce": {}}, [], "cahce: there is no such setting; known: data, teachers, cache,"),
         ({"teachers.fold": {}}, [], "Did you mean 'folds'?"),
         ({"distill.lable_smoothing": {}}, [], "Did you mean 'label_smoothing'?"),
         ({f"{SMALL}.optimization.stepz": None}, [], f"{SMALL}.optimization.stepz: there is no such setting"),
-        ({f"{MEMBER}.model.init_args.widht": {}}, [], f"{MEMBER}.model.init_args.widht: there is no such setting; known: inputs, "),
-        ({"data.labelled": 100}, [], "data.labelled: there is no such setting; known: class_path, init_args, dict_kwargs."),
+        (
+            {f"{MEMBER}.model.init_args.widht": {}},
+            [],
+            f"{MEMBER}.model.init_args.widht: there is no such setting; known: inputs, ",
+        ),
+        (
+            {"data.labelled": 100},
+            [],
+            "data.labelled: there is no such setting; known: class_path, init_args, dict_kwargs.",
+        ),
         ({f"{MEMBER}.cuont": 2}, [], "Did you mean 'count'?"),
         ({"data.init_args.labeled": 2}, [], "Did you mean 'labelled'?"),
         ({"cache.transfer.synthetic.0.init_args.row": 2}, [], "Did you mean 'rows'?"),
-        ({}, ["--distill.loss.temprature", "2"], "--distill.loss.temprature: there is no such setting; known: temperature, alpha,"),
+        (
+            {},
+            ["--distill.loss.temprature", "2"],
+            "--distill.loss.temprature: there is no such setting; known: temperature, alpha,",
+        ),
         ({}, ["--distill.loss.temprature=2"], "Did you mean '--distill.loss.temperature'?"),
         ({}, ["--sedes", "2"], "Did you mean '--seeds'?"),
         ({}, ["--distil.temperature", "2"], "Did you mean '--distill'?"),
         ({}, ["--data.labeled", "30"], "Did you mean '--data.init_args.labelled'?"),
         ({"sedes": 2}, ["--print_config"], "Did you mean 'seeds'?"),
         ({}, [f"--{SMALL}.optimization.stepz", "2"], f"Did you mean '--{SMALL}.optimization.steps'?"),
-        ({}, ["--print_config=bogus"], "--print_config: invalid choice: 'bogus' (choose from 'all', 'skip_default')"),
+        (
+            {},
+            ["--print_config=bogus"],
+            "--print_config: invalid choice: 'bogus' (choose from 'all', 'skip_default')",
+        ),
         # A class that can't be imported, or is something else.
-        ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], f"{SMALL}.model.class_path: ensdistill.models has no 'MPL'."),
+        (
+            {f"{SMALL}.model.class_path": "ensdistill.models.MPL"},
+            [],
+            f"{SMALL}.model.class_path: ensdistill.models has no 'MPL'.",
+        ),
         ({f"{SMALL}.model.class_path": "ensdistill.models.MPL"}, [], "Did you mean 'MLP'?"),
         ({f"{SMALL}.model.class_path": "nowhere.Net"}, [], "No module named 'nowhere'"),
         (
@@ -431,8 +540,16 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             [],
             "students.wide.model.class_path: ensdistill.models has no 'MPL'.",
         ),
-        ({f"{SMALL}.model": "MLP3"}, [], f"{SMALL}.model: expected an import path, package.module.Class; got 'MLP3'. Did you mean 'MLP'?"),
-        ({f"{SMALL}.model.class_path": 3}, [], f"{SMALL}.model.class_path: expected an import path, package.module.Class; got 3"),
+        (
+            {f"{SMALL}.model": "MLP3"},
+            [],
+            f"{SMALL}.model: expected an import path, package.module.Class; got 'MLP3'. Did you mean 'MLP'?",
+        ),
+        (
+            {f"{SMALL}.model.class_path": 3},
+            [],
+            f"{SMALL}.model.class_path: expected an import path, package.module.Class; got 3",
+        ),
         (
             {"data": {"class_path": "ensdistill.data.ArrayDataset"}},
             [],
@@ -441,44 +558,101 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         (
             {"distill.augment": {"class_path": "ensdistill.data.Digits"}},
             [],
-            "distill.augment.class_path: ensdistill.data.Digits is no Augmentation: expected a class with def draw(",
+            "distill.augment.class_path: ensdistill.data.Digits is no Augmentation: expected a class with "
+            "def draw(",
         ),
         ({"data.class_path": "ensdistill.data.Digit"}, [], "Did you mean 'Digits'?"),
         (
             {"data": {"class_path": "ensdistill.models.MLP"}},
             [],
-            "data.class_path: ensdistill.models.MLP is no Dataset: expected a class with def split(self, seed: int) -> Split",
+            "data.class_path: ensdistill.models.MLP is no Dataset: expected a class with def split(self, "
+            "seed: int) -> Split",
         ),
-        ({"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"}, [], "Did you mean 'GaussianNB'?"),
+        (
+            {"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"},
+            [],
+            "Did you mean 'GaussianNB'?",
+        ),
         # Values of another kind, or out of range.
         ({"seeds": "two"}, [], "seeds: expected a whole number; got 'two'"),
         ({"seeds": None}, [], "seeds: expected a whole number; got nothing"),
         ({"teachers": 3}, [], "teachers: expected a mapping of names to values; got 3"),
         ({"teachers.members": {"a": 1}}, [], "teachers.members: expected a list; got {'a': 1}"),
         ({"cache.transfer.pool": "maybe"}, [], "cache.transfer.pool: expected true or false; got 'maybe'"),
-        ({f"{MEMBER}.optimization": 3}, [], f"{MEMBER}.optimization: expected a mapping of names to values; got 3"),
+        (
+            {f"{MEMBER}.optimization": 3},
+            [],
+            f"{MEMBER}.optimization: expected a mapping of names to values; got 3",
+        ),
         (
             {"distill.students.wide.optimization.schedule": "cosin"},
             [],
             "schedule: expected one of one_cycle, cosine, constant; got 'cosin'. Did you mean 'cosine'?",
         ),
         ({"distill.loss.temperature": "hot"}, [], "distill.loss.temperature: expected a number; got 'hot'"),
-        ({"distill.loss.temperature": 0}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got 0.0"),
-        ({}, ["--distill.loss.temperature", "-1"], "distill.loss.temperature: expected a number from 0.0001 to 10000; got -1.0"),
-        ({}, ["--distill.loss.temperature", "nan"], "--distill.loss.temperature: expected a number; got 'nan'"),
-        ({"distill.loss.temperature": float("nan")}, [], "distill.loss.temperature: expected a number from 0.0001 to 10000; got nan"),
+        (
+            {"distill.loss.temperature": 0},
+            [],
+            "distill.loss.temperature: expected a number from 0.0001 to 10000; got 0.0",
+        ),
+        (
+            {},
+            ["--distill.loss.temperature", "-1"],
+            "distill.loss.temperature: expected a number from 0.0001 to 10000; got -1.0",
+        ),
+        (
+            {},
+            ["--distill.loss.temperature", "nan"],
+            "--distill.loss.temperature: expected a number; got 'nan'",
+        ),
+        (
+            {"distill.loss.temperature": float("nan")},
+            [],
+            "distill.loss.temperature: expected a number from 0.0001 to 10000; got nan",
+        ),
         ({"distill.loss.alpha": 1.5}, [], "distill.loss.alpha: expected a number from 0 to 1; got 1.5"),
         ({}, ["--distill.loss.alpha=-0.5"], "distill.loss.alpha: expected a number from 0 to 1; got -0.5"),
-        ({"cache.codec": "uint9"}, [], "cache.codec: expected one of uint8, fp16, bf16, fp32, topk-N, counts-N (N a number, for counts at"),
+        (
+            {"cache.codec": "uint9"},
+            [],
+            "cache.codec: expected one of uint8, fp16, bf16, fp32, topk-N, counts-N (N a number, for counts "
+            "at",
+        ),
         ({"distill.loss.divergence": "kl"}, [], "distill.loss.divergence: expected"),
-        ({"distill.loss.reduction": "sum"}, [], "distill.loss.reduction: expected 'mean', the only one that a trainer has; got 'sum'"),
-        ({"distill.temperature": 2}, [], "distill.temperature: there is no such setting; known: students, loss, "),
-        ({"cache.codec": "topk-3"}, [], "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec topk-3"),
+        (
+            {"distill.loss.reduction": "sum"},
+            [],
+            "distill.loss.reduction: expected 'mean', the only one that a trainer has; got 'sum'",
+        ),
+        (
+            {"distill.temperature": 2},
+            [],
+            "distill.temperature: there is no such setting; known: students, loss, ",
+        ),
+        (
+            {"cache.codec": "topk-3"},
+            [],
+            "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec "
+            "topk-3",
+        ),
         ({"cache.mixture_at": 0}, [], "cache.mixture_at: expected a number from 0.0001 to 10000; got 0.0"),
-        ({"cache.mixture_at": 2}, [], "cache.mixture_at: expected distill.loss.temperature, 1.0, because a mixture at one temperature"),
-        ({"cache.mixture_at": 1}, ["--distill.loss.temperature", "3"], "cache.mixture_at: expected distill.loss.temperature, 3.0, because"),
+        (
+            {"cache.mixture_at": 2},
+            [],
+            "cache.mixture_at: expected distill.loss.temperature, 1.0, because a mixture at one temperature",
+        ),
+        (
+            {"cache.mixture_at": 1},
+            ["--distill.loss.temperature", "3"],
+            "cache.mixture_at: expected distill.loss.temperature, 3.0, because",
+        ),
         ({"cache.views": 0}, [], "cache.views: expected at least 1; got 0"),
-        ({"cache.views": 2}, [], "cache.augment: expected an augmentation, because 2 views without one would all be alike; got none"),
+        (
+            {"cache.views": 2},
+            [],
+            "cache.augment: expected an augmentation, because 2 views without one would all be alike; got "
+            "none",
+        ),
         (
             {"cache.augment": {"class_path": "ensdistill.data.Digits"}},
             [],
@@ -486,27 +660,68 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ),
         ({"cache.max_kl": -1}, [], "cache.max_kl: expected a finite number of at least 0, in nats; got -1.0"),
         ({"cache.max_kl": "little"}, [], "cache.max_kl: expected a number; got 'little'"),
-        ({"cache.view": 2}, [], "cache.view: there is no such setting; known: transfer, codec, mixture_at, views, augment, max_kl."),
+        (
+            {"cache.view": 2},
+            [],
+            "cache.view: there is no such setting; known: transfer, codec, mixture_at, views, augment, "
+            "max_kl.",
+        ),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
-        ({"distill.students": {"../small": {"model": mlp(8)}}}, [], "distill.students: expected a name that can be a folder's; got '../"),
-        ({f"{SMALL}.direct": {"steps": 20, "batch_size": 32}}, [], "direct.steps: expected the student's, 30, for a fair comparison;"),
-        ({f"{SMALL}.optimization.learning_rate": -1}, [], f"{SMALL}.optimization.learning_rate: expected a positive number; got -1"),
-        ({}, [f"--{SMALL}.optimization.steps", "0"], f"{SMALL}.optimization.steps: expected at least 1; got 0"),
+        (
+            {"distill.students": {"../small": {"model": mlp(8)}}},
+            [],
+            "distill.students: expected a name that can be a folder's; got '../",
+        ),
+        (
+            {f"{SMALL}.direct": {"steps": 20, "batch_size": 32}},
+            [],
+            "direct.steps: expected the student's, 30, for a fair comparison;",
+        ),
+        (
+            {f"{SMALL}.optimization.learning_rate": -1},
+            [],
+            f"{SMALL}.optimization.learning_rate: expected a positive number; got -1",
+        ),
+        (
+            {},
+            [f"--{SMALL}.optimization.steps", "0"],
+            f"{SMALL}.optimization.steps: expected at least 1; got 0",
+        ),
         ({f"{MEMBER}.optimization.steps": 0}, [], f"{MEMBER}.optimization.steps: expected at least 1; got 0"),
         ({"cache.transfer.synthetic.0.init_args.rows": 0}, [], "mixup: rows: expected at least 1; got 0"),
         ({"teachers.members": []}, [], "teachers.members: expected at least one; got none"),
         ({"name": "a/b"}, [], "name: expected a name that can be a folder's; got 'a/b'"),
         ({"folder": 3}, [], "folder: expected a path; got 3"),
-        ({f"{SMALL}.model.init_args.hidden": 8}, [], f"{SMALL}.model.init_args.hidden: expected a list; got 8"),
-        ({f"{SMALL}.model.init_args.hidden": "8"}, [], f"{SMALL}.model.init_args.hidden: expected a list; got '8'"),
+        (
+            {f"{SMALL}.model.init_args.hidden": 8},
+            [],
+            f"{SMALL}.model.init_args.hidden: expected a list; got 8",
+        ),
+        (
+            {f"{SMALL}.model.init_args.hidden": "8"},
+            [],
+            f"{SMALL}.model.init_args.hidden: expected a list; got '8'",
+        ),
         ({"distill.students": {3: {}}}, [], "distill.students.3: expected text; got 3"),
-        ({}, ["--distill.mixed_precision", "maybe"], "distill.mixed_precision: expected one of no, bf16, fp16; got 'maybe'"),
+        (
+            {},
+            ["--distill.mixed_precision", "maybe"],
+            "distill.mixed_precision: expected one of no, bf16, fp16; got 'maybe'",
+        ),
         ({"seeds": "3"}, [], "seeds: expected a whole number; got '3'"),  # text in the file stays text
         ({"seeds": 2.0}, [], "seeds: expected a whole number; got 2.0"),
         ({"seeds": True}, [], "seeds: expected a whole number; got True"),
         ({"name": 3}, [], "name: expected text; got 3"),
-        ({f"{SMALL}.model.init_args.hidden": [8, "x"]}, [], f"{SMALL}.model.init_args.hidden.1: expected a whole number; got 'x'"),
-        ({"seeds": "two", "workers": "x"}, [], "seeds: expected a whole number; got 'two'\nworkers: expected a whole number; got 'x'"),
+        (
+            {f"{SMALL}.model.init_args.hidden": [8, "x"]},
+            [],
+            f"{SMALL}.model.init_args.hidden.1: expected a whole number; got 'x'",
+        ),
+        (
+            {"seeds": "two", "workers": "x"},
+            [],
+            "seeds: expected a whole number; got 'two'\nworkers: expected a whole number; got 'x'",
+        ),
         ({}, ["x.yaml"], "CONFIG: expected --SETTING VALUE; got 'x.yaml'"),
         ({}, ["--distill.loss", "[1,"], "--distill.loss, line 1, column 4: not YAML"),
         ({}, ["--seeds", "0"], "seeds: expected at least 1; got 0"),
@@ -524,11 +739,21 @@ def test_wrong_settings(tmp_path, change, words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1,\n b: 2", "bad.yaml, line 2, column 6: not YAML (expected ',' or ']', but got '<stream end>')"),
-        ("- 1\n", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got a list"),
+        (
+            "a: [1,\n b: 2",
+            "bad.yaml, line 2, column 6: not YAML (expected ',' or ']', but got '<stream end>')",
+        ),
+        (
+            "- 1\n",
+            "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got a list",
+        ),
         ("", "bad.yaml: expected settings (data, teachers, distill, ...), each `name: value`; got nothing"),
         ("a: \0", "bad.yaml: not YAML (unacceptable character #x0000"),
-        ("seeds: 3\n", "data: expected a value, because it has no default; got nothing\nteachers.members: expected a value"),
+        (
+            "seeds: 3\n",
+            "data: expected a value, because it has no default; got nothing\nteachers.members: expected a "
+            "value",
+        ),
     ],
 )
 def test_files_that_are_no_settings(tmp_path, text, message):

@@ -17,7 +17,11 @@ def shown(width: int, terminal: bool = True) -> list[str]:
     """Every line that was ever on the screen, without its colours."""
     stream = io.StringIO()
     console = Console(
-        file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None, _environ={"TERM": "xterm"}
+        file=stream,
+        width=width,
+        force_terminal=terminal,
+        color_system="standard" if terminal else None,
+        _environ={"TERM": "xterm"},
     )
     with Display(console) as display:
         display.start(1, 2)
@@ -31,14 +35,17 @@ def shown(width: int, terminal: bool = True) -> list[str]:
         display.finished("report", 7.0)
         display._bars.refresh()
     assert display.done == 3
-    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line).rstrip() for line in stream.getvalue().splitlines()]
+    return [
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line).rstrip() for line in stream.getvalue().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_numbers_are_whole_and_the_description_gives_way(width):
     lines = [line for line in shown(width) if "%" in line]
     assert max(map(len, lines)) <= width
-    # A bar that shows something, the share, the rate or the count, and the time left (the elapsed one too where there is room).
+    # A bar that shows something, the share, the rate or the count, and the time left (the elapsed one too
+    # where there is room).
     times = " ".join([r"(\d+|-):(\d\d|--):(\d\d|--)"] * (1 if width < 100 else 2))
     number = r"(\d/3|[\d,.]+k?/s| *)"
     assert all(re.search(rf" [━╸╺]{{12,24}} +\d+ % +{number} +{times}$", line) for line in lines), lines
@@ -48,7 +55,12 @@ def test_numbers_are_whole_and_the_description_gives_way(width):
 
 def test_what_stays():
     lines = shown(80, terminal=False)
-    assert lines == ["1 finished piece kept, 2 to do.", "✓ seed 0 (12.3 s)", "✓ seed 1 (1.0 s)", "✓ report (7.0 s)"]
+    assert lines == [
+        "1 finished piece kept, 2 to do.",
+        "✓ seed 0 (12.3 s)",
+        "✓ seed 1 (1.0 s)",
+        "✓ report (7.0 s)",
+    ]
 
 
 KILLED = """
@@ -61,10 +73,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have names elsewhere too, but other ones")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="semaphores have names elsewhere too, but other ones"
+)
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_killed_run_leaves_no_warning(quiet):
     # The tracker is a process of its own and holds standard error open until it has cleaned up.
-    done = subprocess.run([sys.executable, "-c", KILLED.format(quiet=quiet)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.format(quiet=quiet)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == -9
     assert ("leaked" in done.stderr) is not quiet

@@ -15,7 +15,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ensdistill.common.files import FolderLocked, atomic_path, exclusive, read_json, write_arrays, write_bytes, write_json
+from ensdistill.common.files import (
+    FolderLocked,
+    atomic_path,
+    exclusive,
+    read_json,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import code_parts, source_digest
 
@@ -84,7 +92,9 @@ VALUES = [
 
 def test_different_values_have_different_digests():
     digests = [digest(value) for value in VALUES]
-    assert len(set(digests)) == len(VALUES), [VALUES[i] for i, d in enumerate(digests) if digests.count(d) > 1]
+    assert len(set(digests)) == len(VALUES), [
+        VALUES[i] for i, d in enumerate(digests) if digests.count(d) > 1
+    ]
     assert all(len(d) == 32 and int(d, 16) >= 0 for d in digests)
 
 
@@ -111,7 +121,9 @@ def test_the_digest_is_the_same_in_another_process():
     value = {"b": [1, 2.5, None, True], "a": "ü", "c": {"x": "y"}}
     code = f"from ensdistill.common.fingerprint import digest; print(digest({value!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert result.stdout.strip() == digest(value)
 
 
@@ -179,7 +191,10 @@ def later(x):
 def train(model):
     return model.run([1])
 '''
-HELPERS = "def halved(x):\n    return x / 2\n\n\ndef doubled(x):\n    return 2 * x\n\n\ndef other(x):\n    return x\n"
+HELPERS = (
+    "def halved(x):\n    return x / 2\n\n\ndef doubled(x):\n    return 2 * x\n\n\ndef other(x):\n    return "
+    "x\n"
+)
 
 
 def loaded_parts(folder, code, helpers):
@@ -224,7 +239,9 @@ def test_code_that_is_used_counts_and_other_code_does_not(tmp_path, monkeypatch)
     for old, new, expected in EDITS:
         assert CODE.count(old) == 1
         now = loaded_parts(tmp_path, CODE.replace(old, new), HELPERS)
-        assert sorted(name for name in {**now, **before} if now.get(name) != before.get(name)) == expected, new
+        assert sorted(name for name in {**now, **before} if now.get(name) != before.get(name)) == expected, (
+            new
+        )
     now = loaded_parts(tmp_path, CODE, HELPERS.replace("x / 2", "x / 3"))
     assert [name for name in now if now[name] != before[name]] == ["source of helpers.halved"]
 
@@ -274,7 +291,9 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value):
 def test_a_damaged_json_file_is_named(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.json: not a JSON file \(.+\); delete it to have it written again"):
+    with pytest.raises(
+        ValueError, match=r"x\.json: not a JSON file \(.+\); delete it to have it written again"
+    ):
         read_json(path)
 
 
@@ -288,7 +307,9 @@ def test_write_arrays(tmp_path):
         assert found[name].dtype == array.dtype
 
 
-@pytest.mark.parametrize("error", [RuntimeError("half way"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("half way"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")]
+)
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "x"
     write_bytes(path, b"old")
@@ -332,7 +353,9 @@ def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path):
             part.write_bytes(b"ne")
             full.write(b"w")
 
-    with pytest.raises(OSError, match=r"no space left on the disk of .*; everything finished so far is kept: free some space") as caught:
+    with pytest.raises(
+        OSError, match=r"no space left on the disk of .*; everything finished so far is kept: free some space"
+    ) as caught:
         fill_the_disk()
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path) in str(caught.value)
@@ -340,13 +363,21 @@ def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the name behind a descriptor as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="finds the name behind a descriptor as Linux tells it"
+)
 def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     """A crash of the machine between the two must not leave a name for bytes that were never written."""
     calls = []
     replace, fsync = os.replace, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda d: (calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{d}")).name)), fsync(d))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", Path(a).name)), replace(a, b))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda d: (calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{d}")).name)), fsync(d))[1],
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (calls.append(("replace", Path(a).name)), replace(a, b))[1]
+    )
     write_bytes(tmp_path / "x", b"new")
     part = f"x.{os.getpid()}.part"
     assert calls == [("fsync", part), ("replace", part), ("fsync", tmp_path.name)]
@@ -355,7 +386,12 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
 def run(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
     )
 
 
@@ -372,7 +408,10 @@ def test_a_second_process_is_refused_and_a_crash_frees_the_lock(tmp_path):
     """
     with exclusive(folder):
         result = run(code)
-        assert json.loads(result.stdout) == f"{folder} is being written by another process; wait for it to end, or choose another folder"
+        assert (
+            json.loads(result.stdout)
+            == f"{folder} is being written by another process; wait for it to end, or choose another folder"
+        )
     assert run(code).returncode == 7  # free now, taken, and given up by dying
     with exclusive(folder):
         pass

@@ -61,7 +61,12 @@ def ensemble_of(module, seed=0, **arguments):
 def test_a_stale_cache_names_what_differs(module_of, tmp_path, old, new, more, line):
     before = ensemble_of(module_of(SOURCE))
     cache_targets(before, ROWS, tmp_path / "cache", codec="fp32")
-    cache_targets(ensemble_of(module_of(SOURCE + "\n\nclass Unrelated:\n    pass\n")), ROWS, tmp_path / "cache", codec="fp32")
+    cache_targets(
+        ensemble_of(module_of(SOURCE + "\n\nclass Unrelated:\n    pass\n")),
+        ROWS,
+        tmp_path / "cache",
+        codec="fp32",
+    )
     now = ensemble_of(module_of(SOURCE.replace(old, new, 1)), **more)
     with pytest.raises(CacheMismatch, match=line) as caught:
         cache_targets(now, ROWS, tmp_path / "cache", codec="fp32")
@@ -80,7 +85,10 @@ def test_another_version_of_a_library_is_named_with_both(tmp_path, monkeypatch):
     cache_targets(ensemble, ROWS, tmp_path)
     here = torch.__version__
     monkeypatch.setattr(torch, "__version__", "99.0")
-    with pytest.raises(CacheMismatch, match=rf"members\.net: version of torch: the cache has '{here.replace('+', '.')}', expected '99\.0'"):
+    with pytest.raises(
+        CacheMismatch,
+        match=rf"members\.net: version of torch: the cache has '{here.replace('+', '.')}', expected '99\.0'",
+    ):
         cache_targets(ensemble, ROWS, tmp_path)
 
 
@@ -97,15 +105,23 @@ def test_a_cache_without_parts_stays_valid_and_is_refused_without_hashes(tmp_pat
     cache_targets(Earlier.from_members(made("1")), ROWS, tmp_path, codec="fp32")
     assert "parts" not in json.loads((tmp_path / "manifest.json").read_text())["fingerprint"]["ensemble"]
     cache_targets(Ensemble.from_members(made("1")), ROWS, tmp_path, codec="fp32")
-    with pytest.raises(CacheMismatch, match=r"members\.f: the model or its settings differ \(no parts of it are noted\)$"):
+    with pytest.raises(
+        CacheMismatch, match=r"members\.f: the model or its settings differ \(no parts of it are noted\)$"
+    ):
         cache_targets(Ensemble.from_members(made("2")), ROWS, tmp_path, codec="fp32")
 
 
 def test_parts_alone_make_no_difference():
     one = {"members": {"a": "1"}, "parts": {"a": {"weights": "x"}}, "weights": [1.0]}
-    assert differences(one, {**one, "parts": {"a": {"weights": "y"}}}) == differences(one, {**one, "parts": {}}) == []
+    assert (
+        differences(one, {**one, "parts": {"a": {"weights": "y"}}})
+        == differences(one, {**one, "parts": {}})
+        == []
+    )
     assert differences({"members": ["a"], "parts": 1}, {"members": ["b"], "parts": 2}) != []
-    assert differences(one, {"members": {"b": "1"}, "weights": [1.0]}) == ["members: 'a' of the cache is called 'b' now"]
+    assert differences(one, {"members": {"b": "1"}, "weights": [1.0]}) == [
+        "members: 'a' of the cache is called 'b' now"
+    ]
     assert differences(one, {"members": {"b": "2"}, "weights": [1.0]}) == [
         "members.b: the cache has no such member",
         "members.a: is in the cache alone",

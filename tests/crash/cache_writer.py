@@ -1,7 +1,8 @@
 """Writes a small cache, or trains from one, in a child that may be killed.
 
-``python cache_writer.py write FOLDER [RANK WORLD]``     slowly enough to be killed on the way
-``python cache_writer.py steps FOLDER JOB``              dies before every single change of the file system in turn, see `main`
+``python cache_writer.py write FOLDER [RANK WORLD]``     slowly enough to be killed on the way ``python
+cache_writer.py steps FOLDER JOB``              dies before every single change of the file system in turn,
+see `main`
 """
 
 import json
@@ -37,7 +38,13 @@ def slowly(folder: Path) -> None:
 
 
 def write(
-    folder: str | Path, pause: float = 0.0, version: int = 1, rank: int = 0, world: int = 1, rows: Rows = ROWS, **options: object
+    folder: str | Path,
+    pause: float = 0.0,
+    version: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    rows: Rows = ROWS,
+    **options: object,
 ) -> None:
     def predict(inputs: np.ndarray) -> np.ndarray:
         time.sleep(pause)
@@ -51,7 +58,9 @@ def write(
         predict_logits=predict,
         fingerprint=lambda: {"members": ["a", "b"], "version": version},
     )
-    cache_targets(ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options})
+    cache_targets(
+        ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options}
+    )
 
 
 def with_uids(folder: Path) -> None:
@@ -69,11 +78,18 @@ def with_member(folder: Path) -> None:
 
 
 def trained(folder: Path) -> None:
-    from ensdistill.student.trainer import StudentTrainer  # takes seconds, which the other jobs' processes need not wait for
+    from ensdistill.student.trainer import (
+        StudentTrainer,
+    )  # takes seconds, which the other jobs' processes need not wait for
 
     write(source := folder.with_name("source"))
-    trainer, checkpoint = StudentTrainer(Optimization(steps=256, batch_size=32)), folder / "checkpoint.safetensors"
-    student = trainer.distill(lambda: MLP(1, [16], 10), ROWS, TargetCache.open(source), checkpoint=checkpoint, checkpoint_every=32)
+    trainer, checkpoint = (
+        StudentTrainer(Optimization(steps=256, batch_size=32)),
+        folder / "checkpoint.safetensors",
+    )
+    student = trainer.distill(
+        lambda: MLP(1, [16], 10), ROWS, TargetCache.open(source), checkpoint=checkpoint, checkpoint_every=32
+    )
     weights = {name: value.numpy() for name, value in student.module.state_dict().items()}
     write_arrays(folder / STUDENT, {**weights, "losses": student.losses})
     for leftover in (checkpoint, *folder.glob("*.part")):
@@ -91,7 +107,8 @@ JOBS: dict[str, Callable[[Path], None]] = {
 
 
 def is_accepted(folder: Path, expected: dict[str, bytes]) -> bool:
-    """Whether a reader takes what is in the folder for finished; then it must be, to the byte. What was read from is as it was."""
+    """Whether a reader takes what is in the folder for finished; then it must be, to the byte. What was read
+    from is as it was."""
     source = folder.with_name("source")
     if source.exists():
         TargetCache.open(source, check="full")
@@ -111,18 +128,23 @@ def is_accepted(folder: Path, expected: dict[str, bytes]) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")}
+    return {
+        file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")
+    }
 
 
 def dies_at(step: int, work: Callable[[], None]) -> int:
-    """Run ``work`` in a child that exits, with nothing tidied up, just before its n-th change of the file system."""
+    """Run ``work`` in a child that exits, with nothing tidied up, just before its n-th change of the file
+    system."""
     child = os.fork()
     if child == 0:
         left = step
 
         def count(event: str, arguments: tuple) -> None:
             nonlocal left
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            writes = (
+                event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            )
             if writes or event in ("os.rename", "os.remove", "os.mkdir"):
                 left -= 1
                 if left == 0:
@@ -138,8 +160,10 @@ def dies_at(step: int, work: Callable[[], None]) -> int:
 
 
 def every_step(folder: Path, job: Callable[[Path], None]) -> dict[str, int]:
-    """Die before each change in turn; after each death a reader gets all or nothing, and the next run ends with the same bytes."""
-    # What a process wrote outlives it without fsync, which is for the death of the machine; it only costs time here.
+    """Die before each change in turn; after each death a reader gets all or nothing, and the next run ends
+    with the same bytes."""
+    # What a process wrote outlives it without fsync, which is for the death of the machine; it only costs
+    # time here.
     os.fsync = lambda descriptor: None
     job(folder / "undisturbed" / "cache")
     expected = contents(folder / "undisturbed" / "cache")
@@ -151,7 +175,10 @@ def every_step(folder: Path, job: Callable[[Path], None]) -> dict[str, int]:
             write(place.with_name("source"))
         status = dies_at(step, lambda place=place: job(place))
         finished += is_accepted(place, expected)
-        assert dies_at(step // 2 + 1, lambda place=place: job(place)) in (0, 9)  # resumed, and killed once more on the way
+        assert dies_at(step // 2 + 1, lambda place=place: job(place)) in (
+            0,
+            9,
+        )  # resumed, and killed once more on the way
         job(place)
         assert contents(place) == expected
     assert status == 0
@@ -187,7 +214,11 @@ def main() -> None:
     if rest == ["train"]:
         import ensdistill.student.trainer  # noqa: F401  before the forks
     if command == "steps":
-        result = every_overwriting_step(Path(folder)) if rest == ["overwrite"] else every_step(Path(folder), JOBS[rest[0]])
+        result = (
+            every_overwriting_step(Path(folder))
+            if rest == ["overwrite"]
+            else every_step(Path(folder), JOBS[rest[0]])
+        )
         print(json.dumps(result))
         return
     print("ready", flush=True)

@@ -1,7 +1,7 @@
 """What every process of a distributed training runs: ``ensemble_trainer.py FOLDER LOG [NUMBER]``.
 
-The log gets a line for each member that a process begins. With a number, the process that has that member dies in the middle of it, the
-first time.
+The log gets a line for each member that a process begins. With a number, the process that has that member
+dies in the middle of it, the first time.
 """
 
 import os
@@ -27,7 +27,14 @@ def train(folder: Path | None, progress=None) -> Ensemble:
     quick = Optimization(steps=STEPS, batch_size=32)
     factories = [MLP, MLP, DecisionTreeClassifier()]
     return Ensemble.train(
-        factories, split.labelled, members=6, method="bagging", optimization=quick, way="one_by_one", folder=folder, progress=progress
+        factories,
+        split.labelled,
+        members=6,
+        method="bagging",
+        optimization=quick,
+        way="one_by_one",
+        folder=folder,
+        progress=progress,
     )
 
 
@@ -41,7 +48,12 @@ if __name__ == "__main__":
         if begun:
             with log.open("a") as file:
                 file.write(f"{status.names[0]}\n")
-        if fatal and status.names[0].endswith(f"-{fatal}") and status.step >= STEPS // 2 and not died.exists():
+        if (
+            fatal
+            and status.names[0].endswith(f"-{fatal}")
+            and status.step >= STEPS // 2
+            and not died.exists()
+        ):
             # Not before the other process has put a member away: what is finished is to be kept.
             if not list(folder.glob("members/*/trained.json")):
                 return
@@ -49,8 +61,15 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
 
     ensemble = train(folder, watch)
-    assert train(folder).fingerprint() == ensemble.fingerprint()  # a second group of processes, and nothing left to do
+    assert (
+        train(folder).fingerprint() == ensemble.fingerprint()
+    )  # a second group of processes, and nothing left to do
     test = Digits().split(seed=0).test.inputs
-    cache = cache_targets(ensemble, Rows(test, np.arange(len(test)), np.zeros(len(test), np.int64)), folder / "cache", shard_rows=100)
+    cache = cache_targets(
+        ensemble,
+        Rows(test, np.arange(len(test)), np.zeros(len(test), np.int64)),
+        folder / "cache",
+        shard_rows=100,
+    )
     np.save(folder / f"answers-{os.environ['RANK']}.npy", ensemble.predict_proba(test))
     np.save(folder / f"cached-{os.environ['RANK']}.npy", cache.gather_records(np.arange(len(test))))

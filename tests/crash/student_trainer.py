@@ -1,7 +1,8 @@
 """What every process of a student's training runs.
 
-``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways that it must refuse
-``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun dies in the next of the ways of `DEATHS`
+``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways
+that it must refuse ``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun
+dies in the next of the ways of `DEATHS`
 """
 
 import os
@@ -28,16 +29,21 @@ EVERY = 32  # steps between two checkpoints
 
 
 class Norms(nn.Module):
-    """BatchNorm of both kinds, one that averages over all batches, one without parameters. No bias before them: it has no gradient
-    but the rounding errors, which AdamW scales to whole steps.
+    """BatchNorm of both kinds, one that averages over all batches, one without parameters. No bias before
+    them: it has no gradient but the rounding errors, which AdamW scales to whole steps.
 
-    With ``remember`` a buffer that is put in anew in each step, and not among those of ``state_dict()``, changes the outputs.
+    With ``remember`` a buffer that is put in anew in each step, and not among those of ``state_dict()``,
+    changes the outputs.
     """
 
     def __init__(self, remember=False):
         super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(144, 16, bias=False), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10))
+        self.image = nn.Sequential(
+            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten()
+        )
+        self.hidden = nn.Sequential(
+            nn.Linear(144, 16, bias=False), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10)
+        )
         self.remember = remember
         if remember:
             self.register_buffer("seen", torch.zeros(()), persistent=False)
@@ -67,7 +73,8 @@ class Idle(nn.Module):
 
 
 def rows() -> Rows:
-    """Digits, of which every fifth of the first half has a label: the processes' shares have unlike numbers of them."""
+    """Digits, of which every fifth of the first half has a label: the processes' shares have unlike numbers
+    of them."""
     data = Digits().split(0).labelled
     labels = np.where((np.arange(200) < 100) & (np.arange(200) % 5 == 0), data.labels, UNLABELLED)
     return Rows(data.inputs, np.arange(200), labels)
@@ -99,7 +106,9 @@ def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, **more):
 
 def direct(folder: Path, **more):
     trainer = StudentTrainer(few(label_smoothing=0.1))
-    return trainer.direct(MLP, labelled(), classes=10, augment=ShiftImages(), watch=labelled().inputs[:5], **more)
+    return trainer.direct(
+        MLP, labelled(), classes=10, augment=ShiftImages(), watch=labelled().inputs[:5], **more
+    )
 
 
 JOBS = {
@@ -135,7 +144,11 @@ def compare(folder: Path, rank: int) -> None:
     if rank == 0:
         trained.module(torch.zeros(2, 1, 8, 8)).sum().backward()
     mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
-    assert (mine.num_processes, mine.process_index, mine.mixed_precision) == (int(os.environ["WORLD_SIZE"]), rank, "bf16")
+    assert (mine.num_processes, mine.process_index, mine.mixed_precision) == (
+        int(os.environ["WORLD_SIZE"]),
+        rank,
+        "bf16",
+    )
     assert isinstance(mine.prepare(trained.module), nn.parallel.DistributedDataParallel)
     with mine.accumulate(nn.Linear(2, 2)):
         assert not mine.sync_gradients
@@ -144,7 +157,11 @@ def compare(folder: Path, rank: int) -> None:
                 warnings.simplefilter("always")
                 save(job(folder), folder / f"{name}-{rank}.npz")
             (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
-        assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == ("bf16", 3, False)
+        assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == (
+            "bf16",
+            3,
+            False,
+        )
     assert distributed.is_initialized()  # the group that the trainer finds is left as it is
     refuse(folder, rank)
     distributed.destroy_process_group()
@@ -159,7 +176,8 @@ def at_step(who: tuple[int, ...], step: int, rank: int):
 
 
 def writing(change: str, number: int, rank: int):
-    """Process 0 dies in its n-th writing of the checkpoint: before the file is begun, in its middle, or before it is renamed."""
+    """Process 0 dies in its n-th writing of the checkpoint: before the file is begun, in its middle, or
+    before it is renamed."""
     left = number
 
     def watch(event: str, arguments: tuple) -> None:
@@ -211,18 +229,24 @@ def die(folder: Path, rank: int, *deaths: str) -> None:
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     (folder / f"start-{start}-{rank}").touch()
     fatal = DEATHS[deaths[start]](rank) if start < len(deaths) else {}
-    trained = JOBS["to be killed"](folder, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal)
+    trained = JOBS["to be killed"](
+        folder, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal
+    )
     save(trained, folder / f"student-{rank}.npz")
 
 
 def refuse(folder: Path, rank: int) -> None:
     trainer = StudentTrainer(few())
     everything = labelled()
-    with np.testing.assert_raises_regex(ValueError, "^rows: the 2 processes were called with different rows, models or settings"):
+    with np.testing.assert_raises_regex(
+        ValueError, "^rows: the 2 processes were called with different rows, models or settings"
+    ):
         trainer.direct(MLP, everything.take(np.arange(rank, 200, 2)), classes=10)
     with np.testing.assert_raises_regex(ValueError, "^rows: the 2 processes were called with"):
         trainer.direct(MLP, everything, classes=10, checkpoint=folder / "c" if rank else None)
-    with np.testing.assert_raises_regex(ValueError, r"^optimization.batch_size: expected a multiple of the 2 processes; got 3"):
+    with np.testing.assert_raises_regex(
+        ValueError, r"^optimization.batch_size: expected a multiple of the 2 processes; got 3"
+    ):
         StudentTrainer(Optimization(steps=2, batch_size=3)).direct(MLP, everything, classes=10)
 
     class Own(nn.BatchNorm1d):
@@ -244,7 +268,9 @@ def refuse(folder: Path, rank: int) -> None:
             return super().forward(x.flatten(1)) * (float("nan") if broken else 1.0)
 
     with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 31 of 60"):
-        trainer.direct(lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY)
+        trainer.direct(
+            lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY
+        )
     assert not (folder / "nan").exists()
 
 

@@ -1,8 +1,8 @@
-"""Who writes a cache, derives one or trains from it may die at any moment: nothing half written is ever read, and the next run ends with
-the same bytes.
+"""Who writes a cache, derives one or trains from it may die at any moment: nothing half written is ever read,
+and the next run ends with the same bytes.
 
-``ENSDISTILL_KILL_ROUNDS=30 python -m pytest tests/crash/test_kill_cache.py`` is the long form: of each job 60 tries at random or more, of
-which 50 have to be kills. What was counted stands at the end of the output.
+``ENSDISTILL_KILL_ROUNDS=30 python -m pytest tests/crash/test_kill_cache.py`` is the long form: of each job 60
+tries at random or more, of which 50 have to be kills. What was counted stands at the end of the output.
 """
 
 import json
@@ -28,7 +28,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path
 
 
 def steps(folder, job):
-    done = subprocess.run([sys.executable, str(SCRIPT), "steps", str(folder), job], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "steps", str(folder), job],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -90,8 +95,9 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         process.start()
         return process
 
-    # The moments lie within what an undisturbed process takes here to its last file, however fast the machine is; of several,
-    # because whatever else the machine is at makes it longer, and the first starts the server of processes too.
+    # The moments lie within what an undisturbed process takes here to its last file, however fast the machine
+    # is; of several, because whatever else the machine is at makes it longer, and the first starts the server
+    # of processes too.
     whole = math.inf
     for name in ("first", "second", "undisturbed"):
         folder = tmp_path / name / "cache"
@@ -105,7 +111,9 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         process.join()
     undisturbed = contents(folder)
     wanted, rounds = 50 if ROUNDS >= 30 else ROUNDS, 0
-    while rounds < ROUNDS or (killed < wanted and rounds < 2 * ROUNDS):  # more of them where many ended before their kill
+    while rounds < ROUNDS or (
+        killed < wanted and rounds < 2 * ROUNDS
+    ):  # more of them where many ended before their kill
         round_, rounds = rounds, rounds + 1
         folder = tmp_path / str(round_) / "cache"
         write(folder.with_name("source"))
@@ -116,13 +124,16 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
             process.join()
             killed += process.exitcode == -signal.SIGKILL
             accepted += is_accepted(folder, undisturbed)
-        process = processes(target=JOBS[job], args=(folder,))  # with as many threads as the others: sums depend on that
+        process = processes(
+            target=JOBS[job], args=(folder,)
+        )  # with as many threads as the others: sums depend on that
         process.start()
         process.join()
         assert process.exitcode == 0
         assert contents(folder) == undisturbed
     figures(
-        f"{job}: {killed} kills in {rounds} rounds, {2 * rounds - killed} ended before theirs; found finished, and equal to an undisturbed "
+        f"{job}: {killed} kills in {rounds} rounds, {2 * rounds - killed} ended before theirs; found "
+        "finished, and equal to an undisturbed "
         f"run's, {accepted} times; {rounds} of {rounds} went on to the same bytes"
     )
     assert killed >= wanted  # most of them died on the way, not after the end

@@ -1,4 +1,5 @@
-"""Ctrl-C and kill -9 at random moments of the whole job: the same command ends with an undisturbed run's numbers."""
+"""Ctrl-C and kill -9 at random moments of the whole job: the same command ends with an undisturbed run's
+numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ import pytest
 from job_helpers import numbers, succeed, trained, write_job
 
 ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
-FILES = 45  # of a finished job, about: the moment is drawn in files that are there, not in seconds of whatever machine
+# Of a finished job, about: the moment is drawn in files that are there, not in seconds of whatever machine.
+FILES = 45
 PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
-# The command as a user gives it but for the measuring of latencies, which takes most of so small a job's time.
+# The command as a user gives it but for the measuring of latencies, which takes most of so small a job's
+# time.
 COMMAND = """
 import sys
 import ensdistill.job.evaluate as evaluate
@@ -27,7 +30,8 @@ sys.exit(main())
 
 
 def start(file: Path) -> subprocess.Popen[bytes]:
-    """The job in a process group of its own, which listens to SIGINT even where the tests run in a shell's background."""
+    """The job in a process group of its own, which listens to SIGINT even where the tests run in a shell's
+    background."""
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "run", str(file)],
         stdout=subprocess.DEVNULL,
@@ -71,7 +75,9 @@ def nobody_is_left(leader: int) -> None:
     assert not left, f"still there {PATIENCE} s after their parent"
 
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc, which only Linux has")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc, which only Linux has"
+)
 
 
 def the_same_command(file: Path, finished_job: Path) -> None:
@@ -99,7 +105,8 @@ def test_ctrl_c(tmp_path, finished_job):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_long_work_ends_with_its_parent(tmp_path, sent):
-    # Sent to the parent alone, as by a process manager. The worker would go on for an hour with what it is at.
+    # Sent to the parent alone, as by a process manager. The worker would go on for an hour with what it is
+    # at.
     process = start(write_job(tmp_path, {"teachers.members.0.init_args.optimization.steps": 5_000_000}))
     wait_for_files(tmp_path / "runs", 2, process)  # the lock, and the first checkpoint
     os.kill(process.pid, sent)

@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from student_trainer import DEATHS, JOBS, arrays, cache  # noqa: E402
 
-# Means of 12 rows, and their mean, against means of 24, in float32. The differences grow over 60 steps of AdamW.
+# Means of 12 rows, and their mean, against means of 24, in float32. The differences grow over 60 steps of
+# AdamW.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
@@ -30,9 +31,20 @@ def torchrun(count: int, folder: Path, *arguments: str, restarts: int = 0) -> No
     folder.mkdir(exist_ok=True)
     cache(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent.parent)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        f"--max-restarts={restarts}",
+    ]
     run = subprocess.run(
-        [*command, str(HERE / "student_trainer.py"), str(folder), *arguments], env=environment, capture_output=True, text=True, timeout=600
+        [*command, str(HERE / "student_trainer.py"), str(folder), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
 
@@ -68,10 +80,16 @@ def test_it_is_the_student_of_one_process(compared, job):
 
 def test_batch_norm_of_shares_is_another_student_which_is_said_once(compared):
     name = "hidden.0.weight"
-    several, one = loaded(compared / "norms of shares-0.npz")[name], arrays(JOBS["norms of shares"](compared))[name]
+    several, one = (
+        loaded(compared / "norms of shares-0.npz")[name],
+        arrays(JOBS["norms of shares"](compared))[name],
+    )
     assert np.abs(several - one).max() > 100 * CLOSE["atol"]
     said = (compared / "norms of shares-0.txt").read_text()
-    assert said.startswith("BatchNorm (image.1 and 1 more): each of the 2 processes takes mean and variance of its own 12 rows of a batch")
+    assert said.startswith(
+        "BatchNorm (image.1 and 1 more): each of the 2 processes takes mean and variance of its own 12 rows "
+        "of a batch"
+    )
     assert (compared / "norms of shares-1.txt").read_text() == ""
 
 
@@ -81,7 +99,9 @@ def check_deaths(compared: Path, folder: Path, count: int, deaths: list[str]) ->
         assert (folder / f"start-{start}-0").exists()
     assert not (folder / f"start-{len(deaths) + 1}-0").exists()
     for rank in range(count):
-        student, undisturbed = (loaded(file) for file in (folder / f"student-{rank}.npz", compared / "to be killed-0.npz"))
+        student, undisturbed = (
+            loaded(file) for file in (folder / f"student-{rank}.npz", compared / "to be killed-0.npz")
+        )
         for name, value in undisturbed.items():
             np.testing.assert_array_equal(student[name], value, err_msg=name)
 
@@ -89,7 +109,10 @@ def check_deaths(compared: Path, folder: Path, count: int, deaths: list[str]) ->
 def test_killed_processes_go_on_to_the_same_bits(compared, tmp_path):
     check_deaths(compared, tmp_path / "two", 2, ["rename"])
     # Its last checkpoint is of two processes, whose sums one process can't go on with.
-    with pytest.raises(ValueError, match=r"^checkpoint: .* is of a training by 2 processes, now there are 1, .* start as many again"):
+    with pytest.raises(
+        ValueError,
+        match=r"^checkpoint: .* is of a training by 2 processes, now there are 1, .* start as many again",
+    ):
         JOBS["to be killed"](tmp_path / "two", checkpoint=tmp_path / "two" / "checkpoint.safetensors")
 
 

@@ -30,9 +30,20 @@ def alone():
 
 def torchrun(count: int, *arguments: object, restarts: int = 0) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent.parent)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        f"--max-restarts={restarts}",
+    ]
     run = subprocess.run(
-        [*command, str(HERE / "ensemble_trainer.py"), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(HERE / "ensemble_trainer.py"), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
 
@@ -46,7 +57,8 @@ def check(folder: Path, count: int, alone: Ensemble) -> None:
         np.testing.assert_array_equal(np.load(folder / f"answers-{rank}.npy"), expected)
         np.testing.assert_array_equal(np.load(folder / f"cached-{rank}.npy"), cached)
     one, several = (
-        {f.name: f.read_bytes() for f in (folder / name).iterdir() if not f.name.endswith(".lock")} for name in ("cache of one", "cache")
+        {f.name: f.read_bytes() for f in (folder / name).iterdir() if not f.name.endswith(".lock")}
+        for name in ("cache of one", "cache")
     )
     assert several == one
     assert Ensemble.load(folder).fingerprint() == alone.fingerprint()
@@ -62,7 +74,8 @@ def test_any_number_of_processes_trains_the_same_ensemble(tmp_path, alone, count
 
 
 def test_a_dead_process_s_work_is_done_again_and_nothing_else(tmp_path, alone):
-    # Of two processes the first has members 1 and 4, and a tree, fitted in the end. It dies in the middle of member 4.
+    # Of two processes the first has members 1 and 4, and a tree, fitted in the end. It dies in the middle of
+    # member 4.
     torchrun(2, tmp_path / "e", tmp_path / "log", 4, restarts=1)
     assert (tmp_path / "log.died").exists()
     check(tmp_path / "e", 2, alone)

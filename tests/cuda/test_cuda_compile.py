@@ -1,7 +1,8 @@
-"""The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code is what was meant.
+"""The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code is what
+was meant.
 
-Compiling takes four minutes on two idle cores; the results are kept in pytest's cache under a hash of all that goes into them, so
-only a change of the sources costs that time again.
+Compiling takes four minutes on two idle cores; the results are kept in pytest's cache under a hash of all
+that goes into them, so only a change of the sources costs that time again.
 """
 
 import hashlib
@@ -25,12 +26,22 @@ TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 ARCHITECTURES = ("80", "90", "100")
 SOURCES = sorted((CSRC / "cuda").rglob("*.cu"), key=lambda path: path.stem)
 # What setup.py gives nvcc, for three architectures. --keep leaves the cubins beside the object file.
-FLAGS = ["-std=c++17", "-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA", "-Xptxas", "-v", "--keep"]
-# csrc/cuda/plan.h: 640 threads of a multiprocessor's 65536 registers, 512 where other things than the forward KL are computed or
-# rows are read again.
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-DUSE_CUDA",
+    "-Xptxas",
+    "-v",
+    "--keep",
+]
+# csrc/cuda/plan.h: 640 threads of a multiprocessor's 65536 registers, 512 where other things than the forward
+# KL are computed or rows are read again.
 REGISTERS, MORE_REGISTERS = 96, 128
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH: the CUDA sources can't be compiled here")
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="no nvcc on the PATH: the CUDA sources can't be compiled here"
+)
 needs_cxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
 
@@ -43,8 +54,12 @@ def run(*command: object) -> str:
 @pytest.fixture(scope="module")
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a report of ptxas for each source, and its cubin for each architecture."""
-    digest = hashlib.sha256(repr((FLAGS, ARCHITECTURES, torch.__version__, run("nvcc", "--version"))).encode())
-    for path in sorted(x for x in (*(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h"), *CSRC.glob("*.def")) if x.is_file()):
+    digest = hashlib.sha256(
+        repr((FLAGS, ARCHITECTURES, torch.__version__, run("nvcc", "--version"))).encode()
+    )
+    for path in sorted(
+        x for x in (*(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h"), *CSRC.glob("*.def")) if x.is_file()
+    ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
     folder = (cache.mkdir("cuda") if cache else tmp_path_factory.mktemp("cuda")) / digest.hexdigest()[:24]
@@ -58,7 +73,19 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         report = folder / f"{source.stem}.txt"
         if report.exists():
             return
-        said = run("nvcc", "-c", source, "-o", folder / f"{source.stem}.o", "-I", TORCH_INCLUDE, *FLAGS, "--keep-dir", folder, *targets)
+        said = run(
+            "nvcc",
+            "-c",
+            source,
+            "-o",
+            folder / f"{source.stem}.o",
+            "-I",
+            TORCH_INCLUDE,
+            *FLAGS,
+            "--keep-dir",
+            folder,
+            *targets,
+        )
         for left in folder.glob(f"{source.stem}.*"):
             if left.suffix != ".cubin":
                 left.unlink()
@@ -72,9 +99,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def kernels_in(cubin: Path) -> Iterator[tuple[str, Counter[str]]]:
     """Mangled name and memory instructions of each kernel; those that move 128 bits as ``LDG.128`` and so on.
 
-    Instructions are 128 bits wide since Volta: the operation in bits 0-11, and for LDG, STG and LDGSTS the access's width in bits
-    73-75, where 6 is 128 bits. (Decoded here because the toolkit's disassemblers are often not installed; compared with
-    nvdisasm 13.0 over every kernel of this file and all three architectures.)
+    Instructions are 128 bits wide since Volta: the operation in bits 0-11, and for LDG, STG and LDGSTS the
+    access's width in bits 73-75, where 6 is 128 bits. (Decoded here because the toolkit's disassemblers are
+    often not installed; compared with nvdisasm 13.0 over every kernel of this file and all three
+    architectures.)
     """
     data = cubin.read_bytes()
     (start,) = struct.unpack_from("<Q", data, 0x28)
@@ -91,7 +119,10 @@ def kernels_in(cubin: Path) -> Iterator[tuple[str, Counter[str]]]:
             word = int.from_bytes(data[i : i + 16], "little")
             operation = operations.get(word & 0xFFF)
             if operation:
-                seen[operation + (".128" if operation in ("LDG", "STG", "LDGSTS") and word >> 73 & 7 == 6 else "")] += 1
+                seen[
+                    operation
+                    + (".128" if operation in ("LDG", "STG", "LDGSTS") and word >> 73 & 7 == 6 else "")
+                ] += 1
         yield name.removeprefix(".text."), seen
 
 
@@ -108,7 +139,8 @@ def test_compiles_for_every_architecture(built: Path) -> None:
 
 
 ENTRY = re.compile(
-    r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill "
+    r"loads.*?Used (\d+) registers",
     re.DOTALL,
 )
 
@@ -140,7 +172,8 @@ def test_gradients_are_scaled_128_bits_at_a_time(built: Path) -> None:
 def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
     text = "".join(path.read_text() for path in built.glob("*.txt"))
     hot = [found for found in ENTRY.findall(text) if is_hot(found[0])]
-    # Ten pairs of types: on chip, read again, staged and strided, each for the forward KL and for the others; by-products; sparse.
+    # Ten pairs of types: on chip, read again, staged and strided, each for the forward KL and for the others;
+    # by-products; sparse.
     assert len(hot) == (10 * (4 * 2 + 1) + 3 * 2) * len(ARCHITECTURES)
     for kernel, architecture, stores, loads, registers in hot:
         assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
@@ -151,19 +184,25 @@ def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_move_128_bits_at_a_time(built: Path, architecture: str) -> None:
-    kernels = {k: seen for path in built.glob(f"*.compute_{architecture}.cubin") for k, seen in kernels_in(path)}
+    kernels = {
+        k: seen for path in built.glob(f"*.compute_{architecture}.cubin") for k, seen in kernels_in(path)
+    }
     hot = {name: seen for name, seen in kernels.items() if is_hot(name)}
     assert len(hot) == 10 * (4 * 2 + 1) + 3 * 2
     for name, seen in hot.items():
         assert seen["LDL"] == seen["STL"] == 0, name
         staged = re.search(r"SinglesI\w+Lb1E", name)
         if "Singles" in name and not staged:
-            continue  # rows that neighbour class by class: single elements, which neighbouring threads read together
+            # Rows that neighbour class by class: single elements, which neighbouring threads read together.
+            continue
         if "ObservedRow" not in name:
             assert seen["STG.128"] >= 1, name
-        # What is kept on chip is copied there past the registers. Blackwell's instruction has its width elsewhere.
+        # What is kept on chip is copied there past the registers. Blackwell's instruction has its width
+        # elsewhere.
         copied = staged or re.search(r"VectorsI\w+Lb1E", name)
-        assert seen["LDG.128" if not copied else "LDGSTS" if architecture == "100" else "LDGSTS.128"] >= 1, name
+        assert seen["LDG.128" if not copied else "LDGSTS" if architecture == "100" else "LDGSTS.128"] >= 1, (
+            name
+        )
 
 
 @needs_cxx
@@ -175,7 +214,8 @@ def test_module_lists_its_architectures(tmp_path: Path) -> None:
     stub = tmp_path / "stub.cpp"
     stub.write_text(
         f'#include "{CSRC}/problem.h"\n#include "{CSRC}/cuda/plan.h"\n'
-        "namespace ensdistill::cuda { int registers_of_plan(Layout, Element, Element, Divergence, bool) { return 96; } }"
+        "namespace ensdistill::cuda { int registers_of_plan(Layout, Element, Element, Divergence, bool) { "
+        "return 96; } }"
     )
     run("g++", *flags, *includes, CSRC / "cuda" / "module.cpp", stub, "-o", library)
     spec = importlib.util.spec_from_file_location("_cuda", library)
@@ -184,8 +224,17 @@ def test_module_lists_its_architectures(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.architectures == ["8.0", "9.0", "10.0+PTX"]
-    kernel = {"layout": "tile", "student": "f32", "targets": "u8", "divergence": "forward_kl", "sparse": False}
+    kernel = {
+        "layout": "tile",
+        "student": "f32",
+        "targets": "u8",
+        "divergence": "forward_kl",
+        "sparse": False,
+    }
     assert module.registers(**kernel) == 96
-    for change, message in (({"layout": "flat"}, "no plan is called flat"), ({"targets": "float32"}, "unknown name among f32, float32")):
+    for change, message in (
+        ({"layout": "flat"}, "no plan is called flat"),
+        ({"targets": "float32"}, "unknown name among f32, float32"),
+    ):
         with pytest.raises(ValueError, match=message):
             module.registers(**kernel | change)

@@ -1,7 +1,9 @@
-"""The CUDA kernels, executed: csrc/cuda compiled for the host (cuda_shim_helpers.py), against the closed forms in float64.
+"""The CUDA kernels, executed: csrc/cuda compiled for the host (cuda_shim_helpers.py), against the closed
+forms in float64.
 
-The family's own tests run here once more, with the CUDA op in place of the CPU's, on devices with much and with little shared memory;
-then what only kernels for a GPU can do wrong. A build takes half a minute and is kept; the tests take about as long.
+The family's own tests run here once more, with the CUDA op in place of the CPU's, on devices with much and
+with little shared memory; then what only kernels for a GPU can do wrong. A build takes half a minute and is
+kept; the tests take about as long.
 """
 
 import inspect
@@ -46,12 +48,14 @@ def on_h100(shim: Shim) -> Iterator[Shim]:
         yield shim
 
 
-# The family's tests ---------------------------------------------------------------------------------------------------
+# The family's tests
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest, shim: Shim) -> Iterator[str]:
-    """What those tests take: there an instruction set of the CPU, here a device, for half of the cases the one, for half the other."""
+    """What those tests take: there an instruction set of the CPU, here a device, for half of the cases the
+    one, for half the other."""
     device = list(DEVICES)[crc32(request.node.name.encode()) % len(DEVICES)]
     shim.use(DEVICES[device])
     with shim.instead_of_the_cpu():
@@ -68,7 +72,8 @@ for _module in (test_divergences, test_topk, test_layouts, test_loss_traps, test
             globals()[f"{_name}_{_module.__name__.removeprefix('test_')}"] = _test
 
 
-# Each part of the family, in the smallest case ------------------------------------------------------------------------------------
+# Each part of the family, in the smallest case
+# ------------------------------------------------------------------------------------
 
 SMALLEST: dict[str, dict[str, Any]] = {
     "kind log_probs": {"kind": "log_probs"},
@@ -110,9 +115,11 @@ def test_each_part_alone(feature: str, shim: Shim) -> None:
             assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
 
 
-# Every plan -----------------------------------------------------------------------------------------------------------
+# Every plan
+# -----------------------------------------------------------------------------------------------------------
 
-# One row in a few lanes, in a warp, in a block, in a block with all of its shared memory, in more than that; odd ones among them.
+# One row in a few lanes, in a warp, in a block, in a block with all of its shared memory, in more than that;
+# odd ones among them.
 WIDTHS = {2: 37, 10: 37, 33: 9, 100: 9, 1000: 5, 1025: 3, 5003: 3, 14001: 2}
 KINDS = ("logits", "codes", "log_probs", "probs", "topk-tail", "topk-renormalize", "topk-zero")
 
@@ -120,14 +127,18 @@ KINDS = ("logits", "codes", "log_probs", "probs", "topk-tail", "topk-renormalize
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_plan(dtype: torch.dtype, shim: Shim) -> None:
     """Every width with every kind of targets; in turn, the devices, divergences and settings."""
-    settings = cycle(product((1.0, 0.5, 2.0), (1.0, 0.4, 0.0), (0.0, 0.1), ("prob", "logit"), ("mean", "none", "sum")))
+    settings = cycle(
+        product((1.0, 0.5, 2.0), (1.0, 0.4, 0.0), (0.0, 0.1), ("prob", "logit"), ("mean", "none", "sum"))
+    )
     for seed, ((c, n), k, kind) in enumerate(product(WIDTHS.items(), (1, 2, 5), KINDS)):
         if k > 1 and kind.startswith("topk"):
             continue
         shim.use(list(DEVICES.values())[seed % 2])
         temperature, alpha, smoothing, combiner, reduction = next(settings)
         legal_here = [x for x in DIVERGENCES if legal(kind, x)]
-        targets, arguments = make_targets(kind, k, n, c, seed=seed + 1, dtype=FLOATS[seed // 2 % 3], temperature=temperature)
+        targets, arguments = make_targets(
+            kind, k, n, c, seed=seed + 1, dtype=FLOATS[seed // 2 % 3], temperature=temperature
+        )
         student, labels = make_logits(n, c, seed=seed, dtype=dtype), None
         if alpha < 1:
             labels = torch.arange(n) % c
@@ -147,11 +158,15 @@ def test_every_plan(dtype: torch.dtype, shim: Shim) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", [*FLOATS, "codes", "topk-tail"], ids=str)
 def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
-    """Each has kernels of its own: for rows in a thread (next to each other or across), in a warp, a block, and for those that fit none."""
+    """Each has kernels of its own: for rows in a thread (next to each other or across), in a warp, a block,
+    and for those that fit none."""
     shim.use(DEVICES["A10"])
     name, target_type = (kind, torch.float32) if isinstance(kind, str) else ("logits", kind)
     for (c, n), divergence in product({10: 40, 100: 7, 3001: 2, 60001: 1}.items(), ("forward_kl", "jsd")):
-        student, (targets, arguments) = make_logits(n, c, seed=0, dtype=dtype), make_targets(name, 1, n, c, seed=1, dtype=target_type)
+        student, (targets, arguments) = (
+            make_logits(n, c, seed=0, dtype=dtype),
+            make_targets(name, 1, n, c, seed=1, dtype=target_type),
+        )
         if name == "codes":  # a cache's records aren't contiguous
             targets = replace(targets, codes=targets.codes.contiguous())
         arguments["divergence"] = divergence
@@ -175,13 +190,15 @@ def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
             assert_close((loss, gradient[0].t()), student, targets, **arguments)
 
 
-# What only a GPU's kernels can do wrong -------------------------------------------------------------------------------
+# What only a GPU's kernels can do wrong
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("c", [10, 123, 1003, 2501])
 def test_rows_start_anywhere(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
-    """128-bit accesses need 16-byte boundaries, and rows needn't: an access that isn't aligned would be reported."""
+    """128-bit accesses need 16-byte boundaries, and rows needn't: an access that isn't aligned would be
+    reported."""
     for shift, codes in product(range(4), (False, True)):
         memory = make_logits(5 * (c + 3) + shift, seed=c + shift, dtype=dtype)
         student = memory[shift:].view(5, c + 3)[:, :c]
@@ -194,7 +211,8 @@ def test_rows_start_anywhere(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
 
 
 def test_results_do_not_depend_on_the_order(on_h100: Shim) -> None:
-    """In which blocks and threads happen to run: the same bits, or a barrier is missing, or a sum has no fixed order."""
+    """In which blocks and threads happen to run: the same bits, or a barrier is missing, or a sum has no
+    fixed order."""
     labels = torch.arange(300) % 7
     labels[3::5] = -100
     for c, n in ((10, 300), (300, 41), (3001, 9), (40000, 2)):
@@ -202,7 +220,9 @@ def test_results_do_not_depend_on_the_order(on_h100: Shim) -> None:
         found = []
         for seed in range(4):
             on_h100.seed(seed)
-            found.append(run(student, targets, labels[:n] % c if c < 7 else labels[:n], alpha=0.5, label_smoothing=0.1))
+            found.append(
+                run(student, targets, labels[:n] % c if c < 7 else labels[:n], alpha=0.5, label_smoothing=0.1)
+            )
         for loss, gradient in found[1:]:
             assert torch.equal(loss, found[0][0])
             assert torch.equal(gradient, found[0][1])
@@ -239,20 +259,43 @@ def test_too_many_members_or_classes_are_named(on_h100: Shim) -> None:
     """As views: nobody reads them."""
     with pytest.raises(RuntimeError, match="targets: expected at most 1024 members on CUDA, got 1025"):
         run(torch.zeros(2, 5), torch.zeros(1, 2, 5).expand(1025, 2, 5))
-    settings = ("logits", "forward_kl", 0.5, 1.0, 1.0, "prob", "tail", -100, 0.0, 0.0, "mean", 1.0, True, False)
+    settings = (
+        "logits",
+        "forward_kl",
+        0.5,
+        1.0,
+        1.0,
+        "prob",
+        "tail",
+        -100,
+        0.0,
+        0.0,
+        "mean",
+        1.0,
+        True,
+        False,
+    )
     wide = torch.zeros(1).as_strided((1, 2**30 + 1), (1, 0))
-    with pytest.raises(RuntimeError, match="student: expected at most 1073741824 classes on CUDA, got 1073741825"):
+    with pytest.raises(
+        RuntimeError, match="student: expected at most 1073741824 classes on CUDA, got 1073741825"
+    ):
         on_h100.op(wide, wide[None], *(None,) * 8, *settings)
 
 
 def test_what_no_block_has_memory_for_is_named(on_h100: Shim) -> None:
-    """Rather than launched: a number for each member and row, where rows neighbour class by class; an index of the listed classes."""
+    """Rather than launched: a number for each member and row, where rows neighbour class by class; an index
+    of the listed classes."""
     maps, members = torch.zeros(1, 5, 128), torch.zeros(1, 5, 128).expand(1000, 1, 5, 128)
-    with pytest.raises(RuntimeError, match=r"targets: expected fewer members on this device: the plan needs \d+ bytes of shared memory"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"targets: expected fewer members on this device: the plan needs \d+ bytes of shared memory",
+    ):
         run(maps, members, class_dim=1)
     ids = torch.arange(20_000).expand(2, -1)
     targets = TopK(ids, torch.full(ids.shape, -math.log(20_000)), torch.full((2,), -40.0))
-    with pytest.raises(RuntimeError, match="ids: expected fewer entries for each row on this device: the plan needs"):
+    with pytest.raises(
+        RuntimeError, match="ids: expected fewer entries for each row on this device: the plan needs"
+    ):
         run(make_logits(2, 40_000, seed=0), targets)
 
 
@@ -266,10 +309,13 @@ def test_linear_loss_runs_on_the_kernel(on_h100: Shim) -> None:
     truth = closed_forms((hidden @ weight.t()).detach(), targets, reduction="sum")
     assert loss.item() == pytest.approx(truth.loss.item(), rel=1e-5)
     assert hidden.grad is not None
-    torch.testing.assert_close(hidden.grad.double(), truth.gradient @ weight.detach().double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        hidden.grad.double(), truth.gradient @ weight.detach().double(), rtol=1e-4, atol=1e-4
+    )
 
 
-# The build ------------------------------------------------------------------------------------------------------------
+# The build
+# ------------------------------------------------------------------------------------------------------------
 
 WITHIN_BOUNDS = """
 import sys
@@ -302,7 +348,8 @@ def test_compiles_without_warnings(shim_builder: Builder) -> None:
 
 
 def test_every_kernel_has_run(shim: Shim, request: pytest.FixtureRequest) -> None:
-    """Of those that the library holds: an instantiation that no plan chooses, or no test, is one that nobody has seen work."""
+    """Of those that the library holds: an instantiation that no plan chooses, or no test, is one that nobody
+    has seen work."""
     if request.config.option.keyword or any("::" in x for x in request.config.args):
         pytest.skip("only some of this file's tests run")
     shim.launches()

@@ -1,5 +1,5 @@
-"""The encoders' CUDA kernels, executed on the CPU (cuda_shim_helpers.py): their own tests once more, and what only kernels for a GPU
-can do wrong.
+"""The encoders' CUDA kernels, executed on the CPU (cuda_shim_helpers.py): their own tests once more, and what
+only kernels for a GPU can do wrong.
 """
 
 import inspect
@@ -23,8 +23,8 @@ from ensdistill.loss.encoders import quantize_logits, sample_counts, top_k_targe
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
-# Here rows beyond a few hundred classes, and lists of more than a few dozen, don't fit a block's shared memory; three blocks share
-# what is cut from device memory, so they take one row after the other.
+# Here rows beyond a few hundred classes, and lists of more than a few dozen, don't fit a block's shared
+# memory; three blocks share what is cut from device memory, so they take one row after the other.
 TINY = {**A10, "shared_limit": 16 * 1024, "multiprocessors": 1}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -64,7 +64,8 @@ def device(request: pytest.FixtureRequest, shim: Shim) -> Iterator[dict[str, int
     shim.launches()
 
 
-# The encoders' own tests ----------------------------------------------------------------------------------------------
+# The encoders' own tests
+# ----------------------------------------------------------------------------------------------
 
 NOT_HERE = {
     "test_opcheck",  # these three look at torch.ops.ensdistill
@@ -84,7 +85,10 @@ def without_reference(test: Callable[..., None]) -> Callable[..., None]:
     copy.__dict__.update(test.__dict__)
     marks = getattr(test, "pytestmark", [])
     copy.__dict__["pytestmark"] = [
-        pytest.mark.parametrize("impl", ["fused"]).mark if mark.name == "parametrize" and mark.args[0] == "impl" else mark for mark in marks
+        pytest.mark.parametrize("impl", ["fused"]).mark
+        if mark.name == "parametrize" and mark.args[0] == "impl"
+        else mark
+        for mark in marks
     ]
     return copy
 
@@ -97,7 +101,8 @@ for _module in (test_encoders, test_encoders_errors):
             )
 
 
-# Beside the CPU's -----------------------------------------------------------------------------------------------------
+# Beside the CPU's
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -114,7 +119,8 @@ def both() -> Callable[..., tuple[Any, Any]]:
 
 
 def edges(c: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rows that are constant, masked but for one class, of two values, very wide, subnormally narrow, and ordinary ones."""
+    """Rows that are constant, masked but for one class, of two values, very wide, subnormally narrow, and
+    ordinary ones."""
     logits = make_logits(2, 7, c, seed=c, dtype=dtype)
     logits[0, 0] = 1.5
     logits[0, 1, 1:] = -math.inf
@@ -153,7 +159,8 @@ def assert_same_top_k(both: Any, targets: Any, k: int, **arguments: Any) -> None
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("c", [100, 1025, 5003])
 def test_the_same_classes_as_on_the_cpu(c: int, dtype: torch.dtype, both: Any) -> None:
-    """Of one teacher also where many tie: bfloat16 has few values, and the order of equal ones is the ids'."""
+    """Of one teacher also where many tie: bfloat16 has few values, and the order of equal ones is the
+    ids'."""
     logits = edges(c, dtype)
     for k in (1, 7, 64, 100, c // 2):
         assert_same_top_k(both, logits[:1], k)
@@ -167,7 +174,9 @@ def test_members_codes_and_many_places(both: Any) -> None:
     codes = make_codes(32, 3, 700, seed=2, masked=True)
     assert_same_top_k(both, codes, 50, temperature=2.0)
     assert_same_top_k(both, make_logits(1, 2, 20000, seed=3, dtype=torch.float64), 4096)
-    assert_same_top_k(both, make_logits(2, 1, 9000, seed=3, dtype=torch.float64), 9000)  # all of them, in order
+    assert_same_top_k(
+        both, make_logits(2, 1, 9000, seed=3, dtype=torch.float64), 9000
+    )  # all of them, in order
 
 
 def test_classes_far_below_all_doubles(both: Any) -> None:
@@ -209,7 +218,8 @@ def test_what_the_sanitizer_watches_is_fine(encoding: sanitize.Encoding) -> None
     sanitize.encode(encoding, torch.device("cpu"))
 
 
-# What only a GPU's kernels can do wrong -------------------------------------------------------------------------------
+# What only a GPU's kernels can do wrong
+# -------------------------------------------------------------------------------
 
 
 def test_rows_without_a_distribution_are_nan_and_leave_the_others_alone() -> None:
@@ -238,7 +248,11 @@ def raw(logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
 def raw_of(ops: Any, logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
     """All tensors of all three ops, whatever the logits are."""
     top = ops.encode_top_k(logits, None, None, weights, 1.0, "prob", 4)
-    return [*top, *ops.encode_counts(logits, None, None, weights, 1.0, "prob", 7, 3, None), *ops.encode_uint8(logits)]
+    return [
+        *top,
+        *ops.encode_counts(logits, None, None, weights, 1.0, "prob", 7, 3, None),
+        *ops.encode_uint8(logits),
+    ]
 
 
 def test_invalid_weights_make_every_row_nan() -> None:
@@ -273,7 +287,8 @@ def test_offsets_past_32_bits() -> None:
         assert torch.equal(x, y)
 
 
-# The build ------------------------------------------------------------------------------------------------------------
+# The build
+# ------------------------------------------------------------------------------------------------------------
 
 WITHIN_BOUNDS = """
 import sys

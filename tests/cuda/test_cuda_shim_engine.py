@@ -1,5 +1,5 @@
-"""The stand-in that runs CUDA kernels on the CPU, tried on toy kernels (shim/toys.cpp): right ones give what a GPU gives, wrong ones
-are caught.
+"""The stand-in that runs CUDA kernels on the CPU, tried on toy kernels (shim/toys.cpp): right ones give what
+a GPU gives, wrong ones are caught.
 """
 
 import os
@@ -28,7 +28,9 @@ def bounded(shim_builder: Builder) -> Path:
 def play(toys: Path, name: str, seed: int = 0, stdin: bytes = b"") -> tuple[int, bytes]:
     """Exit status, 3 for a report, and what was printed."""
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run([toys, name, str(seed)], input=stdin, capture_output=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(
+        [toys, name, str(seed)], input=stdin, capture_output=True, env=environment, timeout=60, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -58,7 +60,11 @@ def test_lanes_exchange_what_the_programming_guide_says(checked: Path) -> None:
 def test_blocks_and_clusters_work_together(build: str, seed: int, request: pytest.FixtureRequest) -> None:
     toys = request.getfixturevalue(build)
     assert numbers(toys, "sum_of_blocks", seed) == [1023 * 1024 / 2]
-    clusters = [sum(100 * (b // 4 * 4 + j) + t for j in range(4)) + 1000 * (b % 4) for b in range(8) for t in range(32)]
+    clusters = [
+        sum(100 * (b // 4 * 4 + j) + t for j in range(4)) + 1000 * (b % 4)
+        for b in range(8)
+        for t in range(32)
+    ]
     assert numbers(toys, "across_blocks", seed) == clusters
     assert numbers(toys, "copied", seed) == list(range(64))
 
@@ -81,15 +87,29 @@ def test_a_missing_barrier_shows_in_some_order(checked: Path) -> None:
 
 # What has to be in the report, beside the kernel.
 REPORTS = {
-    "exits_before_the_barrier": "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (40, 0, 0) has exited",
-    "two_barriers": "divergent barrier: it waits at __syncthreads (TOYS), and others wait at __syncthreads (TOYS)",
-    "lane_stays_away": "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (3, 0, 0) has exited",
+    "exits_before_the_barrier": (
+        "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (40, 0, 0) has exited"
+    ),
+    "two_barriers": (
+        "divergent barrier: it waits at __syncthreads (TOYS), and others wait at __syncthreads (TOYS)"
+    ),
+    "lane_stays_away": (
+        "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (3, 0, 0) has "
+        "exited"
+    ),
     "lane_left_out": "which mask 0x0000ffff leaves out",
     "from_a_lane_left_out": "__shfl_sync (TOYS) from lane 20, which mask 0x0000ffff leaves out",
-    "barrier_and_shuffle": "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (16, 0, 0) waits at __shfl_xor_sync",
-    "different_masks": "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (16, 0, 0) has exited",
+    "barrier_and_shuffle": (
+        "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (16, 0, 0) waits at __shfl_xor_sync"
+    ),
+    "different_masks": (
+        "waits at __shfl_xor_sync with mask 0xffffffff (TOYS), and block (0, 0, 0), thread (16, 0, 0) has "
+        "exited"
+    ),
     "warp_not_full": "its warp has fewer lanes",
-    "one_block_leaves": "waits at the cluster's barrier (TOYS), and block (1, 0, 0), thread (0, 0, 0) has exited",
+    "one_block_leaves": (
+        "waits at the cluster's barrier (TOYS), and block (1, 0, 0), thread (0, 0, 0) has exited"
+    ),
     "looks_into_a_block_that_left": "shared memory of block 1 of the cluster, which has exited already",
     "misaligned_load": "misaligned access: a load of 16 bytes",
     "misaligned_store": "misaligned access: 'struct float4'",
@@ -144,10 +164,17 @@ def test_the_address_sanitizer_sees_where_memory_ends(name: str, what: str, boun
 
 
 def test_number_formats(checked: Path) -> None:
-    """To the nearest, ties to even: every half and bfloat16, the points between two, and beside them; NaN, infinities, subnormals."""
+    """To the nearest, ties to even: every half and bfloat16, the points between two, and beside them; NaN,
+    infinities, subnormals."""
     every = np.arange(65536, dtype=np.uint16)
-    halves, brains = every.view(np.float16).astype(np.float64), torch.from_numpy(every.view(np.int16)).view(torch.bfloat16).double().numpy()
-    points = [np.random.default_rng(0).standard_normal(4096) * 10.0 ** np.random.default_rng(1).integers(-45, 40, 4096)]
+    halves, brains = (
+        every.view(np.float16).astype(np.float64),
+        torch.from_numpy(every.view(np.int16)).view(torch.bfloat16).double().numpy(),
+    )
+    points = [
+        np.random.default_rng(0).standard_normal(4096)
+        * 10.0 ** np.random.default_rng(1).integers(-45, 40, 4096)
+    ]
     for x in (halves, brains):
         ordered = np.unique(x[np.isfinite(x)])
         with np.errstate(over="ignore"):

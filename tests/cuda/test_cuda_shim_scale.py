@@ -1,5 +1,5 @@
-"""The kernel that scales a gradient in its own memory, executed on the CPU (cuda_shim_helpers.py): for every type, wherever the memory
-begins and however its dimensions are ordered, and what it refuses.
+"""The kernel that scales a gradient in its own memory, executed on the CPU (cuda_shim_helpers.py): for every
+type, wherever the memory begins and however its dimensions are ordered, and what it refuses.
 """
 
 import math
@@ -16,7 +16,12 @@ from benchmarks import sanitize
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 # Vectors of 16 bytes hold 2, 4 or 8 numbers, a block's threads 256 of them.
 SIZES = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 123, 1031, 256 * 8 + 5, 3 * 256 * 8)
 
@@ -39,7 +44,8 @@ def scale(gradient: torch.Tensor, factor: float | torch.Tensor) -> None:
 
 
 def assert_scaled(found: torch.Tensor, before: torch.Tensor, factor: float) -> None:
-    """Multiplied in float32 and rounded once more: half a unit, and a 256th of it where both roundings meet."""
+    """Multiplied in float32 and rounded once more: half a unit, and a 256th of it where both roundings
+    meet."""
     exact = before.double() * torch.tensor(factor).double()
     limits = torch.finfo(found.dtype)
     beyond = exact.abs() > limits.max
@@ -128,7 +134,13 @@ def test_a_factor_with_dimensions_of_one() -> None:
 
 @pytest.mark.parametrize(
     "factor",
-    [torch.ones(2), torch.ones(0), torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.bfloat16), torch.ones(1).int()],
+    [
+        torch.ones(2),
+        torch.ones(0),
+        torch.ones(1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.bfloat16),
+        torch.ones(1).int(),
+    ],
     ids=str,
 )
 def test_other_factors_are_refused(factor: torch.Tensor) -> None:
@@ -203,4 +215,6 @@ def test_every_type_has_a_kernel_that_ran(shim: Shim) -> None:
     shim.launches()
     for dtype in FLOATS:
         scale(torch.ones(10, dtype=dtype), 2.0)
-    assert {x.kernel for x in shim.launches()} == {x for x in kernels_in(shim.library) if "scale_in_place" in x}
+    assert {x.kernel for x in shim.launches()} == {
+        x for x in kernels_in(shim.library) if "scale_in_place" in x
+    }

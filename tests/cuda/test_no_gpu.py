@@ -1,4 +1,5 @@
-"""What a GPU's tensors meet where the kernels for it are missing; and the CUDA path of the Python code, on tensors without data."""
+"""What a GPU's tensors meet where the kernels for it are missing; and the CUDA path of the Python code, on
+tensors without data."""
 
 from types import SimpleNamespace
 
@@ -44,7 +45,9 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
     student, targets = inputs()
     calls = {
         "student_logits": lambda: distillation_loss(student, targets),
-        "hidden": lambda: linear_distillation_loss(student, torch.zeros(7, 10, device="cuda"), torch.zeros(5, 7, device="cuda")),
+        "hidden": lambda: linear_distillation_loss(
+            student, torch.zeros(7, 10, device="cuda"), torch.zeros(5, 7, device="cuda")
+        ),
     }
     calls |= {
         "logits": lambda: quantize_logits(targets),
@@ -53,10 +56,18 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
     }
     for name, call in calls.items():
         with pytest.raises(
-            NotImplementedError, match=f"^{name.strip()}: on device cuda:0, but this ensdistill was built without its"
+            NotImplementedError,
+            match=f"^{name.strip()}: on device cuda:0, but this ensdistill was built without its",
         ) as caught:
             call()
-        for advice in (torch.__version__, "nvcc", "CUDA_HOME", "setup.py build_ext --inplace", "--no-build-isolation", "impl='reference'"):
+        for advice in (
+            torch.__version__,
+            "nvcc",
+            "CUDA_HOME",
+            "setup.py build_ext --inplace",
+            "--no-build-isolation",
+            "impl='reference'",
+        ):
             assert advice in str(caught.value)
 
 
@@ -69,13 +80,19 @@ def test_devices_that_nobody_has_kernels_for(fake):
             ("targets", lambda t=targets: top_k_targets(t, 2)),
             ("targets", lambda t=targets: sample_counts(t, 2, seed=0)),
         ):
-            with pytest.raises(NotImplementedError, match=f"^{name}: on device {device}.*, and there are kernels for cpu and cuda"):
+            with pytest.raises(
+                NotImplementedError,
+                match=f"^{name}: on device {device}.*, and there are kernels for cpu and cuda",
+            ):
                 call()
 
 
 def test_a_gpu_that_is_too_old(gpu):
     gpu((7, 5))
-    with pytest.raises(NotImplementedError, match=r"a Some GPU of compute capability 7\.5, and the kernels need 8\.0 or later; move the"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"a Some GPU of compute capability 7\.5, and the kernels need 8\.0 or later; move the",
+    ):
         distillation_loss(*inputs())
 
 
@@ -92,13 +109,18 @@ def test_the_encoders_ask_the_gpu_too(gpu):
             ("targets", lambda: top_k_targets(targets, 2)),
             ("targets", lambda: sample_counts(targets, 2, seed=0)),
         ):
-            with pytest.raises(NotImplementedError, match=f"^{name}: on device cuda:0, a Some GPU of {message}"):
+            with pytest.raises(
+                NotImplementedError, match=f"^{name}: on device cuda:0, a Some GPU of {message}"
+            ):
                 encode()
 
 
 def test_a_gpu_that_nothing_was_compiled_for(gpu):
     gpu((8, 6), ("9.0",))
-    with pytest.raises(NotImplementedError, match=r"capability 8\.6, and the CUDA kernels are compiled for 9\.0 .*_ARCH_LIST=8\.6"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"capability 8\.6, and the CUDA kernels are compiled for 9\.0 .*_ARCH_LIST=8\.6",
+    ):
         distillation_loss(*inputs())
 
 
@@ -124,9 +146,24 @@ def test_what_runs_where(capability, architectures, runs):
 MISPLACED = {
     "targets": lambda s, t: (s, t.cpu(), None, {}),
     "labels": lambda s, t: (s, t, torch.zeros(5, dtype=torch.int64), {}),
-    r"targets\.scale": lambda s, t: (s, QuantizedLogits(t.byte(), torch.ones(3, 5), torch.ones(3, 5, device="cuda")), None, {}),
-    r"targets\.ids": lambda s, t: (s, Counts(torch.zeros(5, 2).long(), torch.ones(5, 2, device="cuda")), None, {}),
-    r"targets\.counts": lambda s, t: (s, Counts(torch.zeros(5, 2, device="cuda").long(), torch.ones(5, 2)), None, {}),
+    r"targets\.scale": lambda s, t: (
+        s,
+        QuantizedLogits(t.byte(), torch.ones(3, 5), torch.ones(3, 5, device="cuda")),
+        None,
+        {},
+    ),
+    r"targets\.ids": lambda s, t: (
+        s,
+        Counts(torch.zeros(5, 2).long(), torch.ones(5, 2, device="cuda")),
+        None,
+        {},
+    ),
+    r"targets\.counts": lambda s, t: (
+        s,
+        Counts(torch.zeros(5, 2, device="cuda").long(), torch.ones(5, 2)),
+        None,
+        {},
+    ),
     r"targets\.tail_log_mass": lambda s, t: (
         s,
         TopK(torch.zeros(5, 1, device="cuda").long(), torch.zeros(5, 1, device="cuda"), torch.zeros(5)),
@@ -140,7 +177,9 @@ MISPLACED = {
 def test_tensors_on_different_devices(name, gpu):
     gpu()
     student, targets, labels, arguments = MISPLACED[name](*inputs())
-    with pytest.raises(ValueError, match=f"^{name}: on device cpu, but the student is on cuda:0; move one of them$"):
+    with pytest.raises(
+        ValueError, match=f"^{name}: on device cpu, but the student is on cuda:0; move one of them$"
+    ):
         distillation_loss(student, targets, labels, **arguments)
 
 
@@ -154,26 +193,41 @@ def test_weight_on_another_device(gpu):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_nobody_waits_for_values(dtype, reduction, gpu):
-    """A tensor without data refuses to tell them, so the whole forward is done without: checks, reductions, what float16 divides after.
+    """A tensor without data refuses to tell them, so the whole forward is done without: checks, reductions,
+    what float16 divides after.
 
     (Not the backward: torch's autograd asks a GPU that isn't there for its stream, and aborts.)
     """
     gpu()
-    student, logits = torch.zeros(5, 10, device="cuda", dtype=dtype), torch.zeros(3, 5, 10, device="cuda", dtype=dtype)
+    student, logits = (
+        torch.zeros(5, 10, device="cuda", dtype=dtype),
+        torch.zeros(3, 5, 10, device="cuda", dtype=dtype),
+    )
     labels, row = torch.zeros(5, device="cuda").long(), torch.zeros(5, device="cuda")
     codes = QuantizedLogits(logits.byte(), torch.ones(3, 5, device="cuda"), torch.ones(3, 5, device="cuda"))
     top = TopK(torch.zeros(5, 2, device="cuda", dtype=torch.int32), torch.zeros(5, 2, device="cuda"), row)
     counts = Counts(labels.unsqueeze(-1), torch.ones(5, 1, device="cuda"))
     real = torch.float64 if dtype == torch.float64 else torch.float32
     for targets in (logits, codes, LogProbs(logits), top, counts):
-        arguments = {"alpha": 0.5, "sample_weights": row, "class_weights": torch.ones(10, device="cuda"), "reduction": reduction}
+        arguments = {
+            "alpha": 0.5,
+            "sample_weights": row,
+            "class_weights": torch.ones(10, device="cuda"),
+            "reduction": reduction,
+        }
         if targets is logits:
             arguments["weights"] = torch.ones(3, device="cuda")
         loss, rows = distillation_loss(student, targets, labels, statistics=True, **arguments)
-        assert (loss.device, loss.dtype, loss.shape) == (torch.device("cuda:0"), real, (5,) if reduction == "none" else ())
+        assert (loss.device, loss.dtype, loss.shape) == (
+            torch.device("cuda:0"),
+            real,
+            (5,) if reduction == "none" else (),
+        )
         assert (rows.agreement.device, rows.agreement.shape) == (loss.device, (5,))
     weight = torch.zeros(10, 10, device="cuda", dtype=dtype)
-    loss = linear_distillation_loss(student, weight, logits, labels, alpha=0.5, softcap=3.0, reduction=reduction)
+    loss = linear_distillation_loss(
+        student, weight, logits, labels, alpha=0.5, softcap=3.0, reduction=reduction
+    )
     assert (loss.device.type, loss.dtype) == ("cuda", real)
 
 

@@ -1,4 +1,5 @@
-"""Equal rows: recognised whatever their type, kept together, counted, and refused where they would flatter."""
+"""Equal rows: recognised whatever their type, kept together, counted, and refused where they would
+flatter."""
 
 from dataclasses import replace
 
@@ -40,7 +41,8 @@ def test_rows_of_other_shapes_are_no_parts():
 
 
 def copied(rows, classes, copies, seed, other_label=0):
-    """Inputs with a share ``copies`` of repeated rows, and labels, of which ``other_label`` copies have another than their original."""
+    """Inputs with a share ``copies`` of repeated rows, and labels, of which ``other_label`` copies have
+    another than their original."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(rows, 3)).astype(np.float32)
     labels = rng.integers(classes, size=rows)
@@ -51,11 +53,18 @@ def copied(rows, classes, copies, seed, other_label=0):
     return inputs, labels
 
 
-@given(copies=st.sampled_from([0.0, 0.02, 0.3, 0.6]), seed=st.integers(0, 5), other=st.integers(0, 9), given_test=st.booleans())
+@given(
+    copies=st.sampled_from([0.0, 0.02, 0.3, 0.6]),
+    seed=st.integers(0, 5),
+    other=st.integers(0, 9),
+    given_test=st.booleans(),
+)
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_no_part_holds_a_copy_of_anothers_row(copies, seed, other, given_test):
     inputs, labels = copied(600, 3, copies, seed, other)
-    split = stratified_split(inputs, labels, "abc", labelled=150, pool=200, test=180 if given_test else None, seed=seed)
+    split = stratified_split(
+        inputs, labels, "abc", labelled=150, pool=200, test=180 if given_test else None, seed=seed
+    )
     parts = [split.labelled, split.pool, split.test]
     groups = equal_inputs(*[part.inputs for part in parts])
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -67,7 +76,9 @@ def test_no_part_holds_a_copy_of_anothers_row(copies, seed, other, given_test):
         drawn = labels[part.uids]
         assert np.abs(np.bincount(drawn, minlength=3) / len(part) - np.bincount(labels) / 600).max() < 0.03
     assert not count_copies(split).test.any()
-    again = stratified_split(inputs, labels, "abc", labelled=150, pool=200, test=180 if given_test else None, seed=seed)
+    again = stratified_split(
+        inputs, labels, "abc", labelled=150, pool=200, test=180 if given_test else None, seed=seed
+    )
     assert (again.labelled.uids == split.labelled.uids).all()
     assert (again.test.uids == split.test.uids).all()
 
@@ -84,10 +95,15 @@ def test_a_row_without_a_label_that_equals_a_test_row_is_left_out():
 
 def test_one_row_repeated_is_no_data():
     inputs, labels = np.zeros((100, 2), np.float32), np.arange(100) % 2
-    with pytest.raises(ValueError, match=r"labels: expected at least 2 rows of each class, .*; 'a' has 1 \(50 with copies\)$"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected at least 2 rows of each class, .*; 'a' has 1 \(50 with copies\)$"
+    ):
         stratified_split(inputs, labels, "ab", labelled=20, pool=0, test=None, seed=0)
     inputs[:20] = np.arange(20)[:, None]
-    with pytest.raises(ValueError, match=r"labelled=50: only 19 rows can be drawn, because equal rows stay together and up to 81 rows"):
+    with pytest.raises(
+        ValueError,
+        match=r"labelled=50: only 19 rows can be drawn, because equal rows stay together and up to 81 rows",
+    ):
         stratified_split(inputs, labels, "ab", labelled=50, pool=0, test=None, seed=0)
 
 
@@ -102,21 +118,26 @@ def test_folds_keep_copies_together():
     again = stratified_folds(inputs, labels, 4, seed=0)
     assert all((a[1] == b[1]).all() for a, b in zip(parts, again, strict=True))
     assert any(
-        (a[1].shape != b[1].shape) or (a[1] != b[1]).any() for a, b in zip(parts, stratified_folds(inputs, labels, 4, 1), strict=True)
+        (a[1].shape != b[1].shape) or (a[1] != b[1]).any()
+        for a, b in zip(parts, stratified_folds(inputs, labels, 4, 1), strict=True)
     )
 
 
 def test_a_class_of_copies_cannot_be_held_out():
     inputs, labels = copied(60, 2, 0.0, 0)
     inputs[labels == 1] = 7
-    with pytest.raises(ValueError, match=r"folds: 3 folds are too many: .* the copies of class 1 would all be held out at once"):
+    with pytest.raises(
+        ValueError,
+        match=r"folds: 3 folds are too many: .* the copies of class 1 would all be held out at once",
+    ):
         stratified_folds(inputs, labels, 3, seed=0)
     with pytest.raises(ValueError, match=r"folds: expected at most 2, .* got 3"):
         stratified_folds(np.repeat(np.eye(2), 10, 0), np.arange(20) % 2, 3, seed=0)
 
 
 def given_parts(labelled=0, pool=0, synthetic=0, other=0):
-    """Digits whose test rows repeat so many rows of each part, and synthetic rows of which so many repeat test rows."""
+    """Digits whose test rows repeat so many rows of each part, and synthetic rows of which so many repeat
+    test rows."""
     split = Digits().split(seed=0)
     inputs, labels = split.test.inputs.copy(), split.test.labels.copy()
     inputs[:labelled], labels[:labelled] = split.labelled.inputs[:labelled], split.labelled.labels[:labelled]
@@ -136,14 +157,22 @@ def test_copies_are_counted_by_part():
     assert count_copies(split, made, pool=False).test.sum() == 8
 
 
-@pytest.mark.parametrize(("labelled", "allowed", "refused"), [(6, 0.01, False), (7, 0.01, True), (7, 0.011, False), (1, 0.0, True)])
+@pytest.mark.parametrize(
+    ("labelled", "allowed", "refused"), [(6, 0.01, False), (7, 0.01, True), (7, 0.011, False), (1, 0.0, True)]
+)
 def test_more_than_the_allowed_share_is_refused(labelled, allowed, refused):
     found = count_copies(given_parts(labelled)[0])  # of 697 test rows
     if not refused:
         found.refuse(allowed, "data")
         return
-    words = rf"^data: {labelled} of 697 test rows \(\d\.\d%\) equal rows that are trained on \({labelled} of them labelled\)"
-    with pytest.raises(ValueError, match=words + rf".* at most max_test_copies={allowed:g} .* set max_test_copies to 0\.0\d+$"):
+    words = (
+        rf"^data: {labelled} of 697 test rows \(\d\.\d%\) equal rows that are trained on \({labelled} of "
+        rf"them labelled\)"
+    )
+    with pytest.raises(
+        ValueError,
+        match=words + rf".* at most max_test_copies={allowed:g} .* set max_test_copies to 0\.0\d+$",
+    ):
         found.refuse(allowed, "data")
 
 

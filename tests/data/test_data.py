@@ -23,7 +23,9 @@ def test_digits_split_is_disjoint_complete_and_stratified():
         np.testing.assert_array_equal(part.inputs[:, 0] * 16, digits.images[part.uids])
         np.testing.assert_array_equal(part.labels, digits.target[part.uids])
         share = np.bincount(part.labels, minlength=10) / len(part)
-        assert np.abs(share - np.bincount(digits.target) / 1797).max() < 1 / len(part) + 1e-9  # rounding to whole rows
+        assert (
+            np.abs(share - np.bincount(digits.target) / 1797).max() < 1 / len(part) + 1e-9
+        )  # rounding to whole rows
     assert (split.pool.labels == UNLABELLED).all()
 
 
@@ -38,9 +40,13 @@ def test_split_depends_on_the_seed_alone():
     [
         (
             {"labelled": 1000, "pool": 900},
-            "labelled=1000, pool=900: expected no more than the 1797 rows that have a label, and at least 10 left",
+            "labelled=1000, pool=900: expected no more than the 1797 rows that have a label, and at least "
+            "10 left",
         ),
-        ({"labelled": 1000, "pool": 790}, "labelled=1000, pool=790: expected no more than the 1797 .* left over for testing"),
+        (
+            {"labelled": 1000, "pool": 790},
+            "labelled=1000, pool=790: expected no more than the 1797 .* left over for testing",
+        ),
         ({"labelled": 5}, "^labelled=5: expected at least 10, a row of each of the 10 classes$"),
         ({"labelled": 0}, "^labelled=0: expected at least 1$"),
         ({"labelled": 200, "pool": 5}, "^pool=5: expected at least 10"),
@@ -54,9 +60,17 @@ def test_impossible_digits_splits(options, words):
 
 def test_a_rare_class_is_named():
     labels = np.array([0] * 50 + [1] * 50 + [2], np.int64)
-    with pytest.raises(ValueError, match=r"labels: expected at least 2 rows of each class, one for each part; 'rare' has 1"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected at least 2 rows of each class, one for each part; 'rare' has 1"
+    ):
         stratified_split(
-            np.arange(202, dtype=np.float32).reshape(101, 2), labels, ["a", "b", "rare"], labelled=20, pool=0, test=None, seed=0
+            np.arange(202, dtype=np.float32).reshape(101, 2),
+            labels,
+            ["a", "b", "rare"],
+            labelled=20,
+            pool=0,
+            test=None,
+            seed=0,
         )
 
 
@@ -64,11 +78,27 @@ def test_a_rare_class_is_named():
     ("arrays", "error", "words"),
     [
         (([[1.0, 2.0]], [0], [0]), TypeError, r"^inputs: expected a NumPy array \[N, \.\.\.\]; got list$"),
-        ((np.zeros((1, 2)), [0], np.array([0])), TypeError, r"^uids: expected a NumPy array \[N\], int64; got list$"),
-        ((np.zeros((1, 2)), np.array([0]), None), TypeError, r"^labels: expected a NumPy array \[N\], int64; got NoneType$"),
+        (
+            (np.zeros((1, 2)), [0], np.array([0])),
+            TypeError,
+            r"^uids: expected a NumPy array \[N\], int64; got list$",
+        ),
+        (
+            (np.zeros((1, 2)), np.array([0]), None),
+            TypeError,
+            r"^labels: expected a NumPy array \[N\], int64; got NoneType$",
+        ),
         ((np.array(1.0), np.array([0]), np.array([0])), ValueError, r"^inputs: .* got a single number$"),
-        ((np.zeros((1, 2)), np.array([0.0]), np.array([0])), ValueError, r"^uids: expected int64 \[1\].* got float64 \[1\]$"),
-        ((np.zeros((2, 2)), np.array([7, 7]), np.array([0, 0])), ValueError, r"^uids: expected unique ids; 7 stands 2 times$"),
+        (
+            (np.zeros((1, 2)), np.array([0.0]), np.array([0])),
+            ValueError,
+            r"^uids: expected int64 \[1\].* got float64 \[1\]$",
+        ),
+        (
+            (np.zeros((2, 2)), np.array([7, 7]), np.array([0, 0])),
+            ValueError,
+            r"^uids: expected unique ids; 7 stands 2 times$",
+        ),
     ],
 )
 def test_what_rows_are_not(arrays, error, words):
@@ -85,24 +115,56 @@ def part(first, count, label=None, change=None):
     return Rows(inputs, np.arange(first, first + count), labels)
 
 
-GOOD = {"labelled": part(0, 6), "pool": part(10, 4, UNLABELLED), "test": part(20, 5), "classes": ("a", "b", "c")}
+GOOD = {
+    "labelled": part(0, 6),
+    "pool": part(10, 4, UNLABELLED),
+    "test": part(20, 5),
+    "classes": ("a", "b", "c"),
+}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"test": part(5, 5)}, r"^labelled and test: expected no common row; uid 5 is in both \(1 such rows\)$"),
-        ({"test": part(12, 5)}, r"^pool and test: expected no common row; uid 12 is in both \(2 such rows\)$"),
-        ({"pool": part(3, 4, UNLABELLED)}, r"^labelled and pool: expected no common row; uid 3 is in both \(3 such rows\)$"),
-        ({"labelled": part(0, 6, change=(4, np.nan))}, r"^labelled\.inputs: expected finite numbers; row 4 \(uid 4\) holds nan"),
-        ({"pool": part(10, 4, UNLABELLED, (1, np.inf))}, r"^pool\.inputs: expected finite numbers; row 1 \(uid 11\) holds inf"),
-        ({"test": part(20, 5, change=(0, -np.inf))}, r"^test\.inputs: expected finite numbers; row 0 \(uid 20\) holds -inf"),
-        ({"test": part(20, 5, 7)}, r"^test\.labels: expected a class index in 0\.\.2; row 0 \(uid 20\) has 7$"),
-        ({"labelled": part(0, 6, UNLABELLED)}, r"^labelled\.labels: expected a class index in 0\.\.2; row 0 \(uid 0\) has -100$"),
+        (
+            {"test": part(5, 5)},
+            r"^labelled and test: expected no common row; uid 5 is in both \(1 such rows\)$",
+        ),
+        (
+            {"test": part(12, 5)},
+            r"^pool and test: expected no common row; uid 12 is in both \(2 such rows\)$",
+        ),
+        (
+            {"pool": part(3, 4, UNLABELLED)},
+            r"^labelled and pool: expected no common row; uid 3 is in both \(3 such rows\)$",
+        ),
+        (
+            {"labelled": part(0, 6, change=(4, np.nan))},
+            r"^labelled\.inputs: expected finite numbers; row 4 \(uid 4\) holds nan",
+        ),
+        (
+            {"pool": part(10, 4, UNLABELLED, (1, np.inf))},
+            r"^pool\.inputs: expected finite numbers; row 1 \(uid 11\) holds inf",
+        ),
+        (
+            {"test": part(20, 5, change=(0, -np.inf))},
+            r"^test\.inputs: expected finite numbers; row 0 \(uid 20\) holds -inf",
+        ),
+        (
+            {"test": part(20, 5, 7)},
+            r"^test\.labels: expected a class index in 0\.\.2; row 0 \(uid 20\) has 7$",
+        ),
+        (
+            {"labelled": part(0, 6, UNLABELLED)},
+            r"^labelled\.labels: expected a class index in 0\.\.2; row 0 \(uid 0\) has -100$",
+        ),
         ({"pool": part(10, 4)}, r"^pool\.labels: expected -100, .* row 0 \(uid 10\) has 0$"),
         ({"test": part(20, 0)}, r"^test: expected at least one row; got none$"),
         ({"labelled": part(0, 0)}, r"^labelled: expected at least one row; got none$"),
-        ({"classes": ("a", "b")}, r"^labelled\.labels: expected a class index in 0\.\.1; row 2 \(uid 2\) has 2$"),
+        (
+            {"classes": ("a", "b")},
+            r"^labelled\.labels: expected a class index in 0\.\.1; row 2 \(uid 2\) has 2$",
+        ),
         ({"classes": ("a", "b", "b")}, r"^classes: expected different names; 'b' stands 2 times$"),
         ({"classes": ("a",)}, r"^classes: expected at least two names; got \('a',\)$"),
         ({"classes": ["a", "b", "c"]}, r"^classes: expected a tuple of str; got \['a', 'b', 'c'\]$"),
@@ -147,7 +209,9 @@ def files(tmp_path):
 
 def test_array_dataset(files):
     inputs, labels, save = files
-    split = save(labels=labels.astype(np.int8), labelled=12, pool=12, test=20, classes=["a", "b", "c"]).split(seed=0)
+    split = save(labels=labels.astype(np.int8), labelled=12, pool=12, test=20, classes=["a", "b", "c"]).split(
+        seed=0
+    )
     assert (len(split.labelled), len(split.pool), len(split.test)) == (12, 22, 20)
     assert set(range(50, 60)) <= set(split.pool.uids)  # the rows without a label
     assert split.classes == ("a", "b", "c")
@@ -188,11 +252,16 @@ def test_bad_arrays(files, tmp_path):
         save(labels=labels + 0.5, labelled=12).split(0)
     with pytest.raises(ValueError, match=r"labels: .*y\.npy: the label of row 0, nan, is missing"):
         save(labels=labels * np.nan, labelled=12).split(0)
-    with pytest.raises(ValueError, match=r"labels: .*y\.npy: expected rows with a label; got 60 rows, none of which"):
+    with pytest.raises(
+        ValueError, match=r"labels: .*y\.npy: expected rows with a label; got 60 rows, none of which"
+    ):
         save(labels=np.full(60, UNLABELLED), labelled=12).split(0)
     with pytest.raises(ValueError, match=r"labels: expected int64 \[60\]"):
         save(labels=labels[:59], labelled=12).split(0)
-    with pytest.raises(ValueError, match=r"^labelled=12, pool=0, test=39: expected no more than the 50 rows that have a label$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^labelled=12, pool=0, test=39: expected no more than the 50 rows that have a label$",
+    ):
         save(labelled=12, test=39).split(0)
     with pytest.raises(ValueError, match=r"^test=2: expected at least 3, a row of each of the 3 classes$"):
         save(labelled=12, test=2).split(0)
@@ -200,10 +269,14 @@ def test_bad_arrays(files, tmp_path):
         save(labelled=12, classes=["a", "b"]).split(0)
     bad = inputs.copy()
     bad[7, 1] = np.nan
-    with pytest.raises(ValueError, match=r"inputs: .*x\.npy: expected finite numbers; row 7 holds nan \(1 such rows\)"):
+    with pytest.raises(
+        ValueError, match=r"inputs: .*x\.npy: expected finite numbers; row 7 holds nan \(1 such rows\)"
+    ):
         save(inputs=bad, labelled=12).split(0)
     np.save(tmp_path / "x.npy", np.array([{"code": "run"}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers \(it holds Python objects\)"):
+    with pytest.raises(
+        ValueError, match=r"inputs: .*x\.npy is not a \.npy file of numbers \(it holds Python objects\)"
+    ):
         ArrayDataset(tmp_path / "x.npy", tmp_path / "y.npy", labelled=12).split(0)
 
 
@@ -211,7 +284,9 @@ def test_bad_arrays(files, tmp_path):
 @settings(max_examples=40, deadline=None)
 def test_batches_are_whole_epochs_in_any_order_of_asking(rows, batch, seed):
     order = BatchOrder(rows, batch, seed)
-    stream = np.concatenate([order(step) for step in range(rows)])  # rows * batch positions: batch whole epochs
+    stream = np.concatenate(
+        [order(step) for step in range(rows)]
+    )  # rows * batch positions: batch whole epochs
     assert (np.sort(stream.reshape(batch, rows), axis=1) == np.arange(rows)).all()
     late = BatchOrder(rows, batch, seed)
     np.testing.assert_array_equal(late(rows - 1), order(rows - 1))

@@ -19,9 +19,17 @@ def base(split):
 
 
 def test_order_uids_labels_and_origin(split, base):
-    transfer = TransferSet(synthetic=[Munge(rows=300), Mixup(rows=200), Augmented(ShiftImages(), rows=100)]).build(split, seed=1)
+    transfer = TransferSet(
+        synthetic=[Munge(rows=300), Mixup(rows=200), Augmented(ShiftImages(), rows=100)]
+    ).build(split, seed=1)
     rows = transfer.rows
-    assert transfer.origin == (("labelled", 200), ("pool", 900), ("munge", 300), ("mixup", 200), ("augmented", 100))
+    assert transfer.origin == (
+        ("labelled", 200),
+        ("pool", 900),
+        ("munge", 300),
+        ("mixup", 200),
+        ("augmented", 100),
+    )
     np.testing.assert_array_equal(rows.uids, np.arange(1700))
     np.testing.assert_array_equal(rows.inputs[:1100], base)
     np.testing.assert_array_equal(rows.labels[:200], split.labelled.labels)
@@ -31,7 +39,10 @@ def test_order_uids_labels_and_origin(split, base):
 
 
 def test_same_seed_same_rows_and_no_pool(split):
-    made = [TransferSet(pool=False, synthetic=[Munge(rows=50), Mixup(rows=50)]).build(split, seed=s) for s in (1, 1, 2)]
+    made = [
+        TransferSet(pool=False, synthetic=[Munge(rows=50), Mixup(rows=50)]).build(split, seed=s)
+        for s in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(made[0].rows.inputs, made[1].rows.inputs)
     assert (made[0].rows.inputs[200:] != made[2].rows.inputs[200:]).any()
     assert made[0].origin[:2] == (("labelled", 200), ("munge", 50))
@@ -73,7 +84,9 @@ def test_mixup_lies_between_its_parents():
 def test_mixup_of_variants():
     base = np.zeros((1, 1, 3, 3), np.float32)
     base[0, 0, 1, 1] = 1
-    assert len({row.tobytes() for row in Mixup(rows=50).make(base, np.random.default_rng(0))}) == 1  # one row with itself
+    assert (
+        len({row.tobytes() for row in Mixup(rows=50).make(base, np.random.default_rng(0))}) == 1
+    )  # one row with itself
     made = Mixup(rows=50, augment=ShiftImages()).make(base, np.random.default_rng(0))
     np.testing.assert_allclose(made.sum((1, 2, 3)), 1, atol=1e-6)
     assert (made > 0).any(0).all()  # every shift takes part
@@ -94,7 +107,10 @@ def test_augmented_rows_are_distinct_shifts():
         (lambda: Munge(rows=0), "munge: rows"),
         (lambda: Munge(rows=1, probability=1.5), r"probability in \(0, 1\].*1\.5"),
         (lambda: Mixup(rows=1, alpha=0), "alpha"),
-        (lambda: Munge(rows=1).make(np.zeros((1, 2), np.float32), np.random.default_rng(0)), "at least 2 rows"),
+        (
+            lambda: Munge(rows=1).make(np.zeros((1, 2), np.float32), np.random.default_rng(0)),
+            "at least 2 rows",
+        ),
     ],
 )
 def test_bad_settings(make, words):
@@ -121,7 +137,10 @@ def hole(made):
     ("change", "words"),
     [
         (hole, r"expected finite numbers; row 3 holds nan \(1 such rows\)$"),
-        (lambda made: made.astype(np.float64), r"expected make to give float32 rows of shape \[1, 8, 8\], .* got float64 \[5, 1, 8, 8\]$"),
+        (
+            lambda made: made.astype(np.float64),
+            r"expected make to give float32 rows of shape \[1, 8, 8\], .* got float64 \[5, 1, 8, 8\]$",
+        ),
         (lambda made: made[:, 0], r"expected make to give .* got float32 \[5, 8, 8\]$"),
         (lambda made: made[:0], r"expected make to give .* got float32 \[0, 1, 8, 8\]$"),
         (lambda made: made.tolist(), r"expected make to give .* got list$"),
@@ -142,6 +161,13 @@ def test_bad_rows_are_counted(split):
 def test_where_a_row_comes_from(split):
     transfer = TransferSet(synthetic=[Mixup(rows=7)]).build(split, seed=0)
     found = [transfer.source(uid) for uid in (0, 199, 200, 1099, 1100, 1106)]
-    assert found == ["row 0 of labelled", "row 199 of labelled", "row 0 of pool", "row 899 of pool", "row 0 of mixup", "row 6 of mixup"]
+    assert found == [
+        "row 0 of labelled",
+        "row 199 of labelled",
+        "row 0 of pool",
+        "row 899 of pool",
+        "row 0 of mixup",
+        "row 6 of mixup",
+    ]
     with pytest.raises(ValueError, match=r"uid: expected 0\.\.1106; got 1107"):
         transfer.source(1107)

@@ -1,8 +1,10 @@
-"""Damages caches at random, in a process whose memory and time are limited. ``python cache_fuzzer.py JOB ROUNDS SEED``
+"""Damages caches at random, in a process whose memory and time are limited. ``python cache_fuzzer.py JOB
+ROUNDS SEED``
 
-damages    bits flipped, bytes cut off or added, anywhere in any file: every one must be found before a value is handed out
-manifests  JSON changed by somebody who knows how its checksum is made: refused, or a cache with the same records
-shards     headers and offsets changed, every checksum made right again: refused, or records of the right size
+damages    bits flipped, bytes cut off or added, anywhere in any file: every one must be found before a value
+is handed out manifests  JSON changed by somebody who knows how its checksum is made: refused, or a cache with
+the same records shards     headers and offsets changed, every checksum made right again: refused, or records
+of the right size
 """
 
 import copy
@@ -29,15 +31,54 @@ from ensdistill.data import Rows
 N, CLASSES = 90, 7
 SECONDS, BYTES = 5, 1 << 28  # a round takes milliseconds, and the caches are of a few kilobytes
 NASTY: tuple[Any, ...] = (
-    *(0, 1, -1, 2, 64, 2**31, 2**53, 2**62, 2**63, 10**30, -(10**30), 0.5, 1e308, True, False, None, "", "..", "/etc/passwd", "any"),
+    *(
+        0,
+        1,
+        -1,
+        2,
+        64,
+        2**31,
+        2**53,
+        2**62,
+        2**63,
+        10**30,
+        -(10**30),
+        0.5,
+        1e308,
+        True,
+        False,
+        None,
+        "",
+        "..",
+        "/etc/passwd",
+        "any",
+    ),
     *("os.path.join", "a.B(c=1)", "a.B(" * 100, "a.B(c=" + "[" * 400, 5),
-    *("uint8", "fp32", "topk-3", "topk-9999999", "counts-255", "../../x", "\x00", "é" * 1000, [], {}, [[]], [0] * 1000, {"a": {}}),
+    *(
+        "uint8",
+        "fp32",
+        "topk-3",
+        "topk-9999999",
+        "counts-255",
+        "../../x",
+        "\x00",
+        "é" * 1000,
+        [],
+        {},
+        [[]],
+        [0] * 1000,
+        {"a": {}},
+    ),
 )
 
 
 def make(folder: Path, sequences: bool, first: int = 0) -> None:
     """A cache whose uids begin at ``first``; it keeps them where that is not 0."""
-    logits = np.random.default_rng(0).normal(0, 3, (2, N, 5, CLASSES) if sequences else (2, N, CLASSES)).astype(np.float32)
+    logits = (
+        np.random.default_rng(0)
+        .normal(0, 3, (2, N, 5, CLASSES) if sequences else (2, N, CLASSES))
+        .astype(np.float32)
+    )
     teachers = SimpleNamespace(
         names=("a", "b"),
         classes=tuple("0123456"),
@@ -48,7 +89,9 @@ def make(folder: Path, sequences: bool, first: int = 0) -> None:
     )
     numbers = np.arange(N)
     lengths = numbers % 5 + 1 if sequences else None
-    cache_targets(teachers, Rows(numbers[:, None], numbers + first, numbers), folder, shard_rows=32, lengths=lengths)
+    cache_targets(
+        teachers, Rows(numbers[:, None], numbers + first, numbers), folder, shard_rows=32, lengths=lengths
+    )
 
 
 def read(folder: Path) -> np.ndarray:
@@ -66,7 +109,15 @@ def damages(folder: Path, generator: random.Random, rounds: int) -> dict[str, in
     make(caches[3], sequences=False, first=-7)
     convert(caches[0], caches[2], codec="topk-3", mixture_at=2.0)
     files = [file for cache in caches for file in sorted(cache.iterdir()) if not file.name.startswith(".")]
-    counted = {"damaged": rounds, "found": 0, "flipped": 0, "cut": 0, "extended": 0, "caches": len(caches), "files": len(files)}
+    counted = {
+        "damaged": rounds,
+        "found": 0,
+        "flipped": 0,
+        "cut": 0,
+        "extended": 0,
+        "caches": len(caches),
+        "files": len(files),
+    }
     for _ in range(rounds):
         file = generator.choice(files)
         sound = file.read_bytes()
@@ -153,13 +204,22 @@ def shards(folder: Path, generator: random.Random, rounds: int) -> dict[str, int
         for _ in range(generator.choice((1, 1, 2, 8))):
             # Mostly where numbers are that say where other things are: the header's, and the offsets.
             at = generator.choice(
-                (generator.randrange(16), generator.randrange(begin), generator.randrange(end - 8 * (entry["rows"] + 1), end))
+                (
+                    generator.randrange(16),
+                    generator.randrange(begin),
+                    generator.randrange(end - 8 * (entry["rows"] + 1), end),
+                )
             )
-            data[at : at + 1] = generator.choice((generator.randbytes(1), generator.randbytes(1), b"\xff", b"\x00"))
+            data[at : at + 1] = generator.choice(
+                (generator.randbytes(1), generator.randbytes(1), b"\xff", b"\x00")
+            )
         table = _shards.checksums(bytes(data[begin:end]), original["block_bytes"]).astype("<u4").tobytes()
         data[end:] = table
         body = copy.deepcopy(original)
-        body["shards"][1] |= {"hash": xxhash.xxh3_128_hexdigest(bytes(data)), "blocks": xxhash.xxh3_128_hexdigest(table)}
+        body["shards"][1] |= {
+            "hash": xxhash.xxh3_128_hexdigest(bytes(data)),
+            "blocks": xxhash.xxh3_128_hexdigest(table),
+        }
         signal.alarm(SECONDS)
         file.write_bytes(data)
         write_manifest(folder, body)
@@ -179,7 +239,11 @@ def main() -> None:
     try:
         make(folder / "first", sequences=True)  # everything imported, before memory is limited
         read(folder / "first")
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+        now = (
+            int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            if sys.platform == "linux"
+            else 0
+        )
         if now:
             resource.setrlimit(resource.RLIMIT_AS, (now + BYTES, resource.RLIM_INFINITY))
         work = {"damages": damages, "manifests": manifests, "shards": shards}[job]

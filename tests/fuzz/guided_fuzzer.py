@@ -1,6 +1,8 @@
-"""Malformed manifests, made by a fuzzer (atheris, which is libFuzzer) that looks for ways through the reader not yet taken.
+"""Malformed manifests, made by a fuzzer (atheris, which is libFuzzer) that looks for ways through the reader
+not yet taken.
 
-``python guided_fuzzer.py ROUNDS SEED``: as `cache_fuzzer.manifests`, of which it has the changes; its bytes are their choices.
+``python guided_fuzzer.py ROUNDS SEED``: as `cache_fuzzer.manifests`, of which it has the changes; its bytes
+are their choices.
 """
 
 import copy
@@ -62,8 +64,19 @@ def main() -> None:
             if counted["fuzzed"] == rounds:
                 print(json.dumps(counted), flush=True)  # the fuzzer ends the process, and nothing else is run
 
-        # A round of five seconds is an error, and so is a process of 700 megabytes, which begins with some 250.
-        atheris.Setup([sys.argv[0], f"-runs={rounds}", f"-seed={seed}", "-timeout=5", "-rss_limit_mb=700", "-max_len=200"], once)
+        # A round of five seconds is an error, and so is a process of 700 megabytes, which begins with some
+        # 250.
+        atheris.Setup(
+            [
+                sys.argv[0],
+                f"-runs={rounds}",
+                f"-seed={seed}",
+                "-timeout=5",
+                "-rss_limit_mb=700",
+                "-max_len=200",
+            ],
+            once,
+        )
         atheris.Fuzz()
 
 

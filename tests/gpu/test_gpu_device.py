@@ -1,4 +1,5 @@
-"""What only a GPU has: streams, several devices, CUDA graphs, work that nobody may wait for, its own memory, its own alignment."""
+"""What only a GPU has: streams, several devices, CUDA graphs, work that nobody may wait for, its own memory,
+its own alignment."""
 
 from itertools import product
 from typing import Any
@@ -33,7 +34,12 @@ def case(
     }[kind]()
     labels = torch.arange(n) % c
     labels[1::5] = -100
-    return make_logits(n, c, seed=seed, dtype=dtype), targets, labels, {"alpha": 0.6, "z_loss": 0.01, "label_smoothing": 0.1}
+    return (
+        make_logits(n, c, seed=seed, dtype=dtype),
+        targets,
+        labels,
+        {"alpha": 0.6, "z_loss": 0.01, "label_smoothing": 0.1},
+    )
 
 
 def both(student, targets, labels, **arguments):
@@ -41,7 +47,8 @@ def both(student, targets, labels, **arguments):
     return loss.detach(), torch.autograd.grad(loss.sum(), student)[0]
 
 
-# Every layout, on the device that it was made for --------------------------------------------------------------------
+# Every layout, on the device that it was made for
+# --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("launch", sanitize.LAUNCHES, ids=lambda x: f"{x.layout}-{x.classes}")
@@ -52,7 +59,8 @@ def test_every_layout(launch):
 
 
 def test_registers_are_within_the_plan():
-    """All threads of a block fit a multiprocessor's 65536, or it wouldn't be launched; and as many as csrc/cuda/plan.h says."""
+    """All threads of a block fit a multiprocessor's 65536, or it wouldn't be launched; and as many as
+    csrc/cuda/plan.h says."""
     for launch in sanitize.LAUNCHES:
         plan = launch.plan()
         assert plan.registers is not None
@@ -62,7 +70,8 @@ def test_registers_are_within_the_plan():
     assert (kernel_plan(1000, 1000).registers or 1000) <= 96
 
 
-# Streams and devices --------------------------------------------------------------------------------------------------
+# Streams and devices
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["logits", "codes", "topk"])
@@ -95,7 +104,12 @@ def test_another_device_than_the_current_one(kind):
     def over(x):
         if isinstance(x, torch.Tensor):
             return x.to(second)
-        return type(x)(**{name: over(value) if isinstance(value, torch.Tensor) else value for name, value in vars(x).items()})
+        return type(x)(
+            **{
+                name: over(value) if isinstance(value, torch.Tensor) else value
+                for name, value in vars(x).items()
+            }
+        )
 
     found = both(over(student).requires_grad_(), over(targets), over(labels), **arguments)
     assert found[0].device == found[1].device == second
@@ -115,13 +129,16 @@ def test_tensors_on_different_devices():
         "labels": (moved(targets), labels),
         r"targets\.scale": (QuantizedLogits(moved(codes.codes), codes.scale, moved(codes.offset)), None),
     }.items():
-        with pytest.raises(ValueError, match=rf"^{name}: on device cpu, but the student is on cuda:0; move one of them$"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: on device cpu, but the student is on cuda:0; move one of them$"
+        ):
             distillation_loss(moved(student), *given)
     with pytest.raises(ValueError, match=r"^targets: on device cuda:0, but the student is on cpu"):
         distillation_loss(student, moved(targets))
 
 
-# CUDA graphs ----------------------------------------------------------------------------------------------------------
+# CUDA graphs
+# ----------------------------------------------------------------------------------------------------------
 
 
 def captured(call):
@@ -140,7 +157,8 @@ def captured(call):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(
-    ("kind", "c"), [("logits", 10), ("logits", 300), ("logits", 40_000), ("codes", 300), ("topk", 300), ("counts", 300)]
+    ("kind", "c"),
+    [("logits", 10), ("logits", 300), ("logits", 40_000), ("codes", 300), ("topk", 300), ("counts", 300)],
 )
 def test_graph_capture_of_loss_and_gradient(kind, c, reduction):
     """And its replay on other numbers, which the graph can't know."""
@@ -152,7 +170,9 @@ def test_graph_capture_of_loss_and_gradient(kind, c, reduction):
         other, other_targets, _, _ = case(kind, c=c, seed=seed)
         with torch.no_grad():
             s.copy_(other)
-            for name, value in ({"": other_targets} if isinstance(t, torch.Tensor) else vars(other_targets)).items():
+            for name, value in (
+                {"": other_targets} if isinstance(t, torch.Tensor) else vars(other_targets)
+            ).items():
                 if isinstance(value, torch.Tensor):
                     (getattr(t, name) if name else t).copy_(value)
         loss.fill_(torch.nan)
@@ -164,7 +184,11 @@ def test_graph_capture_of_loss_and_gradient(kind, c, reduction):
 
 
 def test_graph_capture_of_the_last_layer():
-    hidden, weight, targets = leaf(make_logits(40, 16, seed=0)), leaf(make_logits(300, 16, seed=1)), moved(make_logits(2, 40, 300, seed=2))
+    hidden, weight, targets = (
+        leaf(make_logits(40, 16, seed=0)),
+        leaf(make_logits(300, 16, seed=1)),
+        moved(make_logits(2, 40, 300, seed=2)),
+    )
 
     def call():
         loss = linear_distillation_loss(hidden, weight, targets, chunk_rows=16)
@@ -178,7 +202,8 @@ def test_graph_capture_of_the_last_layer():
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)  # cuBLAS may take another way in a capture
 
 
-# Nobody waits, nothing varies, little is taken -----------------------------------------------------------------------
+# Nobody waits, nothing varies, little is taken
+# -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,23 +220,34 @@ def test_nobody_waits_for_the_device(kind, dtype, no_waiting):
     s, t, labels_there = leaf(student), moved(targets), moved(labels)
     if kind == "logits":
         arguments["weights"] = moved(torch.tensor([1.0, 0.0, 2.0]))
-    arguments |= {"sample_weights": moved(torch.linspace(0, 2, 64)), "class_weights": moved(torch.linspace(0, 2, 300))}
+    arguments |= {
+        "sample_weights": moved(torch.linspace(0, 2, 64)),
+        "class_weights": moved(torch.linspace(0, 2, 300)),
+    }
     both(s, t, labels_there, **arguments)
     no_waiting()
     for reduction, recompute in product(("mean", "sum", "batchmean", "none"), (False, True)):
-        loss, rows = distillation_loss(s, t, labels_there, reduction=reduction, recompute=recompute, statistics=True, **arguments)
+        loss, rows = distillation_loss(
+            s, t, labels_there, reduction=reduction, recompute=recompute, statistics=True, **arguments
+        )
         (loss * 3).sum().backward()
         assert rows.agreement.device == gpu_helpers.DEVICE
 
 
 def test_nobody_waits_in_the_last_layer(no_waiting):
     """Whoever waits raises, once no_waiting is called."""
-    hidden, weight, targets = leaf(make_logits(40, 16, seed=0)), leaf(make_logits(300, 16, seed=1)), moved(make_logits(2, 40, 300, seed=2))
+    hidden, weight, targets = (
+        leaf(make_logits(40, 16, seed=0)),
+        leaf(make_logits(300, 16, seed=1)),
+        moved(make_logits(2, 40, 300, seed=2)),
+    )
     labels = moved(torch.arange(40))
     linear_distillation_loss(hidden, weight, targets, labels, alpha=0.5).backward()
     no_waiting()
     for reduction in ("mean", "sum", "none"):
-        loss = linear_distillation_loss(hidden, weight, targets, labels, alpha=0.5, chunk_rows=16, softcap=5.0, reduction=reduction)
+        loss = linear_distillation_loss(
+            hidden, weight, targets, labels, alpha=0.5, chunk_rows=16, softcap=5.0, reduction=reduction
+        )
         loss.sum().backward()
         assert hidden.grad.device == weight.grad.device == gpu_helpers.DEVICE
 
@@ -260,7 +296,8 @@ def test_memory_is_the_gradient_and_a_little_for_each_row(dtype, kind):
     assert student.nbytes <= extra <= student.nbytes + n * (64 + listed) + (64 << 10)
 
 
-# Memory as it comes ---------------------------------------------------------------------------------------------------
+# Memory as it comes
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -293,7 +330,11 @@ def test_past_two_to_the_32(layout):
         pytest.skip(f"needs 26 GiB of a GPU's memory; {free_memory() / 2**30:.1f} are free")
     shape = (65_540, 65_537) if layout == "classes last" else (1030, 4096, 1030)
     generator = torch.Generator(gpu_helpers.DEVICE).manual_seed(0)
-    student = torch.empty(shape, dtype=torch.bfloat16, device=gpu_helpers.DEVICE).normal_(generator=generator).requires_grad_()
+    student = (
+        torch.empty(shape, dtype=torch.bfloat16, device=gpu_helpers.DEVICE)
+        .normal_(generator=generator)
+        .requires_grad_()
+    )
     teacher = torch.randn(shape[1:], generator=generator, device=gpu_helpers.DEVICE, dtype=torch.bfloat16)
     assert student.numel() > 2**32
     loss = distillation_loss(student, teacher.expand(1, *shape), class_dim=1, reduction="none")
@@ -306,4 +347,6 @@ def test_past_two_to_the_32(layout):
     assert worst(found.cpu(), truth.gradient) <= 2**-8 * truth.gradient.abs().max()
     assert loss.min() > 0.1  # of two independent normal rows it is near 1
     for part in gradient.split(1024 if len(shape) == 2 else 64):
-        assert part.sum(1, dtype=torch.float32).abs().max() <= 2**-8  # bfloat16's roundings of terms whose sizes sum to 2
+        assert (
+            part.sum(1, dtype=torch.float32).abs().max() <= 2**-8
+        )  # bfloat16's roundings of terms whose sizes sum to 2

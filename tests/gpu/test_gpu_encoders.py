@@ -1,4 +1,5 @@
-"""The encoders on a GPU: their own tests, those of test_cuda_shim_encoders.py beside the CPU, and what only a GPU has."""
+"""The encoders on a GPU: their own tests, those of test_cuda_shim_encoders.py beside the CPU, and what only a
+GPU has."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ NOT_HERE = {
     "test_fake_kernels_have_the_real_shapes_and_dtypes",
     "test_compiled_in_one_graph",
     "test_philox_gives_the_published_answers",  # of the specification
-    # Values on a GPU aren't looked at: see test_rows_without_a_distribution_are_nan_and_leave_the_others_alone.
+    # Values on a GPU aren't looked at: see
+    # test_rows_without_a_distribution_are_nan_and_leave_the_others_alone.
     "test_a_bad_number_is_named",
     "test_a_row_without_a_class_is_named",
     "test_a_logit_beyond_what_can_be_stored_is_named",
@@ -103,7 +105,8 @@ def test_they_really_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices == [gpu_helpers.DEVICE] * 3
 
 
-# Every place that a block's memory can be in --------------------------------------------------------------------------
+# Every place that a block's memory can be in
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
@@ -148,7 +151,8 @@ def test_codes_past_two_to_the_32() -> None:
     assert torch.equal(kl[0], expected[3][0].expand(n))
 
 
-# Streams, graphs, waiting ---------------------------------------------------------------------------------------------
+# Streams, graphs, waiting
+# ---------------------------------------------------------------------------------------------
 
 
 def everything(logits: torch.Tensor) -> list[torch.Tensor]:
@@ -222,7 +226,8 @@ def test_tensors_on_different_devices() -> None:
         torch.ops.ensdistill.encode_top_k(mixed.codes, mixed.scale, mixed.offset, None, 1.0, "prob", 2)
 
 
-# torch ----------------------------------------------------------------------------------------------------------------
+# torch
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_opcheck_on_the_gpu() -> None:
@@ -246,7 +251,9 @@ def test_compiled_in_one_graph_on_the_gpu() -> None:
     def encode(logits: torch.Tensor) -> tuple[Any, ...]:
         return top_k_targets(logits, 4), sample_counts(logits, 7, seed=3)
 
-    for found, expected in zip(back(torch.compile(encode, fullgraph=True)(logits)), back(encode(logits)), strict=True):
+    for found, expected in zip(
+        back(torch.compile(encode, fullgraph=True)(logits)), back(encode(logits)), strict=True
+    ):
         for name, value in vars(expected[0]).items():
             assert torch.equal(torch.as_tensor(getattr(found[0], name)), torch.as_tensor(value))
         assert torch.equal(found[1], expected[1])

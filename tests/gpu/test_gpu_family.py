@@ -65,7 +65,12 @@ def instruction_set() -> str:
 
 for _module in MODULES:
     for _name, _test in inspect.getmembers(_module, inspect.isfunction):
-        if _name.startswith("test_") and _test.__module__ == _module.__name__ and _name not in NOT_HERE and "compile" not in _name:
+        if (
+            _name.startswith("test_")
+            and _test.__module__ == _module.__name__
+            and _name not in NOT_HERE
+            and "compile" not in _name
+        ):
             globals()[f"{_name}_{_module.__name__.removeprefix('test_')}"] = _test
 
 

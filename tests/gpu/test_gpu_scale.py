@@ -1,4 +1,5 @@
-"""The kernel that scales a gradient in its own memory, on a GPU: the tests of test_cuda_shim_scale.py, and what only a GPU has."""
+"""The kernel that scales a gradient in its own memory, on a GPU: the tests of test_cuda_shim_scale.py, and
+what only a GPU has."""
 
 import inspect
 
@@ -26,7 +27,11 @@ def scaled_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 for _name, _test in inspect.getmembers(test_cuda_shim_scale, inspect.isfunction):
-    if _name.startswith("test_") and "sanitizer" not in _name and not {"shim", "shim_builder"} & set(inspect.signature(_test).parameters):
+    if (
+        _name.startswith("test_")
+        and "sanitizer" not in _name
+        and not {"shim", "shim_builder"} & set(inspect.signature(_test).parameters)
+    ):
         globals()[_name] = _test
 
 
@@ -47,7 +52,9 @@ def test_past_two_to_the_32(start: int) -> None:
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GiB of a GPU's memory")
     memory = torch.ones(size + 2, dtype=torch.bfloat16, device=gpu_helpers.DEVICE)
-    torch.ops.ensdistill.scale_gradient(memory[start : start + size], torch.tensor(3.0, device=gpu_helpers.DEVICE))
+    torch.ops.ensdistill.scale_gradient(
+        memory[start : start + size], torch.tensor(3.0, device=gpu_helpers.DEVICE)
+    )
     around = memory[:start].tolist() + memory[start + size :].tolist()
     assert around == [1.0] * 2
     for part in memory[start : start + size].split(2**28):
@@ -55,7 +62,10 @@ def test_past_two_to_the_32(start: int) -> None:
 
 
 def test_work_goes_to_the_current_stream_and_into_a_graph() -> None:
-    gradient, factor = torch.ones(1031, device=gpu_helpers.DEVICE), torch.tensor(2.0, device=gpu_helpers.DEVICE)
+    gradient, factor = (
+        torch.ones(1031, device=gpu_helpers.DEVICE),
+        torch.tensor(2.0, device=gpu_helpers.DEVICE),
+    )
     graph = torch.cuda.CUDAGraph()
     torch.ops.ensdistill.scale_gradient(gradient, factor)
     torch.cuda.synchronize()

@@ -1,4 +1,5 @@
-"""The baseline that every claim is measured against: as strong as its folds allow, and not chosen by the test rows."""
+"""The baseline that every claim is measured against: as strong as its folds allow, and not chosen by the test
+rows."""
 
 from __future__ import annotations
 
@@ -22,13 +23,16 @@ from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.members import load_member
 
-STUDENT = StudentConfig(partial(MLP, inputs=5, hidden=[64], outputs=2), Optimization(steps=480, batch_size=32, learning_rate=0.02))
+STUDENT = StudentConfig(
+    partial(MLP, inputs=5, hidden=[64], outputs=2), Optimization(steps=480, batch_size=32, learning_rate=0.02)
+)
 SETTINGS = DistillConfig({"mlp": STUDENT})
 
 
 @pytest.fixture(scope="module")
 def noisy() -> Split:
-    """Two classes that overlap, and few labelled rows: a model that is trained to the end learns the noise."""
+    """Two classes that overlap, and few labelled rows: a model that is trained to the end learns the
+    noise."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(1080, 5)).astype(np.float32)
     labels = (inputs[:, 0] + inputs[:, 1] + 1.5 * rng.normal(size=1080) > 0).astype(np.int64)
@@ -66,7 +70,9 @@ def test_the_smoothed_model_has_a_temperature_of_its_own(noisy, trained):
     folder, found = trained
     assert found["label_smoothing_temperature"] != found["temperature"]
     assert f"{found['recipe']}, label smoothing 0.1" in found["held_out_nll"]
-    assert load_member(folder / "direct_label_smoothing").parameters == load_member(folder / "direct").parameters
+    assert (
+        load_member(folder / "direct_label_smoothing").parameters == load_member(folder / "direct").parameters
+    )
 
 
 def test_a_search_goes_on_where_it_was_killed(noisy, trained, tmp_path, monkeypatch):
@@ -74,7 +80,9 @@ def test_a_search_goes_on_where_it_was_killed(noisy, trained, tmp_path, monkeypa
     shutil.copy(folder / "choice.json", tmp_path / "choice.json")
     monkeypatch.setattr(baselines, "train_stack", None)  # nothing is left to search
     assert train_baselines(STUDENT, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None) == found
-    assert (tmp_path / "direct" / "model.safetensors").read_bytes() == (folder / "direct" / "model.safetensors").read_bytes()
+    assert (tmp_path / "direct" / "model.safetensors").read_bytes() == (
+        folder / "direct" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_folds_keep_the_copies_of_a_row_together(noisy, monkeypatch, tmp_path):
@@ -107,7 +115,10 @@ def test_a_recipe_that_diverges_is_no_choice(noisy, monkeypatch, tmp_path):
     found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None)
     assert "weight decay 0.01" in found["recipe"]
     assert None in found["held_out_nll"].values()
-    assert read_json(tmp_path / "choice.json")["tried"]["plain, 8 steps, weight decay 0.1, dropout 0"] == {"nll": None, "temperature": 1.0}
+    assert read_json(tmp_path / "choice.json")["tried"]["plain, 8 steps, weight decay 0.1, dropout 0"] == {
+        "nll": None,
+        "temperature": 1.0,
+    }
 
 
 class Plain(nn.Linear):

@@ -25,7 +25,12 @@ def distill(**more):
 
 
 def config(**more):
-    settings = {"data": Digits(), "teachers": TeachersConfig([SklearnMembers(GaussianNB())]), "cache": CacheConfig(), "distill": distill()}
+    settings = {
+        "data": Digits(),
+        "teachers": TeachersConfig([SklearnMembers(GaussianNB())]),
+        "cache": CacheConfig(),
+        "distill": distill(),
+    }
     return Config(**{**settings, **more})
 
 
@@ -34,7 +39,10 @@ def config(**more):
     [
         ({"loss": LossSettings(reduction="none")}, r"distill.loss.reduction: expected 'mean', .* got 'none'"),
         ({"loss": LossSettings(ignore_index=-1)}, r"distill.loss.ignore_index: expected -100, .* got -1"),
-        ({"loss": LossSettings(label_smoothing=0.1)}, r"distill.loss.label_smoothing: is of the hard labels' cross entropy"),
+        (
+            {"loss": LossSettings(label_smoothing=0.1)},
+            r"distill.loss.label_smoothing: is of the hard labels' cross entropy",
+        ),
         ({"folds": 1}, r"distill.folds: expected at least 2; got 1"),
         ({"label_smoothing": 1.0}, r"distill.label_smoothing: expected a share in \[0, 1\); got 1.0"),
         ({"label_smoothing": -0.1}, r"distill.label_smoothing: expected a share in \[0, 1\); got -0.1"),
@@ -53,7 +61,10 @@ def test_copies_are_allowed_by_a_share(share):
 
 
 def test_edges_are_legal():
-    assert distill(loss=LossSettings(alpha=0.0, temperature=1e-3), label_smoothing=0.0, folds=2).loss.alpha == 0.0
+    assert (
+        distill(loss=LossSettings(alpha=0.0, temperature=1e-3), label_smoothing=0.0, folds=2).loss.alpha
+        == 0.0
+    )
     assert distill(loss=LossSettings(alpha=1.0, temperature=1e3)).loss.temperature == 1e3
 
 
@@ -98,9 +109,13 @@ def test_the_teachers_refuse(settings, message):
 
 
 def test_direct_has_the_students_budget():
-    with pytest.raises(ValueError, match=r"direct\.steps: expected the student's, 30, for a fair comparison; got 20"):
+    with pytest.raises(
+        ValueError, match=r"direct\.steps: expected the student's, 30, for a fair comparison; got 20"
+    ):
         StudentConfig(MLP, Optimization(steps=30), Optimization(steps=20))
-    fair = StudentConfig(MLP, Optimization(steps=30), Optimization(steps=30, batch_size=8, learning_rate=0.1, weight_decay=0.5))
+    fair = StudentConfig(
+        MLP, Optimization(steps=30), Optimization(steps=30, batch_size=8, learning_rate=0.1, weight_decay=0.5)
+    )
     assert fair.baseline.learning_rate == 0.1
     assert StudentConfig(MLP, Optimization(steps=30)).baseline == Optimization(steps=30)
 
@@ -128,7 +143,9 @@ def test_a_split_is_made_once_and_has_to_be_one():
     assert settings.split(1) is first
     assert settings.split(0) is not first
     assert data.calls == [1, 0]
-    with pytest.raises(ValueError, match=r"^data: Counting\.split\(seed=2\): expected an ensdistill\.data\.Split; got str$"):
+    with pytest.raises(
+        ValueError, match=r"^data: Counting\.split\(seed=2\): expected an ensdistill\.data\.Split; got str$"
+    ):
         settings.split(2)
 
 
@@ -150,7 +167,10 @@ class Broken:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("index", r"IndexError: index 3 is out of bounds for axis 0 with size 3 \(.*test_config\.py, line \d+\)$"),
+        (
+            "index",
+            r"IndexError: index 3 is out of bounds for axis 0 with size 3 \(.*test_config\.py, line \d+\)$",
+        ),
         ("library", r"ValueError: train_size=9 should be .*\(.*test_config\.py, line \d+\)$"),
         ("empty", r"RuntimeError: +\(.*test_config\.py, line \d+\)$"),
         ("leak", r"labelled and test: expected no common row; uid \d+ is in both \(20 such rows\)$"),
@@ -165,7 +185,9 @@ def test_a_split_that_fails_is_about_the_data(how, message):
 
 def test_members_of_one_name():
     cnns = TorchMembers(MLP, count=2, name="cnn")
-    with pytest.raises(ValueError, match=r"^teachers\.members: expected different names; 2 are called 'cnn-1'"):
+    with pytest.raises(
+        ValueError, match=r"^teachers\.members: expected different names; 2 are called 'cnn-1'"
+    ):
         TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-1")])
     TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-3")])
 

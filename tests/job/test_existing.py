@@ -1,4 +1,5 @@
-"""Members that exist already, named in a job's YAML: every kind, what makes a stage stale, and what is refused."""
+"""Members that exist already, named in a job's YAML: every kind, what makes a stage stale, and what is
+refused."""
 
 import json
 import shutil
@@ -37,11 +38,18 @@ def write_onnx(linear, file):
     """A linear model of images as an ONNX file."""
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 8, 8])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])
-    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("Gemm", ["flat", "w", "b"], ["logits"])]
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["logits"]),
+    ]
     values = {"w": linear.coef_.T.astype(np.float32), "b": linear.intercept_.astype(np.float32)}
     weights = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in values.items()]
     graph = helper.make_graph(nodes, "linear", [image], [logits], weights)
-    file.write_bytes(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    file.write_bytes(
+        helper.make_model(
+            graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]
+        ).SerializeToString()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +100,9 @@ MEMBERS = {
 
 def entry(files, key, **more):
     kind, arguments = MEMBERS[key]
-    paths = {name: str(files / value) for name, value in arguments.items() if name in ("file", "folder", "uids")}
+    paths = {
+        name: str(files / value) for name, value in arguments.items() if name in ("file", "folder", "uids")
+    }
     return named(kind, **{**arguments, **paths, **more})
 
 
@@ -118,7 +128,9 @@ def test_every_kind_of_existing_member_in_one_job(tmp_path, files):
     def probabilities(z):
         return np.exp(z) / np.exp(z).sum(1, keepdims=True)
 
-    np.testing.assert_allclose(probabilities(found["linear"]), probabilities(found["m logisticregression"]), atol=1e-4)
+    np.testing.assert_allclose(
+        probabilities(found["linear"]), probabilities(found["m logisticregression"]), atol=1e-4
+    )
     for name in ("stored", "logits"):
         np.testing.assert_allclose(probabilities(found[name]), probabilities(found["xgb"]), atol=1e-3)
     # None of them is known not to have been trained on the labelled rows.
@@ -151,7 +163,9 @@ def test_a_whole_job_of_stored_predictions(tmp_path, files):
     file = job(tmp_path, [entry(files, "stored", held_out=True), entry(files, "logits", held_out=True)])
     succeed("run", file)
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
-    assert report["models"]["ensemble"]["latency_ms"]["batch_1"]["p50"] is None  # nobody can tell it from answers
+    assert (
+        report["models"]["ensemble"]["latency_ms"]["batch_1"]["p50"] is None
+    )  # nobody can tell it from answers
     assert report["models"]["ensemble"]["accuracy"]["mean"] > 0.5
     assert report["students"]["small"]["models"]["student"]["latency_ms"]["batch_1"]["p50"] > 0
     succeed("run", file, "--cache.mixture_at", "1")
@@ -173,10 +187,19 @@ def test_a_changed_file_makes_the_stage_stale(tmp_path, files):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([("nb", {"file": "no.skops"})], "teachers.members.0.init_args.file: no.skops cannot be read (No such file"),
-        ([("nb", {"file": "model.pkl"})], "model.pkl: reading .pkl files can run code that is in them; save an estimator by skops"),
+        (
+            [("nb", {"file": "no.skops"})],
+            "teachers.members.0.init_args.file: no.skops cannot be read (No such file",
+        ),
+        (
+            [("nb", {"file": "model.pkl"})],
+            "model.pkl: reading .pkl files can run code that is in them; save an estimator by skops",
+        ),
         ([("nb", {"file": "model.h5"})], "file: expected a file that ends in .onnx, .skops"),
-        ([("net", {"model": None})], "model: net.safetensors: expected the class of the torch module; got None"),
+        (
+            [("net", {"model": None})],
+            "model: net.safetensors: expected the class of the torch module; got None",
+        ),
         ([("net", {"model": mlp(9)})], "teachers.members.0.init_args.file: "),
         ([("e", {"folder": "nowhere"})], "teachers.members.0.init_args.folder: expected a saved ensemble"),
         ([("m", {"folder": "nowhere"})], "teachers.members.0.init_args.folder: expected saved members"),
@@ -198,20 +221,35 @@ def test_stored_predictions_have_to_be_there_for_every_row(tmp_path, files):
     assert status == 1
     assert "teachers.members.0.init_args.uids: few has no output for uid" in err.replace("\n", " ")
     mixup = [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 20}}]
-    status, _, err = run("teachers", job(tmp_path, [entry(files, "logits")], **{"cache.transfer.synthetic": mixup}))
+    status, _, err = run(
+        "teachers", job(tmp_path, [entry(files, "logits")], **{"cache.transfer.synthetic": mixup})
+    )
     assert status == 1
-    assert "cache.transfer.synthetic: expected none, because logits has stored predictions" in err.replace("\n", " ")
+    assert "cache.transfer.synthetic: expected none, because logits has stored predictions" in err.replace(
+        "\n", " "
+    )
     assert not list((tmp_path / "runs").rglob("member.json"))
 
 
 def test_the_example_runs_as_it_stands(tmp_path, monkeypatch):
     examples = Path(__file__).parents[2] / "examples"
     monkeypatch.chdir(tmp_path)
-    exec(compile((examples / "existing_members.py").read_text(), "existing_members.py", "exec"), {"__name__": "__main__"})
+    exec(
+        compile((examples / "existing_members.py").read_text(), "existing_members.py", "exec"),
+        {"__name__": "__main__"},
+    )
     succeed("teachers", examples / "existing_members.yaml")
     ensemble = Ensemble.load(tmp_path / "runs" / "existing_members" / "seed-0" / "teachers" / "ensemble")
     trees = ("bagged_trees-1", "bagged_trees-2", "bagged_trees-3")
-    assert ensemble.names == ("extra_trees", "xgboost", "mlp", "saved-mlp-2", "saved-logisticregression", "svc", *trees)
+    assert ensemble.names == (
+        "extra_trees",
+        "xgboost",
+        "mlp",
+        "saved-mlp-2",
+        "saved-logisticregression",
+        "svc",
+        *trees,
+    )
     test = Digits().split(seed=0).test
     assert (ensemble.for_uids(test.uids).predict_proba(test.inputs).argmax(1) == test.labels).mean() > 0.93
     succeed("cache", "build", examples / "existing_members.yaml")

@@ -31,7 +31,10 @@ from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import load_member
 
-ALL = {f"seed-0/{name}" for name in ("teachers", "cache", "direct/small", "direct/wide", "distill/small", "distill/wide")}
+ALL = {
+    f"seed-0/{name}"
+    for name in ("teachers", "cache", "direct/small", "direct/wide", "distill/small", "distill/wide")
+}
 DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direct/", "/distill/"))
 
 
@@ -60,7 +63,9 @@ def test_the_units_and_what_they_need(finished_job):
     assert not Unit("direct", 0, "small").needs()  # a baseline sees no teacher
 
 
-@pytest.mark.parametrize(("words", "says"), [(["run"], "figures/ beside it (unchanged)"), (["cache", "build"], "= cache build: ")])
+@pytest.mark.parametrize(
+    ("words", "says"), [(["run"], "figures/ beside it (unchanged)"), (["cache", "build"], "= cache build: ")]
+)
 def test_a_command_without_work_says_so(copy, words, says):
     out = succeed(*words, job_file(copy)).replace("\n", "")
     assert says in out
@@ -86,7 +91,10 @@ def test_a_second_run_touches_nothing(copy):
         (["--distill.loss.alpha", "0.5"], DISTILL),
         (["--distill.label_smoothing", "0.2"], DIRECT),
         (["--distill.mixed_precision", "bf16"], DIRECT | DISTILL),
-        (["--distill.students.small.optimization.weight_decay", "0.5"], {"seed-0/direct/small", "seed-0/distill/small"}),
+        (
+            ["--distill.students.small.optimization.weight_decay", "0.5"],
+            {"seed-0/direct/small", "seed-0/distill/small"},
+        ),
         (["--cache.codec", "fp16"], {"seed-0/cache", *DISTILL}),
         (["--cache.mixture_at", "1"], {"seed-0/cache", *DISTILL}),
         (["--cache.augment", "ensdistill.data.augmentation.ShiftImages"], {"seed-0/cache", *DISTILL}),
@@ -102,10 +110,18 @@ def test_a_setting_redoes_what_depends_on_it(copy, override, redone):
     succeed("distill", job_file(copy), *override)
     after = fingerprints(copy)
     assert {name for name in ALL if after[name] != before[name]} == redone
-    kept = {name: stamp for name, stamp in files.items() if name.startswith("seed-") and not any(name.startswith(u + "/") for u in redone)}
+    kept = {
+        name: stamp
+        for name, stamp in files.items()
+        if name.startswith("seed-") and not any(name.startswith(u + "/") for u in redone)
+    }
     now = stamps(copy)
     assert {name: now[name] for name in kept} == kept
-    changed = {str(Path(name).parent) for name in trained(copy) if name not in files or now[name][1] != files[name][1]}
+    changed = {
+        str(Path(name).parent)
+        for name in trained(copy)
+        if name not in files or now[name][1] != files[name][1]
+    }
     assert all(any(name.startswith(unit) for name in changed) for unit in redone if unit != "seed-0/teachers")
 
 
@@ -121,7 +137,9 @@ def test_another_seed_is_added(copy):
     out = succeed("run", job_file(copy), "--seeds", "2")
     assert {name.replace("seed-0", "seed-1") for name in ALL} <= set(fingerprints(copy))
     now = stamps(copy)
-    assert {name: now[name] for name in files if name.startswith("seed-0")} == {n: s for n, s in files.items() if n.startswith("seed-0")}
+    assert {name: now[name] for name in files if name.startswith("seed-0")} == {
+        n: s for n, s in files.items() if n.startswith("seed-0")
+    }
     assert "seeds 0, 1" in out.replace("\n", " ")
     report = json.loads((copy / "report.json").read_text())
     assert report["seeds"] == [0, 1]
@@ -144,7 +162,9 @@ def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
         again = trainer.distill(student.model, rows, cache, seed=0, member=member)
         inputs = config.split(0).test.inputs[:50]
         with torch.no_grad():
-            np.testing.assert_array_equal(kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy())
+            np.testing.assert_array_equal(
+                kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy()
+            )
     torch.set_num_threads(threads)
 
 
@@ -153,7 +173,10 @@ SHIFTED = {"class_path": "ensdistill.data.augmentation.ShiftImages"}
 
 def logits_of(folder: Path, inputs: np.ndarray, student: str = "small") -> dict[str, np.ndarray]:
     kinds = ("student", "distilled_from_best_member")
-    return {kind: load_member(folder / "seed-0" / "distill" / student / kind).predict_logits(inputs) for kind in kinds}
+    return {
+        kind: load_member(folder / "seed-0" / "distill" / student / kind).predict_logits(inputs)
+        for kind in kinds
+    }
 
 
 def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
@@ -166,7 +189,9 @@ def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
         # What differs is the rounding of a log-probability, 1e-6 of it, over thirty steps.
         np.testing.assert_allclose(logits, whole[kind], atol=1e-3)
     assert np.abs(whole["student"] - whole["distilled_from_best_member"]).max() > 0.1
-    targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name) for name in ("targets", "best_member"))
+    targets, best = (
+        TargetCache.open(copy / "seed-0" / "cache" / name) for name in ("targets", "best_member")
+    )
     assert (targets.temperature, best.temperature, targets.layout.bytes) == (3.0, 3.0, best.layout.bytes)
     assert best.names == (read_json(copy / "seed-0" / "teachers" / "stage.json")["best_member"],)
     succeed("distill", job_file(copy))  # every member again
@@ -176,10 +201,16 @@ def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
 
 @pytest.mark.parametrize("codec", ["topk-3", "counts-50"])
 def test_a_whole_job_from_compressed_views(copy, codec):
-    file = write_job(copy.parents[1], {"cache.codec": codec, "cache.mixture_at": 2, "distill.loss.temperature": 2, "cache.max_kl": 9.0})
+    file = write_job(
+        copy.parents[1],
+        {"cache.codec": codec, "cache.mixture_at": 2, "distill.loss.temperature": 2, "cache.max_kl": 9.0},
+    )
     succeed("run", file, "--cache.views", "3", "--cache.augment", SHIFTED["class_path"])
     config = load_config(["--config", str(file)])
-    targets, best = (TargetCache.open(copy / "seed-0" / "cache" / name, check="full") for name in ("targets", "best_member"))
+    targets, best = (
+        TargetCache.open(copy / "seed-0" / "cache" / name, check="full")
+        for name in ("targets", "best_member")
+    )
     for cache in (targets, best):
         assert (cache.manifest["codec"], cache.views, cache.temperature) == (codec, 3, 2.0)
     rows, student = RunFolder(config).transfer(0), config.distill.students["small"]
@@ -191,7 +222,8 @@ def test_a_whole_job_from_compressed_views(copy, codec):
         with torch.no_grad():
             np.testing.assert_array_equal(kept, again.module(torch.from_numpy(inputs)).numpy())
     torch.set_num_threads(threads)
-    # The report judges every model that it judges otherwise, and calibrates to the mixture of the rows as they are.
+    # The report judges every model that it judges otherwise, and calibrates to the mixture of the rows as
+    # they are.
     report = json.loads((copy / "report.json").read_text())
     assert set(report["models"]) == set(KINDS)
     ensemble = Ensemble.load(copy / "seed-0" / "teachers" / "ensemble")
@@ -203,7 +235,10 @@ def test_a_whole_job_from_compressed_views(copy, codec):
 def test_views_are_other_pixels_for_other_seeds(copy):
     file = write_job(copy.parents[1], {"cache.views": 2, "cache.augment": SHIFTED, "seeds": 2})
     succeed("cache", "build", file)
-    made_by = [TargetCache.open(copy / f"seed-{seed}" / "cache" / "targets").manifest["fingerprint"]["views"] for seed in range(2)]
+    made_by = [
+        TargetCache.open(copy / f"seed-{seed}" / "cache" / "targets").manifest["fingerprint"]["views"]
+        for seed in range(2)
+    ]
     assert [views["seed"] for views in made_by] == [0, 1]
 
 
@@ -218,7 +253,10 @@ def test_targets_that_would_be_too_inexact_are_not_stored(copy):
     succeed("cache", "build", job_file(copy), "--cache.codec", "bf16", "--cache.max_kl", "1e-3")
     held = TargetCache.open(copy / "seed-0" / "cache" / "targets").manifest
     assert 1e-9 < held["statistics"]["kl"]["max"] <= 1e-3
-    assert (held["codec"], read_json(copy / "seed-0" / "cache" / "stage.json")["statistics"]) == ("bf16", held["statistics"])
+    assert (held["codec"], read_json(copy / "seed-0" / "cache" / "stage.json")["statistics"]) == (
+        "bf16",
+        held["statistics"],
+    )
 
 
 def test_the_best_member_is_chosen_without_the_test_rows(finished_job):
@@ -226,7 +264,10 @@ def test_the_best_member_is_chosen_without_the_test_rows(finished_job):
     held_out = load_file(finished_job / "seed-0" / "teachers" / "held_out.safetensors")
     assert held_out["logits"].shape == (2, 100, 10)
     assert record["best_member"] == min(record["held_out_nll"], key=record["held_out_nll"].get)
-    assert json.loads((finished_job / "report.json").read_text())["models"]["best_member"]["note"] == record["best_member"]
+    assert (
+        json.loads((finished_job / "report.json").read_text())["models"]["best_member"]["note"]
+        == record["best_member"]
+    )
 
 
 def test_a_lost_file_is_made_again(copy, finished_job):
@@ -260,19 +301,27 @@ def test_a_flipped_byte_in_the_cache_stops_before_any_training(copy):
     status, _, err = run("distill", job_file(copy), "--distill.loss.temperature", "3")
     assert status == 1
     assert "shard-00000.safetensors: the bytes are not those that were written (" in err
-    assert {kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")} == before
+    assert {
+        kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")
+    } == before
     # What it tells to do is right.
     shutil.rmtree(copy / "seed-0" / "cache")
     succeed("distill", job_file(copy), "--distill.loss.temperature", "3")
 
 
-LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+LOCK = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', "
+    "flush=True); sys.stdin.read()"
+)
 
 
 def test_a_folder_that_another_process_writes(copy):
     before = stamps(copy)
     with subprocess.Popen(
-        [sys.executable, "-c", LOCK, str(copy / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOCK, str(copy / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout.readline() == "held\n"
         status, out, err = run("run", job_file(copy), "--distill.loss.temperature", "3")
@@ -321,11 +370,16 @@ def test_a_transfer_row_without_an_answer_is_named_by_where_it_comes_from(tmp_pa
     status, _, err = run("cache", "build", file)
     assert status == 1
     err = err.replace("\n", " ")
-    assert "seed 0 · cache: picky: probabilities: expected rows that are at least 0 and sum to 1; row 200 is [nan" in err
+    assert (
+        "seed 0 · cache: picky: probabilities: expected rows that are at least 0 and sum to 1; row 200 is "
+        "[nan" in err
+    )
     assert "that row has uid 200; uid 200 of the transfer set is row 0 of mixup" in err
 
 
-@pytest.mark.parametrize("change", [{"teachers.folds": 60}, {"teachers.members.0.init_args.model.init_args.outputs": 7}])
+@pytest.mark.parametrize(
+    "change", [{"teachers.folds": 60}, {"teachers.members.0.init_args.model.init_args.outputs": 7}]
+)
 def test_what_cannot_end_well_is_not_begun(tmp_path, change):
     status, _, _ = run("distill", write_job(tmp_path, change))
     assert status == 1
@@ -343,7 +397,11 @@ def test_other_test_labels_make_another_report(copy, monkeypatch):
     monkeypatch.setattr(Digits, "split", flipped)
     succeed("run", job_file(copy))
     after = numbers(copy)
-    assert after["models"]["ensemble"]["accuracy"]["mean"] < 0.3 < before["models"]["ensemble"]["accuracy"]["mean"]
+    assert (
+        after["models"]["ensemble"]["accuracy"]["mean"]
+        < 0.3
+        < before["models"]["ensemble"]["accuracy"]["mean"]
+    )
     assert trained(copy) == models
 
 
@@ -361,7 +419,10 @@ def test_copies_of_training_rows_among_the_test_rows_are_refused_then_allowed_an
     status, _, err = run("run", job_file(copy))
     assert status == 1
     err = err.replace("\n", " ")
-    assert "data: seed 0: 30 of 1597 test rows (1.9%) equal rows that are trained on (20 of them labelled, 10 of them pool)" in err
+    assert (
+        "data: seed 0: 30 of 1597 test rows (1.9%) equal rows that are trained on (20 of them labelled, 10 "
+        "of them pool)" in err
+    )
     assert "set max_test_copies to 0.019" in err
     assert stamps(copy) == before
     out = " ".join(succeed("run", job_file(copy), "--max_test_copies", "0.019").split())
@@ -385,11 +446,15 @@ class Oracle(Mixup):
 
 
 def test_synthetic_rows_that_equal_test_rows_are_refused(copy):
-    file = write_job(copy.parents[1], {"cache.transfer.synthetic": [{"class_path": "test_stages.Oracle", "init_args": {"rows": 40}}]})
+    file = write_job(
+        copy.parents[1],
+        {"cache.transfer.synthetic": [{"class_path": "test_stages.Oracle", "init_args": {"rows": 40}}]},
+    )
     status, _, err = run("cache", "build", file)
     assert status == 1
-    assert "seed 0 · cache: data: seed 0: 40 of 1597 test rows (2.5%) equal rows that are trained on (40 of them synthetic)" in (
-        err.replace("\n", " ")
+    assert (
+        "seed 0 · cache: data: seed 0: 40 of 1597 test rows (2.5%) equal rows that are trained on (40 of "
+        "them synthetic)" in (err.replace("\n", " "))
     )
     assert not (copy / "seed-0" / "cache" / "stage.json").exists()
 
@@ -406,8 +471,9 @@ def test_folds_that_copies_make_impossible_are_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(Digits, "split", few)
     status, _, err = run("distill", write_job(tmp_path))
     assert status == 1
-    assert "teachers.folds: 2 folds are too many: equal rows stay in one fold, and the copies of class 0 would all" in err.replace(
-        "\n", " "
+    assert (
+        "teachers.folds: 2 folds are too many: equal rows stay in one fold, and the copies of class 0 would "
+        "all" in err.replace("\n", " ")
     )
     assert not list(tmp_path.glob("runs/tiny/seed-*"))
 
@@ -425,19 +491,38 @@ class NoShift(ShiftImages):
 
 
 NO_SHIFT = {"class_path": "test_stages.NoShift"}
-NO_DATA = {"class_path": "ensdistill.data.ArrayDataset", "init_args": {"inputs": "no.npy", "labels": "no.npy", "labelled": 5}}
+NO_DATA = {
+    "class_path": "ensdistill.data.ArrayDataset",
+    "init_args": {"inputs": "no.npy", "labels": "no.npy", "labelled": 5},
+}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distill.students.small.model.init_args.outputs": 7}, "model: MLP: expected 10 outputs per sample, one for each class"),
-        ({"teachers.members.0.init_args.model.init_args.outputs": 7}, "teachers.members.0 (mlp): model: MLP: expected 10 outputs"),
-        ({"teachers.folds": 60}, "teachers.folds: expected at most 10, because 10 of the labelled rows of seed 0 are of class '0'; got 60"),
-        ({"cache.codec": "topk-11", "cache.mixture_at": 1}, "cache.codec: topk-11 needs at least 11 classes; got 10"),
+        (
+            {"distill.students.small.model.init_args.outputs": 7},
+            "model: MLP: expected 10 outputs per sample, one for each class",
+        ),
+        (
+            {"teachers.members.0.init_args.model.init_args.outputs": 7},
+            "teachers.members.0 (mlp): model: MLP: expected 10 outputs",
+        ),
+        (
+            {"teachers.folds": 60},
+            "teachers.folds: expected at most 10, because 10 of the labelled rows of seed 0 are of class "
+            "'0'; got 60",
+        ),
+        (
+            {"cache.codec": "topk-11", "cache.mixture_at": 1},
+            "cache.codec: topk-11 needs at least 11 classes; got 10",
+        ),
         ({"cache.augment": NO_SHIFT}, "cache.augment: inputs: NoShift wants other rows; got [2, 1, 8, 8]"),
         ({"distill.folds": 60}, "distill.folds: expected at most 10, because 10 of the labelled rows"),
-        ({"data.init_args.labelled": 10}, "data: 1 of the labelled rows of seed 0 are of class '0'; expected at least 2 of each class"),
+        (
+            {"data.init_args.labelled": 10},
+            "data: 1 of the labelled rows of seed 0 are of class '0'; expected at least 2 of each class",
+        ),
         ({"data.init_args.labelled": 1800}, "data: Digits.split(seed=0): labelled=1800"),
         ({"distill.students.small.optimization.learning_rate": 1e30}, "student: the loss is nan at step"),
         ({"data": NO_DATA}, "inputs: there is no file no.npy"),

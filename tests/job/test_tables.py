@@ -13,11 +13,18 @@ from safetensors.numpy import load_file
 from ensdistill.teachers import Ensemble
 
 # jsonargparse 5 will leave the estimators within others to us, as it does with the outermost now.
-pytestmark = pytest.mark.filterwarnings("ignore:.*JsonargparseDeprecationWarning", "ignore:.*Instantiating a subclass spec")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*JsonargparseDeprecationWarning", "ignore:.*Instantiating a subclass spec"
+)
 
 COLUMN = 2  # holds the codes of five categories
 ESTIMATORS = {
-    "catboost.CatBoostClassifier": {"iterations": 30, "thread_count": 1, "verbose": False, "cat_features": [COLUMN]},
+    "catboost.CatBoostClassifier": {
+        "iterations": 30,
+        "thread_count": 1,
+        "verbose": False,
+        "cat_features": [COLUMN],
+    },
     "lightgbm.LGBMClassifier": {
         "n_estimators": 20,
         "n_jobs": 1,
@@ -27,8 +34,17 @@ ESTIMATORS = {
         "verbose": -1,
         "categorical_feature": [COLUMN],
     },
-    "xgboost.XGBClassifier": {"n_estimators": 20, "n_jobs": 1, "enable_categorical": True, "feature_types": ["q", "q", "c"]},
-    "sklearn.ensemble.HistGradientBoostingClassifier": {"max_iter": 20, "min_samples_leaf": 3, "categorical_features": [COLUMN]},
+    "xgboost.XGBClassifier": {
+        "n_estimators": 20,
+        "n_jobs": 1,
+        "enable_categorical": True,
+        "feature_types": ["q", "q", "c"],
+    },
+    "sklearn.ensemble.HistGradientBoostingClassifier": {
+        "max_iter": 20,
+        "min_samples_leaf": 3,
+        "categorical_features": [COLUMN],
+    },
 }
 
 
@@ -47,7 +63,12 @@ def job(tmp_path, dtype, labels=None, **change):
     x, y = table(dtype)
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", y if labels is None else labels(y))
-    files = {"inputs": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy"), "labelled": 160, "pool": 40}
+    files = {
+        "inputs": str(tmp_path / "x.npy"),
+        "labels": str(tmp_path / "y.npy"),
+        "labelled": 160,
+        "pool": 40,
+    }
     members = [
         {
             "class_path": "ensdistill.teachers.recipes.SklearnMembers",
@@ -100,7 +121,10 @@ def test_codes_that_are_no_whole_numbers_are_refused_before_any_work(tmp_path):
     status, _, err = run("teachers", file)
     err = err.replace("\n", " ")
     assert status == 1
-    assert "teachers.members.0.init_args.estimator: catboostclassifier: it can't be used: BadRows: cat_features: column 2" in err
+    assert (
+        "teachers.members.0.init_args.estimator: catboostclassifier: it can't be used: BadRows: "
+        "cat_features: column 2" in err
+    )
     assert "expected codes of categories, which are whole numbers" in err
     assert not list((tmp_path / "runs").rglob("member.json"))
 
@@ -109,4 +133,7 @@ def test_synthetic_rows_between_codes_are_refused(tmp_path):
     mixup = [{"class_path": "ensdistill.data.transfer.Mixup", "init_args": {"rows": 20}}]
     status, _, err = run("cache", "build", job(tmp_path, np.int64, **{"cache.transfer.synthetic": mixup}))
     assert status == 1
-    assert "mixup: expected floating-point inputs, between which new values can lie; got int64" in err.replace("\n", " ")
+    assert (
+        "mixup: expected floating-point inputs, between which new values can lie; got int64"
+        in err.replace("\n", " ")
+    )

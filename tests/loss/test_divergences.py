@@ -1,4 +1,5 @@
-"""Every divergence with every kind of target, against the closed forms in float64; and the closed forms against finite differences."""
+"""Every divergence with every kind of target, against the closed forms in float64; and the closed forms
+against finite differences."""
 
 import random
 from dataclasses import replace
@@ -32,11 +33,22 @@ WIDTHS = (2, 10, 33, 64, 100, 1000, 5003, 40000)
 MEMBERS = (1, 2, 3, 8, 32)
 
 
-def make_targets(kind: str, k: int, n: int, c: int, *, seed: int, dtype: torch.dtype = torch.float32, temperature: float = 1.0) -> Any:
+def make_targets(
+    kind: str,
+    k: int,
+    n: int,
+    c: int,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+) -> Any:
     """Targets of one kind, and the loss's arguments that belong to them."""
     if kind.startswith("topk"):
         entries = max(1, min(c // 2, 20))
-        target = make_top_k(n, c, entries, seed=seed, temperature=temperature, padding=int(entries > 2), dtype=dtype)
+        target = make_top_k(
+            n, c, entries, seed=seed, temperature=temperature, padding=int(entries > 2), dtype=dtype
+        )
         return target, {"tail": kind.removeprefix("topk-")}
     if kind == "counts":
         return replace(make_counts(n, c, 12, seed=seed), temperature=temperature), {}
@@ -46,7 +58,11 @@ def make_targets(kind: str, k: int, n: int, c: int, *, seed: int, dtype: torch.d
     if kind == "logits":
         return z.to(dtype), {}
     z = torch.log_softmax(z / temperature, -1)
-    return (LogProbs(z.to(dtype), None, temperature) if kind == "log_probs" else Probs(z.exp().to(dtype), None, temperature)), {}
+    return (
+        LogProbs(z.to(dtype), None, temperature)
+        if kind == "log_probs"
+        else Probs(z.exp().to(dtype), None, temperature)
+    ), {}
 
 
 def legal(kind: str, divergence: str) -> bool:
@@ -90,18 +106,26 @@ def sampled(seeds: range) -> list[Any]:
 
 def build(case: dict[str, Any]) -> tuple[tuple[Tensor, Any, Tensor | None], dict[str, Any]]:
     k, n, c, seed, alpha = (case[name] for name in ("k", "n", "c", "seed", "alpha"))
-    targets, arguments = make_targets(case["kind"], k, n, c, seed=seed + 1, dtype=case["target"], temperature=case["temperature"])
+    targets, arguments = make_targets(
+        case["kind"], k, n, c, seed=seed + 1, dtype=case["target"], temperature=case["temperature"]
+    )
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, c, (n,), generator=generator)
     labels[3::4] = -100
-    arguments |= {name: case[name] for name in ("divergence", "temperature", "combiner", "beta", "reduction", "alpha", "z_loss")}
+    arguments |= {
+        name: case[name]
+        for name in ("divergence", "temperature", "combiner", "beta", "reduction", "alpha", "z_loss")
+    }
     if isinstance(targets, TopK | Counts):
         arguments["combiner"] = "prob"
     if not (case["labels"] or alpha < 1):
         labels = None
     per_class = 2 * torch.rand(c, generator=generator)
     if alpha < 1:
-        arguments |= {"label_smoothing": case["smoothing"], "class_weights": per_class if case["class_weights"] else None}
+        arguments |= {
+            "label_smoothing": case["smoothing"],
+            "class_weights": per_class if case["class_weights"] else None,
+        }
     if case["sample_weights"]:
         arguments["sample_weights"] = 3 * torch.rand(n, generator=generator)
         arguments["sample_weights"][::5] = 0
@@ -157,27 +181,52 @@ def test_the_widest_rows(divergence, dtype, instruction_set):
     assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
 
 
-# Orders of differentiation --------------------------------------------------------------------------------------------
+# Orders of differentiation
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "divergence"), PAIRS)
 def test_gradients_of_first_and_second_order(kind, divergence):
     targets, arguments = make_targets(kind, 2, 3, 6, seed=1, dtype=torch.float64, temperature=2.0)
-    student, labels = make_logits(3, 6, seed=0, dtype=torch.float64).requires_grad_(), torch.tensor([1, -100, 4])
-    arguments |= {"temperature": 2.0, "divergence": divergence, "alpha": 0.6, "beta": 0.3, "z_loss": 0.1, "label_smoothing": 0.1}
+    student, labels = (
+        make_logits(3, 6, seed=0, dtype=torch.float64).requires_grad_(),
+        torch.tensor([1, -100, 4]),
+    )
+    arguments |= {
+        "temperature": 2.0,
+        "divergence": divergence,
+        "alpha": 0.6,
+        "beta": 0.3,
+        "z_loss": 0.1,
+        "label_smoothing": 0.1,
+    }
     arguments |= {"class_weights": [1.0, 2.0, 0.5, 1.0, 3.0, 0.0], "sample_weights": [0.5, 1.0, 2.0]}
     for reduction in ("mean", "none"):
-        assert gradcheck(lambda s, r=reduction: distillation_loss(s, targets, labels, reduction=r, **arguments), student)
-        assert gradgradcheck(lambda s, r=reduction: distillation_loss(s, targets, labels, reduction=r, **arguments), student)
+        assert gradcheck(
+            lambda s, r=reduction: distillation_loss(s, targets, labels, reduction=r, **arguments), student
+        )
+        assert gradgradcheck(
+            lambda s, r=reduction: distillation_loss(s, targets, labels, reduction=r, **arguments), student
+        )
 
 
 @pytest.mark.parametrize(("kind", "divergence"), PAIRS)
 def test_the_closed_forms_are_themselves_right(kind, divergence):
-    """The truth's gradient against finite differences of its loss, so that a wrong closed form can't pass for truth."""
+    """The truth's gradient against finite differences of its loss, so that a wrong closed form can't pass for
+    truth."""
     targets, arguments = make_targets(kind, 2, 3, 6, seed=1, dtype=torch.float64, temperature=2.0)
     student, labels = make_logits(3, 6, seed=0, dtype=torch.float64, spread=1.0), torch.tensor([1, -100, 4])
-    arguments |= {"temperature": 2.0, "divergence": divergence, "beta": 0.3, "z_loss": 0.1, "label_smoothing": 0.1}
-    arguments |= {"class_weights": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 0.0]), "sample_weights": torch.tensor([0.5, 1.0, 2.0])}
+    arguments |= {
+        "temperature": 2.0,
+        "divergence": divergence,
+        "beta": 0.3,
+        "z_loss": 0.1,
+        "label_smoothing": 0.1,
+    }
+    arguments |= {
+        "class_weights": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 0.0]),
+        "sample_weights": torch.tensor([0.5, 1.0, 2.0]),
+    }
     for alpha, reduction in product((0.3, 1.0), ("mean", "sum", "batchmean")):
         arguments |= {"alpha": alpha, "reduction": reduction}
         gradient = closed_forms(student, targets, labels, **arguments).gradient
@@ -193,17 +242,23 @@ def test_the_closed_forms_are_themselves_right(kind, divergence):
             assert abs(slope - gradient[row, column]) <= 1e-10
 
 
-# Values that are known otherwise --------------------------------------------------------------------------------------
+# Values that are known otherwise
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 def test_values_by_hand(impl):
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
-    found = {d: distillation_loss(q.log()[None], Probs(p[None]), divergence=d, beta=0.25, impl=impl).item() for d in DIVERGENCES}
+    found = {
+        d: distillation_loss(q.log()[None], Probs(p[None]), divergence=d, beta=0.25, impl=impl).item()
+        for d in DIVERGENCES
+    }
     assert found["forward_kl"] == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-6)
     m = 0.25 * p + 0.75 * q
     assert found["reverse_kl"] == pytest.approx(float((q * (q / p).log()).sum()), abs=1e-6)
-    assert found["jsd"] == pytest.approx(float(0.25 * (p * (p / m).log()).sum() + 0.75 * (q * (q / m).log()).sum()), abs=1e-6)
+    assert found["jsd"] == pytest.approx(
+        float(0.25 * (p * (p / m).log()).sum() + 0.75 * (q * (q / m).log()).sum()), abs=1e-6
+    )
     assert found["tvd"] == pytest.approx(0.25, abs=1e-6)
 
 
@@ -212,7 +267,9 @@ def test_jsd_tends_to_the_kls():
     student, targets = make_logits(15, 31, seed=0, dtype=torch.float64), make_logits(2, 15, 31, seed=1)
     for beta, divergence in ((1e-5, "forward_kl"), (1 - 1e-5, "reverse_kl")):
         near = distillation_loss(student, targets, divergence="jsd", beta=beta) / 1e-5
-        assert near.item() == pytest.approx(distillation_loss(student, targets, divergence=divergence).item(), rel=2e-2)  # (p/q)·beta
+        assert near.item() == pytest.approx(
+            distillation_loss(student, targets, divergence=divergence).item(), rel=2e-2
+        )  # (p/q)·beta
 
 
 @pytest.mark.parametrize("divergence", ["jsd", "tvd"])
@@ -234,13 +291,20 @@ def test_tvd_has_gradient_zero_at_the_optimum(instruction_set):
 
 
 def test_dense_kinds_of_the_same_distribution_agree():
-    z, student = make_logits(3, 15, 31, seed=1, dtype=torch.float64), make_logits(15, 31, seed=0, dtype=torch.float64)
+    z, student = (
+        make_logits(3, 15, 31, seed=1, dtype=torch.float64),
+        make_logits(15, 31, seed=0, dtype=torch.float64),
+    )
     log_p = torch.log_softmax(z / 2.0, -1)
     weights = torch.tensor([1.0, 0.0, 2.0])
     for divergence, combiner in product(DIVERGENCES, COMBINERS):
         arguments = {"temperature": 2.0, "divergence": divergence, "combiner": combiner}
         expected = run(student, z, weights=weights, **arguments)
-        for targets in (LogProbs(log_p, weights, 2.0), Probs(log_p.exp(), weights, 2.0), LogProbs(log_p + 0.04, weights, 2.0)):
+        for targets in (
+            LogProbs(log_p, weights, 2.0),
+            Probs(log_p.exp(), weights, 2.0),
+            LogProbs(log_p + 0.04, weights, 2.0),
+        ):
             loss, gradient = run(student, targets, **arguments)
             assert worst(loss, expected[0]) <= 1e-12
             assert worst(gradient, expected[1]) <= 1e-12
@@ -254,21 +318,32 @@ def test_probabilities_are_divided_by_their_sum():
     assert worst(gradient, expected[1]) <= 1e-7
 
 
-# Weights of rows and classes, z-loss, by-products ---------------------------------------------------------------------
+# Weights of rows and classes, z-loss, by-products
+# ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 def test_cross_entropy_is_torchs(reduction):
-    """With alpha 0, with class weights, smoothing and ignored rows; but the mean is over rows, not over their weights."""
+    """With alpha 0, with class weights, smoothing and ignored rows; but the mean is over rows, not over their
+    weights."""
     student, labels = make_logits(15, 31, seed=0, dtype=torch.float64), torch.arange(15)
     labels[4] = -100
     class_weights = torch.linspace(0, 2, 31, dtype=torch.float64)
     for smoothing in (0.0, 0.2):
-        arguments = {"alpha": 0.0, "class_weights": class_weights, "label_smoothing": smoothing, "reduction": reduction}
+        arguments = {
+            "alpha": 0.0,
+            "class_weights": class_weights,
+            "label_smoothing": smoothing,
+            "reduction": reduction,
+        }
         loss, gradient = run(student, student[None], labels, **arguments)
         leaf = student.clone().requires_grad_()
-        rows = torch.nn.functional.cross_entropy(leaf, labels, weight=class_weights, label_smoothing=smoothing, reduction="none")
-        expected = {"mean": rows.sum() / 14, "sum": rows.sum(), "batchmean": rows.sum() / 15, "none": rows}[reduction]
+        rows = torch.nn.functional.cross_entropy(
+            leaf, labels, weight=class_weights, label_smoothing=smoothing, reduction="none"
+        )
+        expected = {"mean": rows.sum() / 14, "sum": rows.sum(), "batchmean": rows.sum() / 15, "none": rows}[
+            reduction
+        ]
         expected.sum().backward()
         assert worst(loss, expected.detach()) <= 1e-12
         assert worst(gradient, leaf.grad) <= 1e-13
@@ -306,7 +381,10 @@ def test_rows_that_do_not_count_are_not_read(c, instruction_set):
 
 def test_z_loss_is_at_temperature_one():
     student = make_logits(15, 31, seed=0)
-    base, with_z = (distillation_loss(student, student[None], temperature=3.0, z_loss=z, reduction="none") for z in (0.0, 0.1))
+    base, with_z = (
+        distillation_loss(student, student[None], temperature=3.0, z_loss=z, reduction="none")
+        for z in (0.0, 0.1)
+    )
     torch.testing.assert_close(with_z - base, 0.1 * student.logsumexp(-1) ** 2, rtol=1e-5, atol=1e-6)
 
 
@@ -319,15 +397,22 @@ def test_statistics(kind, instruction_set):
         if k == 3 and kind in ("logits", "codes", "log_probs", "probs"):
             arguments["weights"] = torch.tensor([0.5, 0.0, 1.0])
         arguments["temperature"] = 2.0
-        teachers_class = teacher(targets, c, 2.0, arguments.get("weights"), "prob", arguments.get("tail", "tail"), torch.float64).p.argmax(
-            -1
-        )
+        teachers_class = teacher(
+            targets, c, 2.0, arguments.get("weights"), "prob", arguments.get("tail", "tail"), torch.float64
+        ).p.argmax(-1)
         student[torch.arange(5), teachers_class[:5]] = 20
         leaf = student.clone().requires_grad_()
         loss, rows = distillation_loss(leaf, targets, labels, statistics=True, **arguments)
         truth = closed_forms(student, targets, labels, **arguments).statistics
-        found = torch.stack([rows.student_entropy, rows.mixture_entropy, rows.agreement, rows.disagreement], -1)
-        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5, equal_nan=True)  # float32, a few nats
-        assert not any(x.requires_grad for x in (rows.student_entropy, rows.mixture_entropy, rows.agreement, rows.disagreement))
+        found = torch.stack(
+            [rows.student_entropy, rows.mixture_entropy, rows.agreement, rows.disagreement], -1
+        )
+        torch.testing.assert_close(
+            found.double(), truth, rtol=1e-5, atol=1e-5, equal_nan=True
+        )  # float32, a few nats
+        assert not any(
+            x.requires_grad
+            for x in (rows.student_entropy, rows.mixture_entropy, rows.agreement, rows.disagreement)
+        )
         assert torch.equal(loss.detach(), distillation_loss(student, targets, labels, **arguments))
         assert 5 <= truth[:, 2].sum() < 15

@@ -18,8 +18,8 @@ from ensdistill.loss.targets import EnsembleLogits
 
 IMPLS = ("fused", "reference")
 SIZES = (1, 2, 7, 8, 9, 10, 123, 252, 507, 1031)  # around the lanes, and ragged
-# Probabilities from sums of doubles, rounded differently by two codes: 1e-15 for each of a few thousand terms at most. A KL is a
-# difference of such sums, whose size is the logarithms in them (up to 100 here).
+# Probabilities from sums of doubles, rounded differently by two codes: 1e-15 for each of a few thousand terms
+# at most. A KL is a difference of such sums, whose size is the logarithms in them (up to 100 here).
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
@@ -31,19 +31,23 @@ def masked(logits: torch.Tensor, every: int = 5) -> torch.Tensor:
 
 
 def codec(logits: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The cache's uint8 format for logits [K, N, C], written down a third time, in NumPy; and the KL of what a reader decodes."""
+    """The cache's uint8 format for logits [K, N, C], written down a third time, in NumPy; and the KL of what
+    a reader decodes."""
     finite = np.isfinite(logits)
     masked = ~finite.all(-1)
     low = np.min(logits, -1, where=finite, initial=np.inf).astype(np.float64)
     high = np.max(logits, -1, where=finite, initial=-np.inf).astype(np.float64)
-    # 255 steps lie between 256 codes; a masked row gives code 0 away. A step below the smallest normal float32 could be
-    # flushed to zero by a kernel, and a zero step has no sign to flag the mask with: such a row counts as constant.
+    # 255 steps lie between 256 codes; a masked row gives code 0 away. A step below the smallest normal
+    # float32 could be flushed to zero by a kernel, and a zero step has no sign to flag the mask with: such a
+    # row counts as constant.
     step = ((high - low) / np.where(masked, 254, 255)).astype(np.float32)
     step = np.where(step < np.finfo(np.float32).tiny, masked.astype(np.float32), step)
     offset = (low - np.where(masked, step, 0)).astype(np.float32)
     # The codes are chosen for the rounded step and offset, which are what the reader has.
     divisor = np.where(step == 0, 1, step).astype(np.float64)[..., None]
-    codes = np.rint((np.where(finite, logits, low[..., None]) - offset.astype(np.float64)[..., None]) / divisor)
+    codes = np.rint(
+        (np.where(finite, logits, low[..., None]) - offset.astype(np.float64)[..., None]) / divisor
+    )
     codes = np.where(finite, np.clip(codes, masked[..., None].astype(np.float64), 255), 0).astype(np.uint8)
     fields = {"scale": np.where(masked, -step, step), "offset": offset, "codes": codes}
     return fields, kl_divergence(logits, codec_of("uint8").decode(fields, logits.shape[-1]))
@@ -67,7 +71,8 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-# Row quantisation -----------------------------------------------------------------------------------------------------
+# Row quantisation
+# -----------------------------------------------------------------------------------------------------
 
 
 def check_codec(logits: torch.Tensor, impl: str) -> None:
@@ -88,7 +93,13 @@ def test_quantization_gives_the_codecs_bits(classes, dtype, impl):
         check_codec(masked(logits), impl)
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40)), elements=st.floats(-50, 50, width=32)))
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40)),
+        elements=st.floats(-50, 50, width=32),
+    )
+)
 @settings(max_examples=100, deadline=None)
 def test_quantization_gives_the_codecs_bits_for_any_row(logits):
     """Hypothesis likes constant rows, subnormal ranges and halfway codes."""
@@ -99,10 +110,18 @@ def test_quantization_gives_the_codecs_bits_for_any_row(logits):
 
 
 @pytest.mark.parametrize(
-    "row", [[0.5, 0.5, 0.5], [0.0, 1e-40, 0.0], [-1e38, 0.0, 1e38], [0.0, -math.inf, 0.0], [7.0, 127.5 + 7, 255.0 + 7]]
+    "row",
+    [
+        [0.5, 0.5, 0.5],
+        [0.0, 1e-40, 0.0],
+        [-1e38, 0.0, 1e38],
+        [0.0, -math.inf, 0.0],
+        [7.0, 127.5 + 7, 255.0 + 7],
+    ],
 )
 def test_quantization_of_rows_at_the_edge(row):
-    """Constant; a range of subnormals; the widest allowed; one value and a mask; a code halfway between two."""
+    """Constant; a range of subnormals; the widest allowed; one value and a mask; a code halfway between
+    two."""
     for impl in IMPLS:
         check_codec(torch.tensor([[row]]), impl)
 
@@ -112,13 +131,16 @@ def test_the_codes_can_be_decoded():
     found, kl = quantize_logits(EnsembleLogits(logits, weights=torch.ones(3)))
     assert torch.equal(found.weights, torch.ones(3))
     assert torch.equal(found.to_logits().isneginf(), logits.isneginf())
-    span = logits.masked_fill(logits.isneginf(), 0).amax(-1) - logits.masked_fill(logits.isneginf(), 0).amin(-1)
+    span = logits.masked_fill(logits.isneginf(), 0).amax(-1) - logits.masked_fill(logits.isneginf(), 0).amin(
+        -1
+    )
     # the bound in the docstring, with a masked class 254 steps; 1 % for the float32 arithmetic of decoding
     assert bool((kl <= 1.01 * (span / 508).double() ** 2 / 2).all())
     assert bool((kl > 0).all())
 
 
-# Top-k ----------------------------------------------------------------------------------------------------------------
+# Top-k
+# ------------------------------------------------------------------------------------------------------------
 
 
 def check_top_k(targets, logits, k, impl, **arguments) -> None:
@@ -135,7 +157,9 @@ def check_top_k(targets, logits, k, impl, **arguments) -> None:
     ids, outside = order[:, :k], order[:, k:]
     listed = np.take_along_axis(log_p, ids, -1)
     np.testing.assert_array_equal(found.ids.numpy(), ids)
-    np.testing.assert_allclose(found.log_probs.numpy(), listed, rtol=2**-23, atol=1e-13)  # float32's rounding; a probability of 1
+    np.testing.assert_allclose(
+        found.log_probs.numpy(), listed, rtol=2**-23, atol=1e-13
+    )  # float32's rounding; a probability of 1
     with np.errstate(divide="ignore"):
         rest = np.take_along_axis(log_p, outside, -1)
         top = rest.max(-1, keepdims=True, initial=-np.inf)
@@ -160,7 +184,9 @@ def check_top_k(targets, logits, k, impl, **arguments) -> None:
 def test_top_k(classes, members, combiner, impl):
     logits = make_logits(members, 4, classes, seed=classes)
     for k in {1, min(2, classes), (classes + 1) // 2, classes}:
-        check_top_k(logits, logits, k, impl, temperature=2.0, combiner=combiner, weights=[1.0, 0.0, 3.0][:members])
+        check_top_k(
+            logits, logits, k, impl, temperature=2.0, combiner=combiner, weights=[1.0, 0.0, 3.0][:members]
+        )
         if classes > 2:
             check_top_k(masked(logits), masked(logits), k, impl, combiner=combiner)
 
@@ -215,15 +241,19 @@ def test_the_tail_is_exact_where_one_minus_the_sum_is_noise(members, impl):
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_divergence_is_good_to_the_last_digits(members):
-    """Two classes outside, of random masses: all terms are below 1, so what is left is the rounding of a dozen operations on them."""
+    """Two classes outside, of random masses: all terms are below 1, so what is left is the rounding of a
+    dozen operations on them."""
     logits = make_logits(1, 4000, 3, seed=8, dtype=torch.float64, spread=1.0).repeat(members, 1, 1)
     log_p = np.sort(mixture(logits), -1)
     p, tail = np.exp(log_p[:, :2]), np.logaddexp(log_p[:, 0], log_p[:, 1])
     expected = (p * (log_p[:, :2] - tail[:, None] + np.log(np.longdouble(2)))).sum(-1)
-    np.testing.assert_allclose(top_k_targets(logits, 1)[1].numpy(), expected.astype(float), rtol=0, atol=16 * 2.0**-53)
+    np.testing.assert_allclose(
+        top_k_targets(logits, 1)[1].numpy(), expected.astype(float), rtol=0, atol=16 * 2.0**-53
+    )
 
 
-# Sampled counts -------------------------------------------------------------------------------------------------------
+# Sampled counts
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("combiner", ["prob", "logit"])
@@ -268,7 +298,8 @@ def test_philox_gives_the_published_answers(counter, key, words):
 
 
 def test_counts_follow_the_mixture():
-    """400 000 draws of a row: chi-square over 30 classes, 29 degrees of freedom; 58.3 is exceeded once in a thousand seeds."""
+    """400 000 draws of a row: chi-square over 30 classes, 29 degrees of freedom; 58.3 is exceeded once in a
+    thousand seeds."""
     logits = make_logits(2, 3, 30, seed=4, spread=1.0)
     found, kl = sample_counts(logits, 400_000, seed=11, temperature=1.5)
     expected = 400_000 * np.exp(mixture(logits, temperature=1.5)).astype(float)
@@ -281,11 +312,14 @@ def test_counts_follow_the_mixture():
 
 
 def test_rows_draw_independently_of_each_other():
-    """Equal rows with different ids: the covariance of their counts, and of neighbouring seeds, is that of independent draws."""
+    """Equal rows with different ids: the covariance of their counts, and of neighbouring seeds, is that of
+    independent draws."""
     logits = torch.zeros(1, 4000, 2)
     ones = [sample_counts(logits, 100, seed=seed)[0].counts[:, 0].double() - 50 for seed in (0, 1)]
     for x, y in ((ones[0][:-1], ones[0][1:]), (ones[0], ones[1])):
-        assert abs(float((x * y).mean())) < 4 * 25 / math.sqrt(4000)  # the standard error of a product of variances 25
+        assert abs(float((x * y).mean())) < 4 * 25 / math.sqrt(
+            4000
+        )  # the standard error of a product of variances 25
     assert float(ones[0].var()) == pytest.approx(25, rel=0.1)  # binomial; its own standard error is 2.2 %
 
 
@@ -311,7 +345,8 @@ def test_neither_batches_nor_order_nor_threads_change_the_draws():
     assert not torch.equal(sample_counts(logits, 40, seed=9, row_ids=row_ids + 2**40)[0].ids, whole.ids)
 
 
-# Layouts, shapes, dispatch --------------------------------------------------------------------------------------------
+# Layouts, shapes, dispatch
+# --------------------------------------------------------------------------------------------
 
 
 def encoders(targets, **arguments):
@@ -365,7 +400,10 @@ def test_opcheck():
     for values in ((logits, None, None), (codes.codes, codes.scale, codes.offset)):
         calls += [
             (torch.ops.ensdistill.encode_top_k.default, (*values, weights, 2.0, "prob", 4)),
-            (torch.ops.ensdistill.encode_counts.default, (*values, None, 2.0, "logit", 4, 5, torch.arange(5))),
+            (
+                torch.ops.ensdistill.encode_counts.default,
+                (*values, None, 2.0, "logit", 4, 5, torch.arange(5)),
+            ),
         ]
     for op, arguments in calls:
         assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
@@ -391,7 +429,8 @@ def test_compiled_in_one_graph():
 
 
 def test_the_loss_takes_what_the_encoders_give():
-    """With nothing left out, the targets are the ensemble itself, up to float32; counts are so in the limit."""
+    """With nothing left out, the targets are the ensemble itself, up to float32; counts are so in the
+    limit."""
     logits, student = make_logits(2, 5, 9, seed=0), make_logits(5, 9, seed=1)
     arguments = {"temperature": 2.0, "reduction": "none", "impl": "reference"}
     expected = distillation_loss(student, logits, **arguments)
@@ -399,8 +438,12 @@ def test_the_loss_takes_what_the_encoders_give():
     torch.testing.assert_close(distillation_loss(student, top, **arguments), expected, rtol=1e-5, atol=1e-6)
     counts, _ = sample_counts(logits, 10**6, seed=0, temperature=2.0)
     # The sampling error of a mean of 10^6 draws of log(p / q), which varies by about 1, times T².
-    torch.testing.assert_close(distillation_loss(student, counts, **arguments), expected, rtol=0, atol=4 * 5e-3)
-    assert not torch.equal(distillation_loss(student, top_k_targets(logits, 3, temperature=2.0)[0], **arguments), expected)
+    torch.testing.assert_close(
+        distillation_loss(student, counts, **arguments), expected, rtol=0, atol=4 * 5e-3
+    )
+    assert not torch.equal(
+        distillation_loss(student, top_k_targets(logits, 3, temperature=2.0)[0], **arguments), expected
+    )
 
 
 def test_no_gradient_flows():

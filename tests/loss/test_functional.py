@@ -53,7 +53,9 @@ class Case:
             if self.masked:
                 targets[..., ::5] = -torch.inf
                 student[:, ::5] = -torch.inf
-        labels = 1 + 5 * torch.randint(0, (c + 3) // 5, (n,), generator=torch.Generator().manual_seed(self.seed))  # never a masked class
+        labels = 1 + 5 * torch.randint(
+            0, (c + 3) // 5, (n,), generator=torch.Generator().manual_seed(self.seed)
+        )  # never a masked class
         labels[3::4] = self.ignore_index
         weights = torch.tensor([2.0, 0.0, 1.0, 0.5, 0.0, 3.0, 1.0, 1.0][: self.k]) if self.weighted else None
         arguments = {
@@ -152,18 +154,28 @@ def test_digits_with_real_teachers(instruction_set):
     targets, labels = torch.tensor(teachers.logits), torch.tensor(rows.labels)
     student = make_logits(len(rows), 10, seed=0)
     for combiner in COMBINERS:
-        arguments = {"temperature": 3.0, "alpha": 0.7, "weights": torch.tensor([0.2, 0.5, 0.3]), "combiner": combiner}
+        arguments = {
+            "temperature": 3.0,
+            "alpha": 0.7,
+            "weights": torch.tensor([0.2, 0.5, 0.3]),
+            "combiner": combiner,
+        }
         assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
 
 
-# Traps ---------------------------------------------------------------------------------------------------------------
+# Traps
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 def test_student_without_mass_where_the_teacher_has_some_is_infinitely_far(impl):
     targets, student = make_logits(2, 3, 70, seed=0), make_logits(3, 70, seed=1)
     student[1, 5] = -torch.inf
-    assert distillation_loss(student, targets, impl=impl, reduction="none").isinf().tolist() == [False, True, False]
+    assert distillation_loss(student, targets, impl=impl, reduction="none").isinf().tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
@@ -184,11 +196,17 @@ def test_each_part_of_the_mean_is_over_the_rows_that_it_concerns(impl, dtype, in
         expected.backward()
         loss, gradient = run(student, targets, labels, alpha=alpha, **arguments)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-        torch.testing.assert_close(gradient, leaf.grad, rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
-        each = distillation_loss(student.double(), targets, labels, alpha=alpha, reduction="none", **arguments)
+        torch.testing.assert_close(
+            gradient, leaf.grad, rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-6
+        )
+        each = distillation_loss(
+            student.double(), targets, labels, alpha=alpha, reduction="none", **arguments
+        )
         own = torch.nn.functional.cross_entropy(student.double(), labels, reduction="none")
         divergence = rows - 0.01 * student.double().logsumexp(-1).square()
-        torch.testing.assert_close(each, alpha * divergence + (1 - alpha) * own + rows - divergence, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            each, alpha * divergence + (1 - alpha) * own + rows - divergence, rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -198,7 +216,13 @@ def test_without_any_label_the_divergence_is_left(c, impl, alpha, instruction_se
     student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.full((17,), 3)
     for reduction in ("mean", "sum", "none"):
         expected = run(student, targets, reduction=reduction, impl=impl)
-        arguments = {"ignore_index": 3, "alpha": alpha, "reduction": reduction, "label_smoothing": 0.1 if alpha < 1 else 0.0, "impl": impl}
+        arguments = {
+            "ignore_index": 3,
+            "alpha": alpha,
+            "reduction": reduction,
+            "label_smoothing": 0.1 if alpha < 1 else 0.0,
+            "impl": impl,
+        }
         loss, gradient = run(student, targets, labels, **arguments)
         torch.testing.assert_close(loss, alpha * expected[0], rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(gradient, alpha * expected[1], rtol=1e-6, atol=1e-7)
@@ -207,7 +231,11 @@ def test_without_any_label_the_divergence_is_left(c, impl, alpha, instruction_se
 def test_few_labels_among_many_rows_stay_within_float16():
     """One labelled row of 200 000 has 200 000 times the weight of a row's divergence."""
     n = 200_000
-    student, targets, labels = torch.zeros(n, 2, dtype=torch.float16), torch.zeros(1, n, 2), torch.full((n,), -100)
+    student, targets, labels = (
+        torch.zeros(n, 2, dtype=torch.float16),
+        torch.zeros(1, n, 2),
+        torch.full((n,), -100),
+    )
     labels[7] = 1
     loss, gradient = run(student, targets, labels, alpha=0.5)
     assert loss.item() == pytest.approx(0.5 * math.log(2), rel=1e-3)
@@ -220,7 +248,9 @@ def test_few_labels_among_many_rows_stay_within_float16():
 def test_zero_at_the_optimum_of_equal_members(c, combiner, instruction_set):
     z = make_logits(5, c, seed=c)
     for temperature in (1.0, 2.5):
-        loss, gradient = run(z, z.expand(3, 5, c), temperature=temperature, combiner=combiner, weights=[0.2, 0.3, 0.5])
+        loss, gradient = run(
+            z, z.expand(3, 5, c), temperature=temperature, combiner=combiner, weights=[0.2, 0.3, 0.5]
+        )
         assert abs(loss.item()) <= 1e-6 * temperature**2  # a mixture's logarithm is rounded
         assert gradient.abs().max() <= 1e-6
 
@@ -231,7 +261,9 @@ def test_zero_at_the_optimum_of_a_mixture():
     loss, gradient = run(optimum, targets, temperature=2.0)
     assert abs(loss.item()) <= 1e-14  # float64's rounding
     assert gradient.abs().max() <= 1e-14
-    assert distillation_loss(targets.mean(0), targets, temperature=2.0) > 0.01  # the mean logits are not the optimum
+    assert (
+        distillation_loss(targets.mean(0), targets, temperature=2.0) > 0.01
+    )  # the mean logits are not the optimum
 
 
 @pytest.mark.parametrize("combiner", COMBINERS)
@@ -280,7 +312,11 @@ def test_a_member_that_rules_out_every_class_is_nan(instruction_set):
     for c in (10, 300):
         targets = make_logits(2, 3, c, seed=0)
         targets[1, 1] = -torch.inf
-        assert distillation_loss(make_logits(3, c, seed=1), targets, reduction="none").isnan().tolist() == [False, True, False]
+        assert distillation_loss(make_logits(3, c, seed=1), targets, reduction="none").isnan().tolist() == [
+            False,
+            True,
+            False,
+        ]
 
 
 @pytest.mark.parametrize("c", [10, 3000])
@@ -291,7 +327,9 @@ def test_huge_logits(size, c, instruction_set):
     shifted = [(x + size) - size for x in (student, targets)]  # what a float32 keeps of them out there
     loss, gradient = run(shifted[0] + size, shifted[1] + size, labels, **arguments)
     truth = closed_forms(*shifted, labels, **arguments)
-    assert loss.item() == pytest.approx(truth.loss.item(), rel=1e-5)  # the shift is subtracted exactly; the rest is float32
+    assert loss.item() == pytest.approx(
+        truth.loss.item(), rel=1e-5
+    )  # the shift is subtracted exactly; the rest is float32
     assert worst(gradient, truth.gradient) <= 1e-7
     student[0, 1], targets[:, 0, 0] = size, -size  # one far from the others
     assert_close(run(student, targets, labels, **arguments), student, targets, labels, **arguments)
@@ -304,12 +342,22 @@ def test_rows_need_not_be_contiguous(c, dtype, instruction_set):
     labels = torch.arange(30)[::2] % c
     rows_first = wide[:, :c].T.contiguous().T
     across = targets.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    for view in (wide[:, c - 1 : 2 * c - 1], wide[:, ::3], wide[:, :c].flip(0), rows_first, wide[:1, :c].expand(15, c)):
+    for view in (
+        wide[:, c - 1 : 2 * c - 1],
+        wide[:, ::3],
+        wide[:, :c].flip(0),
+        rows_first,
+        wide[:1, :c].expand(15, c),
+    ):
         for z in (targets, across, targets[:1].expand(3, 15, c)):
             expected = run(view.contiguous(), z.contiguous(), labels.contiguous(), alpha=0.5)
             loss, gradient = run(view, z, labels, alpha=0.5)
             # Read across rows, the sums are in another order; on a GPU that depends on where rows begin.
-            if view is rows_first or z is across or instruction_set not in ops.build_info()["cpu"]["runnable"]:
+            if (
+                view is rows_first
+                or z is across
+                or instruction_set not in ops.build_info()["cpu"]["runnable"]
+            ):
                 assert_close((loss, gradient), view, z, labels, alpha=0.5)
             else:
                 assert torch.equal(loss, expected[0])
@@ -337,7 +385,10 @@ def test_same_bits_every_time_and_with_any_number_of_threads(n, c, instruction_s
 def test_one_class(dtype, instruction_set):
     for k, labels in product((1, 3), (None, torch.zeros(5, dtype=torch.int64))):
         loss, gradient = run(
-            make_logits(5, 1, seed=0, dtype=dtype), make_logits(k, 5, 1, seed=1), labels, alpha=1.0 if labels is None else 0.5
+            make_logits(5, 1, seed=0, dtype=dtype),
+            make_logits(k, 5, 1, seed=1),
+            labels,
+            alpha=1.0 if labels is None else 0.5,
         )
         assert abs(loss.item()) <= 1e-6  # the logarithm of 1 as a sum of rounded weights
         assert gradient.abs().max() <= 1e-6
@@ -360,7 +411,9 @@ def test_targets_in_any_wrapping():
     expected = distillation_loss(student, targets, weights=weights)
     assert distillation_loss(student, EnsembleLogits(targets, weights)) == expected
     assert distillation_loss(student, targets, weights=[3.0, 1.0, 0.5]) == expected
-    assert distillation_loss(student, EnsembleLogits(targets, torch.ones(3)), weights=weights) == expected  # the argument wins
+    assert (
+        distillation_loss(student, EnsembleLogits(targets, torch.ones(3)), weights=weights) == expected
+    )  # the argument wins
     assert distillation_loss(student, targets) != expected
     assert distillation_loss(student, targets[0]) == distillation_loss(student, targets[:1])
 

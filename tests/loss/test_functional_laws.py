@@ -23,7 +23,11 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return (
         student,
         targets,
-        {"temperature": draw(st.sampled_from([0.5, 1.0, 4.0])), "combiner": draw(st.sampled_from(COMBINERS)), "weights": weights},
+        {
+            "temperature": draw(st.sampled_from([0.5, 1.0, 4.0])),
+            "combiner": draw(st.sampled_from(COMBINERS)),
+            "weights": weights,
+        },
     )
 
 
@@ -54,7 +58,9 @@ def test_the_order_of_classes_and_members_does_not_matter(problem, random):
     random.shuffle(members)
     base = run(student, targets, **arguments)
     loss, gradient = run(
-        student[:, classes], targets[members][..., classes], **{**arguments, "weights": [arguments["weights"][k] for k in members]}
+        student[:, classes],
+        targets[members][..., classes],
+        **{**arguments, "weights": [arguments["weights"][k] for k in members]},
     )
     assert_same((loss, gradient), (base[0], base[1][:, classes]), arguments["temperature"])
 
@@ -64,7 +70,9 @@ def test_the_order_of_classes_and_members_does_not_matter(problem, random):
 def test_equal_members_are_one_member(problem):
     student, targets, arguments = problem
     together = run(student, targets[:1].expand_as(targets), **arguments)
-    assert_same(together, run(student, targets[0], **{**arguments, "weights": None}), arguments["temperature"])
+    assert_same(
+        together, run(student, targets[0], **{**arguments, "weights": None}), arguments["temperature"]
+    )
 
 
 @settings(max_examples=60, deadline=None)

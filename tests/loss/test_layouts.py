@@ -1,4 +1,5 @@
-"""Leading dimensions and class dimensions: the same numbers as [N, C], read in place, with gradients laid out like the student."""
+"""Leading dimensions and class dimensions: the same numbers as [N, C], read in place, with gradients laid out
+like the student."""
 
 from itertools import permutations, product
 
@@ -33,7 +34,13 @@ def test_feature_maps(c, dtype, instruction_set):
         assert gradient.stride() == student.stride()
         if reduction == "none":
             assert loss.shape == (3, 5, 7)
-        assert_close((loss.flatten() if loss.dim() else loss, as_rows(gradient, 1)), rows, row_targets, labels.flatten(), **arguments)
+        assert_close(
+            (loss.flatten() if loss.dim() else loss, as_rows(gradient, 1)),
+            rows,
+            row_targets,
+            labels.flatten(),
+            **arguments,
+        )
 
 
 @pytest.mark.parametrize("class_dim", [0, 1, 2, 3, -1, -2])
@@ -44,7 +51,12 @@ def test_every_class_dim(class_dim):
     loss, gradient = run(student, targets, class_dim=class_dim, reduction="none")
     assert loss.shape == (3, 4, 5)
     rows = as_rows(student, class_dim % 4)
-    assert_close((loss.flatten(), as_rows(gradient, class_dim % 4)), rows, as_rows(targets, class_dim % 4, leading=1), reduction="none")
+    assert_close(
+        (loss.flatten(), as_rows(gradient, class_dim % 4)),
+        rows,
+        as_rows(targets, class_dim % 4, leading=1),
+        reduction="none",
+    )
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (2, 1, 3), (2, 3, 4, 2), (0,), (2, 0, 3)])
@@ -63,7 +75,9 @@ def test_any_leading_dimensions(lead):
     _, rows = distillation_loss(student, targets, labels, statistics=True, **arguments)
     assert rows.student_entropy.shape == lead
     batchmean = distillation_loss(student, targets, labels, **{**arguments, "reduction": "batchmean"})
-    torch.testing.assert_close(batchmean, loss.sum() / max(lead[0] if lead else 1, 1), rtol=1e-5, atol=1e-7)  # float32
+    torch.testing.assert_close(
+        batchmean, loss.sum() / max(lead[0] if lead else 1, 1), rtol=1e-5, atol=1e-7
+    )  # float32
 
 
 def test_one_member_may_leave_k_out():
@@ -80,11 +94,20 @@ def test_one_member_may_leave_k_out():
 def test_sparse_and_quantized_targets_of_tokens_and_pixels():
     tokens = make_logits(2, 6, 30, seed=0)
     maps = tokens.movedim(-1, 1).contiguous()  # [2, 30, 6]
-    top, counts, codes = make_top_k(12, 30, 5, seed=1), make_counts(12, 30, 8, seed=1), make_codes(3, 12, 30, seed=1)
+    top, counts, codes = (
+        make_top_k(12, 30, 5, seed=1),
+        make_counts(12, 30, 8, seed=1),
+        make_codes(3, 12, 30, seed=1),
+    )
     for target, shaped in (
         (top, type(top)(top.ids.view(2, 6, 5), top.log_probs.view(2, 6, 5), top.tail_log_mass.view(2, 6))),
         (counts, type(counts)(counts.ids.view(2, 6, 8), counts.counts.view(2, 6, 8))),
-        (codes, QuantizedLogits(codes.codes.reshape(3, 2, 6, 30), codes.scale.reshape(3, 2, 6), codes.offset.reshape(3, 2, 6))),
+        (
+            codes,
+            QuantizedLogits(
+                codes.codes.reshape(3, 2, 6, 30), codes.scale.reshape(3, 2, 6), codes.offset.reshape(3, 2, 6)
+            ),
+        ),
     ):
         expected = run(tokens.view(12, 30), target, reduction="none")
         loss, gradient = run(tokens, shaped, reduction="none")
@@ -93,11 +116,14 @@ def test_sparse_and_quantized_targets_of_tokens_and_pixels():
         if isinstance(target, QuantizedLogits):
             shaped = QuantizedLogits(shaped.codes.movedim(-1, 2), shaped.scale, shaped.offset)
         loss, gradient = run(maps, shaped, class_dim=1, reduction="none")
-        torch.testing.assert_close(loss.flatten(), expected[0], rtol=1e-5, atol=1e-6)  # float32, sums in another order
+        torch.testing.assert_close(
+            loss.flatten(), expected[0], rtol=1e-5, atol=1e-6
+        )  # float32, sums in another order
         torch.testing.assert_close(gradient.movedim(1, -1).reshape(12, 30), expected[1], rtol=1e-5, atol=1e-6)
 
 
-# Views ----------------------------------------------------------------------------------------------------------------
+# Views
+# ------------------------------------------------------------------------------------------------------------
 
 
 def shares(view, original):
@@ -145,7 +171,9 @@ def test_only_what_cannot_be_viewed_is_copied():
     assert shares(rows, student)
     assert values.shape == (3, 2, 20, 10)
     targets = torch.randn(3, 2, 3, 4, 10)
-    rows, values = collapse(torch.randn(4, 3, 2, 10).permute(2, 1, 0, 3), targets, 3)  # three leading dimensions that don't merge
+    rows, values = collapse(
+        torch.randn(4, 3, 2, 10).permute(2, 1, 0, 3), targets, 3
+    )  # three leading dimensions that don't merge
     assert rows.shape == (24, 10)
     assert shares(values, targets)
 

@@ -35,7 +35,10 @@ def make_target(kind, n=11, c=20):
 
 def make_layer(n=11, d=6, c=20, dtype=torch.float64):
     """hidden, weight, bias."""
-    return [make_logits(*shape, seed=i, dtype=dtype, spread=1.0).requires_grad_() for i, shape in enumerate(((n, d), (c, d), (c,)))]
+    return [
+        make_logits(*shape, seed=i, dtype=dtype, spread=1.0).requires_grad_()
+        for i, shape in enumerate(((n, d), (c, d), (c,)))
+    ]
 
 
 def unfused(hidden, weight, bias, target, labels=None, softcap=None, **arguments):
@@ -52,7 +55,15 @@ def both(layer, target, labels=None, *, factor=1.0, chunk_rows=4, recompute=Fals
         if function is unfused:
             loss = function(*leaves, target, labels, **arguments)
         else:
-            loss = function(*leaves[:2], target, labels, bias=leaves[2], chunk_rows=chunk_rows, recompute=recompute, **arguments)
+            loss = function(
+                *leaves[:2],
+                target,
+                labels,
+                bias=leaves[2],
+                chunk_rows=chunk_rows,
+                recompute=recompute,
+                **arguments,
+            )
         (loss * factor).sum().backward()
         results.append([loss.detach(), *(x.grad for x in leaves if x is not None)])
     return zip(*results, strict=True)
@@ -66,28 +77,47 @@ def test_every_kind_divergence_and_reduction(kind, reduction):
     for divergence, recompute, chunk_rows in product(DIVERGENCES, (False, True), (1, 4, 11, 100)):
         if divergence == "reverse_kl" and kind == "counts":
             continue
-        arguments = {"divergence": divergence, "reduction": reduction, "alpha": 0.6, "z_loss": 0.01, "softcap": 5.0, "label_smoothing": 0.1}
+        arguments = {
+            "divergence": divergence,
+            "reduction": reduction,
+            "alpha": 0.6,
+            "z_loss": 0.01,
+            "softcap": 5.0,
+            "label_smoothing": 0.1,
+        }
         arguments |= {"sample_weights": torch.linspace(0, 2, 11), "class_weights": torch.linspace(0.5, 2, 20)}
-        for found, expected in both(layer, target, LABELS, factor=factor, chunk_rows=chunk_rows, recompute=recompute, **arguments):
-            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)  # float64, sums in another order
+        for found, expected in both(
+            layer, target, LABELS, factor=factor, chunk_rows=chunk_rows, recompute=recompute, **arguments
+        ):
+            torch.testing.assert_close(
+                found, expected, rtol=1e-11, atol=1e-13
+            )  # float64, sums in another order
 
 
 @pytest.mark.parametrize(("bias", "softcap"), list(product((False, True), (None, 3.0))))
 def test_bias_and_soft_cap(bias, softcap):
     hidden, weight, b = make_layer()
-    for found, expected in both((hidden, weight, b if bias else None), make_target("logits"), softcap=softcap, temperature=2.0):
+    for found, expected in both(
+        (hidden, weight, b if bias else None), make_target("logits"), softcap=softcap, temperature=2.0
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
 def test_against_the_closed_forms():
     hidden, weight, bias = make_layer(dtype=torch.float32)
     target = make_target("logits")
-    loss = linear_distillation_loss(hidden, weight, target, LABELS, bias=bias, alpha=0.3, divergence="jsd", chunk_rows=4)
+    loss = linear_distillation_loss(
+        hidden, weight, target, LABELS, bias=bias, alpha=0.3, divergence="jsd", chunk_rows=4
+    )
     loss.backward()
     h, w, b = (x.detach().double() for x in (hidden, weight, bias))
     truth = closed_forms(h @ w.T + b, target, LABELS, alpha=0.3, divergence="jsd")
     assert loss.item() == pytest.approx(truth.loss.item(), rel=1e-6)
-    for found, expected in ((hidden.grad, truth.gradient @ w), (weight.grad, truth.gradient.T @ h), (bias.grad, truth.gradient.sum(0))):
+    for found, expected in (
+        (hidden.grad, truth.gradient @ w),
+        (weight.grad, truth.gradient.T @ h),
+        (bias.grad, truth.gradient.sum(0)),
+    ):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)  # float32
 
 
@@ -96,7 +126,14 @@ def test_gradcheck():
     for reduction, recompute in (("mean", False), ("mean", True), ("none", False)):
         assert gradcheck(
             lambda h, w, b, r=reduction, again=recompute: linear_distillation_loss(
-                h, w, make_target("logits", 5, 4), bias=b, softcap=4.0, chunk_rows=2, reduction=r, recompute=again
+                h,
+                w,
+                make_target("logits", 5, 4),
+                bias=b,
+                softcap=4.0,
+                chunk_rows=2,
+                reduction=r,
+                recompute=again,
             ),
             layer,
         )
@@ -107,10 +144,14 @@ def test_leading_dimensions():
     flat = make_target("logits", 12)
     labels = torch.arange(12) % 7
     expected = linear_distillation_loss(hidden, weight, flat, labels, alpha=0.5, reduction="none")
-    found = linear_distillation_loss(hidden.view(2, 6, 6), weight, flat.view(3, 2, 6, 20), labels.view(2, 6), alpha=0.5, reduction="none")
+    found = linear_distillation_loss(
+        hidden.view(2, 6, 6), weight, flat.view(3, 2, 6, 20), labels.view(2, 6), alpha=0.5, reduction="none"
+    )
     assert torch.equal(found, expected.view(2, 6))
     single = linear_distillation_loss(hidden[0], weight, flat[:, 0])
-    assert single.item() == pytest.approx(linear_distillation_loss(hidden[:1], weight, flat[:, :1]).item(), rel=1e-12)
+    assert single.item() == pytest.approx(
+        linear_distillation_loss(hidden[:1], weight, flat[:, :1]).item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -126,11 +167,17 @@ def test_no_rows(reduction):
 def test_statistics_are_those_of_the_logits():
     hidden, weight, bias = make_layer()
     for kind in KINDS:
-        loss, rows = linear_distillation_loss(hidden, weight, make_target(kind), bias=bias, chunk_rows=4, statistics=True)
-        expected_loss, expected = distillation_loss(hidden @ weight.T + bias, make_target(kind), statistics=True)
+        loss, rows = linear_distillation_loss(
+            hidden, weight, make_target(kind), bias=bias, chunk_rows=4, statistics=True
+        )
+        expected_loss, expected = distillation_loss(
+            hidden @ weight.T + bias, make_target(kind), statistics=True
+        )
         torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
         for name in ("student_entropy", "mixture_entropy", "agreement", "disagreement"):
-            torch.testing.assert_close(getattr(rows, name), getattr(expected, name), rtol=1e-10, atol=1e-10, equal_nan=True)
+            torch.testing.assert_close(
+                getattr(rows, name), getattr(expected, name), rtol=1e-10, atol=1e-10, equal_nan=True
+            )
             assert not getattr(rows, name).requires_grad
 
 
@@ -138,7 +185,9 @@ def test_only_the_gradients_that_are_asked_for():
     hidden, weight, bias = make_layer()
     target = make_target("logits")
     for wanted in product((False, True), repeat=3):
-        leaves = [x.detach().clone().requires_grad_(w) for x, w in zip((hidden, weight, bias), wanted, strict=True)]
+        leaves = [
+            x.detach().clone().requires_grad_(w) for x, w in zip((hidden, weight, bias), wanted, strict=True)
+        ]
         loss = linear_distillation_loss(leaves[0], leaves[1], target, bias=leaves[2])
         assert loss.requires_grad == any(wanted)
         if any(wanted):
@@ -163,13 +212,16 @@ def test_same_bits_every_time():
     results = []
     for _ in range(3):
         leaves = [x.detach().clone().requires_grad_() for x in (hidden, weight, bias)]
-        loss = linear_distillation_loss(leaves[0], leaves[1], make_target("logits", 50, 200), bias=leaves[2], chunk_rows=16)
+        loss = linear_distillation_loss(
+            leaves[0], leaves[1], make_target("logits", 50, 200), bias=leaves[2], chunk_rows=16
+        )
         loss.backward()
         results.append([loss.detach(), *(x.grad for x in leaves)])
     assert all(torch.equal(x, y) for again in results[1:] for x, y in zip(again, results[0], strict=True))
 
 
-# Low precision and autocast -------------------------------------------------------------------------------------------
+# Low precision and autocast
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -183,14 +235,17 @@ def test_low_precision_is_as_good_as_the_unfused_way(dtype):
     def error(x, y):
         return (x.double() - y).norm() / y.norm()
 
-    for (found, naive), truth in zip(list(both((hidden, weight, bias), target, chunk_rows=32))[1:], exact, strict=True):
+    for (found, naive), truth in zip(
+        list(both((hidden, weight, bias), target, chunk_rows=32))[1:], exact, strict=True
+    ):
         assert found.dtype == dtype
         # The unfused way's own error, and once more the rounding of a product and of the result.
         assert error(found, truth.grad) <= error(naive, truth.grad) + 2 * torch.finfo(dtype).eps
 
 
 def test_the_weights_gradient_is_summed_in_float32():
-    """In bfloat16 a sum stops to grow once its terms are under 2^-9 of it, which 1024 chunks of one row would meet."""
+    """In bfloat16 a sum stops to grow once its terms are under 2^-9 of it, which 1024 chunks of one row would
+    meet."""
     hidden, weight, _ = make_layer(n=1024, d=4, c=5, dtype=torch.bfloat16)
     hidden = (hidden.detach() + 4).requires_grad_()  # so that terms don't cancel
     loss = linear_distillation_loss(hidden, weight, torch.zeros(1, 1024, 5), chunk_rows=1)
@@ -198,11 +253,14 @@ def test_the_weights_gradient_is_summed_in_float32():
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
     unfused(*exact, None, torch.zeros(1, 1024, 5).double()).backward()
     # each logit, product and gradient rounded once, at random; and the result
-    assert (weight.grad.double() - exact[1].grad).norm() <= 2 * torch.finfo(torch.bfloat16).eps * exact[1].grad.norm()
+    assert (weight.grad.double() - exact[1].grad).norm() <= 2 * torch.finfo(torch.bfloat16).eps * exact[
+        1
+    ].grad.norm()
 
 
 def test_float16_gradients_do_not_vanish_in_the_mean():
-    """The mean's factor is applied in float32, with the upstream one: a scaled loss keeps what float16 alone would round to 0."""
+    """The mean's factor is applied in float32, with the upstream one: a scaled loss keeps what float16 alone
+    would round to 0."""
     hidden, weight, _ = make_layer(n=4096, d=4, c=1000, dtype=torch.float16)
     scale = 2.0**16
     loss = linear_distillation_loss(hidden, weight, torch.zeros(1, 4096, 1000), chunk_rows=1024)
@@ -210,7 +268,9 @@ def test_float16_gradients_do_not_vanish_in_the_mean():
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
     unfused(*exact, None, torch.zeros(1, 4096, 1000).double()).backward()
     for found, truth in zip((hidden, weight), exact, strict=True):
-        assert ((found.grad.double() / scale - truth.grad).norm() / truth.grad.norm()) <= 0.01  # float16's own 1e-3 and its logits'
+        assert (
+            (found.grad.double() / scale - truth.grad).norm() / truth.grad.norm()
+        ) <= 0.01  # float16's own 1e-3 and its logits'
 
 
 def test_autocast():
@@ -226,13 +286,16 @@ def test_autocast():
     found, layer.weight.grad = layer.weight.grad, None
     expected.backward()
     assert found.dtype == torch.float32
-    assert (found - layer.weight.grad).norm() <= 2 * torch.finfo(torch.bfloat16).eps * found.norm()  # bfloat16 products, in chunks
+    assert (found - layer.weight.grad).norm() <= 2 * torch.finfo(
+        torch.bfloat16
+    ).eps * found.norm()  # bfloat16 products, in chunks
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = linear_distillation_loss(inputs, layer.weight, target, bias=layer.bias, reduction="none")
     again.mean().backward()  # outside of autocast, in the dtype of the forward
 
 
-# Memory ---------------------------------------------------------------------------------------------------------------
+# Memory
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Largest(TorchDispatchMode):
@@ -256,20 +319,30 @@ def test_logits_never_exist_as_a_whole(reduction, recompute, monkeypatch):
     hidden, weight, bias = make_layer(n=n, d=d, c=c, dtype=torch.float32)
     top = make_top_k(n, c, 4, seed=5)
     monkeypatch.setattr(linear, "CHUNK_BYTES", rows * c * 4)
-    monkeypatch.setattr(linear, "_linear", linear._linear._init_fn)  # the loop itself: torch shows nobody what happens inside an op
+    monkeypatch.setattr(
+        linear, "_linear", linear._linear._init_fn
+    )  # the loop itself: torch shows nobody what happens inside an op
     with Largest() as largest:
-        linear_distillation_loss(hidden, weight, top, bias=bias, softcap=5.0, reduction=reduction, recompute=recompute).sum().backward()
-    assert rows * c <= largest.elements <= max(rows * c, n * d, c * d)  # without the chunks it would be 512 000
+        linear_distillation_loss(
+            hidden, weight, top, bias=bias, softcap=5.0, reduction=reduction, recompute=recompute
+        ).sum().backward()
+    assert (
+        rows * c <= largest.elements <= max(rows * c, n * d, c * d)
+    )  # without the chunks it would be 512 000
 
 
-# Transforms -----------------------------------------------------------------------------------------------------------
+# Transforms
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_second_derivatives_are_refused_and_first_ones_are_not():
     hidden, weight, _ = make_layer()
     loss = linear_distillation_loss(hidden, weight, make_target("logits"))
     (first,) = torch.autograd.grad(loss, weight, create_graph=True)
-    with pytest.raises(NotImplementedError, match="linear_distillation_loss: has no second derivative; take distillation_loss"):
+    with pytest.raises(
+        NotImplementedError,
+        match="linear_distillation_loss: has no second derivative; take distillation_loss",
+    ):
         first.sum().backward()
 
 
@@ -284,8 +357,12 @@ def test_torch_func():
     expected = torch.autograd.grad(loss(hidden, weight), (hidden, weight))
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
-    with pytest.raises(NotImplementedError, match=r"linear_distillation_loss: has no rule for torch\.func\.vmap"):
-        torch.func.vmap(lambda h: linear_distillation_loss(h, weight.detach(), target))(hidden.detach().expand(2, 11, 6))
+    with pytest.raises(
+        NotImplementedError, match=r"linear_distillation_loss: has no rule for torch\.func\.vmap"
+    ):
+        torch.func.vmap(lambda h: linear_distillation_loss(h, weight.detach(), target))(
+            hidden.detach().expand(2, 11, 6)
+        )
 
 
 def test_forward_mode_is_refused_by_name():
@@ -296,22 +373,38 @@ def test_forward_mode_is_refused_by_name():
     def loss(h):
         return linear_distillation_loss(h, weight, target)
 
-    for derivative in (torch.func.hessian(loss), torch.func.jacfwd(loss), lambda h: torch.func.jvp(loss, (h,), (h,))):
-        with pytest.raises(NotImplementedError, match=r"linear_distillation_loss: has no forward-mode derivative \(torch.func.jvp"):
+    for derivative in (
+        torch.func.hessian(loss),
+        torch.func.jacfwd(loss),
+        lambda h: torch.func.jvp(loss, (h,), (h,)),
+    ):
+        with pytest.raises(
+            NotImplementedError,
+            match=r"linear_distillation_loss: has no forward-mode derivative \(torch.func.jvp",
+        ):
             derivative(hidden)
 
 
 def test_batched_upstream_factors():
-    """is_grads_batched: scalars can; factors of rows need the op once for each of the batch, which is refused."""
+    """is_grads_batched: scalars can; factors of rows need the op once for each of the batch, which is
+    refused."""
     hidden, weight, _ = make_layer()
     loss = linear_distillation_loss(hidden, weight, make_target("logits"))
-    (found,) = torch.autograd.grad(loss, weight, torch.linspace(0, 1, 3, dtype=torch.float64), is_grads_batched=True, retain_graph=True)
+    (found,) = torch.autograd.grad(
+        loss, weight, torch.linspace(0, 1, 3, dtype=torch.float64), is_grads_batched=True, retain_graph=True
+    )
     torch.testing.assert_close(found[2], torch.autograd.grad(loss, weight)[0], rtol=1e-13, atol=1e-15)
     rows = linear_distillation_loss(hidden, weight, make_target("logits"), reduction="none")
-    with pytest.raises(NotImplementedError, match="nor for many backward passes in one with reduction='none'"):
+    with pytest.raises(
+        NotImplementedError, match="nor for many backward passes in one with reduction='none'"
+    ):
         torch.autograd.grad(rows, weight, torch.eye(11, dtype=torch.float64), is_grads_batched=True)
-    with pytest.raises(NotImplementedError, match="nor for many backward passes in one with reduction='none'"):
-        torch.func.jacrev(lambda w: linear_distillation_loss(hidden.detach(), w, make_target("logits"), reduction="none"))(weight.detach())
+    with pytest.raises(
+        NotImplementedError, match="nor for many backward passes in one with reduction='none'"
+    ):
+        torch.func.jacrev(
+            lambda w: linear_distillation_loss(hidden.detach(), w, make_target("logits"), reduction="none")
+        )(weight.detach())
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -320,7 +413,12 @@ def test_compiles_in_one_graph(backend):
     target = make_target("codes")
 
     def loss(h, w, b, reduction):
-        return linear_distillation_loss(h, w, target, LABELS, alpha=0.5, bias=b, softcap=5.0, chunk_rows=4, reduction=reduction).sum() * 2
+        return (
+            linear_distillation_loss(
+                h, w, target, LABELS, alpha=0.5, bias=b, softcap=5.0, chunk_rows=4, reduction=reduction
+            ).sum()
+            * 2
+        )
 
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     for reduction in ("mean", "none"):
@@ -337,7 +435,11 @@ def test_opcheck(each_row):
     tensors = OpTensors(None, None, None, None, None, LABELS, None, None)
     reduction = {"reduction": "none" if each_row else "sum", "divisor": 1.0}
     settings = op_settings(
-        LossSettings(divergence="jsd", alpha=0.5, label_smoothing=0.1), kind="logits", combiner="prob", tail_mode="tail", **reduction
+        LossSettings(divergence="jsd", alpha=0.5, label_smoothing=0.1),
+        kind="logits",
+        combiner="prob",
+        tail_mode="tail",
+        **reduction,
     )
     layer = (5.0, 4, torch.float64, *(not each_row,) * 3, True, None)
     call = (hidden, weight, bias, make_target("logits"), *tensors, *settings, *layer)
@@ -345,7 +447,8 @@ def test_opcheck(each_row):
     assert set(results.values()) == {"SUCCESS"}
 
 
-# Bad input ------------------------------------------------------------------------------------------------------------
+# Bad input
+# ------------------------------------------------------------------------------------------------------------
 
 HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
 
@@ -354,20 +457,62 @@ HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
     ("changes", "error", "message"),
     [
         ({"hidden": [[0.0]]}, TypeError, "hidden: expected a Tensor [..., D]; got list"),
-        ({"hidden": HIDDEN.long()}, TypeError, "hidden: expected float64, float32, bfloat16, float16; got torch.int64"),
+        (
+            {"hidden": HIDDEN.long()},
+            TypeError,
+            "hidden: expected float64, float32, bfloat16, float16; got torch.int64",
+        ),
         ({"hidden": torch.zeros(())}, ValueError, "hidden: expected [..., D]; got shape []"),
-        ({"weight": WEIGHT.T}, ValueError, "weight: expected [C, 4] with C >= 1, for hidden [5, 4]; got [4, 10]"),
-        ({"weight": WEIGHT[:0]}, ValueError, "weight: expected [C, 4] with C >= 1, for hidden [5, 4]; got [0, 4]"),
-        ({"weight": WEIGHT.double()}, TypeError, "weight: expected torch.float32 like hidden; got torch.float64"),
+        (
+            {"weight": WEIGHT.T},
+            ValueError,
+            "weight: expected [C, 4] with C >= 1, for hidden [5, 4]; got [4, 10]",
+        ),
+        (
+            {"weight": WEIGHT[:0]},
+            ValueError,
+            "weight: expected [C, 4] with C >= 1, for hidden [5, 4]; got [0, 4]",
+        ),
+        (
+            {"weight": WEIGHT.double()},
+            TypeError,
+            "weight: expected torch.float32 like hidden; got torch.float64",
+        ),
         ({"bias": torch.zeros(4)}, ValueError, "bias: expected [10]; got shape [4]"),
-        ({"bias": torch.zeros(10).half()}, TypeError, "bias: expected torch.float32 like hidden; got torch.float16"),
+        (
+            {"bias": torch.zeros(10).half()},
+            TypeError,
+            "bias: expected torch.float32 like hidden; got torch.float16",
+        ),
         ({"bias": 0.0}, TypeError, "bias: expected a Tensor [C]; got float"),
-        *(({"softcap": x}, ValueError, f"softcap: expected a finite number above 0; got {x!r}") for x in (0, -1.0, torch.inf, "30")),
-        *(({"chunk_rows": x}, ValueError, f"chunk_rows: expected an int of at least 1; got {x!r}") for x in (0, -4, 2.5, True)),
-        ({"targets": torch.zeros(2, 4, 10)}, ValueError, "targets: 4 rows, but the student has 5 rows (shapes [2, 4, 10] and [5, 10])"),
-        ({"targets": torch.zeros(2, 5, 9)}, ValueError, "targets: 9 classes, but the student has 10 (shapes [2, 5, 9] and [5, 10])"),
-        ({"targets": EnsembleLogits(torch.zeros(5, 10))}, ValueError, "targets: expected [K, 5, 10] with K >= 1"),
-        ({"targets": Probs(torch.full((5, 10), 0.2))}, ValueError, "targets.probs: expected probabilities whose sum is 1"),
+        *(
+            ({"softcap": x}, ValueError, f"softcap: expected a finite number above 0; got {x!r}")
+            for x in (0, -1.0, torch.inf, "30")
+        ),
+        *(
+            ({"chunk_rows": x}, ValueError, f"chunk_rows: expected an int of at least 1; got {x!r}")
+            for x in (0, -4, 2.5, True)
+        ),
+        (
+            {"targets": torch.zeros(2, 4, 10)},
+            ValueError,
+            "targets: 4 rows, but the student has 5 rows (shapes [2, 4, 10] and [5, 10])",
+        ),
+        (
+            {"targets": torch.zeros(2, 5, 9)},
+            ValueError,
+            "targets: 9 classes, but the student has 10 (shapes [2, 5, 9] and [5, 10])",
+        ),
+        (
+            {"targets": EnsembleLogits(torch.zeros(5, 10))},
+            ValueError,
+            "targets: expected [K, 5, 10] with K >= 1",
+        ),
+        (
+            {"targets": Probs(torch.full((5, 10), 0.2))},
+            ValueError,
+            "targets.probs: expected probabilities whose sum is 1",
+        ),
         (
             {"labels": torch.zeros(4, dtype=torch.int64)},
             ValueError,
@@ -375,12 +520,28 @@ HIDDEN, WEIGHT = torch.zeros(5, 4), torch.zeros(10, 4)
         ),
         ({"alpha": 0.5}, ValueError, "labels: needed for alpha = 0.5"),
         ({"weight": WEIGHT.to("meta")}, ValueError, "weight: on device meta, but the student is on cpu"),
-        ({"hidden": HIDDEN.to_sparse()}, TypeError, "hidden: expected a dense Tensor; got one of layout torch.sparse_coo"),
+        (
+            {"hidden": HIDDEN.to_sparse()},
+            TypeError,
+            "hidden: expected a dense Tensor; got one of layout torch.sparse_coo",
+        ),
         ({"statistics": 1}, TypeError, "statistics: expected a bool; got 1"),
         ({"recompute": None}, TypeError, "recompute: expected a bool; got None"),
-        ({"label_smoothing": 0.1}, ValueError, "label_smoothing: is of the hard labels' cross entropy, but labels is None"),
-        ({"sample_weights": torch.ones(5, requires_grad=True)}, ValueError, "sample_weights: requires a gradient"),
-        ({"targets": LogProbs(torch.ones(5, 10))}, ValueError, "targets.log_probs: expected log-probabilities whose log-sum-exp is 0"),
+        (
+            {"label_smoothing": 0.1},
+            ValueError,
+            "label_smoothing: is of the hard labels' cross entropy, but labels is None",
+        ),
+        (
+            {"sample_weights": torch.ones(5, requires_grad=True)},
+            ValueError,
+            "sample_weights: requires a gradient",
+        ),
+        (
+            {"targets": LogProbs(torch.ones(5, 10))},
+            ValueError,
+            "targets.log_probs: expected log-probabilities whose log-sum-exp is 0",
+        ),
     ],
 )
 def test_bad_input_is_named(changes, error, message):

@@ -34,12 +34,18 @@ def make_target(kind, dtype=torch.float32):
 def large(target):
     """Its tensor [K, N, C], where it has one."""
     names = ("logits", "codes", "log_probs", "probs")
-    return target if isinstance(target, torch.Tensor) else next((getattr(target, n) for n in names if hasattr(target, n)), None)
+    return (
+        target
+        if isinstance(target, torch.Tensor)
+        else next((getattr(target, n) for n in names if hasattr(target, n)), None)
+    )
 
 
 def through_a_layer(student, target, labels=None, **arguments):
     """The linear loss of the same logits: the layer is the identity."""
-    return linear_distillation_loss(student, torch.eye(10, dtype=student.dtype), target, labels, chunk_rows=2, **arguments)
+    return linear_distillation_loss(
+        student, torch.eye(10, dtype=student.dtype), target, labels, chunk_rows=2, **arguments
+    )
 
 
 BOTH = pytest.mark.parametrize("function", [distillation_loss, through_a_layer])
@@ -51,7 +57,8 @@ def gradient_of(function, target, labels=LABELS, **arguments):
     return leaf.grad
 
 
-# Tensors made under torch.inference_mode() ----------------------------------------------------------------------------
+# Tensors made under torch.inference_mode()
+# ----------------------------------------------------------------------------
 
 
 @BOTH
@@ -60,16 +67,26 @@ def gradient_of(function, target, labels=LABELS, **arguments):
 def test_everything_but_the_student_may_be_made_in_inference_mode(kind, recompute, function):
     with torch.inference_mode():
         target, labels = make_target(kind), LABELS.clone()
-        weights = {"sample_weights": torch.linspace(0, 2, 5).double(), "class_weights": torch.linspace(0, 2, 10).double()}
+        weights = {
+            "sample_weights": torch.linspace(0, 2, 5).double(),
+            "class_weights": torch.linspace(0, 2, 10).double(),
+        }
     assert labels.is_inference()
     found = gradient_of(function, target, labels, recompute=recompute, **weights)
-    expected = gradient_of(function, make_target(kind), LABELS, **{name: x.clone() for name, x in weights.items()})
+    expected = gradient_of(
+        function, make_target(kind), LABELS, **{name: x.clone() for name, x in weights.items()}
+    )
     assert torch.equal(found, expected)
     leaf = make_logits(5, 10, seed=0)
-    assert torch.equal(torch.func.grad(lambda s: function(s, target, labels, recompute=recompute, **HARD, **weights))(leaf), expected)
+    assert torch.equal(
+        torch.func.grad(lambda s: function(s, target, labels, recompute=recompute, **HARD, **weights))(leaf),
+        expected,
+    )
     if function is distillation_loss:
         found, expected = (
-            torch.autograd.functional.hvp(lambda s, t=t: distillation_loss(s, t, recompute=recompute), leaf, leaf)[1]
+            torch.autograd.functional.hvp(
+                lambda s, t=t: distillation_loss(s, t, recompute=recompute), leaf, leaf
+            )[1]
             for t in (target, make_target(kind))
         )
         assert torch.equal(found, expected)
@@ -81,10 +98,16 @@ def test_compiled_too(recompute, function):
     torch._dynamo.reset()
     with torch.inference_mode():
         target, labels = make_target("tensor"), LABELS.clone()
-    compiled = torch.compile(lambda s, t, n: function(s, t, n, recompute=recompute, **HARD).sum(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda s, t, n: function(s, t, n, recompute=recompute, **HARD).sum(),
+        fullgraph=True,
+        backend="aot_eager",
+    )
     leaf = make_logits(5, 10, seed=0).requires_grad_()
     compiled(leaf, target, labels).backward()
-    torch.testing.assert_close(leaf.grad, gradient_of(function, make_target("tensor")), rtol=1e-6, atol=1e-8)  # float32
+    torch.testing.assert_close(
+        leaf.grad, gradient_of(function, make_target("tensor")), rtol=1e-6, atol=1e-8
+    )  # float32
     torch._dynamo.reset()
 
 
@@ -102,7 +125,8 @@ def test_inputs_of_a_frozen_backbone_in_inference_mode():
         assert torch.equal(*grads)
 
 
-# What is kept ---------------------------------------------------------------------------------------------------------
+# What is kept
+# ---------------------------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -148,7 +172,8 @@ def test_autograd_saves_the_gradient_and_nothing_else():
 @BOTH
 @pytest.mark.parametrize("kept", [False, True])
 def test_logits_are_let_go_by_the_backward(kept, function):
-    """Also where the loss itself is held, as by who prints it after the next step; but not from a graph that is walked again."""
+    """Also where the loss itself is held, as by who prints it after the next step; but not from a graph that
+    is walked again."""
     leaf, target = make_logits(5, 10, seed=0).requires_grad_(), make_target("tensor")
     logits = leaf * torch.ones(())
     alive = weakref.ref(logits)
@@ -159,11 +184,13 @@ def test_logits_are_let_go_by_the_backward(kept, function):
     assert loss.isfinite()
 
 
-# The second derivative ------------------------------------------------------------------------------------------------
+# The second derivative
+# ------------------------------------------------------------------------------------------------
 
 
 def second(target, *, student=None, between=lambda: None, **arguments):
-    """Of the loss, times its gradient; ``between`` is what happens after the forward. The forward KL's doesn't depend on the targets."""
+    """Of the loss, times its gradient; ``between`` is what happens after the forward. The forward KL's
+    doesn't depend on the targets."""
     leaf = (make_logits(5, 10, seed=0, dtype=torch.float64) if student is None else student).requires_grad_()
     loss = distillation_loss(leaf, target, divergence="jsd", **arguments)
     del target
@@ -177,14 +204,19 @@ def second(target, *, student=None, between=lambda: None, **arguments):
 def test_second_derivatives_where_the_inputs_are_there(kind, recompute):
     target = make_target(kind)
     found = second(target, recompute=recompute)
-    torch.testing.assert_close(found, second(target, impl="reference"), rtol=1e-10, atol=1e-14)  # float64, in another order
+    torch.testing.assert_close(
+        found, second(target, impl="reference"), rtol=1e-10, atol=1e-14
+    )  # float64, in another order
 
 
 @pytest.mark.parametrize("layout", ["first", "last", "strided", "tokens"])
 @pytest.mark.parametrize("members", [1, 3])
 def test_second_derivatives_of_maps(members, layout):
     """Whether the op reads the targets in place or a copy: the ones that the caller holds are found again."""
-    student, targets = make_logits(2, 10, 3, 4, seed=0, dtype=torch.float64), make_logits(members, 2, 10, 3, 4, seed=1)
+    student, targets = (
+        make_logits(2, 10, 3, 4, seed=0, dtype=torch.float64),
+        make_logits(members, 2, 10, 3, 4, seed=1),
+    )
     class_dim = 1
     if layout == "last":
         student = student.contiguous(memory_format=torch.channels_last)
@@ -200,7 +232,11 @@ def test_second_derivatives_of_maps(members, layout):
 
 def test_second_derivative_without_targets_says_what_to_do():
     with pytest.raises(
-        RuntimeError, match=r"a second derivative needs the inputs, and the targets are gone; keep them.* or pass recompute=True"
+        RuntimeError,
+        match=(
+            r"a second derivative needs the inputs, and the targets are gone; keep them.* or pass "
+            r"recompute=True"
+        ),
     ):
         second(make_target("tensor") * 1)
     found = second(make_target("tensor") * 1, recompute=True)
@@ -211,7 +247,9 @@ def test_second_derivative_without_targets_says_what_to_do():
 CHANGED = "changed in place; change copies"
 
 
-@pytest.mark.parametrize(("recompute", "message"), [(False, CHANGED), (True, "modified by an inplace operation")])
+@pytest.mark.parametrize(
+    ("recompute", "message"), [(False, CHANGED), (True, "modified by an inplace operation")]
+)
 @pytest.mark.parametrize(("kind", "field"), [("tensor", None), ("codes", "codes"), ("topk", "tail_log_mass")])
 def test_second_derivative_of_changed_inputs_is_refused_not_wrong(kind, field, recompute, message):
     target = make_target(kind)
@@ -239,7 +277,8 @@ def test_inputs_changed_after_the_first_derivative_are_noticed_too():
 
 
 def test_who_differentiates_once_needs_no_targets_whatever_he_asks_for():
-    """create_graph=True is asked for by optimisers that then look at some parameters' second derivatives only."""
+    """create_graph=True is asked for by optimisers that then look at some parameters' second derivatives
+    only."""
     leaf = make_logits(5, 10, seed=0).requires_grad_()
     loss = distillation_loss(leaf, make_target("tensor") * 1, LABELS, **HARD)
     (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
@@ -252,17 +291,24 @@ def test_a_second_derivative_of_the_linear_loss_is_refused_wherever_it_leads():
     for leaf in (hidden, weight, bias):
         leaf.requires_grad_()
         for reduction in ("mean", "none"):
-            loss = linear_distillation_loss(hidden, weight, make_target("tensor"), bias=bias, reduction=reduction).sum()
+            loss = linear_distillation_loss(
+                hidden, weight, make_target("tensor"), bias=bias, reduction=reduction
+            ).sum()
             (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
-            with pytest.raises(NotImplementedError, match="linear_distillation_loss: has no second derivative"):
+            with pytest.raises(
+                NotImplementedError, match="linear_distillation_loss: has no second derivative"
+            ):
                 torch.autograd.grad(first.sum() + leaf.sum(), leaf)
 
 
-# torch.compile of torch.func ------------------------------------------------------------------------------------------
+# torch.compile of torch.func
+# ------------------------------------------------------------------------------------------
 
 
 @BOTH
-@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f)), torch.func.jacrev])
+@pytest.mark.parametrize(
+    "transform", [torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f)), torch.func.jacrev]
+)
 def test_compiled_torch_func(transform, function):
     target = make_target("tensor")
     batch = transform not in (torch.func.grad, torch.func.jacrev)
@@ -275,7 +321,10 @@ def test_compiled_torch_func(transform, function):
     torch._dynamo.reset()
     assert torch.equal(torch.compile(derivative, backend="aot_eager")(student), expected)
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"distillation_loss: torch\.compile can't take torch\.func\.grad, vjp or jacrev of it"):
+    with pytest.raises(
+        Exception,
+        match=r"distillation_loss: torch\.compile can't take torch\.func\.grad, vjp or jacrev of it",
+    ):
         torch.compile(derivative, backend="aot_eager", fullgraph=True)(student)
     torch._dynamo.reset()
 
@@ -284,5 +333,7 @@ def test_compiled_vmap_is_one_graph():
     torch._dynamo.reset()
     target, students = make_target("tensor"), make_logits(2, 5, 10, seed=0)
     function = torch.func.vmap(lambda s: distillation_loss(s, target, LABELS, **HARD))
-    torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(students), function(students))
+    torch.testing.assert_close(
+        torch.compile(function, backend="aot_eager", fullgraph=True)(students), function(students)
+    )
     torch._dynamo.reset()

@@ -1,4 +1,5 @@
-"""The loss through DistributedDataParallel: two processes with half of the rows each take the step of one with all of them."""
+"""The loss through DistributedDataParallel: two processes with half of the rows each take the step of one
+with all of them."""
 
 import torch
 from closed_forms import make_codes, make_logits
@@ -31,7 +32,10 @@ def work(rank, store, results):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
     share = ROWS // PROCESSES
     rows = slice(rank * share, (rank + 1) * share)
-    torch.save([gradients(rows, DistributedDataParallel, recompute) for recompute in (False, True)], f"{results}/{rank}.pt")
+    torch.save(
+        [gradients(rows, DistributedDataParallel, recompute) for recompute in (False, True)],
+        f"{results}/{rank}.pt",
+    )
     distributed.destroy_process_group()
 
 
@@ -43,4 +47,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             for x, y in zip(found, expected, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)  # float32, the mean of two means
     half = gradients(slice(0, ROWS // PROCESSES))
-    assert any((x - y).abs().max() > 1e-3 for x, y in zip(half, expected, strict=True))  # which one half alone doesn't have
+    assert any(
+        (x - y).abs().max() > 1e-3 for x, y in zip(half, expected, strict=True)
+    )  # which one half alone doesn't have

@@ -7,7 +7,18 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from closed_forms import COMBINERS, DIVERGENCES, assert_close, closed_forms, make_codes, make_counts, make_logits, make_top_k, run, worst
+from closed_forms import (
+    COMBINERS,
+    DIVERGENCES,
+    assert_close,
+    closed_forms,
+    make_codes,
+    make_counts,
+    make_logits,
+    make_top_k,
+    run,
+    worst,
+)
 
 from ensdistill.functional import distillation_loss
 from ensdistill.loss import ops
@@ -20,13 +31,18 @@ INF = torch.inf
 def available_memory() -> int:
     """Bytes; 0 where that can't be told."""
     names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
-    return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
+    return (
+        os.sysconf(names[0]) * os.sysconf(names[1])
+        if set(names) <= set(getattr(os, "sysconf_names", ()))
+        else 0
+    )
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "tvd"])
 def test_zero_times_minus_infinity_at_zero_teacher_mass(divergence, impl, instruction_set):
-    """0 * (log 0 - log q) is 0, whichever way the zero came: a masked logit, a log-probability of -inf, a probability of 0."""
+    """0 * (log 0 - log q) is 0, whichever way the zero came: a masked logit, a log-probability of -inf, a
+    probability of 0."""
     for c in (10, 31, 300):
         z, student = make_logits(2, 9, c, seed=0), make_logits(9, c, seed=1)
         z[..., 4:9] = -INF
@@ -44,7 +60,9 @@ def test_zero_times_minus_infinity_at_zero_teacher_mass(divergence, impl, instru
 def test_reverse_kl_to_a_class_without_teacher_mass_is_infinite(impl):
     z, student = make_logits(3, 70, seed=0), make_logits(3, 70, seed=1)
     z[1, 5] = -INF
-    assert distillation_loss(student, z, divergence="reverse_kl", impl=impl, reduction="none").isinf().tolist() == [False, True, False]
+    assert distillation_loss(
+        student, z, divergence="reverse_kl", impl=impl, reduction="none"
+    ).isinf().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
@@ -94,8 +112,8 @@ def test_vocabulary_padding_by_minus_infinity_and_not_by_zero(divergence, instru
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
 def test_temperature_squared_is_there(divergence):
-    """For large T all smooth divergences are a multiple of half the squared distance of centred logits over C, independent of T, and so
-    is the gradient one of the distance.
+    """For large T all smooth divergences are a multiple of half the squared distance of centred logits over
+    C, independent of T, and so is the gradient one of the distance.
     """
     factor = {"forward_kl": 1.0, "reverse_kl": 1.0, "jsd": 0.3 * 0.7}[divergence]
     student, targets = make_logits(15, 31, seed=0, dtype=torch.float64), make_logits(1, 15, 31, seed=1)
@@ -110,7 +128,9 @@ def test_temperature_squared_is_there(divergence):
 def test_temperature_squared_is_there_for_tvd():
     student, targets = make_logits(15, 31, seed=0), make_logits(15, 31, seed=1)
     plain = distillation_loss(student / 3, targets / 3, divergence="tvd")
-    assert distillation_loss(student, targets, divergence="tvd", temperature=3.0).item() == pytest.approx(9 * plain.item(), rel=1e-5)
+    assert distillation_loss(student, targets, divergence="tvd", temperature=3.0).item() == pytest.approx(
+        9 * plain.item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -121,7 +141,9 @@ def test_mean_is_over_rows_not_over_elements(divergence):
         found = distillation_loss(student, targets, divergence=divergence, reduction=reduction)
         assert found.item() == pytest.approx(rows.double().sum().item() / divisor, rel=1e-6)
     tokens = [x.reshape(*x.shape[:-2], 3, 5, 31) for x in (student, targets)]
-    assert distillation_loss(*tokens, divergence=divergence).item() == pytest.approx(rows.double().mean().item(), rel=1e-6)
+    assert distillation_loss(*tokens, divergence=divergence).item() == pytest.approx(
+        rows.double().mean().item(), rel=1e-6
+    )
     assert distillation_loss(*tokens, divergence=divergence, reduction="batchmean").item() == pytest.approx(
         rows.double().sum().item() / 3, rel=1e-6
     )
@@ -130,7 +152,11 @@ def test_mean_is_over_rows_not_over_elements(divergence):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_kl_is_not_a_cross_entropy(divergence):
     """Which would be log 7 here, and not 0."""
-    for targets in (torch.zeros(1, 4, 7), LogProbs(torch.full((4, 7), 1 / 7).log()), Probs(torch.full((4, 7), 1 / 7))):
+    for targets in (
+        torch.zeros(1, 4, 7),
+        LogProbs(torch.full((4, 7), 1 / 7).log()),
+        Probs(torch.full((4, 7), 1 / 7)),
+    ):
         assert abs(distillation_loss(torch.zeros(4, 7), targets, divergence=divergence)) <= 1e-6
 
 
@@ -142,11 +168,19 @@ def test_zero_at_the_optimum(impl, divergence, instruction_set):
         log_p = torch.log_softmax(z / temperature, -1)
         top = log_p.topk(min(c // 2, 50))
         outside = log_p.double().scatter(-1, top.indices, -INF).logsumexp(-1).float()
-        for targets in (z, LogProbs(log_p, temperature=temperature), TopK(top.indices, top.values, outside, temperature)):
+        for targets in (
+            z,
+            LogProbs(log_p, temperature=temperature),
+            TopK(top.indices, top.values, outside, temperature),
+        ):
             loss, gradient = run(z, targets, temperature=temperature, divergence=divergence, impl=impl)
-            assert abs(loss.item()) <= 2e-5 * temperature**2  # TVD adds |p - q| of every class, a rounding each
+            assert (
+                abs(loss.item()) <= 2e-5 * temperature**2
+            )  # TVD adds |p - q| of every class, a rounding each
             if divergence == "forward_kl" and impl == "fused" and targets is z:
-                assert loss.item() == 0  # one member's log-probabilities come from its logits by the same steps as the student's
+                assert (
+                    loss.item() == 0
+                )  # one member's log-probabilities come from its logits by the same steps as the student's
             if divergence != "tvd":
                 assert abs(loss.item()) <= 2e-6 * temperature**2
                 assert gradient.abs().max() <= 1e-6
@@ -157,11 +191,21 @@ def test_zero_at_the_optimum(impl, divergence, instruction_set):
 def test_rows_of_weight_0_are_left_out(divergence, impl, instruction_set):
     """Of the divergence, the cross entropy and the z-loss alike, and whatever the row holds."""
     for c in (10, 300):
-        student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.arange(17) % 7
+        student, targets, labels = (
+            make_logits(17, c, seed=0),
+            make_logits(2, 17, c, seed=1),
+            torch.arange(17) % 7,
+        )
         kept = torch.ones(17, dtype=torch.bool)
         kept[[4, 9, 16]] = False
         for alpha in (0.4, 1.0):
-            arguments = {"alpha": alpha, "divergence": divergence, "z_loss": 0.01, "impl": impl, "reduction": "sum"}
+            arguments = {
+                "alpha": alpha,
+                "divergence": divergence,
+                "z_loss": 0.01,
+                "impl": impl,
+                "reduction": "sum",
+            }
             expected = run(student[kept], targets[:, kept], labels[kept], **arguments)
             student[~kept], targets[:, ~kept] = torch.nan, INF
             loss, gradient = run(student, targets, labels, sample_weights=kept.double(), **arguments)
@@ -174,22 +218,44 @@ def test_rows_of_weight_0_are_left_out(divergence, impl, instruction_set):
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_ignore_index_concerns_the_labels_alone(divergence, impl, instruction_set):
-    """A row without a label has no cross entropy, even where class 0, which its label could be taken for, is masked."""
+    """A row without a label has no cross entropy, even where class 0, which its label could be taken for, is
+    masked."""
     for c in (10, 300):
-        student, targets, labels = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1), torch.arange(17) % 7
+        student, targets, labels = (
+            make_logits(17, c, seed=0),
+            make_logits(2, 17, c, seed=1),
+            torch.arange(17) % 7,
+        )
         student[4, 0], targets[:, 4, 0] = -INF, -INF
         ignored = 5 if c == 10 else -100
         labels[[4, 9, 16]] = ignored
         for smoothing, recompute in product((0.0, 0.1), (False, True)):
             if smoothing:
                 student[4, 0], targets[:, 4, 0] = -3.0, -2.0
-            arguments = {"alpha": 0.4, "divergence": divergence, "ignore_index": ignored, "label_smoothing": smoothing, "impl": impl}
+            arguments = {
+                "alpha": 0.4,
+                "divergence": divergence,
+                "ignore_index": ignored,
+                "label_smoothing": smoothing,
+                "impl": impl,
+            }
             found = run(student, targets, labels, z_loss=0.01, recompute=recompute, **arguments)
-            assert_close(found, student, targets, labels, z_loss=0.01, **{k: v for k, v in arguments.items() if k != "impl"})
+            assert_close(
+                found,
+                student,
+                targets,
+                labels,
+                z_loss=0.01,
+                **{k: v for k, v in arguments.items() if k != "impl"},
+            )
             rows = run(student, targets, labels, reduction="none", **arguments)
             alone = run(student, targets, divergence=divergence, reduction="none", impl=impl)
-            torch.testing.assert_close(rows[0][labels == ignored], 0.4 * alone[0][labels == ignored], rtol=1e-6, atol=1e-7)
-            torch.testing.assert_close(rows[1][labels == ignored], 0.4 * alone[1][labels == ignored], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                rows[0][labels == ignored], 0.4 * alone[0][labels == ignored], rtol=1e-6, atol=1e-7
+            )
+            torch.testing.assert_close(
+                rows[1][labels == ignored], 0.4 * alone[1][labels == ignored], rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -212,7 +278,9 @@ def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruc
             continue
         student, labels = make_logits(15, c, seed=0), torch.arange(15) % c
         target = {
-            "logits": EnsembleLogits(make_logits(3, 15, c, seed=1), torch.ones(3, dtype=torch.float64)),  # in the kernel's own dtype
+            "logits": EnsembleLogits(
+                make_logits(3, 15, c, seed=1), torch.ones(3, dtype=torch.float64)
+            ),  # in the kernel's own dtype
             "codes": make_codes(3, 15, c, seed=1),
             "topk": make_top_k(15, c, 4, seed=1),
             "counts": make_counts(15, c, 9, seed=1),
@@ -225,16 +293,24 @@ def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruc
         assert all(torch.equal(x.detach(), y) for x, y in zip(tensors, before, strict=True))
 
 
-# 65540 rows of 65537 classes, or as many in maps with the classes first: indices of the last rows need more than 32 bits.
-PAST_32_BITS = {"classes last": (65540, 65537), "classes first": (1, 65537, 65540), "maps": (1030, 4096, 1030)}
+# 65540 rows of 65537 classes, or as many in maps with the classes first: indices of the last rows need more
+# than 32 bits.
+PAST_32_BITS = {
+    "classes last": (65540, 65537),
+    "classes first": (1, 65537, 65540),
+    "maps": (1030, 4096, 1030),
+}
 
 
 @pytest.mark.parametrize("layout", PAST_32_BITS)
 def test_indices_past_two_to_the_32(layout):
-    """Of the student, in memory that is reserved and hardly touched: all rows but the last three have no weight."""
+    """Of the student, in memory that is reserved and hardly touched: all rows but the last three have no
+    weight."""
     shape = PAST_32_BITS[layout]
     try:
-        student = torch.from_numpy(np.zeros(shape, np.int16)).view(torch.bfloat16)  # calloc: pages that nobody writes take no memory
+        student = torch.from_numpy(np.zeros(shape, np.int16)).view(
+            torch.bfloat16
+        )  # calloc: pages that nobody writes take no memory
     except MemoryError:
         pytest.skip("no address space for 8.6 GB")
     assert student.numel() > 2**32
@@ -243,7 +319,9 @@ def test_indices_past_two_to_the_32(layout):
     targets = torch.zeros(shape[1]).view(-1, *(1,) * (len(shape) - 2)).expand(1, *shape)
     weights = torch.zeros((shape[0],) if len(shape) == 2 else (shape[0], shape[2]))
     weights.view(-1)[-3:] = 1
-    losses = distillation_loss(student, targets, sample_weights=weights, reduction="none", class_dim=1).view(-1)
+    losses = distillation_loss(student, targets, sample_weights=weights, reduction="none", class_dim=1).view(
+        -1
+    )
     truth = closed_forms(last, torch.zeros(1, *last.shape), reduction="none").loss
     assert truth.min() > 1e-4  # so that another row's loss would not do
     assert worst(losses[-3:], truth) <= 1e-5 * truth.max()
@@ -257,7 +335,10 @@ LARGE = "ENSDISTILL_TEST_LARGE"
 def test_gradients_past_two_to_the_32(layout):
     """Of 8.6 GB, each row looked at; the inputs are one row or map, repeated by a stride of 0."""
     if not os.environ.get(LARGE):
-        pytest.skip(f"takes 9 GB of memory and half a minute, too much beside other work and for every run; set {LARGE}=1 to run it")
+        pytest.skip(
+            "takes 9 GB of memory and half a minute, too much beside other work and for every run; set "
+            f"{LARGE}=1 to run it"
+        )
     if (free := available_memory()) < 11 * 2**30:
         pytest.skip(f"needs 11 GiB of memory; {free / 2**30:.1f} GiB are available")
     shape = PAST_32_BITS[layout]
@@ -283,20 +364,28 @@ def as_rows(x):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_log_sum_exp_is_not_kept_in_low_precision(dtype, instruction_set):
-    """In bfloat16 a log-sum-exp of 20 is off by up to 0.06, and the loss with it. float32 inside is exact to 1e-6 of it."""
+    """In bfloat16 a log-sum-exp of 20 is off by up to 0.06, and the loss with it. float32 inside is exact to
+    1e-6 of it."""
     student, targets = (make_logits(64, 1000, seed=i, dtype=dtype) + 15 for i in (0, 1))
     for divergence in DIVERGENCES:
         rows = distillation_loss(student, targets, divergence=divergence, reduction="none").double()
         truth = closed_forms(student, targets, divergence=divergence, reduction="none").loss
         assert ((rows - truth).abs() <= 1e-5 * truth).all()
-    p, log_p, log_q = torch.softmax(targets.double(), -1), torch.log_softmax(targets.double(), -1), torch.log_softmax(student.double(), -1)
+    p, log_p, log_q = (
+        torch.softmax(targets.double(), -1),
+        torch.log_softmax(targets.double(), -1),
+        torch.log_softmax(student.double(), -1),
+    )
     naive = (p * (log_p.to(dtype).double() - log_q.to(dtype).double())).sum(-1)
     exact = (p * (log_p - log_q)).sum(-1)
-    assert ((naive - exact).abs() > 1e-5 * exact).float().mean() > 0.9  # which the limit above would have noticed
+    assert (
+        (naive - exact).abs() > 1e-5 * exact
+    ).float().mean() > 0.9  # which the limit above would have noticed
 
 
 def test_tail_mass_is_what_it_is_said_to_be_and_not_one_minus_the_sum():
-    """A true tail of 1e-3 beside bfloat16 log-probabilities: 1 - sum of them is off by as much as the tail, and negative at times."""
+    """A true tail of 1e-3 beside bfloat16 log-probabilities: 1 - sum of them is off by as much as the tail,
+    and negative at times."""
     c, k = 500, 20
     z = make_logits(200, c, seed=0, dtype=torch.float64)
     z.scatter_add_(-1, z.topk(k).indices, torch.full((200, k), 9.0, dtype=torch.float64))
@@ -310,7 +399,8 @@ def test_tail_mass_is_what_it_is_said_to_be_and_not_one_minus_the_sum():
         assert_close(run(student, target, divergence=divergence), student, target, divergence=divergence)
     loss = distillation_loss(student, target, divergence="forward_kl", reduction="none").double()
     exact = closed_forms(student, TopK(top.indices, top.values, tail), reduction="none").loss
-    # bfloat16's rounding of each listed log-probability, |log p| 2^-9, times its own p and log-ratio; nothing from the tail
+    # bfloat16's rounding of each listed log-probability, |log p| 2^-9, times its own p and log-ratio; nothing
+    # from the tail
     assert worst(loss, exact) <= 0.1
 
 
@@ -341,7 +431,9 @@ def test_linear_loss_with_all_rows_ignored_is_the_divergence():
     loss = linear_distillation_loss(*layer, targets, torch.full((9,), -100), alpha=0.5, chunk_rows=4)
     alone = linear_distillation_loss(*layer, targets, chunk_rows=4)
     torch.testing.assert_close(loss, 0.5 * alone)
-    for found, expected in zip(torch.autograd.grad(loss, layer), torch.autograd.grad(alone, layer), strict=True):
+    for found, expected in zip(
+        torch.autograd.grad(loss, layer), torch.autograd.grad(alone, layer), strict=True
+    ):
         torch.testing.assert_close(found, 0.5 * expected)
 
 
@@ -363,7 +455,13 @@ def test_targets_without_a_share_do_not_matter(kind, impl, instruction_set):
             "counts": lambda n: replace(make_counts(9, n, 9, seed=1), counts=torch.zeros(9, 9)),
         }[kind](c)
         for reduction in ("mean", "sum", "batchmean", "none"):
-            arguments = {"alpha": 0.0, "label_smoothing": 0.0, "z_loss": 0.01, "temperature": 1.0, "reduction": reduction}
+            arguments = {
+                "alpha": 0.0,
+                "label_smoothing": 0.0,
+                "z_loss": 0.01,
+                "temperature": 1.0,
+                "reduction": reduction,
+            }
             loss, gradient = run(student, target, labels, impl=impl, **arguments)
             expected, expected_gradient = run(student, torch.zeros(1, 9, c), labels, impl=impl, **arguments)
             assert loss.isfinite().all()
@@ -383,7 +481,9 @@ def test_an_infinite_divergence_without_a_share_is_none(divergence, instruction_
         assert worst(loss, expected.detach()) <= 1e-5  # float32, rows of about 8
         assert worst(gradient, leaf.grad) <= 1e-7
     hidden = student.clone().requires_grad_()
-    loss = linear_distillation_loss(hidden, torch.eye(70), z, labels, alpha=0.0, divergence=divergence, chunk_rows=4)
+    loss = linear_distillation_loss(
+        hidden, torch.eye(70), z, labels, alpha=0.0, divergence=divergence, chunk_rows=4
+    )
     loss.backward()
     assert worst(loss.detach(), expected.detach()) <= 1e-5
     assert worst(hidden.grad, leaf.grad) <= 1e-7
@@ -394,7 +494,9 @@ def test_statistics_are_of_the_teachers_also_without_a_share(impl):
     student, targets, labels = make_logits(9, 30, seed=0), make_logits(3, 9, 30, seed=1), torch.arange(9)
     _, expected = distillation_loss(student, targets, labels, alpha=1.0, statistics=True, temperature=2.0)
     leaf = student.clone().requires_grad_()
-    loss, found = distillation_loss(leaf, targets, labels, alpha=0.0, statistics=True, temperature=2.0, impl=impl)
+    loss, found = distillation_loss(
+        leaf, targets, labels, alpha=0.0, statistics=True, temperature=2.0, impl=impl
+    )
     assert loss.requires_grad
     _, through = linear_distillation_loss(
         student, torch.eye(30), targets, labels, alpha=0.0, statistics=True, temperature=2.0, chunk_rows=4
@@ -411,9 +513,11 @@ def test_the_extremes_of_temperature(divergence, temperature, instruction_set):
         student, targets = make_logits(9, c, seed=0), make_logits(3, 9, c, seed=1)
         arguments = {"temperature": temperature, "divergence": divergence}
         loss, gradient = run(student, targets, **arguments)
-        # The specification in float64, since the closed forms take logarithms of probabilities that are 0 at 1e-4.
+        # The specification in float64, since the closed forms take logarithms of probabilities that are 0 at
+        # 1e-4.
         expected, expected_gradient = run(student.double(), targets.double(), impl="reference", **arguments)
-        # The gradient is at most T times probabilities, in whose exponents logits of up to 15 lie, divided by T and rounded to float32.
+        # The gradient is at most T times probabilities, in whose exponents logits of up to 15 lie, divided by
+        # T and rounded to float32.
         size = min(temperature, 1.0)
         assert worst(loss, expected) <= 1e-5 * size + 1e-6 * expected
         rounded = size * 2.0**-23 * 15 * max(1 / temperature, 1)

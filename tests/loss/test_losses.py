@@ -38,7 +38,11 @@ FIELDS = {field.name: field.default for field in fields(LossSettings)}
 
 def test_every_setting_of_the_function_is_one_of_the_module():
     function, module = (
-        {n: p.default for n, p in inspect.signature(x).parameters.items() if p.kind is p.KEYWORD_ONLY or n == "settings"}
+        {
+            n: p.default
+            for n, p in inspect.signature(x).parameters.items()
+            if p.kind is p.KEYWORD_ONLY or n == "settings"
+        }
         for x in (distillation_loss, DistillationLoss)
     )
     assert {n: default for n, default in function.items() if n != "sample_weights"} == module
@@ -54,7 +58,10 @@ def test_settings_are_one_object_or_keywords():
         with pytest.raises(TypeError):
             call(STUDENT, TARGETS, temprature=2.0)
     for loss in (lambda **k: distillation_loss(STUDENT, TARGETS, **k), DistillationLoss):
-        with pytest.raises(TypeError, match="settings: expected either LossSettings or keywords; got both, beta among the keywords"):
+        with pytest.raises(
+            TypeError,
+            match="settings: expected either LossSettings or keywords; got both, beta among the keywords",
+        ):
             loss(settings=settings, beta=0.1)
         with pytest.raises(TypeError, match="settings: expected LossSettings; got dict"):
             loss(settings={"temperature": 2.0})
@@ -73,10 +80,16 @@ BUFFERS = ("weights", "class_weights")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_reaches_the_function(name, monkeypatch):
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("ensdistill.loss.modules.distillation_loss", lambda *_, **arguments: seen.update(arguments))
+    monkeypatch.setattr(
+        "ensdistill.loss.modules.distillation_loss", lambda *_, **arguments: seen.update(arguments)
+    )
     given = {name: SETTINGS[name], **NEEDED.get(name, {})}
     DistillationLoss(**given)(STUDENT, TARGETS, LABELS)
-    defaults = {n: p.default for n, p in inspect.signature(distillation_loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    defaults = {
+        n: p.default
+        for n, p in inspect.signature(distillation_loss).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
     assert set(seen) == set(defaults)
     assert seen["settings"] == LossSettings(**{n: value for n, value in given.items() if n in FIELDS})
     for n in set(defaults) - {"settings"}:
@@ -88,11 +101,15 @@ def test_every_setting_reaches_the_function(name, monkeypatch):
 
 
 def test_values():
-    settings = {n: SETTINGS[n] for n in ("temperature", "alpha", "weights", "divergence", "class_weights", "z_loss")}
+    settings = {
+        n: SETTINGS[n] for n in ("temperature", "alpha", "weights", "divergence", "class_weights", "z_loss")
+    }
     rows = torch.linspace(0, 2, 5)
     expected = distillation_loss(STUDENT, TARGETS, LABELS, sample_weights=rows, **settings)
     assert torch.equal(DistillationLoss(**settings)(STUDENT, TARGETS, LABELS, rows), expected)
-    loss, statistics = DistillationLoss(statistics=True, tail="renormalize")(STUDENT, make_top_k(5, 10, 3, seed=1))
+    loss, statistics = DistillationLoss(statistics=True, tail="renormalize")(
+        STUDENT, make_top_k(5, 10, 3, seed=1)
+    )
     assert isinstance(statistics, RowStatistics)
     assert loss == distillation_loss(STUDENT, make_top_k(5, 10, 3, seed=1), tail="renormalize")
 
@@ -105,12 +122,24 @@ def test_weights_move_with_the_module_and_are_not_saved(name):
 
 
 @pytest.mark.parametrize(
-    "cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float(), lambda m: m.to("cpu", torch.half)]
+    "cast",
+    [
+        lambda m: m.half(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.float(),
+        lambda m: m.to("cpu", torch.half),
+    ],
 )
 def test_weights_stay_in_double_precision(cast):
     """A share of 0.1 in bfloat16 is off by 0.2 %; and in a model that is cast, the loss is cast with it."""
     given = torch.tensor([0.1, 0.7, 0.2], dtype=torch.float64)
-    module = torch.nn.ModuleDict({"loss": DistillationLoss(weights=given, class_weights=torch.linspace(0.1, 2, 10).double(), alpha=0.5)})
+    module = torch.nn.ModuleDict(
+        {
+            "loss": DistillationLoss(
+                weights=given, class_weights=torch.linspace(0.1, 2, 10).double(), alpha=0.5
+            )
+        }
+    )
     loss = cast(module)["loss"]
     assert torch.equal(loss.weights, given)
     assert torch.equal(loss.class_weights, torch.linspace(0.1, 2, 10).double())
@@ -138,7 +167,11 @@ def test_weights_are_the_modules_own():
             ValueError,
             r"class_weights: expected one for each class, \[any number\]; got shape \[1, 1\]",
         ),
-        ({"class_weights": [-1.0], "alpha": 0.5}, ValueError, r"class_weights: expected finite numbers of at least 0; got \[-1.0\]"),
+        (
+            {"class_weights": [-1.0], "alpha": 0.5},
+            ValueError,
+            r"class_weights: expected finite numbers of at least 0; got \[-1.0\]",
+        ),
         ({"weights": [0.0, 0.0]}, ValueError, "weights: expected a sum above 0"),
         ({"weights": "equal"}, TypeError, "weights: expected a Tensor or a sequence of numbers; got 'equal'"),
         ({"statistics": 1}, TypeError, "statistics: expected a bool; got 1"),
@@ -153,7 +186,10 @@ def test_settings_are_looked_at_when_they_are_given(settings, error, message):
 def test_repr_shows_what_was_chosen():
     assert repr(DistillationLoss()) == "DistillationLoss()"
     module = DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)
-    assert repr(module) == "DistillationLoss(temperature=2.0, alpha=0.5, recompute=True, class_dim=1, weights=[1.0, 2.0])"
+    assert (
+        repr(module)
+        == "DistillationLoss(temperature=2.0, alpha=0.5, recompute=True, class_dim=1, weights=[1.0, 2.0])"
+    )
 
 
 def test_settings_may_be_changed_between_calls():
@@ -166,7 +202,9 @@ def test_settings_may_be_changed_between_calls():
 
 def test_the_module_compiles_into_one_graph():
     torch._dynamo.reset()
-    module = DistillationLoss(temperature=2.0, alpha=0.3, weights=[1.0, 2.0, 0.0], class_weights=torch.linspace(0, 3, 10))
+    module = DistillationLoss(
+        temperature=2.0, alpha=0.3, weights=[1.0, 2.0, 0.0], class_weights=torch.linspace(0, 3, 10)
+    )
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     results = []
     for function in (compiled, module):

@@ -18,18 +18,27 @@ ROOT = Path(__file__).parents[2]
 def python(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
     )
 
 
 def test_build_info_says_what_is_built_and_what_runs():
     info = ops.build_info()
     assert info["torch"]["running"] == torch.__version__
-    assert tuple(map(int, info["torch"]["stable_abi"].split("."))) <= tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
+    assert tuple(map(int, info["torch"]["stable_abi"].split("."))) <= tuple(
+        map(int, torch.__version__.split("+")[0].split(".")[:2])
+    )
     cpu = info["cpu"]
     assert cpu["compiled"][0] == "baseline"
     assert set(cpu["runnable"]) <= set(cpu["compiled"])
-    assert cpu["instruction_set"] == ops.instruction_set() == cpu["runnable"][-1]  # the widest, until asked otherwise
+    assert (
+        cpu["instruction_set"] == ops.instruction_set() == cpu["runnable"][-1]
+    )  # the widest, until asked otherwise
     assert cpu["threads"] == torch.get_num_threads()
     assert cpu["cores"] >= 1
     assert info["cuda"]["built"] == bool(info["cuda"]["architectures"])
@@ -54,7 +63,8 @@ def test_an_instruction_set_can_be_chosen(instruction_set):
 
 
 def test_instruction_sets_are_really_different():
-    """Their sums of a wide row have different orders, so in the last bits they differ: choosing one does choose another kernel."""
+    """Their sums of a wide row have different orders, so in the last bits they differ: choosing one does
+    choose another kernel."""
     student, targets = make_logits(37, 5003, seed=0), make_logits(3, 37, 5003, seed=1)
     before, losses = ops.instruction_set(), []
     try:
@@ -67,7 +77,8 @@ def test_instruction_sets_are_really_different():
 
 
 def test_small_probabilities_have_all_their_digits(instruction_set):
-    """With the teacher on class 0, whose logit is the largest and 0, the other gradients of a forward KL are q: exp, sum and division."""
+    """With the teacher on class 0, whose logit is the largest and 0, the other gradients of a forward KL are
+    q: exp, sum and division."""
     student = -80 * torch.rand(200, 33, generator=torch.Generator().manual_seed(0))
     targets = torch.full((1, 200, 33), -torch.inf)
     student[:, 0], targets[..., 0] = 0, 0
@@ -98,7 +109,9 @@ def test_release_memory_gives_back_what_was_kept():
 @pytest.mark.parametrize("name", ["avx1024", "", "AVX2"])
 def test_an_unknown_instruction_set_is_refused(name):
     before = ops.instruction_set()
-    with pytest.raises(ValueError, match=f"instruction set: '{name}' is not compiled in or doesn't run on this machine"):
+    with pytest.raises(
+        ValueError, match=f"instruction set: '{name}' is not compiled in or doesn't run on this machine"
+    ):
         ops.use_instruction_set(name)
     assert ops.instruction_set() == before
 
@@ -112,15 +125,27 @@ def test_a_missing_library_says_how_to_build_it():
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
     assert message.startswith("ImportError: ensdistill's compiled part is missing or doesn't load (")
-    for advice in ("C++17 compiler", "apt-get install g++", "make setup", "pip install --no-build-isolation ."):
+    for advice in (
+        "C++17 compiler",
+        "apt-get install g++",
+        "make setup",
+        "pip install --no-build-isolation .",
+    ):
         assert advice in message
 
 
 def built(command, folder, **change):
     """What a build says where no program is found by its name."""
-    environment = {**os.environ, "PATH": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **change}
+    environment = {
+        **os.environ,
+        "PATH": str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        **change,
+    }
     environment.pop("CXX", None)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False, cwd=ROOT
+    )
     assert done.returncode != 0
     return done.stdout + done.stderr
 
@@ -130,8 +155,9 @@ def test_a_build_without_compiler_or_headers_says_what_to_install(tmp_path):
     assert compiler in built([sys.executable, "setup.py", "--version"], tmp_path)
     (tmp_path / "c++").symlink_to(sys.executable)
     code = "import runpy, sysconfig; sysconfig.get_path = lambda name: '/none'; runpy.run_path('setup.py')"
-    assert "Python's headers are missing (/none/Python.h). Debian/Ubuntu: `apt-get install python3-dev`" in built(
-        [sys.executable, "-c", code], tmp_path
+    assert (
+        "Python's headers are missing (/none/Python.h). Debian/Ubuntu: `apt-get install python3-dev`"
+        in built([sys.executable, "-c", code], tmp_path)
     )
 
 
@@ -139,12 +165,17 @@ def test_a_build_without_compiler_or_headers_says_what_to_install(tmp_path):
 def test_make_says_what_to_install(tmp_path):
     make = [shutil.which("make"), "-s", "-f", ROOT / "Makefile", "-C", tmp_path, "setup"]
     (tmp_path / "pyproject.toml").touch()
-    assert "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++" in built([*make, f"PYTHON={sys.executable}"], tmp_path)
+    assert "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++" in built(
+        [*make, f"PYTHON={sys.executable}"], tmp_path
+    )
     (tmp_path / "c++").symlink_to(sys.executable)
-    (tmp_path / "without").write_text(f'#!/bin/sh\ncase "$2" in *Python.h*) exit 1;; esac\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "without").write_text(
+        f'#!/bin/sh\ncase "$2" in *Python.h*) exit 1;; esac\nexec "{sys.executable}" "$@"\n'
+    )
     (tmp_path / "without").chmod(0o755)
-    assert "ensdistill needs Python's headers (Python.h). Debian/Ubuntu: apt-get install python3-dev" in built(
-        [*make, f"PYTHON={tmp_path / 'without'}"], tmp_path
+    assert (
+        "ensdistill needs Python's headers (Python.h). Debian/Ubuntu: apt-get install python3-dev"
+        in built([*make, f"PYTHON={tmp_path / 'without'}"], tmp_path)
     )
     assert not (tmp_path / ".venv").exists()
 

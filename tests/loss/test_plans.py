@@ -16,7 +16,15 @@ CLASSES = (1, 2, 10, 32, 33, 1000, 1024, 1025, 4096, 4097, 14_000, 50_257, 128_2
 
 
 def plan(
-    classes: int, members: int, student: int, target: int, *, flat: bool = True, entries: int = 0, limit: int = H100, reverse: bool = False
+    classes: int,
+    members: int,
+    student: int,
+    target: int,
+    *,
+    flat: bool = True,
+    entries: int = 0,
+    limit: int = H100,
+    reverse: bool = False,
 ):
     return _native.kernel_plan(
         rows=1000,
@@ -39,7 +47,9 @@ def plan(
 @pytest.mark.parametrize(("student", "target"), [(4, 4), (4, 1), (2, 2), (2, 1), (2, 4)])
 def test_a_plan_covers_the_row_and_fits(student, target, limit):
     vector = 16 // student
-    for classes, members, flat, entries, reverse in product(CLASSES, (1, 2, 8, 32), (True, False), (0, 64), (False, True)):
+    for classes, members, flat, entries, reverse in product(
+        CLASSES, (1, 2, 8, 32), (True, False), (0, 64), (False, True)
+    ):
         if entries and members > 1:
             continue
         p = plan(classes, members, student, target, flat=flat, entries=entries, limit=limit, reverse=reverse)
@@ -51,7 +61,13 @@ def test_a_plan_covers_the_row_and_fits(student, target, limit):
         assert p["threads_per_row"] * p["rows_per_block"] == p["threads"] * p["cluster_blocks"], case
         single = p["layout"] in ("staged", "strided")
         # Worst case: the row begins on the last element of a vector.
-        vectors = classes if single else classes // vector if classes % vector == 0 else -(-(classes + vector - 1) // vector)
+        vectors = (
+            classes
+            if single
+            else classes // vector
+            if classes % vector == 0
+            else -(-(classes + vector - 1) // vector)
+        )
         assert p["vectors_per_thread"] * p["threads_per_row"] >= vectors, case
         assert (p["layout"] == "cluster") == (p["cluster_blocks"] > 1), case
         assert p["layout"] != "cluster" or limit == H100, case
@@ -86,17 +102,20 @@ def test_the_printed_line():
         ({"entries": 2**40}, "entries: expected 0 to 16777216, 0 being dense targets; got 1099511627776"),
         (
             {"rows": 640, "classes": 5, "members": 1000, "classes_first": True},
-            "members: expected fewer members on this GPU; got 1000: its plan needs 1,024,000 bytes of shared memory, and a block can "
+            "members: expected fewer members on this GPU; got 1000: its plan needs 1,024,000 bytes of "
+            "shared memory, and a block can "
             "have 232,448",
         ),
         (
             {"classes": 1000, "entries": 8200},
-            "entries: expected fewer entries for each row on this GPU; got 8200: its plan needs 264,400 bytes of shared memory, and a "
+            "entries: expected fewer entries for each row on this GPU; got 8200: its plan needs 264,400 "
+            "bytes of shared memory, and a "
             "block can have 232,448",
         ),
         (
             {"classes": 2**24, "entries": 64},
-            "classes: expected fewer classes beside sparse targets on this GPU; got 16777216: its plan needs 2,101,328 bytes of shared "
+            "classes: expected fewer classes beside sparse targets on this GPU; got 16777216: its plan "
+            "needs 2,101,328 bytes of shared "
             "memory, and a block can have 232,448",
         ),
         ({"student": torch.uint8}, "student: expected a floating-point dtype; got torch.uint8"),
@@ -142,7 +161,12 @@ CUDA = torch.device("cuda")
     ("shape", "targets", "settings", "message"),
     [
         ((2, 5), torch.zeros(1025, 2, 5), {}, "targets: expected at most 1024 members on a GPU; got 1025"),
-        ((2, 5, 3), torch.zeros(300, 2, 5, 3), {"class_dim": 1}, "targets: expected fewer members on this GPU; got 300: its plan needs"),
+        (
+            (2, 5, 3),
+            torch.zeros(300, 2, 5, 3),
+            {"class_dim": 1},
+            "targets: expected fewer members on this GPU; got 300: its plan needs",
+        ),
         (
             (1, 9000),
             TopK(torch.arange(9000)[None], torch.full((1, 9000), -9.1), torch.zeros(1)),
@@ -159,7 +183,8 @@ CUDA = torch.device("cuda")
             (1, 2**22),
             Counts(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)),
             {},
-            "student_logits: expected fewer classes beside sparse targets on this GPU; got 4194304: its plan needs",
+            "student_logits: expected fewer classes beside sparse targets on this GPU; got 4194304: its "
+            "plan needs",
         ),
         ((2, 5), torch.zeros(1024, 2, 5), {}, None),
         ((1, 9000), TopK(torch.arange(8190)[None], torch.full((1, 8190), -9.1), torch.zeros(1)), {}, None),
@@ -167,7 +192,8 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, settings, message, monkeypatch):
-    """Before native code is called, and here without a GPU: what asks where tensors are is told that they are on one."""
+    """Before native code is called, and here without a GPU: what asks where tensors are is told that they are
+    on one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("ensdistill.loss.arguments.check_device", lambda *_: None)
     defaults = {"weights": None, "class_weights": None, "sample_weights": None, "statistics": False}
@@ -185,10 +211,14 @@ def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, setting
             call(CUDA)
 
 
-@pytest.mark.parametrize(("classes_first", "doubles", "divergence"), [*product((False, True), (False, True), DIVERGENCES)])
+@pytest.mark.parametrize(
+    ("classes_first", "doubles", "divergence"), [*product((False, True), (False, True), DIVERGENCES)]
+)
 def test_nobody_asks_where_everything_fits(classes_first, doubles, divergence):
     """check_launch's short cut, on the GPU with the least shared memory."""
-    for classes, (members, entries), target in product((*CLASSES[:-1], 2**18), ((64, 0), (1, 1000)), (1, 2, 4, 8)):
+    for classes, (members, entries), target in product(
+        (*CLASSES[:-1], 2**18), ((64, 0), (1, 1000)), (1, 2, 4, 8)
+    ):
         found = _native.kernel_plan(
             rows=1,
             classes=classes,

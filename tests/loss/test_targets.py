@@ -35,10 +35,17 @@ def test_code_zero_is_masked_only_where_the_scale_is_negative():
 @pytest.mark.parametrize("kind", [EnsembleLogits, QuantizedLogits])
 @pytest.mark.parametrize("combiner", ["prob", "logit", "log_prob"])
 def test_targets_say_how_their_members_are_mixed(kind, combiner, impl):
-    plain = EnsembleLogits(make_logits(3, 9, 12, seed=1)) if kind is EnsembleLogits else make_codes(3, 9, 12, seed=1)
+    plain = (
+        EnsembleLogits(make_logits(3, 9, 12, seed=1))
+        if kind is EnsembleLogits
+        else make_codes(3, 9, 12, seed=1)
+    )
     target, student = replace(plain, combiner=combiner), make_logits(9, 12, seed=0)
     assert target.rows(2, 6).combiner == target.to("cpu").combiner == combiner
-    wanted = {how: distillation_loss(student, plain, combiner=how, impl=impl) for how in ("prob", "logit", "log_prob")}
+    wanted = {
+        how: distillation_loss(student, plain, combiner=how, impl=impl)
+        for how in ("prob", "logit", "log_prob")
+    }
     assert torch.equal(distillation_loss(student, target, impl=impl), wanted[combiner])
     assert torch.equal(distillation_loss(student, plain, impl=impl), wanted["prob"])
     assert torch.equal(DistillationLoss(impl=impl)(student, target), wanted[combiner])
@@ -49,23 +56,33 @@ def test_targets_say_how_their_members_are_mixed(kind, combiner, impl):
     stored, _ = top_k_targets(target, 4)
     expected, _ = top_k_targets(plain, 4, combiner=combiner)
     assert torch.equal(stored.log_probs, expected.log_probs)
-    with pytest.raises(ValueError, match=r"targets\.combiner: expected one of prob, logit, log_prob; got 'mean'"):
+    with pytest.raises(
+        ValueError, match=r"targets\.combiner: expected one of prob, logit, log_prob; got 'mean'"
+    ):
         distillation_loss(student, replace(plain, combiner="mean"))
 
 
 def test_sparse_targets_decode_to_log_probabilities():
     ids = torch.tensor([[2, 0, 2]])
-    top = TopK(ids, torch.tensor([[0.5, 0.25, 0.0]]).log(), torch.tensor([0.25]).log(), classes=4)  # the last is padding
+    top = TopK(
+        ids, torch.tensor([[0.5, 0.25, 0.0]]).log(), torch.tensor([0.25]).log(), classes=4
+    )  # the last is padding
     torch.testing.assert_close(top.to_logits(), torch.tensor([[[0.25, 0.125, 0.5, 0.125]]]).log())
-    torch.testing.assert_close(replace(top, tail_log_mass=None).to_logits().exp(), torch.tensor([[[0.25, 0, 0.5, 0]]]))
+    torch.testing.assert_close(
+        replace(top, tail_log_mass=None).to_logits().exp(), torch.tensor([[[0.25, 0, 0.5, 0]]])
+    )
     counts = Counts(ids, torch.tensor([[3, 1, 0]]), classes=4)
-    torch.testing.assert_close(counts.to_logits(torch.float64).exp(), torch.tensor([[[0.25, 0, 0.75, 0]]], dtype=torch.float64))
+    torch.testing.assert_close(
+        counts.to_logits(torch.float64).exp(), torch.tensor([[[0.25, 0, 0.75, 0]]], dtype=torch.float64)
+    )
     log_p = torch.log_softmax(make_logits(2, 3, 5, seed=1), -1)
     assert torch.equal(LogProbs(log_p[0]).to_logits(), log_p[:1])
     assert torch.equal(LogProbs(log_p, torch.ones(2)).to_logits(), log_p)
     for target in (top, counts):
         assert target.rows(0, 1).to_logits().shape == (1, 1, 4)
-        with pytest.raises(ValueError, match=r"classes: .* lists some of the classes and was not told how many there are"):
+        with pytest.raises(
+            ValueError, match=r"classes: .* lists some of the classes and was not told how many there are"
+        ):
             replace(target, classes=None).to_logits()
         with pytest.raises(ValueError, match="targets: 4 classes, but the student has 5"):
             distillation_loss(torch.zeros(1, 5), target)
@@ -73,14 +90,18 @@ def test_sparse_targets_decode_to_log_probabilities():
 
 def test_a_constant_row_has_scale_zero():
     codes = torch.zeros(1, 1, 4, dtype=torch.uint8)
-    assert QuantizedLogits(codes, torch.zeros(1, 1), torch.full((1, 1), 2.5)).to_logits().tolist() == [[[2.5] * 4]]
+    assert QuantizedLogits(codes, torch.zeros(1, 1), torch.full((1, 1), 2.5)).to_logits().tolist() == [
+        [[2.5] * 4]
+    ]
 
 
 def test_decoding_leaves_the_codes_alone():
     targets = make_codes(2, 3, 10, seed=0, masked=True)
     before = [x.clone() for x in (targets.codes, targets.scale, targets.offset)]
     targets.to_logits().zero_()
-    assert all(torch.equal(x, y) for x, y in zip(before, (targets.codes, targets.scale, targets.offset), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(before, (targets.codes, targets.scale, targets.offset), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -127,7 +148,10 @@ def test_rows_are_views_that_know_all_the_rest(kind):
             assert found is whole
     assert part.shape[-2] == 4
     arguments = {"temperature": 2.0, "reduction": "none"}
-    assert torch.equal(distillation_loss(student[2:6], part, **arguments), distillation_loss(student, target, **arguments)[2:6])
+    assert torch.equal(
+        distillation_loss(student[2:6], part, **arguments),
+        distillation_loss(student, target, **arguments)[2:6],
+    )
 
 
 @pytest.mark.parametrize("kind", range(8))

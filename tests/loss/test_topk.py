@@ -5,7 +5,17 @@ from itertools import product
 
 import pytest
 import torch
-from closed_forms import DIVERGENCES, UNIT, assert_close, closed_forms, make_counts, make_logits, make_top_k, run, worst
+from closed_forms import (
+    DIVERGENCES,
+    UNIT,
+    assert_close,
+    closed_forms,
+    make_counts,
+    make_logits,
+    make_top_k,
+    run,
+    worst,
+)
 
 from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import Counts, Probs, TopK
@@ -24,7 +34,10 @@ def test_values_and_gradients(dtype, divergence, mode, instruction_set):
     for (c, k), padding in product(((2, 1), (10, 3), (33, 16), (1000, 64), (5003, 7)), (0, 1)):
         if k == 1 and padding:
             continue
-        student, targets = make_logits(6, c, seed=c, dtype=dtype), make_top_k(6, c, k, seed=k, temperature=2.0, padding=padding)
+        student, targets = (
+            make_logits(6, c, seed=c, dtype=dtype),
+            make_top_k(6, c, k, seed=k, temperature=2.0, padding=padding),
+        )
         labels = torch.arange(6) % c
         labels[2] = -100
         arguments = {"temperature": 2.0, "divergence": divergence, "tail": mode, "alpha": 0.7, "beta": 0.2}
@@ -47,8 +60,12 @@ def test_all_classes_listed_is_the_dense_distribution(divergence, instruction_se
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_bucket_is_less_than_the_whole(divergence):
-    """Merging classes can't add distance (data processing), and the bucket is exact: with k = C - 1 it is one class."""
-    log_p, student = torch.log_softmax(make_logits(9, 20, seed=1, dtype=torch.float64), -1), make_logits(9, 20, seed=0, dtype=torch.float64)
+    """Merging classes can't add distance (data processing), and the bucket is exact: with k = C - 1 it is one
+    class."""
+    log_p, student = (
+        torch.log_softmax(make_logits(9, 20, seed=1, dtype=torch.float64), -1),
+        make_logits(9, 20, seed=0, dtype=torch.float64),
+    )
     order = log_p.sort(-1, descending=True)
     whole = distillation_loss(student, Probs(log_p.exp()), divergence=divergence, reduction="none")
     last = torch.zeros(9, dtype=torch.float64)
@@ -62,7 +79,10 @@ def test_the_bucket_is_less_than_the_whole(divergence):
 
 
 def test_zero_mode_is_the_sum_over_the_listed_and_renormalize_divides_by_it():
-    student, target = make_logits(5, 30, seed=0, dtype=torch.float64), make_top_k(5, 30, 4, seed=1, dtype=torch.float64)
+    student, target = (
+        make_logits(5, 30, seed=0, dtype=torch.float64),
+        make_top_k(5, 30, 4, seed=1, dtype=torch.float64),
+    )
     log_q = torch.log_softmax(student, -1).gather(-1, target.ids.long())
     p = target.log_probs.exp()
     zero = (p * (target.log_probs - log_q)).sum(-1)
@@ -78,7 +98,9 @@ def test_padding_is_skipped(mode, instruction_set):
     """Whatever its ids are: repeated, of classes that are listed, anywhere among the entries."""
     student, target = make_logits(8, 40, seed=0), make_top_k(8, 40, 5, seed=1)
     expected = run(student, target, tail=mode)
-    ids = torch.cat([target.ids[:, :2], target.ids[:, 2:3], torch.zeros(8, 3, dtype=torch.int32), target.ids[:, 2:]], -1)
+    ids = torch.cat(
+        [target.ids[:, :2], target.ids[:, 2:3], torch.zeros(8, 3, dtype=torch.int32), target.ids[:, 2:]], -1
+    )
     log_probs = torch.cat([target.log_probs[:, :2], torch.full((8, 4), -INF), target.log_probs[:, 2:]], -1)
     loss, gradient = run(student, replace(target, ids=ids, log_probs=log_probs), tail=mode)
     assert worst(loss, expected[0]) <= 1e-6
@@ -89,7 +111,9 @@ def test_padding_is_skipped(mode, instruction_set):
 def test_the_order_of_entries_does_not_matter(mode, instruction_set):
     student, target = make_logits(8, 400, seed=0), make_top_k(8, 400, 50, seed=1)
     expected = run(student, target, tail=mode)
-    loss, gradient = run(student, replace(target, ids=target.ids.flip(-1), log_probs=target.log_probs.flip(-1)), tail=mode)
+    loss, gradient = run(
+        student, replace(target, ids=target.ids.flip(-1), log_probs=target.log_probs.flip(-1)), tail=mode
+    )
     assert worst(loss, expected[0]) <= 2e-6
     assert worst(gradient, expected[1]) <= 1e-7
 
@@ -111,7 +135,9 @@ def test_views_of_a_store_are_legal():
     """Every second column of a record, rows in reverse: [N, k] without unit stride."""
     student, target = make_logits(8, 40, seed=0), make_top_k(8, 40, 5, seed=1)
     spread = [x.repeat_interleave(2, -1)[:, ::2] for x in (target.ids, target.log_probs)]
-    assert distillation_loss(student, TopK(*spread, target.tail_log_mass.repeat_interleave(2)[::2])) == distillation_loss(student, target)
+    assert distillation_loss(
+        student, TopK(*spread, target.tail_log_mass.repeat_interleave(2)[::2])
+    ) == distillation_loss(student, target)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -120,7 +146,8 @@ def test_a_row_of_a_huge_vocabulary(mode, instruction_set):
     assert_close(run(student, target, tail=mode), student, target, tail=mode)
 
 
-# Counts ---------------------------------------------------------------------------------------------------------------
+# Counts
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.uint8])
@@ -136,11 +163,18 @@ def test_counts_are_their_shares(divergence, dtype, instruction_set):
 
 def test_counts_in_expectation_are_the_distribution():
     """The gradient of the forward KL is linear in p, so sampled counts give it without bias."""
-    student, z = make_logits(1, 12, seed=0, dtype=torch.float64), make_logits(1, 12, seed=1, dtype=torch.float64, spread=1.0)
+    student, z = (
+        make_logits(1, 12, seed=0, dtype=torch.float64),
+        make_logits(1, 12, seed=1, dtype=torch.float64, spread=1.0),
+    )
     p = torch.softmax(z, -1)
-    draws = torch.multinomial(p.expand(4000, 12), 8, replacement=True, generator=torch.Generator().manual_seed(0))
+    draws = torch.multinomial(
+        p.expand(4000, 12), 8, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     counts = torch.zeros(4000, 12).scatter_add(-1, draws, torch.ones(4000, 8))
-    _, gradient = run(student.expand(4000, 12), Counts(torch.arange(12).expand(4000, 12), counts), reduction="mean")
+    _, gradient = run(
+        student.expand(4000, 12), Counts(torch.arange(12).expand(4000, 12), counts), reduction="mean"
+    )
     _, expected = run(student, z)
     # a share's standard deviation is at most sqrt(p / 8), of the mean of 4000 sqrt(p / 32000); 5 of them
     assert ((gradient.sum(0) - expected[0]).abs() <= 5 * (p[0] / 32000).sqrt()).all()

@@ -31,7 +31,9 @@ def slow_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
         members = [i for i, p in enumerate(probabilities) if b / bins < max(p) <= (b + 1) / bins]
         if members:
             hits = np.mean([np.argmax(probabilities[i]) == labels[i] for i in members])
-            total += len(members) / len(labels) * abs(hits - np.mean([max(probabilities[i]) for i in members]))
+            total += (
+                len(members) / len(labels) * abs(hits - np.mean([max(probabilities[i]) for i in members]))
+            )
     return total
 
 
@@ -39,7 +41,9 @@ def test_means_agree_with_scikit_learn(digits: tuple[np.ndarray, np.ndarray]) ->
     probabilities, labels = digits
     classes = list(range(10))
     assert metrics.accuracy(*digits) == accuracy_score(labels, probabilities.argmax(axis=1))
-    assert metrics.nll(*digits) == pytest.approx(log_loss(labels, probabilities, labels=classes), rel=TOLERANCE)
+    assert metrics.nll(*digits) == pytest.approx(
+        log_loss(labels, probabilities, labels=classes), rel=TOLERANCE
+    )
     expected = brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False)
     assert metrics.brier(*digits) == pytest.approx(expected, rel=TOLERANCE)
 
@@ -47,11 +51,15 @@ def test_means_agree_with_scikit_learn(digits: tuple[np.ndarray, np.ndarray]) ->
 def test_rows_average_to_the_metric(digits: tuple[np.ndarray, np.ndarray]) -> None:
     expected_brier = [sum((p[c] - (c == y)) ** 2 for c in range(10)) for p, y in zip(*digits, strict=True)]
     np.testing.assert_allclose(metrics.brier_rows(*digits), expected_brier, rtol=TOLERANCE)
-    np.testing.assert_allclose(metrics.nll_rows(*digits), [-np.log(p[y]) for p, y in zip(*digits, strict=True)], rtol=TOLERANCE)
+    np.testing.assert_allclose(
+        metrics.nll_rows(*digits), [-np.log(p[y]) for p, y in zip(*digits, strict=True)], rtol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_ece_agrees_with_an_independent_implementation(digits: tuple[np.ndarray, np.ndarray], bins: int) -> None:
+def test_ece_agrees_with_an_independent_implementation(
+    digits: tuple[np.ndarray, np.ndarray], bins: int
+) -> None:
     assert metrics.ece(*digits, bins=bins) > 0.01
     assert metrics.ece(*digits, bins=bins) == pytest.approx(slow_ece(*digits, bins), rel=1e-10)
 
@@ -96,7 +104,9 @@ def test_order_of_rows_and_names_of_classes_do_not_matter(seed: int) -> None:
         assert metric(probabilities[order], labels[order]) == pytest.approx(value, abs=TOLERANCE)
     names = rng.permutation(probabilities.shape[1])
     for metric in (metrics.nll, metrics.brier):
-        assert metric(probabilities[:, names], np.argsort(names)[labels]) == pytest.approx(metric(probabilities, labels), abs=TOLERANCE)
+        assert metric(probabilities[:, names], np.argsort(names)[labels]) == pytest.approx(
+            metric(probabilities, labels), abs=TOLERANCE
+        )
 
 
 def test_an_exact_zero_costs_what_scikit_learn_charges_and_is_counted() -> None:
@@ -110,20 +120,37 @@ def test_an_exact_zero_costs_what_scikit_learn_charges_and_is_counted() -> None:
 @pytest.mark.parametrize(
     ("probabilities", "labels", "error", "message"),
     [
-        (np.full((2, 2), 0.5, np.float32), np.array([0, 1]), TypeError, "probabilities: expected a float64 array; got float32"),
+        (
+            np.full((2, 2), 0.5, np.float32),
+            np.array([0, 1]),
+            TypeError,
+            "probabilities: expected a float64 array; got float32",
+        ),
         ([[0.5, 0.5]], np.array([0]), TypeError, "probabilities: expected a float64 array; got list"),
-        (np.full((2, 2), 0.5), np.array([0.0, 1.0]), TypeError, "labels: expected a int64 array; got float64"),
+        (
+            np.full((2, 2), 0.5),
+            np.array([0.0, 1.0]),
+            TypeError,
+            "labels: expected a int64 array; got float64",
+        ),
         (np.full(2, 0.5), np.array([0, 1]), ValueError, r"probabilities: expected \[N, C\].*got \[2\]"),
         (np.empty((0, 2)), np.empty(0, np.int64), ValueError, r"at least 1; got \[0, 2\]"),
         (np.full((2, 2), 0.5), np.array([0]), ValueError, r"labels: expected \[2\].*got \[1\]"),
-        (np.full((2, 2), 0.5), np.array([0, 2]), ValueError, r"labels: expected class indices in \[0, 2\); row 1 has 2"),
+        (
+            np.full((2, 2), 0.5),
+            np.array([0, 2]),
+            ValueError,
+            r"labels: expected class indices in \[0, 2\); row 1 has 2",
+        ),
         (np.full((2, 2), 0.5), np.array([-100, 1]), ValueError, "row 0 has -100"),
         (np.array([[0.5, 0.5], [1.2, -0.2]]), np.array([0, 1]), ValueError, "row 1 has -0.2 to 1.2"),
         (np.array([[np.nan, 1.0]]), np.array([0]), ValueError, "row 0 has nan"),
         (np.array([[0.5, 0.5], [0.9, 0.9]]), np.array([0, 1]), ValueError, r"row 1 sums to 1.8"),
     ],
 )
-def test_bad_input_is_named(probabilities: np.ndarray, labels: np.ndarray, error: type[Exception], message: str) -> None:
+def test_bad_input_is_named(
+    probabilities: np.ndarray, labels: np.ndarray, error: type[Exception], message: str
+) -> None:
     for metric in (metrics.accuracy, metrics.nll, metrics.brier, metrics.ece):
         with pytest.raises(error, match=message):
             metric(probabilities, labels)

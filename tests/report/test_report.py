@@ -24,7 +24,8 @@ UNIFORM = dict.fromkeys(HELPED, 0.93)
 
 
 def documented() -> dict[str, str]:
-    """Path pattern -> type, read from the docstring: braces expanded, the starred entries also under each student."""
+    """Path pattern -> type, read from the docstring: braces expanded, the starred entries also under each
+    student."""
     schema: dict[str, str] = {}
     for line in SCHEMA.split("::", 1)[1].splitlines():
         entry = re.fullmatch(r"(  \* |    )(\S+)\s+(\S.*)", line)
@@ -40,11 +41,15 @@ def documented() -> dict[str, str]:
 
 def expand(pattern: str) -> list[str]:
     parts = re.split(r"(\{[^}]*\})", pattern)
-    return ["".join(choice) for choice in itertools.product(*(p[1:-1].split(",") if p.startswith("{") else [p] for p in parts))]
+    return [
+        "".join(choice)
+        for choice in itertools.product(*(p[1:-1].split(",") if p.startswith("{") else [p] for p in parts))
+    ]
 
 
 def leaves(value: Any, path: str = "") -> dict[str, set[str]]:
-    """Every path of a JSON value with the types found there; names that vary are generalised as the docstring has them."""
+    """Every path of a JSON value with the types found there; names that vary are generalised as the docstring
+    has them."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         found: dict[str, set[str]] = {}
@@ -115,7 +120,9 @@ def test_metrics_are_means_over_seeds_of_scikit_learns() -> None:
 
 def test_retained_gain_is_the_ratio_of_the_means(report: dict[str, Any]) -> None:
     for metric in ("accuracy", "nll", "brier"):
-        ensemble, direct, student = (report["models"][kind][metric]["mean"] for kind in ("ensemble", "direct", "student"))
+        ensemble, direct, student = (
+            report["models"][kind][metric]["mean"] for kind in ("ensemble", "direct", "student")
+        )
         retained = report["retained_gain"][metric]
         assert retained["mean"] == pytest.approx((student - direct) / (ensemble - direct), rel=1e-9)
         assert retained["ci95"][0] < retained["mean"] < retained["ci95"][1]
@@ -150,29 +157,56 @@ def test_serving_has_no_ratio_to_nothing() -> None:
         (
             {},
             "helped",
-            r"^Distillation helped mlp in accuracy and NLL\. .*Against plain direct training, accuracy 4\.0 points better \[.*% \[.*of the",
+            r"^Distillation helped mlp in accuracy and NLL\. .*Against plain direct training, accuracy 4\.0 "
+            r"points better \[.*% \[.*of the",
         ),
         (
             {"student": 0.920},
             "did_not_help",
             r"^Distillation did not help mlp\. .*accuracy 0\.\d points worse .*none of the ensemble's gain",
         ),
-        ({"student": HELPED["direct"]}, "did_not_help", r"^Distillation did not help mlp\. .*accuracy 0\.0 points"),
+        (
+            {"student": HELPED["direct"]},
+            "did_not_help",
+            r"^Distillation did not help mlp\. .*accuracy 0\.0 points",
+        ),
         (
             {"ensemble": 0.925},
             "ensemble_has_no_gain",
-            r"^Don't distil mlp: trained directly it is not measurably worse than the ensemble\. .*helped it, not the ensemble's lead",
+            r"^Don't distil mlp: trained directly it is not measurably worse than the ensemble\. .*helped "
+            r"it, not the ensemble's lead",
         ),
-        ({"ensemble": 0.90, "student": 0.92}, "ensemble_has_no_gain", r"^Don't distil mlp.* has accuracy 3\.0 points worse (?!.*lead)"),
+        (
+            {"ensemble": 0.90, "student": 0.92},
+            "ensemble_has_no_gain",
+            r"^Don't distil mlp.* has accuracy 3\.0 points worse (?!.*lead)",
+        ),
         # A direct model by another name is a direct model.
-        ({"ensemble": 0.93, "direct_label_smoothing_temperature_scaled": 0.93}, "ensemble_has_no_gain", "direct with label smoothing"),
-        ({"direct_temperature_scaled": 0.968}, "did_not_help", r"points worse \[.*than direct with temperature scaled"),
-        ({"distilled_from_best_member": 0.966}, "one_teacher_will_do", r"^The ensemble taught mlp not measurably better than its best"),
-        ({"distilled_from_best_member": 0.97}, "one_teacher_will_do", r"^The ensemble taught mlp worse than its best member alone does\."),
+        (
+            {"ensemble": 0.93, "direct_label_smoothing_temperature_scaled": 0.93},
+            "ensemble_has_no_gain",
+            "direct with label smoothing",
+        ),
+        (
+            {"direct_temperature_scaled": 0.968},
+            "did_not_help",
+            r"points worse \[.*than direct with temperature scaled",
+        ),
+        (
+            {"distilled_from_best_member": 0.966},
+            "one_teacher_will_do",
+            r"^The ensemble taught mlp not measurably better than its best",
+        ),
+        (
+            {"distilled_from_best_member": 0.97},
+            "one_teacher_will_do",
+            r"^The ensemble taught mlp worse than its best member alone does\.",
+        ),
         (
             {"best_member": 0.966},
             "best_member_will_do",
-            r"^For its size mlp is best distilled, but the best member alone, 10x as many bytes, is not measurably worse\.",
+            r"^For its size mlp is best distilled, but the best member alone, 10x as many bytes, is not "
+            r"measurably worse\.",
         ),
         ({"best_member": 0.97}, "best_member_will_do", "10x as many bytes, is better"),
     ],
@@ -193,7 +227,9 @@ def with_student(change: Any, **levels: float) -> dict[str, Any]:
     results = run_results(levels)
     student = results.students[0]
     direct = student.models["direct"]
-    arrays = [change(p, y, s) for s, (p, y) in enumerate(zip(direct.probabilities, results.labels, strict=True))]
+    arrays = [
+        change(p, y, s) for s, (p, y) in enumerate(zip(direct.probabilities, results.labels, strict=True))
+    ]
     models = {**student.models, "student": model("student", 0.9, results.labels, probabilities=arrays)}
     return judge(run_results(levels, students=[StudentResults("mlp", "", models, {})]))
 
@@ -209,13 +245,21 @@ def test_cannot_tell_where_the_difference_is_noise() -> None:
                 changed[i, [top, other]] = p[i, [other, top]]
         return changed
 
-    others = {"direct_label_smoothing", "direct_label_smoothing_temperature_scaled", "distilled_from_best_member"}
+    others = {
+        "direct_label_smoothing",
+        "direct_label_smoothing_temperature_scaled",
+        "distilled_from_best_member",
+    }
     others |= {"distilled_from_best_member_temperature_scaled"}
     report = with_student(exchange, **dict.fromkeys(others, 0.90))
     assert report["outcome"] == "cannot_tell"
-    assert report["verdict"].startswith("Whether distillation helped mlp can't be told from these seeds and rows. ")
+    assert report["verdict"].startswith(
+        "Whether distillation helped mlp can't be told from these seeds and rows. "
+    )
     # As close to direct, but measurably worse than the same model distilled from one member.
-    behind = with_student(exchange, **dict.fromkeys((kind for kind in others if kind.startswith("direct")), 0.90))
+    behind = with_student(
+        exchange, **dict.fromkeys((kind for kind in others if kind.startswith("direct")), 0.90)
+    )
     assert behind["strongest"]["direct"]["nll"]["student"]["mean"] > 0
     assert behind["outcome"] == "did_not_help"
 
@@ -229,7 +273,9 @@ def test_mixed_where_likelihood_pays_for_accuracy() -> None:
     report = with_student(overconfident)
     assert report["outcome"] == "mixed"
     assert "in one metric and hurt it in another" in report["verdict"]
-    assert re.search(r"accuracy 3\.\d points better .* NLL 0\.\d+ worse", report["verdict"]), report["verdict"]
+    assert re.search(r"accuracy 3\.\d points better .* NLL 0\.\d+ worse", report["verdict"]), report[
+        "verdict"
+    ]
 
 
 def test_a_gain_in_one_metric_alone_is_kept_in_that_one_alone() -> None:
@@ -282,10 +328,15 @@ def test_an_outcome_that_the_copies_made_is_taken_back() -> None:
     known[:300] = np.eye(10)[results.labels[0][:300]]  # the student knows these rows by heart
     models = {**student.models, "student": model("student", 0.9, results.labels, probabilities=[known])}
     levels = {"ensemble": 0.99}
-    report = judge(with_copies(levels, rows=300, seeds=(0,), students=[StudentResults("mlp", "", models, {})]))
+    report = judge(
+        with_copies(levels, rows=300, seeds=(0,), students=[StudentResults("mlp", "", models, {})])
+    )
     without = report["without_copies"]["mlp"]
     assert report["outcome"] != without["outcome"]
-    assert f"Without the 300 test rows that equal rows trained on it is otherwise: {without['verdict']}" in report["verdict"]
+    assert (
+        f"Without the 300 test rows that equal rows trained on it is otherwise: {without['verdict']}"
+        in report["verdict"]
+    )
 
 
 def test_a_seed_of_nothing_but_copies_has_no_figures_without_them() -> None:
@@ -300,7 +351,10 @@ def sharpen(p: np.ndarray) -> np.ndarray:
 def test_the_best_alternative_is_named_and_not_flattered() -> None:
     report = judge(run_results({"direct_label_smoothing": 0.968, "student": 0.966}))
     assert report["outcome"] == "did_not_help"
-    sentence = "Against the strongest alternatives of its size, accuracy 0.3 points worse [0.1, 0.5] than direct with label smoothing"
+    sentence = (
+        "Against the strongest alternatives of its size, accuracy 0.3 points worse [0.1, 0.5] than direct "
+        "with label smoothing"
+    )
     assert sentence in report["verdict"]
     for kinds in report["strongest"].values():
         for metric in kinds.values():
@@ -312,8 +366,13 @@ def with_direct(change: Any, kinds: tuple[str, ...], **levels: float) -> dict[st
     """A report in which the models of ``kinds`` have direct's probabilities, changed."""
     results = run_results(levels)
     student = results.students[0]
-    arrays = [change(p, y) for p, y in zip(student.models["direct"].probabilities, results.labels, strict=True)]
-    models = {**student.models, **{kind: model(kind, 0.9, results.labels, probabilities=arrays) for kind in kinds}}
+    arrays = [
+        change(p, y) for p, y in zip(student.models["direct"].probabilities, results.labels, strict=True)
+    ]
+    models = {
+        **student.models,
+        **{kind: model(kind, 0.9, results.labels, probabilities=arrays) for kind in kinds},
+    }
     return judge(run_results(levels, students=[StudentResults("mlp", "", models, {})]))
 
 
@@ -329,7 +388,9 @@ def test_a_scaled_direct_decides_the_nll_alone() -> None:
     strongest = report["strongest"]["same_size"]
     assert strongest["nll"]["alternative"] == "direct_temperature_scaled"
     assert strongest["accuracy"]["alternative"] == "distilled_from_best_member"
-    assert report["gains"]["student"]["nll"]["beyond_interval"]  # plain direct is beaten, which no longer decides
+    assert report["gains"]["student"]["nll"][
+        "beyond_interval"
+    ]  # plain direct is beaten, which no longer decides
     assert report["outcome"] != "helped"
     assert "helped" not in report["verdict"].split(".")[0] or report["outcome"] == "mixed"
     assert "than direct with temperature scaled" in report["verdict"]
@@ -365,7 +426,10 @@ def test_the_retained_gain_over_the_strongest_is_over_the_best_mean() -> None:
 def test_a_report_of_another_version_is_refused(report: dict[str, Any], version: int | None) -> None:
     old = {**report, "schema_version": version}
     for show in (as_text, lambda r: render(r, {})):
-        with pytest.raises(ValueError, match=rf"report: expected schema_version 2; got {version}: .*`ensdistill report CONFIG`"):
+        with pytest.raises(
+            ValueError,
+            match=rf"report: expected schema_version 2; got {version}: .*`ensdistill report CONFIG`",
+        ):
             show(old)
 
 

@@ -10,17 +10,21 @@ def slow_means(values: list[np.ndarray], resamples: int, seed: int) -> np.ndarra
     means = []
     for _ in range(resamples):
         drawn = [values[i] for i in rng.integers(len(values), size=len(values))]
-        means.append(np.mean([rows[rng.integers(len(rows), size=len(rows))].mean(axis=0) for rows in drawn], axis=0))
+        means.append(
+            np.mean([rows[rng.integers(len(rows), size=len(rows))].mean(axis=0) for rows in drawn], axis=0)
+        )
     return np.array(means)
 
 
 def test_agrees_with_the_definition() -> None:
     rng = np.random.default_rng(0)
-    # Seeds that differ by more than their rows' error, and in length: leaving out either level shows in the spread.
+    # Seeds that differ by more than their rows' error, and in length: leaving out either level shows in the
+    # spread.
     values = [rng.normal(shift, 1, size=(n, 2)) for shift, n in ((0.0, 40), (0.3, 60), (0.9, 80))]
     fast, slow = resampled_means(values, resamples=20_000), slow_means(values, 20_000, 1)
     spread = slow.std(axis=0)
-    # Standard errors: of a mean 1/sqrt(20000) = 0.7 % of the spread, of the spread itself about half of that; five of them each.
+    # Standard errors: of a mean 1/sqrt(20000) = 0.7 % of the spread, of the spread itself about half of that;
+    # five of them each.
     np.testing.assert_allclose(fast.mean(axis=0), slow.mean(axis=0), atol=0.05 * spread.max())
     np.testing.assert_allclose(fast.std(axis=0), spread, rtol=0.05)
     np.testing.assert_allclose(np.corrcoef(fast.T)[0, 1], np.corrcoef(slow.T)[0, 1], atol=0.05)
@@ -28,7 +32,9 @@ def test_agrees_with_the_definition() -> None:
 
 def test_single_seed_gives_the_standard_error_of_a_mean() -> None:
     rows = np.random.default_rng(3).normal(size=(500, 1))
-    assert resampled_means([rows], resamples=20_000).std() == pytest.approx(rows.std() / np.sqrt(500), rel=0.03)
+    assert resampled_means([rows], resamples=20_000).std() == pytest.approx(
+        rows.std() / np.sqrt(500), rel=0.03
+    )
 
 
 def test_columns_are_paired() -> None:
@@ -41,7 +47,8 @@ def test_the_size_of_a_part_changes_nothing_but_memory(monkeypatch: pytest.Monke
     values = [np.random.default_rng(s).normal(size=(n, 2)) for s, n in enumerate((31, 17))]
     whole = resampled_means(values)
     monkeypatch.setattr("ensdistill.report.bootstrap._CELLS", 31 * 7)
-    # A product of another shape may be summed in another order: the last bits are the linear algebra library's.
+    # A product of another shape may be summed in another order: the last bits are the linear algebra
+    # library's.
     np.testing.assert_allclose(resampled_means(values), whole, rtol=0, atol=1e-14)
 
 

@@ -15,7 +15,9 @@ from ensdistill.report.figures import FEW, draw
 def with_all_curves() -> RunResults:
     results = run_results({}, {"student": 0.955, "direct": 0.93})
     curve = results.students[0].curves["direct"]
-    return replace(results, students=[replace(s, curves=dict.fromkeys(TRAINED_KINDS, curve)) for s in results.students])
+    return replace(
+        results, students=[replace(s, curves=dict.fromkeys(TRAINED_KINDS, curve)) for s in results.students]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,15 @@ def test_every_point_has_a_name_of_its_own(figures):
 
 def test_a_scaled_model_has_the_same_mark_but_hollow(figures):
     axis = figures["metrics"].axes[0]
-    names = {round(y): text.get_text() for y, text in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)}
+    names = {
+        round(y): text.get_text() for y, text in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+    }
     marks = {
-        names[round(float(line.get_ydata()[0]))]: (line.get_marker(), to_hex(line.get_color()), line.get_fillstyle())
+        names[round(float(line.get_ydata()[0]))]: (
+            line.get_marker(),
+            to_hex(line.get_color()),
+            line.get_fillstyle(),
+        )
         for line in axis.lines
         if line.get_marker() != "."
     }
@@ -62,6 +70,11 @@ def test_bins_of_a_few_rows_are_faint():
     bins = metrics.reliability(np.concatenate(arrays), np.concatenate(results.labels))
     assert (bins.count[bins.count > 0] < FEW).sum() == 1
     axis = draw(results, judge(results))["reliability"].axes[0]
-    faint = [points for collection in axis.collections if collection.get_alpha() < 0.5 for points in collection.get_offsets()]
+    faint = [
+        points
+        for collection in axis.collections
+        if collection.get_alpha() < 0.5
+        for points in collection.get_offsets()
+    ]
     assert [float(x) for x, _ in faint] == pytest.approx([0.25])
     assert not any(np.isclose(line.get_xdata(), 0.25).any() for line in axis.lines)

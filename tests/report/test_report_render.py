@@ -57,10 +57,15 @@ def test_table_keeps_numbers_whole_and_pipes_plain(report: dict[str, Any], width
     assert ["ensemble", f"{accuracy:.2f}"] in [row[:2] for row in rows]
     kept = report["retained_gain"]["accuracy"]
     cell = f"{100 * kept['mean']:.0f} % [{100 * kept['ci95'][0]:.0f}, {100 * kept['ci95'][1]:.0f}]"
-    assert any(line.strip().startswith("accuracy +") and line.rstrip().endswith(cell) for line in map(squeeze, text.splitlines()))
+    assert any(
+        line.strip().startswith("accuracy +") and line.rstrip().endswith(cell)
+        for line in map(squeeze, text.splitlines())
+    )
     assert any(row[:2] == ["extra-trees", "0.03"] for row in rows)
     for label in KIND_LABELS.values():
-        assert any(re.match(rf" *{re.escape(label)} +\d", line) for line in text.splitlines()), label  # on one line
+        assert any(re.match(rf" *{re.escape(label)} +\d", line) for line in text.splitlines()), (
+            label
+        )  # on one line
 
 
 def squeeze(line: str) -> str:
@@ -71,12 +76,18 @@ def test_a_name_with_brackets_is_a_name() -> None:
     results = run_results()
     student = results.students[0]
     odd = StudentResults("[red]mlp[/x]", "<b>", student.models, {})
-    assert "Distillation helped [red]mlp[/x] in accuracy and NLL." in printed(judge(run_results(students=[odd])), 100)
+    assert "Distillation helped [red]mlp[/x] in accuracy and NLL." in printed(
+        judge(run_results(students=[odd])), 100
+    )
 
 
 def test_no_gain_prints_no_percentage() -> None:
     text = printed(judge(run_results({"ensemble": 0.925})), 100)
-    rows = [line for line in text.splitlines() if squeeze(line).strip().startswith(("accuracy ", "NLL ", "Brier "))]
+    rows = [
+        line
+        for line in text.splitlines()
+        if squeeze(line).strip().startswith(("accuracy ", "NLL ", "Brier "))
+    ]
     retained = [line for line in rows if "[" in line and "than" not in line]
     assert len(retained) == 6  # over direct and over the strongest
     assert all(line.rstrip().endswith("means nothing") for line in retained)
@@ -132,7 +143,10 @@ def test_page_stands_alone(page: tuple[Path, RunResults]) -> None:
     parsed = Page(text)
     assert parsed.open == []
     assert parsed.svgs == 4
-    assert parsed.headlines == ["Distillation did not help cnn", "Distillation helped mlp in accuracy and NLL"]
+    assert parsed.headlines == [
+        "Distillation did not help cnn",
+        "Distillation helped mlp in accuracy and NLL",
+    ]
     assert all(address.startswith("#") for address in parsed.addresses)
     assert not re.search(r"url\((?!#)|@import|<script|<link", text)
     assert "prefers-color-scheme: dark" in text
@@ -161,7 +175,9 @@ def test_same_results_same_bytes(page: tuple[Path, RunResults], tmp_path: Path) 
 def test_nothing_but_one_seed_one_student_no_members_no_curves(tmp_path: Path) -> None:
     student = run_results(seeds=(7,)).students[0]
     bare = StudentResults("mlp", "MLP", student.models, {})
-    report = write_report(run_results(HELPED, seeds=(7,), students=[bare], members=[], environment={}, timings={}), tmp_path)
+    report = write_report(
+        run_results(HELPED, seeds=(7,), students=[bare], members=[], environment={}, timings={}), tmp_path
+    )
     assert not (tmp_path / "figures" / "learning_curves.png").exists()
     assert Page((tmp_path / "report.html").read_text()).svgs == 3
     text = " ".join(printed(report, 80).split())
@@ -201,7 +217,9 @@ def test_before_and_after_temperature_scaling() -> None:
     assert "Never on the test rows." in " ".join(text.split())
     assert "made NLL worse" not in text
     report = judge(run_results({"student_temperature_scaled": 0.93}))
-    before, after = (report["models"][kind]["nll"]["mean"] for kind in ("student", "student_temperature_scaled"))
+    before, after = (
+        report["models"][kind]["nll"]["mean"] for kind in ("student", "student_temperature_scaled")
+    )
     remark = f"Temperature scaling made NLL worse: mlp, student (distilled) ({before:.3f} to {after:.3f})."
     assert remark in " ".join(printed(report, 100).split())
 
@@ -213,7 +231,9 @@ def test_adaptive_ece_is_in_the_tables(page: tuple[Path, RunResults], report: di
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-def test_a_missing_package_is_named_before_anything_is_written(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_anything_is_written(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'ensdistill\[report\]'"):
         write_report(run_results(), tmp_path)
@@ -223,8 +243,16 @@ def test_a_missing_package_is_named_before_anything_is_written(package: str, tmp
 def test_importing_the_report_does_not_import_its_extras() -> None:
     import subprocess
 
-    code = "import sys, ensdistill.report; print([m for m in ('matplotlib', 'jinja2', 'torch', 'sklearn') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, ensdistill.report; print([m for m in ('matplotlib', 'jinja2', 'torch', 'sklearn') if m "
+        "in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(

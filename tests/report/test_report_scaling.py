@@ -20,7 +20,9 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("factor", [0.2, 0.9, 1.0, 4.0])
 def test_the_temperature_undoes_a_factor(factor):
     logits = RNG.normal(0, 2, (400, 7))
-    assert fit_temperature_to(factor * logits, softmax(logits, -1), prior_rows=0) == pytest.approx(factor, rel=1e-4)
+    assert fit_temperature_to(factor * logits, softmax(logits, -1), prior_rows=0) == pytest.approx(
+        factor, rel=1e-4
+    )
     assert fit_temperature_to(factor * logits, softmax(logits, -1)) == pytest.approx(factor, rel=0.04)
 
 
@@ -28,7 +30,10 @@ def test_the_temperature_is_never_worse_than_none():
     logits = RNG.normal(0, 3, (50, 4))
     target = softmax(logits / 2 + RNG.normal(0, 1, (50, 4)), -1)
     fitted = fit_temperature_to(logits, target, prior_rows=0)
-    losses = [-(target * log_softmax(logits / t, -1)).sum(1).mean() for t in (fitted, 1.0, 0.98 * fitted, 1.02 * fitted)]
+    losses = [
+        -(target * log_softmax(logits / t, -1)).sum(1).mean()
+        for t in (fitted, 1.0, 0.98 * fitted, 1.02 * fitted)
+    ]
     assert losses[0] <= min(losses[1:])
     few = fit_temperature_to(logits, target)
     assert 1 < few < fitted
@@ -64,7 +69,11 @@ def test_without_a_pool_the_rows_are_synthetic_or_none(finished_job, tmp_path, s
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
     succeed("cache", "build", tmp_path / "job.yaml")
     config = config_of(tmp_path / "runs" / "tiny")
-    inputs, probabilities = calibration_rows(RunFolder(config), 0, ensemble_of(tmp_path / "runs" / "tiny", config))
+    inputs, probabilities = calibration_rows(
+        RunFolder(config), 0, ensemble_of(tmp_path / "runs" / "tiny", config)
+    )
     assert (len(inputs), probabilities.shape) == (count, (count, 10))
-    known = {row.tobytes() for part in (config.split(0).labelled, config.split(0).test) for row in part.inputs}
+    known = {
+        row.tobytes() for part in (config.split(0).labelled, config.split(0).test) for row in part.inputs
+    }
     assert not any(row.tobytes() in known for row in inputs)

@@ -46,7 +46,9 @@ def test_the_activation_is_the_one_that_was_asked_for():
 def test_the_pooling_is_the_one_that_was_asked_for():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     for name, expected in (("max", [[5.0, 7.0], [13.0, 15.0]]), ("average", [[2.5, 4.5], [10.5, 12.5]])):
-        pooled = next(m for m in CNN([4], pooling=name) if isinstance(m, (torch.nn.MaxPool2d, torch.nn.AvgPool2d)))(image)
+        pooled = next(
+            m for m in CNN([4], pooling=name) if isinstance(m, (torch.nn.MaxPool2d, torch.nn.AvgPool2d))
+        )(image)
         assert pooled.tolist() == [[expected]]
     with pytest.raises(ValueError, match="pooling: expected one of max, average; got 'mean'"):
         CNN(pooling="mean")
@@ -54,7 +56,19 @@ def test_the_pooling_is_the_one_that_was_asked_for():
 
 def test_dropout_is_where_it_should_be():
     kinds = [type(m).__name__ for m in CNN([[8, 16]], hidden=[64], dropout=0.3)]
-    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Dropout", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
+    assert kinds == [
+        "Conv2d",
+        "ReLU",
+        "Conv2d",
+        "ReLU",
+        "MaxPool2d",
+        "Dropout",
+        "Flatten",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+    ]
     assert not any(isinstance(m, nn.Dropout) for m in CNN([8]))
 
 
@@ -94,14 +108,23 @@ def test_shift_refuses_what_is_no_image():
 
 def test_recipe_builds_the_same_architecture():
     recipe = module_recipe(functools.partial(CNN, channels=[[4, 6]], hidden=[5], dropout=0.2))
-    assert recipe == {"class_path": "ensdistill.models.CNN", "init_args": {"channels": [[4, 6]], "hidden": [5], "dropout": 0.2}}
+    assert recipe == {
+        "class_path": "ensdistill.models.CNN",
+        "init_args": {"channels": [[4, 6]], "hidden": [5], "dropout": 0.2},
+    }
     assert repr(build_module(recipe)) == repr(CNN([[4, 6]], hidden=[5], dropout=0.2))
     assert module_recipe(lambda: MLP()) is None
     assert module_recipe(functools.partial(nn.Sequential, nn.ReLU())) is None
 
 
 @pytest.mark.parametrize(
-    "path", ["os.system", "subprocess.Popen", "ensdistill.common.describe.build_module", "torch.nn.Module.__init_subclass__"]
+    "path",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "ensdistill.common.describe.build_module",
+        "torch.nn.Module.__init_subclass__",
+    ],
 )
 def test_building_something_else_is_refused(path, monkeypatch):
     with pytest.raises(ValueError, match=r"not trusted|cannot be imported|expected a subclass"):
@@ -153,7 +176,9 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_an_edited_class_is_described_as_another(module_of, use):
     module_of(BASE.format(word="1"), "their_base")
-    before, same, edited = (describe(USES[use](module_of(OWN.format(word=word)))) for word in ("x", "x", "x + 1"))
+    before, same, edited = (
+        describe(USES[use](module_of(OWN.format(word=word)))) for word in ("x", "x", "x + 1")
+    )
     assert before == same != edited
 
 
@@ -176,20 +201,35 @@ def test_specs_come_from_a_config():
             "class_path": "ensdistill.teachers.recipes.TorchMembers",
             "init_args": {
                 "name": "cnn",
-                "model": {"class_path": "ensdistill.models.CNN", "init_args": {"channels": [[8, 16]], "hidden": [64], "dropout": 0.3}},
+                "model": {
+                    "class_path": "ensdistill.models.CNN",
+                    "init_args": {"channels": [[8, 16]], "hidden": [64], "dropout": 0.3},
+                },
                 "optimization": {"steps": 500, "batch_size": 32, "schedule": "cosine"},
-                "augment": {"class_path": "ensdistill.data.augmentation.ShiftImages", "init_args": {"pixels": 1}},
+                "augment": {
+                    "class_path": "ensdistill.data.augmentation.ShiftImages",
+                    "init_args": {"pixels": 1},
+                },
             },
         },
         {
             "class_path": "ensdistill.teachers.recipes.SklearnMembers",
-            "init_args": {"estimator": {"class_path": "sklearn.svm.SVC", "init_args": {"C": 3.0}}, "output": "decision"},
+            "init_args": {
+                "estimator": {"class_path": "sklearn.svm.SVC", "init_args": {"C": 3.0}},
+                "output": "decision",
+            },
         },
     ]
-    synthetic = [{"class_path": "ensdistill.data.transfer.Munge", "init_args": {"rows": 10, "probability": 0.3}}]
+    synthetic = [
+        {"class_path": "ensdistill.data.transfer.Munge", "init_args": {"rows": 10, "probability": 0.3}}
+    ]
     cnn, svc = parse(list[Recipe], members)
     transfer = parse(TransferSet, {"pool": True, "synthetic": synthetic})
-    assert (cnn.optimization.steps, cnn.augment, cnn.trusted) == (500, ShiftImages(1), ("ensdistill.models.CNN",))
+    assert (cnn.optimization.steps, cnn.augment, cnn.trusted) == (
+        500,
+        ShiftImages(1),
+        ("ensdistill.models.CNN",),
+    )
     assert count(cnn.model()) == 18346
     assert module_recipe(cnn.model)["init_args"]["channels"] == [[8, 16]]
     assert (svc.estimator.C, svc.name) == (3.0, "svc")

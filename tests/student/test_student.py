@@ -25,8 +25,8 @@ N, LABELLED = 230, 70
 WEIGHTS = np.array([0.7, 0.3])
 SHORT = Optimization(steps=70, batch_size=32, learning_rate=0.01, schedule="cosine")
 STUDENT = partial(MLP, inputs=64, hidden=[12], outputs=10, dropout=0.1)
-# Two float32 losses that round differently, 1e-7 of a gradient at each of 70 steps; AdamW's division by the gradient's own size
-# makes more of it where a gradient is near zero.
+# Two float32 losses that round differently, 1e-7 of a gradient at each of 70 steps; AdamW's division by the
+# gradient's own size makes more of it where a gradient is near zero.
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
 
@@ -52,14 +52,22 @@ def members():
     return [LogisticRegression(C=c, max_iter=300).fit(data[-400:] / 16, labels[-400:]) for c in (0.02, 20.0)]
 
 
-def make_cache(members, rows, folder, names=("soft", "sharp"), weights=WEIGHTS, combiner="prob", codec="fp32"):
+def make_cache(
+    members, rows, folder, names=("soft", "sharp"), weights=WEIGHTS, combiner="prob", codec="fp32"
+):
     ensemble = SimpleNamespace(
         names=tuple(names),
         classes=tuple("0123456789"),
         weights=np.asarray(weights, np.float64),
         combiner=combiner,
-        predict_logits=lambda inputs: np.stack([m.decision_function(inputs) for m in members]).astype(np.float32),
-        fingerprint=lambda: {"members": list(names), "weights": np.asarray(weights).tolist(), "combiner": combiner},
+        predict_logits=lambda inputs: np.stack([m.decision_function(inputs) for m in members]).astype(
+            np.float32
+        ),
+        fingerprint=lambda: {
+            "members": list(names),
+            "weights": np.asarray(weights).tolist(),
+            "combiner": combiner,
+        },
     )
     return cache_targets(ensemble, rows, folder, codec=codec)
 
@@ -130,7 +138,9 @@ def member_logits(members, rows):
         ("log_prob", 2.0, 0.5, None),
     ],
 )
-def test_the_training_is_the_one_that_is_written_out(members, rows, caches, combiner, temperature, alpha, member, impl):
+def test_the_training_is_the_one_that_is_written_out(
+    members, rows, caches, combiner, temperature, alpha, member, impl
+):
     trainer = StudentTrainer(SHORT, temperature=temperature, alpha=alpha, impl=impl)
     trained = trainer.distill(STUDENT, rows, caches[combiner], seed=5, member=member)
     weights = WEIGHTS if member is None else np.array([0.0, 1.0])
@@ -139,7 +149,11 @@ def test_the_training_is_the_one_that_is_written_out(members, rows, caches, comb
     for found, wanted in zip(trained.module.parameters(), expected.module.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, **CLOSE)
     # Each of the settings makes more of a difference than the tolerance forgives.
-    others = [(WEIGHTS[::-1].copy(), temperature, alpha), (weights, temperature + 1, alpha), (weights, temperature, alpha - 0.3)]
+    others = [
+        (WEIGHTS[::-1].copy(), temperature, alpha),
+        (weights, temperature + 1, alpha),
+        (weights, temperature, alpha - 0.3),
+    ]
     for other in others:
         changed = by_hand(rows, logits, other[0], combiner, *other[1:], seed=5)
         assert distance(trained, changed) > 20 * CLOSE["atol"]
@@ -148,7 +162,8 @@ def test_the_training_is_the_one_that_is_written_out(members, rows, caches, comb
 def test_quantised_targets_serve_as_well(members, rows, caches, tmp_path):
     cache = make_cache(members, rows, tmp_path / "targets", codec="uint8")
     exact, coarse = (StudentTrainer(SHORT).distill(STUDENT, rows, c) for c in (caches["prob"], cache))
-    # A code is half a step of 1/255 of a row's logit range at most: far less than one training step moves the weights.
+    # A code is half a step of 1/255 of a row's logit range at most: far less than one training step moves the
+    # weights.
     assert 0 < distance(exact, coarse) < SHORT.learning_rate
 
 
@@ -162,7 +177,9 @@ def test_one_member_is_the_cache_of_that_member_alone(members, rows, caches, tmp
 
 def test_a_student_learns_the_mixture(members, rows, caches):
     optimization = Optimization(steps=600, batch_size=64, learning_rate=0.02, schedule="cosine")
-    trained = StudentTrainer(optimization).distill(partial(MLP, inputs=64, hidden=[32], outputs=10), rows, caches["prob"])
+    trained = StudentTrainer(optimization).distill(
+        partial(MLP, inputs=64, hidden=[32], outputs=10), rows, caches["prob"]
+    )
     logits = torch.from_numpy(member_logits(members, rows)).double()
     mixture = (torch.from_numpy(WEIGHTS)[:, None, None] * logits.softmax(2)).sum(0)
     with torch.no_grad():
@@ -181,7 +198,10 @@ def test_rows_without_a_label_have_no_hard_term(rows, caches):
     assert not same(before, trainer.distill(STUDENT, Rows(rows.inputs, rows.uids, labels), caches["prob"]))
     # With alpha = 1 labels are not even looked at.
     soft = StudentTrainer(SHORT, temperature=2.0)
-    assert same(soft.distill(STUDENT, rows, caches["prob"]), soft.distill(STUDENT, rows.without_labels(), caches["prob"]))
+    assert same(
+        soft.distill(STUDENT, rows, caches["prob"]),
+        soft.distill(STUDENT, rows.without_labels(), caches["prob"]),
+    )
     # Nothing to learn from but decay: hard labels alone, and none in the batch.
     idle = StudentTrainer(Optimization(steps=1, batch_size=4, weight_decay=0.0), alpha=0.0)
     first = BatchOrder(N, 4, derive_seed("student batches", 0))(0)
@@ -189,17 +209,24 @@ def test_rows_without_a_label_have_no_hard_term(rows, caches):
     labels[np.setdiff1d(np.arange(N), first)[0]] = 3
     torch.manual_seed(derive_seed("student", 0))
     trained = idle.distill(STUDENT, Rows(rows.inputs, rows.uids, labels), caches["prob"])
-    assert all(torch.equal(a, b) for a, b in zip(trained.module.parameters(), STUDENT().parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.module.parameters(), STUDENT().parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_a_mixture_with_labels_that_are_not_there(rows, caches, alpha):
     trainer = StudentTrainer(SHORT, alpha=alpha)
-    with pytest.raises(ValueError, match=rf"^alpha, rows\.labels: alpha = {alpha} mixes in .* none of the {N} rows has a label"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^alpha, rows\.labels: alpha = {alpha} mixes in .* none of the {N} rows has a label",
+    ):
         trainer.distill(STUDENT, rows.without_labels(), caches["prob"])
     labels = rows.labels.copy()
     labels[3] = 10
-    with pytest.raises(ValueError, match=rf"^rows\.labels: expected 0\.\.9 or -100; uid {rows.uids[3]} has 10$"):
+    with pytest.raises(
+        ValueError, match=rf"^rows\.labels: expected 0\.\.9 or -100; uid {rows.uids[3]} has 10$"
+    ):
         trainer.distill(STUDENT, Rows(rows.inputs, rows.uids, labels), caches["prob"])
 
 
@@ -237,7 +264,9 @@ def test_watching_changes_nothing(rows, caches):
     assert watched.watched.shape == (len(watched.steps), 9, 10)
     assert watched.steps[-1] == SHORT.steps
     with torch.no_grad():
-        np.testing.assert_array_equal(watched.watched[-1], watched.module(torch.from_numpy(rows.inputs[:9])).numpy())
+        np.testing.assert_array_equal(
+            watched.watched[-1], watched.module(torch.from_numpy(rows.inputs[:9])).numpy()
+        )
 
 
 class Stop(Exception):
@@ -261,7 +290,15 @@ def test_an_interrupted_training_ends_with_the_same_bits(rows, caches, tmp_path,
         train = partial(trainer.distill, STUDENT, rows, caches["prob"], seed=3, watch=rows.inputs[:4])
     else:
         labelled = Digits(labelled=60, pool=60).split(0).labelled
-        train = partial(trainer.direct, STUDENT, labelled, classes=10, seed=3, augment=ShiftImages(), watch=labelled.inputs[:4])
+        train = partial(
+            trainer.direct,
+            STUDENT,
+            labelled,
+            classes=10,
+            seed=3,
+            augment=ShiftImages(),
+            watch=labelled.inputs[:4],
+        )
     undisturbed = train()
     file = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Stop):
@@ -275,9 +312,13 @@ def test_an_interrupted_training_ends_with_the_same_bits(rows, caches, tmp_path,
 def test_a_checkpoint_of_another_training_is_not_resumed(rows, caches, tmp_path):
     file, steps = tmp_path / "checkpoint.safetensors", []
     with pytest.raises(Stop):
-        StudentTrainer(SHORT).distill(STUDENT, rows, caches["prob"], checkpoint=file, checkpoint_every=32, progress=stop_at(32))
+        StudentTrainer(SHORT).distill(
+            STUDENT, rows, caches["prob"], checkpoint=file, checkpoint_every=32, progress=stop_at(32)
+        )
     other = StudentTrainer(SHORT, temperature=4.0)
-    trained = other.distill(STUDENT, rows, caches["prob"], checkpoint=file, progress=lambda done, total: steps.append(done))
+    trained = other.distill(
+        STUDENT, rows, caches["prob"], checkpoint=file, progress=lambda done, total: steps.append(done)
+    )
     assert steps == [32, 64, 70]
     assert same(trained, other.distill(STUDENT, rows, caches["prob"]))
 
@@ -295,11 +336,20 @@ def test_a_checkpoint_of_a_model_that_was_edited_is_not_resumed(rows, caches, tm
     net = module_of(MODEL.format(factor=1)).Net
     with pytest.raises(Stop):
         StudentTrainer(SHORT).distill(
-            partial(net, 64, 10), rows, caches["prob"], checkpoint=file, checkpoint_every=32, progress=stop_at(32)
+            partial(net, 64, 10),
+            rows,
+            caches["prob"],
+            checkpoint=file,
+            checkpoint_every=32,
+            progress=stop_at(32),
         )
     net = module_of(MODEL.format(factor=2)).Net  # the same name, the same parameters
     StudentTrainer(SHORT).distill(
-        partial(net, 64, 10), rows, caches["prob"], checkpoint=file, progress=lambda done, total: steps.append(done)
+        partial(net, 64, 10),
+        rows,
+        caches["prob"],
+        checkpoint=file,
+        progress=lambda done, total: steps.append(done),
     )
     assert steps == [32, 64, 70]
 
@@ -313,7 +363,9 @@ def test_a_damaged_checkpoint_says_what_to_do(rows, caches, tmp_path):
 
 def test_direct_is_plain_cross_entropy(rows):
     labelled = rows.take(np.arange(LABELLED))
-    trained = StudentTrainer(Optimization(**{**vars(SHORT), "label_smoothing": 0.2})).direct(STUDENT, labelled, classes=10, seed=5)
+    trained = StudentTrainer(Optimization(**{**vars(SHORT), "label_smoothing": 0.2})).direct(
+        STUDENT, labelled, classes=10, seed=5
+    )
     torch.manual_seed(derive_seed("student", 5))
     model = STUDENT()
     optimizer, scheduler = SHORT.build(model.parameters())
@@ -323,18 +375,27 @@ def test_direct_is_plain_cross_entropy(rows):
             torch.manual_seed(derive_seed("student dropout", 5, step // 32, 0))
         index = order(step)
         loss = F.cross_entropy(
-            model(torch.from_numpy(labelled.inputs[index])), torch.from_numpy(labelled.labels[index]), label_smoothing=0.2
+            model(torch.from_numpy(labelled.inputs[index])),
+            torch.from_numpy(labelled.labels[index]),
+            label_smoothing=0.2,
         )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-    assert all(torch.equal(a, b) for a, b in zip(trained.module.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.module.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_bfloat16_stays_near_float32(rows, caches):
-    exact, half = (StudentTrainer(SHORT, mixed_precision=p).distill(STUDENT, rows, caches["prob"]) for p in ("no", "bf16"))
-    assert 0 < abs(half.losses[-1] - exact.losses[-1]) < 0.05 * exact.losses[-1]  # eight bits of mantissa: a few percent at most
+    exact, half = (
+        StudentTrainer(SHORT, mixed_precision=p).distill(STUDENT, rows, caches["prob"])
+        for p in ("no", "bf16")
+    )
+    assert (
+        0 < abs(half.losses[-1] - exact.losses[-1]) < 0.05 * exact.losses[-1]
+    )  # eight bits of mantissa: a few percent at most
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
     assert "forward" not in vars(half.module)  # it answers as it will when it is loaded, in float32
 
@@ -361,11 +422,15 @@ def test_members_and_models_that_are_not_there(rows, caches):
     trainer = StudentTrainer(SHORT)
     with pytest.raises(ValueError, match=r"member: expected one of soft, sharp; got 'shrap'"):
         trainer.distill(STUDENT, rows, caches["prob"], member="shrap")
-    with pytest.raises(ValueError, match=r"model: MLP: expected 10 outputs per sample.*\[2, 10\]; got \[2, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"model: MLP: expected 10 outputs per sample.*\[2, 10\]; got \[2, 7\]"
+    ):
         trainer.distill(partial(MLP, outputs=7), rows, caches["prob"])
     with pytest.raises(TypeError, match=r"factory: expected a torch.nn.Module; got int"):
         trainer.distill(lambda: 3, rows, caches["prob"])
-    with pytest.raises(TypeError, match=r"^factory: expected what makes a new module \(.*\); got the MLP itself$"):
+    with pytest.raises(
+        TypeError, match=r"^factory: expected what makes a new module \(.*\); got the MLP itself$"
+    ):
         trainer.distill(STUDENT(), rows, caches["prob"])
     with pytest.raises(TypeError, match=r"^factory: expected what makes a new module \(.*\); got str$"):
         trainer.distill("MLP", rows, caches["prob"])
@@ -376,7 +441,10 @@ def test_labels_and_inputs_that_direct_refuses(rows):
     with pytest.raises(ValueError, match=rf"rows.labels: expected 0..9; uid {rows.uids[LABELLED]} has -100"):
         trainer.direct(STUDENT, rows, classes=10)
     some = rows.take(np.arange(4))
-    with pytest.raises(ValueError, match=r"rows.inputs: expected float32, float64 or integer inputs for a module; got float16"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows.inputs: expected float32, float64 or integer inputs for a module; got float16",
+    ):
         trainer.direct(STUDENT, Rows(some.inputs.astype(np.float16), some.uids, some.labels), classes=10)
     with pytest.raises(ValueError, match=r"rows: expected at least one; got none"):
         trainer.direct(STUDENT, rows.take(np.arange(0)), classes=10)
@@ -395,8 +463,13 @@ class BreaksAfter(nn.Module):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(rows, caches, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"student: the loss is nan at step 41 of 70; lower optimization.learning_rate \(0.01\)"):
-        StudentTrainer(SHORT).distill(lambda: BreaksAfter(41), rows, caches["prob"], checkpoint=tmp_path / "c", checkpoint_every=1)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"student: the loss is nan at step 41 of 70; lower optimization.learning_rate \(0.01\)",
+    ):
+        StudentTrainer(SHORT).distill(
+            lambda: BreaksAfter(41), rows, caches["prob"], checkpoint=tmp_path / "c", checkpoint_every=1
+        )
     # What is kept is from before.
     with pytest.raises(FloatingPointError, match="step 41 of 70"):
         StudentTrainer(SHORT).direct(lambda: BreaksAfter(41), rows.take(np.arange(LABELLED)), classes=10)
@@ -406,7 +479,12 @@ def test_a_module_that_exists_already_or_has_no_shapes_is_no_student():
     rows = Digits().split(seed=0).labelled
     own = MLP(64, [4], 10)
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    with pytest.raises(ValueError, match=r"factory: expected a new module from every call; a second call for the student shares 1\.weight"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"factory: expected a new module from every call; a second call for the student shares 1\.weight"
+        ),
+    ):
         StudentTrainer(SHORT).direct(lambda: own, rows, classes=10)
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
     with pytest.raises(ValueError, match=r"factory: .*1\.weight of LazyLinear gets one by a first batch"):

@@ -17,8 +17,12 @@ from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.models import MLP
 from ensdistill.student.trainer import StudentTrainer
 
-ROWS = Rows(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32), np.arange(64), np.arange(64) % 2)
-train = partial(StudentTrainer(Optimization(steps=70, batch_size=16)).direct, partial(MLP, 8, [4], 2), ROWS, classes=2)
+ROWS = Rows(
+    np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32), np.arange(64), np.arange(64) % 2
+)
+train = partial(
+    StudentTrainer(Optimization(steps=70, batch_size=16)).direct, partial(MLP, 8, [4], 2), ROWS, classes=2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +39,9 @@ def no_state():
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True)
+    )
 
 
 def test_an_accelerator_that_was_there_before():
@@ -66,7 +72,11 @@ def test_an_accelerator_that_was_there_before():
 def test_an_accelerator_that_comes_after(precision):
     trainer = StudentTrainer(Optimization(steps=3), mixed_precision=precision)
     student = trainer.direct(lambda: nn.Linear(8, 2), ROWS, classes=2).module
-    assert (AcceleratorState._shared_state, PartialState._shared_state, GradientState._shared_state) == ({}, {}, {})
+    assert (AcceleratorState._shared_state, PartialState._shared_state, GradientState._shared_state) == (
+        {},
+        {},
+        {},
+    )
     mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
     assert (mine.mixed_precision, mine.gradient_accumulation_steps) == ("bf16", 2)
     # It prepares the student as any other module.
@@ -108,7 +118,8 @@ def test_the_callers_generators_are_left_alone():
 
 
 class Remembers(nn.Module):
-    """Changes its outputs by two buffers that are put in anew: one of ``state_dict()``, one that it leaves out."""
+    """Changes its outputs by two buffers that are put in anew: one of ``state_dict()``, one that it leaves
+    out."""
 
     def __init__(self):
         super().__init__()
@@ -134,12 +145,18 @@ def test_buffers_are_resumed(tmp_path):
     trainer = StudentTrainer(Optimization(steps=100, batch_size=16, learning_rate=0.05))
     undisturbed = trainer.direct(Remembers, ROWS, classes=2)
     with pytest.raises(Stop):
-        trainer.direct(Remembers, ROWS, classes=2, checkpoint=tmp_path / "c", checkpoint_every=32, progress=stop)
+        trainer.direct(
+            Remembers, ROWS, classes=2, checkpoint=tmp_path / "c", checkpoint_every=32, progress=stop
+        )
     steps = []
-    resumed = trainer.direct(Remembers, ROWS, classes=2, checkpoint=tmp_path / "c", progress=lambda done, _: steps.append(done))
+    resumed = trainer.direct(
+        Remembers, ROWS, classes=2, checkpoint=tmp_path / "c", progress=lambda done, _: steps.append(done)
+    )
     assert steps == [64, 96, 100]
     assert same(resumed, undisturbed)
-    assert all(torch.equal(a, b) for a, b in zip(resumed.module.buffers(), undisturbed.module.buffers(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.module.buffers(), undisturbed.module.buffers(), strict=True)
+    )
 
 
 def test_state_that_a_checkpoint_can_not_hold(tmp_path):
@@ -150,17 +167,26 @@ def test_state_that_a_checkpoint_can_not_hold(tmp_path):
         def set_extra_state(self, state):
             pass
 
-    with pytest.raises(ValueError, match=r"^checkpoint: 0 \(Extra\) keeps state that is no tensor \(get_extra_state\)"):
-        StudentTrainer(Optimization(steps=2)).direct(lambda: nn.Sequential(Extra(8, 2)), ROWS, classes=2, checkpoint=tmp_path / "c")
+    with pytest.raises(
+        ValueError, match=r"^checkpoint: 0 \(Extra\) keeps state that is no tensor \(get_extra_state\)"
+    ):
+        StudentTrainer(Optimization(steps=2)).direct(
+            lambda: nn.Sequential(Extra(8, 2)), ROWS, classes=2, checkpoint=tmp_path / "c"
+        )
 
 
 def test_half_precision_without_a_gpu():
     called = []
-    with pytest.raises(ValueError, match=r"^mixed_precision: fp16 needs a GPU, .* training is on the CPU: choose 'no' or 'bf16'"):
+    with pytest.raises(
+        ValueError,
+        match=r"^mixed_precision: fp16 needs a GPU, .* training is on the CPU: choose 'no' or 'bf16'",
+    ):
         StudentTrainer(mixed_precision="fp16").direct(lambda: called.append(1), ROWS, classes=2)
     assert not called
     student = StudentConfig(partial(MLP), Optimization())
-    with pytest.raises(ValueError, match=r"^distill\.mixed_precision: fp16 needs a GPU, but a job trains on the CPU"):
+    with pytest.raises(
+        ValueError, match=r"^distill\.mixed_precision: fp16 needs a GPU, but a job trains on the CPU"
+    ):
         DistillConfig({"small": student}, mixed_precision="fp16")
 
 

@@ -1,4 +1,5 @@
-"""Losses and steps from outside the package: what they receive, how they resume, and which of them are refused."""
+"""Losses and steps from outside the package: what they receive, how they resume, and which of them are
+refused."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def cache(tmp_path_factory):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True)
+    )
 
 
 def standardised(logits):
@@ -65,7 +68,9 @@ def test_a_method_from_outside_trains_as_the_loop_written_out(cache):
     order = BatchOrder(150, 24, derive_seed("student batches", 5))
     for step in range(SHORT.steps):
         index = torch.from_numpy(order(step))
-        loss = (standardised(model(torch.from_numpy(X)[index])) - standardised(teacher[index])).square().mean()
+        loss = (
+            (standardised(model(torch.from_numpy(X)[index])) - standardised(teacher[index])).square().mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,7 +157,9 @@ def stop(done, total):
 
 def steps_of(trainer, cache, file):
     steps = []
-    trained = trainer.distill(STUDENT, ROWS, cache, checkpoint=file, progress=lambda done, total: steps.append(done))
+    trained = trainer.distill(
+        STUDENT, ROWS, cache, checkpoint=file, progress=lambda done, total: steps.append(done)
+    )
     return trained, steps
 
 
@@ -162,7 +169,10 @@ def steps_of(trainer, cache, file):
         (
             lambda: StudentTrainer(SHORT, loss=Standardised()),
             lambda: StudentTrainer(SHORT, loss=Standardised()),
-            [lambda: StudentTrainer(SHORT, loss=Standardised(2.0)), lambda: StudentTrainer(SHORT, loss=lambda o, *_: o.square().mean())],
+            [
+                lambda: StudentTrainer(SHORT, loss=Standardised(2.0)),
+                lambda: StudentTrainer(SHORT, loss=lambda o, *_: o.square().mean()),
+            ],
         ),
         (lambda: Penalised(SHORT), lambda: Penalised(SHORT), [lambda: StudentTrainer(SHORT)]),
     ],
@@ -192,9 +202,18 @@ class Trained(nn.Module):
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
-        (Standardised, TypeError, r"^loss: expected LossSettings or a callable .*; got the class Standardised; pass an instance of it$"),
+        (
+            Standardised,
+            TypeError,
+            r"^loss: expected LossSettings or a callable .*; got the class Standardised; pass an instance "
+            r"of it$",
+        ),
         (3, TypeError, r"^loss: expected LossSettings or a callable .*; got int$"),
-        (DistillationLoss(), TypeError, r"^loss: a DistillationLoss takes sample weights, .*loss=loss\.settings"),
+        (
+            DistillationLoss(),
+            TypeError,
+            r"^loss: a DistillationLoss takes sample weights, .*loss=loss\.settings",
+        ),
         (Trained(), ValueError, r"^loss: Trained has parameters \(factor\), which would not be trained"),
     ],
 )
@@ -212,15 +231,24 @@ def test_objects_that_are_no_loss(loss, error, message):
     ],
 )
 def test_a_loss_that_returns_no_scalar_with_a_gradient(cache, returned, got):
-    message = rf"^loss: expected <lambda> to return a floating-point tensor \[\] that depends on the student's outputs; got {got}"
+    message = (
+        rf"^loss: expected <lambda> to return a floating-point tensor \[\] that depends on the student's "
+        rf"outputs; got {got}"
+    )
     with pytest.raises(TypeError, match=message):
         StudentTrainer(SHORT, loss=returned).distill(STUDENT, ROWS, cache)
 
 
 def test_a_loss_beside_keywords_or_a_member(cache):
-    with pytest.raises(TypeError, match=r"^loss: expected either a loss or keywords of LossSettings; got Standardised and temperature$"):
+    with pytest.raises(
+        TypeError,
+        match=r"^loss: expected either a loss or keywords of LossSettings; got Standardised and temperature$",
+    ):
         StudentTrainer(SHORT, loss=Standardised(), temperature=2.0)
-    with pytest.raises(ValueError, match=r"^member: '.*', but Standardised receives the targets of all members; select the member"):
+    with pytest.raises(
+        ValueError,
+        match=r"^member: '.*', but Standardised receives the targets of all members; select the member",
+    ):
         StudentTrainer(SHORT, loss=Standardised()).distill(STUDENT, ROWS, cache, member=cache.names[0])
 
 
@@ -241,7 +269,10 @@ def test_a_loss_refuses_a_training_before_the_student_is_built(cache):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_student_of_another_dtype(dtype):
-    message = rf"^factory: the student's MLP: expected float32 parameters .* is {str(dtype)[6:]}\. module\.float\(\) gives"
+    message = (
+        rf"^factory: the student's MLP: expected float32 parameters .* is {str(dtype)[6:]}\. "
+        rf"module\.float\(\) gives"
+    )
     with pytest.raises(ValueError, match=message):
         StudentTrainer(SHORT).direct(lambda: STUDENT().to(dtype), LABELLED, classes=5)
 

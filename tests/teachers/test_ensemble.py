@@ -36,7 +36,9 @@ from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 
 def fixed(logits, name, classes=None):
-    return CallableMember(lambda x: logits[: len(x)], name=name, version="1", output="logits", classes=classes)
+    return CallableMember(
+        lambda x: logits[: len(x)], name=name, version="1", output="logits", classes=classes
+    )
 
 
 logits_knc = arrays(np.float64, (3, 4, 5), elements=st.floats(-20, 20))
@@ -55,7 +57,9 @@ def test_laws_of_the_mixture(z, w, t, shift):
         np.testing.assert_allclose(log_mixture(z + shift, w, combiner, t), value, atol=1e-8)
         np.testing.assert_allclose(log_mixture(z[::-1], w[::-1], combiner, t), value, atol=1e-10)
         np.testing.assert_allclose(log_mixture(z[:, :, ::-1], w, combiner, t), value[:, ::-1], atol=1e-10)
-        np.testing.assert_allclose(log_mixture(z[[0, 0, 0]], w, combiner, t), log_softmax(z[0] / t, -1), atol=1e-10)
+        np.testing.assert_allclose(
+            log_mixture(z[[0, 0, 0]], w, combiner, t), log_softmax(z[0] / t, -1), atol=1e-10
+        )
 
 
 def test_masked_classes_and_members_of_weight_zero():
@@ -84,14 +88,21 @@ def test_temperature_is_the_optimum(scale):
     assert best <= min(losses) + 1e-9
     assert abs(np.log(found / grid[np.argmin(losses)])) < 0.0026  # the grid's step
     # 300 rows outweigh the prior.
-    assert negative_log_likelihood(log_softmax(z / fit_temperature(z, labels), -1), labels) < best + (0.003 if scale > 0.01 else 0.01)
+    assert negative_log_likelihood(log_softmax(z / fit_temperature(z, labels), -1), labels) < best + (
+        0.003 if scale > 0.01 else 0.01
+    )
 
 
-@given(z=arrays(np.float64, (8, 3), elements=st.floats(-30, 30)), labels=arrays(np.int64, 8, elements=st.integers(0, 2)))
+@given(
+    z=arrays(np.float64, (8, 3), elements=st.floats(-30, 30)),
+    labels=arrays(np.int64, 8, elements=st.integers(0, 2)),
+)
 @settings(max_examples=60, deadline=None)
 def test_temperature_is_never_worse_than_one(z, labels):
     t = fit_temperature(z, labels)
-    assert negative_log_likelihood(log_softmax(z / t, -1), labels) <= negative_log_likelihood(log_softmax(z, -1), labels)
+    assert negative_log_likelihood(log_softmax(z / t, -1), labels) <= negative_log_likelihood(
+        log_softmax(z, -1), labels
+    )
 
 
 @pytest.mark.parametrize("combiner", ["prob", "logit"])
@@ -103,10 +114,13 @@ def test_weights_are_the_optimum(combiner, prior):
     w = fit_weights(z, labels, combiner, prior)
 
     def loss(v):
-        return negative_log_likelihood(log_mixture(z, v, combiner), labels) - prior / 150 * (np.log(v).sum() if prior else 0)
+        return negative_log_likelihood(log_mixture(z, v, combiner), labels) - prior / 150 * (
+            np.log(v).sum() if prior else 0
+        )
 
     assert w.sum() == pytest.approx(1, abs=1e-12)
-    # Setting weights below 1e-3 to zero costs at most about that much; a step of 2 % towards or away from any member costs more.
+    # Setting weights below 1e-3 to zero costs at most about that much; a step of 2 % towards or away from any
+    # member costs more.
     for k in range(4):
         for step in (0.02, -0.02):
             other = np.clip(w + step * (np.eye(4)[k] - w), 1e-12, None)
@@ -192,9 +206,13 @@ def test_calibrate_and_weigh_improve_held_out_rows():
 
 def test_members_are_aligned_by_class_name():
     z = np.array([[1.0, 2.0, 3.0]], np.float32)
-    ensemble = Ensemble.from_members([fixed(z, "a", ("x", "y", "z")), fixed(z, "b", ("z", "x", "y")), fixed(z, "c")])
+    ensemble = Ensemble.from_members(
+        [fixed(z, "a", ("x", "y", "z")), fixed(z, "b", ("z", "x", "y")), fixed(z, "c")]
+    )
     assert ensemble.classes == ("x", "y", "z")
-    np.testing.assert_array_equal(ensemble.predict_logits(np.zeros((1, 1)))[:, 0], [[1, 2, 3], [2, 3, 1], [1, 2, 3]])
+    np.testing.assert_array_equal(
+        ensemble.predict_logits(np.zeros((1, 1)))[:, 0], [[1, 2, 3], [2, 3, 1], [1, 2, 3]]
+    )
     with pytest.raises(ValueError, match=r"members: b has the classes \['x', 'w'\]; expected \['x', 'y'\]"):
         Ensemble.from_members([fixed(z, "a", ("x", "y")), fixed(z, "b", ("x", "w"))])
 
@@ -213,7 +231,9 @@ def test_bad_members_and_weights():
     with pytest.raises(ValueError, match="hold inf"):
         Ensemble.from_members([fixed(np.where(np.isnan(bad), np.inf, bad), "a")]).predict_logits(x)
     with pytest.raises(ValueError, match="row 2 are all -inf"):
-        Ensemble.from_members([fixed(np.where(np.arange(4)[:, None] == 2, -np.inf, z), "a")]).predict_logits(x)
+        Ensemble.from_members([fixed(np.where(np.arange(4)[:, None] == 2, -np.inf, z), "a")]).predict_logits(
+            x
+        )
     with pytest.raises(ValueError, match="b has 2 classes, a has 3"):
         Ensemble.from_members([fixed(z, "a"), fixed(z[:, :2], "b")]).predict_logits(x)
     for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, np.nan], ["a", "b"], [[1.0], [1.0, 2.0]]):
@@ -231,7 +251,9 @@ def recipes():
     quick = Optimization(steps=160, batch_size=32, learning_rate=0.03)
     cnn = functools.partial(CNN, channels=[4, 8], dropout=0.1)
     return [
-        TorchMembers(cnn, count=2, name="cnn", optimization=quick, augment=ShiftImages(), checkpoint_every=64),
+        TorchMembers(
+            cnn, count=2, name="cnn", optimization=quick, augment=ShiftImages(), checkpoint_every=64
+        ),
         SklearnMembers(SVC(gamma=0.05, C=10), augment=ShiftImages(diagonal=False)),
         SklearnMembers(ExtraTreesClassifier(10), count=2, name="trees", smoothing=0.01),
     ]
@@ -247,10 +269,15 @@ def test_trained_ensemble_beats_its_members(digits, trained):
     ensemble, held_out, _ = trained
     assert ensemble.names == ("cnn-1", "cnn-2", "svc", "trees-1", "trees-2")
     assert held_out.shape == (5, 200, 10)
-    logits, labels = ensemble.predict_logits(digits.test.inputs).numpy() * ensemble.temperature, digits.test.labels
+    logits, labels = (
+        ensemble.predict_logits(digits.test.inputs).numpy() * ensemble.temperature,
+        digits.test.labels,
+    )
     mixture = np.log(ensemble.predict_proba(digits.test.inputs))
     assert (mixture.argmax(1) == labels).mean() > 0.94
-    assert negative_log_likelihood(mixture, labels) < min(negative_log_likelihood(log_softmax(z, -1), labels) for z in logits.astype(float))
+    assert negative_log_likelihood(mixture, labels) < min(
+        negative_log_likelihood(log_softmax(z, -1), labels) for z in logits.astype(float)
+    )
     assert ensemble.parameters == sum(m.parameters for m in ensemble.members)
 
 
@@ -284,7 +311,9 @@ def test_finished_members_are_not_trained_again(digits, trained, monkeypatch):
 
 def test_another_seed_or_setting_is_trained_anew(digits, tmp_path):
     def go(seed=0, c=1.0):
-        return train_ensemble([SklearnMembers(SVC(C=c))], digits.labelled, digits.classes, seed=seed, folder=tmp_path)[1]
+        return train_ensemble(
+            [SklearnMembers(SVC(C=c))], digits.labelled, digits.classes, seed=seed, folder=tmp_path
+        )[1]
 
     first, seed, setting, again = go(), go(seed=1), go(c=5.0), go()
     assert (first != seed).any()
@@ -315,7 +344,10 @@ def test_killed_and_run_again_ends_with_the_same_bits(digits, trained, tmp_path,
     jobs = {"cnn": 12, "svc": 6, "trees": 12}[name]  # five folds and the ensemble's own
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), name, str(share), str(jobs)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", KILLED, str(tmp_path), name, str(share), str(jobs)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     seen = []
@@ -345,14 +377,21 @@ def test_save_and_load(digits, trained, tmp_path):
     loaded = Ensemble.load(tmp_path)
     assert loaded.fingerprint() == ensemble.fingerprint()
     assert torch.equal(loaded.predict_logits(digits.test.inputs), ensemble.predict_logits(digits.test.inputs))
-    np.testing.assert_array_equal(loaded.predict_proba(digits.test.inputs, 2.0), ensemble.predict_proba(digits.test.inputs, 2.0))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(digits.test.inputs, 2.0), ensemble.predict_proba(digits.test.inputs, 2.0)
+    )
     assert not list(tmp_path.rglob("*.pkl"))
 
 
 def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
-    named = TorchMember(MLP(64, [], 10), name="named", factory=functools.partial(MLP, inputs=64, hidden=[], outputs=10))
+    named = TorchMember(
+        MLP(64, [], 10), name="named", factory=functools.partial(MLP, inputs=64, hidden=[], outputs=10)
+    )
     bare = Ensemble.from_members([named, MLP(64, [4], 10)])
-    with pytest.raises(ValueError, match=r"^mlp: cannot be saved .* TorchMember\(module, name='mlp', factory=functools\.partial\(MLP, "):
+    with pytest.raises(
+        ValueError,
+        match=r"^mlp: cannot be saved .* TorchMember\(module, name='mlp', factory=functools\.partial\(MLP, ",
+    ):
         bare.save(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
     trained[0].save(tmp_path / "old")
@@ -365,7 +404,9 @@ def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
 
 
 def test_what_an_ensemble_shows():
-    ensemble = Ensemble.from_members([fixed(np.zeros((4, 3)), "a"), fixed(np.zeros((4, 3)), "longer")], weights=[3, 1])
+    ensemble = Ensemble.from_members(
+        [fixed(np.zeros((4, 3)), "a"), fixed(np.zeros((4, 3)), "longer")], weights=[3, 1]
+    )
     ensemble.temperature, ensemble.temperatures = 0.9, np.array([2.0, 0.25])
     assert repr(ensemble) == (
         "Ensemble: combiner 'prob', temperature 0.900, members\n"
@@ -388,14 +429,19 @@ def test_a_held_out_row_without_an_answer_is_named_by_its_uid():
     inputs, uids = rng.random((40, 3), np.float32), rng.permutation(1000)[:40]
     inputs[17, 0] = 2
     rows = Rows(inputs, uids, np.arange(40) % 2)
-    with pytest.raises(ValueError, match=rf"^picky: probabilities: .* that row is row 17 of the labelled rows, of uid {uids[17]}$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^picky: probabilities: .* that row is row 17 of the labelled rows, of uid {uids[17]}$",
+    ):
         train_ensemble([SklearnMembers(Picky())], rows, ("a", "b"), folds=4)
 
 
 def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
     with pytest.raises(ValueError, match=r"^folder: there is no folder '.*nope'$"):
         Ensemble.load(tmp_path / "nope")
-    with pytest.raises(ValueError, match=r"^folder: .* holds no ensemble: there is no ensemble.json, which is written last"):
+    with pytest.raises(
+        ValueError, match=r"^folder: .* holds no ensemble: there is no ensemble.json, which is written last"
+    ):
         Ensemble.load(tmp_path)
     trained[0].save(tmp_path)
     about = json.loads((tmp_path / "ensemble.json").read_text())
@@ -415,7 +461,9 @@ def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
         with pytest.raises(ValueError, match=words):
             Ensemble.load(tmp_path)
     for key in ("members", "weights", "combiner", "classes"):
-        (tmp_path / "ensemble.json").write_text(json.dumps({name: value for name, value in about.items() if name != key}))
+        (tmp_path / "ensemble.json").write_text(
+            json.dumps({name: value for name, value in about.items() if name != key})
+        )
         with pytest.raises(ValueError, match=rf"is none that was saved \(KeyError: '{key}'\)"):
             Ensemble.load(tmp_path)
 

@@ -77,13 +77,19 @@ def test_whole_numbers_of_every_kind_are_indices(kind):
     assert (found.tolist(), found.dtype, names) == (INDICES, np.int64, ("0", "1", "2"))
 
 
-@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, pd.Series, lambda v: pd.Series(v, dtype="boolean")])
+@pytest.mark.parametrize(
+    "kind", [list, np.array, torch.tensor, pd.Series, lambda v: pd.Series(v, dtype="boolean")]
+)
 def test_booleans_are_names(kind):
     found, names = as_labels(kind([True, False, True]))
     assert (found.tolist(), names) == ([1, 0, 1], ("False", "True"))
     assert as_labels(kind([True, False, True]), ("True", "False"))[0].tolist() == [0, 1, 0]
     with pytest.raises(
-        ValueError, match=r"\['False', 'True'\] are missing from \['no', 'yes'\]; if False is the first .*labels\.astype\(int"
+        ValueError,
+        match=(
+            r"\['False', 'True'\] are missing from \['no', 'yes'\]; if False is the first "
+            r".*labels\.astype\(int"
+        ),
     ):
         as_labels(kind([True, False, True]), ("no", "yes"))
 
@@ -94,7 +100,10 @@ def test_booleans_are_names(kind):
         (["a", None, "b"], r"the label of row 1, None, is missing \(rows \[1\], 1 in all\)"),
         (["a", float("nan"), "b"], "the label of row 1, nan, is missing"),
         ([0, None, 1], "the label of row 1, None, is missing"),
-        (np.array([0, np.nan, 1, np.nan]), r"the label of row 1, nan, is missing \(rows \[1, 3\], 2 in all\)"),
+        (
+            np.array([0, np.nan, 1, np.nan]),
+            r"the label of row 1, nan, is missing \(rows \[1, 3\], 2 in all\)",
+        ),
         (pd.Series(["a", None, "b"]), "row 1, nan, is missing"),
         (pd.Series(["a", None, "b"], dtype="category"), "row 1, nan, is missing"),
         (pd.Series(["a", None, "b"], dtype="string"), "row 1, .*, is missing"),
@@ -118,7 +127,10 @@ def test_labels_that_are_refused(labels, words):
 
 
 def test_labels_with_two_readings_are_refused():
-    with pytest.raises(ValueError, match=r"in \['1', '0'\], label 0 is '1' by its index and '0' by its name; pass labels\.astype\(str\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"in \['1', '0'\], label 0 is '1' by its index and '0' by its name; pass labels\.astype\(str\)",
+    ):
         as_labels([0, 1], ("1", "0"))
     with pytest.raises(ValueError, match=r"in \['1', '2'\], label 1 is '2' by its index and '1' by its name"):
         as_labels([1, 2], ("1", "2"))
@@ -135,15 +147,22 @@ def table(rows=200, seed=0):
 def test_a_frame_of_pandas_is_taken_by_its_rows():
     x, y = table()
     frame, names = pd.DataFrame(x), pd.Series(np.array(["no", "yes"])[y], dtype="category")
-    ensemble = Ensemble.train(DecisionTreeClassifier(max_depth=2), (frame, names), members=2, method="bagging")
+    ensemble = Ensemble.train(
+        DecisionTreeClassifier(max_depth=2), (frame, names), members=2, method="bagging"
+    )
     assert ensemble.classes == ("no", "yes")
     assert (np.array(ensemble.classes)[ensemble.predict_proba(x).argmax(1)] == names).mean() > 0.95
     for bad in ((frame, names[::-1]), (frame.iloc[::-1], names)):
-        with pytest.raises(ValueError, match=r"labels: expected the index of the inputs; got another: align it by labels\.loc"):
+        with pytest.raises(
+            ValueError,
+            match=r"labels: expected the index of the inputs; got another: align it by labels\.loc",
+        ):
             Ensemble.train(GaussianNB(), bad, members=1)
     with pytest.raises(ValueError, match="sample_weight: expected the index of the inputs"):
         Ensemble.train(GaussianNB(), (frame, names), members=1, sample_weight=pd.Series(np.ones(200))[::-1])
-    with pytest.raises(ValueError, match="data: expected inputs that are numbers; got object: text and categories"):
+    with pytest.raises(
+        ValueError, match="data: expected inputs that are numbers; got object: text and categories"
+    ):
         Ensemble.train(GaussianNB(), (frame.assign(town="x"), names), members=1)
 
 
@@ -184,7 +203,12 @@ def test_gaps_go_to_who_takes_them():
             continue
         with pytest.raises(BadRows, match=told.format(name)):
             Ensemble.train(refuses, (x, y), members=1)
-    with pytest.raises(BadRows, match=r"data: expected finite numbers; row 0 holds nan \(29 such rows\)\. member-2 is a network: fill"):
+    with pytest.raises(
+        BadRows,
+        match=(
+            r"data: expected finite numbers; row 0 holds nan \(29 such rows\)\. member-2 is a network: fill"
+        ),
+    ):
         Ensemble.train([takes[0], lambda: MLP(4, [8], 2)], (x, y), optimization=FEW)
     x[3, 3] = np.inf
     with pytest.raises(BadRows, match=r"data: expected finite numbers; row 3 holds inf \(1 such rows\)"):
@@ -200,7 +224,9 @@ def fine_table():
 @pytest.mark.parametrize(
     "estimator",
     [
-        LGBMClassifier(n_estimators=60, min_child_samples=1, num_leaves=63, verbose=-1, n_jobs=1, random_state=0),
+        LGBMClassifier(
+            n_estimators=60, min_child_samples=1, num_leaves=63, verbose=-1, n_jobs=1, random_state=0
+        ),
         HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=1, max_leaf_nodes=63, random_state=0),
         KNeighborsClassifier(1),
     ],
@@ -219,12 +245,17 @@ def test_float64_features_stay_so_for_estimators(estimator):
 def test_modules_get_float32_and_are_asked_in_float32():
     x, y = table()
     options = {"members": 2, "optimization": FEW, "seed": 3}
-    wide, narrow = (Ensemble.train(lambda: MLP(4, [8], 2), (rows, y), **options) for rows in (x, x.astype(np.float32)))
+    wide, narrow = (
+        Ensemble.train(lambda: MLP(4, [8], 2), (rows, y), **options) for rows in (x, x.astype(np.float32))
+    )
     np.testing.assert_array_equal(wide.predict_proba(x), narrow.predict_proba(x.astype(np.float32)))
     mixed = Ensemble.train([lambda: MLP(4, [8], 2), GaussianNB()], (x, y), optimization=FEW)
     assert mixed.predict_proba(x).shape == (200, 2)
     x, y = fine_table()
-    with pytest.warns(UserWarning, match=r"in float32, which modules are trained on, different values of the features \[0\] are equal"):
+    with pytest.warns(
+        UserWarning,
+        match=r"in float32, which modules are trained on, different values of the features \[0\] are equal",
+    ):
         Ensemble.train(lambda: MLP(2, [8], 2), (x / 1e6, y), **options)
 
 
@@ -243,7 +274,9 @@ def test_classes_without_a_row_have_probability_0_and_the_others_their_own_colum
         warnings.simplefilter("always")
         ensemble = Ensemble.train(factories, (x, labels), classes=("0", "one", "2", "three"))
     told = [str(w.message) for w in caught if "probability 0" in str(w.message)]
-    assert told == ["classes: there are no rows of ['0', '2']: gaussiannb-1 to ridge-6 give them probability 0"]
+    assert told == [
+        "classes: there are no rows of ['0', '2']: gaussiannb-1 to ridge-6 give them probability 0"
+    ]
     for member in ensemble.members:
         z = member.predict_logits(x)
         assert z.shape == (200, 4)
@@ -279,7 +312,12 @@ def test_weights_reach_every_estimator(kind):
 def test_weights_reach_every_module(way):
     x, y = table()
     x = x.astype(np.float32)
-    options = {"classes": 2, "seeds": [1, 2, 3, 4], "optimization": Optimization(steps=150, batch_size=32, learning_rate=0.01), "way": way}
+    options = {
+        "classes": 2,
+        "seeds": [1, 2, 3, 4],
+        "optimization": Optimization(steps=150, batch_size=32, learning_rate=0.01),
+        "way": way,
+    }
     rows = [np.arange(200), np.arange(100), np.arange(100, 200), np.arange(200)]
 
     def trained(labels, weights):
@@ -300,7 +338,14 @@ def test_weights_are_those_of_the_members_rows_and_of_snapshots():
     wrong = np.where(np.arange(200) % 2, y, 1 - y)
     fast = Optimization(steps=200, batch_size=32, learning_rate=0.01)
     for method in ("bagging", "snapshot"):
-        ensemble = Ensemble.train(lambda: MLP(4, [8], 2), (x, wrong), members=2, method=method, sample_weight=weights, optimization=fast)
+        ensemble = Ensemble.train(
+            lambda: MLP(4, [8], 2),
+            (x, wrong),
+            members=2,
+            method=method,
+            sample_weight=weights,
+            optimization=fast,
+        )
         assert (ensemble.predict_proba(x).argmax(1) == y).mean() > 0.9
 
 
@@ -308,20 +353,44 @@ def test_weights_that_are_refused(tmp_path):
     x, y = table()
     cases = [
         (GaussianNB(), np.ones(3), r"sample_weight: expected \[200\], one for each row; got \[3\]"),
-        (GaussianNB(), np.where(np.arange(200) == 4, -1.0, 1.0), r"finite numbers of at least 0; row 4 has -1\.0 \(1 such rows\)"),
-        (GaussianNB(), np.where(np.arange(200) == 5, np.nan, 1.0), r"finite numbers of at least 0; row 5 has nan"),
+        (
+            GaussianNB(),
+            np.where(np.arange(200) == 4, -1.0, 1.0),
+            r"finite numbers of at least 0; row 4 has -1\.0 \(1 such rows\)",
+        ),
+        (
+            GaussianNB(),
+            np.where(np.arange(200) == 5, np.nan, 1.0),
+            r"finite numbers of at least 0; row 5 has nan",
+        ),
         (GaussianNB(), ["a"] * 200, "sample_weight: expected 200 numbers; got builtins.list"),
-        (GaussianNB(), np.zeros(200), "sample_weight: gaussiannb-1: expected a weight above 0 among its 200 rows; got none"),
-        (KNeighborsClassifier(), np.ones(200), "kneighborsclassifier-1: the fit of KNeighborsClassifier takes no sample_weight"),
-        ([GaussianNB(), make_pipeline(GaussianNB())], np.ones(200), "pipeline-2: the fit of Pipeline takes no sample_weight; choose"),
+        (
+            GaussianNB(),
+            np.zeros(200),
+            "sample_weight: gaussiannb-1: expected a weight above 0 among its 200 rows; got none",
+        ),
+        (
+            KNeighborsClassifier(),
+            np.ones(200),
+            "kneighborsclassifier-1: the fit of KNeighborsClassifier takes no sample_weight",
+        ),
+        (
+            [GaussianNB(), make_pipeline(GaussianNB())],
+            np.ones(200),
+            "pipeline-2: the fit of Pipeline takes no sample_weight; choose",
+        ),
     ]
     for factory, weights, words in cases:
         with pytest.raises(ValueError, match=words):
-            Ensemble.train(factory, (x, y), members=2 if isinstance(factory, list) else 1, sample_weight=weights)
+            Ensemble.train(
+                factory, (x, y), members=2 if isinstance(factory, list) else 1, sample_weight=weights
+            )
     # Another training in the same folder.
     rows = Rows(x, np.arange(200), y)
     plain = Ensemble.train(RandomForestClassifier(3), rows, members=1, folder=tmp_path / "e")
-    weighted = Ensemble.train(RandomForestClassifier(3), rows, members=1, folder=tmp_path / "e", sample_weight=1.0 + (x[:, 0] > 1))
+    weighted = Ensemble.train(
+        RandomForestClassifier(3), rows, members=1, folder=tmp_path / "e", sample_weight=1.0 + (x[:, 0] > 1)
+    )
     assert plain.fingerprint() != weighted.fingerprint()
 
 

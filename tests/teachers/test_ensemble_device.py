@@ -1,4 +1,5 @@
-"""Logits left on the device where torch members predict: the same bits as in main memory, the same complaints, encoded there."""
+"""Logits left on the device where torch members predict: the same bits as in main memory, the same
+complaints, encoded there."""
 
 import functools
 
@@ -22,7 +23,10 @@ def mixed(method="temperature"):
     """Two networks, of other class orders, and a model that always answers in main memory; calibrated."""
     torch.manual_seed(0)
     names = ("a", "b", "c")
-    nets = [TorchMember(MLP(4, [8], 3), name=n, classes=order, batch_size=64) for n, order in (("n1", names), ("n2", names[::-1]))]
+    nets = [
+        TorchMember(MLP(4, [8], 3), name=n, classes=order, batch_size=64)
+        for n, order in (("n1", names), ("n2", names[::-1]))
+    ]
     regression = LogisticRegression().fit(X, np.array(names)[Y])
     ensemble = Ensemble.from_members([*nets, regression], classes=names, weights=[3, 2, 1])
     return ensemble.calibrate(ensemble.raw_logits(X), Y, method=method)
@@ -58,9 +62,13 @@ class Doubtful(nn.Linear):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bad_values_name_the_member_and_the_rows(value):
-    ensemble = Ensemble.from_members([TorchMember(nn.Linear(4, 3), name="good"), TorchMember(Doubtful(value), name="bad")])
+    ensemble = Ensemble.from_members(
+        [TorchMember(nn.Linear(4, 3), name="good"), TorchMember(Doubtful(value), name="bad")]
+    )
     for predict in (ensemble.predict_logits, on_cpu(ensemble)):
-        with pytest.raises(BadRows, match=rf"bad: the logits of row 2 hold {value} \(1 such rows: \[2\]\)") as caught:
+        with pytest.raises(
+            BadRows, match=rf"bad: the logits of row 2 hold {value} \(1 such rows: \[2\]\)"
+        ) as caught:
             predict(X)
         assert caught.value.rows.tolist() == [2]
 
@@ -73,10 +81,14 @@ def test_masked_classes_are_fine_but_not_all_of_a_row():
 
 
 def test_other_numbers_of_classes_and_of_rows():
-    ensemble = Ensemble.from_members([TorchMember(nn.Linear(4, 3), name="three"), TorchMember(nn.Linear(4, 2), name="two")])
+    ensemble = Ensemble.from_members(
+        [TorchMember(nn.Linear(4, 3), name="three"), TorchMember(nn.Linear(4, 2), name="two")]
+    )
     with pytest.raises(ValueError, match="members: two has 2 classes, three has 3"):
         on_cpu(ensemble)(X)
-    with pytest.raises(ValueError, match=r"summed: expected outputs \[300, C\], one for each class; got \[5, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"summed: expected outputs \[300, C\], one for each class; got \[5, 3\]"
+    ):
         on_cpu(Ensemble.from_members([TorchMember(Summed(4, 3), name="summed", batch_size=64)]))(X)
 
 
@@ -161,10 +173,16 @@ def test_what_takes_the_place_of_predict_logits_is_asked(tmp_path):
     ):
         cache = cache_targets(ensemble, Rows(X, np.arange(300), Y), tmp_path / str(i), codec="fp32")
         np.testing.assert_array_equal(cache.gather(np.arange(300)).to_logits()[0], 2 * plain)
-    assert torch.equal(on_cpu(Ensemble.from_members([Doubled(net), TorchMember(net, name="b")]))(X)[0], torch.from_numpy(2 * plain))
+    assert torch.equal(
+        on_cpu(Ensemble.from_members([Doubled(net), TorchMember(net, name="b")]))(X)[0],
+        torch.from_numpy(2 * plain),
+    )
 
 
-@pytest.mark.parametrize("change", [lambda z: z[:, ::-1], torch.from_numpy, lambda z: z.astype(">f4"), lambda z: z.astype(np.longdouble)])
+@pytest.mark.parametrize(
+    "change",
+    [lambda z: z[:, ::-1], torch.from_numpy, lambda z: z.astype(">f4"), lambda z: z.astype(np.longdouble)],
+)
 def test_members_of_ones_own_may_answer_with_any_array(tmp_path, change):
     ensemble = Ensemble.from_members([Protocol(change)])
     expected = torch.from_numpy(np.array(np.asarray(change(X[:, :3].copy())), np.float32))
@@ -176,8 +194,16 @@ def test_members_of_ones_own_may_answer_with_any_array(tmp_path, change):
 def test_a_cache_encodes_what_was_left_there(tmp_path, monkeypatch):
     ensemble, seen, encode = mixed(), [], encoding.Encoder.__call__
     left = {}
-    monkeypatch.setattr(ensemble, "predict_logits_on_device", lambda inputs: left.setdefault(len(left), on_cpu(ensemble)(inputs)))
-    monkeypatch.setattr(encoding.Encoder, "__call__", lambda self, logits, *rest: seen.append(logits) or encode(self, logits, *rest))
+    monkeypatch.setattr(
+        ensemble,
+        "predict_logits_on_device",
+        lambda inputs: left.setdefault(len(left), on_cpu(ensemble)(inputs)),
+    )
+    monkeypatch.setattr(
+        encoding.Encoder,
+        "__call__",
+        lambda self, logits, *rest: seen.append(logits) or encode(self, logits, *rest),
+    )
     cache = cache_targets(ensemble, Rows(X, np.arange(300), Y), tmp_path, codec="fp32", batch_size=128)
     assert [id(z) for z in seen] == [id(z) for z in left.values()]
     assert len(seen) == 3

@@ -1,4 +1,5 @@
-"""What is fitted to held-out predictions, from arrays and from a cache: calibration, weights, selection; and stacked prediction."""
+"""What is fitted to held-out predictions, from arrays and from a cache: calibration, weights, selection; and
+stacked prediction."""
 
 import functools
 import json
@@ -18,7 +19,13 @@ from ensdistill.cache import CacheMismatch, cache_targets
 from ensdistill.data import Digits, Rows
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.calibration import NEGLIGIBLE, fit_temperature, fit_weights, log_mixture, negative_log_likelihood
+from ensdistill.teachers.fitting.calibration import (
+    NEGLIGIBLE,
+    fit_temperature,
+    fit_weights,
+    log_mixture,
+    negative_log_likelihood,
+)
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
 from ensdistill.teachers.members import TorchMember
 
@@ -27,11 +34,18 @@ def nll(z, labels):
     return negative_log_likelihood(log_softmax(np.asarray(z, np.float64), -1), labels)
 
 
-@given(z=arrays(np.float64, (9, 3), elements=st.floats(-30, 30)), labels=arrays(np.int64, 9, elements=st.integers(0, 2)))
+@given(
+    z=arrays(np.float64, (9, 3), elements=st.floats(-30, 30)),
+    labels=arrays(np.int64, 9, elements=st.integers(0, 2)),
+)
 @settings(max_examples=40, deadline=None)
 def test_vector_scaling_is_never_worse(z, labels):
     scale, bias = fit_vector(z, labels)
-    assert nll(z * scale + bias, labels) <= nll(z / fit_temperature(z, labels), labels) + 1e-12 <= nll(z, labels) + 1e-12
+    assert (
+        nll(z * scale + bias, labels)
+        <= nll(z / fit_temperature(z, labels), labels) + 1e-12
+        <= nll(z, labels) + 1e-12
+    )
     assert (scale > 0).all()
 
 
@@ -86,7 +100,10 @@ def test_three_ways_to_calibrate():
 
 def test_a_calibration_doesnt_depend_on_those_before_it(monkeypatch):
     z, labels = unequal(100)
-    monkeypatch.setattr("ensdistill.teachers.ensemble.fit_vector", lambda z, labels: np.stack([np.full(4, 2.0), np.arange(4.0)]))
+    monkeypatch.setattr(
+        "ensdistill.teachers.ensemble.fit_vector",
+        lambda z, labels: np.stack([np.full(4, 2.0), np.arange(4.0)]),
+    )
 
     def calibrate(ensemble, method):
         return ensemble.calibrate(z, labels, method=method)
@@ -97,7 +114,9 @@ def test_a_calibration_doesnt_depend_on_those_before_it(monkeypatch):
         weighed = last(Ensemble.from_members(list(z))).weigh(z, labels).fingerprint()
         for before in [*steps, lambda e: e.weigh(z, labels)]:
             found = before(Ensemble.from_members(list(z)))
-            found.weights = np.full(3, 1 / 3)  # pooled: the mixture's temperature is that of the weights there are
+            found.weights = np.full(
+                3, 1 / 3
+            )  # pooled: the mixture's temperature is that of the weights there are
             assert last(found).fingerprint() == expected
             assert found.weigh(z, labels).fingerprint() == weighed
 
@@ -105,8 +124,12 @@ def test_a_calibration_doesnt_depend_on_those_before_it(monkeypatch):
 def test_very_many_members_keep_their_weights(monkeypatch):
     labels = np.arange(6) % 3
     # As it ends for equal members; with so many, it would take its time.
-    monkeypatch.setattr("ensdistill.teachers.fitting.calibration.minimize", lambda loss, start, **_: OptimizeResult(x=start))
-    np.testing.assert_allclose(fit_weights(np.broadcast_to(np.eye(3)[labels], (1200, 6, 3)), labels), np.full(1200, 1 / 1200))
+    monkeypatch.setattr(
+        "ensdistill.teachers.fitting.calibration.minimize", lambda loss, start, **_: OptimizeResult(x=start)
+    )
+    np.testing.assert_allclose(
+        fit_weights(np.broadcast_to(np.eye(3)[labels], (1200, 6, 3)), labels), np.full(1200, 1 / 1200)
+    )
 
 
 def test_a_weight_that_a_row_needs_is_not_rounded_to_zero():
@@ -139,11 +162,17 @@ def test_vectors_are_saved(tmp_path):
 def test_inputs_may_be_tensors():
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     ensemble = Ensemble.from_members([MLP(4, [], 3), MLP(4, [8], 3)])
-    assert torch.equal(ensemble.predict_logits(torch.from_numpy(x).requires_grad_()), ensemble.predict_logits(x))
+    assert torch.equal(
+        ensemble.predict_logits(torch.from_numpy(x).requires_grad_()), ensemble.predict_logits(x)
+    )
     np.testing.assert_array_equal(ensemble.predict_proba(torch.from_numpy(x)), ensemble.predict_proba(x))
-    np.testing.assert_array_equal(ensemble.uncertainty(torch.from_numpy(x)).total, ensemble.uncertainty(x).total)
+    np.testing.assert_array_equal(
+        ensemble.uncertainty(torch.from_numpy(x)).total, ensemble.uncertainty(x).total
+    )
     for call in (ensemble.predict_logits, ensemble.predict_proba, ensemble.uncertainty, ensemble.seconds):
-        with pytest.raises(TypeError, match=r"inputs: expected an array or a tensor \[N, \.\.\.\]; got builtins\.list"):
+        with pytest.raises(
+            TypeError, match=r"inputs: expected an array or a tensor \[N, \.\.\.\]; got builtins\.list"
+        ):
             call(x.tolist())
 
 
@@ -155,7 +184,9 @@ def test_members_fitted_to_integers_are_named_by_index():
     ensemble = Ensemble.from_members([numbers, named], classes=list(names))
     assert ensemble.classes == tuple(names)
     np.testing.assert_allclose(*ensemble.predict_logits(x), atol=1e-4)
-    with pytest.raises(ValueError, match=r"classes: logisticregression-1 has \[0, 1, 2\]; expected \['a', 'b'\]"):
+    with pytest.raises(
+        ValueError, match=r"classes: logisticregression-1 has \[0, 1, 2\]; expected \['a', 'b'\]"
+    ):
         Ensemble.from_members([numbers, named], classes=["a", "b"])
     with pytest.raises(TypeError, match="members: expected a sequence of members; got one Sequential"):
         Ensemble.from_members(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
@@ -173,7 +204,10 @@ def test_an_ensemble_takes_the_place_of_another_and_of_nothing_else(tmp_path):
     ensemble("a", "c").save(tmp_path / "e")
     assert Ensemble.load(tmp_path / "e").names == ("a", "c")
     assert sorted(p.name for p in (tmp_path / "e" / "members").iterdir()) == ["a", "c", "notes"]
-    assert sorted(p.name for p in (tmp_path / "e" / "members" / "a").iterdir()) == ["member.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "e" / "members" / "a").iterdir()) == [
+        "member.json",
+        "model.safetensors",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "e.part"]
 
 
@@ -205,7 +239,9 @@ def cached(tmp_path_factory):
     rng = np.random.default_rng(0)
     ensemble.temperatures, ensemble.temperature = np.array([0.5, 3.0]), 0.8
     ensemble.vectors = np.stack([rng.uniform(0.5, 2, (2, 10)), rng.normal(size=(2, 10))])
-    cache = cache_targets(ensemble, Rows(x, np.arange(160), labels), tmp_path_factory.mktemp("cache") / "c", codec="fp32")
+    cache = cache_targets(
+        ensemble, Rows(x, np.arange(160), labels), tmp_path_factory.mktemp("cache") / "c", codec="fp32"
+    )
     return ensemble, cache, x, labels
 
 
@@ -229,7 +265,12 @@ def test_from_a_cache_nobody_is_run_again(cached, monkeypatch):
 
 def test_what_a_cache_is_refused_for(cached):
     ensemble, cache, _, labels = cached
-    with pytest.raises(ValueError, match=r"labels: expected 0\.\.9; got -100\.\.9; rows without a label \(-100\) can be left out by uids"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"labels: expected 0\.\.9; got -100\.\.9; rows without a label \(-100\) can be left out by uids"
+        ),
+    ):
         ensemble.calibrate(cache, labels, uids=np.arange(160))
     with pytest.raises(ValueError, match=r"labels: expected 3, one for each uid; got 2"):
         ensemble.select(cache, labels[:2], uids=np.arange(3))
@@ -277,7 +318,10 @@ def test_members_that_only_look_alike_are_not_stacked():
     b.sign = -1
     ensemble = Ensemble.from_members([a, b])
     x = np.random.default_rng(0).random((5, 3), np.float32)
-    with pytest.warns(UserWarning, match="Signed can't be stacked, its members predict one by one: signed-2 computes something else"):
+    with pytest.warns(
+        UserWarning,
+        match="Signed can't be stacked, its members predict one by one: signed-2 computes something else",
+    ):
         together = ensemble.predict_logits(x, way="stacked")
     assert torch.equal(together, ensemble.predict_logits(x))
 
@@ -285,7 +329,9 @@ def test_members_that_only_look_alike_are_not_stacked():
 def test_seconds_are_of_each_member():
     import time
 
-    ensemble = Ensemble.from_members([lambda x: np.zeros((len(x), 2)), lambda x: (time.sleep(0.02), np.zeros((len(x), 2)))[1]])
+    ensemble = Ensemble.from_members(
+        [lambda x: np.zeros((len(x), 2)), lambda x: (time.sleep(0.02), np.zeros((len(x), 2)))[1]]
+    )
     quick, slow = ensemble.seconds(np.zeros((3, 1)), repeats=3)
     assert slow >= 0.02
     assert quick < slow

@@ -34,7 +34,10 @@ def by_two(monkeypatch):
 
     def run(work):
         found = {}
-        threads = [threading.Thread(target=lambda rank=rank: found.update({rank: work()}), name=f"rank-{rank}") for rank in range(2)]
+        threads = [
+            threading.Thread(target=lambda rank=rank: found.update({rank: work()}), name=f"rank-{rank}")
+            for rank in range(2)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -54,7 +57,11 @@ def test_they_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys
     views, found = [], []
     monkeypatch.setattr("ensdistill.teachers.train.TrainingView", Told)
     for _ in range(2):  # the second time there is nothing left to do
-        found += by_two(lambda: train(GaussianNB(), digits.labelled, method="bagging", folder=tmp_path, progress=True).fingerprint())
+        found += by_two(
+            lambda: train(
+                GaussianNB(), digits.labelled, method="bagging", folder=tmp_path, progress=True
+            ).fingerprint()
+        )
         shown = capsys.readouterr().err
         assert shown.startswith("5 of 5 members trained, ")
         assert shown.count("\n") == 1
@@ -64,14 +71,19 @@ def test_they_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("method", ["snapshot", "fast_geometric"])
 def test_members_of_one_training_are_never_shared_out(digits, tmp_path, method, by_two):
-    """What one of them is depends on how many there are, so that neither a process nor a later start can have some of them alone."""
+    """What one of them is depends on how many there are, so that neither a process nor a later start can have
+    some of them alone."""
     go = functools.partial(train, MLP, digits.labelled, method=method)
     expected = go().predict_logits(digits.test.inputs)
     assert not torch.equal(expected[0], expected[1])
     for ensemble in by_two(lambda: go(folder=tmp_path / "two")):
-        torch.testing.assert_close(ensemble.predict_logits(digits.test.inputs), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ensemble.predict_logits(digits.test.inputs), expected, rtol=1e-4, atol=1e-4
+        )
     go(folder=tmp_path / "one")
-    (tmp_path / "one" / "members" / "mlp-2" / "trained.json").unlink()  # as if it had been killed on the way there
+    (
+        tmp_path / "one" / "members" / "mlp-2" / "trained.json"
+    ).unlink()  # as if it had been killed on the way there
     assert torch.equal(go(folder=tmp_path / "one").predict_logits(digits.test.inputs), expected)
 
 

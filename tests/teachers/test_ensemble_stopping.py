@@ -1,4 +1,5 @@
-"""Early stopping: by rows that a member is not fitted to, in every ensemble, or an error that names the parameter."""
+"""Early stopping: by rows that a member is not fitted to, in every ensemble, or an error that names the
+parameter."""
 
 import functools
 
@@ -23,14 +24,28 @@ BOOSTERS = [
     (XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1), "early_stopping_rounds"),
     (LGBMClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, verbose=-1), "early_stopping_round"),
     (LGBMClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, verbose=-1), "n_iter_no_change"),
-    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False), "early_stopping_rounds"),
-    (CatBoostClassifier(iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False), "od_wait"),
+    (
+        CatBoostClassifier(
+            iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False
+        ),
+        "early_stopping_rounds",
+    ),
+    (
+        CatBoostClassifier(
+            iterations=80, learning_rate=0.3, thread_count=1, verbose=0, allow_writing_files=False
+        ),
+        "od_wait",
+    ),
 ]
 
 
 def told(booster, parameter):
     """The same, and to stop after three rounds without a gain."""
-    return type(booster)(**booster.get_params(), **{parameter: 3}) if "CatBoost" in repr(booster) else booster_with(booster, parameter)
+    return (
+        type(booster)(**booster.get_params(), **{parameter: 3})
+        if "CatBoost" in repr(booster)
+        else booster_with(booster, parameter)
+    )
 
 
 def booster_with(booster, parameter):
@@ -50,7 +65,9 @@ def trees(fitted):
 
 
 @pytest.mark.filterwarnings("ignore:.* answers just as .* does")  # with all rows, seeds have no say
-@pytest.mark.parametrize(("booster", "parameter"), BOOSTERS, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+@pytest.mark.parametrize(
+    ("booster", "parameter"), BOOSTERS, ids=lambda v: v if isinstance(v, str) else type(v).__name__
+)
 @pytest.mark.parametrize("method", ["bagging", "subsample", "seeds"])
 def test_boosters_stop_by_rows_of_their_own(booster, parameter, method):
     """So noise is not learned: on other rows they are better than all their trees."""
@@ -63,7 +80,11 @@ def test_boosters_stop_by_rows_of_their_own(booster, parameter, method):
     assert nll(told(booster, parameter)) < min(0.7, nll(booster) - 0.02)
 
 
-@pytest.mark.parametrize(("booster", "parameter"), [BOOSTERS[0], BOOSTERS[1], BOOSTERS[3]], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("booster", "parameter"),
+    [BOOSTERS[0], BOOSTERS[1], BOOSTERS[3]],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_rows_and_their_weights_are_those_of_the_library_by_hand(booster, parameter, weighted):
     x, y = noise()
@@ -140,7 +161,9 @@ def test_copies_of_a_row_are_on_one_side():
 def test_too_few_rows_to_stop_by():
     x, y = noise(4)
     y[:] = [0, 1, 0, 1]
-    with pytest.raises(ValueError, match=r"early_stopping_rounds: xgbclassifier-1: .*none of its 4 rows can be spared"):
+    with pytest.raises(
+        ValueError, match=r"early_stopping_rounds: xgbclassifier-1: .*none of its 4 rows can be spared"
+    ):
         Ensemble.train(XGBClassifier(early_stopping_rounds=2), (x, y), members=1)
 
 
@@ -150,8 +173,14 @@ def test_what_a_part_would_stop_by_can_not_be_passed_to_it(monkeypatch):
     for booster, parameter in BOOSTERS:
         inner = told(booster, parameter)
         name = type(inner).__name__.lower()
-        for whole, place in ((make_pipeline(StandardScaler(), inner), name), (VotingClassifier([("v", inner)]), "v")):
-            with pytest.raises(ValueError, match=rf"^{place}__{parameter}: .*-1: expected {parameter} of a factory itself; inside a "):
+        for whole, place in (
+            (make_pipeline(StandardScaler(), inner), name),
+            (VotingClassifier([("v", inner)]), "v"),
+        ):
+            with pytest.raises(
+                ValueError,
+                match=rf"^{place}__{parameter}: .*-1: expected {parameter} of a factory itself; inside a ",
+            ):
                 Ensemble.train(whole, (x, y), members=1)
             with pytest.raises(ValueError, match=rf"^{place}__{parameter}: m: expected"):
                 SklearnMembers(whole, name="m")
@@ -160,7 +189,9 @@ def test_what_a_part_would_stop_by_can_not_be_passed_to_it(monkeypatch):
 
 
 OWN = [
-    HistGradientBoostingClassifier(early_stopping=True, max_iter=60, learning_rate=0.5, min_samples_leaf=5, n_iter_no_change=3),
+    HistGradientBoostingClassifier(
+        early_stopping=True, max_iter=60, learning_rate=0.5, min_samples_leaf=5, n_iter_no_change=3
+    ),
     GradientBoostingClassifier(n_iter_no_change=3, n_estimators=60, learning_rate=0.5),
     MLPClassifier(early_stopping=True, max_iter=20),
     SGDClassifier(early_stopping=True, loss="log_loss"),
@@ -189,7 +220,10 @@ def test_an_estimator_that_splits_its_rows_gets_no_copies(estimator, monkeypatch
         if copies:
             assert weights.sum() == 300
             assert set(weights) <= set(range(1, 10))
-    with pytest.raises(ValueError, match=r"__(early_stopping|n_iter_no_change): pipeline-1: expected rows without copies.*'subsample'"):
+    with pytest.raises(
+        ValueError,
+        match=r"__(early_stopping|n_iter_no_change): pipeline-1: expected rows without copies.*'subsample'",
+    ):
         Ensemble.train(make_pipeline(StandardScaler(), estimator), (x, y), members=1, method="bagging")
     Ensemble.train(make_pipeline(StandardScaler(), estimator), (x, y), members=1, method="subsample")
 
@@ -197,7 +231,9 @@ def test_an_estimator_that_splits_its_rows_gets_no_copies(estimator, monkeypatch
 def test_boosters_of_a_job_stop_by_their_training_rows_alone():
     """The fold's other rows judge the member: it must not stop by them."""
     x, y = noise()
-    recipe = SklearnMembers(XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, early_stopping_rounds=3))
+    recipe = SklearnMembers(
+        XGBClassifier(n_estimators=80, learning_rate=0.3, n_jobs=1, early_stopping_rounds=3)
+    )
     rows = np.arange(200)
     data = TrainingRows(x, y, ("0", "1"))
     ((_, one),) = recipe.fit(data, [Job("m", 5, rows)])
@@ -205,5 +241,11 @@ def test_boosters_of_a_job_stop_by_their_training_rows_alone():
     ((_, other),) = recipe.fit(data, [Job("m", 5, rows)])
     assert one.fingerprint() == other.fingerprint()
     fit, away = held_out("p", "m", rows, TrainingRows(x, y, ("0", "1")), 5)
-    expected = clone(recipe.estimator).set_params(random_state=5).fit(x[fit], y[fit], eval_set=[(x[away], y[away])], verbose=False)
-    np.testing.assert_allclose(np.diff(one.predict_logits(x[:200]))[:, 0], expected.predict(x[:200], output_margin=True), atol=1e-5)
+    expected = (
+        clone(recipe.estimator)
+        .set_params(random_state=5)
+        .fit(x[fit], y[fit], eval_set=[(x[away], y[away])], verbose=False)
+    )
+    np.testing.assert_allclose(
+        np.diff(one.predict_logits(x[:200]))[:, 0], expected.predict(x[:200], output_margin=True), atol=1e-5
+    )

@@ -68,17 +68,23 @@ def difference(a, b):
 @pytest.mark.parametrize("method", ["seeds", "bagging", "subsample", "snapshot", "fast_geometric"])
 def test_every_method_makes_members_that_differ_and_know_something(digits, method):
     steps = 480 if method in ("snapshot", "fast_geometric") else 120  # of one training, from which all come
-    ensemble = train(digits, method=method, optimization=Optimization(steps=steps, batch_size=32, learning_rate=5e-3))
+    ensemble = train(
+        digits, method=method, optimization=Optimization(steps=steps, batch_size=32, learning_rate=5e-3)
+    )
     assert ensemble.names == ("mlp-1", "mlp-2", "mlp-3", "mlp-4")
     found = states(ensemble)
     assert min(difference(found[i], found[j]) for i in range(4) for j in range(i)) > 1e-3
-    members = [(ensemble.predict_logits(digits.test.inputs)[k].argmax(1).numpy() == digits.test.labels).mean() for k in range(4)]
+    members = [
+        (ensemble.predict_logits(digits.test.inputs)[k].argmax(1).numpy() == digits.test.labels).mean()
+        for k in range(4)
+    ]
     assert min(members) > 0.8
     assert accuracy(ensemble, digits) >= np.mean(members)
 
 
 def test_members_can_be_trained_alone(digits):
-    """Member 3 of 8, with rows of its own: one by one the same bits; in a stack the tolerance of test_training's stacks."""
+    """Member 3 of 8, with rows of its own: one by one the same bits; in a stack the tolerance of
+    test_training's stacks."""
     options = {"factory": functools.partial(MLP, dropout=0.3), "method": "bagging"}
     (alone,) = states(train(digits, members=[3], **options))
     among = train(digits, members=8, way="one_by_one", **options)
@@ -127,7 +133,9 @@ def test_snapshots_are_taken_at_the_end_of_each_cycle(steps, members):
 
 @pytest.mark.parametrize(("steps", "members"), [(200, 4), (101, 3)])
 def test_fast_geometric_members_are_taken_where_the_rate_is_lowest(steps, members):
-    optimization, taken = FastGeometric(share=0.7, high=0.5, low=0.01).plan(Optimization(steps=steps, learning_rate=1.0), members)
+    optimization, taken = FastGeometric(share=0.7, high=0.5, low=0.01).plan(
+        Optimization(steps=steps, learning_rate=1.0), members
+    )
     rate = rates(optimization)
     first = round(0.7 * steps)
     assert rate[:first].max() == pytest.approx(1.0)
@@ -140,14 +148,20 @@ def test_fast_geometric_members_are_taken_where_the_rate_is_lowest(steps, member
 
 
 def test_methods_refuse_what_they_cannot_do(digits):
-    with pytest.raises(ValueError, match=r"optimization\.steps: expected at least 8, two for each cycle; got 5"):
+    with pytest.raises(
+        ValueError, match=r"optimization\.steps: expected at least 8, two for each cycle; got 5"
+    ):
         train(digits, method="snapshot", optimization=Optimization(steps=5))
     with pytest.raises(ValueError, match=r"optimization\.steps: expected at least \d+, for 4 cycles"):
         train(digits, method="fast_geometric", optimization=Optimization(steps=10))
-    with pytest.raises(ValueError, match="method: expected one of seeds, bagging, subsample, snapshot, fast_geometric"):
+    with pytest.raises(
+        ValueError, match="method: expected one of seeds, bagging, subsample, snapshot, fast_geometric"
+    ):
         train(digits, method="boosting")
     for factory, members in ((GaussianNB(), 3), ([MLP, CNN], 2), (MLP, [0, 2])):
-        with pytest.raises(ValueError, match="Snapshot takes all its members from one training of one torch module"):
+        with pytest.raises(
+            ValueError, match="Snapshot takes all its members from one training of one torch module"
+        ):
             train(digits, factory, members=members, method="snapshot")
 
 
@@ -168,15 +182,23 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
     forests = train(digits, RandomForestClassifier(5), members=3, n_jobs=2)
     assert len(set(m.fingerprint() for m in forests.members)) == 3
     np.testing.assert_array_equal(
-        forests.predict_proba(digits.test.inputs), train(digits, RandomForestClassifier(5), members=3).predict_proba(digits.test.inputs)
+        forests.predict_proba(digits.test.inputs),
+        train(digits, RandomForestClassifier(5), members=3).predict_proba(digits.test.inputs),
     )
     with pytest.raises(
-        ValueError, match="GaussianNB has no random_state that is None, so its 3 members would be equal; choose method='bagging'"
+        ValueError,
+        match=(
+            "GaussianNB has no random_state that is None, so its 3 members would be equal; choose "
+            "method='bagging'"
+        ),
     ):
         train(digits, GaussianNB(), members=3)
     bagged = train(digits, GaussianNB(), members=3, method="bagging")
     assert len(set(m.fingerprint() for m in bagged.members)) == 3
-    assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == ("gaussiannb-1", "logisticregression-2")
+    assert train(digits, [GaussianNB(), LogisticRegression(max_iter=300)], members=None).names == (
+        "gaussiannb-1",
+        "logisticregression-2",
+    )
 
 
 class Failing(GaussianNB):
@@ -200,13 +222,23 @@ def test_an_error_of_a_fit_says_whose_it_is(digits, n_jobs):
         both = [GaussianNB(), Failing(error)] if members is None else Failing(error)
         train(digits, both, members=members, method="bagging", n_jobs=n_jobs)
 
-    advice = r"fit fewer at once \(n_jobs\), choose fewer rows \(method='subsample'\), or a smaller estimator$"
-    with pytest.raises(MemoryError, match=r"^failing-2: out of memory in its fit \(9 PiB\) to 200 rows of 64 features; " + advice):
+    advice = (
+        r"fit fewer at once \(n_jobs\), choose fewer rows \(method='subsample'\), or a smaller estimator$"
+    )
+    with pytest.raises(
+        MemoryError,
+        match=r"^failing-2: out of memory in its fit \(9 PiB\) to 200 rows of 64 features; " + advice,
+    ):
         fit("memory")
     for error, kind, members, who in (
         ("arithmetic", ArithmeticError, None, "failing-2"),
         ("json", json.JSONDecodeError, None, "failing-2"),
-        ("json", json.JSONDecodeError, 3, "one of failing-1, failing-2, failing-3" if n_jobs else "failing-1"),
+        (
+            "json",
+            json.JSONDecodeError,
+            3,
+            "one of failing-1, failing-2, failing-3" if n_jobs else "failing-1",
+        ),
     ):
         with pytest.raises(kind, match="it broke") as caught:
             fit(error, members)
@@ -225,8 +257,14 @@ def test_members_may_be_optimised_differently(digits):
     options = {"members": np.int64(4), "way": "one_by_one", "factory": functools.partial(MLP, hidden=[4])}
     slow, fast = (Optimization(steps=3, batch_size=16, learning_rate=rate) for rate in (1e-4, 1e-2))
     both = states(train(digits, optimization=[slow, fast], **options))
-    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=slow, **options)), strict=True)] == [1, 0, 1, 0]
-    assert [difference(a, b) == 0 for a, b in zip(both, states(train(digits, optimization=fast, **options)), strict=True)] == [0, 1, 0, 1]
+    assert [
+        difference(a, b) == 0
+        for a, b in zip(both, states(train(digits, optimization=slow, **options)), strict=True)
+    ] == [1, 0, 1, 0]
+    assert [
+        difference(a, b) == 0
+        for a, b in zip(both, states(train(digits, optimization=fast, **options)), strict=True)
+    ] == [0, 1, 0, 1]
     assert len(train(digits, optimization=[slow, fast], members=None, way="auto")) == 2
 
 
@@ -247,11 +285,19 @@ def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda jobs, *a: pytest.fail("fitted"))
     x = digits.labelled.inputs[:12]
     for factory in (GaussianNB(), MLP):
-        for values, shown in (([1, 2, 3], r"3 .*, \[1, 2, 3\], up to 3"), ([0, 2], r"2 .*, \[0, 2\], up to 2")):
+        for values, shown in (
+            ([1, 2, 3], r"3 .*, \[1, 2, 3\], up to 3"),
+            ([0, 2], r"2 .*, \[0, 2\], up to 2"),
+        ):
             y = np.resize(values, 12)
-            with pytest.raises(ValueError, match=rf"data: expected labels in 0\.\.C-1, .*got {shown}\. .*labels\.astype\(str\)"):
+            with pytest.raises(
+                ValueError,
+                match=rf"data: expected labels in 0\.\.C-1, .*got {shown}\. .*labels\.astype\(str\)",
+            ):
                 Ensemble.train(factory, (x, y), members=1)
-    with pytest.raises(ValueError, match=r"data: expected labels in 0\.\.C-1, .*\[0, 1, 2, 3, 4\] \.\.\., up to 1000000000"):
+    with pytest.raises(
+        ValueError, match=r"data: expected labels in 0\.\.C-1, .*\[0, 1, 2, 3, 4\] \.\.\., up to 1000000000"
+    ):
         Ensemble.train(MLP, (x, np.array([*range(11), 10**9])), members=1)
 
 
@@ -260,9 +306,13 @@ def test_classes_may_have_no_rows_where_outputs_are_there_anyway(digits):
     net = functools.partial(MLP, outputs=3)
     for labels in (np.resize([0, 2], 12), np.resize(["a", "c"], 12)):
         for method in ("seeds", "bagging"):
-            ensemble = Ensemble.train(net, (x, labels), members=2, method=method, classes=("a", "b", "c"), optimization=few)
+            ensemble = Ensemble.train(
+                net, (x, labels), members=2, method=method, classes=("a", "b", "c"), optimization=few
+            )
             assert (ensemble.classes, ensemble.predict_proba(x).shape) == (("a", "b", "c"), (12, 3))
-    numbers = Ensemble.train([net, GaussianNB()], (x, np.resize([1, 2, 10], 12).astype(str)), optimization=few)
+    numbers = Ensemble.train(
+        [net, GaussianNB()], (x, np.resize([1, 2, 10], 12).astype(str)), optimization=few
+    )
     assert numbers.classes == ("1", "10", "2")
     assert numbers.predict_proba(x).shape == (12, 3)
 
@@ -271,15 +321,39 @@ def test_bad_data_and_factories(digits):
     x, y = digits.labelled.inputs, digits.labelled.labels
     rows = digits.labelled
     cases = [
-        ({"data": (x, y[:5])}, ValueError, r"data: expected inputs \[N, \.\.\.\] and labels \[N\]; got \[200, 1, 8, 8\] and \[5\]"),
+        (
+            {"data": (x, y[:5])},
+            ValueError,
+            r"data: expected inputs \[N, \.\.\.\] and labels \[N\]; got \[200, 1, 8, 8\] and \[5\]",
+        ),
         ({"data": x}, TypeError, "data: expected Rows, or a tuple of inputs and labels; got numpy.ndarray"),
-        ({"data": (x, np.zeros_like(y))}, ValueError, "data: expected rows of at least two classes; all are of class '0'"),
+        (
+            {"data": (x, np.zeros_like(y))},
+            ValueError,
+            "data: expected rows of at least two classes; all are of class '0'",
+        ),
         ({"data": (x, y - 1)}, ValueError, r"data: expected labels in 0\.\.8; row \d+ has -1"),
         ({"data": (x.astype(object), y)}, ValueError, "data: expected inputs that are numbers; got object"),
-        ({"data": ((x * 2**30).astype(int) + 1, y)}, ValueError, r"data: expected numbers that float32 can hold; row \d+ has others"),
-        ({"data": (x.astype(np.float16), y)}, ValueError, "data: expected float32, float64 or integer inputs for a module; got float16"),
-        ({"data": (x * np.float64(1e300), y)}, ValueError, r"expected numbers that float32 can hold; row 0 has others \(200 such rows\)"),
-        ({"data": (np.where(np.arange(200)[:, None, None, None] == 7, np.nan, x), y)}, ValueError, "data: expected finite numbers; row 7"),
+        (
+            {"data": ((x * 2**30).astype(int) + 1, y)},
+            ValueError,
+            r"data: expected numbers that float32 can hold; row \d+ has others",
+        ),
+        (
+            {"data": (x.astype(np.float16), y)},
+            ValueError,
+            "data: expected float32, float64 or integer inputs for a module; got float16",
+        ),
+        (
+            {"data": (x * np.float64(1e300), y)},
+            ValueError,
+            r"expected numbers that float32 can hold; row 0 has others \(200 such rows\)",
+        ),
+        (
+            {"data": (np.where(np.arange(200)[:, None, None, None] == 7, np.nan, x), y)},
+            ValueError,
+            "data: expected finite numbers; row 7",
+        ),
         ({"data": rows.without_labels()}, ValueError, r"row 0 has -100"),
         ({"members": 0}, ValueError, "members: expected a number of at least 1"),
         ({"members": [1, 1]}, ValueError, "members: expected a number of at least 1, or different numbers"),
@@ -287,13 +361,33 @@ def test_bad_data_and_factories(digits):
         ({"factory": []}, ValueError, "factory: expected at least one"),
         ({"factory": MLP()}, TypeError, r"factory: expected what makes a new module .*; got the MLP itself"),
         ({"factory": 3}, TypeError, r"factory: expected what makes .*; got builtins\.int"),
-        ({"members": 2.0}, TypeError, r"members: expected a number, or numbers of members; got builtins\.float"),
-        ({"factory": GaussianNB}, TypeError, r"factory: expected an estimator that is to be fitted, GaussianNB\(\.\.\.\); got its class"),
-        ({"optimization": [QUICK] * 3, "factory": [MLP, CNN]}, ValueError, "one for each of the 2 factories; got 3"),
-        ({"optimization": [3]}, TypeError, r"optimization: expected an Optimization, or a list of them; got builtins\.int"),
+        (
+            {"members": 2.0},
+            TypeError,
+            r"members: expected a number, or numbers of members; got builtins\.float",
+        ),
+        (
+            {"factory": GaussianNB},
+            TypeError,
+            r"factory: expected an estimator that is to be fitted, GaussianNB\(\.\.\.\); got its class",
+        ),
+        (
+            {"optimization": [QUICK] * 3, "factory": [MLP, CNN]},
+            ValueError,
+            "one for each of the 2 factories; got 3",
+        ),
+        (
+            {"optimization": [3]},
+            TypeError,
+            r"optimization: expected an Optimization, or a list of them; got builtins\.int",
+        ),
         ({"way": "nope", "method": "snapshot"}, ValueError, "way: expected"),
         ({"way": "nope", "factory": GaussianNB(), "members": 1}, ValueError, "way: expected"),
-        ({"way": "both"}, ValueError, "way: expected auto, measured, stacked, one_by_one or side_by_side; got 'both'"),
+        (
+            {"way": "both"},
+            ValueError,
+            "way: expected auto, measured, stacked, one_by_one or side_by_side; got 'both'",
+        ),
     ]
     for change, kind, words in cases:
         with pytest.raises(kind, match=words):
@@ -304,10 +398,18 @@ def test_a_module_that_exists_already_is_refused_and_stays_as_it_was(digits, mon
     shared, before = MLP(), MLP().state_dict()
     shared.load_state_dict(before)
     own = [lambda: shared] * 2
-    cases = [(own[0], {"members": 1}), (own[0], {"way": "one_by_one"}), (own[0], {"method": "snapshot"}), ([MLP, *own], {"members": None})]
+    cases = [
+        (own[0], {"members": 1}),
+        (own[0], {"way": "one_by_one"}),
+        (own[0], {"method": "snapshot"}),
+        ([MLP, *own], {"members": None}),
+    ]
     monkeypatch.setattr("ensdistill.teachers.stack.train.Job", lambda *a, **k: pytest.fail("trained"))
     for factory, options in cases:
-        with pytest.raises(ValueError, match=r"a second call for member-\d shares 1\.weight with member-\d\. .*copy\.deepcopy\(module\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"a second call for member-\d shares 1\.weight with member-\d\. .*copy\.deepcopy\(module\)",
+        ):
             train(digits, factory, optimization=Optimization(steps=8), **options)
     monkeypatch.undo()
     copies = train(digits, lambda: copy.deepcopy(shared), members=2, optimization=Optimization(steps=2))
@@ -325,7 +427,12 @@ def test_a_module_without_shapes_is_refused_before_training(digits):
         return module
 
     for options in ({}, {"members": 1}, {"method": "snapshot"}):
-        with pytest.raises(ValueError, match=r"factory: .*1\.weight of LazyLinear gets one by a first batch: name its inputs \(Linear in"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"factory: .*1\.weight of LazyLinear gets one by a first batch: name its inputs \(Linear in"
+            ),
+        ):
             train(digits, lazy, optimization=Optimization(steps=8), **options)
     assert len(train(digits, known, members=2, optimization=Optimization(steps=2))) == 2
 
@@ -333,7 +440,9 @@ def test_a_module_without_shapes_is_refused_before_training(digits):
 def test_the_default_way_has_the_same_bits_each_time_and_looks_at_no_clock(digits, monkeypatch):
     monkeypatch.setattr("ensdistill.teachers.stack.train.fastest", lambda *a: pytest.fail("was timed"))
     long = Optimization(steps=210, batch_size=8)
-    one, other = (states(Ensemble.train(MLP, digits.labelled, members=5, optimization=long)) for _ in range(2))
+    one, other = (
+        states(Ensemble.train(MLP, digits.labelled, members=5, optimization=long)) for _ in range(2)
+    )
     assert [difference(a, b) for a, b in zip(one, other, strict=True)] == [0.0] * 5
 
 
@@ -345,7 +454,9 @@ def test_a_training_on_disk_is_the_same_and_is_kept(digits, tmp_path, monkeypatc
     loaded = Ensemble.load(tmp_path)
     assert torch.equal(loaded.predict_logits(digits.test.inputs), memory.predict_logits(digits.test.inputs))
     assert not (tmp_path / "training").exists()
-    monkeypatch.setattr("ensdistill.teachers.networks.train_stack", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "ensdistill.teachers.networks.train_stack", lambda *a, **k: pytest.fail("trained again")
+    )
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda jobs, *a: pytest.fail("fitted again"))
     assert train(digits, folder=tmp_path, **options).fingerprint() == memory.fingerprint()
 
@@ -373,10 +484,14 @@ COMMON = [
 @pytest.mark.parametrize("estimator", COMMON, ids=lambda e: type(e).__name__)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_common_estimators_are_trained_into_a_folder(digits, tmp_path, estimator):
-    few = digits.labelled.take(np.concatenate([np.flatnonzero(digits.labelled.labels == c)[:6] for c in range(10)]))
+    few = digits.labelled.take(
+        np.concatenate([np.flatnonzero(digits.labelled.labels == c)[:6] for c in range(10)])
+    )
     trained = Ensemble.train(estimator, few, members=1, folder=tmp_path)
     loaded = Ensemble.load(tmp_path)
-    np.testing.assert_array_equal(loaded.predict_proba(digits.test.inputs), trained.predict_proba(digits.test.inputs))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(digits.test.inputs), trained.predict_proba(digits.test.inputs)
+    )
 
 
 class Own(GaussianNB):
@@ -404,9 +519,14 @@ def test_what_a_folder_would_not_give_back_is_refused_at_once(digits, tmp_path):
         Ensemble.load(tmp_path / "own")
     assert Ensemble.load(tmp_path / "own", trusted=[own]).names == ("pipeline-1",)
     unwritable = make_pipeline(FunctionTransformer(lambda x: x), Own())
-    with pytest.raises(ValueError, match=r"factory: pipeline-1: can't be saved in the folder without pickle: .*<lambda>"):
+    with pytest.raises(
+        ValueError, match=r"factory: pipeline-1: can't be saved in the folder without pickle: .*<lambda>"
+    ):
         train(digits, unwritable, members=1, folder=tmp_path / "lambda")
-    with pytest.raises(ValueError, match=r"own-1: fitted, it holds types that are not trusted.*Grown.*Ensemble.load\(folder, trusted="):
+    with pytest.raises(
+        ValueError,
+        match=r"own-1: fitted, it holds types that are not trusted.*Grown.*Ensemble.load\(folder, trusted=",
+    ):
         train(digits, Own(grow=True), members=3, method="bagging", folder=tmp_path / "grown")
 
 
@@ -426,7 +546,13 @@ class Stop(Exception):
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 @pytest.mark.parametrize("method", ["bagging", "snapshot"])
 def test_an_interrupted_training_goes_on(digits, tmp_path, way, method):
-    options = {"factory": CNN, "members": 3, "method": method, "way": way, "optimization": Optimization(steps=600, batch_size=8)}
+    options = {
+        "factory": CNN,
+        "members": 3,
+        "method": method,
+        "way": way,
+        "optimization": Optimization(steps=600, batch_size=8),
+    }
 
     def interrupt(status):
         if status.step >= 448 and (way != "one_by_one" or method == "snapshot" or "cnn-2" in status.names):
@@ -442,7 +568,12 @@ def test_an_interrupted_training_goes_on(digits, tmp_path, way, method):
 
 
 def test_what_cannot_be_written_down_is_refused_before_training(digits, tmp_path):
-    with pytest.raises(ValueError, match=r"factory: member-1: expected a module class, or functools\.partial of one with plain arguments"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"factory: member-1: expected a module class, or functools\.partial of one with plain arguments"
+        ),
+    ):
         train(digits, lambda: MLP(), folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -454,7 +585,11 @@ def test_a_loss_that_explodes_names_the_member(digits):
 
 def test_fewer_rows_than_a_batch(digits):
     few = digits.labelled.take(np.unique(digits.labelled.labels, return_index=True)[1])
-    ensemble = Ensemble.train(functools.partial(nn.Linear, 64, 10), Rows(few.inputs.reshape(10, -1), few.uids, few.labels), members=2)
+    ensemble = Ensemble.train(
+        functools.partial(nn.Linear, 64, 10),
+        Rows(few.inputs.reshape(10, -1), few.uids, few.labels),
+        members=2,
+    )
     assert (ensemble.predict_proba(few.inputs.reshape(10, -1)).argmax(1) == few.labels).all()
 
 
@@ -495,7 +630,9 @@ def test_the_view_shows_whose_the_others_are_until_they_are_done():
         finished |= {"b"}
     assert [view._cells(name)[1] for name in "abc"] == ["8/8", "done", "waiting"]
     assert re.search(r"2 of 3 members trained, [\d.]+ s, mean loss of 1 of them 0\.2500", out.getvalue())
-    view(Status(("b",), 4, 8, np.array([0.5]), np.array([1.0])))  # finished once, and trained again for the sake of others
+    view(
+        Status(("b",), 4, 8, np.array([0.5]), np.array([1.0]))
+    )  # finished once, and trained again for the sake of others
     assert view._cells("b")[1] == "4/8"
     view._line()
     assert "1 of 3 members trained" in out.getvalue()

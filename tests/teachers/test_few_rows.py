@@ -1,4 +1,5 @@
-"""What is fitted to a handful of held-out rows: it may not be much worse on other rows than nothing fitted, at any scale of the logits."""
+"""What is fitted to a handful of held-out rows: it may not be much worse on other rows than nothing fitted,
+at any scale of the logits."""
 
 import functools
 from dataclasses import dataclass
@@ -39,13 +40,18 @@ class Draw:
 
 @functools.lru_cache(maxsize=1000)
 def draw(seed: int) -> Draw:
-    """One of four kinds: labels drawn from the first member's logits, separable, unequal members, and sure members that are seldom wrong.
+    """One of four kinds: labels drawn from the first member's logits, separable, unequal members, and sure
+    members that are seldom wrong.
 
-    Of all of them: 5 to 50 rows, 2 to 60 classes of unequal frequency, 2 to 6 members, ten scales; in three of ten draws the rows hold
-    few classes only.
+    Of all of them: 5 to 50 rows, 2 to 60 classes of unequal frequency, 2 to 6 members, ten scales; in three
+    of ten draws the rows hold few classes only.
     """
     rng = np.random.default_rng(seed)
-    n, classes, members = int(rng.integers(5, 51)), int(rng.choice([2, 2, 3, 5, 10, 20, 60])), int(rng.choice([2, 3, 4, 6]))
+    n, classes, members = (
+        int(rng.integers(5, 51)),
+        int(rng.choice([2, 2, 3, 5, 10, 20, 60])),
+        int(rng.choice([2, 3, 4, 6])),
+    )
     rows, shape = n + OTHERS, (n + OTHERS, classes)
     frequency = rng.dirichlet(np.full(classes, rng.choice([0.3, 1, 20])))
     labels = rng.choice(classes, size=rows, p=frequency)
@@ -57,10 +63,18 @@ def draw(seed: int) -> Draw:
     elif seed % 4 == 1:
         z = [rng.choice([2.0, 6.0]) * eye[labels] + 0.3 * rng.normal(size=shape) for _ in range(members)]
     elif seed % 4 == 2:
-        z = [rng.uniform(0.3, 6) * eye[labels] + rng.uniform(0.5, 2) * rng.normal(size=shape) for _ in range(members)]
+        z = [
+            rng.uniform(0.3, 6) * eye[labels] + rng.uniform(0.5, 2) * rng.normal(size=shape)
+            for _ in range(members)
+        ]
     else:
-        common = np.where(rng.random(rows) < rng.choice([0.01, 0.05, 0.15]), rng.integers(classes, size=rows), labels)
-        own = [np.where(rng.random(rows) < 0.03, rng.integers(classes, size=rows), common) for _ in range(members)]
+        common = np.where(
+            rng.random(rows) < rng.choice([0.01, 0.05, 0.15]), rng.integers(classes, size=rows), labels
+        )
+        own = [
+            np.where(rng.random(rows) < 0.03, rng.integers(classes, size=rows), common)
+            for _ in range(members)
+        ]
         z = [rng.choice([4.0, 8.0]) * eye[answers] + rng.normal(size=shape) for answers in own]
     chosen, by_class = np.arange(n), rng.random() < 0.3
     if by_class:
@@ -83,7 +97,9 @@ def mixed(z, labels, weights=None, temperature=1.0, combiner="prob"):
 
 def of_temperature(d):
     """A member's; also that of *direct with temperature scaling*."""
-    return own(d.others[0] / fit_temperature(d.seen[0], d.labels), d.other_labels) - own(d.others[0], d.other_labels)
+    return own(d.others[0] / fit_temperature(d.seen[0], d.labels), d.other_labels) - own(
+        d.others[0], d.other_labels
+    )
 
 
 def of_student(d):
@@ -140,13 +156,16 @@ CHOSEN = (of_selection, of_selection_alone)
 
 
 def check(kind, seeds, by_class=0.1):
-    """At most 0.02 nats worse on average, and 0.1 at worst; ``by_class`` at worst where the rows were chosen by their class."""
+    """At most 0.02 nats worse on average, and 0.1 at worst; ``by_class`` at worst where the rows were chosen
+    by their class."""
     worse = np.array([kind(draw(seed)) for seed in seeds])
     # A gain counts up to half a nat: at scale 1e6 a single one would hide every loss.
     assert np.maximum(worse, 0).mean() <= 0.02
     assert np.maximum(worse, -0.5).mean() < 0  # the guard doesn't leave all as it is
     for seed, value in zip(seeds, worse, strict=True):
-        assert value <= (by_class if draw(seed).by_class else 0.1), f"seed {seed}: {value:.3f} nats worse than unfitted"
+        assert value <= (by_class if draw(seed).by_class else 0.1), (
+            f"seed {seed}: {value:.3f} nats worse than unfitted"
+        )
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -161,14 +180,16 @@ def test_few_rows_do_not_mislead_a_whole_ensemble(kind):
 
 @pytest.mark.parametrize("kind", CHOSEN)
 def test_few_rows_do_not_mislead_a_selection(kind):
-    """Draw 112 cost 20 nats, and others without calibration up to a million, where a saturated member was left alone."""
+    """Draw 112 cost 20 nats, and others without calibration up to a million, where a saturated member was
+    left alone."""
     check(kind, range(200))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHOSEN)
 def test_a_selection_from_few_rows_is_bounded_with_other_seeds(kind):
-    """A few draws lose more than 0.1 nats, because members were left out; none loses a multiple of log(rows · classes)."""
+    """A few draws lose more than 0.1 nats, because members were left out; none loses a multiple of log(rows ·
+    classes)."""
     worse = np.array([kind(draw(seed)) for seed in range(10_000, 11_000)])
     assert np.maximum(worse, 0).mean() <= 0.02
     assert worse.max() <= 0.5
@@ -193,7 +214,9 @@ def test_members_of_a_huge_scale_are_calibrated_and_weighed_near_the_best(combin
         assert own(seen[k] / ensemble.temperatures[k], labels[:150]) < least + 0.001
     weighed = ensemble.weigh(seen, labels[:150])
     assert mixed(weighed.apply_temperatures(other), labels[150:], weighed.weights, combiner=combiner) < 0.5
-    raw = Ensemble.from_members(list(other), combiner=combiner).weigh(seen, labels[:150])  # without calibration: one temperature
+    raw = Ensemble.from_members(list(other), combiner=combiner).weigh(
+        seen, labels[:150]
+    )  # without calibration: one temperature
     assert mixed(raw.apply_temperatures(other), labels[150:], raw.weights, combiner=combiner) < 0.7
 
 
@@ -215,7 +238,9 @@ def test_a_class_without_a_row_is_not_made_rarer():
     assert bias[:2].sum() == pytest.approx(0, abs=1e-9)
     assert np.log(scale[:2] * temperature).sum() == pytest.approx(0, abs=1e-9)
     labels[:] = 0  # one class alone tells nothing of the classes' scales
-    np.testing.assert_allclose(fit_vector(z, labels), [np.full(3, 1 / fit_temperature(z, labels)), np.zeros(3)])
+    np.testing.assert_allclose(
+        fit_vector(z, labels), [np.full(3, 1 / fit_temperature(z, labels)), np.zeros(3)]
+    )
 
 
 def test_masked_and_equal_rows():
@@ -243,7 +268,11 @@ def test_a_cache_of_huge_logits_is_calibrated_and_weighed(tmp_path):
     np.testing.assert_allclose(from_cache.temperatures, from_array.temperatures, rtol=0.02)
     np.testing.assert_allclose(from_cache.weights, from_array.weights, atol=0.02)
     assert mixed(from_cache.apply_temperatures(z), labels, from_cache.weights) < 0.5
-    # Eight bits hold what such a row says at the temperatures of students, which is its likeliest class and not what a fit looks at.
+    # Eight bits hold what such a row says at the temperatures of students, which is its likeliest class and
+    # not what a fit looks at.
     coarse = cache_targets(ensemble, rows, tmp_path / "uint8")
-    with pytest.raises(ValueError, match=r"\(uint8\) has rows without the logits of classes far below the likeliest, .* codec fp32"):
+    with pytest.raises(
+        ValueError,
+        match=r"\(uint8\) has rows without the logits of classes far below the likeliest, .* codec fp32",
+    ):
         from_cache.calibrate(coarse, labels, uids=rows.uids)

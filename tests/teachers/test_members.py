@@ -12,7 +12,15 @@ from torch import nn
 
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.members import ArrayMember, CallableMember, SklearnMember, TorchMember, as_member, load_member, to_logits
+from ensdistill.teachers.members import (
+    ArrayMember,
+    CallableMember,
+    SklearnMember,
+    TorchMember,
+    as_member,
+    load_member,
+    to_logits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,9 @@ def test_torch_member_predicts_in_eval_mode_and_gives_modes_back(digits):
     assert [m.training for m in module.modules()] == modes
     assert (a.dtype, a.shape) == (np.float32, (697, 10))
     with torch.no_grad():
-        np.testing.assert_allclose(a, module.eval()(torch.from_numpy(digits.test.inputs)).numpy(), atol=1e-6)  # batches
+        np.testing.assert_allclose(
+            a, module.eval()(torch.from_numpy(digits.test.inputs)).numpy(), atol=1e-6
+        )  # batches
     assert member.parameters == 4 * 9 + 4 + 64 * 10 + 10
     assert member.bytes == 4 * member.parameters
 
@@ -57,11 +67,15 @@ def test_decision_function_binary_margin_and_regression(digits, rows):
     member = SklearnMember(svc)
     assert member.output == "decision"
     np.testing.assert_allclose(
-        member.predict_logits(digits.test.inputs), svc.decision_function(digits.test.inputs.reshape(697, -1)), rtol=1e-6
+        member.predict_logits(digits.test.inputs),
+        svc.decision_function(digits.test.inputs.reshape(697, -1)),
+        rtol=1e-6,
     )
     two = SVC().fit(x[y < 2], y[y < 2])
     z = SklearnMember(two).predict_logits(x[y < 2])
-    np.testing.assert_allclose(z[:, 1] - z[:, 0], two.decision_function(x[y < 2].astype(np.float64)), rtol=1e-5)
+    np.testing.assert_allclose(
+        z[:, 1] - z[:, 0], two.decision_function(x[y < 2].astype(np.float64)), rtol=1e-5
+    )
     ridge = KernelRidge(kernel="rbf", gamma=0.1).fit(x, 2 * np.eye(10)[y] - 1)
     z = SklearnMember(ridge, classes=digits.classes).predict_logits(digits.test.inputs)
     assert (z.argmax(1) == digits.test.labels).mean() > 0.9
@@ -71,23 +85,34 @@ def test_classes_are_aligned_by_name(rows):
     x, y = rows
     names = np.array(["zebra", "ant", "mouse"])
     keep = y < 3
-    model = LinearDiscriminantAnalysis().fit(x[keep] + np.random.default_rng(0).normal(0, 1e-3, x[keep].shape), names[y[keep]])
+    model = LinearDiscriminantAnalysis().fit(
+        x[keep] + np.random.default_rng(0).normal(0, 1e-3, x[keep].shape), names[y[keep]]
+    )
     member = SklearnMember(model, classes=list(names))  # classes_ are sorted: ant, mouse, zebra
     assert member.classes == ("zebra", "ant", "mouse")
     assert (member.predict_logits(x[keep]).argmax(1) == y[keep]).mean() > 0.95
     assert SklearnMember(model).classes == ("ant", "mouse", "zebra")
-    with pytest.raises(ValueError, match=r"has \['ant', 'mouse', 'zebra'\]; expected \['zebra', 'ant', 'cow'\]"):
+    with pytest.raises(
+        ValueError, match=r"has \['ant', 'mouse', 'zebra'\]; expected \['zebra', 'ant', 'cow'\]"
+    ):
         SklearnMember(model, classes=["zebra", "ant", "cow"])
 
 
-@pytest.mark.parametrize(("known", "named"), [([0, 1, 2], True), ([0, 1, 2], False), ([3, 5, 9], True), ([False, True], True)])
+@pytest.mark.parametrize(
+    ("known", "named"), [([0, 1, 2], True), ([0, 1, 2], False), ([3, 5, 9], True), ([False, True], True)]
+)
 def test_classes_that_are_no_strings_are_names_too(known, named):
-    """In another order, as strings and as they are; integers 0..C-1 are indices where the names say nothing of them."""
+    """In another order, as strings and as they are; integers 0..C-1 are indices where the names say nothing
+    of them."""
     x = np.random.default_rng(0).normal(size=(60, 3))
     labels = np.array(known)[x[:, : len(known)].argmax(1)]
     estimator = LinearDiscriminantAnalysis().fit(x, labels)
     expected = estimator.predict_proba(x)
-    for order in ([*map(str, known)], [*map(str, known)][::-1], estimator.classes_[::-1]) if named else (["a", "b", "c"],):
+    for order in (
+        ([*map(str, known)], [*map(str, known)][::-1], estimator.classes_[::-1])
+        if named
+        else (["a", "b", "c"],)
+    ):
         ensemble = Ensemble.from_members([estimator], classes=order)
         assert ensemble.classes == tuple(map(str, order))
         columns = [list(map(str, known)).index(name) for name in ensemble.classes] if named else [0, 1, 2]
@@ -97,7 +122,9 @@ def test_classes_that_are_no_strings_are_names_too(known, named):
 
 
 def test_a_regressor_of_one_column_has_no_logits(rows):
-    with pytest.raises(ValueError, match="kernelridge: expected a regressor that was fitted to one column for each class"):
+    with pytest.raises(
+        ValueError, match="kernelridge: expected a regressor that was fitted to one column for each class"
+    ):
         SklearnMember(KernelRidge().fit(rows[0], rows[1])).predict_logits(rows[0])
 
 
@@ -110,10 +137,14 @@ def test_nothing_is_learned_of_a_nan():
 
 def test_an_error_of_a_members_own_says_whose_it_is():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
-        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).predict_logits(np.zeros((5, 4), np.float32))
+        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).predict_logits(
+            np.zeros((5, 4), np.float32)
+        )
     assert caught.value.__notes__ == ["(while odd predicted 5 rows)"]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
-        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).seconds(np.zeros((5, 4), np.float32))
+        Ensemble.from_members([TorchMember(nn.Linear(3, 2), name="odd")]).seconds(
+            np.zeros((5, 4), np.float32)
+        )
     assert caught.value.__notes__ == ["(while odd predicted 5 rows)"]
 
 
@@ -153,9 +184,13 @@ def test_array_member_finds_rows_by_content():
 
 
 def test_callable_member():
-    member = CallableMember(lambda x: torch.softmax(torch.from_numpy(x), -1), name="soft", version="1", output="probabilities")
+    member = CallableMember(
+        lambda x: torch.softmax(torch.from_numpy(x), -1), name="soft", version="1", output="probabilities"
+    )
     x = np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(softmax(member.predict_logits(x), -1), softmax(x, -1), atol=1e-5)  # the smoothing moves by 3e-6
+    np.testing.assert_allclose(
+        softmax(member.predict_logits(x), -1), softmax(x, -1), atol=1e-5
+    )  # the smoothing moves by 3e-6
     with pytest.raises(ValueError, match=r"short: expected outputs \[5, C\]"):
         CallableMember(lambda x: x[:2], name="short", version="1", output="logits").predict_logits(x)
 
@@ -169,7 +204,9 @@ def test_a_bare_function_is_listened_to():
     np.testing.assert_array_equal(raw.predict_logits(x), x.astype(np.float32))
     two_faced = as_member(lambda x: softmax(x, -1) if len(x) > 2 else x, "two")
     two_faced.predict_logits(x)
-    with pytest.raises(ValueError, match=r"two: the first outputs looked like probabilities, but now row 0 .*output='logits'"):
+    with pytest.raises(
+        ValueError, match=r"two: the first outputs looked like probabilities, but now row 0 .*output='logits'"
+    ):
         two_faced.predict_logits(x[:2])
     with pytest.raises(ValueError, match=r"two: a function has no fingerprint.*version='1'"):
         two_faced.fingerprint()
@@ -179,12 +216,16 @@ def test_a_bare_array_is_logits_or_probabilities(tmp_path):
     z = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     logits, probabilities = as_member(z, "z"), as_member(torch.from_numpy(softmax(z, -1)), "p")
     np.testing.assert_array_equal(logits.predict_logits(np.zeros((6, 2))), z)
-    np.testing.assert_allclose(softmax(probabilities.predict_logits(np.zeros((6, 2))), -1), softmax(z, -1), atol=1e-5)
+    np.testing.assert_allclose(
+        softmax(probabilities.predict_logits(np.zeros((6, 2))), -1), softmax(z, -1), atol=1e-5
+    )
     with pytest.raises(ValueError, match=r"z holds outputs for 6 rows by their place; got 5 rows"):
         logits.predict_logits(np.zeros((5, 2)))
     logits.save(tmp_path)
     np.testing.assert_array_equal(load_member(tmp_path).predict_logits(np.zeros((6, 2))), z)
-    with pytest.raises(ValueError, match=r"ndarray: expected logits or probabilities \[N, C\]; got float64 \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"ndarray: expected logits or probabilities \[N, C\]; got float64 \[3\]"
+    ):
         as_member(np.zeros(3))
 
 
@@ -214,7 +255,9 @@ def test_short_memory_halves_the_batch_and_in_the_end_says_who():
     roomy, tight = Hungry(100), Hungry(3)
     tight.load_state_dict(roomy.state_dict())
     # The rounding of a matrix product depends on how many rows it has.
-    np.testing.assert_allclose(TorchMember(tight).predict_logits(x), TorchMember(roomy).predict_logits(x), atol=1e-6)
+    np.testing.assert_allclose(
+        TorchMember(tight).predict_logits(x), TorchMember(roomy).predict_logits(x), atol=1e-6
+    )
     assert max(s for s in tight.seen if s <= 3) == 3
     assert len(tight.seen) < 12  # halves, not one row less at a time
     hopeless = Hungry(0).train()
@@ -239,7 +282,9 @@ class Greedy(nn.Module):
 def test_a_real_shortage_is_recognised():
     x = np.ones((5, 3), np.float32)
     assert TorchMember(Greedy(2)).predict_logits(x).shape == (5, 2)
-    with pytest.raises(MemoryError, match=r"^big: out of memory on cpu with a single row .*can't allocate memory"):
+    with pytest.raises(
+        MemoryError, match=r"^big: out of memory on cpu with a single row .*can't allocate memory"
+    ):
         Ensemble.from_members([TorchMember(Greedy(), name="big")]).predict_logits(x)
     for hungry in (lambda x: torch.empty(2**50), lambda x: np.ones(2**55)):
         with pytest.raises(MemoryError, match=r"^much: out of memory with 5 rows .*; give it fewer at once"):
@@ -284,11 +329,18 @@ def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
     np.testing.assert_allclose(member.predict_logits(padded), member.predict_logits(short), atol=1e-6)
     other = TorchMember(member.module, classes=["yes", "no", "maybe"])
     np.testing.assert_array_equal(other.predict_logits(short), member.predict_logits(short)[:, [2, 0, 1]])
-    with pytest.raises(ValueError, match=r"module has \['no', 'maybe', 'yes'\]; expected \['yes', 'no', 'perhaps'\]"):
+    with pytest.raises(
+        ValueError, match=r"module has \['no', 'maybe', 'yes'\]; expected \['yes', 'no', 'perhaps'\]"
+    ):
         TorchMember(member.module, classes=["yes", "no", "perhaps"])
     with pytest.raises(ValueError, match="expects float32, or integers for a model of tokens; got float64"):
         member.predict_logits(np.zeros((1, 2)))
-    with pytest.raises(TypeError, match=r"odd: expected a module that returns a tensor, or an object with \.logits; got builtins\.tuple"):
+    with pytest.raises(
+        TypeError,
+        match=(
+            r"odd: expected a module that returns a tensor, or an object with \.logits; got builtins\.tuple"
+        ),
+    ):
         TorchMember(nn.LSTM(3, 2), name="odd").predict_logits(np.zeros((1, 2, 3), np.float32))
 
 
@@ -315,6 +367,12 @@ def test_convolutions_predict_with_channels_innermost_where_they_can(how):
     found = member.predict_logits(x)
     np.testing.assert_array_equal(member.predict_logits(x), found)
     later = 1 if how == "flatten" else 16
-    assert module.strides == [16, 16, 1, later, later]  # how it ends, and both layouts, are tried once, on the first rows
+    assert module.strides == [
+        16,
+        16,
+        1,
+        later,
+        later,
+    ]  # how it ends, and both layouts, are tried once, on the first rows
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)

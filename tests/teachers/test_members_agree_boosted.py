@@ -1,4 +1,5 @@
-"""Odd models of XGBoost, LightGBM and CatBoost as members: they answer as their own ``predict_proba``, also when loaded again."""
+"""Odd models of XGBoost, LightGBM and CatBoost as members: they answer as their own ``predict_proba``, also
+when loaded again."""
 
 import json
 import tempfile
@@ -45,7 +46,12 @@ LIGHTGBM = {
     "plain": {},
     "dart": {"boosting_type": "dart", "drop_rate": 0.6},
     "forest": {"boosting_type": "rf", "bagging_freq": 1, "bagging_fraction": 0.6},
-    "forest against the rest": {"boosting_type": "rf", "bagging_freq": 1, "bagging_fraction": 0.6, "objective": "multiclassova"},
+    "forest against the rest": {
+        "boosting_type": "rf",
+        "bagging_freq": 1,
+        "bagging_fraction": 0.6,
+        "objective": "multiclassova",
+    },
     "goss": {"data_sample_strategy": "goss"},
     "against the rest": {"objective": "multiclassova"},
     "weighted": {"class_weight": "balanced"},
@@ -57,7 +63,12 @@ LIGHTGBM = {
     "stopped": {**EARLY, "stop": True},
     "categories": {"categories": [4]},
     "linear leaves": {"linear_tree": True},
-    "answers cut short": {"pred_early_stop": True, "pred_early_stop_freq": 1, "pred_early_stop_margin": 0.3, "n_estimators": 30},
+    "answers cut short": {
+        "pred_early_stop": True,
+        "pred_early_stop_freq": 1,
+        "pred_early_stop_margin": 0.3,
+        "n_estimators": 30,
+    },
     "average": {"boost_from_average": False, "extra_trees": True},
     "cross entropy": {"objective": "cross_entropy"},
 }
@@ -74,7 +85,13 @@ CATBOOST = {
     "ordered": {"boosting_type": "Ordered", "bootstrap_type": "Bernoulli", "subsample": 0.7},
     "langevin": {"langevin": True, "diffusion_temperature": 100},
     "focal": {"loss_function": "Focal:focal_alpha=0.3;focal_gamma=2"},
-    "stopped": {"iterations": 60, "learning_rate": 1.0, "early_stopping_rounds": 2, "use_best_model": True, "stop": True},
+    "stopped": {
+        "iterations": 60,
+        "learning_rate": 1.0,
+        "early_stopping_rounds": 2,
+        "use_best_model": True,
+        "stop": True,
+    },
     "baseline": {"boost_from_average": True},
 }
 
@@ -101,7 +118,9 @@ def xgboost_of(odd, x, y, index, count):
     library = pytest.importorskip("xgboost")
     kind = library.XGBRFClassifier if odd == "forests" else library.XGBClassifier
     known = {"eval_set": [(x[60:], index[60:])], "verbose": False} if "early_stopping_rounds" in more else {}
-    return kind(**{"n_estimators": 6, "max_depth": 3, "n_jobs": 1, "random_state": 0, **more}).fit(x[:60], index[:60], **known)
+    return kind(**{"n_estimators": 6, "max_depth": 3, "n_jobs": 1, "random_state": 0, **more}).fit(
+        x[:60], index[:60], **known
+    )
 
 
 def lightgbm_of(odd, x, y, index, count):
@@ -110,9 +129,22 @@ def lightgbm_of(odd, x, y, index, count):
     if more.get("objective") == ("multiclassova" if count == 2 else "cross_entropy"):
         more.pop("objective")
     stop, categories = more.pop("stop", False), more.pop("categories", "auto")
-    known = {"eval_set": [(x[60:], y[60:])], "callbacks": [library.early_stopping(2, verbose=False)]} if stop else {}
-    options = {"n_estimators": 6, "num_leaves": 5, "min_child_samples": 3, "n_jobs": 1, "verbose": -1, "random_state": 0}
-    return library.LGBMClassifier(**{**options, **more}).fit(x[:60], y[:60], categorical_feature=categories, **known)
+    known = (
+        {"eval_set": [(x[60:], y[60:])], "callbacks": [library.early_stopping(2, verbose=False)]}
+        if stop
+        else {}
+    )
+    options = {
+        "n_estimators": 6,
+        "num_leaves": 5,
+        "min_child_samples": 3,
+        "n_jobs": 1,
+        "verbose": -1,
+        "random_state": 0,
+    }
+    return library.LGBMClassifier(**{**options, **more}).fit(
+        x[:60], y[:60], categorical_feature=categories, **known
+    )
 
 
 def catboost_of(odd, x, y, index, count):
@@ -123,11 +155,22 @@ def catboost_of(odd, x, y, index, count):
     if odd in ("focal", "baseline") and count > 2:  # of two classes only
         more.popitem()
     known = {"eval_set": (x[60:], y[60:])} if more.pop("stop", False) else {}
-    options = {"iterations": 6, "depth": 3, "thread_count": 1, "verbose": False, "allow_writing_files": False, "random_seed": 0}
+    options = {
+        "iterations": 6,
+        "depth": 3,
+        "thread_count": 1,
+        "verbose": False,
+        "allow_writing_files": False,
+        "random_seed": 0,
+    }
     return library.CatBoostClassifier(**{**options, **more}).fit(x[:60], y[:60], **known)
 
 
-MODELS = {"xgboost": (XGBOOST, xgboost_of), "lightgbm": (LIGHTGBM, lightgbm_of), "catboost": (CATBOOST, catboost_of)}
+MODELS = {
+    "xgboost": (XGBOOST, xgboost_of),
+    "lightgbm": (LIGHTGBM, lightgbm_of),
+    "catboost": (CATBOOST, catboost_of),
+}
 
 
 def own_answer(model, x):
@@ -137,7 +180,8 @@ def own_answer(model, x):
 
 
 def close(logits, own):
-    """The same probabilities, or (where raw scores are no logits) these with the smoothing, which is meant."""
+    """The same probabilities, or (where raw scores are no logits) these with the smoothing, which is
+    meant."""
     own = own / own.sum(1, keepdims=True)  # one against the rest
     c = own.shape[1]
     found = softmax(logits.astype(float), -1)
@@ -200,11 +244,17 @@ def test_many_odd_boosted_models_answer_as_they_do_themselves(case):
 
 
 def test_rows_are_asked_in_their_own_dtype():
-    """float32 can't tell such rows apart; and a CatBoost model of categories takes integers, but no floats."""
+    """float32 can't tell such rows apart; and a CatBoost model of categories takes integers, but no
+    floats."""
     lightgbm, catboost = pytest.importorskip("lightgbm"), pytest.importorskip("catboost")
     x, y = np.c_[1.7e9 + np.arange(400) * 10.0, np.arange(400) % 7], (np.arange(400) // 5) % 2
-    model = lightgbm.LGBMClassifier(n_estimators=60, min_child_samples=1, num_leaves=63, verbose=-1, n_jobs=1).fit(x, y)
-    for logits in (BoostedMember(model).predict_logits(x), Ensemble.from_members([model]).predict_logits(x)[0].numpy()):
+    model = lightgbm.LGBMClassifier(
+        n_estimators=60, min_child_samples=1, num_leaves=63, verbose=-1, n_jobs=1
+    ).fit(x, y)
+    for logits in (
+        BoostedMember(model).predict_logits(x),
+        Ensemble.from_members([model]).predict_logits(x)[0].numpy(),
+    ):
         assert close(logits, own_answer(model, x)) < 2e-6
     assert close(logits, own_answer(model, x.astype(np.float32))) > 0.1
     codes = np.random.default_rng(0).integers(0, 4, (80, 3))
@@ -216,7 +266,8 @@ def test_rows_are_asked_in_their_own_dtype():
 
 
 def test_boosters_answer_as_their_own_predict(tmp_path):
-    """Of XGBoost all rounds, which its classifier cuts off; scores stand for the objectives of which predict tells no probability."""
+    """Of XGBoost all rounds, which its classifier cuts off; scores stand for the objectives of which predict
+    tells no probability."""
     xgboost = pytest.importorskip("xgboost")
     x, index = rows(3, np.float32, 0, nan=True)
     stopped = xgboost_of("stopped", x, None, index, 3)
@@ -228,7 +279,9 @@ def test_boosters_answer_as_their_own_predict(tmp_path):
     raw = xgboost.train({"objective": "binary:logitraw"}, xgboost.DMatrix(x, index > 0), 4)
     expected["raw"] = raw, expit(np.stack([-raw.predict(data), raw.predict(data)], 1))
     names = [f"column {i}" for i in range(5)]
-    named = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(x, index > 0, feature_names=names), 4)
+    named = xgboost.train(
+        {"objective": "binary:logistic"}, xgboost.DMatrix(x, index > 0, feature_names=names), 4
+    )
     p = named.predict(xgboost.DMatrix(x, feature_names=names))
     expected["named"] = named, np.stack([1 - p, p], 1)
     forest = lightgbm_of("forest", x, index, index, 3)
@@ -237,7 +290,9 @@ def test_boosters_answer_as_their_own_predict(tmp_path):
         member = BoostedMember(booster, name=name)
         assert close(member.predict_logits(x), own) < 2e-6, name
         member.save(tmp_path / name)
-        np.testing.assert_array_equal(load_member(tmp_path / name).predict_logits(x), member.predict_logits(x))
+        np.testing.assert_array_equal(
+            load_member(tmp_path / name).predict_logits(x), member.predict_logits(x)
+        )
         with pytest.raises(ValueError, match=rf"inputs: {name} was fitted to 5 features"):
             member.predict_logits(x[:, :3])
     assert json.loads((tmp_path / "stopped" / "member.json").read_text())["options"]["classifier"] is False
@@ -255,12 +310,27 @@ def test_models_without_a_probability_for_each_class_are_refused():
             return super().predict_proba(X, **more)[:, ::-1]
 
     for model, words in (
-        (xgboost.XGBClassifier(objective="binary:logitraw", **one).fit(x, index), r"binary:logitraw; pass estimator\.get_booster\(\)"),
+        (
+            xgboost.XGBClassifier(objective="binary:logitraw", **one).fit(x, index),
+            r"binary:logitraw; pass estimator\.get_booster\(\)",
+        ),
         (xgboost.XGBClassifier(**one).fit(x, labels), "multi-label"),
-        (catboost.CatBoostClassifier(loss_function="MultiLogloss", **quiet).fit(x, labels), "got the loss function MultiLogloss"),
-        (xgboost.XGBClassifier(objective="reg:squarederror", **one).fit(x, index), "got the objective reg:squarederror"),
-        (xgboost.XGBRegressor(objective="binary:logistic", **one).fit(x, index), "got XGBRegressor: pass the booster"),
-        (lightgbm.LGBMRegressor(objective="binary", verbose=-1, **one).fit(x, index), "got LGBMRegressor: pass the booster"),
+        (
+            catboost.CatBoostClassifier(loss_function="MultiLogloss", **quiet).fit(x, labels),
+            "got the loss function MultiLogloss",
+        ),
+        (
+            xgboost.XGBClassifier(objective="reg:squarederror", **one).fit(x, index),
+            "got the objective reg:squarederror",
+        ),
+        (
+            xgboost.XGBRegressor(objective="binary:logistic", **one).fit(x, index),
+            "got XGBRegressor: pass the booster",
+        ),
+        (
+            lightgbm.LGBMRegressor(objective="binary", verbose=-1, **one).fit(x, index),
+            "got LGBMRegressor: pass the booster",
+        ),
         (Own(**one).fit(x, index), r"Own has a predict_proba of its own, .*CallableMember"),
     ):
         with pytest.raises(ValueError, match=f"estimator: .*{words}"):
@@ -270,7 +340,10 @@ def test_models_without_a_probability_for_each_class_are_refused():
 @pytest.mark.parametrize("library", MODELS)
 def test_raw_scores_are_taken_only_where_they_are_logits(library, monkeypatch):
     x, index = rows(3, np.float64, 0, nan=False)
-    for odd, taken in (("plain", True), ("dart" if library == "xgboost" else "against the rest", library == "xgboost")):
+    for odd, taken in (
+        ("plain", True),
+        ("dart" if library == "xgboost" else "against the rest", library == "xgboost"),
+    ):
         member = BoostedMember(MODELS[library][1](odd, x, index, index, 3))
         raw, kind = member._model.scores(x), type(member._model)
         assert (np.abs(member.predict_logits(x) - raw).max() < 1e-5) == taken

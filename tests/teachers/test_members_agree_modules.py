@@ -1,4 +1,5 @@
-"""Odd torch modules and Hugging Face models, drawn at random: the member answers as the module itself does, also saved and loaded."""
+"""Odd torch modules and Hugging Face models, drawn at random: the member answers as the module itself does,
+also saved and loaded."""
 
 import functools
 import tempfile
@@ -16,7 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from ensdistill.teachers.members import TorchMember, load_member
 
-DTYPES = {"float32": (torch.float32, 1e-5), "float64": (torch.float64, 1e-5), "bfloat16": (torch.bfloat16, 0.05)}
+DTYPES = {
+    "float32": (torch.float32, 1e-5),
+    "float64": (torch.float64, 1e-5),
+    "bfloat16": (torch.bfloat16, 0.05),
+}
 DTYPES["float16"] = (torch.float16, 5e-3)
 PROPERTY = {"deadline": None, "derandomize": True, "database": None}
 
@@ -30,9 +35,25 @@ class Odd(nn.Module):
         layers = {
             "linear": lambda: [nn.Flatten(), nn.Linear(32, width)],
             "batchnorm": lambda: [nn.Flatten(), nn.Linear(32, width), nn.BatchNorm1d(width), nn.Dropout(0.5)],
-            "convolution": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, width)],
-            "grouped": lambda: [nn.Conv2d(2, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, width)],
-            "pooled": lambda: [nn.Conv2d(2, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout1d(0.5)],
+            "convolution": lambda: [
+                nn.Conv2d(2, 3, 3),
+                nn.BatchNorm2d(3),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(12, width),
+            ],
+            "grouped": lambda: [
+                nn.Conv2d(2, 4, 3, groups=2),
+                nn.GroupNorm(2, 4),
+                nn.Flatten(),
+                nn.Linear(16, width),
+            ],
+            "pooled": lambda: [
+                nn.Conv2d(2, width, 1),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Dropout1d(0.5),
+            ],
             "tied": lambda: [nn.Flatten(), *[nn.Linear(32, 32)] * 2, nn.Linear(32, width)],
             "attention": lambda: [
                 nn.Flatten(2),
@@ -48,7 +69,11 @@ class Odd(nn.Module):
 
     def forward(self, x):
         z = self.head(self.layers(x)) * self.scale + self.shift
-        ends = {"softmax": lambda z: F.softmax(z, -1), "named": lambda z: z.softmax(1)[:, :], "log": lambda z: z.log_softmax(-1)}
+        ends = {
+            "softmax": lambda z: F.softmax(z, -1),
+            "named": lambda z: z.softmax(1)[:, :],
+            "log": lambda z: z.log_softmax(-1),
+        }
         z = (ends | {"logits": lambda z: z, "margin": lambda z: z, "sigmoid": torch.sigmoid})[self.end](z)
         if self.output == "dict":
             return {"hidden": x, "logits": z}
@@ -67,7 +92,9 @@ WRAPPERS = {
 
 drawn = st.fixed_dictionaries(
     {
-        "body": st.sampled_from(["linear", "batchnorm", "convolution", "grouped", "pooled", "tied", "attention"]),
+        "body": st.sampled_from(
+            ["linear", "batchnorm", "convolution", "grouped", "pooled", "tied", "attention"]
+        ),
         "end": st.sampled_from(["logits", "softmax", "named", "log", "margin", "sigmoid"]),
         "output": st.sampled_from(["tensor", "dict", "tuple", "attribute"]),
         "wrapper": st.sampled_from(list(WRAPPERS)),
@@ -96,9 +123,19 @@ def check(body, end, output, wrapper, dtype, train, rows, batch_size, seed):
     own = own["logits"] if output == "dict" else own[0] if output == "tuple" else getattr(own, "logits", own)
     own = own.double().numpy()
     one = own[:, :1] if end == "sigmoid" else 1 / (1 + np.exp(-own[:, :1]))
-    expected = np.hstack([1 - one, one]) if end in ("margin", "sigmoid") else own if end in ("softmax", "named") else softmax(own, -1)
+    expected = (
+        np.hstack([1 - one, one])
+        if end in ("margin", "sigmoid")
+        else own
+        if end in ("softmax", "named")
+        else softmax(own, -1)
+    )
     stated = {"margin": "margin", "sigmoid": "probabilities"}.get(end, "auto")
-    options = {"batch_size": batch_size, "output": stated, "factory": functools.partial(Odd, body=body, end=end, output=output)}
+    options = {
+        "batch_size": batch_size,
+        "output": stated,
+        "factory": functools.partial(Odd, body=body, end=end, output=output),
+    }
     member = TorchMember(WRAPPERS[wrapper](module), **options)
     bare = TorchMember(member.module, **options)
     with warnings.catch_warnings():
@@ -129,18 +166,53 @@ def test_many_odd_modules_answer_as_they_do_themselves(case):
     check(**case)
 
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "initializer_range": 0.5}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.5,
+}
 TEXT = {"vocab_size": 40, "max_position_embeddings": 40, **SMALL}
 FAMILIES = {
     "Bert": {**TEXT, "pad_token_id": 3},
     "Roberta": {**TEXT, "pad_token_id": 1},
     "Electra": {**TEXT, "embedding_size": 16, "pad_token_id": 0},
     "Albert": {**TEXT, "embedding_size": 8, "pad_token_id": 0},
-    "DebertaV2": {**TEXT, "pad_token_id": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
-    "DistilBert": {"vocab_size": 40, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "initializer_range": 0.5, "pad_token_id": 0},
-    "ModernBert": {**TEXT, "pad_token_id": 2, "cls_token_id": 1, "sep_token_id": 4, "bos_token_id": 1, "eos_token_id": 4},
+    "DebertaV2": {
+        **TEXT,
+        "pad_token_id": 0,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "type_vocab_size": 0,
+    },
+    "DistilBert": {
+        "vocab_size": 40,
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 24,
+        "initializer_range": 0.5,
+        "pad_token_id": 0,
+    },
+    "ModernBert": {
+        **TEXT,
+        "pad_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 4,
+        "bos_token_id": 1,
+        "eos_token_id": 4,
+    },
     "Llama": {**TEXT, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 4},
-    "GPT2": {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 4},
+    "GPT2": {
+        "vocab_size": 40,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 4,
+    },
     "ViT": {**SMALL, "image_size": 8, "patch_size": 4},
     "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
 }
@@ -167,7 +239,11 @@ def check_family(family, dtype, named, wrapper, attention, batch_size, seed):
     if family != "ResNet":
         config._attn_implementation = attention if family not in ("DebertaV2",) else "eager"
     images = family in ("ViT", "ResNet")
-    model = getattr(transformers, f"{family}For{'Image' if images else 'Sequence'}Classification")(config).to(DTYPES[dtype][0]).train()
+    model = (
+        getattr(transformers, f"{family}For{'Image' if images else 'Sequence'}Classification")(config)
+        .to(DTYPES[dtype][0])
+        .train()
+    )
     rng = np.random.default_rng(seed)
     if images:
         x = rng.normal(size=(5, 3, 8, 8)).astype(np.float32)
@@ -177,7 +253,9 @@ def check_family(family, dtype, named, wrapper, attention, batch_size, seed):
     with torch.no_grad():
         given = torch.from_numpy(x)
         more = {} if images else {"attention_mask": (given != config.pad_token_id).long()}
-        expected = model.eval()(given.to(DTYPES[dtype][0]) if images else given, **more).logits.double().numpy()
+        expected = (
+            model.eval()(given.to(DTYPES[dtype][0]) if images else given, **more).logits.double().numpy()
+        )
         model.train()
     member = TorchMember(WRAPPERS[wrapper](model), name="hf", batch_size=batch_size)
     logits = member.predict_logits(x)
@@ -189,7 +267,9 @@ def check_family(family, dtype, named, wrapper, attention, batch_size, seed):
         loaded = load_member(folder)
     assert (loaded.fingerprint(), loaded.classes) == (member.fingerprint(), member.classes)
     # A loaded model has the library's default implementation of attention, which adds up in another order.
-    np.testing.assert_allclose(softmax(loaded.predict_logits(x).astype(np.float64), -1), softmax(expected, -1), atol=tolerance)
+    np.testing.assert_allclose(
+        softmax(loaded.predict_logits(x).astype(np.float64), -1), softmax(expected, -1), atol=tolerance
+    )
     if attention == "sdpa":
         np.testing.assert_array_equal(loaded.predict_logits(x), logits)
 

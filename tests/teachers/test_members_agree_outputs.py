@@ -1,4 +1,5 @@
-"""ONNX files, functions and arrays, drawn at random: the member answers as the session, the function or the array does."""
+"""ONNX files, functions and arrays, drawn at random: the member answers as the session, the function or the
+array does."""
 
 import tempfile
 from pathlib import Path
@@ -31,15 +32,22 @@ def write(path, weight, kind, end, fixed, external, names, others):
     element = getattr(TensorProto, KINDS[kind][0])
     inner = np.dtype(kind) if kind.startswith("float") else np.dtype(np.float32)
     real = helper.np_dtype_to_tensor_dtype(inner)
-    nodes = [helper.make_node("Cast", ["x"], ["c"], to=real), helper.make_node("MatMul", ["c", "w"], ["z" if ENDS[end] else names[0]])]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=real),
+        helper.make_node("MatMul", ["c", "w"], ["z" if ENDS[end] else names[0]]),
+    ]
     if ENDS[end]:
-        nodes.append(helper.make_node(ENDS[end], ["z"], [names[0]], **({} if end == "sigmoid" else {"axis": -1})))
+        nodes.append(
+            helper.make_node(ENDS[end], ["z"], [names[0]], **({} if end == "sigmoid" else {"axis": -1}))
+        )
     outputs = [helper.make_tensor_value_info(names[0], real, [fixed or "n", weight.shape[1]])]
     if others:
         nodes.append(helper.make_node("Identity", ["c"], ["hidden"]))
         outputs.insert(0, helper.make_tensor_value_info("hidden", real, [fixed or "n", len(weight)]))
     inputs = [helper.make_tensor_value_info("x", element, [fixed or "n", len(weight)])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weight.astype(inner), "w")])
+    graph = helper.make_graph(
+        nodes, "g", inputs, outputs, [numpy_helper.from_array(weight.astype(inner), "w")]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = {"save_as_external_data": True, "location": external, "size_threshold": 0} if external else {}
     onnx.save(model, path, **options)
@@ -66,7 +74,11 @@ def check_file(kind, end, fixed, external, named, others, rows, batch_size, clas
     rng = np.random.default_rng(seed)
     single = end in ("margin", "sigmoid")
     weight = rng.normal(size=(6, 1 if single else classes))
-    x = rng.integers(-3, 4, (rows, 6)).astype(kind) if kind.startswith("int") else rng.normal(size=(rows, 6)).astype(np.float32)
+    x = (
+        rng.integers(-3, 4, (rows, 6)).astype(kind)
+        if kind.startswith("int")
+        else rng.normal(size=(rows, 6)).astype(np.float32)
+    )
     name = {"logits": "logits", "probabilities": "probabilities"}.get(end) if named else "scores"
     stated = {"margin": "margin", "log": "log_probabilities", "logits": "logits"}.get(end, "probabilities")
     more = {} if name in ("logits", "probabilities") else {"output": stated, "output_name": name or "y"}
@@ -78,7 +90,9 @@ def check_file(kind, end, fixed, external, named, others, rows, batch_size, clas
         own = [np.zeros((0, weight.shape[1]))]
         for start in range(0, rows, fixed or 1):
             part = x[start : start + (fixed or 1)]
-            filled = np.concatenate([part, np.zeros((max(0, (fixed or 1) - len(part)), 6), part.dtype)]).astype(kind)
+            filled = np.concatenate(
+                [part, np.zeros((max(0, (fixed or 1) - len(part)), 6), part.dtype)]
+            ).astype(kind)
             own.append(session.run([name or "y"], {"x": filled})[0][: len(part)].astype(np.float64))
         member.save(Path(home) / "saved")
         for file in Path(home).glob("*.*"):
@@ -112,7 +126,9 @@ answers = st.fixed_dictionaries(
         "kind": st.sampled_from(["logits", "probabilities", "log_probabilities", "margin", "second"]),
         "stated": st.booleans(),
         "rounded": st.sampled_from([None, "two decimals", "bfloat16", "float16"]),
-        "container": st.sampled_from(["array", "float32", "tensor", "function", "function of tensors", "list"]),
+        "container": st.sampled_from(
+            ["array", "float32", "tensor", "function", "function of tensors", "list"]
+        ),
         "rows": st.integers(1, 40),
         "classes": st.sampled_from([2, 3, 10]),
         "scale": st.sampled_from([3.0, 30.0]),
@@ -129,14 +145,19 @@ def logits_or_error(make, arguments, x):
 
 
 def check_answers(kind, stated, rounded, container, rows, classes, scale, seed):
-    """The right probabilities come, or an error that names ``output``; and that only where nobody said what they are."""
+    """The right probabilities come, or an error that names ``output``; and that only where nobody said what
+    they are."""
     z = np.random.default_rng(seed).normal(size=(rows, classes)) * scale
     if kind in ("margin", "second"):
         z = np.stack([np.zeros(rows), z[:, 0]], 1)
     right = softmax(z, -1)
-    values = {"logits": z, "probabilities": right, "log_probabilities": log_softmax(z, -1), "margin": z[:, 1:], "second": right[:, 1:]}[
-        kind
-    ]
+    values = {
+        "logits": z,
+        "probabilities": right,
+        "log_probabilities": log_softmax(z, -1),
+        "margin": z[:, 1:],
+        "second": right[:, 1:],
+    }[kind]
     if rounded == "two decimals":
         values = values.round(2)
     elif rounded is not None:
@@ -146,9 +167,15 @@ def check_answers(kind, stated, rounded, container, rows, classes, scale, seed):
         error = max(0.01, np.abs(z).max() * (2**-8 if rounded == "bfloat16" else 2**-11))
     output = {"second": "probabilities"}.get(kind, kind) if stated else "auto"
     x = np.arange(rows, dtype=np.float32)[:, None]
-    given = {"float32": lambda: values.astype(np.float32), "tensor": lambda: torch.from_numpy(values)}.get(container, lambda: values)()
+    given = {"float32": lambda: values.astype(np.float32), "tensor": lambda: torch.from_numpy(values)}.get(
+        container, lambda: values
+    )()
     if container.startswith("function") or container == "list":
-        told = {"function of tensors": torch.from_numpy(values).bfloat16() if rounded == "bfloat16" else torch.from_numpy(values)}
+        told = {
+            "function of tensors": torch.from_numpy(values).bfloat16()
+            if rounded == "bfloat16"
+            else torch.from_numpy(values)
+        }
         told = told.get(container, values.tolist() if container == "list" else values)
         given = CallableMember(lambda x: told, name="f", version="1", output=output)
     logits = logits_or_error(as_member, (given, "m", output), x)

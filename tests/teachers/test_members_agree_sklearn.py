@@ -1,4 +1,5 @@
-"""Odd scikit-learn classifiers as members: they answer as their own ``predict_proba`` or ``decision_function``, also when loaded."""
+"""Odd scikit-learn classifiers as members: they answer as their own ``predict_proba`` or
+``decision_function``, also when loaded."""
 
 import functools
 import tempfile
@@ -30,7 +31,13 @@ from sklearn.feature_selection import RFE, SelectKBest
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, MinMaxScaler, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MinMaxScaler,
+    QuantileTransformer,
+    StandardScaler,
+)
 
 from ensdistill.teachers.members import SklearnMember, load_member
 
@@ -54,20 +61,30 @@ MODELS = {
     "one against one": lambda: multiclass.OneVsOneClassifier(svm.LinearSVC(**ROOT)),
     "one against rest": lambda: multiclass.OneVsRestClassifier(GaussianNB()),
     "one against rest of margins": lambda: multiclass.OneVsRestClassifier(SVC(decision_function_shape="ovo")),
-    "forest": lambda: ensemble.RandomForestClassifier(7, max_features=None, class_weight="balanced_subsample", **ROOT),
-    "extra trees": lambda: ensemble.ExtraTreesClassifier(5, bootstrap=True, max_depth=4, criterion="entropy", **ROOT),
+    "forest": lambda: ensemble.RandomForestClassifier(
+        7, max_features=None, class_weight="balanced_subsample", **ROOT
+    ),
+    "extra trees": lambda: ensemble.ExtraTreesClassifier(
+        5, bootstrap=True, max_depth=4, criterion="entropy", **ROOT
+    ),
     "tree": lambda: tree.DecisionTreeClassifier(ccp_alpha=0.01, **ROOT),
     "histogram": lambda: ensemble.HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=5, **ROOT),
     "histogram of categories": lambda: ensemble.HistGradientBoostingClassifier(
         max_iter=5, min_samples_leaf=5, categorical_features=[4], **ROOT
     ),
-    "histogram stopped early": lambda: ensemble.HistGradientBoostingClassifier(max_iter=30, early_stopping=True, learning_rate=0.8, **ROOT),
+    "histogram stopped early": lambda: ensemble.HistGradientBoostingClassifier(
+        max_iter=30, early_stopping=True, learning_rate=0.8, **ROOT
+    ),
     "gradient boosting": lambda: ensemble.GradientBoostingClassifier(n_estimators=4, subsample=0.7, **ROOT),
     "adaboost": lambda: ensemble.AdaBoostClassifier(n_estimators=4, **ROOT),
     "bagged margins": lambda: ensemble.BaggingClassifier(SVC(decision_function_shape="ovo"), 4, **ROOT),
     "bagged on few columns": lambda: ensemble.BaggingClassifier(GaussianNB(), 4, max_features=0.6, **ROOT),
-    "vote": lambda: ensemble.VotingClassifier([("a", GaussianNB()), ("b", tree.DecisionTreeClassifier())], voting="soft", weights=[3, 1]),
-    "stack": lambda: ensemble.StackingClassifier([("a", GaussianNB()), ("b", SVC())], linear_model.LogisticRegression(), cv=2),
+    "vote": lambda: ensemble.VotingClassifier(
+        [("a", GaussianNB()), ("b", tree.DecisionTreeClassifier())], voting="soft", weights=[3, 1]
+    ),
+    "stack": lambda: ensemble.StackingClassifier(
+        [("a", GaussianNB()), ("b", SVC())], linear_model.LogisticRegression(), cv=2
+    ),
     "neighbours": lambda: neighbors.KNeighborsClassifier(3, weights="distance", metric="manhattan"),
     "neighbours of tree": lambda: neighbors.KNeighborsClassifier(4, algorithm="kd_tree"),
     "centroids": lambda: neighbors.NearestCentroid(),
@@ -75,22 +92,45 @@ MODELS = {
     "bernoulli": lambda: naive_bayes.BernoulliNB(binarize=0.3),
     "multinomial": lambda: make_pipeline(MinMaxScaler(clip=True), naive_bayes.MultinomialNB()),
     "quadratic": lambda: discriminant_analysis.QuadraticDiscriminantAnalysis(reg_param=0.2),
-    "linear discriminant": lambda: discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "linear discriminant": lambda: discriminant_analysis.LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto"
+    ),
     "process": lambda: gaussian_process.GaussianProcessClassifier(optimizer=None),
-    "network": lambda: make_pipeline(StandardScaler(), neural_network.MLPClassifier((5,), max_iter=20, activation="tanh", **ROOT)),
+    "network": lambda: make_pipeline(
+        StandardScaler(), neural_network.MLPClassifier((5,), max_iter=20, activation="tanh", **ROOT)
+    ),
     "prior": lambda: dummy.DummyClassifier(strategy="prior"),
     "sigmoid": lambda: calibration.CalibratedClassifierCV(svm.LinearSVC(**ROOT), cv=2),
-    "isotonic": lambda: calibration.CalibratedClassifierCV(GaussianNB(), method="isotonic", cv=2, ensemble=False),
+    "isotonic": lambda: calibration.CalibratedClassifierCV(
+        GaussianNB(), method="isotonic", cv=2, ensemble=False
+    ),
     "search": lambda: model_selection.GridSearchCV(SVC(), {"C": [0.1, 1]}, cv=2),
-    "imputed": lambda: make_pipeline(SimpleImputer(add_indicator=True), StandardScaler(), linear_model.LogisticRegression()),
-    "components": lambda: make_pipeline(StandardScaler(), PCA(3), SelectKBest(k=2), linear_model.LogisticRegression()),
-    "binned": lambda: make_pipeline(KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"), naive_bayes.BernoulliNB()),
-    "quantiles": lambda: make_pipeline(QuantileTransformer(n_quantiles=20), neighbors.KNeighborsClassifier(3)),
+    "imputed": lambda: make_pipeline(
+        SimpleImputer(add_indicator=True), StandardScaler(), linear_model.LogisticRegression()
+    ),
+    "components": lambda: make_pipeline(
+        StandardScaler(), PCA(3), SelectKBest(k=2), linear_model.LogisticRegression()
+    ),
+    "binned": lambda: make_pipeline(
+        KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"), naive_bayes.BernoulliNB()
+    ),
+    "quantiles": lambda: make_pipeline(
+        QuantileTransformer(n_quantiles=20), neighbors.KNeighborsClassifier(3)
+    ),
     "kernel": lambda: make_pipeline(Nystroem(n_components=10, **ROOT), linear_model.LogisticRegression()),
     "fewer columns": lambda: RFE(linear_model.LogisticRegression(), n_features_to_select=2),
     "spread labels": lambda: semi_supervised.LabelSpreading(kernel="knn", n_neighbors=4),
 }
-TAKES_NAN = {"histogram", "histogram of categories", "histogram stopped early", "imputed", "tree", "forest", "extra trees", "prior"}
+TAKES_NAN = {
+    "histogram",
+    "histogram of categories",
+    "histogram stopped early",
+    "imputed",
+    "tree",
+    "forest",
+    "extra trees",
+    "prior",
+}
 
 
 def rows(classes, kind, dtype, seed):
@@ -181,11 +221,21 @@ def test_rows_are_asked_in_their_own_dtype_and_shape():
             seen.append((X.dtype, X.shape))
             return super().predict_proba(X)
 
-    for inputs in (np.ones((4, 2, 3), np.float16), np.ones((4, 6), np.int8), np.array(["a b"] * 4), np.ones((4, 6), object)):
-        SklearnMember(Looks().fit(np.ones((4, 1)), [0, 1, 1, 1]).__class__().fit(inputs.reshape(4, -1), [0, 1, 1, 1])).predict_logits(
-            inputs
-        )
-    assert seen == [(np.float16, (4, 6)), (np.int8, (4, 6)), (np.dtype("<U3"), (4,)), (np.dtype(object), (4, 6))]
+    for inputs in (
+        np.ones((4, 2, 3), np.float16),
+        np.ones((4, 6), np.int8),
+        np.array(["a b"] * 4),
+        np.ones((4, 6), object),
+    ):
+        SklearnMember(
+            Looks().fit(np.ones((4, 1)), [0, 1, 1, 1]).__class__().fit(inputs.reshape(4, -1), [0, 1, 1, 1])
+        ).predict_logits(inputs)
+    assert seen == [
+        (np.float16, (4, 6)),
+        (np.int8, (4, 6)),
+        (np.dtype("<U3"), (4,)),
+        (np.dtype(object), (4, 6)),
+    ]
 
 
 def test_decision_functions_of_pairs_are_refused_within_any_wrapper():
@@ -199,12 +249,19 @@ def test_decision_functions_of_pairs_are_refused_within_any_wrapper():
         ensemble.BaggingClassifier(ovo, 2),
         ensemble.StackingClassifier([("a", GaussianNB())], ovo, cv=2),
     ):
-        with pytest.raises(ValueError, match=r"decision_function_shape: .*expected 'ovr'.*got 'ovo'.*set_params"):
+        with pytest.raises(
+            ValueError, match=r"decision_function_shape: .*expected 'ovr'.*got 'ovo'.*set_params"
+        ):
             SklearnMember(estimator.fit(x, y), output="decision")
     fitted = SVC(decision_function_shape="ovo").fit(x, y)
     fitted.set_params(decision_function_shape="ovr")  # as the message advises
-    assert (SklearnMember(fitted).predict_logits(x).argmax(1) == np.searchsorted(fitted.classes_, fitted.predict(x))).mean() > 0.95
-    two = SVC(decision_function_shape="ovo").fit(x[y != "bee"], y[y != "bee"] == "ant")  # one pair is no matter
+    assert (
+        SklearnMember(fitted).predict_logits(x).argmax(1)
+        == np.searchsorted(fitted.classes_, fitted.predict(x))
+    ).mean() > 0.95
+    two = SVC(decision_function_shape="ovo").fit(
+        x[y != "bee"], y[y != "bee"] == "ant"
+    )  # one pair is no matter
     got = log_softmax(SklearnMember(two).predict_logits(x), -1)[:, 1]
     np.testing.assert_allclose(got, -np.log1p(np.exp(-two.decision_function(x))), rtol=1e-5)
 
@@ -236,7 +293,9 @@ def test_estimators_of_several_labels_are_refused():
 def test_one_number_for_a_row_is_a_margin_only_between_two_named_classes():
     x = rows(2, "strings", np.float64, 0)[0]
     one_class = svm.OneClassSVM().fit(x)
-    with pytest.raises(ValueError, match=r"has no classes_; .*classes=\[where it is negative, where it is positive\]"):
+    with pytest.raises(
+        ValueError, match=r"has no classes_; .*classes=\[where it is negative, where it is positive\]"
+    ):
         SklearnMember(one_class).predict_logits(x)
     logits = SklearnMember(one_class, classes=["out", "in"]).predict_logits(x)
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], one_class.decision_function(x), rtol=1e-5)
@@ -249,7 +308,9 @@ def test_another_number_of_columns_is_an_error():
     x, y = rows(2, "strings", np.float64, 0)
     for estimator in (dummy.DummyClassifier(), GaussianNB(), make_pipeline(StandardScaler(), SVC())):
         for columns in (4, 6):
-            with pytest.raises(ValueError, match=rf"inputs: .* was fitted to 5 features \(columns\); got {columns}"):
+            with pytest.raises(
+                ValueError, match=rf"inputs: .* was fitted to 5 features \(columns\); got {columns}"
+            ):
                 SklearnMember(estimator.fit(x, y)).predict_logits(np.ones((3, columns)))
 
 

@@ -1,4 +1,5 @@
-"""Names and order of members' classes: labels of any kind, classes that a member never saw, and indices that look like names."""
+"""Names and order of members' classes: labels of any kind, classes that a member never saw, and indices that
+look like names."""
 
 import warnings
 
@@ -20,7 +21,9 @@ SEEN, ALL = ["ant", "zebra"], ["zebra", "mouse", "ant"]
 
 def rows(labels, seed=0):
     index = np.arange(60) % len(labels)
-    return np.random.default_rng(seed).normal(size=(60, 4)) + 2 * np.eye(60, 4)[index], np.array(labels)[index]
+    return np.random.default_rng(seed).normal(size=(60, 4)) + 2 * np.eye(60, 4)[index], np.array(labels)[
+        index
+    ]
 
 
 def boosted(x, y):
@@ -40,7 +43,9 @@ def test_a_class_that_a_member_never_saw_has_probability_zero_and_a_warning_once
     kind = BoostedMember if make is boosted else SklearnMember
     own = softmax(kind(model).predict_logits(x).astype(float), -1)
     expected = filled(own, [1, None, 0])
-    with pytest.warns(UserWarning, match=r"was fitted without the classes \['mouse'\]: it gives them probability 0") as caught:
+    with pytest.warns(
+        UserWarning, match=r"was fitted without the classes \['mouse'\]: it gives them probability 0"
+    ) as caught:
         member = kind(model, name="few", classes=ALL, smoothing=1e-4)
     assert (len(caught), caught[0].filename) == (1, __file__)
     np.testing.assert_allclose(softmax(member.predict_logits(x), -1), expected, atol=5e-4)
@@ -58,7 +63,9 @@ def test_an_ensemble_takes_members_that_lack_classes_and_none_that_have_others(t
     x, y = rows(ALL)
     keep = y != "mouse"
     full, few = GaussianNB().fit(x, y), LogisticRegression().fit(x[keep], y[keep])
-    known = ArrayMember(logits=np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32), name="array", classes=SEEN)
+    known = ArrayMember(
+        logits=np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32), name="array", classes=SEEN
+    )
     for members, order in (([full, few, known], None), ([few, full, known], ALL)):
         with pytest.warns(UserWarning, match=r"was fitted without the classes \['mouse'\]") as caught:
             ensemble = Ensemble.from_members(members, classes=order)
@@ -69,10 +76,20 @@ def test_an_ensemble_takes_members_that_lack_classes_and_none_that_have_others(t
             expected = np.zeros((60, 3))
             expected[:, [places[c] for c in model.classes_]] = model.predict_proba(x)
             np.testing.assert_allclose(found, expected, atol=1e-5)
-        np.testing.assert_allclose(p[2][:, [places["ant"], places["zebra"]]], softmax(known.logits, -1), atol=1e-5)
-    with pytest.raises(ValueError, match=r"members: gaussiannb has the classes .*; expected \['ant', 'zebra'\]; name the classes of all"):
+        np.testing.assert_allclose(
+            p[2][:, [places["ant"], places["zebra"]]], softmax(known.logits, -1), atol=1e-5
+        )
+    with pytest.raises(
+        ValueError,
+        match=r"members: gaussiannb has the classes .*; expected \['ant', 'zebra'\]; name the classes of all",
+    ):
         Ensemble.from_members([few, full])
-    with pytest.raises(ValueError, match=r"members: gaussiannb has the classes \['ant', 'mouse', 'zebra'\]; expected \['ant', 'mouse'\]$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"members: gaussiannb has the classes \['ant', 'mouse', 'zebra'\]; expected \['ant', 'mouse'\]$"
+        ),
+    ):
         Ensemble.from_members([full], classes=["ant", "mouse"])
     with pytest.warns(UserWarning, match=r"without the classes \['mouse'\]"):
         saved = Ensemble.from_members([full, few])
@@ -87,7 +104,9 @@ def test_indices_that_lack_classes():
     model = GaussianNB().fit(x, y)
     with pytest.warns(UserWarning, match=r"without the classes \['b'\]"):
         ensemble = Ensemble.from_members([model], classes=["a", "b", "c"])
-    np.testing.assert_allclose(ensemble.predict_proba(x), filled(model.predict_proba(x), [0, None, 1]), atol=1e-5)
+    np.testing.assert_allclose(
+        ensemble.predict_proba(x), filled(model.predict_proba(x), [0, None, 1]), atol=1e-5
+    )
 
 
 def test_integers_that_could_be_indices_or_names_are_refused_unless_they_are_named():
@@ -99,8 +118,12 @@ def test_integers_that_could_be_indices_or_names_are_refused_unless_they_are_nam
     with pytest.raises(ValueError, match=r"; name its classes, in the order of its classes_, by columns="):
         SklearnMember(model, classes=["1", "2", "3"])
     member = SklearnMember(model, classes=["3", "2", "1"], columns=["1", "2", "3"])
-    np.testing.assert_allclose(softmax(member.predict_logits(x), -1), model.predict_proba(x)[:, ::-1], atol=1e-5)
-    with pytest.raises(ValueError, match=r"columns: gaussiannb: expected 3 names, one for each class of .*got \['a'\]"):
+    np.testing.assert_allclose(
+        softmax(member.predict_logits(x), -1), model.predict_proba(x)[:, ::-1], atol=1e-5
+    )
+    with pytest.raises(
+        ValueError, match=r"columns: gaussiannb: expected 3 names, one for each class of .*got \['a'\]"
+    ):
         SklearnMember(model, columns=["a"])
 
 
@@ -119,7 +142,12 @@ def test_names_that_are_numbers_are_not_taken_for_indices_in_training(tmp_path, 
 
 def test_labels_that_are_equal_have_one_name():
     names = as_classes("m", np.array([1.0, 2.0, 2.5]))
-    assert names == as_classes("m", [1, np.float64(2), 2.5]) == as_classes("m", np.array(["1", "2", "2.5"], object)) == ("1", "2", "2.5")
+    assert (
+        names
+        == as_classes("m", [1, np.float64(2), 2.5])
+        == as_classes("m", np.array(["1", "2", "2.5"], object))
+        == ("1", "2", "2.5")
+    )
     pandas = pytest.importorskip("pandas")
     x, y = rows(["b", "a"])
     for kind in (pandas.Series(y), pandas.Series(y, dtype="category"), pandas.Series(y, dtype="string")):
@@ -132,7 +160,9 @@ def test_a_model_of_one_class():
     for library, kind in (("xgboost", "XGBClassifier"), ("lightgbm", "LGBMClassifier")):
         quiet = {"verbose": -1} if library == "lightgbm" else {}
         x = rows(["a"])[0]
-        model = getattr(pytest.importorskip(library), kind)(n_estimators=2, n_jobs=1, **quiet).fit(x, np.zeros(60, int))
+        model = getattr(pytest.importorskip(library), kind)(n_estimators=2, n_jobs=1, **quiet).fit(
+            x, np.zeros(60, int)
+        )
         with pytest.warns(UserWarning, match=r"without the classes \['b', 'c'\]"):
             member = BoostedMember(model, classes=["a", "b", "c"])
         np.testing.assert_allclose(softmax(member.predict_logits(x), -1), [[1, 0, 0]] * 60, atol=1e-5)

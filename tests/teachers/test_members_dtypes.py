@@ -1,4 +1,5 @@
-"""Dtypes that a module does not take: the message names the argument, both dtypes and the remedy, before anything is trained."""
+"""Dtypes that a module does not take: the message names the argument, both dtypes and the remedy, before
+anything is trained."""
 
 import functools
 
@@ -49,7 +50,10 @@ FACTORIES = {
 @pytest.mark.parametrize("method", ["seeds", "snapshot"])
 def test_training_names_the_dtype_of_a_factory_s_module(kind, method):
     dtype = "float64" if kind == "mixed" else kind
-    words = rf"factory: .*: expected float32 parameters for inputs of float32 \[2, 4\]; .* is {dtype}\. module\.float\(\)"
+    words = (
+        rf"factory: .*: expected float32 parameters for inputs of float32 \[2, 4\]; .* is {dtype}\. "
+        rf"module\.float\(\)"
+    )
     with pytest.raises(ValueError, match=words):
         Ensemble.train(FACTORIES[kind], (X, Y), members=2, method=method, optimization=FEW)
     with pytest.raises(ValueError, match=words):
@@ -66,7 +70,10 @@ def test_students_name_the_dtype_too_and_a_module_that_casts_its_inputs_is_train
 
 
 def test_training_on_numbers_names_an_embedding():
-    words = r"inputs: .*: expected integers \(int64\), because 0 is an Embedding of token ids; got float32 \[2, 4\]"
+    words = (
+        r"inputs: .*: expected integers \(int64\), because 0 is an Embedding of token ids; got float32 \[2, "
+        r"4\]"
+    )
     with pytest.raises(ValueError, match=words):
         Ensemble.train(tokens, (X, Y), members=1, optimization=FEW)
     with pytest.raises(ValueError, match=words):
@@ -85,16 +92,54 @@ def test_token_ids_of_every_integer_dtype_have_the_same_logits(dtype):
 @pytest.mark.parametrize(
     ("module", "inputs", "words"),
     [
-        (tokens, X, r"inputs: m: expected integers \(int64\), because 0 is an Embedding of token ids; got float32 \[40, 4\]"),
-        (tokens, np.full((2, 4), 9), r"inputs: m: expected token ids below .*\(0 has 9 rows\); got ids from 9 to 9"),
+        (
+            tokens,
+            X,
+            r"inputs: m: expected integers \(int64\), because 0 is an Embedding of token ids; got float32 "
+            r"\[40, 4\]",
+        ),
+        (
+            tokens,
+            np.full((2, 4), 9),
+            r"inputs: m: expected token ids below .*\(0 has 9 rows\); got ids from 9 to 9",
+        ),
         (tokens, np.full((2, 4), -1), r"got ids from -1 to -1"),
-        (tokens, np.full((2, 4), 2**63, np.uint64), "m expects token ids that int64 can hold; got 9223372036854775808"),
-        (lambda: nn.Linear(4, 2), np.ones((2, 4), np.int32), r"inputs: m: expected float32, .*; got int32 \[2, 4\]"),
-        (lambda: nn.Linear(4, 2), np.ones((2, 4), bool), r"inputs: m expects float32, or integers for .*; got bool \[2, 4\]"),
-        (lambda: nn.Linear(4, 2).double(), X.astype(np.float16), r"inputs: m expects float32 or float64, .*; got float16"),
-        (Casting, X.astype(np.float64), r"inputs: m expects float32, or integers for a model of tokens; got float64 \[40, 4\]"),
-        (mixed, X.astype(np.float64), r"inputs: m expects float32, or integers for a model of tokens; got float64 \[40, 4\]"),
-        (mixed, X, r"module: m: expected float32 parameters for inputs of float32 \[40, 4\]; 1\.bias is float64\. module\.float"),
+        (
+            tokens,
+            np.full((2, 4), 2**63, np.uint64),
+            "m expects token ids that int64 can hold; got 9223372036854775808",
+        ),
+        (
+            lambda: nn.Linear(4, 2),
+            np.ones((2, 4), np.int32),
+            r"inputs: m: expected float32, .*; got int32 \[2, 4\]",
+        ),
+        (
+            lambda: nn.Linear(4, 2),
+            np.ones((2, 4), bool),
+            r"inputs: m expects float32, or integers for .*; got bool \[2, 4\]",
+        ),
+        (
+            lambda: nn.Linear(4, 2).double(),
+            X.astype(np.float16),
+            r"inputs: m expects float32 or float64, .*; got float16",
+        ),
+        (
+            Casting,
+            X.astype(np.float64),
+            r"inputs: m expects float32, or integers for a model of tokens; got float64 \[40, 4\]",
+        ),
+        (
+            mixed,
+            X.astype(np.float64),
+            r"inputs: m expects float32, or integers for a model of tokens; got float64 \[40, 4\]",
+        ),
+        (
+            mixed,
+            X,
+            r"module: m: expected float32 parameters for inputs of float32 \[40, 4\]; 1\.bias is float64\. "
+            r"module\.float",
+        ),
     ],
 )
 def test_inputs_that_a_module_does_not_take(module, inputs, words):
@@ -110,7 +155,10 @@ def test_another_fault_keeps_its_own_error():
 def test_a_program_of_torch_export_is_refused_with_the_remedy():
     program = torch.export.export(nn.Linear(4, 2).eval(), (torch.zeros(2, 4),))
     for value in (program, program.module()):
-        with pytest.raises(TypeError, match=r"members: .*: expected a module; got a program of torch\.export, .* torch\.onnx\.export"):
+        with pytest.raises(
+            TypeError,
+            match=r"members: .*: expected a module; got a program of torch\.export, .* torch\.onnx\.export",
+        ):
             as_member(value)
     with pytest.raises(TypeError, match="members: module: expected a module; got a program"):
         TorchMember(program.module())

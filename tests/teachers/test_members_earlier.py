@@ -1,4 +1,5 @@
-"""Members that earlier versions saved: they load with the same logits, or the message names the format and the remedy."""
+"""Members that earlier versions saved: they load with the same logits, or the message names the format and
+the remedy."""
 
 import io
 import json
@@ -25,7 +26,9 @@ def fitted(library):
     if library == "lightgbm":
         return pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=3, n_jobs=1, verbose=-1).fit(X, Y)
     catboost = pytest.importorskip("catboost")
-    return catboost.CatBoostClassifier(iterations=3, thread_count=1, verbose=False, allow_writing_files=False).fit(X, Y)
+    return catboost.CatBoostClassifier(
+        iterations=3, thread_count=1, verbose=False, allow_writing_files=False
+    ).fit(X, Y)
 
 
 def rewritten(folder, change):
@@ -36,7 +39,8 @@ def rewritten(folder, change):
 
 
 def first_booster(folder, library):
-    """Write ``member.json`` as the first version did: without columns, and without the option "classifier"."""
+    """Write ``member.json`` as the first version did: without columns, and without the option
+    "classifier"."""
 
     def change(about):
         del about["columns"]
@@ -72,7 +76,8 @@ def test_boosters_of_the_first_version_are_loaded(tmp_path, library, kind):
 
 
 def content(blob, whole, counters=True):
-    """A .skops archive as earlier versions read it; ``whole`` for the first one, which made one digest of all values."""
+    """A .skops archive as earlier versions read it; ``whole`` for the first one, which made one digest of all
+    values."""
     archive = zipfile.ZipFile(io.BytesIO(blob))
 
     def of(node):
@@ -93,7 +98,9 @@ def content(blob, whole, counters=True):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("estimator", [SVC(), ExtraTreesClassifier(2, random_state=0), KNeighborsClassifier(algorithm="kd_tree")])
+@pytest.mark.parametrize(
+    "estimator", [SVC(), ExtraTreesClassifier(2, random_state=0), KNeighborsClassifier(algorithm="kd_tree")]
+)
 def test_estimators_of_earlier_versions_are_loaded(tmp_path, estimator, whole):
     member = SklearnMember(estimator.fit(X, Y), name="m")
     member.save(tmp_path)
@@ -115,7 +122,8 @@ def test_estimators_of_earlier_versions_are_loaded(tmp_path, estimator, whole):
 
 @pytest.mark.parametrize("kind", ["lightgbm", "sklearn"])
 def test_labels_that_earlier_versions_read_by_place_or_by_name_are_refused(tmp_path, kind):
-    """The first version took the label 0 for the first of the classes "2", "1", "0", later ones for the last."""
+    """The first version took the label 0 for the first of the classes "2", "1", "0", later ones for the
+    last."""
     classes = ["2", "1", "0"]
     if kind == "lightgbm":
         BoostedMember(fitted(kind), classes=classes).save(tmp_path)
@@ -123,13 +131,20 @@ def test_labels_that_earlier_versions_read_by_place_or_by_name_are_refused(tmp_p
         SklearnMember(SVC().fit(X, Y), classes=classes).save(tmp_path)
     load_member(tmp_path)
     rewritten(tmp_path, lambda about: about.pop("columns"))
-    words = r"earlier version \(format 1 without columns\), .* labels \[0, 1, 2\] .* places among the classes \['2', '1', '0'\]"
-    with pytest.raises(ValueError, match=rf"{words}.* Make the member again from its model, with classes= and columns="):
+    words = (
+        r"earlier version \(format 1 without columns\), .* labels \[0, 1, 2\] .* places among the classes "
+        r"\['2', '1', '0'\]"
+    )
+    with pytest.raises(
+        ValueError, match=rf"{words}.* Make the member again from its model, with classes= and columns="
+    ):
         load_member(tmp_path)
 
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path):
     SklearnMember(SVC().fit(X, Y)).save(tmp_path)
     rewritten(tmp_path, lambda about: about.update(format=7))
-    with pytest.raises(ValueError, match=r"member\.json has format 7; this version reads 1\. Load it with the version"):
+    with pytest.raises(
+        ValueError, match=r"member\.json has format 7; this version reads 1\. Load it with the version"
+    ):
         load_member(tmp_path)

@@ -77,7 +77,9 @@ def test_an_estimator_that_was_read_for_its_fingerprint_leaves_nothing_for_the_g
         gc.set_debug(gc.DEBUG_SAVEALL)
         member.fingerprint()
         gc.collect()
-        assert not [found for found in gc.garbage if isinstance(found, zipfile.ZipFile | io.BytesIO | np.ndarray)]
+        assert not [
+            found for found in gc.garbage if isinstance(found, zipfile.ZipFile | io.BytesIO | np.ndarray)
+        ]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
@@ -151,14 +153,17 @@ def test_code_and_hooks_are_in_a_module_s_fingerprint(tmp_path, monkeypatch):
     found = []
     for name, source in (("first", "x * 1"), ("second", "x * 9"), ("third", "x * 9")):
         (tmp_path / "edited.py").write_text(
-            f"from torch import nn\nclass Edited(nn.Module):\n    def forward(self, x):\n        return {source}\n"
+            "from torch import nn\nclass Edited(nn.Module):\n    def forward(self, x):\n        return "
+            f"{source}\n"
         )
         typed = {"__name__": "typed"}
         exec((tmp_path / "edited.py").read_text(), typed)  # as in a shell: there is no file
         sys.modules.pop("edited", None)
         importlib.invalidate_caches()
         module = importlib.import_module("edited")
-        found.append([TorchMember(cls(), name=name).fingerprint() for cls in (module.Edited, typed["Edited"])])
+        found.append(
+            [TorchMember(cls(), name=name).fingerprint() for cls in (module.Edited, typed["Edited"])]
+        )
     first, second, third = found
     assert second == third
     assert all(a != b for a, b in zip(first, second, strict=True))
@@ -170,7 +175,9 @@ def test_code_and_hooks_are_in_a_module_s_fingerprint(tmp_path, monkeypatch):
 
 def test_a_fingerprint_warns_of_what_it_can_not_see():
     module = Scaled(generator=torch.Generator())
-    with pytest.warns(UserWarning, match=r"Scaled\.generator: a torch\._C\.Generator has no content .*only its type counts"):
+    with pytest.warns(
+        UserWarning, match=r"Scaled\.generator: a torch\._C\.Generator has no content .*only its type counts"
+    ):
         member = TorchMember(module).fingerprint()
     with pytest.warns(UserWarning, match=r"Scaled\.generator"):
         assert TorchMember(Scaled(generator=object())).fingerprint() != member

@@ -1,4 +1,5 @@
-"""Adapters of models that other libraries made. Each part runs where its library is installed (``pip install 'ensdistill[members]'``)."""
+"""Adapters of models that other libraries made. Each part runs where its library is installed (``pip install
+'ensdistill[members]'``)."""
 
 import json
 import warnings
@@ -25,9 +26,13 @@ def boosted(library, classes, **more):
     if library == "xgboost":
         return pytest.importorskip("xgboost").XGBClassifier(n_estimators=8, max_depth=3, n_jobs=1, **more)
     if library == "lightgbm":
-        return pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=8, num_leaves=6, n_jobs=1, verbose=-1, **more)
+        return pytest.importorskip("lightgbm").LGBMClassifier(
+            n_estimators=8, num_leaves=6, n_jobs=1, verbose=-1, **more
+        )
     module = pytest.importorskip("catboost")
-    return module.CatBoostClassifier(iterations=8, depth=3, thread_count=1, verbose=False, allow_writing_files=False, **more)
+    return module.CatBoostClassifier(
+        iterations=8, depth=3, thread_count=1, verbose=False, allow_writing_files=False, **more
+    )
 
 
 LIBRARIES = ["xgboost", "lightgbm", "catboost"]
@@ -46,13 +51,21 @@ def test_boosted_trees_say_what_they_say_themselves_and_come_back_as_they_were(t
     model = boosted(library, classes).fit(x, y)
     member = BoostedMember(model)
     logits = member.predict_logits(x)
-    assert (logits.dtype, logits.shape, member.classes) == (np.float32, (300, classes), tuple(map(str, range(classes))))
+    assert (logits.dtype, logits.shape, member.classes) == (
+        np.float32,
+        (300, classes),
+        tuple(map(str, range(classes))),
+    )
     # float32 scores: 1e-7 times a few, through exp.
     np.testing.assert_allclose(softmax(logits, -1), predicted(model, x), atol=2e-6)
     member.save(tmp_path)
     loaded = load_member(tmp_path)
     np.testing.assert_array_equal(loaded.predict_logits(x), logits)
-    assert (loaded.fingerprint(), loaded.bytes, loaded.classes) == (member.fingerprint(), member.bytes, member.classes)
+    assert (loaded.fingerprint(), loaded.bytes, loaded.classes) == (
+        member.fingerprint(),
+        member.bytes,
+        member.classes,
+    )
     assert not [f for f in tmp_path.iterdir() if f.suffix in (".pkl", ".joblib", ".bin")]
 
 
@@ -61,7 +74,9 @@ def test_boosted_trees_that_are_trained_on_are_other_ones(tmp_path, library):
     x, y = data(3)
     member = BoostedMember(boosted(library, 3).fit(x, y))
     member.save(tmp_path / "a")
-    for trees in (member,) if library == "catboost" else (member, load_member(tmp_path / "a")):  # a loaded CatBoost isn't fitted on
+    for trees in (
+        (member,) if library == "catboost" else (member, load_member(tmp_path / "a"))
+    ):  # a loaded CatBoost isn't fitted on
         before, answer = trees.fingerprint(), trees.predict_logits(x)
         model = trees._model.booster
         if library == "xgboost":
@@ -84,7 +99,10 @@ def test_boosted_trees_are_aligned_by_class_name(tmp_path, library):
     assert (member.predict_logits(x).argmax(1) == y).mean() > 0.7  # the wrong order: a third
     member.save(tmp_path)
     np.testing.assert_array_equal(load_member(tmp_path).predict_logits(x), member.predict_logits(x))
-    with pytest.raises(ValueError, match=r"classes: .*classifier has \['ant', 'mouse', 'zebra'\]; expected \['ant', 'cow', 'zebra'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"classes: .*classifier has \['ant', 'mouse', 'zebra'\]; expected \['ant', 'cow', 'zebra'\]",
+    ):
         BoostedMember(model, classes=["ant", "cow", "zebra"])
 
 
@@ -93,15 +111,22 @@ def test_boosted_trees_that_are_not_fitted_or_no_classifiers(library):
     with pytest.raises(ValueError, match="classifier is not fitted; call its fit first"):
         BoostedMember(boosted(library, 3))
     x, y = data(3)
-    regressor = {"xgboost": "XGBRegressor", "lightgbm": "LGBMRegressor", "catboost": "CatBoostRegressor"}[library]
-    quiet = {"xgboost": {}, "lightgbm": {"verbose": -1}, "catboost": {"verbose": False, "allow_writing_files": False}}[library]
+    regressor = {"xgboost": "XGBRegressor", "lightgbm": "LGBMRegressor", "catboost": "CatBoostRegressor"}[
+        library
+    ]
+    quiet = {
+        "xgboost": {},
+        "lightgbm": {"verbose": -1},
+        "catboost": {"verbose": False, "allow_writing_files": False},
+    }[library]
     model = getattr(pytest.importorskip(library), regressor)(n_estimators=3, **quiet).fit(x, y.astype(float))
     with pytest.raises(ValueError, match=r"estimator: expected an? .* classifier.*; got the"):
         BoostedMember(model)
 
 
 @pytest.mark.parametrize(
-    ("library", "options"), [("lightgbm", {"objective": "multiclassova"}), ("catboost", {"loss_function": "MultiClassOneVsAll"})]
+    ("library", "options"),
+    [("lightgbm", {"objective": "multiclassova"}), ("catboost", {"loss_function": "MultiClassOneVsAll"})],
 )
 def test_one_against_the_rest_is_no_softmax_of_its_scores(library, options):
     x, y = data(3)
@@ -172,9 +197,13 @@ def test_onnx_files_of_logits_and_of_probabilities(tmp_path):
 
 def test_onnx_files_that_do_not_say_enough(tmp_path):
     write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32), ("scores",))
-    with pytest.raises(ValueError, match=r"output: m: expected output='logits' or .*; got 'auto' and the name 'scores'"):
+    with pytest.raises(
+        ValueError, match=r"output: m: expected output='logits' or .*; got 'auto' and the name 'scores'"
+    ):
         OnnxMember(tmp_path / "m.onnx")
-    assert OnnxMember(tmp_path / "m.onnx", output="logits").predict_logits(np.ones((2, 8), np.float32)).shape == (2, 3)
+    assert OnnxMember(tmp_path / "m.onnx", output="logits").predict_logits(
+        np.ones((2, 8), np.float32)
+    ).shape == (2, 3)
     with pytest.raises(ValueError, match=r"output_name: m: expected one of \['scores'\]; got 'nope'"):
         OnnxMember(tmp_path / "m.onnx", output_name="nope")
     with pytest.raises(ValueError, match="m expects float32; got int64"):
@@ -210,7 +239,9 @@ def test_onnx_weights_in_another_file_are_part_of_the_member(tmp_path, monkeypat
     assert one.blob == two.blob
     assert one.fingerprint() != two.fingerprint()
     assert one.bytes >= first.nbytes + len(one.blob)
-    assert [name for name, part in one.fingerprint_parts().items() if two.fingerprint_parts()[name] != part] == ["weights in m.onnx.data"]
+    assert [
+        name for name, part in one.fingerprint_parts().items() if two.fingerprint_parts()[name] != part
+    ] == ["weights in m.onnx.data"]
     Ensemble.from_members([one]).save(tmp_path / "saved")
     monkeypatch.chdir(away)
     write_external(away, np.zeros_like(first))  # of the same name, where the process is
@@ -224,7 +255,9 @@ def test_onnx_weights_in_another_file_are_part_of_the_member(tmp_path, monkeypat
     with pytest.raises(ValueError, match="the files are not those that were saved"):
         Ensemble.load(tmp_path / "saved")
     weights.unlink()
-    with pytest.raises(ValueError, match=r"external data 'm\.onnx\.data', a file of weights, is not beside it; copy it"):
+    with pytest.raises(
+        ValueError, match=r"external data 'm\.onnx\.data', a file of weights, is not beside it; copy it"
+    ):
         Ensemble.load(tmp_path / "saved")
 
 
@@ -279,7 +312,12 @@ def test_onnx_files_for_a_fixed_number_of_rows(tmp_path, fixed):
 def test_hugging_face_models(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, id2label={0: "bad", 1: "good"}
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        id2label={0: "bad", 1: "good"},
     )
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(config).train()
@@ -302,7 +340,12 @@ def test_hugging_face_models(tmp_path, monkeypatch):
     reached = []
     attention = transformers.integrations.hub_kernels
     monkeypatch.setattr(attention, "load_and_register_attn_kernel", lambda *a, **k: reached.append(a))
-    monkeypatch.setattr(transformers.modeling_utils, "load_and_register_attn_kernel", lambda *a, **k: reached.append(a), raising=False)
+    monkeypatch.setattr(
+        transformers.modeling_utils,
+        "load_and_register_attn_kernel",
+        lambda *a, **k: reached.append(a),
+        raising=False,
+    )
     built = pretrained.build(about["recipe"])
     assert reached == []
     assert built.config._attn_implementation in ("sdpa", "eager")
@@ -320,12 +363,22 @@ def test_an_ensemble_of_everything(tmp_path):
     write_onnx(tmp_path / "linear.onnx", np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32))
     linear = LogisticRegression().fit(x, y)
     net = torch.nn.Linear(8, 3)
-    everything = [*members, linear, net, tmp_path / "linear.onnx", linear.predict_log_proba, linear.predict_proba(x)]
+    everything = [
+        *members,
+        linear,
+        net,
+        tmp_path / "linear.onnx",
+        linear.predict_log_proba,
+        linear.predict_proba(x),
+    ]
     ensemble = Ensemble.from_members(everything)
     assert len(set(ensemble.names)) == 8
     logits = ensemble.predict_logits(x)
     assert logits.shape == (8, 300, 3)
-    for other in (6, 7):  # logits, log-probabilities (a function's) and probabilities (an array); the smoothing moves by 3e-6
+    for other in (
+        6,
+        7,
+    ):  # logits, log-probabilities (a function's) and probabilities (an array); the smoothing moves by 3e-6
         np.testing.assert_allclose(softmax(logits[other], -1), softmax(logits[3], -1), atol=5e-6)
     kept = Ensemble.from_members([*members, linear, tmp_path / "linear.onnx"], weights=[1, 2, 3, 4, 5])
     kept.save(tmp_path / "ensemble")
@@ -357,7 +410,9 @@ def test_a_pickle_in_any_member_s_place_does_nothing(tmp_path, kind):
     if kind == "onnx":
         write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32))
     member = {
-        "torch": lambda: TorchMember(MLP(8, [], 3), name="m", factory=functools.partial(MLP, inputs=8, hidden=[], outputs=3)),
+        "torch": lambda: TorchMember(
+            MLP(8, [], 3), name="m", factory=functools.partial(MLP, inputs=8, hidden=[], outputs=3)
+        ),
         "sklearn": lambda: SklearnMember(GaussianNB().fit(x, y), name="m"),
         "array": lambda: ArrayMember(x, logits=np.ones((300, 3)), name="m"),
         "onnx": lambda: OnnxMember(tmp_path / "m.onnx"),

@@ -1,4 +1,5 @@
-"""Settings that never change an answer leave a member's fingerprint as it is, and a stale cache names the part that differs."""
+"""Settings that never change an answer leave a member's fingerprint as it is, and a stale cache names the
+part that differs."""
 
 import copy
 
@@ -24,10 +25,15 @@ X, Y = make_classification(150, 6, n_informative=5, n_redundant=0, n_classes=3, 
 
 def booster(library, **settings):
     if library == "xgboost":
-        return pytest.importorskip("xgboost").XGBClassifier(n_estimators=3, max_depth=2, **{"n_jobs": 1, **settings})
+        return pytest.importorskip("xgboost").XGBClassifier(
+            n_estimators=3, max_depth=2, **{"n_jobs": 1, **settings}
+        )
     if library == "lightgbm":
         return pytest.importorskip("lightgbm").LGBMClassifier(
-            n_estimators=3, deterministic=True, force_col_wise=True, **{"n_jobs": 1, "verbose": -1, **settings}
+            n_estimators=3,
+            deterministic=True,
+            force_col_wise=True,
+            **{"n_jobs": 1, "verbose": -1, **settings},
         )
     given = {"thread_count": 1, "verbose": False, "allow_writing_files": False, **settings}
     return pytest.importorskip("catboost").CatBoostClassifier(iterations=3, depth=2, random_seed=0, **given)
@@ -51,12 +57,20 @@ def differing(one, other):
     [
         (RandomForestClassifier(3, random_state=0), {"n_jobs": 2, "verbose": 1, "warm_start": True}),
         (KNeighborsClassifier(), {"n_jobs": 2}),
-        (make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__verbose": 1, "verbose": True}),
         (
-            VotingClassifier([("a", RandomForestClassifier(2, random_state=0)), ("b", LogisticRegression())], voting="soft"),
+            make_pipeline(StandardScaler(), LogisticRegression()),
+            {"logisticregression__verbose": 1, "verbose": True},
+        ),
+        (
+            VotingClassifier(
+                [("a", RandomForestClassifier(2, random_state=0)), ("b", LogisticRegression())], voting="soft"
+            ),
             {"n_jobs": 2, "a__n_jobs": 2, "verbose": True},
         ),
-        (BaggingClassifier(LogisticRegression(), 2, random_state=0), {"n_jobs": 2, "estimator__warm_start": True}),
+        (
+            BaggingClassifier(LogisticRegression(), 2, random_state=0),
+            {"n_jobs": 2, "estimator__warm_start": True},
+        ),
     ],
 )
 def test_threads_and_verbosity_are_no_part_of_an_estimator_s_fingerprint(tmp_path, estimator, settings):
@@ -84,7 +98,10 @@ def test_threads_and_verbosity_are_no_part_of_a_booster_s_fingerprint(tmp_path, 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm", "catboost"])
 def test_threads_and_verbosity_of_a_booster_in_a_pipeline_are_no_part_of_its_fingerprint(library):
-    pipelines = [make_pipeline(StandardScaler(), booster(library, **settings)).fit(X, Y) for settings in ({}, OTHER[library])]
+    pipelines = [
+        make_pipeline(StandardScaler(), booster(library, **settings)).fit(X, Y)
+        for settings in ({}, OTHER[library])
+    ]
     one, other = map(SklearnMember, pipelines)
     assert differing(one, other) == []
     third = SklearnMember(make_pipeline(StandardScaler(), booster(library, learning_rate=0.9)).fit(X, Y))
@@ -102,9 +119,21 @@ def doubled(x):
 @pytest.mark.parametrize(
     ("one", "other", "parts"),
     [
-        ([StandardScaler(), LogisticRegression()], [MinMaxScaler(), LogisticRegression()], ("step standardscaler", "step minmaxscaler")),
-        ([StandardScaler(), LogisticRegression()], [StandardScaler(), LogisticRegression(C=9.0)], ("step logisticregression",)),
-        ([FunctionTransformer(shifted), LogisticRegression()], [FunctionTransformer(doubled), LogisticRegression()], ("source of",)),
+        (
+            [StandardScaler(), LogisticRegression()],
+            [MinMaxScaler(), LogisticRegression()],
+            ("step standardscaler", "step minmaxscaler"),
+        ),
+        (
+            [StandardScaler(), LogisticRegression()],
+            [StandardScaler(), LogisticRegression(C=9.0)],
+            ("step logisticregression",),
+        ),
+        (
+            [FunctionTransformer(shifted), LogisticRegression()],
+            [FunctionTransformer(doubled), LogisticRegression()],
+            ("source of",),
+        ),
     ],
 )
 def test_the_parts_of_an_estimator_name_the_step_and_the_code_that_differ(one, other, parts):
@@ -117,7 +146,9 @@ def test_the_parts_of_an_estimator_name_the_step_and_the_code_that_differ(one, o
 def module(dropout=0.5, **more):
     torch.manual_seed(0)
     layer = nn.LSTM(6, 6, num_layers=2, batch_first=True, dropout=more.pop("lstm", 0.0))
-    return nn.Sequential(nn.Dropout(dropout), First(layer), nn.Linear(6, more.pop("classes", 3)), nn.Dropout1d(dropout / 2))
+    return nn.Sequential(
+        nn.Dropout(dropout), First(layer), nn.Linear(6, more.pop("classes", 3)), nn.Dropout1d(dropout / 2)
+    )
 
 
 class First(nn.Module):
@@ -130,7 +161,9 @@ class First(nn.Module):
 
 
 def test_the_rate_of_dropout_is_no_part_of_a_module_s_fingerprint():
-    members = [TorchMember(module(**settings)) for settings in ({}, {"dropout": 0.1}, {"lstm": 0.2}, {"classes": 4})]
+    members = [
+        TorchMember(module(**settings)) for settings in ({}, {"dropout": 0.1}, {"lstm": 0.2}, {"classes": 4})
+    ]
     x = X.astype(np.float32)
     for other in members[1:3]:
         np.testing.assert_array_equal(other.predict_logits(x), members[0].predict_logits(x))
@@ -164,14 +197,27 @@ def test_a_rate_of_dropout_that_the_module_s_own_code_reads_counts():
 
 def test_rates_of_dropout_in_a_hugging_face_config_are_no_part_of_the_fingerprint(tmp_path):
     transformers = pytest.importorskip("transformers")
-    settings = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings = {
+        "vocab_size": 30,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
 
     def member(**more):
         torch.manual_seed(0)
-        return TorchMember(transformers.BertForSequenceClassification(transformers.BertConfig(**settings, **more)))
+        return TorchMember(
+            transformers.BertForSequenceClassification(transformers.BertConfig(**settings, **more))
+        )
 
     one = member()
-    assert differing(one, member(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)) == []
+    assert (
+        differing(
+            one, member(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)
+        )
+        == []
+    )
     assert "config" in differing(one, member(layer_norm_eps=1e-3))
     one.save(tmp_path)
     assert load_member(tmp_path).fingerprint() == one.fingerprint()

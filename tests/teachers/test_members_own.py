@@ -11,7 +11,14 @@ import torch
 
 from ensdistill.models import MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.members import ArrayMember, Member, SklearnMember, TorchMember, load_member, write_description
+from ensdistill.teachers.members import (
+    ArrayMember,
+    Member,
+    SklearnMember,
+    TorchMember,
+    load_member,
+    write_description,
+)
 
 SOURCE = """
 from pathlib import Path
@@ -94,7 +101,9 @@ def made(strangers, kind):
         return strangers.Nearest(X[:3].copy(), "own", ("a", "b", "c"), 0.5)
     if kind == "Mirrored":
         torch.manual_seed(0)
-        return strangers.Mirrored(MLP(4, [5], 3), name="own", factory=functools.partial(MLP, inputs=4, hidden=[5], outputs=3))
+        return strangers.Mirrored(
+            MLP(4, [5], 3), name="own", factory=functools.partial(MLP, inputs=4, hidden=[5], outputs=3)
+        )
     from sklearn.linear_model import LogisticRegression
 
     return strangers.Sharper(LogisticRegression().fit(X, np.arange(30) % 3), name="own")
@@ -114,7 +123,11 @@ def test_a_class_of_another_package_is_saved_and_loaded_if_it_is_trusted(tmp_pat
     loaded = load_member(folder, trusted=[path])
     assert type(loaded) is type(member)
     np.testing.assert_array_equal(loaded.predict_logits(X), member.predict_logits(X))
-    assert (loaded.fingerprint(), loaded.classes, loaded.name) == (member.fingerprint(), member.classes, "own")
+    assert (loaded.fingerprint(), loaded.classes, loaded.name) == (
+        member.fingerprint(),
+        member.classes,
+        "own",
+    )
     again = Ensemble.load(tmp_path / "e", trusted=[path])
     np.testing.assert_array_equal(again.predict_proba(X), ensemble.predict_proba(X))
 
@@ -128,7 +141,10 @@ def test_a_class_that_is_not_trusted_is_not_imported(tmp_path, strangers):
         "print('strangers' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "strangers.Nearest is not trusted, because another package defines it; trusted has 'strangers.Nearer'" in run.stdout
+    assert (
+        "strangers.Nearest is not trusted, because another package defines it; trusted has 'strangers.Nearer'"
+        in run.stdout
+    )
     assert run.stdout.strip().endswith("False")
 
 
@@ -138,7 +154,10 @@ def test_a_class_that_is_not_trusted_is_not_imported(tmp_path, strangers):
         ({"class_path": "strangers.Gone"}, "class strangers.Gone cannot be imported"),
         ({"class_path": "nowhere.Gone"}, "class nowhere.Gone cannot be imported"),
         ({"class_path": "Gone"}, "class Gone cannot be imported"),
-        ({"class_path": "strangers.WithoutLoad"}, r"expected a class with a class method load\(folder, description, trusted\)"),
+        (
+            {"class_path": "strangers.WithoutLoad"},
+            r"expected a class with a class method load\(folder, description, trusted\)",
+        ),
         ({"scale": 2.0}, "the files are not those that were saved"),
     ],
 )
@@ -154,7 +173,10 @@ def test_a_class_within_a_function_is_refused_when_it_is_saved(tmp_path):
     class Within(ArrayMember):
         pass
 
-    with pytest.raises(ValueError, match=r"Within can't be imported when the member is loaded; define the class at the top of a module"):
+    with pytest.raises(
+        ValueError,
+        match=r"Within can't be imported when the member is loaded; define the class at the top of a module",
+    ):
         Within(X, logits=np.ones((30, 2)), name="m").save(tmp_path)
     assert not (tmp_path / "member.json").exists()
 

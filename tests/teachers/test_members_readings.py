@@ -1,4 +1,5 @@
-"""Readings of outputs that a stranger's models have: one-hot regressors, few rows, rare sigmoids, softmax endings in training."""
+"""Readings of outputs that a stranger's models have: one-hot regressors, few rows, rare sigmoids, softmax
+endings in training."""
 
 import functools
 
@@ -11,7 +12,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
-from ensdistill import ArrayMember, Ensemble, Optimization, Rows, SklearnMember, StudentTrainer, TorchMember, cache_targets
+from ensdistill import (
+    ArrayMember,
+    Ensemble,
+    Optimization,
+    Rows,
+    SklearnMember,
+    StudentTrainer,
+    TorchMember,
+    cache_targets,
+)
 from ensdistill.cache import CacheMismatch
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
@@ -95,7 +105,9 @@ def test_training_refuses_a_network_that_ends_in_probabilities(tmp_path, layer, 
         Ensemble.train(ended, (X, Y), members=2, optimization=Optimization(steps=5))
 
 
-@pytest.mark.parametrize("values", [np.array([[1 + 1j, 2]] * 3), np.array([["1", "2"]] * 3), np.array([[True, False]] * 3)])
+@pytest.mark.parametrize(
+    "values", [np.array([[1 + 1j, 2]] * 3), np.array([["1", "2"]] * 3), np.array([[True, False]] * 3)]
+)
 def test_stored_answers_of_other_kinds_are_refused(values):
     with pytest.raises(TypeError, match="logits: m: expected floating-point numbers"):
         ArrayMember(name="m", logits=values)
@@ -124,7 +136,11 @@ def test_code_within_an_estimator_counts(tmp_path, module_of):
 
 
 def test_a_stated_output_stays_when_saved():
-    member = TorchMember(Average(), name="average", factory=functools.partial(Average), output="probabilities")
+    member = TorchMember(
+        Average(), name="average", factory=functools.partial(Average), output="probabilities"
+    )
     np.testing.assert_allclose(
-        Ensemble.from_members([member]).predict_proba(X[:3]), member.module(torch.from_numpy(X[:3])).detach().numpy(), atol=1e-4
+        Ensemble.from_members([member]).predict_proba(X[:3]),
+        member.module(torch.from_numpy(X[:3])).detach().numpy(),
+        atol=1e-4,
     )

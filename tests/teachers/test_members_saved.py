@@ -31,7 +31,11 @@ def test_saved_members_answer_the_same_bits(tmp_path, rows):
         member.save(tmp_path / member.name)
         loaded = load_member(tmp_path / member.name)
         np.testing.assert_array_equal(loaded.predict_logits(x), member.predict_logits(x))
-        assert (loaded.name, loaded.classes, loaded.fingerprint()) == (member.name, member.classes, member.fingerprint())
+        assert (loaded.name, loaded.classes, loaded.fingerprint()) == (
+            member.name,
+            member.classes,
+            member.fingerprint(),
+        )
         assert (loaded.parameters, loaded.bytes) == (member.parameters, member.bytes)
 
 
@@ -110,7 +114,10 @@ def test_what_cannot_be_saved_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        (functools.partial(MLP, inputs=64, hidden=[9]), r"1\.weight is torch\.float32 \[8, 64\] here and torch\.float32 \[9, 64\] there"),
+        (
+            functools.partial(MLP, inputs=64, hidden=[9]),
+            r"1\.weight is torch\.float32 \[8, 64\] here and torch\.float32 \[9, 64\] there",
+        ),
         (functools.partial(MLP, inputs=64, hidden=[8, 8]), "it builds another module"),
         (functools.partial(MLP, inputs=64, hidden=[8], activation="silu"), "SiLU"),
         (functools.partial(MLP, depth=3), "it can't build the module again: .*depth"),
@@ -134,7 +141,9 @@ class Times(nn.Linear):
 
 
 def test_a_factory_of_a_module_with_other_attributes_is_told_of(tmp_path):
-    with pytest.warns(UserWarning, match=r"factory: net: it builds a module with other parts \(attributes of .*Times\)"):
+    with pytest.warns(
+        UserWarning, match=r"factory: net: it builds a module with other parts \(attributes of .*Times\)"
+    ):
         TorchMember(Times(2.0), name="net", factory=Times).save(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,7 +168,9 @@ def test_a_module_of_another_type_is_saved_and_loaded_as_it_is(tmp_path, rows, d
     x = rows[0][:9]
     member = TorchMember(Scaled().to(dtype), factory=Scaled)
     with torch.no_grad():
-        np.testing.assert_array_equal(member.predict_logits(x), member.module(torch.from_numpy(x).to(dtype)).float().numpy())
+        np.testing.assert_array_equal(
+            member.predict_logits(x), member.module(torch.from_numpy(x).to(dtype)).float().numpy()
+        )
     member.save(tmp_path)
     loaded = load_member(tmp_path, trusted=[f"{Scaled.__module__}.Scaled"])
     assert {t.dtype for t in (*loaded.module.parameters(), *loaded.module.buffers())} == {dtype}
@@ -176,17 +187,23 @@ def test_a_member_that_was_saved_without_a_word_on_its_outputs_is_loaded(tmp_pat
     about = json.loads((tmp_path / "member.json").read_text())
     assert about.pop("output") == "logits"
     (tmp_path / "member.json").write_text(json.dumps(about))
-    np.testing.assert_array_equal(load_member(tmp_path).predict_logits(rows[0]), member.predict_logits(rows[0]))
+    np.testing.assert_array_equal(
+        load_member(tmp_path).predict_logits(rows[0]), member.predict_logits(rows[0])
+    )
 
 
-def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_needed(tmp_path, rows, monkeypatch):
+def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_needed(
+    tmp_path, rows, monkeypatch
+):
     member = SklearnMember(SVC().fit(*rows), name="svc")
     written = []
     monkeypatch.setattr(skops.io, "dumps", lambda *a, dumps=skops.io.dumps: written.append(1) or dumps(*a))
     Ensemble.from_members([member]).save(tmp_path)
     assert len(written) == 1
     Ensemble.load(tmp_path)
-    assert len(written) == 3  # what it is written as now, which other versions do otherwise, and whether that is what was read
+    assert (
+        len(written) == 3
+    )  # what it is written as now, which other versions do otherwise, and whether that is what was read
 
 
 def test_newer_formats_are_refused(tmp_path, rows):

@@ -1,4 +1,5 @@
-"""Estimators as a job's YAML names them: made, checked before they train, trusted, and given back as they were."""
+"""Estimators as a job's YAML names them: made, checked before they train, trusted, and given back as they
+were."""
 
 import functools
 import re
@@ -28,24 +29,48 @@ def named(path, **arguments):
 
 
 XGB = named("xgboost.XGBClassifier", n_estimators=20, n_jobs=1)
-LGBM = named("lightgbm.LGBMClassifier", n_estimators=20, n_jobs=1, min_child_samples=3, min_data_per_group=1, cat_smooth=1, verbose=-1)
+LGBM = named(
+    "lightgbm.LGBMClassifier",
+    n_estimators=20,
+    n_jobs=1,
+    min_child_samples=3,
+    min_data_per_group=1,
+    cat_smooth=1,
+    verbose=-1,
+)
 CATBOOST = named("catboost.CatBoostClassifier", iterations=40, thread_count=1, verbose=False)
 HGB = named("sklearn.ensemble.HistGradientBoostingClassifier", max_iter=20, min_samples_leaf=3)
 
 ESTIMATORS = {
     "xgboost": (XGB, BoostedMember),
-    "xgboost of categories": (named(XGB["class_path"], **XGB["init_args"], feature_types=["q", "q", "c"]), BoostedMember),
+    "xgboost of categories": (
+        named(XGB["class_path"], **XGB["init_args"], feature_types=["q", "q", "c"]),
+        BoostedMember,
+    ),
     "lightgbm": (LGBM, BoostedMember),
-    "lightgbm of categories": (named(LGBM["class_path"], **LGBM["init_args"], cat_feature=[2]), BoostedMember),
+    "lightgbm of categories": (
+        named(LGBM["class_path"], **LGBM["init_args"], cat_feature=[2]),
+        BoostedMember,
+    ),
     "catboost": (CATBOOST, BoostedMember),
     "histogram": (HGB, SklearnMember),
-    "histogram of categories": (named(HGB["class_path"], **HGB["init_args"], categorical_features=[2]), SklearnMember),
+    "histogram of categories": (
+        named(HGB["class_path"], **HGB["init_args"], categorical_features=[2]),
+        SklearnMember,
+    ),
     "vote": (
-        named("sklearn.ensemble.VotingClassifier", voting="soft", estimators=[["x", XGB], ["l", LGBM], ["c", CATBOOST]]),
+        named(
+            "sklearn.ensemble.VotingClassifier",
+            voting="soft",
+            estimators=[["x", XGB], ["l", LGBM], ["c", CATBOOST]],
+        ),
         SklearnMember,
     ),
     "pipeline": (
-        named("sklearn.pipeline.Pipeline", steps=[["s", named("sklearn.preprocessing.StandardScaler")], ["h", HGB]]),
+        named(
+            "sklearn.pipeline.Pipeline",
+            steps=[["s", named("sklearn.preprocessing.StandardScaler")], ["h", HGB]],
+        ),
         SklearnMember,
     ),
 }
@@ -62,7 +87,10 @@ def table():
 
 def recipes_of(tmp_path, *estimators, **more):
     members = [
-        {"class_path": "ensdistill.teachers.recipes.SklearnMembers", "init_args": {"name": f"m{i}", "estimator": e, **more}}
+        {
+            "class_path": "ensdistill.teachers.recipes.SklearnMembers",
+            "init_args": {"name": f"m{i}", "estimator": e, **more},
+        }
         for i, e in enumerate(estimators)
     ]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**JOB, "teachers": {"members": members}}))
@@ -75,18 +103,24 @@ def test_estimators_of_a_config_are_trained_saved_and_loaded_without_words_of_tr
     (recipe,) = recipes_of(tmp_path, estimator)
     rows = table()
     recipe.check(rows, ("0", "1"))
-    ((_, member),) = recipe.fit(TrainingRows(rows.inputs, rows.labels, ("0", "1")), [Job("m", 3, np.arange(160))])
+    ((_, member),) = recipe.fit(
+        TrainingRows(rows.inputs, rows.labels, ("0", "1")), [Job("m", 3, np.arange(160))]
+    )
     assert isinstance(member, adapter)
     answers = member.predict_logits(rows.inputs)
     assert (answers[160:].argmax(1) == rows.labels[160:]).mean() > 0.8
     member.save(tmp_path / "m")
-    np.testing.assert_array_equal(load_member(tmp_path / "m", recipe.trusted).predict_logits(rows.inputs), answers)
+    np.testing.assert_array_equal(
+        load_member(tmp_path / "m", recipe.trusted).predict_logits(rows.inputs), answers
+    )
     if adapter is BoostedMember:
         load_member(tmp_path / "m")  # its library's own format
 
 
 def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(tmp_path):
-    plain, rate = recipes_of(tmp_path, "sklearn.naive_bayes.GaussianNB", named(HGB["class_path"], learning_rate=1e-3))
+    plain, rate = recipes_of(
+        tmp_path, "sklearn.naive_bayes.GaussianNB", named(HGB["class_path"], learning_rate=1e-3)
+    )
     assert type(plain.estimator).__name__ == "GaussianNB"
     assert rate.estimator.learning_rate == 0.001
 
@@ -94,15 +128,27 @@ def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(t
 @pytest.mark.parametrize(
     ("estimator", "words"),
     [
-        (named("sklearn.nope.Any"), "estimator.class_path: sklearn.nope.Any can't be imported: No module named 'sklearn.nope'"),
-        (named("xgboost.XGBClasifier"), "estimator.class_path: xgboost has no 'XGBClasifier'. Did you mean 'XGBClassifier'?"),
+        (
+            named("sklearn.nope.Any"),
+            "estimator.class_path: sklearn.nope.Any can't be imported: No module named 'sklearn.nope'",
+        ),
+        (
+            named("xgboost.XGBClasifier"),
+            "estimator.class_path: xgboost has no 'XGBClasifier'. Did you mean 'XGBClassifier'?",
+        ),
         (
             named("sklearn.model_selection.KFold"),
             "estimator: expected one of scikit-learn, XGBoost, LightGBM or CatBoost that is to be fitted",
         ),
-        (named(HGB["class_path"], max_iters=3), "estimator.init_args.max_iters: there is no such setting; known: loss, "),
         (
-            named("sklearn.pipeline.Pipeline", steps=[["x", named("xgboost.XGBClassifier", early_stopping_rounds=3)]]),
+            named(HGB["class_path"], max_iters=3),
+            "estimator.init_args.max_iters: there is no such setting; known: loss, ",
+        ),
+        (
+            named(
+                "sklearn.pipeline.Pipeline",
+                steps=[["x", named("xgboost.XGBClassifier", early_stopping_rounds=3)]],
+            ),
             "x__early_stopping_rounds: ",
         ),
         (
@@ -123,10 +169,16 @@ def some(x):
 @pytest.mark.parametrize(
     ("estimator", "words"),
     [
-        (HistGradientBoostingClassifier(max_iter=-5), "it can't be used: InvalidParameterError: The 'max_iter' parameter"),
+        (
+            HistGradientBoostingClassifier(max_iter=-5),
+            "it can't be used: InvalidParameterError: The 'max_iter' parameter",
+        ),
         (XGBRegressor(n_estimators=3), "it can't be used: .*classifier"),
         (XGBClassifier(objective="nope"), "it can't be used: XGBoostError"),
-        (make_pipeline(FunctionTransformer(some), KNeighborsClassifier()), r"it can't be used: .*not trusted.*some.*trusted="),
+        (
+            make_pipeline(FunctionTransformer(some), KNeighborsClassifier()),
+            r"it can't be used: .*not trusted.*some.*trusted=",
+        ),
         (make_pipeline(FunctionTransformer(lambda x: x), KNeighborsClassifier()), "it can't be used: "),
         (KNeighborsClassifier(300), "it can't be used: ValueError: .*n_neighbors"),
     ],
@@ -164,12 +216,20 @@ def test_a_job_of_boosters_ends_with_an_ensemble_and_a_wrong_one_before_any_work
     file = write_job(tmp_path, {"teachers.members": members})
     succeed("teachers", file)
     ensemble = Ensemble.load(tmp_path / "runs" / "tiny" / "seed-0" / "teachers" / "ensemble")
-    assert ensemble.names == ("xgbclassifier", "lgbmclassifier", "catboostclassifier-1", "catboostclassifier-2")
+    assert ensemble.names == (
+        "xgbclassifier",
+        "lgbmclassifier",
+        "catboostclassifier-1",
+        "catboostclassifier-2",
+    )
     members[2]["init_args"]["estimator"]["init_args"]["cat_features"] = [3]  # a column of fractions
     file = write_job(tmp_path, {"teachers.members": members, "name": "other"})
     status, _, err = run("teachers", file)
     assert status == 1
-    assert "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: BadRows: cat_features" in err.replace("\n", " ")
+    assert (
+        "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: BadRows: cat_features"
+        in err.replace("\n", " ")
+    )
     assert "cat_features" in err
     assert not list((tmp_path / "runs" / "other").rglob("*.json"))
 
@@ -179,14 +239,27 @@ MLP = {"class_path": "ensdistill.models.MLP", "init_args": {"inputs": 64, "hidde
 
 @pytest.mark.parametrize(
     "method",
-    ["seeds", "bagging", "subsample", "snapshot", "fast_geometric", named("ensdistill.teachers.methods.Bagging", share=0.5, replace=False)],
+    [
+        "seeds",
+        "bagging",
+        "subsample",
+        "snapshot",
+        "fast_geometric",
+        named("ensdistill.teachers.methods.Bagging", share=0.5, replace=False),
+    ],
     ids=str,
 )
 def test_every_method_trains_from_a_config_with_folds_and_is_resumed(tmp_path, method):
     members = [
         {
             "class_path": "ensdistill.teachers.recipes.TorchMembers",
-            "init_args": {"model": MLP, "count": 2, "name": "mlp", "method": method, "optimization": {"steps": 40, "batch_size": 32}},
+            "init_args": {
+                "model": MLP,
+                "count": 2,
+                "name": "mlp",
+                "method": method,
+                "optimization": {"steps": 40, "batch_size": 32},
+            },
         }
     ]
     file = write_job(tmp_path, {"teachers.members": members})
@@ -214,8 +287,11 @@ def test_members_of_the_api_and_of_a_recipe_are_the_same():
     folds, _ = train_ensemble([recipe], rows, ("0", "1"), folds=2, seed=5)
     for one, other in zip(api.members, folds.members, strict=True):
         assert one.name == other.name
-        # Three models are trained one by one, nine (with those of the folds) as a stack, which rounds in another way.
-        np.testing.assert_allclose(one.predict_logits(rows.inputs), other.predict_logits(rows.inputs), atol=1e-3)
+        # Three models are trained one by one, nine (with those of the folds) as a stack, which rounds in
+        # another way.
+        np.testing.assert_allclose(
+            one.predict_logits(rows.inputs), other.predict_logits(rows.inputs), atol=1e-3
+        )
 
 
 def test_a_recipe_from_outside_needs_fit_alone(tmp_path):

@@ -14,7 +14,9 @@ def library(members=6, rows=200, classes=4, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=rows)
     noise = rng.uniform(0.5, 3.0, members)
-    return 2 * np.eye(classes)[labels] + noise[:, None, None] * rng.normal(size=(members, rows, classes)), labels
+    return 2 * np.eye(classes)[labels] + noise[:, None, None] * rng.normal(
+        size=(members, rows, classes)
+    ), labels
 
 
 def nll(z, weights, labels, combiner="prob"):
@@ -46,7 +48,11 @@ def test_selection_beats_the_uniform_mixture_and_the_best_member_where_members_a
         p = np.exp(log_mixture(z, weights))
         if metric == "nll":
             return nll(z, weights, labels)
-        return (p.argmax(1) != labels).mean() if metric == "accuracy" else ((p - np.eye(4)[labels]) ** 2).sum(1).mean()
+        return (
+            (p.argmax(1) != labels).mean()
+            if metric == "accuracy"
+            else ((p - np.eye(4)[labels]) ** 2).sum(1).mean()
+        )
 
     assert loss(found.weights) == pytest.approx(found.losses[-1], abs=1e-12)
     assert loss(found.weights) < loss(np.full(8, 1 / 8))
@@ -57,7 +63,9 @@ def test_equal_members_the_first_is_taken_and_permutations_follow():
     z, labels = library(3)
     assert greedy_selection(z[[1, 1, 1]], labels).counts.tolist() == [1, 0, 0]
     order = [2, 0, 1]
-    np.testing.assert_array_equal(greedy_selection(z[order], labels).counts, greedy_selection(z, labels).counts[order])
+    np.testing.assert_array_equal(
+        greedy_selection(z[order], labels).counts, greedy_selection(z, labels).counts[order]
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -67,9 +75,12 @@ def test_a_budget_is_kept_and_the_choice_is_near_the_best_there_is(seed):
     found = greedy_selection(z, labels, costs=costs, budget=12.0, rounds=20)
     assert found.cost == pytest.approx(costs[found.counts > 0].sum())
     assert found.cost <= 12.0
-    affordable = [s for n in range(1, 7) for s in itertools.combinations(range(6), n) if costs[list(s)].sum() <= 12]
+    affordable = [
+        s for n in range(1, 7) for s in itertools.combinations(range(6), n) if costs[list(s)].sum() <= 12
+    ]
     free = [greedy_selection(z[list(s)], labels, rounds=20).losses[-1] for s in affordable]
-    # Greedy is no search; with six members it is near the best of all affordable sets, and never worse than one member.
+    # Greedy is no search; with six members it is near the best of all affordable sets, and never worse than
+    # one member.
     assert found.losses[-1] <= min(free) * 1.1
     assert found.losses[-1] <= min(nll(z[[k]], np.ones(1), labels) for k in range(6) if costs[k] <= 12)
 
@@ -110,7 +121,10 @@ def test_masked_classes():
         ({"costs": [1.0]}, "costs: expected 6 numbers"),
         ({"costs": [1, 1, 1, 1, 1, np.nan]}, "costs: expected 6 numbers"),
         ({"budget": 1.0}, "budget: expected costs beside it"),
-        ({"costs": np.arange(1.0, 7), "budget": 0.5}, "budget: expected at least 1, the cost of the cheapest member; got 0.5"),
+        (
+            {"costs": np.arange(1.0, 7), "budget": 0.5},
+            "budget: expected at least 1, the cost of the cheapest member; got 0.5",
+        ),
         ({"costs": np.arange(1.0, 7), "budget": 5.0, "bags": 3}, "bags: expected 1 within a budget"),
         ({"prior_rows": -1.0}, "prior_rows: expected a number of at least 0; got -1.0"),
         ({"bags": 2, "share": 0.0}, "share: expected"),
@@ -136,4 +150,6 @@ def test_softmax_and_logits_agree_on_what_is_known():
     weights = quick.weights
     expected = -np.log((weights[:, None, None] * p).sum(0)[np.arange(200), labels]).mean()
     assert quick.losses[-1] == pytest.approx(expected)
-    np.testing.assert_allclose(log_mixture(z, weights), np.log((weights[:, None, None] * np.exp(log_softmax(z, -1))).sum(0)))
+    np.testing.assert_allclose(
+        log_mixture(z, weights), np.log((weights[:, None, None] * np.exp(log_softmax(z, -1))).sum(0))
+    )

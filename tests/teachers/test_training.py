@@ -37,14 +37,19 @@ def test_steps_beyond_a_block_do_not_change_the_draws(digits):
     constant = functools.partial(Optimization, batch_size=32, schedule="constant", warmup=0.0)
     long = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 5), augment=ShiftImages())
     longer = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 6), augment=ShiftImages())
-    # One more step: at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015, section 2.1); other draws: 0.02.
+    # One more step: at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015, section
+    # 2.1); other draws: 0.02.
     assert 0 < difference(long[0].state_dict(), longer[0].state_dict()) < 3.2 * 3e-3
 
 
 def test_label_smoothing_and_weight_decay_are_used(digits):
     plain, smooth, decayed = (
         train(digits, MLP, [1], optimization=o)[0].state_dict()
-        for o in (QUICK, Optimization(80, 32, 5e-3, label_smoothing=0.1), Optimization(80, 32, 5e-3, weight_decay=1.0))
+        for o in (
+            QUICK,
+            Optimization(80, 32, 5e-3, label_smoothing=0.1),
+            Optimization(80, 32, 5e-3, weight_decay=1.0),
+        )
     )
     assert difference(plain, smooth) > 1e-3
     assert sum(float(v.norm()) for v in decayed.values()) < sum(float(v.norm()) for v in plain.values())
@@ -52,7 +57,9 @@ def test_label_smoothing_and_weight_decay_are_used(digits):
 
 def test_set_smaller_than_the_batch(digits):
     (model,) = train(digits, MLP, [1], rows=[np.arange(3)])
-    assert (model(torch.from_numpy(digits.labelled.inputs[:3])).argmax(1).numpy() == digits.labelled.labels[:3]).all()
+    assert (
+        model(torch.from_numpy(digits.labelled.inputs[:3])).argmax(1).numpy() == digits.labelled.labels[:3]
+    ).all()
 
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
@@ -62,7 +69,15 @@ def test_a_loss_that_is_not_finite_names_model_and_step(digits, way):
     rows = [np.arange(8, 200), np.arange(0, 8)]
     with pytest.raises(FloatingPointError, match=r"second: the loss is nan at step 0 of 80"):
         train_stack(
-            MLP, inputs, digits.labelled.labels, classes=10, seeds=[1, 2], rows=rows, names=["first", "second"], optimization=QUICK, way=way
+            MLP,
+            inputs,
+            digits.labelled.labels,
+            classes=10,
+            seeds=[1, 2],
+            rows=rows,
+            names=["first", "second"],
+            optimization=QUICK,
+            way=way,
         )
 
 
@@ -84,7 +99,9 @@ def test_bad_arguments(digits):
     with pytest.raises(ValueError, match=r"labels: model 0: expected 0\.\.8; row \d+ has 9"):
         train_stack(MLP, digits.labelled.inputs, digits.labelled.labels, classes=9, seeds=[1])
     with pytest.raises(ValueError, match="inputs: expected float32"):
-        train_stack(MLP, digits.labelled.inputs.astype(np.float64), digits.labelled.labels, classes=10, seeds=[1])
+        train_stack(
+            MLP, digits.labelled.inputs.astype(np.float64), digits.labelled.labels, classes=10, seeds=[1]
+        )
 
 
 def test_training_leaves_the_global_random_state_alone(digits):
@@ -97,7 +114,9 @@ def test_training_leaves_the_global_random_state_alone(digits):
 
 def test_schedules():
     def rates(**options):
-        optimizer, scheduler = Optimization(steps=100, learning_rate=1.0, **options).build([torch.zeros(1, requires_grad=True)])
+        optimizer, scheduler = Optimization(steps=100, learning_rate=1.0, **options).build(
+            [torch.zeros(1, requires_grad=True)]
+        )
         out = []
         for _ in range(100):
             out.append(optimizer.param_groups[0]["lr"])
@@ -167,7 +186,15 @@ def test_every_length_has_a_schedule(steps, schedule):
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 def test_who_watches_is_told_losses_and_accuracies(digits, way):
     seen = []
-    train(digits, MLP, [1, 2], way=way, watch=seen.append, names=["a", "b"], optimization=Optimization(steps=96, learning_rate=1e-2))
+    train(
+        digits,
+        MLP,
+        [1, 2],
+        way=way,
+        watch=seen.append,
+        names=["a", "b"],
+        optimization=Optimization(steps=96, learning_rate=1e-2),
+    )
     if way != "side_by_side":
         assert [s.step for s in seen] == ([32, 64, 96] if way == "stacked" else [32, 64, 96] * 2)
     assert {n for s in seen for n in s.names} == {"a", "b"}

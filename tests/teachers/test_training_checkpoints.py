@@ -31,9 +31,24 @@ def test_an_interrupted_training_ends_with_the_same_bits(digits, tmp_path, way):
             raise Stop
 
     with pytest.raises(Stop):
-        train(digits, factory, SEEDS[:2], checkpoint=tmp_path, checkpoint_every=64, progress=interrupt, **options)
+        train(
+            digits,
+            factory,
+            SEEDS[:2],
+            checkpoint=tmp_path,
+            checkpoint_every=64,
+            progress=interrupt,
+            **options,
+        )
     again = []
-    resumed = train(digits, factory, SEEDS[:2], checkpoint=tmp_path, progress=lambda done, total: again.append(done), **options)
+    resumed = train(
+        digits,
+        factory,
+        SEEDS[:2],
+        checkpoint=tmp_path,
+        progress=lambda done, total: again.append(done),
+        **options,
+    )
     assert min(again) > min(seen)  # it went on, it did not start again
     assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(whole, resumed, strict=True))
 
@@ -101,7 +116,14 @@ def test_a_checkpoint_of_an_augmentation_that_was_edited_is_not_resumed(digits, 
         train(digits, SMALL, [1], augment=scale, checkpoint=tmp_path, checkpoint_every=1, progress=stop)
     steps = []
     scale = module_of(AUGMENTATION.format(share=0.2)).Scale()
-    train(digits, SMALL, [1], augment=scale, checkpoint=tmp_path, progress=lambda done, total: steps.append(done))
+    train(
+        digits,
+        SMALL,
+        [1],
+        augment=scale,
+        checkpoint=tmp_path,
+        progress=lambda done, total: steps.append(done),
+    )
     assert steps[0] == BLOCK
 
 
@@ -110,7 +132,11 @@ def test_checkpoint_round_trip(tmp_path, schedule):
     def make():
         torch.manual_seed(0)
         module = nn.Linear(3, 2)
-        return module, *Optimization(steps=20, schedule=schedule).build(module.parameters()), torch.Generator().manual_seed(1)
+        return (
+            module,
+            *Optimization(steps=20, schedule=schedule).build(module.parameters()),
+            torch.Generator().manual_seed(1),
+        )
 
     def go(module, optimizer, scheduler, generator, steps):
         for _ in range(steps):
@@ -123,10 +149,20 @@ def test_checkpoint_round_trip(tmp_path, schedule):
     go(*whole, 20)
     half = make()
     go(*half, 9)
-    kept = {"tensors": half[0].state_dict(), "optimizer": half[1], "scheduler": half[2], "generators": {"data": half[3]}}
+    kept = {
+        "tensors": half[0].state_dict(),
+        "optimizer": half[1],
+        "scheduler": half[2],
+        "generators": {"data": half[3]},
+    }
     save_checkpoint(tmp_path / "c", step=9, fingerprint="f", values={"curve": [1.5]}, **kept)
     back = make()
-    into = {"tensors": back[0].state_dict(), "optimizer": back[1], "scheduler": back[2], "generators": {"data": back[3]}}
+    into = {
+        "tensors": back[0].state_dict(),
+        "optimizer": back[1],
+        "scheduler": back[2],
+        "generators": {"data": back[3]},
+    }
     assert load_checkpoint(tmp_path / "c", fingerprint="another", **into) is None
     assert same_bits(back[0].state_dict(), make()[0].state_dict())
     resumed = load_checkpoint(tmp_path / "c", fingerprint="f", **into)
@@ -140,7 +176,10 @@ def test_checkpoint_round_trip(tmp_path, schedule):
 def test_damaged_and_foreign_checkpoints(tmp_path):
     module = nn.Linear(3, 2)
     save_checkpoint(tmp_path / "c", step=1, fingerprint="f", tensors=module.state_dict())
-    with pytest.raises(ValueError, match=r"weight: expected torch.float32 \[2, 4\]; the checkpoint has torch.float32 \[2, 3\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"weight: expected torch.float32 \[2, 4\]; the checkpoint has torch.float32 \[2, 3\]",
+    ):
         load_checkpoint(tmp_path / "c", fingerprint="f", tensors=nn.Linear(4, 2).state_dict())
     with pytest.raises(ValueError, match="expected tensors"):
         load_checkpoint(tmp_path / "c", fingerprint="f", tensors=nn.Linear(3, 2, bias=False).state_dict())
@@ -154,7 +193,16 @@ def test_a_trajectory_is_the_training_as_it_was_on_its_way(digits, tmp_path):
     x, y = digits.labelled.inputs, digits.labelled.labels
 
     def go(**options):
-        return train_trajectory(dropped, x, y, classes=10, seed=5, captures=[40, 70, 90], optimization=constant(steps=90), **options)
+        return train_trajectory(
+            dropped,
+            x,
+            y,
+            classes=10,
+            seed=5,
+            captures=[40, 70, 90],
+            optimization=constant(steps=90),
+            **options,
+        )
 
     taken = go()
     for steps, module in zip([40, 70, 90], taken, strict=True):
@@ -168,6 +216,10 @@ def test_a_trajectory_is_the_training_as_it_was_on_its_way(digits, tmp_path):
 
     with pytest.raises(Stop):
         go(checkpoint=tmp_path, checkpoint_every=32, watch=interrupt)
-    assert all(same_bits(a.state_dict(), b.state_dict()) for a, b in zip(taken, go(checkpoint=tmp_path), strict=True))
+    assert all(
+        same_bits(a.state_dict(), b.state_dict()) for a, b in zip(taken, go(checkpoint=tmp_path), strict=True)
+    )
     with pytest.raises(ValueError, match=r"captures: expected growing steps in 1\.\.90; got \[50, 100\]"):
-        train_trajectory(dropped, x, y, classes=10, seed=5, captures=[50, 100], optimization=constant(steps=90))
+        train_trajectory(
+            dropped, x, y, classes=10, seed=5, captures=[50, 100], optimization=constant(steps=90)
+        )

@@ -20,8 +20,11 @@ from ensdistill.teachers.stack.dropout import OwnDropout, keys
 
 
 def normed():
-    # No bias before the normalisation: its gradient would be nothing but rounding, which AdamW scales up to whole steps.
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    # No bias before the normalisation: its gradient would be nothing but rounding, which AdamW scales up to
+    # whole steps.
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+    )
 
 
 def test_batch_norm_buffers_are_each_models_own(digits):
@@ -34,8 +37,9 @@ def test_batch_norm_buffers_are_each_models_own(digits):
 
 
 def test_a_model_alone_is_the_same_as_in_a_stack_up_to_rounding(digits):
-    # AdamW divides by the root of a running square, so that rounding (1e-7) of a small gradient grows with the steps: measured
-    # 2e-6 after 80 steps; a wrong batch, draw or schedule moves parameters by more than 1e-2.
+    # AdamW divides by the root of a running square, so that rounding (1e-7) of a small gradient grows with
+    # the steps: measured 2e-6 after 80 steps; a wrong batch, draw or schedule moves parameters by more than
+    # 1e-2.
     rows = [np.arange(i, 200) for i in range(5)]
     among = train(digits, SMALL, SEEDS, rows=rows, augment=ShiftImages(), way="stacked")
     (alone,) = train(digits, SMALL, [SEEDS[3]], rows=[rows[3]], augment=ShiftImages(), way="one_by_one")
@@ -45,7 +49,8 @@ def test_a_model_alone_is_the_same_as_in_a_stack_up_to_rounding(digits):
 
 
 def test_member_3_of_8_trained_alone_is_member_3_of_8(digits):
-    """With batch normalisation, dropout, an order and rows of its own. The tolerance is that of the stack without dropout, above."""
+    """With batch normalisation, dropout, an order and rows of its own. The tolerance is that of the stack
+    without dropout, above."""
     seeds, rows = list(range(20, 28)), [np.arange(i, 200) for i in range(8)]
     among = train(digits, dropped, seeds, rows=rows, way="stacked")
     (alone,) = train(digits, dropped, [seeds[3]], rows=[rows[3]], way="one_by_one")
@@ -152,11 +157,15 @@ def test_what_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, 
 @pytest.mark.parametrize("factory", [attentive, alpha])
 def test_what_draws_beside_dropout_is_not_stacked_unless_one_insists(digits, factory):
     once = Optimization(steps=5, batch_size=8)
-    with pytest.warns(UserWarning, match="can't be trained as a stack: it draws from a global generator beside dropout"):
+    with pytest.warns(
+        UserWarning, match="can't be trained as a stack: it draws from a global generator beside dropout"
+    ):
         among = train(digits, factory, SEEDS[:4], optimization=once)
     (alone,) = train(digits, factory, [SEEDS[3]], optimization=once)
     assert same_bits(among[3].state_dict(), alone.state_dict())
-    with pytest.warns(UserWarning, match="draws from a global generator .*: stacked, a model depends on those"):
+    with pytest.warns(
+        UserWarning, match="draws from a global generator .*: stacked, a model depends on those"
+    ):
         stacked = train(digits, factory, SEEDS[:4], way="stacked", optimization=once)
     assert difference(stacked[3].state_dict(), alone.state_dict()) > 1e-3
 

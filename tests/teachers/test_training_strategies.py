@@ -39,7 +39,8 @@ def digits():
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """However many cores there are; and every test leaves the number alone, for this thread and for those to come."""
+    """However many cores there are; and every test leaves the number alone, for this thread and for those to
+    come."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -83,7 +84,8 @@ def test_a_model_has_the_same_bits_whoever_is_beside_it_and_however_many_threads
 
 
 class Counting(nn.Linear):
-    """Knows on which threads it runs, and does something at a step of the model that is made as number ``at``."""
+    """Knows on which threads it runs, and does something at a step of the model that is made as number
+    ``at``."""
 
     made, seen, at, what = 0, [], -1, None
 
@@ -133,7 +135,15 @@ def test_models_run_on_threads_and_callbacks_on_the_callers(digits, counting):
         threads.add(threading.get_ident())
         told.append((done, total))
 
-    train(digits, counting(), [1, 2, 3, 4], way="side_by_side", watch=watch, progress=progress, names=list("abcd"))
+    train(
+        digits,
+        counting(),
+        [1, 2, 3, 4],
+        way="side_by_side",
+        watch=watch,
+        progress=progress,
+        names=list("abcd"),
+    )
     assert threads == {threading.get_ident()}
     own = [model.threads for model in counting.models]
     assert all(len(t) == 1 and t != threads for t in own)
@@ -149,7 +159,14 @@ def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
         raise ArithmeticError("it broke")
 
     with pytest.raises(ArithmeticError, match="it broke") as caught:
-        train(digits, counting(1, broken), [1, 2, 3, 4, 5], way="side_by_side", names=list("abcde"), optimization=LONG)
+        train(
+            digits,
+            counting(1, broken),
+            [1, 2, 3, 4, 5],
+            way="side_by_side",
+            names=list("abcde"),
+            optimization=LONG,
+        )
     assert caught.value.__notes__ == ["in the training of b"]
     assert counting.models[4].steps == 0
 
@@ -171,7 +188,10 @@ def test_whatever_way_an_error_says_whose_it_is(digits, counting, way):
         train(digits, factory, [1, 2, 3], **options)
     assert caught.value.__notes__ == [f"in the training of {who}"]
     advice = ", or train them by way='one_by_one'" if way == "stacked" else "$"
-    with pytest.raises(MemoryError, match=rf"^{who}: out of memory in the training .*lower optimization\.batch_size \(8\){advice}"):
+    with pytest.raises(
+        MemoryError,
+        match=rf"^{who}: out of memory in the training .*lower optimization\.batch_size \(8\){advice}",
+    ):
         train(digits, counting(at, starved), [1, 2, 3], **options)
     torch.set_num_threads(2)
 
@@ -192,9 +212,18 @@ class Starved(MLP):
 @pytest.mark.filterwarnings("ignore:Starved can't be trained as a stack")
 def test_whatever_way_short_memory_is_named_and_advised_on(digits, way, learning, monkeypatch):
     monkeypatch.setattr(Starved, "learning", learning)
-    advice = r"a: out of memory in the training \(CUDA out of memory\); lower optimization\.batch_size \(16\)$"
+    advice = (
+        r"a: out of memory in the training \(CUDA out of memory\); lower optimization\.batch_size \(16\)$"
+    )
     with pytest.raises(MemoryError, match=f"^{advice}"):
-        train(digits, Starved, [1, 2, 3, 4], way=way, names=list("abcd"), optimization=Optimization(steps=200, batch_size=16))
+        train(
+            digits,
+            Starved,
+            [1, 2, 3, 4],
+            way=way,
+            names=list("abcd"),
+            optimization=Optimization(steps=200, batch_size=16),
+        )
 
 
 class Lonely(MLP):
@@ -211,8 +240,12 @@ class Lonely(MLP):
 
 def test_short_memory_for_what_is_only_tried_rules_out_no_more_than_that(digits, monkeypatch):
     monkeypatch.setattr(Lonely, "copied", None)
-    with pytest.warns(UserWarning, match=r"Lonely can't be trained (side by side|as a stack): no copies") as told:
-        train(digits, Lonely, [1, 2, 3, 4], way="measured", optimization=Optimization(steps=200, batch_size=8))
+    with pytest.warns(
+        UserWarning, match=r"Lonely can't be trained (side by side|as a stack): no copies"
+    ) as told:
+        train(
+            digits, Lonely, [1, 2, 3, 4], way="measured", optimization=Optimization(steps=200, batch_size=8)
+        )
     assert len(told) == 2
 
 
@@ -227,7 +260,14 @@ def test_a_loss_that_explodes_while_the_ways_are_tried_has_its_own_name_alone(di
         return model
 
     with pytest.raises(FloatingPointError, match=r"^c: the loss is nan") as caught:
-        train(digits, factory, [1, 2, 3, 4], way=way, names=list("abcd"), optimization=Optimization(steps=200, batch_size=16))
+        train(
+            digits,
+            factory,
+            [1, 2, 3, 4],
+            way=way,
+            names=list("abcd"),
+            optimization=Optimization(steps=200, batch_size=16),
+        )
     assert not hasattr(caught.value, "__notes__")
 
 
@@ -271,7 +311,8 @@ def test_ctrl_c_ends_all(digits, counting):
 
 
 def test_ctrl_c_while_a_thread_is_being_started_leaves_their_number_alone(monkeypatch):
-    """Such a thread is none that the pool knows, and goes on after all is over; ``two_threads`` looks what it leaves."""
+    """Such a thread is none that the pool knows, and goes on after all is over; ``two_threads`` looks what it
+    leaves."""
     start, over, late = threading.Thread.start, threading.Event(), []
 
     def interrupted(self):
@@ -305,7 +346,9 @@ class Shaken(MLP):
 def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     torch.set_num_threads(1)
     expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
-    with pytest.warns(UserWarning, match="Noisy can't be trained side by side: it draws from a global generator"):
+    with pytest.warns(
+        UserWarning, match="Noisy can't be trained side by side: it draws from a global generator"
+    ):
         found = states(train(digits, Noisy, [1, 2], way="side_by_side"))
     assert difference(found[0], expected[0]) == difference(found[1], expected[1]) == 0
     kept = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
@@ -316,10 +359,21 @@ def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     assert not traits(MLP(), torch.zeros(2, 64)).draws
     activation = nn.ReLU()
     with pytest.warns(UserWarning, match="Sequential can't be trained side by side: its models share a ReLU"):
-        train(digits, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), activation), [1, 2], way="side_by_side")
+        train(
+            digits,
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), activation),
+            [1, 2],
+            way="side_by_side",
+        )
     once = Optimization(steps=1)
     with pytest.warns(UserWarning, match="it is compiled"):
-        train(digits, lambda: nn.Sequential(torch.compile(MLP(), backend="eager")), [1, 2], way="side_by_side", optimization=once)
+        train(
+            digits,
+            lambda: nn.Sequential(torch.compile(MLP(), backend="eager")),
+            [1, 2],
+            way="side_by_side",
+            optimization=once,
+        )
     with pytest.raises(ValueError, match="way: side_by_side trains on the CPU's threads; got device 'meta'"):
         train(digits, MLP, [1, 2], way="side_by_side", device="meta")
     torch.set_num_threads(2)
@@ -330,7 +384,12 @@ class Layout(nn.Module):
 
     def __init__(self, channels=1, flat="flatten"):
         super().__init__()
-        self.first, self.last, self.flat, self.seen = nn.Conv2d(channels, 4, 3), nn.Linear(144, 10), flat, set()
+        self.first, self.last, self.flat, self.seen = (
+            nn.Conv2d(channels, 4, 3),
+            nn.Linear(144, 10),
+            flat,
+            set(),
+        )
 
     def forward(self, x):
         x = self.first(x)
@@ -351,7 +410,9 @@ def test_images_are_laid_out_with_channels_innermost_and_models_are_not(digits, 
     assert all(model.seen == {True} for model in models)
     assert all(p.is_contiguous() for model in models for p in model.parameters())
     for flat in ("view", "assert", "strides"):
-        contiguous = train(digits, functools.partial(Layout, flat=flat), [1, 2], way=way, augment=ShiftImages())
+        contiguous = train(
+            digits, functools.partial(Layout, flat=flat), [1, 2], way=way, augment=ShiftImages()
+        )
         assert all(model.seen == {False} for model in contiguous)
         assert max(difference(a, b) for a, b in zip(states(models), states(contiguous), strict=True)) < 1e-4
     torch.set_num_threads(1)
@@ -368,7 +429,10 @@ def test_channels_last_is_the_same_values_in_another_order(channels):
     assert last.stride() == (channels * 30, 1, 6 * channels, channels)
     assert nn.Conv2d(channels, 2, 3)(last).is_contiguous(memory_format=torch.channels_last)
     assert traits(nn.Conv2d(channels, 2, 3), x).channels_last
-    for slower in (nn.Sequential(nn.Conv2d(channels, 4, 3), nn.GroupNorm(2, 4)), nn.Conv2d(channels, 2 * channels, 3, groups=channels)):
+    for slower in (
+        nn.Sequential(nn.Conv2d(channels, 4, 3), nn.GroupNorm(2, 4)),
+        nn.Conv2d(channels, 2 * channels, 3, groups=channels),
+    ):
         assert traits(slower, x).channels_last == (channels == 1 and isinstance(slower, nn.Conv2d))
 
 
@@ -376,7 +440,9 @@ def test_channels_last_is_the_same_values_in_another_order(channels):
     ("seconds", "chosen"),
     [([1.0, 3.0, 4.1], "one_by_one"), ([1.0, 1.4, 4.1], "side_by_side"), ([1.0, 1.4, 2.7], "stacked")],
 )
-def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_training(digits, tmp_path, monkeypatch, seconds, chosen):
+def test_the_way_whose_steps_are_fastest_is_chosen_and_kept_by_a_resumed_training(
+    digits, tmp_path, monkeypatch, seconds, chosen
+):
     # Of one model one by one, of two at once (four take two rounds), of all four in a stack.
     left, long = list(seconds), Optimization(steps=220, batch_size=16)
 
@@ -446,7 +512,17 @@ def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expe
 
     def job(group):
         count = len(group)
-        return stack.Job([kind(64, 10) for _ in group], ["m"] * count, list(group), [np.arange(200)] * count, *data, 10, QUICK, None, [])
+        return stack.Job(
+            [kind(64, 10) for _ in group],
+            ["m"] * count,
+            list(group),
+            [np.arange(200)] * count,
+            *data,
+            10,
+            QUICK,
+            None,
+            [],
+        )
 
     found = strategies.fastest(models, job)
     torch.set_num_threads(2)

@@ -31,12 +31,18 @@ def test_parts_sum_up_and_are_what_they_are_called(z, w):
     top = z.argmax(-1)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     weight = sum(w[i] * w[j] for i, j in pairs)
-    np.testing.assert_allclose(found.disagreement, sum(w[i] * w[j] * (top[i] != top[j]) for i, j in pairs) / weight, atol=1e-9)
+    np.testing.assert_allclose(
+        found.disagreement, sum(w[i] * w[j] * (top[i] != top[j]) for i, j in pairs) / weight, atol=1e-9
+    )
 
 
 def test_one_voice():
     z = np.random.default_rng(0).normal(size=(1, 6, 3))
-    for logits, weights in ((z, np.ones(1)), (z[[0, 0]], np.array([0.3, 0.7])), (np.concatenate([z, -z]), np.array([1.0, 0.0]))):
+    for logits, weights in (
+        (z, np.ones(1)),
+        (z[[0, 0]], np.array([0.3, 0.7])),
+        (np.concatenate([z, -z]), np.array([1.0, 0.0])),
+    ):
         found = decompose(logits, weights)
         np.testing.assert_allclose(found.epistemic, 0, atol=1e-12)
         assert (found.disagreement == 0).all()

@@ -1,4 +1,5 @@
-"""The methods that a student is trained by: one loss a file. ``docs/extending.md`` shows one from outside the package."""
+"""The methods that a student is trained by: one loss a file. ``docs/extending.md`` shows one from outside the
+package."""
 
 from ensdistill.student.methods.hard_labels import HardLabels
 from ensdistill.student.methods.own import as_student_loss, name_of

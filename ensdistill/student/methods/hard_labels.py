@@ -38,7 +38,10 @@ class HardLabels(StudentLoss):
         """Raise ValueError for a row without a label in 0..classes-1."""
         wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= classes))
         if len(wrong):
-            raise ValueError(f"rows.labels: expected 0..{classes - 1}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}")
+            raise ValueError(
+                f"rows.labels: expected 0..{classes - 1}; uid {rows.uids[wrong[0]]} has "
+                f"{rows.labels[wrong[0]]}"
+            )
 
     def fingerprint(self) -> Any:
         return ["labels", *([self.smoothing] if self.smoothing else [])]

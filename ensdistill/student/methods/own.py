@@ -1,4 +1,5 @@
-"""Methods from outside this package: a function or an object becomes a loss with all methods of the interface."""
+"""Methods from outside this package: a function or an object becomes a loss with all methods of the
+interface."""
 
 from __future__ import annotations
 
@@ -45,18 +46,28 @@ def as_student_loss(loss: Any) -> StudentLoss:
         It has parameters, which the trainer would not train.
     """
     if isinstance(loss, DistillationLoss):
-        raise TypeError("loss: a DistillationLoss takes sample weights, not a batch; pass its settings: StudentTrainer(loss=loss.settings)")
-    if isinstance(loss, type) or not callable(loss):
-        got = f"the class {loss.__name__}; pass an instance of it" if isinstance(loss, type) else type(loss).__name__
         raise TypeError(
-            f"loss: expected LossSettings or a callable (outputs, targets, labels, batch) that returns a scalar tensor; got {got}"
+            "loss: a DistillationLoss takes sample weights, not a batch; pass its settings: "
+            "StudentTrainer(loss=loss.settings)"
+        )
+    if isinstance(loss, type) or not callable(loss):
+        got = (
+            f"the class {loss.__name__}; pass an instance of it"
+            if isinstance(loss, type)
+            else type(loss).__name__
+        )
+        raise TypeError(
+            "loss: expected LossSettings or a callable (outputs, targets, labels, batch) that returns a "
+            f"scalar tensor; got {got}"
         )
     if isinstance(loss, nn.Module):
         trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if trained:
             raise ValueError(
-                f"loss: {type(loss).__name__} has parameters ({trained[0]}), which would not be trained: the optimiser holds the "
-                "student's parameters only; make them parameters of the student, or call requires_grad_(False)"
+                f"loss: {type(loss).__name__} has parameters ({trained[0]}), which would not be trained: "
+                "the optimiser holds the "
+                "student's parameters only; make them parameters of the student, or call "
+                "requires_grad_(False)"
             )
     return loss if isinstance(loss, StudentLoss) else PlainLoss(loss)
 

@@ -54,10 +54,12 @@ class StudentLoss(Protocol):
         ...
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
-        """Raise ValueError for rows or a cache that this loss cannot be computed from. By default all are accepted."""
+        """Raise ValueError for rows or a cache that this loss cannot be computed from. By default all are
+        accepted."""
 
     def fingerprint(self) -> Any:
-        """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a loss with other data is not resumed.
+        """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a loss with other data is
+        not resumed.
 
         By default the code of the loss and the values of its attributes.
         """

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class SoftTargets(StudentLoss):
-    """The distillation loss against a cache's targets, mixed with the labels' cross entropy where ``settings.alpha`` is below 1.
+    """The distillation loss against a cache's targets, mixed with the labels' cross entropy where
+    ``settings.alpha`` is below 1.
 
     Parameters
     ----------
@@ -50,7 +51,9 @@ class SoftTargets(StudentLoss):
         self.settings, self.weights, self.member, self.impl = settings, weights, member, impl
 
     @classmethod
-    def of_member(cls, settings: LossSettings, cache: TargetCache, member: str | None, impl: Impl = "fused") -> SoftTargets:
+    def of_member(
+        cls, settings: LossSettings, cache: TargetCache, member: str | None, impl: Impl = "fused"
+    ) -> SoftTargets:
         """The loss against one member of a cache, or with ``member=None`` against the members' mixture."""
         if member is None:
             return cls(settings, impl=impl)
@@ -61,7 +64,9 @@ class SoftTargets(StudentLoss):
 
     def __call__(self, outputs: Tensor, targets: Targets, labels: Tensor, batch: Batch) -> Tensor:
         if self.settings.alpha == 1:
-            return distillation_loss(outputs, targets, settings=self.settings, weights=self.weights, impl=self.impl)
+            return distillation_loss(
+                outputs, targets, settings=self.settings, weights=self.weights, impl=self.impl
+            )
         factor = batch.label_factor
         return distillation_loss(
             outputs,
@@ -69,12 +74,15 @@ class SoftTargets(StudentLoss):
             labels,
             settings=self.settings,
             weights=self.weights,
-            class_weights=None if factor is None else torch.full((outputs.shape[1],), factor, dtype=torch.float64),
+            class_weights=None
+            if factor is None
+            else torch.full((outputs.shape[1],), factor, dtype=torch.float64),
             impl=self.impl,
         )
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
-        """Raise ValueError for rows without labels where they have a share, and for a cache without targets at the temperature."""
+        """Raise ValueError for rows without labels where they have a share, and for a cache without targets
+        at the temperature."""
         if self.settings.alpha < 1:
             self._check_labels(rows, classes)
         if cache is not None:
@@ -88,23 +96,32 @@ class SoftTargets(StudentLoss):
         labelled = rows.labels != UNLABELLED
         if not labelled.any():
             raise ValueError(
-                f"alpha, rows.labels: alpha = {self.settings.alpha} mixes in cross entropy, but none of the {len(rows)} rows has a "
+                f"alpha, rows.labels: alpha = {self.settings.alpha} mixes in cross entropy, but none of the "
+                f"{len(rows)} rows has a "
                 "label; pass labels or alpha=1.0"
             )
         wrong = np.flatnonzero(labelled & ((rows.labels < 0) | (rows.labels >= classes)))
         if len(wrong):
             raise ValueError(
-                f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has {rows.labels[wrong[0]]}"
+                f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has "
+                f"{rows.labels[wrong[0]]}"
             )
 
     def _check_cache(self, cache: TargetCache) -> None:
         temperature, made_at = self.settings.temperature, cache.temperature
         if made_at is not None and made_at != temperature:
-            raise ValueError(f"temperature: {temperature}, but the cache {cache.path} holds the mixture at {made_at} only")
+            raise ValueError(
+                f"temperature: {temperature}, but the cache {cache.path} holds the mixture at {made_at} only"
+            )
         if made_at is not None and self.member is not None:
-            raise ValueError(f"member: {self.member!r} is not in the cache {cache.path}: it holds the members' mixture only")
+            raise ValueError(
+                f"member: {self.member!r} is not in the cache {cache.path}: it holds the members' mixture "
+                "only"
+            )
         if cache.max_temperature is not None and temperature > cache.max_temperature:
             raise ValueError(
-                f"temperature: {temperature}, but the cache {cache.path} holds rows that serve temperatures up to "
-                f"{cache.max_temperature:g} only; build it again with max_temperature={temperature}, or with codec='fp32'"
+                f"temperature: {temperature}, but the cache {cache.path} holds rows that serve temperatures "
+                "up to "
+                f"{cache.max_temperature:g} only; build it again with max_temperature={temperature}, or "
+                "with codec='fp32'"
             )

@@ -40,7 +40,9 @@ COARSE = 16  # temperatures that are looked at before the search
 NEGLIGIBLE = 1e-3  # a smaller weight becomes zero, if it is also below a tenth of an equal one
 
 
-def log_mixture(logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "prob", temperature: float = 1.0) -> np.ndarray:
+def log_mixture(
+    logits: np.ndarray, weights: np.ndarray, combiner: Combiner = "prob", temperature: float = 1.0
+) -> np.ndarray:
     """Log-probabilities of the mixture.
 
     Parameters
@@ -125,7 +127,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = 
 
 
 def fit_mixture_temperature(
-    logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
+    logits: np.ndarray,
+    weights: np.ndarray,
+    labels: np.ndarray,
+    combiner: Combiner = "prob",
+    prior_rows: float = PRIOR_ROWS,
 ) -> float:
     """The members' common temperature that calibrates their mixture; never worse than 1 on these rows.
 
@@ -145,12 +151,19 @@ def fit_mixture_temperature(
     true = np.take_along_axis(log_mixture(z, weights, combiner), labels[:, None], -1)[:, 0]
     ruled_out = np.flatnonzero(np.isneginf(true))
     if len(ruled_out):
-        raise ValueError(f"logits: the true class {labels[ruled_out[0]]} of row {ruled_out[0]} is ruled out; no temperature helps")
+        raise ValueError(
+            f"logits: the true class {labels[ruled_out[0]]} of row {ruled_out[0]} is ruled out; no "
+            "temperature helps"
+        )
     return closest_temperature(z, weights, np.eye(z.shape[-1])[labels], combiner, prior_rows)
 
 
 def closest_temperature(
-    logits: np.ndarray, weights: np.ndarray, targets: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS
+    logits: np.ndarray,
+    weights: np.ndarray,
+    targets: np.ndarray,
+    combiner: Combiner = "prob",
+    prior_rows: float = PRIOR_ROWS,
 ) -> float:
     """The temperature of ``logits`` [K, N, C] with the least cross entropy to ``targets`` [N, C].
 
@@ -169,7 +182,9 @@ def closest_temperature(
 
     def loss(log_temperature: float) -> float:
         fitted = log_mixture(z, used, combiner, float(np.exp(log_temperature)))
-        prior = student_t(log_temperature) + PRIOR_ERRORS * max(0.0, nll_if_wrong(fitted, runner_up) - least_surprise)
+        prior = student_t(log_temperature) + PRIOR_ERRORS * max(
+            0.0, nll_if_wrong(fitted, runner_up) - least_surprise
+        )
         return cross_entropy(wanted, fitted) + strength * prior
 
     # Beyond these the rows are decided entirely, or the classes are all alike. The prior may add a minimum
@@ -179,7 +194,11 @@ def closest_temperature(
 
 
 def cautious_temperature(
-    logits: np.ndarray, weights: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", errors: float = PRIOR_ERRORS
+    logits: np.ndarray,
+    weights: np.ndarray,
+    labels: np.ndarray,
+    combiner: Combiner = "prob",
+    errors: float = PRIOR_ERRORS,
 ) -> float:
     """The temperature of at least 1 with the least NLL of the rows and of ``errors`` wrong ones beside them.
 
@@ -246,7 +265,8 @@ def student_t(values: float | np.ndarray, spread: float = PRIOR_SPREAD) -> float
 
 
 def cross_entropy(targets: np.ndarray, log_probabilities: np.ndarray) -> float:
-    """Mean over rows of -sum of targets · log p, both [N, C]; a class of target 0 adds nothing, even at p = 0."""
+    """Mean over rows of -sum of targets · log p, both [N, C]; a class of target 0 adds nothing, even at p =
+    0."""
     return float(-(targets * np.maximum(log_probabilities, -1e300)).sum(-1).mean())
 
 
@@ -263,7 +283,10 @@ def _spans(z: np.ndarray) -> np.ndarray:
 
 
 def fit_weights(
-    logits: np.ndarray, labels: np.ndarray, combiner: Combiner = "prob", prior_rows: float = PRIOR_ROWS_PER_MEMBER
+    logits: np.ndarray,
+    labels: np.ndarray,
+    combiner: Combiner = "prob",
+    prior_rows: float = PRIOR_ROWS_PER_MEMBER,
 ) -> np.ndarray:
     """Mixture weights that minimise the NLL of the combination, on the simplex.
 
@@ -299,10 +322,14 @@ def fit_weights(
     if members == 1:
         return equal
     z = log_softmax(np.asarray(logits, np.float64), axis=-1)
-    true = np.take_along_axis(z, np.broadcast_to(labels[None, :, None], (members, rows, 1)), -1)[..., 0]  # [K, N]
+    true = np.take_along_axis(z, np.broadcast_to(labels[None, :, None], (members, rows, 1)), -1)[
+        ..., 0
+    ]  # [K, N]
     hopeless = np.flatnonzero(np.isneginf(true).all(0) if combiner == "prob" else np.isneginf(true).any(0))
     if len(hopeless):
-        raise ValueError(f"logits: the true class of row {hopeless[0]} is ruled out; no weights make its loss finite")
+        raise ValueError(
+            f"logits: the true class of row {hopeless[0]} is ruled out; no weights make its loss finite"
+        )
     z, strength = np.maximum(z, -1e30), prior_rows / rows  # a finite stand-in for -inf: zero times it is zero
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:

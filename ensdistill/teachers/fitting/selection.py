@@ -156,7 +156,9 @@ def greedy_selection(
     return Selection(counts, order, after, cost, temperature)
 
 
-def _votes(z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric, prior: np.ndarray) -> tuple[np.ndarray, Losses]:
+def _votes(
+    z: np.ndarray, labels: np.ndarray, combiner: Combiner, metric: Metric, prior: np.ndarray
+) -> tuple[np.ndarray, Losses]:
     """Each member's summand [K, ...], and the loss (with the NLL, for equals) of a mean of summands.
 
     ``prior`` [N, C] is the weight of the log-probability of each class, relative to that of the label.
@@ -202,7 +204,9 @@ class _Search:
     rounds: int
     price: np.ndarray
 
-    def walk(self, members: np.ndarray, budget: float = np.inf, by_cost: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def walk(
+        self, members: np.ndarray, budget: float = np.inf, by_cost: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The members taken up to the best round, and the loss after each."""
         total, order, after = np.zeros(self.votes.shape[1:]), list[int](), list[tuple[float, float]]()
         for count in range(1, self.rounds + 1):
@@ -247,7 +251,9 @@ def _check_options(combiner: str, metric: str, rounds: int, bags: int, share: fl
         raise ValueError(f"share: expected a number in (0, 1]; got {share}")
 
 
-def _prices(count: int, costs: Sequence[float] | np.ndarray | None, budget: float | None, bags: int) -> np.ndarray:
+def _prices(
+    count: int, costs: Sequence[float] | np.ndarray | None, budget: float | None, bags: int
+) -> np.ndarray:
     """The members' costs, float64 [K]; ones without costs."""
     price = np.ones(count) if costs is None else np.asarray(costs, np.float64)
     if price.shape != (count,) or not np.isfinite(price).all() or (price < 0).any():
@@ -258,7 +264,11 @@ def _prices(count: int, costs: Sequence[float] | np.ndarray | None, budget: floa
     if costs is None:
         raise ValueError("budget: expected costs beside it, one for each member; got none")
     if bags > 1:
-        raise ValueError(f"bags: expected 1 within a budget, which the sum of several selections would exceed; got {bags}")
+        raise ValueError(
+            f"bags: expected 1 within a budget, which the sum of several selections would exceed; got {bags}"
+        )
     if not budget >= price.min():
-        raise ValueError(f"budget: expected at least {price.min():g}, the cost of the cheapest member; got {budget}")
+        raise ValueError(
+            f"budget: expected at least {price.min():g}, the cost of the cheapest member; got {budget}"
+        )
     return price

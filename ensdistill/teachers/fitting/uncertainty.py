@@ -63,5 +63,7 @@ def decompose(logits: np.ndarray, weights: np.ndarray) -> Uncertainty:
     aleatoric = (w * -(np.exp(log_p) * np.where(np.isneginf(log_p), 0.0, log_p)).sum(-1)).sum(0)
     votes = np.stack([(w * (z.argmax(-1) == c)).sum(0) for c in range(log_p.shape[-1])])
     different = 1 - (weights**2).sum()  # that two draws are two members
-    disagreement = np.clip(1 - (votes**2).sum(0), 0, None) / different if different > 1e-12 else np.zeros(log_p.shape[1])
+    disagreement = (
+        np.clip(1 - (votes**2).sum(0), 0, None) / different if different > 1e-12 else np.zeros(log_p.shape[1])
+    )
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic, np.minimum(disagreement, 1.0))

@@ -6,7 +6,13 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, cross_entropy, fit_temperature, student_t, with_prior
+from ensdistill.teachers.fitting.calibration import (
+    PRIOR_ROWS,
+    cross_entropy,
+    fit_temperature,
+    student_t,
+    with_prior,
+)
 
 BIAS = 30.0  # nats; the best bias has no bound if the classes can be separated without error
 # Of the prior of biases and logarithms of scales. At 0.35 single draws of 5 to 50 rows lose 0.1 nats on
@@ -83,7 +89,14 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
 
     start = np.zeros(2 * classes)
     bounds = [(-LOG_SCALE, LOG_SCALE)] * classes + [(-BIAS, BIAS)] * classes
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9})
+    found = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9},
+    )
     best = found.x if np.isfinite(found.x).all() and loss(found.x)[0] <= loss(start)[0] else start
     log_scale, bias = parts(best)
     return np.stack([np.exp(log_scale) / temperature, bias])

@@ -61,12 +61,15 @@ class Member(Protocol):
 
 
 def not_distributions(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
-    """Positions of rows of ``values`` [N, C] with a negative value, NaN, or a sum beyond 1 ± ``tolerance``."""
+    """Positions of rows of ``values`` [N, C] with a negative value, NaN, or a sum beyond 1 ±
+    ``tolerance``."""
     p = np.asarray(values, np.float64)
     return np.flatnonzero(~((p >= 0).all(-1) & (np.abs(p.sum(-1) - 1) <= tolerance)))
 
 
-def to_logits(probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance: float = SUM_TOLERANCE) -> np.ndarray:
+def to_logits(
+    probabilities: np.ndarray, smoothing: float = SMOOTHING, tolerance: float = SUM_TOLERANCE
+) -> np.ndarray:
     """log(p + smoothing) as float32.
 
     Raises
@@ -186,7 +189,11 @@ def align(
         own, unknown = tuple(classes[int(c)] for c in np.asarray(known).tolist()), set()
     unseen = [c for c in classes if c not in own]
     if unknown or (unseen and not partly):
-        remedy = "; name its classes, in the order of its classes_, by columns=" if partly and unknown != set(own) else ""
+        remedy = (
+            "; name its classes, in the order of its classes_, by columns="
+            if partly and unknown != set(own)
+            else ""
+        )
         found = np.asarray(known if columns is None else columns).tolist()
         raise ValueError(f"classes: {name} has {found}; expected {list(classes)}{remedy}")
     if unseen:
@@ -233,7 +240,9 @@ def warned_already() -> Iterator[None]:
 
 def _are_indices(known: Sequence[Any] | None, count: int) -> bool:
     values = np.asarray(known).tolist()
-    whole = all(not isinstance(c, bool) and isinstance(c, int | float) and float(c).is_integer() for c in values)
+    whole = all(
+        not isinstance(c, bool) and isinstance(c, int | float) and float(c).is_integer() for c in values
+    )
     return whole and all(0 <= c < count for c in values)
 
 
@@ -270,7 +279,11 @@ def arranged(logits: Logits, columns: np.ndarray | None, smoothing: float = SMOO
 
 def positions(own: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
     """For each of ``classes`` its place in ``own``, -1 where it has none; None where both are equal."""
-    return None if tuple(own) == tuple(classes) else np.array([own.index(c) if c in own else -1 for c in classes])
+    return (
+        None
+        if tuple(own) == tuple(classes)
+        else np.array([own.index(c) if c in own else -1 for c in classes])
+    )
 
 
 def class_columns(estimator: Any, classes: Sequence[str]) -> list[str] | None:
@@ -306,7 +319,11 @@ def own_source(member: Any) -> dict[str, str]:
     """Digests of the code of another package's class; empty for this package's own classes."""
     if _is_ours(type(member)):
         return {}
-    return {name: part for name, part in code_parts(type(member)).items() if not name.startswith("source of ensdistill.")}
+    return {
+        name: part
+        for name, part in code_parts(type(member)).items()
+        if not name.startswith("source of ensdistill.")
+    }
 
 
 def is_member(value: Any) -> bool:
@@ -315,7 +332,9 @@ def is_member(value: Any) -> bool:
     return all(hasattr(type(value), name) or hasattr(value, name) for name in names)
 
 
-def write_description(folder: Path | str, member: Member, kind: str = "own", content: str | None = None, /, **settings: Any) -> None:
+def write_description(
+    folder: Path | str, member: Member, kind: str = "own", content: str | None = None, /, **settings: Any
+) -> None:
     """Write ``member.json``, the last file of a saved member.
 
     A class outside of this package is noted by its import path. Its class method ``load(folder, description,
@@ -347,7 +366,14 @@ def write_description(folder: Path | str, member: Member, kind: str = "own", con
         )
     classes = None if member.classes is None else list(member.classes)
     fingerprint = content_of(member) if content is None else content
-    about = {"format": FORMAT, "kind": kind, **path, "name": member.name, "classes": classes, "fingerprint": fingerprint}
+    about = {
+        "format": FORMAT,
+        "kind": kind,
+        **path,
+        "name": member.name,
+        "classes": classes,
+        "fingerprint": fingerprint,
+    }
     write_json(Path(folder) / "member.json", {**about, **settings})
 
 

@@ -15,7 +15,9 @@ from ensdistill.common.source import Used, attributes_read, state_data
 from ensdistill.teachers.members.neutral import neutral, without_neutral
 
 # Attributes of every module, and marks that accelerate, torch.compile and transformers leave on one.
-_OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_is_accelerate_prepared", "_is_torch_compile", "_is_hf_initialized"})
+_OF_EVERY_MODULE = frozenset(
+    {*vars(nn.Module()), "_is_accelerate_prepared", "_is_torch_compile", "_is_hf_initialized"}
+)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Hugging Face notes on its models where they came from, which a saved one lacks; their configs are a part of
 # their own.
@@ -62,7 +64,9 @@ class _Behaviour(Used):
     def module(self, module: nn.Module, where: str) -> Any:
         """A part that isn't registered."""
         self._place(module)
-        parts = [[name, self._class(type(part)), self._attributes(part)] for name, part in module.named_modules()]
+        parts = [
+            [name, self._class(type(part)), self._attributes(part)] for name, part in module.named_modules()
+        ]
         return [parts, state_data(module)]
 
     def _place(self, module: nn.Module) -> None:

@@ -32,7 +32,8 @@ def with_categories(inputs: np.ndarray, columns: Sequence[int]) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(codes) | (codes != np.floor(codes)))
         if len(bad):
             raise BadRows(
-                f"cat_features: column {column}: expected codes of categories, which are whole numbers; row {bad[0]} has "
+                f"cat_features: column {column}: expected codes of categories, which are whole numbers; row "
+                f"{bad[0]} has "
                 f"{codes[bad[0]]} ({len(bad)} such rows)",
                 bad,
             )

@@ -73,10 +73,16 @@ def refusal(argument: str, name: str, module: nn.Module, inputs: Tensor) -> Valu
             f"inputs: {name}: expected {_short(next(iter(found)))}, the dtype of its parameters; got {got}. "
             "Pass inputs.astype(numpy.float32)"
         )
-    if embeddings and inputs.numel() and (int(inputs.max()) >= min(embeddings.values()) or int(inputs.min()) < 0):
+    if (
+        embeddings
+        and inputs.numel()
+        and (int(inputs.max()) >= min(embeddings.values()) or int(inputs.min()) < 0)
+    ):
         held = ", ".join(f"{key} has {rows} rows" for key, rows in embeddings.items())
         found_ids = f"ids from {int(inputs.min())} to {int(inputs.max())}"
-        return ValueError(f"inputs: {name}: expected token ids below the number of embeddings ({held}); got {found_ids}")
+        return ValueError(
+            f"inputs: {name}: expected token ids below the number of embeddings ({held}); got {found_ids}"
+        )
     return None
 
 

@@ -14,7 +14,8 @@ from ensdistill.common.errors import is_out_of_memory
 _ENDINGS = {"_softmax": "softmax", "_safe_softmax": "softmax", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
 # Operations that change only the shape, the layout or the type of values.
 _PASSING = frozenset(
-    {"view", "_unsafe_view", "_to_copy", "clone", "detach", "alias", "squeeze", "unsqueeze", "reshape"} | {"slice", "select", "expand"}
+    {"view", "_unsafe_view", "_to_copy", "clone", "detach", "alias", "squeeze", "unsqueeze", "reshape"}
+    | {"slice", "select", "expand"}
 )
 
 
@@ -41,7 +42,8 @@ class _Recorder(TorchDispatchMode):
 
 
 def ending(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> str | None:
-    """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None otherwise, and on errors."""
+    """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None otherwise, and on
+    errors."""
     try:
         with torch.no_grad(), _Recorder() as recorder:
             return recorder.ending_of(forward(inputs))

@@ -109,10 +109,14 @@ class SklearnMember:
         self.method = next((m for m in methods if hasattr(estimator, m)), None)
         if self.method is None:
             raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
-        self.output: Output = "probability" if self.method == "predict_proba" or output == "probability" else "decision"
+        self.output: Output = (
+            "probability" if self.method == "predict_proba" or output == "probability" else "decision"
+        )
         self._stated = output != "auto"
         known = getattr(estimator, "classes_", None)
-        if getattr(estimator, "multilabel_", False) or (isinstance(known, list) and any(np.ndim(labels) for labels in known)):
+        if getattr(estimator, "multilabel_", False) or (
+            isinstance(known, list) and any(np.ndim(labels) for labels in known)
+        ):
             raise self._several_labels()
         if self.method == "decision_function" and answers_in_pairs(estimator):
             raise ValueError(
@@ -178,7 +182,11 @@ class SklearnMember:
                 "predicts one number a row, which is no logit: fit a classifier, or the regressor to 2 * "
                 "np.eye(C)[labels] - 1"
             )
-        if self.method == "predict" and not self._stated and (np.abs(scores.sum(1) - 1) <= SUM_TOLERANCE).all():
+        if (
+            self.method == "predict"
+            and not self._stated
+            and (np.abs(scores.sum(1) - 1) <= SUM_TOLERANCE).all()
+        ):
             raise ValueError(
                 f"output: {self.name}: the rows that predict returns sum to 1, as those of a regressor "
                 "fitted to np.eye(C)[labels]. output='probability' takes them for probabilities, "
@@ -198,7 +206,8 @@ class SklearnMember:
         if self._has_one_label is None and self.method != "predict" and hasattr(self.estimator, "predict"):
             try:
                 self._has_one_label = np.ndim(self.estimator.predict(row)) == 1
-            except Exception:  # predict may refuse a row (a gap, say) that the method in use takes; the next batch is tried again
+            except Exception:
+                # predict may refuse a row that the method in use takes (a gap, say): the next batch is tried.
                 return
         if self._has_one_label is False:
             raise self._several_labels()
@@ -282,7 +291,10 @@ def own_code(estimator: Any, libraries: Sequence[str] = ()) -> dict[str, str | N
     Code of scikit-learn and of the packages ``libraries`` is left out.
     """
     found: dict[str, str | None] = {}
-    values = [estimator, *(estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ())]
+    values = [
+        estimator,
+        *(estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()),
+    ]
     for value in values:
         code = value.func if isinstance(value, partial) else value
         code = code if isinstance(code, FunctionType | type) else type(code)
@@ -295,9 +307,15 @@ def answers_in_pairs(estimator: Any) -> bool:
     """Whether an estimator's ``decision_function`` has columns of pairs of classes, as an SVC's."""
     from sklearn.ensemble import BaggingClassifier
 
-    if getattr(estimator, "decision_function_shape", "ovr") == "ovo" and len(getattr(estimator, "classes_", ())) > 2:
+    if (
+        getattr(estimator, "decision_function_shape", "ovr") == "ovo"
+        and len(getattr(estimator, "classes_", ())) > 2
+    ):
         return True
-    parts = [getattr(estimator, name, None) for name in ("best_estimator_", "estimator_", "final_estimator_", "estimator")]
+    parts = [
+        getattr(estimator, name, None)
+        for name in ("best_estimator_", "estimator_", "final_estimator_", "estimator")
+    ]
     parts += [step for _, step in getattr(estimator, "steps", ())[-1:]]
     parts += estimator.estimators_ if isinstance(estimator, BaggingClassifier) else []
     return any(answers_in_pairs(part) for part in parts if part is not None)

@@ -16,7 +16,12 @@ from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.onnx import OnnxMember
 
-KINDS: dict[str, Loadable] = {"torch": TorchMember, "sklearn": SklearnMember, "array": ArrayMember, "onnx": OnnxMember}
+KINDS: dict[str, Loadable] = {
+    "torch": TorchMember,
+    "sklearn": SklearnMember,
+    "array": ArrayMember,
+    "onnx": OnnxMember,
+}
 KINDS |= dict.fromkeys(LIBRARIES, BoostedMember)
 
 
@@ -91,7 +96,8 @@ def _class_of(folder: Path, about: dict[str, Any], trusted: Sequence[str]) -> Lo
         raise ValueError(f"{folder}: the member's class {path} cannot be imported ({error})") from error
     if not callable(cls) or not callable(getattr(cls, "load", None)):
         raise ValueError(
-            f"{folder}: {path}: expected a class with a class method load(folder, description, trusted), which returns the saved member"
+            f"{folder}: {path}: expected a class with a class method load(folder, description, trusted), "
+            "which returns the saved member"
         )
     found: Loadable = cls
     return found

@@ -58,7 +58,12 @@ class CallableMember:
         output: Output = "auto",
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.function, self.name, self.version, self.output = function, name, version, check_output(name, output)
+        self.function, self.name, self.version, self.output = (
+            function,
+            name,
+            version,
+            check_output(name, output),
+        )
         self.classes = as_classes(name, classes)
         self._reading: Reading | None = None if output == "auto" else output
 
@@ -67,7 +72,11 @@ class CallableMember:
         values = as_array(self.function(inputs))
         if self._reading is None and values.ndim == 2 and values.shape[1] > 1 and not np.isnan(values).any():
             self._reading = reading_of(self.name, values)  # nothing can be concluded from a NaN
-        elif self.output == "auto" and self._reading == "probabilities" and len(bad := not_distributions(values)):
+        elif (
+            self.output == "auto"
+            and self._reading == "probabilities"
+            and len(bad := not_distributions(values))
+        ):
             raise ValueError(
                 f"output: {self.name}: the first outputs looked like probabilities, but now row {bad[0]} is "
                 f"{values[bad[0]].tolist()}; state which they are: CallableMember(function, "
@@ -84,7 +93,9 @@ class CallableMember:
                 f"stands for it: CallableMember(function, name={self.name!r}, version='1')"
             )
         classes = [] if self.classes is None else [self.classes]
-        return digest(["callable", self.name, self.version, self.output, *classes, *own_source(self).values()])
+        return digest(
+            ["callable", self.name, self.version, self.output, *classes, *own_source(self).values()]
+        )
 
     def fingerprint_parts(self) -> dict[str, str]:
         """The fingerprint's parts: name, version and output as they are, and digests."""
@@ -93,7 +104,10 @@ class CallableMember:
 
     def save(self, folder: Path | str) -> None:
         """Raise TypeError: a function can't be saved."""
-        raise TypeError(f"{self.name}: a function cannot be saved without pickle; cache its targets, or pass its outputs to ArrayMember")
+        raise TypeError(
+            f"{self.name}: a function cannot be saved without pickle; cache its targets, or pass its "
+            "outputs to ArrayMember"
+        )
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -156,12 +170,17 @@ class ArrayMember:
         if (logits is None) == (probabilities is None):
             raise ValueError("logits, probabilities: expected one of the two")
         if inputs is not None and uids is not None:
-            raise ValueError("inputs, uids: expected at most one of the two, by which the outputs are found; got both")
+            raise ValueError(
+                "inputs, uids: expected at most one of the two, by which the outputs are found; got both"
+            )
         self.name, self.classes = name, as_classes(name, classes)
         values, kind = (logits, "logits") if probabilities is None else (probabilities, "probabilities")
         array = as_array(values)
         if array.dtype.kind not in "fiu":
-            raise TypeError(f"{kind}: {name}: expected floating-point numbers [N, C]; got {array.dtype} {list(array.shape)}")
+            raise TypeError(
+                f"{kind}: {name}: expected floating-point numbers [N, C]; got {array.dtype} "
+                f"{list(array.shape)}"
+            )
         stored = as_logits(name, array, kind)  # type: ignore[arg-type]
         self.inputs = None if inputs is None else np.asarray(inputs)
         self.uids = None if uids is None else _checked_uids(name, uids)
@@ -171,7 +190,9 @@ class ArrayMember:
         for row, key in enumerate([] if self.inputs is None else self._keys(self.inputs)):
             first = self._rows.setdefault(key, row)
             if not np.array_equal(stored[first], stored[row], equal_nan=True):
-                raise ValueError(f"inputs: {name}: rows {first} and {row} are equal but have different outputs")
+                raise ValueError(
+                    f"inputs: {name}: rows {first} and {row} are equal but have different outputs"
+                )
 
     @staticmethod
     def _keys(inputs: np.ndarray) -> list[Blob]:
@@ -204,11 +225,14 @@ class ArrayMember:
             )
         rows = [self._rows.get(key, -1) for key in self._keys(inputs)]
         if -1 in rows:
-            raise ValueError(f"inputs: {self.name} has no output for row {rows.index(-1)} ({rows.count(-1)} such rows)")
+            raise ValueError(
+                f"inputs: {self.name} has no output for row {rows.index(-1)} ({rows.count(-1)} such rows)"
+            )
         return self.logits[np.array(rows, np.int64)]
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray) -> ArrayMember:
-        """A member with the outputs for these samples, in this order; itself, if it finds them by their inputs.
+        """A member with the outputs for these samples, in this order; itself, if it finds them by their
+        inputs.
 
         Parameters
         ----------
@@ -254,12 +278,20 @@ class ArrayMember:
 
     def fingerprint(self) -> str:
         """Digest of the arrays and the classes."""
-        more = [*([] if self.classes is None else [self.classes]), *self._named_by_uids(), *own_source(self).values()]
+        more = [
+            *([] if self.classes is None else [self.classes]),
+            *self._named_by_uids(),
+            *own_source(self).values(),
+        ]
         return digest(["array", self.inputs, self.logits, *more])
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Digests of the fingerprint's parts, by name."""
-        parts = {"inputs": digest(self.inputs), "outputs": digest(self.logits), "classes": digest(self.classes)}
+        parts = {
+            "inputs": digest(self.inputs),
+            "outputs": digest(self.logits),
+            "classes": digest(self.classes),
+        }
         return {**parts, **({} if self.uids is None else {"uids": digest(self.uids)}), **own_source(self)}
 
     def saved_content(self) -> str:
@@ -272,7 +304,9 @@ class ArrayMember:
     def save(self, folder: Path | str) -> None:
         """Write ``arrays.safetensors`` and ``member.json``."""
         found_by = {"inputs": self.inputs, "uids": self.uids}
-        arrays = {"logits": self.logits} | {name: array for name, array in found_by.items() if array is not None}
+        arrays = {"logits": self.logits} | {
+            name: array for name, array in found_by.items() if array is not None
+        }
         write_arrays(Path(folder) / "arrays.safetensors", arrays)
         write_description(folder, self, "array")
 
@@ -283,19 +317,27 @@ class ArrayMember:
 
         arrays = load((folder / "arrays.safetensors").read_bytes())
         found_by = {name: arrays.get(name) for name in ("inputs", "uids")}
-        return cls(logits=arrays["logits"], name=description["name"], classes=description["classes"], **found_by)
+        return cls(
+            logits=arrays["logits"], name=description["name"], classes=description["classes"], **found_by
+        )
 
 
 def members_for(members: tuple[Member, ...], uids: np.ndarray, among: np.ndarray) -> tuple[Member, ...]:
     """The members; those with stored outputs are replaced by the result of `ArrayMember.for_uids`."""
-    return tuple(member.for_uids(uids, among) if isinstance(member, ArrayMember) else member for member in members)
+    return tuple(
+        member.for_uids(uids, among) if isinstance(member, ArrayMember) else member for member in members
+    )
 
 
 def _checked_uids(name: str, uids: Any) -> np.ndarray:
     values = np.asarray(uids)
     if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
-        raise ValueError(f"uids: {name}: expected integers [N], at least one; got {values.dtype} {list(values.shape)}")
+        raise ValueError(
+            f"uids: {name}: expected integers [N], at least one; got {values.dtype} {list(values.shape)}"
+        )
     found, counts = np.unique(values, return_counts=True)
     if counts.max() > 1:
-        raise ValueError(f"uids: {name}: expected different uids; {found[counts > 1][0]} stands {counts.max()} times")
+        raise ValueError(
+            f"uids: {name}: expected different uids; {found[counts > 1][0]} stands {counts.max()} times"
+        )
     return values.astype(np.int64)

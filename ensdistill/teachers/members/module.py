@@ -103,7 +103,8 @@ class TorchMember:
         self.recipe = pretrained.recipe(self.module) if factory is None else module_recipe(factory)
         if factory is not None and self.recipe is None:
             raise ValueError(
-                f"factory: {name}: expected a module class, or functools.partial of one with plain keyword arguments; got {factory!r}"
+                f"factory: {name}: expected a module class, or functools.partial of one with plain keyword "
+                f"arguments; got {factory!r}"
             )
         self._reading: Reading | None = None if output == "auto" else output  # None until outputs show it
         self._seen_its_end = False
@@ -123,7 +124,9 @@ class TorchMember:
     @property
     def predicts_on(self) -> torch.device:
         """The device that predicts, on which ``predict_tensor`` leaves the logits."""
-        found = self.device or next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
+        found = self.device or next(
+            (t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu")
+        )
         return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
@@ -180,7 +183,9 @@ class TorchMember:
         with predicting(self.module, self.device) as device, torch.no_grad():
             if self._reading is None and not self._seen_its_end and len(inputs):
                 self._look_at_its_end(as_batch(self.module, inputs[:2], device))
-            parts = [part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)]
+            parts = [
+                part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)
+            ]
         return torch.cat(parts).float()
 
     def _look_at_its_end(self, x: Tensor) -> None:
@@ -230,7 +235,11 @@ class TorchMember:
             output = self.module(x, attention_mask=(x != padding).long())
         else:
             output = self.module(x)
-        logits = output["logits"] if isinstance(output, dict) and "logits" in output else getattr(output, "logits", output)
+        logits = (
+            output["logits"]
+            if isinstance(output, dict) and "logits" in output
+            else getattr(output, "logits", output)
+        )
         if isinstance(logits, tuple) and len(logits) == 1:
             logits = logits[0]
         if not isinstance(logits, Tensor):
@@ -282,7 +291,10 @@ class TorchMember:
         if "config" not in self.recipe:
             self._check_recipe(self.recipe)
         # clone(): tied weights share storage, which safetensors refuses.
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
+        state = {
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in self.module.state_dict().items()
+        }
         write_bytes(Path(folder) / "model.safetensors", save(state))
         more: dict[str, Any] = {} if self.output == "auto" else {"output": self.output}
         if unsaved := unsaved_types(self.module):
@@ -295,8 +307,15 @@ class TorchMember:
         state = self.module.state_dict().items()
         odd = [k for k, v in state if not isinstance(v, Tensor) or v.is_quantized or type(v) is not Tensor]
         if odd or config is not None:
-            found = "its config has a quantization_config" if config is not None else f"{odd[0]} is no plain tensor"
-            raise ValueError(f"module: {self.name}: a quantised module can't be saved ({found}); save the module as it was before")
+            found = (
+                "its config has a quantization_config"
+                if config is not None
+                else f"{odd[0]} is no plain tensor"
+            )
+            raise ValueError(
+                f"module: {self.name}: a quantised module can't be saved ({found}); save the module as it "
+                "was before"
+            )
 
     def _check_recipe(self, recipe: dict[str, Any]) -> None:
         """Refuse a factory that builds another module, because the saved files could not be loaded."""
@@ -309,22 +328,29 @@ class TorchMember:
         states = (m.state_dict().items() for m in (self.module, built))
         here, there = ({k: (tuple(v.shape), v.dtype) for k, v in state} for state in states)
         # The floating type may differ: loading gives the module the saved one.
-        shapes = [{k: (shape, t.is_floating_point or t) for k, (shape, t) in m.items()} for m in (here, there)]
+        shapes = [
+            {k: (shape, t.is_floating_point or t) for k, (shape, t) in m.items()} for m in (here, there)
+        ]
         if shapes[0] != shapes[1]:
             name = next(k for k in {**here, **there} if shapes[0].get(k) != shapes[1].get(k))
             words = [f"{m[name][1]} {list(m[name][0])}" if name in m else "missing" for m in (here, there)]
             differing_tensor = f"{name} is {words[0]} here and {words[1]} there"
             raise ValueError(f"factory: {self.name}: it builds another module: {differing_tensor}")
         if repr(built) != repr(self.module):
-            raise ValueError(f"factory: {self.name}: it builds another module: {built!r} instead of {self.module!r}")
-        give_types(built, {name: dtype for name, (_, dtype) in here.items()} | _types(unsaved_types(self.module)))
+            raise ValueError(
+                f"factory: {self.name}: it builds another module: {built!r} instead of {self.module!r}"
+            )
+        give_types(
+            built, {name: dtype for name, (_, dtype) in here.items()} | _types(unsaved_types(self.module))
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # objects without content: the fingerprint warns about them
             one, other = behaviour(self.module), behaviour(built)
         # A counter, or the trace of a call, does no harm; so this is a warning.
         if differing := [part for part in {**one, **other} if one.get(part) != other.get(part)]:
             warnings.warn(
-                f"factory: {self.name}: it builds a module with other parts ({', '.join(differing[:5])}): loaded, it may predict otherwise",
+                f"factory: {self.name}: it builds a module with other parts ({', '.join(differing[:5])}): "
+                "loaded, it may predict otherwise",
                 stacklevel=3,
             )
 
@@ -348,7 +374,9 @@ class TorchMember:
 def is_plain(member: Any) -> TypeGuard[TorchMember]:
     """Whether a member is a ``TorchMember`` whose class does not override the prediction."""
     methods = ("predict_logits", "predict_tensor", "raw", "ordered")
-    return isinstance(member, TorchMember) and all(getattr(type(member), m) is getattr(TorchMember, m) for m in methods)
+    return isinstance(member, TorchMember) and all(
+        getattr(type(member), m) is getattr(TorchMember, m) for m in methods
+    )
 
 
 def check_initialised(argument: str, name: str, module: nn.Module) -> None:
@@ -365,7 +393,11 @@ def check_initialised(argument: str, name: str, module: nn.Module) -> None:
 def unsaved_types(module: nn.Module) -> dict[str, str]:
     """The floating types of unsaved buffers, by name, because a factory may build them with another."""
     saved = module.state_dict().keys()
-    return {name: str(b.dtype)[6:] for name, b in module.named_buffers() if name not in saved and b.is_floating_point()}
+    return {
+        name: str(b.dtype)[6:]
+        for name, b in module.named_buffers()
+        if name not in saved and b.is_floating_point()
+    }
 
 
 def _types(names: dict[str, str]) -> dict[str, torch.dtype]:

@@ -40,6 +40,8 @@ def neutral(module: str) -> frozenset[str]:
 def without_neutral(config: Any, used: frozenset[str] = frozenset()) -> Any:
     """A config of transformers without entries that have no effect; those named in ``used`` stay."""
     if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key in used or not _NEUTRAL_CONFIG.search(str(key))}
+        kept = {
+            key: value for key, value in config.items() if key in used or not _NEUTRAL_CONFIG.search(str(key))
+        }
         return {key: without_neutral(value, used) for key, value in kept.items()}
     return [without_neutral(value, used) for value in config] if isinstance(config, list) else config

@@ -22,10 +22,19 @@ from ensdistill.teachers.members.base import (
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
-NAMES: dict[str, Reading] = {"logits": "logits", "logit": "logits", "probabilities": "probabilities", "probs": "probabilities"}
+NAMES: dict[str, Reading] = {
+    "logits": "logits",
+    "logit": "logits",
+    "probabilities": "probabilities",
+    "probs": "probabilities",
+}
 # The bytes before the path of a file of weights: key (field 1, 8 bytes) "location", then its value (field 2).
 _LOCATION = b"\n\x08location\x12"
-DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+}
 DTYPES |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -87,9 +96,13 @@ class OnnxMember:
         options.log_severity_level = 3  # its warnings concern the export
         if self.files:  # by name, because onnxruntime looks for files in the process's own folder
             names, blobs = [*self.files], [*self.files.values()]
-            options.add_external_initializers_from_files_in_memory(names, blobs, [len(blob) for blob in blobs])
+            options.add_external_initializers_from_files_in_memory(
+                names, blobs, [len(blob) for blob in blobs]
+            )
         try:
-            self._session = onnxruntime.InferenceSession(self.blob, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                self.blob, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime raises many kinds, without the file's name
             raise ValueError(f"path: {path}: onnxruntime can't run it ({error})") from error
         inputs, outputs = self._session.get_inputs(), {o.name: o for o in self._session.get_outputs()}
@@ -103,13 +116,16 @@ class OnnxMember:
         named = next((o for o in outputs if o in NAMES), None)
         chosen = output_name or named or (next(iter(outputs)) if len(outputs) == 1 else None)
         if chosen is None or chosen not in outputs:
-            raise ValueError(f"output_name: {self.name}: expected one of {list(outputs)}; got {output_name!r}")
+            raise ValueError(
+                f"output_name: {self.name}: expected one of {list(outputs)}; got {output_name!r}"
+            )
         if output == "auto" and chosen not in NAMES:
             expected = "expected output='logits' or output='probabilities' for an output of another name"
             raise ValueError(f"output: {self.name}: {expected}; got 'auto' and the name {chosen!r}")
         if not outputs[chosen].type.startswith("tensor("):
             raise ValueError(
-                f"output_name: {self.name}: expected a tensor; {chosen!r} is {outputs[chosen].type}. skl2onnx writes one "
+                f"output_name: {self.name}: expected a tensor; {chosen!r} is {outputs[chosen].type}. "
+                "skl2onnx writes one "
                 "with options={'zipmap': False}"
             )
         self.output_name, self.output = chosen, NAMES[chosen] if output == "auto" else output
@@ -143,7 +159,9 @@ class OnnxMember:
         try:
             outputs = np.asarray(self._session.run([self.output_name], {self._input: x})[0])
         except Exception as error:  # onnxruntime raises many kinds
-            fixed = "" if self._fixed is None else f" (it was exported for a fixed number of rows, {self._fixed})"
+            fixed = (
+                "" if self._fixed is None else f" (it was exported for a fixed number of rows, {self._fixed})"
+            )
             batch = f"{x.dtype} {list(x.shape)}{fixed}"
             raise ValueError(f"inputs: {self.name}: onnxruntime can't run it on {batch}: {error}") from error
         if outputs.ndim == 0 or len(outputs) != len(x):
@@ -202,7 +220,12 @@ def _external_files(name: str, path: Path, blob: Blob) -> dict[str, Blob]:
     files: dict[str, Blob] = {}
     for location in sorted({location for graph in _graphs(model) for location in _locations(graph)}):
         place = PurePosixPath(location)
-        if place.is_absolute() or ".." in place.parts or "\\" in location or location in ("", "model.onnx", "member.json"):
+        if (
+            place.is_absolute()
+            or ".." in place.parts
+            or "\\" in location
+            or location in ("", "model.onnx", "member.json")
+        ):
             expected = "expected a file in the same folder"
             raise ValueError(f"path: {path}: its weights are external data in {location!r}; {expected}")
         if not (path.parent / place).is_file():

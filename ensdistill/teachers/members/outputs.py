@@ -31,7 +31,8 @@ def check_output(name: str, output: Any) -> Output:
 
 
 def reading_of(name: str, values: np.ndarray) -> Reading | None:
-    """Probabilities if all rows of ``values`` [N, C] are distributions, logits if they can't be probabilities.
+    """Probabilities if all rows of ``values`` [N, C] are distributions, logits if they can't be
+    probabilities.
 
     None if every row has a NaN. One column is not read here: see `as_logits`.
 
@@ -88,7 +89,9 @@ def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float =
     single = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
     if output == "margin":
         if not single:
-            raise ValueError(f"output: {name}: expected one column, the binary margin; got {list(values.shape)}")
+            raise ValueError(
+                f"output: {name}: expected one column, the binary margin; got {list(values.shape)}"
+            )
         return two_logits(values.reshape(len(values)).astype(np.float64)).astype(np.float32)
     if single and output == "probabilities":
         values = np.asarray(values, np.float64).reshape(len(values))

@@ -14,7 +14,9 @@ from ensdistill.common.describe import class_path
 
 LIBRARY = "transformers.models."
 # Entries of a config that name code: the library would fetch it from the hub, or import it.
-_CODE = re.compile(r"auto_map|_*(attn|experts)_implementation.*|quantization_config|kernel_config|use_kernels|custom_pipelines")
+_CODE = re.compile(
+    r"auto_map|_*(attn|experts)_implementation.*|quantization_config|kernel_config|use_kernels|custom_pipelines"
+)
 
 
 def class_names(module: nn.Module) -> tuple[str, ...] | None:
@@ -68,14 +70,20 @@ def build(made_by: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.Module:
         The class is not one of the library's models, or the library is not installed.
     """
     path, config = made_by["class_path"], made_by["config"]
-    if not isinstance(path, str) or not (path.startswith(LIBRARY) or path in trusted) or not isinstance(config, dict):
+    if (
+        not isinstance(path, str)
+        or not (path.startswith(LIBRARY) or path in trusted)
+        or not isinstance(config, dict)
+    ):
         remedy = f"If you know it, pass trusted=[{path!r}]"
         raise ValueError(f"{path} is not trusted: it is not one of {LIBRARY}*. {remedy}")
     module_name, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be imported ({error}); it needs the package transformers") from error
+        raise ValueError(
+            f"{path}: cannot be imported ({error}); it needs the package transformers"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "config_class")):
         raise ValueError(f"{path}: expected one of the library's models")
     model: nn.Module = cls(cls.config_class.from_dict(_without_code(config)))

@@ -76,7 +76,10 @@ class _Content:
         if not isinstance(node, dict):
             return node
         if node.get("__module__") in _TREES_OF_NEIGHBOURS and isinstance(node.get("content"), dict):
-            node = {**node, "content": {**node["content"], "content": self.tree(node["content"].get("content"))}}
+            node = {
+                **node,
+                "content": {**node["content"], "content": self.tree(node["content"].get("content"))},
+            }
         plain = {key: self.of(value) for key, value in node.items() if key not in ("__id__", "file")}
         return plain | ({"file": self.file(node["file"])} if "file" in node else {})
 
@@ -146,9 +149,14 @@ class _Answering(_Content):
         if not _state(node):
             return {f"{place}content of {kind}": digest(self.of(node))}
         path, attributes = [node.get("__module__"), kind], self._attributes(node)
-        fitted = {name: value for name, value in attributes.items() if name.startswith("_") or name.endswith("_")}
+        fitted = {
+            name: value for name, value in attributes.items() if name.startswith("_") or name.endswith("_")
+        }
         settings = {name: value for name, value in attributes.items() if name not in fitted}
-        return {f"{place}settings of {kind}": digest([path, settings]), f"{place}fitted state of {kind}": digest(fitted)}
+        return {
+            f"{place}settings of {kind}": digest([path, settings]),
+            f"{place}fitted state of {kind}": digest(fitted),
+        }
 
     def of(self, node: Any) -> Any:
         if isinstance(node, dict) and _state(node):
@@ -157,7 +165,11 @@ class _Answering(_Content):
 
     def _attributes(self, node: dict[str, Any]) -> dict[str, Any]:
         """An object's attributes without those that have no effect on answers."""
-        state, module, path = _state(node), str(node.get("__module__")), f"{node.get('__module__')}.{node.get('__class__')}"
+        state, module, path = (
+            _state(node),
+            str(node.get("__module__")),
+            f"{node.get('__module__')}.{node.get('__class__')}",
+        )
         if "_sklearn_version" in state:
             self.versions.add(json.loads(state["_sklearn_version"]["content"]))
         found = {}
@@ -175,5 +187,9 @@ class _Answering(_Content):
 def _state(node: Mapping[str, Any]) -> dict[str, Any]:
     """The nodes of an object's attributes; empty for any other node."""
     content = node.get("content") if node.get("__loader__") == "ObjectNode" else None
-    state = content.get("content") if isinstance(content, dict) and content.get("__loader__") == "DictNode" else None
+    state = (
+        content.get("content")
+        if isinstance(content, dict) and content.get("__loader__") == "DictNode"
+        else None
+    )
     return state if isinstance(state, dict) else {}

@@ -57,5 +57,7 @@ def load_skops(blob: bytes, trusted: Sequence[str], folder: Path) -> Any:
 
     unknown = untrusted_types(blob, trusted)
     if unknown:
-        raise ValueError(f"{folder}: holds types that are not trusted: {unknown}. If you know them, pass trusted={unknown}")
+        raise ValueError(
+            f"{folder}: holds types that are not trusted: {unknown}. If you know them, pass trusted={unknown}"
+        )
     return skops.io.loads(blob, trusted=skops.io.get_untrusted_types(data=blob))

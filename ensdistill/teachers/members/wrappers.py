@@ -19,7 +19,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
             module = module.module
-        elif type(module).__name__ == "OptimizedModule" and isinstance(within := module._modules.get("_orig_mod"), nn.Module):
+        elif type(module).__name__ == "OptimizedModule" and isinstance(
+            within := module._modules.get("_orig_mod"), nn.Module
+        ):
             module = within
         else:
             return module

@@ -1,4 +1,5 @@
-"""Training of members: ``train_stack`` for many models of one architecture, ``train_trajectory`` for one along its way."""
+"""Training of members: ``train_stack`` for many models of one architecture, ``train_trajectory`` for one
+along its way."""
 
 from ensdistill.teachers.stack.loop import BLOCK
 from ensdistill.teachers.stack.status import Status, Watch

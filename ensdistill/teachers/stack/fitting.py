@@ -23,7 +23,8 @@ from ensdistill.teachers.members.categories import with_categories
 HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no rows are left over
 TRIED = 8  # rows of each class in a trial
 
-# By library, the parameters that make a booster stop by rows it was not fitted to. LightGBM's has several names.
+# By library, the parameters that make a booster stop by rows it was not fitted to. LightGBM's has several
+# names.
 _STOPPING: dict[str, tuple[str, ...]] = {
     "xgboost": ("early_stopping_rounds",),
     "lightgbm": ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change"),
@@ -37,7 +38,8 @@ def is_estimator(value: Any) -> bool:
 
 
 def parts(estimator: Any) -> dict[str, Any]:
-    """The estimator itself, under the name "", and those it is composed of, by the names of their parameters."""
+    """The estimator itself, under the name "", and those it is composed of, by the names of their
+    parameters."""
     inner = estimator.get_params().items()
     return {"": estimator} | {name: value for name, value in inner if is_estimator(value)}
 
@@ -49,20 +51,29 @@ def libraries(estimator: Any) -> tuple[str, ...]:
 
 def versions(estimator: Any) -> dict[str, str]:
     """The versions of the libraries that decide the result of a fit."""
-    return {name: sys.modules[name].__version__ for name in ("sklearn", *libraries(estimator)) if name in sys.modules}
+    return {
+        name: sys.modules[name].__version__
+        for name in ("sklearn", *libraries(estimator))
+        if name in sys.modules
+    }
 
 
 def seeds_of(estimator: Any, seed: int) -> dict[str, int]:
     """The parameters that give an estimator a seed of its own; a seed that is set already stays."""
     parameters = estimator.get_params()
-    found = {name: seed % 2**31 for name, value in parameters.items() if name.endswith("random_state") and value is None}
+    found = {
+        name: seed % 2**31
+        for name, value in parameters.items()
+        if name.endswith("random_state") and value is None
+    }
     if library_of(estimator) == "catboost" and not {"random_seed", "random_state"} & set(parameters):
         return {"random_seed": seed % 2**31}  # CatBoost lists only parameters that were set
     return found
 
 
 def stops_early(estimator: Any) -> str | None:
-    """The parameter by which a booster stops early, and so needs rows that it is not fitted to; None where it has none."""
+    """The parameter by which a booster stops early, and so needs rows that it is not fitted to; None where it
+    has none."""
     library, given = library_of(estimator), estimator.get_params()
     if library is None or given.get("eval_fraction"):  # CatBoost's own share of held-out rows
         return None
@@ -72,7 +83,8 @@ def stops_early(estimator: Any) -> str | None:
 
 
 def splits_itself(estimator: Any, rows: int) -> str | None:
-    """The parameter by which an estimator of scikit-learn holds out some of its own rows to stop early; None where it has none."""
+    """The parameter by which an estimator of scikit-learn holds out some of its own rows to stop early; None
+    where it has none."""
     given = estimator.get_params(deep=False)
     if library_of(estimator) is not None or given.get("validation_fraction") is None:
         return None
@@ -83,26 +95,36 @@ def splits_itself(estimator: Any, rows: int) -> str | None:
 
 
 def check_stopping(estimator: Any, name: str, rows: np.ndarray) -> None:
-    """Raise ValueError where an estimator or a part of it would stop early by rows that it is fitted to, or by none at all."""
+    """Raise ValueError where an estimator or a part of it would stop early by rows that it is fitted to, or
+    by none at all."""
     from sklearn.utils.validation import has_fit_parameter
 
     repeated = len(np.unique(rows)) < len(rows)
     for place, part in parts(estimator).items():
         if place and (parameter := stops_early(part)):
             raise ValueError(
-                f"{place}__{parameter}: {name}: expected {parameter} of a factory itself; inside a {type(estimator).__name__} the rows by "
-                "which it is to stop can't be passed to it. Set it to None, or choose the booster without the other parts"
+                f"{place}__{parameter}: {name}: expected {parameter} of a factory itself; inside a "
+                f"{type(estimator).__name__} the rows by "
+                "which it is to stop can't be passed to it. Set it to None, or choose the booster without "
+                "the other parts"
             )
         parameter = splits_itself(part, len(rows)) if repeated else None
         if parameter and (place or not has_fit_parameter(part, "sample_weight")):
             raise ValueError(
-                f"{place}{'__' * bool(place)}{parameter}: {name}: expected rows without copies, because it stops by some of its own rows "
-                "and would be fitted to copies of them; choose method='subsample' or 'seeds', or let it not stop early"
+                f"{place}{'__' * bool(place)}{parameter}: {name}: expected rows without copies, because it "
+                "stops by some of its own rows "
+                "and would be fitted to copies of them; choose method='subsample' or 'seeds', or let it not "
+                "stop early"
             )
 
 
 def held_out(
-    parameter: str, name: str, rows: np.ndarray, data: TrainingRows, seed: int, spare: np.ndarray | None = None
+    parameter: str,
+    name: str,
+    rows: np.ndarray,
+    data: TrainingRows,
+    seed: int,
+    spare: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the rows to fit to, and of those by which a booster stops.
 
@@ -116,8 +138,9 @@ def held_out(
     seed : int
         The member's own.
     spare : ndarray, int64, optional
-        Positions that the member is not fitted to, such as those that a bootstrap left out; copies of rows that it is fitted to don't
-        count. Where there are none, a share of each class is drawn from ``rows``: copies together, and at least one row of a class stays.
+        Positions that the member is not fitted to, such as those that a bootstrap left out; copies of rows
+        that it is fitted to don't count. Where there are none, a share of each class is drawn from ``rows``:
+        copies together, and at least one row of a class stays.
 
     Raises
     ------
@@ -147,7 +170,8 @@ def held_out(
     kept, away = rows[~np.isin(rows, away)], away[useful[away]]
     if len(away) == 0:
         raise ValueError(
-            f"{parameter}: {name}: expected rows to stop by that it is not fitted to; none of its {len(rows)} rows can be spared: pass "
+            f"{parameter}: {name}: expected rows to stop by that it is not fitted to; none of its "
+            f"{len(rows)} rows can be spared: pass "
             f"more rows, or set {parameter} to None"
         )
     return kept, away
@@ -168,14 +192,16 @@ def fitted(
     Parameters
     ----------
     estimator : estimator
-        A classifier, or a regressor, which is fitted to one column for each class (1 for the class, -1 for the others).
+        A classifier, or a regressor, which is fitted to one column for each class (1 for the class, -1 for
+        the others).
     name : str
         The member's, for messages.
     seed : int
     rows : ndarray [R], int64
         Positions in ``data``; a bootstrap holds some of them twice.
     data : TrainingRows
-        Boosters get the features in their own dtype, scikit-learn gets them in float64, which holds every float32.
+        Boosters get the features in their own dtype, scikit-learn gets them in float64, which holds every
+        float32.
     spare : ndarray, int64, optional
         See :func:`held_out`.
     augment : Augmentation, optional
@@ -185,22 +211,34 @@ def fitted(
     copy = _copy(estimator).set_params(**seeds_of(estimator, seed))
     for part in parts(copy).values():
         if library_of(part) == "catboost" and "allow_writing_files" not in part.get_params():
-            part.set_params(allow_writing_files=False)  # members that are fitted at once would write to the same files
+            part.set_params(
+                allow_writing_files=False
+            )  # members that are fitted at once would write to the same files
     more: dict[str, Any] = {}
     present = np.unique(data.labels[rows])
     if stopping := stops_early(copy):
         rows, away = held_out(stopping, name, rows, data, seed, spare)
         more = _evaluation(copy, *_arguments(copy, data.take(away), present))
     elif splits_itself(copy, len(rows)):
-        # The estimator's own split must not put copies of one row on both sides: it would stop by rows that it is fitted to.
+        # The estimator's own split must not put copies of one row on both sides: it would stop by rows that
+        # it is fitted to.
         rows, counts = np.unique(rows, return_counts=True)
         if counts.max() > 1:
-            data = replace(data, weights=np.bincount(rows, counts, len(data.labels)) * (1 if data.weights is None else data.weights))
+            data = replace(
+                data,
+                weights=np.bincount(rows, counts, len(data.labels))
+                * (1 if data.weights is None else data.weights),
+            )
     portion = data.take(rows)
     if augment is not None:
         variants = augment.variants(portion.inputs)
         weights = None if portion.weights is None else np.tile(portion.weights, len(variants))
-        portion = replace(data, inputs=np.concatenate(variants), labels=np.tile(portion.labels, len(variants)), weights=weights)
+        portion = replace(
+            data,
+            inputs=np.concatenate(variants),
+            labels=np.tile(portion.labels, len(variants)),
+            weights=weights,
+        )
     features, target, weights = _arguments(copy, portion, present)
     return copy.fit(features, target, **more, **({} if weights is None else {"sample_weight": weights}))
 
@@ -215,8 +253,11 @@ def _copy(estimator: Any) -> Any:
     return type(estimator)(**deepcopy(estimator.get_params()))
 
 
-def _arguments(estimator: Any, portion: TrainingRows, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Features, target and weights as the estimator takes them; ``present`` are the classes of the rows that it is fitted to."""
+def _arguments(
+    estimator: Any, portion: TrainingRows, present: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Features, target and weights as the estimator takes them; ``present`` are the classes of the rows that
+    it is fitted to."""
     from sklearn.base import is_regressor
 
     features = flat(portion.inputs)
@@ -231,13 +272,19 @@ def _arguments(estimator: Any, portion: TrainingRows, present: np.ndarray) -> tu
     return features, np.searchsorted(present, portion.labels) if gaps else portion.labels, portion.weights
 
 
-def _evaluation(booster: Any, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+def _evaluation(
+    booster: Any, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+) -> dict[str, Any]:
     """Arguments of a booster's ``fit`` that make it stop by these rows."""
     library = library_of(booster)
     if library == "catboost":
         from catboost import Pool
 
-        return {"eval_set": Pool(features, labels, weight=weights, cat_features=booster.get_params().get("cat_features"))}
+        return {
+            "eval_set": Pool(
+                features, labels, weight=weights, cat_features=booster.get_params().get("cat_features")
+            )
+        }
     own = None if weights is None else [weights]
     if library == "xgboost":
         return {"eval_set": [(features, labels)], "sample_weight_eval_set": own, "verbose": False}
@@ -246,8 +293,11 @@ def _evaluation(booster: Any, features: np.ndarray, labels: np.ndarray, weights:
     return {"eval_set": [(features, labels)], "eval_sample_weight": own}
 
 
-def as_member(estimator: Any, name: str, classes: Sequence[str], labels: np.ndarray, **options: Any) -> Member:
-    """The member of an estimator that was fitted to rows with these labels, class indices; classes without a row get probability 0."""
+def as_member(
+    estimator: Any, name: str, classes: Sequence[str], labels: np.ndarray, **options: Any
+) -> Member:
+    """The member of an estimator that was fitted to rows with these labels, class indices; classes without a
+    row get probability 0."""
     own, present = getattr(estimator, "classes_", None), np.unique(labels)
     columns = None
     if own is not None:
@@ -259,6 +309,7 @@ def as_member(estimator: Any, name: str, classes: Sequence[str], labels: np.ndar
 
 
 def few_rows(labels: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
-    """Positions of up to ``TRIED`` rows of each class, in growing order; those where ``first`` [N] is true come before others."""
+    """Positions of up to ``TRIED`` rows of each class, in growing order; those where ``first`` [N] is true
+    come before others."""
     order = np.arange(len(labels)) if first is None else np.argsort(~first, kind="stable")
     return np.sort(np.concatenate([order[labels[order] == value][:TRIED] for value in np.unique(labels)]))

@@ -24,7 +24,8 @@ from ensdistill.teachers.stack.dropout import OwnDropout, keys
 from ensdistill.teachers.stack.status import Status, Watch
 from ensdistill.teachers.stack.traits import Traits, traits
 
-# Batches and draws are made, losses are checked and watchers called once per block; checkpoints lie between blocks.
+# Batches and draws are made, losses are checked and watchers called once per block; checkpoints lie between
+# blocks.
 BLOCK = 32
 
 
@@ -35,8 +36,10 @@ class Stopped(Exception):
 class Job:
     """The training of a stack of models, or of a single plain one.
 
-    ``known`` are its traits, if they were found before. ``stop`` is for a training beside others on threads: the training raises
-    :class:`Stopped` soon after it is set, and leaves torch's global generator alone, because all of them share it.
+    ``known`` are its traits, if they were found before. ``stop`` is for a training beside others on threads:
+    the training raises
+    :class:`Stopped` soon after it is set, and leaves torch's global generator alone, because all of them
+    share it.
     """
 
     def __init__(
@@ -59,11 +62,18 @@ class Job:
     ) -> None:
         self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
         self.inputs, self.labels, self.classes = inputs, labels, classes
-        # [models, N]: a row's weight over the mean weight of the model's rows, so that equal weights change no bit.
-        own = None if weights is None else np.stack([weights / weights[r].mean() for r in rows]).astype(np.float32)
+        # [models, N]: a row's weight over the mean weight of the model's rows, so that equal weights change
+        # no bit.
+        own = (
+            None
+            if weights is None
+            else np.stack([weights / weights[r].mean() for r in rows]).astype(np.float32)
+        )
         self.weights = None if own is None else torch.from_numpy(own).to(inputs.device)
         self.optimization, self.augment = optimization, augment if augmented else None
-        self.orders = [BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)]
+        self.orders = [
+            BatchOrder(len(r), optimization.batch_size, s) for r, s in zip(rows, seeds, strict=True)
+        ]
         self.single, self.watch, self.stop = len(models) == 1, watch, stop
         base = models[0].train()
         self.traits = known or traits(base, inputs, channels_last=self.single)
@@ -78,10 +88,14 @@ class Job:
         self.optimizer, self.scheduler = optimization.build(self.parameters.values())
         self.captures = {step: i for i, step in enumerate(captures)}
         state = {**self.parameters, **self.buffers}
-        self.captured = {name: torch.zeros(len(captures), *v.shape, dtype=v.dtype, device=v.device) for name, v in state.items()}
+        self.captured = {
+            name: torch.zeros(len(captures), *v.shape, dtype=v.dtype, device=v.device)
+            for name, v in state.items()
+        }
 
     def _state(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, looked up anew: a forward pass may have put others in the place of buffers."""
+        """The tensors of a checkpoint, looked up anew: a forward pass may have put others in the place of
+        buffers."""
         if self.single:
             self.buffers = dict(self.models[0].named_buffers())
         state = {**self.parameters, **{f"buffer {name}": value for name, value in self.buffers.items()}}
@@ -89,12 +103,18 @@ class Job:
             state |= {f"captured {name}": value for name, value in self.captured.items()}
         return state
 
-    def run(self, checkpoint: Path | None, checkpoint_every: int, progress: Callable[[int], None] | None) -> None:
+    def run(
+        self, checkpoint: Path | None, checkpoint_every: int, progress: Callable[[int], None] | None
+    ) -> None:
         fingerprint = "" if checkpoint is None else self._fingerprint()
         step = saved = 0
         if checkpoint is not None:
             resumed = load_checkpoint(
-                checkpoint, fingerprint=fingerprint, tensors=self._state(), optimizer=self.optimizer, scheduler=self.scheduler
+                checkpoint,
+                fingerprint=fingerprint,
+                tensors=self._state(),
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
             )
             step = saved = resumed.step if resumed else 0
         steps = self.optimization.steps
@@ -120,18 +140,33 @@ class Job:
         """Train ``steps`` steps from the start of ``block``; the number of steps that are then done."""
         start, size, device = block * BLOCK, self.optimization.batch_size, self.inputs.device
         if self.stop is None:
-            # For random numbers beside dropout. torch.manual_seed notes a traceback for devices that are not in use yet: 0.5 ms.
+            # For random numbers beside dropout. torch.manual_seed notes a traceback for devices that are not
+            # in use yet: 0.5 ms.
             seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
             seed(derive_seed("dropout", self.seeds, block))
-        key = None if self.dropout is None else torch.from_numpy(keys(self.seeds, block, BLOCK)[:steps]).to(device)
+        key = (
+            None
+            if self.dropout is None
+            else torch.from_numpy(keys(self.seeds, block, BLOCK)[:steps]).to(device)
+        )
         positions = np.stack(
-            [np.stack([r[order(start + i)] for i in range(steps)]) for r, order in zip(self.rows, self.orders, strict=True)], axis=1
+            [
+                np.stack([r[order(start + i)] for i in range(steps)])
+                for r, order in zip(self.rows, self.orders, strict=True)
+            ],
+            axis=1,
         )  # [steps, models, batch]
         index = torch.from_numpy(positions).to(device)
         if self.augment is not None:
-            # Draws for a whole block, cut to its steps, so that they do not depend on how many steps there are.
-            drawn = [self.augment.draw(BLOCK * size, random_generator("augment", self.seeds[m], block)) for m in self.augmented]
-            draws = torch.from_numpy(np.stack([d.reshape(BLOCK, size, *d.shape[1:])[:steps] for d in drawn], axis=1)).to(device)
+            # Draws for a whole block, cut to its steps, so that they do not depend on how many steps there
+            # are.
+            drawn = [
+                self.augment.draw(BLOCK * size, random_generator("augment", self.seeds[m], block))
+                for m in self.augmented
+            ]
+            draws = torch.from_numpy(
+                np.stack([d.reshape(BLOCK, size, *d.shape[1:])[:steps] for d in drawn], axis=1)
+            ).to(device)
         losses, hits = [], []
         for i in range(steps):
             if self.stop is not None and self.stop.is_set():
@@ -156,8 +191,10 @@ class Job:
         if bad:
             step, model = bad[0]
             raise FloatingPointError(
-                f"{self.names[model]}: the loss is {losses[step][model].item()} at step {start + step} of {self.optimization.steps}; "
-                f"lower optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme inputs"
+                f"{self.names[model]}: the loss is {losses[step][model].item()} at step {start + step} of "
+                f"{self.optimization.steps}; "
+                f"lower optimization.learning_rate ({self.optimization.learning_rate}) or look for extreme "
+                "inputs"
             )
         if self.watch is not None:
             means = [value.double().mean(0).cpu().numpy() for value in (mean, torch.stack(hits))]
@@ -168,7 +205,9 @@ class Job:
         if len(self.augmented) == len(self.models):
             return augment.apply(inputs, draws)
         each = inputs.unflatten(0, (len(self.models), -1))  # a copy already: it was indexed
-        each[self.augmented] = augment.apply(each[self.augmented].flatten(0, 1), draws).unflatten(0, (len(self.augmented), -1))
+        each[self.augmented] = augment.apply(each[self.augmented].flatten(0, 1), draws).unflatten(
+            0, (len(self.augmented), -1)
+        )
         return inputs
 
     def _logits(self, inputs: Tensor, key: Tensor | None) -> Tensor:
@@ -178,19 +217,24 @@ class Job:
             if self.single:
                 if self.dropout is not None and key is not None:
                     self.dropout.begin(key[0])
-                logits = self.models[0](as_channels_last(inputs) if self.traits.channels_last else inputs)[None]
+                logits = self.models[0](as_channels_last(inputs) if self.traits.channels_last else inputs)[
+                    None
+                ]
             else:
                 keys = torch.zeros(count, 2, dtype=torch.int32, device=inputs.device) if key is None else key
                 logits = self.stack(self.parameters, self.buffers, inputs.unflatten(0, (count, -1)), keys)
         expected = (count, len(inputs) // count, self.classes)
         if logits.shape != expected:
             raise ValueError(
-                f"{self.names[0]}: expected {self.classes} outputs per sample, one for each class: {list(expected[1:])}; "
+                f"{self.names[0]}: expected {self.classes} outputs per sample, one for each class: "
+                f"{list(expected[1:])}; "
                 f"got {list(logits.shape[1:])}"
             )
         return logits
 
-    def _call(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, key: Tensor) -> Tensor:
+    def _call(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, key: Tensor
+    ) -> Tensor:
         if self.dropout is not None:
             self.dropout.begin(key)
         logits: Tensor = functional_call(self.models[0], (parameters, buffers), (inputs,))
@@ -198,7 +242,9 @@ class Job:
 
     def _losses(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """The mean loss of each model, [models]; ``rows`` [models, batch] are the positions of the rows."""
-        loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none", label_smoothing=self.optimization.label_smoothing)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), labels, reduction="none", label_smoothing=self.optimization.label_smoothing
+        )
         loss = loss.view(len(logits), -1)
         return loss.mean(1) if self.weights is None else (loss * self.weights.gather(1, rows)).mean(1)
 
@@ -221,4 +267,6 @@ class Job:
         augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
         model = [repr(self.models[0]), source_digest(type(self.models[0]))]
         data = [self.inputs, self.labels, self.rows, *([] if self.weights is None else [self.weights])]
-        return digest([model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__])
+        return digest(
+            [model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__]
+        )

@@ -25,12 +25,14 @@ LONGEST_WAIT = 0.5
 
 @contextmanager
 def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose operations use one thread each. Afterwards they are gone, and the caller's number is as before."""
+    """Threads whose operations use one thread each. Afterwards they are gone, and the caller's number is as
+    before."""
     threads, lock, over = torch.get_num_threads(), threading.Lock(), False
 
     def settle() -> None:
-        # torch keeps the number for each thread, and the last that anybody has set for threads that are yet to come. Ctrl-C while a
-        # thread is being started leaves one that the pool doesn't wait for: it must not set anything afterwards.
+        # torch keeps the number for each thread, and the last that anybody has set for threads that are yet
+        # to come. Ctrl-C while a thread is being started leaves one that the pool doesn't wait for: it must
+        # not set anything afterwards.
         with lock:
             if not over:
                 torch.set_num_threads(1)
@@ -61,7 +63,8 @@ class SideBySide:
         self._told: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
 
     def by_caller(self, callback: Callable[..., Any]) -> Callable[..., None]:
-        """The callback as a job may call it: it is run by the thread that called ``run``, one at a time and in order."""
+        """The callback as a job may call it: it is run by the thread that called ``run``, one at a time and
+        in order."""
         return lambda *arguments: self._told.put(functools.partial(callback, *arguments))
 
     def run(self, trainings: Sequence[Callable[[], None]], workers: int) -> None:
@@ -69,7 +72,9 @@ class SideBySide:
         with single_threaded(workers) as pool:
             try:
                 for training in trainings:
-                    pool.submit(training).add_done_callback(lambda done: self._told.put(functools.partial(self._end, done)))
+                    pool.submit(training).add_done_callback(
+                        lambda done: self._told.put(functools.partial(self._end, done))
+                    )
                 self._left = len(trainings)
                 while self._left:
                     # A signal that arrives just before the wait begins does not end it, so no wait is long.

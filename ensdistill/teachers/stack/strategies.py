@@ -18,16 +18,17 @@ from ensdistill.teachers.stack.dropout import OwnDropout
 from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.side_by_side import hindrance, single_threaded
 
-# Measured on one thread of a 2-core x86 machine (torch 2.13), ms per step of all models, one by one / stacked:
-#   MLP 64-64-10, batch 64           1 model 0.5/0.9    4 models 1.8/1.2     24 models 10.7/3.0
-#   CNN 8-16, batch 64               1 model 1.6/2.0    4 models 4.5/3.2     24 models 26.8/14.6
-#   CNN (16, 32) + 64, batch 32      1 model 3.2/4.0    4 models 9.4/10.9    24 models 63.1/46.9
+# Measured on one thread of a 2-core x86 machine (torch 2.13), ms per step of all models, one by one /
+# stacked: MLP 64-64-10, batch 64           1 model 0.5/0.9    4 models 1.8/1.2     24 models 10.7/3.0 CNN
+# 8-16, batch 64               1 model 1.6/2.0    4 models 4.5/3.2     24 models 26.8/14.6 CNN (16, 32) + 64,
+# batch 32      1 model 3.2/4.0    4 models 9.4/10.9    24 models 63.1/46.9
 STACK_FROM = 4
 MEASURE_FROM = 200  # steps; timing all ways takes as long as about ten
 _PROBES, _PROBE = 2, 2  # timings of as many steps, after one to warm up
 _HOPELESS = 1.5  # times the best so far: not timed again
 
-# Of the trial whether models are one architecture. A stack adds up in another order, on a GPU in TF32; other code differs by far more.
+# Of the trial whether models are one architecture. A stack adds up in another order, on a GPU in TF32; other
+# code differs by far more.
 TRIED, NUDGE, TOLERANCE = 16, 0.1, 1e-2
 
 Way = Literal["auto", "measured", "stacked", "one_by_one", "side_by_side"]
@@ -61,7 +62,8 @@ def fastest(models: list[nn.Module], job: Callable[[Sequence[int]], Job]) -> Way
 
 
 def step_seconds(block: Callable[[int], object], hopeless: float = math.inf) -> float:
-    """Seconds of one of the steps that ``block`` does; timed once only where that is more than ``hopeless``."""
+    """Seconds of one of the steps that ``block`` does; timed once only where that is more than
+    ``hopeless``."""
     block(1)
     best = math.inf
     for _ in range(_PROBES):
@@ -73,8 +75,11 @@ def step_seconds(block: Callable[[int], object], hopeless: float = math.inf) -> 
     return best
 
 
-def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insist: bool = False) -> Job | None:
-    """A stack of copies that has done a step and computes the same as each model alone; None, with a warning, if there is none.
+def as_stack(
+    models: list[nn.Module], job: Callable[[Sequence[int]], Job], insist: bool = False
+) -> Job | None:
+    """A stack of copies that has done a step and computes the same as each model alone; None, with a warning,
+    if there is none.
 
     ``insist``: models that depend on each other by their random numbers cause a warning only.
     """
@@ -82,9 +87,15 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
         stack = job(range(len(models)))
         reason: object
         if stack.traits.reassigns:
-            reason = "its forward pass assigns buffers anew, which vmap would lose; write into them instead (buffer.copy_(value))"
+            reason = (
+                "its forward pass assigns buffers anew, which vmap would lose; write into them instead "
+                "(buffer.copy_(value))"
+            )
         elif stack.traits.draws and not insist:
-            reason = "it draws from a global generator beside dropout, so that a model would depend on those it is trained with"
+            reason = (
+                "it draws from a global generator beside dropout, so that a model would depend on those it "
+                "is trained with"
+            )
         else:
             reason = difference(stack)
         if reason is None:
@@ -98,7 +109,8 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
         return None
     if stack.traits.draws:
         warnings.warn(
-            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model depends on those beside it",
+            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model "
+            "depends on those beside it",
             stacklevel=4,
         )
     return stack
@@ -108,7 +120,8 @@ def as_stack(models: list[nn.Module], job: Callable[[Sequence[int]], Job], insis
 def difference(stack: Job) -> str | None:
     """The sign that the models of a stack are not one architecture, or None.
 
-    Their parameters have equal shapes, but attributes (a rate of dropout, a branch) would be the first model's for all.
+    Their parameters have equal shapes, but attributes (a rate of dropout, a branch) would be the first
+    model's for all.
     """
     base, parameters = stack.models[0], dict[str, Tensor]()
     for name, model in zip(stack.names, stack.models, strict=True):
@@ -117,11 +130,21 @@ def difference(stack: Job) -> str | None:
     generator = torch.Generator().manual_seed(0)
     for name, value in stack.parameters.items():
         # Away from where they begin: a last layer of zeros returns zeros for every input.
-        parameters[name] = value + NUDGE * torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
-    few = stack.inputs[torch.from_numpy(stack.rows[0][np.linspace(0, len(stack.rows[0]) - 1, TRIED).astype(int)]).to(stack.inputs.device)]
+        parameters[name] = (
+            value + NUDGE * torch.randn(value.shape, generator=generator).to(value)
+            if value.is_floating_point()
+            else value
+        )
+    few = stack.inputs[
+        torch.from_numpy(stack.rows[0][np.linspace(0, len(stack.rows[0]) - 1, TRIED).astype(int)]).to(
+            stack.inputs.device
+        )
+    ]
     key = torch.tensor([1, 2], dtype=torch.int32, device=few.device)
 
-    def answer(module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def answer(
+        module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
+    ) -> Tensor:
         with OwnDropout() as mode:
             mode.begin(key)
             logits: Tensor = functional_call(module, (parameters, buffers), (inputs,))
@@ -134,10 +157,15 @@ def difference(stack: Job) -> str | None:
         if stack.traits.draws:
             return None
         for i, (name, model) in enumerate(zip(stack.names, stack.models, strict=True)):
-            own = {key: value[i] for key, value in parameters.items()}, {key: value[i].clone() for key, value in stack.buffers.items()}
+            own = (
+                {key: value[i] for key, value in parameters.items()},
+                {key: value[i].clone() for key, value in stack.buffers.items()},
+            )
             alone = answer(model, *own, few)
             scale = 1 + float(alone.float().nan_to_num().abs().max())
-            if not torch.allclose(alone.float(), together[i].float(), rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+            if not torch.allclose(
+                alone.float(), together[i].float(), rtol=0, atol=TOLERANCE * scale, equal_nan=True
+            ):
                 return f"{name} computes something else than {stack.names[0]} by what is no parameter of it"
     return None
 

@@ -1,7 +1,9 @@
-"""Supervised training of several models of one architecture: stacked under ``vmap``, side by side on threads, or one by one.
+"""Supervised training of several models of one architecture: stacked under ``vmap``, side by side on threads,
+or one by one.
 
-Every model has its own stream of batches, augmentation draws and dropout masks, keyed by its own seed and the step alone. So a model
-does not depend on the models beside it (see :func:`train_stack` for how exactly), and a resumed run needs no saved random state.
+Every model has its own stream of batches, augmentation draws and dropout masks, keyed by its own seed and the
+step alone. So a model does not depend on the models beside it (see :func:`train_stack` for how exactly), and
+a resumed run needs no saved random state.
 """
 
 from __future__ import annotations
@@ -26,9 +28,24 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.status import Watch
-from ensdistill.teachers.stack.strategies import CONCRETE, MEASURE_FROM, STACK_FROM, Way, as_stack, can_run_side_by_side, fastest, workers
+from ensdistill.teachers.stack.strategies import (
+    CONCRETE,
+    MEASURE_FROM,
+    STACK_FROM,
+    Way,
+    as_stack,
+    can_run_side_by_side,
+    fastest,
+    workers,
+)
 from ensdistill.teachers.stack.traits import Traits, traits
-from ensdistill.teachers.stack.validation import check_data, check_ending, check_fresh, check_models, check_way
+from ensdistill.teachers.stack.validation import (
+    check_data,
+    check_ending,
+    check_fresh,
+    check_models,
+    check_way,
+)
 
 
 def train_stack(
@@ -56,7 +73,8 @@ def train_stack(
     Parameters
     ----------
     factory : callable
-        Makes a new, randomly initialised module that maps [N, ...] to logits [N, C]; torch's seed is set before each call.
+        Makes a new, randomly initialised module that maps [N, ...] to logits [N, C]; torch's seed is set
+        before each call.
     inputs : ndarray [N, ...], float32
     labels : ndarray [N], int64
     classes : int
@@ -64,7 +82,8 @@ def train_stack(
     seeds : sequence of int
         One per model: initialisation, order of the batches, augmentation and dropout.
     rows : sequence of int64 ndarray, optional
-        For each model the positions in ``inputs`` that it learns from, for example a fold or a bootstrap sample. All by default.
+        For each model the positions in ``inputs`` that it learns from, for example a fold or a bootstrap
+        sample. All by default.
     weights : ndarray [N], float64, optional
         The loss of a row is multiplied by its weight over the mean weight of the model's rows.
     optimization : Optimization, optional
@@ -72,23 +91,26 @@ def train_stack(
     augmented : sequence of bool, optional
         For each model whether it uses ``augment``; all by default.
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
-        ``stacked`` trains all models at once by ``torch.func.stack_module_state`` and ``vmap(randomness="different")``;
-        ``side_by_side``, on the CPU, as many at once as torch has threads, each on a thread of its own.
-        ``auto`` stacks from four models on (the measurement stands in the source); ``measured`` times the first steps of all three, which
-        is worth its time in long trainings (``auto`` decides below 200 steps), and chooses: the bits then depend on the machine's mood.
-        Some models cannot be stacked: vmap fails, memory is short, or one model computes something else by an attribute. Some cannot
-        run side by side: they are compiled or share a part. Models that draw from a global generator beside dropout can do neither.
-        A warning then gives the reason, and they are trained one by one (``measured``: in the faster way that is left). Under
-        ``stacked``, models that draw only cause the warning.
+        ``stacked`` trains all models at once by ``torch.func.stack_module_state`` and
+        ``vmap(randomness="different")``; ``side_by_side``, on the CPU, as many at once as torch has threads,
+        each on a thread of its own. ``auto`` stacks from four models on (the measurement stands in the
+        source); ``measured`` times the first steps of all three, which is worth its time in long trainings
+        (``auto`` decides below 200 steps), and chooses: the bits then depend on the machine's mood. Some
+        models cannot be stacked: vmap fails, memory is short, or one model computes something else by an
+        attribute. Some cannot run side by side: they are compiled or share a part. Models that draw from a
+        global generator beside dropout can do neither. A warning then gives the reason, and they are trained
+        one by one (``measured``: in the faster way that is left). Under ``stacked``, models that draw only
+        cause the warning.
     names : sequence of str, optional
         For messages.
     checkpoint : folder, optional
-        Where the state is kept, every ``checkpoint_every`` steps and at the end; the same call resumes from it with the same bits.
-        The caller removes the folder once it has put the models away.
+        Where the state is kept, every ``checkpoint_every`` steps and at the end; the same call resumes from
+        it with the same bits. The caller removes the folder once it has put the models away.
     progress : callable (done, total), optional
         In steps, over all models.
     watch : callable, optional
-        Called with the :class:`Status` of the models in work after every 32 steps. Both are called by the caller's thread.
+        Called with the :class:`Status` of the models in work after every 32 steps. Both are called by the
+        caller's thread.
 
     Returns
     -------
@@ -106,15 +128,16 @@ def train_stack(
 
     Notes
     -----
-    One by one and side by side, a model has the same bits with any models beside it. Between the ways its batches,
-    augmentation and dropout are still the same and only the rounding differs (1e-7 in a step, which AdamW lets grow:
-    1e-4 of parameters after some hundred steps). Random numbers that a module draws by other means than ``dropout`` and
-    ``dropout1d`` to ``3d`` of torch's functions (within attention, alpha dropout, noise of its own) come from a global
-    generator. One by one they are keyed by the model's seed, but under ``stacked`` they are drawn for the whole stack,
-    so no other way stacks such modules. Parameters that don't change the loss (a bias before BatchNorm) have gradients
-    of nothing but rounding, which AdamW scales up to whole steps: between the ways they differ by as much as they have
-    moved, the outputs only by the rounding of the rest. Objects that modules and augmentations share beside parameters,
-    buffers and submodules (a global cache) have to be safe to use from several threads.
+    One by one and side by side, a model has the same bits with any models beside it. Between the ways its
+    batches, augmentation and dropout are still the same and only the rounding differs (1e-7 in a step, which
+    AdamW lets grow: 1e-4 of parameters after some hundred steps). Random numbers that a module draws by other
+    means than ``dropout`` and ``dropout1d`` to ``3d`` of torch's functions (within attention, alpha dropout,
+    noise of its own) come from a global generator. One by one they are keyed by the model's seed, but under
+    ``stacked`` they are drawn for the whole stack, so no other way stacks such modules. Parameters that don't
+    change the loss (a bias before BatchNorm) have gradients of nothing but rounding, which AdamW scales up to
+    whole steps: between the ways they differ by as much as they have moved, the outputs only by the rounding
+    of the rest. Objects that modules and augmentations share beside parameters, buffers and submodules (a
+    global cache) have to be safe to use from several threads.
 
     Examples
     --------
@@ -133,7 +156,10 @@ def train_stack(
     check_data(inputs, labels, rows, names, count, classes, weights)
     augmented = [augment is not None] * count if augmented is None else list(augmented)
     if len(augmented) != count or (any(augmented) and augment is None):
-        raise ValueError(f"augmented: expected {count} values, one for each model, and an augmentation; got {augmented} and {augment}")
+        raise ValueError(
+            f"augmented: expected {count} values, one for each model, and an augmentation; got {augmented} "
+            f"and {augment}"
+        )
     check_way(way, device)
     if count == 1:
         check_fresh(factory, names[0], {})
@@ -143,7 +169,11 @@ def train_stack(
     check_ending(models[0], torch.from_numpy(np.ascontiguousarray(inputs[:2])), names[0])
 
     def job(
-        group: Sequence[int], copies: bool = False, watch: Watch | None = None, stop: Event | None = None, known: Traits | None = None
+        group: Sequence[int],
+        copies: bool = False,
+        watch: Watch | None = None,
+        stop: Event | None = None,
+        known: Traits | None = None,
     ) -> Job:
         return Job(
             [(copy.deepcopy(models[i]) if copies else models[i]).to(device) for i in group],
@@ -163,7 +193,9 @@ def train_stack(
 
     home = None if checkpoint is None else Path(checkpoint)
     with _generators_kept(device):
-        with named(names[:1], optimization, names):  # the first model is tried; where others fail, they are trained another way
+        with named(
+            names[:1], optimization, names
+        ):  # the first model is tried; where others fail, they are trained another way
             chosen = _choose(way, models, optimization, home, partial(job, copies=True))
         if chosen == "side_by_side":
             beside, done = SideBySide(), [0] * count
@@ -188,9 +220,15 @@ def train_stack(
         else:
             groups = [list(range(count))] if chosen == "stacked" else [[i] for i in range(count)]
             for group in groups:
-                shown = None if progress is None else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
+                shown = (
+                    None
+                    if progress is None
+                    else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
+                )
                 with named([names[i] for i in group], optimization):
-                    job(group, watch=watch).run(_file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown)
+                    job(group, watch=watch).run(
+                        _file(home, None if chosen == "stacked" else group[0]), checkpoint_every, shown
+                    )
     return [model.eval() for model in models]
 
 
@@ -211,11 +249,17 @@ def train_trajectory(
     checkpoint_every: int = 256,
     watch: Watch | None = None,
 ) -> list[nn.Module]:
-    """Train one model and keep it as it was after each of the steps ``captures``: one module each, in eval mode.
+    """Train one model and keep it as it was after each of the steps ``captures``: one module each, in eval
+    mode.
 
     The other arguments, errors and resumption are those of :func:`train_stack`.
     """
-    if not captures or sorted(set(captures)) != list(captures) or captures[0] < 1 or captures[-1] > optimization.steps:
+    if (
+        not captures
+        or sorted(set(captures)) != list(captures)
+        or captures[0] < 1
+        or captures[-1] > optimization.steps
+    ):
         raise ValueError(f"captures: expected growing steps in 1..{optimization.steps}; got {list(captures)}")
     rows = [np.arange(len(inputs), dtype=np.int64)]
     check_data(inputs, labels, rows, [name], 1, classes, weights)
@@ -225,8 +269,25 @@ def train_trajectory(
     check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name)
     used = [] if augment is None else [0]
     with _generators_kept(device), named([name], optimization):
-        job = Job([model.to(device)], [name], [seed], rows, *data, classes, optimization, augment, used, captures, watch, weights=weights)
-        job.run(None if checkpoint is None else Path(checkpoint) / "trajectory.safetensors", checkpoint_every, None)
+        job = Job(
+            [model.to(device)],
+            [name],
+            [seed],
+            rows,
+            *data,
+            classes,
+            optimization,
+            augment,
+            used,
+            captures,
+            watch,
+            weights=weights,
+        )
+        job.run(
+            None if checkpoint is None else Path(checkpoint) / "trajectory.safetensors",
+            checkpoint_every,
+            None,
+        )
     taken = []
     for i in range(len(captures)):
         module = copy.deepcopy(model).eval()
@@ -256,7 +317,9 @@ def _choose(
     if way == "auto" or optimization.steps < MEASURE_FROM:
         return "stacked" if len(models) >= STACK_FROM and as_stack(models, job) is not None else "one_by_one"
     remembered = None if checkpoint is None else read_json(checkpoint / "way.json")
-    if isinstance(remembered, dict) and remembered.get("way") in CONCRETE:  # a training that is resumed goes on as it began
+    if (
+        isinstance(remembered, dict) and remembered.get("way") in CONCRETE
+    ):  # a training that is resumed goes on as it began
         return remembered["way"]
     found = fastest(models, job)
     if checkpoint is not None:
@@ -266,7 +329,8 @@ def _choose(
 
 @contextmanager
 def named(names: Sequence[str], optimization: Optimization, beside: Sequence[str] = ()) -> Iterator[None]:
-    """Add the models' names to an error, unless it begins with the name of one of them or of those ``beside``.
+    """Add the models' names to an error, unless it begins with the name of one of them or of those
+    ``beside``.
 
     Where memory was short, the error gets a remedy.
     """
@@ -280,17 +344,25 @@ def named(names: Sequence[str], optimization: Optimization, beside: Sequence[str
             raise
         fewer = "" if len(names) == 1 else ", or train them by way='one_by_one'"
         raise MemoryError(
-            f"{who}: out of memory in the training ({error}); lower optimization.batch_size ({optimization.batch_size}){fewer}"
+            f"{who}: out of memory in the training ({error}); lower optimization.batch_size "
+            f"({optimization.batch_size}){fewer}"
         ) from None
 
 
 def _tensors(inputs: np.ndarray, labels: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    # Flattened and back, which copies nothing: an axis of length one can have any stride, and a channel's would choose the layout.
-    return torch.from_numpy(inputs).reshape(-1).view(inputs.shape).to(device), torch.from_numpy(labels).to(device)
+    # Flattened and back, which copies nothing: an axis of length one can have any stride, and a channel's
+    # would choose the layout.
+    return torch.from_numpy(inputs).reshape(-1).view(inputs.shape).to(device), torch.from_numpy(labels).to(
+        device
+    )
 
 
 def _file(checkpoint: Path | None, model: int | None) -> Path | None:
-    return None if checkpoint is None else checkpoint / ("stack.safetensors" if model is None else f"model-{model:04d}.safetensors")
+    return (
+        None
+        if checkpoint is None
+        else checkpoint / ("stack.safetensors" if model is None else f"model-{model:04d}.safetensors")
+    )
 
 
 def _generators_kept(device: str | torch.device) -> AbstractContextManager[None]:

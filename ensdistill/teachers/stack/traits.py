@@ -39,7 +39,8 @@ class Traits:
 
 
 def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Traits:
-    """Find the properties in train mode; afterwards buffers and generators are as before. ``channels_last=False`` rules that layout out."""
+    """Find the properties in train mode; afterwards buffers and generators are as before.
+    ``channels_last=False`` rules that layout out."""
     few = inputs[:2] if len(inputs) > 1 else inputs[[0, 0]]
     with torch.no_grad(), OwnDropout() as mode:
         with _kept(module, inputs.device):
@@ -67,7 +68,8 @@ def _generators(device: torch.device) -> tuple[object, ...]:
 
 @contextmanager
 def _kept(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module's buffers, also those that are assigned anew, and the generators are afterwards as before."""
+    """The module's buffers, also those that are assigned anew, and the generators are afterwards as
+    before."""
     parts = [(part._buffers, dict(part._buffers)) for part in module.modules()]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002

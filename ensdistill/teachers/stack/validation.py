@@ -23,13 +23,16 @@ Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
 
 def check_way(way: Way, device: str | torch.device) -> None:
     if way not in get_args(Way):
-        raise ValueError(f"way: expected auto, measured, {', '.join(CONCRETE[:-1])} or {CONCRETE[-1]}; got {way!r}")
+        raise ValueError(
+            f"way: expected auto, measured, {', '.join(CONCRETE[:-1])} or {CONCRETE[-1]}; got {way!r}"
+        )
     if way == "side_by_side" and torch.device(device).type != "cpu":
         raise ValueError(f"way: side_by_side trains on the CPU's threads; got device {str(device)!r}")
 
 
 def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as float32, which modules are trained on: float64 rounded, integers and booleans exactly.
+    """Inputs [N, ...] as float32, which modules are trained on: float64 rounded, integers and booleans
+    exactly.
 
     Raises
     ------
@@ -48,19 +51,25 @@ def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
     else:
         wrong = rounded.astype(np.float64) != inputs.astype(np.float64)
     if len(bad := np.flatnonzero(wrong.reshape(len(inputs), -1).any(1))):
-        raise BadRows(f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such rows)", bad)
+        raise BadRows(
+            f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such "
+            "rows)",
+            bad,
+        )
     return rounded
 
 
 def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None:
-    """Raise ValueError for a factory that returns a module which exists already: training would change the caller's own."""
+    """Raise ValueError for a factory that returns a module which exists already: training would change the
+    caller's own."""
     with torch.random.fork_rng(devices=[]):
         first, second = make_module(factory), make_module(factory)
         check_own([(name, first), (f"a second call for {name}", second)], seen)
 
 
 def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
-    """Raise ValueError for a module that ends in a softmax or a sigmoid, or that fails on inputs of this dtype.
+    """Raise ValueError for a module that ends in a softmax or a sigmoid, or that fails on inputs of this
+    dtype.
 
     Training takes a module's outputs for logits, and its inputs are float32.
     """
@@ -78,7 +87,8 @@ def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
         module.train(mode)
     if end is not None:
         raise ValueError(
-            f"factory: {name} ends in a {end}, whose outputs are probabilities; training expects logits. Leave the {end} off: the "
+            f"factory: {name} ends in a {end}, whose outputs are probabilities; training expects logits. "
+            f"Leave the {end} off: the "
             "trained model applies it when it predicts probabilities"
         )
 
@@ -93,26 +103,43 @@ def check_data(
     weights: np.ndarray | None = None,
 ) -> None:
     if count == 0 or len(rows) != count or len(names) != count:
-        raise ValueError(f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and {len(names)}")
+        raise ValueError(
+            f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and "
+            f"{len(names)}"
+        )
     if inputs.dtype != np.float32 or inputs.ndim < 2:
         raise ValueError(f"inputs: expected float32 [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
     if labels.shape != (len(inputs),) or labels.dtype != np.int64:
-        raise ValueError(f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} {list(labels.shape)}")
-    if weights is not None and (weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all()):
-        raise ValueError(f"weights: expected [{len(inputs)}], finite numbers of at least 0; got {weights.dtype} {list(weights.shape)}")
+        raise ValueError(
+            f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    if weights is not None and (
+        weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all()
+    ):
+        raise ValueError(
+            f"weights: expected [{len(inputs)}], finite numbers of at least 0; got {weights.dtype} "
+            f"{list(weights.shape)}"
+        )
     for name, index in zip(names, rows, strict=True):
         if len(index) == 0 or index.min() < 0 or index.max() >= len(inputs):
-            raise ValueError(f"rows: {name}: expected positions in 0..{len(inputs) - 1}, at least one; got {len(index)} positions")
+            raise ValueError(
+                f"rows: {name}: expected positions in 0..{len(inputs) - 1}, at least one; got {len(index)} "
+                "positions"
+            )
         used = labels[index]
         if used.min() < 0 or used.max() >= classes:
             wrong = int(np.flatnonzero((used < 0) | (used >= classes))[0])
-            raise ValueError(f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}")
+            raise ValueError(
+                f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}"
+            )
         if weights is not None and not (weights[index] > 0).any():
             raise ValueError(f"weights: {name}: expected one above 0 among its {len(index)} rows; got none")
 
 
 def check_own(modules: Iterable[tuple[str, nn.Module]], seen: Seen) -> None:
-    """Raise where two of ``modules`` (name, module) share a parameter, or one with those of an earlier call with the same ``seen``."""
+    """Raise where two of ``modules`` (name, module) share a parameter, or one with those of an earlier call
+    with the same ``seen``."""
     for name, module in modules:
         for key, parameter in module.named_parameters():
             owner, known = seen.get(id(parameter), (name, None))
@@ -128,5 +155,8 @@ def check_models(models: list[nn.Module], names: list[str]) -> None:
     shapes = [(n, p.shape) for n, p in models[0].named_parameters()]
     for i, model in enumerate(models):
         if [(n, p.shape) for n, p in model.named_parameters()] != shapes:
-            raise ValueError(f"factory: expected one architecture; the parameters of {names[i]} differ from those of {names[0]}")
+            raise ValueError(
+                f"factory: expected one architecture; the parameters of {names[i]} differ from those of "
+                f"{names[0]}"
+            )
     check_own(zip(names, models, strict=True), {})

@@ -110,7 +110,10 @@ class Library(ABC):
             expected = f"expected a {self.name} classifier, {', '.join(objectives)}"
             raise ValueError(f"estimator: {expected}; got the {argument} {self.objective}")
         if not {cls.__name__ for cls in kind.__mro__} & set(self.wrapper):
-            raise ValueError(f"estimator: expected {' or '.join(self.wrapper)}; got {kind.__name__}: pass the booster that it holds")
+            raise ValueError(
+                f"estimator: expected {' or '.join(self.wrapper)}; got {kind.__name__}: pass the booster "
+                "that it holds"
+            )
         for method in ("predict", "predict_proba"):
             if not getattr(getattr(self.model, method, None), "__module__", self.name).startswith(self.name):
                 raise ValueError(

@@ -82,7 +82,9 @@ class BoostedMember:
         library = library_of(estimator)
         self.name = name or type(estimator).__name__.lower()
         if library is None:
-            raise TypeError(f"estimator: expected a model of {', '.join(LIBRARIES)}; got {type(estimator).__name__}")
+            raise TypeError(
+                f"estimator: expected a model of {', '.join(LIBRARIES)}; got {type(estimator).__name__}"
+            )
         if not _is_fitted(estimator):
             raise ValueError(f"estimator: {self.name} is not fitted; call its fit first")
         model = LIBRARIES[library](estimator)
@@ -116,7 +118,9 @@ class BoostedMember:
             return np.zeros((0, len(self.classes)), np.float32)
         compared = np.ascontiguousarray(features[:: -(-len(features) // COMPARED_ROWS)])
         predict = self._from_scores if self._scores_agree(compared) else self._from_probabilities
-        logits = np.concatenate([predict(np.ascontiguousarray(x)) for x in batches(features, self.batch_size)])
+        logits = np.concatenate(
+            [predict(np.ascontiguousarray(x)) for x in batches(features, self.batch_size)]
+        )
         width = logits.shape[1] if self._labels is None else len(self._labels)
         expected = len(self.classes) if self._columns is None and self.classes is not None else width
         if logits.shape != (len(inputs), expected):
@@ -128,7 +132,9 @@ class BoostedMember:
         """Whether the softmax of the raw scores equals the library's probabilities for these rows."""
         own = self._probabilities(inputs)
         scores = softmax_of_scores(self._model.scores(inputs))
-        return own.shape == scores.shape and bool(np.abs(own - scores).max() <= TOLERANCE.get(own.dtype, 1e-6))
+        return own.shape == scores.shape and bool(
+            np.abs(own - scores).max() <= TOLERANCE.get(own.dtype, 1e-6)
+        )
 
     def _from_scores(self, inputs: np.ndarray) -> np.ndarray:
         return two_columns(self._model.scores(inputs))
@@ -175,7 +181,9 @@ class BoostedMember:
         """Write the model in its library's own format, and ``member.json``."""
         write_bytes(Path(folder) / self._model.file, self._model.blob)
         more = {"options": self._model.options(), "known": self._labels, "columns": self.own_columns}
-        write_description(folder, self, self._model.name, **more, smoothing=self.smoothing, batch_size=self.batch_size)
+        write_description(
+            folder, self, self._model.name, **more, smoothing=self.smoothing, batch_size=self.batch_size
+        )
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> BoostedMember:

@@ -28,7 +28,10 @@ class XGBoost(Library):
         self.objective = learner["objective"]["name"]
         self.check(OBJECTIVES)
         if int(learner["learner_model_param"]["num_target"]) > 1:
-            raise ValueError("estimator: expected one class for each row; got an XGBoost model of several labels (multi-label)")
+            raise ValueError(
+                "estimator: expected one class for each row; got an XGBoost model of several labels "
+                "(multi-label)"
+            )
         if self.is_classifier and self.objective == "binary:logitraw":
             raise ValueError(
                 "estimator: XGBClassifier.predict_proba returns margins for the objective binary:logitraw; "
@@ -100,12 +103,20 @@ class XGBoost(Library):
         data = xgboost.DMatrix(np.zeros((2, 1)), [0, 1])
         known = set(xgboost.XGBClassifier().get_params())
         for booster in ("gbtree", "dart", "gblinear"):  # each has parameters of its own
-            trained = xgboost.train({"booster": booster, "objective": "binary:logistic", "nthread": 1}, data, 1)
+            trained = xgboost.train(
+                {"booster": booster, "objective": "binary:logistic", "nthread": 1}, data, 1
+            )
             known |= set(_names(json.loads(trained.save_config())))
         return frozenset(known)
 
     def options(self) -> dict[str, Any]:
-        missing = None if np.isnan(self.missing) else self.missing if np.isfinite(self.missing) else str(self.missing)
+        missing = (
+            None
+            if np.isnan(self.missing)
+            else self.missing
+            if np.isfinite(self.missing)
+            else str(self.missing)
+        )
         return {"missing": missing, "classifier": self.is_classifier}  # JSON has neither NaN nor infinity
 
 
