@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import find_packages
 
 from benchmarks import __main__ as front
 from benchmarks.kernels import page
@@ -282,10 +283,9 @@ def test_what_the_commands_run():
 
 def test_the_wheel_has_all_of_it():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {
-        p.parent.relative_to(ROOT).as_posix().replace("/", ".")
-        for p in ROOT.glob("ensdistill/**/__init__.py")
-    } == set(setuptools["packages"])
+    folders = {p.parent.relative_to(ROOT) for p in ROOT.glob("ensdistill/**/*.py")}
+    found = find_packages(str(ROOT), include=setuptools["packages"]["find"]["include"])
+    assert {folder.as_posix().replace("/", ".") for folder in folders} == set(found)
     assert setuptools["package-data"]["ensdistill.bench"] == ["*.cpp"]
     assert machine.describe_source(torch.device("cpu"))["version"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
-from ensdistill.student.trainer import build_student
+from ensdistill.student.preconditions import build_student
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import TorchMember, as_member
 from ensdistill.teachers.stack import train_trajectory
