@@ -366,10 +366,11 @@ def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
         )
         with (
             mock.patch("ensdistill.job.stages.cache_targets", side_effect=CacheError("asked")) as asked,
-            mock.patch("ensdistill.teachers.Ensemble.load"),
+            mock.patch("ensdistill.teachers.Ensemble.load") as loaded,
             mock.patch.object(RunFolder, "record", return_value={"best_member": "mlp"}),
             pytest.raises(CacheError, match="asked"),
         ):
+            loaded.return_value.for_uids.return_value = loaded.return_value  # no stored predictions
             stages.run_unit(RunFolder(config), Unit("cache", 0))
         found.append((asked.call_args.kwargs["max_temperature"], RunFolder(config).digest(Unit("cache", 0))))
     assert [largest for largest, _ in found] == [10.0, 10.0, 25.0]
