@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline, kept_share
 
 SCHEMA_VERSION = 2  # of report.json (see `judge`)
 _LOOKS = {
@@ -208,8 +208,7 @@ def kept_cell(retained: dict[str, Any]) -> str:
     """The retained gain in percent with its interval, or that it means nothing (see `footnotes`)."""
     if not retained["meaningful"]:
         return "means nothing"
-    low, high = retained["ci95"]
-    return f"{100 * retained['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    return kept_share(retained)
 
 
 def size(count: float) -> str:
@@ -247,7 +246,14 @@ def _table(title: str, *columns: str) -> Table:
         padding=(0, 1),
     )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        # A long name is folded, a metric's ("  accuracy") never is.
+        table.add_column(
+            column,
+            justify="right" if i else "left",
+            no_wrap=i > 0,
+            overflow="fold",
+            min_width=None if i else 10,
+        )
     return table
 
 

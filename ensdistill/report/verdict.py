@@ -169,8 +169,7 @@ def _kept(metric: str, retained: dict[str, Any], ensemble: dict[str, Any]) -> st
         return f" (the ensemble {_change(metric, ensemble)}, so a retained gain means nothing here)"
     if retained["mean"] <= 0:
         return " (none of the ensemble's gain)"
-    low, high = retained["ci95"]
-    return f" ({100 * retained['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of the ensemble's gain)"
+    return f" ({kept_share(retained)} of the ensemble's gain)"
 
 
 def _change(metric: str, gain: dict[str, Any]) -> str:
@@ -186,3 +185,19 @@ def _change(metric: str, gain: dict[str, Any]) -> str:
 
 def _list(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def kept_share(retained: dict[str, Any]) -> str:
+    """The retained gain in percent with its interval; a limit beyond 999 % is given as such.
+
+    The interval of a ratio is all but unbounded where the ensemble's gain is barely above 0.
+
+    Examples
+    --------
+    >>> kept_share({"mean": 0.6, "ci95": [-377.96, 1.04]})
+    '60 % [<-999, 104]'
+    """
+    low, high = (
+        f"{'<-999' if x < 0 else '>999'}" if abs(x) > 9.99 else f"{100 * x:.0f}" for x in retained["ci95"]
+    )
+    return f"{100 * retained['mean']:.0f} % [{low}, {high}]"

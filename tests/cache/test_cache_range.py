@@ -359,18 +359,18 @@ def test_costs_of_conversions_add_up_to_a_warning(tmp_path, monkeypatch):
 
 def test_the_cache_of_a_job_serves_its_temperature(tmp_path):
     """One above the default makes another cache; the others share one."""
-    found = []
+    found, ensemble = [], mock.MagicMock()
+    ensemble.for_uids.return_value = ensemble  # no member has stored predictions
     for temperature in (1.0, 8.0, 25.0):
         config = load_config(
             ["--config", str(write_job(tmp_path, {"distill.loss.temperature": temperature}))]
         )
         with (
             mock.patch("ensdistill.job.stages.cache_targets", side_effect=CacheError("asked")) as asked,
-            mock.patch("ensdistill.teachers.Ensemble.load") as loaded,
+            mock.patch("ensdistill.teachers.Ensemble.load", return_value=ensemble),
             mock.patch.object(RunFolder, "record", return_value={"best_member": "mlp"}),
             pytest.raises(CacheError, match="asked"),
         ):
-            loaded.return_value.for_uids.return_value = loaded.return_value  # no stored predictions
             stages.run_unit(RunFolder(config), Unit("cache", 0))
         found.append((asked.call_args.kwargs["max_temperature"], RunFolder(config).digest(Unit("cache", 0))))
     assert [largest for largest, _ in found] == [10.0, 10.0, 25.0]
