@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from ensdistill.data import batches as b
 from ensdistill.data.kinds.images import IMAGES  # importing a kind registers all of them
@@ -27,6 +27,10 @@ class Samples(Protocol):
 
     def __getitem__(self, index: np.ndarray | slice) -> Any:
         """The batch of the samples at these positions (int64 [M], or a slice), in a container of their kind."""
+        ...
+
+    def subset(self, index: np.ndarray) -> Samples:
+        """The samples at these positions, int64 [M], as samples; lazy ones are not read."""
         ...
 
 
@@ -48,6 +52,9 @@ class Held:
 
     def __getitem__(self, index: np.ndarray | slice) -> Any:
         return b.take(self.batch, index)
+
+    def subset(self, index: np.ndarray) -> Held:
+        return Held(b.take(self.batch, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +91,9 @@ class Lazy:
         positions = range(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index).tolist()
         return collate([self.item(i)[0] for i in positions])
 
+    def subset(self, index: np.ndarray) -> Lazy:
+        return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label)
+
     def item(self, position: int) -> tuple[Any, Any]:
         """One sample and its label, which is None where the item has none.
 
@@ -104,6 +114,60 @@ class Lazy:
                 raise ValueError(f"label: expected a key of each item, {sorted(item)}; got {self.label!r}, which sample {position} has not")
             return {name: value for name, value in item.items() if name != self.label}, item[self.label]
         return item, None
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several samples one after the other, lazy ones among them.
+
+    Examples
+    --------
+    >>> both = Joined((Held(["a", "b"]), Held(["c"])))
+    >>> len(both), both[np.array([2, 0])]
+    (3, ['c', 'a'])
+    """
+
+    parts: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        index = np.arange(len(self))[index]
+        owner, inner = self._places(index)
+        order = np.argsort(owner, kind="stable")
+        parts = [self.parts[k][inner[order[owner[order] == k]]] for k in np.unique(owner)]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return b.take(b.join(parts), back) if len(parts) > 1 else b.take(parts[0], back)
+
+    def subset(self, index: np.ndarray) -> Samples:
+        owner, inner = self._places(np.asarray(index))
+        # In the order that was asked for: runs of one part stay together.
+        runs = np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1)
+        parts = tuple(subset(self.parts[owner[run[0]]], inner[run]) for run in runs if len(run))
+        return Joined(parts) if len(parts) != 1 else parts[0]
+
+    def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each position its part's number, and its position there."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        owner = np.searchsorted(ends, index, side="right")
+        return owner, index - (ends - [len(part) for part in self.parts])[owner]
+
+
+def subset(samples: Any, index: np.ndarray) -> Any:
+    """The samples at the positions ``index``, int64 [M], as samples: an array of an array, unread of what is lazy."""
+    return samples[index] if isinstance(samples, np.ndarray) else samples.subset(index)
+
+
+def sample_hashes(samples: Any, *, batch_size: int = 4096, workers: int = 0) -> np.ndarray:
+    """One 64-bit hash of each sample's content, little-endian uint64 [N]; lazy samples are read once, a batch at a time."""
+    if isinstance(samples, np.ndarray):
+        return b.hashes(samples)
+    if isinstance(samples, Held):
+        return b.hashes(samples.batch)
+    parts = [np.arange(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
+    return np.concatenate([np.zeros(0, "<u8"), *(b.hashes(batch) for batch in stream(samples, parts, workers=workers))])
 
 
 def collate(items: Sequence[Any]) -> Any:

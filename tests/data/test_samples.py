@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from ensdistill.data import batches as b
-from ensdistill.data.samples import Held, Lazy, as_samples, collate, stream
+from ensdistill.data.samples import Held, Joined, Lazy, as_samples, collate, sample_hashes, stream, subset
 
 COLUMNS = {
     "age": [31, 7, 50, 7],
@@ -156,3 +156,26 @@ def test_held_samples_are_not_copied():
     frame = pd.DataFrame(COLUMNS)
     assert isinstance(as_samples(frame), Held)
     assert as_samples(frame).batch is frame
+
+
+@pytest.mark.parametrize("name", every_kind())
+def test_joined_samples_give_rows_of_all_parts_in_the_order_that_is_asked(name):
+    batch = every_kind()[name]
+    joined = Joined((as_samples(batch), as_samples(b.take(batch, np.array([3, 1]))), as_samples(batch)))
+    whole = sample_hashes(joined, batch_size=3)
+    np.testing.assert_array_equal(whole, b.hashes(batch)[[0, 1, 2, 3, 3, 1, 0, 1, 2, 3]])
+    order = np.array([9, 0, 4, 5, 1, 8])
+    np.testing.assert_array_equal(b.hashes(joined[order]), whole[order])
+    np.testing.assert_array_equal(sample_hashes(subset(joined, order)), whole[order])
+
+
+def test_a_subset_of_a_data_set_is_not_read():
+    class Unread(Numbers):
+        def __getitem__(self, i):
+            raise OSError("truncated file")
+
+    part = subset(as_samples(Unread(np.zeros((5, 2)))), np.array([4, 1]))
+    assert len(part) == 2
+    with pytest.raises(OSError, match="truncated file") as failed:
+        part[slice(None)]
+    assert "sample 0 of Subset" in failed.value.__notes__[0]
