@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from ensdistill.data import batches as b
-from ensdistill.data.kinds.images import IMAGES  # importing a kind registers all of them
+from ensdistill.data.batches.images import IMAGES
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Samples in memory, in a container of any kind (see :mod:`ensdistill.data.kinds`); nothing is copied.
+    """Samples in memory, in a container of any kind (see :mod:`ensdistill.data.batches`); nothing is copied.
 
     Examples
     --------

@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ensdistill.data.batches import register
+from ensdistill.data.batches.kind import register
 
 
 class Arrays:

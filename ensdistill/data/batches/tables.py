@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.data.batches import register
+from ensdistill.data.batches.kind import register
 
 _LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 _MISSING = np.uint64(xxhash.xxh3_64_intdigest(b"missing"))

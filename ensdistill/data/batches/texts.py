@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.data.batches import register
+from ensdistill.data.batches.kind import register
 
 _SEED = xxhash.xxh3_64_intdigest(b"text")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.data import batches as b
+from ensdistill.data.batches import kind as b
 
 
 class Fields:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.data.batches import register
+from ensdistill.data.batches.kind import register
 
 
 class Images:

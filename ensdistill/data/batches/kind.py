@@ -1,7 +1,7 @@
 """Batches: some samples in memory, in the container that the user has them in.
 
 Members, caches and students take rows of a batch, join batches, hash their rows and compare their columns. Each kind of container
-(array, tensor, frame, strings, mapping of these) does so in its own way; see :mod:`ensdistill.data.kinds`.
+(array, tensor, frame, strings, mapping of these) does so in its own way, in a module of this package.
 """
 
 from __future__ import annotations
