@@ -23,7 +23,7 @@ from ensdistill.teachers.factories import check_factories
 from ensdistill.teachers.live import TrainingView
 from ensdistill.teachers.members import Member, SklearnMember, TorchMember, load_member
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.members.skops_files import untrusted_types
+from ensdistill.common.skops_files import untrusted_types
 from ensdistill.teachers.methods import FastGeometric, Snapshot
 from ensdistill.teachers.planning import Planned, Settings, one_training
 from ensdistill.teachers.stack import Status, Watch, train_stack, train_trajectory

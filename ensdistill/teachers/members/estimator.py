@@ -29,7 +29,7 @@ from ensdistill.teachers.members.base import (
     warned_already,
     write_about,
 )
-from ensdistill.teachers.members.skops_files import load_skops, skops_content, untrusted_types
+from ensdistill.common.skops_files import load_skops, skops_content, untrusted_types
 
 Output = Literal["auto", "probability", "decision"]
 
