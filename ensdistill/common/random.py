@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,3 +68,45 @@ class BatchOrder:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return random_generator("batch order", self.seed, epoch).permutation(self.rows)
+
+
+class GroupedOrder(BatchOrder):
+    """A :class:`BatchOrder` for rows that are read group by group: at any time, rows of few groups are asked
+    for.
+
+    An epoch takes the groups in random order, ``buffer`` of them at a time, and shuffles the rows of these.
+    So a reader that keeps ``buffer`` groups in memory reads each group once an epoch.
+
+    Parameters
+    ----------
+    groups : sequence of int
+        Rows of each group, in the order of the rows.
+    batch_size, seed : int
+    buffer : int
+        Groups whose rows are mixed.
+
+    Examples
+    --------
+    >>> order = GroupedOrder([4, 4, 4], batch_size=4, seed=0, buffer=1)
+    >>> sorted(len(np.unique(order(step) // 4)) for step in range(3))
+    [1, 1, 1]
+    """
+
+    def __init__(
+        self, groups: Sequence[int] | np.ndarray, batch_size: int, seed: int, buffer: int = 8
+    ) -> None:
+        if buffer < 1:
+            raise ValueError(f"buffer: expected at least 1 group; got {buffer}")
+        self.sizes, self.buffer = np.asarray(groups, np.int64), buffer
+        super().__init__(int(self.sizes.sum()), batch_size, seed)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        generator = random_generator("grouped order", self.seed, epoch)
+        starts, order = np.cumsum(self.sizes) - self.sizes, generator.permutation(len(self.sizes))
+        mixed = []
+        for first in range(0, len(order), self.buffer):
+            chosen = order[first : first + self.buffer]
+            mixed.append(
+                generator.permutation(np.concatenate([starts[g] + np.arange(self.sizes[g]) for g in chosen]))
+            )
+        return np.concatenate(mixed)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from ensdistill.common.describe import make_module
+from ensdistill.common.skops_files import load_skops
 from ensdistill.teachers.members import (
     ArrayMember,
     BoostedMember,
@@ -24,7 +25,6 @@ from ensdistill.teachers.members import (
 )
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.outputs import Output, as_logits, reading_of
-from ensdistill.teachers.members.skops_files import load_skops
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".dill", ".npz")
 

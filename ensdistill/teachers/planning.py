@@ -12,13 +12,13 @@ from torch import nn
 
 from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.skops_files import untrusted_types
 from ensdistill.data import BadRows, Rows, check_finite
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.labels import as_labels
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.members.skops_files import untrusted_types
 from ensdistill.teachers.methods import FastGeometric, Method, Snapshot
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers, plan_jobs
 from ensdistill.teachers.stack import Way

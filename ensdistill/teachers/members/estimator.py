@@ -13,6 +13,7 @@ import numpy as np
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.skops_files import load_skops, untrusted_types
 from ensdistill.common.source import source_digest
 from ensdistill.teachers.members.base import (
     SMOOTHING,
@@ -33,7 +34,6 @@ from ensdistill.teachers.members.base import (
 )
 from ensdistill.teachers.members.boosted import LIBRARIES
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
-from ensdistill.teachers.members.skops_files import load_skops, untrusted_types
 
 Output = Literal["auto", "probability", "decision"]
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ensdistill.common.fingerprint import digest
 
 # Types of fitted scikit-learn estimators that skops does not trust by itself: trees, indices and their
 # metrics, optimisers, kernels, splitters and the parts of composed estimators; and boosted trees, which their
@@ -61,3 +66,18 @@ def load_skops(blob: bytes, trusted: Sequence[str], folder: Path) -> Any:
             f"{folder}: holds types that are not trusted: {unknown}. If you know them, pass trusted={unknown}"
         )
     return skops.io.loads(blob, trusted=skops.io.get_untrusted_types(data=blob))
+
+
+def archive_digest(blob: bytes) -> str:
+    """Digest of the content of a .skops archive, without the memory addresses in its schema and names."""
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+
+        def content(node: Any) -> Any:
+            if isinstance(node, list):
+                return [content(item) for item in node]
+            if not isinstance(node, dict):
+                return node
+            found = {key: content(value) for key, value in node.items() if key not in ("__id__", "file")}
+            return found | ({"file": digest(archive.read(node["file"]))} if "file" in node else {})
+
+        return digest(content(json.loads(archive.read("schema.json"))))

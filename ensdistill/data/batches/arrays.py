@@ -1,0 +1,76 @@
+"""NumPy arrays and torch tensors [N, ...] of numbers, of any dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from ensdistill.data.batches.kind import register
+
+
+class Arrays:
+    """NumPy arrays [N, ...] of numbers, booleans or strings of fixed width."""
+
+    name = "array"
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray) and value.ndim > 0 and not value.dtype.hasobject
+
+    def count(self, batch: np.ndarray) -> int:
+        return len(batch)
+
+    def take(self, batch: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
+        taken: np.ndarray = batch[index]
+        return taken
+
+    def join(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(batches)
+
+    def hashes(self, batch: np.ndarray) -> np.ndarray:
+        shape = batch.shape[1:]
+        seed = xxhash.xxh3_64_intdigest(f"{batch.dtype.str}:{list(shape)}".encode())
+        raw = np.ascontiguousarray(batch).reshape(len(batch), math.prod(shape)).view(np.uint8)
+        return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in raw), "<u8", count=len(batch))
+
+    def describe(self, batch: np.ndarray) -> dict[str, Any]:
+        return {"dtype": str(batch.dtype), "shape": list(batch.shape[1:])}
+
+
+class Tensors:
+    """Torch tensors [N, ...], of dtypes that NumPy has not (bfloat16) too."""
+
+    name = "tensor"
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and value.layout == torch.strided
+
+    def count(self, batch: Tensor) -> int:
+        return len(batch)
+
+    def take(self, batch: Tensor, index: np.ndarray | slice) -> Tensor:
+        return batch[index if isinstance(index, slice) else torch.from_numpy(np.asarray(index))]
+
+    def join(self, batches: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(batches))
+
+    def hashes(self, batch: Tensor) -> np.ndarray:
+        batch = batch.detach().cpu().contiguous()
+        # The bits of the same values in float32, so that the hash tells nothing of the container.
+        if batch.dtype == torch.bfloat16:
+            raw = batch.float().numpy()
+            return ARRAYS.hashes(raw)
+        return ARRAYS.hashes(batch.numpy())
+
+    def describe(self, batch: Tensor) -> dict[str, Any]:
+        return {"dtype": str(batch.dtype).removeprefix("torch."), "shape": list(batch.shape[1:])}
+
+
+ARRAYS = Arrays()
+register(Tensors())
+register(ARRAYS)

@@ -1,0 +1,163 @@
+"""Frames of pandas, polars and pyarrow, through narwhals: rows are samples, columns have names and types."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ensdistill.data.batches.kind import register
+
+_LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
+_MISSING = np.uint64(xxhash.xxh3_64_intdigest(b"missing"))
+
+
+class Tables:
+    """Frames that are in memory. A missing value is None, NaN, NA or NaT."""
+
+    name = "table"
+
+    def holds(self, value: Any) -> bool:
+        # A frame's library has been imported by whoever made the frame: nothing is imported to find out.
+        if not any(library in sys.modules for library in _LIBRARIES):
+            return False
+        import narwhals.stable.v2 as nw
+
+        return isinstance(nw.from_native(value, pass_through=True), nw.DataFrame)
+
+    def count(self, batch: Any) -> int:
+        return len(_frame(batch))
+
+    def take(self, batch: Any, index: np.ndarray | slice) -> Any:
+        return _frame(batch)[index if isinstance(index, slice) else np.asarray(index)].to_native()
+
+    def join(self, batches: Sequence[Any]) -> Any:
+        import narwhals.stable.v2 as nw
+
+        frames = [_frame(batch) for batch in batches]
+        return nw.concat([frame.select(frames[0].columns) for frame in frames], how="vertical").to_native()
+
+    def hashes(self, batch: Any) -> np.ndarray:
+        frame = _frame(batch)
+        names = sorted(frame.columns)
+        types = self.describe(batch)["columns"]
+        seed = xxhash.xxh3_64_intdigest("\0".join(f"{name}\1{types[name]}" for name in names).encode())
+        columns = [_column_hashes(frame[name], name, types[name]) for name in names]
+        rows = np.ascontiguousarray(np.stack(columns, 1)) if columns else np.zeros((len(frame), 0), np.uint64)
+        return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in rows), "<u8", count=len(rows))
+
+    def describe(self, batch: Any) -> dict[str, Any]:
+        frame = _frame(batch)
+        return {"columns": {name: column_type(frame[name], name) for name in frame.columns}}
+
+
+def _frame(batch: Any) -> Any:
+    import narwhals.stable.v2 as nw
+
+    return nw.from_native(batch, eager_only=True)
+
+
+def column_type(series: Any, name: str) -> str:
+    """``integer``, ``float``, ``boolean``, ``text``, ``category``, ``time`` or ``duration``, whichever
+    library holds the column.
+
+    Parameters
+    ----------
+    series : narwhals Series
+    name : str
+
+    Raises
+    ------
+    TypeError
+        Lists, structures, bytes or Python objects of several kinds; names the column and the remedy.
+    """
+    import narwhals.stable.v2 as nw
+
+    dtype = series.dtype
+    if dtype.is_integer():
+        return "integer"
+    if dtype.is_float() or dtype.is_decimal():
+        return "float"
+    for kind, name_of in (
+        (nw.Boolean, "boolean"),
+        (nw.String, "text"),
+        (nw.Categorical, "category"),
+        (nw.Enum, "category"),
+        (nw.Datetime, "time"),
+        (nw.Date, "time"),
+        (nw.Duration, "duration"),
+    ):
+        if dtype == kind:
+            return name_of
+    if dtype == nw.Object or dtype == nw.Unknown:
+        present = [value for value in series.to_list() if value is not None and value == value]
+        kinds = {
+            bool
+            if isinstance(v, (bool, np.bool_))
+            else str
+            if isinstance(v, str)
+            else float
+            if _number(v)
+            else type(v)
+            for v in present
+        }
+        if kinds <= {str}:
+            return "text"
+        if kinds == {bool}:
+            return "boolean"
+        if kinds == {float}:
+            return "float"
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(
+            f"column {name!r}: expected values of one type; got {found}: make them alike, for example by "
+            "astype(str)"
+        )
+    raise TypeError(
+        f"column {name!r}: expected numbers, booleans, strings, categories or times; got {dtype}: leave the "
+        "column out, or make "
+        "numbers or strings of it (a list: one column for each entry)"
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating))
+
+
+def _column_hashes(series: Any, name: str, kind: str) -> np.ndarray:
+    """uint64 [N]: of numbers their own bits as float64 or int64, of strings a hash; one value for all that is
+    missing."""
+    import narwhals.stable.v2 as nw
+
+    missing = np.asarray(series.is_null().to_numpy(), bool)
+    if kind in ("text", "category"):
+        values = series.to_list()
+        known = {
+            value: xxhash.xxh3_64_intdigest(str(value).encode())
+            for value in {v for v, gap in zip(values, missing, strict=True) if not gap}
+        }
+        return np.fromiter(
+            (_MISSING if gap else known[v] for v, gap in zip(values, missing, strict=True)),
+            np.uint64,
+            count=len(values),
+        )
+    if kind in ("time", "duration"):
+        series = series.cast(nw.Datetime("ns") if kind == "time" else nw.Duration("ns"))
+        values = (
+            np.asarray(series.to_numpy())
+            .astype("datetime64[ns]" if kind == "time" else "timedelta64[ns]")
+            .view(np.int64)
+        )
+        return np.where(missing, _MISSING, values.view(np.uint64))
+    numbers = np.array(series.fill_null(0).to_list() if missing.any() else series.to_numpy())
+    if kind == "float":
+        numbers = numbers.astype(np.float64)
+        missing = missing | np.isnan(numbers)
+    elif kind == "boolean" or numbers.dtype != np.uint64:
+        numbers = numbers.astype(np.int64)
+    return np.where(missing, _MISSING, np.ascontiguousarray(numbers).view(np.uint64))
+
+
+register(Tables())

@@ -1,0 +1,239 @@
+"""Samples from files: tables, arrays and folders of images, opened by what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.scalars import plain
+
+TABLES = {
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".feather": "Arrow",
+    ".arrow": "Arrow",
+}
+ARRAYS = (".npy", ".npz", ".safetensors")
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None) -> Any:
+    """A table in a file as a pandas frame.
+
+    Parameters
+    ----------
+    path : path
+        ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``, ``.ndjson``, ``.feather`` or ``.arrow``. In text an
+        empty field, ``NA``, ``NaN``, ``null`` and ``None`` are missing values.
+    columns : sequence of str, optional
+        Those to be read; all by default.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, it is empty or malformed (names the line where it is known), two columns have
+        one name, or a column is not there (names the nearest).
+    """
+    import difflib
+
+    path = Path(path)
+    if path.suffix.lower() not in TABLES:
+        raise ValueError(f"path: expected a table, {', '.join(TABLES)}; got {path.name!r}")
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {str(path)!r}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"path: {path} is empty")
+    try:
+        frame = _read(path)
+    except ImportError as error:
+        raise ValueError(
+            f"path: reading {path.name} needs pandas and pyarrow: pip install 'ensdistill[table]' ({error})"
+        ) from error
+    except (ValueError, OSError, UnicodeError) as error:  # pandas' and pyarrow's errors are of these classes
+        raise ValueError(
+            f"path: {path} is not {TABLES[path.suffix.lower()]} that can be read ({error})"
+        ) from error
+    frame.columns = [str(name) for name in frame.columns]
+    if not len(frame):
+        raise ValueError(f"path: {path} has columns ({', '.join(frame.columns[:5])}, ...) but no rows")
+    for name in columns or ():
+        if name not in frame.columns:
+            near = difflib.get_close_matches(name, frame.columns, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"columns: {path.name} has no column {name!r}, but {', '.join(frame.columns[:10])}{hint}"
+            )
+    return frame if columns is None else frame[list(columns)]
+
+
+def _read(path: Path) -> Any:
+    import pandas as pd
+
+    kind = TABLES[path.suffix.lower()]
+    if kind == "Parquet":
+        return pd.read_parquet(path)
+    if kind == "JSON lines":
+        return pd.read_json(path, lines=True, dtype=False)
+    if kind == "Arrow":
+        return pd.read_feather(path)
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    # pandas renames the second of two equal columns, so the names are looked at as they are written.
+    header = (
+        pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+        .iloc[0]
+        .tolist()
+    )
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ValueError(
+            f"columns: expected different names; {twice[0]!r} stands {header.count(twice[0])} times"
+        )
+    # A column has one type in the whole file, not one in each part of it that is read at a time. A row that
+    # is longer than the header would otherwise make the first column an index.
+    frame = pd.read_csv(path, sep=separator, low_memory=False, index_col=False)
+    if len(frame.columns) != len(header):
+        raise ValueError(
+            f"expected {len(header)} fields in each row, as in the first; got {len(frame.columns)}"
+        )
+    return frame
+
+
+def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
+    """An array in a file, mapped into memory and not read where the format allows it.
+
+    Parameters
+    ----------
+    path : path
+        ``.npy``, ``.npz`` or ``.safetensors``.
+    name : str, optional
+        Of the array in a file that holds several.
+
+    Raises
+    ------
+    ValueError
+        There is no such file or array, or it holds Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {str(path)!r}")
+    if path.suffix not in ARRAYS:
+        raise ValueError(f"path: expected an array, {', '.join(ARRAYS)}; got {path.name!r}")
+    try:
+        archive = _opened(path)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"path: {path} can't be read as an array of numbers ({error})") from error
+    if isinstance(archive, np.ndarray):
+        return archive
+    with archive:
+        names = list(archive.keys())
+        if (name is None and len(names) != 1) or (name is not None and name not in names):
+            raise ValueError(
+                f"name: expected one of the arrays of {path.name}, {', '.join(names)}; got {name!r}"
+            )
+        found: np.ndarray = (
+            archive.get_tensor(name or names[0])
+            if path.suffix == ".safetensors"
+            else archive[name or names[0]]
+        )
+        return found
+
+
+def _opened(path: Path) -> Any:
+    """An array, or an open archive of several."""
+    if path.suffix != ".safetensors":
+        return np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, "numpy")
+    except SafetensorError as error:  # not an OSError
+        raise ValueError(str(error)) from error
+
+
+class ImageFiles:
+    """A map-style data set of image files, decoded when they are asked for: items are (uint8 [H, W] or [H, W,
+    3], label).
+
+    Parameters
+    ----------
+    paths : sequence of path
+    labels : sequence of str, optional
+        One for each; None where a label is unknown.
+    mode : {"RGB", "L"}
+        Colours, or grey.
+
+    Raises
+    ------
+    ValueError
+        (by ``[i]``) The file can't be decoded; names it.
+
+    Notes
+    -----
+    The length of a batch is bounded by the caller; nothing of an image is kept. Needs Pillow.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path | str], labels: Sequence[str | None] | None = None, mode: str = "RGB"
+    ) -> None:
+        if mode not in ("RGB", "L"):
+            raise ValueError(f"mode: expected 'RGB' or 'L'; got {mode!r}")
+        if labels is not None and len(labels) != len(paths):
+            raise ValueError(f"labels: expected {len(paths)}, one for each path; got {len(labels)}")
+        self.paths, self.labels, self.mode = [Path(path) for path in paths], labels, mode
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | str,
+        mode: str = "RGB",
+        suffixes: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
+    ) -> ImageFiles:
+        """All images below ``folder``, in the order of their paths; where they lie in folders of their own,
+        these name the classes.
+
+        Raises
+        ------
+        ValueError
+            There is no such folder, or no image in it, or images lie both in class folders and beside them.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"folder: there is no folder {str(folder)!r}")
+        paths = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
+        )
+        if not paths:
+            raise ValueError(f"folder: {folder} holds no image ({', '.join(suffixes)})")
+        above = [path.relative_to(folder).parts[:-1] for path in paths]
+        if not any(above):
+            return cls(paths, None, mode)
+        if not all(above):
+            loose = paths[above.index(())]
+            raise ValueError(
+                f"folder: expected every image in the folder of its class; {loose.name} lies beside the "
+                f"folders in {folder}"
+            )
+        return cls(paths, [parts[0] for parts in above], mode)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, str | None]:
+        from PIL import Image
+
+        path = self.paths[plain(position)]
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert(self.mode))
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:  # Pillow's PNG reader raises SyntaxError
+            raise ValueError(f"{path}: not an image that can be read ({error})") from error
+        return pixels, None if self.labels is None else self.labels[plain(position)]

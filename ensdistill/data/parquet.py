@@ -1,0 +1,139 @@
+"""Parquet files that are read by row groups when their rows are asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CACHED_BYTES = 256 * 2**20
+
+
+class ParquetSamples:
+    """The rows of one Parquet file, or of several one after the other, as pandas frames.
+
+    Reading a row reads its whole row group, so rows of one group are best read together, in the order of a
+    :class:`ensdistill.common.random.GroupedOrder`. The groups that were read last stay in memory.
+
+    Parameters
+    ----------
+    path : path, or sequence of path
+    columns : sequence of str, optional
+        Those to be read; all by default.
+    cached_bytes : int
+        Of the groups that stay in memory; at least one group does, whatever its size.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, it is no Parquet, a column is not there, or the files have unlike columns.
+    """
+
+    def __init__(
+        self,
+        path: Path | str | Sequence[Path | str],
+        columns: Sequence[str] | None = None,
+        *,
+        cached_bytes: int = CACHED_BYTES,
+    ) -> None:
+        self.paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
+        self.cached_bytes = cached_bytes
+        schemas, sizes, places = [], [], []
+        for number, one in enumerate(self.paths):
+            file = self._opened(one)
+            schemas.append(file.schema_arrow)
+            for group in range(file.metadata.num_row_groups):
+                sizes.append(file.metadata.row_group(group).num_rows)
+                places.append((number, group))
+        if not schemas:
+            raise ValueError("path: expected at least one file; got none")
+        for one, schema in zip(self.paths, schemas, strict=True):
+            if not schema.equals(schemas[0]):
+                raise ValueError(
+                    f"path: expected files with equal columns; {one} has {schema.names}, {self.paths[0]} "
+                    f"{schemas[0].names}"
+                )
+        names = schemas[0].names
+        if unknown := [name for name in columns or () if name not in names]:
+            raise ValueError(
+                f"columns: {self.paths[0].name} has no column {unknown[0]!r}, but {', '.join(names[:10])}"
+            )
+        self.columns = list(names if columns is None else columns)
+        self.groups = np.array(sizes, np.int64)
+        """Rows of each row group, int64."""
+        self._places, self._ends = places, np.cumsum(self.groups)
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        index = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
+        if len(index) and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(
+                f"index: expected positions in 0..{len(self) - 1}; got {index.min()} to {index.max()}"
+            )
+        owner = np.searchsorted(self._ends, index, side="right")
+        order = np.argsort(owner, kind="stable")
+        parts = []
+        for group in np.unique(owner):
+            inner = index[order[owner[order] == group]] - (self._ends[group] - self.groups[group])
+            parts.append(self._group(int(group)).take(inner))
+        if not parts:
+            return self._group(0).slice(0, 0).to_pandas()
+        import pyarrow as pa
+
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        table = pa.concat_tables(parts)
+        return (table if (back == np.arange(len(back))).all() else table.take(back)).to_pandas()
+
+    def subset(self, index: np.ndarray) -> Chosen:
+        return Chosen(self, np.asarray(index, np.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}  # a worker process reads for itself
+
+    def _group(self, group: int) -> Any:
+        """A row group as an Arrow table."""
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        number, inner = self._places[group]
+        table = self._opened(self.paths[number]).read_row_group(inner, columns=self.columns)
+        self._cache[group] = table
+        while len(self._cache) > 1 and sum(one.nbytes for one in self._cache.values()) > self.cached_bytes:
+            self._cache.popitem(last=False)
+        return table
+
+    def _opened(self, path: Path) -> Any:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise ImportError("reading Parquet needs pyarrow: pip install 'ensdistill[table]'") from error
+        try:
+            return pq.ParquetFile(path)
+        except FileNotFoundError as error:
+            raise ValueError(f"path: there is no file {str(path)!r}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"path: {path} is not Parquet that can be read ({error})") from error
+
+
+class Chosen:
+    """Some rows of samples that are read when they are asked for."""
+
+    def __init__(self, samples: Any, index: np.ndarray) -> None:
+        self.samples, self.index = samples, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        return self.samples[self.index[index]]
+
+    def subset(self, index: np.ndarray) -> Chosen:
+        return Chosen(self.samples, self.index[index])

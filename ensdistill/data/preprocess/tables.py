@@ -1,0 +1,224 @@
+"""Tables to numbers by a fitted scikit-learn transformer: one that the user has, or the default for a frame's
+columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.skops_files import archive_digest, load_skops
+from ensdistill.data import batches as b
+from ensdistill.data.preprocess.base import write_about
+
+MISSING = "(missing)"
+
+
+class Transformer:
+    """A fitted scikit-learn transformer; returns float32 [N, F].
+
+    Parameters
+    ----------
+    transformer : estimator with ``transform``
+        A ``ColumnTransformer``, a ``Pipeline`` of transformers, a ``StandardScaler``, fitted.
+    pandas : bool
+        Whether frames of other libraries become pandas frames first. By default only those of pyarrow do,
+        which scikit-learn does not read by name.
+
+    Raises
+    ------
+    TypeError
+        It has no ``transform``.
+    sklearn.exceptions.NotFittedError
+        It is not fitted.
+
+    Examples
+    --------
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> x = np.array([[1.0], [3.0]])
+    >>> Transformer(StandardScaler().fit(x))(x).tolist()
+    [[-1.0], [1.0]]
+    """
+
+    takes_trusted = True
+
+    def __init__(self, transformer: Any, *, pandas: bool = False) -> None:
+        from sklearn.utils.validation import check_is_fitted
+
+        if not hasattr(transformer, "transform"):
+            raise TypeError(
+                f"transformer: expected a fitted scikit-learn transformer; got {type(transformer).__name__} "
+                "without transform"
+            )
+        check_is_fitted(transformer)
+        self.transformer, self.pandas = transformer, pandas
+        self._content: str | None = None
+
+    def __call__(self, batch: Any) -> np.ndarray:
+        """float32 [N, F].
+
+        Raises
+        ------
+        ValueError
+            A column is missing, or a value is refused by the transformer (its own message), or a result is no
+            finite float32.
+        """
+        names = getattr(self.transformer, "feature_names_in_", None)
+        if names is not None and b.kind_of(batch).name == "table":
+            batch = with_columns(batch, names, self.pandas)
+        result = self.transformer.transform(batch)
+        result = np.asarray(result.todense() if hasattr(result, "todense") else result)
+        with np.errstate(over="ignore"):
+            numbers: np.ndarray = result.astype(np.float32)
+        wrong = np.argwhere(~np.isfinite(numbers))
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise ValueError(
+                f"inputs: expected finite numbers from {type(self.transformer).__name__}; row {row} has "
+                f"{result[row, column]} in column "
+                f"{column} of the result ({len(np.unique(wrong[:, 0]))} such rows): impute missing values "
+                "in the transformer"
+            )
+        return numbers
+
+    def fingerprint(self) -> str:
+        if self._content is None:
+            self._content = archive_digest(self._blob())
+        return digest(["transformer", self._content])
+
+    def save(self, folder: Path | str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "transformer.skops").write_bytes(self._blob())
+        write_about(folder, self, {"pandas": self.pandas})
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, Any]) -> Transformer:
+        blob = (folder / "transformer.skops").read_bytes()
+        return cls(load_skops(blob, settings["trusted"], folder), pandas=settings["pandas"])
+
+    def _blob(self) -> bytes:
+        import skops.io
+
+        blob: bytes = skops.io.dumps(self.transformer)
+        return blob
+
+
+def with_columns(frame: Any, names: Sequence[str], pandas: bool = False) -> Any:
+    """The columns by name and in this order, as a frame that scikit-learn reads by name: pandas or polars.
+
+    Raises
+    ------
+    ValueError
+        A column is missing; names all of them and the nearest that are there.
+    """
+    import difflib
+
+    import narwhals.stable.v2 as nw
+
+    table = nw.from_native(frame, eager_only=True)
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        near = {name: difflib.get_close_matches(name, table.columns, 1) for name in missing}
+        hints = [f"{name!r}{f' (nearest: {near[name][0]!r})' if near[name] else ''}" for name in missing]
+        raise ValueError(f"inputs: expected the columns {list(names)}; missing: {', '.join(hints)}")
+    chosen = table.select(list(names))
+    return chosen.to_pandas() if pandas or chosen.implementation.is_pyarrow() else chosen.to_native()
+
+
+def default_transformer(
+    frame: Any,
+    *,
+    numbers: Literal["quantile", "power", "standard"] = "quantile",
+    rare: int = 10,
+    most: int = 50,
+    seed: int = 0,
+) -> Transformer:
+    """Fit the default preprocessing of a table for networks and linear models.
+
+    Numbers: the median in place of missing values, a column that flags these (where there are any), then
+    scaling. Booleans are 0 and 1. Strings and categories: one column for each of the commonest values, one
+    for all others (values that were never seen among them).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        The rows to fit to, without the target.
+    numbers : {"quantile", "power", "standard"}
+        To a uniform distribution on 0..1, by Yeo and Johnson's power to a normal one, or to mean 0 and
+        variance 1.
+    rare : int
+        Values of a category that stand in fewer rows are "others".
+    most : int
+        The largest number of columns for one category, the others' among them.
+    seed : int
+        Of the rows that quantiles are estimated from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Times, lists, or a column that holds no value at all; names the column and the remedy.
+    """
+    import narwhals.stable.v2 as nw
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import MissingIndicator, SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import (
+        OneHotEncoder,
+        OrdinalEncoder,
+        PowerTransformer,
+        QuantileTransformer,
+        StandardScaler,
+    )
+
+    table = nw.from_native(
+        with_columns(frame, nw.from_native(frame, eager_only=True).columns, True), eager_only=True
+    )
+    types = b.describe(frame)["columns"]
+    groups: dict[str, list[str]] = {"numbers": [], "gaps": [], "booleans": [], "categories": []}
+    for name, kind in types.items():
+        empty = bool(table[name].is_null().all())
+        if empty:
+            raise ValueError(
+                f"column {name!r}: expected at least one value; all {len(table)} are missing: leave the "
+                "column out"
+            )
+        if kind in ("time", "duration"):
+            raise TypeError(
+                f"column {name!r}: expected numbers or categories; got a {kind}: make numbers of it (days "
+                "since a date, weekday)"
+            )
+        if kind in ("integer", "float"):
+            groups[
+                "gaps"
+                if table[name].is_null().any() or (kind == "float" and table[name].is_nan().any())
+                else "numbers"
+            ].append(name)
+        else:
+            groups["booleans" if kind == "boolean" else "categories"].append(name)
+
+    def scaler() -> Any:
+        if numbers == "quantile":
+            return QuantileTransformer(n_quantiles=min(1000, len(table)), random_state=seed)
+        return PowerTransformer() if numbers == "power" else StandardScaler()
+
+    imputed = SimpleImputer(strategy="median", keep_empty_features=True)
+    encoder = OneHotEncoder(
+        handle_unknown="infrequent_if_exist", min_frequency=rare, max_categories=most, sparse_output=False
+    )
+    text = SimpleImputer(strategy="constant", fill_value=MISSING)
+    parts = [
+        ("numbers", scaler(), groups["numbers"]),
+        ("gaps", make_pipeline(imputed, scaler()), groups["gaps"]),
+        ("missing", MissingIndicator(features="all"), groups["gaps"]),
+        (
+            "booleans",
+            OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1),
+            groups["booleans"],
+        ),
+        ("categories", make_pipeline(text, encoder), groups["categories"]),
+    ]
+    columns = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
+    return Transformer(columns.fit(table.to_native()), pandas=True)

@@ -1,0 +1,300 @@
+"""Samples: raw inputs as the user has them, in memory or read when they are needed.
+
+A NumPy array is a sequence of samples. So is a :class:`Held` container of another kind (a frame, strings, a
+mapping), and a :class:`Lazy` data set, whose samples are read when they are needed. All have a length, and
+return the batch at some positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from ensdistill.data import batches as b
+from ensdistill.data.batches.images import IMAGES
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Raw inputs in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        """The batch of the samples at these positions (int64 [M], or a slice), in a container of their
+        kind."""
+        ...
+
+    def subset(self, index: np.ndarray) -> Samples:
+        """The samples at these positions, int64 [M], as samples; lazy ones are not read."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Samples in memory, in a container of any kind (see :mod:`ensdistill.data.batches`); nothing is copied.
+
+    Examples
+    --------
+    >>> samples = Held(["a text", "another", "a third"])
+    >>> len(samples), samples[np.array([2, 0])]
+    (3, ['a third', 'a text'])
+    """
+
+    batch: Any
+
+    def __len__(self) -> int:
+        return b.count(self.batch)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        return b.take(self.batch, index)
+
+    def subset(self, index: np.ndarray) -> Held:
+        return Held(b.take(self.batch, index))
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """The inputs of a map-style torch ``Dataset``, or of a Hugging Face one, read when they are asked for.
+
+    Parameters
+    ----------
+    dataset : sequence-like
+        ``len(dataset)`` and ``dataset[i]``: an input, an (input, label) pair, or a dict.
+    label : str, optional
+        The key of the label in items that are dicts; it is no input.
+
+    Raises
+    ------
+    TypeError
+        An ``IterableDataset``, whose samples have no positions.
+    """
+
+    dataset: Any
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__getitem__"):
+            raise TypeError(
+                "dataset: expected a map-style data set, with len() and [i]; got "
+                f"{type(self.dataset).__name__}, whose samples have no "
+                "stable positions. Write its items to files once (Parquet, images), or give it __len__ and "
+                "__getitem__"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        positions = (
+            range(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index).tolist()
+        )
+        return collate([self.item(i)[0] for i in positions])
+
+    def subset(self, index: np.ndarray) -> Lazy:
+        return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label)
+
+    def item(self, position: int) -> tuple[Any, Any]:
+        """One sample and its label, which is None where the item has none.
+
+        Raises
+        ------
+        ValueError
+            The data set raised an error for this position; names it.
+        """
+        try:
+            item = self.dataset[position]
+        except Exception as error:
+            error.add_note(f"(while sample {position} of {type(self.dataset).__name__} was read)")
+            raise
+        if isinstance(item, tuple) and len(item) == 2:
+            return item
+        if isinstance(item, Mapping) and self.label is not None:
+            if self.label not in item:
+                raise ValueError(
+                    f"label: expected a key of each item, {sorted(item)}; got {self.label!r}, which sample "
+                    f"{position} has not"
+                )
+            return {name: value for name, value in item.items() if name != self.label}, item[self.label]
+        return item, None
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several samples one after the other, lazy ones among them.
+
+    Examples
+    --------
+    >>> both = Joined((Held(["a", "b"]), Held(["c"])))
+    >>> len(both), both[np.array([2, 0])]
+    (3, ['c', 'a'])
+    """
+
+    parts: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Any:
+        index = np.arange(len(self))[index]
+        owner, inner = self._places(index)
+        order = np.argsort(owner, kind="stable")
+        parts = [self.parts[k][inner[order[owner[order] == k]]] for k in np.unique(owner)]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return b.take(b.join(parts), back) if len(parts) > 1 else b.take(parts[0], back)
+
+    def subset(self, index: np.ndarray) -> Samples:
+        owner, inner = self._places(np.asarray(index))
+        # In the order that was asked for: runs of one part stay together.
+        runs = np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1)
+        parts = tuple(subset(self.parts[owner[run[0]]], inner[run]) for run in runs if len(run))
+        return Joined(parts) if len(parts) != 1 else parts[0]
+
+    def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each position its part's number, and its position there."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        owner = np.searchsorted(ends, index, side="right")
+        return owner, index - (ends - [len(part) for part in self.parts])[owner]
+
+
+def subset(samples: Any, index: np.ndarray) -> Any:
+    """The samples at the positions ``index``, int64 [M], as samples: an array of an array, unread of what is
+    lazy."""
+    return samples[index] if isinstance(samples, np.ndarray) else samples.subset(index)
+
+
+def sample_hashes(samples: Any, *, batch_size: int = 4096, workers: int = 0) -> np.ndarray:
+    """One 64-bit hash of each sample's content, little-endian uint64 [N]; lazy samples are read once, a batch
+    at a time."""
+    if isinstance(samples, np.ndarray):
+        return b.hashes(samples)
+    if isinstance(samples, Held):
+        return b.hashes(samples.batch)
+    parts = [
+        np.arange(start, min(start + batch_size, len(samples)))
+        for start in range(0, len(samples), batch_size)
+    ]
+    return np.concatenate(
+        [np.zeros(0, "<u8"), *(b.hashes(batch) for batch in stream(samples, parts, workers=workers))]
+    )
+
+
+def collate(items: Sequence[Any]) -> Any:
+    """One batch of single samples: arrays are stacked, strings and images listed, dicts taken key by key.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The samples are not all of one kind and shape, or of none that is known; names the first two that
+        differ.
+
+    Examples
+    --------
+    >>> collate([{"ids": np.array([1, 2])}, {"ids": np.array([3, 4])}])
+    {'ids': array([[1, 2],
+           [3, 4]])}
+    """
+    if not items:
+        raise ValueError("items: expected at least one sample; got none")
+    first = items[0]
+    if isinstance(first, Mapping):
+        for i, item in enumerate(items):
+            if not isinstance(item, Mapping) or set(item) != set(first):
+                got = sorted(item) if isinstance(item, Mapping) else type(item).__name__
+                raise ValueError(
+                    f"items: expected dicts with the keys {sorted(first)}; item {i} of the batch is {got}"
+                )
+        return {name: collate([item[name] for item in items]) for name in first}
+    if isinstance(first, (np.ndarray, Tensor, np.generic)):
+        for i, item in enumerate(items):
+            if type(item) is not type(first) or item.shape != first.shape or item.dtype != first.dtype:
+                if IMAGES.holds(list(items)):
+                    return list(items)
+                got = f"{item.dtype} {list(item.shape)}" if hasattr(item, "dtype") else type(item).__name__
+                raise ValueError(
+                    f"items: expected {first.dtype} {list(first.shape)} like the first; item {i} of the "
+                    f"batch is {got}: "
+                    "pad or crop them to one shape"
+                )
+        return torch.stack(list(items)) if isinstance(first, Tensor) else np.stack(items)
+    if isinstance(first, (int, float, bool)):
+        return np.asarray(items)
+    b.kind_of(list(items), "items")
+    return list(items)
+
+
+def stream(
+    samples: Any, parts: Iterable[np.ndarray], *, workers: int = 0, prefetch: int = 2
+) -> Iterator[Any]:
+    """The batches at each of these positions, in order; lazy samples are read ahead by worker processes.
+
+    Parameters
+    ----------
+    samples : Samples
+    parts : iterable of ndarray [M], int64
+    workers : int
+        Processes that read lazy samples; 0 reads them here. Arrays and frames are in memory already and need
+        none.
+    prefetch : int
+        Batches that each worker reads ahead, which bounds the memory: ``workers * prefetch`` batches.
+    """
+    if not isinstance(samples, Lazy) or workers == 0:
+        for part in parts:
+            yield samples[part]
+        return
+    order = [np.asarray(part).tolist() for part in parts]
+    yield from DataLoader(
+        cast(Any, _Inputs(samples)),
+        batch_sampler=order,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=collate,
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs alone, as a data set of their own that travels to worker processes."""
+
+    samples: Lazy
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.samples.item(position)[0]
+
+
+def as_samples(value: Any, argument: str = "inputs") -> Any:
+    """Whatever the user has, as samples: an array stays as it is, other containers are held, data sets are
+    read lazily.
+
+    Raises
+    ------
+    TypeError
+        Not samples of any kind.
+
+    Examples
+    --------
+    >>> len(as_samples(["a", "b"])), as_samples(np.zeros((3, 2))).shape
+    (2, (3, 2))
+    """
+    if isinstance(value, (np.ndarray, Held, Lazy)):
+        if isinstance(value, np.ndarray):
+            b.kind_of(value, argument)
+        return value
+    try:
+        b.kind_of(value, argument)
+    except TypeError:
+        container = isinstance(value, (list, tuple, Mapping, Tensor)) or not hasattr(value, "__getitem__")
+        if isinstance(value, IterableDataset) or not container:
+            return Lazy(value)
+        raise
+    return Held(value)
