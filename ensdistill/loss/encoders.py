@@ -17,13 +17,6 @@ from torch import Tensor
 
 from ensdistill.common.scalars import check_temperature
 from ensdistill.loss import encoders_reference
-from ensdistill.loss.arguments import (
-    affine_maps,
-    check_reach,
-    check_target_temperature,
-    combiner_of,
-    typed_values,
-)
 from ensdistill.loss.checks import (
     Combiner,
     check_combiner,
@@ -33,6 +26,13 @@ from ensdistill.loss.checks import (
     check_one_of,
     member_weights,
     visible,
+)
+from ensdistill.loss.target_arguments import (
+    affine_maps,
+    check_reach,
+    check_target_temperature,
+    combiner_of,
+    typed_values,
 )
 from ensdistill.loss.targets import Counts, EnsembleLogits, QuantizedLogits, TopK
 

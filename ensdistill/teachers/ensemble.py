@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -27,13 +26,21 @@ from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
 from ensdistill.teachers.from_factories import train
 from ensdistill.teachers.members import Member, as_member
-from ensdistill.teachers.members.base import Logits, as_classes, parts_of
+from ensdistill.teachers.members.base import as_classes, parts_of
 from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.outputs import Output
-from ensdistill.teachers.predict import answer, answer_on, check_same_classes, device_of, named
+from ensdistill.teachers.predict import answer, answer_on, apply_scales, check_same_classes, device_of
 from ensdistill.teachers.stacked import Stack, stacked_logits
 from ensdistill.teachers.stored_logits import Known, check_labels, raw_logits
-from ensdistill.teachers.validation import as_inputs, check_known, free_names, named_by_index, normalised
+from ensdistill.teachers.timing import member_seconds
+from ensdistill.teachers.validation import (
+    as_inputs,
+    check_known,
+    check_members_logits,
+    free_names,
+    named_by_index,
+    normalised,
+)
 
 Calibration = Literal["temperature", "vector", "pooled"]
 PredictionWay = Literal["one_by_one", "stacked"]
@@ -205,9 +212,9 @@ class Ensemble:
     def apply_temperatures(self, raw: np.ndarray | Tensor) -> np.ndarray:
         """Raw logits [K, N, C] divided by each member's temperature (or scaled by its vectors) and the
         mixture's: float32 [K, N, C]."""
-        raw = self._of_all_members(raw)
-        scaled: np.ndarray = self._scaled(raw, self.temperatures * self.temperature).astype(np.float32)
-        return scaled
+        raw = check_members_logits(len(self), self.classes, raw)
+        scaled = apply_scales(self.vectors, raw, self.temperatures * self.temperature)
+        return scaled.astype(np.float32)
 
     def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
         """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in
@@ -236,7 +243,9 @@ class Ensemble:
     def _logits_on(self, device: torch.device, inputs: np.ndarray) -> Tensor:
         raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
         check_same_classes(self.members, raw)
-        return self._scaled(torch.stack(raw).double(), self.temperatures * self.temperature).float()
+        return apply_scales(
+            self.vectors, torch.stack(raw).double(), self.temperatures * self.temperature
+        ).float()
 
     def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see
@@ -249,7 +258,7 @@ class Ensemble:
         """
         if not (0 < temperature < np.inf):
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
-        z = self._of_all_members(logits)
+        z = check_members_logits(len(self), self.classes, logits)
         return np.exp(log_mixture(z, self.weights, self.combiner, temperature))
 
     def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
@@ -340,7 +349,7 @@ class Ensemble:
             :func:`ensdistill.teachers.fitting.calibration.fit_weights`.
         """
         raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
-        scaled = self._scaled(raw, self.temperatures)
+        scaled = apply_scales(self.vectors, raw, self.temperatures)
         labels = check_labels(labels)
         # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
         scale = fit_mixture_temperature(scaled, np.full(len(self), 1 / len(self)), labels, self.combiner)
@@ -386,7 +395,7 @@ class Ensemble:
         ('ndarray-1',)
         """
         raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
-        scaled = self._scaled(raw, self.temperatures) / self.temperature
+        scaled = apply_scales(self.vectors, raw, self.temperatures) / self.temperature
         found = greedy_selection(
             scaled,
             check_labels(labels),
@@ -438,43 +447,13 @@ class Ensemble:
 
     def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
         """Seconds of each member's prediction for ``inputs``: the median of ``repeats``, float64 [K]."""
-        inputs = as_inputs(inputs)
-        for member in self.members:  # first calls load code and fill caches
-            _seconds(member, inputs)
-        return np.median(
-            [[_seconds(member, inputs) for member in self.members] for _ in range(repeats)], axis=0
-        )
-
-    def _of_all_members(self, logits: np.ndarray | Tensor) -> np.ndarray:
-        """The logits as an array, if they are [K, N, C] for this ensemble's members and classes."""
-        z = np.asarray(logits.detach().cpu() if isinstance(logits, Tensor) else logits)
-        classes = "C" if self.classes is None else len(self.classes)
-        if z.ndim != 3 or len(z) != len(self) or (classes != "C" and z.shape[2] != classes):
-            raise ValueError(
-                f"logits: expected [{len(self)}, N, {classes}], one for each member; got {list(z.shape)}"
-            )
-        return z
-
-    def _scaled(self, raw: Logits, temperatures: np.ndarray) -> Logits:
-        """Raw logits [K, N, C] with the members' vectors and these temperatures, where they are."""
-
-        def here(values: np.ndarray) -> Any:
-            return torch.from_numpy(values).to(raw.device) if isinstance(raw, Tensor) else values
-
-        if self.vectors is not None:
-            scale, bias = here(self.vectors)
-            raw = raw * scale[:, None] + bias[:, None]
-        return raw / here(temperatures)[:, None, None]
+        return member_seconds(self.members, as_inputs(inputs), repeats)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Digests of all that its targets depend on, field by field, JSON-able; ``parts`` are those of each
-        member."""
-        parts = {member.name: known for member in self.members if (known := parts_of(member))}
-        return {
-            "members": {member.name: member.fingerprint() for member in self.members},
-            "parts": parts,
-            **self.settings(),
-        }
+        """Digests of all that its targets depend on, as JSON; ``parts`` are those of each member."""
+        members = {member.name: member.fingerprint() for member in self.members}
+        parts = {member.name: own for member in self.members if (own := parts_of(member))}
+        return {"members": members, "parts": parts, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """Its settings beside the members: combiner, classes, and all that was fitted; JSON-able."""
@@ -517,10 +496,3 @@ class Ensemble:
             Nothing complete is there, a newer version wrote it, a class is not trusted, or a file is damaged.
         """
         return storage.load(cls, folder, trusted)
-
-
-def _seconds(member: Member, inputs: np.ndarray) -> float:
-    start = time.perf_counter()
-    with named(member.name, len(inputs)):
-        member.predict_logits(inputs)
-    return time.perf_counter() - start

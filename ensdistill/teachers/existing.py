@@ -94,7 +94,25 @@ class ExistingMembers(Recipe):
 
 
 @dataclass(frozen=True)
-class SavedEnsemble(ExistingMembers):
+class _InFolder(ExistingMembers):
+    """Members that this package saved in a folder."""
+
+    folder: Path
+    prefix: str = ""
+    trusted: tuple[str, ...] = ()
+    held_out: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        object.__setattr__(self, "trusted", tuple(self.trusted))
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.prefix}{Path(self.folder).name}"
+
+
+@dataclass(frozen=True)
+class SavedEnsemble(_InFolder):
     """The members of a saved ensemble, with their temperatures.
 
     Parameters
@@ -114,19 +132,6 @@ class SavedEnsemble(ExistingMembers):
     ValueError
         (when it is read) There is no complete ensemble, it was calibrated by vectors, or a member is damaged.
     """
-
-    folder: Path
-    prefix: str = ""
-    trusted: tuple[str, ...] = ()
-    held_out: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        object.__setattr__(self, "trusted", tuple(self.trusted))
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"{self.prefix}{Path(self.folder).name}"
 
     def names(self) -> list[str]:
         return [self.prefix + name for name in self._settings()["members"]]
@@ -166,7 +171,7 @@ class SavedEnsemble(ExistingMembers):
 
 
 @dataclass(frozen=True)
-class SavedMembers(ExistingMembers):
+class SavedMembers(_InFolder):
     """All saved members in a folder, in the order of their folders' names.
 
     Parameters
@@ -176,19 +181,6 @@ class SavedMembers(ExistingMembers):
     prefix, trusted, held_out
         See :class:`SavedEnsemble`.
     """
-
-    folder: Path
-    prefix: str = ""
-    trusted: tuple[str, ...] = ()
-    held_out: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        object.__setattr__(self, "trusted", tuple(self.trusted))
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"{self.prefix}{Path(self.folder).name}"
 
     def _folders(self) -> list[Path]:
         folder = Path(self.folder)

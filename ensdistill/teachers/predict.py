@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,3 +104,15 @@ def named(name: str, rows: int) -> Iterator[None]:
             ) from error
         error.add_note(f"(while {name} predicted {rows} rows)")
         raise
+
+
+def apply_scales(vectors: np.ndarray | None, raw: Logits, temperatures: np.ndarray) -> Logits:
+    """Raw logits [K, N, C] with the members' vectors [2, K, C] and temperatures [K], on their device."""
+
+    def here(values: np.ndarray) -> Any:
+        return torch.from_numpy(values).to(raw.device) if isinstance(raw, Tensor) else values
+
+    if vectors is not None:
+        scale, bias = here(vectors)
+        raw = raw * scale[:, None] + bias[:, None]
+    return raw / here(temperatures)[:, None, None]

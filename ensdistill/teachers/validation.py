@@ -109,3 +109,16 @@ def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, reme
             )
         if unseen := [name for name in classes if name not in member.classes]:
             warn_of_unseen(member.name, unseen, stacklevel=4)
+
+
+def check_members_logits(
+    count: int, classes: Sequence[str] | None, logits: np.ndarray | Tensor
+) -> np.ndarray:
+    """The logits as an array, if they are [K, N, C] for so many members and these classes."""
+    z = np.asarray(logits.detach().cpu() if isinstance(logits, Tensor) else logits)
+    columns = "C" if classes is None else len(classes)
+    if z.ndim != 3 or len(z) != count or (columns != "C" and z.shape[2] != columns):
+        raise ValueError(
+            f"logits: expected [{count}, N, {columns}], one for each member; got {list(z.shape)}"
+        )
+    return z

@@ -195,7 +195,8 @@ def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, setting
     """Before native code is called, and here without a GPU: what asks where tensors are is told that they are
     on one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("ensdistill.loss.arguments.check_device", lambda *_: None)
+    for module in ("arguments", "target_arguments"):
+        monkeypatch.setattr(f"ensdistill.loss.{module}.check_device", lambda *_: None)
     defaults = {"weights": None, "class_weights": None, "sample_weights": None, "statistics": False}
     class_dim = settings.get("class_dim", len(shape) - 1)
 
