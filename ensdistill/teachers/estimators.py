@@ -68,7 +68,7 @@ def _warn_if_alike(
     """Warn of a member whose predictions equal those of an earlier one of the same rows."""
     try:
         found = member.predict_logits(features).tobytes()
-    except Exception:  # of rows that are no real ones
+    except Exception:  # an estimator may refuse these rows, which are no samples: then there is no comparison
         return
     if (first := answers.setdefault((job.part, found), job.key)) != job.key:
         warnings.warn(

@@ -365,7 +365,7 @@ class SklearnMembers(Recipe):
         except OSError:  # a full disk, for example
             raise
         except Exception:
-            try:  # perhaps there were too few
+            try:  # few rows may have been too few for it: all decide, and their error is raised
                 self._try(labelled, classes, everything)
             except Exception as error:  # the kind depends on the library
                 raise ValueError(

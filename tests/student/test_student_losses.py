@@ -252,6 +252,20 @@ def test_a_loss_beside_keywords_or_a_member(cache):
         StudentTrainer(SHORT, loss=Standardised()).distill(STUDENT, ROWS, cache, member=cache.names[0])
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda outputs, targets, labels: outputs.sum(), r"<lambda>\(outputs, targets, labels\): too many"),
+        (lambda *, outputs: outputs, r"<lambda>\(\*, outputs\)"),
+    ],
+)
+def test_a_loss_of_other_arguments_is_refused_before_training(loss, words):
+    with pytest.raises(
+        TypeError, match=rf"^loss: expected <lambda> to take \(outputs, targets, labels, batch\); got {words}"
+    ):
+        StudentTrainer(SHORT, loss=loss)
+
+
 class Labels(StudentLoss):
     """A loss with a condition of its own."""
 
@@ -279,6 +293,7 @@ def test_a_student_of_another_dtype(dtype):
 
 @pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", METHODS, re.MULTILINE | re.DOTALL))
 def test_the_documented_methods_run(source, tmp_path, monkeypatch):
+    """The blocks assert what they show."""
     monkeypatch.chdir(tmp_path)
     exec(compile(source, str(DOCS), "exec"), {"__name__": "__main__"})
 

@@ -3,6 +3,7 @@ interface."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def as_student_loss(loss: Any) -> StudentLoss:
             "loss: expected LossSettings or a callable (outputs, targets, labels, batch) that returns a "
             f"scalar tensor; got {got}"
         )
+    _check_signature(loss)
     if isinstance(loss, nn.Module):
         trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if trained:
@@ -70,6 +72,21 @@ def as_student_loss(loss: Any) -> StudentLoss:
                 "requires_grad_(False)"
             )
     return loss if isinstance(loss, StudentLoss) else PlainLoss(loss)
+
+
+def _check_signature(loss: Callable[..., Any]) -> None:
+    """Raise TypeError for a callable that does not take the four arguments of a loss."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # a built-in without one: the first step calls it
+        return
+    try:
+        signature.bind(None, None, None, None)
+    except TypeError as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(
+            f"loss: expected {name} to take (outputs, targets, labels, batch); got {name}{signature}: {error}"
+        ) from None
 
 
 def name_of(loss: Any) -> str:
