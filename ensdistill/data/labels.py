@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.rows import BadRows
 
 LARGEST = 2**53  # up to here a float64 holds every integer
@@ -91,14 +92,14 @@ def as_labels(
 
 def _values(labels: Any, argument: str) -> np.ndarray:
     """The labels as an array of one plain kind: numbers, booleans, or strings."""
-    if _is_tensor(labels):
+    if is_tensor(labels):
         labels = labels.detach().cpu()
         labels = labels.float().numpy() if labels.dtype.is_floating_point else labels.numpy()
     # By way of objects: NumPy makes strings of ["a", None] and of [1, "a"].
     values = np.array(labels, object) if isinstance(labels, (list, tuple)) else np.asarray(labels)
     if values.ndim != 1 or values.dtype.kind not in "OT":
         return values
-    plain = [v.item() if isinstance(v, np.generic) or _is_tensor(v) else v for v in values.tolist()]
+    plain = [v.item() if isinstance(v, np.generic) or is_tensor(v) else v for v in values.tolist()]
     _refuse(argument, np.array([_is_missing(v) for v in plain], bool), values, "is missing")
     kinds = {kind: [isinstance(v, kind) for v in plain] for kind in (bool, str, bytes, (int, float))}
     kinds[int, float] = [
@@ -128,11 +129,6 @@ def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None
         return None
     present = set(names.tolist())
     return tuple(name for name in map(str, categories) if name in present)
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of torch, which is not imported for it."""
-    return hasattr(value, "detach") and hasattr(value, "cpu")
 
 
 def _is_missing(value: Any) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from ensdistill.data.samples import as_samples, subset
 
 UNLABELLED = -100  # the ignore_index of torch's losses
 
@@ -35,33 +38,36 @@ class Rows:
 
     Parameters
     ----------
-    inputs : ndarray [N, ...]
+    inputs : ndarray [N, ...], or samples
+        An array stays as it is. Other containers (a frame, strings, a mapping of arrays) and data sets become
+        :mod:`ensdistill.data.samples`; nothing is copied.
     uids : ndarray [N], int64
         Unique: each sample's own number in its data set, stable whatever split the sample is drawn into.
         Caches find rows by it.
     labels : ndarray [N], int64
         Class indices; -100 where the label isn't known.
+    weights : ndarray [N], float64, optional
+        How much each sample counts, at least 0; all alike by default.
 
     Raises
     ------
     TypeError, ValueError
-        Not NumPy arrays, not one uid and one label for each input, or a uid that stands twice.
+        Inputs of no kind that is known, not one uid, label and weight for each input, or a uid that stands
+        twice.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     uids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name, expected in (("inputs", "[N, ...]"), ("uids", "[N], int64"), ("labels", "[N], int64")):
-            value = getattr(self, name)
-            if not isinstance(value, np.ndarray):
-                raise TypeError(f"{name}: expected a NumPy array {expected}; got {type(value).__name__}")
-            if value.ndim == 0:
-                raise ValueError(f"{name}: expected an array {expected}; got a single number")
+        object.__setattr__(self, "inputs", as_samples(self.inputs))
         n = len(self.inputs)
         for name in ("uids", "labels"):
             value = getattr(self, name)
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{name}: expected a NumPy array [N], int64; got {type(value).__name__}")
             if value.shape != (n,) or value.dtype != np.int64:
                 raise ValueError(
                     f"{name}: expected int64 [{n}], one for each input; got {value.dtype} {list(value.shape)}"
@@ -71,16 +77,44 @@ class Rows:
             raise ValueError(
                 f"uids: expected unique ids; {int(values[counts > 1][0])} stands {int(counts.max())} times"
             )
+        if self.weights is not None:
+            object.__setattr__(self, "weights", as_weights("weights", self.weights, n))
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def take(self, index: np.ndarray) -> Rows:
-        """The rows at the positions (or where the mask) ``index``, with their uids and labels."""
-        return Rows(self.inputs[index], self.uids[index], self.labels[index])
+        """The rows at the positions (or where the mask) ``index``, with their uids, labels and weights."""
+        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
+        weights = None if self.weights is None else self.weights[index]
+        return Rows(subset(self.inputs, index), self.uids[index], self.labels[index], weights)
 
     def without_labels(self) -> Rows:
         return replace(self, labels=np.full(len(self), UNLABELLED, np.int64))
+
+
+def as_weights(argument: str, values: Any, count: int) -> np.ndarray:
+    """Weights of the rows, float64 [N].
+
+    Raises
+    ------
+    ValueError
+        Not N finite numbers of at least 0; names the first row that is wrong.
+    """
+    try:
+        weights = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument}: expected {count} numbers; got {type(values).__name__}") from None
+    if weights.shape != (count,):
+        raise ValueError(f"{argument}: expected [{count}], one for each row; got {list(weights.shape)}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise BadRows(
+            f"{argument}: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} "
+            f"({len(bad)} such rows)",
+            bad,
+        )
+    return weights
 
 
 def check_finite(argument: str, inputs: np.ndarray, uids: np.ndarray | None = None) -> None:

@@ -7,16 +7,15 @@ return the batch at some positions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from ensdistill.data import batches as b
+from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.images import IMAGES
 
 
@@ -80,7 +79,7 @@ class Lazy:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__getitem__"):
+        if _is_iterable_only(self.dataset) or not hasattr(self.dataset, "__getitem__"):
             raise TypeError(
                 "dataset: expected a map-style data set, with len() and [i]; got "
                 f"{type(self.dataset).__name__}, whose samples have no "
@@ -98,6 +97,8 @@ class Lazy:
         return collate([self.item(i)[0] for i in positions])
 
     def subset(self, index: np.ndarray) -> Lazy:
+        from torch.utils.data import Subset
+
         return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label)
 
     def item(self, position: int) -> tuple[Any, Any]:
@@ -164,6 +165,73 @@ class Joined:
         return owner, index - (ends - [len(part) for part in self.parts])[owner]
 
 
+def in_memory(samples: Any) -> bool:
+    """Whether the samples are an array or a held container, and need no reading."""
+    return isinstance(samples, (np.ndarray, Held))
+
+
+def whole(samples: Any, *, batch_size: int = 1024, workers: int = 0) -> Any:
+    """All samples as one batch in memory; lazy ones are read.
+
+    Examples
+    --------
+    >>> whole(Held(["a", "b"]))
+    ['a', 'b']
+    """
+    if isinstance(samples, np.ndarray):
+        return samples
+    if isinstance(samples, Held):
+        return samples.batch
+    parts = list(stream(samples, positions(len(samples), batch_size), workers=workers))
+    return b.join(parts) if parts else samples[:0]
+
+
+def form(samples: Any) -> dict[str, Any]:
+    """Kind and form of the samples as plain JSON, by the first of them; see
+    :func:`ensdistill.data.batches.describe`.
+
+    Examples
+    --------
+    >>> form(np.zeros((2, 3), np.float32))
+    {'kind': 'array', 'dtype': 'float32', 'shape': [3]}
+    """
+    return b.describe(whole(samples) if in_memory(samples) else samples[:1])
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """The samples of all parts, one after the other: one array of arrays, one container of containers of a
+    kind.
+
+    Raises
+    ------
+    ValueError
+        Two parts are of unlike kinds, shapes or columns.
+
+    Examples
+    --------
+    >>> joined([Held(["a"]), Held(["b", "c"])])[:]
+    ['a', 'b', 'c']
+    """
+    parts = [part for part in parts if len(part)] or list(parts[:1])
+    if len(parts) == 1:
+        return parts[0]
+    if all(in_memory(part) for part in parts):
+        return as_samples(b.join([whole(part) for part in parts]))
+    forms = [form(part) for part in parts]
+    if unlike := [one for one in forms if one != forms[0]]:
+        raise ValueError(f"samples: expected parts that are all alike, {forms[0]}; got {unlike[0]}")
+    return Joined(tuple(parts))
+
+
+def positions(count: int, batch_size: int) -> list[np.ndarray]:
+    """The positions of batches in order, int64: ``0 .. batch_size - 1`` and so on.
+
+    >>> positions(5, 3)
+    [array([0, 1, 2]), array([3, 4])]
+    """
+    return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
 def subset(samples: Any, index: np.ndarray) -> Any:
     """The samples at the positions ``index``, int64 [M], as samples: an array of an array, unread of what is
     lazy."""
@@ -177,10 +245,7 @@ def sample_hashes(samples: Any, *, batch_size: int = 4096, workers: int = 0) -> 
         return b.hashes(samples)
     if isinstance(samples, Held):
         return b.hashes(samples.batch)
-    parts = [
-        np.arange(start, min(start + batch_size, len(samples)))
-        for start in range(0, len(samples), batch_size)
-    ]
+    parts = positions(len(samples), batch_size)
     return np.concatenate(
         [np.zeros(0, "<u8"), *(b.hashes(batch) for batch in stream(samples, parts, workers=workers))]
     )
@@ -212,7 +277,8 @@ def collate(items: Sequence[Any]) -> Any:
                     f"items: expected dicts with the keys {sorted(first)}; item {i} of the batch is {got}"
                 )
         return {name: collate([item[name] for item in items]) for name in first}
-    if isinstance(first, (np.ndarray, Tensor, np.generic)):
+    tensors = is_tensor(first)
+    if isinstance(first, (np.ndarray, np.generic)) or tensors:
         for i, item in enumerate(items):
             if type(item) is not type(first) or item.shape != first.shape or item.dtype != first.dtype:
                 if IMAGES.holds(list(items)):
@@ -223,7 +289,11 @@ def collate(items: Sequence[Any]) -> Any:
                     f"batch is {got}: "
                     "pad or crop them to one shape"
                 )
-        return torch.stack(list(items)) if isinstance(first, Tensor) else np.stack(items)
+        if tensors:
+            import torch
+
+            return torch.stack(list(items))
+        return np.stack(items)
     if isinstance(first, (int, float, bool)):
         return np.asarray(items)
     b.kind_of(list(items), "items")
@@ -249,6 +319,8 @@ def stream(
         for part in parts:
             yield samples[part]
         return
+    from torch.utils.data import DataLoader
+
     order = [np.asarray(part).tolist() for part in parts]
     yield from DataLoader(
         cast(Any, _Inputs(samples)),
@@ -286,15 +358,22 @@ def as_samples(value: Any, argument: str = "inputs") -> Any:
     >>> len(as_samples(["a", "b"])), as_samples(np.zeros((3, 2))).shape
     (2, (3, 2))
     """
-    if isinstance(value, (np.ndarray, Held, Lazy)):
-        if isinstance(value, np.ndarray):
-            b.kind_of(value, argument)
+    if isinstance(value, np.ndarray):
+        b.kind_of(value, argument)
+        return value
+    if isinstance(value, (Held, Lazy, Joined)) or hasattr(value, "subset"):
         return value
     try:
         b.kind_of(value, argument)
     except TypeError:
-        container = isinstance(value, (list, tuple, Mapping, Tensor)) or not hasattr(value, "__getitem__")
-        if isinstance(value, IterableDataset) or not container:
+        container = isinstance(value, (list, tuple, Mapping)) or is_tensor(value)
+        if _is_iterable_only(value) or (not container and hasattr(value, "__getitem__")):
             return Lazy(value)
         raise
     return Held(value)
+
+
+def _is_iterable_only(value: Any) -> bool:
+    """Whether it is an ``IterableDataset`` of torch, which is not imported to find out."""
+    data = sys.modules.get("torch.utils.data")
+    return data is not None and isinstance(value, data.IterableDataset)

@@ -13,9 +13,10 @@ from torch import nn
 from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.skops_files import untrusted_types
-from ensdistill.data import BadRows, Rows, check_finite
+from ensdistill.data import Rows, check_finite
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.labels import as_labels
+from ensdistill.data.rows import as_weights
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.boosted import library_of
@@ -224,7 +225,10 @@ def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None)
         )
     _check_same_index("sample_weight", sample_weight, given)
     return TrainingRows(
-        inputs, labels, names, None if sample_weight is None else _as_weights(sample_weight, len(inputs))
+        inputs,
+        labels,
+        names,
+        None if sample_weight is None else as_weights("sample_weight", sample_weight, len(inputs)),
     )
 
 
@@ -237,23 +241,3 @@ def _check_same_index(name: str, value: Any, inputs: Any) -> None:
             "or, if the rows are in the same "
             "order, pass both by .to_numpy()"
         )
-
-
-def _as_weights(values: Any, count: int) -> np.ndarray:
-    """Weights of the rows, float64 [N]."""
-    try:
-        weights = np.asarray(
-            values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64
-        )
-    except (TypeError, ValueError):
-        raise ValueError(f"sample_weight: expected {count} numbers; got {class_path(type(values))}") from None
-    if weights.shape != (count,):
-        raise ValueError(f"sample_weight: expected [{count}], one for each row; got {list(weights.shape)}")
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise BadRows(
-            f"sample_weight: expected finite numbers of at least 0; row {bad[0]} has {weights[bad[0]]} "
-            f"({len(bad)} such rows)",
-            bad,
-        )
-    return weights

@@ -77,7 +77,7 @@ def test_a_rare_class_is_named():
 @pytest.mark.parametrize(
     ("arrays", "error", "words"),
     [
-        (([[1.0, 2.0]], [0], [0]), TypeError, r"^inputs: expected a NumPy array \[N, \.\.\.\]; got list$"),
+        (([[1.0, 2.0]], [0], [0]), TypeError, r"^inputs: expected samples \(.*\); got a list of list$"),
         (
             (np.zeros((1, 2)), [0], np.array([0])),
             TypeError,
@@ -88,7 +88,11 @@ def test_a_rare_class_is_named():
             TypeError,
             r"^labels: expected a NumPy array \[N\], int64; got NoneType$",
         ),
-        ((np.array(1.0), np.array([0]), np.array([0])), ValueError, r"^inputs: .* got a single number$"),
+        (
+            (np.array(1.0), np.array([0]), np.array([0])),
+            TypeError,
+            r"^inputs: .* got an array of float64 \[\]$",
+        ),
         (
             (np.zeros((1, 2)), np.array([0.0]), np.array([0])),
             ValueError,

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
 from ensdistill.data.batches.kind import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch, which is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 class Arrays:
@@ -48,21 +56,25 @@ class Tensors:
     name = "tensor"
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 0 and value.layout == torch.strided
+        return is_tensor(value) and value.ndim > 0 and str(value.layout) == "torch.strided"
 
     def count(self, batch: Tensor) -> int:
         return len(batch)
 
     def take(self, batch: Tensor, index: np.ndarray | slice) -> Tensor:
+        import torch
+
         return batch[index if isinstance(index, slice) else torch.from_numpy(np.asarray(index))]
 
     def join(self, batches: Sequence[Tensor]) -> Tensor:
+        import torch
+
         return torch.cat(list(batches))
 
     def hashes(self, batch: Tensor) -> np.ndarray:
         batch = batch.detach().cpu().contiguous()
         # The bits of the same values in float32, so that the hash tells nothing of the container.
-        if batch.dtype == torch.bfloat16:
+        if str(batch.dtype) == "torch.bfloat16":
             raw = batch.float().numpy()
             return ARRAYS.hashes(raw)
         return ARRAYS.hashes(batch.numpy())
