@@ -23,7 +23,8 @@ def digest(value: Any) -> str:
     ----------
     value : dict, list, tuple, str, int, float, bool, None, bytes, Path, dataclass, NumPy array or torch
     tensor
-        Mappings are hashed in sorted key order; arrays with their dtype and shape.
+        Mappings are hashed in sorted key order; arrays with their dtype and shape. An object with a method
+        ``__fingerprint__()`` counts as its result.
 
     Raises
     ------
@@ -66,6 +67,8 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         for key in sorted(value, key=str):
             _update(state, str(key))
             _update(state, value[key])
+    elif hasattr(type(value), "__fingerprint__"):
+        _update(state, value.__fingerprint__())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         _update(state, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     elif isinstance(value, Sequence):

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
+
+from ensdistill.data.samples import fingerprint_of
 
 CACHED_BYTES = 256 * 2**20
+FOOTER = 2**16
 
 
 class ParquetSamples:
@@ -94,6 +98,13 @@ class ParquetSamples:
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self, np.asarray(index, np.int64))
 
+    def fingerprint(self) -> list[Any]:
+        """Names, sizes and footers of the files."""
+        return [[str(path.name), path.stat().st_size, _footer(path)] for path in self.paths]
+
+    def __fingerprint__(self) -> Any:
+        return fingerprint_of(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}  # a worker process reads for itself
 
@@ -123,6 +134,13 @@ class ParquetSamples:
             raise ValueError(f"path: {path} is not Parquet that can be read ({error})") from error
 
 
+def _footer(path: Path) -> str:
+    """Digest of the file's last bytes, which hold the columns' statistics and places."""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, FOOTER), 2)
+        return xxhash.xxh3_128_hexdigest(file.read())
+
+
 class Chosen:
     """Some rows of samples that are read when they are asked for."""
 
@@ -137,3 +155,15 @@ class Chosen:
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self.samples, self.index[index])
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Rows of each row group, int64, where they stand in the file's order; else None."""
+        if (np.diff(self.index) < 0).any():
+            return None
+        ends = np.cumsum(self.samples.groups)
+        counts = np.bincount(np.searchsorted(ends, self.index, side="right"), minlength=len(ends))
+        return counts[counts > 0]
+
+    def __fingerprint__(self) -> Any:
+        return fingerprint_of(self)

@@ -89,6 +89,10 @@ class Rows:
         weights = None if self.weights is None else self.weights[index]
         return Rows(subset(self.inputs, index), self.uids[index], self.labels[index], weights)
 
+    def __fingerprint__(self) -> dict[str, Any]:
+        own = {"inputs": self.inputs, "uids": self.uids, "labels": self.labels}
+        return own if self.weights is None else {**own, "weights": self.weights}
+
     def without_labels(self) -> Rows:
         return replace(self, labels=np.full(len(self), UNLABELLED, np.int64))
 

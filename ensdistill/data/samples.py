@@ -7,16 +7,23 @@ return the batch at some positions.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+import xxhash
 
 from ensdistill.data import batches as b
 from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.images import IMAGES
+
+GROUP = 65536  # rows in memory that are shuffled together beside groups that are read
+SAMPLED = 64  # samples of a lazy data set that its fingerprint reads
 
 
 @runtime_checkable
@@ -56,6 +63,9 @@ class Held:
 
     def subset(self, index: np.ndarray) -> Held:
         return Held(b.take(self.batch, index))
+
+    def __fingerprint__(self) -> Any:
+        return fingerprint_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +110,9 @@ class Lazy:
         from torch.utils.data import Subset
 
         return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label)
+
+    def __fingerprint__(self) -> Any:
+        return fingerprint_of(self)
 
     def item(self, position: int) -> tuple[Any, Any]:
         """One sample and its label, which is None where the item has none.
@@ -157,6 +170,24 @@ class Joined:
         runs = np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1)
         parts = tuple(subset(self.parts[owner[run[0]]], inner[run]) for run in runs if len(run))
         return Joined(parts) if len(parts) != 1 else parts[0]
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """See :func:`groups_of`; parts in memory are groups of ``GROUP`` rows."""
+        found = [groups_of(part) for part in self.parts]
+        if all(groups is None for groups in found) or any(
+            groups is None and not in_memory(part) for groups, part in zip(found, self.parts, strict=True)
+        ):
+            return None
+        return np.concatenate(
+            [
+                np.array([len(one) for one in positions(len(part), GROUP)]) if groups is None else groups
+                for groups, part in zip(found, self.parts, strict=True)
+            ]
+        ).astype(np.int64)
+
+    def __fingerprint__(self) -> Any:
+        return [fingerprint_of(part) for part in self.parts]
 
     def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each position its part's number, and its position there."""
@@ -301,47 +332,96 @@ def collate(items: Sequence[Any]) -> Any:
 
 
 def stream(
-    samples: Any, parts: Iterable[np.ndarray], *, workers: int = 0, prefetch: int = 2
+    samples: Any,
+    parts: Iterable[np.ndarray],
+    *,
+    workers: int = 0,
+    prefetch: int = 2,
+    then: Callable[[np.ndarray, Any], Any] | None = None,
 ) -> Iterator[Any]:
-    """The batches at each of these positions, in order; lazy samples are read ahead by worker processes.
+    """The batches at each of these positions, in order; samples that have to be read are read ahead.
 
     Parameters
     ----------
     samples : Samples
     parts : iterable of ndarray [M], int64
     workers : int
-        Processes that read lazy samples; 0 reads them here. Arrays and frames are in memory already and need
-        none.
+        Processes that read; 0 reads here. Arrays and frames are in memory already and need none. Parquet is
+        decoded by threads of its own, so it is read ahead by one thread.
     prefetch : int
         Batches that each worker reads ahead, which bounds the memory: ``workers * prefetch`` batches.
+    then : callable (positions, batch), optional
+        Applied to each batch by the process that read it; its result is yielded in the batch's place.
     """
-    if not isinstance(samples, Lazy) or workers == 0:
-        for part in parts:
-            yield samples[part]
-        return
-    from torch.utils.data import DataLoader
+    read = _Read(samples, then)
+    if in_memory(samples) or workers == 0 or multiprocessing.current_process().daemon:
+        yield from map(read, parts)
+    elif groups_of(samples) is not None:
+        with ThreadPoolExecutor(1, "ensdistill-reader") as executor:
+            ahead: deque[Future[Any]] = deque()
+            for part in parts:
+                ahead.append(executor.submit(read, part))
+                if len(ahead) > prefetch:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+    else:
+        from torch.utils.data import DataLoader
 
-    order = [np.asarray(part).tolist() for part in parts]
-    yield from DataLoader(
-        cast(Any, _Inputs(samples)),
-        batch_sampler=order,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        collate_fn=collate,
-    )
+        yield from DataLoader(
+            cast(Any, read),
+            sampler=cast(Any, parts),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            collate_fn=_as_it_is,
+        )
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """The inputs alone, as a data set of their own that travels to worker processes."""
+class _Read:
+    """The batch at some positions; as a data set whose items are batches it travels to worker processes."""
 
-    samples: Lazy
+    samples: Any
+    then: Callable[[np.ndarray, Any], Any] | None = None
+
+    def __getitem__(self, part: np.ndarray) -> Any:
+        batch = self.samples[part]
+        return batch if self.then is None else self.then(part, batch)
+
+    __call__ = __getitem__
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, position: int) -> Any:
-        return self.samples.item(position)[0]
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def groups_of(samples: Any) -> np.ndarray | None:
+    """Rows of each group that is read as a whole, int64, in the order of the rows; None where samples are
+    read one by one."""
+    groups: np.ndarray | None = getattr(samples, "groups", None)
+    return groups
+
+
+def fingerprint_of(samples: Any) -> dict[str, Any]:
+    """Plain JSON that changes with the samples: of those in memory with any of them; of lazy ones with their
+    number, the data set's class and own ``fingerprint()`` (where it has one), and the content of
+    some, evenly spaced."""
+    if in_memory(samples):
+        hashed = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(sample_hashes(samples)).data)
+        return {"rows": len(samples), "hash": hashed}
+    places = np.unique(np.linspace(0, len(samples) - 1, min(SAMPLED, len(samples))).astype(np.int64))
+    some = [b.hashes(samples[places[i : i + 1]]) for i in range(len(places))]
+    own = getattr(getattr(samples, "dataset", samples), "fingerprint", None)
+    return {
+        "rows": len(samples),
+        "lazy": type(getattr(samples, "dataset", samples)).__qualname__,
+        "own": own() if callable(own) else None,
+        "sampled": xxhash.xxh3_128_hexdigest(np.concatenate([np.zeros(0, "<u8"), *some]).data),
+    }
 
 
 def as_samples(value: Any, argument: str = "inputs") -> Any:

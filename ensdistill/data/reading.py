@@ -1,0 +1,79 @@
+"""Batches of samples in an order that is known beforehand, read ahead of their use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.samples import groups_of, in_memory, stream
+
+Key = Any
+MOST_WORKERS = 8
+
+
+def default_workers(samples: Any) -> int:
+    """Processes that read these samples where the user names no number: none for samples in memory, one
+    thread for Parquet, else as many as there are cores, up to eight."""
+    if in_memory(samples):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if groups_of(samples) is not None else min(MOST_WORKERS, cores)
+
+
+class ReadAhead:
+    """Batches asked for one after the other, while workers read the following ones.
+
+    Parameters
+    ----------
+    samples : Samples
+    following : callable
+        From the key of a batch to the keys and positions of this batch and of those after it, in order. A
+        batch that is asked for out of this order is read, with those after it, by new workers.
+    workers : int, optional
+        See :func:`ensdistill.data.samples.stream`; :func:`default_workers` by default.
+    then : callable (positions, batch), optional
+        Applied to each batch by the worker.
+
+    Examples
+    --------
+    >>> order = lambda first: ((i, np.array([i, i + 1])) for i in range(first, 3))
+    >>> ahead = ReadAhead(np.arange(4), order)
+    >>> ahead(0).tolist(), ahead(1).tolist(), ahead(0).tolist()
+    ([0, 1], [1, 2], [0, 1])
+    """
+
+    def __init__(
+        self,
+        samples: Any,
+        following: Callable[[Key], Iterable[tuple[Key, np.ndarray]]],
+        *,
+        workers: int | None = None,
+        then: Callable[[np.ndarray, Any], Any] | None = None,
+    ) -> None:
+        self.samples, self.following, self.then = samples, following, then
+        self.workers = default_workers(samples) if workers is None else workers
+        self._next: Key = None
+        self._batches: Iterator[Any] | None = None
+        self._keys: Iterator[Key] = iter(())
+
+    def __call__(self, key: Key) -> Any:
+        """The batch of this key."""
+        if self._batches is None or self._next != key:
+            self.close()
+            order = [self.following(key), self.following(key)]
+            self._keys = (one for one, _ in order[0])
+            positions = (part for _, part in order[1])
+            self._batches = stream(self.samples, positions, workers=self.workers, then=self.then)
+            next(self._keys)
+        batch = next(self._batches)
+        self._next = next(self._keys, None)
+        return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._batches is not None and hasattr(self._batches, "close"):
+            self._batches.close()
+        self._batches = None
