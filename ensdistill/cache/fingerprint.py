@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from ensdistill.data.batches import hashes
+from ensdistill.data.samples import fingerprint_of
+
 _ABSENT = object()
 
 
-def input_hashes(inputs: np.ndarray) -> np.ndarray:
-    """xxh3_64 of each sample's bytes, seeded by dtype and shape.
+def input_hashes(inputs: Any) -> np.ndarray:
+    """xxh3_64 of each sample's content, seeded by its dtype and shape, or its columns.
 
     Parameters
     ----------
-    inputs : ndarray [N, ...]
-        Any dtype without Python objects.
+    inputs : batch of samples
+        An array [N, ...] of any dtype without Python objects, or another container; see
+        :mod:`ensdistill.data.batches`.
 
     Returns
     -------
@@ -27,7 +30,7 @@ def input_hashes(inputs: np.ndarray) -> np.ndarray:
     Raises
     ------
     TypeError
-        An array of Python objects has no stable bytes.
+        An array of Python objects has no stable bytes; or no samples at all.
 
     Examples
     --------
@@ -35,30 +38,21 @@ def input_hashes(inputs: np.ndarray) -> np.ndarray:
     >>> a == c, a == b, a == input_hashes(np.array([[1, 2]], np.uint16))[0]
     (np.True_, np.False_, np.False_)
     """
-    inputs = np.asarray(inputs)
-    if inputs.dtype.hasobject or inputs.ndim == 0:
-        raise TypeError(
-            f"inputs: expected an array [N, ...] of numbers or fixed-width strings; got {inputs.dtype} "
-            f"{list(inputs.shape)}"
-        )
-    n, shape = len(inputs), inputs.shape[1:]
-    seed = xxhash.xxh3_64_intdigest(f"{inputs.dtype.str}:{list(shape)}".encode())
-    raw = np.ascontiguousarray(inputs).reshape(n, math.prod(shape)).view(np.uint8)
-    return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in raw), "<u8", count=n)
+    return hashes(inputs)
 
 
-def root_hash(hashes: np.ndarray) -> str:
+def root_hash(values: np.ndarray) -> str:
     """xxh3_128 of the input hashes in row order: changes with any input, and with their order."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(hashes, "<u8").data)
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values, "<u8").data)
 
 
-def made_from(hashes: np.ndarray, lengths: np.ndarray | None, uids: np.ndarray | None) -> dict[str, Any]:
+def made_from(content: Any, lengths: np.ndarray | None, uids: np.ndarray | None) -> dict[str, Any]:
     """``fingerprint.inputs`` of a cache, in row order.
 
     Parameters
     ----------
-    hashes : ndarray [N]
-        Of each input.
+    content : ndarray [N], uint64, or lazy samples
+        The hash of each input; or the inputs themselves, of which some are read.
     lengths : ndarray [N], optional
         How many positions of each sequence count.
     uids : ndarray [N], optional
@@ -66,7 +60,9 @@ def made_from(hashes: np.ndarray, lengths: np.ndarray | None, uids: np.ndarray |
     """
     more = {"lengths": lengths, "uids": uids}
     hashed = {name: root_hash(values) for name, values in more.items() if values is not None}
-    return {"rows": len(hashes), "hash": root_hash(hashes), **hashed}
+    if not isinstance(content, np.ndarray):
+        return {**fingerprint_of(content), **hashed}
+    return {"rows": len(content), "hash": root_hash(content), **hashed}
 
 
 def as_json(name: str, value: Any) -> Any:

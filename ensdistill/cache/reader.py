@@ -308,14 +308,14 @@ class TargetCache:
         """
         return stream(self, batches)
 
-    def verify_inputs(self, uids: np.ndarray, inputs: np.ndarray, view: int | np.ndarray = 0) -> None:
+    def verify_inputs(self, uids: np.ndarray, inputs: Any, view: int | np.ndarray = 0) -> None:
         """Check that the cache's targets were made from exactly these inputs.
 
         Parameters
         ----------
         uids : ndarray [N], integer
-        inputs : ndarray [N, ...]
-            In the dtype and shape that the members were given, augmented where those were.
+        inputs : batch of N samples, or lazy samples
+            In the container, dtype and shape that the members were given, augmented where those were.
         view : int or ndarray [N]
 
         Raises

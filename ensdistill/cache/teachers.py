@@ -12,8 +12,8 @@ from ensdistill.data import Rows
 if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
 
-Predict = Callable[[np.ndarray, np.ndarray], Any]
-"""From inputs [M, ...] and their uids [M] to the logits of each member."""
+Predict = Callable[[Any, np.ndarray], Any]
+"""From a batch of M samples and their uids [M] to the logits of each member."""
 
 
 class Ensemble(Protocol):
@@ -30,7 +30,7 @@ class Ensemble(Protocol):
     @property
     def combiner(self) -> str: ...
 
-    def predict_logits(self, inputs: np.ndarray) -> Any:
+    def predict_logits(self, inputs: Any) -> Any:
         """Calibrated logits, float32 [K, N, C] (of sequences [K, N, L, C]): an array or a tensor."""
 
     def fingerprint(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> P
     return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs)
 
 
-def _predict(ensemble: Ensemble, inputs: np.ndarray) -> Any:
+def _predict(ensemble: Ensemble, inputs: Any) -> Any:
     """``predict_logits``, or its form that leaves logits on a GPU, where one class defines both.
 
     The ``predict_logits`` of a subclass, or of an instance, takes precedence.

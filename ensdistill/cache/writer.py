@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
 from ensdistill.common.scalars import plain
 from ensdistill.data import BadRows, Rows
+from ensdistill.data.reading import ReadAhead
+from ensdistill.data.samples import in_memory, whole
 
 if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
@@ -46,6 +48,7 @@ def cache_targets(
     seed: int = 0,
     batch_size: int = 1024,
     shard_rows: int = 4096,
+    workers: int | None = None,
     rank: int | None = None,
     world: int | None = None,
     overwrite: bool = False,
@@ -70,9 +73,9 @@ def cache_targets(
         The members: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and
         ``fingerprint()``.
     rows : Rows
-        The transfer set, with any uids: ``gather`` takes them. Where they are 0 ... N-1, in any order, the
-        uid is the sample's row in the cache. Any others (a data set's own) are kept in the cache, whose rows
-        are in the order of these.
+        The transfer set: inputs of any kind that the ensemble takes, lazy ones too, with any uids. ``gather``
+        takes them. Where they are 0 ... N-1, in any order, the uid is the sample's row in the cache. Any
+        others (a data set's own) are kept in the cache, whose rows are in the order of these.
     path : path
         A folder; created if it does not exist.
     codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}, import path or Codec
@@ -103,6 +106,10 @@ def cache_targets(
         Samples for one call of ``predict_logits``.
     shard_rows : int
         Samples in one file.
+    workers : int, optional
+        Processes that read lazy samples ahead (see :mod:`ensdistill.data.samples`), so that no more than
+        ``2 * workers`` batches are in memory. As many as there are cores by default, up to eight; for Parquet
+        one thread.
     rank, world : int, optional
         This process is writer number ``rank`` of ``world``, all given the same arguments; each runs the
         members over its own shards, and returns when all are done. By default the numbers that ``torchrun``
@@ -184,7 +191,10 @@ def cache_targets(
         max_temperature=max_temperature,
         uids=uids,
     )
-    hashes, counts = input_hashes(rows.inputs)[order], _lengths(lengths, rows, order)
+    counts = _lengths(lengths, rows, order)
+    # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the
+    # time.
+    hashes = input_hashes(whole(rows.inputs))[order] if in_memory(rows.inputs) else None
     described = None
     if augment is not None:
         from ensdistill.data.versions import describe_views
@@ -192,7 +202,7 @@ def cache_targets(
         described = as_json("augment", describe_views(augment, views, seed))
     plan["fingerprint"] = {
         "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
-        "inputs": made_from(hashes, counts, uids),
+        "inputs": made_from(rows.inputs if hashes is None else hashes, counts, uids),
         "views": described,
     }
     source = _Predictions(
@@ -207,18 +217,23 @@ def cache_targets(
         augment=augment,
         seed=seed,
         batch_size=batch_size,
-    )
-    return publish(
-        path,
-        plan,
-        source,
-        rank=rank,
         world=world,
-        overwrite=overwrite,
-        max_kl=max_kl,
-        progress=progress,
-        trusted=class_paths(codec),
+        workers=workers,
     )
+    try:
+        return publish(
+            path,
+            plan,
+            source,
+            rank=rank,
+            world=world,
+            overwrite=overwrite,
+            max_kl=max_kl,
+            progress=progress,
+            trusted=class_paths(codec),
+        )
+    finally:
+        source.close()
 
 
 @dataclass
@@ -230,7 +245,9 @@ class _Predictions:
     order : ndarray [N]
         The position among ``rows`` of each row of the cache.
     hashes, all_lengths, uids : ndarray [N]
-        In the order of the cache.
+        In the order of the cache. Hashes of lazy samples are None until they are read.
+    world : int
+        Number of writers, each of which has every so many-th shard.
     """
 
     plan: m.Manifest
@@ -238,12 +255,14 @@ class _Predictions:
     predict: Predict
     rows: Rows
     order: np.ndarray
-    hashes: np.ndarray
+    hashes: np.ndarray | None
     all_lengths: np.ndarray | None
     uids: np.ndarray | None
     augment: Augmentation | None
     seed: int
     batch_size: int
+    world: int
+    workers: int | None
     spent: dict[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -252,13 +271,30 @@ class _Predictions:
 
         return Encoder(self.plan, self.codec, self.uids)
 
+    @cached_property
+    def _reader(self) -> ReadAhead:
+        return ReadAhead(self.rows.inputs, self._following, workers=self.workers)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _following(self, key: tuple[int, int]) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Number of the shard and of its first row, and the positions, of this batch and all that this writer
+        encodes after it."""
+        for shard in range(key[0], m.shard_count(self.plan), self.world):
+            _, first = m.view_and_first_row(self.plan, shard)
+            stop = first + m.rows_of_shard(self.plan, shard)
+            for start in range(max(first, key[1]) if shard == key[0] else first, stop, self.batch_size):
+                yield (shard, start), self.order[start : min(start + self.batch_size, stop)]
+
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
         return None if self.all_lengths is None else self.all_lengths[rows]
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
-        positions = self.order[rows]
-        inputs, uids = self.rows.inputs[positions], self.rows.uids[positions]
-        hashes, lengths = self.hashes[rows], self.lengths(view, rows)
+        shard = view * m.shards_per_view(self.plan) + int(rows[0]) // self.plan["shard_rows"]
+        inputs, uids = self._reader((shard, int(rows[0]))), self.rows.uids[self.order[rows]]
+        lengths = self.lengths(view, rows)
+        hashes = input_hashes(inputs) if self.hashes is None else self.hashes[rows]
         if self.augment is not None:
             from ensdistill.data.versions import view_inputs
 

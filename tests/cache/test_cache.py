@@ -179,7 +179,7 @@ def test_verify_inputs_names_the_first_uid(tmp_path):
     for same_bytes in (inputs.view(np.int32), inputs.reshape(50, 5, 13)):
         with pytest.raises(CacheMismatch, match="50 of 50 differ"):
             cache.verify_inputs(uids, same_bytes)
-    with pytest.raises(ValueError, match="inputs: expected 50, one for each uid; got an array"):
+    with pytest.raises(ValueError, match="inputs: expected 50, one for each uid; got 49"):
         cache.verify_inputs(uids, inputs[:49])
 
 
