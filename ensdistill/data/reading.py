@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
-from ensdistill.data.samples import groups_of, in_memory, stream
+from ensdistill.common.ahead import ahead
+from ensdistill.data.samples import groups_of, in_memory
 
 Key = Any
 MOST_WORKERS = 8
@@ -30,31 +29,33 @@ class ReadAhead:
     ----------
     samples : Samples
     following : callable
-        From the key of a batch to the keys and positions of this batch and of those after it, in order. A
+        From the key of a batch to the pairs (key, item) of this batch and of those after it, in order. A
         batch that is asked for out of this order is read, with those after it, by new workers.
     workers : int, optional
-        See :func:`ensdistill.data.samples.stream`; :func:`default_workers` by default.
-    then : callable (positions, batch), optional
-        Applied to each batch by the worker.
+        Processes, or for Parquet the one thread; :func:`default_workers` by default.
+    read : callable, optional
+        From an item to the batch; by default the samples at the positions ``item``.
 
     Examples
     --------
+    >>> import numpy as np
     >>> order = lambda first: ((i, np.array([i, i + 1])) for i in range(first, 3))
-    >>> ahead = ReadAhead(np.arange(4), order)
-    >>> ahead(0).tolist(), ahead(1).tolist(), ahead(0).tolist()
+    >>> batches = ReadAhead(np.arange(4), order)
+    >>> batches(0).tolist(), batches(1).tolist(), batches(0).tolist()
     ([0, 1], [1, 2], [0, 1])
     """
 
     def __init__(
         self,
         samples: Any,
-        following: Callable[[Key], Iterable[tuple[Key, np.ndarray]]],
+        following: Callable[[Key], Iterable[tuple[Key, Any]]],
         *,
         workers: int | None = None,
-        then: Callable[[np.ndarray, Any], Any] | None = None,
+        read: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.samples, self.following, self.then = samples, following, then
-        self.workers = default_workers(samples) if workers is None else workers
+        self.following, self.read = following, read or samples.__getitem__
+        self.workers = 0 if in_memory(samples) else default_workers(samples) if workers is None else workers
+        self._thread = groups_of(samples) is not None
         self._next: Key = None
         self._batches: Iterator[Any] | None = None
         self._keys: Iterator[Key] = iter(())
@@ -63,10 +64,9 @@ class ReadAhead:
         """The batch of this key."""
         if self._batches is None or self._next != key:
             self.close()
-            order = [self.following(key), self.following(key)]
-            self._keys = (one for one, _ in order[0])
-            positions = (part for _, part in order[1])
-            self._batches = stream(self.samples, positions, workers=self.workers, then=self.then)
+            self._keys = (one for one, _ in self.following(key))
+            items = (item for _, item in self.following(key))
+            self._batches = ahead(self.read, items, workers=self.workers, thread=self._thread)
             next(self._keys)
         batch = next(self._batches)
         self._next = next(self._keys, None)

@@ -7,17 +7,15 @@ return the batch at some positions.
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xxhash
 
+from ensdistill.common.ahead import ahead
 from ensdistill.data import batches as b
 from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.images import IMAGES
@@ -332,12 +330,7 @@ def collate(items: Sequence[Any]) -> Any:
 
 
 def stream(
-    samples: Any,
-    parts: Iterable[np.ndarray],
-    *,
-    workers: int = 0,
-    prefetch: int = 2,
-    then: Callable[[np.ndarray, Any], Any] | None = None,
+    samples: Any, parts: Iterable[np.ndarray], *, workers: int = 0, prefetch: int = 2
 ) -> Iterator[Any]:
     """The batches at each of these positions, in order; samples that have to be read are read ahead.
 
@@ -350,53 +343,10 @@ def stream(
         decoded by threads of its own, so it is read ahead by one thread.
     prefetch : int
         Batches that each worker reads ahead, which bounds the memory: ``workers * prefetch`` batches.
-    then : callable (positions, batch), optional
-        Applied to each batch by the process that read it; its result is yielded in the batch's place.
     """
-    read = _Read(samples, then)
-    if in_memory(samples) or workers == 0 or multiprocessing.current_process().daemon:
-        yield from map(read, parts)
-    elif groups_of(samples) is not None:
-        with ThreadPoolExecutor(1, "ensdistill-reader") as executor:
-            ahead: deque[Future[Any]] = deque()
-            for part in parts:
-                ahead.append(executor.submit(read, part))
-                if len(ahead) > prefetch:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-    else:
-        from torch.utils.data import DataLoader
-
-        yield from DataLoader(
-            cast(Any, read),
-            sampler=cast(Any, parts),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=prefetch,
-            collate_fn=_as_it_is,
-        )
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The batch at some positions; as a data set whose items are batches it travels to worker processes."""
-
-    samples: Any
-    then: Callable[[np.ndarray, Any], Any] | None = None
-
-    def __getitem__(self, part: np.ndarray) -> Any:
-        batch = self.samples[part]
-        return batch if self.then is None else self.then(part, batch)
-
-    __call__ = __getitem__
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
+    workers = 0 if in_memory(samples) else workers
+    thread = groups_of(samples) is not None
+    yield from ahead(samples.__getitem__, parts, workers=workers, thread=thread, prefetch=prefetch)
 
 
 def groups_of(samples: Any) -> np.ndarray | None:

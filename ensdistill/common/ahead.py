@@ -1,0 +1,77 @@
+"""Calls of one function, made ahead of their use by worker processes or a thread, in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+
+def ahead(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    workers: int = 0,
+    thread: bool = False,
+    prefetch: int = 2,
+) -> Iterator[Any]:
+    """The results for the items, in order.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable where processes call it.
+    items : iterable
+        May be endless: it is read no further than ``workers * prefetch`` items ahead.
+    workers : int
+        Processes; 0 makes each call here, when its result is asked for. So does a daemon, which may have no
+        processes of its own.
+    thread : bool
+        One thread of this process makes the calls, in place of the workers.
+    prefetch : int
+        Results of each worker that wait to be asked for.
+
+    Examples
+    --------
+    >>> list(ahead(str, [1, 2, 3], workers=1, thread=True))
+    ['1', '2', '3']
+    """
+    if workers == 0 or (not thread and multiprocessing.current_process().daemon):
+        yield from map(function, items)
+    elif thread:
+        with ThreadPoolExecutor(1, "ensdistill-reader") as executor:
+            waiting: deque[Future[Any]] = deque()
+            for item in items:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) > prefetch:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    else:
+        from torch.utils.data import DataLoader
+
+        yield from DataLoader(
+            cast(Any, _Calls(function)),
+            sampler=cast(Any, items),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            collate_fn=_as_it_is,
+        )
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """A function in the form of a data set, whose items are its results."""
+
+    function: Callable[[Any], Any]
+
+    def __getitem__(self, item: Any) -> Any:
+        return self.function(item)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
