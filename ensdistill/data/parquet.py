@@ -45,12 +45,14 @@ class ParquetSamples:
     ) -> None:
         self.paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
         self.cached_bytes = cached_bytes
-        schemas, sizes, places = [], [], []
+        schemas, sizes, places, largest = [], [], [], 1
         for number, one in enumerate(self.paths):
             file = self._opened(one)
             schemas.append(file.schema_arrow)
             for group in range(file.metadata.num_row_groups):
-                sizes.append(file.metadata.row_group(group).num_rows)
+                about = file.metadata.row_group(group)
+                sizes.append(about.num_rows)
+                largest = max(largest, about.total_byte_size)
                 places.append((number, group))
         if not schemas:
             raise ValueError("path: expected at least one file; got none")
@@ -68,6 +70,8 @@ class ParquetSamples:
         self.columns = list(names if columns is None else columns)
         self.groups = np.array(sizes, np.int64)
         """Rows of each row group, int64."""
+        self.buffer = max(1, cached_bytes // largest)
+        """Groups that stay in memory, by their size in the file before compression."""
         self._places, self._ends = places, np.cumsum(self.groups)
         self._cache: OrderedDict[int, Any] = OrderedDict()
 
@@ -155,6 +159,10 @@ class Chosen:
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self.samples, self.index[index])
+
+    @property
+    def buffer(self) -> int:
+        return int(self.samples.buffer)
 
     @property
     def groups(self) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from ensdistill.data import batches as b
 from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.images import IMAGES
 
+BUFFER = 8  # groups that are shuffled together where samples name no number
 GROUP = 65536  # rows in memory that are shuffled together beside groups that are read
 SAMPLED = 64  # samples of a lazy data set that its fingerprint reads
 
@@ -183,6 +184,10 @@ class Joined:
                 for groups, part in zip(found, self.parts, strict=True)
             ]
         ).astype(np.int64)
+
+    @property
+    def buffer(self) -> int:
+        return min(buffer_of(part) for part in self.parts)
 
     def __fingerprint__(self) -> Any:
         return [fingerprint_of(part) for part in self.parts]
@@ -354,6 +359,12 @@ def groups_of(samples: Any) -> np.ndarray | None:
     read one by one."""
     groups: np.ndarray | None = getattr(samples, "groups", None)
     return groups
+
+
+def buffer_of(samples: Any) -> int:
+    """Groups that the samples keep in memory at a time, so that their rows can be shuffled together."""
+    buffer: int = getattr(samples, "buffer", BUFFER)
+    return buffer
 
 
 def fingerprint_of(samples: Any) -> dict[str, Any]:

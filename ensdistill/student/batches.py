@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ensdistill.cache import TargetCache
+from ensdistill.cache.verifying import verify_hashes
 from ensdistill.common.processes import Processes
-from ensdistill.common.random import BatchOrder, derive_seed, random_generator
-from ensdistill.data import UNLABELLED, Rows
-from ensdistill.data.augmentation import Augmentation
-from ensdistill.student.blocks import Block, TargetBlocks, Versions, draw_block
-from ensdistill.teachers.stack.validation import as_float32
+from ensdistill.common.random import BatchOrder, GroupedOrder, derive_seed, random_generator
+from ensdistill.data import UNLABELLED
+from ensdistill.data.reading import ReadAhead
+from ensdistill.data.samples import buffer_of, groups_of, in_memory
+from ensdistill.student.blocks import Block, TargetBlocks, draw_block
+from ensdistill.student.inputs import Inputs, Preparation, StepReader, moved, rows_of
+
+if TYPE_CHECKING:
+    from ensdistill.student.training import Training
 
 # Batches are gathered, and losses checked, once per block of steps; checkpoints lie between blocks.
 BLOCK = 32
@@ -29,8 +33,8 @@ class Batch:
 
     Parameters
     ----------
-    inputs : Tensor [B, ...], float32
-        On the student's device, augmented where the training is.
+    inputs : Tensor [B, ...], or dict of str to Tensor
+        On the student's device, augmented where the training is, and preprocessed: float32, or int64 for ids.
     targets : one of :mod:`ensdistill.loss.targets`, or None
         The cache's targets of the B rows, as stored, on the student's device. None in a training on labels
         alone.
@@ -44,92 +48,149 @@ class Batch:
         With several processes: the factor that makes the mean over this process's labelled rows a part of the
         mean over those of all processes. Gradients are averaged over processes; a mean of the processes' own
         means would weigh their rows differently. None with one process.
+    weights : Tensor [B], float32, or None
+        The rows' weights, divided by the mean over all rows of the training; None where they have none.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Any
     labels: Tensor
     uids: np.ndarray
     step: int
     label_factor: float | None
+    weights: Tensor | None = None
 
 
 class Batches(AbstractContextManager["Batches"]):
-    """All batches of a training, for one of its processes. A cache's targets of the next block are gathered
-    on another thread.
+    """All batches of a training, for one of its processes.
+
+    Inputs in memory are prepared once, if they fit; others are read, changed and preprocessed step by step,
+    ahead of their use where samples are lazy. A cache's targets of the next block are gathered on another
+    thread.
 
     Parameters
     ----------
-    rows : Rows
-    cache : TargetCache or None
-    augment : Augmentation, Versions or None
-        An augmentation changes the inputs at random; versions are the inputs that the teachers saw.
-    seed : int
+    training : Training
+    prepare : Preparation
     steps, size : int
         Steps of the training, and rows of the batch of all processes.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        cache: TargetCache | None,
-        augment: Augmentation | Versions | None,
-        seed: int,
-        steps: int,
-        size: int,
-    ) -> None:
-        self.rows, self.augment, self.seed, self.steps, self.size = rows, augment, seed, steps, size
-        self._order = BatchOrder(len(rows), size, derive_seed("student batches", seed))
-        self._inputs = torch.from_numpy(np.ascontiguousarray(as_float32("rows.inputs", rows.inputs)))
+    def __init__(self, training: Training, prepare: Preparation, steps: int, size: int) -> None:
+        self.training, self.steps, self.size = training, steps, size
+        rows = self.rows = training.rows
+        self._order = _order(rows.inputs, size, derive_seed("student batches", training.seed))
         self._labels = torch.from_numpy(rows.labels)
-        self._targets = None if cache is None else TargetBlocks(cache, rows)
+        # Of mean 1, so that the loss has the scale of an unweighted one.
+        weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
+        self._weights = None if weights is None else torch.from_numpy(weights).float()
+        self._targets = None if training.cache is None else TargetBlocks(training.cache, rows)
         self._next: tuple[int, Block] | None = None
+        # Plain numbers are changed at random as tensors, a block at a time. Other changes are made to the
+        # samples, before these are preprocessed.
+        plain = (
+            training.versions is None and prepare.preprocess is None and isinstance(rows.inputs, np.ndarray)
+        )
+        self._held = prepare.held(rows.inputs) if training.augment is None or plain else None
+        self._reader = None if self._held is not None else self._read(training, prepare)
+        self._group: Processes | None = None
 
     def __exit__(self, *_: object) -> None:
         if self._targets is not None:
             self._targets.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def block(self, step: int, group: Processes, device: torch.device) -> Iterator[Batch]:
         """The batches of the block that begins with ``step``: of ``BLOCK`` steps, or of those that are
         left."""
-        block = self._draw(step, group)
-        inputs, labels, uids = (
-            self._augmented(block, step, group),
-            self._labels[block.positions],
-            self.rows.uids[block.positions],
-        )
+        self._group, block = group, self._draw(step, group)
+        labels, uids = self._labels[block.positions].to(device), self.rows.uids[block.positions]
         targets = None if self._targets is None else self._targets.of(block)
         if (following := step + len(labels)) < self.steps:
             self._next = following, self._draw(following, group)
             if self._targets is not None:
                 self._targets.ahead(self._next[1])
-        factors, rows = self._label_factors(block), labels.shape[1]
-        for i, (batch, hard) in enumerate(zip(inputs.unbind(), labels.to(device).unbind(), strict=True)):
-            target = None if targets is None else targets.rows(i * rows, (i + 1) * rows)
+        inputs, factors, size = self._inputs(block, step, group), self._label_factors(block), labels.shape[1]
+        weights = None if self._weights is None else self._weights[block.positions].to(device)
+        for i, hard in enumerate(labels.unbind()):
+            target = None if targets is None else targets.rows(i * size, (i + 1) * size)
             if target is not None and device.type != "cpu":
                 target = target.to(device, non_blocking=True)
-            yield Batch(batch.to(device), target, hard, uids[i], step + i, factors[i])
+            yield Batch(
+                inputs=moved(next(inputs), device),
+                targets=target,
+                labels=hard,
+                uids=uids[i],
+                step=step + i,
+                label_factor=factors[i],
+                weights=None if weights is None else weights[i],
+            )
 
     def _draw(self, step: int, group: Processes) -> Block:
         if self._next is not None and self._next[0] == step:
             return self._next[1]
         return draw_block(self._order, step, min(BLOCK, self.steps - step), group.rank, group.count)
 
-    def _augmented(self, block: Block, step: int, group: Processes) -> Tensor:
-        """The block's inputs [steps, batch, ...]."""
-        if isinstance(self.augment, Versions):
-            return torch.from_numpy(as_float32("rows.inputs", self.augment.inputs(block)))
-        inputs = self._inputs[torch.from_numpy(block.positions)]
-        if self.augment is None:
-            return inputs
+    def _inputs(self, block: Block, step: int, group: Processes) -> Iterator[Inputs]:
+        """The inputs of the block's steps, one after the other."""
+        if self._held is None:
+            for i in range(len(block.positions)):
+                yield self._checked(step + i, block.positions[i], block.epochs[i])
+            return
+        inputs = rows_of(self._held, torch.from_numpy(block.positions))
+        if self.training.augment is not None and isinstance(inputs, Tensor):
+            inputs = self._augmented(inputs, step, group)
+        for i in range(len(block.positions)):
+            yield rows_of(inputs, i)
+
+    def _augmented(self, inputs: Tensor, step: int, group: Processes) -> Tensor:
+        """Inputs [steps, batch, ...], changed at random."""
+        augment = self.training.augment
+        assert augment is not None
         # Every process draws for the whole block and takes its share, so that the draws do not depend on the
         # number of processes.
-        generator = random_generator("student augment", self.seed, step // BLOCK)
-        draws = torch.from_numpy(self.augment.draw(BLOCK * self.size, generator)).unflatten(
-            0, (BLOCK, self.size)
-        )
+        generator = random_generator("student augment", self.training.seed, step // BLOCK)
+        draws = torch.from_numpy(augment.draw(BLOCK * self.size, generator)).unflatten(0, (BLOCK, self.size))
         share = draws[: len(inputs), group.rank :: group.count]
-        return self.augment.apply(inputs.flatten(0, 1), share.flatten(0, 1)).view(inputs.shape)
+        return augment.apply(inputs.flatten(0, 1), share.flatten(0, 1)).view(inputs.shape)
+
+    def _read(self, training: Training, prepare: Preparation) -> ReadAhead:
+        versions = training.versions
+        hashed = 0 if training.cache is None else int(versions is not None)
+        read = StepReader(
+            samples=training.rows.inputs,
+            uids=training.rows.uids,
+            prepare=prepare,
+            augment=training.augment,
+            views=None if versions is None else versions.cache.views,
+            seed=derive_seed("student augment", training.seed) if versions is None else versions.seed,
+            hashed=hashed if in_memory(training.rows.inputs) or training.cache is None else None,
+        )
+        return ReadAhead(training.rows.inputs, self._following, workers=training.workers, read=read)
+
+    def _following(self, step: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Positions and epochs of this process's samples, in this step and all after it."""
+        group = self._group
+        assert group is not None
+        for later in range(step, self.steps):
+            block = draw_block(self._order, later, 1, group.rank, group.count)
+            yield later, (block.positions[0], block.epochs[0])
+
+    def _checked(self, step: int, where: np.ndarray, epochs: np.ndarray) -> Inputs:
+        """The step's inputs, of samples that are those of the cache.
+
+        Raises
+        ------
+        CacheMismatch
+            A sample differs from the cache's record of it.
+        """
+        assert self._reader is not None
+        inputs, hashes, form = self._reader(step)
+        if (cache := self.training.cache) is not None and len(hashes):
+            views, some = epochs % cache.views, slice(len(hashes))
+            verify_hashes(cache, self.rows.uids[where[some]], hashes, views[some], form)
+        return inputs
 
     def _label_factors(self, block: Block) -> list[float | None]:
         own, whole = self.rows.labels[block.positions], self.rows.labels[block.whole]
@@ -137,3 +198,11 @@ class Batches(AbstractContextManager["Batches"]):
             return [None] * len(own)
         counts = zip((own != UNLABELLED).sum(1).tolist(), (whole != UNLABELLED).sum(1).tolist(), strict=True)
         return [mine * whole.shape[1] / (max(everyones, 1) * own.shape[1]) for mine, everyones in counts]
+
+
+def _order(samples: Any, size: int, seed: int) -> BatchOrder:
+    """The order of batches; samples that are read in groups are shuffled some groups at a time."""
+    groups = groups_of(samples)
+    if groups is None:
+        return BatchOrder(len(samples), size, seed)
+    return GroupedOrder(groups, size, seed, buffer=buffer_of(samples))

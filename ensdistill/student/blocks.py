@@ -13,6 +13,7 @@ from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.common.random import BatchOrder
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.samples import in_memory, whole
 from ensdistill.data.versions import describe_views, view_inputs
 
 
@@ -77,40 +78,23 @@ class TargetBlocks:
 
 @dataclass(frozen=True)
 class Versions:
-    """Inputs as the teachers of a cache with views saw them."""
+    """How the teachers of a cache with views saw its samples.
+
+    Parameters
+    ----------
+    cache : TargetCache
+    seed : int
+        Of the versions.
+    """
 
     cache: TargetCache
-    rows: Rows
-    augment: Augmentation
     seed: int
-
-    def inputs(self, block: Block) -> np.ndarray:
-        """The block's inputs [steps, batch, ...].
-
-        Raises
-        ------
-        CacheMismatch
-            The first sample of a batch differs from the cache's record of it.
-        """
-        positions = block.positions.reshape(-1)
-        views = block.epochs.reshape(-1) % self.cache.views
-        uids, out = (
-            self.rows.uids[positions],
-            np.empty((len(positions), *self.rows.inputs.shape[1:]), self.rows.inputs.dtype),
-        )
-        for view in np.unique(views):
-            at = np.flatnonzero(views == view)
-            out[at] = view_inputs(
-                self.augment, self.rows.inputs[positions[at]], uids[at], int(view), self.seed
-            )
-        first = slice(None, None, block.positions.shape[1])
-        self.cache.verify_inputs(uids[first], out[first], views[first])
-        return out.reshape(*block.positions.shape, *out.shape[1:])
 
 
 def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) -> Versions | None:
-    """How a cache's inputs are made from the rows; None where they are the rows themselves, which are all
-    compared with it.
+    """How a cache's inputs are made from the rows; None where they are the rows themselves.
+
+    Rows in memory are all compared with the cache, in their first version; lazy ones as they are read.
 
     Raises
     ------
@@ -123,7 +107,8 @@ def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) ->
             raise CacheMismatch(
                 f"augment: the cache {cache.path} was made from inputs as they are; got {augment!r}"
             )
-        cache.verify_inputs(rows.uids, rows.inputs)
+        if in_memory(rows.inputs):
+            cache.verify_inputs(rows.uids, rows.inputs)
         return None
     if augment is None:
         raise CacheMismatch(
@@ -133,8 +118,7 @@ def versions_of(cache: TargetCache, rows: Rows, augment: Augmentation | None) ->
     given = as_json("augment", describe_views(augment, cache.views, made_by["seed"]))
     if differing := differences(made_by, given):
         raise CacheMismatch(f"augment: not the one that the cache {cache.path} was made with:", differing)
-    versions = Versions(cache, rows, augment, made_by["seed"])
-    everything = np.arange(len(rows))[:, None]
-    # Every sample of the first view is checked before any training.
-    versions.inputs(Block(everything, np.zeros_like(everything), everything))
-    return versions
+    seed = made_by["seed"]
+    if in_memory(rows.inputs):  # lazy samples are compared as they are read
+        cache.verify_inputs(rows.uids, view_inputs(augment, whole(rows.inputs), rows.uids, 0, seed))
+    return Versions(cache, seed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.teachers.stack.validation import as_float32
+from ensdistill.student.inputs import Inputs, call, moved
 
 CURVE_POINTS = 24
 
@@ -19,27 +21,29 @@ class Curve:
     ----------
     steps : int
         Steps of the training; the last point lies there.
-    watch : ndarray [M, ...] or None
-        Inputs that the student predicts at each point.
+    watched : int
+        Samples M that the student predicts at each point.
+    batches : callable, or None
+        Goes through the inputs of these samples in order, a batch at a time; None where there are none.
     classes : int
 
     Examples
     --------
-    >>> curve = Curve(steps=2, watch=None, classes=10)
+    >>> curve = Curve(steps=2, watched=0, batches=None, classes=10)
     >>> curve.add(0, torch.tensor([3.0, 1.0]))
     >>> curve.steps.tolist(), curve.losses.tolist()
     ([2], [2.0])
     """
 
-    def __init__(self, steps: int, watch: np.ndarray | None, classes: int) -> None:
+    def __init__(
+        self, steps: int, watched: int, batches: Callable[[], Iterator[Inputs]] | None, classes: int
+    ) -> None:
         points = np.unique(np.geomspace(min(16, steps), steps, CURVE_POINTS).round().astype(np.int64))
         self.steps = points
-        self.watch = (
-            None if watch is None else torch.from_numpy(np.ascontiguousarray(as_float32("watch", watch)))
-        )
+        self.batches = batches
         self._at = {int(step): i for i, step in enumerate(points)}
         self.losses = torch.zeros(len(points), dtype=torch.float64)
-        self.watched = torch.zeros(len(points), 0 if watch is None else len(watch), classes)
+        self.watched = torch.zeros(len(points), watched, classes)
         self._sum = torch.zeros((), dtype=torch.float64)
         self._count = torch.zeros((), dtype=torch.int64)
 
@@ -59,14 +63,15 @@ class Curve:
 
     def predict(self, step: int, model: nn.Module) -> None:
         """Record the predictions for the watched inputs at a point; the model goes back to training mode."""
-        if self.watch is None:
+        if self.batches is None:
             return
-        device = next(model.parameters()).device
+        device, start = next(model.parameters()).device, 0
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(self.watch), 1024):
-                logits = model(self.watch[start : start + 1024].to(device))
-                self.watched[self._at[step], start : start + 1024] = logits.float().cpu()
+            for inputs in self.batches():
+                logits = call(model, moved(inputs, device)).float().cpu()
+                self.watched[self._at[step], start : start + len(logits)] = logits
+                start += len(logits)
         model.train()
 
     def add(self, done: int, losses: Tensor) -> None:

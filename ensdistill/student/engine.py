@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ensdistill.common.processes import Processes
+from ensdistill.student.inputs import Inputs, call
 
 _STATES = (AcceleratorState, PartialState, GradientState)
 # Variables by which launchers set accelerate up, or count processes, which the group has done already.
@@ -81,11 +82,11 @@ class Engine:
     _accelerator: Any
     _prepared: Any
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """The model's outputs, computed in the engine's precision and given in float32."""
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            outputs: Tensor = self.model(inputs)
+            outputs = call(self.model, inputs)
         return outputs if dtype is None else outputs.float()
 
     def step(self, loss: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +11,15 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.describe import make_module
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
+from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.student.inputs import Inputs, Preparation, call, takes_ids
 from ensdistill.teachers.members.dtypes import refusal
-from ensdistill.teachers.stack.validation import as_float32, check_ending, check_fresh
+from ensdistill.teachers.stack.validation import check_ending, check_fresh
 
 
-def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) -> nn.Module:
+def build_student(
+    factory: Callable[[], nn.Module], rows: Rows, classes: int, preprocess: Preprocess | None = None
+) -> nn.Module:
     """Return a new student, in eval mode, after a forward pass of two rows.
 
     Raises
@@ -24,37 +27,42 @@ def build_student(factory: Callable[[], nn.Module], rows: Rows, classes: int) ->
     ValueError
         The student does not take the rows' inputs, or does not return [N, classes].
     TypeError
-        ``factory`` makes no module, or is one itself.
+        ``factory`` makes no module, or is one itself; or the rows are no numbers, and nothing makes numbers
+        of them.
     """
     check_fresh(factory, "the student", {})
     model = make_module(factory)
     if len(rows) == 0:
         raise ValueError("rows: expected at least one; got none")
     model.eval()
-    first = torch.from_numpy(np.ascontiguousarray(as_float32("rows.inputs", rows.inputs[:2])))
+    first = Preparation(preprocess, takes_ids(model))(rows.inputs[:2])
     try:
         with torch.no_grad():
-            logits = model(first)
-    except RuntimeError as error:
-        raise _refused(model, rows, first, error) from error
+            logits = call(model, first)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise _refused(model, first, error) from error
     expected = (min(2, len(rows)), classes)
-    if tuple(logits.shape) != expected:
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"model: {type(model).__name__}: expected {classes} outputs per sample, one for each class, "
-            f"{list(expected)}; "
-            f"got {list(logits.shape)}"
+            f"{list(expected)}; got {got}"
         )
-    check_ending(model, first, type(model).__name__)
+    if isinstance(first, Tensor) and first.is_floating_point():
+        check_ending(model, first, type(model).__name__)
     return model
 
 
-def _refused(model: nn.Module, rows: Rows, first: Tensor, error: RuntimeError) -> ValueError:
+def _refused(model: nn.Module, first: Inputs, error: Exception) -> ValueError:
     """The error for a module whose forward pass failed: the dtypes are blamed if they differ, else the
     shape."""
-    if (by_dtype := refusal("factory", f"the student's {type(model).__name__}", model, first)) is not None:
+    name = type(model).__name__
+    if isinstance(first, dict):
+        shapes = {key: list(part.shape[1:]) for key, part in first.items()}
+        return ValueError(f"model: {name}: does not take inputs by name, of the shapes {shapes} ({error})")
+    if (by_dtype := refusal("factory", f"the student's {name}", model, first)) is not None:
         return by_dtype
-    shape = list(rows.inputs.shape[1:])
-    return ValueError(f"model: {type(model).__name__}: does not take inputs of shape {shape} ({error})")
+    return ValueError(f"model: {name}: does not take inputs of shape {list(first.shape[1:])} ({error})")
 
 
 def check_rows_only(cache: TargetCache) -> None:

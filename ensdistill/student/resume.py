@@ -14,7 +14,7 @@ from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
 from ensdistill.common.source import source_digest
-from ensdistill.student.blocks import Versions
+from ensdistill.data.samples import as_samples
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
 
@@ -122,11 +122,13 @@ def training_fingerprint(
     elif group.count == 1:
         return ""
     # The cache's own fingerprint includes the code and the settings of its versions.
-    augment = None if isinstance(training.augment, Versions) else training.augment
+    augment = training.augment if training.versions is None else None
     code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
     about = [*_method_and_cache(training), training.checkpoint is not None]
     settings = [trainer.optimization, trainer.mixed_precision, trainer.impl, trainer.sync_batch_norm, about]
-    parts = [repr(model), training.rows, repr(augment), code, training.seed, training.watch, settings]
+    watch = None if training.watch is None else as_samples(training.watch, "watch")
+    parts = [repr(model), training.rows, repr(augment), code, training.seed, watch, settings]
+    parts += [] if training.preprocess is None else [training.preprocess.fingerprint()]
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
@@ -148,7 +150,7 @@ def _method_and_cache(training: Training) -> list[Any]:
     if (cache := training.cache) is None:
         return parts
     fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights")
-    versions = training.augment.augment if isinstance(training.augment, Versions) else None
+    versions = None if training.versions is None else training.augment
     return [[cache.manifest[field] for field in fields], *parts, cache.combiner, repr(versions)]
 
 

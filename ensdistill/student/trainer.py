@@ -10,16 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
-import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
 from ensdistill.student.batches import Batch
 from ensdistill.student.blocks import versions_of
+from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
     SoftTargets,
@@ -76,6 +77,7 @@ class StudentTrainer:
 
     Examples
     --------
+    >>> import numpy as np
     >>> import torch
     >>> from ensdistill.models import MLP
     >>> rows = Rows(np.eye(4, dtype=np.float32), np.arange(4), np.array([0, 1, 0, 1]))
@@ -130,7 +132,9 @@ class StudentTrainer:
         seed: int = 0,
         member: str | None = None,
         augment: Augmentation | None = None,
-        watch: np.ndarray | None = None,
+        preprocess: Preprocess | None = None,
+        workers: int | None = None,
+        watch: Any = None,
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
@@ -140,9 +144,11 @@ class StudentTrainer:
         Parameters
         ----------
         factory : callable
-            Makes a module that maps [N, ...] to logits [N, C]; torch's seed is set before the call.
+            Makes a module that maps [N, ...] to logits [N, C], or to an object with ``logits``; inputs in
+            fields are its keyword arguments. torch's seed is set before the call.
         rows : Rows
-            The transfer set of the cache. Every input is checked against the cache's record of it.
+            The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
+            the cache's record of it, lazy ones whenever they are read.
         cache : TargetCache
         seed : int
             Initialisation, order of the batches, dropout.
@@ -152,7 +158,14 @@ class StudentTrainer:
             The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod
             ``cache.views``, the same pixels as the teachers. One input of each batch is compared with the
             cache's record of it.
-        watch : ndarray [M, ...], optional
+        preprocess : Preprocess, optional
+            From raw samples to the student's own input; see :mod:`ensdistill.data.preprocess`. Without it
+            the samples have to be numbers. It goes where the student goes: see
+            :class:`ensdistill.teachers.members.Preprocessed`.
+        workers : int, optional
+            Processes that read, change and preprocess lazy samples ahead; see
+            :func:`ensdistill.data.reading.default_workers`.
+        watch : samples, optional
             Inputs whose predictions are recorded along the way. Nothing is chosen by them.
         checkpoint : path, optional
             A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from
@@ -194,7 +207,10 @@ class StudentTrainer:
             classes=classes,
             loss=loss,
             cache=cache,
-            augment=versions,
+            augment=augment,
+            versions=versions,
+            preprocess=preprocess,
+            workers=workers,
             seed=seed,
             watch=watch,
             checkpoint=checkpoint,
@@ -211,7 +227,9 @@ class StudentTrainer:
         classes: int,
         seed: int = 0,
         augment: Augmentation | None = None,
-        watch: np.ndarray | None = None,
+        preprocess: Preprocess | None = None,
+        workers: int | None = None,
+        watch: Any = None,
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
@@ -231,6 +249,9 @@ class StudentTrainer:
             loss=loss,
             cache=None,
             augment=augment,
+            versions=None,
+            preprocess=preprocess,
+            workers=workers,
             seed=seed,
             watch=watch,
             checkpoint=checkpoint,
@@ -239,7 +260,7 @@ class StudentTrainer:
         )
         return train(self, training)
 
-    def training_step(self, model: Callable[[Tensor], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
+    def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.
 
         A subclass overrides this method to change the step: to mix inputs, to add a penalty, to call the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ from ensdistill.common.processes import processes
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.data.samples import as_samples
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
 from ensdistill.student.blocks import Versions
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
+from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
 from ensdistill.student.resume import Checkpoint, training_fingerprint
@@ -57,8 +60,8 @@ class Trained:
 class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
-    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, or holds the
-    versions of a cache.
+    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, unless they are
+    ``versions`` of a cache.
     """
 
     factory: Callable[[], nn.Module]
@@ -66,9 +69,12 @@ class Training:
     classes: int
     loss: StudentLoss
     cache: TargetCache | None
-    augment: Augmentation | Versions | None
+    augment: Augmentation | None
+    versions: Versions | None
+    preprocess: Preprocess | None
+    workers: int | None
     seed: int
-    watch: np.ndarray | None
+    watch: Any
     checkpoint: Path | str | None
     checkpoint_every: int
     progress: Progress | None
@@ -87,11 +93,14 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
-        model = build_student(training.factory, training.rows, training.classes)
+        model = build_student(training.factory, training.rows, training.classes, training.preprocess)
         fingerprint = training_fingerprint(trainer, training, model, group)
         optimizer, scheduler = trainer.optimization.build(model.parameters())
         engine = start_engine(model, optimizer, trainer.mixed_precision, group)
-        curve = Curve(steps, training.watch, training.classes)
+        prepare = Preparation(training.preprocess, takes_ids(model))
+        watch = None if training.watch is None else as_samples(training.watch, "watch")
+        watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
+        curve = Curve(steps, 0 if watch is None else len(watch), watched, training.classes)
 
         # A killed training goes on from its checkpoint.
         checkpoint = Checkpoint(
@@ -99,7 +108,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         )
         step = checkpoint.resume()
         model.train()
-        batches = Batches(training.rows, training.cache, training.augment, seed, steps, size)
+        batches = Batches(training, prepare, steps, size)
         with batches, synchronised_norms(model, group, trainer.sync_batch_norm, size):
             while step < steps:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;

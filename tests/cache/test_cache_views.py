@@ -28,6 +28,7 @@ from ensdistill.data.versions import view_inputs
 from ensdistill.functional import distillation_loss
 from ensdistill.models import CNN
 from ensdistill.student.blocks import TargetBlocks, draw_block, versions_of
+from ensdistill.student.inputs import Preparation, StepReader
 from ensdistill.student.trainer import StudentTrainer
 
 N = 90
@@ -108,6 +109,9 @@ def test_another_seed_or_augmentation_is_another_cache(images, tmp_path):
 def test_epoch_e_has_view_e_mod_views(images, tmp_path):
     cache = views_cache(images, tmp_path)
     versions, order = versions_of(cache, images, ShiftImages(1)), BatchOrder(N, 25, seed=0)
+    read = StepReader(
+        images.inputs, images.uids, Preparation(None, False), ShiftImages(1), cache.views, versions.seed, 1
+    )
     with TargetBlocks(cache, images) as targets:
         seen = np.zeros((N, 3), int)
         block = draw_block(order, 0, 4, 0, 1)
@@ -115,8 +119,9 @@ def test_epoch_e_has_view_e_mod_views(images, tmp_path):
             here, block = block, draw_block(order, step + 4, 4, 0, 1)
             logits = targets.of(here).to_logits()[0]
             targets.ahead(block)
-            pixels = versions.inputs(here)
-            expected = torch.from_numpy(Seeing().predict_logits(pixels.reshape(100, 1, 8, 8))[0])
+            steps = zip(here.positions, here.epochs, strict=True)
+            pixels = torch.cat([read(positions_and_epochs)[0] for positions_and_epochs in steps])
+            expected = torch.from_numpy(Seeing().predict_logits(pixels.numpy())[0])
             assert torch.equal(logits, expected)
             np.add.at(seen, (here.positions.reshape(-1), here.epochs.reshape(-1) % 3), 1)
     assert seen.min() >= 4  # each sample in each version, equally often

@@ -32,7 +32,10 @@ class HardLabels(StudentLoss):
         self.smoothing = float(smoothing)
 
     def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs.float(), labels, label_smoothing=self.smoothing)
+        if batch.weights is None:
+            return F.cross_entropy(outputs.float(), labels, label_smoothing=self.smoothing)
+        losses = F.cross_entropy(outputs.float(), labels, label_smoothing=self.smoothing, reduction="none")
+        return (losses * batch.weights).mean()
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
         """Raise ValueError for a row without a label in 0..classes-1."""

@@ -65,7 +65,12 @@ class SoftTargets(StudentLoss):
     def __call__(self, outputs: Tensor, targets: Targets, labels: Tensor, batch: Batch) -> Tensor:
         if self.settings.alpha == 1:
             return distillation_loss(
-                outputs, targets, settings=self.settings, weights=self.weights, impl=self.impl
+                outputs,
+                targets,
+                settings=self.settings,
+                weights=self.weights,
+                sample_weights=batch.weights,
+                impl=self.impl,
             )
         factor = batch.label_factor
         return distillation_loss(
@@ -74,6 +79,7 @@ class SoftTargets(StudentLoss):
             labels,
             settings=self.settings,
             weights=self.weights,
+            sample_weights=batch.weights,
             class_weights=None
             if factor is None
             else torch.full((outputs.shape[1],), factor, dtype=torch.float64),
