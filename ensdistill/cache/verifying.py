@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from ensdistill.cache.errors import CacheCorrupt, CacheMismatch
 from ensdistill.cache.fingerprint import input_hashes, made_from
 from ensdistill.cache.manifest import MANIFEST, files_of
 from ensdistill.cache.uids import checked_uids
+from ensdistill.common.progress import Progress
 
 if TYPE_CHECKING:
     from ensdistill.cache.reader import TargetCache
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 26  # bytes of records, whose input hashes are compared at a time
 
 
-def verify_bytes(cache: TargetCache, progress: Callable[[int, int], None] | None) -> None:
+def verify_bytes(cache: TargetCache, progress: Progress | None) -> None:
     """See `TargetCache.verify`."""
     manifest, width = cache.manifest, cache.layout.bytes
     files, done = files_of(manifest), 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import (
-    COMBINERS,
     DIVERGENCES,
     assert_close,
     closed_forms,
@@ -20,6 +19,7 @@ from closed_forms import (
     worst,
 )
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
 from ensdistill.loss import ops
 from ensdistill.loss.linear import linear_distillation_loss
