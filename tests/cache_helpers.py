@@ -3,6 +3,8 @@ every time."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from ensdistill.cache.files.checked import write_checked
 from ensdistill.data import Rows
 
 
@@ -69,3 +72,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")
     }
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the manifest in place, and give it a right checksum."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksum"]
+    change(manifest)
+    write_checked(folder / "manifest.json", manifest)

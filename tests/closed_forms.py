@@ -16,7 +16,6 @@ from ensdistill.functional import distillation_loss
 from ensdistill.loss import settings
 from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
 
-COMBINERS = ("prob", "logit", "log_prob")
 DIVERGENCES = settings.DIVERGENCES
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 

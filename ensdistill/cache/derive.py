@@ -8,7 +8,7 @@ cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import Places
 from ensdistill.cache.validation import PLAN_FIELDS
 from ensdistill.common.files import local_path
+from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import check_temperature, real
-
-Progress = Callable[[int, int], None]
 
 
 def convert(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 
 from ensdistill.cache.reader import TargetCache
 from ensdistill.common.files import atomic_path, local_path
+from ensdistill.common.progress import Progress
 
 _SAMPLES = 4096
 
 
 def export_parquet(
-    cache: TargetCache | Path | str, path: Path | str, *, progress: Callable[[int, int], None] | None = None
+    cache: TargetCache | Path | str, path: Path | str, *, progress: Progress | None = None
 ) -> int:
     """Write every record as a row.
 

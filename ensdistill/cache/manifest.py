@@ -66,7 +66,6 @@ from ensdistill.cache.files.checked import FORMAT_VERSION, WITH_CLASS_PATHS, WIT
 
 FORMAT = "ensdistill-target-cache"
 MANIFEST, PLAN, UIDS = "manifest.json", "plan.json", "uids.safetensors"
-COMBINERS = ("prob", "logit", "log_prob")
 BLOCK_BYTES = 1 << 16
 # Records start at a page, so that a block is read and checked by whole pages.
 _PAGE = 4096

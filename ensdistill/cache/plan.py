@@ -10,6 +10,7 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.codecs import Codec, codec_of
 from ensdistill.cache.floors import TEMPERATURE, floor_of
 from ensdistill.cache.uids import entry_of
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.common.scalars import check_temperature
 
 
@@ -45,8 +46,8 @@ def make_plan(
         raise ValueError(
             f"ensemble.weights: expected finite, non-negative and with a positive sum; got {weights.tolist()}"
         )
-    if combiner not in m.COMBINERS:
-        raise ValueError(f"ensemble.combiner: expected one of {list(m.COMBINERS)}; got {combiner!r}")
+    if combiner not in COMBINERS:
+        raise ValueError(f"ensemble.combiner: expected one of {list(COMBINERS)}; got {combiner!r}")
     if codec.mixture_only and mixture_at is None:
         raise ValueError(
             f"mixture_at: expected a temperature, because {codec.name} holds the mixture at one only; got "

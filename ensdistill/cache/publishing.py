@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -30,11 +30,11 @@ from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import write_uids
 from ensdistill.cache.validation import check_plan, read_manifest, same_fields
 from ensdistill.common.files import atomic_path, fsync
+from ensdistill.common.progress import Advance, Progress, shifted
 
 PATIENCE = 60.0
 """Seconds that a writer that is done waits while no other writer's process is seen."""
 
-Progress = Callable[[int, int], None]
 Costs = statistics.Cost | statistics.Part
 
 
@@ -169,7 +169,7 @@ def _write(
         if commit is None and (path / m.MANIFEST).exists():
             return  # another writer found everything committed, and has tidied up
         if commit is None:
-            advance = None if progress is None else _shifted(progress, done, total)
+            advance = None if progress is None else shifted(progress, done, total)
             _publish_shard(path, plan, shard, source, max_kl, advance)
         else:
             _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
@@ -178,17 +178,13 @@ def _write(
         done += rows
 
 
-def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]:
-    return lambda samples: progress(done + samples, total)
-
-
 def _publish_shard(
     path: Path,
     plan: m.Manifest,
     shard: int,
     source: Source,
     max_kl: float | None,
-    progress: Callable[[int], None] | None,
+    progress: Advance | None,
 ) -> None:
     view, first = m.view_and_first_row(plan, shard)
     rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]

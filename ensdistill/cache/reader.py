@@ -6,7 +6,7 @@ records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ensdistill.cache.streaming import stream
 from ensdistill.cache.uids import Samples
 from ensdistill.cache.validation import check_codec, read_manifest
 from ensdistill.cache.verifying import verify_bytes, verify_inputs
+from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import whole
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class TargetCache:
         """
         verify_inputs(self, uids, inputs, view)
 
-    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(self, *, progress: Progress | None = None) -> None:
         """Read everything: every file against its hash, every input hash against the fingerprint.
 
         Parameters
@@ -350,7 +351,7 @@ class TargetCache:
         *,
         share: float = 0.001,
         augment: Augmentation | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Run the members again for a share of the samples, and compare their logits with the stored targets.
 

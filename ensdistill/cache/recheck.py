@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ensdistill.cache.floors import floor_in_use
 from ensdistill.cache.manifest import conversions, targets_of
 from ensdistill.cache.teachers import predictor
 from ensdistill.cache.uids import Places
+from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import real
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def recheck(
     rows: Rows,
     share: float,
     augment: Augmentation | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> int:
     """See `TargetCache.verify_against`."""
     if isinstance(share, bool) or not real(share) or not 0 < share <= 1:

@@ -16,9 +16,7 @@ from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, C
 from ensdistill.cache.files.checked import parse_checked, read_checked
 from ensdistill.cache.files.locks import writing
 from ensdistill.cache.files.transfer import (
-    Advance,
     Entry,
-    Progress,
     each,
     fetch,
     file_system,
@@ -31,6 +29,7 @@ from ensdistill.cache.folder import leftovers, remove, require_no_folders, requi
 from ensdistill.cache.manifest import MANIFEST, PLAN, Manifest, files_of
 from ensdistill.cache.validation import read_manifest
 from ensdistill.common.files import atomic_path, local_path
+from ensdistill.common.progress import Advance, Progress
 
 _PAUSE, _LONGEST_WAIT = 0.5, 3600.0  # seconds
 # A manifest names the size of every other file. Its own size is bounded by nothing else.

@@ -13,7 +13,6 @@ from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete
 from ensdistill.cache.files.checked import WITH_CLASS_PATHS, WITH_UIDS, read_checked
 from ensdistill.cache.manifest import (
     BLOCK_BYTES,
-    COMBINERS,
     FORMAT,
     MANIFEST,
     PLAN,
@@ -30,6 +29,7 @@ from ensdistill.cache.manifest import (
     shard_name,
     uids_header,
 )
+from ensdistill.common.combiners import COMBINERS
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from ensdistill.cache.errors import CacheCorrupt, CacheMismatch
 from ensdistill.cache.fingerprint import input_hashes, made_from
 from ensdistill.cache.manifest import MANIFEST, files_of
 from ensdistill.cache.uids import checked_uids
+from ensdistill.common.progress import Progress
 from ensdistill.data import batches as b
 from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import as_samples, in_memory, positions, stream
@@ -23,7 +23,7 @@ _BATCH = 1024  # lazy samples that are read at a time
 _CHUNK = 1 << 26  # bytes of records, whose input hashes are compared at a time
 
 
-def verify_bytes(cache: TargetCache, progress: Callable[[int, int], None] | None) -> None:
+def verify_bytes(cache: TargetCache, progress: Progress | None) -> None:
     """See `TargetCache.verify`."""
     manifest, width = cache.manifest, cache.layout.bytes
     files, done = files_of(manifest), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ensdistill.cache.teachers import Ensemble, Predict, predictor
 from ensdistill.cache.uids import row_order
 from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
+from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import plain
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.reading import ReadAhead
@@ -52,7 +53,7 @@ def cache_targets(
     rank: int | None = None,
     world: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TargetCache:
     """Run the ensemble over ``rows`` and keep its targets in the folder ``path``.
 

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import nn
 
 from ensdistill.cache.codecs import codec_of
+from ensdistill.common.combiners import Combiner
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.scalars import check_temperature, plain_fields
@@ -19,7 +20,6 @@ from ensdistill.data import Dataset, Split
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
-from ensdistill.teachers.fitting.calibration import Combiner
 from ensdistill.teachers.recipes import Recipe
 
 

@@ -20,11 +20,12 @@ from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.progress import Progress, UnitProgress
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import DistillConfig, StudentConfig
-from ensdistill.job.run_folder import Progress, keep
+from ensdistill.job.run_folder import keep
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
@@ -86,7 +87,12 @@ def dropout_of(model: Callable[[], nn.Module]) -> float | None:
 
 
 def train_baselines(
-    student: StudentConfig, settings: DistillConfig, split: Split, seed: int, folder: Path, report: Progress
+    student: StudentConfig,
+    settings: DistillConfig,
+    split: Split,
+    seed: int,
+    folder: Path,
+    report: UnitProgress,
 ) -> dict[str, Any]:
     """Train *direct* and *direct with label smoothing*, and fit the temperatures of both.
 
@@ -185,7 +191,7 @@ class _Folds:
         seed: int,
         folder: Path,
         inputs: str,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         self.student, self.settings, self.split, self.seed, self.folder = (
             student,

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ensdistill.common.describe import module_recipe
+from ensdistill.common.progress import UnitProgress
 from ensdistill.job.check import copies_of
-from ensdistill.job.run_folder import Progress, RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.loss import ops
 from ensdistill.report.metrics import nll
@@ -49,7 +50,7 @@ FITTED = {
 }  # where the direct stage wrote them
 
 
-def evaluate(run: RunFolder, progress: Progress | None = None) -> RunResults:
+def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults:
     """Load every model of the run, seed by seed, and predict the test rows."""
     report = progress or (lambda what, done, total: None)
     config, trusted = run.config, run.trusted
@@ -120,7 +121,7 @@ def _student(
     name: str,
     trusted: tuple[str, ...],
     calibration: list[tuple[np.ndarray, np.ndarray]],
-    report: Progress,
+    report: UnitProgress,
 ) -> StudentResults:
     config = run.config
     student = config.distill.students[name]

@@ -37,9 +37,6 @@ from ensdistill.loss.settings import digest_parts
 from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.members import TorchMember
 
-Progress = Callable[[str, int, int], None]
-"""(name of the work, done, total); the display adds the rate and the time left."""
-
 
 @dataclass(frozen=True)
 class Unit:

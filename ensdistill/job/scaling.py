@@ -14,11 +14,12 @@ from typing import cast
 import numpy as np
 
 from ensdistill.cache import TargetCache
+from ensdistill.common.combiners import Combiner
 from ensdistill.data import UNLABELLED
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import of_transfer
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, Combiner, closest_temperature, log_mixture
+from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, closest_temperature, log_mixture
 
 ROWS = 4000  # more would not move a single number
 

@@ -15,12 +15,13 @@ import numpy as np
 from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.files import write_arrays
+from ensdistill.common.progress import UnitProgress
 from ensdistill.data import BadRows, Rows, Split
 from ensdistill.data.transfer import Transfer
 from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
-from ensdistill.job.run_folder import Progress, RunFolder, Unit, finish, keep
+from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import of_transfer
 from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
@@ -29,7 +30,7 @@ from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.stack import Status
 
 
-def run_unit(run: RunFolder, unit: Unit, progress: Progress | None = None) -> None:
+def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -> None:
     """Do the unit's work, from where a killed process left it, and record that it is finished."""
     report = progress or (lambda name, done, total: None)
     folder, inputs, start = run.of(unit), run.digest(unit), time.perf_counter()
@@ -40,11 +41,11 @@ def run_unit(run: RunFolder, unit: Unit, progress: Progress | None = None) -> No
     finish(folder, inputs, time.perf_counter() - start, **more)
 
 
-def _teachers(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+def _teachers(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     return teachers(run.config.teachers, run.config.split(unit.seed), unit.seed, folder, report)
 
 
-def _cache(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     config, before = run.config, unit.needs()[0]
     ensemble = Ensemble.load(run.of(before) / "ensemble", run.trusted)
     transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
@@ -56,14 +57,14 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[s
     )
 
 
-def _direct(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     student = run.config.distill.students[unit.student]
     return train_baselines(
         student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report
     )
 
 
-def _distill(run: RunFolder, unit: Unit, folder: Path, report: Progress) -> dict[str, Any]:
+def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     config, source = run.config, run.of(Unit("cache", unit.seed))
     best, targets = (
         run.record(Unit("teachers", unit.seed))["best_member"],
@@ -91,7 +92,7 @@ class _MemberProgress:
     """From the status of single members, folds' ones among them, to the progress of each recipe, in
     thousandths of a member."""
 
-    def __init__(self, settings: TeachersConfig, report: Progress) -> None:
+    def __init__(self, settings: TeachersConfig, report: UnitProgress) -> None:
         folds = ["", *(f", fold {i + 1}" for i in range(settings.folds))]
         self.keys = {
             recipe.name: [name + fold for name in recipe.names() for fold in folds]
@@ -115,7 +116,7 @@ class _MemberProgress:
 
 
 def teachers(
-    settings: TeachersConfig, split: Split, seed: int, folder: Path, report: Progress
+    settings: TeachersConfig, split: Split, seed: int, folder: Path, report: UnitProgress
 ) -> dict[str, Any]:
     """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best
     member."""
@@ -154,7 +155,7 @@ def cache(
     temperature: float,
     seed: int,
     folder: Path,
-    report: Progress,
+    report: UnitProgress,
 ) -> dict[str, Any]:
     """Store the ensemble's targets for the transfer set; return the rows' origins and the statistics of the
     cost.
@@ -206,7 +207,7 @@ def distill(
     seed: int,
     folder: Path,
     inputs: str,
-    report: Progress,
+    report: UnitProgress,
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.common.scalars import real, whole
 from ensdistill.loss import _native
-from ensdistill.loss.targets import Combiner
 from ensdistill.loss.wrapped import is_batched
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -25,7 +25,6 @@ INTEGERS = (torch.int32, torch.int64)
 # A sum up to which the kernels normalise weights: far below the largest float64, far above weights in
 # practice.
 _LARGEST_WEIGHTS = 1e300
-_COMBINERS = get_args(Combiner)
 
 
 # Numbers and choices
@@ -51,7 +50,7 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def check_combiner(name: str, value: Any) -> None:
     if value is not None:
-        check_one_of(name, value, _COMBINERS)
+        check_one_of(name, value, COMBINERS)
 
 
 # Tensors

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ensdistill.common.combiners import Combiner
 from ensdistill.common.scalars import check_temperature
 from ensdistill.loss import encoders_reference
 from ensdistill.loss.checks import (
-    Combiner,
     check_combiner,
     check_device,
     check_int,

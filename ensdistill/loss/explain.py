@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
+from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.loss import _native
 from ensdistill.loss.checks import check_int, check_one_of
 from ensdistill.loss.settings import DIVERGENCES, Divergence
-from ensdistill.loss.targets import Combiner
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
 # The kernels' names of dtypes: Element in csrc/problem.h.
@@ -145,7 +145,7 @@ def kernel_plan(
                 f"{name}: expected a floating-point dtype{', or uint8' * (name == 'targets')}; got {dtype}"
             )
     check_one_of("divergence", divergence, DIVERGENCES)
-    check_one_of("combiner", combiner, get_args(Combiner))
+    check_one_of("combiner", combiner, COMBINERS)
     plan = _plan(
         Launch(
             rows, classes, members, student, targets, divergence, combiner, entries, classes_first, device

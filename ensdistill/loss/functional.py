@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ensdistill.common.combiners import Combiner
 from ensdistill.loss import ops, reference
 from ensdistill.loss.arguments import Problem, explain_nan, make_problem
 from ensdistill.loss.checks import check_class_dim, check_floats, check_kernels
@@ -26,7 +27,7 @@ from ensdistill.loss.settings import (
     settings_of,
 )
 from ensdistill.loss.signature import op_call
-from ensdistill.loss.targets import Combiner, Targets
+from ensdistill.loss.targets import Targets
 
 __all__ = [
     "Combiner",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 
+from ensdistill.common.combiners import Combiner
 from ensdistill.common.scalars import check_temperature, real
 from ensdistill.loss import _native
 from ensdistill.loss.checks import check_combiner, check_int, check_one_of
-from ensdistill.loss.targets import Combiner
 
 # The library's own list, csrc/divergences.def: a divergence that is added there needs no second name here.
 DIVERGENCES = _native.names("divergence")

@@ -12,12 +12,13 @@ it, beside the student's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-Combiner = Literal["prob", "logit", "log_prob"]
+from ensdistill.common.combiners import Combiner
+
 # What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more;
 # logits are further off.
 SUM_TOLERANCE = 0.05

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.progress import Progress
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
@@ -30,7 +31,7 @@ from ensdistill.student.methods import (
     name_of,
 )
 from ensdistill.student.preconditions import check_rows_only
-from ensdistill.student.training import Progress, Trained, Training, train
+from ensdistill.student.training import Trained, Training, train
 
 Precision = Literal["no", "bf16", "fp16"]
 

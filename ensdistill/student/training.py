@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.processes import processes
+from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
@@ -30,8 +31,6 @@ from ensdistill.student.resume import Checkpoint, training_fingerprint
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.teachers import storage
 from ensdistill.teachers.fitting.calibration import (
-    COMBINERS,
     PRIOR_ROWS_PER_MEMBER,
-    Combiner,
     fit_mixture_temperature,
     fit_temperature,
     fit_weights,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensdistill.common.combiners import Combiner
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers import planning, storage
 from ensdistill.teachers import train as training
-from ensdistill.teachers.fitting.calibration import Combiner
 from ensdistill.teachers.methods import Method, as_method
 from ensdistill.teachers.requirements import check_recipes
 from ensdistill.teachers.stack import Watch, Way

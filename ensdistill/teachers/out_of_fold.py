@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ensdistill.common.combiners import Combiner
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import stratified_folds
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
-from ensdistill.teachers.fitting.calibration import Combiner
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.stack import Watch

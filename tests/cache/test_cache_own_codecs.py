@@ -1,25 +1,20 @@
-"""Codecs of a user's own: in a module outside the package, named by import path, imported only where they are
-trusted."""
+"""Codecs of a user's own, in a module outside the package: written, read, trained from, derived."""
 
-import json
 import multiprocessing
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cache_helpers import contents, digits, in_uid_order
 from job_helpers import succeed, write_job
+from own_codec_helpers import KINDS, NIBBLES, SMALL, USE, make, path_of
 
 from ensdistill.cache import (
-    CacheCorrupt,
     CacheError,
     CacheLossWarning,
     CacheMismatch,
     CacheUntrusted,
-    Codec,
     TargetCache,
     add_member,
     cache_targets,
@@ -28,154 +23,12 @@ from ensdistill.cache import (
     reweight,
 )
 from ensdistill.cache.codecs import codec_of
-from ensdistill.cache.codecs.names import parsed_name
 from ensdistill.cache.export import export_parquet
-from ensdistill.cache.files.checked import write_checked
-from ensdistill.cache.remote import download, upload
 from ensdistill.common.optimization import Optimization
 from ensdistill.functional import distillation_loss
 from ensdistill.job.config import CacheConfig
 from ensdistill.models import MLP
 from ensdistill.student import StudentTrainer
-
-EXTENDING = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-SECTION = re.search(r"^## Add a codec\n(.*?)(?=^## |\Z)", EXTENDING, re.MULTILINE | re.DOTALL)[1]
-NIBBLES, USE = re.findall(r"^```python\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
-
-MORE = """
-from dataclasses import dataclass
-import numpy as np
-import torch
-from ensdistill.cache import Codec, Encoded
-from ensdistill.cache.codecs import codec_of
-
-
-class HalfLogProbs(Codec):
-    \"\"\"float16 log-probabilities of the mixture; no settings.\"\"\"
-
-    mixture_only = True
-
-    def fields(self, members, classes):
-        return {"log_probs": ("<f2", (classes,)), "largest": ("<f4", ())}
-
-    def encode(self, batch):
-        log_p = batch.mixture
-        return Encoded({"log_probs": log_p.half().cpu().numpy(), "largest": log_p.amax(-1).float().cpu().numpy()})
-
-    def decode(self, fields, classes):
-        return fields["log_probs"].astype(np.float32)[:, None]
-
-
-class OneDraw(Codec):
-    \"\"\"A single draw of a class from the mixture.\"\"\"
-
-    mixture_only = seeded = True
-    lossy_advice = None
-
-    def fields(self, members, classes):
-        return {"drawn": ("<i4", (1,))}
-
-    def encode(self, batch):
-        uniform = [np.random.default_rng([batch.seed, int(i)]).random() for i in batch.draw_ids]
-        cumulative = batch.mixture.exp().cumsum(-1).numpy()
-        drawn = (np.array(uniform)[:, None] > cumulative).sum(-1).clip(max=cumulative.shape[-1] - 1)
-        kl = -np.take_along_axis(batch.mixture.numpy(), drawn[:, None], 1).T
-        return Encoded({"drawn": drawn[:, None].astype("<i4")}, kl)
-
-    def decode(self, fields, classes):
-        return np.where(fields["drawn"] == np.arange(classes), np.float32(0), np.float32(-np.inf))[:, None]
-
-
-@dataclass(frozen=True)
-class Wrong(Codec):
-    fault: str = ""
-
-    def fields(self, members, classes):
-        shapes = {"shape": (members + 1, classes), "scalar": (), "negative": (members, -1)}
-        dtypes = {"big endian": ">f4", "object": "O", "nonsense": "f5"}
-        name = "input_hash" if self.fault == "reserved" else "z"
-        return {name: (dtypes.get(self.fault, "<f4"), shapes.get(self.fault, (members, classes)))}
-
-    def encode(self, batch):
-        z = batch.values.numpy().swapaxes(0, 1)
-        fields = {"z": z.astype(np.float64) if self.fault == "float64" else z}
-        if self.fault == "missing":
-            fields = {}
-        if self.fault == "more":
-            fields["y"] = z
-        return Encoded(fields, np.zeros(3) if self.fault == "kl" else None)
-
-    def decode(self, fields, classes):
-        z = fields["z"].astype(np.float32)
-        if self.fault == "decoded shape":
-            return z[:, 0]
-        if self.fault == "masked":
-            z[..., 0] = -np.inf
-        if self.fault == "nan":
-            z[0] = np.nan
-        return z
-
-
-class Argument(Codec):
-    def __init__(self, bits=4):
-        self.bits = bits
-
-    fields, encode, decode = Wrong.fields, Wrong.encode, Wrong.decode
-
-
-class NoCodec:
-    pass
-
-
-class Renamed(HalfLogProbs):
-    name = "uint8"
-
-
-def local():
-    class Local(HalfLogProbs):
-        pass
-
-    return Local()
-
-
-class Uint8(type(codec_of("uint8"))):
-    \"\"\"Of the package's own, with another advice.\"\"\"
-
-    lossy_advice = "other advice"
-"""
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    """The name of a module with the codecs, in a folder on the path; it is not imported yet."""
-    folder = tmp_path / "path"
-    folder.mkdir()
-    (folder / "own_codecs.py").write_text(NIBBLES + MORE)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    sys.modules.pop("own_codecs", None)
-    yield "own_codecs"
-    sys.modules.pop("own_codecs", None)
-
-
-KINDS = [
-    ("Nibbles", None),
-    ("Nibbles(depth=6.5)", None),
-    ("Nibbles", 2.0),
-    ("HalfLogProbs", 2.0),
-    ("OneDraw", 1.0),
-]
-SMALL = {"shard_rows": 64, "batch_size": 50}
-
-
-def path_of(name):
-    return f"own_codecs.{name.partition('(')[0]}"
-
-
-def make(folder, name, mixture_at, **options):
-    return cache_targets(
-        *digits(), folder, codec=f"own_codecs.{name}", mixture_at=mixture_at, **{**SMALL, **options}
-    )
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
@@ -201,7 +54,7 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore::ensdistill.cache.CacheLossWarning")
 @pytest.mark.parametrize(("name", "mixture_at"), KINDS)
-def test_from_writing_to_the_loss(module, tmp_path, name, mixture_at):
+def test_from_writing_to_the_loss(own_codecs_module, tmp_path, name, mixture_at):
     teachers, rows = digits()
     cache = make(tmp_path / "c", name, mixture_at, seed=4)
     written = {"Nibbles": "Nibbles(depth=12.0)"}.get(name, name)
@@ -239,14 +92,14 @@ def test_from_writing_to_the_loss(module, tmp_path, name, mixture_at):
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_workers_read_it(module, tmp_path, method):
+def test_workers_read_it(own_codecs_module, tmp_path, method):
     cache = make(tmp_path / "c", "Nibbles", None)
     with multiprocessing.get_context(method).Pool(1) as pool:
         found = pool.apply_async(cache.gather_logits, (np.arange(9),)).get(timeout=60)
     np.testing.assert_array_equal(found, cache.gather_logits(np.arange(9)))
 
 
-def test_a_student_is_trained_from_it(module, tmp_path):
+def test_a_student_is_trained_from_it(own_codecs_module, tmp_path):
     rows = digits()[1]
     cache = make(tmp_path / "c", "Nibbles", None)
     decoded = convert(
@@ -263,7 +116,7 @@ def test_a_student_is_trained_from_it(module, tmp_path):
         assert torch.equal(mine, theirs)
 
 
-def test_derived_caches(module, tmp_path):
+def test_derived_caches(own_codecs_module, tmp_path):
     teachers, rows = digits()
     source, everything = make(tmp_path / "c", "Nibbles", None), np.arange(230)
     logits = source.gather_logits(everything)
@@ -301,7 +154,7 @@ def test_derived_caches(module, tmp_path):
     assert own.verify_against(teachers, rows, share=0.2) == 46
 
 
-def test_another_ensemble_is_found(module, tmp_path):
+def test_another_ensemble_is_found(own_codecs_module, tmp_path):
     teachers, rows = digits()
     for name, mixture_at in (("Nibbles", None), ("HalfLogProbs", 2.0)):
         cache = make(tmp_path / name, name, mixture_at)
@@ -309,7 +162,7 @@ def test_another_ensemble_is_found(module, tmp_path):
             cache.verify_against(teachers.with_logit(1, slice(None), 3, 9.0), rows, share=1.0)
 
 
-def test_resuming_and_other_settings(module, tmp_path):
+def test_resuming_and_other_settings(own_codecs_module, tmp_path):
     cache = make(tmp_path / "c", "Nibbles", None)
     before = contents(tmp_path / "c")
     again = cache_targets(*digits(), tmp_path / "c", codec=type(cache.codec)(depth=12.0), **SMALL)
@@ -324,144 +177,14 @@ def test_resuming_and_other_settings(module, tmp_path):
     assert make(tmp_path / "c", "Nibbles(depth=3.0)", None, overwrite=True).codec.depth == 3.0
 
 
-def test_max_kl_and_the_warning(module, tmp_path):
+def test_max_kl_and_the_warning(own_codecs_module, tmp_path):
     with pytest.raises(CacheError, match=r"codec 'own_codecs\.Nibbles\(depth=2\.0\)' has"):
         make(tmp_path / "c", "Nibbles(depth=2.0)", None, max_kl=0.01)
     with pytest.warns(CacheLossWarning, match=r"codec 'own_codecs\.Nibbles\(depth=2\.0\)' cost a row"):
         make(tmp_path / "c", "Nibbles(depth=2.0)", None)
 
 
-def test_nothing_is_imported_unless_trusted(module, tmp_path):
-    make(tmp_path / "c", "Nibbles", None)
-    del sys.modules[module]
-    for trusted in ((), ("own_codecs",), ("own_codecs.HalfLogProbs",), ("own_codecs.Nibbles(depth=12.0)",)):
-        with pytest.raises(
-            CacheUntrusted,
-            match=r"the codec is the class own_codecs\.Nibbles, .*trusted=\('own_codecs\.Nibbles',\)",
-        ):
-            TargetCache.open(tmp_path / "c", trusted=trusted)
-    with pytest.raises(TypeError, match="trusted: expected a sequence of class paths; got the string"):
-        TargetCache.open(tmp_path / "c", trusted="own_codecs.Nibbles")
-    url = f"memory://{tmp_path}"
-    upload(tmp_path / "c", url)  # copying takes no codec
-    download(url, tmp_path / "copy")
-    assert contents(tmp_path / "copy") == contents(tmp_path / "c")
-    assert module not in sys.modules
-    assert len(TargetCache.open(url, local=tmp_path / "copy", trusted=("own_codecs.Nibbles",))) == 230
-    assert module in sys.modules
-
-
-def change(folder, **fields):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
-    write_checked(folder / "manifest.json", manifest | fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "error", "message"),
-    [
-        ({"codec": "os.system"}, CacheUntrusted, "the class os.system, which is not part"),
-        ({"codec": "own_codecs.NoCodec"}, CacheError, r"own_codecs\.NoCodec: expected a class derived from"),
-        ({"codec": "own_codecs.Missing"}, CacheError, r"own_codecs\.Missing cannot be imported"),
-        (
-            {"codec": "no_such_module.Codec"},
-            CacheError,
-            r"no_such_module\.Codec cannot be imported .*PYTHONPATH",
-        ),
-        ({"codec": "own_codecs.Nibbles(bits=3)"}, CacheError, "does not take the settings {'bits': 3}"),
-        (
-            {"codec": "own_codecs.Nibbles(depth=__import__('os'))"},
-            CacheCorrupt,
-            "codec: expected one of .* or a class path",
-        ),
-        ({"codec": "own_codecs.Nibbles(12.0)"}, CacheCorrupt, "codec: expected one of"),
-        ({"codec": "own_codecs.Nibbles" * 100}, CacheCorrupt, "codec: expected one of"),
-        (
-            {"codec": "own_codecs.HalfLogProbs"},
-            CacheCorrupt,
-            r"temperature: expected a number, because own_codecs\.HalfLogProbs holds",
-        ),
-        ({"codec": "fp32"}, CacheCorrupt, "record: expected the layout of its codec"),
-        ({"format_version": 3}, CacheCorrupt, "codec: expected one of uint8.*, in format_version 3"),
-        ({"record": {"bytes": 24, "fields": []}}, CacheCorrupt, "record: expected the layout of its codec"),
-        ({"record": {"bytes": "24"}}, CacheCorrupt, "record: expected an object with a positive number"),
-    ],
-)
-def test_a_manifest_that_was_changed(module, tmp_path, fields, error, message):
-    make(tmp_path / "c", "Nibbles", None)
-    change(tmp_path / "c", **fields)
-    trusted = tuple(f"own_codecs.{name}" for name in ("Nibbles", "NoCodec", "Missing", "HalfLogProbs"))
-    with pytest.raises(error, match=message):
-        TargetCache.open(tmp_path / "c", trusted=(*trusted, "no_such_module.Codec"))
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("shape", r"field 'z': expected a shape that begins with 3, the number of members.*mixture_only"),
-        ("scalar", "expected a shape that begins with 3"),
-        ("negative", "and a shape of positive integers"),
-        ("big endian", "a little-endian dtype"),
-        ("object", "a little-endian dtype"),
-        ("nonsense", "a little-endian dtype"),
-        ("reserved", "another name than 'input_hash'"),
-        (
-            "float64",
-            r"expected encode to return the fields .* z float32 \(50, 3, 10\); got z float64 \(50, 3, 10\)",
-        ),
-        ("missing", "got none"),
-        ("more", r"got z float32 \(50, 3, 10\), y float32"),
-        ("kl", r"expected a KL \[3, 50\]; got \[3\]"),
-        (
-            "decoded shape",
-            r"expected decode to return \[records, members, classes\] = \[50, 3, 10\]; got \[50, 10\]",
-        ),
-        ("masked", "expected stored rows at a finite KL from the given ones; uid 0 of 'a' has inf"),
-        ("nan", "expected stored rows at a finite KL .* has nan"),
-    ],
-)
-def test_what_a_wrong_codec_does_is_named(module, tmp_path, fault, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        make(tmp_path / "c", f"Wrong(fault={fault!r})", None)
-    assert f"own_codecs.Wrong(fault={fault!r})" in str(raised.value)
-    assert not (tmp_path / "c" / "manifest.json").exists()
-
-
-def test_a_codec_that_no_reader_could_build_again_is_refused(module):
-    import own_codecs
-
-    def fails(codec, message, error=ValueError):
-        with pytest.raises(error, match=message):
-            codec_of(codec)
-
-    fails(
-        own_codecs.local(), r"local\.<locals>\.Local, which another process could not import: move the class"
-    )
-    main = type("Main", (own_codecs.HalfLogProbs,), {"__module__": "__main__"})
-    fails(main(), r"__main__\.Main, which another process could not import")
-    fails(
-        own_codecs.Argument(3),
-        "takes arguments, without which a cache could not build it again: make it a frozen dataclass",
-    )
-    fails(own_codecs.Renamed(), "don't override name")
-    fails(
-        own_codecs.Wrong(fault=["list"]),
-        r"expected settings that are finite numbers.*fault=\['list'\]",
-        TypeError,
-    )
-    fails(own_codecs.Wrong(fault=float("nan")), "expected settings that are finite", TypeError)
-    fails("own_codecs.Nibbles(12)", "expected one of uint8.*or the import path")
-    fails("own_codecs.NoCodec", "expected a class derived from ensdistill.cache.Codec")
-    fails("fp17", "expected one of uint8")
-    fails(7, "expected one of uint8.*; got 7")
-    fails(own_codecs.Nibbles, "or an instance of one; got <class 'own_codecs.Nibbles'>")
-    # A class derived from one of the package's own is not that one.
-    assert codec_of(own_codecs.Uint8()).name == "own_codecs.Uint8"
-    assert isinstance(codec_of("own_codecs.Nibbles(depth=3.0)"), Codec)
-    assert parsed_name("own_codecs.Nibbles(depth=-3)") == ("own_codecs.Nibbles", {"depth": -3})
-
-
-def test_a_class_derived_from_one_of_the_package(module, tmp_path):
+def test_a_class_derived_from_one_of_the_package(own_codecs_module, tmp_path):
     teachers, rows = digits()
     own = make(tmp_path / "own", "Uint8", None)
     plain = cache_targets(teachers, rows, tmp_path / "plain", **SMALL)
@@ -471,7 +194,7 @@ def test_a_class_derived_from_one_of_the_package(module, tmp_path):
         TargetCache.open(tmp_path / "own")
 
 
-def test_an_exported_table_has_the_decoded_rows(module, tmp_path):
+def test_an_exported_table_has_the_decoded_rows(own_codecs_module, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for name, mixture_at, columns in (
         ("Nibbles", None, ["logits: a", "logits: b", "logits: c"]),
@@ -486,7 +209,7 @@ def test_an_exported_table_has_the_decoded_rows(module, tmp_path):
         )
 
 
-def test_the_commands(module, tmp_path):
+def test_the_commands(own_codecs_module, tmp_path):
     source = make(tmp_path / "c", "Nibbles", None)
     trust = ["--trust", "own_codecs.Nibbles"]
     assert "own_codecs.Nibbles(depth=12.0)" in succeed("cache", "info", tmp_path / "c", *trust)
@@ -510,7 +233,7 @@ def test_the_commands(module, tmp_path):
     assert TargetCache.open(tmp_path / "fewer", trusted=source.trusted).weights.tolist() == [1.0, 2.0]
 
 
-def test_a_job_names_it(module, tmp_path):
+def test_a_job_names_it(own_codecs_module, tmp_path):
     file = write_job(tmp_path, {"cache.codec": "own_codecs.Nibbles(depth=9.0)"})
     succeed("run", "--config", file)
     targets = next((tmp_path / "runs").rglob("targets"))

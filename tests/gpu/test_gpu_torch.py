@@ -8,8 +8,8 @@ import pytest
 import torch
 from closed_forms import closed_forms, make_logits, worst
 from gpu_helpers import leaf, moved
+from op_helpers import LABELS, arguments
 from test_divergences import make_targets
-from test_ops import LABELS, arguments
 from torch.autograd import gradcheck, gradgradcheck
 
 from ensdistill.functional import distillation_loss

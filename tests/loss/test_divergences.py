@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from closed_forms import (
-    COMBINERS,
     DIVERGENCES,
     assert_close,
     closed_forms,
@@ -24,6 +23,7 @@ from closed_forms import (
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import Counts, LogProbs, Probs, TopK
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from cache_helpers import digits
-from closed_forms import COMBINERS, assert_close, closed_forms, make_codes, make_logits, run, worst
+from closed_forms import assert_close, closed_forms, make_codes, make_logits, run, worst
 from torch import Tensor
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
 from ensdistill.loss import ops
 from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits

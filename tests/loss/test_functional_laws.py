@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from closed_forms import COMBINERS, run, worst
+from closed_forms import run, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
 
 ELEMENTS = st.floats(-20, 20, width=32)

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
 from ensdistill.loss import ops, reference
 from ensdistill.loss.explain import kernel_plan
@@ -22,7 +23,6 @@ from ensdistill.loss.settings import (
     Tail,
 )
 from ensdistill.loss.signature import TENSORS, Call, OpSettings, OpTensors, op_call, op_settings
-from ensdistill.loss.targets import Combiner
 
 LIBRARY = ops.build_info()["loss"]
 NAMES = [argument.name for argument in ops.distill_loss._schema.arguments]
@@ -70,7 +70,7 @@ def test_the_specification_has_every_argument():
 
 def test_names_are_the_librarys():
     assert LIBRARY["divergence"] == [*DIVERGENCES] == [*get_args(Divergence)] == [*reference.DIVERGENCES]
-    assert LIBRARY["combiner"] == [*get_args(Combiner)]
+    assert LIBRARY["combiner"] == [*COMBINERS]
     assert LIBRARY["tail_mode"] == [*get_args(Tail)]
     assert [*LIBRARY["reduction"], "batchmean"] == sorted(
         get_args(Reduction), key=lambda x: [*LIBRARY["reduction"], "batchmean"].index(x)

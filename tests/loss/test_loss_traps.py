@@ -1,14 +1,10 @@
 """Where distillation losses go wrong, each by name; for every divergence where it matters to every one."""
 
-import os
-from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 from closed_forms import (
-    COMBINERS,
     DIVERGENCES,
     assert_close,
     closed_forms,
@@ -20,22 +16,11 @@ from closed_forms import (
     worst,
 )
 
+from ensdistill.common.combiners import COMBINERS
 from ensdistill.functional import distillation_loss
-from ensdistill.loss import ops
-from ensdistill.loss.linear import linear_distillation_loss
 from ensdistill.loss.targets import EnsembleLogits, LogProbs, Probs, TopK
 
 INF = torch.inf
-
-
-def available_memory() -> int:
-    """Bytes; 0 where that can't be told."""
-    names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
-    return (
-        os.sysconf(names[0]) * os.sysconf(names[1])
-        if set(names) <= set(getattr(os, "sysconf_names", ()))
-        else 0
-    )
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
@@ -186,78 +171,6 @@ def test_zero_at_the_optimum(impl, divergence, instruction_set):
                 assert gradient.abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("impl", ["fused", "reference"])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_rows_of_weight_0_are_left_out(divergence, impl, instruction_set):
-    """Of the divergence, the cross entropy and the z-loss alike, and whatever the row holds."""
-    for c in (10, 300):
-        student, targets, labels = (
-            make_logits(17, c, seed=0),
-            make_logits(2, 17, c, seed=1),
-            torch.arange(17) % 7,
-        )
-        kept = torch.ones(17, dtype=torch.bool)
-        kept[[4, 9, 16]] = False
-        for alpha in (0.4, 1.0):
-            arguments = {
-                "alpha": alpha,
-                "divergence": divergence,
-                "z_loss": 0.01,
-                "impl": impl,
-                "reduction": "sum",
-            }
-            expected = run(student[kept], targets[:, kept], labels[kept], **arguments)
-            student[~kept], targets[:, ~kept] = torch.nan, INF
-            loss, gradient = run(student, targets, labels, sample_weights=kept.double(), **arguments)
-            assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6)
-            assert (gradient[~kept] == 0).all()
-            torch.testing.assert_close(gradient[kept], expected[1], rtol=1e-5, atol=1e-7)
-            student, targets = make_logits(17, c, seed=0), make_logits(2, 17, c, seed=1)
-
-
-@pytest.mark.parametrize("impl", ["fused", "reference"])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_ignore_index_concerns_the_labels_alone(divergence, impl, instruction_set):
-    """A row without a label has no cross entropy, even where class 0, which its label could be taken for, is
-    masked."""
-    for c in (10, 300):
-        student, targets, labels = (
-            make_logits(17, c, seed=0),
-            make_logits(2, 17, c, seed=1),
-            torch.arange(17) % 7,
-        )
-        student[4, 0], targets[:, 4, 0] = -INF, -INF
-        ignored = 5 if c == 10 else -100
-        labels[[4, 9, 16]] = ignored
-        for smoothing, recompute in product((0.0, 0.1), (False, True)):
-            if smoothing:
-                student[4, 0], targets[:, 4, 0] = -3.0, -2.0
-            arguments = {
-                "alpha": 0.4,
-                "divergence": divergence,
-                "ignore_index": ignored,
-                "label_smoothing": smoothing,
-                "impl": impl,
-            }
-            found = run(student, targets, labels, z_loss=0.01, recompute=recompute, **arguments)
-            assert_close(
-                found,
-                student,
-                targets,
-                labels,
-                z_loss=0.01,
-                **{k: v for k, v in arguments.items() if k != "impl"},
-            )
-            rows = run(student, targets, labels, reduction="none", **arguments)
-            alone = run(student, targets, divergence=divergence, reduction="none", impl=impl)
-            torch.testing.assert_close(
-                rows[0][labels == ignored], 0.4 * alone[0][labels == ignored], rtol=1e-6, atol=1e-7
-            )
-            torch.testing.assert_close(
-                rows[1][labels == ignored], 0.4 * alone[1][labels == ignored], rtol=1e-5, atol=1e-6
-            )
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_reduction_none_gives_each_row_its_own_gradient(divergence, recompute):
@@ -291,75 +204,6 @@ def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruc
         loss = distillation_loss(leaf * 1, target, labels, divergence=divergence, alpha=0.5)
         (loss * 2 + leaf.sum()).backward()
         assert all(torch.equal(x.detach(), y) for x, y in zip(tensors, before, strict=True))
-
-
-# 65540 rows of 65537 classes, or as many in maps with the classes first: indices of the last rows need more
-# than 32 bits.
-PAST_32_BITS = {
-    "classes last": (65540, 65537),
-    "classes first": (1, 65537, 65540),
-    "maps": (1030, 4096, 1030),
-}
-
-
-@pytest.mark.parametrize("layout", PAST_32_BITS)
-def test_indices_past_two_to_the_32(layout):
-    """Of the student, in memory that is reserved and hardly touched: all rows but the last three have no
-    weight."""
-    shape = PAST_32_BITS[layout]
-    try:
-        student = torch.from_numpy(np.zeros(shape, np.int16)).view(
-            torch.bfloat16
-        )  # calloc: pages that nobody writes take no memory
-    except MemoryError:
-        pytest.skip("no address space for 8.6 GB")
-    assert student.numel() > 2**32
-    last = student[-3:] if len(shape) == 2 else student[-1, :, -3:].t()
-    last[:, -40:] = make_logits(3, 40, seed=0, dtype=torch.bfloat16)
-    targets = torch.zeros(shape[1]).view(-1, *(1,) * (len(shape) - 2)).expand(1, *shape)
-    weights = torch.zeros((shape[0],) if len(shape) == 2 else (shape[0], shape[2]))
-    weights.view(-1)[-3:] = 1
-    losses = distillation_loss(student, targets, sample_weights=weights, reduction="none", class_dim=1).view(
-        -1
-    )
-    truth = closed_forms(last, torch.zeros(1, *last.shape), reduction="none").loss
-    assert truth.min() > 1e-4  # so that another row's loss would not do
-    assert worst(losses[-3:], truth) <= 1e-5 * truth.max()
-    assert (losses[:-3] == 0).all()
-
-
-LARGE = "ENSDISTILL_TEST_LARGE"
-
-
-@pytest.mark.parametrize("layout", ["classes last", "maps"])
-def test_gradients_past_two_to_the_32(layout):
-    """Of 8.6 GB, each row looked at; the inputs are one row or map, repeated by a stride of 0."""
-    if not os.environ.get(LARGE):
-        pytest.skip(
-            "takes 9 GB of memory and half a minute, too much beside other work and for every run; set "
-            f"{LARGE}=1 to run it"
-        )
-    if (free := available_memory()) < 11 * 2**30:
-        pytest.skip(f"needs 11 GiB of memory; {free / 2**30:.1f} GiB are available")
-    shape = PAST_32_BITS[layout]
-    one, teacher = (make_logits(*shape[1:], seed=i, dtype=torch.bfloat16) for i in (0, 1))
-    truth = closed_forms(as_rows(one), as_rows(teacher)[None], reduction="none")
-    student = one.expand(shape).requires_grad_()
-    loss = distillation_loss(student, teacher.expand(1, *shape), class_dim=1, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, student)  # .backward() would copy it
-    try:
-        assert gradient.numel() > 2**32
-        assert worst(as_rows(gradient[0]), truth.gradient) <= 2**-8 * truth.gradient.abs().max()
-        assert all(torch.equal(x, gradient[0]) for x in gradient)  # the same inputs give the same bits
-        assert loss.item() == pytest.approx(truth.loss.sum().item() * shape[0], rel=1e-6)
-    finally:
-        del loss, gradient
-        ops.release_memory()
-
-
-def as_rows(x):
-    """One row [C], or the pixels of a map [C, I], as [N, C]."""
-    return x[None] if x.dim() == 1 else x.t()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -402,108 +246,6 @@ def test_tail_mass_is_what_it_is_said_to_be_and_not_one_minus_the_sum():
     # bfloat16's rounding of each listed log-probability, |log p| 2^-9, times its own p and log-ratio; nothing
     # from the tail
     assert worst(loss, exact) <= 0.1
-
-
-@pytest.mark.parametrize("count", [1, 5, 63, 64])
-def test_compiled_loss_with_many_ignored_rows(count):
-    """The compiled graph must not assume how many rows are labelled, nor divide by 0."""
-    torch._dynamo.reset()
-    compiled = torch.compile(distillation_loss, fullgraph=True, backend="aot_eager")
-    targets = make_logits(2, 64, 10, seed=1)
-    for ignored in (0, count, 64):
-        labels = torch.arange(64) % 10
-        labels[:ignored] = -100
-        results = []
-        for function in (compiled, distillation_loss):
-            leaf = make_logits(64, 10, seed=0).requires_grad_()
-            loss = function(leaf, targets, labels, alpha=0.5)
-            loss.backward()
-            results.append((loss.detach(), leaf.grad))
-        assert torch.equal(results[0][0], results[1][0])
-        assert torch.equal(results[0][1], results[1][1])
-        if ignored == 64:
-            assert results[0][0] == 0.5 * distillation_loss(make_logits(64, 10, seed=0), targets)
-
-
-def test_linear_loss_with_all_rows_ignored_is_the_divergence():
-    hidden, weight = make_logits(9, 4, seed=0).requires_grad_(), make_logits(10, 4, seed=1).requires_grad_()
-    layer, targets = (hidden, weight), make_logits(2, 9, 10, seed=2)
-    loss = linear_distillation_loss(*layer, targets, torch.full((9,), -100), alpha=0.5, chunk_rows=4)
-    alone = linear_distillation_loss(*layer, targets, chunk_rows=4)
-    torch.testing.assert_close(loss, 0.5 * alone)
-    for found, expected in zip(
-        torch.autograd.grad(loss, layer), torch.autograd.grad(alone, layer), strict=True
-    ):
-        torch.testing.assert_close(found, 0.5 * expected)
-
-
-@pytest.mark.parametrize("impl", ["fused", "reference"])
-@pytest.mark.parametrize("kind", ["nan", "masked", "codes", "probs", "log_probs", "topk", "counts"])
-def test_targets_without_a_share_do_not_matter(kind, impl, instruction_set):
-    """With alpha = 0 the divergence isn't computed: 0 times an infinite one would be NaN."""
-    for c, dtype in product((10, 300), (torch.float32, torch.float16)):
-        student, labels = make_logits(9, c, seed=0, dtype=dtype), torch.arange(9)
-        labels[4] = -100
-        student[0, 5] = -INF
-        target = {
-            "nan": lambda n: torch.full((2, 9, n), torch.nan),
-            "masked": lambda n: torch.full((2, 9, n), -INF),
-            "codes": lambda n: replace(make_codes(2, 9, n, seed=1), scale=torch.full((2, 9), INF)),
-            "probs": lambda n: Probs(torch.full((9, n), -1.0)),
-            "log_probs": lambda n: LogProbs(torch.full((9, n), 9.0)),
-            "topk": lambda n: replace(make_top_k(9, n, 4, seed=1), log_probs=torch.full((9, 4), INF)),
-            "counts": lambda n: replace(make_counts(9, n, 9, seed=1), counts=torch.zeros(9, 9)),
-        }[kind](c)
-        for reduction in ("mean", "sum", "batchmean", "none"):
-            arguments = {
-                "alpha": 0.0,
-                "label_smoothing": 0.0,
-                "z_loss": 0.01,
-                "temperature": 1.0,
-                "reduction": reduction,
-            }
-            loss, gradient = run(student, target, labels, impl=impl, **arguments)
-            expected, expected_gradient = run(student, torch.zeros(1, 9, c), labels, impl=impl, **arguments)
-            assert loss.isfinite().all()
-            assert torch.equal(loss, expected)
-            assert torch.equal(gradient, expected_gradient)
-
-
-@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
-def test_an_infinite_divergence_without_a_share_is_none(divergence, instruction_set):
-    z, student, labels = make_logits(2, 9, 70, seed=0), make_logits(9, 70, seed=1), torch.arange(9)
-    z[..., 5] = -INF
-    for impl in ("fused", "reference"):
-        loss, gradient = run(student, z, labels, alpha=0.0, divergence=divergence, impl=impl, temperature=3.0)
-        leaf = student.double().requires_grad_()
-        expected = torch.nn.functional.cross_entropy(leaf, labels)
-        expected.backward()
-        assert worst(loss, expected.detach()) <= 1e-5  # float32, rows of about 8
-        assert worst(gradient, leaf.grad) <= 1e-7
-    hidden = student.clone().requires_grad_()
-    loss = linear_distillation_loss(
-        hidden, torch.eye(70), z, labels, alpha=0.0, divergence=divergence, chunk_rows=4
-    )
-    loss.backward()
-    assert worst(loss.detach(), expected.detach()) <= 1e-5
-    assert worst(hidden.grad, leaf.grad) <= 1e-7
-
-
-@pytest.mark.parametrize("impl", ["fused", "reference"])
-def test_statistics_are_of_the_teachers_also_without_a_share(impl):
-    student, targets, labels = make_logits(9, 30, seed=0), make_logits(3, 9, 30, seed=1), torch.arange(9)
-    _, expected = distillation_loss(student, targets, labels, alpha=1.0, statistics=True, temperature=2.0)
-    leaf = student.clone().requires_grad_()
-    loss, found = distillation_loss(
-        leaf, targets, labels, alpha=0.0, statistics=True, temperature=2.0, impl=impl
-    )
-    assert loss.requires_grad
-    _, through = linear_distillation_loss(
-        student, torch.eye(30), targets, labels, alpha=0.0, statistics=True, temperature=2.0, chunk_rows=4
-    )
-    for rows in (found, through):
-        for name, x in vars(expected).items():
-            torch.testing.assert_close(getattr(rows, name), x, rtol=1e-5, atol=1e-5)  # float32, a few nats
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e4])

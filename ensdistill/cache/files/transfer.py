@@ -19,6 +19,7 @@ import xxhash
 from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete
 from ensdistill.cache.files.checked import open_regular
 from ensdistill.common.files import atomic_path
+from ensdistill.common.progress import Advance, Progress
 
 _CHUNK = 1 << 22
 _AT_ONCE, _TRIES, _PAUSE = 8, 4, 0.5
@@ -30,9 +31,6 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory"}
 T = TypeVar("T")
 Entry = dict[str, Any]
 """``{file, bytes, hash}``: a file's name, size and xxh3_128."""
-Progress = Callable[[int, int], None]
-Advance = Callable[[int], None]
-"""Called with the bytes of a file that have been copied so far."""
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -9,12 +9,11 @@ from typing import Literal
 import numpy as np
 from scipy.special import log_softmax, softmax
 
+from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.common.random import random_generator
 from ensdistill.teachers.fitting.calibration import (
-    COMBINERS,
     PRIOR_ERRORS,
     PRIOR_ROWS_PER_MEMBER,
-    Combiner,
     cautious_temperature,
     check_prior_rows,
     log_mixture,

@@ -23,6 +23,7 @@ from ensdistill.common.describe import make_module
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.progress import Progress, shifted
 from ensdistill.common.random import derive_seed
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.stack.loop import Job
@@ -65,7 +66,7 @@ def train_stack(
     device: str | torch.device = "cpu",
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> list[nn.Module]:
     """Train one model per seed with cross entropy.
@@ -223,7 +224,7 @@ def train_stack(
                 shown = (
                     None
                     if progress is None
-                    else _shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
+                    else shifted(progress, group[0] * optimization.steps, len(groups) * optimization.steps)
                 )
                 with named([names[i] for i in group], optimization):
                     job(group, watch=watch).run(
@@ -367,10 +368,6 @@ def _file(checkpoint: Path | None, model: int | None) -> Path | None:
 
 def _generators_kept(device: str | torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])
-
-
-def _shifted(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
 
 
 def _initialise(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
