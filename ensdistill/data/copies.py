@@ -1,35 +1,41 @@
 """Rows with equal inputs: found by content, kept together in splits and folds, and counted where parts are
 given.
 
-Two rows are equal if every value is. NaN equals NaN, and -0.0 equals 0.0: no model here distinguishes these,
-so a row that differs from another in nothing else is a copy of it.
+Two rows are equal if every value is. In arrays NaN equals NaN, and -0.0 equals 0.0: no model here
+distinguishes these, so a row that differs from another in nothing else is a copy of it. Samples of other
+kinds are compared by a hash of their content.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from ensdistill.data.batches import unlike
+from ensdistill.data.reading import default_workers
+from ensdistill.data.samples import as_samples, form, sample_hashes, subset
+
 if TYPE_CHECKING:
     from ensdistill.data import Split
 
+FEW = 4096  # so many lazy samples are read before worker processes would have started
 BLOCK_BYTES = (
     2**26
 )  # rows are hashed in blocks, so that a file that is mapped into memory is never held as a whole
 
 
-def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
+def equal_inputs(*parts: Any) -> list[np.ndarray]:
     """Number the sets of equal rows, over all parts together.
 
     Parameters
     ----------
-    *parts : ndarray [N, ...]
-        Of any dtype; rows of one shape.
+    *parts : ndarray [N, ...], or samples of any kind
+        Arrays of any dtype with rows of one shape; other samples of one form.
 
     Returns
     -------
@@ -41,15 +47,38 @@ def equal_inputs(*parts: np.ndarray) -> list[np.ndarray]:
     --------
     >>> equal_inputs(np.array([[1.0, np.nan], [2.0, 0.0]]), np.array([[2.0, -0.0], [1.0, np.nan]]))
     [array([0, 1]), array([1, 0])]
+    >>> equal_inputs(["a text", "another", "a text"])
+    [array([0, 1, 0])]
     """
+    if not all(isinstance(part, np.ndarray) for part in parts):
+        return _numbered([keys.tolist() for keys in _content_keys([as_samples(p, "parts") for p in parts])])
     if len({part.shape[1:] for part in parts}) > 1:
         raise ValueError(
             f"parts: expected rows of one shape; got {', '.join(str(list(part.shape[1:])) for part in parts)}"
         )
     common = np.result_type(*parts)
+    return _numbered([_keys(part, common) for part in parts])
+
+
+def _numbered(parts: Sequence[Iterable[Any]]) -> list[np.ndarray]:
+    """Equal keys, of all parts, by one number."""
     number: dict[Any, int] = {}
+    return [np.array([number.setdefault(key, len(number)) for key in keys], np.int64) for keys in parts]
+
+
+def _content_keys(parts: Sequence[Any]) -> list[np.ndarray]:
+    """uint64 [N] for each of the samples: the keys that they bring, or else their hashes, for which lazy
+    samples are read."""
+    filled = [part for part in parts if len(part)]
+    for part in filled[1:]:
+        if difference := unlike(form(filled[0]), form(part)):
+            raise ValueError(f"parts: {difference}")
+    if all(getattr(part, "content_keys", None) is not None for part in filled):
+        return [part.content_keys if len(part) else np.zeros(0, np.uint64) for part in parts]
     return [
-        np.array([number.setdefault(key, len(number)) for key in _keys(part, common)], np.int64)
+        sample_hashes(part, workers=default_workers(part) if len(part) > FEW else 0)
+        if len(part)
+        else np.zeros(0, np.uint64)
         for part in parts
     ]
 
@@ -133,13 +162,13 @@ def draw_stratified(
 
 
 def stratified_folds(
-    inputs: np.ndarray, labels: np.ndarray, folds: int, seed: int
+    inputs: Any, labels: np.ndarray, folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds with the classes in the proportions of the whole; equal rows are in one fold.
 
     Parameters
     ----------
-    inputs : ndarray [N, ...]
+    inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
     folds, seed : int
 
@@ -228,13 +257,13 @@ class Copies:
             )
 
 
-def count_copies(split: Split, synthetic: np.ndarray | None = None, *, pool: bool = True) -> Copies:
+def count_copies(split: Split, synthetic: Any = None, *, pool: bool = True) -> Copies:
     """Compare the inputs of all parts.
 
     Parameters
     ----------
     split : Split
-    synthetic : ndarray [M, ...], optional
+    synthetic : ndarray [M, ...], or samples, optional
         The rows of the transfer set that were made from labelled rows and the pool.
     pool : bool
         Whether the pool is trained on. If not, a test row may stand in it.
@@ -246,7 +275,7 @@ def count_copies(split: Split, synthetic: np.ndarray | None = None, *, pool: boo
     >>> int(copies.test.sum()), copies.labelled, copies.other_label
     (0, 0, 0)
     """
-    made = split.test.inputs[:0] if synthetic is None else synthetic
+    made = subset(split.test.inputs, np.zeros(0, np.int64)) if synthetic is None else synthetic
     labelled, unlabelled, test, generated = equal_inputs(
         split.labelled.inputs, split.pool.inputs, split.test.inputs, made
     )

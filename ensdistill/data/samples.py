@@ -19,6 +19,7 @@ from ensdistill.common.ahead import ahead
 from ensdistill.data import batches as b
 from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.images import IMAGES
+from ensdistill.data.batches.kind import Kind
 
 BUFFER = 8  # groups that are shuffled together where samples name no number
 GROUP = 65536  # rows in memory that are shuffled together beside groups that are read
@@ -45,6 +46,12 @@ class Samples(Protocol):
 class Held:
     """Samples in memory, in a container of any kind (see :mod:`ensdistill.data.batches`); nothing is copied.
 
+    Parameters
+    ----------
+    batch : container
+    kind : Kind, optional
+        That of the container, found by default. An empty list has no kind of its own.
+
     Examples
     --------
     >>> samples = Held(["a text", "another", "a third"])
@@ -53,15 +60,20 @@ class Held:
     """
 
     batch: Any
+    kind: Kind = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", b.kind_of(self.batch))
 
     def __len__(self) -> int:
-        return b.count(self.batch)
+        return self.kind.count(self.batch)
 
     def __getitem__(self, index: np.ndarray | slice) -> Any:
-        return b.take(self.batch, index)
+        return self.kind.take(self.batch, index)
 
     def subset(self, index: np.ndarray) -> Held:
-        return Held(b.take(self.batch, index))
+        return Held(self[index], self.kind)
 
     def __fingerprint__(self) -> Any:
         return fingerprint_of(self)
@@ -77,6 +89,9 @@ class Lazy:
         ``len(dataset)`` and ``dataset[i]``: an input, an (input, label) pair, or a dict.
     label : str, optional
         The key of the label in items that are dicts; it is no input.
+    content_keys : ndarray [N], uint64, optional
+        Equal for equal samples, and comparable within one data set: copies are found by them without reading
+        the samples.
 
     Raises
     ------
@@ -86,6 +101,7 @@ class Lazy:
 
     dataset: Any
     label: str | None = None
+    content_keys: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if _is_iterable_only(self.dataset) or not hasattr(self.dataset, "__getitem__"):
@@ -108,7 +124,8 @@ class Lazy:
     def subset(self, index: np.ndarray) -> Lazy:
         from torch.utils.data import Subset
 
-        return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label)
+        keys = None if self.content_keys is None else self.content_keys[index]
+        return Lazy(Subset(self.dataset, np.asarray(index).tolist()), self.label, keys)
 
     def __fingerprint__(self) -> Any:
         return fingerprint_of(self)
@@ -229,7 +246,9 @@ def form(samples: Any) -> dict[str, Any]:
     >>> form(np.zeros((2, 3), np.float32))
     {'kind': 'array', 'dtype': 'float32', 'shape': [3]}
     """
-    return b.describe(whole(samples) if in_memory(samples) else samples[:1])
+    if isinstance(samples, Held):
+        return {"kind": samples.kind.name, **samples.kind.describe(samples.batch)}
+    return b.describe(samples if isinstance(samples, np.ndarray) else samples[:1])
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -278,7 +297,7 @@ def sample_hashes(samples: Any, *, batch_size: int = 4096, workers: int = 0) -> 
     if isinstance(samples, np.ndarray):
         return b.hashes(samples)
     if isinstance(samples, Held):
-        return b.hashes(samples.batch)
+        return samples.kind.hashes(samples.batch)
     parts = positions(len(samples), batch_size)
     return np.concatenate(
         [np.zeros(0, "<u8"), *(b.hashes(batch) for batch in stream(samples, parts, workers=workers))]
@@ -286,7 +305,9 @@ def sample_hashes(samples: Any, *, batch_size: int = 4096, workers: int = 0) -> 
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """One batch of single samples: arrays are stacked, strings and images listed, dicts taken key by key.
+    """One batch of single samples: arrays are stacked, dicts taken key by key, strings and images listed.
+
+    An image is a uint8 array [H, W] or [H, W, 1 to 4 channels] of NumPy, or one of Pillow.
 
     Raises
     ------
@@ -312,11 +333,13 @@ def collate(items: Sequence[Any]) -> Any:
                 )
         return {name: collate([item[name] for item in items]) for name in first}
     tensors = is_tensor(first)
+    # Images may differ in size: were they stacked where they don't, the kind of a batch would depend on which
+    # samples stand in it.
+    if IMAGES.holds(list(items)):
+        return list(items)
     if isinstance(first, (np.ndarray, np.generic)) or tensors:
         for i, item in enumerate(items):
             if type(item) is not type(first) or item.shape != first.shape or item.dtype != first.dtype:
-                if IMAGES.holds(list(items)):
-                    return list(items)
                 got = f"{item.dtype} {list(item.shape)}" if hasattr(item, "dtype") else type(item).__name__
                 raise ValueError(
                     f"items: expected {first.dtype} {list(first.shape)} like the first; item {i} of the "

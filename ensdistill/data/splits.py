@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.data.batches import unlike
 from ensdistill.data.copies import draw_stratified, equal_inputs
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
+from ensdistill.data.samples import as_samples, form, subset
 
 # All dtypes of numbers that a file of the run can hold.
 DTYPES = tuple(
@@ -20,8 +22,10 @@ NUMBERS = "numbers (floating-point, integers or booleans)"
 
 @dataclass(frozen=True)
 class Split:
-    """The data of one seed of the job: three parts without a common row, of finite inputs of one shape and
-    dtype.
+    """The data of one seed of the job: three parts without a common row, and of one form.
+
+    Arrays have rows of one shape and dtype, and are finite. Samples of other kinds have equal columns, types
+    and shapes; values may be missing in them, and images may differ in size.
 
     Parameters
     ----------
@@ -35,6 +39,9 @@ class Split:
         Class names, all different; position is class index.
     left_out : int
         Rows without a label that are in no part, because they equal a test row.
+    labels : tuple, optional
+        The labels by class index as the data had them (numbers, booleans, objects); by default the class
+        names.
 
     Raises
     ------
@@ -47,9 +54,16 @@ class Split:
     test: Rows
     classes: tuple[str, ...]
     left_out: int = 0
+    labels: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         _check_classes(self.classes)
+        if not self.labels:
+            object.__setattr__(self, "labels", self.classes)
+        if len(self.labels) != len(self.classes):
+            raise ValueError(
+                f"labels: expected {len(self.classes)}, one for each class; got {len(self.labels)}"
+            )
         for name in ("labelled", "pool", "test"):
             if not isinstance(rows := getattr(self, name), Rows):
                 raise TypeError(f"{name}: expected Rows; got {type(rows).__name__}")
@@ -87,8 +101,12 @@ def _check_classes(classes: Any) -> None:
         raise ValueError(f"classes: expected different names; {twice[0]!r} stands {len(twice)} times")
 
 
-def _check_inputs(name: str, rows: Rows, labelled: np.ndarray) -> None:
+def _check_inputs(name: str, rows: Rows, labelled: Any) -> None:
     inputs = rows.inputs
+    if not (isinstance(inputs, np.ndarray) and isinstance(labelled, np.ndarray)):
+        if len(inputs) and (difference := unlike(form(labelled), form(inputs))):
+            raise ValueError(f"{name}.inputs: expected samples as the labelled rows are; {difference}")
+        return
     if inputs.dtype not in DTYPES or inputs.ndim < 2:
         raise ValueError(
             f"{name}.inputs: expected {NUMBERS} [N, ...]; got {inputs.dtype} {list(inputs.shape)}"
@@ -117,7 +135,7 @@ def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -
 
 
 def stratified_split(
-    inputs: np.ndarray,
+    inputs: Any,
     labels: np.ndarray,
     classes: Sequence[str],
     *,
@@ -136,7 +154,7 @@ def stratified_split(
 
     Parameters
     ----------
-    inputs : ndarray [N, ...]
+    inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
         Class indices. Rows labelled -100 go to the pool, on top of the ``pool`` rows that are drawn from the
         others.
@@ -159,6 +177,7 @@ def stratified_split(
     >>> len(np.intersect1d(split.labelled.uids // 2, split.test.uids // 2))
     0
     """
+    inputs = as_samples(inputs)
     if labels.shape != (len(inputs),) or labels.dtype != np.int64:
         raise ValueError(
             f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
@@ -224,7 +243,7 @@ def stratified_split(
         )
 
     def rows(which: np.ndarray) -> Rows:
-        return Rows(inputs[which], which.astype(np.int64), labels[which])
+        return Rows(subset(inputs, which), which.astype(np.int64), labels[which])
 
     unlabelled = np.flatnonzero(labels == UNLABELLED)
     unseen = unlabelled[~np.isin(groups[unlabelled], groups[third])]

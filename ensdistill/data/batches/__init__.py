@@ -2,7 +2,18 @@
 container."""
 
 from ensdistill.data.batches import arrays, fields, images, tables, texts
-from ensdistill.data.batches.kind import KINDS, Kind, count, describe, hashes, join, kind_of, register, take
+from ensdistill.data.batches.kind import (
+    KINDS,
+    Kind,
+    count,
+    describe,
+    hashes,
+    join,
+    kind_of,
+    register,
+    take,
+    unlike,
+)
 
 __all__ = [
     "KINDS",
@@ -19,4 +30,5 @@ __all__ = [
     "tables",
     "take",
     "texts",
+    "unlike",
 ]

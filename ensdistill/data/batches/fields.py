@@ -26,7 +26,8 @@ class Fields:
         return True
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        return b.count(next(iter(batch.values())))
+        first = next(iter(batch.values()))
+        return len(first) if isinstance(first, list) else b.count(first)  # an empty list has no kind
 
     def take(self, batch: Mapping[str, Any], index: np.ndarray | slice) -> dict[str, Any]:
         return {name: b.take(part, index) for name, part in batch.items()}
@@ -36,6 +37,8 @@ class Fields:
 
     def hashes(self, batch: Mapping[str, Any]) -> np.ndarray:
         names = sorted(batch)
+        if not self.count(batch):
+            return np.zeros(0, "<u8")
         seed = xxhash.xxh3_64_intdigest("\0".join(names).encode())
         rows = np.stack([b.hashes(batch[name]) for name in names], 1)
         return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in rows), "<u8", count=len(rows))

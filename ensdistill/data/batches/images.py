@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from ensdistill.data.batches.arrays import ARRAYS
 from ensdistill.data.batches.kind import register
 
 
@@ -33,15 +33,14 @@ class Images:
         return list(chain.from_iterable(batches))
 
     def hashes(self, batch: Sequence[Any]) -> np.ndarray:
-        arrays = (np.ascontiguousarray(np.asarray(image)) for image in batch)
-        values = (
-            xxhash.xxh3_64_intdigest(a.data, xxhash.xxh3_64_intdigest(f"image:{list(a.shape)}".encode()))
-            for a in arrays
-        )
+        # Those of the same pixels in an array, so that equal images have one hash in a list and in an array.
+        values = (ARRAYS.hashes(np.asarray(image)[None])[0] for image in batch)
         return np.fromiter(values, "<u8", count=len(batch))
 
     def describe(self, batch: Sequence[Any]) -> dict[str, Any]:
         channels = {1 if (a := np.asarray(image)).ndim == 2 else a.shape[2] for image in batch}
+        if not channels:
+            return {}
         if len(channels) > 1:
             raise ValueError(
                 f"inputs: expected images that all have as many channels; got {sorted(channels)}: convert "

@@ -122,6 +122,38 @@ def describe(batch: Any) -> dict[str, Any]:
     return {"kind": kind.name, **kind.describe(batch)}
 
 
+def unlike(expected: dict[str, Any], got: dict[str, Any]) -> str:
+    """How two forms (see :func:`describe`) differ, in words; empty where they are equal.
+
+    Examples
+    --------
+    >>> frame = {"kind": "table", "columns": {"age": "integer", "city": "text"}}
+    >>> unlike(frame, {"kind": "table", "columns": {"age": "text", "city": "text"}})
+    "column 'age': expected integer; got text"
+    >>> unlike(frame, {"kind": "text"})
+    'expected table; got text'
+    """
+    if got["kind"] != expected["kind"]:
+        return f"expected {expected['kind']}; got {got['kind']}"
+    for part, noun in (("columns", "column"), ("fields", "field")):
+        if part not in expected:
+            continue
+        ours, theirs = expected[part], got[part]
+        if missing := [name for name in ours if name not in theirs]:
+            return f"{noun} {missing[0]!r} is missing; got {', '.join(map(repr, sorted(theirs)[:10]))}"
+        if more := [name for name in theirs if name not in ours]:
+            return f"{noun} {more[0]!r} is not among {', '.join(map(repr, sorted(ours)[:10]))}"
+        for name in ours:
+            if part == "columns" and ours[name] != theirs[name]:
+                return f"column {name!r}: expected {ours[name]}; got {theirs[name]}"
+            if part == "fields" and (inner := unlike(ours[name], theirs[name])):
+                return f"field {name!r}: {inner}"
+    for name in ("dtype", "shape", "channels"):
+        if name in expected and name in got and expected[name] != got[name]:
+            return f"expected {name} {expected[name]}; got {got[name]}"
+    return ""
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"
