@@ -13,7 +13,13 @@ LEVEL = 0.95
 _CELLS = 2**22  # count matrices of at most 32 MB at a time
 
 
-def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resampled_means(
+    values: Sequence[np.ndarray],
+    *,
+    weights: Sequence[np.ndarray] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
     """Means over seeds and test rows, recomputed on resampled seeds and, within each, resampled rows.
 
     Every resample draws as many seeds as there are, with replacement, and for each drawn seed as many of its
@@ -24,6 +30,9 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
     ----------
     values : list of ndarray [N_s, M], float64
         One array for each seed: M quantities of each test row.
+    weights : list of ndarray [N_s], optional
+        Of the rows, one array for each seed: means are weighted, those of a resample by its own rows'
+        weights.
     resamples : int
         At least 2000; below that the ends of a 95 % interval are themselves noise.
     seed : int
@@ -55,7 +64,11 @@ def resampled_means(values: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
             part = targets[start : start + step]
             drawn = rng.integers(n, size=(len(part), n)) + n * np.arange(len(part))[:, None]
             counts = np.bincount(drawn.ravel(), minlength=n * len(part)).reshape(len(part), n)
-            np.add.at(sums, part, counts @ rows / n)
+            if len(weights):
+                each = counts * weights[index]
+                np.add.at(sums, part, each @ rows / np.maximum(each.sum(1, keepdims=True), 1e-300))
+            else:
+                np.add.at(sums, part, counts @ rows / n)
     return sums / len(values)
 
 

@@ -176,6 +176,7 @@ def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
     students = results.students
     figure, axes = _figure(5.0 * len(students) + 0.2, 4.8, 1, len(students), sharey=True)
     labels = np.concatenate(results.labels)
+    weights = np.concatenate(results.weights) if len(results.weights) else None
     for axis, student in zip(axes[0], students, strict=True):
         axis.plot([0, 1], [0, 1], "--", color=INK, alpha=0.4, linewidth=1)
         for kind, model in (
@@ -184,7 +185,7 @@ def _reliability(results: RunResults, report: dict[str, Any]) -> Figure:
             ("student", student.models["student"]),
         ):
             probabilities = np.concatenate(list(model.probabilities))
-            bins = metrics.reliability(probabilities, labels)
+            bins = metrics.reliability(probabilities, labels, weights=weights)
             # The tables' figure, a mean over seeds: that of the pooled rows drawn here would be smaller, and
             # would contradict them.
             ece = report["students"][student.name]["models"][kind]["ece"]["mean"]

@@ -47,6 +47,7 @@ The entries marked ``*`` describe the first student and stand again, for every s
   * outcome                                           str
   * verdict                                           str
     students.<student>.description                    str
+    weighted                                                                             bool
     copies.{test,labelled,pool,synthetic,labelled_in_pool,other_label,left_out}        int
     without_copies.<student>.{outcome,verdict}        str, or without_copies itself null
     without_copies.<student>.models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}       float
@@ -62,7 +63,8 @@ divided by the ensemble's, both of means over seeds, null where the ensemble's i
 gain is not beyond its interval; ``share_without_gain`` is the share of resamples in which the ensemble has no
 gain (see `bootstrap.ratio_interval`). ``<kind>_temperature_scaled`` is the model after temperature scaling:
 ``direct`` calibrated on held-out folds of the labelled rows, the distilled ones to the mixture on the pool
-(see `scaling`); the test rows are not used. ``copies`` counts equal inputs over all seeds: test rows that
+(see `scaling`); the test rows are not used. ``weighted`` is true where the test rows have weights, by which
+all means, and those of resamples, are then weighted. ``copies`` counts equal inputs over all seeds: test rows that
 equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool, labelled and
 test rows that equal one with another label, and rows that were left out (see
 `ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test
@@ -137,6 +139,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         **{key: value for key, value in first.items() if key != "description"},
         "members": [_describe_member(member, results) for member in results.members],
         "students": blocks,
+        "weighted": len(results.weights) > 0,
         "copies": {name: sum(int(np.sum(getattr(c, name))) for c in results.copies) for name in COPIES},
         "without_copies": without,
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
@@ -185,8 +188,13 @@ class _Draws:
             )
             for s, labels in enumerate(results.labels)
         ]
-        self._means = np.mean([values.mean(axis=0) for values in rows], axis=0)
-        self._draws = resampled_means(rows, resamples=resamples, seed=BOOTSTRAP_SEED)
+        weights = results.weights
+        means = [
+            np.average(values, axis=0, weights=weights[s]) if len(weights) else values.mean(axis=0)
+            for s, values in enumerate(rows)
+        ]
+        self._means = np.mean(means, axis=0)
+        self._draws = resampled_means(rows, weights=weights, resamples=resamples, seed=BOOTSTRAP_SEED)
 
     def gain(self, better: tuple[str, str], base: tuple[str, str], metric: str) -> tuple[float, np.ndarray]:
         i, j = (self._column[key] + self._offset[metric] for key in (better, base))
@@ -260,7 +268,10 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
     pairs = list(zip(model.probabilities, results.labels, strict=True))
     described: dict[str, Any] = {
         metric: _over_seeds(
-            [getattr(metrics, metric)(probabilities, labels) for probabilities, labels in pairs]
+            [
+                getattr(metrics, metric)(probabilities, labels, weights=results.weights_of(s))
+                for s, (probabilities, labels) in enumerate(pairs)
+            ]
         )
         for metric in TABLE_METRICS
     }

@@ -120,7 +120,12 @@ def floored_rows(probabilities: np.ndarray, labels: np.ndarray) -> int:
     return int((_of_label(probabilities, labels) < PROBABILITY_FLOOR).sum())
 
 
-def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def mean_of(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """The mean of one value per row, float64 [N], weighted where the rows have weights [N]."""
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Share of rows whose most probable class is the label, in [0, 1].
 
     Examples
@@ -128,10 +133,10 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     >>> accuracy(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
     0.5
     """
-    return float(correct_rows(probabilities, labels).mean())
+    return mean_of(correct_rows(probabilities, labels), weights)
 
 
-def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def nll(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Mean negative log likelihood in nats; see `nll_rows` for the cost of an exact zero.
 
     Examples
@@ -139,10 +144,10 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     >>> round(nll(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 0])), 4)
     0.3466
     """
-    return float(nll_rows(probabilities, labels).mean())
+    return mean_of(nll_rows(probabilities, labels), weights)
 
 
-def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def brier(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Mean multi-class Brier score (sum over classes), in [0, 2].
 
     Examples
@@ -150,7 +155,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     >>> brier(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 0]))
     0.25
     """
-    return float(brier_rows(probabilities, labels).mean())
+    return mean_of(brier_rows(probabilities, labels), weights)
 
 
 @dataclass(frozen=True)
@@ -160,22 +165,32 @@ class Reliability:
     Parameters
     ----------
     confidence, accuracy : ndarray [B], float64
-        Means over the bin's rows.
+        Means over the bin's rows, weighted where these have weights.
     count : ndarray [B], int64
+        Rows of the bin.
+    share : ndarray [B], float64, optional
+        The bin's weight; its rows by default.
     """
 
     confidence: np.ndarray
     accuracy: np.ndarray
     count: np.ndarray
+    share: np.ndarray | None = None
 
     @property
     def error(self) -> float:
         """Mean over rows of ``|accuracy - confidence|`` of the row's bin: the expected calibration error."""
-        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
+        share = self.count if self.share is None else self.share
+        return float(np.average(np.abs(self.accuracy - self.confidence), weights=share))
 
 
 def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, *, adaptive: bool = False
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    bins: int = BINS,
+    *,
+    adaptive: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Reliability:
     """Group the rows by top-label confidence.
 
@@ -189,6 +204,8 @@ def reliability(
         False: ``bins`` intervals ``(b/bins, (b+1)/bins]`` of equal width. True: intervals that hold about
         equally many rows; equal confidences stay in one bin, so the result does not depend on the order of
         the rows.
+    weights : ndarray [N], optional
+        Of the rows, at least 0.
 
     Raises
     ------
@@ -207,16 +224,24 @@ def reliability(
     of_row = np.searchsorted(
         inner, confidence, side="left"
     )  # a confidence on an edge belongs to the bin below it
-    count = np.bincount(of_row, minlength=bins)
-    used = count > 0
+    each = np.ones(len(of_row)) if weights is None else weights
+    count, share = np.bincount(of_row, minlength=bins), np.bincount(of_row, each, bins)
+    used = share > 0
     return Reliability(
-        confidence=np.bincount(of_row, confidence, bins)[used] / count[used],
-        accuracy=np.bincount(of_row, hits, bins)[used] / count[used],
+        confidence=np.bincount(of_row, each * confidence, bins)[used] / share[used],
+        accuracy=np.bincount(of_row, each * hits, bins)[used] / share[used],
         count=count[used],
+        share=None if weights is None else share[used],
     )
 
 
-def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+def ece(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    bins: int = BINS,
+    *,
+    weights: np.ndarray | None = None,
+) -> float:
     """Expected calibration error of the top label with equal-width bins (Naeini et al., 2015; Guo et al.,
     2017), in [0, 1].
 
@@ -225,10 +250,16 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     >>> round(ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 4)
     0.3
     """
-    return reliability(probabilities, labels, bins).error
+    return reliability(probabilities, labels, bins, weights=weights).error
 
 
-def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+def adaptive_ece(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    bins: int = BINS,
+    *,
+    weights: np.ndarray | None = None,
+) -> float:
     """Expected calibration error of the top label with bins of equal mass (Nguyen & O'Connor, 2015), in [0,
     1].
 
@@ -238,7 +269,7 @@ def adaptive_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS
     >>> round(adaptive_ece(p, np.array([0, 1]), bins=2), 4)
     0.55
     """
-    return reliability(probabilities, labels, bins, adaptive=True).error
+    return reliability(probabilities, labels, bins, adaptive=True, weights=weights).error
 
 
 def _of_label(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -160,6 +160,8 @@ class RunResults:
         Seconds of each stage.
     copies : list of Copies
         Equal inputs in different parts, one entry for each seed; may be empty where they were not counted.
+    weights : list of ndarray [N_s], float64
+        Of the test rows, one array for each seed; empty where all count alike.
 
     Raises
     ------
@@ -178,6 +180,7 @@ class RunResults:
     environment: Mapping[str, Any]
     timings: Mapping[str, float]
     copies: Sequence[Copies] = field(default_factory=list)
+    weights: Sequence[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]
@@ -207,6 +210,14 @@ class RunResults:
                         f"copies, seed {seed}: expected test to be bool [{len(labels)}], one for each test "
                         "row; got "
                         f"{copies.test.dtype} {list(copies.test.shape)}"
+                    )
+        if len(self.weights):
+            self._check_seeds("weights", self.weights)
+            for seed, weights, labels in zip(self.seeds, self.weights, self.labels, strict=True):
+                if weights.shape != labels.shape or not (weights >= 0).all() or weights.sum() <= 0:
+                    raise ValueError(
+                        f"weights, seed {seed}: expected {len(labels)} numbers of at least 0 with a positive "
+                        f"sum, one for each test row; got {list(weights.shape)}"
                     )
         for member in self.members:
             for what in ("weights", "temperatures"):
@@ -242,6 +253,7 @@ class RunResults:
         return replace(
             self,
             labels=fewer(self.labels),
+            weights=fewer(self.weights) if len(self.weights) else [],
             ensemble=model(self.ensemble),
             best_member=model(self.best_member),
             members=[replace(member, probabilities=fewer(member.probabilities)) for member in self.members],
@@ -251,6 +263,10 @@ class RunResults:
             ],
             copies=[],
         )
+
+    def weights_of(self, seed: int) -> np.ndarray | None:
+        """The weights of the test rows of the seed at this position; None where all count alike."""
+        return self.weights[seed] if len(self.weights) else None
 
     def _check_seeds(self, what: str, values: Sequence[Any]) -> None:
         if len(values) != len(self.seeds):

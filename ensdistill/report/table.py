@@ -131,6 +131,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
             "Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: "
             f"{', '.join(floored)}."
         )
+    lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
     lines += _copies(report)
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes

@@ -160,3 +160,15 @@ def test_bad_input_is_named(
 def test_bad_bins_are_named(bins: int) -> None:
     with pytest.raises(ValueError, match=f"bins: expected a positive integer; got {bins}"):
         metrics.ece(*random_case(0), bins=bins)
+
+
+def test_whole_weights_count_as_repeated_rows():
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(3), 60)
+    y, times = generator.integers(0, 3, 60), generator.integers(0, 4, 60)
+    repeated = np.repeat(np.arange(60), times)
+    for metric in (metrics.accuracy, metrics.nll, metrics.brier, metrics.ece):
+        weighted = metric(p, y, weights=times.astype(float))
+        assert weighted == pytest.approx(metric(p[repeated], y[repeated]), rel=1e-12)
+        assert weighted != pytest.approx(metric(p, y), rel=1e-3)
+        assert metric(p, y, weights=np.full(60, 0.5)) == pytest.approx(metric(p, y), rel=1e-12)

@@ -94,3 +94,13 @@ def test_ratio_is_unbounded_exactly_when_the_denominators_interval_reaches_zero(
 def test_too_few_resamples(resamples: int) -> None:
     with pytest.raises(ValueError, match=f"resamples: expected an integer of at least 2000; got {resamples}"):
         resampled_means([np.zeros((3, 1))], resamples=resamples)
+
+
+def test_resampled_means_of_equal_weights_are_the_unweighted_ones():
+    rows = [np.random.default_rng(s).normal(size=(20, 3)) for s in range(2)]
+    plain = resampled_means(rows)
+    np.testing.assert_allclose(resampled_means(rows, weights=[np.full(20, 3.0)] * 2), plain, atol=1e-12)
+    first = np.eye(20)[0] + 1e-9
+    heavy = resampled_means(rows, weights=[first, first])
+    drawn = np.abs(heavy - np.mean([r[0] for r in rows], axis=0)).max(1) < 1e-6
+    assert 0.2 < drawn.mean() < 0.8  # resamples that drew the heavy row of each seed
