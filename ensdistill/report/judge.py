@@ -65,7 +65,8 @@ gain (see `bootstrap.ratio_interval`). ``<kind>_temperature_scaled`` is the mode
 ``direct`` calibrated on held-out folds of the labelled rows, the distilled ones to the mixture on the pool
 (see `scaling`); the test rows are not used. ``weighted`` is true where the test rows have weights, by which
 all means, and those of resamples, are then weighted. ``copies`` counts equal inputs over all seeds: test
-rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool, labelled and
+rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool,
+labelled and
 test rows that equal one with another label, and rows that were left out (see
 `ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test
 rows; null where there are none, or where a seed has no other test rows. ``serving`` is ensemble divided by
