@@ -19,7 +19,6 @@ from ensdistill.data.preprocess import (
     HashedNgrams,
     ImageTransform,
     ModuleTransform,
-    Named,
     TableDefaults,
     Tokens,
     Transformer,
@@ -69,7 +68,8 @@ def test_auto_goes_by_the_kind_of_the_samples():
     assert isinstance(fitted("auto", FRAME), Transformer)
     images = [np.full((6, 6, 3), 255, np.uint8), np.zeros((8, 9, 3), np.uint8)]
     made = fitted("auto", images)
-    assert made.size == 6 and len(made.mean) == 3
+    assert made.size == 6
+    assert len(made.mean) == 3
     assert made(images).amin((1, 2, 3)).tolist() == [1.0, -1.0]
     wide = fitted("auto", [np.zeros((4, 6), np.uint8)])
     assert wide == ImageTransform(mean=(0.5,), std=(0.5,))
@@ -79,7 +79,8 @@ def test_auto_goes_by_the_kind_of_the_samples():
 def test_table_defaults_are_the_default_transformer(numbers):
     made = fitted(TableDefaults(numbers=numbers, rare=1), FRAME, seed=3)
     first = made(FRAME)
-    assert first.dtype == np.float32 and np.isfinite(first).all()
+    assert first.dtype == np.float32
+    assert np.isfinite(first).all()
     with pytest.raises(ValueError, match=r"column 'age': expected float, as at the fit; got text"):
         made(FRAME.assign(age="old"))
     with pytest.raises(ValueError, match="missing: 'age'"):
@@ -116,7 +117,8 @@ def test_categories_are_those_of_the_fit_in_every_library(library, tmp_path):
     assert list(result.columns) == list(FRAME.columns)
     assert result["city"].cat.categories.tolist() == ["Bonn", "Oslo", "Rome"]
     assert result["city"].astype("str").fillna("-").tolist() == FRAME["city"].fillna("-").tolist()
-    assert result["member"].dtype == bool and result["count"].dtype == "int64"
+    assert result["member"].dtype == bool
+    assert result["count"].dtype == "int64"
     np.testing.assert_array_equal(result["age"], FRAME["age"])
     made.save(tmp_path / "p")
     loaded = load_preprocess(tmp_path / "p")
@@ -158,8 +160,10 @@ def test_categories_refuse_columns_unlike_those_of_the_fit():
 def test_gaps_beside_integers_and_booleans_become_floats():
     frame = pd.DataFrame({"n": pd.array([1, None, 3], "Int64"), "b": [True, None, False]})
     result = Categories().fit(frame)(frame)
-    assert result["n"].tolist()[::2] == [1.0, 3.0] and np.isnan(result["n"][1])
-    assert result["b"].tolist()[::2] == [1.0, 0.0] and np.isnan(result["b"][1])
+    assert result["n"].tolist()[::2] == [1.0, 3.0]
+    assert np.isnan(result["n"][1])
+    assert result["b"].tolist()[::2] == [1.0, 0.0]
+    assert np.isnan(result["b"][1])
     assert all(dtype == np.float64 for dtype in result.dtypes)
 
 
@@ -170,7 +174,8 @@ def test_a_function_is_named_by_its_path_and_trusted_by_it(tmp_path):
         with pytest.raises(ValueError, match="lengths is not trusted"):
             load_preprocess(tmp_path / "p")
         loaded = load_preprocess(tmp_path / "p", trusted_by(made))
-        assert loaded.fingerprint() == made.fingerprint() and loaded(["ab"]).tolist() == [[2.0]]
+        assert loaded.fingerprint() == made.fingerprint()
+        assert loaded(["ab"]).tolist() == [[2.0]]
     with pytest.raises(ValueError, match="expected a function that can be imported by its path"):
         as_preprocess(lambda batch: batch)
     with pytest.raises(ValueError, match="expected the import path of a function"):
@@ -183,10 +188,12 @@ def test_a_module_is_called_in_eval_mode_and_built_again(tmp_path):
     made = ModuleTransform(module, factory=partial(nn.BatchNorm1d, num_features=3))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     first = made(x)
-    assert torch.equal(made(x[:1])[0], first[0]) and module.training
+    assert torch.equal(made(x[:1])[0], first[0])
+    assert module.training
     made.save(tmp_path / "p")
     loaded = load_preprocess(tmp_path / "p")
-    assert torch.equal(loaded(x), first) and loaded.fingerprint() == made.fingerprint()
+    assert torch.equal(loaded(x), first)
+    assert loaded.fingerprint() == made.fingerprint()
     module.running_mean += 1
     assert made.fingerprint() != loaded.fingerprint()
     with pytest.raises(ValueError, match="can't be saved without a factory"):
@@ -217,7 +224,8 @@ def test_a_tokenizer_needs_a_length():
         as_preprocess(own)
     own.enable_truncation(7)
     made = as_preprocess(own)
-    assert isinstance(made, Tokens) and made.length == 7
+    assert isinstance(made, Tokens)
+    assert made.length == 7
     assert made.buckets == max(own.get_vocab().values())
 
 
