@@ -3,14 +3,14 @@ columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ensdistill.common.fingerprint import digest
-from ensdistill.common.skops_files import archive_digest, load_skops
+from ensdistill.common.skops_files import archive_digest, load_skops, untrusted_types
 from ensdistill.data import batches as b
 from ensdistill.data.preprocess.base import write_about
 
@@ -27,6 +27,9 @@ class Transformer:
     pandas : bool
         Whether frames of other libraries become pandas frames first. By default only those of pyarrow do,
         which scikit-learn does not read by name.
+    types : dict of str to str, optional
+        Types of a frame's columns, as :func:`ensdistill.data.batches.describe` names them. A column that has
+        another type is refused.
 
     Raises
     ------
@@ -45,7 +48,9 @@ class Transformer:
 
     takes_trusted = True
 
-    def __init__(self, transformer: Any, *, pandas: bool = False) -> None:
+    def __init__(
+        self, transformer: Any, *, pandas: bool = False, types: Mapping[str, str] | None = None
+    ) -> None:
         from sklearn.utils.validation import check_is_fitted
 
         if not hasattr(transformer, "transform"):
@@ -55,6 +60,7 @@ class Transformer:
             )
         check_is_fitted(transformer)
         self.transformer, self.pandas = transformer, pandas
+        self.types = None if types is None else dict(types)
         self._content: str | None = None
 
     def __call__(self, batch: Any) -> np.ndarray:
@@ -63,12 +69,15 @@ class Transformer:
         Raises
         ------
         ValueError
-            A column is missing, or a value is refused by the transformer (its own message), or a result is no
-            finite float32.
+            A column is missing or of another type, or a value is refused by the transformer (its own
+            message), or a result is no finite float32.
         """
         names = getattr(self.transformer, "feature_names_in_", None)
-        if names is not None and b.kind_of(batch).name == "table":
+        if names is not None and is_table(batch):
             batch = with_columns(batch, names, self.pandas)
+            if self.types is not None:
+                check_types(self.types, b.describe(batch)["columns"], batch)
+                batch = _as_texts(batch)
         result = self.transformer.transform(batch)
         result = np.asarray(result.todense() if hasattr(result, "todense") else result)
         with np.errstate(over="ignore"):
@@ -84,20 +93,30 @@ class Transformer:
             )
         return numbers
 
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """Types that loading has to trust beyond scikit-learn's own."""
+        return tuple(untrusted_types(self._blob()))
+
     def fingerprint(self) -> str:
         if self._content is None:
             self._content = archive_digest(self._blob())
-        return digest(["transformer", self._content])
+        more = [] if self.types is None else [self.pandas, list(self.types.items())]
+        return digest(["transformer", self._content, *more])
 
     def save(self, folder: Path | str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "transformer.skops").write_bytes(self._blob())
-        write_about(folder, self, {"pandas": self.pandas})
+        types = {} if self.types is None else {"types": list(self.types.items())}
+        write_about(folder, self, {"pandas": self.pandas, **types})
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> Transformer:
         blob = (folder / "transformer.skops").read_bytes()
-        return cls(load_skops(blob, settings["trusted"], folder), pandas=settings["pandas"])
+        types = None if "types" not in settings else dict(settings["types"])
+        loaded = cls(load_skops(blob, settings["trusted"], folder), pandas=settings["pandas"], types=types)
+        loaded._content = archive_digest(blob)  # another version of scikit-learn would write other bytes
+        return loaded
 
     def _blob(self) -> bytes:
         import skops.io
@@ -126,6 +145,60 @@ def with_columns(frame: Any, names: Sequence[str], pandas: bool = False) -> Any:
         raise ValueError(f"inputs: expected the columns {list(names)}; missing: {', '.join(hints)}")
     chosen = table.select(list(names))
     return chosen.to_pandas() if pandas or chosen.implementation.is_pyarrow() else chosen.to_native()
+
+
+def is_table(batch: Any) -> bool:
+    """Whether a batch is a frame. Arrays of objects, which are no batch of samples, are none."""
+    return not isinstance(batch, np.ndarray) and b.kind_of(batch).name == "table"
+
+
+_ALIKE = (("integer", "float"), ("text", "category"))
+
+
+def check_types(expected: Mapping[str, str], found: Mapping[str, str], frame: Any) -> dict[str, str]:
+    """The types of a frame's columns; those that no model takes are refused, and those unlike ``expected``.
+
+    Integers may stand for floats, texts for categories, and the reverse. A column of missing values alone
+    fits every type, but not where nothing is expected of it: nothing can be fitted to it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Times, a column without any value, or another type than expected; names the column and the remedy.
+    """
+    import narwhals.stable.v2 as nw
+
+    table = nw.from_native(frame, eager_only=True)
+    for name, kind in found.items():
+        if kind in ("time", "duration"):
+            raise TypeError(
+                f"column {name!r}: expected numbers or categories; got a {kind}: make numbers of it (days "
+                "since a date, weekday)"
+            )
+        wanted = expected.get(name)
+        unlike = wanted is not None and wanted != kind and not any({wanted, kind} <= {*a} for a in _ALIKE)
+        if (unlike or wanted is None) and bool(table[name].is_null().all()):
+            if wanted is None and len(table):
+                raise ValueError(
+                    f"column {name!r}: expected at least one value; all {len(table)} are missing: leave the "
+                    "column out"
+                )
+        elif unlike:
+            raise ValueError(
+                f"column {name!r}: expected {wanted}, as at the fit; got {kind}: convert the column, or "
+                "declare its type where the table is read"
+            )
+    return dict(found)
+
+
+def _as_texts(frame: Any) -> Any:
+    """A pandas frame whose categories that are no texts (numbers, say) are texts; gaps stay."""
+    columns = {}
+    for name in frame.columns:
+        names = getattr(frame[name].dtype, "categories", None)
+        if names is not None and not all(isinstance(value, str) for value in names):
+            columns[name] = frame[name].cat.rename_categories([str(value) for value in names])
+    return frame.assign(**columns) if columns else frame
 
 
 def default_transformer(
@@ -176,20 +249,9 @@ def default_transformer(
     table = nw.from_native(
         with_columns(frame, nw.from_native(frame, eager_only=True).columns, True), eager_only=True
     )
-    types = b.describe(frame)["columns"]
+    types = check_types({}, b.describe(frame)["columns"], table)
     groups: dict[str, list[str]] = {"numbers": [], "gaps": [], "booleans": [], "categories": []}
     for name, kind in types.items():
-        empty = bool(table[name].is_null().all())
-        if empty:
-            raise ValueError(
-                f"column {name!r}: expected at least one value; all {len(table)} are missing: leave the "
-                "column out"
-            )
-        if kind in ("time", "duration"):
-            raise TypeError(
-                f"column {name!r}: expected numbers or categories; got a {kind}: make numbers of it (days "
-                "since a date, weekday)"
-            )
         if kind in ("integer", "float"):
             groups[
                 "gaps"
@@ -221,4 +283,4 @@ def default_transformer(
         ("categories", make_pipeline(text, encoder), groups["categories"]),
     ]
     columns = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
-    return Transformer(columns.fit(table.to_native()), pandas=True)
+    return Transformer(columns.fit(_as_texts(table.to_native())), pandas=True, types=types)

@@ -136,6 +136,11 @@ class Tokens:
         mask = np.array([one.attention_mask for one in encoded], np.int64).reshape(-1, self.length)
         return {"input_ids": ids, "attention_mask": mask}
 
+    @property
+    def buckets(self) -> int:
+        """The largest id."""
+        return max([self.padding, *self.tokenizer.get_vocab().values()])
+
     def fingerprint(self) -> str:
         return digest(["tokens", self.tokenizer.to_str(), self.length, self.padding])
 

@@ -1,0 +1,76 @@
+"""Arguments of model classes that follow from the data: numbers of inputs and outputs, the images' shape."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+PARAMETERS = ("inputs", "image", "outputs", "buckets")
+
+
+def completed(model: Callable[..., Any], example: Any, classes: int, preprocess: Any = None) -> Any:
+    """A model class with the arguments that follow from the data, where they are not given.
+
+    Parameters
+    ----------
+    model : callable
+        A module class, or a ``functools.partial`` of one. Its ``__init__`` may have the parameters ``inputs``
+        (numbers per sample), ``image`` (channels, height and width), ``outputs`` (classes) and ``buckets``
+        (the largest id of a token). Other callables are returned as they are.
+    example : array or tensor [N, ...], or a mapping of these
+        A batch of preprocessed inputs; one sample is enough.
+    classes : int
+    preprocess : optional
+        That of the example; its attribute ``buckets`` is the largest id.
+
+    Returns
+    -------
+    callable
+        ``model`` itself, where there is nothing to add: arguments that equal their defaults are left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ensdistill.models import MLP
+    >>> completed(functools.partial(MLP, hidden=[8]), np.zeros((1, 5)), 3).keywords
+    {'hidden': [8], 'inputs': 5, 'outputs': 3}
+    """
+    partial = model if isinstance(model, functools.partial) else None
+    cls = model if partial is None else partial.func
+    if not inspect.isclass(cls):
+        return model
+    try:
+        signature = inspect.signature(cls)
+        given = signature.bind_partial(*partial.args, **partial.keywords).arguments if partial else {}
+    except (TypeError, ValueError):  # wrong arguments, which building the model reports
+        return model
+    found = _from_data(example, classes, preprocess)
+    missing = {
+        name: value
+        for name, value in found.items()
+        if name in signature.parameters and name not in given and name not in given.get("kwargs", {})
+    }
+    added = {n: v for n, v in missing.items() if not _equal(signature.parameters[n].default, v)}
+    return functools.partial(model, **added) if added else model
+
+
+def _from_data(example: Any, classes: int, preprocess: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    shape = tuple(getattr(example, "shape", ()))[1:]
+    if shape:
+        found["inputs"] = math.prod(shape)
+    if len(shape) == 3:
+        found["image"] = list(shape)
+    found["outputs"] = classes
+    if (buckets := getattr(preprocess, "buckets", None)) is not None:
+        found["buckets"] = int(buckets)
+    return found
+
+
+def _equal(default: Any, value: Any) -> bool:
+    return default is not inspect.Parameter.empty and (
+        list(default) == value if isinstance(default, (list, tuple)) else default == value
+    )

@@ -1,0 +1,233 @@
+"""Settings of preprocessing, before they are fitted to samples: "auto", None, a preprocess, or an object with
+``fit``."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdistill.common.random import random_generator
+from ensdistill.data import batches as b
+from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.data.preprocess.images import ImageTransform
+from ensdistill.data.preprocess.modules import ModuleTransform
+from ensdistill.data.preprocess.named import Named
+from ensdistill.data.preprocess.tables import Transformer, default_transformer
+from ensdistill.data.preprocess.texts import HashedNgrams, Tokens
+from ensdistill.data.samples import as_samples, form, in_memory, subset, whole
+
+FITTED_ROWS = 100_000  # lazy samples that a preprocess is fitted to: all of them may not fit into memory
+
+
+@dataclass(frozen=True)
+class TableDefaults:
+    """Setting for tables that networks and linear models take; see
+    :func:`ensdistill.data.preprocess.default_transformer`.
+
+    Parameters
+    ----------
+    numbers : {"quantile", "power", "standard"}
+        How numbers are scaled.
+    rare : int
+        Values of a category that stand in fewer rows are "others".
+    most : int
+        The largest number of columns for one category, the others' among them.
+    """
+
+    numbers: Literal["quantile", "power", "standard"] = "quantile"
+    rare: int = 10
+    most: int = 50
+
+    def __post_init__(self) -> None:
+        if self.numbers not in ("quantile", "power", "standard"):
+            raise ValueError(f"numbers: expected quantile, power or standard; got {self.numbers!r}")
+        for name, least in (("rare", 1), ("most", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
+
+    def fit(self, samples: Any, *, seed: int = 0) -> Transformer:
+        """The transformer that is fitted to a frame, or to samples that are one."""
+        return default_transformer(
+            table_of(samples, seed), numbers=self.numbers, rare=self.rare, most=self.most, seed=seed
+        )
+
+
+def fitted(setting: Any, samples: Any, *, seed: int = 0) -> Preprocess | None:
+    """The preprocess that a setting stands for, fitted to samples where it has to be.
+
+    Parameters
+    ----------
+    setting : "auto", None, Preprocess, object with ``fit``, str, or anything that `as_preprocess` takes
+        ``"auto"``: tables by :class:`TableDefaults`, texts by :class:`HashedNgrams`, images by an
+        :class:`ImageTransform` of the first one's size and channels; arrays, tensors and mappings as they
+        are. None: samples of any kind as they are. ``fit(samples)`` returns a preprocess; one of an
+        estimator of scikit-learn is called with the frame or array, on a copy.
+    samples : Samples, or a container of them
+        Without their labels. Of more than 100 000 lazy samples so many are drawn.
+    seed : int
+
+    Returns
+    -------
+    Preprocess or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        The setting is none of these, or can't be fitted to these samples.
+
+    Examples
+    --------
+    >>> fitted("auto", np.zeros((2, 3))) is None
+    True
+    >>> type(fitted("auto", ["some text"])).__name__
+    'HashedNgrams'
+    """
+    if setting is None:
+        return None
+    samples = as_samples(samples)
+    if isinstance(setting, str) and setting == "auto":
+        return _default(samples, seed)
+    if hasattr(setting, "transform") and hasattr(setting, "get_params"):
+        return _transformer(setting, samples, seed)
+    if hasattr(setting, "fit") and not isinstance(setting, (Preprocess, type)):
+        seeded = "seed" in inspect.signature(setting.fit).parameters
+        made = setting.fit(samples, **({"seed": seed} if seeded else {}))
+        if not isinstance(made, Preprocess):
+            raise TypeError(
+                f"preprocess: expected {type(setting).__name__}.fit to return a preprocess, with a call, "
+                f"fingerprint and save; got {type(made).__name__}"
+            )
+        return made
+    return as_preprocess(setting)
+
+
+def as_preprocess(value: Any, model: Any = None) -> Preprocess:
+    """A preprocess as it is; other objects that turn raw samples into a model's input in the adapter for
+    them.
+
+    Parameters
+    ----------
+    value : Preprocess, fitted transformer, torch module, tokenizer, function, or str
+        A tokenizer of ``tokenizers`` or ``transformers``; a string is the path of a tokenizer's file or
+        folder, or a function's import path.
+    model : optional
+        The model that it belongs to, whose config bounds the length of texts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        None of these; a transformer that is not fitted; a tokenizer without a length; a function that can't
+        be imported.
+    """
+    from torch import nn
+
+    if isinstance(value, Preprocess):
+        return value
+    if isinstance(value, nn.Module):
+        return ModuleTransform(value)
+    if hasattr(value, "transform") and hasattr(value, "get_params"):
+        return Transformer(value)
+    backend = getattr(value, "backend_tokenizer", value)
+    if hasattr(backend, "encode_batch") and hasattr(backend, "to_str"):
+        return Tokens(backend, _length(value, model), _padding(value))
+    if isinstance(value, (str, Path)):
+        if Path(value).exists():
+            return Tokens(value, _length(Tokens(value).tokenizer, model))
+        return Named(str(value))
+    if callable(value) and not isinstance(value, type):
+        return Named(value)
+    raise TypeError(
+        "preprocess: expected a Preprocess, a fitted scikit-learn transformer, a torch module, a tokenizer, "
+        f"a function or its import path; got {type(value).__module__}.{type(value).__qualname__}"
+    )
+
+
+def trusted_by(preprocess: Any) -> tuple[str, ...]:
+    """The class paths that loading a preprocess, or what a setting makes of samples, has to trust."""
+    if preprocess is None or (isinstance(preprocess, str) and preprocess == "auto"):
+        return ()
+    if hasattr(preprocess, "fit") and not isinstance(preprocess, Preprocess):
+        return ()
+    adapted = as_preprocess(preprocess)
+    cls = type(adapted)
+    own = () if cls.__module__.startswith("ensdistill.") else (f"{cls.__module__}.{cls.__qualname__}",)
+    return (*own, *getattr(adapted, "trusted", ()))
+
+
+def table_of(samples: Any, seed: int = 0) -> Any:
+    """The frame of samples, whole or, of many lazy ones, a part that is drawn by the seed.
+
+    Raises
+    ------
+    TypeError
+        They are no table.
+    """
+    batch = _some(as_samples(samples), seed)
+    if (kind := b.kind_of(batch).name) != "table":
+        raise TypeError(f"inputs: expected a table, a frame with named columns; got a batch of kind {kind!r}")
+    return batch
+
+
+def _default(samples: Any, seed: int) -> Preprocess | None:
+    kind = form(samples)["kind"]
+    if kind == "table":
+        return TableDefaults().fit(samples, seed=seed)
+    if kind == "text":
+        return HashedNgrams()
+    return _images(samples) if kind == "images" else None
+
+
+def _images(samples: Any) -> ImageTransform:
+    """To -1..1, in the first image's own size; where it is not square, all have to have that size."""
+    first = np.asarray(samples[:1][0])
+    height, width = first.shape[:2]
+    half = (0.5,) * (1 if first.ndim == 2 else first.shape[2])
+    return ImageTransform(size=height if height == width else None, mean=half, std=half)
+
+
+def _transformer(setting: Any, samples: Any, seed: int) -> Transformer:
+    """A transformer of scikit-learn as it is where it is fitted; else a fitted copy."""
+    from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
+
+    try:
+        return Transformer(setting)
+    except NotFittedError:
+        return Transformer(clone(setting).fit(_some(samples, seed)))
+
+
+def _some(samples: Any, seed: int) -> Any:
+    if not in_memory(samples) and len(samples) > FITTED_ROWS:
+        generator = random_generator("rows to fit a preprocess to", seed)
+        drawn = np.sort(generator.choice(len(samples), FITTED_ROWS, replace=False))
+        samples = subset(samples, drawn)
+    return whole(samples)
+
+
+def _length(tokenizer: Any, model: Any) -> int:
+    """Ids of each text: the least of the tokenizer's own limits and of the model's."""
+    truncation = getattr(tokenizer, "truncation", None) or {}
+    limits = [
+        getattr(tokenizer, "model_max_length", None),
+        truncation.get("max_length") if isinstance(truncation, dict) else None,
+        getattr(getattr(model, "config", None), "max_position_embeddings", None),
+    ]
+    known = [int(limit) for limit in limits if limit is not None and limit < 1e6]
+    if not known:
+        raise ValueError(
+            "preprocess: expected a tokenizer with a length, of which longer texts are cut; this one has "
+            "none: state it by ensdistill.data.preprocess.Tokens(tokenizer, length=...)"
+        )
+    return min(known)
+
+
+def _padding(tokenizer: Any) -> int:
+    own = getattr(tokenizer, "pad_token_id", None)
+    padding = getattr(tokenizer, "padding", None)
+    if own is None and isinstance(padding, dict):
+        own = padding.get("pad_id")
+    return 0 if own is None else int(own)
