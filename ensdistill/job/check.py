@@ -9,8 +9,10 @@ from ensdistill.cache.codecs import codec_of
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
+from ensdistill.data.samples import subset
 from ensdistill.data.versions import view_inputs
-from ensdistill.job.config import Config
+from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.prepared import prepare
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
@@ -30,17 +32,16 @@ def check_job(run: RunFolder) -> None:
         _check_folds(config, seed)
         copies_of(config, seed)
     split = config.split(0)
-    models = [
-        (f"teachers.members.{i} ({m.name}): ", m.model)
+    models: list[tuple[str, TorchMembers | StudentConfig]] = [
+        (f"teachers.members.{i} ({m.name}): ", m)
         for i, m in enumerate(config.teachers.members)
         if isinstance(m, TorchMembers)
     ]
-    models += [
-        (f"distill.students.{name}.", student.model) for name, student in config.distill.students.items()
-    ]
-    for name, model in models:
+    models += [(f"distill.students.{name}.", s) for name, s in config.distill.students.items()]
+    for name, settings in models:
         try:
-            build_student(model, split.labelled, len(split.classes))
+            prepared = prepare(settings.model, getattr(settings, "preprocess", "auto"), split, 0)
+            build_student(prepared.factory, split.labelled, len(split.classes), prepared.preprocess)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
@@ -102,6 +103,9 @@ def copies_of(config: Config, seed: int, transfer: Rows | None = None) -> Copies
     """
     split, pool = config.split(seed), config.cache.transfer.pool
     made_from = len(split.labelled) + (len(split.pool) if pool else 0)
-    copies = count_copies(split, None if transfer is None else transfer.inputs[made_from:], pool=pool)
+    made = None
+    if transfer is not None:
+        made = subset(transfer.inputs, np.arange(made_from, len(transfer)))
+    copies = count_copies(split, made, pool=pool)
     copies.refuse(config.max_test_copies, f"data: seed {seed}")
     return copies

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -139,9 +139,13 @@ class StudentConfig:
     Parameters
     ----------
     model : class_path with init_args
-        A torch module that maps [N, ...] to logits [N, C].
+        A torch module that maps [N, ...] to logits [N, C]. Of its arguments ``inputs``, ``image``,
+        ``outputs`` and ``buckets``, those that are not given are taken from the data.
     optimization : Optimization
         Of the student.
+    preprocess : "auto", null, or class_path with init_args
+        From raw samples to the model's input. ``auto``: numbers as they are; tables, texts and images by the
+        defaults of :mod:`ensdistill.data.preprocess`, fitted to the labelled rows and the pool.
     direct : Optimization, optional
         Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it
         best. The weight decay may be raised and the steps cut on held-out folds (see
@@ -154,6 +158,7 @@ class StudentConfig:
     optimization: Optimization = field(default_factory=Optimization)
     direct: Optimization | None = None
     description: str = ""
+    preprocess: Any = "auto"
 
     def __post_init__(self) -> None:
         plain_fields(self)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
-from ensdistill.common.progress import Progress, UnitProgress
+from ensdistill.common.progress import UnitProgress
 from ensdistill.common.random import derive_seed
-from ensdistill.data import Rows, Split
+from ensdistill.data import Split
 from ensdistill.data.copies import stratified_folds
+from ensdistill.data.samples import subset
 from ensdistill.job.config import DistillConfig, StudentConfig
-from ensdistill.job.run_folder import keep
+from ensdistill.job.prepared import PreparedStudent, prepare_student
+from ensdistill.job.run_folder import keep, preprocess_setting
+from ensdistill.student.inputs import Preparation
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
@@ -112,9 +115,13 @@ def train_baselines(
             [settings.folds, settings.label_smoothing, settings.mixed_precision],
             [DECAYS, DROPOUTS, SHORTER, LARGEST_DECAY],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
+            *preprocess_setting(student, split),
         ]
     )
-    folds = _Folds(student, settings, split, seed, folder, inputs, partial(report, "folds"))
+    prepared = prepare_student(student, split, seed)
+    student = replace(student, model=prepared.factory)
+    search = _Search(student, settings, split, seed, prepared)
+    folds = _Folds(search, folder, inputs, partial(report, "folds"))
     direct = _search(student, settings, folds)
     smoothed = replace(direct, label_smoothing=settings.label_smoothing)
     folds.nll(direct, smoothed)
@@ -131,10 +138,12 @@ def train_baselines(
             classes=len(split.classes),
             seed=seed,
             augment=settings.augment if recipe.augmented else None,
+            preprocess=prepared.preprocess,
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        keep(factory, folder / kind, split, train, inputs)
+        member = partial(prepared.member, classes=split.classes, factory=factory)
+        keep(member, folder / kind, train, inputs)
     return {
         "recipe": str(direct),
         "temperature": folds.tried[str(direct)]["temperature"],
@@ -184,26 +193,12 @@ class _Folds:
     goes on."""
 
     def __init__(
-        self,
-        student: StudentConfig,
-        settings: DistillConfig,
-        split: Split,
-        seed: int,
-        folder: Path,
-        inputs: str,
-        progress: Progress,
+        self, search: _Search, folder: Path, inputs: str, progress: Callable[[int, int], None]
     ) -> None:
-        self.student, self.settings, self.split, self.seed, self.folder = (
-            student,
-            settings,
-            split,
-            seed,
-            folder,
-        )
-        self.inputs, self.progress = inputs, progress
-        rows: Rows = split.labelled
+        self.search, self.folder, self.inputs, self.progress = search, folder, inputs, progress
+        rows, folds = search.split.labelled, search.settings.folds
         self.parts = stratified_folds(
-            rows.inputs, rows.labels, settings.folds, derive_seed("direct folds", seed)
+            rows.inputs, rows.labels, folds, derive_seed("direct folds", search.seed)
         )
         record = read_json(folder / "choice.json")
         known = isinstance(record, dict) and record.get("inputs") == inputs
@@ -224,7 +219,7 @@ class _Folds:
         return [math.inf if loss is None else loss for loss in losses]
 
     def _judge(self, recipe: Recipe) -> dict[str, Any]:
-        labels = self.split.labelled.labels
+        labels = self.search.split.labelled.labels
         try:
             logits = self._held_out(recipe)
         except FloatingPointError:
@@ -236,23 +231,77 @@ class _Folds:
 
     def _held_out(self, recipe: Recipe) -> np.ndarray:
         """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""
-        rows, count = self.split.labelled, self.settings.folds
-        inputs = as_float32("data", rows.inputs)
+        search, rows = self.search, self.search.split.labelled
+        inputs = search.numbers(recipe)
+        train = self._one_by_one if inputs is None else partial(self._together, inputs=inputs)
+        logits = np.zeros((len(rows), len(search.split.classes)), np.float32)
+        for predicted, (_, held) in zip(train(recipe), self.parts, strict=True):
+            logits[held] = predicted
+        return logits
+
+    def _part(self, before: int, whole: int, done: int, total: int) -> None:
+        self.progress(before + done, whole)
+
+    def _together(self, recipe: Recipe, inputs: np.ndarray) -> Iterator[np.ndarray]:
+        """Each fold's logits, by models trained side by side on inputs that are numbers."""
+        search, count = self.search, len(self.parts)
         models = train_stack(
-            recipe.factory(self.student.model),
+            recipe.factory(search.student.model),
             inputs,
-            rows.labels,
-            classes=len(self.split.classes),
-            seeds=[derive_seed("direct fold", self.seed, i) for i in range(count)],
+            search.split.labelled.labels,
+            classes=len(search.split.classes),
+            seeds=[derive_seed("direct fold", search.seed, i) for i in range(count)],
             rows=[train for train, _ in self.parts],
             names=[f"direct, {recipe}, fold {i + 1}" for i in range(count)],
-            optimization=recipe.optimization(self.student.baseline),
-            augment=self.settings.augment if recipe.augmented else None,
+            optimization=recipe.optimization(search.student.baseline),
+            augment=search.settings.augment if recipe.augmented else None,
             checkpoint=self.folder / "folds",
             progress=self.progress,
         )
-        logits = np.zeros((len(rows), len(self.split.classes)), np.float32)
         for model, (_, held) in zip(models, self.parts, strict=True):
             with torch.no_grad():
-                logits[held] = model(torch.from_numpy(inputs[held])).float().numpy()
-        return logits
+                yield model(torch.from_numpy(inputs[held])).float().numpy()
+
+    def _one_by_one(self, recipe: Recipe) -> Iterator[np.ndarray]:
+        """Each fold's logits, by models trained one after the other on raw samples."""
+        search, rows, prepared = self.search, self.search.split.labelled, self.search.prepared
+        trainer = StudentTrainer(
+            recipe.optimization(search.student.baseline), mixed_precision=search.settings.mixed_precision
+        )
+        factory, steps = recipe.factory(search.student.model), recipe.steps
+        for i, (train, held) in enumerate(self.parts):
+            trained = trainer.direct(
+                factory,
+                rows.take(train),
+                classes=len(search.split.classes),
+                seed=derive_seed("direct fold", search.seed, i),
+                augment=search.settings.augment if recipe.augmented else None,
+                preprocess=prepared.preprocess,
+                watch=subset(rows.inputs, held),
+                checkpoint=self.folder / "folds" / f"{i}.safetensors",
+                progress=partial(self._part, i * steps, len(self.parts) * steps),
+            )
+            yield trained.watched[-1]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One student on the labelled rows of one split."""
+
+    student: StudentConfig
+    settings: DistillConfig
+    split: Split
+    seed: int
+    prepared: PreparedStudent
+
+    def numbers(self, recipe: Recipe) -> np.ndarray | None:
+        """The labelled rows' inputs as one float32 array, on which models can be trained side by side; None
+        where they are ids or fields, do not fit into memory, or are changed before they are prepared."""
+        rows, preprocess = self.split.labelled, self.prepared.preprocess
+        if isinstance(rows.inputs, np.ndarray) and preprocess is None:
+            return as_float32("data", rows.inputs)
+        if (recipe.augmented and self.settings.augment is not None) or rows.weights is not None:
+            return None
+        inputs = Preparation(preprocess, ids=True, argument="data").held(rows.inputs)
+        numbers = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        return inputs.numpy() if numbers and isinstance(inputs, Tensor) else None

@@ -15,6 +15,8 @@ import torch
 
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.progress import UnitProgress
+from ensdistill.data import batches as b
+from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.job.check import copies_of
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
@@ -37,6 +39,7 @@ from ensdistill.teachers.members import ArrayMember, Member, load_member
 from ensdistill.teachers.predict import rows_for
 
 NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
+BATCH_SIZES = (1, 256)
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
 TRAINED_KINDS = {
     "direct": "direct",
@@ -70,14 +73,14 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         best.append(run.record(unit)["best_member"])
         report("teachers on the test rows", seed + 1, config.seeds)
 
-    first, sample = ensembles[0], splits[0].test.inputs
+    first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
     member_results = []
     for k, member in enumerate(first.members):
         cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
-        weights = [float(e.weights[k]) for e in ensembles]
+        shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
         member_results.append(
-            MemberResult(member.name, weights, temperatures, [p[k] for p in members], **cost)
+            MemberResult(member.name, shares, temperatures, [p[k] for p in members], **cost)
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
@@ -91,6 +94,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         mixtures,
         **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample),
     )
+    weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
     students = [_student(run, name, trusted, calibration, report) for name in config.distill.students]
@@ -113,6 +117,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         environment=environment(),
         timings=_timings(run),
         copies=copies,
+        weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
     )
 
 
@@ -120,7 +125,7 @@ def _student(
     run: RunFolder,
     name: str,
     trusted: tuple[str, ...],
-    calibration: list[tuple[np.ndarray, np.ndarray]],
+    calibration: list[tuple[Any, np.ndarray] | None],
     report: UnitProgress,
 ) -> StudentResults:
     config = run.config
@@ -130,22 +135,23 @@ def _student(
     cost: dict[str, Any] = {}
     for seed in range(config.seeds):
         test = config.split(seed).test.inputs
+        some = test[: max(BATCH_SIZES)]
         direct = run.record(Unit("direct", seed, name))
         notes.append(direct["recipe"])
         for kind, stage in TRAINED_KINDS.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
-            logits = member.predict_logits(rows_for(member, test))
+            logits = predict(member, test)
             probabilities[kind].append(probabilities_of(logits))
             if kind in SCALED:
-                inputs, mixture = calibration[seed]
                 # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct.get(FITTED.get(kind, "")) or fit_temperature_to(
-                    member.predict_logits(rows_for(member, inputs)), mixture
-                )
+                fitted = direct.get(FITTED.get(kind, ""))
+                if not fitted and (rows := calibration[seed]) is not None:
+                    fitted = fit_temperature_to(predict(member, rows[0]), rows[1])
+                fitted = fitted or 1.0
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits, rows_for(member, test))
+                cost = _cost(member, member.predict_logits, rows_for(member, some))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
@@ -157,6 +163,13 @@ def _student(
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
 
 
+def predict(member: Member, samples: Any) -> np.ndarray:
+    """A member's logits [N, C] for samples of any kind; lazy ones are read batch by batch."""
+    samples = as_samples(samples)
+    parts = [whole(samples)] if in_memory(samples) else stream(samples, positions(len(samples), 1024))
+    return np.concatenate([member.predict_logits(rows_for(member, part)) for part in parts])
+
+
 def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
     from safetensors.numpy import load_file
 
@@ -165,9 +178,7 @@ def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
     return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
 
 
-def _cost(
-    model: Member | Ensemble, predict: Callable[[np.ndarray], Any] | None, sample: np.ndarray
-) -> dict[str, Any]:
+def _cost(model: Member | Ensemble, predict: Callable[[Any], Any] | None, sample: Any) -> dict[str, Any]:
     """The cost to serve a model; without ``predict`` the latency is None, because it can't be measured."""
     measured = NOT_MEASURED if predict is None else latency(predict, sample)
     return {"parameters": model.parameters, "bytes": model.bytes, "latency_ms": measured}
@@ -179,19 +190,19 @@ def _is_stored(member: Member) -> bool:
     return isinstance(member, ArrayMember)
 
 
-def latency(predict: Callable[[np.ndarray], Any], sample: np.ndarray) -> dict[str, dict[str, float]]:
+def latency(predict: Callable[[Any], Any], sample: Any) -> dict[str, dict[str, float]]:
     """Milliseconds for a whole batch of 1 and of 256 rows: p50 and p95, after a warm-up.
 
     Parameters
     ----------
     predict : callable
-        From inputs [N, ...] in memory to an array in memory.
-    sample : ndarray [M, ...]
+        From a batch in memory to an array in memory.
+    sample : batch of M samples
         Repeated where it has fewer rows than the batch.
     """
     result = {}
-    for size in (1, 256):
-        batch = np.ascontiguousarray(np.resize(sample, (size, *sample.shape[1:])))
+    for size in BATCH_SIZES:
+        batch = b.take(sample, np.arange(size) % b.count(sample))
         times: list[float] = []
         until = time.perf_counter() + LATENCY_SECONDS
         # The first calls load code and fill caches; at least 20 are counted, however slow.

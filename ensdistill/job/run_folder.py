@@ -32,10 +32,10 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
-from ensdistill.job.config import Config
+from ensdistill.job.config import Config, StudentConfig
 from ensdistill.loss.settings import digest_parts
 from ensdistill.teachers.existing import content_of
-from ensdistill.teachers.members import TorchMember
+from ensdistill.teachers.members import Member
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class RunFolder:
         self.config, self.path = config, config.run_folder
         self._digests: dict[Unit, str] = {}
         self._files: list[str] | None = None
+        self._transfers: dict[int, Rows] = {}
 
     def units(self, last: str) -> list[Unit]:
         """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest
@@ -110,8 +111,19 @@ class RunFolder:
         return record
 
     def transfer(self, seed: int) -> Rows:
-        """The transfer set that the seed's cache was made from."""
-        return Rows(**load_file(self.of(Unit("cache", seed)) / "transfer.safetensors"))
+        """The transfer set that the seed's cache was made from.
+
+        Arrays are read from its file. Others are built again, and the cache's hashes of them are compared
+        when they are used.
+        """
+        if seed not in self._transfers:
+            file = self.of(Unit("cache", seed)) / "transfer.safetensors"
+            rows = Rows(**load_file(file)) if file.is_file() else self._built(seed)
+            self._transfers = {seed: rows}  # of one seed at a time: they may be large
+        return self._transfers[seed]
+
+    def _built(self, seed: int) -> Rows:
+        return self.config.cache.transfer.build(self.config.split(seed), seed).rows
 
     def digest(self, unit: Unit) -> str:
         """Digest of everything that the unit's result depends on, the units before it included."""
@@ -144,6 +156,7 @@ class RunFolder:
             own = [
                 describe(student.model),
                 describe(student.baseline),
+                *preprocess_setting(student, split),
                 choices,
                 split.labelled,
                 list(split.classes),
@@ -153,6 +166,7 @@ class RunFolder:
             own = [
                 describe(student.model),
                 describe(student.optimization),
+                *preprocess_setting(student, split),
                 choices,
                 self.digest(unit.needs()[0]),
             ]
@@ -198,7 +212,9 @@ class RunFolder:
     def trusted(self) -> tuple[str, ...]:
         """The class paths that loading saved members and caches may import: those that the config itself
         names."""
-        students = [describe(s.model) for s in self.config.distill.students.values()]
+        students = [
+            describe(part) for s in self.config.distill.students.values() for part in (s.model, s.preprocess)
+        ]
         own = [path for s in students for path in _class_paths(s)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
@@ -214,6 +230,12 @@ def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray]
     except ValueError:  # the job's check refuses them with their setting's name
         return folds
     return [held for _, held in parts]
+
+
+def preprocess_setting(student: StudentConfig, split: Split) -> list[Any]:
+    """The setting, where it has an effect: numbers stay as they are unless it names a preprocess."""
+    numbers = isinstance(split.labelled.inputs, np.ndarray) and student.preprocess in ("auto", None)
+    return [] if numbers else [describe(student.preprocess)]
 
 
 def _class_paths(described: Any) -> list[str]:
@@ -251,17 +273,13 @@ def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/
     )
 
 
-def keep(
-    factory: Callable[[], nn.Module], folder: Path, split: Split, train: Callable[..., Any], inputs: str
-) -> None:
-    """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
+def keep(member: Callable[[nn.Module], Member], folder: Path, train: Callable[..., Any], inputs: str) -> None:
+    """Train one model (``train(checkpoint=file)``) and keep it as a member, unless it is kept already."""
     if is_done(folder, inputs):
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    TorchMember(trained.module, name="student", classes=split.classes, factory=factory, output="logits").save(
-        folder
-    )
+    member(trained.module).save(folder)
     write_arrays(
         folder / "curve.safetensors",
         {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched},

@@ -9,7 +9,7 @@ the synthetic rows. The test rows have no part in it.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,11 +24,11 @@ from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, closest_temperat
 ROWS = 4000  # more would not move a single number
 
 
-def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [M, ...] of the transfer set that no teacher knew the label of, and the mixture's probabilities
-    for them [M, C], float64.
+def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[Any, np.ndarray] | None:
+    """A batch of M samples of the transfer set that no teacher knew the label of, and the mixture's
+    probabilities for them [M, C], float64.
 
-    M is 0 where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the
+    None where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the
     cache holds the mixture at another temperature, or targets of augmented rows.
     """
     unit = Unit("cache", seed)
@@ -40,12 +40,13 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[np.
     # one.
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
-        return rows.inputs[:0], np.empty((0, len(cache.classes)))
+        return None
     if cache.temperature is not None or run.config.cache.augment is not None:
         asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(
             rows.uids[chosen], rows.uids
         )
-        return rows.inputs[chosen], asked.predict_proba(rows.inputs[chosen])
+        inputs = rows.inputs[chosen]
+        return inputs, asked.predict_proba(inputs)
     logits = cache.gather_logits(rows.uids[chosen])
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 

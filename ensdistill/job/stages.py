@@ -21,6 +21,7 @@ from ensdistill.data.transfer import Transfer
 from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
+from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import of_transfer
 from ensdistill.report.metrics import nll
@@ -191,9 +192,10 @@ def cache(
             raise ValueError(f"{error}; uid {uid} of the transfer set is {transfer.source(uid)}") from error
         statistics.append(made.manifest["statistics"])
     rows = transfer.rows
-    write_arrays(
-        folder / "transfer.safetensors", {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels}
-    )
+    if isinstance(rows.inputs, np.ndarray):  # others are built again
+        parts = {"inputs": rows.inputs, "uids": rows.uids, "labels": rows.labels}
+        parts |= {} if rows.weights is None else {"weights": rows.weights}
+        write_arrays(folder / "transfer.safetensors", parts)
     return {"origin": transfer.origin, "statistics": statistics[0]}
 
 
@@ -212,16 +214,18 @@ def distill(
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
     trainer = StudentTrainer(student.optimization, settings.loss, mixed_precision=settings.mixed_precision)
+    prepared = prepare_student(student, split, seed)
     for kind, (targets, member) in kinds.items():
         train = partial(
             trainer.distill,
-            student.model,
+            prepared.factory,
             rows,
             targets,
             seed=seed,
             member=member,
             augment=cached.augment,
+            preprocess=prepared.preprocess,
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        keep(student.model, folder / kind, split, train, inputs)
+        keep(partial(prepared.member, classes=split.classes), folder / kind, train, inputs)
