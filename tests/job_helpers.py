@@ -83,6 +83,11 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
     return file
 
 
+def job_file(folder: Path) -> Path:
+    """The settings of the job with this run folder."""
+    return folder.parents[1] / "job.yaml"
+
+
 def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> None:
     """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one
     after the other."""
