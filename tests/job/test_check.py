@@ -18,7 +18,7 @@ from ensdistill.data.transfer import Mixup
 @pytest.mark.parametrize(
     "change", [{"teachers.folds": 60}, {"teachers.members.0.init_args.model.init_args.outputs": 7}]
 )
-def test_what_cannot_end_well_is_not_begun(tmp_path, change):
+def test_impossible_settings_are_refused_before_any_work(tmp_path, change):
     status, _, _ = run("distill", write_job(tmp_path, change))
     assert status == 1
     assert not list(tmp_path.glob("runs/tiny/seed-*"))

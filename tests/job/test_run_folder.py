@@ -15,7 +15,7 @@ from ensdistill.cli.settings import load_config
 from ensdistill.job.run_folder import RunFolder, Unit
 
 
-def test_the_units_and_what_they_need(finished_job):
+def test_the_units_and_their_needs(finished_job):
     config = load_config(["--config", str(job_file(finished_job)), "--seeds", "2"])
     run = RunFolder(config)
     every = run.units("report")
@@ -31,7 +31,7 @@ def test_the_units_and_what_they_need(finished_job):
 @pytest.mark.parametrize(
     ("words", "says"), [(["run"], "figures/ beside it (unchanged)"), (["cache", "build"], "= cache build: ")]
 )
-def test_a_command_without_work_says_so(copy, words, says):
+def test_a_command_without_work_prints_unchanged(copy, words, says):
     out = succeed(*words, job_file(copy)).replace("\n", "")
     assert says in out
     assert out.rstrip().endswith("(unchanged)")
@@ -42,7 +42,7 @@ def test_a_second_run_touches_nothing(copy):
     before = stamps(copy)
     out = succeed("run", job_file(copy))
     assert stamps(copy) == before
-    assert "Retained gain" in out  # and still shows what it found
+    assert "Retained gain" in out  # and still shows the results
     for command in ("teachers", "distill", "report"):
         succeed(command, job_file(copy))
     succeed("cache", "build", job_file(copy))

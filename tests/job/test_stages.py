@@ -47,7 +47,7 @@ DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direc
         (["--workers", "2"], set()),
     ],
 )
-def test_a_setting_redoes_what_depends_on_it(copy, override, redone):
+def test_a_setting_redoes_the_units_that_depend_on_it(copy, override, redone):
     if override[0] == "--data.init_args.pool":
         redone = redone - {"seed-0/teachers"}  # the labelled rows are drawn first, so they are the same ones
     before, files = fingerprints(copy), stamps(copy)
@@ -142,7 +142,7 @@ def test_other_test_labels_make_another_report(copy, monkeypatch):
     assert trained(copy) == models
 
 
-def test_other_words_make_another_report(copy):
+def test_another_description_makes_another_report(copy):
     models = trained(copy)
     succeed("run", job_file(copy), "--distill.students.small.description", "a tiny one")
     assert numbers(copy)["students"]["small"]["description"] == "a tiny one"

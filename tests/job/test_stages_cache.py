@@ -42,7 +42,7 @@ def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
     words = ["--distill.loss.temperature", "3", "--cache.codec", "fp32", "--cache.mixture_at", "3"]
     succeed("distill", job_file(copy), *words)
     for kind, logits in logits_of(copy, inputs).items():
-        # What differs is the rounding of a log-probability, 1e-6 of it, over thirty steps.
+        # The difference is the rounding of a log-probability, 1e-6 of it, over thirty steps.
         np.testing.assert_allclose(logits, whole[kind], atol=1e-3)
     assert np.abs(whole["student"] - whole["distilled_from_best_member"]).max() > 0.1
     targets, best = (
@@ -140,13 +140,13 @@ def test_a_flipped_byte_in_the_cache_stops_before_any_training(copy):
     assert {
         kind: stamps(copy / "seed-0" / "distill" / kind / "student") for kind in ("small", "wide")
     } == before
-    # What it tells to do is right.
+    # The remedy in the message works.
     shutil.rmtree(copy / "seed-0" / "cache")
     succeed("distill", job_file(copy), "--distill.loss.temperature", "3")
 
 
 class Picky(GaussianNB):
-    """Has no answer for digits that nobody drew: mixup's are not in sixteenths."""
+    """Returns NaN for pixels that are no multiples of 1/16, as mixup's are."""
 
     def predict_proba(self, x):
         answer = super().predict_proba(x)
