@@ -24,7 +24,7 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-
 class Answer:
     loss: Tensor  # [] or [N]
     gradient: Tensor  # [N, C]
-    mass: Tensor  # [N, C] the sizes of what the gradient adds up: what its rounding errors are relative to
+    mass: Tensor  # [N, C] the sizes of the gradient's summands, to which its rounding errors are relative
     slack: Tensor  # [N, C] how far it may jump where p and q cross, for the one divergence with a kink
     statistics: Tensor  # [N, 4]
 
@@ -119,7 +119,7 @@ def closed_forms(
 def divergence_terms(
     name: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each class adds to D, and q times dD/dq."""
+    """Each class's summand of D, and q times dD/dq."""
     if name == "forward_kl":
         return torch.where(p > 0, p * (log_p - log_q), p), -p
     if name == "reverse_kl":
@@ -315,7 +315,7 @@ def assert_close(
     eps = 6 * UNIT[dtype] * (1 + largest_logit(student, targets) / min(temperature, 1.0))
     if (
         dtype == torch.float64
-    ):  # here the naive code is the truth, so what a plain sum over C loses isn't in its error
+    ):  # here the naive code is the truth, so its error doesn't contain the loss of a plain sum over C
         eps += 2 * UNIT[dtype] * student.shape[-1] ** 0.5
     size = (alpha * temperature**2 + 1 - alpha) * (
         1 + truth.loss.abs().nan_to_num(0, 0, 0).max().item() if truth.loss.numel() else 1

@@ -76,7 +76,7 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shim_builder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> "cuda_shim_helpers.Builder":
-    """Compiles the CUDA kernels for the CPU; what it has built is kept in pytest's cache."""
+    """Compiles the CUDA kernels for the CPU; the builds are kept in pytest's cache."""
     from cuda_shim_helpers import Builder
 
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
@@ -85,7 +85,7 @@ def shim_builder(
 
 @pytest.fixture
 def figures(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Takes a line of what a test counted, for the end of the output; a print gets lost in the workers."""
+    """Takes a line of a test's counts, for the end of the output; a print gets lost in the workers."""
     return lambda line: record_property("figures", line)
 
 

@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: csrc/cuda compiled by g++ against the stand-in headers of tests/shim.
 
-What is built are the ops themselves, launchers and kernels, registered as ``ensdistill_shim::distill_loss``
+It builds the ops themselves, launchers and kernels, registered as ``ensdistill_shim::distill_loss``
 and so on for tensors on the CPU. Threads of a block are fibres there; see tests/shim/engine.cpp. A build is
 kept under a hash of all that goes into it.
 """
@@ -41,10 +41,10 @@ FLAGS = [
     ),
     # CUDA's pragmas, and the names of kernels of hidden types; the latter are wanted.
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-attributes"),
-    "-fno-extern-tls-init",  # shared memory is thread-local storage that nobody initialises
+    "-fno-extern-tls-init",  # shared memory is thread-local storage without initialisation
     *("-I", str(SHIM / "include"), "-isystem", str(TORCH / "include")),
 ]
-# What the kernels do wrong shows as a report that names kernel, block and thread (reports.cpp) ...
+# A kernel's fault becomes a report that names kernel, block and thread (reports.cpp) ...
 CHECKED = "-fsanitize=alignment,bounds,signed-integer-overflow,integer-divide-by-zero,shift"
 # ... or, where memory ends, as the address sanitizer's, which ends the process.
 BOUNDED = "-fsanitize=address"
@@ -74,7 +74,7 @@ class Launch:
 
 
 class Builder:
-    """Compiles what isn't in ``folder`` yet: objects are named by a hash of their source, of all headers and
+    """Compiles the objects that aren't in ``folder`` yet. They are named by a hash of their source, of all headers and
     of how they are made."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ class Builder:
         return self._build("toys", [SHIM / "toys.cpp"], bounded, ["-rdynamic", "-ldl"])
 
     def warnings(self) -> str:
-        """What the compiler said of all that this builder needed."""
+        """The compiler's warnings about all that this builder needed."""
         return "".join(path.read_text() for path in self._logs)
 
     def _build(self, name: str, kernels: list[Path], bounded: bool, link: list[str]) -> Path:
@@ -150,7 +150,7 @@ class Builder:
             _log_of(stale).unlink(missing_ok=True)
         unfinished = self.folder / f".{out.name}-{os.getpid()}"
         _log_of(out).write_text(_run(*command, "-o", unfinished))
-        unfinished.rename(out)  # last: it says that all is there
+        unfinished.rename(out)  # last: its name means that all is there
         return out
 
 
@@ -249,7 +249,7 @@ class Shim:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Tensors that torch makes hold NaN, or the largest integer, until somebody writes there."""
+    """Tensors that torch makes hold NaN, or the largest integer, until they are written to."""
     before, warns = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

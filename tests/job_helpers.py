@@ -1,5 +1,5 @@
-"""The smallest whole job on real data: digits, two members, two students of thirty steps; and what its files
-say afterwards."""
+"""The smallest whole job on real data: digits, two members, two students of thirty steps; and functions
+that read its files."""
 
 from __future__ import annotations
 
@@ -83,6 +83,11 @@ def write_job(folder: Path, change: dict[str, Any] | None = None) -> Path:
     return file
 
 
+def job_file(folder: Path) -> Path:
+    """The settings of the job with this run folder."""
+    return folder.parents[1] / "job.yaml"
+
+
 def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> None:
     """`ensdistill.job.scheduler._execute` without processes: the same units through the same `_work`, one
     after the other."""
@@ -90,7 +95,7 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> 
     torch.set_num_threads(folder.config.threads)
     job._worker.update(folder=folder, messages=queue.SimpleQueue())
     try:
-        for unit in folder.units("report"):  # in an order in which nothing comes before what it needs
+        for unit in folder.units("report"):  # in an order in which no unit comes before those it needs
             if unit in todo:
                 if error := job._work(unit):
                     raise job.UnitFailed(unit, *error)
@@ -124,7 +129,7 @@ def succeed(*words: str | Path, processes: bool = False) -> str:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """report.json without what depends on the clock (latencies, seconds), and without the run's name."""
+    """report.json without latencies and seconds, which depend on the clock, and without the run's name."""
     report = _without_clock(json.loads((folder / "report.json").read_text()))
     del report["name"]
     return report
@@ -137,7 +142,7 @@ def _without_clock(value: Any) -> Any:
 
 
 def trained(folder: Path) -> dict[str, bytes]:
-    """What was trained, bit for bit: the models, the members' held-out predictions, the targets and the
+    """The results of training, bit for bit: the models, the members' held-out predictions, the targets and the
     curves."""
     return {
         name: data

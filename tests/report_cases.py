@@ -53,7 +53,7 @@ def model(
 
 
 def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> RunResults:
-    """One student for each mapping of kind to accuracy; what a mapping leaves out is as in `HELPED`."""
+    """One student for each mapping of kind to accuracy; kinds that a mapping lacks are as in `HELPED`."""
     labels = [labels_of(seed) for seed in seeds]
     all_levels = [HELPED | level for level in levels] or [HELPED]
     students = []

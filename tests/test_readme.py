@@ -26,7 +26,7 @@ def test_there_is_a_block_for_each_kind_of_user():
     ("line", "source"), [pytest.param(*block, id=f"line-{block[0]}") for block in blocks()]
 )
 def test_a_block_runs_in_an_empty_folder_and_there_again(line, source, tmp_path, monkeypatch):
-    """What isn't so, the block itself raises."""
+    """The blocks check their own claims with ``assert``."""
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         # The empty lines make a traceback name the README's own line.

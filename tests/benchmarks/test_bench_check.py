@@ -1,4 +1,4 @@
-"""The benchmark refuses wrong outputs, whoever's they are, and lets right ones pass."""
+"""The benchmark refuses wrong outputs of every contender, and lets right ones pass."""
 
 import sys
 from dataclasses import replace
@@ -159,7 +159,7 @@ def failing(error):
     return loss
 
 
-def test_what_is_not_built_is_said_and_not_a_crash():
+def test_kernels_that_are_not_built_are_named_without_a_crash():
     first, *rest = eager_only(CASES[0])
     unbuilt = replace(first, loss=failing(NotImplementedError("no jsd\nException raised from")))
     judged = check(CASES[0], make_inputs(CASES[0], CPU), [unbuilt, *rest])

@@ -1,5 +1,5 @@
-"""``ensdistill bench``: what it writes, also when it is interrupted, and the README's table that is made of
-it."""
+"""``ensdistill bench``: its result file, also when it is interrupted, and the README's table that is made
+of it."""
 
 import json
 import re
@@ -123,7 +123,7 @@ def test_each_shape_is_written_when_it_is_measured(eager, tmp_path, monkeypatch)
     assert not before["complete"]
     assert before["finished"] == [case.label for case in CASES[:2]] == seen[:2]
     after = running.run(CASES, Cpu(), out, rounds=2, seconds=0.0, resume=True)
-    assert seen[3:] == [case.label for case in CASES[2:]]  # what was finished isn't measured again
+    assert seen[3:] == [case.label for case in CASES[2:]]  # finished cases aren't measured again
     assert after["complete"]
     assert after["rows"][: len(before["rows"])] == before["rows"]
     assert after == result.check_result(json.loads(out.read_text()))
@@ -133,7 +133,7 @@ def test_each_shape_is_written_when_it_is_measured(eager, tmp_path, monkeypatch)
         running.run(CASES, Cpu(), out, rounds=3, seconds=0.0, resume=True)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_names_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -225,7 +225,7 @@ def test_a_result_has_one_row_a_line(result_file, measured):
     assert [json.loads(row) for row in rows] == measured["rows"]
 
 
-def test_family_is_told_from_the_grid(measured):
+def test_rows_of_the_family_are_recognised(measured):
     assert {r["case"] for r in measured["rows"] if is_family(r)} == {CASES[2].label, CASES[4].label}
 
 
@@ -244,7 +244,7 @@ def test_wrong_arguments(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_the_help_says_what_runs():
+def test_the_help_names_the_runs():
     text = command.parser("bench").format_help()
     assert "bfloat16 with K = 1, 4 only and float16 with K = 1 only" in text
     assert all(str(c) in text for c in (*suite.CLASSES, *suite.TARGETS))
@@ -269,7 +269,7 @@ def test_a_part_has_a_name_of_its_own():
     assert [variant(), variant("--quick"), variant("--quick", "--classes", "10")] == ["", "-quick", "-part"]
 
 
-def test_what_the_commands_run():
+def test_the_cases_that_the_commands_run():
     def labels(*arguments):
         return [case.label for case in command._cases(command.parser("bench").parse_args(arguments), Cpu())]
 

@@ -89,7 +89,7 @@ def test_floor_reads_and_writes_everything(student, targets, members, threads):
     assert torch.equal(out.view(-1).view(torch.int32), words)
 
 
-def test_floor_refuses_what_it_would_read_wrongly():
+def test_floor_refuses_calls_that_it_would_read_wrongly():
     student = torch.zeros(4, 6, dtype=torch.bfloat16)
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match="no more bytes than the student's; got 96 and 48"):
@@ -178,7 +178,7 @@ def test_small_batches_are_many(monkeypatch):
     [(0.1, 1, {"ours", "floor"}), (1.0, 1, set()), (1.0, 100, {"ours", "floor"}), (50.0, 100, set())],
 )
 def test_short_work_on_a_gpu_becomes_a_graph_where_it_can(milliseconds, inputs, graphs, monkeypatch):
-    """And what waits for the device is never captured: a failed capture would spoil those after it."""
+    """Work that waits for the device is never captured: a failed capture would spoil those after it."""
     mode = []
 
     def theirs():

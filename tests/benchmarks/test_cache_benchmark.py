@@ -1,4 +1,4 @@
-"""The cache's benchmark: whole, small and unmeasured; and what it refuses to time."""
+"""The cache's benchmark: whole, small and unmeasured; and contenders that it refuses to time."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_store_that_was_served_from_memory_was_not_cold(tmp_path, monkeypatch)
     ours, memmap = gather.measure(tmp_path, 1500, 344, 1, 0.01, notes.append)
     assert (ours["was_cold"], memmap["was_cold"]) == (True, False)
     assert "numpy memmap, 344 bytes: its cold rounds were not: 0.0041 MB came from the disk" in notes
-    monkeypatch.setattr(gather, "_disk_bytes", lambda: 0)  # a system that does not tell
+    monkeypatch.setattr(gather, "_disk_bytes", lambda: 0)  # a system that doesn't count them
     assert all(row["was_cold"] for row in gather.measure(tmp_path, 1500, 344, 1, 0.01, notes.append))
 
 

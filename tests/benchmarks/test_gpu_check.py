@@ -64,7 +64,7 @@ def check(*options, folder, **environment):
 
 
 def stand_ins(folder, seconds=0):
-    """A Python that says that it has a GPU, a compiler, a sanitizer."""
+    """Stand-ins: a Python with a GPU, a compiler, a sanitizer."""
     tools = folder / "bin"
     tools.mkdir()
     texts = {
@@ -110,7 +110,7 @@ def test_dry_run(tmp_path):
     assert result["commit"] == "abc"
 
 
-def test_without_a_gpu_everything_is_skipped_and_says_why(tmp_path):
+def test_without_a_gpu_everything_is_skipped_with_the_reason(tmp_path):
     false = tmp_path / "python"
     false.write_text(
         f'#!/bin/sh\ncase "$*" in *is_available*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n'
@@ -182,7 +182,7 @@ def test_git_tree_is_gits(tmp_path):
 
 
 def test_a_library_is_judged(tmp_path):
-    """The one of this checkout passes, in a process of its own; what is none doesn't."""
+    """The one of this checkout passes, in a process of its own; other files don't."""
     from ensdistill.loss import _native
 
     script = str(ROOT / "benchmarks" / "foreign_library.py")
@@ -200,7 +200,7 @@ def test_a_library_is_judged(tmp_path):
     )
 
 
-# What the sanitizer watches, and what is predicted
+# The sanitizer's cases, and predictions
 # -------------------------------------------------------------------
 
 
@@ -263,7 +263,7 @@ def test_the_predictions_are_of_these_plans(tmp_path):
         predict.rewrite(copy)
 
 
-def test_a_prediction_counts_what_dense_cuh_does():
+def test_a_prediction_counts_the_operations_of_dense_cuh():
     """One teacher on chip: the student's and the teacher's softmax, p and q. K: a member more each in the
     sweep and in the sum."""
     assert predict.work("tile", 1, False).exponentials == 4
@@ -279,7 +279,7 @@ def test_a_prediction_counts_what_dense_cuh_does():
 
 
 @pytest.mark.parametrize("which", [suite.quick, suite.full])
-def test_what_a_gpu_runs_has_a_prediction(which):
+def test_every_case_of_a_gpu_has_a_prediction(which):
     predicted = {case.label for case in predict.cases()}
     run = [
         case for case in which(predict.DATA, gpu=True) if case.targets != "float16"

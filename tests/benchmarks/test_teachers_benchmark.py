@@ -1,5 +1,5 @@
-"""The teachers' benchmark: contenders do the same work, ratios and tables say what was measured, missing data
-say how to get them."""
+"""The teachers' benchmark: contenders do the same work, ratios and tables show the measurements, and an
+error about missing data names the way to get them."""
 
 import functools
 import os
@@ -59,7 +59,7 @@ def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
     assert set(found["contenders"]) == {"plain loop"}
 
 
-def test_work_that_is_not_the_same_is_said(monkeypatch):
+def test_work_that_is_not_the_same_is_marked(monkeypatch):
     task = digits()
     monkeypatch.setitem(
         CONTENDERS, "torchensemble", lambda case, seed: np.eye(10)[(task.test_labels + 1) % 10]
@@ -102,7 +102,7 @@ def test_missing_data_say_how_to_get_them(tmp_path, capsys):
     assert "apt-get install r-cran-mlbench" in capsys.readouterr().err
 
 
-def test_what_a_peer_and_its_processes_print_is_not_shown(capfd):
+def test_the_output_of_a_peer_and_its_processes_is_not_shown(capfd):
     print("before")
     with _silent():
         print("by itself")

@@ -106,11 +106,11 @@ def test_the_order_of_rows_does_not_matter_but_that_of_uids_does(tmp_path):
         cache_targets(teachers, renumbered, tmp_path / "a", **SMALL)
 
 
-def test_a_finished_cache_is_opened_and_teachers_are_not_asked(tmp_path):
+def test_a_finished_cache_is_opened_without_predictions(tmp_path):
     teachers, rows = digits()
     cache_targets(teachers, rows, tmp_path, **SMALL)
     before = contents(tmp_path)
-    silent = replace(teachers, logits=None)  # would fail if it were asked
+    silent = replace(teachers, logits=None)  # a prediction would fail
     for overwrite in (False, True):
         assert len(cache_targets(silent, rows, tmp_path, overwrite=overwrite, **SMALL)) == 230
     assert contents(tmp_path) == before

@@ -25,8 +25,8 @@ LOGITS = arrays(
 
 
 def stored(codec, logits, **options):
-    """What a reader gets of logits [N, K, C]: through the bytes of a record and back; and the KL that the
-    writer measured [N, K]."""
+    """Logits [N, K, C] as a reader gets them, through the bytes of a record and back; and the KL [N, K] that
+    the writer measured."""
     n, k, c = logits.shape
     settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
     names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
@@ -68,7 +68,7 @@ def test_teachers_on_a_device_without_kernels(monkeypatch, codec, mixture_at):
     kernels = {"uint8": "uint8", "topk-3": "top_k", "counts-40": "counts"}
     monkeypatch.setattr(
         torch.ops.ensdistill, f"encode_{kernels[codec]}", None
-    )  # whoever calls it all the same fails
+    )  # a call of the kernel would fail
     plain, plain_views, plain_kl = stored(codec, logits, mixture_at=mixture_at)
     np.testing.assert_allclose(plain, fused, rtol=1e-3)
     np.testing.assert_allclose(plain_kl, kl, rtol=1e-3, atol=1e-12)
@@ -217,7 +217,7 @@ def log_mixture(logits, temperature, combiner="prob"):
 @pytest.mark.parametrize("combiner", ["prob", "logit"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("codec", [*DENSE, "topk-4", "topk-10", "counts-200"])
-def test_the_writer_measures_what_a_reader_of_the_mixture_gets(codec, temperature, combiner):
+def test_the_writer_measures_the_mixture_that_a_reader_gets(codec, temperature, combiner):
     logits = digits()[0].logits.swapaxes(0, 1)
     decoded, _, kl = stored(codec, logits, mixture_at=temperature, weights=WEIGHTS, combiner=combiner)
     log_p = log_mixture(logits, temperature, combiner)
@@ -251,8 +251,8 @@ def test_the_loss_of_the_stored_mixture_is_that_of_the_members(tmp_path, codec):
     student = torch.linspace(-1, 1, 600).view(60, 10)
     expected = distillation_loss(student, whole.gather(uids), temperature=2.0)
     found = distillation_loss(student, target, temperature=2.0)
-    # What a codec moves a KL of about 1 by: its own error, the tail's shape (a bucket is never above the
-    # whole), the noise of 200 draws.
+    # A codec moves a KL of about 1 by its own error, by the tail's shape (a bucket is never above the whole),
+    # and by the noise of 200 draws.
     tolerance = {"uint8": 1e-2, "topk-4": 5e-2, "counts-200": 0.1, "bf16": 1e-2}.get(codec, 1e-3)
     assert found.item() == pytest.approx(expected.item(), abs=tolerance)
     with pytest.raises(ValueError, match=r"temperature: 1\.0, but targets .* were made at 2\.0"):
@@ -293,7 +293,7 @@ def log_mixture_of_one(z):
     return z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64))
 
 
-def test_a_tail_beyond_what_one_minus_the_sum_can_say():
+def test_a_tail_too_small_for_one_minus_the_sum():
     logits = np.array([[[0.0, -40.0, -41.0, -42.0]]], np.float32)
     _, views, _ = stored("topk-1", logits, mixture_at=1.0)
     exact = np.logaddexp.reduce(logits[0, 0, 1:].astype(np.float64)) - np.logaddexp.reduce(
@@ -336,7 +336,7 @@ def test_max_kl_refuses_worse_before_anything_is_written(tmp_path):
     assert TargetCache.open(better.path).manifest["statistics"]["kl"]["max"] <= limit
 
 
-def test_what_a_codec_can_not_hold_is_refused(tmp_path):
+def test_codecs_that_do_not_fit_the_cache_are_refused(tmp_path):
     teachers, rows = digits()
     for options, message in (
         (
@@ -359,7 +359,7 @@ def test_what_a_codec_can_not_hold_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mixture_at", [None, 2.0])
 @pytest.mark.parametrize("codec", ["uint8", "fp16", "bf16", "fp32", "topk-3", "counts-20"])
-def test_targets_decode_to_what_is_stored(tmp_path, codec, mixture_at):
+def test_targets_decode_to_the_stored_rows(tmp_path, codec, mixture_at):
     if mixture_at is None and "-" in codec:
         return
     teachers, rows = digits()

@@ -1,4 +1,4 @@
-"""``ensdistill cache ...``: what the commands write, and what they say."""
+"""``ensdistill cache ...``: the files and the output of each command."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_a_member_comes_and_goes(cache, tmp_path):
         assert told in info
 
 
-def test_conversion_says_what_it_costs(cache, tmp_path):
+def test_conversion_prints_its_cost(cache, tmp_path):
     out = flat(
         succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "topk-4", "--mixture-at", "2")
     )
@@ -196,7 +196,7 @@ def test_parquet_has_every_record(tmp_path, codec, mixture_at):
         )
 
 
-def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monkeypatch):
+def test_without_pyarrow_the_message_names_the_package_to_install(cache, tmp_path, monkeypatch):
     import sys
 
     from ensdistill.cache.export import export_parquet
@@ -206,7 +206,7 @@ def test_without_pyarrow_the_message_says_what_to_install(cache, tmp_path, monke
         export_parquet(cache, tmp_path / "targets.parquet")
 
 
-def test_push_and_pull_replace_another_cache_only_if_told_to(cache, tmp_path):
+def test_push_and_pull_replace_another_cache_only_with_overwrite(cache, tmp_path):
     url = f"file://{tmp_path}/remote"
     succeed("cache", "push", cache.path, url)
     succeed("cache", "convert", cache.path, tmp_path / "small", "--codec", "fp16")
@@ -228,7 +228,7 @@ def test_push_and_pull_replace_another_cache_only_if_told_to(cache, tmp_path):
     assert TargetCache.open(url, local=tmp_path / "there").weights.tolist() == [1, 1, 3]
 
 
-def test_long_commands_show_a_bar_to_whoever_looks(cache, tmp_path, monkeypatch, capsys):
+def test_long_commands_show_a_bar_on_a_terminal(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
     monkeypatch.setenv("TERM", "xterm")
     url = f"file://{tmp_path}/remote"

@@ -31,7 +31,7 @@ class Data(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow), "fork"])
-def test_workers_read_what_this_process_reads(tmp_path, method):
+def test_workers_read_the_same_as_this_process(tmp_path, method):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
     cache.gather(UIDS)  # its files are mapped when the copies are made
@@ -64,7 +64,7 @@ def test_a_copy_reads_the_same_and_is_checked_by_itself(tmp_path, copied):
     file = tmp_path / "cache" / "shard-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[5000] ^= 1
-    file.unlink()  # another file: who has mapped the first one keeps it
+    file.unlink()  # another file: a cache that has mapped the first one keeps it
     file.write_bytes(data)
     np.testing.assert_array_equal(cache.gather_records(UIDS), expected)
     with pytest.raises(ValueError, match="the bytes are not those that were written"):
@@ -82,7 +82,7 @@ def test_the_copy_of_a_url_reads_the_local_folder(tmp_path):
     np.testing.assert_array_equal(again.gather_records(UIDS), cache.gather_records(UIDS))
 
 
-def test_a_copy_of_a_cache_that_is_gone_or_replaced_says_so(tmp_path):
+def test_a_copy_of_a_cache_that_is_gone_or_replaced_raises(tmp_path):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "cache", **SMALL)
     copies = [pickle.loads(pickle.dumps(cache)) for _ in range(2)]

@@ -70,7 +70,7 @@ def test_records_changed_together_with_their_checksums_are_found(copy):
         TargetCache.open(copy).gather([128])
 
 
-def test_verify_reads_again_what_was_read_before(copy):
+def test_verify_reads_blocks_again_that_were_read_before(copy):
     cache = TargetCache.open(copy)
     cache.gather([0])
     cache.verify()
@@ -135,7 +135,7 @@ def test_readers_while_the_cache_is_built_anew_get_one_cache_or_a_cache_error(tm
 
 
 @pytest.mark.parametrize("codec", ["fp32", "uint8"])  # shards of another size, and of the same
-def test_a_reader_of_a_cache_that_was_replaced_says_so(copy, codec):
+def test_a_reader_of_a_cache_that_was_replaced_raises(copy, codec):
     teachers, rows = digits()
     early, late = TargetCache.open(copy), TargetCache.open(copy)
     expected = early.gather_records(np.arange(230))
@@ -159,7 +159,7 @@ def test_a_reader_of_a_cache_that_was_replaced_says_so(copy, codec):
         late.gather([70])
 
 
-def test_damage_is_told_of_where_only_the_weights_were_replaced(copy):
+def test_damage_is_found_where_only_the_weights_were_replaced(copy):
     cache = TargetCache.open(copy)
     reweight(copy, {"a": 1, "b": 2, "c": 3})
     assert len(cache.gather_records([0]))

@@ -55,7 +55,7 @@ def test_an_added_member_is_as_if_it_had_been_there(tmp_path, codec):
 @pytest.mark.parametrize(
     ("codec", "mixture_at"), [("uint8", None), ("bf16", None), ("topk-4", 2.0), ("uint8", 1.0)]
 )
-def test_converting_what_is_exact_is_as_if_it_had_been_written_so(tmp_path, codec, mixture_at):
+def test_converting_an_exact_cache_gives_the_records_of_writing_it(tmp_path, codec, mixture_at):
     teachers, rows = digits()
     exact = cache_targets(teachers, rows, tmp_path / "exact", codec="fp32", shard_rows=64)
     direct = cache_targets(
@@ -102,7 +102,7 @@ def test_reweighting_replaces_one_file(tmp_path):
     TargetCache.open(tmp_path, check="full")
 
 
-def test_what_can_not_be_derived_is_refused(tmp_path):
+def test_impossible_derivations_are_refused(tmp_path):
     teachers, rows = digits()
     cache = cache_targets(teachers, rows, tmp_path / "m", shard_rows=64)
     mixture = cache_targets(teachers, rows, tmp_path / "x", codec="topk-4", mixture_at=1.0)
@@ -170,7 +170,7 @@ def test_what_can_not_be_derived_is_refused(tmp_path):
     assert not (tmp_path / "n2").exists()
 
 
-def test_max_kl_counts_what_the_source_cost(tmp_path):
+def test_max_kl_counts_the_kl_of_the_source(tmp_path):
     teachers, rows = digits()
     source = cache_targets(teachers, rows, tmp_path / "m", codec="uint8", shard_rows=64)
     cost = source.manifest["statistics"]["kl"]["max"]
@@ -280,7 +280,7 @@ def test_against_teachers(tmp_path):
         [("fp16", None), ("counts-50", 2.0)],
     ],
 )
-def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
+def test_derived_caches_hold_the_teachers_logits(tmp_path, steps):
     teachers, rows = digits()
     cache = cache_targets(two_of(teachers), rows, tmp_path / "0", shard_rows=64)
     new = in_uid_order(teachers, rows)[2]
@@ -298,7 +298,7 @@ def test_derived_caches_hold_what_the_teachers_say(tmp_path, steps):
         cache.verify_against(replace(teachers, logits=teachers.logits * 2), rows, share=1.0)
 
 
-def test_derived_sequences_hold_what_the_teachers_say(tmp_path):
+def test_derived_sequences_hold_the_teachers_logits(tmp_path):
     teachers, inputs = token_teachers()
     rows = Rows(inputs, np.random.default_rng(4).permutation(N), np.zeros(N, np.int64))
     cache = cache_targets(teachers, rows, tmp_path / "0", lengths=LENGTHS, shard_rows=16)

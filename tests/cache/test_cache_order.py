@@ -25,7 +25,7 @@ def fresh(member, **options):
 
 @pytest.mark.parametrize("batch_size", [1024, 100, 7])
 def test_answers_by_place_belong_to_uids_in_order(tmp_path, batch_size):
-    """Also in batches of as many rows as the array has answers for, or of fewer."""
+    """Also in batches of as many rows as the array has, or of fewer."""
     rows = Rows(X, np.arange(ROWS), UNKNOWN)
     cache = cache_targets(fresh(P), rows, tmp_path / "c", codec="fp32", batch_size=batch_size, shard_rows=150)
     np.testing.assert_allclose(softmax(cache.gather_logits(np.arange(ROWS))[0], 1), P, atol=1e-5)
@@ -44,7 +44,7 @@ def test_answers_by_place_are_refused_for_uids_in_another_order(tmp_path):
         cache_targets(fresh(P), rows, tmp_path / "c")
     with pytest.raises(ValueError, match=r"for 299 rows by their place"):
         cache_targets(fresh(P[:-1]), rows, tmp_path / "c")
-    # More rows than answers, in batches of just as many: each would get all of them.
+    # More rows than the array has, in batches of exactly its rows: each batch would get all of them.
     twice = Rows(np.concatenate([X, X]), np.arange(2 * ROWS), np.full(2 * ROWS, -100))
     with pytest.raises(ValueError, match=r"got 600 uids that are not"):
         cache_targets(fresh(P), twice, tmp_path / "c", batch_size=ROWS, shard_rows=ROWS)
@@ -89,8 +89,8 @@ def test_answers_by_uid_reach_their_samples(tmp_path, batch_size):
 
 
 def test_a_wrapper_is_not_passed_over(tmp_path):
-    """One that passes on what it doesn't change would pass on the ensemble in it, and its own change would be
-    lost."""
+    """A wrapper that passes on every method it lacks would pass on ``for_uids``, whose result is the ensemble
+    inside: the wrapper's own change would be lost."""
 
     class Around:
         def __init__(self, ensemble):
@@ -117,7 +117,7 @@ def test_a_wrapper_is_not_passed_over(tmp_path):
     np.testing.assert_array_equal(cache.gather_logits(np.arange(ROWS))[0], 2 * Z)
 
 
-def test_answers_by_uid_are_saved_and_told_apart(tmp_path):
+def test_outputs_by_uid_are_saved_and_have_a_fingerprint_of_their_own(tmp_path):
     member = ArrayMember(uids=SHUFFLED, logits=Z, name="stored", classes=["a", "b", "c"])
     member.save(tmp_path)
     again = load_member(tmp_path)
@@ -169,7 +169,7 @@ def test_double_precision_is_not_rounded_away():
     )  # nothing is shifted without need
     assert np.isnan(
         ArrayMember(logits=np.array([[np.nan, 1e9]]), name="m").logits
-    ).any()  # refused where it is asked
+    ).any()  # refused when it predicts
     scores = np.array([[1e8, 1e8 + 1, 1e8 - 1]])
     function = CallableMember(lambda x: scores, name="f", version="1", output="logits")
     estimator = LogisticRegression().fit(np.eye(3), [0, 1, 2])
@@ -246,7 +246,7 @@ def test_vector_scaling_is_not_fitted_on_shifted_rows(tmp_path, codecs):
     exact = cache_targets(ensemble, Rows(X, uids, UNKNOWN), tmp_path / "scaled", codec="fp16")
     with pytest.raises(
         ValueError, match="which keeps a row only up to a shift"
-    ):  # what it was scaled by can't be undone
+    ):  # its scaling can't be undone
         Ensemble.from_members(ensemble.members).calibrate(exact, labels, uids=uids)
 
 

@@ -1,4 +1,4 @@
-"""Logits of any size in every codec: what is stored is near what was given, or somebody is told."""
+"""Logits of any size in every codec: the stored rows are near the given ones, or a warning or error names the row."""
 
 import json
 import warnings
@@ -62,7 +62,7 @@ def moved(log_p, decoded, temperature=1.0):
 
 
 def check(log_p, decoded, kl, temperature=1.0):
-    """What was measured is true; and a likeliest class that leads by more than that can explain is still the
+    """The measured KL is true; and a likeliest class that leads by more than this KL can explain stays the
     likeliest."""
     found, missing = moved(log_p, decoded, temperature)
     assert (missing <= 2e-7).all()
@@ -154,7 +154,7 @@ def test_where_logits_are_averaged_a_far_class_may_be_the_likeliest(tmp_path):
     assert (cache.manifest["floor"], cache.max_temperature) == (None, None)
 
 
-# What the floor means for whoever reads a cache
+# Readers of a cache with a floor
 # ---------------------------------------------------------------------------------------
 
 
@@ -246,7 +246,7 @@ def test_a_cache_can_be_made_for_higher_temperatures(tmp_path):
         exact.item(), rel=1e-3
     )
     with pytest.warns(CacheLossWarning, match=r"storing with codec 'uint8' cost a row a KL of .* max_kl="):
-        # Whoever wants the -1000 itself kept has to take a wider code.
+        # To keep the -1000 itself takes a wider code.
         cache_targets(ensemble, rows, tmp_path / "wide", max_temperature=100.0)
     for wrong in (0, -1.0, np.inf, np.nan, "10", None, 20_000):
         with pytest.raises(ValueError, match=r"max_temperature: expected a number from 0\.0001 to 10000"):
@@ -255,7 +255,7 @@ def test_a_cache_can_be_made_for_higher_temperatures(tmp_path):
             convert(cache, tmp_path / "n", codec="uint8", max_temperature=wrong)
 
 
-def test_derived_caches_know_what_was_left_out(tmp_path):
+def test_derived_caches_keep_the_largest_temperature(tmp_path):
     ensemble, rows, z = masked(-1e3)
     source, everything = cache_targets(ensemble, rows, tmp_path / "c"), np.arange(64)
     exact = convert(source, tmp_path / "exact", codec="fp32")
@@ -324,7 +324,7 @@ def test_targets_across_the_floor_are_the_same_targets(tmp_path, side):
         ("counts-4", {"mixture_at": 1.0}, None),
     ],
 )
-def test_a_row_that_lost_much_is_told_of(tmp_path, codec, options, better):
+def test_a_row_that_lost_much_is_a_warning(tmp_path, codec, options, better):
     """When the cache is written and whenever it is opened; not of draws, which are right on average."""
     ensemble, rows, _ = masked(-150.0)  # no mask for a temperature of 10, and half a step of 0.3
     for call in (
@@ -408,7 +408,7 @@ def test_caches_of_the_format_before_are_read_as_they_were(tmp_path):
     assert (old.manifest["format_version"], old.max_temperature) == (2, None)
     np.testing.assert_array_equal(old.gather_records(everything), expected)
     assert old.verify_against(teachers, rows, share=1.0) == 230
-    silent = replace(teachers, logits=None)  # it is the cache that is wanted, so nobody is asked
+    silent = replace(teachers, logits=None)  # the cache exists, so no member predicts
     np.testing.assert_array_equal(
         cache_targets(silent, rows, tmp_path / "c", shard_rows=64).gather_records(everything), expected
     )
@@ -435,7 +435,7 @@ def test_caches_of_the_format_before_are_read_as_they_were(tmp_path):
         TargetCache.open(tmp_path / "c")
 
 
-def test_a_badly_coded_old_cache_is_told_of_when_it_is_opened(tmp_path, monkeypatch):
+def test_a_badly_coded_old_cache_is_a_warning_when_it_is_opened(tmp_path, monkeypatch):
     ensemble, rows, _ = masked(-1e4)
     monkeypatch.setattr("ensdistill.cache.plan.floor_of", lambda codec, plan, temperature: None)
     with pytest.warns(CacheLossWarning):

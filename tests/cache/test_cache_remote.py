@@ -1,5 +1,5 @@
-"""Caches at a URL: fsspec's memory file system, a folder, and a server that speaks S3 on this machine (where
-moto is installed)."""
+"""Caches at a URL: fsspec's memory file system, a folder, and a local server of the S3 protocol (where moto
+is installed)."""
 
 import re
 import shutil
@@ -73,7 +73,7 @@ def test_there_and_back(original, base, tmp_path):
     assert not [name for name in system.ls(path, detail=False) if name.endswith(".part")]
 
 
-def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch):
+def test_files_that_are_here_are_not_fetched_again(original, base, tmp_path, monkeypatch):
     remote.upload(original.path, base)
     folder = tmp_path / "here"
     TargetCache.open(base, local=folder)
@@ -88,7 +88,7 @@ def test_what_is_here_is_not_fetched_again(original, base, tmp_path, monkeypatch
     assert contents(folder) == contents(original.path)
 
 
-def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
+def test_the_error_of_a_damaged_copy_names_the_remedy(original, base, tmp_path):
     remote.upload(original.path, base)
     folder = tmp_path / "here"
     TargetCache.open(base, local=folder)
@@ -113,7 +113,7 @@ def test_a_damaged_copy_says_how_it_is_mended(original, base, tmp_path):
         TargetCache.open(folder, check="full")
 
 
-def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_path, monkeypatch):
+def test_progress_counts_bytes_and_files_that_are_there_already(original, base, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_PROGRESS_EVERY", 0.001)
     total = sum(shard["bytes"] for shard in original.manifest["shards"])
     for copy in (
@@ -138,7 +138,7 @@ def test_progress_counts_bytes_and_what_is_there_already(original, base, tmp_pat
         remote.download(base, tmp_path / "none", progress=stop)
 
 
-def test_a_shard_is_told_of_while_it_is_copied(original, tmp_path, monkeypatch):
+def test_progress_is_reported_while_a_shard_is_copied(original, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_CHUNK", 64)
     remote.upload(original.path, url := f"memory://{tmp_path}")
     told = []
@@ -150,7 +150,7 @@ def test_a_shard_is_told_of_while_it_is_copied(original, tmp_path, monkeypatch):
     assert sent == told
 
 
-def test_what_arrives_damaged_is_never_kept(original, base, tmp_path):
+def test_files_that_arrive_damaged_are_never_kept(original, base, tmp_path):
     remote.upload(original.path, base)
     system, path = open_at(base)
     name = "shard-00002.safetensors"
@@ -163,7 +163,7 @@ def test_what_arrives_damaged_is_never_kept(original, base, tmp_path):
         assert not (tmp_path / "here" / name).exists()
         with pytest.raises(CacheIncomplete):
             TargetCache.open(tmp_path / "here")
-    remote.upload(original.path, base)  # mends it: what is there with other bytes is sent again
+    remote.upload(original.path, base)  # mends it: files with other bytes are sent again
     assert len(TargetCache.open(base, check="full", local=tmp_path / "here")) == 230
     system.rm(f"{path}/{name}")
     with pytest.raises(CacheIncomplete, match=rf"{name}: no such file"):
@@ -241,7 +241,7 @@ REFUSED = (
 )
 
 
-def test_another_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_path):
+def test_another_cache_in_a_folder_is_replaced_only_with_overwrite(original, other, tmp_path):
     url = f"memory://{tmp_path}"
     remote.upload(other.path, url)
     shutil.copytree(original.path, folder := tmp_path / "mine")
@@ -264,7 +264,9 @@ def test_another_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_
         TargetCache.open(folder, overwrite=True)
 
 
-def test_an_unfinished_or_damaged_cache_in_a_folder_is_not_replaced_unasked(original, other, tmp_path):
+def test_an_unfinished_or_damaged_cache_in_a_folder_is_replaced_only_with_overwrite(
+    original, other, tmp_path
+):
     url, unfinished = f"memory://{tmp_path}", tmp_path / "unfinished"
     remote.upload(other.path, url)
 
@@ -311,7 +313,7 @@ def test_an_overwriting_pull_that_is_interrupted_leaves_an_unfinished_cache(orig
         TargetCache.open(folder)
     assert (
         len(TargetCache.open(url, local=folder, check="full")) == 230
-    )  # it was asked for: there is nothing to protect any more
+    )  # the overwriting was requested, so no other cache is left to protect
 
 
 def test_the_package_s_own_copy_follows_the_url(original, other, tmp_path, monkeypatch):
@@ -324,7 +326,7 @@ def test_the_package_s_own_copy_follows_the_url(original, other, tmp_path, monke
     assert contents(cache.path) == contents(other.path)
 
 
-def test_another_cache_at_a_url_is_not_replaced_unasked(original, other, base, tmp_path, monkeypatch):
+def test_another_cache_at_a_url_is_replaced_only_with_overwrite(original, other, base, tmp_path, monkeypatch):
     system, path = open_at(base)
     remote.upload(original.path, base)
     remote.upload(original.path, base)

@@ -27,7 +27,7 @@ from ensdistill.data import Rows
 
 @pytest.mark.filterwarnings("ignore::ensdistill.cache.CacheLossWarning")
 @pytest.mark.parametrize(("codec", "mixture_at"), EVERY)
-def test_targets_are_those_of_the_samples_asked_for(tmp_path, codec, mixture_at):
+def test_targets_are_those_of_the_given_uids(tmp_path, codec, mixture_at):
     """The bits of a cache whose uids are the places."""
     options = {"codec": codec, "mixture_at": mixture_at, **SMALL}
     teachers, rows = own_rows()
@@ -167,7 +167,7 @@ def test_an_interrupted_writer_is_resumed(tmp_path, uid_cache, harm):
     resumed = replace(teachers)
     object.__setattr__(resumed, "predict_logits", predict)
     cache_targets(resumed, rows, tmp_path / "c", codec="fp32", **SMALL)
-    assert first[0] == 128  # the two finished shards are not asked for again
+    assert first[0] == 128  # the two finished shards are not predicted again
     assert contents(tmp_path / "c") == contents(uid_cache.path)
 
 

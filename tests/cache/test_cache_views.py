@@ -45,9 +45,7 @@ class Seeing:
     """A teacher whose word follows from the pixels."""
 
     names, classes, weights, combiner = ("a",), tuple("0123456789"), np.ones(1), "prob"
-    matrix = (
-        np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)
-    )  # exact sums, in whatever order
+    matrix = np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)  # exact sums, in any order
 
     def predict_logits(self, inputs):
         return (inputs.reshape(len(inputs), 64) @ self.matrix)[None]
@@ -74,7 +72,7 @@ def test_teacher_and_student_see_the_same_pixels(images, tmp_path):
     cache = views_cache(images, tmp_path / "a")
     shuffled = images.take(np.random.default_rng(1).permutation(N))
     views_cache(shuffled, tmp_path / "b", batch_size=7)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")  # whatever the order and the batches
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")  # for any order and any batches
     assert cache.views == 3
     targets = []
     for view in range(3):
@@ -151,7 +149,7 @@ def test_a_student_trains_from_views_and_refuses_other_versions(images, tmp_path
         trainer.distill(STUDENT, images, plain, augment=ShiftImages(1))
 
 
-def test_a_student_refuses_what_a_cache_does_not_hold(images, tmp_path):
+def test_a_student_refuses_temperatures_and_members_that_a_cache_lacks(images, tmp_path):
     cache = cache_targets(Seeing(), images, tmp_path / "m", codec="topk-3", mixture_at=2.0)
     trainer = StudentTrainer(Optimization(steps=5, batch_size=32), temperature=2.0)
     assert np.isfinite(trainer.distill(STUDENT, images, cache).losses).all()
@@ -282,7 +280,7 @@ def test_writers_that_would_meet_are_refused(tmp_path):
     assert len(cache_targets(teachers, rows, tmp_path)) == 230
 
 
-def test_a_writer_whose_partner_never_comes_says_so(tmp_path, monkeypatch):
+def test_a_writer_whose_partner_never_comes_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "PATIENCE", 0.2)
     teachers, rows = digits()
     with pytest.raises(
@@ -294,7 +292,7 @@ def test_a_writer_whose_partner_never_comes_says_so(tmp_path, monkeypatch):
         cache_targets(teachers, rows, tmp_path, rank=2, world=2)
     assert (
         len(cache_targets(teachers, rows, tmp_path, shard_rows=32)) == 230
-    )  # one writer finishes what two began
+    )  # one writer finishes the cache that two began
 
 
 def test_stream_gathers_ahead_and_in_order(tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_any_json_in_any_field_is_refused_or_harmless(original, tmp_path_factory
         TargetCache.open(folder, check="full")
     except CacheError:
         pass
-    else:  # what it takes is data about the targets, never their sizes or places
+    else:  # these fields are data about the targets, not their sizes or places
         assert field in (
             "fingerprint",
             "members",

@@ -101,7 +101,7 @@ def test_a_manifest_that_was_changed(own_codecs_module, tmp_path, fields, error,
         ("nan", "expected stored rows at a finite KL .* has nan"),
     ],
 )
-def test_what_a_wrong_codec_does_is_named(own_codecs_module, tmp_path, fault, message):
+def test_the_fault_of_a_wrong_codec_is_named(own_codecs_module, tmp_path, fault, message):
     with pytest.raises(ValueError, match=message) as raised:
         make(tmp_path / "c", f"Wrong(fault={fault!r})", None)
     assert f"own_codecs.Wrong(fault={fault!r})" in str(raised.value)

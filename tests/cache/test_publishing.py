@@ -13,13 +13,13 @@ from ensdistill.cache import (
 )
 
 
-def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
+def test_a_full_disk_leaves_a_cache_that_can_be_resumed(tmp_path):
     teachers, rows = digits()
     cache_targets(teachers, rows, tmp_path / "whole", shard_rows=64)
     folder = tmp_path / "full"
 
     def fill(done, total):
-        # The third shard is written through a link to /dev/full, where the kernel itself answers ENOSPC.
+        # The third shard is written through a link to /dev/full, where the kernel itself fails with ENOSPC.
         if done == 192:
             (folder / f"shard-00002.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
 
@@ -35,9 +35,9 @@ def test_a_full_disk_leaves_what_can_be_resumed(tmp_path):
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
-    """A power cut keeps for certain what was fsynced: content before name, shard before commit, all before
-    the manifest."""
+def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """Only fsynced bytes and names surely survive a power cut: content comes before its name, a shard before
+    its commit, all before the manifest."""
     events, fsync, replace_ = [], os.fsync, os.replace
 
     def record_fsync(descriptor):
@@ -96,7 +96,7 @@ def test_a_folder_in_a_file_s_place_is_named_and_left_alone(copy, name):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("damage", ["shard", "commit", "no shard"])
-def test_resuming_writes_again_what_has_no_valid_commit(tmp_path, damage, overwrite):
+def test_resuming_writes_shards_without_a_valid_commit_again(tmp_path, damage, overwrite):
     teachers, rows = digits()
     cache_targets(teachers, rows, tmp_path / "whole", shard_rows=64)
     folder, asked = tmp_path / "cache", []

@@ -1,4 +1,4 @@
-"""The native shard reader by itself: checksums, gathering, what it refuses, forks and threads."""
+"""The native shard reader by itself: checksums, gathering, refusals, forks and threads."""
 
 import os
 import subprocess
@@ -89,7 +89,7 @@ class Shard:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_gather_copies_the_records_asked_for(tmp_path, threads):
+def test_gather_copies_the_records_at_the_given_places(tmp_path, threads):
     shard = Shard(tmp_path, rows=2000, width=1000)
     reader = shard.reader(threads)
     ids = np.random.default_rng(0).integers(0, 2000, 3000)
@@ -200,7 +200,7 @@ def test_ids_and_buffers_are_checked(tmp_path):
         reader.gather(np.array([3]), out)
 
 
-def test_a_buffer_is_recycled_only_when_nobody_has_it():
+def test_a_buffer_is_recycled_only_when_no_array_uses_it():
     size = 3 << 20
     first = np.frombuffer(_shards.Buffer(size), np.uint8)
     first[:] = 7

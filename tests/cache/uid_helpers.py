@@ -22,6 +22,6 @@ SMALL = {"shard_rows": 64, "batch_size": 50}
 
 
 def own_rows(uids=OWN):
-    """Teachers who look a sample up by its place, and the samples with these uids."""
+    """Teachers that look a sample up by its place, and the samples with these uids."""
     teachers, rows = digits(ROWS)
     return teachers, Rows(rows.inputs, uids, rows.labels)

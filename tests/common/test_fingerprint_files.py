@@ -198,7 +198,7 @@ HELPERS = (
 
 
 def loaded_parts(folder, code, helpers):
-    """The parts of what the file's Model uses."""
+    """The parts of the code that the file's Model uses."""
     (folder / "used_model.py").write_text(code)
     (folder / "helpers.py").write_text(helpers)
     for name in ("used_model", "helpers"):
@@ -255,7 +255,7 @@ def test_a_method_that_was_replaced_counts(tmp_path, monkeypatch):
 
 
 def test_a_file_edited_after_its_import_does_not_count(tmp_path, monkeypatch):
-    """The process still runs what was imported."""
+    """The process still runs the imported code."""
     monkeypatch.syspath_prepend(tmp_path)
     before = loaded_parts(tmp_path, CODE, HELPERS)
     (tmp_path / "used_model.py").write_text("\n\n" + CODE.replace("x + SCALE", "x - SCALE"))
@@ -279,7 +279,7 @@ def test_write_and_read_json(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")], object()])
-def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value):
+def test_values_that_json_cannot_hold_leave_the_old_file(tmp_path, value):
     path = tmp_path / "x.json"
     write_json(path, 1)
     with pytest.raises((ValueError, TypeError)):
@@ -339,12 +339,12 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     """
     assert run(code).returncode == -9
     assert path.read_bytes() == b"old"
-    write_bytes(path, b"new")  # its leftover is in nobody's way
+    write_bytes(path, b"new")  # its leftover does not disturb
     assert path.read_bytes() == b"new"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path):
+def test_a_full_disk_is_named_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "x"
     write_bytes(path, b"old")
 

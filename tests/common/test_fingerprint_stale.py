@@ -58,7 +58,7 @@ def ensemble_of(module, seed=0, **arguments):
         ("", "", {"factor": 3.0}, "net: attributes of users_own.Net differs"),
     ],
 )
-def test_a_stale_cache_names_what_differs(module_of, tmp_path, old, new, more, line):
+def test_a_stale_cache_names_the_differences(module_of, tmp_path, old, new, more, line):
     before = ensemble_of(module_of(SOURCE))
     cache_targets(before, ROWS, tmp_path / "cache", codec="fp32")
     cache_targets(

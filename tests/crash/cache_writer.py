@@ -107,8 +107,8 @@ JOBS: dict[str, Callable[[Path], None]] = {
 
 
 def is_accepted(folder: Path, expected: dict[str, bytes]) -> bool:
-    """Whether a reader takes what is in the folder for finished; then it must be, to the byte. What was read
-    from is as it was."""
+    """Whether a reader takes the folder for a finished cache; then it must be one, to the byte. The source is
+    unchanged."""
     source = folder.with_name("source")
     if source.exists():
         TargetCache.open(source, check="full")
@@ -162,8 +162,8 @@ def dies_at(step: int, work: Callable[[], None]) -> int:
 def every_step(folder: Path, job: Callable[[Path], None]) -> dict[str, int]:
     """Die before each change in turn; after each death a reader gets all or nothing, and the next run ends
     with the same bytes."""
-    # What a process wrote outlives it without fsync, which is for the death of the machine; it only costs
-    # time here.
+    # The bytes that a process wrote outlive it without fsync, which guards against the death of the machine:
+    # here it only costs time.
     os.fsync = lambda descriptor: None
     job(folder / "undisturbed" / "cache")
     expected = contents(folder / "undisturbed" / "cache")

@@ -1,4 +1,4 @@
-"""What every process of a distributed training runs: ``ensemble_trainer.py FOLDER LOG [NUMBER]``.
+"""The program of every process of a distributed training: ``ensemble_trainer.py FOLDER LOG [NUMBER]``.
 
 The log gets a line for each member that a process begins. With a number, the process that has that member
 dies in the middle of it, the first time.
@@ -54,7 +54,7 @@ if __name__ == "__main__":
             and status.step >= STEPS // 2
             and not died.exists()
         ):
-            # Not before the other process has put a member away: what is finished is to be kept.
+            # Not before the other process has saved a member: finished members are to be kept.
             if not list(folder.glob("members/*/trained.json")):
                 return
             died.touch()

@@ -1,4 +1,4 @@
-"""What every process of a student's training runs.
+"""The program of every process of a student's training.
 
 ``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways
 that it must refuse ``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun
@@ -186,7 +186,7 @@ def writing(change: str, number: int, rank: int):
             begins = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_WRONLY
             left -= (begins and change in ("begin", "half")) or (event == "os.rename" and change == "rename")
             if left == 0:
-                left = -1  # what follows is an event, too
+                left = -1  # the following call is an event, too
                 if change == "half":
                     Path(arguments[0]).unlink(missing_ok=True)
                     descriptor = os.open(f"{arguments[0]}.half", os.O_WRONLY | os.O_CREAT)

@@ -1,8 +1,8 @@
-"""Who writes a cache, derives one or trains from it may die at any moment: nothing half written is ever read,
-and the next run ends with the same bytes.
+"""A process that writes a cache, derives one or trains from it may die at any moment: nothing half written is
+ever read, and the next run ends with the same bytes.
 
 ``ENSDISTILL_KILL_ROUNDS=30 python -m pytest tests/crash/test_kill_cache.py`` is the long form: of each job 60
-tries at random or more, of which 50 have to be kills. What was counted stands at the end of the output.
+tries at random or more, of which 50 have to be kills. The counts stand at the end of the output.
 """
 
 import json
@@ -95,9 +95,9 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         process.start()
         return process
 
-    # The moments lie within what an undisturbed process takes here to its last file, however fast the machine
-    # is; of several, because whatever else the machine is at makes it longer, and the first starts the server
-    # of processes too.
+    # The moments lie within the time that an undisturbed process takes here to its last file, however fast the
+    # machine is. It is the shortest of several: other work on the machine makes it longer, and the first one
+    # starts the server of processes too.
     whole = math.inf
     for name in ("first", "second", "undisturbed"):
         folder = tmp_path / name / "cache"
@@ -153,7 +153,7 @@ def test_several_writers_and_the_death_of_one(tmp_path):
     assert contents(folder) == contents(tmp_path / "one")
 
 
-def test_ctrl_c_leaves_no_part_behind_and_what_can_be_resumed(tmp_path):
+def test_ctrl_c_leaves_no_part_behind_and_a_cache_that_can_be_resumed(tmp_path):
     write(tmp_path / "whole")
     folder = tmp_path / "stopped"
     writer = start(folder)

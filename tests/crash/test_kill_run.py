@@ -15,7 +15,7 @@ import pytest
 from job_helpers import numbers, succeed, trained, write_job
 
 ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
-# Of a finished job, about: the moment is drawn in files that are there, not in seconds of whatever machine.
+# Of a finished job, about: the moment is drawn in files that are there, not in seconds, which depend on the machine.
 FILES = 45
 PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
 # The command as a user gives it but for the measuring of latencies, which takes most of so small a job's
@@ -54,7 +54,7 @@ def wait_for_files(folder: Path, least: int, process: subprocess.Popen[bytes]) -
 
 
 def session(leader: int) -> list[int]:
-    """The living processes of a session, as /proc tells them."""
+    """The living processes of a session, from /proc."""
     alive = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -71,7 +71,7 @@ def nobody_is_left(leader: int) -> None:
     while (left := session(leader)) and time.monotonic() < until:
         time.sleep(0.05)
     for process in left:
-        os.kill(process, signal.SIGKILL)  # a red test leaves nobody behind either
+        os.kill(process, signal.SIGKILL)  # a red test leaves no process behind either
     assert not left, f"still there {PATIENCE} s after their parent"
 
 
@@ -105,8 +105,7 @@ def test_ctrl_c(tmp_path, finished_job):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_long_work_ends_with_its_parent(tmp_path, sent):
-    # Sent to the parent alone, as by a process manager. The worker would go on for an hour with what it is
-    # at.
+    # Sent to the parent alone, as by a process manager. The worker would go on with its unit for an hour.
     process = start(write_job(tmp_path, {"teachers.members.0.init_args.optimization.steps": 5_000_000}))
     wait_for_files(tmp_path / "runs", 2, process)  # the lock, and the first checkpoint
     os.kill(process.pid, sent)

@@ -78,7 +78,7 @@ def test_it_is_the_student_of_one_process(compared, job):
     assert (compared / f"{job}-0.txt").read_text() == ""  # nothing to warn of
 
 
-def test_batch_norm_of_shares_is_another_student_which_is_said_once(compared):
+def test_batch_norm_of_shares_is_another_student_and_one_warning(compared):
     name = "hidden.0.weight"
     several, one = (
         loaded(compared / "norms of shares-0.npz")[name],

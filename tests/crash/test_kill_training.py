@@ -82,6 +82,8 @@ def test_a_dead_process_s_work_is_done_again_and_nothing_else(tmp_path, alone):
     begun = Counter((tmp_path / "log").read_text().split())
     assert set(begun) == set(alone.names)
     assert begun["mlp-1"] == 1  # the same process's, and finished
-    assert begun["mlp-4"] == 2  # what it was at begins anew: the first checkpoint is written after 256 steps
+    assert (
+        begun["mlp-4"] == 2
+    )  # the interrupted member begins anew: the first checkpoint is written after 256 steps
     # The other process is killed along; at most the one member that it was at begins anew as well.
     assert sum(begun.values()) <= len(begun) + 2

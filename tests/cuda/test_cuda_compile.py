@@ -1,5 +1,5 @@
-"""The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code is what
-was meant.
+"""The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code has
+the intended instructions.
 
 Compiling takes four minutes on two idle cores; the results are kept in pytest's cache under a hash of all
 that goes into them, so only a change of the sources costs that time again.
@@ -25,7 +25,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 ARCHITECTURES = ("80", "90", "100")
 SOURCES = sorted((CSRC / "cuda").rglob("*.cu"), key=lambda path: path.stem)
-# What setup.py gives nvcc, for three architectures. --keep leaves the cubins beside the object file.
+# The flags of setup.py for nvcc, for three architectures. --keep leaves the cubins beside the object file.
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -89,7 +89,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for left in folder.glob(f"{source.stem}.*"):
             if left.suffix != ".cubin":
                 left.unlink()
-        report.write_text(said)  # last: it says that the rest is complete
+        report.write_text(said)  # last: its presence means that the rest is complete
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(compile_one, SOURCES))
@@ -197,7 +197,7 @@ def test_rows_move_128_bits_at_a_time(built: Path, architecture: str) -> None:
             continue
         if "ObservedRow" not in name:
             assert seen["STG.128"] >= 1, name
-        # What is kept on chip is copied there past the registers. Blackwell's instruction has its width
+        # Tiles that are kept on chip are copied there past the registers. Blackwell's instruction has its width
         # elsewhere.
         copied = staged or re.search(r"VectorsI\w+Lb1E", name)
         assert seen["LDG.128" if not copied else "LDGSTS" if architecture == "100" else "LDGSTS.128"] >= 1, (
@@ -210,7 +210,7 @@ def test_module_lists_its_architectures(tmp_path: Path) -> None:
     library = tmp_path / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     flags = ["-std=c++17", "-O0", "-shared", "-fPIC", '-DENSDISTILL_ARCHITECTURES="8.0;9.0 10.0+PTX"']
     includes = ["-I", TORCH_INCLUDE, "-I", sysconfig.get_path("include")]  # torch's copy of pybind11
-    # The kernels themselves, which nvcc compiles, are not asked here.
+    # The kernels themselves, which nvcc compiles, are not checked here.
     stub = tmp_path / "stub.cpp"
     stub.write_text(
         f'#include "{CSRC}/problem.h"\n#include "{CSRC}/cuda/plan.h"\n'

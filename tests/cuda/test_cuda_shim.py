@@ -2,8 +2,8 @@
 forms in float64.
 
 The family's own tests run here once more, with the CUDA op in place of the CPU's, on devices with much and
-with little shared memory; then what only kernels for a GPU can do wrong. A build takes half a minute and is
-kept; the tests take about as long.
+with little shared memory; then the faults that only kernels for a GPU can have. A build takes half a minute and
+is kept; the tests take about as long.
 """
 
 import inspect
@@ -20,6 +20,7 @@ import pytest
 import test_divergences
 import test_functional
 import test_layouts
+import test_loss_shares
 import test_loss_traps
 import test_topk
 import torch
@@ -54,8 +55,8 @@ def on_h100(shim: Shim) -> Iterator[Shim]:
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest, shim: Shim) -> Iterator[str]:
-    """What those tests take: there an instruction set of the CPU, here a device, for half of the cases the
-    one, for half the other."""
+    """The fixture of those tests: there an instruction set of the CPU, here a device, for half of the cases
+    the one, for half the other."""
     device = list(DEVICES)[crc32(request.node.name.encode()) % len(DEVICES)]
     shim.use(DEVICES[device])
     with shim.instead_of_the_cpu():
@@ -66,7 +67,14 @@ ABOUT_THE_CPU = {
     "test_rows_that_do_not_count_cost_nothing",  # by the clock
     "test_same_bits_every_time_and_with_any_number_of_threads",  # see test_results_do_not_depend_on_the_order
 }
-for _module in (test_divergences, test_topk, test_layouts, test_loss_traps, test_functional):
+for _module in (
+    test_divergences,
+    test_topk,
+    test_layouts,
+    test_loss_traps,
+    test_loss_shares,
+    test_functional,
+):
     for _name, _test in inspect.getmembers(_module, inspect.isfunction):
         if "instruction_set" in inspect.signature(_test).parameters and _name not in ABOUT_THE_CPU:
             globals()[f"{_name}_{_module.__name__.removeprefix('test_')}"] = _test
@@ -190,7 +198,7 @@ def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
             assert_close((loss, gradient[0].t()), student, targets, **arguments)
 
 
-# What only a GPU's kernels can do wrong
+# Faults that only a GPU's kernels can have
 # -------------------------------------------------------------------------------
 
 
@@ -256,7 +264,7 @@ def test_more_members_than_anyone_has(k: int, c: int, device: str, shim: Shim) -
 
 
 def test_too_many_members_or_classes_are_named(on_h100: Shim) -> None:
-    """As views: nobody reads them."""
+    """As views, which take no memory and are not read."""
     with pytest.raises(RuntimeError, match="targets: expected at most 1024 members on CUDA, got 1025"):
         run(torch.zeros(2, 5), torch.zeros(1, 2, 5).expand(1025, 2, 5))
     settings = (
@@ -282,7 +290,7 @@ def test_too_many_members_or_classes_are_named(on_h100: Shim) -> None:
         on_h100.op(wide, wide[None], *(None,) * 8, *settings)
 
 
-def test_what_no_block_has_memory_for_is_named(on_h100: Shim) -> None:
+def test_problems_too_large_for_a_blocks_memory_are_named(on_h100: Shim) -> None:
     """Rather than launched: a number for each member and row, where rows neighbour class by class; an index
     of the listed classes."""
     maps, members = torch.zeros(1, 5, 128), torch.zeros(1, 5, 128).expand(1000, 1, 5, 128)
@@ -348,8 +356,7 @@ def test_compiles_without_warnings(shim_builder: Builder) -> None:
 
 
 def test_every_kernel_has_run(shim: Shim, request: pytest.FixtureRequest) -> None:
-    """Of those that the library holds: an instantiation that no plan chooses, or no test, is one that nobody
-    has seen work."""
+    """Of the kernels that the library holds: an instantiation that no plan or no test chooses is untested."""
     if request.config.option.keyword or any("::" in x for x in request.config.args):
         pytest.skip("only some of this file's tests run")
     shim.launches()

@@ -1,5 +1,5 @@
-"""The encoders' CUDA kernels, executed on the CPU (cuda_shim_helpers.py): their own tests once more, and what
-only kernels for a GPU can do wrong.
+"""The encoders' CUDA kernels, executed on the CPU (cuda_shim_helpers.py): their own tests once more, and
+the faults that only kernels for a GPU can have.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from ensdistill.loss.encoders import quantize_logits, sample_counts, top_k_targe
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
 # Here rows beyond a few hundred classes, and lists of more than a few dozen, don't fit a block's shared
-# memory; three blocks share what is cut from device memory, so they take one row after the other.
+# memory; three blocks share one piece of device memory, so they take one row after the other.
 TINY = {**A10, "shared_limit": 16 * 1024, "multiprocessors": 1}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -107,7 +107,7 @@ for _module in (test_encoders, test_encoders_errors):
 
 @pytest.fixture
 def both() -> Callable[..., tuple[Any, Any]]:
-    """Calls an encoder twice: what the CPU's kernels give, and what these do."""
+    """Calls an encoder twice: the results of the CPU's kernels, and of these."""
 
     def call(encoder: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
         with pytest.MonkeyPatch.context() as patch:
@@ -213,12 +213,12 @@ def test_many_draws_of_each_class(both: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", sanitize.ENCODINGS, ids=str)
-def test_what_the_sanitizer_watches_is_fine(encoding: sanitize.Encoding) -> None:
+def test_the_cases_of_the_sanitizer_are_fine(encoding: sanitize.Encoding) -> None:
     """Raises where a result is wrong."""
     sanitize.encode(encoding, torch.device("cpu"))
 
 
-# What only a GPU's kernels can do wrong
+# Faults that only a GPU's kernels can have
 # -------------------------------------------------------------------------------
 
 
@@ -246,7 +246,7 @@ def raw(logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
 
 
 def raw_of(ops: Any, logits: torch.Tensor, weights: Any = None) -> list[torch.Tensor]:
-    """All tensors of all three ops, whatever the logits are."""
+    """All tensors of all three ops, for any logits."""
     top = ops.encode_top_k(logits, None, None, weights, 1.0, "prob", 4)
     return [
         *top,
@@ -256,7 +256,7 @@ def raw_of(ops: Any, logits: torch.Tensor, weights: Any = None) -> list[torch.Te
 
 
 def test_invalid_weights_make_every_row_nan() -> None:
-    """Nobody looks at them where the device would have to be waited for."""
+    """Their values are not checked, because that would wait for the device."""
     logits = make_logits(3, 2, 40, seed=0)
     for weights in ([1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, math.nan, 1.0], [math.inf, 1.0, 1.0]):
         found = raw(logits, torch.tensor(weights, dtype=torch.float64))

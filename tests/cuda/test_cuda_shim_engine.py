@@ -1,5 +1,5 @@
-"""The stand-in that runs CUDA kernels on the CPU, tried on toy kernels (shim/toys.cpp): right ones give what
-a GPU gives, wrong ones are caught.
+"""The stand-in that runs CUDA kernels on the CPU, tried on toy kernels (shim/toys.cpp): right ones give the
+numbers of a GPU, wrong ones are caught.
 """
 
 import os
@@ -26,7 +26,7 @@ def bounded(shim_builder: Builder) -> Path:
 
 
 def play(toys: Path, name: str, seed: int = 0, stdin: bytes = b"") -> tuple[int, bytes]:
-    """Exit status, 3 for a report, and what was printed."""
+    """Exit status, 3 for a report, and the output."""
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(
         [toys, name, str(seed)], input=stdin, capture_output=True, env=environment, timeout=60, check=False
@@ -40,7 +40,7 @@ def numbers(toys: Path, name: str, seed: int = 0) -> list[float]:
     return [float(x) for x in text.split()]
 
 
-def test_lanes_exchange_what_the_programming_guide_says(checked: Path) -> None:
+def test_lanes_exchange_values_as_in_the_programming_guide(checked: Path) -> None:
     lanes = range(32)
     expected = [
         *(i ^ 3 for i in lanes),
@@ -85,7 +85,7 @@ def test_a_missing_barrier_shows_in_some_order(checked: Path) -> None:
     assert found == {"[63.0]", "[nan]"}
 
 
-# What has to be in the report, beside the kernel.
+# The parts of a report beside the kernel.
 REPORTS = {
     "exits_before_the_barrier": (
         "waits at __syncthreads (TOYS), and block (0, 0, 0), thread (40, 0, 0) has exited"
@@ -120,7 +120,7 @@ REPORTS = {
     "writes_before_shared": "out of bounds: somebody in the block wrote beside its dynamic shared memory",
     "copies_behind_shared": "out of bounds: an asynchronous copy to what isn't shared memory",
 }
-# What a device refuses to launch.
+# Launches that a device refuses.
 REFUSALS = {
     "too_many_threads": "invalid configuration argument",
     "shared_not_asked_for": "invalid argument",
@@ -129,7 +129,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_what_a_kernel_does_wrong_is_reported(name: str, checked: Path) -> None:
+def test_the_fault_of_a_kernel_is_reported(name: str, checked: Path) -> None:
     status, text = play(checked, name)
     kernel = {"warp_not_full": "lanes"}.get(name, name)
     assert status == 3, text

@@ -1,5 +1,5 @@
 """The kernel that scales a gradient in its own memory, executed on the CPU (cuda_shim_helpers.py): for every
-type, wherever the memory begins and however its dimensions are ordered, and what it refuses.
+type, wherever the memory begins and however its dimensions are ordered, and its refusals.
 """
 
 import math
@@ -66,7 +66,7 @@ def test_every_type_and_size(factor: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_memory_begins_anywhere_and_what_lies_around_it_stays(dtype: torch.dtype) -> None:
+def test_memory_begins_anywhere_and_its_surroundings_stay(dtype: torch.dtype) -> None:
     for start in range(9):
         for size in (5, 16, 131):
             memory = make_logits(start + size + 9, seed=start, dtype=dtype)
@@ -186,7 +186,7 @@ def test_results_do_not_depend_on_the_order(shim: Shim) -> None:
         assert all(torch.equal(x, found[0]) for x in found[1:])
 
 
-def test_what_the_sanitizer_watches_is_fine() -> None:
+def test_the_cases_of_the_sanitizer_are_fine() -> None:
     """Raises where a result is wrong."""
     for scaling in sanitize.SCALINGS:
         sanitize.scale(*scaling, torch.device("cpu"), op=torch.ops.ensdistill_shim.scale_gradient)

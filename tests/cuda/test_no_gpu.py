@@ -1,5 +1,5 @@
-"""What a GPU's tensors meet where the kernels for it are missing; and the CUDA path of the Python code, on
-tensors without data."""
+"""Errors for tensors on a GPU whose kernels are missing; and the CUDA path of the Python code, on tensors
+without data."""
 
 from types import SimpleNamespace
 
@@ -71,7 +71,7 @@ def test_kernels_that_were_not_built(fake, monkeypatch):
             assert advice in str(caught.value)
 
 
-def test_devices_that_nobody_has_kernels_for(fake):
+def test_devices_without_kernels(fake):
     for device in ("mps", "xpu"):
         student, targets = inputs(device)
         for name, call in (
@@ -139,7 +139,7 @@ def test_a_gpu_that_nothing_was_compiled_for(gpu):
         ((7, 5), ["8.0", "8.6+PTX"], False),
     ],
 )
-def test_what_runs_where(capability, architectures, runs):
+def test_which_build_runs_on_which_device(capability, architectures, runs):
     assert _native.runs_on(capability, architectures) == runs
 
 
@@ -192,11 +192,11 @@ def test_weight_on_another_device(gpu):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_nobody_waits_for_values(dtype, reduction, gpu):
-    """A tensor without data refuses to tell them, so the whole forward is done without: checks, reductions,
-    what float16 divides after.
+def test_the_forward_does_not_wait_for_values(dtype, reduction, gpu):
+    """A tensor without data has none, so the whole forward is done without them: checks, reductions, the later
+    division of float16.
 
-    (Not the backward: torch's autograd asks a GPU that isn't there for its stream, and aborts.)
+    (Not the backward: torch's autograd takes the stream of a GPU that isn't there, and aborts.)
     """
     gpu()
     student, logits = (

@@ -1,10 +1,10 @@
 """Damages caches at random, in a process whose memory and time are limited. ``python cache_fuzzer.py JOB
 ROUNDS SEED``
 
-damages    bits flipped, bytes cut off or added, anywhere in any file: every one must be found before a value
-is handed out manifests  JSON changed by somebody who knows how its checksum is made: refused, or a cache with
-the same records shards     headers and offsets changed, every checksum made right again: refused, or records
-of the right size
+- ``damages``: bits flipped, bytes cut off or added, anywhere in any file. Every damage must be found before a
+  value is handed out.
+- ``manifests``: JSON changed, with a right checksum. Refused, or a cache with the same records.
+- ``shards``: headers and offsets changed, with right checksums. Refused, or records of the right size.
 """
 
 import copy
@@ -202,7 +202,7 @@ def shards(folder: Path, generator: random.Random, rounds: int) -> dict[str, int
     for _ in range(rounds):
         data = bytearray(sound)
         for _ in range(generator.choice((1, 1, 2, 8))):
-            # Mostly where numbers are that say where other things are: the header's, and the offsets.
+            # Mostly among the numbers that are places of other bytes: in the header, and the offsets.
             at = generator.choice(
                 (
                     generator.randrange(16),

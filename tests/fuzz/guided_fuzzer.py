@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["ensdistill.cache"]):
 
 
 class Choices:
-    """What `mutate` asks of a random generator, answered by the fuzzer's bytes."""
+    """The methods of a random generator that `mutate` calls, on the fuzzer's bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = atheris.FuzzedDataProvider(data)

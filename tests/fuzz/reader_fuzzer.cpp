@@ -33,7 +33,7 @@ struct Choices {
 long refused = 0, damaged = 0, gathered = 0;
 
 int64_t below(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); }
-// Mostly the right number, else one near it, or one at an edge of what a number can be.
+// Mostly the right number, else one near it, or one at an edge of its type's range.
 int64_t nearly(int64_t right) {
   switch (below(60)) {
     case 0: return right + below(5) - 2;
@@ -44,7 +44,7 @@ int64_t nearly(int64_t right) {
     default: return right;
   }
 }
-// One file and what is asked of it; 0 if all went as it should.
+// One file and a gather from it; 0 if all went as it should.
 int one(const std::string& path) {
   const int64_t rows = 1 + below(40), width = 8 * (1 + below(40)), block = 64 << below(4), begin = 64 * (1 + below(3));
   const bool sequences = below(2);

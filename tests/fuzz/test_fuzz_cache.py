@@ -2,7 +2,7 @@
 
 ``ENSDISTILL_FUZZ_ROUNDS=200000 python -m pytest tests/fuzz`` is the long form: 20 000 damaged files, 100 000
 manifests, as many by coverage (where atheris is installed), 100 000 shards, 600 000 files for the native
-reader. What was counted stands at the end of the output.
+reader. The counts stand at the end of the output.
 """
 
 import json
@@ -48,7 +48,7 @@ def test_every_damage_is_found(figures):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory can't be limited")
 @pytest.mark.parametrize("job", ["manifests", "shards"])
-def test_what_is_malformed_is_refused_or_harmless(job, figures):
+def test_malformed_files_are_refused_or_harmless(job, figures):
     rounds = ROUNDS // 2
     result = fuzz(job, rounds)
     figures(

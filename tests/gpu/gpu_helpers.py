@@ -1,5 +1,5 @@
-"""The family's functions on a GPU, for tests that know of none: what goes in moves there, what comes out
-moves back."""
+"""The family's functions on a GPU, for tests written without one: arguments move there, results move
+back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Strided(torch.autograd.Function):
 def moved(x: Any) -> Any:
     """A tensor on the GPU, laid out as it was; of a target all its tensors; anything else as it is."""
     if isinstance(x, Tensor):
-        # .to() keeps the strides of what fills its memory, and the transforms of torch.func know it.
+        # .to() keeps the strides of a tensor that fills its memory, and the transforms of torch.func support it.
         return (
             x.to(DEVICE)
             if torch.empty_like(x).stride() == x.stride() and not x.storage_offset()

@@ -1,4 +1,4 @@
-"""A cache of teachers on a GPU: encoded there, to what the CPU would have written but for roundings."""
+"""A cache of teachers on a GPU: encoded there, to the CPU's bytes but for roundings."""
 
 from dataclasses import dataclass
 

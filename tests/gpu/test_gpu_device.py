@@ -1,5 +1,5 @@
-"""What only a GPU has: streams, several devices, CUDA graphs, work that nobody may wait for, its own memory,
-its own alignment."""
+"""Properties that only a GPU has: streams, several devices, CUDA graphs, work that the host must not wait for,
+its own memory and alignment."""
 
 from itertools import product
 from typing import Any
@@ -60,7 +60,7 @@ def test_every_layout(launch):
 
 def test_registers_are_within_the_plan():
     """All threads of a block fit a multiprocessor's 65536, or it wouldn't be launched; and as many as
-    csrc/cuda/plan.h says."""
+    csrc/cuda/plan.h counts on."""
     for launch in sanitize.LAUNCHES:
         plan = launch.plan()
         assert plan.registers is not None
@@ -76,7 +76,7 @@ def test_registers_are_within_the_plan():
 
 @pytest.mark.parametrize("kind", ["logits", "codes", "topk"])
 def test_work_goes_to_the_current_stream(kind):
-    """The inputs hold NaN until late on a side stream: who runs elsewhere reads them."""
+    """The inputs hold NaN until late on a side stream: a kernel on another stream would read them."""
     student, targets, labels, arguments = case(kind)
     expected = both(leaf(student), moved(targets), moved(labels), **arguments)
     source = moved(student)
@@ -88,7 +88,7 @@ def test_work_goes_to_the_current_stream(kind):
         torch.cuda._sleep(SLEEP)
         late.detach().copy_(source)
         found = both(late, targets, labels, **arguments)
-        assert not side.query()  # nobody has waited for it
+        assert not side.query()  # the host has not waited for it
     side.synchronize()
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
@@ -142,7 +142,7 @@ def test_tensors_on_different_devices():
 
 
 def captured(call):
-    """A replay of ``call``, and what it returns."""
+    """A replay of ``call``, and its result."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -202,20 +202,20 @@ def test_graph_capture_of_the_last_layer():
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)  # cuBLAS may take another way in a capture
 
 
-# Nobody waits, nothing varies, little is taken
+# No waiting, the same bits, little memory
 # -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def no_waiting():
-    """Whoever waits for the device raises."""
+    """Waiting for the device raises."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", ["logits", "codes", "topk", "counts"])
-def test_nobody_waits_for_the_device(kind, dtype, no_waiting):
+def test_no_call_waits_for_the_device(kind, dtype, no_waiting):
     student, targets, labels, arguments = case(kind, dtype=dtype)
     s, t, labels_there = leaf(student), moved(targets), moved(labels)
     if kind == "logits":
@@ -234,8 +234,8 @@ def test_nobody_waits_for_the_device(kind, dtype, no_waiting):
         assert rows.agreement.device == gpu_helpers.DEVICE
 
 
-def test_nobody_waits_in_the_last_layer(no_waiting):
-    """Whoever waits raises, once no_waiting is called."""
+def test_the_last_layer_does_not_wait_for_the_device(no_waiting):
+    """Waiting raises, once no_waiting is called."""
     hidden, weight, targets = (
         leaf(make_logits(40, 16, seed=0)),
         leaf(make_logits(300, 16, seed=1)),
@@ -252,7 +252,7 @@ def test_nobody_waits_in_the_last_layer(no_waiting):
         assert hidden.grad.device == weight.grad.device == gpu_helpers.DEVICE
 
 
-def test_values_that_nobody_can_look_at_make_nan():
+def test_values_that_cannot_be_checked_make_nan():
     student, targets, labels, arguments = case("logits")
     labels[3] = 300
     loss, gradient = both(leaf(student), moved(targets), moved(labels), reduction="none", **arguments)
@@ -264,7 +264,7 @@ def test_values_that_nobody_can_look_at_make_nan():
 
 @pytest.mark.parametrize(("n", "c"), [(70_000, 10), (3000, 507), (600, 5003), (64, 50_257), (16, 262_144)])
 def test_same_bits_every_time(n, c):
-    """Beside other work on another stream, which shifts who runs when."""
+    """Beside other work on another stream, which shifts the order of the blocks."""
     student, targets, labels, arguments = case("logits", n, c)
     s, t, labels = leaf(student), moved(targets), moved(labels)
     expected = both(s, t, labels, **arguments)

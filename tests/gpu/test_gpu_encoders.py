@@ -1,5 +1,5 @@
-"""The encoders on a GPU: their own tests, those of test_cuda_shim_encoders.py beside the CPU, and what only a
-GPU has."""
+"""The encoders on a GPU: their own tests, those of test_cuda_shim_encoders.py beside the CPU, and those of
+properties that only a GPU has."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ NOT_HERE = {
     # test_rows_without_a_distribution_are_nan_and_leave_the_others_alone.
     "test_a_bad_number_is_named",
     "test_a_row_without_a_class_is_named",
-    "test_a_logit_beyond_what_can_be_stored_is_named",
+    "test_a_logit_too_large_to_be_stored_is_named",
     "test_bad_codes_are_named",
     "test_bad_arguments",
     "test_a_device_without_kernels_is_named",  # see test_no_gpu.py
@@ -74,7 +74,7 @@ def encoders_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def both() -> Callable[..., tuple[Any, Any]]:
-    """Calls an encoder twice: what the CPU's kernels give, and what the GPU's do."""
+    """Calls an encoder twice: the results of the CPU's kernels, and of the GPU's."""
 
     def call(encoder: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
         return encoder(*arguments, **keywords), on_gpu(encoder)(*arguments, **keywords)
@@ -168,20 +168,20 @@ def test_work_goes_to_the_current_stream() -> None:
         torch.cuda._sleep(50_000_000)  # clock ticks: some hundredths of a second
         late.copy_(source)
         found = everything(late)
-        assert not side.query()  # nobody has waited for it
+        assert not side.query()  # the host has not waited for it
     side.synchronize()
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 @pytest.fixture
 def no_waiting() -> Iterator[Callable[[], None]]:
-    """Whoever waits for the device raises."""
+    """Waiting for the device raises."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_nobody_waits_for_the_device(no_waiting: Callable[[], None]) -> None:
-    """Torch raises where somebody does."""
+def test_no_call_waits_for_the_device(no_waiting: Callable[[], None]) -> None:
+    """Torch raises where the host does."""
     logits, codes = moved(make_logits(2, 5, 300, seed=0)), moved(make_codes(2, 5, 300, seed=1))
     weights, row_ids = moved(torch.ones(2)), moved(torch.arange(5))
     test_cuda_shim_encoders.quantize_logits(logits)

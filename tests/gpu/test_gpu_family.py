@@ -5,12 +5,15 @@ from types import ModuleType
 
 import closed_forms
 import gpu_helpers
+import linear_helpers
 import pytest
 import test_divergences
 import test_functional
 import test_functional_laws
 import test_layouts
 import test_linear
+import test_linear_transforms
+import test_loss_shares
 import test_loss_traps
 import test_topk
 import torch
@@ -22,16 +25,16 @@ MODULES: tuple[ModuleType, ...] = (
     test_topk,
     test_layouts,
     test_loss_traps,
+    test_loss_shares,
     test_functional,
     test_functional_laws,
     test_linear,
+    test_linear_transforms,
 )
 FUNCTIONS = ("distillation_loss", "linear_distillation_loss")
 
 NOT_HERE = {
     "test_rows_that_do_not_count_cost_nothing",  # by the clock
-    "test_indices_past_two_to_the_32",  # memory that is reserved and hardly touched would be copied: see test_gpu_device.py
-    "test_gradients_past_two_to_the_32",
     "test_the_closed_forms_are_themselves_right",
     "test_autocast",  # the CPU's: see test_gpu_torch.py
     "test_logits_never_exist_as_a_whole",  # counts tensors in the op's own code, and the copies as well
@@ -40,7 +43,7 @@ NOT_HERE = {
     "test_layouts_compile_in_one_graph",
     "test_dense_layouts_are_not_copied",  # about views, which are the same everywhere
     "test_channels_last_memory_is_not_copied",
-    "test_only_what_cannot_be_viewed_is_copied",
+    "test_only_tensors_that_cannot_be_viewed_are_copied",
     # Thousands of evaluations each; a few are in test_gpu_torch.py.
     "test_gradients_of_first_and_second_order",
     "test_gradcheck",
@@ -51,7 +54,7 @@ NOT_HERE = {
 
 @pytest.fixture(autouse=True)
 def losses_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (*MODULES, closed_forms):
+    for module in (*MODULES, closed_forms, linear_helpers):
         for name in FUNCTIONS:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, gpu_helpers.on_gpu(getattr(module, name)))
@@ -59,7 +62,7 @@ def losses_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def instruction_set() -> str:
-    """What those tests take: there an instruction set of the CPU, here the GPU."""
+    """The fixture of those tests: there an instruction set of the CPU, here the GPU."""
     return str(gpu_helpers.DEVICE)
 
 

@@ -1,5 +1,5 @@
 """The kernel that scales a gradient in its own memory, on a GPU: the tests of test_cuda_shim_scale.py, and
-what only a GPU has."""
+those of properties that only a GPU has."""
 
 import inspect
 
@@ -35,7 +35,7 @@ for _name, _test in inspect.getmembers(test_cuda_shim_scale, inspect.isfunction)
         globals()[_name] = _test
 
 
-def test_what_the_sanitizer_watches() -> None:
+def test_the_cases_of_the_sanitizer() -> None:
     """Raises where a result is wrong."""
     for scaling in sanitize.SCALINGS:
         sanitize.scale(*scaling, gpu_helpers.DEVICE)

@@ -1,5 +1,5 @@
-"""What torch asks of an op, asked on a GPU: schema, fake kernel, autograd, compilation, autocast. The cases
-are test_ops.py's."""
+"""Torch's demands on an op, checked on a GPU: schema, fake kernel, autograd, compilation, autocast. The cases
+are those of test_ops.py."""
 
 from itertools import product
 
@@ -136,7 +136,7 @@ FOLDED = [
     for kind in ("logits", "codes")
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
 ]
-# To inductor the op is the same call whatever its targets are, and each of its compilations takes seconds.
+# To inductor the op is the same call for all targets, and each of its compilations takes seconds.
 TRACED = [
     (kind, torch.bfloat16, "aot_eager")
     for kind in ("log_probs", "probs", "topk-tail", "topk-renormalize", "topk-zero", "counts")

@@ -1,4 +1,4 @@
-"""The settings themselves: what they refuse, and what they work out."""
+"""The settings themselves: refused ones, and those that are derived from others."""
 
 from __future__ import annotations
 

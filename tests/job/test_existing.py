@@ -1,5 +1,5 @@
-"""Members that exist already, named in a job's YAML: every kind, what makes a stage stale, and what is
-refused."""
+"""Members that exist already, named in a job's YAML: every kind, the changes that make a stage stale,
+and refusals."""
 
 import json
 import shutil
@@ -165,7 +165,7 @@ def test_a_whole_job_of_stored_predictions(tmp_path, files):
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
     assert (
         report["models"]["ensemble"]["latency_ms"]["batch_1"]["p50"] is None
-    )  # nobody can tell it from answers
+    )  # stored predictions have no latency
     assert report["models"]["ensemble"]["accuracy"]["mean"] > 0.5
     assert report["students"]["small"]["models"]["student"]["latency_ms"]["batch_1"]["p50"] > 0
     succeed("run", file, "--cache.mixture_at", "1")
@@ -207,7 +207,7 @@ def test_a_changed_file_makes_the_stage_stale(tmp_path, files):
         ([("nb", {}), ("nb", {"name": "b", "classes": ["a", "b"]})], "teachers.members.1.init_args.file: "),
     ],
 )
-def test_what_can_not_be_used_is_named_before_any_work(tmp_path, files, members, words):
+def test_unusable_members_are_named_before_any_work(tmp_path, files, members, words):
     status, _, err = run("teachers", job(tmp_path, [entry(files, key, **more) for key, more in members]))
     assert status in (1, 2)  # 2: when the config is read
     assert words in err.replace("\n", " ")

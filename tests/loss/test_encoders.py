@@ -31,8 +31,8 @@ def masked(logits: torch.Tensor, every: int = 5) -> torch.Tensor:
 
 
 def codec(logits: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The cache's uint8 format for logits [K, N, C], written down a third time, in NumPy; and the KL of what
-    a reader decodes."""
+    """The cache's uint8 format for logits [K, N, C], written down a third time, in NumPy; and the KL of the
+    decoded rows."""
     finite = np.isfinite(logits)
     masked = ~finite.all(-1)
     low = np.min(logits, -1, where=finite, initial=np.inf).astype(np.float64)
@@ -43,7 +43,7 @@ def codec(logits: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     step = ((high - low) / np.where(masked, 254, 255)).astype(np.float32)
     step = np.where(step < np.finfo(np.float32).tiny, masked.astype(np.float32), step)
     offset = (low - np.where(masked, step, 0)).astype(np.float32)
-    # The codes are chosen for the rounded step and offset, which are what the reader has.
+    # The codes are chosen for the rounded step and offset, because the reader has only those.
     divisor = np.where(step == 0, 1, step).astype(np.float64)[..., None]
     codes = np.rint(
         (np.where(finite, logits, low[..., None]) - offset.astype(np.float64)[..., None]) / divisor
@@ -241,7 +241,7 @@ def test_the_tail_is_exact_where_one_minus_the_sum_is_noise(members, impl):
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_divergence_is_good_to_the_last_digits(members):
-    """Two classes outside, of random masses: all terms are below 1, so what is left is the rounding of a
+    """Two classes outside, of random masses: all terms are below 1, so the only error is the rounding of a
     dozen operations on them."""
     logits = make_logits(1, 4000, 3, seed=8, dtype=torch.float64, spread=1.0).repeat(members, 1, 1)
     log_p = np.sort(mixture(logits), -1)
@@ -290,7 +290,7 @@ def test_counts_of_codes():
     ],
 )
 def test_philox_gives_the_published_answers(counter, key, words):
-    """Known answers of Random123 for philox4x32-10."""
+    """Published test vectors of Random123 for philox4x32-10."""
     signed = counter - 2**64 if counter >= 2**63 else counter
     found = encoders_reference.philox(key, torch.tensor(signed), torch.tensor(signed))
     numbers = [int(x) >> shift & 0xFFFFFFFF for x in found for shift in (0, 32)]
@@ -420,7 +420,7 @@ def test_compiled_in_one_graph():
     compiled = torch.compile(encoders, fullgraph=True, backend="aot_eager")
     for found, expected in zip(compiled(logits), encoders(logits), strict=True):
         assert torch.equal(found, expected)
-    logits[1, 2, 0] = torch.nan  # nobody looks, and it shows
+    logits[1, 2, 0] = torch.nan  # compiled code can't check values, so NaN comes out
     found = compiled(logits)
     assert found[3].isnan().tolist() == found[6].isnan().tolist() == [False, False, True, False, False]
     assert bool(found[1][2].isnan().all())
@@ -428,7 +428,7 @@ def test_compiled_in_one_graph():
     assert found[10].isnan().nonzero().tolist() == [[1, 2]]
 
 
-def test_the_loss_takes_what_the_encoders_give():
+def test_the_loss_takes_the_encoders_results():
     """With nothing left out, the targets are the ensemble itself, up to float32; counts are so in the
     limit."""
     logits, student = make_logits(2, 5, 9, seed=0), make_logits(5, 9, seed=1)

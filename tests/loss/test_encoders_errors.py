@@ -1,4 +1,4 @@
-"""Every way to use the encoders wrongly says what was wrong, and where."""
+"""Every wrong use of the encoders is an error that names the argument and the place."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_a_row_without_a_class_is_named(impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("value", [1.1e38, -3e38])
-def test_a_logit_beyond_what_can_be_stored_is_named(value, impl):
+def test_a_logit_too_large_to_be_stored_is_named(value, impl):
     with pytest.raises(
         ValueError, match=r"member 1, row \(1, 0\): expected logits within 1e38 of zero.*e\+38 for class 4"
     ):
@@ -190,7 +190,7 @@ def test_bad_arguments(call, error, message):
 
 
 def test_the_native_checks():
-    """The backstop for who calls the ops directly."""
+    """The ops check their arguments themselves, for direct calls."""
     ops, codes = torch.ops.ensdistill, CODES.codes
     for call, message in (
         (lambda: ops.encode_uint8(LOGITS.int()), "logits: expected floating-point logits"),
@@ -226,7 +226,7 @@ def test_the_native_checks():
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says it is on a GPU, which this machine need not have."""
+    """A tensor whose device is a GPU, which this machine need not have."""
 
     device = torch.device("cuda:0")
 

@@ -325,7 +325,7 @@ def test_a_member_that_rules_out_every_class_is_nan(instruction_set):
 def test_huge_logits(size, c, instruction_set):
     student, targets, labels = make_logits(15, c, seed=0), make_logits(3, 15, c, seed=1), torch.arange(15) % c
     arguments = {"temperature": 2.0, "alpha": 0.5}
-    shifted = [(x + size) - size for x in (student, targets)]  # what a float32 keeps of them out there
+    shifted = [(x + size) - size for x in (student, targets)]  # with the rounding of a float32 of that size
     loss, gradient = run(shifted[0] + size, shifted[1] + size, labels, **arguments)
     truth = closed_forms(*shifted, labels, **arguments)
     assert loss.item() == pytest.approx(

@@ -1,4 +1,4 @@
-"""Bad arguments of distillation_loss: the message names the argument, the value and what was expected."""
+"""Bad arguments of distillation_loss: the message names the argument, the value and the expectation."""
 
 import re
 from dataclasses import replace
@@ -226,7 +226,7 @@ BAD = [
         ValueError,
         "weights: on device meta, but the student is on cpu; move one of them",
     ),
-    # what no gradient flows to
+    # tensors that no gradient flows to
     (
         {"weights": torch.ones(3, requires_grad=True)},
         ValueError,
@@ -242,7 +242,7 @@ BAD = [
         ValueError,
         f"class_weights: {NO_GRADIENT}; pass class_weights.detach()",
     ),
-    # what would have no effect
+    # settings without effect
     *(
         (
             changes,

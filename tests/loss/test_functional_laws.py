@@ -1,4 +1,4 @@
-"""Laws of distillation_loss, tried on whatever hypothesis comes up with."""
+"""Laws of distillation_loss, tried on inputs that hypothesis draws."""
 
 from typing import Any
 

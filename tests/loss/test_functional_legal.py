@@ -1,4 +1,4 @@
-"""Arguments of distillation_loss at the edge of what is legal."""
+"""Arguments of distillation_loss that are unusual and legal."""
 
 from dataclasses import replace
 from itertools import product
@@ -14,7 +14,7 @@ from ensdistill.loss.targets import EnsembleLogits, LogProbs, Probs
 
 
 def test_the_good_arguments_are_good():
-    """So that the cases above fail for what they change, and for nothing else."""
+    """So that the tests of bad calls fail for the one changed argument, and for nothing else."""
     for targets in (
         TARGETS,
         CODES,
@@ -45,7 +45,7 @@ def test_good_sparse_targets_are_good():
         )
 
 
-def test_what_a_row_of_weight_0_of_a_sparse_target_holds_is_not_looked_at():
+def test_a_row_of_weight_0_of_a_sparse_target_is_not_checked():
     ids, log_probs = TOP.ids.clone(), TOP.log_probs.clone()
     ids[2], log_probs[2] = 7, 5.0
     broken = replace(TOP, ids=ids, log_probs=log_probs)
@@ -74,7 +74,7 @@ def test_temperatures_are_equal_up_to_a_float32s_rounding(made_at):
             distillation_loss(STUDENT, target, temperature=0.7)
 
 
-def test_rows_of_log_probabilities_that_do_not_count_are_not_looked_at():
+def test_rows_of_log_probabilities_without_weight_are_not_checked():
     log_p = LOG_P.clone()
     log_p[:, 2], log_p[1] = 5.0, 7.0
     assert distillation_loss(

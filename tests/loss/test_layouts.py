@@ -165,7 +165,7 @@ def test_channels_last_memory_is_not_copied():
     assert leaf.grad.stride() == student.stride()
 
 
-def test_only_what_cannot_be_viewed_is_copied():
+def test_only_tensors_that_cannot_be_viewed_are_copied():
     student = torch.randn(2, 10, 4, 5)
     rows, values = collapse(student, torch.randn(3, 2, 10, 4, 10)[..., ::2], 1)
     assert shares(rows, student)

@@ -126,7 +126,7 @@ def test_statistics_are_those_of_the_logits():
             assert not getattr(rows, name).requires_grad
 
 
-def test_only_the_gradients_that_are_asked_for():
+def test_only_the_gradients_that_are_required():
     hidden, weight, bias = make_layer()
     target = make_target("logits")
     for wanted in product((False, True), repeat=3):
@@ -204,8 +204,8 @@ def test_the_weights_gradient_is_summed_in_float32():
 
 
 def test_float16_gradients_do_not_vanish_in_the_mean():
-    """The mean's factor is applied in float32, with the upstream one: a scaled loss keeps what float16 alone
-    would round to 0."""
+    """The mean's factor is applied in float32, with the upstream one: a scaled loss keeps numbers that float16
+    alone would round to 0."""
     hidden, weight, _ = make_layer(n=4096, d=4, c=1000, dtype=torch.float16)
     scale = 2.0**16
     loss = linear_distillation_loss(hidden, weight, torch.zeros(1, 4096, 1000), chunk_rows=1024)
@@ -266,7 +266,7 @@ def test_logits_never_exist_as_a_whole(reduction, recompute, monkeypatch):
     monkeypatch.setattr(linear, "CHUNK_BYTES", rows * c * 4)
     monkeypatch.setattr(
         linear, "_linear", linear._linear._init_fn
-    )  # the loop itself: torch shows nobody what happens inside an op
+    )  # the loop itself: dispatch modes don't see inside an op
     with Largest() as largest:
         linear_distillation_loss(
             hidden, weight, top, bias=bias, softcap=5.0, reduction=reduction, recompute=recompute

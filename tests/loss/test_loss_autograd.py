@@ -1,4 +1,4 @@
-"""What the losses keep between forward and backward, and what a second derivative finds there."""
+"""The tensors that the losses keep between forward and backward, and their use by second derivatives."""
 
 import weakref
 
@@ -112,7 +112,7 @@ def test_compiled_too(recompute, function):
 
 
 def test_inputs_of_a_frozen_backbone_in_inference_mode():
-    """The layer is trained; what feeds it was made without gradients."""
+    """The layer is trained; its inputs were made without gradients."""
     weight, target = make_logits(10, 4, seed=2), make_target("tensor")
     with torch.inference_mode():
         features = make_logits(5, 4, seed=3)
@@ -125,7 +125,7 @@ def test_inputs_of_a_frozen_backbone_in_inference_mode():
         assert torch.equal(*grads)
 
 
-# What is kept
+# Kept tensors
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -145,8 +145,8 @@ def test_targets_are_not_kept_alive(kind, function):
 
 @BOTH
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_over_the_inputs_does_not_reach_the_gradient(kind, function):
-    """A teacher's buffer that the next batch goes into, and logits that somebody masks in place."""
+def test_inputs_overwritten_after_the_forward_do_not_reach_the_gradient(kind, function):
+    """A teacher's buffer that the next batch overwrites, and logits that are masked in place."""
     expected = gradient_of(function, make_target(kind))
     target, labels, leaf = make_target(kind), LABELS.clone(), make_logits(5, 10, seed=0).requires_grad_()
     logits = leaf * 1
@@ -172,8 +172,8 @@ def test_autograd_saves_the_gradient_and_nothing_else():
 @BOTH
 @pytest.mark.parametrize("kept", [False, True])
 def test_logits_are_let_go_by_the_backward(kept, function):
-    """Also where the loss itself is held, as by who prints it after the next step; but not from a graph that
-    is walked again."""
+    """Also where the loss itself is held, to be printed after the next step; but not from a graph that is
+    walked again."""
     leaf, target = make_logits(5, 10, seed=0).requires_grad_(), make_target("tensor")
     logits = leaf * torch.ones(())
     alive = weakref.ref(logits)
@@ -189,8 +189,8 @@ def test_logits_are_let_go_by_the_backward(kept, function):
 
 
 def second(target, *, student=None, between=lambda: None, **arguments):
-    """Of the loss, times its gradient; ``between`` is what happens after the forward. The forward KL's
-    doesn't depend on the targets."""
+    """The second derivative times the gradient; ``between`` is called after the forward. Not of the forward
+    KL, whose second derivative doesn't depend on the targets."""
     leaf = (make_logits(5, 10, seed=0, dtype=torch.float64) if student is None else student).requires_grad_()
     loss = distillation_loss(leaf, target, divergence="jsd", **arguments)
     del target
@@ -230,7 +230,7 @@ def test_second_derivatives_of_maps(members, layout):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
 
 
-def test_second_derivative_without_targets_says_what_to_do():
+def test_second_derivative_without_targets_names_the_remedy():
     with pytest.raises(
         RuntimeError,
         match=(
@@ -276,9 +276,8 @@ def test_inputs_changed_after_the_first_derivative_are_noticed_too():
         first.sum().backward()
 
 
-def test_who_differentiates_once_needs_no_targets_whatever_he_asks_for():
-    """create_graph=True is asked for by optimisers that then look at some parameters' second derivatives
-    only."""
+def test_a_first_derivative_with_create_graph_needs_no_targets():
+    """Optimisers pass create_graph=True, and then use second derivatives of only some parameters."""
     leaf = make_logits(5, 10, seed=0).requires_grad_()
     loss = distillation_loss(leaf, make_target("tensor") * 1, LABELS, **HARD)
     (first,) = torch.autograd.grad(loss, leaf, create_graph=True)

@@ -1,4 +1,4 @@
-"""Rows and maps with more elements than 32 bits can count."""
+"""Rows and maps with more elements than 32 bits can count, on the CPU; see test_gpu_device.py for a GPU."""
 
 import os
 
@@ -16,7 +16,7 @@ from ensdistill.loss import ops
 
 
 def available_memory() -> int:
-    """Bytes; 0 where that can't be told."""
+    """Bytes; 0 where the system doesn't report it."""
     names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
     return (
         os.sysconf(names[0]) * os.sysconf(names[1])
@@ -42,7 +42,7 @@ def test_indices_past_two_to_the_32(layout):
     try:
         student = torch.from_numpy(np.zeros(shape, np.int16)).view(
             torch.bfloat16
-        )  # calloc: pages that nobody writes take no memory
+        )  # calloc: untouched pages take no memory
     except MemoryError:
         pytest.skip("no address space for 8.6 GB")
     assert student.numel() > 2**32

@@ -26,7 +26,7 @@ INF = torch.inf
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_rows_of_weight_0_are_left_out(divergence, impl, instruction_set):
-    """Of the divergence, the cross entropy and the z-loss alike, and whatever the row holds."""
+    """Of the divergence, the cross entropy and the z-loss alike, and for any values of the row."""
     for c in (10, 300):
         student, targets, labels = (
             make_logits(17, c, seed=0),

@@ -185,7 +185,7 @@ def test_reduction_none_gives_each_row_its_own_gradient(divergence, recompute):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_logits_that_somebody_else_needs_are_not_overwritten(divergence, instruction_set):
+def test_logits_of_other_graphs_are_not_overwritten(divergence, instruction_set):
     for c, kind in product((10, 507), ("logits", "codes", "topk", "counts")):
         if divergence == "reverse_kl" and kind == "counts":
             continue
@@ -227,7 +227,7 @@ def test_log_sum_exp_is_not_kept_in_low_precision(dtype, instruction_set):
     ).float().mean() > 0.9  # which the limit above would have noticed
 
 
-def test_tail_mass_is_what_it_is_said_to_be_and_not_one_minus_the_sum():
+def test_tail_mass_is_the_given_one_and_not_one_minus_the_sum():
     """A true tail of 1e-3 beside bfloat16 log-probabilities: 1 - sum of them is off by as much as the tail,
     and negative at times."""
     c, k = 500, 20

@@ -183,7 +183,7 @@ def test_settings_are_looked_at_when_they_are_given(settings, error, message):
         DistillationLoss(**settings)
 
 
-def test_repr_shows_what_was_chosen():
+def test_repr_shows_the_given_settings():
     assert repr(DistillationLoss()) == "DistillationLoss()"
     module = DistillationLoss(temperature=2.0, alpha=0.5, weights=[1.0, 2.0], class_dim=1, recompute=True)
     assert (

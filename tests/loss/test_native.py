@@ -27,7 +27,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_build_info_says_what_is_built_and_what_runs():
+def test_build_info_names_the_built_and_the_runnable_sets():
     info = ops.build_info()
     assert info["torch"]["running"] == torch.__version__
     assert tuple(map(int, info["torch"]["stable_abi"].split("."))) <= tuple(
@@ -36,9 +36,7 @@ def test_build_info_says_what_is_built_and_what_runs():
     cpu = info["cpu"]
     assert cpu["compiled"][0] == "baseline"
     assert set(cpu["runnable"]) <= set(cpu["compiled"])
-    assert (
-        cpu["instruction_set"] == ops.instruction_set() == cpu["runnable"][-1]
-    )  # the widest, until asked otherwise
+    assert cpu["instruction_set"] == ops.instruction_set() == cpu["runnable"][-1]  # the widest by default
     assert cpu["threads"] == torch.get_num_threads()
     assert cpu["cores"] >= 1
     assert info["cuda"]["built"] == bool(info["cuda"]["architectures"])
@@ -47,7 +45,7 @@ def test_build_info_says_what_is_built_and_what_runs():
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells what the processor has")
-def test_runnable_is_what_the_processor_has():
+def test_runnable_sets_are_those_of_the_processor():
     flags = set(Path("/proc/cpuinfo").read_text().split())
     expected = ["baseline"]
     if {"avx2", "fma"} <= flags:
@@ -89,8 +87,8 @@ def test_small_probabilities_have_all_their_digits(instruction_set):
         assert ((gradient.double() - truth) / truth)[:, 1:].abs().max() <= 6 * UNIT[torch.float32]
 
 
-def test_release_memory_gives_back_what_was_kept():
-    """A gradient's memory, and never one that somebody still holds."""
+def test_release_memory_gives_back_kept_memory():
+    """A gradient's memory, and never memory that is still in use."""
     student = torch.zeros(64, 8192, requires_grad=True)
     ops.release_memory()
     loss = distillation_loss(student, torch.zeros(1, 64, 8192))
@@ -116,7 +114,7 @@ def test_an_unknown_instruction_set_is_refused(name):
     assert ops.instruction_set() == before
 
 
-def test_a_missing_library_says_how_to_build_it():
+def test_the_error_of_a_missing_library_names_the_build_command():
     result = python("""
         import sys
         sys.modules["ensdistill._cpu"] = None  # what an import finds then is ImportError
@@ -135,7 +133,7 @@ def test_a_missing_library_says_how_to_build_it():
 
 
 def built(command, folder, **change):
-    """What a build says where no program is found by its name."""
+    """The output of a build where no program is found by its name."""
     environment = {
         **os.environ,
         "PATH": str(folder),
@@ -150,7 +148,7 @@ def built(command, folder, **change):
     return done.stdout + done.stderr
 
 
-def test_a_build_without_compiler_or_headers_says_what_to_install(tmp_path):
+def test_a_build_without_compiler_or_headers_names_the_packages_to_install(tmp_path):
     compiler = "ensdistill: a C++17 compiler is missing. Debian/Ubuntu: `apt-get install g++`"
     assert compiler in built([sys.executable, "setup.py", "--version"], tmp_path)
     (tmp_path / "c++").symlink_to(sys.executable)
@@ -162,7 +160,7 @@ def test_a_build_without_compiler_or_headers_says_what_to_install(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_make_says_what_to_install(tmp_path):
+def test_make_names_the_packages_to_install(tmp_path):
     make = [shutil.which("make"), "-s", "-f", ROOT / "Makefile", "-C", tmp_path, "setup"]
     (tmp_path / "pyproject.toml").touch()
     assert "ensdistill needs a C++17 compiler. Debian/Ubuntu: apt-get install g++" in built(

@@ -100,8 +100,7 @@ def test_second_order_of_codes():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_kept_graph_gives_the_same_gradient_again(dtype):
-    """What was handed out is the caller's: adding to it or clearing it must not reach what the graph
-    keeps."""
+    """A returned gradient is the caller's: adding to it or clearing it must not reach the graph's own copy."""
     student, targets = make_logits(5, 10, seed=0, dtype=dtype).requires_grad_(), make_logits(3, 5, 10, seed=1)
     loss = distillation_loss(student, targets)
     loss.backward(retain_graph=True)
@@ -140,8 +139,8 @@ def test_upstream_factors_scale_the_gradient(dtype):
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
 def test_float16_gradients_survive_the_mean(reduction, labels):
-    """A loss scaled as torch.amp.GradScaler does it keeps what the mean's gradient alone would round to 0:
-    most of it, over 4096 rows."""
+    """A loss scaled as torch.amp.GradScaler does it keeps the numbers that the mean's gradient alone would
+    round to 0: most of them, over 4096 rows."""
     n, scale = 4096, 2.0**16
     student, targets = make_logits(n, 300, seed=0, dtype=torch.float16), make_logits(1, n, 300, seed=1)
     rows = torch.arange(n) % 300 if labels else None

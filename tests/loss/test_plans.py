@@ -191,9 +191,10 @@ CUDA = torch.device("cuda")
         ((2, 5), torch.zeros(1025, 2, 5), {"impl": "reference"}, None),
     ],
 )
-def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, settings, message, monkeypatch):
-    """Before native code is called, and here without a GPU: what asks where tensors are is told that they are
-    on one."""
+def test_a_loss_on_a_gpu_refuses_sizes_that_cannot_be_launched(
+    shape, targets, settings, message, monkeypatch
+):
+    """Before native code is called. Here there is no GPU: the function that checks devices is replaced."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for module in ("arguments", "target_arguments"):
         monkeypatch.setattr(f"ensdistill.loss.{module}.check_device", lambda *_: None)
@@ -215,7 +216,7 @@ def test_a_loss_on_a_gpu_refuses_what_cannot_be_launched(shape, targets, setting
 @pytest.mark.parametrize(
     ("classes_first", "doubles", "divergence"), [*product((False, True), (False, True), DIVERGENCES)]
 )
-def test_nobody_asks_where_everything_fits(classes_first, doubles, divergence):
+def test_check_launch_makes_no_plan_where_everything_fits(classes_first, doubles, divergence):
     """check_launch's short cut, on the GPU with the least shared memory."""
     for classes, (members, entries), target in product(
         (*CLASSES[:-1], 2**18), ((64, 0), (1, 1000)), (1, 2, 4, 8)

@@ -1,4 +1,4 @@
-"""Bad targets of distillation_loss: the message names the field, the value and what was expected."""
+"""Bad targets of distillation_loss: the message names the field, the value and the expectation."""
 
 import re
 from dataclasses import replace

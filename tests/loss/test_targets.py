@@ -49,7 +49,7 @@ def test_targets_say_how_their_members_are_mixed(kind, combiner, impl):
     assert torch.equal(distillation_loss(student, target, impl=impl), wanted[combiner])
     assert torch.equal(distillation_loss(student, plain, impl=impl), wanted["prob"])
     assert torch.equal(DistillationLoss(impl=impl)(student, target), wanted[combiner])
-    for how, loss in wanted.items():  # who says one gets it
+    for how, loss in wanted.items():  # an explicit combiner is used
         assert torch.equal(distillation_loss(student, target, combiner=how, impl=impl), loss)
     hidden, weight = torch.eye(9), student.T.contiguous()
     torch.testing.assert_close(linear_distillation_loss(hidden, weight, target), wanted[combiner])
@@ -105,7 +105,7 @@ def test_decoding_leaves_the_codes_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_ensemble_logits_keep_what_they_are_given(dtype):
+def test_ensemble_logits_keep_the_given_tensors(dtype):
     logits = make_logits(3, 5, 10, seed=0, dtype=dtype)
     logits[0, 0, 0] = -torch.inf
     targets = EnsembleLogits(logits, weights=torch.tensor([1.0, 2.0, 3.0]))

@@ -1,4 +1,4 @@
-"""Top-k targets and counts: what each mode says of the classes that aren't listed."""
+"""Top-k targets and counts: how each mode treats the classes that aren't listed."""
 
 from dataclasses import replace
 from itertools import product
@@ -46,7 +46,7 @@ def test_values_and_gradients(dtype, divergence, mode, instruction_set):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_all_classes_listed_is_the_dense_distribution(divergence, instruction_set):
-    """Whatever the mode: nothing is left for the tail."""
+    """In every mode: nothing is left for the tail."""
     log_p, student = torch.log_softmax(make_logits(7, 12, seed=1), -1), make_logits(7, 12, seed=0)
     ids = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i)) for i in range(7)])
     target = TopK(ids, log_p.gather(-1, ids), torch.full((7,), -INF))
@@ -95,7 +95,7 @@ def test_zero_mode_is_the_sum_over_the_listed_and_renormalize_divides_by_it():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_is_skipped(mode, instruction_set):
-    """Whatever its ids are: repeated, of classes that are listed, anywhere among the entries."""
+    """For any ids of the padding: repeated, of classes that are listed, anywhere among the entries."""
     student, target = make_logits(8, 40, seed=0), make_top_k(8, 40, 5, seed=1)
     expected = run(student, target, tail=mode)
     ids = torch.cat(

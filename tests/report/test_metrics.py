@@ -109,7 +109,7 @@ def test_order_of_rows_and_names_of_classes_do_not_matter(seed: int) -> None:
         )
 
 
-def test_an_exact_zero_costs_what_scikit_learn_charges_and_is_counted() -> None:
+def test_an_exact_zero_costs_as_much_as_in_scikit_learn_and_is_counted() -> None:
     probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
     labels = np.array([1, 0, 0])
     assert metrics.nll_rows(probabilities, labels)[0] == pytest.approx(36.04365338911715, rel=TOLERANCE)

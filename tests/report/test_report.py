@@ -83,7 +83,7 @@ def report() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("levels", [HELPED, UNIFORM, HELPED | {"ensemble": 0.90}])
-def test_json_is_what_the_schema_says(levels: dict[str, float]) -> None:
+def test_json_fits_the_schema(levels: dict[str, float]) -> None:
     report = judge(with_copies(levels, {}))
     found, schema = leaves(json.loads(json.dumps(report, allow_nan=False))), documented()
     assert len(schema) > 100
@@ -396,7 +396,7 @@ def test_a_scaled_direct_decides_the_nll_alone() -> None:
     assert "than direct with temperature scaled" in report["verdict"]
 
 
-def test_help_in_one_metric_only_is_said_of_that_one() -> None:
+def test_help_in_one_metric_only_is_stated_for_that_one() -> None:
     # The student is right on the same rows as the strongest alternative, but surer where it is right.
     results = run_results({"distilled_from_best_member": 0.966})
     student = results.students[0]

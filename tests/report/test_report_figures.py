@@ -1,4 +1,4 @@
-"""The figures: what may be mistaken for what."""
+"""The figures: marks that must not be mistaken for each other."""
 
 from dataclasses import replace
 

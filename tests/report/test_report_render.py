@@ -1,4 +1,4 @@
-"""What people see: the terminal table, the page and the figures."""
+"""The views of a report: the terminal table, the page and the figures."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResults]:
     return folder, results
 
 
-def test_the_first_line_says_that_distillation_did_not_help(report: dict[str, Any]) -> None:
+def test_the_first_line_states_that_distillation_did_not_help(report: dict[str, Any]) -> None:
     assert printed(report, 100).startswith("Distillation did not help cnn. ")
 
 

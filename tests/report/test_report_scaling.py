@@ -1,4 +1,4 @@
-"""Temperature scaling of distilled models: to the mixture, on rows whose labels nobody knew."""
+"""Temperature scaling of distilled models: to the mixture, on rows without labels."""
 
 import shutil
 from pathlib import Path

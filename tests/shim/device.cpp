@@ -1,4 +1,4 @@
-// The device that isn't there: its attributes, its refusals, and a record of what was launched on it.
+// The device that isn't there: its attributes, its refusals, and a record of the launches on it.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr size_t kPlainSharedBytes = 48 * 1024;  // more a kernel gets only if it has been asked for
+constexpr size_t kPlainSharedBytes = 48 * 1024;  // a kernel gets more only by cudaFuncSetAttribute
 constexpr unsigned kPortableCluster = 8, kLargestCluster = 16;
 
 std::mutex mutex;

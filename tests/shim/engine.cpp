@@ -1,5 +1,5 @@
 // Blocks run one after the other (those of a cluster together); the threads of a block are fibres, which hand over where they
-// wait for each other. Who goes on next is drawn at random, so a result that hangs on an order shows.
+// wait for each other. The next fibre is drawn at random, so a result that hangs on an order shows.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct Wait {
   const char* name = nullptr;
   Place place{};
   unsigned mask = 0;  // of lanes
-  int bytes = 0;      // of what they exchange
+  int bytes = 0;      // of the values that they exchange
 
   bool same(const Wait& other) const {
     return who == other.who && mask == other.mask && bytes == other.bytes && (name == other.name || !std::strcmp(name, other.name));
@@ -67,12 +67,12 @@ struct Block {
   std::vector<Thread*> ready;
   SharedMemory::Image shared;  // while another block of the cluster runs
   int at_barrier = 0, votes = 0, verdict = 0, alive = 0;
-  Wait barrier;  // of the first who came
+  Wait barrier;  // of the first thread that came
 };
 
 namespace {
 
-struct Group {  // a cluster, or a single block: what runs at the same time
+struct Group {  // blocks that run at the same time: a cluster, or a single block
   std::vector<Block> blocks;
   int at_cluster_barrier = 0;
 };
@@ -121,7 +121,7 @@ bool waits_for(const Thread& t, const Thread& other) {
   return t.wait.who == For::cluster || t.block == other.block;
 }
 
-// Nobody can go on, and some have not come to their end.
+// No thread can go on, and some have not come to their end.
 std::string deadlock() {
   for (const Block& block : engine.group.blocks)
     for (const Thread& t : block.threads) {
@@ -163,7 +163,7 @@ void make_running(Thread& t) {
   threadIdx = t.index, blockIdx = t.block->index;
 }
 
-// Goes on with somebody who can; with the host if nobody can.
+// Goes on with a thread that can; with the host if none can.
 void next() {
   Thread& t = self();
   Thread* const to = draw(t.block);
@@ -186,7 +186,7 @@ void enter() {
   Block& block = *t.block;
   if (--block.alive == 0 && engine.shared.damaged()) fail("out of bounds: somebody in the block wrote beside its dynamic shared memory");
   next();
-  std::abort();  // who has exited isn't among those that can go on
+  std::abort();  // an exited thread isn't among those that can go on
 }
 
 // Notes that the lane has come. True: it is the last of its mask, and all have come to the same.

@@ -10,7 +10,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// swapcontext() asks the kernel for the signal mask each time, which costs more than all else a fibre does between two barriers.
+// swapcontext() makes a system call for the signal mask each time, which costs more than all else a fibre does between two barriers.
 #if defined(__x86_64__) && !defined(ENSDISTILL_SHIM_UCONTEXT)
 asm(R"(
 .text
@@ -95,7 +95,7 @@ void Stacks::prepare(Fibre& fibre, size_t i, void (*entry)()) {
   fibre.bottom = memory_ + i * (kStack + kPage) + kPage;
   fibre.size = kStack;
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(fibre.bottom, fibre.size);  // what a fibre left that never came to its end
+  __asan_unpoison_memory_region(fibre.bottom, fibre.size);  // the remains of a fibre that never came to its end
 #endif
   begin_with(fibre, entry);
 }

@@ -27,7 +27,7 @@ class Stacks {
 
 // The stack this is called on, so that fibres can go back to it.
 void adopt_current(Fibre& fibre);
-// Goes on with `to`. Returns when somebody hands over to `from`.
+// Goes on with `to`. Returns when another fibre hands over to `from`.
 void hand_over(Fibre& from, Fibre& to);
 // To be called first by entry().
 void arrived();

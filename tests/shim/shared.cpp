@@ -9,7 +9,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-// No better aligned than kernels ask for: 16 bytes.
+// No better aligned than kernels require: 16 bytes.
 asm(R"(
 .section .tbss,"awT",@nobits
 .balign 32

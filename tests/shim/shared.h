@@ -1,6 +1,6 @@
 // The shared memory of the block that runs. Kernels declare it as ever: __shared__ is thread_local, which may stand behind
 // extern as well, so all of it is the thread-local storage of this library on the one host thread that runs the kernel. The
-// dynamic part, ensdistill::cuda::memory, lies between two strips that nobody may touch. Blocks of a cluster take turns there.
+// dynamic part, ensdistill::cuda::memory, lies between two strips that no kernel may touch. Blocks of a cluster take turns there.
 #pragma once
 #include <cstddef>
 #include <vector>
@@ -23,7 +23,7 @@ class SharedMemory {
   bool holds(const void* address, size_t bytes) const;
   // Where in an image this address is.
   size_t offset(const void* address) const;
-  // Whether somebody wrote into the strips. (The address sanitizer doesn't let them.)
+  // Whether a kernel wrote into the strips. (The address sanitizer doesn't let them.)
   bool damaged() const;
 
  private:

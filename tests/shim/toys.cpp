@@ -1,4 +1,4 @@
-// Small kernels against the stand-in itself: `toys NAME [SEED]`. Right ones print what they found; wrong ones must be caught.
+// Small kernels against the stand-in itself: `toys NAME [SEED]`. Right ones print their results; wrong ones must be caught.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -74,7 +74,7 @@ __global__ void sum_of_blocks(const float* x, float* partial, unsigned* tickets,
   *out = sum;
 }
 
-// Every block of a cluster adds up what all of them have.
+// Every block of a cluster adds up the numbers of all of them.
 __global__ void across_blocks(float* out) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* word = reinterpret_cast<uint32_t*>(memory);

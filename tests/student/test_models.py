@@ -35,7 +35,7 @@ def test_parameters_and_outputs(module, parameters):
     assert module(torch.zeros(2, *image)).shape == (2, 5 if parameters == 357 else 10)
 
 
-def test_the_activation_is_the_one_that_was_asked_for():
+def test_the_activation_is_the_given_one():
     for name, kind in (("relu", "ReLU"), ("silu", "SiLU"), ("gelu", "GELU"), ("tanh", "Tanh")):
         for module in (MLP(hidden=[8, 8], activation=name), CNN([4], hidden=[8], activation=name)):
             assert [type(m).__name__ for m in module].count(kind) == 2
@@ -43,7 +43,7 @@ def test_the_activation_is_the_one_that_was_asked_for():
         MLP(activation="swish")
 
 
-def test_the_pooling_is_the_one_that_was_asked_for():
+def test_the_pooling_is_the_given_one():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     for name, expected in (("max", [[5.0, 7.0], [13.0, 15.0]]), ("average", [[2.5, 4.5], [10.5, 12.5]])):
         pooled = next(
@@ -101,7 +101,7 @@ def test_variants_start_with_the_unchanged_and_differ():
     np.testing.assert_array_equal(variants[1][:, :, :-1], x[:, :, 1:])  # one pixel up
 
 
-def test_shift_refuses_what_is_no_image():
+def test_shift_refuses_inputs_that_are_no_images():
     with pytest.raises(ValueError, match=r"images .* got \[4, 64\]"):
         ShiftImages(1).apply(torch.zeros(4, 64), torch.zeros(4, 2, dtype=torch.int64))
 
@@ -190,7 +190,7 @@ def test_an_edited_base_in_another_file(module_of):
     assert described[0] == described[1] != described[2]
 
 
-def test_describe_refuses_what_it_cannot_read():
+def test_describe_refuses_modules_that_it_cannot_read():
     with pytest.raises(TypeError, match=r"got .*Event"):
         describe({"stream": __import__("threading").Event()})
 

@@ -1,4 +1,4 @@
-"""The student's training: against a loop written out by hand, resumed, and given what it must refuse."""
+"""The student's training: against a loop written out by hand, resumed, and its refusals."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_a_checkpoint_of_a_model_that_was_edited_is_not_resumed(rows, caches, tm
     assert steps == [32, 64, 70]
 
 
-def test_a_damaged_checkpoint_says_what_to_do(rows, caches, tmp_path):
+def test_the_error_of_a_damaged_checkpoint_names_the_remedy(rows, caches, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(b"half a fi")
     with pytest.raises(ValueError, match=r"checkpoint.safetensors: not a readable checkpoint .* delete it"):
@@ -397,7 +397,7 @@ def test_bfloat16_stays_near_float32(rows, caches):
         0 < abs(half.losses[-1] - exact.losses[-1]) < 0.05 * exact.losses[-1]
     )  # eight bits of mantissa: a few percent at most
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
-    assert "forward" not in vars(half.module)  # it answers as it will when it is loaded, in float32
+    assert "forward" not in vars(half.module)  # it predicts in float32, as it will when it is loaded
 
 
 def test_rows_that_the_cache_was_not_made_from(rows, caches):
@@ -470,7 +470,7 @@ def test_a_loss_that_is_not_finite_names_the_step(rows, caches, tmp_path):
         StudentTrainer(SHORT).distill(
             lambda: BreaksAfter(41), rows, caches["prob"], checkpoint=tmp_path / "c", checkpoint_every=1
         )
-    # What is kept is from before.
+    # The kept files are from before.
     with pytest.raises(FloatingPointError, match="step 41 of 70"):
         StudentTrainer(SHORT).direct(lambda: BreaksAfter(41), rows.take(np.arange(LABELLED)), classes=10)
 

@@ -1,4 +1,4 @@
-"""The student's trainer beside a caller's own accelerate, and what a checkpoint has to hold."""
+"""The student's trainer beside a caller's own accelerate, and the contents of a checkpoint."""
 
 import os
 from functools import partial
@@ -84,7 +84,7 @@ def test_an_accelerator_that_comes_after(precision):
     assert mine.prepare(student).forward.__func__ is not nn.Linear.forward
 
 
-def test_what_a_launcher_set_for_the_callers_training(monkeypatch):
+def test_settings_of_a_launcher_for_the_callers_training(monkeypatch):
     expected, count = train(), torch.get_num_threads()
     settings = {
         "ACCELERATE_MIXED_PRECISION": "bf16",

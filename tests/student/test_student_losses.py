@@ -1,4 +1,4 @@
-"""Losses and steps from outside the package: what they receive, how they resume, and which of them are
+"""Losses and steps from outside the package: their arguments, how they resume, and which of them are
 refused."""
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def test_a_student_of_another_dtype(dtype):
 
 @pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", METHODS, re.MULTILINE | re.DOTALL))
 def test_the_documented_methods_run(source, tmp_path, monkeypatch):
-    """The blocks assert what they show."""
+    """The blocks assert their own results."""
     monkeypatch.chdir(tmp_path)
     exec(compile(source, str(DOCS), "exec"), {"__name__": "__main__"})
 

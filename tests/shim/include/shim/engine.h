@@ -1,4 +1,4 @@
-// What the stand-in headers are made of: the thread that runs now, and everything for which threads wait for each other.
+// The engine under the stand-in headers: the thread that runs now, and everything for which threads wait for each other.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +32,7 @@ enum class Shuffle { by_xor, from, up, down };
 using Combine = uint64_t (*)(uint64_t a, uint64_t b);
 
 int lane();
-// Waits for all lanes of the mask, and gives each the value of the lane it asks for.
+// Waits for all lanes of the mask, and gives each the value of its source lane.
 uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t value, int bytes, int operand, int width, Place place);
 // Waits for all lanes of the mask, and gives all of them their values, combined in the order of the lanes.
 uint64_t reduce(const char* name, unsigned mask, uint64_t value, Combine combine, Place place);
@@ -52,7 +52,7 @@ struct Shape {
   uint3 grid, block, cluster;
   size_t shared_bytes;
 };
-// Runs all blocks, in an order that depends on the seed. Throws std::runtime_error for what a kernel did wrong.
+// Runs all blocks, in an order that depends on the seed. Throws std::runtime_error for a kernel's fault.
 void run(const char* kernel, const Shape& shape, void (*body)(const void*), const void* argument);
 void set_seed(uint64_t seed);
 

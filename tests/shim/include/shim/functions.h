@@ -183,7 +183,7 @@ ENSDISTILL_SHIM_INLINE float __uint_as_float(unsigned x) { return shim::same_bit
 ENSDISTILL_SHIM_INLINE long long __double_as_longlong(double x) { return shim::same_bits<long long>(x); }
 ENSDISTILL_SHIM_INLINE double __longlong_as_double(long long x) { return shim::same_bits<double>(x); }
 
-// The hardware has 2^x and log2 only; what the rounding of the factor costs, it costs here too.
+// The hardware has 2^x and log2 only; the rounding of the factor costs as much here.
 ENSDISTILL_SHIM_INLINE float __expf(float x) { return exp2f(x * 1.4426950408889634f); }
 ENSDISTILL_SHIM_INLINE float __exp10f(float x) { return exp2f(x * 3.3219280948873623f); }
 ENSDISTILL_SHIM_INLINE float __log2f(float x) { return log2f(x); }

@@ -1,4 +1,4 @@
-// What csrc/cuda/hardware.cuh writes in the hardware's own language.
+// The functions of csrc/cuda/hardware.cuh, there written in the hardware's own language.
 #pragma once
 #include <cstdint>
 

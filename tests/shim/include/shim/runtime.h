@@ -1,4 +1,4 @@
-// The part of CUDA's runtime library that the launchers use. What a device refuses is refused here too.
+// The part of CUDA's runtime library that the launchers use. Launches that a device refuses are refused here too.
 #pragma once
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -65,7 +65,7 @@ cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t strea
 namespace shim {
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
-// Checks what a device would check, notes the launch, and runs it.
+// Checks a launch as a device would, notes it, and runs it.
 cudaError_t launch(const void* kernel, const char* name, const cudaLaunchConfig_t& config, void (*body)(const void*), const void* argument);
 std::string name_of(const void* kernel, const std::type_info& type);
 

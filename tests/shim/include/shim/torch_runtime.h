@@ -1,4 +1,4 @@
-// What csrc/cuda/runtime.cuh asks of torch, for tensors on the CPU.
+// The parts of torch that csrc/cuda/runtime.cuh uses, for tensors on the CPU.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/tensor.h>
