@@ -1,6 +1,7 @@
 """Data: samples with stable ids, splits, transfer sets and versions."""
 
 from ensdistill.data.datasets import ArrayDataset, Dataset, Digits
+from ensdistill.data.partition import Partition
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 from ensdistill.data.splits import Split, stratified_split
 
@@ -10,6 +11,7 @@ __all__ = [
     "BadRows",
     "Dataset",
     "Digits",
+    "Partition",
     "Rows",
     "Split",
     "check_finite",

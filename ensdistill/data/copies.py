@@ -161,8 +161,40 @@ def draw_stratified(
     return rows[taken[of_row]], rows[~taken[of_row]]
 
 
+def merged(numbers: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
+    """Number the sets of rows that are connected: by one number in any of the arrays.
+
+    Parameters
+    ----------
+    numbers : ndarray [N], int64
+    *others : ndarray [N], int64, or None
+
+    Returns
+    -------
+    ndarray [N], int64
+
+    Examples
+    --------
+    >>> merged(np.array([0, 1, 1, 2]), np.array([5, 5, 6, 7]))
+    array([0, 0, 0, 1])
+    """
+    more = [other for other in others if other is not None]
+    if not more:
+        return numbers
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes = [np.unique(one, return_inverse=True)[1] for one in (numbers, *more)]
+    starts = np.cumsum([0, *(int(one.max(initial=-1)) + 1 for one in nodes)])
+    first = np.tile(nodes[0], len(more))
+    second = np.concatenate([one + start for one, start in zip(nodes[1:], starts[1:-1], strict=True)])
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(starts[-1], starts[-1]))
+    found: np.ndarray = connected_components(graph, directed=False)[1][nodes[0]].astype(np.int64)
+    return found
+
+
 def stratified_folds(
-    inputs: Any, labels: np.ndarray, folds: int, seed: int
+    inputs: Any, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds with the classes in the proportions of the whole; equal rows are in one fold.
 
@@ -171,6 +203,8 @@ def stratified_folds(
     inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
     folds, seed : int
+    groups : ndarray [N], int64, optional
+        Rows with one number are in one fold too; see :attr:`ensdistill.data.Rows.groups`.
 
     Returns
     -------
@@ -183,9 +217,15 @@ def stratified_folds(
         A fold would be empty, or leave no row of some class to learn from, because its rows are copies of
         each other.
     """
+    return folds_of(merged(equal_inputs(inputs)[0], groups), labels, folds, seed)
+
+
+def folds_of(
+    groups: np.ndarray, labels: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """:func:`stratified_folds`, where the sets of rows that stay together are known, int64 [N]."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    (groups,) = equal_inputs(inputs)
     unique = len(np.unique(groups)) == len(groups)
     splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(
         folds, shuffle=True, random_state=seed % 2**32

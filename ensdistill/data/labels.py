@@ -57,7 +57,7 @@ def as_labels(
     values = _values(labels, argument)
     if values.dtype.kind in "SUb" and values.ndim == 1:
         named = _names(values)
-        order = wanted if wanted is not None else _in_category_order(labels, named)
+        order = wanted if wanted is not None else in_category_order(labels, named)
         return _by_name(named, order, values.dtype.kind == "b")
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         got = f"{values.dtype} {list(values.shape)}"
@@ -100,7 +100,7 @@ def _values(labels: Any, argument: str) -> np.ndarray:
     if values.ndim != 1 or values.dtype.kind not in "OT":
         return values
     plain = [v.item() if isinstance(v, np.generic) or is_tensor(v) else v for v in values.tolist()]
-    _refuse(argument, np.array([_is_missing(v) for v in plain], bool), values, "is missing")
+    _refuse(argument, np.array([is_missing(v) for v in plain], bool), values, "is missing")
     kinds = {kind: [isinstance(v, kind) for v in plain] for kind in (bool, str, bytes, (int, float))}
     kinds[int, float] = [
         number and not boolean for number, boolean in zip(kinds[int, float], kinds[bool], strict=True)
@@ -116,7 +116,7 @@ def _values(labels: Any, argument: str) -> np.ndarray:
     )
 
 
-def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None:
+def in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None:
     """The labels' different names in the order of a column of ordered categories; None for any other
     labels."""
     dtype: Any = getattr(labels, "dtype", None)
@@ -131,7 +131,7 @@ def _in_category_order(labels: Any, names: np.ndarray) -> tuple[str, ...] | None
     return tuple(name for name in map(str, categories) if name in present)
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     return (
         value is None
         or type(value).__name__ in ("NAType", "NaTType")

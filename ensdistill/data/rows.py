@@ -48,23 +48,26 @@ class Rows:
         Class indices; -100 where the label isn't known.
     weights : ndarray [N], float64, optional
         How much each sample counts, at least 0; all alike by default.
+    groups : ndarray [N], int64, optional
+        Samples with one number stay together in splits and folds: those of one patient, user or machine.
 
     Raises
     ------
     TypeError, ValueError
-        Inputs of no kind that is known, not one uid, label and weight for each input, or a uid that stands
-        twice.
+        Inputs of no kind that is known, not one uid, label, weight and group for each input, or a uid that
+        stands twice.
     """
 
     inputs: Any
     uids: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", as_samples(self.inputs))
         n = len(self.inputs)
-        for name in ("uids", "labels"):
+        for name in ("uids", "labels", *["groups"] * (self.groups is not None)):
             value = getattr(self, name)
             if not isinstance(value, np.ndarray):
                 raise TypeError(f"{name}: expected a NumPy array [N], int64; got {type(value).__name__}")
@@ -86,12 +89,13 @@ class Rows:
     def take(self, index: np.ndarray) -> Rows:
         """The rows at the positions (or where the mask) ``index``, with their uids, labels and weights."""
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
-        weights = None if self.weights is None else self.weights[index]
-        return Rows(subset(self.inputs, index), self.uids[index], self.labels[index], weights)
+        weights, groups = (None if one is None else one[index] for one in (self.weights, self.groups))
+        return Rows(subset(self.inputs, index), self.uids[index], self.labels[index], weights, groups)
 
     def __fingerprint__(self) -> dict[str, Any]:
         own = {"inputs": self.inputs, "uids": self.uids, "labels": self.labels}
-        return own if self.weights is None else {**own, "weights": self.weights}
+        more = {"weights": self.weights, "groups": self.groups}
+        return own | {name: value for name, value in more.items() if value is not None}
 
     def without_labels(self) -> Rows:
         return replace(self, labels=np.full(len(self), UNLABELLED, np.int64))

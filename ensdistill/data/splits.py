@@ -38,7 +38,8 @@ class Split:
     classes : tuple of str
         Class names, all different; position is class index.
     left_out : int
-        Rows without a label that are in no part, because they equal a test row.
+        Rows that are in no part: those without a label that equal a test row, and, where time divides the
+        rows, later copies of earlier rows.
     labels : tuple, optional
         The labels by class index as the data had them (numbers, booleans, objects); by default the class
         names.
