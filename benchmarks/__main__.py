@@ -17,6 +17,7 @@ usage: python -m benchmarks COMMAND
   kernels [OPTIONS]      time the losses; `kernels --help` explains. `ensdistill bench` with more peers, into benchmarks/results
   teachers [OPTIONS]     time the training of members, and measure the gain of choosing among them; `teachers --help` explains
   cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
+  data [OPTIONS]         time samples from arrays, files and images through cache and student; `data --help` explains
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         from benchmarks.cache.command import main as cache
 
         return cache(words[1:], root / "benchmarks" / "results")
+    if words[:1] == ["data"]:
+        from benchmarks.data.command import main as data
+
+        return data(words[1:], root / "benchmarks" / "results")
     if words[:1] == ["page"] and len(words) <= 2 and not words[-1].startswith("-"):
         try:
             result = (

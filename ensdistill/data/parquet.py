@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ensdistill.data.samples import fingerprint_of
+from ensdistill.data.samples import buffer_of, fingerprint_of, groups_of
 
 CACHED_BYTES = 256 * 2**20
 FOOTER = 2**16
@@ -162,14 +162,15 @@ class Chosen:
 
     @property
     def buffer(self) -> int:
-        return int(self.samples.buffer)
+        return buffer_of(self.samples)
 
     @property
     def groups(self) -> np.ndarray | None:
         """Rows of each row group, int64, where they stand in the file's order; else None."""
-        if (np.diff(self.index) < 0).any():
+        groups = groups_of(self.samples)
+        if groups is None or (np.diff(self.index) < 0).any():
             return None
-        ends = np.cumsum(self.samples.groups)
+        ends = np.cumsum(groups)
         counts = np.bincount(np.searchsorted(ends, self.index, side="right"), minlength=len(ends))
         return counts[counts > 0]
 

@@ -119,7 +119,9 @@ class Lazy:
         positions = (
             range(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index).tolist()
         )
-        return collate([self.item(i)[0] for i in positions])
+        return collate(
+            [self._input(item, i) for item, i in zip(self._items(positions), positions, strict=True)]
+        )
 
     def subset(self, index: np.ndarray) -> Lazy:
         from torch.utils.data import Subset
@@ -130,6 +132,17 @@ class Lazy:
     def __fingerprint__(self) -> Any:
         return fingerprint_of(self)
 
+    def _items(self, positions: Sequence[int]) -> Sequence[Any]:
+        """The items, in one call where the data set takes several positions, as torch's loader does."""
+        several = getattr(self.dataset, "__getitems__", None)
+        if callable(several):
+            try:
+                items: Sequence[Any] = several(list(positions))
+                return items
+            except Exception:  # read one by one, the item at fault is named
+                pass
+        return [self._read(i) for i in positions]
+
     def item(self, position: int) -> tuple[Any, Any]:
         """One sample and its label, which is None where the item has none.
 
@@ -138,11 +151,20 @@ class Lazy:
         ValueError
             The data set raised an error for this position; names it.
         """
+        return self._parts(self._read(position), position)
+
+    def _input(self, item: Any, position: int) -> Any:
+        return self._parts(item, position)[0]
+
+    def _read(self, position: int) -> Any:
         try:
-            item = self.dataset[position]
+            return self.dataset[position]
         except Exception as error:
             error.add_note(f"(while sample {position} of {type(self.dataset).__name__} was read)")
             raise
+
+    def _parts(self, item: Any, position: int) -> tuple[Any, Any]:
+        """An item's input and label."""
         if isinstance(item, tuple) and len(item) == 2:
             return item
         if isinstance(item, Mapping) and self.label is not None:

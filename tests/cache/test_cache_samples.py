@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pandas as pd
+import pyarrow.feather
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from ensdistill.cache import CacheMismatch, TargetCache, cache_targets
 from ensdistill.cache.codecs.layout import INPUT_HASH
 from ensdistill.data import Rows
+from ensdistill.data.arrow import ArrowSamples
 from ensdistill.data.parquet import ParquetSamples
 from ensdistill.data.samples import Lazy
 
@@ -74,12 +76,15 @@ def samples(kind, folder):
         return torch.from_numpy(NUMBERS)
     if kind == "dataset":
         return Items()
+    if kind == "arrow":
+        pyarrow.feather.write_feather(frame(), folder / "rows.arrow", compression="uncompressed")
+        return ArrowSamples(folder / "rows.arrow")
     frame().to_parquet(folder / "rows.parquet", row_group_size=13)
     return ParquetSamples(folder / "rows.parquet")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["frame", "mapping", "text", "tensor", "dataset", "parquet"])
+@pytest.mark.parametrize("kind", ["frame", "mapping", "text", "tensor", "dataset", "parquet", "arrow"])
 def test_records_equal_those_of_the_array(kind, workers, tmp_path):
     uids = UIDS[::-1].copy()  # the cache's rows are in another order than the samples
     expected = cache_targets(ensemble(), Rows(NUMBERS, uids, LABELS), tmp_path / "array", **SMALL)

@@ -1,0 +1,150 @@
+"""One pass of a teacher over the samples, and one training of a student: by ensdistill, and by a plain loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from benchmarks.data.sources import CLASSES, COLUMNS, GROUP, PIXELS, Plain, preprocess, samples
+from ensdistill import Optimization, StudentTrainer
+from ensdistill.cache import cache_targets
+from ensdistill.common.random import GroupedOrder
+from ensdistill.data import Rows
+from ensdistill.functional import distillation_loss
+from ensdistill.loss.targets import EnsembleLogits
+from ensdistill.models import CNN, MLP
+
+BATCH = 256
+
+
+def network(kind: str) -> nn.Module:
+    """The student, and with another seed the teacher."""
+    return (
+        CNN([16, 32], [3, PIXELS, PIXELS], outputs=CLASSES) if kind == "png" else MLP(COLUMNS, [256], CLASSES)
+    )
+
+
+def teacher(kind: str) -> nn.Module:
+    torch.manual_seed(7)
+    return network(kind).eval()
+
+
+def ours_cache(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """Samples a second through ``cache_targets``, and the logits of some rows."""
+    model, prepare = teacher(kind), preprocess(kind)
+
+    def predict(batch: Any) -> np.ndarray:
+        with torch.no_grad():
+            inputs = batch if prepare is None else prepare(batch)
+            return model(torch.from_numpy(np.ascontiguousarray(inputs)))[None].numpy()
+
+    ensemble = SimpleNamespace(
+        names=("teacher",),
+        classes=tuple(map(str, range(CLASSES))),
+        weights=np.ones(1),
+        combiner="prob",
+        predict_logits=predict,
+        fingerprint=lambda: {},
+    )
+    data, numbers = samples(kind, folder), np.arange(rows)
+    begun = time.perf_counter()
+    cache = cache_targets(
+        ensemble,
+        Rows(data, numbers, numbers * 0 - 100),
+        folder / f"cache-{kind}",
+        codec="fp32",
+        batch_size=1024,
+        workers=None if kind == "array" else workers,
+    )
+    seconds = time.perf_counter() - begun
+    return rows / seconds, cache.gather_logits(_some(rows))[0]
+
+
+def plain_cache(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """The same by a loop over a loader, which writes logits into a mapped file."""
+    model = teacher(kind)
+    out = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.float32, (rows, CLASSES))
+    begun, start = time.perf_counter(), 0
+    with torch.no_grad():
+        for inputs in loader(kind, folder, rows, workers, shuffled=False, batch=1024):
+            out[start : start + len(inputs)] = model(inputs).numpy()
+            start += len(inputs)
+    out.flush()
+    return rows / (time.perf_counter() - begun), np.array(out[_some(rows)])
+
+
+def ours_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -> tuple[float, np.ndarray]:
+    """Samples a second through the trainer, and its losses."""
+    from ensdistill.cache import TargetCache
+
+    cache, numbers = TargetCache.open(folder / f"cache-{kind}"), np.arange(rows)
+    trainer = StudentTrainer(Optimization(steps=steps, batch_size=BATCH, learning_rate=1e-3))
+    times: list[float] = []
+
+    def progress(done: int, total: int) -> None:
+        times.append(time.perf_counter())
+
+    trained = trainer.distill(
+        partial(network, kind),
+        Rows(samples(kind, folder), numbers, numbers * 0 - 100),
+        cache,
+        preprocess=preprocess(kind),
+        workers=None if kind == "array" else workers,
+        progress=progress,
+    )
+    # From the end of the first block: readers start before it, in both contenders.
+    return BATCH * 32 * (len(times) - 1) / (times[-1] - times[0]), trained.losses
+
+
+def plain_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -> tuple[float, np.ndarray]:
+    """The same by a loop over a loader, with the targets in memory."""
+    targets = torch.from_numpy(np.load(folder / "plain.npy", mmap_mode="r"))
+    torch.manual_seed(0)
+    model = network(kind)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses, first, step = [], 0.0, 0
+    for inputs in loader(kind, folder, rows, workers, shuffled=True, batch=BATCH, steps=steps):
+        target = EnsembleLogits(targets[torch.randint(rows, (len(inputs),))][None])
+        optimizer.zero_grad()
+        loss = distillation_loss(model(inputs), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        step += 1
+        first = time.perf_counter() if step == 32 else first
+    return BATCH * (step - 32) / (time.perf_counter() - first), np.array(losses)
+
+
+def loader(
+    kind: str, folder: Path, rows: int, workers: int, *, shuffled: bool, batch: int, steps: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Batches of a plain loader; Parquet's in the same order of row groups as ensdistill's."""
+    data = Plain(kind, folder)
+    if kind == "png":
+        order: Any = (
+            RandomSampler(data, num_samples=None if steps is None else steps * batch) if shuffled else None
+        )
+        yield from DataLoader(data, batch, sampler=order, num_workers=workers)
+        return
+    if shuffled and kind == "parquet":
+        groups = np.diff(np.r_[np.arange(0, rows, GROUP), rows])
+        grouped = GroupedOrder(groups, batch, 0, buffer=data.samples.buffer)
+        batches: Any = (grouped(step).tolist() for step in range(steps or 0))
+    else:
+        base = RandomSampler(data, num_samples=(steps or 0) * batch) if shuffled else SequentialSampler(data)
+        batches = BatchSampler(base, batch, False)
+    processes = 0 if kind in ("array", "parquet") else workers
+    yield from DataLoader(data, batch_size=None, sampler=batches, num_workers=processes)
+
+
+def _some(rows: int) -> np.ndarray:
+    return np.unique(np.linspace(0, rows - 1, 500).astype(np.int64))
