@@ -204,7 +204,7 @@ def test_a_library_is_judged(tmp_path):
 # -------------------------------------------------------------------
 
 
-def test_the_sanitizer_sees_every_layout(monkeypatch):
+def test_the_sanitizers_cases_have_every_layout(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # plans are then an H100's
     assert [launch.plan().layout for launch in sanitize.LAUNCHES] == [
         launch.layout for launch in sanitize.LAUNCHES
@@ -238,7 +238,7 @@ def test_the_sanitizers_encodings_are_fine(encoding):
     sanitize.encode(encoding, torch.device("cpu"))
 
 
-def test_the_sanitizer_sees_every_encoder_and_type():
+def test_the_sanitizers_cases_have_every_encoder_and_type():
     import torch
 
     assert {x.encoder for x in sanitize.ENCODINGS} == {"uint8", "top_k", "counts"}

@@ -95,7 +95,7 @@ def test_quality_gives_paired_intervals(tmp_path, capsys):
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_data_say_how_to_get_them(tmp_path, capsys):
+def test_the_error_of_missing_data_names_the_way_to_get_them(tmp_path, capsys):
     assert main(["teachers", "--parts", "training", "--fashion", str(tmp_path)], tmp_path) == 1
     assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err
     assert main(["teachers", "--parts", "quality", "--letter", str(tmp_path / "none.rda")], tmp_path) == 1

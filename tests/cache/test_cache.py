@@ -1,3 +1,5 @@
+"""Caches written and read again: numbers, uids, statistics, bad arguments, and caches made of other inputs."""
+
 import os
 import subprocess
 import sys

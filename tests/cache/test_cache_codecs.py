@@ -1,9 +1,12 @@
+"""Codecs: the stored rows against the given ones, masks, draws, packed ids, and the targets that are made of records."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from cache_helpers import digits, in_uid_order
+from codec_helpers import stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,8 +14,6 @@ from hypothesis.extra.numpy import arrays
 from ensdistill.cache import CacheError, TargetCache, cache_targets
 from ensdistill.cache.codecs import codec_of, kl_divergence, record_of
 from ensdistill.cache.codecs.ids import pack_ids, unpack_ids
-from ensdistill.cache.encoding import Encoder
-from ensdistill.cache.plan import make_plan
 from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import Counts, LogProbs, QuantizedLogits, TopK
 
@@ -22,33 +23,6 @@ LOGITS = arrays(
     st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 40)),
     elements=st.floats(-50, 50, width=32),
 )
-
-
-def stored(codec, logits, **options):
-    """Logits [N, K, C] as a reader gets them, through the bytes of a record and back; and the KL [N, K] that
-    the writer measured."""
-    n, k, c = logits.shape
-    settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
-    names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
-    plan = make_plan(
-        members=names,
-        classes=classes,
-        codec=codec,
-        rows=n,
-        views=1,
-        sequences=False,
-        shard_rows=n,
-        **settings,
-    )
-    place = record_of(codec_of(codec), k if settings["mixture_at"] is None else 1, c)
-    records = np.zeros((n, place.bytes), np.uint8)
-    views = place.views(records)
-    fields, costs = Encoder(plan, codec_of(codec))(
-        np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None
-    )
-    for name, value in fields.items():
-        views[name][:] = value
-    return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
 
 
 def mask(logits, keep_class):

@@ -79,7 +79,7 @@ def test_conversion_prints_its_cost(cache, tmp_path):
     assert (status, "path: expected one on this machine; got s3://bucket/small" in flat(err)) == (1, True)
 
 
-def test_wrong_files_and_words(cache, tmp_path):
+def test_wrong_files_and_arguments(cache, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     words = ["--name", "d", "--uids", "in-order", "--weight", "0.5", "--logits"]
     status, _, err = run("cache", "add-member", cache.path, tmp_path / "n", *words, tmp_path / "objects.npy")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cache_helpers import Teachers, contents, digits, in_uid_order
-from test_cache_views import LENGTHS, N, token_teachers
+from view_helpers import LENGTHS, N, token_teachers
 
 from ensdistill.cache import (
     CacheError,

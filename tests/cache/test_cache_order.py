@@ -5,7 +5,7 @@ import pytest
 from cache_helpers import digits, in_uid_order
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from test_cache_views import LENGTHS, N, token_teachers
+from view_helpers import LENGTHS, N, token_teachers
 
 from ensdistill import ArrayMember, CallableMember, Ensemble, Rows, SklearnMember
 from ensdistill.cache import CacheMismatch, TargetCache, add_member, cache_targets, convert, drop_member

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from cache_helpers import digits, in_uid_order
+from codec_helpers import stored
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from job_helpers import write_job
-from test_cache_codecs import stored
 
 from ensdistill import CallableMember, Ensemble, Rows, StudentTrainer, top_k_targets
 from ensdistill.cache import (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cache_helpers import Teachers, contents, digits
+from view_helpers import LENGTHS, N, Seeing, token_teachers
 
 from ensdistill.cache import (
     CacheCorrupt,
@@ -31,7 +32,6 @@ from ensdistill.student.blocks import TargetBlocks, draw_block, versions_of
 from ensdistill.student.inputs import Preparation, StepReader
 from ensdistill.student.trainer import StudentTrainer
 
-N = 90
 STUDENT = partial(CNN, channels=[4])
 
 
@@ -39,19 +39,6 @@ STUDENT = partial(CNN, channels=[4])
 def images():
     _, rows = digits(N)
     return Rows((rows.inputs[:, 1:] / 16).reshape(N, 1, 8, 8), rows.uids, rows.labels)
-
-
-class Seeing:
-    """A teacher whose word follows from the pixels."""
-
-    names, classes, weights, combiner = ("a",), tuple("0123456789"), np.ones(1), "prob"
-    matrix = np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)  # exact sums, in any order
-
-    def predict_logits(self, inputs):
-        return (inputs.reshape(len(inputs), 64) @ self.matrix)[None]
-
-    def fingerprint(self):
-        return {"members": ["a"]}
 
 
 def views_cache(images, folder, **options):
@@ -165,16 +152,6 @@ def test_a_student_refuses_temperatures_and_members_that_a_cache_lacks(images, t
 
 # Sequences
 # ------------------------------------------------------------------------------------------------------------
-
-LENGTHS = np.random.default_rng(2).integers(1, 9, N)
-
-
-def token_teachers():
-    logits = np.random.default_rng(3).normal(0, 3, (2, N, 8, 12)).astype(np.float32)
-    names, classes = ("a", "b"), tuple("abcdefghijkl")
-    return Teachers(logits, names, classes, np.array([0.6, 0.4])), np.arange(N)[:, None].repeat(8, 1).astype(
-        np.float32
-    )
 
 
 @pytest.mark.parametrize("codec", ["fp32", "uint8", "topk-4", "counts-30"])

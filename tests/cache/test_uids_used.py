@@ -8,8 +8,8 @@ import pytest
 import torch
 from cache_helpers import contents, digits
 from scipy.special import softmax
-from test_cache_views import LENGTHS, N, Seeing, token_teachers
 from uid_helpers import EVERY, OWN, ROWS, SMALL, own_rows
+from view_helpers import LENGTHS, N, Seeing, token_teachers
 
 from ensdistill import ArrayMember, Ensemble
 from ensdistill.cache import (
@@ -111,7 +111,7 @@ def test_exported(uid_cache, tmp_path):
     np.testing.assert_array_equal(np.stack(table["logits: b"].to_numpy()), own_rows()[0].logits[1])
 
 
-def test_the_commands_know_the_uids(uid_cache, tmp_path, capsys):
+def test_the_commands_use_the_uids(uid_cache, tmp_path, capsys):
     assert cache_command(["info", str(uid_cache.path)]) == 0
     assert "the data set's own, in uids.safetensors" in capsys.readouterr().out
     np.save(tmp_path / "n.npy", own_rows()[0].logits[0])
@@ -163,7 +163,7 @@ def test_versions_are_keyed_by_uid(tmp_path):
 @pytest.mark.parametrize(
     ("codec", "mixture_at"), [("uint8", None), ("fp32", None), ("topk-5", 1.0), ("counts-50", 1.0)]
 )
-def test_a_student_does_not_see_by_which_uids_its_samples_are_known(tmp_path, codec, mixture_at):
+def test_a_student_is_the_same_for_any_uids(tmp_path, codec, mixture_at):
     students = []
     trainer = StudentTrainer(Optimization(steps=40, batch_size=32))
     for name, uids in (("places", np.arange(ROWS)), ("own", OWN)):

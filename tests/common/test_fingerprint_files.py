@@ -1,3 +1,5 @@
+"""Digests of values and of code, and files that are whole or not there at all."""
+
 import errno
 import importlib
 import json

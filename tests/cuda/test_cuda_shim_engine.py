@@ -156,7 +156,7 @@ def test_launches_that_a_device_refuses_are_refused(name: str, checked: Path) ->
         ("writes_behind_global", "WRITE of size 4"),
     ],
 )
-def test_the_address_sanitizer_sees_where_memory_ends(name: str, what: str, bounded: Path) -> None:
+def test_the_address_sanitizer_finds_accesses_past_the_end(name: str, what: str, bounded: Path) -> None:
     status, text = play(bounded, name)
     assert status not in (0, 3)
     assert f"{what}".encode() in text

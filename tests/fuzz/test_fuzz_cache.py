@@ -60,7 +60,7 @@ def test_malformed_files_are_refused_or_harmless(job, figures):
     assert result["refused"] < rounds  # and some are not: the fuzzer gets through the checksums
 
 
-def test_manifests_that_look_for_a_way_through(tmp_path, figures):
+def test_manifests_guided_by_coverage(tmp_path, figures):
     pytest.importorskip("atheris", reason="pip install 'ensdistill[fuzz]'")
     rounds = ROUNDS // 2
     result = run([sys.executable, str(HERE / "guided_fuzzer.py"), str(rounds), "1"], TMPDIR=str(tmp_path))
@@ -110,7 +110,7 @@ def test_the_native_reader_bears_any_file(tmp_path, figures):
 @pytest.mark.skipif(
     shutil.which("clang++") is None or sys.platform != "linux", reason="no clang++, which has libFuzzer"
 )
-def test_files_that_look_for_a_way_through_the_native_reader(tmp_path, figures):
+def test_files_for_the_native_reader_guided_by_coverage(tmp_path, figures):
     program, built = compiled(
         "clang++", tmp_path, "-DENSDISTILL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined"
     )

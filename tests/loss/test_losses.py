@@ -178,7 +178,7 @@ def test_weights_are_the_modules_own():
         ({"class_dim": 1.0}, TypeError, "class_dim: expected an int; got 1.0"),
     ],
 )
-def test_settings_are_looked_at_when_they_are_given(settings, error, message):
+def test_settings_are_checked_when_they_are_given(settings, error, message):
     with pytest.raises(error, match=message):
         DistillationLoss(**settings)
 

@@ -1,3 +1,5 @@
+"""The compiled library: its description, instruction sets, memory, and errors where it is missing."""
+
 import os
 import shutil
 import subprocess

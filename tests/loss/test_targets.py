@@ -1,3 +1,5 @@
+"""The classes of targets: decoding, combiners, rows, devices."""
+
 from dataclasses import replace
 
 import pytest
@@ -34,7 +36,7 @@ def test_code_zero_is_masked_only_where_the_scale_is_negative():
 @pytest.mark.parametrize("impl", ["fused", "reference"])
 @pytest.mark.parametrize("kind", [EnsembleLogits, QuantizedLogits])
 @pytest.mark.parametrize("combiner", ["prob", "logit", "log_prob"])
-def test_targets_say_how_their_members_are_mixed(kind, combiner, impl):
+def test_targets_have_a_combiner_of_their_own(kind, combiner, impl):
     plain = (
         EnsembleLogits(make_logits(3, 9, 12, seed=1))
         if kind is EnsembleLogits
@@ -136,7 +138,7 @@ def every_kind(k, n, c):
 
 
 @pytest.mark.parametrize("kind", range(8))
-def test_rows_are_views_that_know_all_the_rest(kind):
+def test_rows_are_views_with_all_other_fields(kind):
     target, student = list(every_kind(3, 9, 12))[kind], make_logits(9, 12, seed=0)
     part = target.rows(2, 6)
     assert type(part) is type(target)

@@ -1,3 +1,5 @@
+"""Metrics of probabilities against scikit-learn and against sums by hand."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -234,7 +234,7 @@ def with_student(change: Any, **levels: float) -> dict[str, Any]:
     return judge(run_results(levels, students=[StudentResults("mlp", "", models, {})]))
 
 
-def test_cannot_tell_where_the_difference_is_noise() -> None:
+def test_the_verdict_is_open_where_the_difference_is_noise() -> None:
     def exchange(p: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
         # Forty rows change places with a fresh draw: a few better, a few fewer worse.
         wrong, right = np.nonzero(p.argmax(1) != y)[0], np.nonzero(p.argmax(1) == y)[0]

@@ -1,3 +1,5 @@
+"""The bootstrap: paired resamples, intervals of means and of ratios."""
+
 import numpy as np
 import pytest
 

@@ -26,7 +26,7 @@ def figures():
     return draw(results, judge(results))
 
 
-def test_every_curve_has_its_own_look_and_the_legend_is_beside_them(figures):
+def test_every_curve_has_its_own_style_and_the_legend_is_beside_them(figures):
     figure = figures["learning_curves"]
     for axis in figure.axes:
         assert len({(to_hex(line.get_color())) for line in axis.lines}) == len(axis.lines) == 4

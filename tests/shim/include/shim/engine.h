@@ -9,7 +9,7 @@ struct uint3 {
   unsigned x, y, z;
 };
 
-// Where a kernel calls something: in reports, and to tell barriers apart.
+// The place of a call in a kernel: for reports, and to distinguish barriers.
 struct Place {
   const char* file;
   int line;

@@ -1,0 +1,34 @@
+"""Logits through a codec without a cache."""
+
+import numpy as np
+
+from ensdistill.cache.codecs import codec_of, record_of
+from ensdistill.cache.encoding import Encoder
+from ensdistill.cache.plan import make_plan
+
+
+def stored(codec, logits, **options):
+    """Logits [N, K, C] as a reader gets them, through the bytes of a record and back; and the KL [N, K] that
+    the writer measured."""
+    n, k, c = logits.shape
+    settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
+    names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
+    plan = make_plan(
+        members=names,
+        classes=classes,
+        codec=codec,
+        rows=n,
+        views=1,
+        sequences=False,
+        shard_rows=n,
+        **settings,
+    )
+    place = record_of(codec_of(codec), k if settings["mixture_at"] is None else 1, c)
+    records = np.zeros((n, place.bytes), np.uint8)
+    views = place.views(records)
+    fields, costs = Encoder(plan, codec_of(codec))(
+        np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None
+    )
+    for name, value in fields.items():
+        views[name][:] = value
+    return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
