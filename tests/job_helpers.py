@@ -128,6 +128,11 @@ def succeed(*words: str | Path, processes: bool = False) -> str:
     return out
 
 
+def flat(text: str) -> str:
+    """The text on one line, so that the terminal's width does not matter."""
+    return " ".join(text.split())
+
+
 def numbers(folder: Path) -> dict[str, Any]:
     """report.json without latencies and seconds, which depend on the clock, and without the run's name."""
     report = _without_clock(json.loads((folder / "report.json").read_text()))

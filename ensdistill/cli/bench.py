@@ -16,40 +16,55 @@ from ensdistill.bench.contenders import Peers
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.run import run
+from ensdistill.cli.messages import Parser, whole_number
 
 # The truth holds all members of a row in float64, and plain torch code, the measure of all others, rounds the
 # more the more there are.
 _MOST_MEMBERS = 32
 DESCRIPTION = """\
-Times ensdistill's distillation losses, forward+backward and forward alone, against
-  eager          plain torch code (kl_div of probabilities or log-probabilities, cross_entropy: the fastest)
+Times ensdistill's distillation losses, forward+backward and forward alone,
+against
+  eager          plain torch code (kl_div of probabilities or
+                 log-probabilities, cross_entropy: the fastest)
   compile        torch.compile of it; on a GPU also with max-autotune
-  specification  impl="compile", on some shapes; impl="reference" is eager code, so it isn't timed besides
-  floor          a loop that reads every input once and writes the gradient's buffer once; on a GPU a copy of as many bytes
-A checkout's `python -m benchmarks kernels` adds Liger-Kernel, and quack's cross entropy (which reads no teacher), on a GPU.
+  specification  impl="compile", on some shapes
+                 (impl="reference" is eager code, so it isn't timed besides)
+  floor          a loop that reads every input once and writes the gradient's
+                 buffer once; on a GPU a copy of as many bytes
+A checkout's `python -m benchmarks kernels` adds Liger-Kernel, and quack's cross
+entropy (which reads no teacher), on a GPU.
 
-Shapes: C = {classes}, K = {members}, forward KL of {targets};
-on a CPU {halves}, on a GPU all of these and uint8 codes with a
-bfloat16 student too. Then other divergences, top-k targets, hard labels, feature maps, small batches, by-products, and last layers.
+Shapes: C = {classes};
+K = {members}; forward KL of {targets};
+on a CPU {halves};
+on a GPU all of these, and uint8 codes with a bfloat16 student.
+Then other divergences, top-k targets, hard labels, feature maps, small batches,
+by-products, and last layers.
 
-All run in rotation in one process; medians count. Before that, every loss and gradient is checked against float64: one of ours that
-is further off than plain torch code ends the run, others are left out. The result is written after each shape.
+All run in rotation in one process; medians count. Before that, every loss and
+gradient is checked against float64: one of ours that is further off than plain
+torch code ends the run, others are left out. The result is written after each
+shape.
 
-x floor is the gain that is left (1 is the end), x eager and x compile the gain so far.
-Keep the machine quiet: other programs take memory bandwidth from all of them.
+x floor is the gain that is left (1 is the end), x eager and x compile the gain
+so far. Keep the machine quiet: other programs take memory bandwidth from all
+of them.
 """
 EPILOG = """\
 examples:
-  {prog}                    everything, about a quarter of an hour on 2 cores
-  {prog} --quick            9 shapes, under two minutes; on a GPU 16, under five
-  {prog} --resume           go on with an interrupted run
+  {prog}
+      everything, about a quarter of an hour on 2 cores
+  {prog} --quick
+      9 shapes, under two minutes; on a GPU 16, under five
+  {prog} --resume
+      go on with an interrupted run
   {prog} --classes 1000 --members 1 4 --targets float32 uint8
 """
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
+def parser(prog: str) -> Parser:
     """The options."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=prog,
         description=DESCRIPTION.format(**_grid()),
         epilog=EPILOG.format(prog=prog),
@@ -78,7 +93,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--members", type=_members, nargs="+", metavar="K", help=f"likewise; at most {_MOST_MEMBERS}"
     )
     p.add_argument(
-        "--targets", nargs="+", choices=suite.TARGETS, help="likewise; uint8 codes meet a float32 student"
+        "--targets",
+        nargs="+",
+        choices=suite.TARGETS,
+        metavar="KIND",
+        help=f"likewise; of {', '.join(suite.TARGETS)}; uint8 codes meet a float32 student",
     )
     p.add_argument(
         "--data-mib",
@@ -111,7 +130,7 @@ def _grid() -> dict[str, str]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = whole_number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1; got {text}")
     return value
@@ -134,7 +153,7 @@ def main(
 
     The result goes to ``folder``, by default the current one.
     """
-    options = parser(prog).parse_args(arguments)
+    options = parser(prog).parse(arguments)
     notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     screen = Console(highlight=False)
     screen.width = max(

@@ -26,29 +26,24 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cli.display import Rate
+from ensdistill.cli.messages import Parser, number, whole_number
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
 CODECS = "uint8, fp16, bf16, fp32, topk-N, counts-N, or the import path of a codec of your own"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    p = argparse.ArgumentParser(
-        prog="ensdistill cache", description="Commands for a target cache that is built."
-    )
-    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parsers() -> dict[str, Parser]:
+    """The options of each command."""
+    commands: dict[str, Parser] = {}
 
     def command(
         name: str, work: Callable[[argparse.Namespace, Console], int], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text[0].lower() + text[1:].split(". ")[0].rstrip("."),
-            description=f"{text} Example: ensdistill cache {name} {example}",
-        )
-        sub.set_defaults(work=work)
-        return sub
+    ) -> Parser:
+        text = f"{text} Example: ensdistill cache {name} {example}"
+        commands[name] = Parser(prog=f"ensdistill cache {name}", description=text)
+        commands[name].set_defaults(work=work)
+        return commands[name]
 
     sub = command(
         "info",
@@ -72,16 +67,25 @@ def parser() -> argparse.ArgumentParser:
         "--against-teachers",
         type=_share,
         metavar="SHARE",
-        help="also predict so many of the samples (0.1%% or 0.001) with the teachers again and compare",
+        help="also predict this share of the samples (0.1%% or 0.001) with the teachers and compare",
     )
     sub.add_argument(
-        "--ensemble", type=Path, help="the saved ensemble (default: that of the job whose cache this is)"
+        "--ensemble",
+        type=Path,
+        metavar="FOLDER",
+        help="the saved ensemble (default: that of the job whose cache this is)",
     )
-    sub.add_argument("--transfer", type=Path, help="transfer.safetensors (default: the one beside the cache)")
+    sub.add_argument(
+        "--transfer",
+        type=Path,
+        metavar="FILE",
+        help="transfer.safetensors (default: the one beside the cache)",
+    )
     sub.add_argument(
         "--config",
         type=Path,
-        help="the job's YAML file: with the augmentation of a cache with views, and your own model classes",
+        metavar="FILE",
+        help="the job's YAML file; needed for a cache with views and for model classes of your own",
     )
 
     sub = command(
@@ -94,8 +98,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _folder(sub)
     _out(sub)
-    sub.add_argument("--name", required=True, help="of the new member")
-    sub.add_argument("--logits", type=Path, required=True, metavar="FILE.npy")
+    sub.add_argument("--name", required=True, help="the new member's name")
+    sub.add_argument(
+        "--logits", type=Path, required=True, metavar="FILE.npy", help="float32 [samples, classes]"
+    )
     sub.add_argument(
         "--uids",
         required=True,
@@ -104,15 +110,15 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--weight",
-        type=float,
+        type=number,
         required=True,
-        help="beside the weights that are there, which stay as they are",
+        help="the new member's weight; the weights of the others stay as they are",
     )
     sub.add_argument(
         "--max-kl",
-        type=float,
+        type=number,
         metavar="NATS",
-        help="refuse a row whose error is larger, the source's error included",
+        help="refuse a row whose KL is larger, all conversions added up",
     )
 
     sub = command(
@@ -123,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _folder(sub)
     _out(sub)
-    sub.add_argument("--name", required=True, help="of the member")
+    sub.add_argument("--name", required=True, help="the member's name")
 
     sub = command(
         "reweight",
@@ -146,15 +152,17 @@ def parser() -> argparse.ArgumentParser:
     _out(sub)
     sub.add_argument("--codec", required=True, help=CODECS)
     sub.add_argument(
-        "--mixture-at", type=float, metavar="T", help="keep only the members' mixture at this temperature"
+        "--mixture-at", type=number, metavar="T", help="keep only the members' mixture at this temperature"
     )
     sub.add_argument(
         "--max-kl",
-        type=float,
+        type=number,
         metavar="NATS",
-        help="refuse a row whose error is larger, the source's error included",
+        help="refuse a row whose KL is larger, all conversions added up",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the draws of counts-N")
+    sub.add_argument(
+        "--seed", type=whole_number, default=0, help="the seed of the draws of counts-N (default: 0)"
+    )
 
     sub = command(
         "export",
@@ -163,37 +171,38 @@ def parser() -> argparse.ArgumentParser:
         f"{EXAMPLE} targets.parquet",
     )
     _folder(sub)
-    sub.add_argument("file", metavar="FILE.parquet")
+    sub.add_argument("file", metavar="FILE.parquet", help="the new file")
 
     sub = command(
         "push", _push, "Copies a target cache to a URL that fsspec knows.", f"{EXAMPLE} s3://bucket/targets"
     )
     _folder(sub)
-    sub.add_argument("url")
+    sub.add_argument("url", metavar="URL", help="the copy's place, such as s3://bucket/targets")
     _overwrite(sub)
 
     sub = command(
         "pull", _pull, "Copies a target cache from a URL that fsspec knows.", "s3://bucket/targets here"
     )
-    sub.add_argument("url")
-    sub.add_argument("folder")
+    sub.add_argument("url", metavar="URL", help="the cache's place, such as s3://bucket/targets")
+    sub.add_argument("folder", metavar="FOLDER", help="the copy's folder")
     _overwrite(sub)
     _trust(sub)
-    return p
+    return commands
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command; returns the exit status. Wrong usage exits with 2, as argparse does."""
-    options = parser().parse_args(list(words))
+    """Run the command that is the first word; return the exit status. Wrong usage exits with 2, as argparse
+    does."""
+    options = parsers()[words[0]].parse(words[1:])
     return options.work(options, Console(highlight=False, soft_wrap=True))
 
 
-def _folder(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("folder", metavar="FOLDER", help="of the cache")
+def _folder(sub: Parser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="the cache's folder")
     _trust(sub)
 
 
-def _trust(sub: argparse.ArgumentParser) -> None:
+def _trust(sub: Parser) -> None:
     text = (
         "a codec outside ensdistill, by import path, that may be imported to read the cache; may be given "
         "several times"
@@ -202,16 +211,18 @@ def _trust(sub: argparse.ArgumentParser) -> None:
 
 
 def _open(options: argparse.Namespace) -> TargetCache:
+    if Path(options.folder).is_file():
+        raise NotADirectoryError(f"{options.folder}: expected a target cache's folder; got a file")
     return TargetCache.open(options.folder, trusted=options.trust)
 
 
-def _out(sub: argparse.ArgumentParser) -> None:
+def _out(sub: Parser) -> None:
     sub.add_argument("out", metavar="OUT", help="the new cache's folder")
     _overwrite(sub)
 
 
-def _overwrite(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--overwrite", action="store_true", help="even if another cache is there")
+def _overwrite(sub: Parser) -> None:
+    sub.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
 
 
 def _share(text: str) -> float:
@@ -244,13 +255,13 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     table.add_row("folder", str(options.folder))
     views = f", in {cache.views} views" if cache.views > 1 else ""
     records = sum(shard["records"] for shard in manifest["shards"])
-    positions = f"; {records} positions of sequences" if manifest["sequences"] else ""
+    shards = len(manifest["shards"])
+    each = ", one for each position of a sequence" if manifest["sequences"] else ""
     size = sum(file["bytes"] for file in m.files_of(manifest))
-    table.add_row(
-        "records",
-        f"{len(cache)}{views}{positions} of {cache.layout.bytes} bytes, in {len(manifest['shards'])} "
-        f"shards, {size / 1e6:.4g} MB",
-    )
+    table.add_row("samples", f"{len(cache)}{views}")
+    pieces = f"in {shards} shard{'s' * (shards != 1)}"
+    table.add_row("records", f"{records}{each}, of {cache.layout.bytes} bytes each, {pieces}")
+    table.add_row("files", f"{_size(size)} in all")
     if "uids" in manifest:
         table.add_row("uids", f"the data set's own, in {m.UIDS}")
     converted = any(m.conversions(manifest, name) for name in cache.names)
@@ -285,6 +296,15 @@ def _info(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _size(count: int) -> str:
+    """A number of bytes in the largest unit of which it is at least one."""
+    units = [
+        (unit, power) for power, unit in enumerate(("bytes", "kB", "MB", "GB", "TB")) if count >= 1000**power
+    ]
+    unit, power = units[-1] if units else ("bytes", 0)
+    return f"{count / 1000**power:.4g} {unit}"
+
+
 def _in_words(value: Any) -> str:
     """The subject of a fingerprint's step, without braces and with few digits."""
     if isinstance(value, dict):
@@ -296,9 +316,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     cache = _open(options)
     with _progress("reading", "bytes") as progress:
         cache.verify(progress=progress)
-    console.print(
-        f"[green]✓[/] {len(cache)} records in {len(cache.manifest['shards'])} shards: every byte as written"
-    )
+    console.print(f"[green]✓[/] {options.folder}: {len(cache)} samples read, every byte is as written")
     if options.against_teachers is not None:
         from safetensors.numpy import load_file
 
@@ -322,7 +340,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
             )
         rows = Rows(**load_file(transfer))
         teachers = Ensemble.load(ensemble, trusted)
-        with _progress("asking the teachers") as progress:
+        with _progress("predicting with the teachers") as progress:
             count = cache.verify_against(
                 teachers, rows, share=options.against_teachers, augment=augment, progress=progress
             )
@@ -339,7 +357,7 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
     from ensdistill.cli.settings import load_config
     from ensdistill.job.run_folder import RunFolder
 
-    config = load_config(["--config", str(file)], "cache build")
+    config = load_config(["--config", str(file)])
     return RunFolder(config).trusted, config.cache.augment
 
 

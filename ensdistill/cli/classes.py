@@ -4,7 +4,6 @@ name."""
 from __future__ import annotations
 
 import collections.abc as abc
-import difflib
 import importlib
 import inspect
 import types
@@ -14,26 +13,36 @@ from enum import Enum
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, GetPydanticSchema, PlainValidator, Strict, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
-from typing_extensions import TypedDict
+from pydantic import GetPydanticSchema, PlainValidator, Strict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+from pydantic_core import core_schema as s
+
+from ensdistill.cli.messages import nearest
 
 # A class in one of these modules can be named without its module.
 MODULES = [
     f"ensdistill.{m}"
-    for m in ("data", "teachers.recipes", "teachers.methods", "data.transfer", "data.augmentation", "models")
+    for m in (
+        "data",
+        "teachers.recipes",
+        "teachers.existing",
+        "teachers.methods",
+        "data.transfer",
+        "data.augmentation",
+        "models",
+    )
 ]
 BRANCH = "|"  # marks a branch of a union in an error's location
 KNOWN = (bool, int, float, str, types.NoneType, None, list, tuple, dict)
 
 
-def parse(hint: Any, settings: Any, plain: str = "") -> Any:
+def parse(hint: Any, settings: Any, plain: bool = False) -> Any:
     """Check settings against a type hint and build its object; raise pydantic's ValidationError with every
     fault.
 
-    Where ``plain`` is "all" or "skip_default", return the settings instead, with their defaults or without.
+    Where ``plain`` is set, return the settings instead, with their defaults.
     """
     return TypeAdapter(_annotation(hint)).validate_python(settings, context=plain)
 
@@ -92,12 +101,6 @@ def is_group(hint: Any) -> bool:
     return is_dataclass(hint) and not methods(hint)
 
 
-def nearest(name: str, names: abc.Iterable[str], prefix: str = "") -> str:
-    """`` Did you mean ...?``, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, sorted({n for n in names if n[0] != "_"}), 1)
-    return f" Did you mean {prefix + near[0]!r}?" if near else ""
-
-
 def _annotation(hint: Any) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if types.NoneType in inner:
@@ -144,22 +147,22 @@ WITHIN: dict[type, Any] = {list: list[ANYTHING], dict: dict[Any, ANYTHING]}
 
 def _one_of(values: tuple[Any, ...]) -> Any:
     names = {"names": [str(value) for value in values]}
-    schema = core_schema.literal_schema(list(values))
-    return core_schema.custom_error_schema(
+    schema = s.literal_schema(list(values))
+    return s.custom_error_schema(
         schema, "one_of", custom_error_message="one of names", custom_error_context=names
     )
 
 
 def _union(choices: list[Any]) -> Any:
-    return core_schema.union_schema([(choice, BRANCH) for choice in choices], mode="left_to_right")
+    return s.union_schema([(choice, BRANCH) for choice in choices], mode="left_to_right")
 
 
-def _build(base: Any, value: Any, plain: str, factory: bool) -> Any:
+def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     """An object of ``base``, or a factory of one, from its settings."""
     named = isinstance(value, dict) and "class_path" in value
     if is_group(base) and not named:
         arguments = TypeAdapter(_mapping(parameters(base))).validate_python(value, context=plain)
-        return _completed(base, arguments, plain) if plain else _call(base, arguments)
+        return _completed(base, arguments) if plain else _call(base, arguments)
     path = value.get("class_path") if isinstance(value, dict) else value
     try:
         cls = find_class(path)
@@ -178,31 +181,32 @@ def _build(base: Any, value: Any, plain: str, factory: bool) -> Any:
     checked = TypeAdapter(_mapping(outer)).validate_python(settings, context=plain)
     arguments = {**checked["init_args"], **checked.get("dict_kwargs", {})}
     if plain:
-        return {"class_path": path, "init_args": _completed(cls, arguments, plain)}
+        return {"class_path": path, "init_args": _completed(cls, arguments)}
     return partial(cls, **_completed(cls, arguments)) if factory else _call(cls, arguments, "init_args")
 
 
 def _mapping(known: dict[str, Parameter]) -> Any:
     """The annotation of a mapping from the names of these parameters to their values."""
     single = {n: p for n, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    required = {n for n, p in single.items() if p.default is Parameter.empty}
 
-    def check(value: Any) -> Any:
-        if not isinstance(value, dict | None):
-            raise _fault(f"expected a mapping of names to values; got {value!r}")
-        unknown = [name for name in value or () if name not in single]
-        if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            raise _fault(
-                f"there is no such setting; known: {', '.join(single)}.", str(unknown[0]), names=list(single)
-            )
-        return {n: {} for n in required if is_group(known[n].annotation)} | (value or {})
+    def refuse(_: Any) -> Any:
+        names = list(single)
+        text = f"there is no such setting; known: {', '.join(names)}."
+        raise PydanticCustomError("fault", "{text}", {"text": text, "names": names})
 
-    kinds = {
-        n: (Required if n in required else NotRequired)[_annotation(p.annotation)] for n, p in single.items()
-    }
-    kind = TypedDict("kind", kinds)  # type: ignore[misc]
-    kind.__pydantic_config__ = {"extra": "allow"}  # type: ignore[attr-defined]
-    return Annotated[kind, BeforeValidator(check)]
+    def schema(_: Any, handler: Any) -> Any:
+        kinds = {}
+        for name, parameter in single.items():
+            kind, required = handler(_annotation(parameter.annotation)), parameter.default is Parameter.empty
+            if required and is_group(parameter.annotation):  # its own settings may all have defaults
+                kind, required = s.with_default_schema(kind, default={}, validate_default=True), False
+            kinds[name] = s.typed_dict_field(kind, required=required)
+        is_open = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        more = s.any_schema() if is_open else s.no_info_plain_validator_function(refuse)
+        mapping = s.typed_dict_schema(kinds, extra_behavior="allow", extras_schema=more)
+        return s.no_info_before_validator_function(lambda value: {} if value is None else value, mapping)
+
+    return Annotated[Any, GetPydanticSchema(schema)]
 
 
 def _call(cls: Any, arguments: dict[str, Any], *place: str) -> Any:
@@ -217,15 +221,12 @@ def _call(cls: Any, arguments: dict[str, Any], *place: str) -> Any:
         raise (_fault(text, *place, *keys) if keys and colon else _fault(str(error))) from error
 
 
-def _completed(cls: Any, arguments: dict[str, Any], plain: str = "all") -> dict[str, Any]:
-    """The arguments with the defaults that can be written down, or without those that equal their
-    defaults."""
+def _completed(cls: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the defaults that can be written down."""
     known = parameters(cls)
-    if plain == "skip_default":
-        return {n: value for n, value in arguments.items() if n not in known or value != known[n].default}
     return {n: p.default for n, p in known.items() if type(p.default) in (*KNOWN, p.annotation)} | arguments
 
 
-def _fault(text: str, *place: str, names: abc.Sequence[str] = ()) -> ValidationError:
-    fault = PydanticCustomError("fault", "{text}", {"text": text, "names": names})
+def _fault(text: str, *place: str) -> ValidationError:
+    fault = PydanticCustomError("fault", "{text}", {"text": text})
     return ValidationError.from_exception_data("settings", [{"type": fault, "loc": place, "input": None}])

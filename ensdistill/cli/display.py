@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from ensdistill.cli.messages import warning_line
+
 NARROW = 100  # columns of a terminal below which the elapsed time gives way to the description
 
 
@@ -75,6 +77,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._overall: TaskID | None = None
+        self._warnings: set[str] = set()
         self.done = 0
 
     def __enter__(self) -> Display:
@@ -85,7 +88,7 @@ class Display:
         self._bars.stop()
 
     def start(self, finished: int, todo: int) -> None:
-        """How many pieces of work there are, and how many of them need no work."""
+        """Print how many of the pieces of work are finished, and show a bar for all of them."""
         if finished and todo:
             self.console.print(
                 f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.",
@@ -98,7 +101,7 @@ class Display:
             )
 
     def progress(self, piece: Any, what: str, done: int, total: int) -> None:
-        """A piece of work has come to ``done`` of ``total`` of ``what``."""
+        """Move the bar of a piece of work to ``done`` of ``total``; ``what`` names its current step."""
         key, description = str(piece), f"{piece} · {what}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(description, total=total)
@@ -106,6 +109,12 @@ class Display:
         if self._bars.tasks[self._bars.task_ids.index(task)].description != description:
             self._bars.reset(task, total=total, description=description)
         self._bars.update(task, completed=done, total=total)
+
+    def warning(self, text: str) -> None:
+        """Print a warning, once however many workers raise it."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self.console.print(warning_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def finished(self, piece: Any, seconds: float) -> None:
         """A piece of work is finished; ``seconds`` are its own, by the process that did it."""

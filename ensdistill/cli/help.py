@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
+import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import docstring_parser
@@ -16,6 +18,16 @@ from ensdistill.common.describe import class_path
 from ensdistill.job.config import Config, StudentConfig
 from ensdistill.teachers.recipes import Recipe
 
+OPTIONS = (
+    ("--config", "Another file of settings, which change those of CONFIG; may be given several times."),
+    ("--print_config", "Print the settings, defaults included, as YAML, and stop."),
+    (
+        "--SETTING.help",
+        "List the classes that a setting may name, or with --SETTING.help CLASS_PATH the arguments of one. "
+        "For example: --cache.transfer.synthetic.help ensdistill.data.transfer.Munge",
+    ),
+)
+
 
 def job_help(command: str, text: str) -> str:
     """``ensdistill COMMAND --help``: every setting; those within lists and mappings at the end."""
@@ -24,19 +36,14 @@ def job_help(command: str, text: str) -> str:
         "examples/digits.yaml --seeds 5"
     )
     student = "distill.students.NAME"
-    groups = {
+    groups: dict[str, Iterable[tuple[str, str]]] = {
+        "options": OPTIONS,
         "settings": _listed(Config, "--"),
         f"settings of each student, --{student}": _listed(StudentConfig, f"--{student}."),
     }
     groups |= {f"init_args of {class_path(cls)}, a kind of members": _listed(cls) for cls in _offered(Recipe)}
-    more = f"ensdistill {command} --cache.transfer.synthetic.help ensdistill.data.transfer.Munge"
     usage = f"ensdistill {command} CONFIG [--SETTING VALUE ...]"
-    return _formatted(
-        groups,
-        usage=usage,
-        description=f"{text} {example}",
-        epilog=f"The arguments of any other class: {more}",
-    )
+    return _formatted(groups, usage=usage, description=f"{text} {example}")
 
 
 def setting_help(setting: str, path: str = "") -> str:
@@ -61,8 +68,9 @@ def setting_help(setting: str, path: str = "") -> str:
         raise ValueError("expected a setting that names a class; `ensdistill run --help` lists them")
     lines = [f"--{setting}: class_path and init_args of one of"]
     lines += [
-        f"  {class_path(c):42} {docstring_parser.parse(c.__doc__ or '').short_description or ''}"
+        line
         for c in _offered(kind)
+        for line in (f"  {class_path(c)}", f"    {_plain(inspect.getdoc(c) or '').splitlines()[0]}")
     ]
     lines += [
         "or of a class of your own with"
@@ -85,13 +93,13 @@ def _offered(base: Any) -> list[type]:
         c: None
         for name in MODULES
         for c in vars(importlib.import_module(name)).values()
-        if inspect.isclass(c) and c is not base
+        if inspect.isclass(c) and c is not base and c.__name__[0] != "_" and not inspect.isabstract(c)
     }
     return [c for c in found if c.__module__.startswith(tuple(MODULES)) and is_kind(c, base)]
 
 
 def _listed(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The name and the explanation of each setting."""
+    """The name and the explanation of each setting: its type and default, then the docstring's text."""
     texts = {p.arg_name: p for p in docstring_parser.parse(inspect.getdoc(cls) or "").params}
     texts = {name.strip(): p for names, p in texts.items() for name in names.split(",")}
     for name, parameter in parameters(cls).items():
@@ -99,16 +107,23 @@ def _listed(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _listed(parameter.annotation, f"{prefix}{name}.")
             continue
         kind = getattr(texts.get(name), "type_name", None) or inspect.formatannotation(parameter.annotation)
-        default = (
-            "required" if parameter.default is inspect.Parameter.empty else f"default: {parameter.default}"
+        default = parameter.default
+        given = (
+            "required"
+            if default is inspect.Parameter.empty
+            else f"default {json.dumps(default, default=str)}"
         )
-        yield (
-            f"{prefix}{name}",
-            f"{getattr(texts.get(name), 'description', None) or ''} ({kind}; {default})".strip(),
-        )
+        text = getattr(texts.get(name), "description", None) or ""
+        yield f"{prefix}{name}", _plain(f"{kind.removesuffix(', optional')}; {given}. {text}")
 
 
-def _formatted(groups: dict[str, Iterator[tuple[str, str]]], **options: Any) -> str:
+def _plain(text: str) -> str:
+    """A docstring's text without the marks of Sphinx."""
+    text = re.sub(r":\w+:`(?:~[\w.]*\.)?([^`]+)`", r"\1", text)
+    return re.sub(r"(?<!\w)\*(\w[^*]*)\*(?!\w)", r"\1", text.replace("``", "`"))
+
+
+def _formatted(groups: dict[str, Iterable[tuple[str, str]]], **options: Any) -> str:
     parser = argparse.ArgumentParser(
         add_help=False, prefix_chars="\0", **({"usage": argparse.SUPPRESS} | options)
     )

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ensdistill.cli.messages import failure, nearest, short_warnings, usage_error
 from ensdistill.cli.usage import JOBS, OTHERS, USAGE
 
+COMMANDS = ("run", "teachers", "cache", "distill", "report", "info", "bench")
 CACHE_COMMANDS = (
+    "build",
     "info",
     "verify",
     "add-member",
@@ -41,79 +44,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Users name their own models by import path, from the folder in which the command runs.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0 if words else 2
-    if words[0] == "--version":
-        from ensdistill import __version__
-
-        print(f"ensdistill {__version__}")
-        return 0
-    command, rest = words[0], words[1:]
-    if command == "cache" and rest and rest[0] in ("build", *CACHE_COMMANDS):
+    command, rest = " ".join(words[:1]), words[1:]
+    if command == "cache" and rest and rest[0] in CACHE_COMMANDS:
         command, rest = f"cache {rest[0]}", rest[1:]
     try:
-        if command.startswith("cache ") and command != "cache build":
-            from ensdistill.cli.cache import main as cache
-
-            try:
-                return cache([command.removeprefix("cache "), *rest])
-            except SystemExit as usage:  # argparse has printed the error
-                return int(usage.code or 0)
-        if command in OTHERS and _wants_help(rest):
-            print(OTHERS[command], end="")
-            return 0
-        if command == "info":
-            return (
-                _info()
-                if not rest
-                else _usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
-            )
-        if command == "bench":
-            from ensdistill.cli.bench import main as bench
-
-            return bench(rest)
-        if command in STAGES:
-            return _job(command, rest)
+        with short_warnings():
+            return _run(command, rest)
     except KeyboardInterrupt:
-        print("\nStopped. Everything finished is kept; the same command goes on from there.", file=sys.stderr)
+        kept = " Everything finished is kept; the same command goes on from there." * (command in STAGES)
+        print(f"\nStopped.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
         return 0
+    except SystemExit as end:  # argparse, or --print_config, has printed
+        return int(end.code or 0)
     except Exception as error:
-        return _failed(error)
-    known = [*STAGES, *(f"cache {name}" for name in CACHE_COMMANDS), "info", "bench"]
-    if command == "cache" and rest:
-        command = f"cache {rest[0]}"
-    near = difflib.get_close_matches(command, known, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return _usage_error(f"command: expected one of {', '.join(known)}; got {command!r}.{hint}")
+        return failure(error)
 
 
-def _failed(error: Exception) -> int:
-    """An error on the terminal: its message, and a traceback only where the message may not be enough."""
-    from ensdistill.cache.errors import CacheError
-    from ensdistill.common.errors import message
+def _run(command: str, rest: list[str]) -> int:
+    if command in ("", "-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if command else 2
+    if command == "--version":
+        from ensdistill import __version__
 
-    print(f"ensdistill: {message(error)}", file=sys.stderr)
-    details = getattr(error, "details", None)
-    if os.environ.get("ENSDISTILL_TRACEBACK"):
-        import traceback
+        print(f"ensdistill {__version__}")
+        return 0
+    if command in STAGES:
+        return _job(command, rest)
+    if command in OTHERS and (_wants_help(rest) or (command == "cache" and not rest)):
+        print(OTHERS[command], end="")
+        return 0 if rest else 2
+    if command == "info" and rest:
+        return usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
+    if command == "info":
+        return _info()
+    if command == "bench":
+        from ensdistill.cli.bench import main as bench
 
-        print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
-    # The cache's errors, like the system's, are about files and not about code.
-    elif not getattr(error, "by_system", isinstance(error, OSError | CacheError)):
-        print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
-    return 1
+        return bench(rest)
+    if command.startswith("cache "):
+        from ensdistill.cli.cache import main as cache
+
+        return cache([command.removeprefix("cache "), *rest])
+    return _unknown_command(command, rest)
 
 
-def _usage_error(message: str) -> int:
-    print(f"ensdistill: {message}\n`ensdistill --help` shows the commands.", file=sys.stderr)
-    return 2
+def _unknown_command(command: str, rest: list[str]) -> int:
+    """Show the commands that there are, and the line that was probably meant."""
+    name, known = ("cache", CACHE_COMMANDS) if command == "cache" else ("command", COMMANDS)
+    wrong, *others = rest if command == "cache" else [command, *rest]
+    files = [word for word in (wrong, *others) if Path(word).suffix in (".yaml", ".yml")]
+    near = difflib.get_close_matches(wrong, (*known, "--help", "--version"), 1)
+    meant: list[str] = []
+    if near:
+        meant = near if near[0].startswith("-") else [*["cache"] * (command == "cache"), *near, *others]
+    elif name == "command" and files and (wrong in files or wrong.startswith("-")):
+        meant = ["run", files[0], *(word for word in (wrong, *others) if word != files[0])]
+    hint = f" Did you mean `ensdistill {shlex.join(meant)}`?" if meant else ""
+    message = f"{name}: expected one of {', '.join(known)}; got {wrong!r}.{hint}"
+    return usage_error(message, f"`ensdistill {'cache ' * (command == 'cache')}--help` shows the commands.")
 
 
 def _job(command: str, rest: list[str]) -> int:
+    more = f"`ensdistill {command} --help` explains the settings."
     place = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
     if place is not None:
         setting, _, path = rest[place].removeprefix("--").partition("=")
@@ -123,7 +119,7 @@ def _job(command: str, rest: list[str]) -> int:
 
             print(setting_help(setting.removesuffix(".help"), path or following), end="")
         except ValueError as error:
-            return _usage_error(f"--{setting}: {error}")
+            return usage_error(f"--{setting}: {error}", more)
         return 0
     if _wants_help(rest):
         from ensdistill.cli.help import job_help
@@ -133,15 +129,13 @@ def _job(command: str, rest: list[str]) -> int:
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
     try:
-        if wrong := _no_config(command, rest):
-            return _usage_error(wrong)
-        from ensdistill.cli.settings import load_config
+        from ensdistill.cli.settings import load_config, split_arguments
 
-        config = load_config(rest, command)
-    except SystemExit:  # --print_config has printed
-        return 0
+        if wrong := _no_config(command, split_arguments(rest).files, rest):
+            return usage_error(wrong, more)
+        config = load_config(rest)
     except (ValueError, TypeError) as error:
-        return _usage_error(str(error))
+        return usage_error(str(error), more)
 
     from rich.console import Console
 
@@ -149,7 +143,7 @@ def _job(command: str, rest: list[str]) -> int:
     from ensdistill.job.scheduler import run
 
     with Display() as display:
-        report = run(config, STAGES[command], partial(load_config, rest, command, os.getcwd()), display)
+        report = run(config, STAGES[command], partial(load_config, rest, os.getcwd()), display)
     console = Console()
     unchanged = "" if display.done else " (unchanged)"
     if report is None:
@@ -170,19 +164,18 @@ def _wants_help(words: Sequence[str]) -> bool:
     return "-h" in words or "--help" in words
 
 
-def _no_config(command: str, words: list[str]) -> str:
+def _no_config(command: str, paths: list[Path], words: list[str]) -> str:
     """The error in the CONFIG among a job's words, or an empty string."""
     example = f"ensdistill {command} examples/digits.yaml"
-    from ensdistill.cli.settings import split_arguments
-
-    paths = split_arguments(words)[0].config
     for path in paths:
         if path.is_dir():
             return (
                 f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
             )
         if not path.is_file():
-            return f"{command}: CONFIG: there is no file {str(path)!r}"
+            beside = path.parent.iterdir() if path.parent.is_dir() else ()
+            hint = nearest(str(path), [str(p) for p in beside if p.suffix in (".yaml", ".yml")])
+            return f"{command}: CONFIG: there is no file {str(path)!r}.{hint}"
     if paths:
         return ""
     if later := next((word for word in words if Path(word).is_file()), ""):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ensdistill.cli.messages import nearest
 
 EXPECTED = {  # by pydantic's error types
     "int_type": "a whole number",
@@ -32,25 +34,43 @@ Loader.add_implicit_resolver(
 )
 
 
-def split_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
-    """The options ``config`` (list of paths), ``print_config`` and ``stray`` (other words), and settings'
-    texts by dotted name."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", default=[], type=Path)
-    parser.add_argument("--print_config", nargs="?", const="all", choices=("all", "skip_default"))
-    names = {word.partition("=")[0]: None for word in words if word.startswith("--")}
-    own = [name for name in names if name not in ("--config", "--print_config")]
-    for name in own:
-        parser.add_argument(name, dest=name, action="append", metavar="VALUE")
-    try:
-        options, stray = parser.parse_known_args(list(words))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from error
-    options.stray = stray
-    return options, {name.removeprefix("--"): getattr(options, name) for name in own}
+@dataclass
+class Arguments:
+    """A job's arguments: the ``files`` of settings, ``texts`` of settings by dotted name, whether to
+    ``show`` the settings instead of running, and the other words."""
+
+    files: list[Path] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    show: bool = False
+    stray: list[str] = field(default_factory=list)
 
 
-def load_config(arguments: Sequence[str], command: str = "run", folder: str | None = None) -> Any:
+def split_arguments(words: Iterable[str]) -> Arguments:
+    """Sort a job's arguments; raise ValueError for an option without its value."""
+    found, rest = Arguments(), list(words)
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
+        if name == "--print_config":
+            if equals:
+                raise ValueError(f"--print_config: expected no value; got {text!r}")
+            found.show = True
+            continue
+        if not name.startswith("--"):
+            found.stray.append(name + equals + text)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                hint = nearest(name, ("--config", "--print_config"))
+                raise ValueError(f"{name}: expected a value, {name} VALUE; got nothing.{hint}")
+            text = rest.pop(0)
+        if name == "--config":
+            found.files.append(Path(text))
+        else:
+            found.texts.setdefault(name.removeprefix("--"), []).append(text)
+    return found
+
+
+def load_config(words: Iterable[str], folder: str | None = None) -> Any:
     """The `Config` that ``--config FILE`` and overrides make. ``folder`` is put first on the import path.
 
     Raises
@@ -59,7 +79,7 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
         A file is not YAML, or settings are wrong: a line for each, with its path, the value and the
         expectation.
     SystemExit
-        With ``--print_config`` among the arguments, after printing.
+        With ``--print_config`` among the words, after printing.
     """
     from pydantic import ValidationError
     from pydantic_core import to_jsonable_python
@@ -69,23 +89,21 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
 
     if folder is not None and folder not in sys.path:
         sys.path.insert(0, folder)
-    options, overrides = split_arguments(arguments)
-    if options.stray:
-        raise ValueError(f"CONFIG: expected --SETTING VALUE; got {options.stray[0]!r}")
-    files, names = (
-        [_read(path) for path in options.config],
-        {_short(key.rstrip("+").split(".")): key for key in overrides},
-    )
+    given = split_arguments(words)
+    if given.stray:
+        raise ValueError(f"CONFIG: expected --SETTING VALUE; got {given.stray[0]!r}")
+    files = [_read(path) for path in given.files]
+    names = {_short(key.rstrip("+").split(".")): key for key in given.texts}
     as_text: set[str] = set()
     while True:
-        values = [
-            (k, text if k in as_text else _yaml(text, f"--{k}"))
-            for k, texts in overrides.items()
-            for text in texts
-        ]
         nested = [
-            reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value)
-            for key, value in values
+            reduce(
+                lambda inner, name: {name: inner},
+                reversed(key.split(".")),
+                text if key in as_text else _yaml(text, f"--{key}"),
+            )
+            for key, texts in given.texts.items()
+            for text in texts
         ]
         settings: Any = reduce(_merged, [*files, *nested], {})
         try:
@@ -94,13 +112,13 @@ def load_config(arguments: Sequence[str], command: str = "run", folder: str | No
         except ValidationError as error:
             # Where text is expected, `--name 007` is no number and `--distill.mixed_precision no` is not
             # false.
-            texts = [e["loc"] for e in error.errors() if e["type"] in ("string_type", "one_of")]
-            words = {names.get(_short(keys), "") for keys in texts} - {""}
-            if words <= as_text:
+            places = [fault["loc"] for fault in error.errors() if fault["type"] in ("string_type", "one_of")]
+            texts = {names.get(_short(place), "") for place in places} - {"", *as_text}
+            if not texts:
                 raise ValueError("\n".join(_sentence(fault, names) for fault in error.errors())) from error
-            as_text |= words
-    if options.print_config:
-        plain = to_jsonable_python(parse(Config, settings, options.print_config), inf_nan_mode="constants")
+            as_text |= texts
+    if given.show:
+        plain = to_jsonable_python(parse(Config, settings, plain=True), inf_nan_mode="constants")
         print(yaml.safe_dump(plain, sort_keys=False), end="")
         raise SystemExit(0)
     return config
@@ -153,7 +171,7 @@ def _short(keys: Iterable[object]) -> str:
 
 def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     """The setting, its fault and the value; a setting of the command line gets its dashes."""
-    from ensdistill.cli.classes import BRANCH, nearest
+    from ensdistill.cli.classes import BRANCH
 
     keys, names = (
         [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")],

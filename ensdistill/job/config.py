@@ -81,10 +81,11 @@ class CacheConfig:
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
     codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"} or an import path
-        How a target is stored. The first four hold each member's logits, in as many bits. "topk-N", the N
-        likeliest classes and the exact mass of the others, and "counts-N", N draws (at most 255), hold the
-        mixture only and need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a
-        codec of your own; ``docs/extending.md`` shows one.
+        How a target is stored. "uint8", "fp16", "bf16" and "fp32" hold the logits of every member, in 8, 16,
+        16 and 32 bits for each class. "topk-N", for example "topk-8", holds the mixture's N likeliest classes
+        and the exact mass of the others. "counts-N" holds N classes drawn from the mixture, at most 255.
+        These two need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
+        your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
         Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every
         member's logits are kept, which serve every temperature. The best member, which a student is distilled
@@ -142,16 +143,16 @@ class StudentConfig:
         A torch module that maps [N, ...] to logits [N, C]. Of its arguments ``inputs``, ``image``,
         ``outputs`` and ``buckets``, those that are not given are taken from the data.
     optimization : Optimization
-        Of the student.
-    preprocess : "auto", null, or class_path with init_args
-        From raw samples to the model's input. ``auto``: numbers as they are; tables, texts and images by the
-        defaults of :mod:`ensdistill.data.preprocess`, fitted to the labelled rows and the pool.
+        How the student is trained.
     direct : Optimization, optional
-        Of the same model on hard labels: as many steps, but the batch size and learning rate that serve it
-        best. The weight decay may be raised and the steps cut on held-out folds (see
+        How the same model is trained on hard labels: as many steps, but the batch size and learning rate
+        that serve it best. The weight decay may be raised and the steps cut on held-out folds (see
         ``DistillConfig.folds``). The student's by default.
     description : str
-        For the report.
+        Text about the student, for the report.
+    preprocess : "auto", null, or class_path with init_args
+        How raw samples become the model's input. ``auto``: numbers as they are; tables, texts and images by
+        the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool.
     """
 
     model: Callable[[], nn.Module]
@@ -182,7 +183,7 @@ class DistillConfig:
     Parameters
     ----------
     students : dict of str to StudentConfig
-        The first one is the report's headline.
+        The students by name. The report's headline is about the first one.
     loss : LossSettings
         How a student is compared with the targets and the labels. The divergence is the mean over all rows of
         a batch, the cross entropy the mean over those rows that have a label.
@@ -190,10 +191,11 @@ class DistillConfig:
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and
         the better on held-out folds of the labelled rows is *direct*.
     folds : int
-        Folds for that choice, for *direct*'s weight decay, dropout (where the model has an argument of that
-        name) and number of steps, and for its temperature. Rows with equal inputs are in one fold.
+        Folds of the labelled rows, on which *direct* chooses whether to use ``augment``, its weight decay,
+        dropout (where the model has an argument of that name), number of steps, and temperature. Rows with
+        equal inputs are in one fold.
     label_smoothing : float
-        Of *direct with label smoothing*.
+        Label smoothing of the baseline *direct with label smoothing*.
     mixed_precision : {"no", "bf16", "fp16"}
         Precision of the student's forward pass.
     """

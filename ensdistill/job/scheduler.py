@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, Protocol
@@ -32,6 +33,9 @@ class Display(Protocol):
 
     def finished(self, piece: Any, seconds: float) -> None:
         """A unit is finished, in so many seconds of its own."""
+
+    def warning(self, text: str) -> None:
+        """A worker raised a warning with this text."""
 
 
 class UnitFailed(RuntimeError):
@@ -102,7 +106,8 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
                 running[pool.submit(_work, unit)] = unit
             done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
             while not messages.empty():
-                display.progress(*messages.get())
+                show, *arguments = messages.get()
+                getattr(display, show)(*arguments)
             for future in done:
                 unit = running.pop(future)
                 error = future.result()
@@ -156,6 +161,8 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     import torch
 
     torch.set_num_threads(threads)
+    # The parent draws on the terminal: a line of another process would stand amid its bars.
+    warnings.showwarning = lambda text, *_, **__: messages.put(("warning", str(text)))
     _worker.update(folder=RunFolder(reload()), messages=messages)
 
 
@@ -175,7 +182,7 @@ def _work(unit: Unit) -> tuple[str, str, bool] | None:
         nonlocal shown
         now = time.monotonic()
         if now - shown > 0.1 or done == total:
-            messages.put((unit, what, done, total))
+            messages.put(("progress", unit, what, done, total))
             shown = now
 
     try:

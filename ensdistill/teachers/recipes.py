@@ -151,16 +151,22 @@ class TorchMembers(Recipe):
     model : callable
         A module class, or a ``functools.partial`` of one; in a config its ``class_path`` and ``init_args``.
     count : int
+        Number of members.
     name : str
+        Prefix of the members' names: "net" names them net-1, net-2 and so on.
     optimization : Optimization
+        How each member is trained.
     augment : Augmentation, optional
-    method : {"seeds", "bagging", "subsample", "snapshot", "fast_geometric"}, or a class of
-    ``ensdistill.teachers.methods``
-        The reason why the members differ. Snapshots and fast geometric cycles take all members from one
-        training of ``optimization.steps`` steps.
+        Changes each batch of training rows.
+    method : str or Method
+        The reason why the members differ: "seeds", "bagging", "subsample", "snapshot", "fast_geometric", or
+        a class of ``ensdistill.teachers.methods``. Snapshots and fast geometric cycles take all members from
+        one training of ``optimization.steps`` steps.
     way : {"auto", "measured", "stacked", "one_by_one", "side_by_side"}
-        See :func:`ensdistill.teachers.stack.train_stack`.
+        The order of the trainings, which changes their speed alone; see
+        :func:`ensdistill.teachers.stack.train_stack`.
     device : str
+        Device that trains them, such as "cpu" or "cuda".
     checkpoint_every : int
         Steps between checkpoints.
 
@@ -259,16 +265,19 @@ class SklearnMembers(Recipe):
         own, or a method that draws rows.
     name : str, optional
         The estimator's class name in lower case by default.
-    output, smoothing
-        See :class:`ensdistill.teachers.members.SklearnMember`. ``output`` is for estimators of scikit-learn
-        alone.
+    output : {"auto", "probability", "decision"}
+        ``predict_proba``, or ``decision_function`` (``predict`` of a regressor); auto takes the first that
+        the estimator has. For estimators of scikit-learn alone.
+    smoothing : float
+        Added to probabilities before the logarithm.
     one_vs_rest : bool
         Fit one copy of a binary classifier for each class. An ``SVC`` that votes between pairs of classes has
         coarse decision values; one against the rest, its margins calibrate well.
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
-    method : {"seeds", "bagging", "subsample"}, or a class of ``ensdistill.teachers.methods``
-        The reason why the members differ.
+    method : str or Method
+        The reason why the members differ: "seeds", "bagging", "subsample", or a class of
+        ``ensdistill.teachers.methods``.
     n_jobs : int, optional
         Members fitted at once, as in scikit-learn.
     trusted : list of str

@@ -1,4 +1,4 @@
-"""The live view: what stands on a terminal while a job runs, and after."""
+"""The live view: the lines on a terminal while a job runs, and after."""
 
 import io
 import re
@@ -25,6 +25,8 @@ def shown(width: int, terminal: bool = True) -> list[str]:
     )
     with Display(console) as display:
         display.start(1, 2)
+        for _ in range(2):
+            display.warning("[a] warning\nof two lines")
         display.progress("seed 0", LONG, 0, 40)
         for done in (10, 40):
             display.progress("seed 0", LONG, done, 40)
@@ -53,10 +55,11 @@ def test_numbers_are_whole_and_the_description_gives_way(width):
     assert not any("4/3" in line for line in lines)
 
 
-def test_what_stays():
+def test_the_lines_that_stay():
     lines = shown(80, terminal=False)
     assert lines == [
         "1 finished piece kept, 2 to do.",
+        "ensdistill: warning: [a] warning of two lines",
         "✓ seed 0 (12.3 s)",
         "✓ seed 1 (1.0 s)",
         "✓ report (7.0 s)",

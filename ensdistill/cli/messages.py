@@ -1,0 +1,102 @@
+"""Errors, warnings and wrong usage on the terminal, in one style."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """`` Did you mean ...?``, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, sorted({n for n in names if n[:1] != "_"}), 1)
+    return f" Did you mean {prefix + near[0]!r}?" if near else ""
+
+
+def usage_error(message: str, more: str = "`ensdistill --help` shows the commands.") -> int:
+    """Show the error in a command and the remedy; return the exit status."""
+    print(f"ensdistill: {message}\n{more}", file=sys.stderr)
+    return 2
+
+
+def failure(error: Exception) -> int:
+    """Show an error in the work, and a traceback only where the message may not suffice; return the exit
+    status."""
+    from ensdistill.cache.errors import CacheError
+    from ensdistill.common.errors import message
+
+    print(f"ensdistill: {message(error)}", file=sys.stderr)
+    details = getattr(error, "details", None)
+    if os.environ.get("ENSDISTILL_TRACEBACK"):
+        import traceback
+
+        print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
+    # The cache's errors, like the system's, are about files and not about code.
+    elif not getattr(error, "by_system", isinstance(error, OSError | CacheError)):
+        print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
+    return 1
+
+
+def warning_line(text: object) -> str:
+    """A warning as one line, also where its text has several."""
+    return f"ensdistill: warning: {' '.join(str(text).split())}"
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """In here Python's warnings are single lines, without the line of code that raised them."""
+
+    def show(text: Any, *_: Any) -> None:
+        print(warning_line(text), file=sys.stderr)
+
+    before = warnings.showwarning
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this package's messages: an error names the argument, the value and the expectation."""
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The options of a command; a wrong word exits with 2."""
+        known = self._option_string_actions
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                self.error(f"there is no option {name!r}.{nearest(name, known)}")
+        self.exit_on_error = False
+        try:
+            options, stray = self.parse_known_args(list(words))
+        except argparse.ArgumentError as error:
+            self.error(f"{error.argument_name}: {error.message}")
+        if stray:
+            self.error(f"expected no more arguments; got {' '.join(map(repr, stray))}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        head, _, command = self.prog.partition(" ")
+        self.exit(2, f"{head}: {command}: {message}\n`{self.prog} --help` explains the options.\n")
+
+
+def whole_number(text: str) -> int:
+    """The type of an option that takes an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number; got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """The type of an option that takes a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
