@@ -21,7 +21,6 @@ from ensdistill.teachers.members.base import (
     align,
     arranged,
     as_float32,
-    batches,
     check_earlier_order,
     check_smoothing,
     check_width,
@@ -33,6 +32,7 @@ from ensdistill.teachers.members.base import (
     write_description,
 )
 from ensdistill.teachers.members.boosted import LIBRARIES
+from ensdistill.teachers.members.inputs import batches
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
 
 Output = Literal["auto", "probability", "decision"]

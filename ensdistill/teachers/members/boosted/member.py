@@ -20,7 +20,6 @@ from ensdistill.teachers.members.base import (
     align,
     arranged,
     as_float32,
-    batches,
     check_earlier_order,
     check_smoothing,
     flat,
@@ -31,6 +30,7 @@ from ensdistill.teachers.members.base import (
 )
 from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
+from ensdistill.teachers.members.inputs import batches
 
 COMPARED_ROWS = 256  # of each batch, on which raw scores and probabilities are compared
 TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6 for others
