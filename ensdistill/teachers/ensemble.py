@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.teachers import storage
@@ -24,20 +24,26 @@ from ensdistill.teachers.fitting.selection import Metric, greedy_selection
 from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
 from ensdistill.teachers.from_factories import train
-from ensdistill.teachers.members import Member, as_member
+from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.base import as_classes, parts_of
 from ensdistill.teachers.members.function import members_for
+from ensdistill.teachers.members.inputs import as_batch
 from ensdistill.teachers.members.outputs import Output
-from ensdistill.teachers.predict import answer, answer_on, apply_scales, check_same_classes, device_of
+from ensdistill.teachers.predict import (
+    answer,
+    answer_on,
+    apply_scales,
+    check_same_classes,
+    device_of,
+    over_parts,
+)
 from ensdistill.teachers.stacked import Stack, stacked_logits
 from ensdistill.teachers.stored_logits import Known, check_labels, raw_logits
 from ensdistill.teachers.timing import member_seconds
 from ensdistill.teachers.validation import (
-    as_inputs,
+    as_members,
     check_known,
     check_members_logits,
-    free_names,
-    named_by_index,
     normalised,
 )
 
@@ -103,9 +109,9 @@ class Ensemble:
         members : sequence
             Members, and anything that :func:`ensdistill.teachers.members.as_member` takes: torch modules,
             fitted models of scikit-learn, XGBoost, LightGBM and CatBoost, paths of ONNX files, arrays,
-            functions, mixed. Unnamed ones of one kind are numbered. A bare module predicts, but can't be
-            saved: ``TorchMember(module, name=..., factory=functools.partial(Class, argument=value, ...))``
-            names the class by which it is built again.
+            functions, mixed; and tuples (one of these, preprocess) for raw samples. Unnamed ones of one kind
+            are numbered. A bare module predicts, but can't be saved: ``TorchMember(module, name=...,
+            factory=functools.partial(Class, argument=value, ...))`` names the class that builds it again.
         weights : [K], optional
             Non-negative; normalised to sum one. Equal by default.
         combiner : {"prob", "logit", "log_prob"}
@@ -124,26 +130,10 @@ class Ensemble:
             No members, equal names, a member with a class that is not among ``classes``, or weights that do
             not fit.
         """
-        if isinstance(members, nn.Module):
-            raise TypeError(
-                f"members: expected a sequence of members; got one {type(members).__name__}: [module] has "
-                "it as a member"
-            )
-        if len(members) == 0:
-            raise ValueError("members: expected at least one; got none")
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
         order = as_classes("the ensemble", classes)
-        adapted = [
-            named_by_index(as_member(m, name, output), m, order)
-            for m, name in zip(members, free_names(members), strict=True)
-        ]
-        names = [m.name for m in adapted]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"members: expected different names; {names.count(name)} are called {name!r}"
-                )
+        adapted = as_members(members, output, order)
         known = next((m.classes for m in adapted if m.classes is not None), None)
         order = known if order is None else order
         check_known(
@@ -181,9 +171,7 @@ class Ensemble:
             [f"Ensemble: combiner {self.combiner!r}, temperature {self.temperature:.3f}, members", *lines]
         )
 
-    def member_logits(
-        self, index: int, inputs: np.ndarray | Tensor, answers: np.ndarray | None = None
-    ) -> np.ndarray:
+    def member_logits(self, index: int, inputs: Any, answers: np.ndarray | None = None) -> np.ndarray:
         """One member's logits as it gives them (no temperature), in the ensemble's class order: float32 [N,
         C].
 
@@ -193,14 +181,16 @@ class Ensemble:
             It returns another number of classes, NaN, +inf, or rules out every class of a row; names the
             member and the rows.
         """
-        return answer(self.members[index], as_inputs(inputs), self.classes, answers)
+        return over_parts(inputs, lambda batch: answer(self.members[index], batch, self.classes, answers))
 
-    def raw_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> np.ndarray:
+    def raw_logits(self, inputs: Any, way: PredictionWay = "one_by_one") -> np.ndarray:
         """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted
-        to them."""
+        to them. Inputs as for ``predict_logits``."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
-        inputs = as_inputs(inputs)
+        return over_parts(inputs, lambda batch: self._raw(batch, way), axis=1)
+
+    def _raw(self, inputs: Any, way: PredictionWay) -> np.ndarray:
         together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
         logits = [
             answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)
@@ -215,9 +205,12 @@ class Ensemble:
         scaled = apply_scales(self.vectors, raw, self.temperatures * self.temperature)
         return scaled.astype(np.float32)
 
-    def predict_logits(self, inputs: np.ndarray | Tensor, way: PredictionWay = "one_by_one") -> Tensor:
-        """The members' calibrated logits for ``inputs`` [N, ...], an array or a tensor: float32 [K, N, C], in
-        main memory.
+    def predict_logits(self, inputs: Any, way: PredictionWay = "one_by_one") -> Tensor:
+        """The members' calibrated logits for N samples: float32 [K, N, C], in main memory.
+
+        ``inputs`` are an array or a tensor [N, ...], a frame of pandas, polars or pyarrow, a list of texts or
+        of images, or a mapping of names to these. Or samples that are read in batches, such as a torch
+        ``Dataset``. Each member gets the batch as it is, or by its own preprocess.
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where
         they are many and small: 64 rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of
@@ -226,7 +219,7 @@ class Ensemble:
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 
-    def predict_logits_on_device(self, inputs: np.ndarray | Tensor) -> Tensor:
+    def predict_logits_on_device(self, inputs: Any) -> Tensor:
         """The same where its torch members predict, on a GPU if one of them does: their logits are never
         copied away.
 
@@ -236,10 +229,10 @@ class Ensemble:
         return (
             self.predict_logits(inputs)
             if device.type == "cpu"
-            else self._logits_on(device, as_inputs(inputs))
+            else over_parts(inputs, lambda batch: self._logits_on(device, batch), axis=1)
         )
 
-    def _logits_on(self, device: torch.device, inputs: np.ndarray) -> Tensor:
+    def _logits_on(self, device: torch.device, inputs: Any) -> Tensor:
         raw = [answer_on(device, member, inputs, self.classes) for member in self.members]
         check_same_classes(self.members, raw)
         return apply_scales(
@@ -260,14 +253,14 @@ class Ensemble:
         z = check_members_logits(len(self), self.classes, logits)
         return np.exp(log_mixture(z, self.weights, self.combiner, temperature))
 
-    def predict_proba(self, inputs: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
-        """The mixture's probabilities at ``temperature``: float64 [N, C].
+    def predict_proba(self, inputs: Any, temperature: float = 1.0) -> np.ndarray:
+        """The mixture's probabilities at ``temperature``: float64 [N, C]. Inputs as for ``predict_logits``.
 
         The members' logits are divided by the temperature before they are combined.
         """
         return self.combine(self.predict_logits(inputs), temperature)
 
-    def uncertainty(self, inputs: np.ndarray | Tensor) -> Uncertainty:
+    def uncertainty(self, inputs: Any) -> Uncertainty:
         """The uncertainty of each row, split by its sources; see
         :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
         return decompose(self.predict_logits(inputs).numpy(), self.weights)
@@ -444,9 +437,9 @@ class Ensemble:
         chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
         return chosen
 
-    def seconds(self, inputs: np.ndarray | Tensor, repeats: int = 5) -> np.ndarray:
+    def seconds(self, inputs: Any, repeats: int = 5) -> np.ndarray:
         """Seconds of each member's prediction for ``inputs``: the median of ``repeats``, float64 [K]."""
-        return member_seconds(self.members, as_inputs(inputs), repeats)
+        return member_seconds(self.members, as_batch(inputs), repeats)
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of all that its targets depend on, as JSON; ``parts`` are those of each member."""

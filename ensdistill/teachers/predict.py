@@ -3,35 +3,64 @@ they run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
+from ensdistill.data.samples import positions as positions_of
+from ensdistill.data.samples import stream
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
-from ensdistill.teachers.members.dtypes import floating_type
+from ensdistill.teachers.members.inputs import as_batch, count, lazy
 from ensdistill.teachers.members.module import is_plain
-from ensdistill.teachers.stack.validation import as_float32
+from ensdistill.teachers.members.preprocessed import Preprocessed, inner, rows_for
 from ensdistill.teachers.validation import check_logits
 
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+READ = 1024  # lazy samples in memory at once
+
+
+def over_parts(inputs: Any, predict: Callable[[Any], Logits], axis: int = 0) -> Logits:
+    """The results of ``predict`` for a batch, or for samples that are read batch by batch, joined along
+    ``axis``.
+
+    Raises
+    ------
+    ValueError
+        There is no sample.
+    """
+    samples = lazy(inputs)
+    if samples is None:
+        return predict(as_batch(inputs))
+    found: list[Logits] = []
+    parts = positions_of(len(samples), READ)
+    for part, batch in zip(parts, stream(samples, parts), strict=True):
+        try:
+            found.append(predict(as_batch(batch)))
+        except BadRows as error:
+            raise BadRows(
+                f"{error}; rows are counted from sample {part[0]}", error.rows + int(part[0])
+            ) from error
+    if not found:
+        raise ValueError("inputs: expected at least one sample; got none")
+    joined: Any = torch.cat(found, axis) if isinstance(found[0], Tensor) else np.concatenate(found, axis)
+    return joined
 
 
 def device_of(members: Sequence[Member]) -> torch.device:
     """Where the first torch member that predicts on a GPU does so; the CPU where there is none. Others than
     CUDA's know no float64."""
-    found = (member.predicts_on for member in members if isinstance(member, TorchMember))
+    found = (one.predicts_on for one in map(inner, members) if isinstance(one, TorchMember))
     return next((device for device in found if device.type == "cuda"), torch.device("cpu"))
 
 
 def answer(
-    member: Member, inputs: np.ndarray, classes: Sequence[str] | None, given: np.ndarray | None = None
+    member: Member, inputs: Any, classes: Sequence[str] | None, given: np.ndarray | None = None
 ) -> np.ndarray:
     """float32 [N, C]; ``given`` are the member's logits, where they are there already.
 
@@ -41,35 +70,21 @@ def answer(
         It returns another number of classes, NaN, +inf, or rules out every class of a row; names the member
         and the rows.
     """
-    with named(member.name, len(inputs)):
+    rows = count(inputs)
+    with named(member.name, rows):
         logits = member.predict_logits(rows_for(member, inputs)) if given is None else given
-    return _ordered(logits, member, len(inputs), classes)
+    return _ordered(logits, member, rows, classes)
 
 
-def answer_on(
-    device: torch.device, member: Member, inputs: np.ndarray, classes: Sequence[str] | None
-) -> Tensor:
+def answer_on(device: torch.device, member: Member, inputs: Any, classes: Sequence[str] | None) -> Tensor:
     """The same as a tensor on ``device``; logits of a torch member there are not copied."""
-    if not is_plain(member) or member.predicts_on != device:
+    own, rows = inner(member), count(inputs)
+    if not is_plain(own) or own.predicts_on != device:
         return torch.from_numpy(np.array(np.asarray(answer(member, inputs, classes)), np.float32)).to(device)
-    with named(member.name, len(inputs)):
-        logits = member.predict_tensor(rows_for(member, inputs))
-    return _ordered(logits, member, len(inputs), classes)
-
-
-def rows_for(member: Member, inputs: np.ndarray) -> np.ndarray:
-    """Inputs in the dtype that the member takes: float32 for a torch module, unless it is of float64 or
-    embeds integers.
-
-    Other members get the inputs as they are.
-    """
-    if not isinstance(member, TorchMember):
-        return inputs
-    if inputs.dtype == np.float64 and floating_type(member.module) != torch.float64:
-        return inputs.astype(np.float32)
-    if inputs.dtype.kind in "iub" and not any(isinstance(m, EMBEDDINGS) for m in member.module.modules()):
-        return as_float32("inputs", inputs)
-    return inputs
+    with named(member.name, rows):
+        batch = member.prepared(inputs) if isinstance(member, Preprocessed) else rows_for(member, inputs)
+        logits = own.predict_tensor(batch)
+    return _ordered(logits, member, rows, classes)
 
 
 def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> None:

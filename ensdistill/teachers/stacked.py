@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from ensdistill.teachers.members import Member, TorchMember
-from ensdistill.teachers.members.base import batches
+from ensdistill.teachers.members.inputs import batches
 from ensdistill.teachers.members.module import is_plain, predicting
 
 # A stack adds up in another order; float32 logits of one row differ by far less, other code by far more.
@@ -77,7 +77,7 @@ class Stack:
 
 
 def stacked_logits(
-    members: Sequence[Member], inputs: np.ndarray, stacks: dict[tuple[int, ...], Stack]
+    members: Sequence[Member], inputs: Any, stacks: dict[tuple[int, ...], Stack]
 ) -> dict[int, np.ndarray]:
     """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps the
     stacks.
@@ -86,6 +86,8 @@ def stacked_logits(
     be vmapped, with a warning that gives the reason.
     """
     groups = defaultdict(list)
+    if not isinstance(inputs, np.ndarray):
+        return {}
     for i, member in enumerate(members):
         if is_plain(member) and inputs.dtype == np.float32 and member.device is None:
             shapes = tuple(

@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from ensdistill.common.describe import class_path
 from ensdistill.data import BadRows
-from ensdistill.teachers.members import BoostedMember, Member, SklearnMember, default_name
+from ensdistill.teachers.members import (
+    BoostedMember,
+    Member,
+    Preprocessed,
+    SklearnMember,
+    as_member,
+    default_name,
+    model_of,
+)
 from ensdistill.teachers.members.base import is_member, warn_of_unseen
+from ensdistill.teachers.members.outputs import Output
 
 
 def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
@@ -43,9 +51,30 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
         )
 
 
+def as_members(members: Sequence[Any], output: Output, order: tuple[str, ...] | None) -> list[Member]:
+    """Members of any values, of different names; see ``Ensemble.from_members``."""
+    if isinstance(members, nn.Module):
+        raise TypeError(
+            f"members: expected a sequence of members; got one {type(members).__name__}: [module] has "
+            "it as a member"
+        )
+    if len(members) == 0:
+        raise ValueError("members: expected at least one; got none")
+    adapted = [
+        named_by_index(as_member(m, name, output), m, order)
+        for m, name in zip(members, free_names(members), strict=True)
+    ]
+    names = [m.name for m in adapted]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"members: expected different names; {names.count(twice[0])} are called {twice[0]!r}"
+        )
+    return adapted
+
+
 def free_names(members: Sequence[Any]) -> list[str | None]:
     """A name for each unnamed member: numbered where several would have one name."""
-    names = [None if is_member(m) else default_name(m) for m in members]
+    names = [None if is_member(model_of(m)) else default_name(m) for m in members]
     return [
         f"{n}-{names[:i].count(n) + 1}" if n is not None and names.count(n) > 1 else n
         for i, n in enumerate(names)
@@ -70,19 +99,11 @@ def plain_name(name: str, folder: Path) -> str:
     return name
 
 
-def as_inputs(inputs: Any) -> np.ndarray:
-    """Arrays as they are, tensors as arrays."""
-    if isinstance(inputs, Tensor):
-        array: np.ndarray = inputs.detach().cpu().numpy()
-        return array
-    if not isinstance(inputs, np.ndarray):
-        raise TypeError(f"inputs: expected an array or a tensor [N, ...]; got {class_path(type(inputs))}")
-    return inputs
-
-
 def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) -> Member:
-    """The member that was made of the estimator ``value``, with its ``classes_`` as indices into ``classes``
-    where they are such."""
+    """The member that was made of the estimator ``value``, or of a tuple (estimator, preprocess), with its
+    ``classes_`` as indices into ``classes`` where they are such."""
+    if isinstance(member, Preprocessed) and member is not value:
+        return Preprocessed(named_by_index(member.member, model_of(value), classes), member.preprocess)
     if (
         member is value
         or not isinstance(member, SklearnMember | BoostedMember)

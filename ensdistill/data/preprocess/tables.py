@@ -138,11 +138,13 @@ def with_columns(frame: Any, names: Sequence[str], pandas: bool = False) -> Any:
     import narwhals.stable.v2 as nw
 
     table = nw.from_native(frame, eager_only=True)
-    missing = [name for name in names if name not in table.columns]
+    present = set(table.columns)
+    missing = [name for name in names if name not in present]
     if missing:
-        near = {name: difflib.get_close_matches(name, table.columns, 1) for name in missing}
-        hints = [f"{name!r}{f' (nearest: {near[name][0]!r})' if near[name] else ''}" for name in missing]
-        raise ValueError(f"inputs: expected the columns {list(names)}; missing: {', '.join(hints)}")
+        near = {name: difflib.get_close_matches(str(name), map(str, present), 1) for name in missing[:20]}
+        hints = [f"{name!r}{f' (nearest: {n[0]!r})' if n else ''}" for name, n in near.items()]
+        shown = f"{list(names)[:20]}{' ...' * (len(names) > 20)}"
+        raise ValueError(f"inputs: expected the columns {shown}; missing: {', '.join(hints)}")
     chosen = table.select(list(names))
     return chosen.to_pandas() if pandas or chosen.implementation.is_pyarrow() else chosen.to_native()
 

@@ -7,6 +7,7 @@
 ``OnnxMember``        ONNX files
 ``CallableMember``    functions
 ``ArrayMember``       stored outputs
+``Preprocessed``      any of these, with a preprocess of its own for raw samples
 ====================  ==========================================================================
 
 A class of another package is a member if it has the attributes of :class:`Member`. It is saved with
@@ -22,6 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.common.describe import class_path
+from ensdistill.data.preprocess import as_preprocess
 from ensdistill.teachers.members import outputs
 from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_logits, write_description
 from ensdistill.teachers.members.boosted import BoostedMember, library_of
@@ -30,6 +32,7 @@ from ensdistill.teachers.members.files import load_member
 from ensdistill.teachers.members.function import ArrayMember, CallableMember, as_array
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.onnx import OnnxMember
+from ensdistill.teachers.members.preprocessed import Preprocessed, inner
 from ensdistill.teachers.members.wrappers import check_not_exported
 
 __all__ = [
@@ -40,11 +43,14 @@ __all__ = [
     "Member",
     "OnnxMember",
     "Output",
+    "Preprocessed",
     "SklearnMember",
     "TorchMember",
     "as_member",
     "default_name",
+    "inner",
     "load_member",
+    "model_of",
     "to_logits",
     "write_description",
 ]
@@ -55,11 +61,14 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
 
     Parameters
     ----------
-    value : member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C], function
+    value : member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C], function,
+    or a tuple (one of these, preprocess)
         Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
         first outputs, whose rows are all distributions holds probabilities. Values that could be logits or
         another kind of probabilities are refused unless ``output`` states it; others are logits. An array's
-        rows are found by their place alone.
+        rows are found by their place alone. The preprocess of a tuple turns raw samples into the model's
+        input: a fitted transformer of scikit-learn, a torch module, a tokenizer, a function with an import
+        path, or a :class:`ensdistill.data.preprocess.Preprocess`.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The kind of an array, or of the outputs of a function, a torch module or an ONNX file. The outputs of
@@ -75,6 +84,8 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
     """
     name = name or default_name(value)
     outputs.check_output(name, output)
+    if isinstance(value, tuple) and len(value) == 2:
+        return Preprocessed(as_member(value[0], name, output), as_preprocess(value[1], value[0]))
     if is_member(value):
         found: Member = value
         return found
@@ -101,13 +112,20 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
         return CallableMember(value, name=name, output=output)
     raise TypeError(
         "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or "
-        "CatBoost, the path of an ONNX file, an array of logits or probabilities, or a function; got "
+        "CatBoost, the path of an ONNX file, an array of logits or probabilities, or a function; or a tuple "
+        "(model, preprocess); got "
         f"{class_path(type(value))}"
     )
 
 
+def model_of(value: Any) -> Any:
+    """The model of a tuple (model, preprocess); any other value as it is."""
+    return value[0] if isinstance(value, tuple) and len(value) == 2 else value
+
+
 def default_name(value: Any) -> str:
     """The name of an unnamed member."""
+    value = model_of(value)
     if isinstance(value, (str, Path)):
         return Path(value).stem
     named = getattr(value, "__name__", "") if callable(value) and not isinstance(value, nn.Module) else ""

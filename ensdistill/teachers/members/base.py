@@ -49,8 +49,9 @@ class Member(Protocol):
     def parameters(self) -> int: ...
     @property
     def bytes(self) -> int: ...
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        """float32 [N, C] for inputs [N, ...]."""
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """float32 [N, C] for a batch: an array [N, ...], a frame, a list of texts or images, or a mapping of
+        these (see :mod:`ensdistill.data.batches`)."""
         ...
 
     def fingerprint(self) -> str:
@@ -109,12 +110,6 @@ def as_float32(logits: np.ndarray) -> np.ndarray:
 def two_logits(margins: np.ndarray) -> np.ndarray:
     """The two logits [N, 2] whose softmax is the sigmoid of a binary margin [N]."""
     return np.stack([-margins / 2, margins / 2], axis=1)
-
-
-def batches(inputs: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """At most ``size`` rows at a time; for no rows one empty batch, whose outputs have a width."""
-    for start in range(0, max(len(inputs), 1), size):
-        yield inputs[start : start + size]
 
 
 def check_width(name: str, logits: Logits, rows: int, classes: tuple[str, ...] | None) -> Logits:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ensdistill.data import BadRows
+from ensdistill.data.batches import kind_of
 
 
 def floating_type(module: nn.Module) -> torch.dtype | None:
@@ -13,8 +19,76 @@ def floating_type(module: nn.Module) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def check_inputs(name: str, module: nn.Module, inputs: np.ndarray) -> None:
-    """Raise ValueError unless inputs are float32, of the module's type, or integers that int64 can hold."""
+def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
+    """Inputs [N, ...] as float32, which modules are trained on: float64 rounded, integers and booleans
+    exactly.
+
+    Raises
+    ------
+    ValueError
+        Another dtype, a number beyond float32's range, or an integer that float32 would round.
+    """
+    if inputs.dtype == np.float32:
+        return inputs
+    if inputs.dtype != np.float64 and inputs.dtype.kind not in "iub":
+        got = f"{inputs.dtype} {list(inputs.shape)}"
+        raise ValueError(f"{argument}: expected float32, float64 or integer inputs for a module; got {got}")
+    with np.errstate(over="ignore"):
+        rounded = inputs.astype(np.float32)
+    if inputs.dtype == np.float64:
+        wrong = np.isinf(rounded) & np.isfinite(inputs)
+    else:
+        wrong = rounded.astype(np.float64) != inputs.astype(np.float64)
+    if len(bad := np.flatnonzero(wrong.reshape(len(inputs), -1).any(1))):
+        raise BadRows(
+            f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such "
+            "rows)",
+            bad,
+        )
+    return rounded
+
+
+def cast_for(module: nn.Module, inputs: Any) -> Any:
+    """Inputs in the dtype that a module takes: float32, unless it is of float64 or embeds integers.
+
+    Integers and booleans of a mapping, which are token ids and masks, stay as they are.
+    """
+    if isinstance(inputs, Mapping):
+        return {name: cast_for(module, part) if _is_floating(part) else part for name, part in inputs.items()}
+    if not isinstance(inputs, np.ndarray):
+        return inputs
+    if inputs.dtype == np.float64 and floating_type(module) != torch.float64:
+        return inputs.astype(np.float32)
+    if inputs.dtype.kind in "iub" and not tables(module):
+        return as_float32("inputs", inputs)
+    return inputs
+
+
+def _is_floating(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype.kind == "f"
+
+
+def check_inputs(name: str, module: nn.Module, inputs: Any) -> None:
+    """Raise an error unless inputs are float32, of the module's type, or integers that int64 can hold; or a
+    mapping of such arrays, or of booleans.
+
+    Raises
+    ------
+    TypeError
+        No array and no mapping of arrays: the member needs a preprocess.
+    ValueError
+        Another dtype.
+    """
+    if isinstance(inputs, Mapping):
+        for key, part in inputs.items():
+            if not (isinstance(part, np.ndarray) and part.dtype == bool):
+                check_inputs(f"{name}: {key}", module, part)
+        return
+    if not isinstance(inputs, np.ndarray):
+        raise TypeError(
+            f"inputs: {name} takes an array, or a mapping of arrays; got a batch of kind "
+            f"{kind_of(inputs).name!r}. Give it a preprocess: Ensemble.from_members([(module, preprocess)])"
+        )
     dtype = floating_type(module)
     # NumPy has no bfloat16, and its float64 equals None.
     own = np.float32 if dtype in (None, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
@@ -27,8 +101,11 @@ def check_inputs(name: str, module: nn.Module, inputs: np.ndarray) -> None:
         raise ValueError(f"inputs: {name} expects token ids that int64 can hold; got {inputs.max()}")
 
 
-def as_batch(module: nn.Module, inputs: np.ndarray, device: torch.device) -> Tensor:
-    """Checked inputs [N, ...] as a tensor: numbers in the module's floating type, token ids in int64."""
+def as_batch(module: nn.Module, inputs: Any, device: torch.device) -> Any:
+    """Checked inputs [N, ...] as a tensor, or a mapping of tensors: numbers in the module's floating type,
+    token ids in int64."""
+    if isinstance(inputs, Mapping):
+        return {name: as_batch(module, part, device) for name, part in inputs.items()}
     dtype = floating_type(module)
     if inputs.dtype.kind in "iu" and tables(module):
         inputs = inputs.astype(np.int64, copy=False)

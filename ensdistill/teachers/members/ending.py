@@ -41,13 +41,13 @@ class _Recorder(TorchDispatchMode):
         return self.endings.get(id(tensor), (None, None))[1]
 
 
-def ending(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> str | None:
+def ending(forward: Callable[[Any], Tensor], inputs: Any) -> str | None:
     """``"softmax"`` or ``"sigmoid"`` if ``forward(inputs)`` is the result of one; None otherwise, and on
     errors."""
     try:
         with torch.no_grad(), _Recorder() as recorder:
             return recorder.ending_of(forward(inputs))
     except Exception as error:  # compiled and scripted modules may refuse the recorder
-        if is_out_of_memory(error) and len(inputs) > 1:
+        if is_out_of_memory(error) and isinstance(inputs, Tensor) and len(inputs) > 1:
             return ending(forward, inputs[:1])
         return None

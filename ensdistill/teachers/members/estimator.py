@@ -15,17 +15,16 @@ from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.skops_files import load_skops, untrusted_types
 from ensdistill.common.source import source_digest
+from ensdistill.data import BadRows
 from ensdistill.teachers.members.base import (
     SMOOTHING,
     SUM_TOLERANCE,
     align,
     arranged,
     as_float32,
-    batches,
     check_earlier_order,
     check_smoothing,
     check_width,
-    flat,
     own_source,
     to_logits,
     two_logits,
@@ -33,6 +32,8 @@ from ensdistill.teachers.members.base import (
     write_description,
 )
 from ensdistill.teachers.members.boosted import LIBRARIES
+from ensdistill.teachers.members.estimator_inputs import features_for, table_for
+from ensdistill.teachers.members.inputs import batches, count, kind, refused, take
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
 
 Output = Literal["auto", "probability", "decision"]
@@ -42,7 +43,8 @@ class SklearnMember:
     """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class.
 
     The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in
-    their dtype. Only samples of more than one axis are flattened to [N, features].
+    their dtype: an array, a frame (its columns by name, in the order of the fit), or a list of texts. Only
+    samples of more than one axis are flattened to [N, features].
 
     Parameters
     ----------
@@ -148,27 +150,34 @@ class SklearnMember:
         archive = self._archive()
         return archive.numbers, archive.size
 
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Logits, float32 [N, C], for inputs [N, ...]."""
-        features = flat(inputs)
-        expected = getattr(self.estimator, "n_features_in_", None)
-        if expected is not None and features.ndim == 2 and features.shape[1] != expected:
-            fitted = f"{self.name} was fitted to {expected} features (columns)"
-            raise ValueError(f"inputs: {fitted}; got {features.shape[1]}")
-        if len(features) == 0:
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """Logits, float32 [N, C], for an array [N, ...], a frame with the columns of the fit, or texts."""
+        if kind(inputs) != "table":
+            return self._logits(features_for(self.name, self.estimator, inputs))
+        table = table_for(self.name, self.estimator, inputs)
+        try:
+            return self._logits(table)
+        except (MemoryError, BadRows):
+            raise
+        except Exception as error:  # of the library
+            raise refused(self.name, table, error) from error
+
+    def _logits(self, features: Any) -> np.ndarray:
+        rows = count(features)
+        if rows == 0:
             if self.classes is None:
                 raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
             return np.zeros((0, len(self.classes)), np.float32)
-        self._check_one_label(features[:1])
+        self._check_one_label(take(features, slice(1)))
         method = getattr(self.estimator, str(self.method))
         outputs = [method(x) for x in batches(features, self.batch_size)]
         if isinstance(outputs[0], list):
             raise self._several_labels()
         scores = self._one_column_each(np.concatenate([np.asarray(output) for output in outputs]))
         if self._count is None:
-            check_width(self.name, scores, len(inputs), self.classes)
-        elif scores.shape != (len(inputs), self._count):
-            shape = f"[{len(inputs)}, {self._count}], one for each class"
+            check_width(self.name, scores, rows, self.classes)
+        elif scores.shape != (rows, self._count):
+            shape = f"[{rows}, {self._count}], one for each class"
             raise ValueError(f"{self.name}: expected outputs {shape}; got {list(scores.shape)}")
         if self.output == "probability":
             scores = to_logits(scores, self.smoothing)
@@ -202,7 +211,7 @@ class SklearnMember:
             return two_logits(scores)
         return scores
 
-    def _check_one_label(self, row: np.ndarray) -> None:
+    def _check_one_label(self, row: Any) -> None:
         if self._has_one_label is None and self.method != "predict" and hasattr(self.estimator, "predict"):
             try:
                 self._has_one_label = np.ndim(self.estimator.predict(row)) == 1

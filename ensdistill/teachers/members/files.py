@@ -15,6 +15,7 @@ from ensdistill.teachers.members.estimator import SklearnMember
 from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.onnx import OnnxMember
+from ensdistill.teachers.members.preprocessed import Preprocessed
 
 KINDS: dict[str, Loadable] = {
     "torch": TorchMember,
@@ -22,6 +23,7 @@ KINDS: dict[str, Loadable] = {
     "array": ArrayMember,
     "onnx": OnnxMember,
 }
+KINDS["preprocessed"] = Preprocessed
 KINDS |= dict.fromkeys(LIBRARIES, BoostedMember)
 
 

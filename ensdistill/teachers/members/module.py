@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -23,7 +23,6 @@ from ensdistill.teachers.members import pretrained
 from ensdistill.teachers.members.base import (
     Logits,
     align,
-    batches,
     check_width,
     not_distributions,
     own_source,
@@ -32,6 +31,7 @@ from ensdistill.teachers.members.base import (
 from ensdistill.teachers.members.behaviour import behaviour
 from ensdistill.teachers.members.dtypes import as_batch, check_inputs, refusal
 from ensdistill.teachers.members.ending import ending
+from ensdistill.teachers.members.inputs import batches, count, take
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
 
@@ -129,12 +129,14 @@ class TorchMember:
         )
         return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
 
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        return self._checked(self.ordered(self.raw(inputs)), len(inputs))
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """Logits, float32 [N, C], for an array [N, ...], or for a mapping of arrays, the module's keyword
+        arguments."""
+        return self._checked(self.ordered(self.raw(inputs)), count(inputs))
 
-    def predict_tensor(self, inputs: np.ndarray) -> Tensor:
+    def predict_tensor(self, inputs: Any) -> Tensor:
         """Logits, float32 [N, C], on the device that predicts."""
-        return self._checked(self.ordered(self._outputs(inputs, stay=True)), len(inputs))
+        return self._checked(self.ordered(self._outputs(inputs, stay=True)), count(inputs))
 
     def _checked(self, logits: Logits, rows: int) -> Logits:
         return check_width(self.name, logits, rows, self.classes)
@@ -174,21 +176,21 @@ class TorchMember:
             )
         return "logits"
 
-    def raw(self, inputs: np.ndarray) -> np.ndarray:
+    def raw(self, inputs: Any) -> np.ndarray:
         """The module's outputs, float32 [N, C], before they are read as logits and put in order."""
         return self._outputs(inputs, stay=False).numpy()
 
-    def _outputs(self, inputs: np.ndarray, stay: bool) -> Tensor:
+    def _outputs(self, inputs: Any, stay: bool) -> Tensor:
         check_inputs(self.name, self.module, inputs)
         with predicting(self.module, self.device) as device, torch.no_grad():
-            if self._reading is None and not self._seen_its_end and len(inputs):
-                self._look_at_its_end(as_batch(self.module, inputs[:2], device))
+            if self._reading is None and not self._seen_its_end and count(inputs):
+                self._look_at_its_end(as_batch(self.module, take(inputs, slice(2)), device))
             parts = [
                 part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)
             ]
         return torch.cat(parts).float()
 
-    def _look_at_its_end(self, x: Tensor) -> None:
+    def _look_at_its_end(self, x: Any) -> None:
         """Read a module that ends in a softmax as probabilities, and refuse one that ends in a sigmoid."""
         end = ending(self._forward, x)
         if end == "sigmoid":
@@ -199,18 +201,20 @@ class TorchMember:
             )
         self._reading, self._seen_its_end = "probabilities" if end == "softmax" else None, True
 
-    def _predict(self, inputs: np.ndarray, device: torch.device, stay: bool) -> list[Tensor]:
+    def _predict(self, inputs: Any, device: torch.device, stay: bool) -> list[Tensor]:
         try:
             logits = self._logits(as_batch(self.module, inputs, device))
             return [logits if stay else logits.cpu()]
         except (RuntimeError, IndexError, MemoryError) as error:
             if not is_out_of_memory(error):
+                if isinstance(inputs, Mapping):
+                    raise
                 x = as_batch(self.module, inputs, torch.device("cpu"))
                 refused = refusal("module", self.name, self.module, x)
                 if refused is None:
                     raise
                 raise refused from error
-            if len(inputs) <= 1:
+            if count(inputs) <= 1:
                 raise MemoryError(
                     f"{self.name}: out of memory on {device} with a single row ({error}). It has "
                     f"{self.bytes / 2**20:,.0f} MiB of parameters: predict elsewhere with "
@@ -218,20 +222,23 @@ class TorchMember:
                 ) from None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(inputs) // 2  # after the except clause, whose error keeps tensors alive
-        return self._predict(inputs[:half], device, stay) + self._predict(inputs[half:], device, stay)
+        half = count(inputs) // 2  # after the except clause, whose error keeps tensors alive
+        halves = take(inputs, slice(half)), take(inputs, slice(half, None))
+        return self._predict(halves[0], device, stay) + self._predict(halves[1], device, stay)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        if gains_by_channels_last(self.module, x):
+    def _logits(self, x: Any) -> Tensor:
+        if not isinstance(x, dict) and gains_by_channels_last(self.module, x):
             if self._channels_last is None and len(x):
                 self._channels_last = same_in_channels_last(self._forward, x[:2])
             if self._channels_last:
                 return self._forward(as_channels_last(x))
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Any) -> Tensor:
         padding = getattr(getattr(self.module, "config", None), "pad_token_id", None)
-        if self._masks and padding is not None and not x.is_floating_point():
+        if isinstance(x, dict):
+            output = self.module(**x)
+        elif self._masks and padding is not None and not x.is_floating_point():
             output = self.module(x, attention_mask=(x != padding).long())
         else:
             output = self.module(x)

@@ -13,12 +13,12 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.teachers.members.base import (
     Blob,
     as_classes,
-    batches,
     check_smoothing,
     check_width,
     own_source,
     write_description,
 )
+from ensdistill.teachers.members.inputs import batches
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.

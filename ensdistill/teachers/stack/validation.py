@@ -12,7 +12,7 @@ from torch import nn
 
 from ensdistill.common.describe import make_module
 from ensdistill.common.errors import is_out_of_memory
-from ensdistill.data import BadRows
+from ensdistill.teachers.members.dtypes import as_float32 as as_float32
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.stack.strategies import CONCRETE, Way
@@ -28,35 +28,6 @@ def check_way(way: Way, device: str | torch.device) -> None:
         )
     if way == "side_by_side" and torch.device(device).type != "cpu":
         raise ValueError(f"way: side_by_side trains on the CPU's threads; got device {str(device)!r}")
-
-
-def as_float32(argument: str, inputs: np.ndarray) -> np.ndarray:
-    """Inputs [N, ...] as float32, which modules are trained on: float64 rounded, integers and booleans
-    exactly.
-
-    Raises
-    ------
-    ValueError
-        Another dtype, a number beyond float32's range, or an integer that float32 would round.
-    """
-    if inputs.dtype == np.float32:
-        return inputs
-    if inputs.dtype != np.float64 and inputs.dtype.kind not in "iub":
-        got = f"{inputs.dtype} {list(inputs.shape)}"
-        raise ValueError(f"{argument}: expected float32, float64 or integer inputs for a module; got {got}")
-    with np.errstate(over="ignore"):
-        rounded = inputs.astype(np.float32)
-    if inputs.dtype == np.float64:
-        wrong = np.isinf(rounded) & np.isfinite(inputs)
-    else:
-        wrong = rounded.astype(np.float64) != inputs.astype(np.float64)
-    if len(bad := np.flatnonzero(wrong.reshape(len(inputs), -1).any(1))):
-        raise BadRows(
-            f"{argument}: expected numbers that float32 can hold; row {bad[0]} has others ({len(bad)} such "
-            "rows)",
-            bad,
-        )
-    return rounded
 
 
 def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ensdistill.data.batches import describe
 from ensdistill.teachers.members.base import Blob, two_logits
 
 
@@ -56,12 +57,27 @@ class Library(ABC):
     def features(self) -> int:
         """Number of columns that the model was fitted to."""
 
-    @abstractmethod
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """The library's own probabilities for [N, F]: [N, C], or [N] for the second of two classes."""
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the columns that the model was fitted to; None for columns of an array."""
+        return None
+
+    @property
+    def words(self) -> set[str] | None:
+        """Columns that may hold texts or categories; None where that is not known."""
+        return None
+
+    def table(self, frame: Any) -> Any:
+        """A pandas frame of the columns ``names``, in the form in which the library takes it."""
+        return frame
 
     @abstractmethod
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, inputs: Any) -> np.ndarray:
+        """The library's own probabilities for an array [N, F], or for a frame: [N, C], or [N] for the second
+        of two classes."""
+
+    @abstractmethod
+    def scores(self, inputs: Any) -> np.ndarray:
         """Raw scores for [N, F]: [N, C], or a binary margin [N]."""
 
     @abstractmethod
@@ -121,6 +137,14 @@ class Library(ABC):
                     "the booster; make it a member by CallableMember(estimator.predict_proba, "
                     "output='probabilities', ...)"
                 )
+
+
+def texts_as_categories(frame: Any) -> Any:
+    """A pandas frame whose columns of texts are columns of categories, for libraries that find the values of
+    the fit by name."""
+    types = describe(frame)["columns"]
+    texts = [name for name, kind in types.items() if kind == "text"]
+    return frame.astype(dict.fromkeys(texts, "category")) if texts else frame
 
 
 def two_columns(scores: np.ndarray) -> np.ndarray:

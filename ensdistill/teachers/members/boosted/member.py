@@ -15,12 +15,13 @@ import numpy as np
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
+from ensdistill.data import BadRows
+from ensdistill.data.batches import describe
 from ensdistill.teachers.members.base import (
     SMOOTHING,
     align,
     arranged,
     as_float32,
-    batches,
     check_earlier_order,
     check_smoothing,
     flat,
@@ -31,6 +32,7 @@ from ensdistill.teachers.members.base import (
 )
 from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
+from ensdistill.teachers.members.inputs import batches, columns_of, kind, refused, take
 
 COMPARED_ROWS = 256  # of each batch, on which raw scores and probabilities are compared
 TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6 for others
@@ -106,29 +108,46 @@ class BoostedMember:
         """Bytes of the saved file."""
         return len(self._model.blob)
 
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Logits, float32 [N, C], for inputs [N, ...]."""
-        features = flat(inputs)
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """Logits, float32 [N, C], for an array [N, ...], or for a frame with the columns of the fit."""
+        if kind(inputs) == "table":
+            return self._of_table(inputs)
+        if not isinstance(inputs, np.ndarray):
+            raise TypeError(
+                f"inputs: {self.name} takes an array or a frame; got a batch of kind {kind(inputs)!r}: give "
+                "it a preprocess, Ensemble.from_members([(model, preprocess)])"
+            )
+        return self._logits(flat(inputs), list(inputs.shape))
+
+    def _of_table(self, frame: Any) -> np.ndarray:
+        """Logits for a frame, by the names of its columns. An error of the library names them."""
+        table = table_for(self.name, self._model, frame)
+        try:
+            return self._logits(table, list(table.shape))
+        except (MemoryError, BadRows):
+            raise
+        except Exception as error:  # of the library
+            raise refused(self.name, table, error) from error
+
+    def _logits(self, features: Any, shape: list[int]) -> np.ndarray:
         if features.ndim != 2 or features.shape[1] != self._model.features:
             fitted = f"{self.name} was fitted to {self._model.features} features (columns)"
-            raise ValueError(f"inputs: {fitted}; got {list(inputs.shape)}")
+            raise ValueError(f"inputs: {fitted}; got {shape}")
         if len(features) == 0:
             if self.classes is None:
                 raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
             return np.zeros((0, len(self.classes)), np.float32)
-        compared = np.ascontiguousarray(features[:: -(-len(features) // COMPARED_ROWS)])
+        compared = _contiguous(take(features, slice(None, None, -(-len(features) // COMPARED_ROWS))))
         predict = self._from_scores if self._scores_agree(compared) else self._from_probabilities
-        logits = np.concatenate(
-            [predict(np.ascontiguousarray(x)) for x in batches(features, self.batch_size)]
-        )
+        logits = np.concatenate([predict(_contiguous(x)) for x in batches(features, self.batch_size)])
         width = logits.shape[1] if self._labels is None else len(self._labels)
         expected = len(self.classes) if self._columns is None and self.classes is not None else width
-        if logits.shape != (len(inputs), expected):
-            shape = f"[{len(inputs)}, {expected}], one for each class"
-            raise ValueError(f"{self.name}: expected outputs {shape}; got {list(logits.shape)}")
+        if logits.shape != (len(features), expected):
+            rows = f"[{len(features)}, {expected}], one for each class"
+            raise ValueError(f"{self.name}: expected outputs {rows}; got {list(logits.shape)}")
         return as_float32(arranged(logits, self._columns, self.smoothing))
 
-    def _scores_agree(self, inputs: np.ndarray) -> bool:
+    def _scores_agree(self, inputs: Any) -> bool:
         """Whether the softmax of the raw scores equals the library's probabilities for these rows."""
         own = self._probabilities(inputs)
         scores = softmax_of_scores(self._model.scores(inputs))
@@ -136,13 +155,13 @@ class BoostedMember:
             np.abs(own - scores).max() <= TOLERANCE.get(own.dtype, 1e-6)
         )
 
-    def _from_scores(self, inputs: np.ndarray) -> np.ndarray:
+    def _from_scores(self, inputs: Any) -> np.ndarray:
         return two_columns(self._model.scores(inputs))
 
-    def _from_probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def _from_probabilities(self, inputs: Any) -> np.ndarray:
         return to_logits(self._probabilities(inputs), self.smoothing)
 
-    def _probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def _probabilities(self, inputs: Any) -> np.ndarray:
         p = self._model.probabilities(inputs)
         if p.ndim == 1:
             p = np.stack([1 - p, p], axis=1)
@@ -205,6 +224,41 @@ class BoostedMember:
             aligned = align(member.name, model.classes, description["classes"], columns, partly=True)
         member.classes, member._columns = aligned
         return member
+
+
+def table_for(name: str, model: Library, frame: Any) -> Any:
+    """A frame's columns in the order of the fit, as a pandas frame that the model's library takes.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or holds texts where the model was fitted to numbers; names member and column.
+    """
+    import narwhals.stable.v2 as nw
+
+    given = nw.from_native(frame, eager_only=True)
+    names = model.names
+    if names is None:
+        return model.table(given.to_pandas())
+    # LightGBM writes a space in a column's name as "_".
+    own = {str(column).replace(" ", "_"): column for column in given.columns}
+    spelled = set(given.columns)
+    chosen = [column if column in spelled else own.get(column, column) for column in names]
+    table = columns_of(name, frame, chosen, pandas=True)
+    words = model.words
+    types = describe(table)["columns"]
+    for column, known in zip(chosen, names, strict=True):
+        found = types[column]
+        if words is not None and found in ("text", "category") and known not in words:
+            raise ValueError(
+                f"inputs: {name}: column {column!r}: expected numbers, as at the fit; got {found}: convert "
+                "the column"
+            )
+    return model.table(table)
+
+
+def _contiguous(features: Any) -> Any:
+    return np.ascontiguousarray(features) if isinstance(features, np.ndarray) else features
 
 
 def _labels(model: Library) -> list[Any] | None:

@@ -39,16 +39,28 @@ class CatBoost(Library):
     def features(self) -> int:
         return len(self.model.feature_names_)
 
+    @property
+    def names(self) -> list[str] | None:
+        found = list(self.model.feature_names_)
+        return None if found == [str(i) for i in range(len(found))] else found
+
+    @property
+    def words(self) -> set[str] | None:
+        places = [*self.model.get_cat_feature_indices(), *self.model.get_text_feature_indices()]
+        return {self.model.feature_names_[i] for i in places}
+
     def written(self) -> Blob:
         return _written(self.model)
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, inputs: Any) -> np.ndarray:
         return np.asarray(self.model.predict(self._table(inputs), prediction_type="Probability"))
 
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: Any) -> np.ndarray:
         return np.asarray(self.model.predict(self._table(inputs), prediction_type="RawFormulaVal"))
 
-    def _table(self, inputs: np.ndarray) -> np.ndarray:
+    def _table(self, inputs: Any) -> Any:
+        if not isinstance(inputs, np.ndarray):
+            return inputs
         return with_categories(inputs, self.model.get_cat_feature_indices())
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.teachers.members.base import Blob
-from ensdistill.teachers.members.boosted.library import Library
+from ensdistill.teachers.members.boosted.library import Library, texts_as_categories
 
 OBJECTIVES = ("binary", "cross_entropy", "multiclass", "multiclassova")
 
@@ -43,16 +43,33 @@ class LightGBM(Library):
     def features(self) -> int:
         return int(self.booster.num_feature())
 
+    @property
+    def names(self) -> list[str] | None:
+        found = list(self.booster.feature_name())
+        return None if found == [f"Column_{i}" for i in range(len(found))] else found
+
+    @property
+    def words(self) -> set[str] | None:
+        lines = self._file.decode().splitlines()
+        infos = (
+            next((line for line in lines if line.startswith("feature_infos=")), "").partition("=")[2].split()
+        )
+        # Numbers have a range; of a column with a single value it is not known.
+        return {name for name, info in zip(self.booster.feature_name(), infos, strict=True) if info[0] != "["}
+
+    def table(self, frame: Any) -> Any:
+        return texts_as_categories(frame)
+
     def written(self) -> Blob:
         return self.booster.model_to_string().encode()
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, inputs: Any) -> np.ndarray:
         return self._predict(getattr(self.model, "predict_proba", self.model.predict), inputs)
 
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: Any) -> np.ndarray:
         return self._predict(self.model.predict, inputs, raw_score=True) * self.slope
 
-    def _predict(self, method: Any, inputs: np.ndarray, **more: Any) -> np.ndarray:
+    def _predict(self, method: Any, inputs: Any, **more: Any) -> np.ndarray:
         with warnings.catch_warnings():
             # LightGBM names the columns of arrays by itself, and then warns about arrays without such names.
             warnings.filterwarnings("ignore", "X does not have valid feature names")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.teachers.members.base import Blob
-from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores
+from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, texts_as_categories
 
 OBJECTIVES = ("multi:softprob", "multi:softmax", "binary:logistic", "binary:logitraw", "binary:hinge")
 
@@ -48,6 +48,23 @@ class XGBoost(Library):
         return int(self.booster.num_features())
 
     @property
+    def names(self) -> list[str] | None:
+        found: list[str] | None = self.booster.feature_names
+        return found
+
+    @property
+    def words(self) -> set[str] | None:
+        types = self.booster.feature_types or []
+        return {name for name, kind in zip(self.names or [], types, strict=False) if kind == "c"}
+
+    def table(self, frame: Any) -> Any:
+        # Models of earlier versions hold no categories: codes would be those of this frame's own values.
+        kept = hasattr(self.booster, "get_categories") and any(
+            values is not None for _, values in self.booster.get_categories(export_to_arrow=True).to_arrow()
+        )
+        return texts_as_categories(frame) if kept else frame
+
+    @property
     def missing(self) -> float:
         """The value that stands for a missing one."""
         value = getattr(self.model, "missing", None)
@@ -56,19 +73,19 @@ class XGBoost(Library):
     def written(self) -> Blob:
         return bytes(self.booster.save_raw("ubj"))
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, inputs: Any) -> np.ndarray:
         if self.is_classifier:
             return np.asarray(self.model.predict_proba(inputs))
         if self.objective in ("multi:softmax", "binary:logitraw"):  # it predicts classes or margins
             return softmax_of_scores(self.scores(inputs)).astype(np.float32)
         return np.asarray(self.booster.predict(self._matrix(inputs)))
 
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: Any) -> np.ndarray:
         if self.is_classifier:
             return np.asarray(self.model.predict(inputs, output_margin=True))
         return np.asarray(self.booster.predict(self._matrix(inputs), output_margin=True))
 
-    def _matrix(self, inputs: np.ndarray) -> Any:
+    def _matrix(self, inputs: Any) -> Any:
         from xgboost import DMatrix
 
         names, types = self.booster.feature_names, self.booster.feature_types
