@@ -3,6 +3,7 @@
 from ensdistill.data.datasets import ArrayDataset, Dataset, Digits
 from ensdistill.data.partition import Partition
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
+from ensdistill.data.sources import Table
 from ensdistill.data.splits import Split, stratified_split
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Partition",
     "Rows",
     "Split",
+    "Table",
     "check_finite",
     "stratified_split",
 ]

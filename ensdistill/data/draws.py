@@ -42,7 +42,7 @@ class Draw:
         return round(asked * len(self.index)) if isinstance(asked, float) else asked
 
     def test(self, seed: int) -> tuple[np.ndarray, Any]:
-        """The test rows; and, where time decides, the last time before them."""
+        """The test rows; and, where time decides, the time at which they begin."""
         settings, index = self.settings, self.index
         seed = seed if settings.test_seed is None else settings.test_seed
         if settings.folds is not None:
@@ -57,11 +57,13 @@ class Draw:
             return self.drawn("test", index, size, seed)[0], None
         assert self.whole.times is not None
         times = self.whole.times[index]
-        cut = np.sort(times)[len(index) - size - 1]
-        test = index[times > cut]
-        if not len(test):
-            raise ValueError(f"time: expected rows later than {cut}, which would be test rows; got none")
-        return test, cut
+        # Rows of one time are not torn apart: the test begins before or after those at the cut.
+        cut = np.sort(times)[len(index) - size]
+        parts = [part for part in (times > cut, times >= cut) if part.any() and not part.all()]
+        if not parts:
+            raise ValueError(f"time: expected rows of several times; all are of {cut}")
+        test = min(parts, key=lambda part: abs(int(part.sum()) - size))
+        return index[test], np.sort(times[test])[0]
 
     def _fold(self, seed: int) -> np.ndarray:
         settings, units = self.settings, self.whole.units[self.index]

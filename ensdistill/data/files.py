@@ -1,4 +1,4 @@
-"""Samples from files: tables, arrays and folders of images, opened by what they are."""
+"""Samples from files: arrays and folders of images, opened by what they are."""
 
 from __future__ import annotations
 
@@ -10,96 +10,7 @@ import numpy as np
 
 from ensdistill.common.scalars import plain
 
-TABLES = {
-    ".csv": "CSV",
-    ".tsv": "CSV",
-    ".parquet": "Parquet",
-    ".jsonl": "JSON lines",
-    ".ndjson": "JSON lines",
-    ".feather": "Arrow",
-    ".arrow": "Arrow",
-}
 ARRAYS = (".npy", ".npz", ".safetensors")
-
-
-def read_table(path: Path | str, columns: Sequence[str] | None = None) -> Any:
-    """A table in a file as a pandas frame.
-
-    Parameters
-    ----------
-    path : path
-        ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``, ``.ndjson``, ``.feather`` or ``.arrow``. In text an
-        empty field, ``NA``, ``NaN``, ``null`` and ``None`` are missing values.
-    columns : sequence of str, optional
-        Those to be read; all by default.
-
-    Raises
-    ------
-    ValueError
-        There is no such file, it is empty or malformed (names the line where it is known), two columns have
-        one name, or a column is not there (names the nearest).
-    """
-    import difflib
-
-    path = Path(path)
-    if path.suffix.lower() not in TABLES:
-        raise ValueError(f"path: expected a table, {', '.join(TABLES)}; got {path.name!r}")
-    if not path.is_file():
-        raise ValueError(f"path: there is no file {str(path)!r}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"path: {path} is empty")
-    try:
-        frame = _read(path)
-    except ImportError as error:
-        raise ValueError(
-            f"path: reading {path.name} needs pandas and pyarrow: pip install 'ensdistill[table]' ({error})"
-        ) from error
-    except (ValueError, OSError, UnicodeError) as error:  # pandas' and pyarrow's errors are of these classes
-        raise ValueError(
-            f"path: {path} is not {TABLES[path.suffix.lower()]} that can be read ({error})"
-        ) from error
-    frame.columns = [str(name) for name in frame.columns]
-    if not len(frame):
-        raise ValueError(f"path: {path} has columns ({', '.join(frame.columns[:5])}, ...) but no rows")
-    for name in columns or ():
-        if name not in frame.columns:
-            near = difflib.get_close_matches(name, frame.columns, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"columns: {path.name} has no column {name!r}, but {', '.join(frame.columns[:10])}{hint}"
-            )
-    return frame if columns is None else frame[list(columns)]
-
-
-def _read(path: Path) -> Any:
-    import pandas as pd
-
-    kind = TABLES[path.suffix.lower()]
-    if kind == "Parquet":
-        return pd.read_parquet(path)
-    if kind == "JSON lines":
-        return pd.read_json(path, lines=True, dtype=False)
-    if kind == "Arrow":
-        return pd.read_feather(path)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    # pandas renames the second of two equal columns, so the names are looked at as they are written.
-    header = (
-        pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
-        .iloc[0]
-        .tolist()
-    )
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(
-            f"columns: expected different names; {twice[0]!r} stands {header.count(twice[0])} times"
-        )
-    # A column has one type in the whole file, not one in each part of it that is read at a time. A row that
-    # is longer than the header would otherwise make the first column an index.
-    frame = pd.read_csv(path, sep=separator, low_memory=False, index_col=False)
-    if len(frame.columns) != len(header):
-        raise ValueError(
-            f"expected {len(header)} fields in each row, as in the first; got {len(frame.columns)}"
-        )
-    return frame
 
 
 def read_array(path: Path | str, name: str | None = None) -> np.ndarray:

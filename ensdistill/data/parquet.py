@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from ensdistill.data.samples import buffer_of, fingerprint_of, groups_of
+from ensdistill.data.table_files import as_frame, columns_of
 
 CACHED_BYTES = 256 * 2**20
 FOOTER = 2**16
@@ -67,13 +68,15 @@ class ParquetSamples:
             raise ValueError(
                 f"columns: {self.paths[0].name} has no column {unknown[0]!r}, but {', '.join(names[:10])}"
             )
-        self.columns = list(names if columns is None else columns)
+        self.columns = list(columns_of(schemas[0]) if columns is None else columns)
         self.groups = np.array(sizes, np.int64)
         """Rows of each row group, int64."""
         self.buffer = max(1, cached_bytes // largest)
         """Groups that stay in memory, by their size in the file before compression."""
         self._places, self._ends = places, np.cumsum(self.groups)
         self._cache: OrderedDict[int, Any] = OrderedDict()
+        self.content_keys: np.ndarray | None = None
+        """Equal for equal rows, uint64 [N], where known; see :class:`ensdistill.data.samples.Lazy`."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -91,13 +94,13 @@ class ParquetSamples:
             inner = index[order[owner[order] == group]] - (self._ends[group] - self.groups[group])
             parts.append(self._group(int(group)).take(inner))
         if not parts:
-            return self._group(0).slice(0, 0).to_pandas()
+            return as_frame(self._group(0).slice(0, 0))
         import pyarrow as pa
 
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         table = pa.concat_tables(parts)
-        return (table if (back == np.arange(len(back))).all() else table.take(back)).to_pandas()
+        return as_frame(table if (back == np.arange(len(back))).all() else table.take(back))
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self, np.asarray(index, np.int64))
@@ -159,6 +162,12 @@ class Chosen:
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self.samples, self.index[index])
+
+    @property
+    def content_keys(self) -> np.ndarray | None:
+        """Those of the samples; see :class:`ensdistill.data.samples.Lazy`."""
+        keys = self.samples.content_keys
+        return None if keys is None else keys[self.index]
 
     @property
     def buffer(self) -> int:

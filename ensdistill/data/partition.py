@@ -69,8 +69,8 @@ class Partition:
         The column whose values stay together, such as the patient's number.
     time : str, optional
         The column that orders the rows: the latest are test rows, the earliest are labelled ones, with the
-        pool between. Rows of one time are on one side of the test's beginning. Later copies of earlier rows
-        are left out.
+        pool between. Rows of one time stay together, so the number of test rows is near to the size.
+        Later copies of earlier rows, and later rows without a label, are left out.
     column : str, optional
         The column that holds ``train``, ``pool`` or ``test`` for each row. An empty field leaves the row to
         the settings above.
@@ -147,13 +147,13 @@ class Partition:
                     raise ValueError(f"{name}: expected without test rows of their own, which the data has")
         elif not len(draw.index):
             raise ValueError(f"{self.column}: expected rows with 'test' among them; got none")
-        test, cut = (test_given, None) if len(test_given) else draw.test(seed)
+        test, begin = (test_given, None) if len(test_given) else draw.test(seed)
         labelled, pool = draw.rest(test, seed)
         labelled = np.concatenate([train_given, labelled])
         unlabelled = np.concatenate([np.flatnonzero(~known & (given == DRAWN)), pool_given])
-        if cut is not None:
+        if begin is not None:
             assert whole.times is not None
-            later = whole.times[unlabelled] > cut
+            later = whole.times[unlabelled] >= begin
             # A later copy of an earlier row has been trained on, so it is left out of the later part.
             kept = unlabelled[~later & ~np.isin(units[unlabelled], units[test])]
             pool, spare = _apart(pool, units, labelled)

@@ -210,6 +210,13 @@ class Joined:
         return Joined(parts) if len(parts) != 1 else parts[0]
 
     @property
+    def content_keys(self) -> np.ndarray | None:
+        """Those of all parts, if each has them."""
+        keys = [getattr(part, "content_keys", None) for part in self.parts]
+        known = [key for key in keys if key is not None]
+        return np.concatenate(known) if len(known) == len(keys) else None
+
+    @property
     def groups(self) -> np.ndarray | None:
         """See :func:`groups_of`; parts in memory are groups of ``GROUP`` rows."""
         found = [groups_of(part) for part in self.parts]

@@ -94,8 +94,9 @@ def given_uids(uids: Any, count: int, argument: str = "uids") -> np.ndarray:
     unique, counts = np.unique(found, return_counts=True)
     if len(unique) < count:
         row = int(np.flatnonzero(found == unique[counts > 1][0])[1])
+        (value,) = values[row : row + 1].tolist()
         raise ValueError(
-            f"{argument}: expected ids that are all different; that of row {row}, {values[row]!r}, stands "
+            f"{argument}: expected ids that are all different; that of row {row}, {value!r}, stands "
             f"{counts.max()} times"
         )
     return found

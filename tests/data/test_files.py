@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ensdistill.data.files import ImageFiles, read_array, read_table
+from ensdistill.data.files import ImageFiles, read_array
 from ensdistill.data.samples import as_samples, sample_hashes
+from ensdistill.data.table_files import read_table
 
 FRAME = pd.DataFrame({"age": [31, 7, 50], "income": [0.5, np.nan, -2.0], "city": ["Rom", None, "Os,lo"]})
 
@@ -46,6 +47,7 @@ def test_columns_are_chosen_by_name(tmp_path):
         ("a.csv", b"x,y\n", "no rows"),
         ("a.csv", b"x,y,x\n1,2,3\n", "different names; 'x' stands 2 times"),
         ("a.csv", b"x,y\n1,2\n3,4,5\n", "line 3"),
+        ("a.csv", b"x,y\n1,2,3\n4,5,6\n", "expected 2 fields in each row, as in the first; line 2 has more"),
         ("a.csv", b"x,y\n1,\xff\n", "utf-8"),
         ("a.parquet", b"PAR1 but no more", "not Parquet"),
         ("a.jsonl", b'{"x": 1}\n{"x": ', "not JSON lines"),

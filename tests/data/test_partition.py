@@ -107,7 +107,7 @@ def test_the_latest_rows_are_test_rows(kind):
     known = data.rows.labels[parts_of(split)[1]] != UNLABELLED
     assert labelled.max() <= pool[known].min()
     assert pool.max() < test.min()
-    assert 90 - 7 < len(test) <= 90
+    assert abs(len(test) - 90) <= 7 / 2
     assert len(labelled) + len(pool) + len(test) + split.left_out == ROWS
     np.testing.assert_array_equal(
         split.test.uids, Partition(time="when", pool=60, test=90).split(data, 5).test.uids
@@ -122,9 +122,7 @@ def test_later_copies_of_earlier_rows_are_left_out():
     data.rows.inputs[300:] = data.rows.inputs[:60]
     with pytest.raises(ValueError, match=r"^when: every test row equals an earlier row; got 60 such rows$"):
         Partition(time="when", test=60).split(Whole(data.rows, CLASSES, CLASSES, data.times), 0)
-    with pytest.raises(
-        ValueError, match=r"^time: expected rows later than 3, which would be test rows; got none"
-    ):
+    with pytest.raises(ValueError, match=r"^time: expected rows of several times; all are of 3$"):
         Partition(time="when").split(whole(times=np.full(ROWS, 3)), 0)
 
 
@@ -201,7 +199,7 @@ def test_a_class_that_cannot_be_in_every_part_is_named():
         Partition(group="g").split(Whole(one, ("a", "b"), ("a", "b")), 0)
     last = Whole(data.rows, CLASSES, CLASSES, times=data.rows.labels)
     with pytest.raises(
-        ValueError, match=r"^labelled: no row of class 'c' among the \d+, but test rows of it"
+        ValueError, match=r"^labelled: no row of class 'b' among the \d+, but test rows of it"
     ):
         Partition(time="t", test=200).split(last, 0)
 

@@ -1,0 +1,224 @@
+"""Tables in files: CSV, TSV, JSON lines, Parquet and Arrow, as pandas frames."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TABLES = {
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".feather": "Arrow",
+    ".arrow": "Arrow",
+}
+MISSING = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None")
+MOST_COLUMNS = 10_000
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None) -> Any:
+    """A table in a file as a pandas frame.
+
+    Parameters
+    ----------
+    path : path
+        ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``, ``.ndjson``, ``.feather`` or ``.arrow``. In text an
+        empty field, ``NA``, ``NaN``, ``null`` and ``None`` are missing values (all: ``MISSING``).
+    columns : sequence of str, optional
+        Those to be read; all by default.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, it is empty or malformed (names the line where it is known), two columns have
+        one name, a column is not there (names the nearest), or there are more than 10 000.
+    """
+    return TableFile(path).read(columns)
+
+
+class TableFile:
+    """A table in a file, whose columns are known before it is read; see :func:`read_table`.
+
+    Attributes
+    ----------
+    names : list of str
+        The columns.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        suffix = self.path.suffix.lower()
+        if suffix not in TABLES:
+            raise ValueError(f"path: expected a table, {', '.join(TABLES)}; got {self.path.name!r}")
+        if not self.path.is_file():
+            raise ValueError(f"path: there is no file {str(path)!r}")
+        if self.path.stat().st_size == 0:
+            raise ValueError(f"path: {path} is empty")
+        self.kind, self.separator = TABLES[suffix], "\t" if suffix == ".tsv" else ","
+        self._frame: Any = None
+        with self._errors():
+            self.names = self._names()
+        if not self.names:
+            raise ValueError(f"path: expected columns; {path} begins with an empty line")
+        name, times = Counter(self.names).most_common(1)[0]
+        if times > 1:
+            raise ValueError(
+                f"path: {path}: expected columns with different names; {name!r} stands {times} times"
+            )
+
+    def column(self, name: str, argument: str = "columns") -> str:
+        """The name itself.
+
+        Raises
+        ------
+        ValueError
+            There is no such column; names the nearest.
+        """
+        if name in self.names:
+            return name
+        near = difflib.get_close_matches(name, self.names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{argument}: {self.path.name} has no column {name!r}, but {', '.join(self.names[:10])}{hint}"
+        )
+
+    def read(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        missing: Sequence[str] = MISSING,
+        verbatim: Sequence[str] = (),
+        text: Sequence[str] = (),
+    ) -> Any:
+        """A pandas frame.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            All by default.
+        missing : sequence of str
+            The fields of a text table that hold no value.
+        verbatim : sequence of str
+            Columns of a text table in which only an empty field holds no value.
+        text : sequence of str
+            Columns that hold strings, even where all look like numbers.
+
+        Raises
+        ------
+        ValueError
+            See :func:`read_table`.
+        """
+        wanted = list(self.names) if columns is None else [self.column(name) for name in columns]
+        if len(wanted) > MOST_COLUMNS:
+            raise ValueError(
+                f"columns: expected at most {MOST_COLUMNS}, because each column is handled alone; got "
+                f"{len(wanted)} in {self.path.name}. Name those that are needed, or store numbers as one "
+                "array (.npy, .npz, .safetensors) for ArrayDataset"
+            )
+        with self._errors():
+            frame = self._read(wanted, missing, verbatim, text)
+        if not len(frame):
+            raise ValueError(f"path: {self.path} has columns ({', '.join(self.names[:5])}, ...) but no rows")
+        return frame[wanted]
+
+    def _names(self) -> list[str]:
+        if self.kind == "CSV":
+            with self.path.open(newline="", encoding="utf-8-sig") as file:
+                return next(csv.reader(file, delimiter=self.separator))
+        if self.kind == "JSON lines":
+            import pandas as pd
+
+            # Keys may differ from line to line, so the columns are known when all lines have been read. Dates
+            # are left alone: by their columns' names pandas would convert numbers too.
+            old = {"convert_dates": False} if pd.__version__ < "3" else {}
+            self._frame = pd.read_json(self.path, lines=True, dtype=False, precise_float=True, **old)
+            return [str(name) for name in self._frame.columns]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self.kind == "Parquet":
+            return columns_of(pq.read_schema(self.path))
+        with pa.memory_map(str(self.path)) as source:
+            return columns_of(pa.ipc.open_file(source).schema)
+
+    def _read(
+        self, columns: list[str], missing: Sequence[str], verbatim: Sequence[str], text: Sequence[str]
+    ) -> Any:
+        import pandas as pd
+
+        if self.kind in ("Parquet", "Arrow"):
+            import pyarrow.feather as feather
+            import pyarrow.parquet as pq
+
+            read = pq.read_table if self.kind == "Parquet" else feather.read_table
+            table = read(self.path, columns=columns)
+            # Of no columns, the number of rows remains.
+            return as_frame(table) if columns else pd.DataFrame(index=range(table.num_rows))
+        if self.kind == "JSON lines":
+            self._frame.columns = self.names
+            return self._frame
+        old = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
+        with warnings.catch_warnings():
+            # A first row that is longer than the header: pandas would cut the rows, or make an index of the
+            # first column.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            try:
+                return pd.read_csv(
+                    self.path,
+                    sep=self.separator,
+                    header=0,
+                    names=self.names,
+                    # pandas counts no fields where it reads some columns alone.
+                    usecols=columns if len(self.names) > MOST_COLUMNS else None,
+                    index_col=False,
+                    low_memory=False,  # one type for the whole column, not one for each part of the file
+                    encoding="utf-8-sig",
+                    keep_default_na=False,
+                    na_values={
+                        name: [""] if name in (*verbatim, *text) else list(missing) for name in self.names
+                    },
+                    dtype=dict.fromkeys(text, str),
+                    **old,
+                )
+            except pd.errors.ParserWarning:
+                raise ValueError(
+                    f"expected {len(self.names)} fields in each row, as in the first; line 2 has more"
+                ) from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of the libraries as errors of this file."""
+        try:
+            yield
+        except ImportError as error:
+            raise ValueError(
+                f"path: reading {self.path.name} needs pandas and pyarrow: pip install 'ensdistill[table]' "
+                f"({error})"
+            ) from error
+        except (ValueError, OSError, UnicodeError, csv.Error, StopIteration) as error:
+            # pandas' and pyarrow's errors are of these classes
+            raise ValueError(f"path: {self.path} is not {self.kind} that can be read ({error})") from error
+
+
+def columns_of(schema: Any) -> list[str]:
+    """The columns of an Arrow schema, without the row numbers that pandas writes."""
+    return [name for name in schema.names if not name.startswith("__index_level_")]
+
+
+def as_frame(table: Any) -> Any:
+    """An Arrow table as a pandas frame, in which an index that pandas had written is a column like the
+    others."""
+    about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    if about:
+        metadata = {**table.schema.metadata, b"pandas": json.dumps({**about, "index_columns": []}).encode()}
+        table = table.replace_schema_metadata(metadata)
+    return table.to_pandas()
