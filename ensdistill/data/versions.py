@@ -8,21 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from ensdistill.common.source import source_digest
-from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.augmentation import Augmentation, apply_to
 
 
-def view_inputs(
-    augment: Augmentation, inputs: np.ndarray, uids: np.ndarray, view: int, seed: int
-) -> np.ndarray:
+def view_inputs(augment: Augmentation, inputs: Any, uids: np.ndarray, view: int, seed: int) -> Any:
     """The samples' version ``view``.
 
     Parameters
     ----------
     augment : Augmentation
-    inputs : ndarray [N, ...]
+    inputs : ndarray or Tensor [N, ...], or list of N images
+        Of any dtype that the augmentation takes, uint8 among them. Images in a list may differ in size.
     uids : ndarray [N], int64
         Whose samples they are.
     view : int
@@ -32,7 +30,12 @@ def view_inputs(
 
     Returns
     -------
-    ndarray [N, ...], as ``inputs``
+    as ``inputs``
+
+    Raises
+    ------
+    TypeError
+        Samples of another kind.
 
     Examples
     --------
@@ -43,10 +46,10 @@ def view_inputs(
     >>> np.array_equal(both[1:], one)
     True
     """
-    if not len(inputs):
+    if not len(uids):
         return inputs
     draws = np.concatenate([augment.draw(1, _generator(seed, int(uid), view)) for uid in uids])
-    return augment.apply(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(draws)).numpy()
+    return apply_to(augment, inputs, draws)
 
 
 def describe_views(augment: Augmentation, views: int, seed: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ models' batches, each with draws from its own generator, are changed in one call
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,24 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ensdistill.common.scalars import plain_fields
+from ensdistill.data.augmentation.chain import Chain
+from ensdistill.data.augmentation.colour import JitterColours
+from ensdistill.data.augmentation.geometry import CropImages, FlipImages
+from ensdistill.data.augmentation.on_batches import apply_to, changed_variants
+from ensdistill.data.augmentation.protocol import Augmentation
 
+__all__ = [
+    "Augmentation",
+    "Chain",
+    "CropImages",
+    "FlipImages",
+    "JitterColours",
+    "ShiftImages",
+    "apply_to",
+    "changed_variants",
+]
 
-@runtime_checkable
-class Augmentation(Protocol):
-    """A random change of inputs; a config names its class by ``augment.class_path``."""
-
-    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw the change of each of ``count`` samples: an array [count, ...]."""
-        ...
-
-    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """``inputs`` [N, ...] changed by ``draws`` [N, ...]; new memory, same shape and dtype."""
-        ...
-
-    def variants(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Every version of ``inputs`` [N, ...] that can be drawn, the unchanged one first, for learners that
-        take no batches."""
-        ...
+# Caches name the augmentation that they were made with by its class path and code, so ShiftImages stays here.
 
 
 @dataclass(frozen=True)

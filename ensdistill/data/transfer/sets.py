@@ -1,0 +1,175 @@
+"""Transfer sets: the labelled samples, the pool, and samples made from both."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.random import random_generator
+from ensdistill.data import UNLABELLED, Rows, Split, check_finite
+from ensdistill.data import batches as b
+from ensdistill.data.samples import as_samples, in_memory, joined, subset, whole
+from ensdistill.data.transfer.base import Synthetic
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A built transfer set.
+
+    Parameters
+    ----------
+    rows : Rows
+        uids 0..M-1 in order. Labels where they are known, -100 elsewhere.
+    origin : tuple of (str, int)
+        The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per
+        synthetic source.
+    """
+
+    rows: Rows
+    origin: tuple[tuple[str, int], ...]
+
+    def source(self, uid: int) -> str:
+        """Where a row comes from: "row 10 of pool".
+
+        >>> rows = Rows(np.zeros((5, 1)), np.arange(5), np.arange(5))
+        >>> Transfer(rows, (("labelled", 2), ("pool", 3))).source(4)
+        'row 2 of pool'
+        """
+        first = 0
+        for name, count in self.origin:
+            if uid < first + count:
+                return f"row {uid - first} of {name}"
+            first += count
+        raise ValueError(f"uid: expected 0..{first - 1}; got {uid}")
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """The labelled rows, the pool, and rows made from both.
+
+    Parameters
+    ----------
+    pool : bool
+        Whether the pool is used, as it is and as base of the synthetic rows.
+    synthetic : sequence of Synthetic
+        Sources, for example ``[Munge(rows=6600), Mixup(rows=6600)]``.
+    base_rows : int
+        Rows of lazy samples that are read into memory as the base of the synthetic rows, chosen by the seed.
+        Samples in memory are used whole.
+
+    Examples
+    --------
+    >>> from ensdistill.data import Digits
+    >>> from ensdistill.data.transfer import Mixup
+    >>> transfer = TransferSet(synthetic=[Mixup(rows=500)]).build(Digits().split(seed=0), seed=0)
+    >>> transfer.origin, len(transfer.rows)
+    ((('labelled', 200), ('pool', 900), ('mixup', 500)), 1600)
+    """
+
+    pool: bool = True
+    synthetic: Sequence[Synthetic] = field(default_factory=list)
+    base_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.base_rows < 1:
+            raise ValueError(f"transfer: base_rows: expected at least 1; got {self.base_rows}")
+
+    def build(self, split: Split, seed: int, ensemble: Any = None) -> Transfer:
+        """The transfer set of a split; the same for the same seed, and no source's rows depend on the others.
+
+        Parameters
+        ----------
+        split : Split
+            Of samples of any kind. Lazy ones stay unread in the transfer set.
+        seed : int
+        ensemble : DifferentiableEnsemble, optional
+            For sources whose ``make`` has a parameter of that name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A source returns something else than finite samples like those of its base, or needs an ensemble;
+            names the source and the row.
+        """
+        parts: list[tuple[str, Any]] = [("labelled", split.labelled.inputs)]
+        if self.pool:
+            parts.append(("pool", split.pool.inputs))
+        base = self._base(joined([inputs for _, inputs in parts]), seed) if self.synthetic else None
+        for index, source in enumerate(self.synthetic):
+            name = f"transfer.synthetic.{index} ({type(source).__name__})"
+            arguments: list[Any] = [base, random_generator("transfer", seed, index)]
+            if "ensemble" in inspect.signature(source.make).parameters:
+                if ensemble is None:
+                    raise ValueError(
+                        f"{name}: expected an ensemble: TransferSet.build(split, seed, ensemble)"
+                    )
+                arguments.append(ensemble)
+            made = source.make(*arguments)
+            _check_made(name, made, base)
+            parts.append((type(source).__name__.lower(), as_samples(made)))
+        inputs = joined([part for _, part in parts])
+        labels = np.full(len(inputs), UNLABELLED, np.int64)
+        labels[: len(split.labelled)] = split.labelled.labels
+        uids = np.arange(len(inputs), dtype=np.int64)
+        rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
+        return Transfer(rows, tuple((name, len(part)) for name, part in parts))
+
+    def _base(self, samples: Any, seed: int) -> Any:
+        """The samples as one batch; of lazy ones ``base_rows``."""
+        if in_memory(samples) or len(samples) <= self.base_rows:
+            return whole(samples)
+        generator = random_generator("transfer base", seed)
+        return whole(subset(samples, np.sort(generator.choice(len(samples), self.base_rows, replace=False))))
+
+
+def _weights(split: Split, pool: bool, count: int) -> np.ndarray | None:
+    """The rows' weights; rows without one, and synthetic ones, have the mean of the others."""
+    used = [split.labelled, split.pool] if pool else [split.labelled]
+    if all(rows.weights is None for rows in used):
+        return None
+    known = np.concatenate(
+        [np.full(len(rows), np.nan) if rows.weights is None else rows.weights for rows in used]
+    )
+    weights = np.full(count, np.nanmean(known))
+    weights[: len(known)] = np.where(np.isnan(known), weights[: len(known)], known)
+    return weights
+
+
+def _check_made(name: str, made: Any, base: Any) -> None:
+    """Raise ValueError where samples are not like those of the base, or hold NaN in a column where it holds
+    none."""
+    if isinstance(base, np.ndarray):
+        expected = f"{base.dtype} rows of shape {list(base.shape[1:])}, as its base"
+        got = f"{made.dtype} {list(made.shape)}" if isinstance(made, np.ndarray) else type(made).__name__
+        alike = isinstance(made, np.ndarray) and made.dtype == base.dtype and made.shape[1:] == base.shape[1:]
+    else:
+        form = _form(base)
+        try:
+            found = _form(made)
+        except (TypeError, ValueError):
+            found = {"kind": type(made).__name__}
+        expected, got, alike = f"samples like its base, {form}", f"{found}", found == form
+    if not alike or b.count(made) == 0:
+        raise ValueError(f"{name}: expected make to give {expected}; got {got}")
+    if isinstance(base, np.ndarray) and base.dtype.kind == "f":
+        gaps = np.isnan(base).any(0)
+        check_finite(name, np.where(gaps & np.isnan(made), 0, made) if gaps.any() else made)
+
+
+def _form(batch: Any) -> dict[str, Any]:
+    """Kind and form of samples; of a frame also its columns' dtypes, in order."""
+    form = b.describe(batch)
+    if form["kind"] != "table":
+        return form
+    import narwhals.stable.v2 as nw
+
+    return {
+        "kind": type(batch).__name__,
+        "columns": {
+            name: str(dtype) for name, dtype in nw.from_native(batch, eager_only=True).schema.items()
+        },
+    }
