@@ -166,7 +166,7 @@ class Chosen:
     @property
     def content_keys(self) -> np.ndarray | None:
         """Those of the samples; see :class:`ensdistill.data.samples.Lazy`."""
-        keys = self.samples.content_keys
+        keys = getattr(self.samples, "content_keys", None)
         return None if keys is None else keys[self.index]
 
     @property

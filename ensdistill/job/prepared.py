@@ -14,7 +14,7 @@ from ensdistill.data import Split
 from ensdistill.data.preprocess import Preprocess, fitted
 from ensdistill.data.samples import joined
 from ensdistill.job.config import StudentConfig
-from ensdistill.teachers.members import Member, TorchMember
+from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class PreparedStudent:
         member = TorchMember(
             module, name="student", classes=classes, factory=factory or self.factory, output="logits"
         )
-        if self.preprocess is None:
-            return member
-        from ensdistill.teachers.members import Preprocessed
-
-        return Preprocessed(member, self.preprocess)
+        return member if self.preprocess is None else Preprocessed(member, self.preprocess)
 
 
 def prepare_student(student: StudentConfig, split: Split, seed: int) -> PreparedStudent:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.common.files import read_json
+from ensdistill.data.preprocess import load_preprocess
 from ensdistill.teachers.members.base import FORMAT, Loadable, Member, content_of
 from ensdistill.teachers.members.boosted import LIBRARIES, BoostedMember
 from ensdistill.teachers.members.estimator import SklearnMember
@@ -23,7 +24,6 @@ KINDS: dict[str, Loadable] = {
     "array": ArrayMember,
     "onnx": OnnxMember,
 }
-KINDS["preprocessed"] = Preprocessed
 KINDS |= dict.fromkeys(LIBRARIES, BoostedMember)
 
 
@@ -64,6 +64,20 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
     if about.get("fingerprint") not in _valid_contents(folder, member, about):
         raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")
     return member
+
+
+class _PreprocessedFiles:
+    """Loads a member and its preprocess, each from a folder of its own."""
+
+    @staticmethod
+    def load(folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> Preprocessed:
+        preprocess = load_preprocess(folder / "preprocess", trusted)
+        member = Preprocessed(load_member(folder / "model", trusted), preprocess)
+        member.name = description["name"]
+        return member
+
+
+KINDS["preprocessed"] = _PreprocessedFiles
 
 
 def _valid_contents(folder: Path, member: Member, about: dict[str, Any]) -> list[str]:

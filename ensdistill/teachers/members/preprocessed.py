@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.fingerprint import digest
-from ensdistill.data.preprocess import Preprocess, load_preprocess, trusted_by
+from ensdistill.data.preprocess import Preprocess, trusted_by
 from ensdistill.teachers.members.base import Member, content_of, own_source, parts_of, write_description
 from ensdistill.teachers.members.dtypes import cast_for
 from ensdistill.teachers.members.function import ArrayMember
@@ -107,15 +107,6 @@ class Preprocessed:
         self.member.save(Path(folder) / "model")
         self.preprocess.save(Path(folder) / "preprocess")
         write_description(folder, self, "preprocessed")
-
-    @classmethod
-    def load(cls, folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> Preprocessed:
-        """A saved member with its preprocess."""
-        from ensdistill.teachers.members.files import load_member
-
-        member = cls(load_member(folder / "model", trusted), load_preprocess(folder / "preprocess", trusted))
-        member.name = description["name"]
-        return member
 
 
 def rows_for(member: Member, inputs: Any) -> Any:
