@@ -1,5 +1,4 @@
-"""Small networks for examples: students and members. Any ``torch.nn.Module`` that maps [N, ...] to [N, C]
-serves as well."""
+"""Small networks: students and members. Any ``torch.nn.Module`` that maps [N, ...] to [N, C] serves too."""
 
 from __future__ import annotations
 
@@ -7,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Pooling = Literal["max", "average"]
+Numbers = Literal["plain", "piecewise", "periodic"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -137,3 +138,199 @@ class CNN(nn.Sequential):
             nn.Flatten(),
             *_head(math.prod((depth, height, width)), hidden, outputs, dropout, activation),
         )
+
+
+class TabularMLP(nn.Module):
+    """An MLP on a table: numbers by embeddings of their own, categories by learned embeddings.
+
+    Its input is that of :func:`ensdistill.data.preprocess.default_transformer` with ``codes``: first the
+    scaled numbers, then flags and one-hot columns, then codes of categories from -1 on.
+
+    Parameters
+    ----------
+    inputs : int
+        All columns.
+    numeric : int
+        Scaled numbers among them, the first ones.
+    cardinalities : sequence of int
+        Different codes of each category, -1 among them; the last columns.
+    hidden : sequence of int
+        Widths of the hidden layers.
+    outputs : int
+        Classes.
+    dropout : float
+        Dropout probability after each hidden layer.
+    activation : {"relu", "gelu", "silu", "tanh"}
+    numbers : {"plain", "piecewise", "periodic"}
+        As they are; by piecewise linear embeddings with ``bins`` bins of equal width in 0..1, which after
+        scaling to quantiles hold equally many rows; or by periodic ones. The two need the package
+        ``rtdl_num_embeddings`` (``pip install 'ensdistill[table]'``).
+    width : int
+        Of each number's embedding.
+    bins : int
+
+    References
+    ----------
+    Gorishniy et al. (2022), "On Embeddings for Numerical Features in Tabular Deep Learning".
+
+    Examples
+    --------
+    >>> model = TabularMLP(inputs=4, numeric=2, cardinalities=[5], outputs=3)
+    >>> model(torch.tensor([[0.1, 0.9, 1.0, -1.0], [0.2, 0.3, 0.0, 3.0]])).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        inputs: int = 8,
+        numeric: int = 0,
+        cardinalities: Sequence[int] = (),
+        hidden: Sequence[int] = (256, 256),
+        outputs: int = 2,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
+        numbers: Numbers = "plain",
+        width: int = 12,
+        bins: int = 16,
+    ) -> None:
+        super().__init__()
+        if numeric + len(cardinalities) > inputs:
+            raise ValueError(
+                f"inputs: expected at least {numeric + len(cardinalities)}, {numeric} numbers and "
+                f"{len(cardinalities)} categories; got {inputs}"
+            )
+        self.numeric, self.plain = numeric, inputs - len(cardinalities)
+        self.numbers = _number_embeddings(numbers, numeric, width, bins) if numeric else None
+        # The usual rule of thumb, as in fastai's tabular models.
+        self.categories = nn.ModuleList(
+            nn.Embedding(count, min(50, math.ceil(1.6 * count**0.56))) for count in cardinalities
+        )
+        embedded = sum(m.embedding_dim for m in self.categories if isinstance(m, nn.Embedding))
+        features = self.plain + embedded + (numeric * (width - 1) if self.numbers is not None else 0)
+        self.head = nn.Sequential(*_head(features, hidden, outputs, dropout, activation))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [N, outputs] for float32 [N, inputs]."""
+        parts = [inputs[:, : self.plain]]
+        if self.numbers is not None:
+            parts = [self.numbers(inputs[:, : self.numeric]).flatten(1), inputs[:, self.numeric : self.plain]]
+        for column, embedding in enumerate(self.categories, self.plain):
+            parts.append(embedding(inputs[:, column].long() + 1))
+        out: Tensor = self.head(torch.cat(parts, 1))
+        return out
+
+
+def _number_embeddings(kind: Numbers, count: int, width: int, bins: int) -> nn.Module | None:
+    if kind == "plain":
+        return None
+    if kind not in ("piecewise", "periodic"):
+        raise ValueError(f"numbers: expected plain, piecewise or periodic; got {kind!r}")
+    try:
+        import rtdl_num_embeddings as rtdl
+    except ImportError as error:
+        raise ImportError(
+            f"numbers: {kind!r} needs rtdl_num_embeddings: pip install 'ensdistill[table]'"
+        ) from error
+    embeddings: nn.Module
+    if kind == "periodic":
+        embeddings = rtdl.PeriodicEmbeddings(count, width, lite=False)
+    else:
+        edges = [torch.linspace(0, 1, bins + 1) for _ in range(count)]
+        embeddings = rtdl.PiecewiseLinearEmbeddings(edges, width, activation=False, version="B")
+    return embeddings
+
+
+class BagOfNgrams(nn.Module):
+    """The mean of the embeddings of a text's n-grams, and fully connected layers: fastText's classifier.
+
+    Parameters
+    ----------
+    buckets : int
+        The largest id; 0 fills texts up and has no part in the mean. See
+        :class:`ensdistill.data.preprocess.HashedNgrams`.
+    width : int
+        Of an embedding.
+    hidden : sequence of int
+        Widths of hidden layers.
+    outputs : int
+        Classes.
+    dropout : float
+        Dropout probability after the mean and after each hidden layer.
+
+    References
+    ----------
+    Joulin et al. (2017), "Bag of Tricks for Efficient Text Classification".
+
+    Examples
+    --------
+    >>> BagOfNgrams(buckets=100, outputs=3)(torch.tensor([[5, 7, 0], [1, 0, 0]])).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        buckets: int = 2**16,
+        width: int = 64,
+        hidden: Sequence[int] = (),
+        outputs: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(buckets + 1, width, mode="mean", padding_idx=0)
+        self.head = nn.Sequential(nn.Dropout(dropout), *_head(width, hidden, outputs, dropout, "relu"))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [N, outputs] for int64 ids [N, length]."""
+        out: Tensor = self.head(self.embedding(ids))
+        return out
+
+
+class TextTransformer(nn.Module):
+    """A small transformer encoder on the ids of words, averaged over a text's words.
+
+    Parameters
+    ----------
+    buckets : int
+        The largest id; 0 fills texts up. ``HashedNgrams(words=1)`` gives the ids of words in their order.
+    length : int
+        Ids of each text.
+    width, heads, layers : int
+    outputs : int
+        Classes.
+    dropout : float
+
+    Examples
+    --------
+    >>> model = TextTransformer(buckets=100, length=4, width=16, heads=2, layers=1, outputs=3)
+    >>> model(torch.tensor([[5, 7, 0, 0], [1, 2, 3, 4]])).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        buckets: int = 2**14,
+        length: int = 64,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        outputs: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(buckets + 1, width, padding_idx=0)
+        self.places = nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [N, outputs] for int64 ids [N, length]."""
+        there = ids > 0
+        there[:, 0] = True  # an empty text has one word, of no meaning
+        places = self.places(torch.arange(ids.shape[1], device=ids.device))
+        encoded = self.encoder(self.embedding(ids) + places, src_key_padding_mask=~there)
+        weight = there.unsqueeze(2).to(encoded.dtype)
+        out: Tensor = self.head((encoded * weight).sum(1) / weight.sum(1))
+        return out

@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-PARAMETERS = ("inputs", "image", "outputs", "buckets")
+OF_PREPROCESS = ("buckets", "length", "numeric", "cardinalities")
+PARAMETERS = ("inputs", "image", "outputs", *OF_PREPROCESS)
 
 
 def completed(model: Callable[..., Any], example: Any, classes: int, preprocess: Any = None) -> Any:
@@ -18,13 +19,14 @@ def completed(model: Callable[..., Any], example: Any, classes: int, preprocess:
     ----------
     model : callable
         A module class, or a ``functools.partial`` of one. Its ``__init__`` may have the parameters ``inputs``
-        (numbers per sample), ``image`` (channels, height and width), ``outputs`` (classes) and ``buckets``
-        (the largest id of a token). Other callables are returned as they are.
+        (numbers per sample), ``image`` (channels, height and width), ``outputs`` (classes), ``buckets``
+        (the largest id of a token), ``length`` (ids of each text), ``numeric`` (scaled numbers) and
+        ``cardinalities`` (codes of each category). Other callables are returned as they are.
     example : array or tensor [N, ...], or a mapping of these
         A batch of preprocessed inputs; one sample is enough.
     classes : int
     preprocess : optional
-        That of the example; its attribute ``buckets`` is the largest id.
+        That of the example; its attributes of those names are the values.
 
     Returns
     -------
@@ -65,8 +67,9 @@ def _from_data(example: Any, classes: int, preprocess: Any) -> dict[str, Any]:
     if len(shape) == 3:
         found["image"] = list(shape)
     found["outputs"] = classes
-    if (buckets := getattr(preprocess, "buckets", None)) is not None:
-        found["buckets"] = int(buckets)
+    for name in OF_PREPROCESS:
+        if (value := getattr(preprocess, name, None)) not in (None, ()):
+            found[name] = list(value) if isinstance(value, tuple) else int(value)
     return found
 
 

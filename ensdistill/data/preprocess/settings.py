@@ -36,15 +36,21 @@ class TableDefaults:
         Values of a category that stand in fewer rows are "others".
     most : int
         The largest number of columns for one category, the others' among them.
+    codes : int, optional
+        Categories of more values become codes, for a model with embeddings
+        (:class:`ensdistill.models.TabularMLP`).
     """
 
     numbers: Literal["quantile", "power", "standard"] = "quantile"
     rare: int = 10
     most: int = 50
+    codes: int | None = None
 
     def __post_init__(self) -> None:
         if self.numbers not in ("quantile", "power", "standard"):
             raise ValueError(f"numbers: expected quantile, power or standard; got {self.numbers!r}")
+        if self.codes is not None and self.codes < 1:
+            raise ValueError(f"codes: expected at least 1; got {self.codes}")
         for name, least in (("rare", 1), ("most", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
@@ -52,7 +58,12 @@ class TableDefaults:
     def fit(self, samples: Any, *, seed: int = 0) -> Transformer:
         """The transformer that is fitted to a frame, or to samples that are one."""
         return default_transformer(
-            table_of(samples, seed), numbers=self.numbers, rare=self.rare, most=self.most, seed=seed
+            table_of(samples, seed),
+            numbers=self.numbers,
+            rare=self.rare,
+            most=self.most,
+            codes=self.codes,
+            seed=seed,
         )
 
 

@@ -98,6 +98,26 @@ class Transformer:
         """Types that loading has to trust beyond scikit-learn's own."""
         return tuple(untrusted_types(self._blob()))
 
+    @property
+    def numeric(self) -> int:
+        """Scaled numbers, the first columns of the result, of a :func:`default_transformer`; 0 of others."""
+        parts = getattr(self.transformer, "transformers_", [])
+        return sum(len(columns) for name, _, columns in parts if name in ("numbers", "gaps"))
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Different codes of each column of codes, the last ones of the result, that of values never seen
+        among them."""
+        parts = getattr(self.transformer, "named_transformers_", {})
+        if "codes" not in parts:
+            return ()
+        encoder = parts["codes"][-1]
+        rare = getattr(encoder, "infrequent_categories_", [None] * len(encoder.categories_))
+        return tuple(
+            len(names) - (0 if few is None else len(few) - 1) + 1
+            for names, few in zip(encoder.categories_, rare, strict=True)
+        )
+
     def fingerprint(self) -> str:
         if self._content is None:
             self._content = archive_digest(self._blob())
@@ -209,6 +229,7 @@ def default_transformer(
     numbers: Literal["quantile", "power", "standard"] = "quantile",
     rare: int = 10,
     most: int = 50,
+    codes: int | None = None,
     seed: int = 0,
 ) -> Transformer:
     """Fit the default preprocessing of a table for networks and linear models.
@@ -228,6 +249,10 @@ def default_transformer(
         Values of a category that stand in fewer rows are "others".
     most : int
         The largest number of columns for one category, the others' among them.
+    codes : int, optional
+        Categories of more values become one column of codes, behind all others, for a model that has an
+        embedding of each (:class:`ensdistill.models.TabularMLP`): 0 to C-2, and -1 for values that were never
+        seen, with C of :attr:`Transformer.cardinalities`.
     seed : int
         Of the rows that quantiles are estimated from.
 
@@ -252,7 +277,7 @@ def default_transformer(
         with_columns(frame, nw.from_native(frame, eager_only=True).columns, True), eager_only=True
     )
     types = check_types({}, b.describe(frame)["columns"], table)
-    groups: dict[str, list[str]] = {"numbers": [], "gaps": [], "booleans": [], "categories": []}
+    groups: dict[str, list[str]] = {"numbers": [], "gaps": [], "booleans": [], "categories": [], "codes": []}
     for name, kind in types.items():
         if kind in ("integer", "float"):
             groups[
@@ -260,8 +285,11 @@ def default_transformer(
                 if table[name].is_null().any() or (kind == "float" and table[name].is_nan().any())
                 else "numbers"
             ].append(name)
+        elif kind == "boolean":
+            groups["booleans"].append(name)
         else:
-            groups["booleans" if kind == "boolean" else "categories"].append(name)
+            many = codes is not None and table[name].n_unique() > codes
+            groups["codes" if many else "categories"].append(name)
 
     def scaler() -> Any:
         if numbers == "quantile":
@@ -283,6 +311,16 @@ def default_transformer(
             groups["booleans"],
         ),
         ("categories", make_pipeline(text, encoder), groups["categories"]),
+        (
+            "codes",
+            make_pipeline(
+                text,
+                OrdinalEncoder(
+                    handle_unknown="use_encoded_value", unknown_value=-1, min_frequency=rare, dtype=np.float64
+                ),
+            ),
+            groups["codes"],
+        ),
     ]
     columns = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
     return Transformer(columns.fit(_as_texts(table.to_native())), pandas=True, types=types)
