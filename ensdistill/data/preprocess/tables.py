@@ -293,7 +293,7 @@ def default_transformer(
 
     def scaler() -> Any:
         if numbers == "quantile":
-            return QuantileTransformer(n_quantiles=min(1000, len(table)), random_state=seed)
+            return QuantileTransformer(n_quantiles=min(1000, len(table)), random_state=seed % 2**32)
         return PowerTransformer() if numbers == "power" else StandardScaler()
 
     imputed = SimpleImputer(strategy="median", keep_empty_features=True)
