@@ -386,9 +386,9 @@ def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int],
 def _written(console: Console, cache: TargetCache) -> int:
     kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
     if any(m.conversions(cache.manifest, name) for name in cache.names):
-        kl += f" to the source's targets, theirs {max(m.kl_before(cache.manifest).values()):.1e}"
+        kl += f" to the source's targets, whose own is {max(m.kl_before(cache.manifest).values()):.1e}"
     console.print(
-        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes, "
+        f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes each, "
         f"{cache.manifest['codec']}, {kl}"
     )
     return 0

@@ -19,11 +19,11 @@ from ensdistill.job.config import Config, StudentConfig
 from ensdistill.teachers.recipes import Recipe
 
 OPTIONS = (
-    ("--config", "Another file of settings, which change those of CONFIG; may be given several times."),
+    ("--config FILE", "Another file of settings, which change those of CONFIG; may be given several times."),
     ("--print_config", "Print the settings, defaults included, as YAML, and stop."),
     (
-        "--SETTING.help",
-        "List the classes that a setting may name, or with --SETTING.help CLASS_PATH the arguments of one. "
+        "--SETTING.help [CLASS_PATH]",
+        "List the classes that a setting may name, or the arguments of one. "
         "For example: --cache.transfer.synthetic.help ensdistill.data.transfer.Munge",
     ),
 )

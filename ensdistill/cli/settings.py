@@ -173,10 +173,8 @@ def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     """The setting, its fault and the value; a setting of the command line gets its dashes."""
     from ensdistill.cli.classes import BRANCH
 
-    keys, names = (
-        [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")],
-        fault.get("ctx", {}).get("names"),
-    )
+    keys = [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")]
+    names = fault.get("ctx", {}).get("names")
     # An unknown name may have others below it.
     dashed = any(key == _short(keys) or (names and key.startswith(f"{_short(keys)}.")) for key in overridden)
     at = f"{'--' * dashed}{'.'.join(keys) or 'CONFIG'}"

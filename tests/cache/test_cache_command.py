@@ -27,7 +27,7 @@ def test_a_member_comes_and_goes(cache, tmp_path):
     np.save(tmp_path / "new.npy", cache.gather_logits(np.arange(230))[0] * 3)
     words = ["--name", "d", "--logits", tmp_path / "new.npy", "--uids", "in-order", "--weight", "0.5"]
     out = flat(succeed("cache", "add-member", cache.path, tmp_path / "four", *words))
-    assert f"{tmp_path / 'four'}: 230 records of {8 + 4 * 40} bytes, fp32" in out
+    assert f"{tmp_path / 'four'}: 230 records of {8 + 4 * 40} bytes each, fp32" in out
     four = TargetCache.open(tmp_path / "four")
     np.testing.assert_array_equal(four.gather_logits([3])[3], cache.gather_logits([3])[0] * 3)
     succeed("cache", "drop-member", tmp_path / "four", tmp_path / "again", "--name", "a")
@@ -68,7 +68,7 @@ def test_conversion_prints_its_cost(cache, tmp_path):
     succeed(*other, "--overwrite")
     out = flat(succeed("cache", "convert", tmp_path / "small", tmp_path / "again", "--codec", "fp32"))
     cost = TargetCache.open(tmp_path / "small").manifest["statistics"]["kl"]["max"]
-    assert f"fp32, max KL 0.0e+00 to the source's targets, theirs {cost:.1e}" in out
+    assert f"fp32, max KL 0.0e+00 to the source's targets, whose own is {cost:.1e}" in out
     info = flat(succeed("cache", "info", tmp_path / "again"))
     assert "fp32: KL to the source's targets mean 0.0e+00, p99 0.0e+00, max 0.0e+00 nats" in info
     assert f"KL of the source's to the exact targets max {cost:.1e} nats" in info
