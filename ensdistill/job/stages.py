@@ -49,7 +49,7 @@ def _teachers(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) ->
 def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     config, before = run.config, unit.needs()[0]
     ensemble = Ensemble.load(run.of(before) / "ensemble", run.trusted)
-    transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed)
+    transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed, ensemble)
     copies_of(config, unit.seed, transfer.rows)
     ensemble = of_transfer(ensemble, config.split(unit.seed), config.cache)
     best = ensemble.only(run.record(before)["best_member"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.teachers import storage
+from ensdistill.teachers.differentiable import Function, differentiable
 from ensdistill.teachers.fitting.calibration import (
     PRIOR_ROWS_PER_MEMBER,
     fit_mixture_temperature,
@@ -404,6 +405,12 @@ class Ensemble:
         chosen = self._of(kept, found.weights[kept])
         chosen.temperature *= found.temperature
         return chosen
+
+    def differentiable(self) -> list[Function]:
+        """For each member a function from a tensor of inputs to its calibrated logits, with gradients; see
+        :mod:`ensdistill.teachers.differentiable`."""
+        scales = self.temperatures * self.temperature
+        return differentiable(self.members, self.classes, scales, self.vectors)
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
         """The same ensemble for these samples: members with stored predictions return those of these uids, in
