@@ -29,6 +29,7 @@ MODULES = [
         "teachers.recipes",
         "teachers.existing",
         "teachers.methods",
+        "data.preprocess",
         "data.transfer",
         "data.augmentation",
         "models",
