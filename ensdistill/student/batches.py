@@ -18,7 +18,7 @@ from ensdistill.data import UNLABELLED
 from ensdistill.data.reading import ReadAhead
 from ensdistill.data.samples import buffer_of, groups_of, in_memory
 from ensdistill.student.blocks import Block, TargetBlocks, draw_block
-from ensdistill.student.inputs import Inputs, Preparation, StepReader, moved, rows_of
+from ensdistill.student.inputs import Inputs, Preparation, StepReader, moved, rows_of, steps_together
 
 if TYPE_CHECKING:
     from ensdistill.student.training import Training
@@ -93,6 +93,8 @@ class Batches(AbstractContextManager["Batches"]):
         )
         self._held = prepare.held(rows.inputs) if training.augment is None or plain else None
         self._reader = None if self._held is not None else self._read(training, prepare)
+        # Steps that are read together: a table's batch costs more by its columns than by its rows.
+        self._chunk = 1 if self._held is not None else steps_together(prepare, rows.inputs, size)
         self._group: Processes | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -135,8 +137,12 @@ class Batches(AbstractContextManager["Batches"]):
     def _inputs(self, block: Block, step: int, group: Processes) -> Iterator[Inputs]:
         """The inputs of the block's steps, one after the other."""
         if self._held is None:
-            for i in range(len(block.positions)):
-                yield self._checked(step + i, block.positions[i], block.epochs[i])
+            for i in range(0, len(block.positions), self._chunk):
+                chunk = slice(i, i + self._chunk)
+                inputs = self._checked(step + i, block.positions[chunk], block.epochs[chunk])
+                size = block.positions.shape[1]
+                for start in range(0, size * len(block.positions[chunk]), size):
+                    yield rows_of(inputs, slice(start, start + size))
             return
         inputs = rows_of(self._held, torch.from_numpy(block.positions))
         if self.training.augment is not None and isinstance(inputs, Tensor):
@@ -157,28 +163,31 @@ class Batches(AbstractContextManager["Batches"]):
 
     def _read(self, training: Training, prepare: Preparation) -> ReadAhead:
         versions = training.versions
-        hashed = 0 if training.cache is None else int(versions is not None)
-        read = StepReader(
+        # In memory, plain inputs were compared before the training; of versions one is in each batch.
+        every = 0 if training.cache is None or versions is None else self.size
+        every = 1 if training.cache is not None and not in_memory(training.rows.inputs) else every
+        read = self._step = StepReader(
             samples=training.rows.inputs,
             uids=training.rows.uids,
             prepare=prepare,
             augment=training.augment,
             views=None if versions is None else versions.cache.views,
             seed=derive_seed("student augment", training.seed) if versions is None else versions.seed,
-            hashed=hashed if in_memory(training.rows.inputs) or training.cache is None else None,
+            every=every,
         )
         return ReadAhead(training.rows.inputs, self._following, workers=training.workers, read=read)
 
     def _following(self, step: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        """Positions and epochs of this process's samples, in this step and all after it."""
+        """Positions and epochs of this process's samples in the next steps, and in all after them."""
         group = self._group
         assert group is not None
-        for later in range(step, self.steps):
-            block = draw_block(self._order, later, 1, group.rank, group.count)
-            yield later, (block.positions[0], block.epochs[0])
+        for later in range(step, self.steps, self._chunk):
+            count = min(self._chunk, self.steps - later)
+            block = draw_block(self._order, later, count, group.rank, group.count)
+            yield later, (block.positions.reshape(-1), block.epochs.reshape(-1))
 
     def _checked(self, step: int, where: np.ndarray, epochs: np.ndarray) -> Inputs:
-        """The step's inputs, of samples that are those of the cache.
+        """The inputs of some steps, of samples that are those of the cache.
 
         Raises
         ------
@@ -188,8 +197,9 @@ class Batches(AbstractContextManager["Batches"]):
         assert self._reader is not None
         inputs, hashes, form = self._reader(step)
         if (cache := self.training.cache) is not None and len(hashes):
-            views, some = epochs % cache.views, slice(len(hashes))
-            verify_hashes(cache, self.rows.uids[where[some]], hashes, views[some], form)
+            some = self._step.hashed
+            uids, views = self.rows.uids[where.reshape(-1)[some]], epochs.reshape(-1)[some] % cache.views
+            verify_hashes(cache, uids, hashes, views, form)
         return inputs
 
     def _label_factors(self, block: Block) -> list[float | None]:

@@ -22,6 +22,7 @@ Inputs = Tensor | dict[str, Tensor]
 """Inputs [B, ...] of a module; several by name are its keyword arguments."""
 
 HELD_BYTES = 2**31  # prepared inputs beyond this are made batch by batch
+READ_BYTES = 2**23
 _PREDICTED = 1024  # samples that a student predicts at once
 
 
@@ -115,9 +116,12 @@ class Preparation:
             return None
         if self.preprocess is None:
             return self(whole(samples))
+        return None if self.size(samples) * len(samples) > HELD_BYTES else self(whole(samples))
+
+    def size(self, samples: Any) -> int:
+        """Bytes of one sample's inputs."""
         first = self(samples[:1])
-        size = sum(part.nbytes for part in (first.values() if isinstance(first, dict) else [first]))
-        return None if size * len(samples) > HELD_BYTES else self(whole(samples))
+        return sum(part.nbytes for part in (first.values() if isinstance(first, dict) else [first]))
 
     def batches(self, samples: Any) -> Callable[[], Iterator[Inputs]]:
         """A function that goes through the inputs of all samples in order, a batch at a time."""
@@ -127,10 +131,16 @@ class Preparation:
         return lambda: (self(samples[part]) for part in parts)
 
 
+def steps_together(prepare: Preparation, samples: Any, size: int) -> int:
+    """Steps of ``size`` samples that are read at once: 1, 2, 4, ... 32, with at most ``READ_BYTES``."""
+    bound = READ_BYTES // max(1, prepare.size(samples) * size)
+    return 1 << min(5, max(1, bound).bit_length() - 1)
+
+
 @dataclass(frozen=True)
 class StepReader:
-    """The inputs of one step: samples are read, changed and preprocessed, by a worker process where they are
-    lazy.
+    """The inputs of some steps: samples are read, changed and preprocessed, by a worker process where they
+    are lazy.
 
     Parameters
     ----------
@@ -142,8 +152,8 @@ class StepReader:
         In epoch e a sample has version e mod ``views``; version e itself where None.
     seed : int
         Of the versions.
-    hashed : int or None
-        So many of the step's first samples are hashed, to be compared with a cache; all where None.
+    every : int
+        Each so many-th sample is hashed, to be compared with a cache; none where 0.
     """
 
     samples: Any
@@ -152,18 +162,23 @@ class StepReader:
     augment: Augmentation | None
     views: int | None
     seed: int
-    hashed: int | None
+    every: int
 
-    def __call__(self, step: tuple[np.ndarray, np.ndarray]) -> tuple[Inputs, np.ndarray, dict[str, Any]]:
-        """The inputs, hashes of their raw samples, and the samples' form; ``step`` has the samples' positions
-        and epochs, both int64 [B]."""
-        where, epochs = step
+    def __call__(self, steps: tuple[np.ndarray, np.ndarray]) -> tuple[Inputs, np.ndarray, dict[str, Any]]:
+        """The inputs, hashes of raw samples, and the samples' form; ``steps`` has the samples' positions and
+        epochs, both int64 [M]."""
+        where, epochs = steps
         batch = self.samples[where]
         if self.augment is not None:
             versions = epochs if self.views is None else epochs % self.views
             batch = _changed(batch, self.augment, self.uids[where], versions, self.seed)
-        hashes = b.hashes(b.take(batch, slice(self.hashed)))
+        hashes = b.hashes(b.take(batch, self.hashed))
         return self.prepare(batch), hashes, b.describe(batch)
+
+    @property
+    def hashed(self) -> slice:
+        """Which of the samples of a call are hashed."""
+        return slice(None, None, self.every) if self.every else slice(0)
 
 
 def _changed(batch: Any, augment: Augmentation, uids: np.ndarray, versions: np.ndarray, seed: int) -> Any:

@@ -41,23 +41,50 @@ class Tables:
         return nw.concat([frame.select(frames[0].columns) for frame in frames], how="vertical").to_native()
 
     def hashes(self, batch: Any) -> np.ndarray:
-        frame = _frame(batch)
+        frame, plain = _frame(batch), _plain_columns(batch)
         names = sorted(frame.columns)
         types = self.describe(batch)["columns"]
         seed = xxhash.xxh3_64_intdigest("\0".join(f"{name}\1{types[name]}" for name in names).encode())
-        columns = [_column_hashes(frame[name], name, types[name]) for name in names]
+        columns = [
+            _bits(plain[name], types[name], False)
+            if name in plain
+            else _column_hashes(frame[name], name, types[name])
+            for name in names
+        ]
         rows = np.ascontiguousarray(np.stack(columns, 1)) if columns else np.zeros((len(frame), 0), np.uint64)
         return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in rows), "<u8", count=len(rows))
 
     def describe(self, batch: Any) -> dict[str, Any]:
-        frame = _frame(batch)
-        return {"columns": {name: column_type(frame[name], name) for name in frame.columns}}
+        frame, plain = _frame(batch), _plain_columns(batch)
+        return {
+            "columns": {
+                name: _PLAIN[plain[name].dtype.kind] if name in plain else column_type(frame[name], name)
+                for name in frame.columns
+            }
+        }
 
 
 def _frame(batch: Any) -> Any:
     import narwhals.stable.v2 as nw
 
     return nw.from_native(batch, eager_only=True)
+
+
+_PLAIN = {"f": "float", "i": "integer", "u": "integer", "b": "boolean"}
+
+
+def _plain_columns(batch: Any) -> dict[str, np.ndarray]:
+    """The columns of a pandas frame that are plain NumPy numbers: most columns of most tables, a hundred
+    times faster than by way of narwhals. Empty for frames of other libraries."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(batch, pandas.DataFrame):
+        return {}
+    names = [
+        name
+        for name, dtype in batch.dtypes.items()
+        if isinstance(name, str) and isinstance(dtype, np.dtype) and dtype.kind in _PLAIN
+    ]
+    return {name: batch[name].to_numpy() for name in names}
 
 
 def column_type(series: Any, name: str) -> str:
@@ -152,6 +179,11 @@ def _column_hashes(series: Any, name: str, kind: str) -> np.ndarray:
         )
         return np.where(missing, _MISSING, values.view(np.uint64))
     numbers = np.array(series.fill_null(0).to_list() if missing.any() else series.to_numpy())
+    return _bits(numbers, kind, missing)
+
+
+def _bits(numbers: np.ndarray, kind: str, missing: Any) -> np.ndarray:
+    """The bits of numbers as float64 or int64, uint64 [N]; one value for all that is missing."""
     if kind == "float":
         numbers = numbers.astype(np.float64)
         missing = missing | np.isnan(numbers)
