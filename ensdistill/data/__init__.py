@@ -3,7 +3,7 @@
 from ensdistill.data.datasets import ArrayDataset, Dataset, Digits
 from ensdistill.data.partition import Partition
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
-from ensdistill.data.sources import Table
+from ensdistill.data.sources import ImageFolder, Table, Texts
 from ensdistill.data.splits import Split, stratified_split
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "BadRows",
     "Dataset",
     "Digits",
+    "ImageFolder",
     "Partition",
     "Rows",
     "Split",
     "Table",
+    "Texts",
     "check_finite",
     "stratified_split",
 ]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ensdistill.data.partition import Partition, Whole
 
 TEST_SHARE = 0.25
-LEAST_DRAWN = 0.9  # of a part's size, where equal rows stay together
+LEAST_DRAWN = 0.75  # of a part's size, where equal rows stay together
 LEAST_IN_GROUPS = 0.5  # where whole groups do, which may be large
 CANDIDATES = 8  # groups that are looked at for each one that is taken
 

@@ -421,18 +421,20 @@ def buffer_of(samples: Any) -> int:
 
 def fingerprint_of(samples: Any) -> dict[str, Any]:
     """Plain JSON that changes with the samples: of those in memory with any of them; of lazy ones with their
-    number, the data set's class and own ``fingerprint()`` (where it has one), and the content of
-    some, evenly spaced."""
+    number, the data set's class, its own ``fingerprint()`` and its samples' keys (where it has these), and
+    the content of some, evenly spaced."""
     if in_memory(samples):
         hashed = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(sample_hashes(samples)).data)
         return {"rows": len(samples), "hash": hashed}
     places = np.unique(np.linspace(0, len(samples) - 1, min(SAMPLED, len(samples))).astype(np.int64))
     some = [b.hashes(samples[places[i : i + 1]]) for i in range(len(places))]
     own = getattr(getattr(samples, "dataset", samples), "fingerprint", None)
+    keys = getattr(samples, "content_keys", None)
     return {
         "rows": len(samples),
         "lazy": type(getattr(samples, "dataset", samples)).__qualname__,
         "own": own() if callable(own) else None,
+        **({} if keys is None else {"keys": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(keys).data)}),
         "sampled": xxhash.xxh3_128_hexdigest(np.concatenate([np.zeros(0, "<u8"), *some]).data),
     }
 
