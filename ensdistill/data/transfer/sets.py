@@ -169,6 +169,9 @@ def _form(batch: Any) -> dict[str, Any]:
     import narwhals.stable.v2 as nw
 
     frame = nw.from_native(batch, eager_only=True)
-    series = {name: frame[name].to_native() for name in frame.columns}
-    dtypes = {name: repr(one.dtype if hasattr(one, "dtype") else one.type) for name, one in series.items()}
-    return {"kind": f"{type(batch).__module__.partition('.')[0]} table", "columns": dtypes}
+    columns = {}
+    for name in frame.columns:
+        series = frame[name].to_native()
+        dtype = series.dtype if hasattr(series, "dtype") else series.type
+        columns[name] = str(list(dtype.categories)) if str(dtype) == "category" else str(dtype)
+    return {"kind": f"{type(batch).__module__.partition('.')[0]} table", "columns": columns}
