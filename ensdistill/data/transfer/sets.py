@@ -152,7 +152,8 @@ def _check_made(name: str, made: Any, base: Any) -> None:
             found = _form(made)
         except (TypeError, ValueError):
             found = {"kind": type(made).__name__}
-        expected, got, alike = f"samples like its base, {form}", f"{found}", found == form
+        expected, alike = f"samples like its base, {form}", found == form
+        got = f"no rows, {found}" if alike else f"{found}"
     if not alike or b.count(made) == 0:
         raise ValueError(f"{name}: expected make to give {expected}; got {got}")
     if isinstance(base, np.ndarray) and base.dtype.kind == "f":
@@ -161,15 +162,16 @@ def _check_made(name: str, made: Any, base: Any) -> None:
 
 
 def _form(batch: Any) -> dict[str, Any]:
-    """Kind and form of samples; of a frame also its columns' dtypes, in order."""
+    """Kind and form of samples; of a frame its library's own dtypes, with their categories."""
     form = b.describe(batch)
     if form["kind"] != "table":
         return form
     import narwhals.stable.v2 as nw
 
-    return {
-        "kind": type(batch).__name__,
-        "columns": {
-            name: str(dtype) for name, dtype in nw.from_native(batch, eager_only=True).schema.items()
-        },
-    }
+    frame = nw.from_native(batch, eager_only=True)
+    columns = {}
+    for name in frame.columns:
+        series = frame[name].to_native()
+        dtype = series.dtype if hasattr(series, "dtype") else series.type
+        columns[name] = str(list(dtype.categories)) if str(dtype) == "category" else str(dtype)
+    return {"kind": f"{type(batch).__module__.partition('.')[0]} table", "columns": columns}
