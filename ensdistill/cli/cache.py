@@ -321,6 +321,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         from safetensors.numpy import load_file
 
         from ensdistill.data import Rows
+        from ensdistill.job.stored import labelled_targets
         from ensdistill.teachers import Ensemble
 
         # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors,
@@ -330,7 +331,8 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         for name, place in (("transfer", transfer), ("ensemble", ensemble)):
             if not place.exists():
                 raise FileNotFoundError(f"--{name}: there is nothing at {place}; pass its path")
-        trusted, augment = _of_job(options.config)
+        trusted, settings = _of_job(options.config)
+        augment = None if settings is None else settings.augment
         if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
             got = "nothing" if options.config is None else f"{options.config}, which has none"
             raise ValueError(
@@ -339,7 +341,14 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
                 f"got {got}"
             )
         rows = Rows(**load_file(transfer))
-        teachers = Ensemble.load(ensemble, trusted)
+        teachers: Any = Ensemble.load(ensemble, trusted)
+        if "labelled" in cache.manifest["fingerprint"]["ensemble"]:
+            if settings is None:
+                raise ValueError(
+                    "--config: expected a job's YAML file, whose cache.labelled says what the targets of "
+                    "labelled rows are; got nothing"
+                )
+            teachers = labelled_targets(teachers, settings, ensemble.parent / "held_out.safetensors")
         with _progress("predicting with the teachers") as progress:
             count = cache.verify_against(
                 teachers, rows, share=options.against_teachers, augment=augment, progress=progress
@@ -349,7 +358,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
 
 
 def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
-    """The classes that a job's YAML file names, and the augmentation of its cache."""
+    """The classes that a job's YAML file names, and the settings of its cache."""
     if file is None:
         return (), None
     if not file.is_file():
@@ -358,7 +367,7 @@ def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
     from ensdistill.job.run_folder import RunFolder
 
     config = load_config(["--config", str(file)])
-    return RunFolder(config).trusted, config.cache.augment
+    return RunFolder(config).trusted, config.cache
 
 
 @contextmanager

@@ -95,6 +95,11 @@ class CacheConfig:
         e mod views, the pixels that the teachers saw.
     augment : Augmentation, optional
         Changes the rows of the transfer set before the teachers and the student see them.
+    labelled : {"in_sample", "out_of_fold", "mixed"}
+        The targets of labelled rows: the members' own; those of members that did not learn from the row (of
+        the folds by which the ensemble is weighted); or the members' own mixed with the label.
+    label_share : float
+        The label's share in ``mixed`` targets.
     max_kl : float, optional
         Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in
         any row.
@@ -106,6 +111,8 @@ class CacheConfig:
     views: int = 1
     augment: Augmentation | None = None
     max_kl: float | None = None
+    labelled: Literal["in_sample", "out_of_fold", "mixed"] = "in_sample"
+    label_share: float = 0.5
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -119,6 +126,13 @@ class CacheConfig:
             raise ValueError(
                 "cache.mixture_at: expected a temperature, that of distill.loss.temperature, because codec "
                 f"{self.codec} holds the mixture at one only; got none"
+            )
+        if not 0 < self.label_share < 1:
+            raise ValueError(f"cache.label_share: expected a share in (0, 1); got {self.label_share}")
+        if self.labelled == "out_of_fold" and self.augment is not None:
+            raise ValueError(
+                "cache.labelled: expected in_sample or mixed, because held-out logits are of rows that are not "
+                "augmented; got out_of_fold with cache.augment"
             )
         if self.views < 1:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")

@@ -110,6 +110,10 @@ class RunFolder:
             raise ValueError(f"{self.of(unit)}: expected a finished stage; run the stages before the report")
         return record
 
+    def held_out(self, seed: int) -> Path:
+        """The file of the members' held-out logits and the labels of the seed's labelled rows."""
+        return self.of(Unit("teachers", seed)) / "held_out.safetensors"
+
     def transfer(self, seed: int) -> Rows:
         """The transfer set that the seed's cache was made from.
 

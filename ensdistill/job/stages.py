@@ -23,10 +23,11 @@ from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, Tea
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
-from ensdistill.job.stored import of_transfer
+from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
+from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.stack import Status
 
@@ -52,9 +53,13 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     transfer = config.cache.transfer.build(config.split(unit.seed), unit.seed, ensemble)
     copies_of(config, unit.seed, transfer.rows)
     ensemble = of_transfer(ensemble, config.split(unit.seed), config.cache)
-    best = ensemble.only(run.record(before)["best_member"])
+    warn_of_look_ups(ensemble, config.cache)
+    targets, best = (
+        labelled_targets(ensemble, config.cache, run.held_out(unit.seed), member)
+        for member in (None, run.record(before)["best_member"])
+    )
     return cache(
-        config.cache, ensemble, best, transfer, config.distill.loss.temperature, unit.seed, folder, report
+        config.cache, targets, best, transfer, config.distill.loss.temperature, unit.seed, folder, report
     )
 
 
@@ -150,8 +155,8 @@ def teachers(
 
 def cache(
     settings: CacheConfig,
-    ensemble: Ensemble,
-    best: Ensemble,
+    ensemble: Ensemble | LabelledTargets,
+    best: Ensemble | LabelledTargets,
     transfer: Transfer,
     temperature: float,
     seed: int,

@@ -1,15 +1,20 @@
-"""Members with stored predictions in a job: these are of the data's own rows, and of no other ones."""
+"""The ensemble as a job's cache asks it: members with stored predictions, and the targets of labelled rows."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from ensdistill.data import Split
 from ensdistill.job.config import CacheConfig
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
+from ensdistill.teachers.labelled_targets import LabelledTargets
+from ensdistill.teachers.lookups import looks_up
 from ensdistill.teachers.members import ArrayMember
 
 
@@ -27,6 +32,43 @@ def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ense
         stored = [m.name for m, other in zip(ensemble.members, asked.members, strict=True) if m is not other]
         _check_transfer(", ".join(stored), settings)
     return asked
+
+
+def labelled_targets(
+    ensemble: Ensemble, settings: CacheConfig, held_out: Path, member: str | None = None
+) -> Ensemble | LabelledTargets:
+    """The ensemble, or its one ``member``, with the targets that the settings choose for labelled rows.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    settings : CacheConfig
+    held_out : path
+        The file of held-out logits and labels that the teachers' stage wrote.
+    member : str, optional
+    """
+    one = ensemble if member is None else ensemble.only(member)
+    if settings.labelled == "in_sample":
+        return one
+    stored = load_file(held_out)
+    logits, labels = stored["logits"], stored["labels"]
+    if member is not None:
+        logits = logits[[ensemble.names.index(member)]]
+    uids = np.arange(len(labels))  # the labelled rows are the first of the transfer set
+    if settings.labelled == "out_of_fold":
+        return LabelledTargets(one, uids, held_out=logits)
+    return LabelledTargets(one, uids, labels=labels, share=settings.label_share)
+
+
+def warn_of_look_ups(ensemble: Ensemble, settings: CacheConfig) -> None:
+    """Warn of members that look rows up where they give targets for rows that they hold themselves."""
+    names = [member.name for member in ensemble.members if looks_up(member)]
+    if names and settings.labelled == "in_sample":
+        warnings.warn(
+            f"cache.labelled: {', '.join(names)} look rows up among those that they were fitted to, so their "
+            "answers for labelled rows are the labels themselves; choose out_of_fold",
+            stacklevel=2,
+        )
 
 
 def check_stored(recipe: ExistingMembers, splits: Sequence[Split], settings: CacheConfig) -> None:
