@@ -15,7 +15,9 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import TrainingRows
+from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import Recipe
+from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.train import Planned, Training, train
 
@@ -91,12 +93,13 @@ def train_ensemble(
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(labelled.inputs, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
-    for recipe in recipes:
+    for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
             job for i, (rows, _) in enumerate(parts) for job in recipe.jobs(labelled.labels, seed, rows, i)
         ]
         planned.append((recipe, [*jobs, *recipe.jobs(labelled.labels, seed)]))
-    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes))
+    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes), labelled.weights)
+    check_weights(planned, data)
     training = Training(planned, data, {i: held for i, (_, held) in enumerate(parts)})
     device = next((recipe.device for recipe in recipes if hasattr(recipe, "device")), "cpu")
     try:

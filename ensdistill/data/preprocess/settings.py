@@ -157,16 +157,43 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     )
 
 
-def trusted_by(preprocess: Any) -> tuple[str, ...]:
-    """The class paths that loading a preprocess, or what a setting makes of samples, has to trust."""
-    if preprocess is None or (isinstance(preprocess, str) and preprocess == "auto"):
+def as_setting(value: Any) -> Any:
+    """A setting, checked before there are samples: "auto", None, a preprocess, or an object with ``fit``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`as_preprocess`.
+    """
+    if value is None or (isinstance(value, str) and value == "auto") or isinstance(value, Preprocess):
+        return value
+    if hasattr(value, "transform") and hasattr(value, "get_params"):
+        from sklearn.exceptions import NotFittedError
+
+        try:
+            return Transformer(value)
+        except NotFittedError:
+            return value
+    if hasattr(value, "fit") and not isinstance(value, type):
+        return value
+    return as_preprocess(value)
+
+
+def trusted_by(setting: Any) -> tuple[str, ...]:
+    """The class paths that loading a preprocess, or one that a setting makes, has to trust.
+
+    Of a transformer that is yet to be fitted these are the classes of its parts.
+    """
+    if setting is None or isinstance(setting, str):
+        return () if setting in (None, "auto") else trusted_by(as_preprocess(setting))
+    if hasattr(setting, "get_params"):
+        found = [setting, *(part for part in setting.get_params().values() if hasattr(part, "get_params"))]
+        return tuple(sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in found}))
+    if not isinstance(setting, Preprocess):
         return ()
-    if hasattr(preprocess, "fit") and not isinstance(preprocess, Preprocess):
-        return ()
-    adapted = as_preprocess(preprocess)
-    cls = type(adapted)
+    cls = type(setting)
     own = () if cls.__module__.startswith("ensdistill.") else (f"{cls.__module__}.{cls.__qualname__}",)
-    return (*own, *getattr(adapted, "trusted", ()))
+    return (*own, *getattr(setting, "trusted", ()))
 
 
 def table_of(samples: Any, seed: int = 0) -> Any:
