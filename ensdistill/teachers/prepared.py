@@ -26,6 +26,7 @@ from ensdistill.data.preprocess import (
 )
 from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import Held, form, in_memory, positions, stream, whole
+from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member, Preprocessed
 from ensdistill.teachers.members.boosted import library_of
@@ -130,7 +131,8 @@ class Prepared(Recipe):
         watch: Watch | None = None,
         finished: Container[str] = (),
     ) -> Iterator[tuple[Job, Member]]:
-        own = self.data(data)
+        # Members that exist already are loaded, whatever the rows are.
+        own = data if isinstance(self.recipe, ExistingMembers) else self.data(data)
         for job, member in self.recipe.fit(own, jobs, checkpoint=checkpoint, watch=watch, finished=finished):
             yield job, Preprocessed(member, self.preprocess)
 

@@ -16,9 +16,10 @@ from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes, processes
 from ensdistill.data import BadRows
+from ensdistill.data.samples import subset
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member, TorchMember, inner, load_member
-from ensdistill.teachers.predict import answer
+from ensdistill.teachers.predict import answer, over_parts
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.validation import Seen, check_own
@@ -90,7 +91,9 @@ class Training:
     def _held_out(self, job: Job, member: Member) -> np.ndarray:
         rows = self.held[job.part if job.part is not None else -1]
         try:
-            return np.asarray(answer(member, self.data.inputs[rows], self.data.classes), np.float32)
+            samples = subset(self.data.inputs, rows)
+            logits = over_parts(samples, lambda batch: answer(member, batch, self.data.classes))
+            return np.asarray(logits, np.float32)
         except BadRows as error:
             raise BadRows(
                 f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ensdistill.common.random import random_generator
+from ensdistill.common.skops_files import load_skops
 from ensdistill.data import batches as b
-from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.data.preprocess.base import Preprocess, load_preprocess
 from ensdistill.data.preprocess.images import ImageTransform
 from ensdistill.data.preprocess.modules import ModuleTransform
 from ensdistill.data.preprocess.named import Named
@@ -123,8 +125,8 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     Parameters
     ----------
     value : Preprocess, fitted transformer, torch module, tokenizer, function, or str
-        A tokenizer of ``tokenizers`` or ``transformers``; a string is the path of a tokenizer's file or
-        folder, or a function's import path.
+        A tokenizer of ``tokenizers`` or ``transformers``; a string is a function's import path, or a path as
+        for :func:`preprocess_file`.
     model : optional
         The model that it belongs to, whose config bounds the length of texts.
 
@@ -146,15 +148,34 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     if hasattr(backend, "encode_batch") and hasattr(backend, "to_str"):
         return Tokens(backend, _length(value, model), _padding(value))
     if isinstance(value, (str, Path)):
-        if Path(value).exists():
-            return Tokens(value, _length(Tokens(value).tokenizer, model))
-        return Named(str(value))
+        return preprocess_file(Path(value)) if Path(value).exists() else Named(str(value))
     if callable(value) and not isinstance(value, type):
         return Named(value)
     raise TypeError(
         "preprocess: expected a Preprocess, a fitted scikit-learn transformer, a torch module, a tokenizer, "
         f"a function or its import path; got {type(value).__module__}.{type(value).__qualname__}"
     )
+
+
+def preprocess_file(path: Path, trusted: Sequence[str] = ()) -> Preprocess:
+    """The preprocess in a file or folder: a fitted transformer (.skops), a saved preprocess, a tokenizer.
+
+    Raises
+    ------
+    ValueError
+        It can't be read, needs a class that is not trusted, or is a tokenizer without a length.
+    """
+    if path.suffix == ".skops":
+        return Transformer(load_skops(path.read_bytes(), trusted, path))
+    if (path / "preprocess.json").is_file():
+        return load_preprocess(path, trusted)
+    # The file's own limit of the length: of a Tokens it is replaced by that of its argument.
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    known = Tokens(path)  # its errors name the file
+    own = Tokenizer.from_file(str(file))
+    return Tokens(known.tokenizer, _length(own, None), _padding(own))
 
 
 def as_setting(value: Any) -> Any:
