@@ -35,7 +35,8 @@ def describe(value: Any) -> Any:
 
     Parameters
     ----------
-    value : plain data, dataclass, scikit-learn estimator, class, function, or functools.partial of one
+    value : plain data, dataclass, scikit-learn estimator, class, function, functools.partial of one, or an
+    object with a method ``fingerprint``
 
     Raises
     ------
@@ -66,6 +67,8 @@ def describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {**_class(type(value)), "fields": fields}
+    if callable(getattr(type(value), "fingerprint", None)):
+        return {**_class(type(value)), "fingerprint": value.fingerprint()}
     if hasattr(value, "get_params"):
         return {**_class(type(value)), "params": describe(value.get_params(deep=False))}
     if isinstance(value, Sequence) and not isinstance(value, bytes):

@@ -17,6 +17,7 @@ from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
 from ensdistill.teachers.existing import ExistingMembers
+from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import TorchMembers
 
 
@@ -48,7 +49,8 @@ def check_job(run: RunFolder) -> None:
         for i, recipe in enumerate(config.teachers.members):
             try:
                 recipe.check_storable()
-                recipe.check(split.labelled, split.classes)
+                (own,) = prepare_recipes([recipe], split.labelled.inputs, len(split.classes), 0)
+                own.check(split.labelled, split.classes)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
         splits = [config.split(seed) for seed in range(config.seeds)]

@@ -8,13 +8,16 @@
 ``existing``        members that exist already; ``member_files``: readers of their files
 ``train``           the trainer of all recipes: folder, processes, resumption
 ``stacked``         members of one architecture that predict in one call
+``lookups``         members that look up the rows that they were fitted to
+``prepared``        recipes on raw samples, with a fitted preprocess
 ``stored_logits``   logits that exist already, as arrays or in a cache
 ``storage``         an ensemble as a folder
 ==================  ===================================================================================
 """
 
 from ensdistill.teachers.ensemble import Ensemble
+from ensdistill.teachers.lookups import looks_up
 from ensdistill.teachers.out_of_fold import train_ensemble
 from ensdistill.teachers.validation import check_logits
 
-__all__ = ["Ensemble", "check_logits", "train_ensemble"]
+__all__ = ["Ensemble", "check_logits", "looks_up", "train_ensemble"]

@@ -39,7 +39,7 @@ from ensdistill.teachers.predict import (
     over_parts,
 )
 from ensdistill.teachers.stacked import Stack, stacked_logits
-from ensdistill.teachers.stored_logits import Known, check_labels, raw_logits
+from ensdistill.teachers.stored_logits import Known, check_labels, judged, raw_logits
 from ensdistill.teachers.timing import member_seconds
 from ensdistill.teachers.validation import (
     as_members,
@@ -214,9 +214,8 @@ class Ensemble:
         ``Dataset``. Each member gets the batch as it is, or by its own preprocess.
 
         ``way="stacked"`` runs torch members of one architecture in one vmapped call, which saves time where
-        they are many and small: 64 rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86), those of
-        8 the same, convolution networks no less. The logits are then the same up to rounding, and a copy of
-        the parameters is kept.
+        they are many and small: 64 rows of 32 MLPs 64-64-10 take 1.7 ms instead of 2.8 (2-core x86). The
+        logits are then the same up to rounding, and a copy of the parameters is kept.
         """
         return torch.from_numpy(self.apply_temperatures(self.raw_logits(inputs, way)))
 
@@ -273,6 +272,7 @@ class Ensemble:
         *,
         method: Calibration = "temperature",
         uids: np.ndarray | None = None,
+        sample_weight: Any = None,
     ) -> Ensemble:
         """Fit how sure the members are, by NLL. Returns self.
 
@@ -295,6 +295,8 @@ class Ensemble:
             that the mixture is calibrated, which is never worse for it.
         uids : ndarray [N], optional
             Needed with a cache: the uids of the rows that ``labels`` are of, in their order.
+        sample_weight : [N], optional
+            How much each row counts, at least 0. Only their ratios matter.
 
         Raises
         ------
@@ -304,15 +306,15 @@ class Ensemble:
         """
         if method not in ("temperature", "vector", "pooled"):
             raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
-        raw = raw_logits(self, logits, labels, uids, unshifted=method == "vector")
-        labels = check_labels(labels)
+        raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=method == "vector")
         self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
+        rows: dict[str, Any] = {"labels": labels, "sample_weight": counts}
         if method == "temperature":
-            self.temperatures = np.array([fit_temperature(z, labels) for z in raw])
+            self.temperatures = np.array([fit_temperature(z, **rows) for z in raw])
         elif method == "vector":
-            self.vectors = np.stack([fit_vector(z, labels) for z in raw], axis=1)
+            self.vectors = np.stack([fit_vector(z, **rows) for z in raw], axis=1)
         else:
-            self.temperature = fit_mixture_temperature(raw, self.weights, labels, self.combiner)
+            self.temperature = fit_mixture_temperature(raw, self.weights, combiner=self.combiner, **rows)
         return self
 
     def weigh(
@@ -322,6 +324,7 @@ class Ensemble:
         *,
         prior_rows: float = PRIOR_ROWS_PER_MEMBER,
         uids: np.ndarray | None = None,
+        sample_weight: Any = None,
     ) -> Ensemble:
         """Fit the mixture weights by NLL, then the temperature that the mixture needs. Returns self.
 
@@ -335,19 +338,20 @@ class Ensemble:
 
         Parameters
         ----------
-        logits, labels, uids
+        logits, labels, uids, sample_weight
             As for ``calibrate``.
         prior_rows : float
             Draws the weights to equal ones; 0 trusts the rows alone. See
             :func:`ensdistill.teachers.fitting.calibration.fit_weights`.
         """
-        raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
-        scaled = apply_scales(self.vectors, raw, self.temperatures)
-        labels = check_labels(labels)
+        shifts = self.vectors is not None
+        raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=shifts)
+        rows: dict[str, Any] = {"labels": labels, "combiner": self.combiner, "sample_weight": counts}
+        scaled, equal = apply_scales(self.vectors, raw, self.temperatures), np.full(len(self), 1 / len(self))
         # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
-        scale = fit_mixture_temperature(scaled, np.full(len(self), 1 / len(self)), labels, self.combiner)
-        weights = fit_weights(scaled / scale, labels, self.combiner, prior_rows)
-        self.temperature = fit_mixture_temperature(scaled, weights, labels, self.combiner)
+        scale = fit_mixture_temperature(scaled, equal, **rows)
+        weights = fit_weights(scaled / scale, prior_rows=prior_rows, **rows)
+        self.temperature = fit_mixture_temperature(scaled, weights, **rows)
         self.weights = weights
         return self
 
@@ -413,11 +417,10 @@ class Ensemble:
         return differentiable(self.members, self.classes, scales, self.vectors)
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
-        """The same ensemble for these samples: members with stored predictions return those of these uids, in
-        their order.
+        """The same ensemble for these samples: members with stored predictions return those of these uids.
 
-        Itself, where no member needs uids; ``uids``, ``among`` and errors as in ``ArrayMember.for_uids``.
-        ``among`` is ``uids`` by default.
+        Itself, where no member needs uids. Arguments as in ``ArrayMember.for_uids``; ``among`` is ``uids`` by
+        default.
         """
         members = members_for(self.members, uids, uids if among is None else among)
         if members == self.members:

@@ -51,7 +51,11 @@ def fit(
     answers: dict[tuple[int | None, bytes], str] = {}
     several = len({job.part for job in jobs}) < len(jobs)
     # Each feature from another row, so that no member has seen these rows.
-    features = np.random.default_rng(0).permuted(flat(data.inputs), axis=0)[:ROWS] if several else None
+    features = (
+        np.random.default_rng(0).permuted(flat(data.inputs), axis=0)[:ROWS]
+        if several and isinstance(data.inputs, np.ndarray)
+        else None
+    )
     for job, one in zip(jobs, _named(results, [job.key for job in jobs]), strict=True):
         with warned_already():  # of all members, before the first was fitted
             member = as_member(one, job.name, data.classes, data.labels[job.rows], **options)
@@ -84,9 +88,9 @@ def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | N
         return fitted(estimator, job.key, job.seed, job.rows, data, spare=job.spare, augment=augment)
     except Exception as error:
         if is_out_of_memory(error):
+            width = f" of {data.inputs[0].size} features" if isinstance(data.inputs, np.ndarray) else ""
             raise MemoryError(
-                f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows of "
-                f"{data.inputs[0].size} features; fit fewer at "
+                f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows{width}; fit fewer at "
                 "once (n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
             ) from None
         error.add_note(f"{NOTE} {job.key}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.files import read_json
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import Rows
+from ensdistill.data.preprocess import Preprocess, as_preprocess, as_setting, preprocess_file, trusted_by
 from ensdistill.teachers import member_files
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import ArrayMember, Member, load_member
 from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.outputs import Output
-from ensdistill.teachers.predict import answer
+from ensdistill.teachers.predict import answer, over_parts
 from ensdistill.teachers.recipes import Recipe, check_name
 from ensdistill.teachers.stack import Status, Watch
 
@@ -71,7 +73,7 @@ class ExistingMembers(Recipe):
             if isinstance(member, ArrayMember) and not self.held_out:
                 continue  # it may hold predictions of other rows alone
             (asked,) = members_for((member,), few.uids, few.uids)
-            found = answer(asked, few.inputs, classes)
+            found = over_parts(few.inputs, partial(answer, asked, classes=classes))
             if found.shape != (len(few), len(classes)):
                 got = list(found.shape)
                 raise ValueError(f"{member.name}: expected outputs [{len(few)}, {len(classes)}]; got {got}")
@@ -101,10 +103,12 @@ class _InFolder(ExistingMembers):
     prefix: str = ""
     trusted: tuple[str, ...] = ()
     held_out: bool = False
+    preprocess: Any = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        object.__setattr__(self, "trusted", tuple(self.trusted))
+        object.__setattr__(self, "preprocess", own_preprocess(self.preprocess, self.trusted))
+        object.__setattr__(self, "trusted", (*self.trusted, *trusted_by(self.preprocess)))
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -126,6 +130,11 @@ class SavedEnsemble(_InFolder):
     held_out : bool
         Whether no member was trained on the labelled rows, so that temperatures and weights are fitted to
         them.
+    preprocess : optional
+        From raw samples to the members' input, for members that were saved without one: a preprocess, a
+        function's import path, or the path of a fitted transformer (.skops), of a tokenizer, or of the folder
+        of a saved preprocess. One that has to be fitted first is refused, because the members were trained
+        with another.
 
     Raises
     ------
@@ -178,7 +187,7 @@ class SavedMembers(_InFolder):
     ----------
     folder : path
         Holds a folder for each member, as ``member.save`` wrote it; or is one.
-    prefix, trusted, held_out
+    prefix, trusted, held_out, preprocess
         See :class:`SavedEnsemble`.
     """
 
@@ -229,7 +238,7 @@ class MemberFile(ExistingMembers):
         The meaning of the outputs of a torch module or of an ONNX file.
     trusted : list of str
         Class paths that an estimator may need beyond scikit-learn's own.
-    held_out : bool
+    held_out, preprocess
         See :class:`SavedEnsemble`.
     """
 
@@ -240,13 +249,16 @@ class MemberFile(ExistingMembers):
     output: Output = "auto"
     trusted: tuple[str, ...] = ()
     held_out: bool = False
+    preprocess: Any = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        object.__setattr__(self, "preprocess", own_preprocess(self.preprocess, self.trusted))
         object.__setattr__(self, "name", self.name or Path(self.file).stem)
         check_name(self.name)
         member_files.check_kind(Path(self.file), self.model)
         own = [] if self.model is None else [(module_recipe(self.model) or {}).get("class_path")]
+        own += trusted_by(self.preprocess)
         object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, *filter(None, own)})))
 
     def files(self) -> list[Path]:
@@ -302,6 +314,28 @@ class StoredPredictions(ExistingMembers):
         yield member_files.stored_predictions(
             Path(self.file), uids, self.name, self.classes or list(classes), self.output
         )
+
+
+def own_preprocess(setting: Any, trusted: Sequence[str]) -> Preprocess | None:
+    """The preprocess of members that exist already.
+
+    Raises
+    ------
+    ValueError
+        It has to be fitted first.
+    """
+    if setting is None:
+        return None
+    if isinstance(setting, (str, Path)) and str(setting) != "auto":
+        return preprocess_file(Path(setting), trusted) if Path(setting).exists() else as_preprocess(setting)
+    found = as_setting(setting)
+    if not isinstance(found, Preprocess):
+        got = found if isinstance(found, str) else type(found).__name__
+        raise ValueError(
+            "preprocess: expected one that is fitted, because members that exist were trained with it; got "
+            f"{got}"
+        )
+    return found
 
 
 def content_of(file: Path) -> str:

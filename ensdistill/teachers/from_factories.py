@@ -10,9 +10,11 @@ from ensdistill.common.combiners import Combiner
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.preprocess import as_setting
 from ensdistill.teachers import planning, storage
 from ensdistill.teachers import train as training
 from ensdistill.teachers.methods import Method, as_method
+from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.requirements import check_recipes
 from ensdistill.teachers.stack import Watch, Way
 from ensdistill.teachers.stack.validation import check_way
@@ -38,6 +40,7 @@ def train(
     device: str = "cpu",
     n_jobs: int | None = None,
     name: str | None = None,
+    preprocess: Any = "auto",
     folder: Path | str | None = None,
     progress: bool | Watch | None = None,
 ) -> Ensemble:
@@ -60,10 +63,11 @@ def train(
         does so by the rows that its bootstrap or subsample left out; with ``seeds``, by a fifth of the rows
         of each class, drawn by its seed.
     data : Rows, or (inputs [N, ...], labels [N])
-        Inputs are numbers. Estimators are fitted to float64 inputs as they are, modules to their float32
-        values. NaN stands for a missing value, for estimators that take it. Labels are class indices
-        (integers, whole floats), or names (strings, booleans), as arrays, lists, tensors, or columns of a
-        data frame, categories included.
+        Inputs are an array of numbers, a frame, a list of texts or of images, a mapping of arrays, or a data
+        set that is read (see ``preprocess``). Estimators are fitted to float64 arrays as they are, modules to
+        their float32 values. NaN stands for a missing value, for estimators that take it. Labels are class
+        indices (integers, whole floats), or names (strings, booleans), as arrays, lists, tensors, or columns
+        of a data frame, categories included.
     members : int, or sequence of int
         The number of members; one of each factory of a list by default. A sequence of numbers, counted from
         0, trains those members of the ensemble alone. A member does not depend on the others (see
@@ -94,6 +98,10 @@ def train(
         Estimators fitted at once, as in scikit-learn.
     name : str, optional
         Members are called ``name-1``, ``name-2``, ...; by default after their class.
+    preprocess : "auto", None, a preprocess, an object with ``fit``, or a function's import path
+        From raw samples to the members' own input; it is fitted to the inputs, and saved with each member.
+        Arrays stay as they are by default; see :class:`ensdistill.teachers.recipes.SklearnMembers` and
+        :class:`ensdistill.teachers.recipes.TorchMembers` for the defaults of tables, texts and images.
     folder : path, optional
         Members are kept there as they are finished, with checkpoints of the others. ``Ensemble.load(folder)``
         reads it in the end; with ``trusted=`` where the factory is of classes that are neither torch's,
@@ -125,8 +133,12 @@ def train(
     """
     check_way(way, device)
     rows = planning.as_data(data, classes, sample_weight)
-    settings = planning.Settings(as_method(method), augment, way, device, n_jobs, folder is not None)
+    settings = planning.Settings(
+        as_method(method), augment, way, device, n_jobs, folder is not None, as_setting(preprocess)
+    )
     planned, names = planning.plan(factory, members, seed, name, rows.labels, settings, optimization)
+    recipes = prepare_recipes([recipe for recipe, _ in planned], rows.inputs, len(rows.classes), seed)
+    planned = [(recipe, jobs) for recipe, (_, jobs) in zip(recipes, planned, strict=True)]
     check_recipes(planned, rows)
 
     def combine(made: dict[str, Any]) -> Ensemble:

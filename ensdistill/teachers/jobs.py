@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from ensdistill.data.samples import subset
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +48,10 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRows:
-    """Rows to learn from: inputs [N, ...], class indices, int64 [N], the names of the classes, and weights,
-    float64 [N], or None."""
+    """Rows to learn from: inputs, an array [N, ...] or samples, class indices, int64 [N], the names of the
+    classes, and weights, float64 [N], or None."""
 
-    inputs: np.ndarray
+    inputs: Any
     labels: np.ndarray
     classes: tuple[str, ...]
     weights: np.ndarray | None = None
@@ -56,7 +59,7 @@ class TrainingRows:
     def take(self, rows: np.ndarray) -> TrainingRows:
         return replace(
             self,
-            inputs=self.inputs[rows],
+            inputs=subset(self.inputs, rows),
             labels=self.labels[rows],
             weights=None if self.weights is None else self.weights[rows],
         )

@@ -15,7 +15,9 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import TrainingRows
+from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import Recipe
+from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.train import Planned, Training, train
 
@@ -41,7 +43,8 @@ def train_ensemble(
         For example :class:`ensdistill.teachers.recipes.TorchMembers` and
         :class:`ensdistill.teachers.recipes.SklearnMembers`.
     labelled : Rows
-        All with labels.
+        All with labels. Samples of any kind: each recipe has a preprocess, which is fitted to all of them
+        without their labels. Their weights count in the members' fits, in temperatures and in weights.
     classes : sequence of str
     folds : int
         Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by
@@ -91,12 +94,13 @@ def train_ensemble(
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(labelled.inputs, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
-    for recipe in recipes:
+    for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
             job for i, (rows, _) in enumerate(parts) for job in recipe.jobs(labelled.labels, seed, rows, i)
         ]
         planned.append((recipe, [*jobs, *recipe.jobs(labelled.labels, seed)]))
-    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes))
+    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes), labelled.weights)
+    check_weights(planned, data)
     training = Training(planned, data, {i: held for i, (_, held) in enumerate(parts)})
     device = next((recipe.device for recipe in recipes if hasattr(recipe, "device")), "cpu")
     try:
@@ -115,19 +119,21 @@ def train_ensemble(
         held_out[names.index(name)] = asked.raw_logits(labelled.inputs)[0]
     temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
     ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
-    _fit(ensemble, held_out, labelled.labels, prior_rows)
+    _fit(ensemble, held_out, labelled, prior_rows)
     return ensemble, held_out
 
 
-def _fit(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray, prior_rows: float) -> None:
+def _fit(ensemble: Ensemble, held_out: np.ndarray, labelled: Rows, prior_rows: float) -> None:
     """Fit temperatures and weights to the held-out logits.
 
     Members without such logits keep their temperature and an equal share of the weight, the others share the
     rest. The mixture of all has then no logits that its temperature could be fitted to, so it stays 1.
     """
     judged = ~np.isnan(held_out).any((1, 2))
+    labels, counts = labelled.labels, labelled.weights
     if judged.all():
-        ensemble.calibrate(held_out, labels).weigh(held_out, labels, prior_rows=prior_rows)
+        ensemble.calibrate(held_out, labels, sample_weight=counts)
+        ensemble.weigh(held_out, labels, prior_rows=prior_rows, sample_weight=counts)
     elif judged.any():
         part = Ensemble(
             [m for m, known in zip(ensemble.members, judged, strict=True) if known],
@@ -135,7 +141,8 @@ def _fit(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray, prior_row
             np.full(judged.sum(), 1 / judged.sum()),
             ensemble.combiner,
         )
-        part.calibrate(held_out[judged], labels).weigh(held_out[judged], labels, prior_rows=prior_rows)
+        part.calibrate(held_out[judged], labels, sample_weight=counts)
+        part.weigh(held_out[judged], labels, prior_rows=prior_rows, sample_weight=counts)
         ensemble.temperatures[judged] = part.temperatures
         ensemble.weights[judged] = part.weights * judged.mean()
 

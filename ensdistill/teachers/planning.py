@@ -15,11 +15,14 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.skops_files import untrusted_types
 from ensdistill.data import Rows, check_finite
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.batches.images import IMAGES
 from ensdistill.data.labels import as_labels
 from ensdistill.data.rows import as_weights
+from ensdistill.data.samples import as_samples
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.inputs import as_batch, lazy
 from ensdistill.teachers.methods import FastGeometric, Method, Snapshot
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers, plan_jobs
 from ensdistill.teachers.stack import Way
@@ -41,6 +44,7 @@ class Settings:
     device: str
     n_jobs: int | None
     stored: bool  # whether members are kept in a folder
+    preprocess: Any = "auto"
 
 
 def plan(
@@ -137,7 +141,11 @@ def plan(
 
 
 def _recipe(factory: Any, optimization: Optimization, names: list[str], settings: Settings) -> Recipe:
-    kept: dict[str, Any] = {"name": names[0], "method": settings.method}
+    kept: dict[str, Any] = {
+        "name": names[0],
+        "method": settings.method,
+        "preprocess": settings.preprocess,
+    }
     if is_estimator(factory):
         trusted = own_types(factory, names[0]) if settings.stored else ()
         return SklearnMembers(factory, n_jobs=settings.n_jobs, trusted=tuple(trusted), **kept)
@@ -205,31 +213,56 @@ def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None)
         raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
     given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
     _check_same_index("labels", own, given)
-    inputs = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-    if inputs.ndim < 2 or len(inputs) == 0 or np.shape(own) != inputs.shape[:1]:
-        raise ValueError(
-            f"data: expected inputs [N, ...] and labels [N]; got {list(inputs.shape)} and "
-            f"{list(np.shape(own))}"
-        )
-    if inputs.dtype.kind not in "fiub":
-        raise ValueError(
-            f"data: expected inputs that are numbers; got {inputs.dtype}: text and categories are to be "
-            "encoded as numbers first"
-        )
-    if inputs.dtype.kind == "f" and (infinite := np.isinf(inputs)).any():
-        check_finite("data", np.where(infinite, inputs, 0))
+    inputs = _inputs(given)
+    shape = list(inputs.shape) if isinstance(inputs, np.ndarray) else [len(inputs)]
+    flat = isinstance(inputs, np.ndarray) and len(shape) < 2
+    if len(inputs) == 0 or flat or [*np.shape(own)] != shape[:1]:
+        raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {shape} and {[*np.shape(own)]}")
     labels, names = as_labels(own, as_classes("the ensemble", classes), indices=isinstance(data, Rows))
     if len(np.unique(labels)) < 2:
         raise ValueError(
             f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}"
         )
     _check_same_index("sample_weight", sample_weight, given)
+    if isinstance(data, Rows) and data.weights is not None:
+        if sample_weight is not None:
+            raise ValueError("sample_weight: expected none, because the rows have weights; got both")
+        sample_weight = data.weights
     return TrainingRows(
         inputs,
         labels,
         names,
         None if sample_weight is None else as_weights("sample_weight", sample_weight, len(inputs)),
     )
+
+
+def _inputs(given: Any) -> Any:
+    """An array of numbers, or samples of another kind; a frame whose columns have no names is an array."""
+    if isinstance(given, torch.Tensor):
+        given = as_batch(given)
+    elif not isinstance(given, np.ndarray):
+        named = all(isinstance(name, str) for name in getattr(given, "columns", ()))
+        if named and not _is_numeric_list(given):
+            return as_samples(as_batch(given) if lazy(given) is None else given, "data")
+        given = np.asarray(given)
+    if given.dtype.kind not in "fiub":
+        raise ValueError(
+            f"data: expected inputs that are numbers; got {given.dtype}: pass texts as a list of strings, "
+            "columns of unlike types as a data frame with named columns"
+        )
+    if given.dtype.kind == "f" and (infinite := np.isinf(given)).any():
+        check_finite("data", np.where(infinite, given, 0))
+    return given
+
+
+def _is_numeric_list(given: Any) -> bool:
+    """Whether it is a list of rows of numbers, which is an array; not one of texts or of images."""
+    if not isinstance(given, (list, tuple)) or IMAGES.holds(given):
+        return False
+    try:
+        return np.asarray(given).dtype.kind in "fiub"
+    except ValueError:  # rows of unlike lengths
+        return False
 
 
 def _check_same_index(name: str, value: Any, inputs: Any) -> None:

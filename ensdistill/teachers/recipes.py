@@ -25,6 +25,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.preprocess import as_setting, trusted_by
 from ensdistill.teachers import estimators, networks
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
@@ -53,11 +54,16 @@ class Recipe(ABC):
         Number of members.
     trusted : tuple of str
         Class paths that loading its saved members may build.
+    preprocess : "auto", None, Preprocess, or an object with ``fit``
+        See :func:`ensdistill.data.preprocess.fitted`. It is fitted to all labelled samples without their
+        labels; `fit` gets the result, and its members are given out with it
+        (:class:`ensdistill.teachers.members.Preprocessed`). None: `fit` gets the samples as they are.
     """
 
     name: str
     count: int = 1
     trusted: tuple[str, ...] = ()
+    preprocess: Any = None
 
     @abstractmethod
     def fit(
@@ -169,6 +175,11 @@ class TorchMembers(Recipe):
         Device that trains them, such as "cpu" or "cuda".
     checkpoint_every : int
         Steps between checkpoints.
+    preprocess : "auto", None, a preprocess, an object with ``fit``, or a function's import path
+        From raw samples to the model's input, fitted to the labelled samples. ``auto``: arrays and mappings
+        as they are, tables by :class:`ensdistill.data.preprocess.TableDefaults`, texts by
+        :class:`ensdistill.data.preprocess.HashedNgrams`, images by
+        :class:`ensdistill.data.preprocess.ImageTransform`.
 
     Examples
     --------
@@ -186,16 +197,19 @@ class TorchMembers(Recipe):
     way: Way = "auto"
     device: str = "cpu"
     checkpoint_every: int = 256
+    preprocess: Any = "auto"
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        object.__setattr__(self, "preprocess", as_setting(self.preprocess))
         _check(self.name, self.count)
         as_method(self.method)
 
     @property
     def trusted(self) -> tuple[str, ...]:  # type: ignore[override]
         recipe = module_recipe(self.model)
-        return () if recipe is None else (recipe["class_path"],)
+        own = () if recipe is None else (recipe["class_path"],)
+        return (*own, *trusted_by(self.preprocess))
 
     @property
     def one_training(self) -> bool:
@@ -283,6 +297,11 @@ class SklearnMembers(Recipe):
     trusted : list of str
         Class paths that loading the saved members may build, beyond scikit-learn's own, the boosters', and
         those of the estimator and its parts.
+    preprocess : "auto", None, a preprocess, an object with ``fit``, or a function's import path
+        From raw samples to the estimator's input, fitted to the labelled samples. ``auto``: arrays as they
+        are. Tables and texts as they are for a pipeline, or an estimator with a ``ColumnTransformer`` within;
+        tables by :class:`ensdistill.data.preprocess.Categories` for boosters and histogram gradient boosting,
+        by :class:`ensdistill.data.preprocess.TableDefaults` for others.
 
     Raises
     ------
@@ -307,9 +326,11 @@ class SklearnMembers(Recipe):
     method: str | Method = "seeds"
     n_jobs: int | None = None
     trusted: tuple[str, ...] = ()
+    preprocess: Any = "auto"
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        object.__setattr__(self, "preprocess", as_setting(self.preprocess))
         object.__setattr__(self, "estimator", _built(self.estimator))
         if not is_estimator(self.estimator):
             raise ValueError(
@@ -320,6 +341,7 @@ class SklearnMembers(Recipe):
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__.lower())
         check_keywords("estimator", self.name, parts(self.estimator).values())
         own = {class_path(type(part)) for part in parts(self.estimator).values()}
+        own |= {*trusted_by(self.preprocess)}
         object.__setattr__(self, "trusted", tuple(sorted({*self.trusted, *own})))
         _check(self.name, self.count)
         method = as_method(self.method)

@@ -10,31 +10,40 @@ import numpy as np
 from ensdistill.data import BadRows, check_finite
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.prepared import Prepared, unprepared
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 from ensdistill.teachers.stack.fitting import check_stopping, few_rows, fitted, held_out, stops_early
 from ensdistill.teachers.stack.validation import Seen, as_float32, check_fresh
 from ensdistill.teachers.train import Planned
 
-Estimators = list[tuple[SklearnMembers, list[Job]]]
+Estimators = list[tuple[SklearnMembers, list[Job], TrainingRows]]
 
 
 def check_recipes(planned: Planned, data: TrainingRows) -> None:
     """Raise ValueError for rows that a recipe does not take and for outputs of a wrong kind; warn of classes
     without a row."""
-    fits: Estimators = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, SklearnMembers)]
-    networks = [(recipe, jobs) for recipe, jobs in planned if isinstance(recipe, TorchMembers)]
-    if networks:
-        _check_network_inputs(networks[0][1][0].name, data)
-    _check_gaps(fits, data)
-    _check_weights(planned, fits, data)
-    for recipe, jobs in fits:
+    # Each recipe with the rows as its own preprocess makes them.
+    own = [
+        (unprepared(recipe), jobs, recipe.data(data) if isinstance(recipe, Prepared) else data)
+        for recipe, jobs in planned
+    ]
+    fits: Estimators = [(r, jobs, rows) for r, jobs, rows in own if isinstance(r, SklearnMembers)]
+    networks = [(r, jobs, rows) for r, jobs, rows in own if isinstance(r, TorchMembers)]
+    checked: set[int] = set()
+    for _, jobs, rows in networks:
+        if id(rows.inputs) not in checked and isinstance(rows.inputs, np.ndarray):
+            checked.add(id(rows.inputs))
+            _check_network_inputs(jobs[0].name, rows)
+    _check_gaps(fits)
+    check_weights(planned, data)
+    for recipe, jobs, rows in fits:
         for job in jobs:
             check_stopping(recipe.whole, job.name, job.rows)
             if stopping := stops_early(recipe.whole):
-                held_out(stopping, job.name, job.rows, data, job.seed, job.spare)
+                held_out(stopping, job.name, job.rows, rows, job.seed, job.spare)
     seen: Seen = {}
-    checked: set[int] = set()
-    for network, jobs in networks:
+    checked.clear()
+    for network, jobs, _ in networks:
         if id(network.model) not in checked:
             checked.add(id(network.model))
             check_fresh(network.model, jobs[0].name, seen)
@@ -51,13 +60,17 @@ def _check_network_inputs(name: str, data: TrainingRows) -> None:
     _warn_of_rounding(data.inputs, as_float32("data", data.inputs))
 
 
-def _check_gaps(fits: Estimators, data: TrainingRows) -> None:
+def _check_gaps(fits: Estimators) -> None:
     """Refuse NaN for estimators that do not take it."""
-    if data.inputs.dtype.kind != "f":
-        return
-    gaps = np.isnan(data.inputs).reshape(len(data.inputs), -1).any(1)
-    for recipe, jobs in fits if gaps.any() else ():
-        if reason := _refusal(recipe, jobs[0], data, gaps):
+    found: dict[int, np.ndarray] = {}  # the rows with gaps, by array
+    for recipe, jobs, data in fits:
+        inputs = data.inputs
+        if not isinstance(inputs, np.ndarray) or inputs.dtype.kind != "f":
+            continue
+        if id(inputs) not in found:
+            found[id(inputs)] = np.asarray(np.isnan(inputs).reshape(len(inputs), -1).any(1))
+        gaps = found[id(inputs)]
+        if gaps.any() and (reason := _refusal(recipe, jobs[0], data, gaps)):
             rows = np.flatnonzero(gaps)
             raise BadRows(
                 f"data: row {rows[0]} holds nan ({len(rows)} such rows), which {jobs[0].name} does not "
@@ -107,7 +120,8 @@ def _refusal(recipe: SklearnMembers, job: Job, data: TrainingRows, gaps: np.ndar
     return None
 
 
-def _check_weights(planned: Planned, fits: Estimators, data: TrainingRows) -> None:
+def check_weights(planned: Planned, data: TrainingRows) -> None:
+    """Raise ValueError for a job whose rows all have weight 0, and for an estimator that takes no weights."""
     from sklearn.utils.validation import has_fit_parameter
 
     for job in (job for _, jobs in planned for job in jobs):
@@ -116,6 +130,7 @@ def _check_weights(planned: Planned, fits: Estimators, data: TrainingRows) -> No
                 f"sample_weight: {job.name}: expected a weight above 0 among its {len(job.rows)} rows; got "
                 "none"
             )
+    fits = [(r, jobs) for one, jobs in planned if isinstance(r := unprepared(one), SklearnMembers)]
     for recipe, jobs in fits if data.weights is not None else ():
         if not has_fit_parameter(recipe.whole, "sample_weight"):
             raise ValueError(
@@ -131,7 +146,7 @@ def _warn_of_missing_classes(fits: Estimators, data: TrainingRows) -> None:
     missing = [
         data.classes[i] for i in sorted(set(range(len(data.classes))) - set(np.unique(data.labels).tolist()))
     ]
-    names = [job.name for _, jobs in fits for job in jobs]
+    names = [job.name for _, jobs, _ in fits for job in jobs]
     if missing and names:
         whose = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         warnings.warn(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from ensdistill.data.rows import as_weights
 from ensdistill.teachers.validation import check_logits
 
 if TYPE_CHECKING:
@@ -74,6 +75,31 @@ def raw_logits(
     for name, z in zip(ensemble.names, raw, strict=True):
         check_logits(z, name, len(labels), ensemble.classes)
     return raw
+
+
+def judged(
+    ensemble: Ensemble,
+    logits: Known,
+    labels: np.ndarray,
+    uids: np.ndarray | None,
+    sample_weight: Any,
+    *,
+    unshifted: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The rows that a fit goes by: raw logits [K, N, C], labels [N] and weights [N], without rows of weight
+    0.
+
+    Arguments and errors as for :func:`raw_logits`; ``sample_weight`` are N numbers of at least 0, one of them
+    above it.
+    """
+    raw, labels = raw_logits(ensemble, logits, labels, uids, unshifted=unshifted), check_labels(labels)
+    if sample_weight is None:
+        return raw, labels, None
+    weights = as_weights("sample_weight", sample_weight, len(labels))
+    kept = np.flatnonzero(weights)
+    if len(kept) == 0:
+        raise ValueError(f"sample_weight: expected a weight above 0 among {len(labels)} rows; got none")
+    return raw[:, kept], labels[kept], weights[kept]
 
 
 def check_labels(labels: Any) -> np.ndarray:

@@ -16,9 +16,10 @@ from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes, processes
 from ensdistill.data import BadRows
+from ensdistill.data.samples import subset
 from ensdistill.teachers.jobs import Job, TrainingRows
-from ensdistill.teachers.members import Member, SklearnMember, TorchMember, load_member
-from ensdistill.teachers.predict import answer
+from ensdistill.teachers.members import Member, TorchMember, inner, load_member
+from ensdistill.teachers.predict import answer, over_parts
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.validation import Seen, check_own
@@ -83,14 +84,16 @@ class Training:
                 continue
             home = None if folder is None else folder / recipe.name
             for job, member in recipe.fit(self.data, own, checkpoint=home, watch=watch, finished=finished):
-                if isinstance(member, TorchMember):
-                    check_own([(job.key, member.module)], seen)
+                if isinstance(network := inner(member), TorchMember):
+                    check_own([(job.key, network.module)], seen)
                 yield job, recipe, member if job.part is None else self._held_out(job, member)
 
     def _held_out(self, job: Job, member: Member) -> np.ndarray:
         rows = self.held[job.part if job.part is not None else -1]
         try:
-            return np.asarray(answer(member, self.data.inputs[rows], self.data.classes), np.float32)
+            samples = subset(self.data.inputs, rows)
+            logits = over_parts(samples, lambda batch: answer(member, batch, self.data.classes))
+            return np.asarray(logits, np.float32)
         except BadRows as error:
             raise BadRows(
                 f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]
@@ -224,7 +227,7 @@ def _keep(place: Path, job: Job, recipe: Recipe, result: Member | np.ndarray, fi
         write_arrays(place / "held_out.safetensors", {"logits": result})
         write_json(place / "trained.json", {"fingerprint": fingerprint, "logits": digest(result)})
         return
-    if isinstance(result, SklearnMember) and (unknown := result.untrusted(list(recipe.trusted))):
+    if hasattr(result, "untrusted") and (unknown := result.untrusted(list(recipe.trusted))):
         raise ValueError(
             f"{job.name}: fitted, it holds types that are not trusted, so that the folder would not give it "
             f"back: {unknown}. If you know "

@@ -102,7 +102,7 @@ def test_a_calibration_doesnt_depend_on_those_before_it(monkeypatch):
     z, labels = unequal(100)
     monkeypatch.setattr(
         "ensdistill.teachers.ensemble.fit_vector",
-        lambda z, labels: np.stack([np.full(4, 2.0), np.arange(4.0)]),
+        lambda z, labels, **_: np.stack([np.full(4, 2.0), np.arange(4.0)]),
     )
 
     def calibrate(ensemble, method):

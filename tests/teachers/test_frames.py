@@ -83,12 +83,6 @@ def assert_equal_to(model, batch, expected_of, atol=2e-6):
 def test_boosters_predict_frames_of_any_library_as_they_do_themselves(name, library, models):
     frame, _ = table(rows=90, seed=1)
     shuffled = with_categories(frame)[["member", "count", "city", "age"]].assign(extra=1.0)
-    if name == "histogram" and library != "pandas":
-        shuffled = converted(shuffled, library)
-        if library == "polars":
-            pytest.skip("scikit-learn reads categories of polars by other codes of its own")
-        assert_equal_to(models[name], shuffled, with_categories(frame))
-        return
     assert_equal_to(models[name], converted(shuffled, library), with_categories(frame))
 
 

@@ -5,7 +5,14 @@ from ensdistill.data.preprocess.categories import Categorical, Categories
 from ensdistill.data.preprocess.images import ImageTransform
 from ensdistill.data.preprocess.modules import ModuleTransform
 from ensdistill.data.preprocess.named import Named
-from ensdistill.data.preprocess.settings import TableDefaults, as_preprocess, fitted, trusted_by
+from ensdistill.data.preprocess.settings import (
+    TableDefaults,
+    as_preprocess,
+    as_setting,
+    fitted,
+    preprocess_file,
+    trusted_by,
+)
 from ensdistill.data.preprocess.tables import Transformer, default_transformer
 from ensdistill.data.preprocess.texts import HashedNgrams, Tokens
 
@@ -21,8 +28,10 @@ __all__ = [
     "Tokens",
     "Transformer",
     "as_preprocess",
+    "as_setting",
     "default_transformer",
     "fitted",
     "load_preprocess",
+    "preprocess_file",
     "trusted_by",
 ]

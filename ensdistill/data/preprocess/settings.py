@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ensdistill.common.random import random_generator
+from ensdistill.common.skops_files import load_skops
 from ensdistill.data import batches as b
-from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.data.preprocess.base import Preprocess, load_preprocess
 from ensdistill.data.preprocess.images import ImageTransform
 from ensdistill.data.preprocess.modules import ModuleTransform
 from ensdistill.data.preprocess.named import Named
@@ -123,8 +125,8 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     Parameters
     ----------
     value : Preprocess, fitted transformer, torch module, tokenizer, function, or str
-        A tokenizer of ``tokenizers`` or ``transformers``; a string is the path of a tokenizer's file or
-        folder, or a function's import path.
+        A tokenizer of ``tokenizers`` or ``transformers``; a string is a function's import path, or a path as
+        for :func:`preprocess_file`.
     model : optional
         The model that it belongs to, whose config bounds the length of texts.
 
@@ -146,9 +148,7 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     if hasattr(backend, "encode_batch") and hasattr(backend, "to_str"):
         return Tokens(backend, _length(value, model), _padding(value))
     if isinstance(value, (str, Path)):
-        if Path(value).exists():
-            return Tokens(value, _length(Tokens(value).tokenizer, model))
-        return Named(str(value))
+        return preprocess_file(Path(value)) if Path(value).exists() else Named(str(value))
     if callable(value) and not isinstance(value, type):
         return Named(value)
     raise TypeError(
@@ -157,16 +157,64 @@ def as_preprocess(value: Any, model: Any = None) -> Preprocess:
     )
 
 
-def trusted_by(preprocess: Any) -> tuple[str, ...]:
-    """The class paths that loading a preprocess, or what a setting makes of samples, has to trust."""
-    if preprocess is None or (isinstance(preprocess, str) and preprocess == "auto"):
+def preprocess_file(path: Path, trusted: Sequence[str] = ()) -> Preprocess:
+    """The preprocess in a file or folder: a fitted transformer (.skops), a saved preprocess, a tokenizer.
+
+    Raises
+    ------
+    ValueError
+        It can't be read, needs a class that is not trusted, or is a tokenizer without a length.
+    """
+    if path.suffix == ".skops":
+        return Transformer(load_skops(path.read_bytes(), trusted, path))
+    if (path / "preprocess.json").is_file():
+        return load_preprocess(path, trusted)
+    # The file's own limit of the length: of a Tokens it is replaced by that of its argument.
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    known = Tokens(path)  # its errors name the file
+    own = Tokenizer.from_file(str(file))
+    return Tokens(known.tokenizer, _length(own, None), _padding(own))
+
+
+def as_setting(value: Any) -> Any:
+    """A setting, checked before there are samples: "auto", None, a preprocess, or an object with ``fit``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`as_preprocess`.
+    """
+    if value is None or (isinstance(value, str) and value == "auto") or isinstance(value, Preprocess):
+        return value
+    if hasattr(value, "transform") and hasattr(value, "get_params"):
+        from sklearn.exceptions import NotFittedError
+
+        try:
+            return Transformer(value)
+        except NotFittedError:
+            return value
+    if hasattr(value, "fit") and not isinstance(value, type):
+        return value
+    return as_preprocess(value)
+
+
+def trusted_by(setting: Any) -> tuple[str, ...]:
+    """The class paths that loading a preprocess, or one that a setting makes, has to trust.
+
+    Of a transformer that is yet to be fitted these are the classes of its parts.
+    """
+    if setting is None or isinstance(setting, str):
+        return () if setting in (None, "auto") else trusted_by(as_preprocess(setting))
+    if hasattr(setting, "get_params"):
+        found = [setting, *(part for part in setting.get_params().values() if hasattr(part, "get_params"))]
+        return tuple(sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in found}))
+    if not isinstance(setting, Preprocess):
         return ()
-    if hasattr(preprocess, "fit") and not isinstance(preprocess, Preprocess):
-        return ()
-    adapted = as_preprocess(preprocess)
-    cls = type(adapted)
+    cls = type(setting)
     own = () if cls.__module__.startswith("ensdistill.") else (f"{cls.__module__}.{cls.__qualname__}",)
-    return (*own, *getattr(adapted, "trusted", ()))
+    return (*own, *getattr(setting, "trusted", ()))
 
 
 def table_of(samples: Any, seed: int = 0) -> Any:

@@ -95,7 +95,12 @@ def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -
     return float(-np.take_along_axis(log_probabilities, labels[:, None], -1).mean())
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> float:
+def fit_temperature(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    prior_rows: float = PRIOR_ROWS,
+    sample_weight: np.ndarray | None = None,
+) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T).
 
     See Guo et al., 2017, "On Calibration of Modern Neural Networks". With a prior, so that few rows can't
@@ -108,6 +113,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = 
     labels : ndarray [N], int64
     prior_rows : float
         Rows that the prior for T = 1 is worth; 0 trusts the held-out rows alone.
+    sample_weight : ndarray [N], optional
+        How much each row counts; see :func:`relative_weights`.
 
     Raises
     ------
@@ -122,7 +129,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, prior_rows: float = 
     >>> round(fit_temperature(np.tile(z, (100, 1)), np.tile(labels, 100)), 2)
     7.92
     """
-    return fit_mixture_temperature(np.asarray(logits)[None], np.ones(1), labels, prior_rows=prior_rows)
+    return fit_mixture_temperature(
+        np.asarray(logits)[None], np.ones(1), labels, prior_rows=prior_rows, sample_weight=sample_weight
+    )
 
 
 def fit_mixture_temperature(
@@ -131,6 +140,7 @@ def fit_mixture_temperature(
     labels: np.ndarray,
     combiner: Combiner = "prob",
     prior_rows: float = PRIOR_ROWS,
+    sample_weight: np.ndarray | None = None,
 ) -> float:
     """The members' common temperature that calibrates their mixture; never worse than 1 on these rows.
 
@@ -143,7 +153,7 @@ def fit_mixture_temperature(
     weights : ndarray [K]
     labels : ndarray [N], int64
     combiner : {"prob", "logit", "log_prob"}
-    prior_rows : float
+    prior_rows, sample_weight
         As for :func:`fit_temperature`.
     """
     z = np.asarray(logits, np.float64)
@@ -154,7 +164,31 @@ def fit_mixture_temperature(
             f"logits: the true class {labels[ruled_out[0]]} of row {ruled_out[0]} is ruled out; no "
             "temperature helps"
         )
-    return closest_temperature(z, weights, np.eye(z.shape[-1])[labels], combiner, prior_rows)
+    targets = weighted_targets(labels, z.shape[-1], sample_weight)
+    return closest_temperature(z, weights, targets, combiner, prior_rows)
+
+
+def weighted_targets(labels: np.ndarray, classes: int, sample_weight: np.ndarray | None) -> np.ndarray:
+    """One-hot rows [N, C], each multiplied by its relative weight: their cross entropy is the weighted
+    NLL."""
+    targets: np.ndarray = np.eye(classes)[labels]
+    return targets if sample_weight is None else targets * relative_weights(sample_weight)[:, None]
+
+
+def relative_weights(sample_weight: np.ndarray) -> np.ndarray:
+    """Weights [N] over their mean, float64: N rows stay N rows beside a prior, and equal weights change
+    nothing.
+
+    Raises
+    ------
+    ValueError
+        All are 0.
+    """
+    values = np.asarray(sample_weight, np.float64)
+    if not (values > 0).any():
+        raise ValueError(f"sample_weight: expected a weight above 0 among {len(values)} rows; got none")
+    relative: np.ndarray = values / values.mean()
+    return relative
 
 
 def closest_temperature(
@@ -286,6 +320,7 @@ def fit_weights(
     labels: np.ndarray,
     combiner: Combiner = "prob",
     prior_rows: float = PRIOR_ROWS_PER_MEMBER,
+    sample_weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mixture weights that minimise the NLL of the combination, on the simplex.
 
@@ -303,6 +338,8 @@ def fit_weights(
         How strongly the weights are drawn to equal ones: ``prior_rows`` further rows for each member that it
         alone explains (the posterior mode under a symmetric Dirichlet prior). Few rows otherwise leave out a
         member that other rows need. 0 trusts the held-out rows alone.
+    sample_weight : ndarray [N], optional
+        How much each row counts; see :func:`relative_weights`.
 
     Returns
     -------
@@ -330,17 +367,23 @@ def fit_weights(
             f"logits: the true class of row {hopeless[0]} is ruled out; no weights make its loss finite"
         )
     z, strength = np.maximum(z, -1e30), prior_rows / rows  # a finite stand-in for -inf: zero times it is zero
+    share = None if sample_weight is None else relative_weights(sample_weight)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        """Over the rows, the last axis."""
+        found: np.ndarray = (values if share is None else values * share).mean(-1)
+        return found
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         prior = strength * np.log(w).sum() if strength else 0.0
         slope = strength / w if strength else 0.0
         if combiner == "prob":
             mixture = logsumexp(true, axis=0, b=w[:, None])
-            return float(-mixture.mean() - prior), -np.exp(true - mixture).mean(1) - slope
-        mean = np.einsum("k,knc->nc", w, z)
-        expected = np.einsum("nc,knc->kn", softmax(mean, axis=-1), z)
-        value = (logsumexp(mean, axis=-1) - w @ true).mean()
-        return float(value - prior), (expected - true).mean(1) - slope
+            return float(-mean(mixture) - prior), -mean(np.exp(true - mixture)) - slope
+        middle = np.einsum("k,knc->nc", w, z)
+        expected = np.einsum("nc,knc->kn", softmax(middle, axis=-1), z)
+        value = mean(logsumexp(middle, axis=-1) - w @ true)
+        return float(value - prior), mean(expected - true) - slope
 
     found = minimize(
         loss,

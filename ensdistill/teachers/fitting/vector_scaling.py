@@ -11,6 +11,7 @@ from ensdistill.teachers.fitting.calibration import (
     cross_entropy,
     fit_temperature,
     student_t,
+    weighted_targets,
     with_prior,
 )
 
@@ -21,7 +22,12 @@ SPREAD = 0.25
 LOG_SCALE = 5.0  # a class's scale is at most a factor of e⁵ from the best temperature's
 
 
-def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
+def fit_vector(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    prior_rows: float = PRIOR_ROWS,
+    sample_weight: np.ndarray | None = None,
+) -> np.ndarray:
     """Scale and bias of each class with the least NLL of softmax(scale · logits + bias).
 
     See Guo et al., 2017, section 4.2. Solved by L-BFGS-B from the best temperature, with positive scales, so
@@ -42,6 +48,8 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
     labels : ndarray [N], int64
     prior_rows : float
         Rows that the prior is worth for each class; 0 trusts the held-out rows alone.
+    sample_weight : ndarray [N], optional
+        As for :func:`ensdistill.teachers.fitting.calibration.fit_temperature`.
 
     Returns
     -------
@@ -60,12 +68,13 @@ def fit_vector(logits: np.ndarray, labels: np.ndarray, prior_rows: float = PRIOR
     >>> bool(bias[0] > bias[1])
     True
     """
-    temperature = fit_temperature(logits, labels, prior_rows)
+    temperature = fit_temperature(logits, labels, prior_rows, sample_weight)
     z = np.asarray(logits, np.float64) / temperature
     rows, classes = z.shape
     out, seen = np.isneginf(z), np.bincount(labels, minlength=classes) > 0
     finite = np.where(out, 0.0, z)
-    wanted = with_prior(np.eye(classes)[labels], log_softmax(z, axis=-1), classes * prior_rows)
+    targets = weighted_targets(labels, classes, sample_weight)
+    wanted = with_prior(targets, log_softmax(z, axis=-1), classes * prior_rows)
     total = wanted.sum(-1, keepdims=True)
     strength = prior_rows / PRIOR_ROWS / rows
 

@@ -20,6 +20,7 @@ from ensdistill.teachers.members.base import (
     own_source,
     write_description,
 )
+from ensdistill.teachers.members.inputs import check_array, count
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
 
 
@@ -67,8 +68,8 @@ class CallableMember:
         self.classes = as_classes(name, classes)
         self._reading: Reading | None = None if output == "auto" else output
 
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Logits, float32 [N, C], for inputs [N, ...]."""
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """Logits, float32 [N, C], for a batch of N samples, which the function gets as it is."""
         values = as_array(self.function(inputs))
         if self._reading is None and values.ndim == 2 and values.shape[1] > 1 and not np.isnan(values).any():
             self._reading = reading_of(self.name, values)  # nothing can be concluded from a NaN
@@ -83,7 +84,7 @@ class CallableMember:
                 f"name={self.name!r}, output='logits' or 'probabilities')"
             )
         logits = as_logits(self.name, values, self._reading or "logits")
-        return check_width(self.name, logits, len(inputs), self.classes)
+        return check_width(self.name, logits, count(inputs), self.classes)
 
     def fingerprint(self) -> str:
         """Digest of the name, the version and the output."""
@@ -203,32 +204,33 @@ class ArrayMember:
         """Bytes of the logits."""
         return self.logits.nbytes
 
-    def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
-        """The stored logits, float32 [N, C], of inputs [N, ...]."""
+    def predict_logits(self, inputs: Any) -> np.ndarray:
+        """The stored logits, float32 [N, C], of N samples; only those of an array are found by content."""
         if self.uids is not None:
             raise ValueError(
                 f"inputs: {self.name} finds its outputs by uid, which inputs lack: "
                 "ensemble.for_uids(uids).predict_proba(inputs) passes them"
             )
         if self.inputs is None:
-            if len(inputs) != len(self.logits):
+            if (rows := count(inputs)) != len(self.logits):
                 raise ValueError(
                     f"inputs: {self.name} holds outputs for {len(self.logits)} rows by their place; got "
-                    f"{len(inputs)} rows. ArrayMember(inputs, logits=..., name={self.name!r}) finds them by "
+                    f"{rows} rows. ArrayMember(inputs, logits=..., name={self.name!r}) finds them by "
                     "their inputs, ArrayMember(uids=...) by their uids"
                 )
             return self.logits
+        check_array(self.name, inputs)
         if inputs.dtype != self.inputs.dtype or inputs.shape[1:] != self.inputs.shape[1:]:
             raise ValueError(
                 f"inputs: {self.name} expects {self.inputs.dtype} rows of shape "
                 f"{list(self.inputs.shape[1:])}; got {inputs.dtype} {list(inputs.shape)}"
             )
-        rows = [self._rows.get(key, -1) for key in self._keys(inputs)]
-        if -1 in rows:
+        found = [self._rows.get(key, -1) for key in self._keys(inputs)]
+        if -1 in found:
             raise ValueError(
-                f"inputs: {self.name} has no output for row {rows.index(-1)} ({rows.count(-1)} such rows)"
+                f"inputs: {self.name} has no output for row {found.index(-1)} ({found.count(-1)} such rows)"
             )
-        return self.logits[np.array(rows, np.int64)]
+        return self.logits[np.array(found, np.int64)]
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray) -> ArrayMember:
         """A member with the outputs for these samples, in this order; itself, if it finds them by their

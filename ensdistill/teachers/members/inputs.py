@@ -64,6 +64,15 @@ def as_batch(inputs: Any) -> Any:
     return inputs
 
 
+def check_array(name: str, inputs: Any) -> None:
+    """Raise TypeError for a batch that is no array; names the member."""
+    if not isinstance(inputs, np.ndarray):
+        raise TypeError(
+            f"inputs: {name} takes an array; got a batch of kind {kind(inputs)!r}: give it a preprocess, "
+            "Ensemble.from_members([(model, preprocess)])"
+        )
+
+
 def lazy(inputs: Any) -> Any:
     """Samples that have to be read, such as a torch ``Dataset``; None for a batch in memory."""
     if isinstance(inputs, (np.ndarray, Tensor, Mapping, list, tuple, str, bytes, Held)):

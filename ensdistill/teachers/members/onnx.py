@@ -18,7 +18,7 @@ from ensdistill.teachers.members.base import (
     own_source,
     write_description,
 )
-from ensdistill.teachers.members.inputs import batches
+from ensdistill.teachers.members.inputs import batches, check_array
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
@@ -139,6 +139,7 @@ class OnnxMember:
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         """Logits, float32 [N, C], for inputs [N, ...]."""
+        check_array(self.name, inputs)
         if inputs.dtype.kind != np.dtype(self._dtype).kind:
             raise ValueError(f"inputs: {self.name} expects {np.dtype(self._dtype)}; got {inputs.dtype}")
         outputs = np.concatenate([self._run(x) for x in batches(inputs, self._fixed or self.batch_size)])

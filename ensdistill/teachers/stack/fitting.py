@@ -14,6 +14,7 @@ import numpy as np
 from ensdistill.common.random import random_generator
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.copies import equal_inputs
+from ensdistill.data.samples import whole
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
 from ensdistill.teachers.members.base import flat
@@ -201,14 +202,14 @@ def fitted(
         Positions in ``data``; a bootstrap holds some of them twice.
     data : TrainingRows
         Boosters get the features in their own dtype, scikit-learn gets them in float64, which holds every
-        float32.
+        float32. Frames and texts are given as they are.
     spare : ndarray, int64, optional
         See :func:`held_out`.
     augment : Augmentation, optional
         The estimator is fitted to every variant of every row.
     """
     check_stopping(estimator, name, rows)
-    copy = _copy(estimator).set_params(**seeds_of(estimator, seed))
+    copy = copy_of(estimator).set_params(**seeds_of(estimator, seed))
     for part in parts(copy).values():
         if library_of(part) == "catboost" and "allow_writing_files" not in part.get_params():
             part.set_params(
@@ -231,6 +232,11 @@ def fitted(
             )
     portion = data.take(rows)
     if augment is not None:
+        if not isinstance(portion.inputs, np.ndarray):
+            raise TypeError(
+                f"augment: {name}: expected arrays, which an augmentation changes; got samples of another "
+                "kind: name a preprocess that returns an array"
+            )
         variants = augment.variants(portion.inputs)
         weights = None if portion.weights is None else np.tile(portion.weights, len(variants))
         portion = replace(
@@ -243,7 +249,7 @@ def fitted(
     return copy.fit(features, target, **more, **({} if weights is None else {"sample_weight": weights}))
 
 
-def _copy(estimator: Any) -> Any:
+def copy_of(estimator: Any) -> Any:
     """An estimator that is not fitted, with the same parameters."""
     from sklearn.base import clone
 
@@ -253,17 +259,27 @@ def _copy(estimator: Any) -> Any:
     return type(estimator)(**deepcopy(estimator.get_params()))
 
 
+def features_of(samples: Any) -> Any:
+    """An array as [N, features]; of samples of another kind the frame or the list of texts."""
+    batch = whole(samples)
+    return flat(batch) if isinstance(batch, np.ndarray) else batch
+
+
 def _arguments(
     estimator: Any, portion: TrainingRows, present: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+) -> tuple[Any, np.ndarray, np.ndarray | None]:
     """Features, target and weights as the estimator takes them; ``present`` are the classes of the rows that
     it is fitted to."""
     from sklearn.base import is_regressor
 
-    features = flat(portion.inputs)
-    library = library_of(estimator)
-    features = features if library else features.astype(np.float64)
-    if library == "catboost" and (columns := estimator.get_params().get("cat_features")):
+    features, library = features_of(portion.inputs), library_of(estimator)
+    if isinstance(features, np.ndarray):
+        features = features if library else features.astype(np.float64)
+    if (
+        library == "catboost"
+        and isinstance(features, np.ndarray)
+        and (columns := estimator.get_params().get("cat_features"))
+    ):
         features = with_categories(features, columns)
     if is_regressor(estimator):
         return features, 2.0 * np.eye(len(portion.classes))[portion.labels] - 1, portion.weights
@@ -273,7 +289,7 @@ def _arguments(
 
 
 def _evaluation(
-    booster: Any, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+    booster: Any, features: Any, labels: np.ndarray, weights: np.ndarray | None
 ) -> dict[str, Any]:
     """Arguments of a booster's ``fit`` that make it stop by these rows."""
     library = library_of(booster)
