@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_core import core_schema as s
 
 from ensdistill.cli.messages import nearest
+from ensdistill.common.completion import PARAMETERS
 
 # A class in one of these modules can be named without its module.
 MODULES = [
@@ -183,7 +184,11 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     arguments = {**checked["init_args"], **checked.get("dict_kwargs", {})}
     if plain:
         return {"class_path": path, "init_args": _completed(cls, arguments)}
-    return partial(cls, **_completed(cls, arguments)) if factory else _call(cls, arguments, "init_args")
+    if not factory:
+        return _call(cls, arguments, "init_args")
+    # Sizes that are not given follow from the data, not from the class's defaults.
+    defaults = _completed(cls, arguments).items()
+    return partial(cls, **{n: v for n, v in defaults if n in arguments or n not in PARAMETERS})
 
 
 def _mapping(known: dict[str, Parameter]) -> Any:

@@ -131,8 +131,8 @@ class CacheConfig:
             raise ValueError(f"cache.label_share: expected a share in (0, 1); got {self.label_share}")
         if self.labelled == "out_of_fold" and self.augment is not None:
             raise ValueError(
-                "cache.labelled: expected in_sample or mixed, because held-out logits are of rows that are not "
-                "augmented; got out_of_fold with cache.augment"
+                "cache.labelled: expected in_sample or mixed, because held-out logits are of rows without "
+                "augmentation; got out_of_fold with cache.augment"
             )
         if self.views < 1:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")

@@ -27,8 +27,8 @@ from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_up
 from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
-from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.fitting.calibration import probabilities
+from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.stack import Status
 
 

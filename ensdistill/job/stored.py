@@ -1,4 +1,4 @@
-"""The ensemble as a job's cache asks it: members with stored predictions, and the targets of labelled rows."""
+"""The ensemble of a job's cache: members with stored predictions, and the targets of labelled rows."""
 
 from __future__ import annotations
 

@@ -87,6 +87,7 @@ class LabelledTargets:
         if share and (labels is None or labels.shape != (len(uids),)):
             got = "none" if labels is None else list(labels.shape)
             raise ValueError(f"labels: expected [{len(uids)}], one for each uid; got {got}")
+        self.weights = ensemble.weights
         self.ensemble, self.uids, self.held_out, self.labels, self.share = (
             ensemble,
             uids,
@@ -107,10 +108,6 @@ class LabelledTargets:
     @property
     def combiner(self) -> str:
         return self.ensemble.combiner
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self.ensemble.weights
 
     def predict_logits(self, inputs: Any) -> Tensor:
         """The ensemble's own logits: which rows are labelled is known by :meth:`for_uids` alone."""
