@@ -7,6 +7,7 @@ import gzip
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,34 +43,42 @@ def digits() -> Task:
 
 def fashion(rows: int, folder: Path = FASHION) -> Task:
     """The first ``rows`` of Fashion-MNIST's training images, and its 10 000 test images."""
+    x, y, test_x, test_y = fashion_arrays(folder)
+    x, test_x = (images[:, None].astype(np.float32) / 255 for images in (x[:rows], test_x))
+    return Task("fashion-mnist", x, y[:rows].astype(np.int64), test_x, test_y.astype(np.int64), 10)
+
+
+def fashion_arrays(folder: Path = FASHION) -> tuple[np.ndarray, ...]:
+    """All of Fashion-MNIST, uint8: images to train on [60000, 28, 28], their labels, test images, their
+    labels."""
     parts = []
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         file = folder / f"{name}-ubyte.gz"
         if not file.is_file():
             raise Missing(f"{file}: apt-get install dataset-fashion-mnist, or --fashion FOLDER")
         raw = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8)
-        parts.append(
-            raw[16:].reshape(-1, 1, 28, 28).astype(np.float32) / 255
-            if "images" in name
-            else raw[8:].astype(np.int64)
-        )
-    x, y, test_x, test_y = parts
-    return Task("fashion-mnist", x[:rows], y[:rows], test_x, test_y, 10)
+        parts.append(raw[16:].reshape(-1, 28, 28) if "images" in name else raw[8:])
+    return tuple(parts)
 
 
 def letter(file: Path = LETTER) -> tuple[np.ndarray, np.ndarray]:
     """20 000 rows of 16 measures of a printed letter; 26 classes."""
+    frame = r_frame(file, "LetterRecognition", "apt-get install r-cran-mlbench, or --letter FILE")
+    labels = np.unique(np.asarray(frame["lettr"], str), return_inverse=True)[1]
+    return frame.drop(columns="lettr").to_numpy(np.float32), labels.astype(np.int64)
+
+
+def r_frame(file: Path, name: str, remedy: str) -> Any:
+    """A data frame in a file of R's, as a pandas frame; ``remedy`` says how to get the file."""
     if not file.is_file():
-        raise Missing(f"{file}: apt-get install r-cran-mlbench, or --letter FILE")
+        raise Missing(f"{file}: {remedy}")
     try:
         import rdata
     except ImportError as error:
         raise Missing("pip install 'ensdistill[bench]' (rdata reads R's files)") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file doesn't name its encoding, which is ASCII
-        frame = rdata.read_rda(file)["LetterRecognition"]
-    labels = np.unique(np.asarray(frame["lettr"], str), return_inverse=True)[1]
-    return frame.drop(columns="lettr").to_numpy(np.float32), labels.astype(np.int64)
+        return rdata.read_rda(file)[name]
 
 
 def flights() -> tuple[np.ndarray, np.ndarray]:

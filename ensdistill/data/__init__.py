@@ -3,7 +3,7 @@
 from ensdistill.data.datasets import ArrayDataset, Dataset, Digits
 from ensdistill.data.partition import Partition
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
-from ensdistill.data.sources import ImageFolder, Table, Texts
+from ensdistill.data.sources import ImageFolder, Items, Table, Texts
 from ensdistill.data.splits import Split, stratified_split
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "ImageFolder",
+    "Items",
     "Partition",
     "Rows",
     "Split",

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ensdistill.data.files import read_array
 from ensdistill.data.labels import as_labels
 from ensdistill.data.rows import UNLABELLED, check_finite
 from ensdistill.data.splits import DTYPES, NUMBERS, Split, stratified_split
@@ -58,7 +59,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """Your own arrays, from two ``.npy`` files.
+    """Your own arrays, from files: ``.npy``, ``.npz`` or ``.safetensors``.
 
     Parameters
     ----------
@@ -76,6 +77,8 @@ class ArrayDataset:
         Rows for the report alone; all that are left by default.
     classes : list of str, optional
         Class names by index; by default the labels' own names, or "0", "1", ...
+    inputs_name, labels_name : str, optional
+        Of the array in a file that holds several.
 
     Raises
     ------
@@ -89,10 +92,13 @@ class ArrayDataset:
     pool: int = 0
     test: int | None = None
     classes: list[str] | None = None
+    inputs_name: str | None = None
+    labels_name: str | None = None
 
     def split(self, seed: int) -> Split:
-        # Mapped, not read: only the rows of a part are copied.
-        inputs, labels = _open("inputs", self.inputs), _open("labels", self.labels)
+        # Mapped where the format allows it, not read: only the rows of a part are copied.
+        inputs = _open("inputs", self.inputs, self.inputs_name)
+        labels = _open("labels", self.labels, self.labels_name)
         if inputs.dtype not in DTYPES or inputs.ndim < 2:
             got = f"{inputs.dtype} {list(inputs.shape)}"
             raise ValueError(f"inputs: expected {NUMBERS} [N, ...] in {self.inputs}; got {got}")
@@ -106,8 +112,19 @@ class ArrayDataset:
         )
 
 
-def _open(argument: str, path: Path) -> np.ndarray:
+def _open(argument: str, path: Path, name: str | None) -> np.ndarray:
     path = Path(path)
+    if path.suffix in (".npz", ".safetensors"):
+        try:
+            return read_array(path, name)
+        except ValueError as error:
+            head, _, text = str(error).partition(": ")
+            where = f"{argument}_name" if head == "name" else argument
+            raise ValueError(f"{where}: {text}") from error
+    if name is not None:
+        raise ValueError(
+            f"{argument}_name: expected no name, because a .npy file holds one array; got {name!r}"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(len(np.lib.format.MAGIC_PREFIX))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,22 +40,20 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
         raise ValueError(f"path: expected an array, {', '.join(ARRAYS)}; got {path.name!r}")
     try:
         archive = _opened(path)
-    except (OSError, EOFError, ValueError) as error:
+        if isinstance(archive, np.ndarray):
+            return archive
+        with archive:
+            names = list(archive.keys())
+            if (name is None and len(names) == 1) or name in names:
+                chosen = names[0] if name is None else name
+                found: np.ndarray = (
+                    archive.get_tensor(chosen) if path.suffix == ".safetensors" else archive[chosen]
+                )
+                return found
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # safetensors raises TypeError for dtypes that NumPy has not
         raise ValueError(f"path: {path} can't be read as an array of numbers ({error})") from error
-    if isinstance(archive, np.ndarray):
-        return archive
-    with archive:
-        names = list(archive.keys())
-        if (name is None and len(names) != 1) or (name is not None and name not in names):
-            raise ValueError(
-                f"name: expected one of the arrays of {path.name}, {', '.join(names)}; got {name!r}"
-            )
-        found: np.ndarray = (
-            archive.get_tensor(name or names[0])
-            if path.suffix == ".safetensors"
-            else archive[name or names[0]]
-        )
-        return found
+    raise ValueError(f"name: expected one of the arrays of {path.name}, {', '.join(names)}; got {name!r}")
 
 
 def _opened(path: Path) -> Any:

@@ -109,7 +109,7 @@ class Lazy:
                 "dataset: expected a map-style data set, with len() and [i]; got "
                 f"{type(self.dataset).__name__}, whose samples have no "
                 "stable positions. Write its items to files once (Parquet, images), or give it __len__ and "
-                "__getitem__"
+                "__getitem__, whose positions are the samples' uids then"
             )
 
     def __len__(self) -> int:

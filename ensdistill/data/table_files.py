@@ -21,7 +21,8 @@ TABLES = {
     ".feather": "Arrow",
     ".arrow": "Arrow",
 }
-MISSING = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None")
+MISSING = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "-NaN", "-nan", "null", "NULL")
+NONE = "None"  # missing among numbers; among other texts it may be a category, such as of pain or of children
 MOST_COLUMNS = 10_000
 
 
@@ -32,7 +33,8 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None) -> Any:
     ----------
     path : path
         ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``, ``.ndjson``, ``.feather`` or ``.arrow``. In text an
-        empty field, ``NA``, ``NaN``, ``null`` and ``None`` are missing values (all: ``MISSING``).
+        empty field, ``NA``, ``NaN`` and ``null`` are missing values (all: ``MISSING``), and ``None`` is one
+        among numbers.
     columns : sequence of str, optional
         Those to be read; all by default.
 
@@ -126,6 +128,9 @@ class TableFile:
             )
         with self._errors():
             frame = self._read(wanted, missing, verbatim, text)
+        if self.kind == "CSV":
+            for name in set(wanted) - {*verbatim, *text}:
+                frame = _without_none(frame, name)
         if not len(frame):
             raise ValueError(f"path: {self.path} has columns ({', '.join(self.names[:5])}, ...) but no rows")
         return frame[wanted]
@@ -207,6 +212,19 @@ class TableFile:
         except (ValueError, OSError, UnicodeError, csv.Error, StopIteration) as error:
             # pandas' and pyarrow's errors are of these classes
             raise ValueError(f"path: {self.path} is not {self.kind} that can be read ({error})") from error
+
+
+def _without_none(frame: Any, name: str) -> Any:
+    """The frame, with a column that holds numbers and ``None`` as numbers with gaps."""
+    import pandas as pd
+
+    column = frame[name]
+    if pd.api.types.is_numeric_dtype(column) or not (none := column == NONE).any():
+        return frame
+    try:
+        return frame.assign(**{name: pd.to_numeric(column.mask(none))})
+    except (ValueError, TypeError):
+        return frame
 
 
 def columns_of(schema: Any) -> list[str]:

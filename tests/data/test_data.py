@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
 from ensdistill.common.random import BatchOrder, derive_seed
@@ -309,14 +310,12 @@ def test_derived_seeds_are_independent_and_fit_a_torch_seed():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "empty", "cut"])
+@pytest.mark.parametrize("kind", ["csv", "empty", "cut"])
 def test_another_file_in_the_place_of_an_npy_file(tmp_path, kind):
     np.save(tmp_path / "y.npy", np.arange(40) % 2)
     file = tmp_path / ("x.npy" if kind in ("empty", "cut") else f"x.{kind}")
     if kind == "csv":
         file.write_text("a,b\n1,2\n")
-    elif kind == "npz":
-        np.savez(file, x=np.zeros((40, 3), np.float32))
     else:
         file.write_bytes(b"\x93NUMPY\x01" if kind == "cut" else b"")
     for path in (file, str(file)):
@@ -328,3 +327,51 @@ def test_another_file_in_the_place_of_an_npy_file(tmp_path, kind):
     if kind == "csv":
         assert "which begins with b'a,b" in str(caught.value)
         assert 'numpy.loadtxt("x.csv", delimiter=",", skiprows=1, dtype="float32")' in str(caught.value)
+
+
+def test_arrays_of_files_that_hold_several(files, tmp_path):
+    inputs, labels, save = files
+    expected = save(labelled=12).split(0)
+    np.savez(tmp_path / "both.npz", x=inputs, y=labels)
+    save_file({"x": inputs, "y": labels}, tmp_path / "both.safetensors")
+    for name in ("both.npz", "both.safetensors"):
+        path = str(tmp_path / name)
+        split = ArrayDataset(path, path, labelled=12, inputs_name="x", labels_name="y").split(0)
+        for part in ("labelled", "pool", "test"):
+            np.testing.assert_array_equal(getattr(split, part).inputs, getattr(expected, part).inputs)
+            np.testing.assert_array_equal(getattr(split, part).labels, getattr(expected, part).labels)
+        with pytest.raises(
+            ValueError, match=rf"^labels_name: expected one of the arrays of {name}, x, y; got 'z'$"
+        ):
+            ArrayDataset(path, path, labelled=12, inputs_name="x", labels_name="z").split(0)
+    np.savez(tmp_path / "one.npz", inputs)
+    one = ArrayDataset(tmp_path / "one.npz", tmp_path / "y.npy", labelled=12).split(0)
+    np.testing.assert_array_equal(one.test.inputs, expected.test.inputs)
+    with pytest.raises(ValueError, match=r"^inputs: there is no file '.*none\.npz'$"):
+        ArrayDataset(tmp_path / "none.npz", tmp_path / "y.npy", labelled=12).split(0)
+    with pytest.raises(
+        ValueError, match=r"^labels_name: expected no name, because a \.npy file holds one array"
+    ):
+        ArrayDataset(tmp_path / "one.npz", tmp_path / "y.npy", labelled=12, labels_name="y").split(0)
+    np.savez(tmp_path / "objects.npz", np.array([{}]))
+    with pytest.raises(ValueError, match=r"^inputs: .*objects\.npz can't be read as an array of numbers"):
+        ArrayDataset(tmp_path / "objects.npz", tmp_path / "y.npy", labelled=12).split(0)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            [np.zeros(2), np.zeros(3)],
+            r"got items of unlike shapes, \[2\] in row 0 and \[3\] in row 1: pad or crop",
+        ),
+        ([[1, 2], [3, 4], [5]], r"got items of unlike shapes, \[2\] in row 0 and \[1\] in row 2"),
+        (
+            np.array(["a", 1], object),
+            r"got an array of object \[2\]: numbers need a dtype \(astype\), strings",
+        ),
+    ],
+)
+def test_ragged_arrays_and_objects_are_named(value, words):
+    with pytest.raises(TypeError, match=words):
+        Rows(value, np.arange(2), np.zeros(2, np.int64))

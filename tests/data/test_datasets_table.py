@@ -130,6 +130,17 @@ def test_a_word_for_a_missing_value_may_be_a_class(tmp_path):
     assert Table(numbers, "species").split(0).labels == tuple(range(12))
 
 
+def test_words_for_missing_inputs_may_be_named(tmp_path):
+    path = saved(tmp_path, frame(city=["NA" if i % 2 else "?" for i in range(ROWS)]))
+    gaps = {None: 30, ("?",): 30, (): 0}
+    for missing, count in gaps.items():
+        inputs = Table(path, "species", missing=None if missing is None else list(missing)).whole.rows.inputs[
+            :
+        ]
+        assert inputs.city.isna().sum() == count
+    assert set(Table(path, "species", missing=["?"]).whole.rows.inputs[:].city.dropna()) == {"NA"}
+
+
 def test_classes_are_in_the_given_order(tmp_path):
     path = saved(tmp_path, frame())
     assert Table(path, "species", labels=["owl", "cat", "dog"]).split(0).classes == ("owl", "cat", "dog")

@@ -40,6 +40,14 @@ def test_columns_are_chosen_by_name(tmp_path):
         read_table(tmp_path / "t.csv", ["ages"])
 
 
+def test_none_is_a_category_among_texts_and_a_gap_among_numbers(tmp_path):
+    (tmp_path / "t.csv").write_text("x,pain\n1,None\nNone,much\n3,NA\n")
+    frame = read_table(tmp_path / "t.csv")
+    assert frame.pain.tolist()[:2] == ["None", "much"]
+    assert frame.isna().to_numpy().tolist() == [[False, False], [True, False], [False, True]]
+    assert frame.x.dtype == float
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

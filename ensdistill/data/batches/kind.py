@@ -155,8 +155,26 @@ def unlike(expected: dict[str, Any], got: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if ragged := _ragged(value):
+        return ragged
     if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} {list(value.shape)}"
+        remedy = ": numbers need a dtype (astype), strings a list (tolist)" if value.dtype.hasobject else ""
+        return f"an array of {value.dtype} {list(value.shape)}{remedy}"
     if isinstance(value, (list, tuple)) and value:
         return f"a {type(value).__name__} of {type(value[0]).__name__}"
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _ragged(value: Any) -> str:
+    """The first two items of unlike shapes, in words; empty where there are none."""
+    objects = isinstance(value, np.ndarray) and value.dtype.hasobject and value.ndim > 0
+    if not objects and not isinstance(value, (list, tuple)):
+        return ""
+    shapes = [(len(item),) if isinstance(item, list) else tuple(getattr(item, "shape", ())) for item in value]
+    other = next((row for row, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is None:
+        return ""
+    return (
+        f"items of unlike shapes, {list(shapes[0])} in row 0 and {list(shapes[other])} in row {other}: pad "
+        "or crop them to one shape, and stack them"
+    )

@@ -11,7 +11,7 @@ from ensdistill.data import batches as b
 from ensdistill.data.classes import classes_of
 from ensdistill.data.partition import DRAWN, PARTS, POOL, Partition, Whole
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, as_weights
-from ensdistill.data.table_files import MISSING, TableFile
+from ensdistill.data.table_files import MISSING, NONE, TableFile
 from ensdistill.data.uids import given_uids
 
 DIVIDING = ("group", "time", "column")
@@ -36,6 +36,7 @@ def read_roles(
     part: int,
     *,
     unlabelled: Sequence[str] | None = None,
+    missing: Sequence[str] = MISSING,
     text: Sequence[str] = (),
 ) -> Any:
     """A frame of the inputs, and of the columns that have a role.
@@ -50,6 +51,8 @@ def read_roles(
         The part that the whole file stands for.
     unlabelled : sequence of str, optional
         Texts in the target column that stand for an unknown label.
+    missing : sequence of str
+        Fields of a text table's inputs that hold no value.
     text : sequence of str
         Inputs that stay strings, even where all look like numbers.
 
@@ -62,11 +65,13 @@ def read_roles(
     wanted = {r: name for r, name in roles.items() if not (part == POOL and r in ("target", "column"))}
     for role, name in wanted.items():
         file.column(name, setting(role))
-    frame = file.read(list(dict.fromkeys([*inputs, *wanted.values()])), verbatim=[target], text=text)
+    frame = file.read(
+        list(dict.fromkeys([*inputs, *wanted.values()])), verbatim=[target], missing=missing, text=text
+    )
     if part == POOL:
         return frame.assign(**{target: None})
     column = frame[target]
-    words = column.isin([*MISSING[1:], *(unlabelled or ())]) & (file.kind == "CSV")
+    words = column.isin([*MISSING[1:], NONE, *(unlabelled or ())]) & (file.kind == "CSV")
     unknown = column.isin(unlabelled or ())
     if words.any() and (numbers := _as_numbers(column[~words])) is not None:
         return frame.assign(**{target: numbers.reindex(column.index)})

@@ -17,7 +17,7 @@ from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import Joined, as_samples, sample_hashes
 from ensdistill.data.sources import base
 from ensdistill.data.sources.roles import joined_frames, read_roles, roles_of, setting, whole_of
-from ensdistill.data.table_files import TableFile
+from ensdistill.data.table_files import MISSING, TableFile
 from ensdistill.data.uids import content_uids
 
 DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ]\d.*)?|\d{1,2}([./-])\d{1,2}\2(\d{4}|\d\d)([T ]\d.*)?")
@@ -52,6 +52,9 @@ class Table(base.Divided):
     unlabelled : list of str, optional
         Texts in the target column that stand for an unknown label. An empty field always does. Where the
         column holds ``NA``, ``None`` or the like, these may be classes too, so the list must be given.
+    missing : list of str, optional
+        Fields of a text table's inputs that hold no value; by default empty ones, ``NA``, ``NaN``, ``null``
+        and the like.
     test_path, pool_path : path, optional
         Files with the test rows, and with rows that have no label (a target column there is not used).
     lazy : bool, optional
@@ -83,6 +86,7 @@ class Table(base.Divided):
     weight: str | None = None
     labels: list[str] | None = None
     unlabelled: list[str] | None = None
+    missing: list[str] | None = None
     test_path: Path | None = None
     pool_path: Path | None = None
     lazy: bool | None = None
@@ -97,7 +101,14 @@ class Table(base.Divided):
         inputs = self._inputs(files[0][1], roles)
         lazy = self._is_lazy([file for _, file in files])
         frames = [
-            read_roles(file, [] if lazy else inputs, roles, part, unlabelled=self.unlabelled)
+            read_roles(
+                file,
+                [] if lazy else inputs,
+                roles,
+                part,
+                unlabelled=self.unlabelled,
+                missing=MISSING if self.missing is None else ["", *self.missing],
+            )
             for part, file in files
         ]
         frame = joined_frames(frames, [file.path.name for _, file in files])
