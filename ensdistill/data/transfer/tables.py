@@ -136,9 +136,8 @@ class FrameTable:
         if kind == "value":
             return ranks(series.to_list(), missing)
         if kind == "time":
-            times = nw.Duration("ns") if column_type(series, name) == "duration" else nw.Datetime("ns")
-            raw = np.asarray(series.cast(times).to_numpy())
-            return np.where(missing, np.nan, raw.astype(f"{raw.dtype.kind}8[ns]").view(np.int64))
+            lasts = column_type(series, name) == "duration"
+            series = series.dt.total_microseconds() if lasts else series.dt.timestamp("us")
         present = series.fill_null(False if kind == "boolean" else 0) if missing.any() else series
         return np.where(missing, np.nan, np.asarray(present.to_numpy()).astype(np.float64))
 
@@ -159,8 +158,10 @@ class FrameTable:
         """See :meth:`ArrayTable.build`. Each column keeps its dtype, and its categories."""
         import narwhals.stable.v2 as nw
 
-        drawn = list(parts)
-        mask, mixed = (np.concatenate([part[i] for part in drawn]) for i in (1, 2))
+        shape = len(own), len(self.names)
+        mask, mixed = np.zeros(shape, bool), np.zeros(shape)
+        for part, taken, numbers in parts:
+            mask[part], mixed[part] = taken, numbers
         columns = {}
         for place, name in enumerate(self.names):
             series = self.frame[name][np.where(mask[:, place], other, own)]
