@@ -128,7 +128,6 @@ class FrameTable:
 
     def column(self, place: int) -> np.ndarray:
         """One column as float64 [N], NaN where it is missing; of values their number in sorted order."""
-        import narwhals.stable.v2 as nw
 
         name, kind = self.names[place], self.types[place]
         series = self.frame[name]
