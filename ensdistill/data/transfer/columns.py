@@ -168,6 +168,7 @@ def _in_frame_order(table: Table) -> list[int]:
 def _places(
     name: str, argument: str, columns: Sequence[Any], places: dict[Any, int], table: Table
 ) -> np.ndarray:
+    columns = columns.tolist() if isinstance(columns, np.ndarray) else columns
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise TypeError(f"{name}: {argument}: expected a list of columns; got {columns!r}")
     if len(columns) and not table.tabular:
