@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import batches as b
+from ensdistill.data.transfer.arrays import as_array
 from ensdistill.data.transfer.base import DifferentiableEnsemble, check_rows
-from ensdistill.data.transfer.tables import as_array
 
 _STEP = 256  # samples whose gradients are taken at once
 

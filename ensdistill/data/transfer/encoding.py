@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ensdistill.common.random import random_generator
-from ensdistill.data.transfer.columns import Columns, Table
-from ensdistill.data.transfer.tables import ArrayTable
+from ensdistill.data.transfer.arrays import ArrayTable
+from ensdistill.data.transfer.columns import Columns
+from ensdistill.data.transfer.tables import Table
 
 _ONE_HOT = 8  # more different values are told apart by random unit vectors of this length
 
