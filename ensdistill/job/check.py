@@ -7,9 +7,10 @@ import numpy as np
 
 from ensdistill.cache.codecs import codec_of
 from ensdistill.common.random import derive_seed
-from ensdistill.data import Rows
+from ensdistill.data import Rows, Split
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
 from ensdistill.data.samples import subset
+from ensdistill.data.transfer.base import needs_ensemble
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config, StudentConfig
 from ensdistill.job.prepared import prepare
@@ -65,11 +66,28 @@ def check_job(run: RunFolder) -> None:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:
         raise ValueError(f"cache.{error}") from error
+    _check_transfer(config, split)
     if config.cache.augment is not None:
         try:
             view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
         except (ValueError, TypeError) as error:
             raise ValueError(f"cache.augment: {error}") from error
+
+
+def _check_transfer(config: Config, split: Split) -> None:
+    """Refuse sources of synthetic rows that do not fit the data, or need gradients that a member has not."""
+    try:
+        config.cache.transfer.check(split)
+    except ValueError as error:
+        raise ValueError(f"cache.{error}") from error
+    for index, source in enumerate(config.cache.transfer.synthetic):
+        for place, recipe in enumerate(config.teachers.members):
+            if needs_ensemble(source) and not isinstance(recipe, (TorchMembers, ExistingMembers)):
+                raise ValueError(
+                    f"cache.transfer.synthetic.{index}: {type(source).__name__} needs members that are torch "
+                    f"modules, whose outputs have gradients; teachers.members.{place} are of "
+                    f"{type(recipe).__name__}"
+                )
 
 
 def _check_folds(config: Config, seed: int) -> None:

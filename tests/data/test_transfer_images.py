@@ -79,6 +79,12 @@ def test_cutmix_takes_a_rectangle():
             assert rectangles >= 1
             inside += 1
     assert inside > 300
+    half = CutMix(rows=300, alpha=1e7).make(
+        np.stack([np.zeros((1, 100, 80)), np.ones((1, 100, 80))]), seeded()
+    )
+    cut = half.mean((1, 2, 3))
+    cut = np.minimum(cut, 1 - cut)  # the second image may be either
+    assert cut.max() == pytest.approx(0.5, abs=0.02)  # where the rectangle lies within the image
     shares = [np.mean(CutMix(rows=600, alpha=a).make(base[:2], seeded()) == 0) for a in (0.1, 5.0)]
     np.testing.assert_allclose(shares, 0.5, atol=0.1)
 

@@ -105,7 +105,7 @@ def test_points_of_a_table():
     wide = pandas.DataFrame({"v": [f"v{i}" for i in range(300)]})
     table = as_table("test", wide)
     points = encoded(table, kinds.find_columns("test", table, Munge(rows=1)))
-    assert points.shape == (300, 16)
+    assert points.shape == (300, 8)
     np.testing.assert_allclose((points**2).sum(1), 1, rtol=1e-5)
     plain = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     table = as_table("test", plain)

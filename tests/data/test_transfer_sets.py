@@ -1,5 +1,8 @@
 """Transfer sets of raw samples of every kind, in memory and lazy."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -168,3 +171,14 @@ def test_gaps_only_where_the_base_has_some():
 
     with pytest.raises(BadRows, match="row 1 holds nan"):
         TransferSet(synthetic=[Made(hole)]).build(split, seed=0)
+
+
+def test_the_source_of_the_page_on_extending():
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+    text = page.partition("## Add a source")[2]
+    code = re.findall(r"```python\n(# my_source.py.*?)```", text, re.S)[0]
+    names = {"__name__": __name__}
+    exec(compile(code, "docs/extending.md", "exec"), names)
+    split = split_of(np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32))
+    transfer = TransferSet(synthetic=[names["Noise"](rows=7)]).build(split, seed=0)
+    assert transfer.origin[-1] == ("noise", 7)

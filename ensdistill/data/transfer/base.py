@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +44,11 @@ class DifferentiableEnsemble(Protocol):
             A member has no gradients; names it.
         """
         ...
+
+
+def needs_ensemble(source: Synthetic) -> bool:
+    """Whether the source's ``make`` has a parameter ``ensemble``."""
+    return "ensemble" in inspect.signature(source.make).parameters
 
 
 def check_rows(name: str, rows: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ensdistill.data.transfer.tables import ArrayTable, FrameTable
+from ensdistill.data.transfer.arrays import ArrayTable
+from ensdistill.data.transfer.one_hot import check_group, one_hot_codes
+from ensdistill.data.transfer.tables import Table
 
-Table = ArrayTable | FrameTable
 # A column of whole numbers with at most FEW different ones is exchanged: its values may be codes or counts.
 FEW = 20
 _FEWEST_ROWS = 20  # fewer rows show nothing about the values that a column can hold
@@ -94,7 +95,7 @@ def find_columns(name: str, table: Table, settings: KindSettings) -> Columns:
             )
         whole[place] = True
     for group in groups:
-        _check_group(name, table, group)
+        check_group(name, table, group)
     if settings.detect and table.tabular and len(table) >= _FEWEST_ROWS:
         groups += _search(name, table, numeric, whole, set(stated.tolist()), categorical)
     for group in groups:
@@ -136,38 +137,13 @@ def _search(
             "where they are counts, or detect=False where values between are right",
             stacklevel=4,
         )
-    return _one_hot_codes(table, binary)
-
-
-def _one_hot_codes(table: Table, binary: np.ndarray) -> list[np.ndarray]:
-    """Runs of neighbouring 0/1 columns whose sum is 1 in every row; runs that overlap are one."""
-    order = _in_frame_order(table)
-    runs: list[list[int]] = []
-    for start in range(len(order)):
-        total, end = np.zeros(len(table), np.int16), start
-        while end < len(order) and binary[order[end]] and total.max() <= 1:
-            total += table.column(order[end]).astype(np.int16)
-            end += 1
-            if total.min() == 1 == total.max():
-                if runs and start < runs[-1][1]:
-                    runs[-1][1] = max(end, runs[-1][1])
-                else:
-                    runs.append([start, end])
-                break
-    return [np.sort(np.array(order[first:last])) for first, last in runs]
-
-
-def _in_frame_order(table: Table) -> list[int]:
-    """Places of the columns, in the order in which they stand in the frame or the array."""
-    if isinstance(table, ArrayTable):
-        return list(range(len(table.names)))
-    place = {column: i for i, column in enumerate(table.names)}
-    return [place[column] for column in table.frame.columns]
+    return one_hot_codes(table, binary)
 
 
 def _places(
     name: str, argument: str, columns: Sequence[Any], places: dict[Any, int], table: Table
 ) -> np.ndarray:
+    columns = columns.tolist() if isinstance(columns, np.ndarray) else columns
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise TypeError(f"{name}: {argument}: expected a list of columns; got {columns!r}")
     if len(columns) and not table.tabular:
@@ -177,20 +153,6 @@ def _places(
             known = f"0..{len(places) - 1}" if isinstance(table, ArrayTable) else ", ".join(map(str, places))
             raise ValueError(f"{name}: {argument}: expected columns of the inputs ({known}); got {column!r}")
     return np.array([places[column] for column in columns], np.int64)
-
-
-def _check_group(name: str, table: Table, group: np.ndarray) -> None:
-    """Raise ValueError where a row sets more than one of the columns, or one holds other values than 0 and
-    1."""
-    values = np.stack([table.column(place) for place in group], 1)
-    bad = np.flatnonzero(~np.isin(values, (0, 1)).all(1) | (values.sum(1) > 1))
-    if len(group) < 2 or len(bad):
-        shown = [table.names[place] for place in group]
-        got = f"row {bad[0]} has {values[bad[0]].tolist()}" if len(bad) else f"{len(group)} columns"
-        raise ValueError(
-            f"{name}: one_hot: expected at least two columns of 0 and 1, at most one of them 1 in a row; in "
-            f"{shown} {got}"
-        )
 
 
 def _all_whole(values: np.ndarray) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import batches as b
+from ensdistill.data.transfer.arrays import as_array
 from ensdistill.data.transfer.base import DifferentiableEnsemble, check_rows
-from ensdistill.data.transfer.tables import as_array
 
 _STEP = 256  # samples whose gradients are taken at once
 
@@ -44,6 +44,17 @@ class Diversity:
     -----
     All members that are drawn have to be differentiable: torch modules on floating-point inputs. A row whose
     gradient is zero stays as it is.
+
+    Examples
+    --------
+    >>> class Linear:
+    ...     def differentiable(self):
+    ...         return [lambda x: x @ torch.eye(2, 3, dtype=x.dtype)]
+    >>> moved = Diversity(rows=4, step=0.1, confidence=False).make(
+    ...     np.zeros((1, 2)), np.random.default_rng(0), Linear()
+    ... )
+    >>> np.linalg.norm(moved, axis=1).round(3).tolist()  # 0.1 times the square root of 2
+    [0.141, 0.141, 0.141, 0.141]
     """
 
     rows: int

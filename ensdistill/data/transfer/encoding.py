@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ensdistill.common.random import random_generator
-from ensdistill.data.transfer.columns import Columns, Table
-from ensdistill.data.transfer.tables import ArrayTable
+from ensdistill.data.transfer.arrays import ArrayTable
+from ensdistill.data.transfer.columns import Columns
+from ensdistill.data.transfer.tables import Table
 
-_ONE_HOT = 16  # more different values are told apart by random unit vectors of this length
+_ONE_HOT = 8  # more different values are told apart by random unit vectors of this length
 
 
 def encoded(table: Table, columns: Columns, standardise: bool | None = None) -> np.ndarray:
@@ -16,7 +17,7 @@ def encoded(table: Table, columns: Columns, standardise: bool | None = None) -> 
 
     A number is standardised, so that two rows differ by sqrt(2) in the root mean square. A nominal column
     counts the same: two rows with different values have the distance sqrt(2) in it, by one coordinate for
-    each value, or by random unit vectors where there are more than 16 values. The columns of a one-hot code
+    each value, or by random unit vectors where there are more than 8 values. The columns of a one-hot code
     are taken as they are, which is the same distance. A missing number is the mean, with a coordinate of its
     own that is 1 where the number is missing. Values that are only exchanged but have an order (booleans,
     few whole numbers, times) count as numbers.
@@ -54,7 +55,7 @@ def encoded(table: Table, columns: Columns, standardise: bool | None = None) -> 
 
 
 def _vectors(codes: np.ndarray) -> np.ndarray:
-    """A unit vector for each different code, float32 [N, at most 16]."""
+    """A unit vector for each different code, float32 [N, at most 8]."""
     different, place = np.unique(codes, return_inverse=True)
     if len(different) <= _ONE_HOT:
         return np.eye(len(different), dtype=np.float32)[place]

@@ -10,8 +10,8 @@ import numpy as np
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import batches as b
 from ensdistill.data.augmentation import Augmentation, apply_to, changed_variants
+from ensdistill.data.transfer.arrays import as_array
 from ensdistill.data.transfer.base import check_rows
-from ensdistill.data.transfer.tables import as_array
 
 _STEP = 1024  # samples changed at once, which bounds the memory
 

@@ -13,7 +13,8 @@ from ensdistill.data import batches as b
 from ensdistill.data.augmentation import Augmentation, changed_variants
 from ensdistill.data.transfer.base import check_rows, constrained, imported
 from ensdistill.data.transfer.columns import find_columns
-from ensdistill.data.transfer.tables import Part, as_table
+from ensdistill.data.transfer.tables import as_table
+from ensdistill.data.transfer.values import Part
 
 _BLOCK = 2**22  # numbers mixed at once, which bounds the memory
 

@@ -14,7 +14,8 @@ from ensdistill.data.transfer.base import check_rows, constrained, imported
 from ensdistill.data.transfer.columns import find_columns
 from ensdistill.data.transfer.encoding import encoded
 from ensdistill.data.transfer.neighbours import nearest_different
-from ensdistill.data.transfer.tables import Part, as_table
+from ensdistill.data.transfer.tables import as_table
+from ensdistill.data.transfer.values import Part
 
 _BLOCK = 2**22  # numbers drawn at once, which bounds the memory
 

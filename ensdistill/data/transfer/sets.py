@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from ensdistill.common.random import random_generator
 from ensdistill.data import UNLABELLED, Rows, Split, check_finite
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, joined, subset, whole
-from ensdistill.data.transfer.base import Synthetic
+from ensdistill.data.transfer.base import Synthetic, needs_ensemble
+
+_FEW_ROWS = 128  # of each part, on which settings are tried
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ class TransferSet:
             parts.append(("pool", split.pool.inputs))
         base = self._base(joined([inputs for _, inputs in parts]), seed) if self.synthetic else None
         for index, source in enumerate(self.synthetic):
-            name = f"transfer.synthetic.{index} ({type(source).__name__})"
+            name = _name(index, source)
             arguments: list[Any] = [base, random_generator("transfer", seed, index)]
-            if "ensemble" in inspect.signature(source.make).parameters:
+            if needs_ensemble(source):
                 if ensemble is None:
                     raise ValueError(
                         f"{name}: expected an ensemble: TransferSet.build(split, seed, ensemble)"
@@ -118,12 +120,38 @@ class TransferSet:
         rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
         return Transfer(rows, tuple((name, len(part)) for name, part in parts))
 
+    def check(self, split: Split) -> None:
+        """Let every source make two rows from a few of the samples; those that need an ensemble are left out.
+
+        Raises
+        ------
+        ValueError
+            A source does not take such samples, or its settings do not fit them; names the source.
+        """
+        used = [split.labelled.inputs, split.pool.inputs] if self.pool else [split.labelled.inputs]
+        few = whole(joined([subset(part, np.arange(min(len(part), _FEW_ROWS))) for part in used]))
+        for index, source in enumerate(self.synthetic):
+            if needs_ensemble(source) or not is_dataclass(source):
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # build gives them
+                    small: Any = replace(source, rows=min(source.rows, 2))
+                    made = small.make(few, random_generator("transfer check", index))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{_name(index, source)}: {error}") from error
+            _check_made(_name(index, source), made, few)
+
     def _base(self, samples: Any, seed: int) -> Any:
         """The samples as one batch; of lazy ones ``base_rows``."""
         if in_memory(samples) or len(samples) <= self.base_rows:
             return whole(samples)
         generator = random_generator("transfer base", seed)
         return whole(subset(samples, np.sort(generator.choice(len(samples), self.base_rows, replace=False))))
+
+
+def _name(index: int, source: Synthetic) -> str:
+    return f"transfer.synthetic.{index} ({type(source).__name__})"
 
 
 def _weights(split: Split, pool: bool, count: int) -> np.ndarray | None:
