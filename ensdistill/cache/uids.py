@@ -129,8 +129,10 @@ def row_order(uids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
     The second is None where a row is its uid.
     """
-    order = np.argsort(uids)
     rows = np.arange(len(uids))
+    if np.array_equal(uids, rows):
+        return rows, None
+    order = np.argsort(uids)
     return (order, None) if np.array_equal(uids[order], rows) else (rows, uids)
 
 

@@ -75,7 +75,10 @@ class Rows:
                 raise ValueError(
                     f"{name}: expected int64 [{n}], one for each input; got {value.dtype} {list(value.shape)}"
                 )
-        if len(np.unique(self.uids)) != n:
+        increasing = bool(
+            (self.uids[1:] > self.uids[:-1]).all()
+        )  # of millions of rows a sort would cost memory
+        if not increasing and len(np.unique(self.uids)) != n:
             values, counts = np.unique(self.uids, return_counts=True)
             raise ValueError(
                 f"uids: expected unique ids; {int(values[counts > 1][0])} stands {int(counts.max())} times"

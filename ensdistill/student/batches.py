@@ -18,7 +18,15 @@ from ensdistill.data import UNLABELLED
 from ensdistill.data.reading import ReadAhead
 from ensdistill.data.samples import buffer_of, groups_of, in_memory
 from ensdistill.student.blocks import Block, TargetBlocks, draw_block
-from ensdistill.student.inputs import Inputs, Preparation, StepReader, moved, rows_of, steps_together
+from ensdistill.student.inputs import (
+    Inputs,
+    Preparation,
+    StepReader,
+    moved,
+    rows_of,
+    steps_together,
+    tensor_of,
+)
 
 if TYPE_CHECKING:
     from ensdistill.student.training import Training
@@ -80,7 +88,7 @@ class Batches(AbstractContextManager["Batches"]):
         self.training, self.steps, self.size = training, steps, size
         rows = self.rows = training.rows
         self._order = _order(rows.inputs, size, derive_seed("student batches", training.seed))
-        self._labels = torch.from_numpy(rows.labels)
+        self._labels = tensor_of(rows.labels)
         # Of mean 1, so that the loss has the scale of an unweighted one.
         weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
         self._weights = None if weights is None else torch.from_numpy(weights).float()

@@ -65,8 +65,14 @@ def _one(argument: str, batch: Any, ids: bool) -> Tensor:
             "of them"
         )
     if ids and batch.dtype.kind in "iu":
-        return torch.from_numpy(np.ascontiguousarray(batch, np.int64))
-    return torch.from_numpy(np.ascontiguousarray(as_float32(argument, batch)))
+        return tensor_of(batch.astype(np.int64, copy=False))
+    return tensor_of(as_float32(argument, batch))
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """The array as a tensor, in a copy where it is read-only (a mapped file, a column of pandas) or not
+    contiguous."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def rows_of(inputs: Inputs, index: Any) -> Inputs:
