@@ -120,12 +120,7 @@ class TableFile:
             See :func:`read_table`.
         """
         wanted = list(self.names) if columns is None else [self.column(name) for name in columns]
-        if len(wanted) > MOST_COLUMNS:
-            raise ValueError(
-                f"columns: expected at most {MOST_COLUMNS}, because each column is handled alone; got "
-                f"{len(wanted)} in {self.path.name}. Name those that are needed, or store numbers as one "
-                "array (.npy, .npz, .safetensors) for ArrayDataset"
-            )
+        self.check_number(wanted)
         with self._errors():
             frame = self._read(wanted, missing, verbatim, text)
         if self.kind == "CSV":
@@ -134,6 +129,15 @@ class TableFile:
         if not len(frame):
             raise ValueError(f"path: {self.path} has columns ({', '.join(self.names[:5])}, ...) but no rows")
         return frame[wanted]
+
+    def check_number(self, columns: Sequence[str]) -> None:
+        """Raise ValueError where these are more columns than a table may have."""
+        if len(columns) > MOST_COLUMNS:
+            raise ValueError(
+                f"columns: expected at most {MOST_COLUMNS}, because each column is handled alone; got "
+                f"{len(columns)} in {self.path.name}. Name those that are needed, or store numbers as one "
+                "array (.npy, .npz, .safetensors) for ArrayDataset"
+            )
 
     def _names(self) -> list[str]:
         if self.kind == "CSV":

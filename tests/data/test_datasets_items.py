@@ -52,6 +52,10 @@ def check(split, labels=(3, 4)):
     for part in (split.labelled, split.test):
         assert [split.labels[label] for label in part.labels] == [labels[uid % 2] for uid in part.uids]
     assert not count_copies(split).test.any()
+    contents = [
+        {INPUTS[uid].tobytes() for uid in part.uids} for part in (split.labelled, split.pool, split.test)
+    ]
+    assert len(set.union(*contents)) == sum(map(len, contents))
 
 
 def test_pairs_are_read_when_they_are_needed():

@@ -299,9 +299,13 @@ def test_a_table_of_too_many_columns_is_refused_before_it_is_read(tmp_path):
     names = ",".join(f"c{i}" for i in range(100_000))
     (tmp_path / "wide.csv").write_text(f"{names},y\n")
     with pytest.raises(
-        ValueError, match=r"^columns: expected at most 10000, .* got 100001 in wide\.csv\. Name"
+        ValueError, match=r"^columns: expected at most 10000, .* got 100000 in wide\.csv\. Name"
     ):
         Table(tmp_path / "wide.csv", "y").split(0)
+    wide = pd.DataFrame(np.zeros((2, 10_001)), columns=[f"c{i}" for i in range(10_001)]).assign(y=["a", "b"])
+    wide.to_parquet(tmp_path / "wide.parquet")
+    with pytest.raises(ValueError, match=r"^columns: expected at most 10000, .* got 10001 in wide\.parquet"):
+        Table(tmp_path / "wide.parquet", "y", lazy=True).split(0)
 
 
 def test_a_table_that_was_read_travels_without_its_rows():

@@ -146,6 +146,7 @@ class Table(base.Divided):
                 f"columns: column {file.names.index('') + 1} of {file.path.name} has no name; if it numbers "
                 "the rows, leave it out: ignore: ['']"
             )
+        file.check_number(inputs)
         return list(inputs)
 
     def _is_lazy(self, files: list[TableFile]) -> bool:
