@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_core import core_schema as s
 
 from ensdistill.cli.messages import nearest
-from ensdistill.common.completion import PARAMETERS
+from ensdistill.common.completion import PARAMETERS as SIZES
 
 # A class in one of these modules can be named without its module.
 MODULES = [
@@ -182,13 +182,12 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     settings = {"init_args": {}, **(value if named else {"class_path": path})}
     checked = TypeAdapter(_mapping(outer)).validate_python(settings, context=plain)
     arguments = {**checked["init_args"], **checked.get("dict_kwargs", {})}
+    completed = _completed(cls, arguments)
+    if factory:  # sizes that are not given follow from the data
+        completed = {n: v for n, v in completed.items() if n in arguments or n not in SIZES}
     if plain:
-        return {"class_path": path, "init_args": _completed(cls, arguments)}
-    if not factory:
-        return _call(cls, arguments, "init_args")
-    # Sizes that are not given follow from the data, not from the class's defaults.
-    defaults = _completed(cls, arguments).items()
-    return partial(cls, **{n: v for n, v in defaults if n in arguments or n not in PARAMETERS})
+        return {"class_path": path, "init_args": completed}
+    return partial(cls, **completed) if factory else _call(cls, arguments, "init_args")
 
 
 def _mapping(known: dict[str, Parameter]) -> Any:

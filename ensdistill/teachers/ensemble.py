@@ -192,10 +192,9 @@ class Ensemble:
         return over_parts(inputs, lambda batch: self._raw(batch, way), axis=1)
 
     def _raw(self, inputs: Any, way: PredictionWay) -> np.ndarray:
-        together = stacked_logits(self.members, inputs, self._stacks) if way == "stacked" else {}
-        logits = [
-            answer(member, inputs, self.classes, together.get(i)) for i, member in enumerate(self.members)
-        ]
+        made: dict[int, Any] = {}
+        together = stacked_logits(self.members, inputs, self._stacks, made) if way == "stacked" else {}
+        logits = [answer(m, inputs, self.classes, together.get(i), made) for i, m in enumerate(self.members)]
         check_same_classes(self.members, logits)
         return np.stack(logits)
 

@@ -60,9 +60,14 @@ def device_of(members: Sequence[Member]) -> torch.device:
 
 
 def answer(
-    member: Member, inputs: Any, classes: Sequence[str] | None, given: np.ndarray | None = None
+    member: Member,
+    inputs: Any,
+    classes: Sequence[str] | None,
+    given: np.ndarray | None = None,
+    made: dict[int, Any] | None = None,
 ) -> np.ndarray:
-    """float32 [N, C]; ``given`` are the member's logits, where they are there already.
+    """float32 [N, C]; ``given`` are the member's logits, where they are there already. ``made`` keeps what
+    preprocessing made of these inputs.
 
     Raises
     ------
@@ -72,8 +77,14 @@ def answer(
     """
     rows = count(inputs)
     with named(member.name, rows):
-        logits = member.predict_logits(rows_for(member, inputs)) if given is None else given
+        logits = _predicted(member, inputs, made) if given is None else given
     return _ordered(logits, member, rows, classes)
+
+
+def _predicted(member: Member, inputs: Any, made: dict[int, Any] | None) -> np.ndarray:
+    if type(member) is Preprocessed:
+        return member.member.predict_logits(member.prepared(inputs, made))
+    return member.predict_logits(rows_for(member, inputs))
 
 
 def answer_on(device: torch.device, member: Member, inputs: Any, classes: Sequence[str] | None) -> Tensor:

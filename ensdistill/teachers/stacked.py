@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from ensdistill.teachers.members import Member, TorchMember
-from ensdistill.teachers.members.inputs import batches
+from ensdistill.teachers.members import Member, Preprocessed, TorchMember, inner
+from ensdistill.teachers.members.inputs import batches, count
 from ensdistill.teachers.members.module import is_plain, predicting
+from ensdistill.teachers.predict import named
 
 # A stack adds up in another order; float32 logits of one row differ by far less, other code by far more.
 TOLERANCE = 1e-3
@@ -77,33 +78,40 @@ class Stack:
 
 
 def stacked_logits(
-    members: Sequence[Member], inputs: Any, stacks: dict[tuple[int, ...], Stack]
+    members: Sequence[Member],
+    inputs: Any,
+    stacks: dict[tuple[int, ...], Stack],
+    made: dict[int, Any] | None = None,
 ) -> dict[int, np.ndarray]:
     """Logits of the members that can be stacked, by their position: float32 [N, C] each. ``stacks`` keeps the
-    stacks.
+    stacks, ``made`` what preprocessing made of the inputs.
 
     The others have to predict one by one: other kinds, architectures with one member, and modules that can't
     be vmapped, with a warning that gives the reason.
     """
     groups = defaultdict(list)
-    if not isinstance(inputs, np.ndarray):
-        return {}
+    made = {} if made is None else made
     for i, member in enumerate(members):
-        if is_plain(member) and inputs.dtype == np.float32 and member.device is None:
+        own = inner(member)
+        if is_plain(own) and own.device is None:
+            with named(member.name, count(inputs)):
+                x = member.prepared(inputs, made) if isinstance(member, Preprocessed) else inputs
+            if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+                continue
             shapes = tuple(
                 (name, value.shape, value.dtype, value.device)
-                for name, value in member.module.state_dict().items()
+                for name, value in own.module.state_dict().items()
             )
-            groups[type(member.module), repr(member.module), shapes, member.batch_size].append(i)
+            key = id(x), type(own.module), repr(own.module), shapes, own.batch_size
+            groups[key].append((i, own, x))
     found: dict[int, np.ndarray] = {}
-    for places in map(tuple, groups.values()):
-        if len(places) < 2 or len(inputs) == 0:
+    for group in groups.values():
+        places, x = tuple(i for i, _, _ in group), group[0][2]
+        if len(places) < 2 or len(x) == 0:
             continue
-        stack = stacks.setdefault(
-            places, Stack([m for i in places if isinstance(m := members[i], TorchMember)])
-        )
+        stack = stacks.setdefault(places, Stack([own for _, own, _ in group]))
         try:
-            logits = stack.predict(inputs)
+            logits = stack.predict(x)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             kind = type(stack.members[0].module).__name__

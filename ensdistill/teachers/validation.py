@@ -21,6 +21,7 @@ from ensdistill.teachers.members import (
 )
 from ensdistill.teachers.members.base import is_member, warn_of_unseen
 from ensdistill.teachers.members.outputs import Output
+from ensdistill.teachers.members.preprocessed import share_preprocess
 
 
 def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
@@ -64,6 +65,7 @@ def as_members(members: Sequence[Any], output: Output, order: tuple[str, ...] | 
         named_by_index(as_member(m, name, output), m, order)
         for m, name in zip(members, free_names(members), strict=True)
     ]
+    share_preprocess(adapted)
     names = [m.name for m in adapted]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(

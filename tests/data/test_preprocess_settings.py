@@ -190,6 +190,8 @@ def test_a_module_is_called_in_eval_mode_and_built_again(tmp_path):
     first = made(x)
     assert torch.equal(made(x[:1])[0], first[0])
     assert module.training
+    assert not made(torch.from_numpy(x)).requires_grad
+    assert made(torch.from_numpy(x).requires_grad_()).requires_grad
     made.save(tmp_path / "p")
     loaded = load_preprocess(tmp_path / "p")
     assert torch.equal(loaded(x), first)

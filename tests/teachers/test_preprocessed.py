@@ -234,3 +234,34 @@ def test_wrong_uses_are_refused():
         Ensemble.from_members([MLP(4, [8], 3)]).predict_proba(pd.DataFrame({"a": [1.0]}))
     with pytest.raises(TypeError, match="preprocess: expected a Preprocess"):
         as_member((MLP(4, [8], 3), 3))
+
+
+class Counted(Transformer):
+    """Counts its calls."""
+
+    calls = 0
+
+    def __call__(self, batch):
+        Counted.calls += 1
+        return super().__call__(batch)
+
+
+@pytest.mark.parametrize("way", ["one_by_one", "stacked"])
+def test_members_with_equal_preprocessing_share_its_work(way, recwarn):
+    x, _ = scaled_problem()
+    scalers = [Counted(StandardScaler().fit(x)) for _ in range(3)]
+    networks = [MLP(4, [8], 3) for _ in range(3)]
+    alone = [
+        Preprocessed(TorchMember(net), scaler).predict_logits(x)
+        for net, scaler in zip(networks, scalers, strict=True)
+    ]
+    ensemble = Ensemble.from_members(list(zip(networks, scalers, strict=True)))
+    Counted.calls = 0
+    found = ensemble.raw_logits(x, way)
+    assert Counted.calls == 1
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+    assert not recwarn.list
+    other = Ensemble.from_members(
+        [(networks[0], StandardScaler().fit(x)), (networks[1], StandardScaler().fit(2 * x))]
+    )
+    assert not np.allclose(other.raw_logits(x, way)[1], alone[1], atol=1e-3)

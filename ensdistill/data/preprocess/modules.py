@@ -18,7 +18,7 @@ from ensdistill.data.preprocess.base import write_about
 
 
 class ModuleTransform:
-    """A torch module, called in eval mode without gradients.
+    """A torch module, called in eval mode: without gradients, unless the batch is a tensor that wants them.
 
     An array [N, ...] is given to it as a tensor, a mapping as keyword arguments. A list of images is given
     image by image, each as uint8 [1, C, H, W]; the results are joined.
@@ -58,7 +58,7 @@ class ModuleTransform:
         modes = {part: part.training for part in self.module.modules()}
         try:
             self.module.eval()
-            with torch.no_grad():
+            with torch.set_grad_enabled(isinstance(batch, Tensor) and batch.requires_grad):
                 return self._result(batch)
         finally:
             for part, training in modes.items():

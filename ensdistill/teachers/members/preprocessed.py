@@ -70,9 +70,15 @@ class Preprocessed:
         """Those of the member within."""
         return self.member.bytes
 
-    def prepared(self, inputs: Any) -> Any:
-        """The member's own input for a batch of raw samples."""
-        batch = as_batch(self.preprocess(inputs))
+    def prepared(self, inputs: Any, made: dict[int, Any] | None = None) -> Any:
+        """The member's own input for a batch of raw samples.
+
+        ``made`` keeps the results for this batch, so that members with one preprocess share its work.
+        """
+        made = {} if made is None else made
+        if id(self.preprocess) not in made:
+            made[id(self.preprocess)] = as_batch(self.preprocess(inputs))
+        batch = made[id(self.preprocess)]
         if count(batch) != count(inputs):
             raise ValueError(
                 f"preprocess: {self.name}: expected as many rows as there are samples, {count(inputs)}; got "
@@ -112,6 +118,15 @@ class Preprocessed:
 def rows_for(member: Member, inputs: Any) -> Any:
     """Inputs in the dtype that a torch member takes, see :func:`cast_for`; others get them as they are."""
     return cast_for(member.module, inputs) if isinstance(member, TorchMember) else inputs
+
+
+def share_preprocess(members: Sequence[Member]) -> None:
+    """Give members whose preprocess is the same, by its fingerprint, one object."""
+    known: dict[Any, Preprocess] = {}
+    for member in members:
+        if isinstance(member, Preprocessed):
+            key = type(member.preprocess), member.preprocess.fingerprint()
+            member.preprocess = known.setdefault(key, member.preprocess)
 
 
 def inner(member: Member) -> Member:
