@@ -73,12 +73,7 @@ def _function(
     preprocess = getattr(member, "preprocess", None)
 
     def logits(inputs: Tensor) -> Tensor:
-        x = inputs if preprocess is None else preprocess(inputs)
-        if not isinstance(x, Tensor) or (inputs.requires_grad and not x.requires_grad):
-            raise ValueError(
-                f"preprocess: {member.name}: expected one through which gradients flow, such as a torch "
-                f"module; got {type(preprocess).__name__}"
-            )
+        x = inputs if preprocess is None else _prepared(member.name, preprocess, inputs)
         with predicting(inner.module, inner.device) as device:
             x = x.to(device, floating_type(inner.module) or x.dtype)
             outputs = _as_logits(inner, inner._forward(x), x).cpu()
@@ -91,6 +86,21 @@ def _function(
         return outputs / temperature
 
     return logits
+
+
+def _prepared(name: str, preprocess: Any, inputs: Tensor) -> Tensor:
+    """The preprocessed inputs; ValueError where no gradients flow through the preprocess."""
+    refused: Exception | None = None
+    try:
+        x = preprocess(inputs)
+        if isinstance(x, Tensor) and (x.requires_grad or not inputs.requires_grad):
+            return x
+    except (RuntimeError, TypeError, ValueError) as error:  # NumPy takes no tensor that has a gradient
+        refused = error
+    raise ValueError(
+        f"preprocess: {name}: expected one through which gradients flow, such as operations on tensors; got "
+        f"{type(preprocess).__name__}"
+    ) from refused
 
 
 def _as_logits(member: TorchMember, outputs: Tensor, x: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from ensdistill.data.preprocess import Transformer
 from ensdistill.data.transfer import Diversity
 from ensdistill.models import MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.members import SklearnMember, TorchMember
+from ensdistill.teachers.members import Preprocessed, SklearnMember, TorchMember
 
 
 def members():
@@ -70,3 +72,33 @@ def test_other_members_are_refused():
     ensemble = Ensemble.from_members([SklearnMember(LogisticRegression().fit(x, y), name="logistic")])
     with pytest.raises(ValueError, match=r"expected torch modules.*logistic is a SklearnMember"):
         Diversity(rows=2).make(x, np.random.default_rng(0), ensemble)
+
+
+class Scaled:
+    """A preprocess through which gradients flow."""
+
+    def __call__(self, batch):
+        return batch / 3
+
+    def fingerprint(self):
+        return "scaled"
+
+    def save(self, folder):
+        raise NotImplementedError
+
+
+def test_a_preprocess_is_part_of_the_function():
+    torch.manual_seed(0)
+    x = inputs()
+    member = TorchMember(MLP(4, [8], 3), name="mlp")
+    ensemble = Ensemble.from_members([Preprocessed(member, Scaled())])
+    tensor = torch.from_numpy(x).requires_grad_()
+    (function,) = ensemble.differentiable()
+    found = function(tensor)
+    np.testing.assert_allclose(found.detach(), ensemble.predict_logits(x)[0], rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found[:, 0].sum(), tensor)
+    assert (gradient != 0).any(1).all()
+    scaler = Transformer(StandardScaler().fit(x))
+    (function,) = Ensemble.from_members([Preprocessed(member, scaler)]).differentiable()
+    with pytest.raises(ValueError, match="preprocess: mlp: expected one through which gradients flow"):
+        function(tensor)
