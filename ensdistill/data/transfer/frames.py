@@ -71,7 +71,7 @@ class FrameTable:
         numeric: np.ndarray,
         whole: np.ndarray,
     ) -> Any:
-        """See :meth:`ensdistill.data.transfer.arrays.ArrayTable.build`. Columns keep their dtypes."""
+        """See :meth:`ensdistill.data.transfer.arrays.ArrayTable.build`. Dtypes and categories stay."""
         import narwhals.stable.v2 as nw
 
         shape = len(own), len(self.names)
