@@ -175,7 +175,10 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
             raise ValueError(f"{path} is no {base.__name__}: expected {needed}")
     except ValueError as error:
         raise _fault(str(error), *["class_path"] * named) from error
-    hints = {"class_path": str, "init_args": _mapping(parameters(cls)), "dict_kwargs": dict[str, Any]}
+    known = parameters(cls)
+    if factory:  # sizes that are not given follow from the data
+        known |= {n: p.replace(default=None) for n, p in known.items() if n in SIZES and p.default is p.empty}
+    hints = {"class_path": str, "init_args": _mapping(known), "dict_kwargs": dict[str, Any]}
     outer = {
         n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()
     }
@@ -183,7 +186,7 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     checked = TypeAdapter(_mapping(outer)).validate_python(settings, context=plain)
     arguments = {**checked["init_args"], **checked.get("dict_kwargs", {})}
     completed = _completed(cls, arguments)
-    if factory:  # sizes that are not given follow from the data
+    if factory:
         completed = {n: v for n, v in completed.items() if n in arguments or n not in SIZES}
     if plain:
         return {"class_path": path, "init_args": completed}

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from xgboost import XGBClassifier
 
+from ensdistill.cli.settings import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.preprocess import Categories, HashedNgrams, TableDefaults
@@ -314,3 +315,32 @@ def test_a_preprocess_that_cannot_be_kept_is_refused_before_training():
     checked(SklearnMembers(RandomForestClassifier(3)), as_rows(frame, labels))
     with pytest.raises(ValueError, match="estimator: pipeline: it can't be used"):
         checked(SklearnMembers(make_pipeline(StandardScaler(), LogisticRegression())), as_rows(frame, labels))
+
+
+YAML = """
+name: tiny
+data: {class_path: ensdistill.data.Digits}
+teachers:
+  members:
+    - class_path: ensdistill.teachers.recipes.TorchMembers
+      init_args:
+        name: bag
+        preprocess: {class_path: ensdistill.data.preprocess.HashedNgrams, init_args: {buckets: 90, length: 8}}
+        model: {class_path: BAG}
+        optimization: {steps: 20}
+    - class_path: ensdistill.teachers.recipes.SklearnMembers
+      init_args:
+        estimator: {class_path: sklearn.linear_model.LogisticRegression}
+        preprocess: {class_path: sklearn.feature_extraction.text.TfidfVectorizer, init_args: {max_features: 5}}
+distill:
+  students: {small: {model: {class_path: ensdistill.models.MLP, init_args: {hidden: [8]}}}}
+"""
+
+
+def test_a_config_names_the_preprocess_and_leaves_sizes_to_the_data(tmp_path):
+    (tmp_path / "job.yaml").write_text(YAML.replace("BAG", f"{__name__}.Bag"))
+    config = load_config(["--config", str(tmp_path / "job.yaml")])
+    bag, linear = prepare_recipes(config.teachers.members, as_rows(TEXTS, COLOURS).inputs, 2, 0)
+    assert bag.recipe.model.keywords == {"width": 8, "outputs": 2, "buckets": 90}
+    assert linear.preprocess(TEXTS).shape == (48, 5)
+    assert "inputs" not in config.distill.students["small"].model.keywords
