@@ -85,7 +85,8 @@ def parsers() -> dict[str, Parser]:
         "--config",
         type=Path,
         metavar="FILE",
-        help="the job's YAML file; needed for a cache with views and for model classes of your own",
+        help="the job's YAML file; needed for samples that are no arrays, for a cache with views, "
+        "for other targets of labelled rows, and for model classes of your own",
     )
 
     sub = command(
@@ -318,56 +319,31 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         cache.verify(progress=progress)
     console.print(f"[green]✓[/] {options.folder}: {len(cache)} samples read, every byte is as written")
     if options.against_teachers is not None:
-        from safetensors.numpy import load_file
+        from ensdistill.job.rechecking import verify_against_teachers
 
-        from ensdistill.data import Rows
-        from ensdistill.job.stored import labelled_targets
-        from ensdistill.teachers import Ensemble
-
-        # The places in a job's folder: seed-0/cache/targets, seed-0/cache/transfer.safetensors,
-        # seed-0/teachers/ensemble.
-        transfer = options.transfer or cache.path.resolve().parent / "transfer.safetensors"
-        ensemble = options.ensemble or cache.path.resolve().parent.parent / "teachers" / "ensemble"
-        for name, place in (("transfer", transfer), ("ensemble", ensemble)):
-            if not place.exists():
-                raise FileNotFoundError(f"--{name}: there is nothing at {place}; pass its path")
-        trusted, settings = _of_job(options.config)
-        augment = None if settings is None else settings.augment
-        if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
-            got = "nothing" if options.config is None else f"{options.config}, which has none"
-            raise ValueError(
-                "--config: expected a job's YAML file with the cache.augment by which the inputs were "
-                f"changed, {made_by['augment']}; "
-                f"got {got}"
-            )
-        rows = Rows(**load_file(transfer))
-        teachers: Any = Ensemble.load(ensemble, trusted)
-        if "labelled" in cache.manifest["fingerprint"]["ensemble"]:
-            if settings is None:
-                raise ValueError(
-                    "--config: expected a job's YAML file, whose cache.labelled says what the targets of "
-                    "labelled rows are; got nothing"
-                )
-            teachers = labelled_targets(teachers, settings, ensemble.parent / "held_out.safetensors")
+        config = _config(options.config)
         with _progress("predicting with the teachers") as progress:
-            count = cache.verify_against(
-                teachers, rows, share=options.against_teachers, augment=augment, progress=progress
+            count = verify_against_teachers(
+                cache,
+                options.against_teachers,
+                config=config,
+                ensemble=options.ensemble,
+                transfer=options.transfer,
+                progress=progress,
             )
         console.print(f"[green]✓[/] {count} samples: the teachers' predictions equal the stored targets")
     return 0
 
 
-def _of_job(file: Path | None) -> tuple[tuple[str, ...], Any]:
-    """The classes that a job's YAML file names, and the settings of its cache."""
+def _config(file: Path | None) -> Any:
+    """The job that a YAML file describes."""
     if file is None:
-        return (), None
+        return None
     if not file.is_file():
         raise FileNotFoundError(f"--config: there is no file {file}")
     from ensdistill.cli.settings import load_config
-    from ensdistill.job.run_folder import RunFolder
 
-    config = load_config(["--config", str(file)])
-    return RunFolder(config).trusted, config.cache
+    return load_config(["--config", str(file)])
 
 
 @contextmanager

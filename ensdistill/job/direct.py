@@ -142,8 +142,7 @@ def train_baselines(
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        member = partial(prepared.member, classes=split.classes, factory=factory)
-        keep(member, folder / kind, train, inputs)
+        keep(factory, folder / kind, split, train, inputs)
     return {
         "recipe": str(direct),
         "temperature": folds.tried[str(direct)]["temperature"],

@@ -14,7 +14,6 @@ from ensdistill.data import Split
 from ensdistill.data.preprocess import Preprocess, fitted
 from ensdistill.data.samples import joined
 from ensdistill.job.config import StudentConfig
-from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,6 @@ class PreparedStudent:
 
     factory: Callable[[], nn.Module]
     preprocess: Preprocess | None
-
-    def member(
-        self, module: nn.Module, classes: tuple[str, ...], factory: Callable[[], nn.Module] | None = None
-    ) -> Member:
-        """A trained module as a member that takes raw samples.
-
-        ``factory`` makes the module again, with other arguments than the student's own where it is given.
-        """
-        member = TorchMember(
-            module, name="student", classes=classes, factory=factory or self.factory, output="logits"
-        )
-        return member if self.preprocess is None else Preprocessed(member, self.preprocess)
 
 
 def prepare_student(student: StudentConfig, split: Split, seed: int) -> PreparedStudent:

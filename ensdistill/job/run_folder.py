@@ -34,8 +34,8 @@ from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import Config, StudentConfig
 from ensdistill.loss.settings import digest_parts
+from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
-from ensdistill.teachers.members import Member
 
 
 @dataclass(frozen=True)
@@ -277,13 +277,19 @@ def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/
     )
 
 
-def keep(member: Callable[[nn.Module], Member], folder: Path, train: Callable[..., Any], inputs: str) -> None:
-    """Train one model (``train(checkpoint=file)``) and keep it as a member, unless it is kept already."""
+def keep(
+    factory: Callable[[], nn.Module],
+    folder: Path,
+    split: Split,
+    train: Callable[..., Trained],
+    inputs: str,
+) -> None:
+    """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
     if is_done(folder, inputs):
         return
     start = time.perf_counter()
     trained = train(checkpoint=folder / "checkpoint.safetensors")
-    member(trained.module).save(folder)
+    trained.member(classes=split.classes, factory=factory).save(folder)
     write_arrays(
         folder / "curve.safetensors",
         {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched},

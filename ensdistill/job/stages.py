@@ -233,4 +233,4 @@ def distill(
             watch=split.test.inputs,
             progress=partial(report, kind.replace("_", " ")),
         )
-        keep(partial(prepared.member, classes=split.classes), folder / kind, train, inputs)
+        keep(prepared.factory, folder / kind, split, train, inputs)

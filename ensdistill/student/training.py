@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
 from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
@@ -47,12 +48,35 @@ class Trained:
         The mean training loss (nats) since the point before, over all processes.
     watched : ndarray [P, M, C], float32
         The logits for the watched inputs at each point; M = 0 where none were watched.
+    preprocess : Preprocess or None
+        From raw samples to the module's input, where the training had one.
     """
 
     module: nn.Module
     steps: np.ndarray
     losses: np.ndarray
     watched: np.ndarray
+    preprocess: Preprocess | None = None
+
+    def member(
+        self,
+        name: str = "student",
+        *,
+        classes: Sequence[str] | None = None,
+        factory: Callable[[], nn.Module] | None = None,
+    ) -> Member:
+        """The student with its preprocess, as a member: it predicts raw samples, and is saved by
+        ``save(folder)``.
+
+        Parameters
+        ----------
+        name : str
+        classes : sequence of str, optional
+        factory : callable, optional
+            The module's class, or a ``functools.partial`` of it, by which loading builds it again.
+        """
+        member = TorchMember(self.module, name=name, classes=classes, factory=factory, output="logits")
+        return member if self.preprocess is None else Preprocessed(member, self.preprocess)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,7 +159,9 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 checkpoint.save(step, steps)
                 if training.progress is not None:
                     training.progress(step, steps)
-    return Trained(model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy())
+    return Trained(
+        model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy(), training.preprocess
+    )
 
 
 def set_seed(device: str, *parts: Any) -> None:
