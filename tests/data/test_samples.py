@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from ensdistill.data import batches as b
-from ensdistill.data.samples import Held, Joined, Lazy, as_samples, collate, sample_hashes, stream, subset
+from ensdistill.data.collate import collate
+from ensdistill.data.samples import Held, Joined, Lazy, as_samples, sample_hashes, stream, subset
 
 COLUMNS = {
     "age": [31, 7, 50, 7],

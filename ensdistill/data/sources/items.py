@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from ensdistill.data import batches as b
+from ensdistill.data.collate import collate
 from ensdistill.data.labels import is_missing
 from ensdistill.data.partition import DRAWN, POOL, TEST, Partition, Whole
 from ensdistill.data.reading import default_workers
 from ensdistill.data.rows import UNLABELLED
-from ensdistill.data.samples import Joined, Lazy, collate, positions, stream
+from ensdistill.data.samples import Joined, Lazy, positions, stream
 from ensdistill.data.sources import base
 from ensdistill.data.sources.roles import DIVIDING, roles_of, whole_of
 
