@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
-from ensdistill.data.samples import positions as positions_of
-from ensdistill.data.samples import stream
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
-from ensdistill.teachers.members.inputs import as_batch, count, lazy
+from ensdistill.teachers.members.inputs import as_batch, count, lazy, read
 from ensdistill.teachers.members.module import is_plain
 from ensdistill.teachers.members.preprocessed import Preprocessed, inner, rows_for
 from ensdistill.teachers.validation import check_logits
@@ -38,16 +36,13 @@ def over_parts(inputs: Any, predict: Callable[[Any], Logits], axis: int = 0) -> 
     if samples is None:
         return predict(as_batch(inputs))
     found: list[Logits] = []
-    parts = positions_of(len(samples), READ)
-    for part, batch in zip(parts, stream(samples, parts), strict=True):
+    for part, batch in read(samples, READ):
         try:
-            found.append(predict(as_batch(batch)))
+            found.append(predict(batch))
         except BadRows as error:
             raise BadRows(
                 f"{error}; rows are counted from sample {part[0]}", error.rows + int(part[0])
             ) from error
-    if not found:
-        raise ValueError("inputs: expected at least one sample; got none")
     joined: Any = torch.cat(found, axis) if isinstance(found[0], Tensor) else np.concatenate(found, axis)
     return joined
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.completion import completed
-from ensdistill.common.describe import describe
+from ensdistill.common.describe import class_path, describe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows
@@ -24,19 +24,17 @@ from ensdistill.data.preprocess import (
     load_preprocess,
     trusted_by,
 )
-from ensdistill.data.reading import default_workers
-from ensdistill.data.samples import Held, form, in_memory, positions, stream, whole
+from ensdistill.data.samples import Held, form, in_memory, whole
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member, Preprocessed
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.members.inputs import as_batch
+from ensdistill.teachers.members.inputs import as_batch, read
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.fitting import copy_of, few_rows, parts
 
 CHUNK = 1024  # lazy samples that are preprocessed at once
-FEW = 4096  # so many lazy samples are read before worker processes would have started
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +170,7 @@ def preprocessed(preprocess: Preprocess, samples: Any) -> Any:
     if in_memory(samples):
         batch = as_batch(preprocess(whole(samples)))
     else:
-        workers = default_workers(samples) if len(samples) > FEW else 0
-        read = stream(samples, positions(len(samples), CHUNK), workers=workers)
-        batch = b.join([as_batch(preprocess(part)) for part in read])
+        batch = b.join([as_batch(preprocess(part)) for _, part in read(samples, CHUNK)])
     return batch if isinstance(batch, np.ndarray) else Held(batch)
 
 
@@ -184,7 +180,13 @@ def _prepared(
     setting = getattr(recipe, "preprocess", None)
     if isinstance(setting, str) and setting == "auto" and not isinstance(samples, np.ndarray):
         setting = _default(recipe, samples)
-    key = digest(describe(setting))
+    try:
+        key = digest(describe(setting))
+    except TypeError:
+        raise TypeError(
+            f"preprocess: {recipe.name}: expected a setting whose content is known: a dataclass, an "
+            f"estimator of scikit-learn, or a preprocess; got {class_path(type(setting))}"
+        ) from None
     if key not in known:
         try:
             known[key] = fitted(setting, samples, seed=seed)

@@ -1,6 +1,7 @@
 """Members with a preprocess of their own: their answers on raw samples, saved and loaded."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -265,3 +266,28 @@ def test_members_with_equal_preprocessing_share_its_work(way, recwarn):
         [(networks[0], StandardScaler().fit(x)), (networks[1], StandardScaler().fit(2 * x))]
     )
     assert not np.allclose(other.raw_logits(x, way)[1], alone[1], atol=1e-3)
+
+
+def test_the_preprocess_of_the_page_on_extending(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = page.split("# my_preprocess.py")[1].split("```")[0]
+    (tmp_path / "my_preprocess.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_preprocess
+
+    module = MLP(2, [], 3)
+    member = as_member(
+        (
+            TorchMember(module, factory=partial(MLP, inputs=2, hidden=[], outputs=3)),
+            my_preprocess.Lengths(False),
+        )
+    )
+    ensemble = Ensemble.from_members([member])
+    counts = np.array([[len(text.split()), len(text)] for text in TEXTS], np.float32)
+    np.testing.assert_array_equal(ensemble.raw_logits(TEXTS)[0], TorchMember(module).predict_logits(counts))
+    ensemble.save(tmp_path / "e")
+    with pytest.raises(ValueError, match=r"my_preprocess.Lengths is not trusted"):
+        Ensemble.load(tmp_path / "e")
+    loaded = Ensemble.load(tmp_path / "e", trusted=["my_preprocess.Lengths"])
+    assert loaded.members[0].preprocess == my_preprocess.Lengths(False)
+    np.testing.assert_array_equal(loaded.raw_logits(TEXTS), ensemble.raw_logits(TEXTS))

@@ -1,6 +1,6 @@
 """Preprocessing that members and students carry with them: from raw samples to a model's own input."""
 
-from ensdistill.data.preprocess.base import Preprocess, load_preprocess
+from ensdistill.data.preprocess.base import Preprocess, Settings, load_preprocess
 from ensdistill.data.preprocess.categories import Categorical, Categories
 from ensdistill.data.preprocess.images import ImageTransform
 from ensdistill.data.preprocess.modules import ModuleTransform
@@ -24,6 +24,7 @@ __all__ = [
     "ModuleTransform",
     "Named",
     "Preprocess",
+    "Settings",
     "TableDefaults",
     "Tokens",
     "Transformer",

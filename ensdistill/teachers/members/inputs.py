@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ensdistill.data import batches as b
 from ensdistill.data.preprocess.tables import with_columns
-from ensdistill.data.samples import Held, as_samples, in_memory
+from ensdistill.data.reading import default_workers
+from ensdistill.data.samples import Held, as_samples, in_memory, positions, stream
+
+FEW = 4096  # so many lazy samples are read before worker processes would have started
 
 
 def count(inputs: Any) -> int:
@@ -81,6 +84,22 @@ def lazy(inputs: Any) -> Any:
         return None
     samples = as_samples(inputs)
     return None if in_memory(samples) else samples
+
+
+def read(samples: Any, size: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """Batches of lazy samples in order, with their positions, int64; many samples are read ahead by workers.
+
+    Raises
+    ------
+    ValueError
+        There is no sample.
+    """
+    if len(samples) == 0:
+        raise ValueError("inputs: expected at least one sample; got none")
+    parts = positions(len(samples), size)
+    workers = default_workers(samples) if len(samples) > FEW else 0
+    for part, batch in zip(parts, stream(samples, parts, workers=workers), strict=True):
+        yield part, as_batch(batch)
 
 
 def _column(inputs: Any) -> list[str] | None:

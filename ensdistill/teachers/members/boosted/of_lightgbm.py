@@ -50,10 +50,12 @@ class LightGBM(Library):
 
     @property
     def words(self) -> set[str] | None:
-        lines = self._file.decode().splitlines()
-        infos = (
-            next((line for line in lines if line.startswith("feature_infos=")), "").partition("=")[2].split()
-        )
+        # Found in the bytes, because a file of trees may be large.
+        start = self._file.find(b"\nfeature_infos=")
+        line = self._file[start + 1 : self._file.find(b"\n", start + 1)] if start >= 0 else b""
+        infos = line.decode().partition("=")[2].split()
+        if len(infos) != self.features:
+            return None
         # Numbers have a range; of a column with a single value it is not known.
         return {name for name, info in zip(self.booster.feature_name(), infos, strict=True) if info[0] != "["}
 
