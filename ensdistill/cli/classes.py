@@ -21,6 +21,7 @@ from pydantic_core import core_schema as s
 
 from ensdistill.cli.messages import nearest
 from ensdistill.common.completion import PARAMETERS as SIZES
+from ensdistill.common.completion import with_tuples
 
 # A class in one of these modules can be named without its module.
 MODULES = [
@@ -220,7 +221,7 @@ def _mapping(known: dict[str, Parameter]) -> Any:
 def _call(cls: Any, arguments: dict[str, Any], *place: str) -> Any:
     """Construct an object; an error gets the place of the argument whose name begins its message."""
     try:
-        return cls(**arguments)
+        return cls(**with_tuples(cls, arguments))
     except (ValueError, TypeError) as error:
         head, colon, text = str(error).partition(": ")
         keys, known = head.split("."), parameters(cls)

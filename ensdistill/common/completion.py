@@ -1,4 +1,5 @@
-"""Arguments of model classes that follow from the data: numbers of inputs and outputs, the images' shape."""
+"""Arguments of classes that a config leaves out, or can't write: numbers of inputs and outputs, the images'
+shape, tuples."""
 
 from __future__ import annotations
 
@@ -57,6 +58,25 @@ def completed(model: Callable[..., Any], example: Any, classes: int, preprocess:
     }
     added = {n: v for n, v in missing.items() if not _equal(signature.parameters[n].default, v)}
     return functools.partial(model, **added) if added else model
+
+
+def with_tuples(cls: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a class, with tuples for lists where the default is one and there is no type hint.
+
+    YAML has no tuples, but scikit-learn refuses ``TfidfVectorizer(ngram_range=[1, 2])``.
+
+    Examples
+    --------
+    >>> from sklearn.preprocessing import RobustScaler
+    >>> with_tuples(RobustScaler, {"quantile_range": [10.0, 90.0]})
+    {'quantile_range': (10.0, 90.0)}
+    """
+    try:
+        known = inspect.signature(cls).parameters
+    except (TypeError, ValueError):  # a class without a signature
+        return arguments
+    tuples = {name for name, p in known.items() if isinstance(p.default, tuple) and p.annotation is p.empty}
+    return {n: tuple(v) if n in tuples and isinstance(v, list) else v for n, v in arguments.items()}
 
 
 def _from_data(example: Any, classes: int, preprocess: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
+from ensdistill.common.completion import with_tuples
 from ensdistill.common.describe import class_path, describe, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
@@ -455,7 +456,7 @@ def _built(value: Any) -> Any:
             raise ValueError(
                 f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
             )
-        return cls(**{key: _built(item) for key, item in arguments.items()})
+        return cls(**with_tuples(cls, {key: _built(item) for key, item in arguments.items()}))
     except Exception as error:  # of an import, or of a constructor
         raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error
 

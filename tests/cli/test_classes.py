@@ -104,3 +104,10 @@ def test_an_error_within_nested_classes_has_its_path(settings, path):
     with pytest.raises(ValidationError) as caught:
         parse(Outer, settings)
     assert [".".join(str(key) for key in error["loc"]) for error in caught.value.errors()] == [path]
+
+
+def test_lists_are_tuples_where_a_class_without_type_hints_has_one_by_default():
+    vectorizer = "sklearn.feature_extraction.text.TfidfVectorizer"
+    arguments = {"ngram_range": [1, 2], "stop_words": ["a"]}
+    made = parse(Any, {"class_path": vectorizer, "init_args": arguments})
+    assert (made.ngram_range, made.stop_words) == ((1, 2), ["a"])

@@ -57,6 +57,15 @@ def test_a_value_that_was_never_seen_is_one_of_the_others():
     assert result["missingindicator_debt"] == 1
 
 
+def test_gaps_in_columns_that_had_none_get_the_median():
+    transform = default_transformer(FRAME, numbers="standard")
+    row = FRAME.iloc[:1].astype({"own": object})
+    result = transform(row.assign(age=np.nan, income=np.nan, own=None))
+    filled = transform(row.assign(age=FRAME["age"].median(), income=FRAME["income"].median()))
+    np.testing.assert_array_equal(result[0, [0, 1, 4]], [*filled[0, :2], -1])
+    np.testing.assert_array_equal(np.delete(result, 4, 1), np.delete(filled, 4, 1))
+
+
 @pytest.mark.parametrize("numbers", ["quantile", "power", "standard"])
 def test_every_scaling_is_saved_and_loaded(numbers, tmp_path):
     transform = default_transformer(FRAME, numbers=numbers)

@@ -314,3 +314,14 @@ def test_a_recipe_from_outside_needs_fit_alone(tmp_path):
     assert (held_out[0].argmax(1) == rows.labels).mean() > 0.7
     again, _ = train_ensemble([Nearest()], rows, ("0", "1"), folds=3, folder=tmp_path)
     assert again.fingerprint() == ensemble.fingerprint()
+
+
+def test_lists_of_a_config_are_tuples_where_an_estimator_has_one_by_default():
+    vectorizer = named(
+        "sklearn.feature_extraction.text.TfidfVectorizer", ngram_range=[1, 2], stop_words=["a"]
+    )
+    steps = [["tfidf", vectorizer], ["bayes", "passthrough"]]
+    made = SklearnMembers(named("sklearn.pipeline.Pipeline", steps=steps), name="text").estimator
+    assert made["tfidf"].get_params()["ngram_range"] == (1, 2)
+    assert made["tfidf"].get_params()["stop_words"] == ["a"]
+    assert made["tfidf"].fit_transform(["one two"]).shape == (1, 3)

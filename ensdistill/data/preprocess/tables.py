@@ -234,7 +234,7 @@ def default_transformer(
 ) -> Transformer:
     """Fit the default preprocessing of a table for networks and linear models.
 
-    Numbers: the median in place of missing values, a column that flags these (where there are any), then
+    Numbers: the median in place of missing values, a column that flags these (where ``frame`` has any), then
     scaling. Booleans are 0 and 1. Strings and categories: one column for each of the commonest values, one
     for all others (values that were never seen among them).
 
@@ -302,7 +302,8 @@ def default_transformer(
     )
     text = SimpleImputer(strategy="constant", fill_value=MISSING)
     parts = [
-        ("numbers", scaler(), groups["numbers"]),
+        # Other rows may have gaps where those of the fit have none.
+        ("numbers", make_pipeline(imputed, scaler()), groups["numbers"]),
         ("gaps", make_pipeline(imputed, scaler()), groups["gaps"]),
         ("missing", MissingIndicator(features="all"), groups["gaps"]),
         (
