@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 
@@ -60,6 +62,7 @@ def ahead(
             num_workers=workers,
             prefetch_factor=prefetch,
             collate_fn=_as_it_is,
+            worker_init_fn=partial(_live_with, os.getpid()),
         )
 
 
@@ -71,6 +74,12 @@ class _Calls:
 
     def __getitem__(self, item: Any) -> Any:
         return self.function(item)
+
+
+def _live_with(parent: int, worker: int) -> None:
+    """End a worker whose parent died while it was starting; torch looks at the parent from then on."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -107,7 +107,8 @@ def _check_folds(config: Config, seed: int) -> None:
         ("distill", config.distill.folds, "direct folds"),
     ):
         try:
-            stratified_folds(split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed))
+            own = split.labelled
+            stratified_folds(own.inputs, own.labels, folds, derive_seed(stream, seed), own.groups)
         except ValueError as error:
             raise ValueError(f"{stage}.{error} (seed {seed})") from error
 

@@ -197,7 +197,7 @@ class _Folds:
         self.search, self.folder, self.inputs, self.progress = search, folder, inputs, progress
         rows, folds = search.split.labelled, search.settings.folds
         self.parts = stratified_folds(
-            rows.inputs, rows.labels, folds, derive_seed("direct folds", search.seed)
+            rows.inputs, rows.labels, folds, derive_seed("direct folds", search.seed), rows.groups
         )
         record = read_json(folder / "choice.json")
         known = isinstance(record, dict) and record.get("inputs") == inputs

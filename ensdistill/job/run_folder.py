@@ -228,9 +228,8 @@ def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray]
     """The rows that each fold holds out, so that another rule of folds makes a stage stale; their number if
     there are none."""
     try:
-        parts = stratified_folds(
-            split.labelled.inputs, split.labelled.labels, folds, derive_seed(stream, seed)
-        )
+        rows = split.labelled
+        parts = stratified_folds(rows.inputs, rows.labels, folds, derive_seed(stream, seed), rows.groups)
     except ValueError:  # the job's check refuses them with their setting's name
         return folds
     return [held for _, held in parts]

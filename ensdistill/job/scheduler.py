@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -158,6 +159,9 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     parent = mp.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    if sys.platform == "linux":
+        # Readers of lazy samples would be spawned too, which takes seconds for every short training.
+        mp.set_start_method("fork", force=True)
     import torch
 
     torch.set_num_threads(threads)

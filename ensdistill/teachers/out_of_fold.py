@@ -92,7 +92,9 @@ def train_ensemble(
     if not names or len(set(names)) != len(names):
         raise ValueError(f"recipes: expected at least one member, all of different names; got {names}")
     _check_rows(labelled, classes, folds)
-    parts = stratified_folds(labelled.inputs, labelled.labels, folds, derive_seed("folds", seed))
+    parts = stratified_folds(
+        labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups
+    )
     planned: Planned = []
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
