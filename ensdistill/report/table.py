@@ -155,8 +155,8 @@ def _copies(report: dict[str, Any]) -> list[str]:
         lines.append(f"{counts['other_label']} labelled and test rows{over} equal one with another label.")
     if counts["left_out"]:
         lines.append(
-            f"{counts['left_out']} rows{over} were left out, because they equal test rows or, ordered by time, "
-            "come later than those trained on."
+            f"{counts['left_out']} rows{over} were left out, because they equal test rows or, ordered by "
+            "time, come later than those trained on."
         )
     return lines
 
