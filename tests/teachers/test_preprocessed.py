@@ -291,3 +291,30 @@ def test_the_preprocess_of_the_page_on_extending(tmp_path, monkeypatch):
     loaded = Ensemble.load(tmp_path / "e", trusted=["my_preprocess.Lengths"])
     assert loaded.members[0].preprocess == my_preprocess.Lengths(False)
     np.testing.assert_array_equal(loaded.raw_logits(TEXTS), ensemble.raw_logits(TEXTS))
+
+
+def test_a_transformer_with_its_tokenizer_is_equal_to_the_librarys_own(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    own_tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), pad_token="[PAD]", unk_token="[UNK]", model_max_length=40
+    )
+    config = BertConfig(
+        vocab_size=len(own_tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=24,
+        num_labels=3,
+    )
+    bert = BertForSequenceClassification(config).eval()
+    member = as_member((bert, own_tokenizer))
+    assert member.preprocess.length == 24
+    tokens = own_tokenizer(TEXTS, padding=True, truncation=True, max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        expected = bert(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+    np.testing.assert_allclose(member.predict_logits(TEXTS), expected.numpy(), rtol=0, atol=1e-5)
+    Ensemble.from_members([member]).save(tmp_path / "e")
+    loaded = Ensemble.load(tmp_path / "e")
+    np.testing.assert_array_equal(loaded.members[0].predict_logits(TEXTS), member.predict_logits(TEXTS))

@@ -24,6 +24,7 @@ from xgboost import XGBClassifier
 from ensdistill.cli.settings import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
+from ensdistill.data.parquet import ParquetSamples
 from ensdistill.data.preprocess import Categories, HashedNgrams, TableDefaults
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -248,6 +249,19 @@ def test_images_are_learnt_whether_they_are_read_or_held(lazily):
     ensemble, held_out = train_ensemble([recipe], as_rows(given, labels), ("dark", "light"), folds=2)
     assert (held_out.argmax(2) == labels).mean() > 0.9
     assert (ensemble.predict_proba(given).argmax(1) == labels).mean() > 0.9
+
+
+def test_parquet_is_learnt_as_the_frame_that_it_holds(tmp_path):
+    frame, labels = table()
+    frame.to_parquet(tmp_path / "rows.parquet", row_group_size=40)
+    recipes = [recipe for recipe in mixed_recipes() if recipe.name in ("columns", "linear", "xgboost")]
+    results = [
+        train_ensemble(recipes, as_rows(samples, labels), ("no", "yes"), folds=2)
+        for samples in (frame, ParquetSamples(tmp_path / "rows.parquet"))
+    ]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    asked = ParquetSamples(tmp_path / "rows.parquet")
+    np.testing.assert_array_equal(results[1][0].predict_proba(asked), results[0][0].predict_proba(frame))
 
 
 def test_ensemble_train_takes_frames_texts_and_weights():
