@@ -1,5 +1,5 @@
-"""The table of examples/table.yaml in Python, with members of your own: a pipeline on named columns, CatBoost with
-categories, and a network with its own transformer become one small network that takes the same raw rows.
+"""The table of examples/table.yaml in Python, with members of your own: a pipeline on named columns, CatBoost
+with categories, and a network with its own transformer become one network that takes the same raw rows.
 
     python examples/table.py
 
