@@ -178,7 +178,8 @@ class StepReader:
         if self.augment is not None:
             versions = epochs if self.views is None else epochs % self.views
             batch = _changed(batch, self.augment, self.uids[where], versions, self.seed)
-        hashes = b.hashes(b.take(batch, self.hashed))
+        kind = b.kind_of(batch)  # of the whole batch, because an empty list has none
+        hashes = kind.hashes(kind.take(batch, self.hashed))
         return self.prepare(batch), hashes, b.describe(batch)
 
     @property

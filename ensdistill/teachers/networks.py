@@ -68,6 +68,9 @@ class Unpacked(nn.Module):
         logits: Tensor = getattr(output, "logits", output)
         return logits
 
+    def _get_name(self) -> str:
+        return type(self.inner).__name__  # warnings name the user's class
+
 
 def packed(recipe: TorchMembers, samples: Any) -> tuple[Callable[[], nn.Module], np.ndarray]:
     """The model's factory, and its inputs as float32 [N, ...].

@@ -148,6 +148,9 @@ def test_a_student_of_texts_learns_words(tmp_path):
         watch=texts,
     )
     assert (trained.watched[-1].argmax(1) == LABELS).all()
+    trainer = StudentTrainer(replace(OPTIMIZATION, steps=150))
+    direct = trainer.direct(Words, rows, classes=3, preprocess=preprocess, watch=texts)
+    assert (direct.watched[-1].argmax(1) == LABELS).all()
 
 
 def test_fields_are_keyword_arguments(tmp_path):

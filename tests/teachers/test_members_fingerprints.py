@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from torch import nn
 
@@ -113,6 +117,23 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return self.linear(x) * self.factor
+
+
+def test_a_vocabulary_may_hold_any_word(tmp_path):
+    """The archive's own keys, such as "file", are words of the vocabulary here."""
+    texts, labels = ["a file of content", "another __id__ of __class__", "content and file"], [0, 1, 0]
+
+    def member(words):
+        pipeline = make_pipeline(CountVectorizer(), MultinomialNB()).fit([*texts, words], [*labels, 1])
+        return SklearnMember(pipeline, classes=("a", "b"))
+
+    fingerprints = [member(words).fingerprint() for words in ("file", "file", "id", "__id__ __module__ file")]
+    assert fingerprints[0] == fingerprints[1]
+    assert len({json.dumps(one) for one in fingerprints}) == 3
+    member("file").save(tmp_path)
+    loaded = load_member(tmp_path)
+    assert loaded.fingerprint() == fingerprints[0]
+    np.testing.assert_array_equal(loaded.predict_logits(texts), member("file").predict_logits(texts))
 
 
 def twice(x):

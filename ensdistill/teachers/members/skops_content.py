@@ -80,8 +80,10 @@ class _Content:
                 **node,
                 "content": {**node["content"], "content": self.tree(node["content"].get("content"))},
             }
-        plain = {key: self.of(value) for key, value in node.items() if key not in ("__id__", "file")}
-        return plain | ({"file": self.file(node["file"])} if "file" in node else {})
+        # The keys of a dictionary in the archive may be any words, "file" among them: their values are nodes.
+        own = {key for key in ("__id__", "file") if key in node and not isinstance(node[key], dict)}
+        plain = {key: self.of(value) for key, value in node.items() if key not in own}
+        return plain | ({"file": self.file(node["file"])} if "file" in own else {})
 
     def tree(self, state: Any) -> Any:
         """A tree's state without its four counters, which every query increases."""

@@ -109,7 +109,7 @@ def as_stack(
         return None
     if stack.traits.draws:
         warnings.warn(
-            f"{type(models[0]).__name__} draws from a global generator beside dropout: stacked, a model "
+            f"{models[0]._get_name()} draws from a global generator beside dropout: stacked, a model "
             "depends on those beside it",
             stacklevel=4,
         )
@@ -180,4 +180,4 @@ def can_run_side_by_side(models: Sequence[nn.Module], job: Job) -> bool:
 
 def _warn(model: nn.Module, how: str, reason: object) -> None:
     line = (str(reason).splitlines() or [type(reason).__name__])[0]
-    warnings.warn(f"{type(model).__name__} can't be trained {how}: {line}", stacklevel=5)
+    warnings.warn(f"{model._get_name()} can't be trained {how}: {line}", stacklevel=5)
