@@ -19,6 +19,7 @@ from ensdistill import Optimization, StudentTrainer
 from ensdistill.cache import cache_targets
 from ensdistill.common.random import GroupedOrder
 from ensdistill.data import Rows
+from ensdistill.data.samples import stream
 from ensdistill.functional import distillation_loss
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.models import CNN, MLP
@@ -107,7 +108,7 @@ def ours_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -
 
 def plain_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -> tuple[float, np.ndarray]:
     """The same by a loop over a loader, with the targets in memory."""
-    targets = torch.from_numpy(np.load(folder / "plain.npy", mmap_mode="r"))
+    targets = torch.from_numpy(np.load(folder / "plain.npy", mmap_mode="c"))
     torch.manual_seed(0)
     model = network(kind)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -122,6 +123,28 @@ def plain_student(kind: str, folder: Path, rows: int, workers: int, steps: int) 
         step += 1
         first = time.perf_counter() if step == 32 else first
     return BATCH * (step - 32) / (time.perf_counter() - first), np.array(losses)
+
+
+def plain_decode(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """Rows a second of a Parquet file that is decoded from its start to its end, and the sum of a column."""
+    import pyarrow.parquet as pq
+
+    begun, total = time.perf_counter(), 0.0
+    for part in pq.ParquetFile(folder / "rows.parquet").iter_batches(GROUP):
+        total += float(part.to_pandas()["c00"].to_numpy().sum(dtype=np.float64))
+    return rows / (time.perf_counter() - begun), np.array([total])
+
+
+def ours_decode(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """The same of one epoch in the shuffled order in which a student reads."""
+    data = samples(kind, folder)
+    size = 32 * BATCH
+    order = GroupedOrder(data.groups, size, 0, buffer=data.buffer)
+    parts = (order(step)[: rows - step * size] for step in range(-(-rows // size)))
+    begun, total = time.perf_counter(), 0.0
+    for batch in stream(data, parts, workers=1):
+        total += float(batch["c00"].to_numpy().sum(dtype=np.float64))
+    return rows / (time.perf_counter() - begun), np.array([total])
 
 
 def loader(
