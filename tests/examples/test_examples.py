@@ -79,7 +79,12 @@ def test_images_in_folders_run(tmp_path):
         "run", smaller("images", tmp_path, path=str(tmp_path / "train"), test_path=str(tmp_path / "test"))
     )
     assert dataset(tmp_path, "images") == {
-        "name": "ImageFolder", "labelled": 16, "pool": 64, "transfer": 80, "test": 20, "classes": 2
+        "name": "ImageFolder",
+        "labelled": 16,
+        "pool": 64,
+        "transfer": 80,
+        "test": 20,
+        "classes": 2,
     }
 
 
