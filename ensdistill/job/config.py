@@ -248,8 +248,8 @@ class Config:
     Parameters
     ----------
     data : Dataset
-        class_path with init_args of a data set: ensdistill.data.Digits, ensdistill.data.ArrayDataset, or your
-        own.
+        class_path with init_args of a data set: Table, ImageFolder, Texts, Items or ArrayDataset of
+        ensdistill.data, or your own.
     teachers, cache, distill
         The stages' settings.
     name : str

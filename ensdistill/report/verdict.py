@@ -156,7 +156,10 @@ def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
 
 
 def _label(strongest: dict[str, Any]) -> str:
-    return KIND_LABELS[strongest["alternative"]].replace(", ", " with ", 1)
+    """The label within a sentence: "direct with smoothing and temperature scaling"."""
+    name, *parts = KIND_LABELS[strongest["alternative"]].split(", ")
+    parts = ["temperature scaling" if part.endswith("scaled") else part for part in parts]
+    return name + (f" with {' and '.join(parts)}" if parts else "")
 
 
 def _direction(gain: dict[str, Any]) -> int:

@@ -190,7 +190,12 @@ def test_serving_has_no_ratio_to_nothing() -> None:
         (
             {"direct_temperature_scaled": 0.968},
             "did_not_help",
-            r"points worse \[.*than direct with temperature scaled",
+            r"points worse \[.*than direct with temperature scaling",
+        ),
+        (
+            {"direct_label_smoothing_temperature_scaled": 0.968},
+            "did_not_help",
+            r"than direct with smoothing and temperature scaling",
         ),
         (
             {"distilled_from_best_member": 0.966},
@@ -393,7 +398,7 @@ def test_a_scaled_direct_decides_the_nll_alone() -> None:
     ]  # plain direct is beaten, which no longer decides
     assert report["outcome"] != "helped"
     assert "helped" not in report["verdict"].split(".")[0] or report["outcome"] == "mixed"
-    assert "than direct with temperature scaled" in report["verdict"]
+    assert "than direct with temperature scaling" in report["verdict"]
 
 
 def test_help_in_one_metric_only_is_stated_for_that_one() -> None:

@@ -39,6 +39,9 @@ def test_every_point_has_a_name_of_its_own(figures):
         names = [text.get_text() for text in axis.texts]
         assert {"mlp, direct", "mlp, student", "cnn, direct", "cnn, student"} < set(names)
         assert len(set(names)) == len(names)
+        # A student as good as its direct twin has the same place, and its name stands on another line.
+        twins = [text for text in axis.texts if text.get_text() in ("mlp, direct", "mlp, student")]
+        assert [text.get_verticalalignment() for text in twins] == ["top", "bottom"]
 
 
 def test_a_scaled_model_has_the_same_mark_but_hollow(figures):
