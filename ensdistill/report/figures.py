@@ -249,8 +249,9 @@ def _latency(report: dict[str, Any]) -> Figure:
     """Accuracy against the median time of a batch of 1 and of 256."""
     from matplotlib.lines import Line2D
 
-    above, below = {"xytext": (0, 8), "ha": "center"}, {"xytext": (0, -13), "ha": "center", "va": "top"}
-    points = [
+    above: dict[str, Any] = {"xytext": (0, 8), "ha": "center"}
+    below: dict[str, Any] = {"xytext": (0, -13), "ha": "center", "va": "top"}
+    points: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         (kind.replace("_", " "), kind, place, report["models"][kind])
         for kind, place in (("ensemble", above), ("best_member", below))
     ]
