@@ -1,4 +1,4 @@
-"""Write examples/data/income.csv: 8 993 people of the San Francisco Bay Area in 1987, and what they earn.
+"""Write examples/data/income.csv: 8 993 people of the San Francisco Bay Area in 1987, and their incomes.
 
 Thirteen columns of categories, some with gaps, and nine classes of income that have an order. From Debian's
 r-cran-kernlab (GPL-2; the data come with "The Elements of Statistical Learning").

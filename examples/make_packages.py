@@ -1,4 +1,4 @@
-"""Write examples/data/packages.csv: what Debian's packages are, in their own words, and their sections.
+"""Write examples/data/packages.csv: short descriptions of Debian's packages, and their sections.
 
 Needs the package lists of a Debian or Ubuntu system (apt-get update).
 
@@ -39,7 +39,7 @@ def stanzas(text: str) -> Iterator[dict[str, str]]:
 def packages() -> list[tuple[str, str, str]]:
     """Name, description and section of each package that has them, once each, sorted by name."""
     if shutil.which("apt-cache") is None:
-        sys.exit("make_packages: there is no apt-cache here, which knows the packages of Debian and Ubuntu")
+        sys.exit("make_packages: there is no apt-cache here; it lists the packages of Debian and Ubuntu")
     run = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, check=False)
     if run.returncode:
         sys.exit(f"make_packages: apt-cache failed: {run.stderr.decode(errors='replace').strip()}")
@@ -50,7 +50,7 @@ def packages() -> list[tuple[str, str, str]]:
         if text and section:
             found[fields["Package"]] = (fields["Package"], text, section)
     if not found:
-        sys.exit("make_packages: apt-cache knows no packages; run apt-get update first")
+        sys.exit("make_packages: apt-cache lists no packages; run apt-get update first")
     return [found[name] for name in sorted(found)]
 
 

@@ -67,7 +67,7 @@ def test_packages_are_read_with_their_whole_description(tmp_path, apt):
 
 def test_a_system_without_packages_is_named(apt, monkeypatch):
     apt("", 0)
-    with pytest.raises(SystemExit, match="knows no packages; run apt-get update"):
+    with pytest.raises(SystemExit, match="lists no packages; run apt-get update"):
         make_packages.main([])
     apt("", 1)
     with pytest.raises(SystemExit, match="apt-cache failed"):

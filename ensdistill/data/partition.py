@@ -184,8 +184,8 @@ def _apart(part: np.ndarray, units: np.ndarray, *others: np.ndarray) -> tuple[np
 def _check_given(whole: Whole, part: np.ndarray, name: str, known: np.ndarray) -> None:
     if len(bad := part[~known[part]]):
         raise BadRows(
-            f"{name}: expected a label for each of its rows; row {bad[0]} has none ({len(bad)} such rows): "
-            "move them to the pool",
+            f"{name}: expected a label for each of its {len(part)} rows; row {np.argmin(known[part])} of "
+            f"these ({bad[0]} of all) has none ({len(bad)} such rows): move them to the pool",
             bad,
         )
 

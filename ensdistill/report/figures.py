@@ -251,7 +251,7 @@ def _latency(report: dict[str, Any]) -> Figure:
 
     above: dict[str, Any] = {"xytext": (0, 8), "ha": "center"}
     below: dict[str, Any] = {"xytext": (0, -13), "ha": "center", "va": "top"}
-    points = [
+    points: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         (kind.replace("_", " "), kind, place, report["models"][kind])
         for kind, place in (("ensemble", above), ("best_member", below))
     ]
@@ -259,8 +259,8 @@ def _latency(report: dict[str, Any]) -> Figure:
         # Often beside the next student, and at its direct twin, of the same speed, where the two are as good.
         side, across = ("left", 9) if i % 2 else ("right", -9)
         for kind, up, edge in (("direct", -2, "top"), ("student", 2, "bottom")):
-            beside: dict[str, Any] = {"xytext": (across, up), "ha": side, "va": edge}
-            points.append((f"{name}, {kind}", kind, beside, student["models"][kind]))
+            place = {"xytext": (across, up), "ha": side, "va": edge}
+            points.append((f"{name}, {kind}", kind, place, student["models"][kind]))
     figure, axes = _figure(10.4, 3.9, 1, 2, sharey=True)
     for axis, batch in zip(axes[0], ("batch_1", "batch_256"), strict=True):
         for member in report["members"]:

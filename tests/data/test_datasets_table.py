@@ -184,7 +184,7 @@ def test_given_files_are_the_parts(tmp_path):
         ({"species": "yeti"}, r"^labelled: no row of class 'yeti' among the 60, but test rows of it"),
         (
             {"species": None},
-            r"^test: expected a label for each of its rows; row 60 has none \(60 such rows\)",
+            r"^test: expected a label for each of its 60 rows; row 0 of these \(60 of all\) has none \(60",
         ),
     ],
 )

@@ -142,7 +142,8 @@ def test_given_parts_are_kept():
         Partition(test=0.2).split(data, 0)
     data.rows.labels[170] = UNLABELLED
     with pytest.raises(
-        ValueError, match=r"^test: expected a label for each of its rows; row 170 has none \(1 such"
+        ValueError,
+        match=r"^test: expected a label for each of its 50 rows; row 20 of these \(170 of all\) has none \(1",
     ):
         Partition().split(data, 0)
     with pytest.raises(ValueError, match=r"^split: expected rows with 'test' among them; got none$"):

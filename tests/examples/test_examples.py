@@ -109,6 +109,7 @@ def test_the_settings_fit_the_made_data(name, at_root):
     assert min(len(split.labelled), len(split.test)) >= 1000
 
 
+@pytest.mark.slow
 def test_the_script_of_the_table_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "table.py"],
