@@ -21,6 +21,7 @@ from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.kind import Kind
 from ensdistill.data.collate import collate
 
+LABELS = ("label", "labels")  # keys of items that are no inputs
 BUFFER = 8  # groups that are shuffled together where samples name no number
 GROUP = 65536  # rows in memory that are shuffled together beside groups that are read
 SAMPLED = 64  # samples of a lazy data set that its fingerprint reads
@@ -174,6 +175,12 @@ class Lazy:
                     f"{position} has not"
                 )
             return {name: value for name, value in item.items() if name != self.label}, item[self.label]
+        if isinstance(item, Mapping) and (found := [name for name in LABELS if name in item]):
+            raise ValueError(
+                f"dataset: expected inputs without a label; item {position} has the key {found[0]!r}, which "
+                f"models would be given: pass Lazy(dataset, label={found[0]!r}), or rename an input of that "
+                "name"
+            )
         return item, None
 
 

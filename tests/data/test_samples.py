@@ -190,3 +190,18 @@ def test_a_subset_of_a_data_set_is_not_read():
     with pytest.raises(OSError, match="truncated file") as failed:
         part[slice(None)]
     assert "sample 0 of Subset" in failed.value.__notes__[0]
+
+
+def test_a_label_among_the_inputs_is_refused():
+    class Items(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return {"input": np.zeros(2), "label": i}
+
+    with pytest.raises(
+        ValueError, match=r"item 0 has the key 'label', .* pass Lazy\(dataset, label='label'\)"
+    ):
+        as_samples(Items())[:2]
+    assert set(Lazy(Items(), label="label")[:2]) == {"input"}
