@@ -247,11 +247,12 @@ def _table(title: str, *columns: str) -> Table:
         padding=(0, 1),
     )
     for i, column in enumerate(columns):
-        # A long name is folded, a metric's ("  accuracy") never is.
+        # A long name is folded, a metric's ("  accuracy") never is. The last column is folded where the
+        # others leave it no room, because it would be cut within a number.
         table.add_column(
             column,
             justify="right" if i else "left",
-            no_wrap=i > 0,
+            no_wrap=0 < i < len(columns) - 1,
             overflow="fold",
             min_width=None if i else 10,
         )

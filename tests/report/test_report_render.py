@@ -68,6 +68,15 @@ def test_table_keeps_numbers_whole_and_pipes_plain(report: dict[str, Any], width
         )  # on one line
 
 
+def test_a_retained_gain_that_finds_no_room_is_folded(report: dict[str, Any]) -> None:
+    wide = json.loads(json.dumps(report))
+    interval = {"mean": -0.005, "ci95": [-0.009, -0.002]}
+    kept = {"mean": -1.49, "ci95": [-991.0, 0.164], "meaningful": True}
+    wide["students"]["mlp"]["strongest"]["all"]["brier"].update(student=interval, retained_gain=kept)
+    part = printed(wide, 80).partition("over strongest alternative")[2]
+    assert "-149 % [<-999, 16]" in squeeze(part.replace("\n", " "))
+
+
 def squeeze(line: str) -> str:
     return re.sub(r" +", " ", line)
 
