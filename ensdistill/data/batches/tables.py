@@ -178,7 +178,11 @@ def _column_hashes(series: Any, name: str, kind: str) -> np.ndarray:
             .view(np.int64)
         )
         return np.where(missing, _MISSING, values.view(np.uint64))
-    numbers = np.array(series.fill_null(0).to_list() if missing.any() else series.to_numpy())
+    nothing: Any = False if kind == "boolean" else 0
+    values = series.fill_null(nothing).to_list() if missing.any() else series.to_numpy()
+    # Of integers beyond int64 NumPy alone would make floats, which round them.
+    exact = None if kind != "integer" else np.uint64 if series.dtype.is_unsigned_integer() else np.int64
+    numbers = np.array(values, exact)
     return _bits(numbers, kind, missing)
 
 
