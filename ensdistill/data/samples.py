@@ -120,7 +120,8 @@ class Lazy:
             range(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index).tolist()
         )
         return collate(
-            [self._input(item, i) for item, i in zip(self._items(positions), positions, strict=True)]
+            [self._input(item, i) for item, i in zip(self._items(positions), positions, strict=True)],
+            positions,
         )
 
     def subset(self, index: np.ndarray) -> Lazy:
