@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.data.arrow_types import as_frame, columns_of, extents_of, form_of, types_of
 from ensdistill.data.parquet import Chosen
 from ensdistill.data.samples import fingerprint_of
 
@@ -29,7 +30,9 @@ class ArrowSamples:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._table: Any = None
-        self.columns: list[str] = list(self.table.column_names)
+        self.columns: list[str] = self.table.column_names
+        self.types = types_of(self.table.schema, extents_of(self.table))
+        """Column -> pandas type, of integers and booleans with gaps."""
 
     @property
     def table(self) -> Any:
@@ -40,12 +43,18 @@ class ArrowSamples:
             except ImportError as error:
                 raise ImportError("reading Arrow needs pyarrow: pip install 'ensdistill[table]'") from error
             try:
-                self._table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+                table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
             except FileNotFoundError as error:
                 raise ValueError(f"path: there is no file {str(self.path)!r}") from error
             except (pa.ArrowInvalid, OSError) as error:
                 raise ValueError(f"path: {self.path} is not Arrow that can be read ({error})") from error
+            self._table = table.select(columns_of(table.schema))
         return self._table
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """Kind of the samples and types of the columns, which are those of all rows."""
+        return form_of(self.table.schema, self.types)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -54,9 +63,9 @@ class ArrowSamples:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
-                return self.table.slice(start, stop - start).to_pandas()
+                return as_frame(self.table.slice(start, stop - start), self.types)
             index = np.arange(start, stop, step)
-        return self.table.take(np.asarray(index)).to_pandas()
+        return as_frame(self.table.take(np.asarray(index)), self.types)
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self, np.asarray(index, np.int64))

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from ensdistill.data.samples import buffer_of, fingerprint_of, groups_of
-from ensdistill.data.table_files import as_frame, columns_of
+from ensdistill.data.arrow_types import (
+    Extent,
+    as_frame,
+    columns_of,
+    extents_of_parquet,
+    form_of,
+    types_of,
+)
+from ensdistill.data.samples import buffer_of, fingerprint_of, form, groups_of
 
 CACHED_BYTES = 256 * 2**20
 FOOTER = 2**16
@@ -46,17 +54,18 @@ class ParquetSamples:
     ) -> None:
         self.paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
         self.cached_bytes = cached_bytes
-        schemas, sizes, places, largest = [], [], [], 1
+        files, sizes, places, largest = [], [], [], 1
         for number, one in enumerate(self.paths):
             file = self._opened(one)
-            schemas.append(file.schema_arrow)
+            files.append(file)
             for group in range(file.metadata.num_row_groups):
                 about = file.metadata.row_group(group)
                 sizes.append(about.num_rows)
                 largest = max(largest, about.total_byte_size)
                 places.append((number, group))
-        if not schemas:
+        if not files:
             raise ValueError("path: expected at least one file; got none")
+        schemas = [file.schema_arrow for file in files]
         for one, schema in zip(self.paths, schemas, strict=True):
             if not schema.equals(schemas[0]):
                 raise ValueError(
@@ -69,12 +78,20 @@ class ParquetSamples:
                 f"columns: {self.paths[0].name} has no column {unknown[0]!r}, but {', '.join(names[:10])}"
             )
         self.columns = list(columns_of(schemas[0]) if columns is None else columns)
+        extents: dict[str, Extent] = {}
+        for file in files:
+            for name, extent in extents_of_parquet(file, self.columns).items():
+                extents[name] = extents.get(name, Extent()) | extent
+        self._schema = files[0].schema_arrow.empty_table().select(self.columns).schema
+        self.types = types_of(self._schema, extents)
+        """Column -> pandas type, of integers and booleans with gaps in any row."""
         self.groups = np.array(sizes, np.int64)
         """Rows of each row group, int64."""
         self.buffer = max(1, cached_bytes // largest)
         """Groups that stay in memory, by their size in the file before compression."""
         self._places, self._ends = places, np.cumsum(self.groups)
         self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._lock = Lock()  # a reader thread and the main thread may both ask for rows
         self.content_keys: np.ndarray | None = None
         """Equal for equal rows, uint64 [N], where known; see :class:`ensdistill.data.samples.Lazy`."""
 
@@ -94,13 +111,18 @@ class ParquetSamples:
             inner = index[order[owner[order] == group]] - (self._ends[group] - self.groups[group])
             parts.append(self._group(int(group)).take(inner))
         if not parts:
-            return as_frame(self._group(0).slice(0, 0))
+            return as_frame(self._schema.empty_table(), self.types)
         import pyarrow as pa
 
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         table = pa.concat_tables(parts)
-        return as_frame(table if (back == np.arange(len(back))).all() else table.take(back))
+        return as_frame(table if (back == np.arange(len(back))).all() else table.take(back), self.types)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """Kind of the samples and types of the columns, which are those of all rows."""
+        return form_of(self._schema, self.types)
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self, np.asarray(index, np.int64))
@@ -113,19 +135,26 @@ class ParquetSamples:
         return fingerprint_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}  # a worker process reads for itself
+        own = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**own, "_cache": OrderedDict()}  # a worker process reads for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
 
     def _group(self, group: int) -> Any:
         """A row group as an Arrow table."""
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        number, inner = self._places[group]
-        table = self._opened(self.paths[number]).read_row_group(inner, columns=self.columns)
-        self._cache[group] = table
-        while len(self._cache) > 1 and sum(one.nbytes for one in self._cache.values()) > self.cached_bytes:
-            self._cache.popitem(last=False)
-        return table
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            number, inner = self._places[group]
+            table = self._opened(self.paths[number]).read_row_group(inner, columns=self.columns)
+            self._cache[group] = table
+            while (
+                len(self._cache) > 1 and sum(one.nbytes for one in self._cache.values()) > self.cached_bytes
+            ):
+                self._cache.popitem(last=False)
+            return table
 
     def _opened(self, path: Path) -> Any:
         try:
@@ -168,6 +197,10 @@ class Chosen:
         """Those of the samples; see :class:`ensdistill.data.samples.Lazy`."""
         keys = getattr(self.samples, "content_keys", None)
         return None if keys is None else keys[self.index]
+
+    @property
+    def form(self) -> dict[str, Any]:
+        return form(self.samples)
 
     @property
     def buffer(self) -> int:

@@ -121,7 +121,8 @@ class Lazy:
             range(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index).tolist()
         )
         return collate(
-            [self._input(item, i) for item, i in zip(self._items(positions), positions, strict=True)]
+            [self._input(item, i) for item, i in zip(self._items(positions), positions, strict=True)],
+            positions,
         )
 
     def subset(self, index: np.ndarray) -> Lazy:
@@ -239,6 +240,10 @@ class Joined:
         ).astype(np.int64)
 
     @property
+    def form(self) -> dict[str, Any]:
+        return form(next((part for part in self.parts if len(part)), self.parts[0]))
+
+    @property
     def buffer(self) -> int:
         return min(buffer_of(part) for part in self.parts)
 
@@ -274,8 +279,9 @@ def whole(samples: Any, *, batch_size: int = 1024, workers: int = 0) -> Any:
 
 
 def form(samples: Any) -> dict[str, Any]:
-    """Kind and form of the samples as plain JSON, by the first of them; see
-    :func:`ensdistill.data.batches.describe`.
+    """Kind and form of the samples as plain JSON; see :func:`ensdistill.data.batches.describe`.
+
+    Samples that know it for all of theirs have it as ``form``. Of others it is that of the first sample.
 
     Examples
     --------
@@ -284,7 +290,8 @@ def form(samples: Any) -> dict[str, Any]:
     """
     if isinstance(samples, Held):
         return {"kind": samples.kind.name, **samples.kind.describe(samples.batch)}
-    return b.describe(samples if isinstance(samples, np.ndarray) else samples[:1])
+    own: dict[str, Any] | None = getattr(samples, "form", None)
+    return b.describe(samples if isinstance(samples, np.ndarray) else samples[:1]) if own is None else own
 
 
 def joined(parts: Sequence[Any]) -> Any:

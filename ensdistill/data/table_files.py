@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ensdistill.data.arrow_types import as_frame, columns_of, extents_of, types_of
 
 TABLES = {
     ".csv": "CSV",
@@ -171,7 +172,8 @@ class TableFile:
             read = pq.read_table if self.kind == "Parquet" else feather.read_table
             table = read(self.path, columns=columns)
             # Of no columns, the number of rows remains.
-            return as_frame(table) if columns else pd.DataFrame(index=range(table.num_rows))
+            types = types_of(table.schema, extents_of(table))
+            return as_frame(table, types) if columns else pd.DataFrame(index=range(table.num_rows))
         if self.kind == "JSON lines":
             self._frame.columns = self.names
             return self._frame
@@ -229,18 +231,3 @@ def _without_none(frame: Any, name: str) -> Any:
         return frame.assign(**{name: pd.to_numeric(column.mask(none))})
     except (ValueError, TypeError):
         return frame
-
-
-def columns_of(schema: Any) -> list[str]:
-    """The columns of an Arrow schema, without the row numbers that pandas writes."""
-    return [name for name in schema.names if not name.startswith("__index_level_")]
-
-
-def as_frame(table: Any) -> Any:
-    """An Arrow table as a pandas frame, in which an index that pandas had written is a column like the
-    others."""
-    about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
-    if about:
-        metadata = {**table.schema.metadata, b"pandas": json.dumps({**about, "index_columns": []}).encode()}
-        table = table.replace_schema_metadata(metadata)
-    return table.to_pandas()

@@ -219,7 +219,7 @@ class Endless(IterableDataset):
             [(INPUTS[i][: 2 + (i == 9)], i % 2) for i in range(ROWS)],
             {},
             ValueError,
-            r"^items: expected float32 \[2\] like the first; item 9 of the batch is float32 \[3\]",
+            r"^items: expected float32 \[2\] like the first; sample 9 is float32 \[3\]",
         ),
         (
             [(INPUTS[i], i % 2) for i in range(ROWS)],

@@ -293,6 +293,11 @@ def test_columns_of_times_and_lists_are_named(tmp_path):
     (tmp_path / "l.jsonl").write_text("\n".join(lines))
     with pytest.raises(TypeError, match=r"column 'tags': .* got list: "):
         Table(tmp_path / "l.jsonl", "y").split(0)
+    for tags in ([[1, 2]] * ROWS, [{"a": 1}] * ROWS, [None] + [[1, 2]] * (ROWS - 1)):
+        path = saved(tmp_path, frame(tags=tags), "l.parquet")
+        for lazy in (False, True):
+            with pytest.raises(TypeError, match=r"^column 'tags': .*: leave .* one column for each entry"):
+                Table(path, "species", lazy=lazy).split(0)
 
 
 def test_a_table_of_too_many_columns_is_refused_before_it_is_read(tmp_path):

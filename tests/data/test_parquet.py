@@ -2,6 +2,8 @@
 once an epoch."""
 
 import pickle
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pandas as pd
@@ -65,6 +67,27 @@ def test_few_groups_stay_in_memory(table, monkeypatch):
         samples[np.array(positions)]
         assert len(samples._cache) == 1
     assert len(read) == 3
+
+
+def test_two_threads_may_read_at_a_time(table):
+    _, paths = table
+    samples = pickle.loads(pickle.dumps(ParquetSamples(paths, cached_bytes=1)))
+    others = []
+
+    class Interrupted(OrderedDict):
+        """A cache in which another thread reads between a group's being found and its being taken."""
+
+        def __contains__(self, group):
+            found = super().__contains__(group)
+            if found and not others:
+                others.append(threads.submit(samples.__getitem__, np.array([31])))
+                wait(others, timeout=0.1)
+            return found
+
+    samples._cache = Interrupted()
+    with ThreadPoolExecutor(1) as threads:
+        assert [samples[np.array([5])]["n"].tolist() for _ in range(2)] == [[5], [5]]
+        assert others[0].result()["n"].tolist() == [31]
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 100])

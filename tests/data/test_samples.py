@@ -96,6 +96,17 @@ def test_columns_without_a_reading_are_refused_by_name(column, words):
         b.describe(pd.DataFrame({"fine": [1, 2], "odd": column}))
 
 
+class Listed(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, position):
+        return self.items[position]
+
+
 class Numbers(Dataset):
     def __init__(self, inputs):
         self.inputs = inputs
@@ -144,6 +155,35 @@ def test_ragged_items_are_refused_and_images_of_unlike_sizes_are_not():
         collate([np.zeros(2, np.float32), np.zeros(3, np.float32)])
     images = [np.zeros((2, 3), np.uint8), np.zeros((4, 4), np.uint8)]
     assert b.kind_of(collate(images)).name == "images"
+
+
+def test_numbers_of_python_have_one_dtype_whichever_batch_they_are_in():
+    items = [{"age": 3, "paid": True}, {"age": 2.5, "paid": False}, {"age": -4, "paid": True}]
+    samples = as_samples(Listed(items))
+    expected = np.array([3, 2.5, -4], np.float64), np.array([True, False, True])
+    for index in ([0, 1, 2], [0, 2], [1]):
+        batch = samples[np.array(index)]
+        for found, wanted in zip((batch["age"], batch["paid"]), expected, strict=True):
+            assert found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found, wanted[index])
+    np.testing.assert_array_equal(sample_hashes(samples, batch_size=1), sample_hashes(samples))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, r"items\['age'\]: expected a value in each sample; that of sample 2 is None: put"),
+        (True, r"items\['age'\]: expected numbers like the first; sample 2 is True"),
+        ("3", r"items\['age'\]: expected numbers like the first; sample 2 is '3'"),
+        (2**53 + 1, r"sample 2 is 9007199254740993: give np\.int64"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_its_place_and_key(value, words):
+    samples = as_samples(Listed([{"age": 1}, {"age": 2.5}, {"age": value}]))
+    with pytest.raises(ValueError, match=words):
+        samples[np.array([1, 2])]
+    with pytest.raises(ValueError, match=r"item 1 of the batch is None"):
+        collate([1, None])
 
 
 def test_fields_of_unlike_length_are_refused():

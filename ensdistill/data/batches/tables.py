@@ -120,7 +120,7 @@ def column_type(series: Any, name: str) -> str:
         if dtype == kind:
             return name_of
     if dtype == nw.Object or dtype == nw.Unknown:
-        present = [value for value in series.to_list() if value is not None and value == value]
+        present = [v for v in series.to_list() if not _is_gap(v)]
         kinds = {
             bool
             if isinstance(v, (bool, np.bool_))
@@ -138,6 +138,11 @@ def column_type(series: Any, name: str) -> str:
         if kinds == {float}:
             return "float"
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        if kinds & {list, tuple, set, dict, np.ndarray}:
+            raise TypeError(
+                f"column {name!r}: expected numbers, booleans, strings, categories or times; got {found}: "
+                "leave the column out, or make one column for each entry"
+            )
         raise TypeError(
             f"column {name!r}: expected values of one type; got {found}: make them alike, for example by "
             "astype(str)"
@@ -147,6 +152,14 @@ def column_type(series: Any, name: str) -> str:
         "column out, or make "
         "numbers or strings of it (a list: one column for each entry)"
     )
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether a value of a column of Python objects is None, NaN, NA or NaT; lists and arrays are none."""
+    if isinstance(value, (list, tuple, set, dict, np.ndarray)):
+        return False
+    pandas = sys.modules.get("pandas")
+    return value is None or (pandas is not None and value is pandas.NA) or bool(value != value)
 
 
 def _number(value: Any) -> bool:
@@ -178,7 +191,11 @@ def _column_hashes(series: Any, name: str, kind: str) -> np.ndarray:
             .view(np.int64)
         )
         return np.where(missing, _MISSING, values.view(np.uint64))
-    numbers = np.array(series.fill_null(0).to_list() if missing.any() else series.to_numpy())
+    nothing: Any = False if kind == "boolean" else 0
+    values = series.fill_null(nothing).to_list() if missing.any() else series.to_numpy()
+    # Of integers beyond int64 NumPy alone would make floats, which round them.
+    exact = None if kind != "integer" else np.uint64 if series.dtype.is_unsigned_integer() else np.int64
+    numbers = np.array(values, exact)
     return _bits(numbers, kind, missing)
 
 

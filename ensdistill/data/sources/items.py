@@ -258,7 +258,7 @@ class _Reader:
     def __getitem__(self, index: np.ndarray) -> tuple[list[Any], np.ndarray, list[tuple[Any, ...]]]:
         items = [self.dataset.item(i) for i in index.tolist()]
         inputs = [item[0] for item in items]
-        hashes = b.hashes(collate(inputs)) if self.hashes else np.zeros(len(items), "<u8")
+        hashes = b.hashes(collate(inputs, index.tolist())) if self.hashes else np.zeros(len(items), "<u8")
         return [item[1] for item in items], hashes, [item[2] for item in items]
 
 

@@ -176,9 +176,15 @@ def _holds_dates(values: Sequence[str]) -> bool:
 
 
 def _lazy_rows(files: list[TableFile], columns: list[str]) -> Any:
-    parts = []
-    for file in files:
-        samples = ParquetSamples([file.path], columns)
-        samples.content_keys = sample_hashes(samples, workers=default_workers(samples))
-        parts.append(samples)
+    parts = [ParquetSamples([file.path], columns) for file in files]
+    kinds = [part.form["columns"] for part in parts]
+    for name in columns:
+        found = {one[name] for one in kinds}
+        # As in memory: integers beside floats are floats, and gaps in one file make room for them in all.
+        alike = "float64" if found == {"integer", "float"} else "boolean" if found == {"boolean"} else None
+        if alike == "float64" or (alike and any(name in part.types for part in parts)):
+            for part in parts:
+                part.types[name] = alike
+    for part in parts:
+        part.content_keys = sample_hashes(part, workers=default_workers(part))
     return parts[0] if len(parts) == 1 else Joined(tuple(parts))
