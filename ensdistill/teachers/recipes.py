@@ -159,8 +159,9 @@ class TorchMembers(Recipe):
         A module class, or a ``functools.partial`` of one; in a config its ``class_path`` and ``init_args``.
     count : int
         Number of members.
-    name : str
-        Prefix of the members' names: "net" names them net-1, net-2 and so on.
+    name : str, optional
+        Prefix of the members' names: "mlp" names them mlp-1, mlp-2 and so on. The model's class name in lower
+        case by default; "net" of a function.
     optimization : Optimization
         How each member is trained.
     augment : Augmentation, optional
@@ -185,13 +186,13 @@ class TorchMembers(Recipe):
     Examples
     --------
     >>> from ensdistill.models import MLP
-    >>> TorchMembers(MLP, count=2, name="mlp").names()
+    >>> TorchMembers(MLP, count=2).names()
     ['mlp-1', 'mlp-2']
     """
 
     model: Callable[[], nn.Module]
     count: int = 4
-    name: str = "net"
+    name: str = ""
     optimization: Optimization = field(default_factory=Optimization)
     augment: Augmentation | None = None
     method: str | Method = "seeds"
@@ -203,6 +204,9 @@ class TorchMembers(Recipe):
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
+        cls = getattr(self.model, "func", self.model)  # of a functools.partial
+        default = cls.__name__.lower() if isinstance(cls, type) else "net"
+        object.__setattr__(self, "name", self.name or default)
         _check(self.name, self.count)
         as_method(self.method)
 
