@@ -54,8 +54,8 @@ class TeachersConfig:
         names = [name for i, recipe in enumerate(self.members) for name in _names(i, recipe)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
-                f"teachers.members: expected different names; {len(twice)} are called {twice[0]!r}; give "
-                "each its own init_args.name"
+                f"teachers.members: expected different names; {names.count(twice[0])} are called "
+                f"{twice[0]!r}; give each its own init_args.name"
             )
         if self.folds < 2:
             raise ValueError(f"teachers.folds: expected at least 2; got {self.folds}")

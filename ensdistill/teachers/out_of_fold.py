@@ -89,8 +89,13 @@ def train_ensemble(
     (('logisticregression', 'gaussiannb'), (2, 200, 10))
     """
     names = [name for recipe in recipes for name in recipe.names()]
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"recipes: expected at least one member, all of different names; got {names}")
+    if not names:
+        raise ValueError("recipes: expected at least one member; got none")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"recipes: expected different names; {names.count(twice[0])} are called {twice[0]!r}; give each "
+            "its own name: name="
+        )
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(
         labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,9 @@ class TorchMembers(Recipe):
         A module class, or a ``functools.partial`` of one; in a config its ``class_path`` and ``init_args``.
     count : int
         Number of members.
-    name : str
-        Prefix of the members' names: "net" names them net-1, net-2 and so on.
+    name : str, optional
+        Prefix of the members' names: "mlp" names them mlp-1, mlp-2 and so on. The model's class name in lower
+        case by default; "net" of a function.
     optimization : Optimization
         How each member is trained.
     augment : Augmentation, optional
@@ -185,13 +186,13 @@ class TorchMembers(Recipe):
     Examples
     --------
     >>> from ensdistill.models import MLP
-    >>> TorchMembers(MLP, count=2, name="mlp").names()
+    >>> TorchMembers(MLP, count=2).names()
     ['mlp-1', 'mlp-2']
     """
 
     model: Callable[[], nn.Module]
     count: int = 4
-    name: str = "net"
+    name: str = ""
     optimization: Optimization = field(default_factory=Optimization)
     augment: Augmentation | None = None
     method: str | Method = "seeds"
@@ -203,6 +204,9 @@ class TorchMembers(Recipe):
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
+        cls = getattr(self.model, "func", self.model)  # of a functools.partial
+        default = cls.__name__.lower() if isinstance(cls, type) else "net"
+        object.__setattr__(self, "name", self.name or default)
         _check(self.name, self.count)
         as_method(self.method)
 
@@ -303,6 +307,9 @@ class SklearnMembers(Recipe):
         are. Tables and texts as they are for a pipeline, or an estimator with a ``ColumnTransformer`` within;
         tables by :class:`ensdistill.data.preprocess.Categories` for boosters and histogram gradient boosting,
         by :class:`ensdistill.data.preprocess.TableDefaults` for others.
+    ignore_weights : bool
+        Fit to all rows alike where the rows have weights, for an estimator whose fit takes none. By default
+        its fit gets the weights, in a pipeline that of the last step alone.
 
     Raises
     ------
@@ -328,6 +335,7 @@ class SklearnMembers(Recipe):
     n_jobs: int | None = None
     trusted: tuple[str, ...] = ()
     preprocess: Any = "auto"
+    ignore_weights: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -375,12 +383,18 @@ class SklearnMembers(Recipe):
 
     def fingerprint(self) -> Any:
         settings = [self.output, self.smoothing, self.one_vs_rest, describe(as_method(self.method))]
+        more = ["ignore_weights"] if self.ignore_weights else []  # none by default: earlier digests hold
         return [
             describe(self.estimator),
             None if self.augment is None else describe(self.augment),
             *settings,
             versions(self.estimator),
+            *more,
         ]
+
+    def weighed(self, data: TrainingRows) -> TrainingRows:
+        """The rows with the weights that the fit gets."""
+        return replace(data, weights=None) if self.ignore_weights else data
 
     def check(self, labelled: Rows, classes: Sequence[str]) -> None:
         """Fit a member to a few rows, predict, save and load it; and to all rows where that fails, so that no
@@ -433,7 +447,7 @@ class SklearnMembers(Recipe):
     ) -> Iterator[tuple[Job, Member]]:
         options: dict[str, Any] = {"smoothing": self.smoothing}
         options |= {} if library_of(self.whole) else {"output": self.output}
-        left = [job for job in jobs if job.key not in finished]
+        left, data = [job for job in jobs if job.key not in finished], self.weighed(data)
         yield from estimators.fit(self.whole, left, data, self.n_jobs, watch, augment=self.augment, **options)
 
 

@@ -13,6 +13,7 @@ from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.prepared import Prepared, unprepared
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 from ensdistill.teachers.stack.fitting import check_stopping, few_rows, fitted, held_out, stops_early
+from ensdistill.teachers.stack.row_weights import check_takes_weights
 from ensdistill.teachers.stack.validation import Seen, as_float32, check_fresh
 from ensdistill.teachers.train import Planned
 
@@ -27,7 +28,7 @@ def check_recipes(planned: Planned, data: TrainingRows) -> None:
         (unprepared(recipe), jobs, recipe.data(data) if isinstance(recipe, Prepared) else data)
         for recipe, jobs in planned
     ]
-    fits: Estimators = [(r, jobs, rows) for r, jobs, rows in own if isinstance(r, SklearnMembers)]
+    fits: Estimators = [(r, jobs, r.weighed(rows)) for r, jobs, rows in own if isinstance(r, SklearnMembers)]
     networks = [(r, jobs, rows) for r, jobs, rows in own if isinstance(r, TorchMembers)]
     checked: set[int] = set()
     for _, jobs, rows in networks:
@@ -122,22 +123,16 @@ def _refusal(recipe: SklearnMembers, job: Job, data: TrainingRows, gaps: np.ndar
 
 def check_weights(planned: Planned, data: TrainingRows) -> None:
     """Raise ValueError for a job whose rows all have weight 0, and for an estimator that takes no weights."""
-    from sklearn.utils.validation import has_fit_parameter
-
     for job in (job for _, jobs in planned for job in jobs):
         if data.weights is not None and not (data.weights[job.rows] > 0).any():
             raise ValueError(
                 f"sample_weight: {job.name}: expected a weight above 0 among its {len(job.rows)} rows; got "
                 "none"
             )
-    fits = [(r, jobs) for one, jobs in planned if isinstance(r := unprepared(one), SklearnMembers)]
-    for recipe, jobs in fits if data.weights is not None else ():
-        if not has_fit_parameter(recipe.whole, "sample_weight"):
-            raise ValueError(
-                f"sample_weight: {jobs[0].name}: the fit of {type(recipe.whole).__name__} takes no "
-                "sample_weight; choose an estimator that "
-                "does, or leave the weights out"
-            )
+    for one, jobs in planned:
+        recipe = unprepared(one)
+        if isinstance(recipe, SklearnMembers) and recipe.weighed(data).weights is not None:
+            check_takes_weights(recipe.whole, jobs[0].name)
 
 
 def _warn_of_missing_classes(fits: Estimators, data: TrainingRows) -> None:

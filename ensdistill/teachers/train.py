@@ -51,7 +51,8 @@ class Training:
         keys = [job.key for job in self.jobs]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise ValueError(
-                f"name: expected different names; {keys.count(twice[0])} members are called {twice[0]!r}"
+                f"name: expected different names; {keys.count(twice[0])} are called {twice[0]!r}; give each "
+                "its own name: name="
             )
 
     @property

@@ -190,6 +190,8 @@ def test_members_of_one_name():
     ):
         TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-1")])
     TeachersConfig([cnns, SklearnMembers(GaussianNB(), name="cnn-3")])
+    with pytest.raises(ValueError, match=r"; 2 are called 'mlp-1'; give each its own init_args\.name"):
+        TeachersConfig([TorchMembers(MLP), TorchMembers(MLP)])
 
 
 def test_where_the_run_is():

@@ -347,7 +347,9 @@ def test_bad_training_arguments(digits):
     labelled = digits.labelled
     with pytest.raises(ValueError, match=r"folds: expected 2 to \d+, the rows of the rarest class"):
         train_ensemble([svc], labelled, digits.classes, folds=50)
-    with pytest.raises(ValueError, match=r"different names; got \['svc', 'svc'\]"):
+    with pytest.raises(
+        ValueError, match="different names; 2 are called 'svc'; give each its own name: name="
+    ):
         train_ensemble([svc, svc], labelled, digits.classes)
     with pytest.raises(ValueError, match=r"labels in 0\.\.9"):
         train_ensemble([svc], labelled.without_labels(), digits.classes)

@@ -373,9 +373,9 @@ def test_weights_that_are_refused(tmp_path):
             "kneighborsclassifier-1: the fit of KNeighborsClassifier takes no sample_weight",
         ),
         (
-            [GaussianNB(), make_pipeline(GaussianNB())],
+            [GaussianNB(), make_pipeline(KNeighborsClassifier())],
             np.ones(200),
-            "pipeline-2: the fit of Pipeline takes no sample_weight; choose",
+            r"pipeline-2: the fit of Pipeline \(of KNeighborsClassifier\) takes no sample_weight; choose",
         ),
     ]
     for factory, weights, words in cases:

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -111,3 +118,102 @@ def test_weights_of_rows_count_in_members_and_in_the_fit_of_the_ensemble():
             ("no", "yes"),
             folds=2,
         )
+
+
+def rows_of(x, labels, weights=None):
+    return Rows(x, np.arange(len(x)), labels, weights)
+
+
+def table(classes=2, rows=160):
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(rows, 4))
+    return x, (x[:, 0] + generator.normal(0, 1, rows) > 0).astype(np.int64) + (classes > 2) * (x[:, 1] > 0)
+
+
+def members_of(estimator, rows, **options):
+    classes = [str(i) for i in np.unique(rows.labels)]
+    return train_ensemble([SklearnMembers(estimator, **options)], rows, classes)[0]
+
+
+def chances(ensemble, x):
+    """The first member's probabilities, which no temperature has changed."""
+    return softmax(ensemble.raw_logits(x)[0], -1)
+
+
+LINEAR = LogisticRegression(C=0.05, tol=1e-9)
+PIPE = make_pipeline(Normalizer(), LINEAR)
+WEIGHED = {
+    "pipeline": PIPE,
+    "pipeline of a pipeline": make_pipeline(Normalizer(), PIPE),
+    "vote": VotingClassifier([("a", LINEAR), ("b", GaussianNB()), ("c", "drop")], voting="soft"),
+    "pipeline of a vote": make_pipeline(
+        VotingClassifier([("a", LINEAR), ("b", GaussianNB())], voting="soft")
+    ),
+    "one against the rest": OneVsRestClassifier(LINEAR),
+    "grid": GridSearchCV(LINEAR, {"C": [0.05]}),
+    "random grid": RandomizedSearchCV(LINEAR, {"C": [0.05]}, n_iter=1, random_state=0),
+    "grid of a pipeline": GridSearchCV(PIPE, {"logisticregression__C": [0.05]}),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_a_weight_of_2_is_a_row_that_stands_twice_in_composed_estimators(name):
+    x, labels = table(3 if "one" in name else 2)
+    weights = 1.0 + (np.arange(len(x)) < 60)
+    again = np.repeat(np.arange(len(x)), weights.astype(int))
+    weighed = chances(members_of(WEIGHED[name], rows_of(x, labels, weights)), x)
+    twice = chances(members_of(WEIGHED[name], rows_of(x[again], labels[again])), x)
+    np.testing.assert_allclose(weighed, twice, rtol=0, atol=1e-5)
+    plain = chances(members_of(WEIGHED[name], rows_of(x, labels)), x)
+    assert np.abs(plain - weighed).max() > 0.01
+
+
+def test_weights_reach_an_estimator_that_is_fitted_against_the_rest(tmp_path):
+    x, labels = table(3)
+    weights = 1.0 + (np.arange(len(x)) < 60)
+    ensemble = members_of(LINEAR, rows_of(x, labels, weights), one_vs_rest=True)
+    binary = [
+        LogisticRegression(C=0.05, tol=1e-9).fit(x, labels == c, sample_weight=weights) for c in range(3)
+    ]
+    each = np.stack([one.predict_proba(x)[:, 1] for one in binary], 1)
+    np.testing.assert_allclose(chances(ensemble, x), each / each.sum(1, keepdims=True), rtol=0, atol=1e-5)
+    assert not any("_metadata_request" in vars(one) for one in ensemble.members[0].estimator.estimators_)
+    ensemble.save(tmp_path / "e")
+    assert Ensemble.load(tmp_path / "e").predict_proba(x).tolist() == ensemble.predict_proba(x).tolist()
+
+
+def test_a_calibrated_classifier_and_a_scaled_one_are_weighed_as_by_their_own_fit():
+    x, labels = table()
+    weights = 1.0 + (np.arange(len(x)) < 60)
+    calibrated = CalibratedClassifierCV(LINEAR, cv=3)
+    scaled = make_pipeline(StandardScaler(), LINEAR)
+    stacked = StackingClassifier([("a", LINEAR), ("b", GaussianNB())], LogisticRegression(), cv=3)
+    found = [members_of(one, rows_of(x, labels, weights)) for one in (calibrated, scaled, stacked)]
+    own = [
+        calibrated.fit(x, labels, sample_weight=weights),
+        scaled.fit(x, labels, logisticregression__sample_weight=weights),
+        stacked.fit(x, labels, sample_weight=weights),
+    ]
+    for ensemble, one in zip(found, own, strict=True):
+        np.testing.assert_allclose(chances(ensemble, x), one.predict_proba(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (KNeighborsClassifier(3), "KNeighborsClassifier"),
+        (make_pipeline(StandardScaler(), KNeighborsClassifier(3)), r"Pipeline \(of KNeighborsClassifier\)"),
+        (VotingClassifier([("a", LINEAR), ("b", PIPE)], voting="soft"), r"VotingClassifier \(of Pipeline\)"),
+        (CalibratedClassifierCV(PIPE), r"CalibratedClassifierCV \(of Pipeline\)"),
+        (OneVsRestClassifier(PIPE), r"OneVsRestClassifier \(of Pipeline\)"),
+    ],
+)
+def test_weights_that_cannot_reach_a_classifier_are_refused_or_ignored(estimator, words):
+    x, labels = table()
+    weights = 1.0 + (np.arange(len(x)) < 60)
+    refusal = rf"sample_weight: {type(estimator).__name__.lower()}: the fit of {words} takes no .*ignore_weights=True"
+    with pytest.raises(ValueError, match=refusal):
+        members_of(estimator, rows_of(x, labels, weights))
+    ignoring = members_of(estimator, rows_of(x, labels, weights), ignore_weights=True)
+    plain = members_of(estimator, rows_of(x, labels))
+    assert np.array_equal(ignoring.raw_logits(x), plain.raw_logits(x))

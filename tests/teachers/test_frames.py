@@ -167,6 +167,59 @@ def test_a_pipeline_over_columns_is_equal_to_itself(rows, seed, unknown):
     assert_equal_to(model, converted(asked, "pyarrow"), asked)
 
 
+def with_gaps(frame, gap, dtype=object, rows=40):
+    """The frame with gaps in its cities, which are of type ``dtype``."""
+    cities = frame["city"].astype(object)
+    cities[:rows] = gap
+    return frame.assign(city=cities.astype(dtype), age=frame["age"].fillna(40.0))
+
+
+def encoded(*steps):
+    columns = make_column_transformer(
+        (make_pipeline(*steps, OneHotEncoder(handle_unknown="ignore")), ["city"]), remainder="passthrough"
+    )
+    return make_pipeline(columns, LogisticRegression())
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow"])
+@pytest.mark.parametrize(("gap", "dtype"), [(np.nan, object), (np.nan, "str"), (None, object)])
+def test_a_gap_in_texts_is_the_one_that_an_encoder_was_fitted_to(library, gap, dtype):
+    frame, labels = table()
+    frame = with_gaps(frame, gap, dtype)
+    model = encoded().fit(frame, labels)
+    assert_equal_to(model, converted(frame, library), frame)
+    assert np.abs(np.diff(model.predict_proba(frame.assign(city=["none", "Rome"] * 80)), axis=0)).max() > 0.01
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow"])
+def test_a_gap_that_could_be_none_or_nan_is_refused_where_they_differ(library):
+    frame, labels = table()
+    frame = with_gaps(frame, np.nan, "str")
+    model = encoded(SimpleImputer(strategy="most_frequent")).fit(frame, labels)
+    member = Ensemble.from_members([model])
+    with pytest.raises(ValueError, match=r"inputs: pipeline: the frame has gaps .*frame\.to_pandas\(\)"):
+        member.predict_proba(converted(frame, library))
+    assert_equal_to(model, frame, frame)
+    full = frame[40:]
+    assert_equal_to(model, converted(full, library), full)
+    # An encoder without a category for gaps answers zeros to both.
+    plain = encoded().fit(full, labels[40:])
+    assert_equal_to(plain, converted(frame, library), frame)
+
+
+def test_an_estimator_that_was_fitted_to_polars_answers_polars_as_itself():
+    frame, labels = table()
+    frame = pl.from_pandas(with_gaps(frame, None, object))
+    imputers = (
+        (),
+        (SimpleImputer(strategy="most_frequent"),),
+        (SimpleImputer(missing_values=None, strategy="most_frequent"),),
+    )
+    for steps in imputers:
+        model = encoded(*steps).fit(frame, labels)
+        assert_equal_to(model, frame, frame)
+
+
 def test_a_pipeline_needs_only_the_columns_that_it_reads():
     frame, labels = table()
     model = pipeline().fit(frame, labels)

@@ -17,6 +17,7 @@ from xgboost import XGBClassifier, XGBRegressor
 from ensdistill.cli.settings import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
+from ensdistill.models import CNN
 from ensdistill.models import MLP as MLP_MODULE
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.jobs import Job, TrainingRows
@@ -325,3 +326,11 @@ def test_lists_of_a_config_are_tuples_where_an_estimator_has_one_by_default():
     assert made["tfidf"].get_params()["ngram_range"] == (1, 2)
     assert made["tfidf"].get_params()["stop_words"] == ["a"]
     assert made["tfidf"].fit_transform(["one two"]).shape == (1, 3)
+
+
+def test_members_without_a_name_are_called_after_their_models_class():
+    wide = functools.partial(functools.partial(CNN, channels=[4]), outputs=3)
+    assert TorchMembers(MLP_MODULE, count=2).names() == ["mlp-1", "mlp-2"]
+    assert TorchMembers(wide, count=1).names() == ["cnn"]
+    assert TorchMembers(lambda: MLP_MODULE(4, [8], 2), count=1).names() == ["net"]
+    assert TorchMembers(MLP_MODULE, count=1, name="mine").names() == ["mine"]

@@ -32,7 +32,7 @@ from ensdistill.teachers.members.base import (
     write_description,
 )
 from ensdistill.teachers.members.boosted import LIBRARIES
-from ensdistill.teachers.members.estimator_inputs import features_for, table_for
+from ensdistill.teachers.members.estimator_inputs import features_for, readings, table_for
 from ensdistill.teachers.members.inputs import batches, count, kind, refused, take
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
 
@@ -45,6 +45,9 @@ class SklearnMember:
     The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in
     their dtype: an array, a frame (its columns by name, in the order of the fit), or a list of texts. Only
     samples of more than one axis are flattened to [N, features].
+
+    A frame of polars or pyarrow with gaps in columns of texts is read with None or with NaN in them, as the
+    categories of the estimator's encoders show. Without such a sign, it must answer both alike.
 
     Parameters
     ----------
@@ -71,6 +74,7 @@ class SklearnMember:
     ValueError
         The estimator is not fitted, lacks that output, was fitted to several labels for each row, has a
         ``decision_function`` of pairs of classes (``decision_function_shape="ovo"``), or has other classes.
+        ``predict_logits`` raises it for a frame with gaps that it answers differently as None and as NaN.
 
     Examples
     --------
@@ -155,12 +159,24 @@ class SklearnMember:
         if kind(inputs) != "table":
             return self._logits(features_for(self.name, self.estimator, inputs))
         table = table_for(self.name, self.estimator, inputs)
-        try:
-            return self._logits(table)
-        except (MemoryError, BadRows):
-            raise
-        except Exception as error:  # of the library
-            raise refused(self.name, table, error) from error
+        found: list[np.ndarray] = []
+        refusal: Exception | None = None
+        for reading in readings(self.estimator, table, inputs):
+            try:
+                found.append(self._logits(reading))
+            except (MemoryError, BadRows):
+                raise
+            except Exception as error:  # of the library, which takes one kind of gap alone
+                refusal = error
+        if not found:
+            raise refused(self.name, table, refusal) from refusal
+        if not all(np.allclose(logits, found[0], rtol=0, atol=1e-5) for logits in found[1:]):
+            raise ValueError(
+                f"inputs: {self.name}: the frame has gaps in columns of texts, which are None in polars and "
+                "pyarrow and NaN in pandas, and it answers the two differently. Pass frame.to_pandas() to an "
+                "estimator that was fitted to pandas; fill the gaps first for another"
+            )
+        return found[0]
 
     def _logits(self, features: Any) -> np.ndarray:
         rows = count(features)

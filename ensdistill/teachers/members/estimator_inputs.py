@@ -81,3 +81,62 @@ def needed_columns(estimator: Any, names: Sequence[str]) -> Sequence[str]:
             return names  # by position, mask or slice
         needed += listed
     return needed
+
+
+def readings(estimator: Any, table: Any, given: Any) -> list[Any]:
+    """The frames that ``table`` can mean to an estimator: one in most cases.
+
+    A gap in a column of texts, booleans or categories is None in polars and in objects of pandas, and NaN in
+    other columns of pandas. scikit-learn treats the two differently. Categories of a fitted encoder show by
+    which of them the estimator was fitted; without such a sign both frames are returned.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    table : frame
+        As `table_for` returned it.
+    given : frame
+        The frame of which it was made. One of pandas has one reading, the estimator's own.
+    """
+    import narwhals.stable.v2 as nw
+
+    came_from = nw.from_native(given, eager_only=True).implementation
+    if not (came_from.is_polars() or came_from.is_pyarrow()):
+        return [table]
+    frame = table.to_pandas() if came_from.is_polars() else table
+    gaps = [name for name in frame.columns if frame[name].dtype.kind == "O" and frame[name].isna().any()]
+    if not gaps:
+        return [table]
+    with_none = table if came_from.is_polars() else _filled(frame, gaps, None)
+    marks: set[str] = set()
+    _find_marks(estimator, marks)
+    if marks == {"none"}:
+        return [with_none]
+    with_nan = _filled(frame, gaps, np.nan)
+    return [with_nan] if marks == {"nan"} else [with_none, with_nan]
+
+
+def _filled(frame: Any, columns: Sequence[str], gap: float | None) -> Any:
+    """A frame of pandas with this value in the gaps of columns of objects; gaps of categories are NaN."""
+    changed = frame.copy(deep=False)
+    for name in columns:
+        if type(frame[name].dtype).__name__ != "CategoricalDtype":
+            objects = frame[name].astype(object)
+            objects[frame[name].isna()] = gap
+            changed[name] = objects
+    return changed
+
+
+def _find_marks(value: Any, marks: set[str]) -> None:
+    """Add "none" or "nan" to ``marks`` for such a category of an encoder in ``value``, at any depth."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            _find_marks(one, marks)
+    elif isinstance(value, dict):
+        _find_marks(list(value.values()), marks)
+    elif hasattr(value, "get_params") and not isinstance(value, type):
+        for categories in getattr(value, "categories_", ()):
+            if np.asarray(categories).dtype.kind == "O":
+                marks |= {"none" for one in categories if one is None}
+                marks |= {"nan" for one in categories if isinstance(one, float) and np.isnan(one)}
+        _find_marks(list(vars(value).values()), marks)

@@ -140,7 +140,7 @@ def columns_of(name: str, frame: Any, names: Any, *, pandas: bool = False) -> An
         raise ValueError(str(error).replace("inputs: expected", f"inputs: {name} expects", 1)) from None
 
 
-def refused(name: str, frame: Any, error: Exception) -> ValueError:
+def refused(name: str, frame: Any, error: Exception | None) -> ValueError:
     """The error of a member whose library raised ``error`` for a frame; it lists the columns' types."""
     types = b.describe(frame)["columns"]
     listed = ", ".join(f"{column}: {one}" for column, one in list(types.items())[:20])

@@ -20,6 +20,7 @@ from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
 from ensdistill.teachers.members.base import flat
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.categories import with_categories
+from ensdistill.teachers.stack.row_weights import fit_weighted
 
 HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no rows are left over
 TRIED = 8  # rows of each class in a trial
@@ -246,7 +247,7 @@ def fitted(
             weights=weights,
         )
     features, target, weights = _arguments(copy, portion, present)
-    return copy.fit(features, target, **more, **({} if weights is None else {"sample_weight": weights}))
+    return fit_weighted(copy, name, features, target, weights, more)
 
 
 def copy_of(estimator: Any) -> Any:
