@@ -80,7 +80,15 @@ def test_the_fingerprint_changes_with_the_result():
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [({"format": 2}, "format 2.*upgrade"), ({"class_path": "os.path.join"}, r"trusted=\['os.path.join'\]")],
+    [
+        ({"format": 2}, "format 2.*upgrade"),
+        ({"class_path": "os.path.join"}, r"trusted=\['os.path.join'\]"),
+        ({"class_path": "ensdistill.data.preprocess.base.importlib"}, "class of a preprocess.*'importlib'"),
+        ({"class_path": "ensdistill.data.preprocess.modules.torch"}, "class of a preprocess.*'torch'"),
+        ({"class_path": "ensdistill.data.preprocess.base.Preprocess"}, "class of a preprocess.*'Preprocess'"),
+        ({"class_path": "ensdistill.data.preprocess.base.load_preprocess"}, "class of a preprocess"),
+        ({"class_path": "ensdistill.data.preprocess.nowhere.Mine"}, "nowhere.Mine can't be imported"),
+    ],
 )
 def test_a_saved_one_that_is_not_ours_is_refused(tmp_path, damage, words):
     ImageTransform().save(tmp_path)

@@ -157,6 +157,22 @@ def test_categories_refuse_columns_unlike_those_of_the_fit():
         Categories().fit(FRAME.assign(day=pd.Timestamp("2020-01-01")))
 
 
+def test_categories_are_compared_by_name(tmp_path):
+    numbers = pd.DataFrame({"grade": pd.Categorical([1, 2, 3, 2]), "x": np.arange(4.0)})
+    made = Categories().fit(numbers)
+    texts = pd.DataFrame({"grade": ["3", "1", None, "4"], "x": np.arange(4.0)})
+    assert made(numbers)["grade"].cat.codes.tolist() == [0, 1, 2, 1]
+    assert made(texts)["grade"].cat.codes.tolist() == [2, 0, -1, -1]
+    assert Categories().fit(texts)(numbers)["grade"].tolist()[::2] == ["1", "3"]
+    made.save(tmp_path / "p")
+    pd.testing.assert_frame_equal(load_preprocess(tmp_path / "p")(texts), made(texts))
+    both = numbers.assign(grade=pd.Categorical([1, "1", 2, 2]))
+    with pytest.raises(
+        ValueError, match="column 'grade': expected categories of different names; two are '1'"
+    ):
+        Categories().fit(both)
+
+
 def test_gaps_beside_integers_and_booleans_become_floats():
     frame = pd.DataFrame({"n": pd.array([1, None, 3], "Int64"), "b": [True, None, False]})
     result = Categories().fit(frame)(frame)

@@ -87,8 +87,17 @@ def load_preprocess(folder: Path | str, trusted: Sequence[str] = ()) -> Preproce
     if not path.startswith(BUILT_IN) and path not in trusted:
         raise ValueError(f"{folder}: {path} is not trusted. If you know it, pass trusted=[{path!r}]")
     module, _, name = path.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    loaded: Preprocess = cls.load(
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{folder}: {path} can't be imported ({error})") from error
+    # What a module has imported is not its own: torch.load, say, would unpickle.
+    if not isinstance(cls, type) or cls.__module__ != module or not callable(getattr(cls, "load", None)):
+        raise ValueError(
+            f"{folder}: expected the class of a preprocess, with load, in {module}; got {name!r}"
+        )
+    own: Any = cls
+    loaded: Preprocess = own.load(
         folder,
         {**about["settings"], **({"trusted": tuple(trusted)} if hasattr(cls, "takes_trusted") else {})},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ class Categorical:
             column = frame[name]
             if name in self.categories:
                 known = self.categories[name]
-                # A value outside of the categories has the code -1, which stands for a missing one.
-                codes = pd.Index(known).get_indexer(column.astype(object))
+                # By name: numbers that are categories may arrive as texts. A value outside of the categories
+                # has the code -1, which stands for a missing one.
+                places, unique = pd.factorize(column.astype(object))
+                by_name = pd.Index([str(value) for value in known], dtype=object)
+                codes = np.append(by_name.get_indexer([str(value) for value in unique]), -1)[places]
                 values = [*known, *([] if self.missing is None else [self.missing])]
                 if self.missing is not None:
                     codes = np.where(codes < 0, len(known), codes)
@@ -142,7 +146,13 @@ class Categories:
                 # By name among equals, so that the order of the rows does not count.
                 common = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[: self.most]
                 categories[name] = sorted((_plain(value) for value, _ in common), key=str)
-                if self.missing in categories[name]:
+                names = [str(value) for value in categories[name]]
+                if twice := [one for one, more in pairwise(names) if one == more]:
+                    raise ValueError(
+                        f"column {name!r}: expected categories of different names; two are {twice[0]!r}, a "
+                        "number and a text: make them alike, for example by astype(str)"
+                    )
+                if self.missing in names:
                     raise ValueError(
                         f"missing: expected a name that is no value of column {name!r}; got {self.missing!r}"
                     )
