@@ -112,8 +112,17 @@ def as_weights(argument: str, values: Any, count: int) -> np.ndarray:
     ValueError
         Not N finite numbers of at least 0; names the first row that is wrong.
     """
+    given = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if given.dtype.kind in "OUT" and given.shape == (count,):
+        texts = np.array([row for row, one in enumerate(given.tolist()) if isinstance(one, str)], np.int64)
+        if len(texts):
+            raise BadRows(
+                f"{argument}: expected {count} numbers; row {texts[0]} has {given.tolist()[texts[0]]!r} "
+                f"({len(texts)} such rows)",
+                texts,
+            )
     try:
-        weights = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64)
+        weights = np.asarray(given, np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{argument}: expected {count} numbers; got {type(values).__name__}") from None
     if weights.shape != (count,):

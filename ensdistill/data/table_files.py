@@ -72,6 +72,7 @@ class TableFile:
             self.names = self._names()
         if not self.names:
             raise ValueError(f"path: expected columns; {path} begins with an empty line")
+        self._check_separator()
         name, times = Counter(self.names).most_common(1)[0]
         if times > 1:
             raise ValueError(
@@ -139,6 +140,20 @@ class TableFile:
                 f"{len(columns)} in {self.path.name}. Name those that are needed, or store numbers as one "
                 "array (.npy, .npz, .safetensors) for ArrayDataset"
             )
+
+    def _check_separator(self) -> None:
+        """Raise ValueError where the header is one field that holds the separators of another format."""
+        if self.kind != "CSV" or len(self.names) > 1:
+            return
+        for separator, noun in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
+            if separator in self.names[0] and separator != self.separator:
+                ours = "tabs" if self.separator == "\t" else "commas"
+                remedy = ": name it .tsv, or write it" if separator == "\t" else ": write it"
+                raise ValueError(
+                    f"path: {self.path}: expected fields between {ours}; the header is one field that holds "
+                    f"{noun}, {self.names[0]!r}{remedy} with {ours} once, for example by pandas' "
+                    f"read_csv(..., sep={separator!r}) and to_csv"
+                )
 
     def _names(self) -> list[str]:
         if self.kind == "CSV":

@@ -71,11 +71,18 @@ def given_uids(uids: Any, count: int, argument: str = "uids") -> np.ndarray:
     """
     import xxhash
 
+    from ensdistill.data.batches.tables import is_gap
+
     values = np.asarray(uids)
     if values.shape != (count,):
         raise ValueError(f"{argument}: expected {count} ids, one for each sample; got {list(values.shape)}")
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        row = int(np.flatnonzero(np.isnan(values))[0])
+    missing = (
+        [row for row, value in enumerate(values.tolist()) if is_gap(value)]
+        if values.dtype.kind in "fOT"
+        else []
+    )
+    if missing:
+        row = missing[0]
         raise ValueError(f"{argument}: expected an id for each sample; that of row {row} is missing")
     if values.dtype.kind in "iu":
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:

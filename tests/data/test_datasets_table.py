@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,7 +246,17 @@ def test_parquet_may_be_read_when_it_is_needed(tmp_path):
             r"^id: column 'income': expected an id for each sample; that of row 4 is missing$",
         ),
         ({}, {"weight": "income"}, r"^weight: column 'income': expected finite numbers .* row 4 has nan"),
-        ({}, {"weight": "city"}, r"^weight: column 'city': expected 60 numbers"),
+        (
+            {},
+            {"weight": "city"},
+            r"^weight: column 'city': expected 60 numbers; row 0 has 'c0' \(59 such rows\)",
+        ),
+        ({"w": 0}, {"weight": "w"}, r"^weight: column 'w': expected a number above 0 .*; all 60 are 0$"),
+        (
+            {"key": ["a", None, *map(str, range(2, ROWS))]},
+            {"id": "key"},
+            r"^id: column 'key': expected an id for each sample; that of row 1 is missing$",
+        ),
         (
             {},
             {"parts": Partition(group="city")},
@@ -281,6 +292,48 @@ def test_what_a_table_cannot_be(tmp_path, changes, options, words):
     path = saved(tmp_path, frame(**changes))
     with pytest.raises(ValueError, match=words):
         Table(path, **{"target": "species", **options}).split(0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("05 Jan 2020", "5-Jan-20", "5 January 2020", "Jan 5, 2020", "Sun, 05 Jan 2020 14:03:00 +0000"),
+        *(
+            "14:03:00",
+            "14:03",
+            "2:03 PM",
+            "14:03:00.25",
+            "2020/01/05",
+            "05.01.2020 14:03",
+            "2020-01-05T14:03:00Z",
+        ),
+    ],
+)
+def test_dates_and_times_of_every_form_are_named(tmp_path, text):
+    with pytest.raises(ValueError, match=r"^columns: column 'when' holds dates or times"):
+        Table(saved(tmp_path, frame(when=text)), "species").split(0)
+
+
+def test_texts_that_look_like_parts_of_dates_are_categories(tmp_path):
+    texts = ["May", "5 Janes 2020", "a 14:03", "14 of 20", "1.2.3.4", "Sun", "3:1", "2020", "5 Mar", "x-1-2"]
+    path = saved(tmp_path, frame(text=texts * (ROWS // 10)))
+    assert "text" in Table(path, "species").split(0).test.inputs[:].columns
+
+
+@pytest.mark.parametrize("options", [{}, {"lazy": True}])
+def test_texts_that_are_nearly_all_different_are_named_in_a_warning(tmp_path, options):
+    table = pd.concat([frame()] * 2, ignore_index=True)
+    path = saved(tmp_path, table.assign(key=[f"k{i}" for i in range(2 * ROWS)]), "t.parquet")
+    with pytest.warns(
+        UserWarning, match=r"column 'key' are nearly all different \(120 of 120\).*ignore: \[key\]"
+    ):
+        Table(path, "species", **options).split(0)
+    few = saved(tmp_path, table.assign(key=[f"k{i % 100}" for i in range(2 * ROWS)]), "few.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Table(path, "species", ignore=["key"], **options).split(0)
+        Table(path, "species", columns=["key", "age"], **options).split(0)
+        Table(few, "species", **options).split(0)
 
 
 def test_columns_of_times_and_lists_are_named(tmp_path):

@@ -68,6 +68,22 @@ def test_tables_that_are_none_are_refused(tmp_path, name, content, words):
         read_table(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "words"),
+    [
+        ("t.csv", "a;b;y", r"fields between commas; .* holds semicolons, 'a;b;y': .*sep=';'"),
+        ("t.csv", "a\tb\ty", r"fields between commas; .* holds tabs, .*: name it \.tsv"),
+        ("t.tsv", "a,b,y", r"fields between tabs; .* holds commas"),
+    ],
+)
+def test_another_separator_is_named(tmp_path, name, header, words):
+    (tmp_path / name).write_text(f"{header}\n{header.replace('a', '1')}\n")
+    with pytest.raises(ValueError, match=rf"^path: .*{name}: expected {words}"):
+        read_table(tmp_path / name)
+    (tmp_path / "one.csv").write_text("text\na;b\n")
+    assert read_table(tmp_path / "one.csv")["text"].tolist() == ["a;b"]
+
+
 def test_a_missing_file_is_named(tmp_path):
     for read in (read_table, read_array):
         with pytest.raises(ValueError, match=r"there is no file '.*nothing.csv'"):

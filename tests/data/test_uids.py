@@ -42,7 +42,7 @@ def test_given_ids():
     [
         ([1, 2], ValueError, r"expected 3 ids, one for each sample; got \[2\]"),
         ([1, 2, 1], ValueError, r"row 2, 1, stands 2 times"),
-        (["a", None, "b"], TypeError, "row 1 is None"),
+        (["a", None, "b"], ValueError, "that of row 1 is missing"),
         ([0.5, 1.0, 2.0], TypeError, "integers or strings; got float64"),
         ([1.0, np.nan, 2.0], ValueError, "row 1 is missing"),
         (np.array([1, 2, 2**63], np.uint64), ValueError, "below 2"),

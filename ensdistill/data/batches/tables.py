@@ -120,7 +120,7 @@ def column_type(series: Any, name: str) -> str:
         if dtype == kind:
             return name_of
     if dtype == nw.Object or dtype == nw.Unknown:
-        present = [v for v in series.to_list() if not _is_gap(v)]
+        present = [v for v in series.to_list() if not is_gap(v)]
         kinds = {
             bool
             if isinstance(v, (bool, np.bool_))
@@ -154,7 +154,7 @@ def column_type(series: Any, name: str) -> str:
     )
 
 
-def _is_gap(value: Any) -> bool:
+def is_gap(value: Any) -> bool:
     """Whether a value of a column of Python objects is None, NaN, NA or NaT; lists and arrays are none."""
     if isinstance(value, (list, tuple, set, dict, np.ndarray)):
         return False

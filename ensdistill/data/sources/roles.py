@@ -176,6 +176,12 @@ def whole_of(
         uids = given_uids(columns["id"], len(frame), named["id"])
     if "weight" in roles:
         weights = as_weights(named["weight"], columns["weight"].to_numpy(), len(frame))
+        counted = weights[indices != UNLABELLED]
+        if not counted.any():
+            raise ValueError(
+                f"{named['weight']}: expected a number above 0 in some row with a label; all "
+                f"{len(counted)} are 0"
+            )
     if "group" in roles:
         groups = _numbered(columns["group"].tolist(), named["group"], gaps["group"])
     if "time" in roles:

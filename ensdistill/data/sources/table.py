@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,25 @@ from ensdistill.data.sources.roles import joined_frames, read_roles, roles_of, s
 from ensdistill.data.table_files import MISSING, TableFile
 from ensdistill.data.uids import content_uids
 
-DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ]\d.*)?|\d{1,2}([./-])\d{1,2}\2(\d{4}|\d\d)([T ]\d.*)?")
+_TIME = r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[ap]m)?( ?(z|utc|[+-]\d{2}:?\d{2}))?"
+_MONTH = (
+    "(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?"
+    "|dec(ember)?)"
+)
+_DAYS = (
+    r"\d{4}(?P<by>[./-])\d{1,2}(?P=by)\d{1,2}",
+    r"\d{1,2}(?P<by>[./-])\d{1,2}(?P=by)(\d{4}|\d\d)",
+    rf"\d{{1,2}}[ .-]+{_MONTH}[ .,-]+(\d{{4}}|\d\d)",
+    rf"{_MONTH}[ .-]+\d{{1,2}}(st|nd|rd|th)?[ .,-]+(\d{{4}}|\d\d)",
+)
+_WEEKDAY = r"((mon|tues?|wed(nes)?|thu(rs)?|fri|sat(ur)?|sun)(day)?[ .,]+)?"
+DATES = [re.compile(rf"{_WEEKDAY}{day}([T ,]+{_TIME})?", re.IGNORECASE) for day in _DAYS]
+DATES.append(re.compile(_TIME, re.IGNORECASE))
 HELD_BYTES = 2**28  # of Parquet on disk, above which its rows are read when they are needed
 LOOKED_AT = 200  # values of a text column that decide whether it holds dates
+COUNTED = 10_000  # rows that are read to see whether a column's texts are nearly all different
+FEW = 100  # texts of which nothing can be told
+DIFFERENT = 0.9  # share of different texts above which these are ids rather than categories
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,11 @@ class Table(base.Divided):
         (by ``split``) A file, a column or a label is not as described; names it, with the remedy. Dates and
         lists are no inputs, unless ``columns`` names a column of dates.
 
+    Warns
+    -----
+    UserWarning
+        (by ``split``) The texts of an input are nearly all different, as ids are.
+
     Examples
     --------
     A run's settings::
@@ -114,7 +136,7 @@ class Table(base.Divided):
         frame = joined_frames(frames, [file.path.name for _, file in files])
         samples = _lazy_rows([file for _, file in files], inputs) if lazy else as_samples(frame[inputs])
         if self.columns is None:
-            _check_columns(samples[:LOOKED_AT] if lazy else frame[inputs])
+            _check_columns(samples[:COUNTED] if lazy else frame[inputs])
         by_file = np.repeat(np.array([part for part, _ in files], np.int8), [len(one) for one in frames])
         keys = getattr(samples, "content_keys", None)
         uids = content_uids(sample_hashes(samples) if keys is None else keys)
@@ -168,11 +190,20 @@ def _check_columns(frame: Any) -> None:
                 "out (ignore), order the rows by it (parts.time), or make numbers of it (year, month, "
                 "weekday); columns=[...] with its name takes it as it is"
             )
+        if kind == "text" and (count := int(frame[name].count())) > FEW:
+            different = int(frame[name].nunique())
+            if different > DIFFERENT * count:
+                warnings.warn(
+                    f"columns: the texts of column {name!r} are nearly all different ({different} of "
+                    f"{count}), as ids and names are; a model of categories learns nothing from them. Leave "
+                    f"it out: ignore: [{name}]; columns=[...] with its name takes it without this warning",
+                    stacklevel=2,
+                )
 
 
 def _holds_dates(values: Sequence[str]) -> bool:
-    found = [DATE.fullmatch(value.strip()) is not None for value in values]
-    return bool(found) and all(found)
+    texts = [value.strip() for value in values]
+    return bool(texts) and all(any(date.fullmatch(text) for date in DATES) for text in texts)
 
 
 def _lazy_rows(files: list[TableFile], columns: list[str]) -> Any:
