@@ -13,6 +13,7 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.base import flat, warned_already
+from ensdistill.teachers.members.inputs import advice
 from ensdistill.teachers.stack import Status, Watch
 from ensdistill.teachers.stack.fitting import as_member, fitted
 
@@ -93,7 +94,7 @@ def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | N
                 f"{job.key}: out of memory in its fit ({error}) to {len(job.rows)} rows{width}; fit fewer at "
                 "once (n_jobs), choose fewer rows (method='subsample'), or a smaller estimator"
             ) from None
-        error.add_note(f"{NOTE} {job.key}")
+        error.add_note(f"{NOTE} {job.key}{advice(error, data.take(job.rows).inputs)}")
         raise
 
 

@@ -15,7 +15,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
-from ensdistill.teachers.members.inputs import as_batch, count, lazy, read
+from ensdistill.teachers.members.inputs import advice, as_batch, count, lazy, read
 from ensdistill.teachers.members.module import is_plain
 from ensdistill.teachers.members.preprocessed import Preprocessed, inner, rows_for
 from ensdistill.teachers.validation import check_logits
@@ -123,7 +123,9 @@ def named(name: str, rows: int) -> Iterator[None]:
             raise MemoryError(
                 f"{name}: out of memory with {rows} rows ({error}); give it fewer at once"
             ) from error
-        error.add_note(f"(while {name} predicted {rows} rows)")
+        remedy = advice(error, None) if isinstance(error, Exception) else ""
+        more = "" if remedy in str(error) else remedy
+        error.add_note(f"(while {name} predicted {rows} rows){more}")
         raise
 
 

@@ -29,7 +29,7 @@ from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member, Preprocessed
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.members.inputs import as_batch, read
+from ensdistill.teachers.members.inputs import advice, as_batch, read
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.fitting import copy_of, few_rows, parts
@@ -192,7 +192,7 @@ def _prepared(
             known[key] = fitted(setting, samples, seed=seed)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"preprocess: {recipe.name}: {error}") from error
+            raise kind(f"preprocess: {recipe.name}: {error}{advice(error, samples)}") from error
     preprocess = known[key]
     if isinstance(recipe, TorchMembers):
         example = samples[:1] if preprocess is None else preprocess(samples[:1])

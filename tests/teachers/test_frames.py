@@ -7,7 +7,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from catboost import CatBoostClassifier
+from catboost import CatBoostClassifier, CatBoostError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightgbm import LGBMClassifier
@@ -20,9 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from xgboost import XGBClassifier
 
+from ensdistill.data import Rows
+from ensdistill.data.preprocess import Transformer
 from ensdistill.models import MLP
-from ensdistill.teachers import Ensemble
+from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.members import as_member, load_member
+from ensdistill.teachers.recipes import SklearnMembers
 
 CITIES = ["Rome", "Oslo", "Bonn", "Lima"]
 
@@ -282,3 +285,44 @@ def test_members_of_unlike_inputs_stand_in_one_ensemble(tmp_path):
     np.testing.assert_array_equal(ensemble.raw_logits(text)[2], expected)
     arrow = ensemble.predict_proba(converted(text, "pyarrow"))
     np.testing.assert_allclose(arrow, ensemble.predict_proba(text), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_frame_with_inf_is_refused_with_its_column_and_row(library):
+    frame, labels = table(gaps=0)
+    frame = frame[["age", "count"]].astype(float)
+    infinite = frame.copy()
+    infinite.loc[[3, 9], "count"] = np.inf
+    given, words = converted(infinite, library), r"column 'count' holds inf in row 3 \(2 such rows\)"
+    models = [LogisticRegression(), make_pipeline(StandardScaler(), LogisticRegression())]
+    for model in models:
+        member = Ensemble.from_members([model.fit(frame, labels)])
+        with pytest.raises(ValueError, match=rf"inputs: {member.names[0]} can't predict .*{words}"):
+            member.predict_proba(given)
+    scaler = Transformer(StandardScaler().fit(frame))
+    with pytest.raises(ValueError, match=rf"preprocess: mlp: .*{words}"):
+        Ensemble.from_members([(MLP(2, [4], 3), scaler)]).predict_proba(given)
+    rows = Rows(given, np.arange(len(frame)), labels)
+    with pytest.raises(ValueError, match=rf"preprocess: logisticregression: .*{words}"):
+        train_ensemble([SklearnMembers(LogisticRegression())], rows, ("a", "b", "c"), folds=2)
+    with pytest.raises(ValueError, match="infinity") as caught:
+        train_ensemble([SklearnMembers(models[1])], rows.take(np.arange(9)), ("a", "b", "c"), folds=2)
+    assert "column 'count' holds inf" in str(caught.value) + str(caught.value.__notes__)
+
+
+def test_catboost_gets_a_remedy_for_gaps_in_its_categories():
+    frame, labels = table(gaps=0)
+    model = BOOSTED["catboost"]().fit(frame, labels)
+    gaps = with_gaps(frame, np.nan)
+    words = r'fillna\("\(missing\)"\), or preprocess=Categories\(missing="\(missing\)"\)'
+    with pytest.raises(ValueError, match=f"inputs: catboostclassifier .*{words}"):
+        Ensemble.from_members([model]).predict_proba(gaps)
+    with pytest.raises(CatBoostError, match="cat_features must be") as caught:
+        Ensemble.from_members([model]).predict_proba(gaps.to_numpy(object))
+    assert "fillna" in caught.value.__notes__[0]
+    raw = SklearnMembers(BOOSTED["catboost"](), preprocess=None)
+    with pytest.raises(CatBoostError, match="cat_features must be") as caught:
+        train_ensemble([raw], Rows(gaps, np.arange(len(gaps)), labels), ("a", "b", "c"), folds=2)
+    assert "fillna" in caught.value.__notes__[0]
+    filled = gaps.fillna({"city": "(missing)"})
+    assert_equal_to(model, filled, filled)

@@ -2,6 +2,7 @@
 anything is trained."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -147,9 +148,29 @@ def test_inputs_that_a_module_does_not_take(module, inputs, words):
         TorchMember(module(), name="m").predict_logits(inputs)
 
 
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (lambda: nn.Linear(5, 2), [40, 4]),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), [3, 3, 8, 8]),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), [3, 8]),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), [40, 4]),
+    ],
+)
+def test_inputs_of_another_shape_are_refused_with_the_members_name_and_their_shape(module, shape):
+    inputs = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=rf"inputs: m: .* no inputs of shape {re.escape(str(shape))} \("):
+        Ensemble.from_members([TorchMember(module(), name="m")]).predict_logits(inputs)
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("the file of the network is gone")
+
+
 def test_another_fault_keeps_its_own_error():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        TorchMember(nn.Linear(5, 2)).predict_logits(X)
+    with pytest.raises(RuntimeError, match=r"^the file of the network is gone$"):
+        TorchMember(Broken()).predict_logits(X)
 
 
 def test_a_program_of_torch_export_is_refused_with_the_remedy():

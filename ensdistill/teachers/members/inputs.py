@@ -145,4 +145,34 @@ def refused(name: str, frame: Any, error: Exception | None) -> ValueError:
     types = b.describe(frame)["columns"]
     listed = ", ".join(f"{column}: {one}" for column, one in list(types.items())[:20])
     more = f" and {len(types) - 20} more" if len(types) > 20 else ""
-    return ValueError(f"inputs: {name} can't predict a table with the columns {listed}{more} ({error})")
+    cause = f"({error}){advice(error, frame)}"
+    return ValueError(f"inputs: {name} can't predict a table with the columns {listed}{more} {cause}")
+
+
+def advice(error: Exception | None, inputs: Any) -> str:
+    """The place and the remedy of values that a library refused, for the end of a message; empty for other
+    errors."""
+    text = str(error)
+    if "infinity" in text or "`inf`" in text:
+        return infinite_column(inputs)
+    if "cat_feature" in text and "NaN" in text:
+        return (
+            ". Fill the gaps of columns of categories with a text, the same as at the fit: "
+            'frame[column].fillna("(missing)"), or preprocess=Categories(missing="(missing)")'
+        )
+    return ""
+
+
+def infinite_column(inputs: Any) -> str:
+    """The first column of a frame that holds inf, with its row, for the end of a message; empty for none."""
+    samples = inputs.batch if isinstance(inputs, Held) else inputs
+    if samples is None or lazy(samples) is not None or kind(samples) != "table":
+        return ""
+    import narwhals.stable.v2 as nw
+
+    for column in nw.from_native(samples, eager_only=True).iter_columns():
+        if column.dtype.is_float():
+            rows = np.flatnonzero(np.isinf(column.to_numpy()))
+            if len(rows):
+                return f"; column {column.name!r} holds inf in row {rows[0]} ({len(rows)} such rows)"
+    return ""

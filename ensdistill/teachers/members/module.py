@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,7 +211,7 @@ class TorchMember:
                 if isinstance(inputs, Mapping):
                     raise
                 x = as_batch(self.module, inputs, torch.device("cpu"))
-                refused = refusal("module", self.name, self.module, x)
+                refused = refusal("module", self.name, self.module, x) or _misfit(self.name, x, error)
                 if refused is None:
                     raise
                 raise refused from error
@@ -418,6 +419,17 @@ def give_types(module: nn.Module, types: dict[str, torch.dtype]) -> None:
         dtype = types.get(name, value.dtype)
         if dtype != value.dtype and dtype.is_floating_point and value.is_floating_point():
             value.data = value.data.to(dtype)
+
+
+def _misfit(name: str, x: Tensor, error: Exception) -> ValueError | None:
+    """The error for inputs of a shape that the module's layers do not take; None for other causes."""
+    text = str(error)
+    if not re.search(r"\b(shapes?|sizes?|dimensions?|dimensional|channels|elements|[234]D)\b", text):
+        return None
+    return ValueError(
+        f"inputs: {name}: its layers take no inputs of shape {list(x.shape)} ({text}): expected the shape "
+        "that it was trained on, with the samples along the first axis"
+    )
 
 
 def _takes_mask(module: nn.Module) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.fingerprint import digest
+from ensdistill.data import BadRows
 from ensdistill.data.preprocess import Preprocess, trusted_by
 from ensdistill.teachers.members.base import Member, content_of, own_source, parts_of, write_description
 from ensdistill.teachers.members.dtypes import cast_for
 from ensdistill.teachers.members.function import ArrayMember
-from ensdistill.teachers.members.inputs import as_batch, count
+from ensdistill.teachers.members.inputs import advice, as_batch, count
 from ensdistill.teachers.members.module import TorchMember
 
 
@@ -77,7 +78,12 @@ class Preprocessed:
         """
         made = {} if made is None else made
         if id(self.preprocess) not in made:
-            made[id(self.preprocess)] = as_batch(self.preprocess(inputs))
+            try:
+                made[id(self.preprocess)] = as_batch(self.preprocess(inputs))
+            except ValueError as error:
+                if isinstance(error, BadRows) or not (more := advice(error, inputs)):
+                    raise
+                raise ValueError(f"preprocess: {self.name}: {error}{more}") from error
         batch = made[id(self.preprocess)]
         if count(batch) != count(inputs):
             raise ValueError(
