@@ -95,9 +95,7 @@ def weight_keyword(estimator: Any) -> str | None:
 
 def _described(estimator: Any) -> str:
     """The estimator's class, with those of the estimators within that keep the weights out."""
-    from ensdistill.teachers.stack.fitting import parts
-
     own = type(estimator).__name__
-    inner = [one for place, one in parts(estimator).items() if place and hasattr(one, "predict")]
+    inner = [one for one in estimator.get_params().values() if hasattr(one, "predict")]
     lacking = dict.fromkeys(type(one).__name__ for one in inner if weight_keyword(one) != KEYWORD)
     return f"{own} (of {', '.join(lacking)})" if lacking else own
