@@ -244,7 +244,7 @@ def test_save_and_load(digits, trained, tmp_path):
     assert not list(tmp_path.rglob("*.pkl"))
 
 
-def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
+def test_a_save_that_fails_leaves_the_folder_as_it_was(trained, tmp_path):
     named = TorchMember(
         MLP(64, [], 10), name="named", factory=functools.partial(MLP, inputs=64, hidden=[], outputs=10)
     )
@@ -264,7 +264,7 @@ def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
     assert Ensemble.load(tmp_path / "old").names == ("named",)
 
 
-def test_what_an_ensemble_shows():
+def test_the_repr_of_an_ensemble():
     ensemble = Ensemble.from_members(
         [fixed(np.zeros((4, 3)), "a"), fixed(np.zeros((4, 3)), "longer")], weights=[3, 1]
     )
@@ -277,7 +277,7 @@ def test_what_an_ensemble_shows():
 
 
 class Picky(GaussianNB):
-    """Has no answer for what it doesn't like."""
+    """Returns NaN for some rows."""
 
     def predict_proba(self, x):
         answer = super().predict_proba(x)
@@ -285,7 +285,7 @@ class Picky(GaussianNB):
         return answer
 
 
-def test_a_held_out_row_without_an_answer_is_named_by_its_uid():
+def test_a_held_out_row_without_logits_is_named_by_its_uid():
     rng = np.random.default_rng(0)
     inputs, uids = rng.random((40, 3), np.float32), rng.permutation(1000)[:40]
     inputs[17, 0] = 2
@@ -297,7 +297,7 @@ def test_a_held_out_row_without_an_answer_is_named_by_its_uid():
         train_ensemble([SklearnMembers(Picky())], rows, ("a", "b"), folds=4)
 
 
-def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
+def test_loading_refuses_a_folder_that_is_no_ensemble(trained, tmp_path):
     with pytest.raises(ValueError, match=r"^folder: there is no folder '.*nope'$"):
         Ensemble.load(tmp_path / "nope")
     with pytest.raises(
@@ -329,7 +329,7 @@ def test_loading_refuses_what_is_not_an_ensemble(trained, tmp_path):
             Ensemble.load(tmp_path)
 
 
-def test_other_versions_of_the_libraries_load_what_was_saved(trained, tmp_path, monkeypatch):
+def test_other_versions_of_the_libraries_load_a_saved_ensemble(trained, tmp_path, monkeypatch):
     trained[0].save(tmp_path)
     before = trained[0].members[2].fingerprint()
     monkeypatch.setattr("torch.__version__", "99.0")
@@ -337,7 +337,7 @@ def test_other_versions_of_the_libraries_load_what_was_saved(trained, tmp_path, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's own, of another version
         loaded = Ensemble.load(tmp_path)
-        assert loaded.members[2].fingerprint() == before  # of what it was loaded from
+        assert loaded.members[2].fingerprint() == before  # of the files from which it was loaded
     x = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
     assert torch.equal(loaded.predict_logits(x), trained[0].predict_logits(x))
 

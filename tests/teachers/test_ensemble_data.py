@@ -1,4 +1,4 @@
-"""What Ensemble.train takes as data: labels of every kind, gaps, float64, weights, classes without a row."""
+"""Data that Ensemble.train takes: labels of every kind, gaps, float64, weights, classes without a row."""
 
 import warnings
 
@@ -165,7 +165,7 @@ def test_a_frame_of_pandas_is_taken_by_its_rows():
 
 
 class Deaf(GaussianNB):
-    """Would not notice a gap, and does not say that it takes any."""
+    """Would not notice a gap, and has no tag by which it takes any."""
 
     def fit(self, x, y):
         return super().fit(np.nan_to_num(x), y)
@@ -174,7 +174,7 @@ class Deaf(GaussianNB):
         return super().predict_proba(np.nan_to_num(x))
 
 
-def test_gaps_go_to_who_takes_them():
+def test_gaps_go_to_estimators_that_take_them():
     x, y = table()
     x[::7, 1] = np.nan
     takes = [
@@ -240,7 +240,7 @@ def test_float64_features_stay_so_for_estimators(estimator):
     assert (estimator.fit(rounded, y).predict(rounded) == y).mean() < 0.8
 
 
-def test_modules_get_float32_and_are_asked_in_float32():
+def test_modules_are_trained_and_predict_in_float32():
     x, y = table()
     options = {"members": 2, "optimization": FEW, "seed": 3}
     wide, narrow = (
@@ -327,7 +327,7 @@ def test_weights_reach_every_module(way):
     wrong = np.where(np.arange(200) % 2, y, 1 - y)
     weighted = trained(wrong, np.where(np.arange(200) % 2, 5.0, 0.0))
     for z, use in zip(weighted, rows, strict=True):
-        assert (z[use].argmax(1) == y[use]).mean() > 0.9  # half of the labels say the opposite
+        assert (z[use].argmax(1) == y[use]).mean() > 0.9  # half of the labels are the opposite
 
 
 def test_weights_are_those_of_the_members_rows_and_of_snapshots():

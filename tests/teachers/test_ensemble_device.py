@@ -20,7 +20,7 @@ Y = X[:, :3].argmax(1)
 
 
 def mixed(method="temperature"):
-    """Two networks, of other class orders, and a model that always answers in main memory; calibrated."""
+    """Two networks, of other class orders, and a model that always predicts in main memory; calibrated."""
     torch.manual_seed(0)
     names = ("a", "b", "c")
     nets = [
@@ -48,7 +48,7 @@ def test_the_bits_are_those_in_main_memory(method):
 
 
 class Doubtful(nn.Linear):
-    """A layer that says ``value`` of class 0 of row 2, or of all its classes."""
+    """A layer that returns ``value`` for class 0 of row 2, or of all its classes."""
 
     def __init__(self, value, whole=False):
         super().__init__(4, 3)
@@ -124,7 +124,7 @@ class DoubledEnsemble(Ensemble):
 
 
 class Around:
-    """Passes on what it doesn't change."""
+    """Passes on every tensor that it doesn't change."""
 
     def __init__(self, ensemble):
         self.ensemble = ensemble
@@ -143,7 +143,7 @@ def doubled_by_its_own(member):
 
 
 class Protocol:
-    """A member that is no class of this package, with answers that torch doesn't take as they are."""
+    """A member that is no class of this package, with logits that torch doesn't take as they are."""
 
     name, classes, parameters, bytes = "own", None, 0, 0
 
@@ -160,7 +160,7 @@ class Protocol:
         raise NotImplementedError
 
 
-def test_what_takes_the_place_of_predict_logits_is_asked(tmp_path):
+def test_an_override_of_predict_logits_is_called(tmp_path):
     net = nn.Linear(4, 3)
     plain = TorchMember(net).predict_logits(X)
     for i, ensemble in enumerate(
@@ -183,7 +183,7 @@ def test_what_takes_the_place_of_predict_logits_is_asked(tmp_path):
     "change",
     [lambda z: z[:, ::-1], torch.from_numpy, lambda z: z.astype(">f4"), lambda z: z.astype(np.longdouble)],
 )
-def test_members_of_ones_own_may_answer_with_any_array(tmp_path, change):
+def test_members_of_ones_own_may_return_any_array(tmp_path, change):
     ensemble = Ensemble.from_members([Protocol(change)])
     expected = torch.from_numpy(np.array(np.asarray(change(X[:, :3].copy())), np.float32))
     assert torch.equal(on_cpu(ensemble)(X)[0], expected)
@@ -191,7 +191,7 @@ def test_members_of_ones_own_may_answer_with_any_array(tmp_path, change):
     assert torch.equal(cache.gather(np.arange(300)).to_logits()[0], expected)
 
 
-def test_a_cache_encodes_what_was_left_there(tmp_path, monkeypatch):
+def test_a_cache_encodes_tensors_that_stayed_on_the_device(tmp_path, monkeypatch):
     ensemble, seen, encode = mixed(), [], encoding.Encoder.__call__
     left = {}
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What is fitted to held-out predictions, from arrays and from a cache: calibration, weights, selection; and
+"""Fits to held-out predictions, from arrays and from a cache: calibration, weights, selection; and
 stacked prediction."""
 
 import functools
@@ -209,7 +209,7 @@ def test_an_ensemble_takes_the_place_of_another_and_of_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "e.part"]
 
 
-def test_select_keeps_what_belongs_to_the_chosen():
+def test_select_keeps_the_settings_of_the_chosen():
     z, labels = unequal()
     ensemble = Ensemble.from_members(list(z)).calibrate(z, labels)
     chosen = ensemble.select(z, labels)
@@ -243,7 +243,7 @@ def cached(tmp_path_factory):
     return ensemble, cache, x, labels
 
 
-def test_from_a_cache_nobody_is_run_again(cached, monkeypatch):
+def test_from_a_cache_no_member_is_run_again(cached, monkeypatch):
     ensemble, cache, x, labels = cached
     uids = np.arange(59, -1, -1)
     fresh = Ensemble.from_members(ensemble.members)
@@ -261,7 +261,7 @@ def test_from_a_cache_nobody_is_run_again(cached, monkeypatch):
     np.testing.assert_allclose(part.temperatures, expected.temperatures[1:], rtol=1e-4)
 
 
-def test_what_a_cache_is_refused_for(cached):
+def test_caches_that_are_refused(cached):
     ensemble, cache, _, labels = cached
     with pytest.raises(
         ValueError,
@@ -282,7 +282,7 @@ def test_what_a_cache_is_refused_for(cached):
         ensemble.calibrate(np.zeros((2, 3, 10)), labels[:3].astype(float))
 
 
-def test_stacked_members_predict_what_they_predict_alone():
+def test_stacked_members_predict_as_they_do_alone():
     torch.manual_seed(0)
     normed = functools.partial(nn.Sequential, nn.Flatten())
     mlps = [MLP(64, [16], 10, dropout=0.5).train() for _ in range(3)]
@@ -294,7 +294,7 @@ def test_stacked_members_predict_what_they_predict_alone():
     alone, together = ensemble.predict_logits(x), ensemble.predict_logits(x, way="stacked")
     assert float((alone - together).abs().max()) < 1e-5  # rounding of float32 logits of about 1
     assert all(m.training for m in mlps)
-    with torch.no_grad():  # what has changed is noticed
+    with torch.no_grad():  # a change of the weights is noticed
         mlps[1][-1].bias += 1.0
     assert float((ensemble.predict_logits(x) - alone).abs().max()) > 0.9
     assert float((ensemble.predict_logits(x) - ensemble.predict_logits(x, way="stacked")).abs().max()) < 1e-5

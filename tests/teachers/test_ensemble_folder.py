@@ -89,7 +89,7 @@ def test_common_estimators_are_trained_into_a_folder(digits, tmp_path, estimator
 
 
 class Own(GaussianNB):
-    """Grows something of a kind of its own where it is told to."""
+    """Has an attribute of a class of its own in some cases."""
 
     def __init__(self, grow=False):
         super().__init__()
@@ -106,7 +106,7 @@ class Grown:
     pass
 
 
-def test_what_a_folder_would_not_give_back_is_refused_at_once(digits, tmp_path):
+def test_members_that_a_folder_would_not_give_back_are_refused_at_once(digits, tmp_path):
     own = f"{__name__}.Own"
     train(digits, make_pipeline(StandardScaler(), Own()), members=1, folder=tmp_path / "own")
     with pytest.raises(ValueError, match="not trusted"):
@@ -161,7 +161,7 @@ def test_an_interrupted_training_goes_on(digits, tmp_path, way, method):
     assert resumed.fingerprint()["members"] == whole.fingerprint()["members"]
 
 
-def test_what_cannot_be_written_down_is_refused_before_training(digits, tmp_path):
+def test_factories_that_cannot_be_written_down_are_refused_before_training(digits, tmp_path):
     with pytest.raises(
         ValueError,
         match=(

@@ -1,4 +1,4 @@
-"""Ensemble.train by several processes. Threads are in their place: what processes share is the folder."""
+"""Ensemble.train by several processes. Threads are in their place: processes share the folder alone."""
 
 import functools
 import threading
@@ -20,7 +20,7 @@ train = functools.partial(Ensemble.train, members=5, optimization=QUICK)
 
 @pytest.fixture
 def by_two(monkeypatch):
-    """Has two processes do something, and gives what each of them returns."""
+    """Run a function in two processes, and return both results."""
     barrier = threading.Barrier(2, timeout=60)
 
     class Ranked(Processes):
@@ -71,7 +71,7 @@ def test_they_have_one_view_of_all_members(digits, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("method", ["snapshot", "fast_geometric"])
 def test_members_of_one_training_are_never_shared_out(digits, tmp_path, method, by_two):
-    """What one of them is depends on how many there are, so that neither a process nor a later start can have
+    """Each member depends on the number of members, so that neither a process nor a later start can have
     some of them alone."""
     go = functools.partial(train, MLP, digits.labelled, method=method)
     expected = go().predict_logits(digits.test.inputs)

@@ -64,7 +64,7 @@ def trees(fitted):
     return fitted.best_iteration_ if hasattr(fitted, "best_iteration_") else fitted.best_iteration + 1
 
 
-@pytest.mark.filterwarnings("ignore:.* answers just as .* does")  # with all rows, seeds have no say
+@pytest.mark.filterwarnings("ignore:.* answers just as .* does")  # with all rows, seeds change nothing
 @pytest.mark.parametrize(
     ("booster", "parameter"), BOOSTERS, ids=lambda v: v if isinstance(v, str) else type(v).__name__
 )
@@ -167,7 +167,7 @@ def test_too_few_rows_to_stop_by():
         Ensemble.train(XGBClassifier(early_stopping_rounds=2), (x, y), members=1)
 
 
-def test_what_a_part_would_stop_by_can_not_be_passed_to_it(monkeypatch):
+def test_rows_to_stop_by_can_not_be_passed_to_a_part(monkeypatch):
     x, y = noise(60)
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda *a: pytest.fail("fitted"))
     for booster, parameter in BOOSTERS:

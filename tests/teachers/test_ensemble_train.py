@@ -1,4 +1,4 @@
-"""Ensemble.train: every method, every kind of factory, in memory, on disk, and what it refuses."""
+"""Ensemble.train: every method, every kind of factory, in memory, on disk, and its errors."""
 
 import copy
 import functools
@@ -126,7 +126,7 @@ def test_fast_geometric_members_are_taken_where_the_rate_is_lowest(steps, member
     assert len(set(taken)) == members
 
 
-def test_methods_refuse_what_they_cannot_do(digits):
+def test_methods_refuse_settings_that_they_cannot_follow(digits):
     with pytest.raises(
         ValueError, match=r"optimization\.steps: expected at least 8, two for each cycle; got 5"
     ):
@@ -181,7 +181,7 @@ def test_estimators_get_seeds_or_rows_of_their_own(digits):
 
 
 class Failing(GaussianNB):
-    """Fails as it is told to."""
+    """Fails in the way that its parameter names."""
 
     def __init__(self, error="memory"):
         super().__init__()
@@ -196,7 +196,7 @@ class Failing(GaussianNB):
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test_an_error_of_a_fit_says_whose_it_is(digits, n_jobs):
+def test_an_error_of_a_fit_names_the_member(digits, n_jobs):
     def fit(error, members=None):
         both = [GaussianNB(), Failing(error)] if members is None else Failing(error)
         train(digits, both, members=members, method="bagging", n_jobs=n_jobs)
@@ -258,7 +258,7 @@ def test_labels_may_be_names(digits):
     assert (names[::-1][turned.predict_proba(digits.labelled.inputs).argmax(1)] == data[1]).mean() > 0.8
 
 
-def test_labels_have_to_say_how_many_classes_there_are(digits, monkeypatch):
+def test_labels_have_to_show_the_number_of_classes(digits, monkeypatch):
     """Before anything is trained."""
     monkeypatch.setattr("ensdistill.teachers.networks.train_stack", lambda *a, **k: pytest.fail("trained"))
     monkeypatch.setattr("ensdistill.teachers.estimators.fit", lambda jobs, *a: pytest.fail("fitted"))

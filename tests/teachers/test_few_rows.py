@@ -1,4 +1,4 @@
-"""What is fitted to a handful of held-out rows: it may not be much worse on other rows than nothing fitted,
+"""Fits to a handful of held-out rows: on other rows they may not be much worse than no fit,
 at any scale of the logits."""
 
 import functools
@@ -103,7 +103,7 @@ def of_temperature(d):
 
 
 def of_student(d):
-    """A student's temperature, fitted to certain answers."""
+    """A student's temperature, fitted to certain predictions."""
     fitted = fit_temperature_to(d.seen[0], np.eye(d.seen.shape[2])[d.labels])
     return own(d.others[0] / fitted, d.other_labels) - own(d.others[0], d.other_labels)
 
@@ -220,7 +220,7 @@ def test_members_of_a_huge_scale_are_calibrated_and_weighed_near_the_best(combin
     assert mixed(raw.apply_temperatures(other), labels[150:], raw.weights, combiner=combiner) < 0.7
 
 
-def test_a_few_rows_that_are_all_right_do_not_sharpen_what_is_sharp():
+def test_a_few_rows_that_are_all_right_do_not_sharpen_sharp_logits():
     z = 1e3 * np.eye(4)
     assert fit_temperature(z, np.arange(4)) == pytest.approx(1, abs=1e-6)
     assert 0.5 < fit_temperature(3 * np.eye(4), np.arange(4)) < 1
@@ -237,7 +237,7 @@ def test_a_class_without_a_row_is_not_made_rarer():
     assert scale[2] == pytest.approx(1 / temperature)
     assert bias[:2].sum() == pytest.approx(0, abs=1e-9)
     assert np.log(scale[:2] * temperature).sum() == pytest.approx(0, abs=1e-9)
-    labels[:] = 0  # one class alone tells nothing of the classes' scales
+    labels[:] = 0  # one class alone shows nothing of the classes' scales
     np.testing.assert_allclose(
         fit_vector(z, labels), [np.full(3, 1 / fit_temperature(z, labels)), np.zeros(3)]
     )
@@ -268,8 +268,8 @@ def test_a_cache_of_huge_logits_is_calibrated_and_weighed(tmp_path):
     np.testing.assert_allclose(from_cache.temperatures, from_array.temperatures, rtol=0.02)
     np.testing.assert_allclose(from_cache.weights, from_array.weights, atol=0.02)
     assert mixed(from_cache.apply_temperatures(z), labels, from_cache.weights) < 0.5
-    # Eight bits hold what such a row says at the temperatures of students, which is its likeliest class and
-    # not what a fit looks at.
+    # At the temperatures of students, eight bits hold the likeliest class of such a row. A fit looks at the
+    # other classes.
     coarse = cache_targets(ensemble, rows, tmp_path / "uint8")
     with pytest.raises(
         ValueError,

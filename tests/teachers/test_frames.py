@@ -1,4 +1,4 @@
-"""Members on raw frames, texts and arrays of objects: equal to their own libraries, whatever holds the frame."""
+"""Members on raw frames, texts and arrays of objects: equal to their own libraries, in frames of every library."""
 
 import warnings
 
@@ -116,7 +116,7 @@ def test_saved_ones_predict_frames_as_before(name, models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm", "catboost"])
-def test_a_new_category_is_the_librarys_own_answer_or_error(name, models):
+def test_a_new_category_has_the_librarys_own_probabilities_or_error(name, models):
     frame = with_categories(table(rows=20, seed=3)[0])
     new = frame.assign(city=pd.Categorical(["Paris"] * 20))
     try:
@@ -205,12 +205,12 @@ def test_a_gap_that_could_be_none_or_nan_is_refused_where_they_differ(library):
     assert_equal_to(model, frame, frame)
     full = frame[40:]
     assert_equal_to(model, converted(full, library), full)
-    # An encoder without a category for gaps answers zeros to both.
+    # An encoder without a category for gaps returns zeros for both.
     plain = encoded().fit(full, labels[40:])
     assert_equal_to(plain, converted(frame, library), frame)
 
 
-def test_an_estimator_that_was_fitted_to_polars_answers_polars_as_itself():
+def test_an_estimator_that_was_fitted_to_polars_predicts_polars_as_its_library_does():
     frame, labels = table()
     frame = pl.from_pandas(with_gaps(frame, None, object))
     imputers = (

@@ -1,4 +1,4 @@
-"""Adapters: what they answer, and what they refuse."""
+"""Adapters: their logits, and their errors."""
 
 import numpy as np
 import pytest
@@ -102,7 +102,7 @@ def test_classes_are_aligned_by_name(rows):
     ("known", "named"), [([0, 1, 2], True), ([0, 1, 2], False), ([3, 5, 9], True), ([False, True], True)]
 )
 def test_classes_that_are_no_strings_are_names_too(known, named):
-    """In another order, as strings and as they are; integers 0..C-1 are indices where the names say nothing
+    """In another order, as strings and as they are; integers 0..C-1 are indices where no name is one
     of them."""
     x = np.random.default_rng(0).normal(size=(60, 3))
     labels = np.array(known)[x[:, : len(known)].argmax(1)]
@@ -250,7 +250,7 @@ class Hungry(nn.Module):
         return self.layer(x)
 
 
-def test_short_memory_halves_the_batch_and_in_the_end_says_who():
+def test_short_memory_halves_the_batch_and_in_the_end_names_the_member():
     x = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
     roomy, tight = Hungry(100), Hungry(3)
     tight.load_state_dict(roomy.state_dict())
@@ -267,7 +267,7 @@ def test_short_memory_halves_the_batch_and_in_the_end_says_who():
 
 
 class Greedy(nn.Module):
-    """Asks for a PiB and more for every row beyond ``room``."""
+    """Allocates a PiB and more for every row beyond ``room``."""
 
     def __init__(self, room=0):
         super().__init__()
@@ -297,7 +297,7 @@ def test_a_module_visits_its_device_and_comes_back():
     class Traveller(nn.Linear):
         def to(self, device):
             visited.append(torch.device(device).type)
-            return self  # there is one device here: the itinerary is what is looked at
+            return self  # there is one device here: the test looks at the itinerary
 
     member = TorchMember(Traveller(3, 2), device="cpu")
     member.predict_logits(np.zeros((2, 3), np.float32))
@@ -322,7 +322,7 @@ class Classifier(nn.Module):
         return type("Output", (), {"logits": self.head(mean)})()
 
 
-def test_models_that_answer_with_logits_are_masked_and_know_their_classes():
+def test_models_that_return_logits_are_masked_and_know_their_classes():
     member = TorchMember(Classifier())
     assert member.classes == ("no", "maybe", "yes")
     short, padded = np.array([[3, 5]]), np.array([[3, 5, 0, 0]])
@@ -354,7 +354,7 @@ class _Convolution(nn.Module):
         self.strides.append(x.stride(1))
         if self.how == "assert":
             assert x.is_contiguous()
-        if self.how == "strides":  # as a kernel that doesn't ask
+        if self.how == "strides":  # as a kernel that ignores strides
             return self.last(x.as_strided((len(x), 64), (64, 1)))
         return self.last(x.view(len(x), -1) if self.how == "view" else x.flatten(1))
 

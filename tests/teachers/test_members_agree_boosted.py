@@ -1,4 +1,4 @@
-"""Odd models of XGBoost, LightGBM and CatBoost as members: they answer as their own ``predict_proba``, also
+"""Odd models of XGBoost, LightGBM and CatBoost as members: they predict as their own ``predict_proba``, also
 when loaded again."""
 
 import json
@@ -173,7 +173,7 @@ MODELS = {
 }
 
 
-def own_answer(model, x):
+def own_probabilities(model, x):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lightgbm: features without names
         return model.predict_proba(x).astype(np.float64)
@@ -193,7 +193,7 @@ def check(library, odd, count, kind, dtype, nan, seed):
     x, index = rows(count, dtype, seed, nan and odd not in ("linear", "linear leaves"))
     y = np.array(LABELS[kind])[index]
     model = MODELS[library][1](odd, x, y, index, count)
-    own = own_answer(model, x)
+    own = own_probabilities(model, x)
     order = [str(int(c) if isinstance(c, float) else c) for c in model.classes_.tolist()]
     member = BoostedMember(model, classes=order[::-1], batch_size=32)
     logits = member.predict_logits(x)
@@ -214,7 +214,7 @@ every = [(library, odd) for library, (odds, _) in MODELS.items() for odd in odds
 
 
 @pytest.mark.parametrize(("library", "odd"), every)
-def test_every_boosted_model_answers_as_it_does_itself(library, odd):
+def test_every_boosted_model_predicts_as_it_does_itself(library, odd):
     check(library, odd, 3, "indices", np.float32, True, 0)
     check(library, odd, 2, "indices", np.float64, False, 1)
 
@@ -232,18 +232,18 @@ drawn = st.builds(
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(drawn)
-def test_odd_boosted_models_answer_as_they_do_themselves(case):
+def test_odd_boosted_models_predict_as_they_do_themselves(case):
     check(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
 @given(drawn)
-def test_many_odd_boosted_models_answer_as_they_do_themselves(case):
+def test_many_odd_boosted_models_predict_as_they_do_themselves(case):
     check(**case)
 
 
-def test_rows_are_asked_in_their_own_dtype():
+def test_rows_are_predicted_in_their_own_dtype():
     """float32 can't hold the difference of such rows; and a CatBoost model of categories takes whole numbers."""
     lightgbm, catboost = pytest.importorskip("lightgbm"), pytest.importorskip("catboost")
     x, y = np.c_[1.7e9 + np.arange(400) * 10.0, np.arange(400) % 7], (np.arange(400) // 5) % 2
@@ -254,22 +254,22 @@ def test_rows_are_asked_in_their_own_dtype():
         BoostedMember(model).predict_logits(x),
         Ensemble.from_members([model]).predict_logits(x)[0].numpy(),
     ):
-        assert close(logits, own_answer(model, x)) < 2e-6
-    assert close(logits, own_answer(model, x.astype(np.float32))) > 0.1
+        assert close(logits, own_probabilities(model, x)) < 2e-6
+    assert close(logits, own_probabilities(model, x.astype(np.float32))) > 0.1
     codes = np.random.default_rng(0).integers(0, 4, (80, 3))
     quiet = {"iterations": 5, "verbose": False, "allow_writing_files": False, "thread_count": 1}
     model = catboost.CatBoostClassifier(cat_features=[0, 2], **quiet).fit(codes, codes[:, 0] == codes[:, 2])
-    assert close(BoostedMember(model).predict_logits(codes), own_answer(model, codes)) < 2e-6
+    assert close(BoostedMember(model).predict_logits(codes), own_probabilities(model, codes)) < 2e-6
     # A job's table has one dtype: whole numbers in columns of categories are the codes, fractions are none.
     found = BoostedMember(model).predict_logits(codes.astype(np.float32))
-    assert close(found, own_answer(model, codes)) < 2e-6
+    assert close(found, own_probabilities(model, codes)) < 2e-6
     with pytest.raises(ValueError, match="categor"):
         BoostedMember(model).predict_logits(codes + 0.5)
 
 
-def test_boosters_answer_as_their_own_predict(tmp_path):
+def test_boosters_agree_with_their_own_predict(tmp_path):
     """Of XGBoost all rounds, which its classifier cuts off; scores stand for the objectives of which predict
-    tells no probability."""
+    returns no probability."""
     xgboost = pytest.importorskip("xgboost")
     x, index = rows(3, np.float32, 0, nan=True)
     stopped = xgboost_of("stopped", x, None, index, 3)
@@ -351,5 +351,5 @@ def test_raw_scores_are_taken_only_where_they_are_logits(library, monkeypatch):
         assert (np.abs(member.predict_logits(x) - raw).max() < 1e-5) == taken
         # A library in which they mean something else from now on.
         monkeypatch.setattr(kind, "scores", lambda self, x, own=kind.scores: 2 * own(self, x))
-        assert close(member.predict_logits(x), own_answer(member._model.model, x)) < 2e-6
+        assert close(member.predict_logits(x), own_probabilities(member._model.model, x)) < 2e-6
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Odd torch modules and Hugging Face models, drawn at random: the member answers as the module itself does,
+"""Odd torch modules and Hugging Face models, drawn at random: the member predicts as the module itself does,
 also saved and loaded."""
 
 import functools
@@ -155,14 +155,14 @@ def check(body, end, output, wrapper, dtype, train, rows, batch_size, seed):
 
 @settings(max_examples=25, **PROPERTY)
 @given(drawn)
-def test_odd_modules_answer_as_they_do_themselves(case):
+def test_odd_modules_predict_as_they_do_themselves(case):
     check(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, **PROPERTY)
 @given(drawn)
-def test_many_odd_modules_answer_as_they_do_themselves(case):
+def test_many_odd_modules_predict_as_they_do_themselves(case):
     check(**case)
 
 
@@ -276,12 +276,12 @@ def check_family(family, dtype, named, wrapper, attention, batch_size, seed):
 
 @settings(max_examples=22, **PROPERTY)
 @given(families)
-def test_hugging_face_models_answer_as_they_do_themselves(case):
+def test_hugging_face_models_predict_as_they_do_themselves(case):
     check_family(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=250, **PROPERTY)
 @given(families)
-def test_many_hugging_face_models_answer_as_they_do_themselves(case):
+def test_many_hugging_face_models_predict_as_they_do_themselves(case):
     check_family(**case)

@@ -1,4 +1,4 @@
-"""ONNX files, functions and arrays, drawn at random: the member answers as the session, the function or the
+"""ONNX files, functions and arrays, drawn at random: the member predicts as the session, the function or the
 array does."""
 
 import tempfile
@@ -25,7 +25,7 @@ ENDS = {"logits": None, "probabilities": "Softmax", "log": "LogSoftmax", "margin
 
 
 def write(path, weight, kind, end, fixed, external, names, others):
-    """x @ weight, then ``end``; floats are asked for and given in ``kind``, integers are cast."""
+    """x @ weight, then ``end``; floats are taken and returned in ``kind``, integers are cast."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -110,14 +110,14 @@ def check_file(kind, end, fixed, external, named, others, rows, batch_size, clas
 
 @settings(max_examples=40, **PROPERTY)
 @given(files)
-def test_odd_onnx_files_answer_as_their_session_does(case):
+def test_odd_onnx_files_predict_as_their_session_does(case):
     check_file(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000, **PROPERTY)
 @given(files)
-def test_many_odd_onnx_files_answer_as_their_session_does(case):
+def test_many_odd_onnx_files_predict_as_their_session_does(case):
     check_file(**case)
 
 
@@ -144,9 +144,9 @@ def logits_or_error(make, arguments, x):
         return str(error)
 
 
-def check_answers(kind, stated, rounded, container, rows, classes, scale, seed):
-    """The right probabilities come, or an error that names ``output``; and that only where nobody said what
-    they are."""
+def check_outputs(kind, stated, rounded, container, rows, classes, scale, seed):
+    """The right probabilities come, or an error that names ``output``; the error comes only for outputs
+    whose kind is not stated."""
     z = np.random.default_rng(seed).normal(size=(rows, classes)) * scale
     if kind in ("margin", "second"):
         z = np.stack([np.zeros(rows), z[:, 0]], 1)
@@ -190,15 +190,15 @@ def check_answers(kind, stated, rounded, container, rows, classes, scale, seed):
 
 @settings(max_examples=300, **PROPERTY)
 @given(answers)
-def test_answers_are_taken_for_what_they_are_or_refused(case):
-    check_answers(**case)
+def test_outputs_are_read_rightly_or_refused(case):
+    check_outputs(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=10_000, **PROPERTY)
 @given(answers)
-def test_many_answers_are_taken_for_what_they_are_or_refused(case):
-    check_answers(**case)
+def test_many_outputs_are_read_rightly_or_refused(case):
+    check_outputs(**case)
 
 
 @settings(max_examples=40, **PROPERTY)

@@ -1,4 +1,4 @@
-"""Odd scikit-learn classifiers as members: they answer as their own ``predict_proba`` or
+"""Odd scikit-learn classifiers as members: they predict as their own ``predict_proba`` or
 ``decision_function``, also when loaded."""
 
 import functools
@@ -142,7 +142,7 @@ def rows(classes, kind, dtype, seed):
     return x.astype(dtype), np.array(LABELS[kind])[index]
 
 
-def own_answer(estimator, output, x):
+def own_scores(estimator, output, x):
     if output == "probability":
         return estimator.predict_proba(x)
     scores = estimator.decision_function(x)
@@ -159,7 +159,7 @@ def check(model, classes, kind, dtype, nan, seed, saved=True):
         x = np.where(np.random.default_rng(seed).random(x.shape) < 0.2, np.array(np.nan, dtype), x)
     order = [str(int(c) if isinstance(c, float) else c) for c in estimator.classes_.tolist()]
     member = SklearnMember(estimator, classes=order[::-1], batch_size=64)
-    expected = own_answer(estimator, member.output, x)[:, ::-1]
+    expected = own_scores(estimator, member.output, x)[:, ::-1]
     if member.output == "probability":
         expected = (expected + 1e-6) / (1 + classes * 1e-6)  # the smoothing, which is meant
     before = member.fingerprint() if saved else None
@@ -177,7 +177,7 @@ def check(model, classes, kind, dtype, nan, seed, saved=True):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_classifier_answers_as_it_does_itself(model):
+def test_every_classifier_predicts_as_it_does_itself(model):
     check(model, 3, "strings", np.float32, True, 0, saved=False)
 
 
@@ -194,19 +194,19 @@ drawn = st.builds(
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(drawn)
-def test_odd_classifiers_answer_as_they_do_themselves(case):
+def test_odd_classifiers_predict_as_they_do_themselves(case):
     check(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=600, deadline=None, derandomize=True, database=None)
 @given(drawn)
-def test_many_odd_classifiers_answer_as_they_do_themselves(case):
+def test_many_odd_classifiers_predict_as_they_do_themselves(case):
     check(**case)
 
 
-def test_rows_are_asked_in_their_own_dtype_and_shape():
-    """float32 can't tell such rows apart; integers and strings are no floats."""
+def test_rows_are_predicted_in_their_own_dtype_and_shape():
+    """float32 makes such rows equal; integers and strings are no floats."""
     time = 1.7e9 + np.arange(200) * 10.0
     x, y = np.c_[time, time % 7], (np.arange(200) // 5) % 2
     trees = ensemble.HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=1, **ROOT).fit(x, y)

@@ -1,4 +1,4 @@
-"""What a member is known by: everything that its answers depend on, and nothing else."""
+"""Fingerprints of members: everything that their logits depend on, and nothing else."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ def test_fingerprints_are_of_content_not_of_addresses(rows):
     assert runs[0].stdout == runs[1].stdout != ""
 
 
-def test_fingerprints_change_with_what_matters(rows):
+def test_fingerprints_change_with_every_part_of_a_prediction(rows):
     x, y = rows
     base, other = SVC(C=3).fit(x, y), SVC(C=3).fit(x[1:], y[1:])
     assert SklearnMember(base).fingerprint() == SklearnMember(SVC(C=3).fit(x, y)).fingerprint()
@@ -73,7 +73,7 @@ def test_fingerprints_change_with_what_matters(rows):
 
 
 def test_an_estimator_that_was_read_for_its_fingerprint_leaves_nothing_for_the_garbage_collector(rows):
-    """What it would leave is all of the estimator, gigabytes of a large forest."""
+    """It would leave all of the estimator in memory, gigabytes of a large forest."""
     member = SklearnMember(RandomForestClassifier(5, random_state=0).fit(*rows))
     member.fingerprint()  # imports
     gc.collect()
@@ -106,7 +106,7 @@ class Settings:
 
 
 class Scaled(nn.Module):
-    """Everything that an answer can depend on beside the parameters."""
+    """Everything that a prediction can depend on beside the parameters."""
 
     def __init__(self, buffer=1.0, **attributes):
         super().__init__()
@@ -163,7 +163,7 @@ def halved(x):
         ({"config": Settings(1)}, {"config": Settings(2)}),
     ],
 )
-def test_what_a_module_computes_beside_its_weights_is_in_its_fingerprint(one, other):
+def test_computation_beside_the_weights_is_in_a_modules_fingerprint(one, other):
     print_of = lambda how: TorchMember(nn.Sequential(Scaled(**how))).fingerprint()  # noqa: E731
     assert print_of(one) == print_of(one)
     assert print_of(one) != print_of(other)
@@ -194,7 +194,7 @@ def test_code_and_hooks_are_in_a_module_s_fingerprint(tmp_path, monkeypatch):
     assert TorchMember(hooked).fingerprint() != plain
 
 
-def test_a_fingerprint_warns_of_what_it_can_not_see():
+def test_a_fingerprint_warns_of_parts_that_it_can_not_see():
     module = Scaled(generator=torch.Generator())
     with pytest.warns(
         UserWarning, match=r"Scaled\.generator: a torch\._C\.Generator has no content .*only its type counts"

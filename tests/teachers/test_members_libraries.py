@@ -46,7 +46,7 @@ def predicted(model, x):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_trees_say_what_they_say_themselves_and_come_back_as_they_were(tmp_path, library, classes):
+def test_boosted_trees_predict_as_they_do_themselves_and_come_back_as_they_were(tmp_path, library, classes):
     x, y = data(classes)
     model = boosted(library, classes).fit(x, y)
     member = BoostedMember(model)
@@ -195,7 +195,7 @@ def test_onnx_files_of_logits_and_of_probabilities(tmp_path):
     assert loaded.fingerprint() == soft.fingerprint()
 
 
-def test_onnx_files_that_do_not_say_enough(tmp_path):
+def test_onnx_files_whose_outputs_are_not_stated(tmp_path):
     write_onnx(tmp_path / "m.onnx", np.ones((8, 3), np.float32), ("scores",))
     with pytest.raises(
         ValueError, match=r"output: m: expected output='logits' or .*; got 'auto' and the name 'scores'"
@@ -332,7 +332,7 @@ def test_hugging_face_models(tmp_path, monkeypatch):
     loaded = load_member(tmp_path)
     np.testing.assert_array_equal(loaded.predict_logits(tokens), member.predict_logits(tokens))
     about = json.loads((tmp_path / "member.json").read_text())
-    # What names code, which would be fetched from the hub.
+    # Settings that name code, which would be fetched from the hub.
     evil = {"attn_implementation": "evil-org/evil-kernel", "_attn_implementation": "evil-org/evil-kernel"}
     evil |= {"experts_implementation": "evil-org/evil", "quantization_config": {"quant_method": "gptq"}}
     about["recipe"]["config"] |= evil | {"sub_config": dict(evil)}

@@ -1,4 +1,4 @@
-"""Settings that never change an answer leave a member's fingerprint as it is, and a stale cache names the
+"""Settings that never change a prediction leave a member's fingerprint as it is, and a stale cache names the
 part that differs."""
 
 import copy

@@ -1,4 +1,4 @@
-"""What a member's outputs are: stated, shown by how a module ends or by the values; where two readings are
+"""Kinds of a member's outputs: stated, shown by how a module ends or by the values; where two readings are
 possible, an error."""
 
 import copy
@@ -63,7 +63,7 @@ def by_hand(z):
         (lambda z: 1 / (1 + (-z).exp()), r"output: net: .*of each class by itself \(sigmoids\)"),
     ],
 )
-def test_a_module_whose_outputs_could_be_probabilities_is_refused_until_told(end, words):
+def test_a_module_whose_outputs_could_be_probabilities_is_refused_until_stated(end, words):
     with pytest.raises(ValueError, match=words):
         Ensemble.from_members([TorchMember(Ends(end), name="net")]).predict_proba(X)
     z = end(Ends().layer(torch.from_numpy(X))).detach().numpy()
@@ -79,7 +79,7 @@ def test_a_module_whose_outputs_could_be_probabilities_is_refused_until_told(end
         lambda z: z[None].softmax(-1)[0],
     ],
 )
-def test_a_module_that_ends_in_a_softmax_answers_with_probabilities(end, tmp_path):
+def test_a_module_that_ends_in_a_softmax_returns_probabilities(end, tmp_path):
     right = softmax(Ends().layer(torch.from_numpy(X)).detach().double().numpy(), -1)
     for member in (TorchMember(Ends(end)), TorchMember(Ends(end), output="probabilities")):
         np.testing.assert_allclose(softmax(member.predict_logits(X[:1]), -1), right[:1], atol=1e-5)
@@ -97,7 +97,7 @@ def test_a_softmax_over_the_rows_or_within_the_module_is_no_reason():
         )
 
 
-def test_what_is_stated_is_saved_and_part_of_the_fingerprint(tmp_path):
+def test_a_stated_output_is_saved_and_part_of_the_fingerprint(tmp_path):
     net = MLP(6, [], 1)
     factory = functools.partial(MLP, inputs=6, hidden=[], outputs=1)
     margin = TorchMember(net, name="net", factory=factory, output="margin", classes=["no", "yes"])
@@ -122,12 +122,12 @@ def test_what_is_stated_is_saved_and_part_of_the_fingerprint(tmp_path):
     "make",
     [lambda: nn.Linear(6, 1), lambda: Ends(torch.sigmoid, 1), lambda: X[:, :1], lambda: lambda x: x[:, :1]],
 )
-def test_one_column_is_refused_until_told(make):
+def test_one_column_is_refused_until_stated(make):
     with pytest.raises(ValueError, match=r"output: .*(one output column is no logits|ends in a sigmoid)"):
         Ensemble.from_members([make()]).predict_proba(X)
 
 
-def test_one_column_that_is_told():
+def test_one_column_that_is_stated():
     z = X[:, 0].astype(np.float64)
     right = 1 / (1 + np.exp(-z))
     for given in (z, z[:, None], lambda x: z, lambda x: torch.from_numpy(z[:, None])):
@@ -161,7 +161,7 @@ ONE_BAD = np.where(np.arange(30)[:, None] == 7, 0.0, P)
         np.random.default_rng(2).uniform(size=(30, 3)),
     ],
 )
-def test_values_of_two_readings_are_refused_until_told(values):
+def test_values_of_two_readings_are_refused_until_stated(values):
     for make in (
         lambda **o: as_member(values, "m", **o),
         lambda **o: CallableMember(lambda x: values, name="m", version="1", **o),
@@ -173,7 +173,7 @@ def test_values_of_two_readings_are_refused_until_told(values):
         np.testing.assert_allclose(make(output="logits").predict_logits(X[:30]), values, rtol=1e-6)
 
 
-def test_probabilities_that_are_told_may_be_rounded_but_not_wrong():
+def test_probabilities_that_are_stated_may_be_rounded_but_not_wrong():
     told = as_member(P.round(2), "m", output="probabilities")
     np.testing.assert_allclose(softmax(told.predict_logits(X[:30]), -1), P, atol=0.01)
     with pytest.raises(ValueError, match=r"row 7 is \[0\.0, 0\.0, 0\.0\] \(1 such rows\)"):
@@ -191,7 +191,7 @@ def test_true_logits_are_no_reason():
     assert (
         reading_of("m", 4 * np.eye(3)) == "logits"
     )  # as made of labels: votes are not unanimous in every row
-    assert reading_of("m", np.zeros((5, 3))) == "logits"  # as a stand-in of somebody's may answer
+    assert reading_of("m", np.zeros((5, 3))) == "logits"  # as a stand-in for a model may return
     assert reading_of("m", np.full((2, 3), np.nan)) is None
 
 
@@ -293,7 +293,7 @@ def test_quantised_modules_predict_and_are_not_saved(tmp_path):
     )
 
 
-def test_members_that_know_their_outputs_are_not_asked():
+def test_members_that_know_their_outputs_are_not_judged():
     from sklearn.naive_bayes import GaussianNB
 
     model = GaussianNB().fit(X, (X[:, 0] > 0).astype(int))
@@ -303,7 +303,7 @@ def test_members_that_know_their_outputs_are_not_asked():
     )
 
 
-def test_modules_that_were_trained_here_answer_with_logits(tmp_path):
+def test_modules_that_were_trained_here_return_logits(tmp_path):
     """Cross entropy was computed from their outputs, so these are logits."""
     from ensdistill.common.optimization import Optimization
 

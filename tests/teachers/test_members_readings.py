@@ -28,7 +28,7 @@ X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 Y = np.digitize(X[:, 0], [-0.5, 0.5])
 
 
-def test_a_float64_module_answers_float64_rows_as_it_is():
+def test_a_float64_module_predicts_float64_rows_as_it_is():
     module = nn.Linear(2, 2).double()
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1e3, 0.0], [-1e3, 0.0]], dtype=torch.float64))
@@ -71,7 +71,7 @@ class Average(nn.Module):
 
 
 @pytest.mark.parametrize("count", [1, 7, 60])
-def test_rows_of_distributions_are_refused_whatever_their_number(count):
+def test_rows_of_distributions_are_refused_at_any_number(count):
     with pytest.raises(ValueError, match=r"output: average: .*probabilities"):
         Ensemble.from_members([Average()]).predict_proba(X[:count])
 
@@ -108,7 +108,7 @@ def test_training_refuses_a_network_that_ends_in_probabilities(tmp_path, layer, 
 @pytest.mark.parametrize(
     "values", [np.array([[1 + 1j, 2]] * 3), np.array([["1", "2"]] * 3), np.array([[True, False]] * 3)]
 )
-def test_stored_answers_of_other_kinds_are_refused(values):
+def test_stored_outputs_of_other_kinds_are_refused(values):
     with pytest.raises(TypeError, match="logits: m: expected floating-point numbers"):
         ArrayMember(name="m", logits=values)
 

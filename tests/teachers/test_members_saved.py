@@ -1,4 +1,4 @@
-"""Members as files: the same answers come back, damage is noticed, nothing that is read runs."""
+"""Members as files: the same logits come back, damage is noticed, nothing that is read runs."""
 
 import functools
 import io
@@ -24,7 +24,7 @@ def rows(digits):
     return digits.labelled.inputs.reshape(200, -1), digits.labelled.labels
 
 
-def test_saved_members_answer_the_same_bits(tmp_path, rows):
+def test_saved_members_predict_the_same_bits(tmp_path, rows):
     x = rows[0]
     for member in members(rows):
         assert isinstance(member, Member)
@@ -52,7 +52,7 @@ def test_a_flipped_byte_is_noticed(tmp_path, rows, which):
 
 
 def test_loading_cannot_run_code(tmp_path, rows):
-    """A torch member whose class is a function that does harm, and an archive that asks for one."""
+    """A torch member whose class is a function that does harm, and an archive that names one."""
     evidence = tmp_path / "harm"
     TorchMember(MLP(), factory=MLP).save(tmp_path / "torch")
     about = json.loads((tmp_path / "torch" / "member.json").read_text())
@@ -100,7 +100,7 @@ def test_own_classes_load_when_trusted(tmp_path):
     np.testing.assert_array_equal(loaded.predict_logits(x), member.predict_logits(x))
 
 
-def test_what_cannot_be_saved_says_so(tmp_path):
+def test_members_that_cannot_be_saved_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"own: cannot be saved .*factory="):
         TorchMember(Custom(), name="own").save(tmp_path)
     with pytest.raises(ValueError, match="factory: own: expected a module class"):
@@ -140,7 +140,7 @@ class Times(nn.Linear):
         return self.factor * super().forward(x.flatten(1))
 
 
-def test_a_factory_of_a_module_with_other_attributes_is_told_of(tmp_path):
+def test_a_factory_of_a_module_with_other_attributes_is_warned_of(tmp_path):
     with pytest.warns(
         UserWarning, match=r"factory: net: it builds a module with other parts \(attributes of .*Times\)"
     ):
@@ -203,7 +203,7 @@ def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_nee
     Ensemble.load(tmp_path)
     assert (
         len(written) == 3
-    )  # what it is written as now, which other versions do otherwise, and whether that is what was read
+    )  # its archive as written now, which other versions write otherwise, and as it was read
 
 
 def test_newer_formats_are_refused(tmp_path, rows):

@@ -1,4 +1,4 @@
-"""Members with a preprocess of their own: their answers on raw samples, saved and loaded."""
+"""Members with a preprocess of their own: their logits for raw samples, saved and loaded."""
 
 from functools import partial
 from pathlib import Path

@@ -158,7 +158,7 @@ def test_an_import_path_is_short_for_an_estimator_and_numbers_are_read_as_such(t
         ),
     ],
 )
-def test_what_is_no_estimator_is_refused_when_the_config_is_read(tmp_path, estimator, words):
+def test_a_value_that_is_no_estimator_is_refused_when_the_config_is_read(tmp_path, estimator, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         recipes_of(tmp_path, estimator)
 
@@ -184,7 +184,7 @@ def some(x):
         (KNeighborsClassifier(300), "it can't be used: ValueError: .*n_neighbors"),
     ],
 )
-def test_what_can_not_be_used_is_refused_before_it_is_trained(estimator, words):
+def test_an_estimator_that_can_not_be_used_is_refused_before_it_is_trained(estimator, words):
     with pytest.raises(ValueError, match=f"^estimator: m: {words}"):
         SklearnMembers(estimator, name="m").check(table(), ("0", "1"))
 

@@ -1,4 +1,4 @@
-"""Greedy selection: against trying everything, within budgets, and what it refuses."""
+"""Greedy selection: against trying everything, within budgets, and its errors."""
 
 import itertools
 
@@ -142,7 +142,7 @@ def test_shapes():
         greedy_selection(z[0], labels)
 
 
-def test_softmax_and_logits_agree_on_what_is_known():
+def test_softmax_and_logits_agree_on_known_numbers():
     """The quick way (true classes only) and the general one are one rule."""
     z, labels = library(4)
     quick = greedy_selection(z, labels, rounds=9)

@@ -1,4 +1,4 @@
-"""Training of several models: what they learn, what they are given, and what is refused."""
+"""Training of several models: results, batches and errors."""
 
 import functools
 
@@ -184,7 +184,7 @@ def test_every_length_has_a_schedule(steps, schedule):
 
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
-def test_who_watches_is_told_losses_and_accuracies(digits, way):
+def test_a_watcher_gets_losses_and_accuracies(digits, way):
     seen = []
     train(
         digits,

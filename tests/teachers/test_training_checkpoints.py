@@ -1,4 +1,4 @@
-"""Training that is killed and resumed, and what it was on its way."""
+"""Training that is killed and resumed, and its trajectory."""
 
 import functools
 

@@ -44,7 +44,7 @@ class Layout(nn.Module):
             self.seen.add(x.stride(1) == 1)
         if self.flat == "assert":
             assert x.is_contiguous()
-        if self.flat == "strides":  # as a kernel that doesn't ask
+        if self.flat == "strides":  # as a kernel that ignores strides
             return self.last(x.as_strided((len(x), 144), (144, 1)))
         return self.last(x.flatten(1) if self.flat == "flatten" else x.view(len(x), -1))
 

@@ -1,4 +1,4 @@
-"""Training as a stack: each model gets what it would get alone, or it is not stacked."""
+"""Training as a stack: each model has the result that it would have alone, or it is not stacked."""
 
 import functools
 
@@ -69,14 +69,14 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
 
 
-def test_what_cannot_be_stacked_is_trained_one_by_one_with_a_reason(digits):
+def test_a_model_that_cannot_be_stacked_is_trained_one_by_one_with_a_reason(digits):
     with pytest.warns(UserWarning, match=r"Branching can't be trained as a stack: .*item"):
         models = train(digits, Branching, SEEDS[:4])
     assert len(models) == 4
 
 
 class Subspace(nn.Linear):
-    """Sees pixels of its own, which no parameter knows of."""
+    """Sees pixels of its own, which are in no parameter."""
 
     def __init__(self):
         super().__init__(20, 10)
@@ -144,7 +144,7 @@ def alpha():
     ],
 )
 @pytest.mark.parametrize("way", ["auto", "stacked", "measured"])
-def test_what_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, factory, reason, way):
+def test_a_model_that_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, factory, reason, way):
     monkeypatch.setattr(stack, "MEASURE_FROM", 1)
     monkeypatch.setattr(strategies, "workers", lambda count: 1)
     once = Optimization(steps=5, batch_size=8)
@@ -155,7 +155,7 @@ def test_what_a_stack_would_train_otherwise_is_not_stacked(digits, monkeypatch, 
 
 
 @pytest.mark.parametrize("factory", [attentive, alpha])
-def test_what_draws_beside_dropout_is_not_stacked_unless_one_insists(digits, factory):
+def test_a_model_that_draws_beside_dropout_is_not_stacked_unless_one_insists(digits, factory):
     once = Optimization(steps=5, batch_size=8)
     with pytest.warns(
         UserWarning, match="can't be trained as a stack: it draws from a global generator beside dropout"
@@ -182,7 +182,7 @@ def test_a_stack_that_fails_when_it_is_measured_is_not_chosen(digits, monkeypatc
 
 
 @pytest.mark.parametrize(("drop", "shape"), [(F.dropout, (50, 400)), (F.dropout2d, (200, 100, 3, 3))])
-def test_dropout_keeps_what_it_should(drop, shape):
+def test_dropout_keeps_its_share_of_units(drop, shape):
     x = torch.ones(shape)
     key = torch.from_numpy(keys([1, 2], 0, 3))
     with OwnDropout() as mode:

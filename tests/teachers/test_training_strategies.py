@@ -27,7 +27,7 @@ from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.traits import traits
 
 QUICK = Optimization(steps=80, batch_size=32, learning_rate=5e-3)
-LONG = Optimization(steps=10**6, batch_size=8)  # nobody waits for its end
+LONG = Optimization(steps=10**6, batch_size=8)  # too long to wait for its end
 NET = functools.partial(CNN, channels=[4, 8], dropout=0.3)
 
 
@@ -66,7 +66,7 @@ def difference(a, b):
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-def test_a_model_has_the_same_bits_whoever_is_beside_it_and_however_many_threads_there_are(digits):
+def test_a_model_has_the_same_bits_beside_any_others_and_with_any_number_of_threads(digits):
     rows = [np.arange(i, 200) for i in range(5)]
     options = {"augment": ShiftImages(), "way": "side_by_side"}
     among = states(train(digits, NET, list(range(5)), rows=rows, **options))
@@ -153,7 +153,7 @@ def test_models_run_on_threads_and_callbacks_on_the_callers(digits, counting):
         assert [s.step for s in seen if s.names == (name,)] == [32, 64, 80]
 
 
-def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
+def test_an_error_ends_all_and_names_its_model(digits, counting):
     def broken():
         raise ArithmeticError("it broke")
 
@@ -171,7 +171,7 @@ def test_an_error_ends_all_and_says_whose_it_is(digits, counting):
 
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
-def test_whatever_way_an_error_says_whose_it_is(digits, counting, way):
+def test_an_error_names_its_model_in_every_way(digits, counting, way):
     def starved():
         torch.empty(2**50)
 
@@ -209,7 +209,7 @@ class Starved(MLP):
 @pytest.mark.parametrize("learning", [False, True])
 @pytest.mark.parametrize("way", get_args(strategies.Way))
 @pytest.mark.filterwarnings("ignore:Starved can't be trained as a stack")
-def test_whatever_way_short_memory_is_named_and_advised_on(digits, way, learning, monkeypatch):
+def test_short_memory_is_named_with_advice_in_every_way(digits, way, learning, monkeypatch):
     monkeypatch.setattr(Starved, "learning", learning)
     advice = (
         r"a: out of memory in the training \(CUDA out of memory\); lower optimization\.batch_size \(16\)$"
@@ -237,7 +237,7 @@ class Lonely(MLP):
         return copy.copy(self)
 
 
-def test_short_memory_for_what_is_only_tried_rules_out_no_more_than_that(digits, monkeypatch):
+def test_short_memory_in_a_trial_rules_out_only_that_way(digits, monkeypatch):
     monkeypatch.setattr(Lonely, "copied", None)
     with pytest.warns(
         UserWarning, match=r"Lonely can't be trained (side by side|as a stack): no copies"
@@ -271,7 +271,7 @@ def test_a_loss_that_explodes_while_the_ways_are_tried_has_its_own_name_alone(di
 
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
-def test_what_a_training_needs_is_gone_when_its_model_is_done(digits, monkeypatch, way):
+def test_the_memory_of_a_training_is_free_when_its_model_is_done(digits, monkeypatch, way):
     torch.set_num_threads(2 if way == "side_by_side" else 1)
     jobs, alive = weakref.WeakSet(), []
     make = stack.Job.__init__
@@ -315,8 +315,8 @@ def test_ctrl_c_ends_all(digits, counting):
 
 
 def test_ctrl_c_while_a_thread_is_being_started_leaves_their_number_alone(monkeypatch):
-    """Such a thread is none that the pool knows, and goes on after all is over; ``two_threads`` looks what it
-    leaves."""
+    """Such a thread is none that the pool knows, and goes on after all is over; ``two_threads`` checks the
+    rest."""
     start, over, late = threading.Thread.start, threading.Event(), []
 
     def interrupted(self):
@@ -347,7 +347,7 @@ class Shaken(MLP):
         return super().forward(x * (1 + 0.1 * self.draw()) if self.training else x)
 
 
-def test_what_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
+def test_a_model_that_cannot_run_at_once_is_trained_one_by_one_with_a_reason(digits):
     torch.set_num_threads(1)
     expected = states(train(digits, Noisy, [1, 2], way="one_by_one"))
     with pytest.warns(
@@ -451,7 +451,7 @@ class Sleeping(nn.Linear):
 
 @pytest.mark.parametrize(("kind", "expected"), [(Slow, "stacked"), (Sleeping, "side_by_side")])
 @pytest.mark.filterwarnings("ignore:Sleeping can't be trained as a stack")
-def test_what_is_slow_one_by_one_is_done_at_once(digits, monkeypatch, kind, expected):
+def test_models_that_are_slow_one_by_one_are_trained_at_once(digits, monkeypatch, kind, expected):
     monkeypatch.setattr(strategies, "workers", lambda count: 2)
     torch.set_num_threads(1)
     data = [torch.from_numpy(v) for v in (digits.inputs, digits.labels)]

@@ -19,7 +19,7 @@ def entropy(p):
     w=arrays(np.float64, 3, elements=st.floats(0.01, 1)).map(lambda w: w / w.sum()),
 )
 @settings(max_examples=60, deadline=None)
-def test_parts_sum_up_and_are_what_they_are_called(z, w):
+def test_parts_sum_up_and_match_their_names(z, w):
     p = softmax(z, -1)
     found = decompose(z, w)
     mixture = (w[:, None, None] * p).sum(0)
@@ -27,7 +27,7 @@ def test_parts_sum_up_and_are_what_they_are_called(z, w):
     np.testing.assert_allclose(found.aleatoric, (w[:, None] * entropy(p)).sum(0), atol=1e-9)
     np.testing.assert_allclose(found.total, found.aleatoric + found.epistemic, atol=1e-12)
     assert (found.epistemic >= 0).all()
-    assert (found.epistemic <= np.log(3) + 1e-9).all()  # it can't tell more than who the member is
+    assert (found.epistemic <= np.log(3) + 1e-9).all()  # it is at most the entropy of the choice of a member
     top = z.argmax(-1)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     weight = sum(w[i] * w[j] for i, j in pairs)
