@@ -106,7 +106,7 @@ def test_the_settings_fit_the_made_data(name, at_root):
     if not (ROOT / "examples" / "data" / file).exists():
         pytest.skip(f"examples/data/{file} is not made: {command}")
     split = load_config(["--config", f"examples/{name}.yaml"]).split(0)
-    assert min(len(split.labelled), len(split.pool), len(split.test)) >= 600
+    assert min(len(split.labelled), len(split.pool), len(split.test)) >= 200
 
 
 @pytest.mark.slow

@@ -361,7 +361,7 @@ def test_weights_that_are_refused(tmp_path):
             np.where(np.arange(200) == 5, np.nan, 1.0),
             r"finite numbers of at least 0; row 5 has nan",
         ),
-        (GaussianNB(), ["a"] * 200, "sample_weight: expected 200 numbers; got list"),
+        (GaussianNB(), ["a"] * 200, "sample_weight: expected 200 numbers; row 0 has 'a'"),
         (
             GaussianNB(),
             np.zeros(200),
