@@ -8,7 +8,8 @@ from benchmarks.__main__ import main
 from benchmarks.data import measure
 
 
-@pytest.mark.parametrize("kind", ["parquet", pytest.param("png", marks=pytest.mark.slow)])
+@pytest.mark.slow  # eight processes each
+@pytest.mark.parametrize("kind", ["parquet", "png"])
 def test_a_quick_run_has_every_part(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.data.command._rows", lambda kind, quick, large: 600 if kind == "png" else 9000
