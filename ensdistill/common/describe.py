@@ -180,3 +180,29 @@ def build_module(recipe: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.M
         return cls(**arguments)
     except TypeError as error:
         raise ValueError(f"{path}: does not take these arguments ({error})") from error
+
+
+def import_function(argument: str, path: str) -> Any:
+    """The function that an import path names, ``package.module.function``.
+
+    Raises
+    ------
+    ValueError
+        It can't be imported, or is no function; begins with ``argument``.
+
+    Examples
+    --------
+    >>> import_function("constraint", "math.sqrt")(9.0)
+    3.0
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{argument}: expected the import path of a function, package.module.function; got {path!r} "
+            f"({error})"
+        ) from error
+    if not callable(found) or isinstance(found, type):
+        raise ValueError(f"{argument}: {path}: expected a function; got {type(found).__name__}")
+    return found

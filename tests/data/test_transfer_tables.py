@@ -309,8 +309,8 @@ def test_constraints_that_fail(constraint, error, words):
             r"one_hot: expected at least two columns of 0 and 1.*\[0, 1\] row",
         ),
         ({"one_hot": [[1]]}, ValueError, "one_hot: .* 1 columns"),
-        ({"constraint": "nowhere.at_all"}, ValueError, "constraint: expected a function, or its import path"),
-        ({"constraint": "math.pi"}, ValueError, "constraint: math.pi is no function, but float"),
+        ({"constraint": "nowhere.at_all"}, ValueError, "constraint: expected the import path of a function"),
+        ({"constraint": "math.pi"}, ValueError, "constraint: math.pi: expected a function; got float"),
     ],
 )
 @pytest.mark.parametrize("which", [Munge, Mixup])

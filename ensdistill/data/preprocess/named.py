@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ensdistill.common.describe import import_function
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import source_digest
 from ensdistill.data.preprocess.base import write_about
@@ -36,7 +36,7 @@ class Named:
     takes_trusted = True
 
     def __init__(self, function: Callable[[Any], Any] | str) -> None:
-        self.function = _imported(function) if isinstance(function, str) else function
+        self.function = import_function("preprocess", function) if isinstance(function, str) else function
         self.path = function if isinstance(function, str) else _path(function)
 
     def __call__(self, batch: Any) -> Any:
@@ -65,7 +65,7 @@ def _path(function: Any) -> str:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     path = f"{module}.{name}"
     try:
-        found = None if module in (None, "__main__") else _imported(path)
+        found = None if module in (None, "__main__") else import_function("preprocess", path)
     except ValueError:
         found = None
     if found is not function:
@@ -74,17 +74,3 @@ def _path(function: Any) -> str:
             "define it at the top of a module of its own"
         )
     return path
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"preprocess: expected the import path of a function, package.module.function; got {path!r} "
-            f"({error})"
-        ) from error
-    if not callable(found) or isinstance(found, type):
-        raise ValueError(f"preprocess: {path}: expected a function; got {type(found).__name__}")
-    return found

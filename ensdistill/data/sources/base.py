@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ FILES = (("path", DRAWN), ("test_path", TEST), ("pool_path", POOL))
 PATIENCE = 5.0  # seconds without a sign of progress
 
 
-class Divided:
+class Divided(ABC):
     """A data set with ``parts``, how it is divided, and ``_read()``, which returns all of its rows."""
 
     parts: Partition
@@ -30,8 +31,9 @@ class Divided:
         """All rows, read once."""
         return self._read()
 
+    @abstractmethod
     def _read(self) -> Whole:
-        raise NotImplementedError
+        """All rows, from the files."""
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process reads for itself.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from ensdistill.common.describe import import_function
 from ensdistill.data import batches as b
 
 _ROUNDS = 100  # of draws for rows that violate the constraint
@@ -65,17 +65,11 @@ def imported(name: str, constraint: Any) -> Any:
     """The function that an import path names, ``package.module.function``; a function as it is."""
     if constraint is None or callable(constraint):
         return constraint
-    module, _, attribute = constraint.rpartition(".") if isinstance(constraint, str) else ("", "", "")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    if not isinstance(constraint, str):
         raise ValueError(
-            f"{name}: constraint: expected a function, or its import path, package.module.function; got "
-            f"{constraint!r} ({error})"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"{name}: constraint: {constraint} is no function, but {type(found).__name__}")
-    return found
+            f"{name}: constraint: expected a function, or its import path; got {type(constraint).__name__}"
+        )
+    return import_function(f"{name}: constraint", constraint)
 
 
 def constrained(name: str, rows: int, constraint: Any, make: Callable[[np.ndarray], Any]) -> Any:
