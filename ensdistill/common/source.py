@@ -123,7 +123,7 @@ class Used:
             return _path(type(value))
         if inspect.isroutine(value) or hasattr(value, "__code__"):
             return self._function(getattr(value, "__func__", value), where)
-        if type(value).__module__ == "typing":
+        if type(value).__module__ == "typing" or isinstance(value, inspect.Signature):
             return repr(value)
         if id(value) not in self._known:
             self._known[id(value)] = (

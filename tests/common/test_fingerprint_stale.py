@@ -1,6 +1,7 @@
 """A cache that is refused names the part of a member that differs."""
 
 import functools
+import inspect
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from ensdistill.cache import CacheMismatch, TargetCache, cache_targets
 from ensdistill.cache.fingerprint import differences
+from ensdistill.common.source import Used
 from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import CallableMember, TorchMember
@@ -126,3 +128,10 @@ def test_parts_alone_make_no_difference():
         "members.b: the cache has no such member",
         "members.a: is in the cache alone",
     ]
+
+
+def test_a_signature_that_a_wrapper_keeps_is_content(recwarn):
+    one, same, other = (inspect.signature(f) for f in (lambda x: x, lambda x: x, lambda x, y=1: x))
+    found = [Used().refer(signature, "predict.sig") for signature in (one, same, other)]
+    assert found[0] == found[1] != found[2]
+    assert not recwarn.list
