@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A program of its own, of a library that few have; looking for doctests would import it.
 collect_ignore = ["fuzz/guided_fuzzer.py"]
+# pytest loads these by itself; looking for doctests would import them again, under one and the same name.
+collect_ignore_glob = ["*conftest.py"]
 
 
 @pytest.fixture(params=ops.build_info()["cpu"]["runnable"])
