@@ -1,0 +1,147 @@
+"""Teachers, transfer set and student for samples of a kind, where nobody has named any.
+
+They are fixed choices by the kind and the number of samples. Nothing is searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import ComplementNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ensdistill.common.optimization import Optimization
+from ensdistill.data.preprocess import HashedNgrams
+from ensdistill.data.samples import as_samples, form
+from ensdistill.data.transfer import Munge, TransferSet
+from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
+from ensdistill.models import CNN, MLP, BagOfNgrams
+from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
+
+NETWORKS = 3  # networks of one kind in the ensemble
+SYNTHETIC = (5_000, 40_000)  # rows made from those of a table: at least, at most
+NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The stages' settings of one job."""
+
+    teachers: TeachersConfig
+    cache: CacheConfig
+    distill: DistillConfig
+
+
+def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
+    """The settings for samples that nobody has chosen any for.
+
+    Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
+    by MUNGE where the pool is small; a network with two hidden layers as the student. Images: convolution
+    networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+
+    Parameters
+    ----------
+    samples : samples of any kind
+        The labelled ones, or some of them: their kind decides.
+    labelled, pool : int
+        Rows with and without labels.
+
+    Raises
+    ------
+    TypeError
+        Samples of several fields, for which there is no default model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [recipe.name for recipe in defaults(np.zeros((10, 3), np.float32), 10).teachers.members]
+    ['boosting', 'trees', 'mlp']
+    """
+    samples = as_samples(samples)
+    about = form(samples)
+    kind = about["kind"]
+    if kind == "table":
+        return _of_numbers(labelled, pool, "auto")
+    if kind == "text":
+        return _of_texts(labelled, pool)
+    shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
+    if kind == "images" or len(shape) == 3:
+        return _of_images(labelled, pool)
+    if kind in ("array", "tensor"):
+        return _of_numbers(labelled, pool, StandardScaler() if len(shape) == 1 else "auto")
+    raise TypeError(
+        f"samples: expected a table, an array, images or texts; got {kind}, for which there are no default "
+        "models: name teachers and student"
+    )
+
+
+def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
+    made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
+    synthetic = [Munge(rows=made)] if made else []
+    members: list[Recipe] = [
+        SklearnMembers(
+            HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"
+        ),
+        SklearnMembers(ExtraTreesClassifier(n_estimators=200, min_samples_leaf=2), name="trees"),
+        TorchMembers(
+            partial(MLP, hidden=[128, 128], dropout=0.2),
+            NETWORKS,
+            optimization=_network(labelled),
+            preprocess=preprocess,
+        ),
+    ]
+    student = partial(MLP, hidden=[128, 128], activation="silu")
+    return _job(members, synthetic, student, preprocess, labelled + pool + made, 0.005)
+
+
+def _of_images(labelled: int, pool: int) -> Defaults:
+    network = partial(CNN, channels=[16, 32], hidden=[64], dropout=0.3)
+    members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=_network(labelled))]
+    student = partial(CNN, channels=[8, 16], activation="silu", pooling="average")
+    return _job(members, [], student, "auto", labelled + pool, 0.02)
+
+
+def _of_texts(labelled: int, pool: int) -> Defaults:
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
+    members: list[Recipe] = [
+        SklearnMembers(make_pipeline(characters, LogisticRegression(C=10.0, max_iter=1000)), name="logistic"),
+        SklearnMembers(make_pipeline(words, ComplementNB(alpha=0.3)), name="bayes"),
+        TorchMembers(
+            partial(BagOfNgrams, width=64, dropout=0.3), 2, optimization=_network(labelled), preprocess=NGRAMS
+        ),
+    ]
+    student = partial(BagOfNgrams, width=32, dropout=0.3)
+    return _job(members, [], student, NGRAMS, labelled + pool, 0.01)
+
+
+def _network(labelled: int) -> Optimization:
+    """Some twenty epochs, of 200 steps at least."""
+    return Optimization(steps=_bounded(20 * labelled // 64, 200, 2000), batch_size=64, weight_decay=0.05)
+
+
+def _job(
+    members: list[Recipe], synthetic: list[Any], model: Any, preprocess: Any, rows: int, rate: float
+) -> Defaults:
+    steps = _bounded(40 * rows // 256, 500, 6000)
+    student = StudentConfig(
+        model,
+        Optimization(steps, batch_size=256, learning_rate=rate, schedule="cosine"),
+        Optimization(steps, batch_size=64, learning_rate=rate / 2, weight_decay=0.05, schedule="cosine"),
+        preprocess=preprocess,
+    )
+    return Defaults(
+        TeachersConfig(members),
+        CacheConfig(TransferSet(synthetic=synthetic)),
+        DistillConfig({"student": student}),
+    )
+
+
+def _bounded(value: int, least: int, most: int) -> int:
+    return max(least, min(value, most))

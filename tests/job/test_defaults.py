@@ -1,0 +1,64 @@
+"""The settings of those who have named none, by the kind and number of their samples."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ensdistill.data import Rows, Split
+from ensdistill.job.check import check_job
+from ensdistill.job.config import Config
+from ensdistill.job.defaults import defaults
+from ensdistill.job.run_folder import RunFolder
+
+GENERATOR = np.random.default_rng(0)
+LABELS = np.arange(90, dtype=np.int64) % 3
+WORDS = np.array(["red", "green", "blue", "fox", "hen", "crow", "hill", "lake"])
+SAMPLES: dict[str, Any] = {
+    "array": GENERATOR.normal(size=(90, 4)).astype(np.float32),
+    "image array": GENERATOR.normal(size=(90, 1, 8, 8)).astype(np.float32),
+    "table": pd.DataFrame(
+        {
+            "size": np.where(np.arange(90) % 7, GENERATOR.normal(size=90), np.nan),
+            "weight": GENERATOR.normal(size=90),
+            "colour": WORDS[np.arange(90) % 3],
+        }
+    ),
+    "texts": [" ".join(GENERATOR.permutation(WORDS)) for _ in range(90)],
+    "images": [GENERATOR.integers(0, 255, (8, 8), np.uint8) for _ in range(90)],
+}
+
+
+class Own:
+    """A data set of these samples."""
+
+    def __init__(self, samples: Any) -> None:
+        self.rows = Rows(samples, np.arange(90), LABELS)
+
+    def split(self, seed: int) -> Split:
+        rows, pool = self.rows, self.rows.take(np.arange(60, 75)).without_labels()
+        return Split(rows.take(np.arange(60)), pool, rows.take(np.arange(75, 90)), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
+    made = defaults(SAMPLES[kind], 60, 15)
+    check_job(RunFolder(Config(Own(SAMPLES[kind]), made.teachers, made.cache, made.distill, folder=tmp_path)))
+
+
+def test_a_large_pool_needs_no_synthetic_rows() -> None:
+    assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
+    assert defaults(SAMPLES["array"], 60, 239).cache.transfer.synthetic[0].rows == 5000
+
+
+def test_more_rows_are_trained_for_more_steps() -> None:
+    few, many = (
+        defaults(SAMPLES["texts"], n).distill.students["student"].optimization.steps for n in (9, 10**5)
+    )
+    assert (few, many) == (500, 6000)
+
+
+def test_samples_of_several_fields_have_no_default() -> None:
+    with pytest.raises(TypeError, match="got mapping, for which there are no default models"):
+        defaults({"a": np.zeros((3, 2)), "b": np.zeros(3)}, 3)
