@@ -9,16 +9,18 @@ from ensdistill.cache.codecs import codec_of
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
+from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import subset
 from ensdistill.data.transfer.base import needs_ensemble
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config, StudentConfig
-from ensdistill.job.prepared import prepare
+from ensdistill.job.prepared import prepare, prepare_student
+from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
 from ensdistill.teachers.existing import ExistingMembers
-from ensdistill.teachers.prepared import prepare_recipes
+from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import TorchMembers
 
 
@@ -27,7 +29,7 @@ def check_job(run: RunFolder) -> None:
     data.
 
     Every student and every torch member is built and run on two rows; every estimator is fitted to a few,
-    saved and loaded.
+    saved and loaded. A preprocess is fitted for every seed and tried on the pool and the test rows.
     """
     config = run.config
     for seed in range(config.seeds):
@@ -66,12 +68,49 @@ def check_job(run: RunFolder) -> None:
         codec_of(config.cache.codec).fields(1, len(split.classes))
     except ValueError as error:
         raise ValueError(f"cache.{error}") from error
+    _check_preprocess(run)
     _check_transfer(config, split)
     if config.cache.augment is not None:
         try:
             view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
         except (ValueError, TypeError) as error:
             raise ValueError(f"cache.augment: {error}") from error
+
+
+def _check_preprocess(run: RunFolder) -> None:
+    """Refuse a preprocess that does not take the pool's rows or the test rows of some seed."""
+    config, pool = run.config, run.config.cache.transfer.pool
+    for seed in range(config.seeds):
+        split, tried = config.split(seed), set()
+        for where, preprocess in _fitted(run, seed):
+            if id(preprocess) not in tried:  # members without a setting of their own share one
+                tried.add(id(preprocess))
+                try:
+                    check_rows(preprocess, split, pool=pool)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error} (seed {seed})") from error
+
+
+def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
+    """The place in the settings of every preprocess, and the preprocess as a seed's stages fit it."""
+    config, split = run.config, run.config.split(seed)
+    found: list[tuple[str, Preprocess | None]] = []
+    if not run.is_finished(Unit("teachers", seed)):
+        try:
+            made = prepare_recipes(config.teachers.members, split.labelled.inputs, len(split.classes), seed)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"teachers.members: {error} (seed {seed})") from error
+        for i, recipe in enumerate(made):
+            if isinstance(recipe, Prepared):
+                found.append((f"teachers.members.{i}.init_args.preprocess: {recipe.name}", recipe.preprocess))
+    for name, student in config.distill.students.items():
+        try:
+            found.append(
+                (f"distill.students.{name}.preprocess", prepare_student(student, split, seed).preprocess)
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"distill.students.{name}.{error} (seed {seed})") from error
+    return found
 
 
 def _check_transfer(config: Config, split: Split) -> None:
