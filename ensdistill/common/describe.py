@@ -4,6 +4,7 @@ pickling it."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
@@ -196,12 +197,16 @@ def import_function(argument: str, path: str) -> Any:
     3.0
     """
     module, _, name = path.rpartition(".")
+    names: list[str] = []
     try:
-        found = getattr(importlib.import_module(module), name)
+        place = importlib.import_module(module)
+        names = dir(place)
+        found = getattr(place, name)
     except (ImportError, AttributeError, ValueError) as error:
+        near = difflib.get_close_matches(name, names, 1)
         raise ValueError(
             f"{argument}: expected the import path of a function, package.module.function; got {path!r} "
-            f"({error})"
+            f"({error}){f'. Did you mean {module}.{near[0]}?' if near else ''}"
         ) from error
     if not callable(found) or isinstance(found, type):
         raise ValueError(f"{argument}: {path}: expected a function; got {type(found).__name__}")

@@ -18,6 +18,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.scalars import check_temperature, plain_fields
 from ensdistill.data import Dataset, Split
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.teachers.recipes import Recipe
@@ -164,9 +165,10 @@ class StudentConfig:
         ``DistillConfig.folds``). The student's by default.
     description : str
         Text about the student, for the report.
-    preprocess : "auto", null, or class_path with init_args
+    preprocess : "auto", null, class_path with init_args, a function's import path, or a path
         How raw samples become the model's input. ``auto``: numbers as they are; tables, texts and images by
-        the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool.
+        the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool. A path is of
+        a tokenizer or of a saved preprocess.
     """
 
     model: Callable[[], nn.Module]
@@ -179,6 +181,7 @@ class StudentConfig:
         plain_fields(self)
         if module_recipe(self.model) is None:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
+        as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
         if self.baseline.steps != self.optimization.steps:
             raise ValueError(
                 f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; "

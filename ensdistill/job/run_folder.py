@@ -32,6 +32,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
+from ensdistill.data.preprocess import as_preprocess, trusted_by
 from ensdistill.job.config import Config, StudentConfig
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.trainer import Trained
@@ -220,6 +221,7 @@ class RunFolder:
             describe(part) for s in self.config.distill.students.values() for part in (s.model, s.preprocess)
         ]
         own = [path for s in students for path in _class_paths(s)]
+        own += [path for s in self.config.distill.students.values() for path in trusted_by(s.preprocess)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
 
@@ -238,6 +240,9 @@ def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray]
 def preprocess_setting(student: StudentConfig, split: Split) -> list[Any]:
     """The setting, where it has an effect: numbers stay as they are unless it names a preprocess."""
     numbers = isinstance(split.labelled.inputs, np.ndarray) and student.preprocess in ("auto", None)
+    if isinstance(student.preprocess, str) and student.preprocess != "auto":
+        # A path: the code of its function, or the tokenizer in its files, may change.
+        return [student.preprocess, as_preprocess(student.preprocess).fingerprint()]
     return [] if numbers else [describe(student.preprocess)]
 
 

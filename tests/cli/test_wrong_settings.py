@@ -112,6 +112,31 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             [],
             "Did you mean 'GaussianNB'?",
         ),
+        # Text that names no preprocess.
+        (
+            {f"{SMALL}.preprocess": "autoo"},
+            [],
+            f"{SMALL}.preprocess: expected auto, null, a class_path with init_args, a function's import path "
+            "(package.module.function), or the path of a tokenizer or of a saved preprocess that exists; got "
+            "'autoo'. Did you mean 'auto'?",
+        ),
+        ({f"{MEMBER}.preprocess": "autoo"}, [], f"{MEMBER}.preprocess: expected auto, null, a class_path"),
+        (
+            {"teachers.members.1.init_args.preprocess": "Auto"},
+            [],
+            "teachers.members.1.init_args.preprocess: expected auto, null,",
+        ),
+        ({f"{MEMBER}.preprocess": "Auto"}, [], "Did you mean 'auto'?"),
+        ({}, [f"--{SMALL}.preprocess", "None"], "got 'None'. Did you mean 'null'?"),
+        ({f"{SMALL}.preprocess": "TableDefault"}, [], "Did you mean 'class_path: TableDefaults'?"),
+        ({f"{SMALL}.preprocess": "numpy.sqare"}, [], "Did you mean numpy.square?"),
+        (
+            {f"{SMALL}.preprocess": "tokenizer.json"},
+            [],
+            "No module named 'tokenizer'); there is no file of this name either",
+        ),
+        ({f"{SMALL}.preprocess": "my/tokenizer"}, [], "of a tokenizer or of a saved preprocess that exists"),
+        ({f"{SMALL}.preprocess": 3}, [], f"{SMALL}.preprocess: expected a Preprocess"),
         # Values of another kind, or out of range.
         ({"seeds": "two"}, [], "seeds: expected a whole number; got 'two'"),
         ({"seeds": None}, [], "seeds: expected a whole number; got nothing"),

@@ -14,10 +14,12 @@ from torch import nn
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Digits, Split
+from ensdistill.data.preprocess import HashedNgrams, fitted
 from ensdistill.job.config import CacheConfig, Config, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
+from tests.data.test_preprocess import tokenizer
 
 
 def distill(**more):
@@ -66,6 +68,35 @@ def test_edges_are_legal():
         == 0.0
     )
     assert distill(loss=LossSettings(alpha=1.0, temperature=1e3)).loss.temperature == 1e3
+
+
+def lengths(batch):
+    return np.array([[len(text)] for text in batch], np.float32)
+
+
+def test_a_students_preprocess_is_named_in_every_way(tmp_path):
+    own = tokenizer()
+    own.enable_truncation(7)
+    own.save(str(tmp_path / "tokenizer.json"))
+    texts = ["a text", "another one"]
+    for setting, width in (
+        ("auto", None),
+        (None, None),
+        (HashedNgrams(), None),
+        (f"{__name__}.lengths", 1),
+        (str(tmp_path), 7),
+        (str(tmp_path / "tokenizer.json"), 7),
+    ):
+        student = StudentConfig(MLP, preprocess=setting)
+        assert student.preprocess is setting
+        made = fitted(student.preprocess, texts)
+        if width:
+            result = made(texts)
+            assert (result["input_ids"] if isinstance(result, dict) else result).shape == (2, width)
+    with pytest.raises(
+        ValueError, match=r"preprocess: expected auto, null, .* got 'autoo'. Did you mean 'auto'"
+    ):
+        StudentConfig(MLP, preprocess="autoo")
 
 
 def test_no_student_at_all():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from job_helpers import job_file, run, stamps, succeed, trained
+from job_helpers import fingerprints, job_file, run, stamps, succeed, trained, write_job
 
 from ensdistill.cli.settings import load_config
 from ensdistill.job.run_folder import RunFolder, Unit
@@ -103,3 +103,21 @@ def test_a_full_disk_then_the_same_command(copy, finished_job, monkeypatch, writ
     assert not list(copy.rglob("*.part"))
     succeed("distill", job_file(copy))
     assert trained(copy) == trained(finished_job)
+
+
+def squared(batch):
+    return batch**2
+
+
+def doubled(batch):
+    return batch * 2
+
+
+def test_a_students_function_is_trusted_and_a_changed_one_makes_its_stages_stale(copy, monkeypatch):
+    file = write_job(copy.parents[1], {"distill.students.small.preprocess": f"{__name__}.squared"})
+    succeed("run", file)
+    before = fingerprints(copy)
+    monkeypatch.setattr(sys.modules[__name__], "squared", doubled)  # an edit of the file
+    succeed("run", file)
+    changed = [unit for unit, one in fingerprints(copy).items() if one != before[unit]]
+    assert sorted(changed) == ["seed-0/direct/small", "seed-0/distill/small"]

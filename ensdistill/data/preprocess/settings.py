@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def fitted(setting: Any, samples: Any, *, seed: int = 0) -> Preprocess | None:
                 f"fingerprint and save; got {type(made).__name__}"
             )
         return made
-    return as_preprocess(setting)
+    return _named(setting) if isinstance(setting, str) else as_preprocess(setting)
 
 
 def as_preprocess(value: Any, model: Any = None) -> Preprocess:
@@ -197,7 +198,7 @@ def as_setting(value: Any) -> Any:
             return value
     if hasattr(value, "fit") and not isinstance(value, type):
         return value
-    return as_preprocess(value)
+    return _named(value) if isinstance(value, str) else as_preprocess(value)
 
 
 def trusted_by(setting: Any) -> tuple[str, ...]:
@@ -215,6 +216,26 @@ def trusted_by(setting: Any) -> tuple[str, ...]:
     cls = type(setting)
     own = () if cls.__module__.startswith("ensdistill.") else (f"{cls.__module__}.{cls.__qualname__}",)
     return (*own, *getattr(setting, "trusted", ()))
+
+
+def _named(text: str) -> Preprocess:
+    """The preprocess that a text stands for, other than "auto"; an error has the nearest setting."""
+    try:
+        return as_preprocess(text)
+    except ValueError as error:
+        if Path(text).exists():
+            raise
+        if "." in text and "/" not in text:
+            raise ValueError(f"{error}; there is no file of this name either") from error
+        known = {"auto": "auto", "null": "null", "none": "null"}
+        classes = ("TableDefaults", "Categories", "HashedNgrams", "ImageTransform", "Tokens")
+        known |= {name: f"class_path: {name}" for name in classes}
+        near = difflib.get_close_matches(text, known, 1) or difflib.get_close_matches(text.lower(), known, 1)
+        raise ValueError(
+            "preprocess: expected auto, null, a class_path with init_args, a function's import path "
+            "(package.module.function), or the path of a tokenizer or of a saved preprocess that exists; got "
+            f"{text!r}.{f' Did you mean {known[near[0]]!r}?' if near else ''}"
+        ) from error
 
 
 def table_of(samples: Any, seed: int = 0) -> Any:
