@@ -95,8 +95,27 @@ def methods(protocol: Any) -> dict[str, str]:
 def is_kind(cls: Any, base: Any) -> bool:
     """Whether a setting of type ``base`` may name this class."""
     if needed := methods(base):
-        return all(hasattr(cls, name) for name in needed)
+        return all(
+            hasattr(cls, name) and _takes(getattr(cls, name), getattr(base, name), inspect.isclass(cls))
+            for name in needed
+        )
     return not inspect.isclass(base) or (inspect.isclass(cls) and issubclass(cls, base))
+
+
+def _takes(method: Any, declared: Any, unbound: bool) -> bool:
+    """Whether a method needs no more arguments than the declared one, or has those first.
+
+    A method of another meaning may have the same name, and would fail in the middle of the work.
+    """
+    try:
+        own = [*inspect.signature(method).parameters.values()]
+    except (TypeError, ValueError):  # of compiled code
+        return True
+    static = inspect.ismethod(method) or not unbound
+    required = [p for p in own if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names = [*inspect.signature(declared).parameters][1:]
+    given = required if static else required[1:]
+    return len(given) <= len(names) or [p.name for p in given[: len(names)]] == names
 
 
 def is_group(hint: Any) -> bool:

@@ -74,6 +74,14 @@ def test_every_command_and_every_class_is_explained(words, text):
     assert text in flat(succeed(*words))
 
 
+def test_data_sets_alone_are_listed_as_such():
+    listed = succeed("run", "--data.help")
+    for name in ("Table", "Digits", "Items", "ArrayDataset"):
+        assert re.search(rf"^  ensdistill\.data\.\S*{name}$", listed, re.M)
+    assert "Partition" not in listed
+    assert "Diversity" in succeed("run", "--cache.transfer.synthetic.help")  # it takes the ensemble too
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -108,6 +108,11 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             "seed: int) -> Split",
         ),
         (
+            {"data": {"class_path": "Partition"}},
+            [],
+            "data.class_path: Partition is no Dataset: expected a class",
+        ),
+        (
             {"teachers.members.1.init_args.estimator.class_path": "sklearn.naive_bayes.GausianNB"},
             [],
             "Did you mean 'GaussianNB'?",
