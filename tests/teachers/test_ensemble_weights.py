@@ -1,18 +1,24 @@
 """Weights of rows in calibration, in mixture weights and in ensembles that are trained with folds."""
 
+import warnings
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
+from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, StratifiedKFold
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from ensdistill.data import Rows
@@ -198,14 +204,105 @@ def test_a_calibrated_classifier_and_a_scaled_one_are_weighed_as_by_their_own_fi
         np.testing.assert_allclose(chances(ensemble, x), one.predict_proba(x), rtol=0, atol=1e-6)
 
 
+NEAR = make_pipeline(StandardScaler(), KNeighborsClassifier(3))
+SCALED = make_pipeline(ColumnTransformer([("s", StandardScaler(), [0, 1, 2])]), LINEAR)
+KEY = "logisticregression__sample_weight"
+
+
+def by_hand(kind, x, labels, weights):
+    """Probabilities of a composed estimator of ``SCALED`` and naive Bayes, put together from plain fits."""
+
+    def fit(estimator, rows, target):
+        more = {KEY if isinstance(estimator, Pipeline) else "sample_weight": weights[rows]}
+        return clone(estimator).fit(x[rows], target[rows], **more)
+
+    def held_out(estimator, folds):
+        made = np.zeros((len(x), labels.max() + 1))
+        for train, test in StratifiedKFold(folds).split(x, labels):
+            made[test] = fit(estimator, train, labels).predict_proba(x[test])
+        return made
+
+    every = np.arange(len(x))
+    both = SCALED, GaussianNB()
+    answers = [fit(one, every, labels).predict_proba(x) for one in both]
+    if kind == "vote":
+        return np.mean(answers, 0)
+    if kind == "stack":
+        columns = slice(1, None) if labels.max() == 1 else slice(None)
+        learned, shown = (
+            np.hstack([one[:, columns] for one in ones])
+            for ones in ([held_out(one, 3) for one in both], answers)
+        )
+        return LogisticRegression().fit(learned, labels, sample_weight=weights).predict_proba(shown)
+    if kind == "rest":
+        each = [fit(SCALED, every, labels == c).predict_proba(x)[:, 1] for c in range(labels.max() + 1)]
+        return np.stack(each, 1) / np.sum(each, 0)[:, None]
+    parts = []
+    for train, test in StratifiedKFold(3).split(x, labels):
+        one = fit(SCALED, train, labels)
+        frozen = CalibratedClassifierCV(FrozenEstimator(one), ensemble=True, cv=[(train, test)])
+        parts.append(frozen.fit(x, labels, sample_weight=weights).predict_proba(x))
+    return np.mean(parts, 0)
+
+
+COMPOSED = {
+    "vote": VotingClassifier([("a", SCALED), ("b", GaussianNB()), ("c", "drop")], voting="soft"),
+    "stack": StackingClassifier([("a", SCALED), ("b", GaussianNB())], cv=3),
+    "rest": OneVsRestClassifier(SCALED),
+    "calibrated": CalibratedClassifierCV(SCALED, cv=3),
+}
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 99), classes=st.sampled_from([2, 3]), outer=st.booleans())
+@pytest.mark.parametrize("kind", COMPOSED)
+def test_weights_reach_pipelines_within_as_in_fits_by_hand(kind, seed, classes, outer):
+    classes = 3 if kind == "rest" else classes
+    x, labels = table(classes)
+    weights = np.random.default_rng(seed).exponential(size=len(x)) + 0.01
+    estimator = make_pipeline("passthrough", COMPOSED[kind]) if outer else COMPOSED[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ensemble = members_of(estimator, rows_of(x, labels, weights))
+    expected = by_hand(kind, x, labels, weights)
+    np.testing.assert_allclose(chances(ensemble, x), expected, rtol=0, atol=2e-6)
+    assert np.abs(by_hand(kind, x, labels, np.ones(len(x))) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", COMPOSED)
+def test_members_with_weighted_pipelines_within_are_saved_and_the_recipe_stays_as_it_was(kind, tmp_path):
+    x, labels = table(3)
+    before = repr(COMPOSED[kind].get_params())
+    ensemble = members_of(COMPOSED[kind], rows_of(x, labels, np.random.default_rng(0).random(len(x)) + 0.1))
+    ensemble.save(tmp_path / "e")
+    assert Ensemble.load(tmp_path / "e").predict_proba(x).tolist() == ensemble.predict_proba(x).tolist()
+    assert not any(b"_metadata_request" in path.read_bytes() for path in unzipped(tmp_path / "e"))
+    assert repr(COMPOSED[kind].get_params()) == before
+
+
+def unzipped(folder):
+    found = []
+    for path in list(folder.rglob("*.skops")):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(path.with_suffix(".d"))
+        found += [one for one in path.with_suffix(".d").rglob("*") if one.is_file()]
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(
     ("estimator", "words"),
     [
         (KNeighborsClassifier(3), "KNeighborsClassifier"),
         (make_pipeline(StandardScaler(), KNeighborsClassifier(3)), r"Pipeline \(of KNeighborsClassifier\)"),
-        (VotingClassifier([("a", LINEAR), ("b", PIPE)], voting="soft"), r"VotingClassifier \(of Pipeline\)"),
-        (CalibratedClassifierCV(PIPE), r"CalibratedClassifierCV \(of Pipeline\)"),
-        (OneVsRestClassifier(PIPE), r"OneVsRestClassifier \(of Pipeline\)"),
+        (
+            VotingClassifier([("a", PIPE), ("b", NEAR)], voting="soft"),
+            r"VotingClassifier \(of Pipeline, KNei.*\)",
+        ),
+        (CalibratedClassifierCV(NEAR), r"CalibratedClassifierCV \(of .*Pipeline\)"),
+        (OneVsRestClassifier(NEAR), r"OneVsRestClassifier \(of .*Pipeline\)"),
+        (CalibratedClassifierCV(make_pipeline(LogisticRegressionCV(cv=2))), r"Cal.* \(of Pipeline\)"),
+        (CalibratedClassifierCV(GridSearchCV(PIPE, {})), r"CalibratedClassifierCV \(of GridSearchCV\)"),
     ],
 )
 def test_weights_that_cannot_reach_a_classifier_are_refused_or_ignored(estimator, words):

@@ -1,4 +1,5 @@
-"""The keyword by which the fit of an estimator takes weights of rows, through the estimators around it."""
+"""Weights of rows for the fit of an estimator, through the estimators around it: by a keyword, or by
+scikit-learn's metadata routing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ KEYWORD = "sample_weight"
 
 def check_takes_weights(estimator: Any, name: str) -> None:
     """Raise ValueError for an estimator whose fit takes no weights; ``name`` is the member's."""
-    if not _asks_for_weights(estimator) and weight_keyword(estimator) is None:
+    if weight_keyword(estimator) is None and not _routes_weights(estimator):
         raise ValueError(
             f"sample_weight: {name}: the fit of {_described(estimator)} takes no sample_weight; choose an "
             "estimator that does, leave the weights out, or let this member ignore them: "
@@ -29,6 +30,9 @@ def fit_weighted(
 ) -> Any:
     """``estimator.fit`` with weights of rows, and with ``more`` arguments; ``name`` is the member's.
 
+    Weights that no keyword brings to each classifier within are routed by scikit-learn, which asks every part
+    whether its fit gets them: classifiers do, transformers don't.
+
     Raises
     ------
     ValueError
@@ -37,28 +41,98 @@ def fit_weighted(
     if weights is None:
         return estimator.fit(features, target, **more)
     check_takes_weights(estimator, name)
-    if not _asks_for_weights(estimator):
-        return estimator.fit(features, target, **more, **{str(weight_keyword(estimator)): weights})
+    if (keyword := weight_keyword(estimator)) is not None:
+        return estimator.fit(features, target, **more, **{keyword: weights})
     from sklearn import config_context
 
     with config_context(enable_metadata_routing=True):
-        estimator.estimator.set_fit_request(sample_weight=True)
+        _request(estimator)
         made = estimator.fit(features, target, **more, **{KEYWORD: weights})
-    for one in (made.estimator, *made.estimators_):  # the request is no part of the fitted member
-        vars(one).pop("_metadata_request", None)
+    _forget_requests(made)  # they are no part of the fitted member
     return made
 
 
-def _asks_for_weights(estimator: Any) -> bool:
-    """Whether weights reach the classifiers within by scikit-learn's metadata routing alone: one class
-    against the rest, or against another, of an estimator that is not composed itself."""
+def _routes_weights(estimator: Any) -> bool:
+    """Whether scikit-learn's metadata routing brings weights to each classifier within."""
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(estimator, Pipeline):
+        return _routes_weights(estimator.steps[-1][1])
+    within = _classifiers(estimator)
+    if within is not None:
+        return len(within) > 0 and all(_routes_weights(one) for one in within)
+    return _takes_by_request(estimator)
+
+
+def _takes_by_request(estimator: Any) -> bool:
+    """Whether a part's own fit asks for weights, and hands them to no other part, such as a scorer."""
+    from sklearn.utils.metadata_routing import MetadataRequest
+
+    if not hasattr(estimator, "set_fit_request") or weight_keyword(estimator) != KEYWORD:
+        return False
+    try:
+        alone = isinstance(estimator.get_metadata_routing(), MetadataRequest)
+    except NotImplementedError:
+        return False
+    return alone and not any(hasattr(part, "fit") for part in estimator.get_params().values())
+
+
+def _classifiers(estimator: Any) -> list[Any] | None:
+    """The classifiers within an estimator that routes weights to them; None of any other."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import StackingClassifier, VotingClassifier
     from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 
-    if not isinstance(estimator, (OneVsRestClassifier, OneVsOneClassifier)):
-        return False
-    one = estimator.estimator
-    composed = any(hasattr(part, "fit") for part in one.get_params().values())
-    return not composed and hasattr(one, "set_fit_request") and weight_keyword(one) == KEYWORD
+    if isinstance(estimator, (OneVsRestClassifier, OneVsOneClassifier, CalibratedClassifierCV)):
+        return [estimator.estimator]
+    if not isinstance(estimator, (VotingClassifier, StackingClassifier)):
+        return None
+    final = getattr(estimator, "final_estimator", None)
+    within = [one for _, one in estimator.estimators] + [final]
+    return [one for one in within if one is not None and not isinstance(one, str)]
+
+
+def _request(estimator: Any, weighed: bool = True) -> None:
+    """State for each part whether its fit gets the weights: a pipeline's last step does, as with
+    ``step__sample_weight``."""
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(estimator, StackingClassifier) and estimator.final_estimator is None:
+        estimator.final_estimator = LogisticRegression()  # the default, which can't ask for weights unstated
+    if isinstance(estimator, Pipeline):
+        *before, (_, last) = estimator.steps
+        for _, step in before:
+            _request(step, False)
+        _request(last, weighed)
+    elif weighed and (within := _classifiers(estimator)) is not None:
+        if hasattr(estimator, "set_fit_request"):
+            estimator.set_fit_request(**{KEYWORD: True})  # a calibrator takes them itself
+        for one in within:
+            _request(one)
+    elif not isinstance(estimator, str):
+        own = [part for part in estimator.get_params().values() if hasattr(part, "fit")]
+        for one in [estimator, *own]:
+            if hasattr(one, "set_fit_request") and weight_keyword(one) == KEYWORD:
+                one.set_fit_request(**{KEYWORD: weighed})
+
+
+def _forget_requests(made: Any) -> None:
+    """Delete the requests of all parts of a fitted estimator, and of those of which they are copies."""
+    left, seen = [made], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, (list, tuple)):
+            left += one
+        elif isinstance(one, dict):
+            left += one.values()
+        elif not isinstance(one, type) and (hasattr(one, "get_params") or hasattr(one, "calibrators")):
+            vars(one).pop("_metadata_request", None)
+            left += vars(one).values()
 
 
 def weight_keyword(estimator: Any) -> str | None:
@@ -97,5 +171,7 @@ def _described(estimator: Any) -> str:
     """The estimator's class, with those of the estimators within that keep the weights out."""
     own = type(estimator).__name__
     inner = [one for one in estimator.get_params().values() if hasattr(one, "predict")]
-    lacking = dict.fromkeys(type(one).__name__ for one in inner if weight_keyword(one) != KEYWORD)
+    lacking = dict.fromkeys(
+        type(one).__name__ for one in inner if weight_keyword(one) != KEYWORD and not _routes_weights(one)
+    )
     return f"{own} (of {', '.join(lacking)})" if lacking else own
