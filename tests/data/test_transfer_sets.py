@@ -1,6 +1,7 @@
 """Transfer sets of raw samples of every kind, in memory and lazy."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from ensdistill.data.transfer import (
     NGrams,
     ReplaceTokens,
     TransferSet,
+    neighbours,
+    sets,
 )
 
 ROWS = 60
@@ -182,3 +185,19 @@ def test_the_source_of_the_page_on_extending():
     split = split_of(np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32))
     transfer = TransferSet(synthetic=[names["Noise"](rows=7)]).build(split, seed=0)
     assert transfer.origin[-1] == ("noise", 7)
+
+
+def test_sources_over_one_base_share_the_search_for_neighbours(monkeypatch):
+    split = split_of(pd.DataFrame(frame()))
+    searches = []
+    search = neighbours._nearest
+    monkeypatch.setattr(neighbours, "_nearest", lambda *given: searches.append(given) or search(*given))
+    sources = [Munge(20, probability=0.5), Munge(30), Munge(30, categorical=["n"])]
+    made = TransferSet(synthetic=sources).build(split, 3)
+    assert len(searches) == 2  # other columns have other neighbours
+    monkeypatch.setattr(sets, "shared_searches", nullcontext)
+    alone = TransferSet(synthetic=sources).build(split, 3)
+    assert len(searches) == 2 + 3
+    np.testing.assert_array_equal(b.hashes(made.rows.inputs[:]), b.hashes(alone.rows.inputs[:]))
+    TransferSet(synthetic=sources[:1]).build(split, 3)
+    assert len(searches) == 2 + 3 + 1  # nothing is kept

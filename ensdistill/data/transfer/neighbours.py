@@ -9,8 +9,13 @@ searched.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from ensdistill.common.random import random_generator
 from ensdistill.data import batches as b
@@ -23,6 +28,25 @@ _SAMPLE = 512
 # are spread over many clusters would need all pairs.
 _MOST_PAIRS = 1e10
 _BLOCK = 250_000  # rows searched at once; bounds the memory that their clusters' numbers take
+
+
+_found: ContextVar[dict[Any, np.ndarray] | None] = ContextVar("found neighbours", default=None)
+
+
+@contextmanager
+def shared_searches() -> Iterator[None]:
+    """Within, equal points with equal seeds are searched once by :func:`nearest_different`.
+
+    >>> with shared_searches():
+    ...     first, again = (nearest_different(np.array([[0.0], [1.0], [5.0]])) for _ in range(2))
+    >>> first is again
+    True
+    """
+    token = _found.set({})
+    try:
+        yield
+    finally:
+        _found.reset(token)
 
 
 def nearest_different(points: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -49,6 +73,18 @@ def nearest_different(points: np.ndarray, seed: int = 0) -> np.ndarray:
     >>> nearest_different(np.array([[0.0], [0.0], [1.0], [5.0]])).tolist()
     [2, 2, 0, 2]
     """
+    known = _found.get()
+    if known is None:
+        return _searched(points, seed)
+    # Sources encode the base by their own columns, so the content of the points decides.
+    key = (seed, str(points.dtype), points.shape, xxhash.xxh3_128_digest(np.ascontiguousarray(points).data))
+    if key not in known:
+        known[key] = _searched(points, seed)
+        known[key].flags.writeable = False
+    return known[key]
+
+
+def _searched(points: np.ndarray, seed: int) -> np.ndarray:
     hashes = b.hashes(points + points.dtype.type(0))  # -0.0 + 0 is 0.0
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     if len(first) < 2:
@@ -127,7 +163,7 @@ def clustered(points: np.ndarray, seed: int) -> np.ndarray:
             f"neighbours: {recall:.0%} of the rows get their nearest row, and the others a row that is "
             f"nearly as near: all {count} rows are about equally far from each other. Fewer rows, or fewer "
             "columns, are compared more exactly",
-            stacklevel=4,
+            stacklevel=5,
         )
     return found
 

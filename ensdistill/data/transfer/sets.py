@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ensdistill.data import UNLABELLED, Rows, Split, check_finite
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, joined, subset, whole
 from ensdistill.data.transfer.base import Synthetic, needs_ensemble
+from ensdistill.data.transfer.neighbours import shared_searches
 
 _FEW_ROWS = 128  # of each part, on which settings are tried
 
@@ -100,7 +101,19 @@ class TransferSet:
         parts: list[tuple[str, Any]] = [("labelled", split.labelled.inputs)]
         if self.pool:
             parts.append(("pool", split.pool.inputs))
-        base = self._base(joined([inputs for _, inputs in parts]), seed) if self.synthetic else None
+        if self.synthetic:
+            base = self._base(joined([inputs for _, inputs in parts]), seed)
+            with shared_searches():
+                parts += self._made(base, seed, ensemble)
+        inputs = joined([part for _, part in parts])
+        labels = np.full(len(inputs), UNLABELLED, np.int64)
+        labels[: len(split.labelled)] = split.labelled.labels
+        uids = np.arange(len(inputs), dtype=np.int64)
+        rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
+        return Transfer(rows, tuple((name, len(part)) for name, part in parts))
+
+    def _made(self, base: Any, seed: int, ensemble: Any) -> Iterator[tuple[str, Any]]:
+        """The samples of each source, with the name of its class."""
         for index, source in enumerate(self.synthetic):
             name = _name(index, source)
             arguments: list[Any] = [base, random_generator("transfer", seed, index)]
@@ -112,13 +125,7 @@ class TransferSet:
                 arguments.append(ensemble)
             made = source.make(*arguments)
             _check_made(name, made, base)
-            parts.append((type(source).__name__.lower(), as_samples(made)))
-        inputs = joined([part for _, part in parts])
-        labels = np.full(len(inputs), UNLABELLED, np.int64)
-        labels[: len(split.labelled)] = split.labelled.labels
-        uids = np.arange(len(inputs), dtype=np.int64)
-        rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
-        return Transfer(rows, tuple((name, len(part)) for name, part in parts))
+            yield type(source).__name__.lower(), as_samples(made)
 
     def check(self, split: Split) -> None:
         """Let every source make two rows from a few of the samples; those that need an ensemble are left out.
