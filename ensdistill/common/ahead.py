@@ -55,6 +55,7 @@ def ahead(
     else:
         from torch.utils.data import DataLoader
 
+        served = multiprocessing.get_start_method() == "forkserver"
         yield from DataLoader(
             cast(Any, _Calls(function)),
             sampler=cast(Any, items),
@@ -62,7 +63,7 @@ def ahead(
             num_workers=workers,
             prefetch_factor=prefetch,
             collate_fn=_as_it_is,
-            worker_init_fn=partial(_live_with, os.getpid()),
+            worker_init_fn=partial(_live_with, None if served else os.getpid()),
         )
 
 
@@ -76,9 +77,17 @@ class _Calls:
         return self.function(item)
 
 
-def _live_with(parent: int, worker: int) -> None:
-    """End a worker whose parent died while it was starting; torch looks at the parent from then on."""
-    if os.getppid() != parent:
+def _live_with(parent: int | None, worker: int) -> None:
+    """End a worker whose parent died while it was starting; torch looks at the parent from then on.
+
+    ``parent`` is None for a worker of the fork server, which the system calls the worker's parent.
+    """
+    if parent is None:
+        own = multiprocessing.parent_process()
+        alive = own is not None and own.is_alive()
+    else:
+        alive = os.getppid() == parent
+    if not alive:
         os._exit(1)
 
 
