@@ -178,6 +178,29 @@ def test_hugging_face_data_sets(tmp_path):
         Items(tmp_path / "nowhere").split(0)
 
 
+def test_lists_of_numbers_of_a_saved_data_set_are_arrays(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = {
+        "x": INPUTS,
+        "m": np.arange(ROWS * 4, dtype=np.int16).reshape(ROWS, 2, 2),
+        "y": np.arange(ROWS) % 2,
+    }
+    saved = datasets.Dataset.from_dict(features)
+    saved.save_to_disk(tmp_path / "saved")
+    data = Items(tmp_path / "saved", label="y", input="x")
+    check(data.split(0), (0, 1))
+    both = Items(tmp_path / "saved", label="y").split(0)
+    batch = both.test.inputs[:]
+    assert {name: part.dtype for name, part in batch.items()} == {"x": np.float32, "m": np.int16}
+    np.testing.assert_array_equal(batch["m"], features["m"][both.test.uids])
+    halved = saved.with_transform(lambda rows: {**rows, "m": [[0.5] for _ in rows["m"]]})
+    with pytest.raises(TypeError, match="list"):  # a transform's values are not those of the column
+        Items(halved, label="y", input="m").split(0)
+    ragged = datasets.Dataset.from_dict({"x": [[1.0] * (1 + i % 2) for i in range(ROWS)], "y": [0, 1] * 20})
+    with pytest.raises(ValueError, match="pad or crop them to one shape"):
+        Items(ragged, label="y").split(0)
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return iter([(1, 2)])

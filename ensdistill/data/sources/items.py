@@ -33,7 +33,7 @@ class Items(base.Divided):
     dataset : map-style data set, or path
         ``len(dataset)`` and ``dataset[i]``: an (input, label) pair, or a dict. A path is a folder written by
         ``save_to_disk`` of Hugging Face ``datasets``, of one data set or of several named ``train``, ``test``
-        and ``pool``.
+        and ``pool``. Lists of numbers in these become arrays of the column's dtype.
     label : str
         The key of the label in dicts. A label of None or -100 is unknown (and -1 in Hugging Face's
         ``ClassLabel``); such items go to the pool.
@@ -207,7 +207,7 @@ class _Divided:
     def item(self, position: int) -> tuple[Any, Any, tuple[Any, ...]]:
         """Input, label and columns."""
         try:
-            item = self.dataset[position]
+            item = self._arrays(self.dataset[position])
         except IndexError as error:
             raise ValueError(
                 f"dataset: len() of {type(self.dataset).__name__} is {len(self)}, but it has no item "
@@ -228,6 +228,16 @@ class _Divided:
             f"dataset: expected items that are (input, label) pairs, or dicts; item {position} is "
             f"{f'a {type(item).__name__} of {len(item)}' if isinstance(item, (tuple, list)) else type(item)}"
         )
+
+    def _arrays(self, item: Any) -> Any:
+        """The item with lists of numbers of a Hugging Face column as arrays of the column's dtype."""
+        features, given = getattr(self.dataset, "features", None), getattr(self.dataset, "format", None)
+        if not isinstance(item, Mapping) or not isinstance(features, Mapping):
+            return item
+        # A transform or another format of the user's own decides the values itself.
+        if not isinstance(given, Mapping) or given.get("type") is not None:
+            return item
+        return {name: _as_array(value, features.get(name)) for name, value in item.items()}
 
     def _of_dict(self, item: Mapping[str, Any], position: int) -> tuple[Any, Any, tuple[Any, ...]]:
         needed = [*self.columns, *([] if self.unlabelled else [self.label])]
@@ -260,6 +270,20 @@ class _Reader:
         inputs = [item[0] for item in items]
         hashes = b.hashes(collate(inputs, index.tolist())) if self.hashes else np.zeros(len(items), "<u8")
         return [item[1] for item in items], hashes, [item[2] for item in items]
+
+
+def _as_array(value: Any, feature: Any) -> Any:
+    """A list of numbers as an array of the dtype that a Hugging Face feature has; other values as they
+    are."""
+    while (inner := getattr(feature, "feature", None)) is not None:
+        feature = inner
+    if not isinstance(value, list):
+        return value
+    try:
+        dtype = np.dtype(getattr(feature, "dtype", None) or "O")
+        return np.array(value, dtype) if dtype.kind in "biuf" else value
+    except (TypeError, ValueError):  # no dtype of NumPy, a gap, or lists of unlike lengths
+        return value
 
 
 def _loaded(path: str | Path) -> Any:
