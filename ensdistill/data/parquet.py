@@ -292,6 +292,10 @@ class Chosen:
         return form(self.samples)
 
     @property
+    def mapped(self) -> bool:
+        return bool(getattr(self.samples, "mapped", False))
+
+    @property
     def buffer(self) -> int:
         return buffer_of(self.samples)
 
