@@ -6,6 +6,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,16 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     succeed("run", write_job(folder), processes=True)
     return folder / "runs" / "tiny"
+
+
+@pytest.fixture
+def copy(finished_job: Path, tmp_path: Path) -> Path:
+    """A copy of the finished job that a test may change: its run folder; job.yaml is two folders up."""
+    from job_helpers import write_job
+
+    write_job(tmp_path)
+    shutil.copytree(finished_job, tmp_path / "runs" / "tiny")
+    return tmp_path / "runs" / "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import warning_line
 
 NARROW = 100  # columns of a terminal below which the elapsed time gives way to the description
@@ -48,7 +49,8 @@ class Display:
     Parameters
     ----------
     console : Console, optional
-        Standard error by default, so that standard output holds the result alone.
+        Standard error by default, so that standard output holds the result alone. With ``--quiet`` only
+        warnings are shown on it.
 
     Attributes
     ----------
@@ -57,7 +59,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console, self._quiet = console or Console(stderr=True), manner().quiet
         narrow = self.console.width < NARROW
         rest = 36 if narrow else 56  # the other columns' widths below, and a space before each
         self._bars = Progress(
@@ -73,7 +75,7 @@ class Display:
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=self._quiet or not self.console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._overall: TaskID | None = None
@@ -89,7 +91,7 @@ class Display:
 
     def start(self, finished: int, todo: int) -> None:
         """Print how many of the pieces of work are finished, and show a bar for all of them."""
-        if finished and todo:
+        if finished and todo and not self._quiet:
             self.console.print(
                 f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.",
                 style="dim",
@@ -121,7 +123,8 @@ class Display:
         key = str(piece)
         if key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
-        self.console.print(f"[green]✓[/] {key} [dim]({seconds:.1f} s)[/]", highlight=False)
+        if not self._quiet:
+            self.console.print(f"[green]✓[/] {key} [dim]({seconds:.1f} s)[/]", highlight=False)
         self.done += 1
         if (
             self._overall is not None and not self._bars.tasks[0].finished

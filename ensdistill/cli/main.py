@@ -5,36 +5,20 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-from ensdistill.cli.messages import failure, nearest, short_warnings, usage_error
-from ensdistill.cli.usage import JOBS, OTHERS, USAGE
+from ensdistill.cli.jobs import SETTINGS, STAGES, job, wants_help
+from ensdistill.cli.manner import manner, taken
+from ensdistill.cli.messages import failure, print_json, short_warnings, usage_error
+from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS, OTHERS, USAGE
 
-COMMANDS = ("run", "teachers", "cache", "distill", "report", "info", "bench")
-CACHE_COMMANDS = (
-    "build",
-    "info",
-    "verify",
-    "add-member",
-    "drop-member",
-    "reweight",
-    "convert",
-    "export",
-    "push",
-    "pull",
-)
-STAGES = {
-    "run": "report",
-    "teachers": "teachers",
-    "cache build": "cache",
-    "distill": "distill",
-    "report": "report",
-}
+# Commands with a parser of their own: a module here with main(words), imported when it is used.
+OWN = ("init", "predict", "export", "compare", "completion", "bench")
+WITH_JSON = (*STAGES, "init", "compare", "info", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,51 +28,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Users name their own models by import path, from the folder in which the command runs.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    command, rest = " ".join(words[:1]), words[1:]
-    if command == "cache" and rest and rest[0] in CACHE_COMMANDS:
-        command, rest = f"cache {rest[0]}", rest[1:]
-    try:
-        with short_warnings():
-            return _run(command, rest)
-    except KeyboardInterrupt:
-        kept = " Everything finished is kept; the same command goes on from there." * (command in STAGES)
-        print(f"\nStopped.{kept}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
-        return 0
-    except SystemExit as end:  # argparse, or --print_config, has printed
-        return int(end.code or 0)
-    except Exception as error:
-        return failure(error)
+    with taken(words) as words:
+        command, rest = " ".join(words[:1]), words[1:]
+        if command == "cache" and rest and rest[0] in CACHE_COMMANDS:
+            command, rest = f"cache {rest[0]}", rest[1:]
+        try:
+            with short_warnings():
+                return _run(command, rest)
+        except KeyboardInterrupt:
+            kept = " Everything finished is kept; the same command goes on from there." * (command in STAGES)
+            print(f"\nStopped.{kept}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
+            return 0
+        except SystemExit as end:  # argparse, or --print_config, has printed
+            return int(end.code or 0)
+        except Exception as error:
+            return failure(error)
 
 
 def _run(command: str, rest: list[str]) -> int:
     if command in ("", "-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if command else 2
+    is_run = command not in COMMANDS and Path(command).is_dir()
+    if manner().json and not (command in WITH_JSON or is_run):
+        return usage_error(f"{command}: there is no option '--json'; {', '.join(WITH_JSON[:-1])} have one")
     if command == "--version":
         from ensdistill import __version__
 
-        print(f"ensdistill {__version__}")
+        print_json({"ensdistill": __version__}) if manner().json else print(f"ensdistill {__version__}")
         return 0
     if command in STAGES:
-        return _job(command, rest)
-    if command in OTHERS and (_wants_help(rest) or (command == "cache" and not rest)):
+        return job(command, rest)
+    if command in OTHERS and (wants_help(rest) or (command == "cache" and not rest)):
         print(OTHERS[command], end="")
         return 0 if rest else 2
     if command == "info" and rest:
         return usage_error(f"info: expected no arguments; got {shlex.join(rest)!r}")
     if command == "info":
         return _info()
-    if command == "bench":
-        from ensdistill.cli.bench import main as bench
-
-        return bench(rest)
+    if command in OWN:
+        return int(import_module(f"ensdistill.cli.{command}").main(rest))
     if command.startswith("cache "):
         from ensdistill.cli.cache import main as cache
 
         return cache([command.removeprefix("cache "), *rest])
+    if is_run:
+        from ensdistill.cli.overview import main as overview
+
+        return overview([command, *rest])
     return _unknown_command(command, rest)
 
 
@@ -96,7 +86,7 @@ def _unknown_command(command: str, rest: list[str]) -> int:
     """Show the commands that there are, and the line that was probably meant."""
     name, known = ("cache", CACHE_COMMANDS) if command == "cache" else ("command", COMMANDS)
     wrong, *others = rest if command == "cache" else [command, *rest]
-    files = [word for word in (wrong, *others) if Path(word).suffix in (".yaml", ".yml")]
+    files = [word for word in (wrong, *others) if Path(word).suffix in SETTINGS or Path(word).is_file()]
     near = difflib.get_close_matches(wrong, (*known, "--help", "--version"), 1)
     meant: list[str] = []
     if near:
@@ -108,84 +98,6 @@ def _unknown_command(command: str, rest: list[str]) -> int:
     return usage_error(message, f"`ensdistill {'cache ' * (command == 'cache')}--help` shows the commands.")
 
 
-def _job(command: str, rest: list[str]) -> int:
-    more = f"`ensdistill {command} --help` explains the settings."
-    place = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
-    if place is not None:
-        setting, _, path = rest[place].removeprefix("--").partition("=")
-        following = rest[place + 1] if len(rest) > place + 1 and not rest[place + 1].startswith("-") else ""
-        try:
-            from ensdistill.cli.help import setting_help
-
-            print(setting_help(setting.removesuffix(".help"), path or following), end="")
-        except ValueError as error:
-            return usage_error(f"--{setting}: {error}", more)
-        return 0
-    if _wants_help(rest):
-        from ensdistill.cli.help import job_help
-
-        print(job_help(command, JOBS[command]), end="")
-        return 0
-    if rest and not rest[0].startswith("-"):
-        rest = ["--config", *rest]
-    try:
-        from ensdistill.cli.settings import load_config, split_arguments
-
-        if wrong := _no_config(command, split_arguments(rest).files, rest):
-            return usage_error(wrong, more)
-        config = load_config(rest)
-    except (ValueError, TypeError) as error:
-        return usage_error(str(error), more)
-
-    from rich.console import Console
-
-    from ensdistill.cli.display import Display
-    from ensdistill.job.scheduler import run
-
-    with Display() as display:
-        report = run(config, STAGES[command], partial(load_config, rest, os.getcwd()), display)
-    console = Console()
-    unchanged = "" if display.done else " (unchanged)"
-    if report is None:
-        tick = "✓" if display.done else "="
-        console.print(
-            f"[green]{tick}[/] {command}: {config.run_folder}{unchanged}", highlight=False, soft_wrap=True
-        )
-    else:
-        from ensdistill.report import as_text
-
-        console.print(as_text(report))
-        where = f"{config.run_folder / 'report.html'}  and  report.json, figures/ beside it"
-        console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def _wants_help(words: Sequence[str]) -> bool:
-    return "-h" in words or "--help" in words
-
-
-def _no_config(command: str, paths: list[Path], words: list[str]) -> str:
-    """The error in the CONFIG among a job's words, or an empty string."""
-    example = f"ensdistill {command} examples/digits.yaml"
-    for path in paths:
-        if path.is_dir():
-            return (
-                f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
-            )
-        if not path.is_file():
-            beside = path.parent.iterdir() if path.parent.is_dir() else ()
-            hint = nearest(str(path), [str(p) for p in beside if p.suffix in (".yaml", ".yml")])
-            return f"{command}: CONFIG: there is no file {str(path)!r}.{hint}"
-    if paths:
-        return ""
-    if later := next((word for word in words if Path(word).is_file()), ""):
-        return (
-            f"{command}: CONFIG comes first: ensdistill {command} "
-            f"{shlex.join([later, *(word for word in words if word != later)])}"
-        )
-    return f"{command}: expected a CONFIG file, for example: {example}"
-
-
 def _info() -> int:
     from rich.console import Console
     from rich.table import Table
@@ -194,6 +106,9 @@ def _info() -> int:
     from ensdistill.loss.ops import build_info
 
     info = build_info()
+    if manner().json:
+        print_json({"ensdistill": __version__, **info})
+        return 0
     cpu, cuda, torch = info["cpu"], info["cuda"], info["torch"]
     table = Table.grid(padding=(0, 3))
     table.add_row("ensdistill", __version__)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
+import json
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
+
+from ensdistill.cli.manner import manner
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -20,26 +24,36 @@ def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 def usage_error(message: str, more: str = "`ensdistill --help` shows the commands.") -> int:
     """Show the error in a command and the remedy; return the exit status."""
-    print(f"ensdistill: {message}\n{more}", file=sys.stderr)
+    print("\n".join(filter(None, (f"ensdistill: {message}", more))), file=sys.stderr)
+    if manner().debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
     return 2
 
 
+def print_json(document: Any) -> None:
+    """The one document of a command with ``--json``."""
+    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
 def failure(error: Exception) -> int:
-    """Show an error in the work, and a traceback only where the message may not suffice; return the exit
-    status."""
-    from ensdistill.cache.errors import CacheError
+    """Show an error in the work, and with ``--debug`` its traceback; return the exit status."""
     from ensdistill.common.errors import message
 
     print(f"ensdistill: {message(error)}", file=sys.stderr)
     details = getattr(error, "details", None)
-    if os.environ.get("ENSDISTILL_TRACEBACK"):
-        import traceback
-
+    if manner().debug:
         print(details or "".join(traceback.format_exception(error)), file=sys.stderr)
-    # The cache's errors, like the system's, are about files and not about code.
-    elif not getattr(error, "by_system", isinstance(error, OSError | CacheError)):
-        print("(ENSDISTILL_TRACEBACK=1 shows where; everything finished is kept)", file=sys.stderr)
+    # The system's errors are about files and not about code.
+    elif not getattr(error, "by_system", isinstance(error, OSError) or _is_own_check(error)):
+        print("(--debug shows where; everything finished is kept)", file=sys.stderr)
     return 1
+
+
+def _is_own_check(error: Exception) -> bool:
+    """Whether a check of this package raised the error: its message has the remedy."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[1]
+    return isinstance(error, ValueError | TypeError) and package in Path(frames[-1].filename).parents
 
 
 def warning_line(text: object) -> str:

@@ -70,8 +70,16 @@ def split_arguments(words: Iterable[str]) -> Arguments:
     return found
 
 
-def load_config(words: Iterable[str], folder: str | None = None) -> Any:
-    """The `Config` that ``--config FILE`` and overrides make. ``folder`` is put first on the import path.
+def load_config(words: Iterable[str], folder: str | None = None, found: dict[str, Any] | None = None) -> Any:
+    """The `Config` that ``--config FILE`` and overrides make.
+
+    Parameters
+    ----------
+    words : iterable of str
+    folder : str, optional
+        Put first on the import path.
+    found : dict, optional
+        Settings that the files and overrides change. Without a name, the run has that of the first file.
 
     Raises
     ------
@@ -81,18 +89,49 @@ def load_config(words: Iterable[str], folder: str | None = None) -> Any:
     SystemExit
         With ``--print_config`` among the words, after printing.
     """
+    return load_job(words, folder, found)[0]
+
+
+def load_job(
+    words: Iterable[str], folder: str | None = None, found: dict[str, Any] | None = None
+) -> tuple[Any, str]:
+    """As `load_config`, with all settings as YAML, defaults included."""
+    given = split_arguments(words)
+    config, settings = _built(given, folder, found)
+    text = complete(settings)
+    if given.show:
+        print(text, end="")
+        raise SystemExit(0)
+    return config, text
+
+
+def complete(settings: dict[str, Any]) -> str:
+    """Settings as YAML, with those defaults that can be written down."""
+    from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+    from ensdistill.cli.classes import parse
+    from ensdistill.job.config import Config
+
+    try:
+        plain = to_jsonable_python(parse(Config, settings, plain=True), inf_nan_mode="constants")
+    except PydanticSerializationError:  # a user's class may have any object as a default
+        plain = settings
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _built(given: Arguments, folder: str | None, found: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """The config, and the settings that it was made from."""
     from pydantic import ValidationError
-    from pydantic_core import to_jsonable_python
 
     from ensdistill.cli.classes import parse
     from ensdistill.job.config import Config
 
     if folder is not None and folder not in sys.path:
         sys.path.insert(0, folder)
-    given = split_arguments(words)
     if given.stray:
         raise ValueError(f"CONFIG: expected --SETTING VALUE; got {given.stray[0]!r}")
-    files = [_read(path) for path in given.files]
+    named = {"name": given.files[0].stem} if given.files else {}
+    files = [named, found or {}, *(_read(path) for path in given.files)]
     names = {_short(key.rstrip("+").split(".")): key for key in given.texts}
     as_text: set[str] = set()
     while True:
@@ -117,11 +156,7 @@ def load_config(words: Iterable[str], folder: str | None = None) -> Any:
             if not texts:
                 raise ValueError("\n".join(_sentence(fault, names) for fault in error.errors())) from error
             as_text |= texts
-    if given.show:
-        plain = to_jsonable_python(parse(Config, settings, plain=True), inf_nan_mode="constants")
-        print(yaml.safe_dump(plain, sort_keys=False), end="")
-        raise SystemExit(0)
-    return config
+    return config, settings
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,26 +1,73 @@
 """The texts of ``ensdistill --help`` and of the commands' own ``--help``."""
 
+COMMANDS = (
+    "init",
+    "run",
+    "teachers",
+    "cache",
+    "distill",
+    "report",
+    "predict",
+    "export",
+    "compare",
+    "info",
+    "bench",
+    "completion",
+)
+CACHE_COMMANDS = (
+    "build",
+    "info",
+    "verify",
+    "add-member",
+    "drop-member",
+    "reweight",
+    "convert",
+    "export",
+    "push",
+    "pull",
+)
 USAGE = """\
 ensdistill: any ensemble in, one small fast model out, with proof of how much of
 the ensemble it kept.
 
     teachers ──► cache ──► student ──► report
 
+From data to predictions:
+  ensdistill run DATA --target Y  find all settings, and do the whole job
+  ensdistill init DATA            only write these settings: a short YAML file
+  ensdistill RUN                  a run's folder: what is in it, what to do next
+  ensdistill predict RUN NEW.csv  the student's label and probabilities, by row
+  ensdistill export RUN --to onnx the student as one file
+  ensdistill compare RUN RUN      several runs in one table and one page
+
+With settings of your own, a whole job or up to a stage:
   ensdistill run CONFIG           the whole job, up to the report
   ensdistill teachers CONFIG      train, calibrate and weigh the ensemble
   ensdistill cache build CONFIG   and run it once over the transfer set
   ensdistill distill CONFIG       and train the students and their baselines
   ensdistill report CONFIG        and judge them: report.json, report.html
+
   ensdistill cache info FOLDER    a target cache's contents, and its exactness
   ensdistill cache verify FOLDER  read all of it and check every byte
   ensdistill info                 the build, and the parts that run here
   ensdistill bench                time the losses on this machine
+  ensdistill completion SHELL     completion of these words in bash, zsh or fish
 
-Each of the job's commands makes missing stages before it, skips finished and
-unchanged ones, and goes on where a killed one stopped. Every setting in CONFIG
-can be overridden:
+DATA is a table (CSV, TSV, Parquet, JSON lines, Arrow), arrays (.npy, .npz), or
+a folder of images or texts in class folders. CONFIG is a YAML file, RUN the
+folder of a run (runs/NAME). Each of a job's commands makes missing stages
+before it, skips finished and unchanged ones, and goes on where a killed one
+stopped. Every setting can be overridden:
 
   ensdistill run examples/digits.yaml --seeds 5 --distill.loss.temperature 2
+
+Every command takes
+  --quiet    no progress and no notes; results, warnings and errors only
+  --debug    an error with its traceback
+  --json     standard output holds one JSON document: run and its stages, init,
+             compare, info, RUN
+Exit status: 0 done; 1 an error in the data, the files or the work; 2 wrong
+words or settings; 130 stopped by Ctrl-C.
 
 `ensdistill COMMAND --help` explains a command, `ensdistill run --help` every
 setting, `ensdistill cache --help` all commands for a cache.
@@ -77,7 +124,7 @@ usage: ensdistill cache COMMAND ...
 `ensdistill cache COMMAND --help` explains each.
 """,
     "info": """\
-usage: ensdistill info
+usage: ensdistill info [--json]
 
 The build (CPU instruction sets, CUDA architectures, torch versions), and the
 parts of it that run on this machine.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import sys
 
 # torch has no class for it on the CPU, and one text for each of its allocators.
 _TEXTS = ("can't allocate memory", "not enough memory")
@@ -10,9 +10,9 @@ _TEXTS = ("can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that memory is short, on any device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        text in str(error) for text in _TEXTS
-    )
+    torch = sys.modules.get("torch")  # an error of a command without it must not load it
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(text in str(error) for text in _TEXTS)
 
 
 def message(error: BaseException) -> str:

@@ -13,10 +13,12 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
+from ensdistill.common.fingerprint import digest
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
 
@@ -48,7 +50,13 @@ class UnitFailed(RuntimeError):
         self.details, self.by_system = details, by_system
 
 
-def run(config: Config, last: str, reload: Callable[[], Config], display: Display) -> dict[str, Any] | None:
+def run(
+    config: Config,
+    last: str,
+    reload: Callable[[], Config],
+    display: Display,
+    keep_settings: Callable[[Path], None] = lambda folder: None,
+) -> dict[str, Any] | None:
     """Bring the run up to the stage ``last`` and return the report where that is the report.
 
     Parameters
@@ -58,6 +66,8 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
     reload : callable
         Makes the same config again in another process; it has to be importable there.
     display : Display
+    keep_settings : callable
+        Writes the settings into the run's folder, once the job has been found to be sound.
 
     Raises
     ------
@@ -81,6 +91,8 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
             )  # the trainers load for seconds; a finished run needs none
 
             check_job(folder)
+        keep_settings(folder.path)
+        if todo:
             _execute(folder, todo, reload, display)
         return _report(folder, display) if last == "report" else None
 
@@ -211,6 +223,18 @@ def _report(run: RunFolder, display: Display) -> dict[str, Any]:
     results = evaluate(run, lambda what, done, total: display.progress("report", what, done, total))
     report = write_report(results, folder)
     seconds = time.perf_counter() - start
-    finish(folder, inputs, seconds, only="report.*")
+    finish(folder, inputs, seconds, only="report.*", rows=_rows_of(run.config))
     display.finished("report", seconds)
     return report
+
+
+def _rows_of(config: Config) -> list[dict[str, str]]:
+    """Digests of the rows of each seed's parts, by which two reports are known to be about the same rows."""
+    splits = [config.split(seed) for seed in range(config.seeds)]
+    return [
+        {
+            part: digest([rows.uids, rows.labels, list(split.classes)])
+            for part, rows in (("labelled", split.labelled), ("pool", split.pool), ("test", split.test))
+        }
+        for split in splits
+    ]

@@ -58,7 +58,7 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
         matplotlib or Jinja2 isn't installed; nothing has been written.
     """
     folder = Path(folder)
-    _template()
+    template("page.html.j2")
     report = judge(results)
     drawn = figures.draw(results, report)
     for stem, figure in drawn.items():
@@ -95,7 +95,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
         }
         for name, block in table.by_outcome(report)
     ]
-    return _template().render(
+    return template("page.html.j2").render(
         report=report,
         students=students,
         shared_kinds=SHARED_KINDS,
@@ -114,7 +114,8 @@ def _detail(verdict: str, title: str) -> str:
     return rest[:1].upper() + rest[1:]
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """The template of a page."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
@@ -128,4 +129,4 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

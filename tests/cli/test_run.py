@@ -186,10 +186,9 @@ def test_own_arrays(tmp_path):
     assert report["models"]["ensemble"]["accuracy"]["mean"] > 0.9  # three clusters, far apart
 
 
-def test_a_traceback_by_request(tmp_path, monkeypatch):
+def test_a_traceback_by_request(tmp_path):
     file = write_job(tmp_path, {"distill.students.small.optimization.learning_rate": 1e30})
-    monkeypatch.setenv("ENSDISTILL_TRACEBACK", "1")
-    status, _, err = run("distill", file)
+    status, _, err = run("distill", file, "--debug")
     assert status == 1
     assert "Traceback (most recent call last)" in err
     assert "student/trainer.py" in err  # where the worker raised it, not where its message arrived
@@ -224,7 +223,7 @@ def test_ctrl_c_offers_to_go_on_where_the_command_can(tmp_path, monkeypatch, cap
 
     for name, words, text in (
         (
-            "_job",
+            "job",
             ["run", "job.yaml"],
             "\nStopped. Everything finished is kept; the same command goes on from there.\n",
         ),

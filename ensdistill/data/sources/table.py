@@ -183,7 +183,7 @@ class Table(base.Divided):
 
 def _check_columns(frame: Any) -> None:
     for name, kind in b.describe(frame)["columns"].items():
-        dates = kind == "text" and _holds_dates(frame[name].dropna().iloc[:LOOKED_AT])
+        dates = kind == "text" and holds_dates(frame[name].dropna().iloc[:LOOKED_AT])
         if dates or kind in ("time", "duration"):
             raise ValueError(
                 f"columns: column {name!r} holds dates or times, which no model takes as they are. Leave it "
@@ -201,7 +201,7 @@ def _check_columns(frame: Any) -> None:
                 )
 
 
-def _holds_dates(values: Sequence[str]) -> bool:
+def holds_dates(values: Sequence[str]) -> bool:
     texts = [value.strip() for value in values]
     return bool(texts) and all(any(date.fullmatch(text) for date in DATES) for text in texts)
 

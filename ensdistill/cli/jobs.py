@@ -1,0 +1,128 @@
+"""The commands of a job: ``run``, ``teachers``, ``cache build``, ``distill``, ``report``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ensdistill.cli.manner import manner
+from ensdistill.cli.messages import nearest, print_json, usage_error
+from ensdistill.cli.usage import JOBS
+
+STAGES = {
+    "run": "report",
+    "teachers": "teachers",
+    "cache build": "cache",
+    "distill": "distill",
+    "report": "report",
+}
+SETTINGS = (".yaml", ".yml")
+
+
+def job(command: str, rest: list[str]) -> int:
+    """Run a command of a job; return the exit status."""
+    more = f"`ensdistill {command} --help` explains the settings."
+    if (status := _help(command, rest, more)) is not None:
+        return status
+    if rest and not rest[0].startswith("-"):
+        rest = ["--config", *rest]
+    try:
+        from ensdistill.cli.settings import load_config, load_job, split_arguments
+
+        sources = split_arguments(rest).files
+        if wrong := _no_config(command, sources, rest):
+            return usage_error(wrong, more)
+        config, settings = load_job(rest)
+    except (ValueError, TypeError) as error:
+        return usage_error(str(error), more)
+
+    from ensdistill.job.settings_file import check_same_source, keep_settings
+
+    try:
+        check_same_source(config.run_folder, settings, sources)
+    except ValueError as error:
+        return usage_error(str(error), more)
+
+    from ensdistill.cli.display import Display
+    from ensdistill.job.scheduler import run
+
+    reload = partial(load_config, rest, os.getcwd())
+    keep = partial(keep_settings, settings=settings, sources=sources)
+    with Display() as display:
+        report = run(config, STAGES[command], reload, display, keep)
+    _show(command, config.run_folder, report, changed=bool(display.done))
+    return 0
+
+
+def _show(command: str, folder: Path, report: dict[str, Any] | None, changed: bool) -> None:
+    from rich.console import Console
+
+    if manner().json:
+        about = {"command": command, "run": str(folder), "changed": changed}
+        print_json(about if report is None else about | {"report": report})
+        return
+    console = Console()
+    unchanged = "" if changed else " (unchanged)"
+    if report is None:
+        if not manner().quiet:
+            tick = "✓" if changed else "="
+            console.print(f"[green]{tick}[/] {command}: {folder}{unchanged}", highlight=False, soft_wrap=True)
+        return
+    from ensdistill.report import as_text
+
+    console.print(as_text(report))
+    if not manner().quiet:
+        where = f"{folder / 'report.html'}  and  report.json, figures/ beside it"
+        console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
+
+
+def _help(command: str, rest: list[str], more: str) -> int | None:
+    """Show the help that the words ask for, and return the exit status; None where they ask for none."""
+    place = next((i for i, word in enumerate(rest) if re.fullmatch(r"--[\w.]+\.help(=.*)?", word)), None)
+    if place is not None:
+        setting, _, path = rest[place].removeprefix("--").partition("=")
+        following = rest[place + 1] if len(rest) > place + 1 and not rest[place + 1].startswith("-") else ""
+        try:
+            from ensdistill.cli.help import setting_help
+
+            print(setting_help(setting.removesuffix(".help"), path or following), end="")
+        except ValueError as error:
+            return usage_error(f"--{setting}: {error}", more)
+        return 0
+    if wants_help(rest):
+        from ensdistill.cli.help import job_help
+
+        print(job_help(command, JOBS[command]), end="")
+        return 0
+    return None
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _no_config(command: str, paths: list[Path], words: list[str]) -> str:
+    """The error in the CONFIG among a job's words, or an empty string."""
+    example = f"ensdistill {command} examples/digits.yaml"
+    for path in paths:
+        if path.is_dir():
+            return (
+                f"{command}: CONFIG: {str(path)!r} is a folder; expected a YAML file, for example: {example}"
+            )
+        if not path.is_file():
+            beside = path.parent.iterdir() if path.parent.is_dir() else ()
+            hint = nearest(str(path), [str(p) for p in beside if p.suffix in SETTINGS])
+            return f"{command}: CONFIG: there is no file {str(path)!r}.{hint}"
+    if paths:
+        return ""
+    if later := next((word for word in words if Path(word).is_file()), ""):
+        return (
+            f"{command}: CONFIG comes first: ensdistill {command} "
+            f"{shlex.join([later, *(word for word in words if word != later)])}"
+        )
+    return f"{command}: expected a CONFIG file, for example: {example}"

@@ -1,0 +1,192 @@
+"""Several runs side by side, from their report.json files: one table, and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ensdistill.common import files
+from ensdistill.report import html
+from ensdistill.report.table import (
+    check_version,
+    gain_cell,
+    kept_cell,
+    milliseconds,
+    size,
+)
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS
+
+KINDS = ("ensemble", "best_member", "direct", "student")
+METRICS = ("accuracy", "nll", "brier")
+LABEL_WIDTH, COLUMN_WIDTH = 24, 18  # of the table in a terminal
+
+
+@dataclass(frozen=True)
+class Column:
+    """One student of one run: cells by (section, row), in the order in which they are shown."""
+
+    title: str
+    run: str
+    student: str
+    look: str
+    cells: dict[tuple[str, str], str]
+
+
+def compared(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Column]:
+    """A column for each student of each (name, report).
+
+    Raises
+    ------
+    ValueError
+        A report was written by another version.
+    """
+    columns = []
+    for run, report in runs:
+        try:
+            check_version(report)
+        except ValueError as error:
+            raise ValueError(f"{run}: {error}") from error
+        columns += [_column(run, report, name, student) for name, student in report["students"].items()]
+    return columns
+
+
+def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]) -> Column:
+    data, models = report["dataset"], student["models"]
+    cells = {
+        ("data", "rows with labels"): str(data["labelled"]),
+        ("data", "without (pool)"): str(data["pool"]),
+        ("data", "for testing"): str(data["test"]),
+        ("data", "classes"): str(data["classes"]),
+        ("data", "seeds"): str(len(report["seeds"])),
+        ("ensemble", "members"): str(len(report["members"])),
+    }
+    for metric in METRICS:
+        section = "accuracy %" if metric == "accuracy" else METRIC_LABELS[metric]
+        for kind in KINDS:
+            cells[section, KIND_LABELS[kind]] = _mean(models[kind], metric)
+        cells[section, "student - direct"] = gain_cell(metric, student["gains"]["student"][metric])
+        cells[section, "kept over direct"] = kept_cell(student["retained_gain"][metric])
+        strongest = student["strongest"]["all"][metric]
+        cells[section, "kept over strongest"] = kept_cell(strongest["retained_gain"])
+    for label, kind in (("ensemble", "ensemble"), ("student", "student")):
+        model = models[kind]
+        cells["cost to serve", f"{label}, parameters"] = size(model["parameters"])
+        cells["cost to serve", f"{label}, bytes"] = size(model["bytes"])
+        for batch in ("batch_1", "batch_256"):
+            time = milliseconds(model["latency_ms"][batch]["p50"])
+            cells["cost to serve", f"{label}, ms {batch.replace('_', ' ')}"] = time
+    return Column(f"{run}: {name}", run, name, student["outcome"], cells)
+
+
+def _mean(model: dict[str, Any], metric: str) -> str:
+    value = model[metric]["mean"]
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.3f}"
+
+
+def differences(runs: Sequence[tuple[str, dict[str, Any], list[dict[str, str]] | None]]) -> list[str]:
+    """Sentences on why the figures of runs are not comparable.
+
+    Parameters
+    ----------
+    runs : sequence of (name, report, rows)
+        ``rows`` are digests of each seed's parts by name (``labelled``, ``pool``, ``test``); None where they
+        are unknown.
+    """
+    (first, report, rows), *others = runs
+    found = []
+    for name, other, own in others:
+        both = f"{first} and {name}"
+        sizes = [
+            key
+            for key in ("test", "classes", "labelled", "pool")
+            if report["dataset"][key] != other["dataset"][key]
+        ]
+        if rows is not None and own is not None:
+            seeds = list(zip(rows, own, strict=False))
+            unlike = [
+                part for part in ("test", "labelled", "pool") if any(a[part] != b[part] for a, b in seeds)
+            ]
+        else:
+            unlike = [part for part in ("test", "labelled", "pool") if part in sizes]
+        if "test" in unlike or "classes" in sizes:
+            found.append(f"{both} have other test rows or classes: their figures are not comparable.")
+        elif unlike:
+            words = {"labelled": "labelled rows", "pool": "pools"}
+            found.append(
+                f"{both} have other {' and '.join(words[part] for part in unlike)}, and the same test rows."
+            )
+        elif rows is None or own is None:
+            found.append(f"{both}: a report by an older version does not show which its test rows are.")
+        if len(report["seeds"]) != len(other["seeds"]):
+            found.append(
+                f"{both} have {len(report['seeds'])} and {len(other['seeds'])} seeds: their means are over "
+                "different sets of test rows."
+            )
+    return found
+
+
+def comparison_table(columns: Sequence[Column], width: int = 80) -> Group:
+    """The columns for a `rich.console.Console` to print, in as many tables as ``width`` needs."""
+    each = max(1, (width - LABEL_WIDTH) // (COLUMN_WIDTH + 2))
+    parts: list[RenderableType] = []
+    for start in range(0, len(columns), each):
+        parts += [""] * bool(start) + [_table(columns[start : start + each])]
+    return Group(*parts)
+
+
+def figures_table(report: dict[str, Any]) -> Table:
+    """Accuracy and NLL of the ensemble, and of each student beside direct training, with the share kept."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for i, name in enumerate(("", "accuracy %", "kept", "NLL", "kept", "bytes")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
+    ensemble = report["models"]["ensemble"]
+    table.add_row("ensemble", *_figures(ensemble), size(ensemble["bytes"]))
+    for name, student in report["students"].items():
+        direct, own = (student["models"][kind] for kind in ("direct", "student"))
+        kept = [kept_cell(student["retained_gain"][metric]) for metric in METRICS[:2]]
+        table.add_row(Text(name, "italic"))
+        table.add_row("  direct", *_figures(direct), size(direct["bytes"]))
+        table.add_row("  student", *_figures(own, kept), size(own["bytes"]), style="bold")
+    return table
+
+
+def _figures(model: dict[str, Any], kept: Sequence[str] = ("", "")) -> list[str]:
+    return [_mean(model, "accuracy"), kept[0], _mean(model, "nll"), kept[1]]
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(Text(column.title), justify="right", overflow="fold")
+    section = ""
+    for key in columns[0].cells:
+        if key[0] != section:
+            section = key[0]
+            table.add_section()
+            table.add_row(Text(section, "italic"))
+        style = "bold" if key[1] == "student" else ""
+        table.add_row(Text(f"  {key[1]}"), *(Text(column.cells[key]) for column in columns), style=style)
+    return table
+
+
+def write_comparison(columns: Sequence[Column], notes: Sequence[str], file: Path) -> None:
+    """Write the page, atomically.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Jinja2 isn't installed.
+    """
+    sections: dict[str, list[str]] = {}
+    for section, row in columns[0].cells:
+        sections.setdefault(section, []).append(row)
+    page = html.template("compare.html.j2").render(columns=columns, sections=sections, notes=notes)
+    files.write_bytes(file, page.encode())
