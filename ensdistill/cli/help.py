@@ -19,6 +19,11 @@ from ensdistill.job.config import Config, StudentConfig
 from ensdistill.teachers.recipes import Recipe
 
 OPTIONS = (
+    (
+        "--target NAME, --ignore NAME, --data DATA",
+        "Where CONFIG is data (a table, arrays, a folder): the labels' column, a column that is not used, "
+        "and the data of a folder of models. `ensdistill init --help` explains them.",
+    ),
     ("--config FILE", "Another file of settings, which change those of CONFIG; may be given several times."),
     ("--print_config", "Print the settings, defaults included, as YAML, and stop."),
     (
@@ -32,8 +37,8 @@ OPTIONS = (
 def job_help(command: str, text: str) -> str:
     """``ensdistill COMMAND --help``: every setting; those within lists and mappings at the end."""
     example = (
-        f"CONFIG is a YAML file, such as examples/digits.yaml. Example: ensdistill {command} "
-        "examples/digits.yaml --seeds 5"
+        "CONFIG is a YAML file, such as examples/digits.yaml, the folder of a run, or data, whose settings "
+        f"are found. Example: ensdistill {command} examples/digits.yaml --seeds 5"
     )
     student = "distill.students.NAME"
     groups: dict[str, Iterable[tuple[str, str]]] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import nearest, print_json, usage_error
+from ensdistill.cli.starting import Start, looks_like_data, start
 from ensdistill.cli.usage import JOBS
 
 STAGES = {
@@ -22,6 +23,7 @@ STAGES = {
     "report": "report",
 }
 SETTINGS = (".yaml", ".yml")
+RUN_YAML = "run.yaml"
 
 
 def job(command: str, rest: list[str]) -> int:
@@ -29,15 +31,28 @@ def job(command: str, rest: list[str]) -> int:
     more = f"`ensdistill {command} --help` explains the settings."
     if (status := _help(command, rest, more)) is not None:
         return status
+    found: Start | None = None
     if rest and not rest[0].startswith("-"):
-        rest = ["--config", *rest]
+        first = Path(rest[0])
+        if (first / RUN_YAML).is_file():  # the run in a folder goes on
+            rest = [str(first / RUN_YAML), *rest[1:]]
+        elif first.exists() and looks_like_data(first):
+            try:
+                found, rest = start(rest)
+            except ValueError as error:
+                if str(error).startswith("--"):  # a word is missing; other errors are in the data
+                    return usage_error(f"{command}: {error}", more="")
+                raise
+        if found is None:
+            rest = ["--config", *rest]
     try:
         from ensdistill.cli.settings import load_config, load_job, split_arguments
 
-        sources = split_arguments(rest).files
-        if wrong := _no_config(command, sources, rest):
+        sources = found.sources if found else split_arguments(rest).files
+        if found is None and (wrong := _no_config(command, sources, rest)):
             return usage_error(wrong, more)
-        config, settings = load_job(rest)
+        settled = found.settings if found else None
+        config, settings = load_job(rest, found=settled)
     except (ValueError, TypeError) as error:
         return usage_error(str(error), more)
 
@@ -51,8 +66,11 @@ def job(command: str, rest: list[str]) -> int:
     from ensdistill.cli.display import Display
     from ensdistill.job.scheduler import run
 
-    reload = partial(load_config, rest, os.getcwd())
-    keep = partial(keep_settings, settings=settings, sources=sources)
+    reload = partial(load_config, rest, os.getcwd(), settled)
+    notes = [f"{word}: {text}" for word, text in found.facts] if found else []
+    keep = partial(keep_settings, settings=settings, sources=sources, notes=notes)
+    if found is not None:
+        found.show(config.run_folder)
     with Display() as display:
         report = run(config, STAGES[command], reload, display, keep)
     _show(command, config.run_folder, report, changed=bool(display.done))
@@ -79,6 +97,7 @@ def _show(command: str, folder: Path, report: dict[str, Any] | None, changed: bo
     if not manner().quiet:
         where = f"{folder / 'report.html'}  and  report.json, figures/ beside it"
         console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
+        console.print(f"next:   ensdistill {folder}", highlight=False, soft_wrap=True)
 
 
 def _help(command: str, rest: list[str], more: str) -> int | None:

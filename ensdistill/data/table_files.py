@@ -65,7 +65,7 @@ class TableFile:
         if not self.path.is_file():
             raise ValueError(f"path: there is no file {str(path)!r}")
         if self.path.stat().st_size == 0:
-            raise ValueError(f"path: {path} is empty")
+            raise ValueError(f"path: {path} is empty; expected a header and rows")
         self.kind, self.separator = TABLES[suffix], "\t" if suffix == ".tsv" else ","
         self._frame: Any = None
         with self._errors():
@@ -232,7 +232,12 @@ class TableFile:
             ) from error
         except (ValueError, OSError, UnicodeError, csv.Error, StopIteration) as error:
             # pandas' and pyarrow's errors are of these classes
-            raise ValueError(f"path: {self.path} is not {self.kind} that can be read ({error})") from error
+            remedy = (
+                ": save it as UTF-8" if isinstance(error, UnicodeError) else ": mend it, or write it anew"
+            )
+            raise ValueError(
+                f"path: {self.path} is not {self.kind} that can be read ({error}){remedy}"
+            ) from error
 
 
 def _without_none(frame: Any, name: str) -> Any:

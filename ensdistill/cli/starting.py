@@ -1,0 +1,110 @@
+"""From the words of ``init`` and ``run`` to settings that follow from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensdistill.cli.manner import manner
+
+# Words about data that are no settings; each takes a value.
+WORDS = ("--target", "--ignore", "--data")
+# Settings of a table that decide how its target is read.
+_READING = ("--data.unlabelled", "--data.labels")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Settings that were found.
+
+    Parameters
+    ----------
+    settings : dict
+    facts : list of (str, str)
+        A word and a sentence each.
+    sources : list of Path
+        The data.
+    """
+
+    settings: dict[str, Any]
+    facts: list[tuple[str, str]]
+    sources: list[Path]
+
+    def show(self, folder: Path | None = None) -> None:
+        """Print what was found, and where the settings will be, to standard error."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        if manner().quiet or manner().json:
+            return
+        table = Table.grid(padding=(0, 2))
+        facts = [("data", ", ".join(map(str, self.sources))), *self.facts]
+        facts += [("settings", f"{folder}/run.yaml")] if folder else []
+        for word, text in facts:
+            table.add_row(Text(word, "bold"), Text(text))
+        Console(stderr=True, highlight=False).print(table)
+
+
+def looks_like_data(path: Path) -> bool:
+    """Whether a word names data rather than a file of settings."""
+    from ensdistill.job.starting import is_data
+
+    return is_data(path)
+
+
+def start(words: Sequence[str]) -> tuple[Start, list[str]]:
+    """Look at the data that the first word names; return what was found, and the words that are settings.
+
+    Raises
+    ------
+    ValueError
+        See `ensdistill.job.starting.look`; an option without its value.
+    """
+    from ensdistill.cli.classes import MODULES
+    from ensdistill.job.starting import look, settings_of
+
+    options, rest = taken(words[1:])
+    given = {name: _value(rest, name) for name in _READING}
+    found = look(
+        Path(words[0]),
+        options.get("--target", [None])[-1],
+        ignore=options.get("--ignore", []),
+        data=Path(options["--data"][-1]) if "--data" in options else None,
+        unlabelled=given["--data.unlabelled"],
+        labels=given["--data.labels"],
+    )
+    settings, words_for = settings_of(found, tuple(MODULES))
+    facts = [*found.lines(), *words_for]
+    sources = [Path(words[0]), *([Path(options["--data"][-1])] if "--data" in options else [])]
+    return Start(settings, facts, sources), rest
+
+
+def taken(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of the words about data, and the other words."""
+    options: dict[str, list[str]] = {}
+    rest, left = [], list(words)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if name not in WORDS:
+            rest.append(name + equals + value)
+            continue
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise ValueError(f"{name}: expected a value, {name} VALUE; got nothing")
+            value = left.pop(0)
+        options.setdefault(name, []).append(value)
+    return options, rest
+
+
+def _value(words: Sequence[str], name: str) -> Any:
+    import yaml
+
+    for place, word in enumerate(words):
+        own, equals, value = word.partition("=")
+        if own == name:
+            value = value if equals else " ".join(words[place + 1 : place + 2])
+            return yaml.safe_load(value)
+    return None

@@ -1,0 +1,114 @@
+"""A look at arrays in files: inputs and labels in one archive, or in two files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.files import read_array
+from ensdistill.data.labels import as_labels
+from ensdistill.data.rows import UNLABELLED
+from ensdistill.job.starting.found import TEST, Found, check_classes
+
+INPUTS = ("x", "inputs", "data", "features", "images", "x_train", "train_x", "xs")
+LABELS = ("y", "labels", "label", "target", "targets", "classes", "y_train", "train_y", "ys")
+FIRST = 1000  # rows by which the kind of the samples is known
+
+
+def look_at_arrays(path: Path, target: str | None = None) -> Found:
+    """Look at an archive (``.npz``, ``.safetensors``) of inputs and labels, or at a ``.npy`` file of inputs
+    beside one of labels.
+
+    Parameters
+    ----------
+    path : Path
+    target : str, optional
+        The labels: the array's name, or the path of their file.
+
+    Raises
+    ------
+    ValueError
+        No array is certainly the inputs or the labels, or they are not as expected.
+    """
+    arguments: dict[str, Any] = {"inputs": str(path)}
+    if path.suffix == ".npy":
+        labels = Path(target) if target is not None else _beside(path)
+        arguments["labels"] = str(labels)
+    else:
+        names = array_names(path)
+        chosen = target if target is not None else _named(names, LABELS, path, "labels")
+        if chosen not in names:
+            raise ValueError(
+                f"--target: expected one of the arrays of {path.name}, {', '.join(names)}; got {chosen!r}"
+            )
+        others = [name for name in names if name != chosen]
+        inputs = others[0] if len(others) == 1 else _named(others, INPUTS, path, "inputs")
+        arguments |= {"labels": str(path), "inputs_name": inputs, "labels_name": chosen}
+    x = read_array(path, arguments.get("inputs_name"))
+    y = read_array(Path(arguments["labels"]), arguments.get("labels_name"))
+    if x.ndim < 2 or len(x) != len(y):
+        raise ValueError(
+            f"inputs: expected numbers [N, ...] and N labels; got {list(x.shape)} and {list(y.shape)}"
+        )
+    indices, names_of = as_labels(
+        y, None, indices=True, unlabelled=UNLABELLED, argument=f"labels: {arguments['labels']}"
+    )
+    known = indices[indices != UNLABELLED]
+    classes = dict(zip(names_of, np.bincount(known, minlength=len(names_of)).tolist(), strict=True))
+    if len(classes) < 2:
+        raise ValueError(f"labels: expected two or more classes; all labels are {names_of[0]!r}")
+    check_classes(classes, "labels")
+    # `ArrayDataset` takes numbers of rows.
+    arguments["labelled"] = len(known) - round(TEST * len(known))
+    facts = [
+        ("inputs", f"{x.dtype} {list(x.shape)}"),
+        ("labels", f"{arguments.get('labels_name', arguments['labels'])}"),
+    ]
+    data = {"class_path": "ArrayDataset", "init_args": arguments}
+    return Found(path, data, np.asarray(x[:FIRST]), classes, len(indices) - len(known), None, facts)
+
+
+def inputs_in(folder: Path) -> Path | None:
+    """The file of the inputs, or of both, in a folder of arrays; None where there is none."""
+    archives = sorted(file for file in folder.glob("*.npz"))
+    arrays = [file for file in sorted(folder.glob("*.npy")) if file.stem.lower() in INPUTS]
+    return archives[0] if len(archives) == 1 else arrays[0] if len(arrays) == 1 else None
+
+
+def array_names(path: Path) -> list[str]:
+    """The arrays of an archive."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return list(archive.files)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "numpy") as archive:
+                return list(archive.keys())
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"inputs: {path} can't be read as arrays of numbers ({error})") from error
+    except Exception as error:  # zipfile's and zlib's errors have no common base
+        raise ValueError(f"inputs: {path} is damaged ({error})") from error
+
+
+def _beside(path: Path) -> Path:
+    files = [file for file in sorted(path.parent.glob("*.npy")) if file.stem.lower() in LABELS]
+    if len(files) != 1:
+        raise ValueError(
+            "--target: expected the file of the labels, --target LABELS.npy, because beside "
+            f"{path.name} there is {'more than one' if files else 'none'} called {', '.join(LABELS[:4])}, ..."
+        )
+    return files[0]
+
+
+def _named(names: list[str], known: tuple[str, ...], path: Path, role: str) -> str:
+    found = [name for name in names if name.lower() in known]
+    if len(found) != 1:
+        way = "--target NAME" if role == "labels" else f"one called {', '.join(known[:4])}"
+        raise ValueError(f"{role}: expected {way}, because {path.name} holds the arrays {', '.join(names)}")
+    return found[0]

@@ -1,0 +1,191 @@
+"""A look at a table: its target, its inputs, and the columns that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.classes import classes_of
+from ensdistill.data.files import IMAGES
+from ensdistill.data.partition import Partition
+from ensdistill.data.sources.roles import read_roles, roles_of
+from ensdistill.data.table_files import MISSING, NONE, TableFile
+from ensdistill.job.starting.columns import Column, choose_target, columns_of
+from ensdistill.job.starting.found import Found, check_classes, listed
+
+FIRST = 1000  # rows by which the kind of the samples is known
+KINDS = {
+    "integer": "numbers",
+    "float": "numbers",
+    "boolean": "booleans",
+    "text": "categories",
+    "category": "categories",
+}
+
+
+def look_at_table(
+    path: Path,
+    target: str | None = None,
+    ignore: Sequence[str] = (),
+    unlabelled: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Found:
+    """Look at all columns of a table.
+
+    Parameters
+    ----------
+    path : Path
+    target : str, optional
+        Found by itself where there is no doubt.
+    ignore : sequence of str
+        Columns that are not to be used.
+    unlabelled, labels : sequence of str, optional
+        As of :class:`ensdistill.data.Table`.
+
+    Raises
+    ------
+    ValueError
+        The table can't be read, its target is not certain or no classes, or no column is an input.
+    """
+    file = TableFile(path)
+    for name in (*ignore, *([target] if target is not None else [])):
+        file.column(name, "--target" if name == target else "--ignore")
+    frame = file.read()
+    columns = [column for column in columns_of(frame) if column.name not in ignore]
+    if target is None:
+        target = choose_target(columns, path.name)
+    _check_target(next((c for c in columns if c.name == target), None), target)
+    unknown = _unknown_words(file, target) or None if unlabelled is None else list(unlabelled)
+    classes, without = _classes(file, target, unknown, labels)
+    others = [column for column in columns if column.name != target]
+    chosen = _inputs(path, frame, others, target)
+    given = {"unlabelled": unknown, "labels": None if labels is None else list(labels)}
+    arguments = {"path": str(path), "target": target, **{n: v for n, v in given.items() if v is not None}}
+    ids = [column.name for column in others if column.is_id][:1]  # the first names the rows
+    left = {name: "by --ignore" for name in ignore} | {
+        n: why for n, why in chosen.left.items() if n not in ids
+    }
+    arguments |= chosen.arguments | ({"id": ids[0]} if ids else {})
+    if chosen.kind == "Table" and left:
+        arguments["ignore"] = list(left)
+    facts = [("target", _target_line(target, unknown or [])), ("inputs", chosen.line)]
+    facts += [("id", f"column {name!r} names the rows") for name in ids]
+    facts += [("left out", f"{name or 'a column without a name'}: {why}") for name, why in left.items()]
+    data = {"class_path": chosen.kind, "init_args": arguments}
+    return Found(path, data, chosen.samples, classes, without, None, facts, (), chosen.settings)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs of a table: a data set's class and arguments, some samples, a line for people, the columns
+    that are left out with the reason, and other settings."""
+
+    kind: str
+    arguments: dict[str, Any]
+    samples: Any
+    line: str
+    left: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _inputs(path: Path, frame: Any, columns: Sequence[Column], target: str) -> _Inputs:
+    """Paths of images before prose before columns of numbers and categories."""
+    left = {column.name: column.no_input for column in columns if column.no_input}
+    inputs = [column for column in columns if not column.no_input]
+    if images := [c for c in columns if c.kind == "text" and _names_images(path, frame[c.name])]:
+        name = images[0].name
+        left = left | {c.name: "not a part of the images" for c in inputs}
+        left.pop(name, None)
+        line = f"images, by their paths in column {name!r}"
+        return _Inputs("ImageFolder", {"file": name}, [np.zeros((8, 8, 3), np.uint8)], line, left)
+    if prose := [column for column in inputs if column.is_prose]:
+        # Of several the longest: a body rather than a title.
+        name = max(prose, key=lambda column: frame[column.name].str.len().mean()).name
+        left |= {c.name: "not a part of the texts" for c in inputs if c.name != name}
+        texts = frame[name].dropna().iloc[:FIRST].tolist()
+        return _Inputs("Texts", {"text": name}, texts, f"texts of column {name!r}", left)
+    if not inputs:
+        reasons = "; ".join(f"{name!r} holds {why}" for name, why in left.items())
+        raise ValueError(
+            f"path: {path.name} has no column to learn from beside the target {target!r}"
+            f"{': ' * bool(reasons)}{reasons}. Make numbers of one (year, month, length), or add columns"
+        )
+    samples = frame[[column.name for column in inputs]].iloc[:FIRST]
+    return _Inputs("Table", {}, samples, _inputs_line(inputs), left, _copies_allowed(inputs))
+
+
+def _check_target(column: Column | None, target: str) -> None:
+    if column is None:
+        raise ValueError(f"--target: column {target!r} is to be ignored (--ignore)")
+    if column.kind == "other" or column.is_date or column.kind in ("time", "duration"):
+        held = column.no_input.partition(";")[0]
+        raise ValueError(
+            f"--target: expected one class in each row; column {target!r} holds {held}: choose another column"
+        )
+
+
+def _unknown_words(file: TableFile, target: str) -> list[str]:
+    """Words such as NA that stand for an unknown label in a text table. ``None`` may be a class: the data
+    set asks about it."""
+    column = file.read([target], verbatim=[target])[target]
+    if file.kind != "CSV" or (column == NONE).any():
+        return []
+    words = column[column.isin(MISSING[1:])]
+    try:
+        column.drop(words.index).astype(float)
+    except (ValueError, TypeError):
+        return [str(word) for word in words.unique()]
+    return []  # among numbers they are gaps without a doubt
+
+
+def _target_line(target: str, words: Sequence[str]) -> str:
+    if not words:
+        return f"column {target!r}"
+    return f"column {target!r}; {listed(words)} stands for an unknown label there (a class by unlabelled: [])"
+
+
+def _classes(
+    file: TableFile, target: str, unlabelled: Sequence[str] | None, labels: Sequence[str] | None
+) -> tuple[dict[str, int], int]:
+    """Labelled rows of each class, and the number of rows without a label."""
+    frame = read_roles(file, [], roles_of(Partition(), target=target), -1, unlabelled=unlabelled)
+    if frame[target].nunique() == 1:
+        raise ValueError(
+            f"target: expected two classes or more; column {target!r} holds "
+            f"{str(frame[target].dropna().iloc[0])!r} alone: choose another column (--target NAME)"
+        )
+    indices, names, _ = classes_of(frame[target], labels, argument=f"target: column {target!r}")
+    known = indices[indices >= 0]
+    counts = np.bincount(known, minlength=len(names))
+    classes = dict(zip(names, counts.tolist(), strict=True))
+    check_classes(classes, f"target: column {target!r}")
+    return classes, len(indices) - len(known)
+
+
+def _names_images(path: Path, column: Any) -> bool:
+    first = [str(value) for value in column.dropna().iloc[:20]]
+    return bool(first) and all(
+        Path(name).suffix.lower() in IMAGES and (path.parent / name).is_file() for name in first
+    )
+
+
+def _inputs_line(inputs: Sequence[Column]) -> str:
+    counts: dict[str, int] = {}
+    for column in inputs:
+        counts[KINDS[column.kind]] = counts.get(KINDS[column.kind], 0) + 1
+    words = [f"{count} column{'s' * (count > 1)} of {kind}" for kind, count in counts.items()]
+    gaps = [1 - column.known / column.rows for column in inputs if column.known < column.rows]
+    line = ", ".join(words)
+    return (
+        f"{line}; gaps in {len(gaps)} of them, in up to {100 * max(gaps):.1f} % of the rows" if gaps else line
+    )
+
+
+def _copies_allowed(inputs: Sequence[Column]) -> dict[str, Any]:
+    """Where no column is a fraction, rows made from others equal test rows legitimately."""
+    fractions = any(column.kind == "float" and not column.is_whole for column in inputs)
+    return {} if fractions else {"max_test_copies": 1.0}

@@ -1,0 +1,50 @@
+"""Settings as a short YAML file with comments."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+COMMENTS = {
+    "teachers": "The ensemble. `ensdistill run --teachers.members.help` lists kinds of members.",
+    "cache": "Rows made from these, on which the student learns from the ensemble.",
+    "distill": "The student. `ensdistill run --help` explains all settings, and has their defaults.",
+    "max_test_copies": "Rows made from coarse columns may equal test rows; the report counts these.",
+}
+EXISTING = (
+    "The members exist already. Where none of them learned from the labelled rows, add held_out: true "
+    "to each: then temperatures and weights are fitted to these rows."
+)
+
+
+def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Sequence[str]) -> str:
+    """YAML in the order of the settings.
+
+    Parameters
+    ----------
+    settings : dict
+    facts : sequence of (str, str)
+        Comments to the data.
+    head : sequence of str
+        Comments at the beginning.
+    """
+    comments = dict(COMMENTS)
+    if any(member.get("class_path") in ("MemberFile", "SavedMembers", "SavedEnsemble")
+           for member in settings.get("teachers", {}).get("members", ())):  # fmt: skip
+        comments["teachers"] = EXISTING
+    lines = [f"# {line}" for line in head]
+    for name, value in settings.items():
+        wide = "\n# ".join(textwrap.wrap(comments.get(name, ""), 108))
+        if name == "data":
+            lines += ["", *(f"# {word}: {text}" for word, text in facts)]
+        elif name in comments:
+            lines += ["", f"# {wide}"]
+        lines.append(
+            yaml.safe_dump(
+                {name: value}, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+            ).rstrip()
+        )
+    return "\n".join(lines) + "\n"
