@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, print_json, usage_error, warning_line
-from ensdistill.job.contents import contents
 
 
 def parser() -> Parser:
@@ -23,7 +22,7 @@ def parser() -> Parser:
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/NAME")
     p.add_argument(
         "-o",
-        "--out",
+        "--output",
         type=Path,
         metavar="FILE.html",
         help="the page (default: compare.html in the folder that holds the runs)",
@@ -35,6 +34,7 @@ def parser() -> Parser:
 
 def main(words: Sequence[str]) -> int:
     """Compare the runs; return the exit status."""
+    from ensdistill.job.contents import contents
     from ensdistill.report.compare import compared, comparison_table, differences, write_comparison
 
     options = parser().parse(words)
@@ -49,10 +49,10 @@ def main(words: Sequence[str]) -> int:
     columns = compared(list(zip(names, reports, strict=True)))
     notes = differences(list(zip(names, reports, [run.rows for run in found], strict=True)))
     out = (
-        options.out
+        options.output
         or Path(os.path.commonpath([run.parent.absolute() for run in options.runs])) / "compare.html"
     )
-    wanted = options.out is not None or not manner().json
+    wanted = options.output is not None or not manner().json
     if wanted:
         write_comparison(columns, notes, out)
     if manner().json:

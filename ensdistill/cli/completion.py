@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 
 from ensdistill.cli.manner import OPTIONS
 from ensdistill.cli.messages import usage_error
 from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS
 
 SHELLS = ("bash", "zsh", "fish")
-_JOB = ("--target", "--config", "--print_config", "--name", "--folder", "--seeds", "--workers", "--threads")
-# The options of each command, beside those that all commands take.
-OPTIONS_OF = {
+_JOB = (
+    "--target",
+    "--ignore",
+    "--data",
+    "--config",
+    "--print_config",
+    "--name",
+    "--folder",
+    "--seeds",
+    "--workers",
+    "--threads",
+)
+_PARSED = ("init", "predict", "export", "compare")  # modules of these names have parser()
+# The options of other commands, beside those that all commands take.
+_OPTIONS_OF = {
     **dict.fromkeys(("run", "teachers", "cache build", "distill", "report"), _JOB),
-    "init": ("--target", "--data", "--out", "--force"),
-    "compare": ("--out",),
-    "export": ("--to", "--out", "--student", "--seed", "--int8"),
-    "predict": ("--out", "--student", "--seed", "--on-error"),
-    "bench": ("--quick", "--device", "--threads", "--out", "--resume"),
+    "bench": ("--quick", "--device", "--threads", "--out", "--resume"),  # its module needs torch
 }
 WORDS_OF = {"completion": SHELLS, "cache": CACHE_COMMANDS}
 USAGE = """\
@@ -67,7 +77,7 @@ def script(shell: str) -> str:
     """The script, made from the table of commands."""
     if shell == "fish":
         return _fish()
-    both = {**WORDS_OF, **OPTIONS_OF}
+    both = {**WORDS_OF, **options_of()}
     bash = _BASH.format(
         commands=" ".join(COMMANDS),
         cases="\n".join(f'      "{name}") words="{" ".join(words)}" ;;' for name, words in both.items()),
@@ -76,10 +86,26 @@ def script(shell: str) -> str:
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
 
 
+def options_of() -> dict[str, tuple[str, ...]]:
+    """The options of each command, beside those that all commands take."""
+    parsers = {
+        name: import_module(f"ensdistill.cli.{name}").parser()
+        for name in _PARSED
+        if find_spec(f"ensdistill.cli.{name}")
+    }
+    found = {
+        name: tuple(
+            o for o in p._option_string_actions if o.startswith("--") and o not in ("--help", *OPTIONS)
+        )
+        for name, p in parsers.items()
+    }
+    return _OPTIONS_OF | found
+
+
 def _fish() -> str:
     lines = [f"complete -c ensdistill -n __fish_use_subcommand -a '{' '.join(COMMANDS)}'"]
     lines += [f"complete -c ensdistill -l {option.removeprefix('--')}" for option in OPTIONS]
-    for command, options in OPTIONS_OF.items():
+    for command, options in options_of().items():
         seen = " ".join(f"; and __fish_seen_subcommand_from {word}" for word in command.split())
         condition = f"'{seen.removeprefix('; and ')}'"
         lines += [

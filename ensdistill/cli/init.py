@@ -10,7 +10,6 @@ from pathlib import Path
 from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, print_json, usage_error
 from ensdistill.cli.starting import WORDS, start
-from ensdistill.common import files
 
 EPILOG = """\
 examples:
@@ -39,7 +38,9 @@ def parser() -> Parser:
     p.add_argument("--target", metavar="NAME", help="the column, array or file of the labels")
     p.add_argument("--ignore", action="append", metavar="NAME", help="a column that is not to be used")
     p.add_argument("--data", metavar="DATA", help="the data of a folder of models")
-    p.add_argument("-o", "--out", type=Path, metavar="FILE.yaml", help="default: DATA's name and .yaml, here")
+    p.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.yaml", help="default: DATA's name and .yaml, here"
+    )
     p.add_argument("--force", action="store_true", help="replace the file if it is there")
     return p
 
@@ -56,11 +57,12 @@ def main(words: Sequence[str]) -> int:
             return usage_error(f"init: {error}", more="")
         raise
     name = found.settings.pop("name")
-    out = options.out or Path(f"{name}.yaml")
+    out = options.output or Path(f"{name}.yaml")
     if out.exists() and not options.force:
         return usage_error(
-            f"--out: {out} is there already: name another (-o FILE.yaml), or replace it (--force)", more=""
+            f"--output: {out} is there already: name another (-o FILE.yaml), or replace it (--force)", more=""
         )
+    from ensdistill.common import files
     from ensdistill.job.starting.written import written
 
     line = shlex.join(["ensdistill", "init", options.path, *asked])

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from job_helpers import run, succeed
 
-from ensdistill.cli.completion import OPTIONS_OF
+from ensdistill.cli.completion import options_of
 from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS
 
 
@@ -38,6 +38,7 @@ def completed(folder, *words: str) -> list[str]:
         (["cache", "build", "--se"], ["--seeds"]),
         (["completion", "z"], ["zsh"]),
         (["compare", "--js"], ["--json"]),
+        (["init", "--fo"], ["--force"]),
     ],
 )
 def test_bash_completes(words, expected, tmp_path):
@@ -48,7 +49,7 @@ def test_bash_completes(words, expected, tmp_path):
 def test_all_commands_are_offered(tmp_path):
     assert set(completed(tmp_path, "")) >= set(COMMANDS)
     assert set(completed(tmp_path, "cache", "")) >= set(CACHE_COMMANDS)
-    assert {name.split()[0] for name in OPTIONS_OF} <= set(COMMANDS)
+    assert {name.split()[0] for name in options_of()} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

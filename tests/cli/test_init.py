@@ -84,7 +84,7 @@ def test_init_replaces_no_file_unasked(iris):
     assert status == 2
     assert (
         err
-        == "ensdistill: --out: iris.yaml is there already: name another (-o FILE.yaml), or replace it (--force)\n"
+        == "ensdistill: --output: iris.yaml is there already: name another (-o FILE.yaml), or replace it (--force)\n"
     )
     succeed("init", "iris.csv", "--force")
     assert "mine" not in (iris / "iris.yaml").read_text()
