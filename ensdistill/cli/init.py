@@ -23,9 +23,9 @@ def parser() -> Parser:
     """The options."""
     p = Parser(
         prog="ensdistill init",
-        description="Looks at DATA and writes the settings of a job on it, a short YAML file with comments:\n"
-        "the columns or files that are inputs, the target, the teachers and the student.\n"
-        "Nothing is trained.",
+        description="Looks at DATA and writes the settings of a job on it, a short YAML file with\n"
+        "comments: the inputs, the target, the teachers and the student. Nothing is\n"
+        "trained.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
