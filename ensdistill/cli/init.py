@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
     from ensdistill.job.starting.written import written
 
     line = shlex.join(["ensdistill", "init", options.path, *asked])
-    head = [f"Written by `{line}`.", f"  ensdistill run {shlex.quote(str(out))}"]
+    head = [f"Written by `{line}`.", f"Run it: ensdistill run {shlex.quote(str(out))}"]
     files.write_bytes(out, written(found.settings, found.facts, head).encode())
     if manner().json:
         print_json({"file": str(out), "found": dict(found.facts), "settings": found.settings})
