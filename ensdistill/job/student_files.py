@@ -15,7 +15,14 @@ KINDS = {
     "distill": ("student", "distilled_from_best_member"),
 }
 ROLES = ("target", "id", "weight")
-READING = ("missing", "mode", "file", "text")  # settings of a data set that decide how its files are read
+READING = (
+    "missing",
+    "mode",
+    "file",
+    "text",
+    "columns",
+    "inputs_name",
+)  # settings of a data set that decide how its files are read
 
 
 def describe_students(run: RunFolder, unit: Unit, *, again: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,51 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from serving_helpers import frame, of_array, of_images, of_table, of_texts
 
-from ensdistill.data.preprocess import HashedNgrams, ImageTransform, default_transformer
 from ensdistill.data.samples import form
-from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.student.serving import Student, load_student
-from ensdistill.teachers.members import Preprocessed, SklearnMember, TorchMember
-
-
-def member(factory, preprocess=None, classes=None):
-    torch.manual_seed(0)
-    one = TorchMember(factory(), name="student", factory=factory, output="logits", classes=classes)
-    return one if preprocess is None else Preprocessed(one, preprocess)
-
-
-def frame(rows=40, seed=0):
-    random = np.random.default_rng(seed)
-    age = random.normal(40, 9, rows).round(1)
-    age[::7] = np.nan
-    return pd.DataFrame(
-        {
-            "age": age,
-            "rooms": random.integers(1, 9, rows),
-            "city": random.choice(["Rom", "Oslo"], rows),
-            "own": random.random(rows) > 0.5,
-        }
-    )
-
-
-def of_table(labels=("no", "yes"), **more):
-    table = frame()
-    scaled = default_transformer(table)
-    factory = partial(MLP, inputs=scaled(table).shape[1], hidden=[8], outputs=len(labels))
-    return Student(member(factory, scaled), [str(label) for label in labels], labels, form_of(table), **more)
-
-
-def form_of(samples):
-    from ensdistill.data.samples import as_samples
-
-    return form(as_samples(samples))
-
-
-def of_array(labels=("a", "b", "c"), **more):
-    x = np.zeros((2, 3), np.float32)
-    factory = partial(MLP, inputs=3, hidden=[4], outputs=len(labels))
-    return Student(member(factory), [str(label) for label in labels], labels, form(x), **more)
+from ensdistill.teachers.members import SklearnMember
 
 
 @pytest.mark.parametrize(
@@ -117,15 +76,11 @@ def test_images_and_texts_and_large_arrays_are_predicted_in_parts():
     student = of_array()
     np.testing.assert_allclose(student.predict_logits(x), student.member.predict_logits(x), rtol=1e-6)
     images = [np.full((8, 8), value, np.uint8) for value in (0, 100, 200)]
-    factory = partial(CNN, image=[1, 8, 8], channels=[4], outputs=2)
-    of_images = Student(member(factory, ImageTransform()), ("a", "b"), ("a", "b"), form_of(images))
     np.testing.assert_allclose(
-        of_images.predict_proba(np.stack(images)), of_images.predict_proba(images), rtol=1e-6
+        of_images().predict_proba(np.stack(images)), of_images().predict_proba(images), rtol=1e-6
     )
     texts = ["a red fox", "a hen", "one more"]
-    bags = partial(BagOfNgrams, buckets=100, outputs=2)
-    of_texts = Student(member(bags, HashedNgrams(100, 8)), ("a", "b"), (1, 2), form_of(texts))
-    assert of_texts.predict(pd.Series(texts)).tolist() == of_texts.predict(texts).tolist()
+    assert of_texts().predict(pd.Series(texts)).tolist() == of_texts().predict(texts).tolist()
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,18 @@ from ensdistill.data import BadRows
 from ensdistill.data import batches as b
 from ensdistill.data.batches.arrays import is_tensor
 from ensdistill.data.batches.tables import is_gap
+from ensdistill.data.incoming.names import check_names
 from ensdistill.data.preprocess.tables import with_columns
 
 NUMBERS = ("integer", "float")
 TEXTS = ("text", "category")
-SHOWN = 10
+_EXPECTED = {
+    "integer": "numbers",
+    "float": "numbers",
+    "boolean": "True or False",
+    "text": "texts",
+    "category": "texts",
+}
 
 
 def fitting(batch: Any, expected: Mapping[str, Any]) -> Any:
@@ -44,7 +50,7 @@ def fitting(batch: Any, expected: Mapping[str, Any]) -> Any:
         _check_array(batch, expected)
     if wanted == "mapping":
         fields = expected["fields"]
-        check_names(fields, batch, "field")
+        check_names(list(fields), list(batch), "field")
         return {name: fitting(batch[name], fields[name]) for name in fields}
     return batch
 
@@ -59,33 +65,10 @@ NOUNS = {
 }
 
 
-def check_names(expected: Iterable[str], present: Iterable[str], noun: str = "column") -> None:
-    """Raise ValueError where a column is missing, or one is there that the training had not."""
-    expected, present = list(expected), list(present)
-    missing = [name for name in expected if name not in present]
-    added = [name for name in present if name not in expected]
-    if not missing and not added:
-        return
-    faults = []
-    for name in missing[:SHOWN]:
-        near = difflib.get_close_matches(name, added, 1, 0.5) or _same_letters(name, added)
-        faults.append(f"{name!r} is missing" + (f" (nearest: {near[0]!r})" if near else ""))
-    faults += [f"{name!r} is not expected" for name in added[:SHOWN]]
-    listed = ", ".join(expected[:SHOWN]) + f" and {len(expected) - SHOWN} more" * (len(expected) > SHOWN)
-    raise ValueError(f"samples: {'; '.join(faults)}: the student's {noun}s are {listed}")
-
-
-def _same_letters(name: str, names: Iterable[str]) -> list[str]:
-    def plain(text: str) -> str:
-        return "".join(letter for letter in text.lower() if letter.isalnum())
-
-    return [other for other in names if plain(other) == plain(name)]
-
-
 def _table(batch: Any, types: Mapping[str, str]) -> Any:
     import narwhals.stable.v2 as nw
 
-    check_names(types, nw.from_native(batch, eager_only=True).columns)
+    check_names(list(types), nw.from_native(batch, eager_only=True).columns)
     frame = with_columns(batch, list(types))
     for name, wanted in types.items():
         _check_column(nw.from_native(frame, eager_only=True)[name], name, wanted)
@@ -117,16 +100,7 @@ def _check_column(series: Any, name: str, wanted: str) -> None:
     value = values[bad[0]] if len(bad) else None
     shown = value.item() if isinstance(value, np.generic) else value
     row = f"; row {bad[0]} has {shown!r} ({len(bad)} such rows)" if len(bad) else f"; got {found}"
-    raise BadRows(f"samples: column {name!r}: expected {EXPECTED.get(wanted, wanted)}{row}", bad)
-
-
-EXPECTED = {
-    "integer": "numbers",
-    "float": "numbers",
-    "boolean": "True or False",
-    "text": "texts",
-    "category": "texts",
-}
+    raise BadRows(f"samples: column {name!r}: expected {_EXPECTED.get(wanted, wanted)}{row}", bad)
 
 
 def _is_number(value: Any) -> bool:
