@@ -124,6 +124,22 @@ def test_columns_that_are_no_numbers_are_refused_by_name(change, error, words):
         default_transformer(change(FRAME))
 
 
+def test_none_in_a_column_of_objects_is_a_gap():
+    transform = default_transformer(FRAME)
+    row = FRAME.iloc[:1]
+    expected = transform(row.assign(job=np.nan, city=np.nan))
+    objects = row.assign(job=pd.Series([None], dtype=object), city=pd.Series([None], dtype=object))
+    assert objects["job"].iloc[0] is None
+    np.testing.assert_array_equal(transform(objects), expected)
+    names = transform.transformer.get_feature_names_out().tolist()
+    assert expected[0, names.index("job_(missing)")] == 1
+    # A fit to such a column has None as a category of its own.
+    own = default_transformer(
+        FRAME.astype({"job": object}).assign(job=lambda f: f["job"].where(f["job"].notna(), None))
+    )
+    assert own(objects)[0, own.transformer.get_feature_names_out().tolist().index("job_None")] == 1
+
+
 def test_missing_columns_are_named_with_the_nearest():
     transform = default_transformer(FRAME)
     with pytest.raises(ValueError, match=r"missing: 'income' \(nearest: 'incomes'\)"):

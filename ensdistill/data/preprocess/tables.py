@@ -4,6 +4,7 @@ columns."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class Transformer:
             batch = with_columns(batch, names, self.pandas)
             if self.types is not None:
                 check_types(self.types, b.describe(batch)["columns"], batch)
-                batch = _as_texts(batch)
+                batch = _as_texts(batch if self._knows_none else _without_none(batch))
         result = self.transformer.transform(batch)
         result = np.asarray(result.todense() if hasattr(result, "todense") else result)
         with np.errstate(over="ignore"):
@@ -117,6 +118,13 @@ class Transformer:
             len(names) - (0 if few is None else len(few) - 1) + 1
             for names, few in zip(encoder.categories_, rare, strict=True)
         )
+
+    @cached_property
+    def _knows_none(self) -> bool:
+        """Whether None is a category of its own: that of a fit to columns of objects."""
+        parts = getattr(self.transformer, "named_transformers_", {})
+        encoders = [parts[name][-1] for name in ("categories", "codes") if name in parts]
+        return any(value is None for encoder in encoders for names in encoder.categories_ for value in names)
 
     def fingerprint(self) -> str:
         if self._content is None:
@@ -211,6 +219,16 @@ def check_types(expected: Mapping[str, str], found: Mapping[str, str], frame: An
                 "declare its type where the table is read"
             )
     return dict(found)
+
+
+def _without_none(frame: Any) -> Any:
+    """A pandas frame in whose columns of objects a gap is NaN: scikit-learn takes None for a value."""
+    columns = {}
+    for name in frame.columns:
+        objects = isinstance(frame[name].dtype, np.dtype) and frame[name].dtype.kind == "O"
+        if objects and (gaps := frame[name].isna()).any():
+            columns[name] = frame[name].mask(gaps, np.nan)
+    return frame.assign(**columns) if columns else frame
 
 
 def _as_texts(frame: Any) -> Any:
