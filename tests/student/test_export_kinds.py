@@ -283,8 +283,34 @@ def test_a_graph_that_differs_is_refused(monkeypatch):
         to_onnx(student, NUMBERS)
 
 
-def test_images_of_another_size_are_refused():
+@pytest.mark.parametrize(("size", "resize"), [(8, None), (12, 16)])
+def test_images_of_any_size_are_resized_in_the_graph(size, resize):
+    transform = ImageTransform(size=size, resize=resize, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
+    sizes = [(8, 8), (9, 7), (64, 100), (33, 47), (1, 5), (12, 12), (16, 16), (9, 7), (100, 64), (17, 400)]
+    images = [RNG.integers(0, 256, (*one, 3)).astype(np.uint8) for one in sizes]
+    student = student_of(torch_member(partial(CNN, [4], [3, size, size], outputs=3), transform), images)
+    exported = to_onnx(student, images)
+    assert exported.largest_difference < 1e-5
+    _, probabilities = run_onnx(exported.model.SerializeToString(), images[::-1])
+    np.testing.assert_allclose(probabilities, student.predict_proba(images[::-1]), atol=1e-5)
+
+
+def test_images_of_other_channels_or_of_another_size_are_refused():
     factory, preprocess, samples = KINDS["images"]
     blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
-    with pytest.raises(ValueError, match=r"expected uint8 images \[8, 8, 3\]; image 1 is uint8 \[9, 8, 3\]"):
-        run_onnx(blob, [samples[0], np.zeros((9, 8, 3), np.uint8)])
+    with pytest.raises(ValueError, match=r"expected uint8 images \[any, any, 3\]; got uint8 \[9, 8\]"):
+        run_onnx(blob, [samples[0], np.zeros((9, 8), np.uint8)])
+    factory, preprocess, samples = KINDS["gray images"]
+    blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
+    with pytest.raises(ValueError, match=r"expected uint8 images \[8, 8, 1\]; got uint8 \[9, 8, 1\]"):
+        run_onnx(blob, [samples[0], np.zeros((9, 8), np.uint8)])
+
+
+@pytest.mark.parametrize("name", ["numbers", "images", "n-grams", "fields"])
+def test_no_rows_have_no_labels(name):
+    factory, preprocess, samples = KINDS[name]
+    blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
+    none = {k: v[:0] for k, v in samples.items()} if name == "fields" else samples[:0]
+    labels, probabilities = run_onnx(blob, none)
+    assert labels.shape == (0,)
+    assert probabilities.shape == (0, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,19 @@ class Graph:
     def join(self, parts: Sequence[str]) -> str:
         """Tensors [N, k] side by side."""
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
+
+    def choose(
+        self, condition: str, dtype: int, then: Callable[[], str], otherwise: Callable[[], str]
+    ) -> str:
+        """The tensor that one of two functions adds to the graph; only its nodes run."""
+        branches = {}
+        for name, make in (("then_branch", then), ("else_branch", otherwise)):
+            outer, self._nodes = self._nodes, []
+            made = self.op("Identity", make())
+            info = helper.make_tensor_value_info(made, dtype, None)
+            branches[name] = helper.make_graph(self._nodes, self._name(name), [], [info])
+            self._nodes = outer
+        return self.op("If", condition, **branches)
 
     def append(self, model: onnx.ModelProto, inputs: Mapping[str, str]) -> list[str]:
         """Add the nodes of a model, whose inputs are tensors of this graph; returns the names of its outputs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,12 @@ from ensdistill.data.preprocess import (
     Transformer,
 )
 from ensdistill.student.export.graph import DOUBLE, FLOAT, INT64, Graph
+from ensdistill.student.export.pixels import resized
 from ensdistill.student.export.transformers import transform
 from ensdistill.student.export.values import Column, Values, numbers
 
 RESERVED = ("label", "probabilities")
+SIDES = ("height", "width")
 
 
 @dataclass
@@ -178,15 +180,20 @@ def _fields(graph: Graph, fields: Mapping[str, Any]) -> Prepared:
 
 
 def _pixels(graph: Graph, images: Any, size: int | None) -> Prepared:
-    """uint8 [N, H, W, C], at the size of the model, or of the samples where it has none."""
+    """uint8 [N, H, W, C], of any size, or of the samples' size where the model has none."""
     shapes = {np.asarray(image).shape for image in images}
     channels = {1 if len(shape) == 2 else shape[2] for shape in shapes}.pop()
     sides = {shape[:2] for shape in shapes}
     if size is None and len(sides) > 1:
         raise ValueError(f"samples: expected images of one size; got {sorted(sides)[:3]}")
-    height, width = (size, size) if size is not None else sides.pop()
-    x = graph.input("images", "uint8", [height, width, channels])
-    return Prepared({"inputs": x}, {"kind": "images", "shape": [height, width, channels]})
+    shape = [*(SIDES if size is not None else sides.pop()), channels]
+    x = graph.input("images", "uint8", shape)
+    return Prepared({"inputs": x}, {"kind": "images", "shape": _sizes(shape)})
+
+
+def _sizes(shape: Sequence[int | str]) -> list[int | None]:
+    """A shape as JSON; None for an axis of any length."""
+    return [None if isinstance(length, str) else length for length in shape]
 
 
 def _images(graph: Graph, preprocess: ImageTransform, samples: Any) -> Prepared:
@@ -196,16 +203,17 @@ def _images(graph: Graph, preprocess: ImageTransform, samples: Any) -> Prepared:
         array, last = np.asarray(samples), preprocess.layout == "channels_last"
         shape = list(array.shape[1:])
         if preprocess.size is not None:
-            axes = (0, 1) if last or array.ndim == 3 else (1, 2)
-            for axis in axes:
-                shape[axis] = preprocess.size
+            for axis, side in zip((0, 1) if last or array.ndim == 3 else (1, 2), SIDES, strict=True):
+                shape[axis] = side
         x = graph.input("images", "uint8", shape)
-        prepared = Prepared({"inputs": x}, {"kind": "images", "shape": shape, "layout": preprocess.layout})
+        prepared = Prepared({"inputs": x}, {"kind": "images", "shape": _sizes(shape)})
         if array.ndim == 3:
             prepared.tensors["inputs"] = graph.op("Unsqueeze", x, graph.constant([3 if last else 1]))
     x = prepared.tensors["inputs"]
-    first = graph.op("Transpose", x, perm=[0, 3, 1, 2]) if last else x
-    scaled = graph.op("Div", graph.cast(first, FLOAT), graph.constant(np.float32(255)))
+    pixels = graph.cast(graph.op("Transpose", x, perm=[0, 3, 1, 2]) if last else x, FLOAT)
+    if preprocess.size is not None:
+        pixels = resized(graph, pixels, preprocess.size, preprocess.resize or preprocess.size)
+    scaled = graph.op("Div", pixels, graph.constant(np.float32(255)))
     mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (preprocess.mean, preprocess.std))
     made = graph.op("Div", graph.op("Sub", scaled, graph.constant(mean)), graph.constant(std))
     prepared.tensors = {"inputs": made}

@@ -80,12 +80,12 @@ class OnnxStudent:
         ValueError
             Samples unlike those of the training, or a row that the student's preprocess refuses.
         """
-        tensors = self.tensors(samples)
-        count = len(next(iter(tensors.values())))
-        parts = [self.call({n: x[i : i + BATCH] for n, x in tensors.items()}) for i in range(0, count, BATCH)]
-        if not parts:
+        if _count(samples) == 0:
             return np.array(self.about["labels"])[:0], np.zeros((0, len(self.classes)), np.float32)
-        probabilities = np.concatenate([part for _, part in parts])
+        if self.about["kind"] == "images":
+            label, probabilities = self._of_images(samples)
+        else:
+            label, probabilities = self._in_parts(self.tensors(samples))
         wrong = np.flatnonzero(np.isnan(probabilities).any(1))
         if len(wrong):
             raise BadRows(
@@ -94,7 +94,29 @@ class OnnxStudent:
                 "never seen",
                 wrong,
             )
-        return self._own(np.concatenate([part for part, _ in parts])), probabilities
+        return self._own(label), probabilities
+
+    def _of_images(self, samples: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Images of one size together."""
+        arrays = [np.asarray(image) for image in samples]
+        shapes = [array.shape for array in arrays]
+        found = []
+        order = [[i for i, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
+        for places in order:
+            try:
+                found.append(self._in_parts(self.tensors([arrays[i] for i in places])))
+            except ValueError as error:
+                error.add_note(f"(images {places[:5]})")
+                raise
+        back = np.argsort(np.concatenate([np.array(places) for places in order]), kind="stable")
+        label, probabilities = (np.concatenate(parts)[back] for parts in zip(*found, strict=True))
+        return label, probabilities
+
+    def _in_parts(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        count = len(next(iter(tensors.values())))
+        parts = [self.call({n: x[i : i + BATCH] for n, x in tensors.items()}) for i in range(0, count, BATCH)]
+        label, probabilities = (np.concatenate(one) for one in zip(*parts, strict=True))
+        return label, probabilities
 
     def call(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The graph's own labels and probabilities for its inputs."""
@@ -169,6 +191,11 @@ def _tokenizer(settings: dict[str, Any], files: Mapping[str, bytes] | None, fold
     return Tokens(Tokenizer.from_str(blob.decode()), settings["length"], settings["padding"])
 
 
+def _count(samples: Any) -> int:
+    """Number of samples; of a mapping that of its first field."""
+    return _count(next(iter(samples.values()))) if isinstance(samples, Mapping) else len(samples)
+
+
 def _table(columns: list[dict[str, Any]], samples: Any) -> dict[str, np.ndarray]:
     import narwhals.stable.v2 as nw
 
@@ -179,33 +206,55 @@ def _table(columns: list[dict[str, Any]], samples: Any) -> dict[str, np.ndarray]
             f"samples: expected the columns {[c['name'] for c in columns]}; missing: {missing}; got "
             f"{frame.columns}"
         )
-    return {c.get("input", c["name"]): _column(frame[c["name"]], c)[:, None] for c in columns}
+    made = {}
+    for column in columns:
+        texts = column["type"] in ("text", "category")
+        made[column.get("input", column["name"])] = (_texts if texts else _numbers)(
+            frame[column["name"]], column
+        )[:, None]
+    return made
 
 
-def _column(series: Any, column: dict[str, Any]) -> np.ndarray:
-    name, texts = column["name"], column["type"] in ("text", "category")
-    values = series.to_list()
-    gaps = np.array([value is None or value is not value or bool(value != value) for value in values], bool)
-    if texts:
-        empty = column["empty"]
-        wrong = None
-        made = np.empty(len(values), object)
-        for row, (value, gap) in enumerate(zip(values, gaps.tolist(), strict=True)):
-            made[row] = "" if gap else empty if value == "" else str(value)
-        if column["type"] == "text":
-            wrong = next(
-                (v for v, gap in zip(values, gaps, strict=True) if not gap and not isinstance(v, str)), None
-            )
-        if wrong is not None:
-            raise ValueError(f"samples: column {name!r}: expected texts; got {wrong!r}")
-        return made
-    numbers = np.full(len(values), np.nan)
-    for row, (value, gap) in enumerate(zip(values, gaps.tolist(), strict=True)):
-        if gap:
-            continue
+def _texts(series: Any, column: dict[str, Any]) -> np.ndarray:
+    """The texts, "" for a gap: objects [N]."""
+    import narwhals.stable.v2 as nw
+
+    values, empty = series.to_list(), column["empty"]
+    made = np.empty(len(values), object)
+    if series.dtype in (nw.Categorical, nw.Enum):
+        values = [value if value is None or value != value else str(value) for value in values]
+    for row, value in enumerate(values):
         if isinstance(value, str):
-            raise ValueError(f"samples: column {name!r}: expected numbers; row {row} has {value!r}")
-        numbers[row] = value
+            made[row] = value or empty
+        elif value is None or bool(value != value):
+            made[row] = ""
+        else:
+            raise BadRows(
+                f"samples: column {column['name']!r}: expected texts; row {row} has {value!r}",
+                np.array([row]),
+            )
+    return made
+
+
+def _numbers(series: Any, column: dict[str, Any]) -> np.ndarray:
+    """The numbers, NaN for a gap: float64 [N]."""
+    import narwhals.stable.v2 as nw
+
+    name = column["name"]
+    if series.dtype.is_numeric() or series.dtype == nw.Boolean:
+        numbers = np.asarray(series.cast(nw.Float64).to_numpy(), np.float64)
+    else:
+        values = series.to_list()
+        gaps = [value is None or value is not value or bool(value != value) for value in values]
+        wrong = [
+            row for row, (v, gap) in enumerate(zip(values, gaps, strict=True)) if not gap and _no_number(v)
+        ]
+        if wrong:
+            raise BadRows(
+                f"samples: column {name!r}: expected numbers; row {wrong[0]} has {values[wrong[0]]!r}",
+                np.array(wrong),
+            )
+        numbers = np.array([np.nan if g else float(v) for v, g in zip(values, gaps, strict=True)], np.float64)
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):
         raise BadRows(
@@ -214,6 +263,10 @@ def _column(series: Any, column: dict[str, Any]) -> np.ndarray:
             infinite,
         )
     return numbers
+
+
+def _no_number(value: Any) -> bool:
+    return not isinstance(value, (bool, int, float, np.bool_, np.number))
 
 
 def _array(name: str, about: dict[str, Any], samples: Any) -> np.ndarray:
@@ -226,14 +279,20 @@ def _array(name: str, about: dict[str, Any], samples: Any) -> np.ndarray:
     return np.ascontiguousarray(array, about["dtype"])
 
 
-def _images(shape: list[int], samples: Any) -> np.ndarray:
-    arrays = [np.asarray(image) for image in samples]
-    wanted = tuple(shape)
-    made = [a[:, :, None] if a.ndim == 2 and len(wanted) == 3 and wanted[2] == 1 else a for a in arrays]
-    for row, array in enumerate(made):
-        if array.shape != wanted or array.dtype != np.uint8:
+def _images(shape: list[int | None], samples: Any) -> np.ndarray:
+    """Images of one size, uint8 [N, ...]."""
+    made = []
+    for image in samples:
+        array = np.asarray(image)
+        if array.ndim == 2 and len(shape) == 3 and shape[2] == 1:
+            array = array[:, :, None]
+        fits = array.ndim == len(shape) and all(
+            length in (None, own) for length, own in zip(shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.uint8:
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
             raise ValueError(
-                f"samples: expected uint8 images {list(wanted)}; image {row} is {array.dtype} "
-                f"{list(array.shape)}: resize it before"
+                f"samples: expected uint8 images [{wanted}]; got {array.dtype} {list(array.shape)}"
             )
-    return np.stack(made) if made else np.zeros((0, *wanted), np.uint8)
+        made.append(array)
+    return np.stack(made)
