@@ -17,7 +17,7 @@ from ensdistill.common.files import write_bytes
 from ensdistill.data.samples import as_samples, form, whole
 from ensdistill.student.export import networks
 from ensdistill.student.export.estimators import logits as logits_of_estimator
-from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OPSET, Graph
+from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OPSET, OTHERWISE, Graph
 from ensdistill.student.export.inputs import RESERVED, Prepared, prepare
 from ensdistill.student.export.parity import compared
 from ensdistill.teachers.members import Member, Preprocessed, SklearnMember, TorchMember
@@ -28,6 +28,7 @@ from ensdistill.teachers.members.preprocessed import rows_for
 FORMAT = 1
 KEY = "ensdistill"
 TOLERANCE = 1e-4
+LARGEST = 2_000_000_000
 
 
 class Exportable(Protocol):
@@ -142,6 +143,11 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
             f"student: {type(member).__name__} {member.name} keeps its own format, XGBoost's, LightGBM's or "
             "CatBoost's: keep the folder that save wrote"
         )
+    if member.bytes > LARGEST:
+        raise ValueError(
+            f"student: expected at most {LARGEST:,} bytes of parameters, which one ONNX file can hold; got "
+            f"{member.bytes:,}: {OTHERWISE}"
+        )
     expected = student.predict_proba(batch)  # also shows how the module's outputs are to be read
     described = student.samples if student.samples["kind"] == "table" else form(as_samples(batch))
     graph = Graph(opset, RESERVED)
@@ -240,7 +246,7 @@ def _finished(graph: Graph, logits: str, prepared: Prepared, student: Exportable
     model = graph.model(outputs)
     about = {"format": FORMAT, "version": ensdistill.__version__}
     about |= {"classes": list(student.classes), "labels": list(student.labels), **prepared.about}
-    about |= {"temperature": student.temperature, "about": student.about}
+    about |= {"temperature": student.temperature, "samples": student.samples, "about": student.about}
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(about, ensure_ascii=False)
     return model

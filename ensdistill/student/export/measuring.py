@@ -53,7 +53,7 @@ def figures(
     places = {str(label): place for place, label in enumerate(student.about["labels"])}
     unknown = [label for label in labels if _name(label) not in places]
     if unknown:
-        raise ValueError(f"labels: expected {student.about['labels']}; got {unknown[0]!r}")
+        raise ValueError(f"labels: expected {student.about['labels']}; got {np.asarray(unknown[0]).item()!r}")
     truth = np.array([places[_name(label)] for label in labels])
     chosen = probabilities[np.arange(len(truth)), truth].astype(np.float64)
     tensors = student.tensors(samples)
