@@ -124,6 +124,20 @@ def test_columns_that_are_no_numbers_are_refused_by_name(change, error, words):
         default_transformer(change(FRAME))
 
 
+def test_nullable_types_give_the_same_numbers():
+    pyarrow = pytest.importorskip("pyarrow")
+    plain = FRAME.assign(age=FRAME["age"].astype(float), own=FRAME["own"].astype(object))
+    plain.loc[3, ["age", "own", "city"]] = [np.nan, np.nan, np.nan]
+    transform = default_transformer(FRAME)
+    expected = transform(plain)
+    nullable = plain.convert_dtypes()
+    assert nullable["age"].iloc[3] is pd.NA
+    arrow = pyarrow.Table.from_pandas(nullable)
+    for other in (nullable, arrow, arrow.to_pandas(types_mapper=pd.ArrowDtype)):
+        np.testing.assert_array_equal(transform(other), expected)
+        np.testing.assert_array_equal(default_transformer(other)(plain), default_transformer(plain)(plain))
+
+
 def test_none_in_a_column_of_objects_is_a_gap():
     transform = default_transformer(FRAME)
     row = FRAME.iloc[:1]

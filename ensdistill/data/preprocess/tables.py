@@ -78,7 +78,7 @@ class Transformer:
             batch = with_columns(batch, names, self.pandas)
             if self.types is not None:
                 check_types(self.types, b.describe(batch)["columns"], batch)
-                batch = _as_texts(batch if self._knows_none else _without_none(batch))
+                batch = _as_texts(_with_nan(batch, none=not self._knows_none))
         result = self.transformer.transform(batch)
         result = np.asarray(result.todense() if hasattr(result, "todense") else result)
         with np.errstate(over="ignore"):
@@ -221,13 +221,24 @@ def check_types(expected: Mapping[str, str], found: Mapping[str, str], frame: An
     return dict(found)
 
 
-def _without_none(frame: Any) -> Any:
-    """A pandas frame in whose columns of objects a gap is NaN: scikit-learn takes None for a value."""
+def _with_nan(frame: Any, none: bool = False) -> Any:
+    """A pandas frame in whose columns a gap is NaN, which scikit-learn takes for missing, and not NA.
+
+    ``none``: also instead of None in columns of objects.
+    """
+    import pandas as pd
+
     columns = {}
     for name in frame.columns:
-        objects = isinstance(frame[name].dtype, np.dtype) and frame[name].dtype.kind == "O"
-        if objects and (gaps := frame[name].isna()).any():
-            columns[name] = frame[name].mask(gaps, np.nan)
+        dtype = frame[name].dtype
+        nullable = not isinstance(dtype, np.dtype) and getattr(dtype, "na_value", None) is pd.NA
+        objects = none and isinstance(dtype, np.dtype) and dtype.kind == "O"
+        if not (nullable or objects) or not (gaps := frame[name].isna()).any():
+            continue
+        if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
+            columns[name] = frame[name].astype(np.float64)
+        else:
+            columns[name] = frame[name].astype(object).mask(gaps, np.nan)
     return frame.assign(**columns) if columns else frame
 
 
@@ -342,4 +353,4 @@ def default_transformer(
         ),
     ]
     columns = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
-    return Transformer(columns.fit(_as_texts(table.to_native())), pandas=True, types=types)
+    return Transformer(columns.fit(_as_texts(_with_nan(table.to_native()))), pandas=True, types=types)
