@@ -343,6 +343,40 @@ def test_frames_of_other_libraries_give_the_same(tmp_path):
         np.testing.assert_array_equal(run_onnx(blob, other)[1], expected)
 
 
+def test_nullable_types_and_decimals_give_the_same():
+    import polars as pl
+    import pyarrow as pa
+
+    transformer = default_transformer(FRAME)
+    student = student_of(torch_member(partial(MLP, transformer(FRAME).shape[1], [4], 3), transformer), FRAME)
+    blob = to_onnx(student, FRAME).model.SerializeToString()
+    plain = FRAME.assign(age=FRAME["age"].astype(float), own=FRAME["own"].astype(object))
+    plain.loc[3, ["age", "own", "city"]] = [np.nan, None, np.nan]
+    expected = run_onnx(blob, plain)[1]
+    np.testing.assert_allclose(expected, student.predict_proba(plain), atol=1e-6)
+    nullable = plain.convert_dtypes()
+    assert nullable["own"].iloc[3] is pd.NA
+    arrow, polars = pa.Table.from_pandas(nullable), pl.from_pandas(nullable)
+    decimals = polars.with_columns(pl.col("account").cast(pl.Decimal(20, 0)))
+    for other in (nullable, arrow, polars, decimals, arrow.to_pandas(types_mapper=pd.ArrowDtype)):
+        np.testing.assert_array_equal(run_onnx(blob, other)[1], expected)
+
+
+@pytest.mark.parametrize("fill", [None, 0.1])
+def test_gaps_of_float32_columns_are_filled_in_float32(fill):
+    # No float32 is 0.1, nor the middle of two neighbours. Where quantiles repeat, the value beside them is far.
+    x = np.sort(np.random.default_rng(8).normal(size=100)).astype(np.float32)
+    x[20] = np.nextafter(x[19], np.float32(9))
+    x[40:] = np.nan
+    imputer = (
+        SimpleImputer(strategy="median")
+        if fill is None
+        else SimpleImputer(strategy="constant", fill_value=fill)
+    )
+    transformer = Transformer(make_pipeline(imputer, QuantileTransformer(n_quantiles=100)).fit(x[:, None]))
+    assert_same(Features(transformer, x[:, None])(x[:, None]), transformer(x[:, None]))
+
+
 def test_other_columns_are_refused_by_name():
     transformer = default_transformer(FRAME)
     student = student_of(torch_member(partial(MLP, transformer(FRAME).shape[1], [4], 3), transformer), FRAME)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.data import BadRows
+from ensdistill.data.batches.tables import is_gap
 
 FORMAT = 1
 KEY = "ensdistill"
@@ -222,11 +223,11 @@ def _texts(series: Any, column: dict[str, Any]) -> np.ndarray:
     values, empty = series.to_list(), column["empty"]
     made = np.empty(len(values), object)
     if series.dtype in (nw.Categorical, nw.Enum):
-        values = [value if value is None or value != value else str(value) for value in values]
+        values = [value if is_gap(value) else str(value) for value in values]
     for row, value in enumerate(values):
         if isinstance(value, str):
             made[row] = value or empty
-        elif value is None or bool(value != value):
+        elif is_gap(value):
             made[row] = ""
         else:
             raise BadRows(
@@ -245,7 +246,7 @@ def _numbers(series: Any, column: dict[str, Any]) -> np.ndarray:
         numbers = np.asarray(series.cast(nw.Float64).to_numpy(), np.float64)
     else:
         values = series.to_list()
-        gaps = [value is None or value is not value or bool(value != value) for value in values]
+        gaps = [is_gap(value) for value in values]
         wrong = [
             row for row, (v, gap) in enumerate(zip(values, gaps, strict=True)) if not gap and _no_number(v)
         ]

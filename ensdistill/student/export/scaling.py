@@ -159,6 +159,8 @@ def impute(graph: Graph, imputer: Any, values: Values) -> Values:
         )
     if values.matrix is not None:
         fill = np.array([statistics[i] for i in kept], np.float64)
+        if getattr(imputer, "_fit_dtype", None) == np.float32:  # in which scikit-learn fills float32 columns
+            fill = fill.astype(np.float32).astype(np.float64)
         x = str(values.take(graph, kept).matrix)
         made = numbers(graph.op("Where", graph.op("IsNaN", x), _row(graph, fill), x), len(kept))
     elif any(column.texts for column in values.columns):
