@@ -10,8 +10,6 @@ from ensdistill.student.export.graph import DOUBLE, INT64, ML, OTHERWISE, Graph
 from ensdistill.student.export.lookups import encode
 from ensdistill.student.export.values import Values, filled, numbers, side_by_side
 
-_BLOCK = 32  # quantiles that are compared at once
-
 
 def standard(graph: Graph, scaler: Any, values: Values) -> Values:
     """(x - mean) / scale."""
@@ -28,15 +26,15 @@ def largest(graph: Graph, scaler: Any, values: Values) -> Values:
     made = _affine(graph, scaler, values, None, scaler.scale_)
     if not getattr(scaler, "clip", False):
         return made
-    return numbers(_clipped(graph, str(made.matrix), -1.0, 1.0), made.width)
+    return numbers(clipped(graph, str(made.matrix), -1.0, 1.0), made.width)
 
 
 def to_range(graph: Graph, scaler: Any, values: Values) -> Values:
     """x * scale + minimum, clipped where the scaler clips."""
     x = values.numbers(graph, scaler)
-    made = graph.op("Add", graph.op("Mul", x, _row(graph, scaler.scale_)), _row(graph, scaler.min_))
+    made = graph.op("Add", graph.op("Mul", x, row(graph, scaler.scale_)), row(graph, scaler.min_))
     if scaler.clip:
-        made = _clipped(graph, made, *scaler.feature_range)
+        made = clipped(graph, made, *scaler.feature_range)
     return numbers(made, values.width)
 
 
@@ -44,10 +42,10 @@ def power(graph: Graph, scaler: Any, values: Values) -> Values:
     """Yeo and Johnson's, or Box and Cox's power."""
     x, exponents = values.numbers(graph, scaler), np.asarray(scaler.lambdas_, np.float64)
     if scaler.method == "box-cox":
-        made = _powers(graph, x, _row(graph, exponents), bool((exponents == 0).any()))
+        made = _powers(graph, x, row(graph, exponents), bool((exponents == 0).any()))
     else:
         positive = graph.op("GreaterOrEqual", x, graph.constant(0.0))
-        chosen = graph.op("Where", positive, _row(graph, exponents), _row(graph, 2 - exponents))
+        chosen = graph.op("Where", positive, row(graph, exponents), row(graph, 2 - exponents))
         larger = graph.op("Add", graph.op("Abs", x), graph.constant(1.0))
         zero = bool(np.isin(exponents, (0.0, 2.0)).any())
         magnitude = _powers(graph, larger, chosen, zero)
@@ -65,77 +63,6 @@ def _powers(graph: Graph, x: str, exponents: str, zero: bool) -> str:
     none = graph.op("Equal", exponents, graph.constant(0.0))
     safe = graph.op("Where", none, graph.constant(1.0), exponents)
     return graph.op("Where", none, logs, graph.op("Div", raised, safe))
-
-
-def quantile(graph: Graph, scaler: Any, values: Values) -> Values:
-    """The share of rows at most as large, to a uniform distribution.
-
-    scikit-learn takes the mean of two interpolations, from below and from above, which differ at repeated
-    quantiles alone. So each distinct quantile has a value of its own, and one where the line to the next one
-    begins. The place among the quantiles is found in two steps: the block of ``_BLOCK`` quantiles, then the
-    place within.
-    """
-    if scaler.output_distribution != "uniform":
-        raise ValueError(
-            "preprocess: ONNX can't express QuantileTransformer(output_distribution='normal'): take "
-            f"'uniform', or {OTHERWISE}"
-        )
-    tables = [
-        _knots(quantiles, scaler.references_) for quantiles in np.asarray(scaler.quantiles_, np.float64).T
-    ]
-    longest = max(len(table) for table in tables)
-    blocks = -(-longest // _BLOCK)
-    # The last knot repeats to the end of its last block; x is never beyond it.
-    padded = np.stack(
-        [np.concatenate([t, np.repeat(t[-1:], blocks * _BLOCK - len(t), axis=0)]) for t in tables]
-    )
-    padded[:, :, 0] = np.where(
-        np.arange(blocks * _BLOCK) < np.array([[len(t)] for t in tables]), padded[:, :, 0], np.inf
-    )
-    width = values.width
-    x = values.numbers(graph, scaler)
-    low, high = (_row(graph, [table[i, 0] for table in tables]) for i in (0, -1))
-    inside = graph.op("Where", graph.op("Less", x, low), low, x)
-    inside = graph.op("Where", graph.op("Greater", inside, high), high, inside)
-    inside = graph.op("Unsqueeze", inside, graph.constant([2]))
-    starts = graph.constant(padded[None, :, ::_BLOCK, 0])  # [1, width, blocks]
-    block = _last_at_most(graph, starts, inside)
-    block = graph.op("Add", block, graph.constant(np.arange(width)[None] * blocks))
-    within = graph.op("Gather", graph.constant(padded[:, :, 0].reshape(-1, _BLOCK)), block, axis=0)
-    place = graph.op(
-        "Add", _last_at_most(graph, within, inside), graph.op("Mul", block, graph.constant(_BLOCK))
-    )
-    knots = [
-        graph.op("Gather", graph.constant(padded[:, :, part].reshape(-1)), place, axis=0) for part in range(4)
-    ]
-    inside = graph.op("Squeeze", inside, graph.constant([2]))
-    line = graph.op("Mul", knots[3], graph.op("Sub", inside, knots[0]))
-    made = graph.op("Where", graph.op("Equal", inside, knots[0]), knots[1], graph.op("Add", knots[2], line))
-    return numbers(graph.op("Where", graph.op("IsNaN", x), x, made), width)
-
-
-def _knots(quantiles: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """[K, 4]: distinct quantile, value there, value just above, slope to the next."""
-    places, first = np.unique(quantiles, return_index=True)
-    last = np.append(first[1:], len(quantiles)) - 1
-    below, above = references[first], references[last]
-    at = (below + above) / 2
-    at[-1] = 1.0
-    at[0] = 0.0  # also where all quantiles are equal
-    if len(places) == 1:  # everything beyond is 1
-        places, at, above, below = (
-            np.append(places, np.nextafter(places, np.inf)), np.array([0.0, 1.0]), np.ones(2), np.ones(2),
-        )  # fmt: skip
-    slopes = np.append((below[1:] - above[:-1]) / np.diff(places), 0.0)
-    return np.stack([places, at, above, slopes], 1)
-
-
-def _last_at_most(graph: Graph, sorted_values: str, x: str) -> str:
-    """int64 [N, width]: the last position of a value that is at most x; 0 where x is missing."""
-    at_most = graph.cast(graph.op("LessOrEqual", sorted_values, x), INT64)
-    count = graph.op("ReduceSum", at_most, graph.constant([2]), keepdims=0)
-    place = graph.op("Sub", count, graph.constant(1))
-    return graph.op("Max", place, graph.constant(0))
 
 
 def impute(graph: Graph, imputer: Any, values: Values) -> Values:
@@ -162,7 +89,7 @@ def impute(graph: Graph, imputer: Any, values: Values) -> Values:
         if getattr(imputer, "_fit_dtype", None) == np.float32:  # in which scikit-learn fills float32 columns
             fill = fill.astype(np.float32).astype(np.float64)
         x = str(values.take(graph, kept).matrix)
-        made = numbers(graph.op("Where", graph.op("IsNaN", x), _row(graph, fill), x), len(kept))
+        made = numbers(graph.op("Where", graph.op("IsNaN", x), row(graph, fill), x), len(kept))
     elif any(column.texts for column in values.columns):
         made = Values.of([filled(graph, values.columns[i], statistics[i]) for i in kept])
     else:
@@ -238,15 +165,17 @@ def binary(graph: Graph, binarizer: Any, values: Values) -> Values:
 def _affine(graph: Graph, scaler: Any, values: Values, shift: Any, scale: Any) -> Values:
     x = values.numbers(graph, scaler)
     if shift is not None and getattr(scaler, "with_mean", True) and getattr(scaler, "with_centering", True):
-        x = graph.op("Sub", x, _row(graph, shift))
+        x = graph.op("Sub", x, row(graph, shift))
     if scale is not None:
-        x = graph.op("Div", x, _row(graph, scale))
+        x = graph.op("Div", x, row(graph, scale))
     return numbers(x, values.width)
 
 
-def _clipped(graph: Graph, x: str, low: float, high: float) -> str:
+def clipped(graph: Graph, x: str, low: float, high: float) -> str:
+    """The numbers, at least ``low`` and at most ``high``."""
     return graph.op("Clip", x, graph.constant(float(low)), graph.constant(float(high)))
 
 
-def _row(graph: Graph, numbers_of_columns: Any) -> str:
+def row(graph: Graph, numbers_of_columns: Any) -> str:
+    """A constant [1, width] of float64."""
     return graph.constant(np.asarray(numbers_of_columns, np.float64)[None])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill.student.export import lookups, scaling
+from ensdistill.student.export import lookups, quantiles, scaling
 from ensdistill.student.export.converted import convert
 from ensdistill.student.export.graph import OTHERWISE, Graph
 from ensdistill.student.export.values import Values, side_by_side
@@ -81,7 +81,7 @@ _OWN: dict[str, Converter] = {
     "MaxAbsScaler": scaling.largest,
     "MinMaxScaler": scaling.to_range,
     "PowerTransformer": scaling.power,
-    "QuantileTransformer": scaling.quantile,
+    "QuantileTransformer": quantiles.quantile,
     "KBinsDiscretizer": scaling.bins,
     "Binarizer": scaling.binary,
     "PolynomialFeatures": scaling.polynomial,
