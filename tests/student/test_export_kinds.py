@@ -232,6 +232,28 @@ def test_a_layer_that_onnx_cannot_express_is_named(layer, words):
         to_onnx(student, NUMBERS)
 
 
+class ByKeyword(nn.Module):
+    """Calls its layer by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(6, 8), Exponential(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(input=self.odd(x=self.first(input=x)))
+
+
+def test_a_layer_that_is_called_by_keyword_is_named():
+    with pytest.raises(ValueError, match=r"the layer 'odd' \(.*Exponential\)"):
+        to_onnx(student_of(torch_member(ByKeyword), NUMBERS), NUMBERS)
+
+
+def test_a_module_before_that_onnx_cannot_express_is_named():
+    student = student_of(torch_member(partial(MLP, 6, [8], 3), ModuleTransform(Exponential())), NUMBERS)
+    with pytest.raises(ValueError, match=r"the preprocess's module .*Exponential"):
+        to_onnx(student, NUMBERS)
+
+
 class Centred(nn.Module):
     def forward(self, x):
         return x - x.mean(0)

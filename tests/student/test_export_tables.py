@@ -264,6 +264,16 @@ def test_an_empty_text_may_be_a_category_beside_gaps():
         assert_same(features(table), expected)
 
 
+def test_categories_that_are_numbers_are_texts():
+    values = np.array([1, 2, 3, 2, 1] * 8)
+    table = pd.DataFrame({"grade": pd.Categorical(values), "ratio": pd.Categorical(values / 2)})
+    table.loc[3, "grade"] = None
+    transformer = default_transformer(table, rare=1)
+    features = Features(transformer, table)
+    assert_same(features(table), transformer(table))
+    assert len(np.unique(transformer(table), axis=0)) == 4
+
+
 def test_a_threshold_is_exact():
     x = np.array([[0.1], [np.nextafter(0.1, 1)], [np.nextafter(0.1, 0)], [0.5], [1.0]])
     binary = Transformer(Binarizer(threshold=0.1).fit(x))
