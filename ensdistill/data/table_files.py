@@ -48,6 +48,26 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None) -> Any:
     return TableFile(path).read(columns)
 
 
+def check_header(names: Sequence[str], separator: str | None, where: str) -> None:
+    """Raise ValueError for columns without or with equal names, and for a text table (with a ``separator``)
+    whose header is one field that holds the separators of another format."""
+    if not names:
+        raise ValueError(f"{where}: expected columns; it begins with an empty line")
+    if separator is not None and len(names) == 1:
+        for other, noun in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
+            if other in names[0] and other != separator:
+                ours = "tabs" if separator == "\t" else "commas"
+                remedy = ": name it .tsv, or write it" if other == "\t" else ": write it"
+                raise ValueError(
+                    f"{where}: expected fields between {ours}; the header is one field that holds "
+                    f"{noun}, {names[0]!r}{remedy} with {ours} once, for example by pandas' "
+                    f"read_csv(..., sep={other!r}) and to_csv"
+                )
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{where}: expected columns with different names; {name!r} stands {times} times")
+
+
 class TableFile:
     """A table in a file, whose columns are known before it is read; see :func:`read_table`.
 
@@ -70,14 +90,7 @@ class TableFile:
         self._frame: Any = None
         with self._errors():
             self.names = self._names()
-        if not self.names:
-            raise ValueError(f"path: expected columns; {path} begins with an empty line")
-        self._check_separator()
-        name, times = Counter(self.names).most_common(1)[0]
-        if times > 1:
-            raise ValueError(
-                f"path: {path}: expected columns with different names; {name!r} stands {times} times"
-            )
+        check_header(self.names, self.separator if self.kind == "CSV" else None, f"path: {path}")
 
     def column(self, name: str, argument: str = "columns") -> str:
         """The name itself.
@@ -140,20 +153,6 @@ class TableFile:
                 f"{len(columns)} in {self.path.name}. Name those that are needed, or store numbers as one "
                 "array (.npy, .npz, .safetensors) for ArrayDataset"
             )
-
-    def _check_separator(self) -> None:
-        """Raise ValueError where the header is one field that holds the separators of another format."""
-        if self.kind != "CSV" or len(self.names) > 1:
-            return
-        for separator, noun in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
-            if separator in self.names[0] and separator != self.separator:
-                ours = "tabs" if self.separator == "\t" else "commas"
-                remedy = ": name it .tsv, or write it" if separator == "\t" else ": write it"
-                raise ValueError(
-                    f"path: {self.path}: expected fields between {ours}; the header is one field that holds "
-                    f"{noun}, {self.names[0]!r}{remedy} with {ours} once, for example by pandas' "
-                    f"read_csv(..., sep={separator!r}) and to_csv"
-                )
 
     def _names(self) -> list[str]:
         if self.kind == "CSV":

@@ -1,7 +1,25 @@
-"""The student's training: the trainer, and the losses that it takes."""
+"""The student's training: the trainer, and the losses that it takes. The names are loaded when they are first
+used, because a student in an ONNX file runs without torch."""
 
-from ensdistill.student.batches import Batch
-from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
-from ensdistill.student.trainer import StudentTrainer, Trained
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "batches": ("Batch",),
+    "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
+    "trainer": ("StudentTrainer", "Trained"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained"]
+
+if TYPE_CHECKING:
+    from ensdistill.student.batches import Batch
+    from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
+    from ensdistill.student.trainer import StudentTrainer, Trained
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -14,6 +14,7 @@ import numpy as np
 from ensdistill.common.files import read_json, write_json
 from ensdistill.teachers.members import Member, load_member
 from ensdistill.teachers.members.base import warned_already
+from ensdistill.teachers.members.needs import check_needs
 from ensdistill.teachers.validation import plain_name
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
         raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
+    check_needs(folder, about)
     try:
         members = [
             load_member(folder / "members" / plain_name(name, folder), trusted)
@@ -84,7 +86,11 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
 def write_about(ensemble: Ensemble, folder: Path) -> None:
     """Write ``ensemble.json``, the last file of a saved ensemble, whose members are there."""
     members = _contents(ensemble.members, folder)
-    write_json(folder / "ensemble.json", {"format": FORMAT, "members": members, **ensemble.settings()})
+    files = sorted(file for member in members for file in (folder / "members" / member).rglob("member.json"))
+    needs = {name: one for file in files for name, one in read_json(file).get("needs", {}).items()}
+    about = {"format": FORMAT, "members": members, **ensemble.settings()}
+    # Loading elsewhere needs these packages; the versions are those here.
+    write_json(folder / "ensemble.json", {**about, "needs": dict(sorted(needs.items()))})
 
 
 def _contents(members: Sequence[Member], folder: Path) -> dict[str, Any]:

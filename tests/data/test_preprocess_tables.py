@@ -124,6 +124,36 @@ def test_columns_that_are_no_numbers_are_refused_by_name(change, error, words):
         default_transformer(change(FRAME))
 
 
+def test_nullable_types_give_the_same_numbers():
+    pyarrow = pytest.importorskip("pyarrow")
+    plain = FRAME.assign(age=FRAME["age"].astype(float), own=FRAME["own"].astype(object))
+    plain.loc[3, ["age", "own", "city"]] = [np.nan, np.nan, np.nan]
+    transform = default_transformer(FRAME)
+    expected = transform(plain)
+    nullable = plain.convert_dtypes()
+    assert nullable["age"].iloc[3] is pd.NA
+    arrow = pyarrow.Table.from_pandas(nullable)
+    for other in (nullable, arrow, arrow.to_pandas(types_mapper=pd.ArrowDtype)):
+        np.testing.assert_array_equal(transform(other), expected)
+        np.testing.assert_array_equal(default_transformer(other)(plain), default_transformer(plain)(plain))
+
+
+def test_none_in_a_column_of_objects_is_a_gap():
+    transform = default_transformer(FRAME)
+    row = FRAME.iloc[:1]
+    expected = transform(row.assign(job=np.nan, city=np.nan))
+    objects = row.assign(job=pd.Series([None], dtype=object), city=pd.Series([None], dtype=object))
+    assert objects["job"].iloc[0] is None
+    np.testing.assert_array_equal(transform(objects), expected)
+    names = transform.transformer.get_feature_names_out().tolist()
+    assert expected[0, names.index("job_(missing)")] == 1
+    # A fit to such a column has None as a category of its own.
+    own = default_transformer(
+        FRAME.astype({"job": object}).assign(job=lambda f: f["job"].where(f["job"].notna(), None))
+    )
+    assert own(objects)[0, own.transformer.get_feature_names_out().tolist().index("job_None")] == 1
+
+
 def test_missing_columns_are_named_with_the_nearest():
     transform = default_transformer(FRAME)
     with pytest.raises(ValueError, match=r"missing: 'income' \(nearest: 'incomes'\)"):

@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 
@@ -38,6 +37,8 @@ class Settings:
     """Base of a preprocess that is a frozen dataclass and has no state but its fields."""
 
     def fingerprint(self) -> str:
+        from ensdistill.common.describe import describe  # it loads torch, which texts do not need
+
         return digest(describe(self))
 
     def save(self, folder: Path | str) -> None:

@@ -4,6 +4,7 @@ columns."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class Transformer:
             batch = with_columns(batch, names, self.pandas)
             if self.types is not None:
                 check_types(self.types, b.describe(batch)["columns"], batch)
-                batch = _as_texts(batch)
+                batch = _as_texts(_with_nan(batch, none=not self._knows_none))
         result = self.transformer.transform(batch)
         result = np.asarray(result.todense() if hasattr(result, "todense") else result)
         with np.errstate(over="ignore"):
@@ -117,6 +118,13 @@ class Transformer:
             len(names) - (0 if few is None else len(few) - 1) + 1
             for names, few in zip(encoder.categories_, rare, strict=True)
         )
+
+    @cached_property
+    def _knows_none(self) -> bool:
+        """Whether None is a category of its own: that of a fit to columns of objects."""
+        parts = getattr(self.transformer, "named_transformers_", {})
+        encoders = [parts[name][-1] for name in ("categories", "codes") if name in parts]
+        return any(value is None for encoder in encoders for names in encoder.categories_ for value in names)
 
     def fingerprint(self) -> str:
         if self._content is None:
@@ -211,6 +219,27 @@ def check_types(expected: Mapping[str, str], found: Mapping[str, str], frame: An
                 "declare its type where the table is read"
             )
     return dict(found)
+
+
+def _with_nan(frame: Any, none: bool = False) -> Any:
+    """A pandas frame in whose columns a gap is NaN, which scikit-learn takes for missing, and not NA.
+
+    ``none``: also instead of None in columns of objects.
+    """
+    import pandas as pd
+
+    columns = {}
+    for name in frame.columns:
+        dtype = frame[name].dtype
+        nullable = not isinstance(dtype, np.dtype) and getattr(dtype, "na_value", None) is pd.NA
+        objects = none and isinstance(dtype, np.dtype) and dtype.kind == "O"
+        if not (nullable or objects) or not (gaps := frame[name].isna()).any():
+            continue
+        if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
+            columns[name] = frame[name].astype(np.float64)
+        else:
+            columns[name] = frame[name].astype(object).mask(gaps, np.nan)
+    return frame.assign(**columns) if columns else frame
 
 
 def _as_texts(frame: Any) -> Any:
@@ -324,4 +353,4 @@ def default_transformer(
         ),
     ]
     columns = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
-    return Transformer(columns.fit(_as_texts(table.to_native())), pandas=True, types=types)
+    return Transformer(columns.fit(_as_texts(_with_nan(table.to_native()))), pandas=True, types=types)

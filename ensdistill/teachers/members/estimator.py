@@ -34,6 +34,7 @@ from ensdistill.teachers.members.base import (
 from ensdistill.teachers.members.boosted import LIBRARIES
 from ensdistill.teachers.members.estimator_inputs import features_for, readings, table_for
 from ensdistill.teachers.members.inputs import batches, count, kind, refused, take
+from ensdistill.teachers.members.needs import needed, of_archive
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
 
 Output = Literal["auto", "probability", "decision"]
@@ -294,6 +295,7 @@ class SklearnMember:
         write_bytes(Path(folder) / "estimator.skops", archive.blob)
         more: dict[str, Any] = {"output": self.output, "columns": self.own_columns}
         more |= {"smoothing": self.smoothing, "batch_size": self.batch_size}
+        more["needs"] = needed(of_archive(archive.blob))
         write_description(folder, self, "sklearn", self._content(archive), **more)
 
     @classmethod

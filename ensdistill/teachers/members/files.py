@@ -15,6 +15,7 @@ from ensdistill.teachers.members.boosted import LIBRARIES, BoostedMember
 from ensdistill.teachers.members.estimator import SklearnMember
 from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.module import TorchMember
+from ensdistill.teachers.members.needs import check_needs
 from ensdistill.teachers.members.onnx import OnnxMember
 from ensdistill.teachers.members.preprocessed import Preprocessed
 
@@ -54,6 +55,7 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
             f"{folder}: member.json has format {about.get('format')!r}; this version reads {FORMAT}. Load it "
             "with the version of ensdistill that saved it, or save the model again"
         )
+    check_needs(folder, about)
     loader = _class_of(folder, about, trusted)
     try:
         member = loader.load(folder, about, tuple(trusted))

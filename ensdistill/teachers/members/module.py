@@ -33,6 +33,7 @@ from ensdistill.teachers.members.behaviour import behaviour
 from ensdistill.teachers.members.dtypes import as_batch, check_inputs, refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.inputs import batches, count, take
+from ensdistill.teachers.members.needs import needed, of_recipe
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
 
@@ -307,6 +308,7 @@ class TorchMember:
         more: dict[str, Any] = {} if self.output == "auto" else {"output": self.output}
         if unsaved := unsaved_types(self.module):
             more["unsaved_buffers"] = unsaved
+        more["needs"] = needed(["torch", *of_recipe(self.recipe)])
         write_description(folder, self, "torch", recipe=self.recipe, batch_size=self.batch_size, **more)
 
     def _check_plain(self) -> None:

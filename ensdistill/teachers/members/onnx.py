@@ -19,6 +19,7 @@ from ensdistill.teachers.members.base import (
     write_description,
 )
 from ensdistill.teachers.members.inputs import batches, check_array
+from ensdistill.teachers.members.needs import needed
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
@@ -194,7 +195,8 @@ class OnnxMember:
         write_bytes(Path(folder) / "model.onnx", self.blob)
         for name, blob in self.files.items():
             write_bytes(Path(folder) / name, blob)
-        more = {"output": self.output, "output_name": self.output_name}
+        more: dict[str, Any] = {"output": self.output, "output_name": self.output_name}
+        more["needs"] = needed(["onnxruntime", *(["onnx"] if self.files else [])])
         write_description(folder, self, "onnx", **more, smoothing=self.smoothing, batch_size=self.batch_size)
 
     @classmethod

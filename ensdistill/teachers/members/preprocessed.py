@@ -16,6 +16,7 @@ from ensdistill.teachers.members.dtypes import cast_for
 from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.inputs import advice, as_batch, count
 from ensdistill.teachers.members.module import TorchMember
+from ensdistill.teachers.members.needs import needed, of_preprocess
 
 
 class Preprocessed:
@@ -118,7 +119,7 @@ class Preprocessed:
         """Write the folders ``model`` and ``preprocess``, and ``member.json``."""
         self.member.save(Path(folder) / "model")
         self.preprocess.save(Path(folder) / "preprocess")
-        write_description(folder, self, "preprocessed")
+        write_description(folder, self, "preprocessed", needs=needed(of_preprocess(self.preprocess)))
 
 
 def rows_for(member: Member, inputs: Any) -> Any:

@@ -33,6 +33,7 @@ from ensdistill.teachers.members.base import (
 from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
 from ensdistill.teachers.members.inputs import batches, columns_of, kind, refused, take
+from ensdistill.teachers.members.needs import needed
 
 COMPARED_ROWS = 256  # of each batch, on which raw scores and probabilities are compared
 TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6 for others
@@ -200,6 +201,7 @@ class BoostedMember:
         """Write the model in its library's own format, and ``member.json``."""
         write_bytes(Path(folder) / self._model.file, self._model.blob)
         more = {"options": self._model.options(), "known": self._labels, "columns": self.own_columns}
+        more["needs"] = needed([self._model.name])
         write_description(
             folder, self, self._model.name, **more, smoothing=self.smoothing, batch_size=self.batch_size
         )

@@ -1,0 +1,121 @@
+"""Estimators of scikit-learn as parts of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill.student.export.converted import converted
+from ensdistill.student.export.graph import DOUBLE, FLOAT, Graph
+from ensdistill.student.export.transformers import transform
+from ensdistill.student.export.values import Values
+from ensdistill.teachers.members import SklearnMember
+
+# Their scores are x W + b. They are computed in float64 here, as scikit-learn does.
+_LINEAR = (
+    "LogisticRegression",
+    "LogisticRegressionCV",
+    "LinearDiscriminantAnalysis",
+    "LinearSVC",
+    "RidgeClassifier",
+    "RidgeClassifierCV",
+    "SGDClassifier",
+    "Perceptron",
+    "PassiveAggressiveClassifier",
+)
+_INEXACT = {
+    "HistGradientBoostingClassifier": "its thresholds are float64, which the converted trees round",
+    "KNeighborsClassifier": "it holds the training rows, and orders equal distances in its own way",
+    "RadiusNeighborsClassifier": "it holds the training rows",
+}
+
+
+def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
+    """The member's logits [N, C'], float64, in its estimator's own order of classes.
+
+    Raises
+    ------
+    ValueError
+        ONNX can't express the estimator; names it.
+    """
+    estimator = member.estimator
+    while type(estimator).__name__ == "Pipeline" and type(estimator).__module__.startswith("sklearn."):
+        for _, step in estimator.steps[:-1]:
+            values = transform(graph, step, values)
+        estimator = estimator.steps[-1][1]
+    name = type(estimator).__name__
+    if type(estimator).__module__.partition(".")[0] in ("xgboost", "lightgbm", "catboost"):
+        raise ValueError(
+            f"export: {name} keeps its own format, its library's: keep the folder that save wrote, or "
+            "distil it into a network"
+        )
+    if name in _INEXACT:
+        raise ValueError(
+            f"export: {name} keeps its own format, because {_INEXACT[name]}: keep the folder that save "
+            "wrote, or distil it into a network"
+        )
+    if name in _LINEAR and type(estimator).__module__.startswith("sklearn.") and _is_plain(estimator, member):
+        scores = _linear(graph, estimator, member.method == "predict_proba", values)
+    else:
+        scores = _converted(graph, member, estimator, values)
+    if member.output == "probability":
+        return graph.op("Log", graph.op("Add", scores, graph.constant(member.smoothing, np.float64)))
+    return scores
+
+
+def _is_plain(estimator: Any, member: SklearnMember) -> bool:
+    """Whether its probabilities are a softmax or sigmoids of its scores."""
+    if member.method == "predict_proba" and type(estimator).__name__ == "SGDClassifier":
+        return bool(estimator.loss == "log_loss")
+    return member.method in ("predict_proba", "decision_function")
+
+
+def _linear(graph: Graph, estimator: Any, probabilities: bool, values: Values) -> str:
+    """Probabilities or scores, float64 [N, C]."""
+    x = values.numbers(graph, estimator)
+    weights = np.atleast_2d(np.asarray(estimator.coef_, np.float64))
+    offset = np.asarray(estimator.intercept_, np.float64).reshape(1, -1)
+    scores = graph.op("MatMul", x, graph.constant(np.ascontiguousarray(weights.T)))
+    scores = graph.op("Add", scores, graph.constant(offset))
+    if len(weights) == 1:
+        scores = _margin(graph, scores)
+    elif probabilities and (type(estimator).__name__ == "SGDClassifier" or _one_against_rest(estimator)):
+        each = graph.op("Sigmoid", scores)
+        return graph.op("Div", each, graph.op("ReduceSum", each, graph.constant([1]), keepdims=1))
+    return graph.op("Softmax", scores, axis=1) if probabilities else scores
+
+
+def _one_against_rest(estimator: Any) -> bool:
+    name = type(estimator).__name__
+    return name.startswith("LogisticRegression") and (
+        getattr(estimator, "multi_class", "auto") == "ovr" or estimator.solver == "liblinear"
+    )
+
+
+def _margin(graph: Graph, margin: str) -> str:
+    """The two scores of a margin [N, 1]: see `ensdistill.teachers.members.base.two_logits`."""
+    half = graph.op("Mul", margin, graph.constant(0.5))
+    return graph.join([graph.op("Neg", half), half])
+
+
+def _converted(graph: Graph, member: SklearnMember, estimator: Any, values: Values) -> str:
+    """Probabilities or scores, float64 [N, C]; the scores of a margin as two columns."""
+    x = graph.cast(values.numbers(graph, estimator), FLOAT)
+    options: dict[int, Any] | None = None
+    if member.method != "predict":
+        settings = {"zipmap": False}
+        if member.method == "decision_function":
+            settings["raw_scores"] = True
+        options = {id(estimator): settings}
+    model = converted(estimator, values.width, np.float32, graph.opset, options)
+    scores = graph.cast(graph.append(model, {"X": x})[-1], DOUBLE)
+    count = len(getattr(estimator, "classes_", ()))
+    if member.method == "decision_function" and count == 2:
+        shape = [d.dim_value for d in model.graph.output[-1].type.tensor_type.shape.dim]
+        if len(shape) < 2 or shape[-1] != 2:
+            margin = graph.op("Reshape", scores, graph.constant([-1, 1]))
+        else:
+            margin = graph.op("Gather", scores, graph.constant([1]), axis=1)
+        return _margin(graph, margin)
+    return scores

@@ -1,0 +1,269 @@
+"""A student as one ONNX graph, from raw inputs to probabilities and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+import ensdistill
+from ensdistill.common.files import write_bytes
+from ensdistill.data.samples import as_samples, form, whole
+from ensdistill.student.export import networks
+from ensdistill.student.export.estimators import logits as logits_of_estimator
+from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OPSET, OTHERWISE, Graph
+from ensdistill.student.export.inputs import RESERVED, Prepared, prepare
+from ensdistill.student.export.parity import compared
+from ensdistill.teachers.members import Member, Preprocessed, SklearnMember, TorchMember
+from ensdistill.teachers.members.base import SMOOTHING, align
+from ensdistill.teachers.members.boosted import BoostedMember
+from ensdistill.teachers.members.preprocessed import rows_for
+
+FORMAT = 1
+KEY = "ensdistill"
+TOLERANCE = 1e-4
+LARGEST = 2_000_000_000
+
+
+class Exportable(Protocol):
+    """A student for serving; see :class:`ensdistill.student.serving.Student`."""
+
+    member: Member
+    classes: tuple[str, ...]
+    labels: tuple[Any, ...]
+    samples: dict[str, Any]
+    temperature: float
+    about: dict[str, Any]
+
+    def predict_proba(self, samples: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result of :func:`to_onnx`.
+
+    Parameters
+    ----------
+    model : ModelProto
+    largest_difference : float
+        The largest absolute difference of a probability from the student's own, on the given rows.
+    rows : int
+        These rows.
+    int8 : ModelProto or None
+        The model with weights of eight bits.
+    int8_difference : float or None
+        The largest absolute difference of its probabilities.
+    files : dict of str to bytes
+        Files that have to stand beside the model's, such as a tokenizer's.
+    """
+
+    model: onnx.ModelProto
+    largest_difference: float
+    rows: int
+    int8: onnx.ModelProto | None = None
+    int8_difference: float | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model's file."""
+        return self.model.ByteSize()
+
+    @property
+    def opset(self) -> int:
+        """The opset of ONNX's own operators."""
+        return next(int(entry.version) for entry in self.model.opset_import if entry.domain == "")
+
+    def save(self, path: Path | str) -> list[Path]:
+        """Write ``path``, the int8 model as ``<stem>.int8.onnx``, and the other files; returns all paths."""
+        path = Path(path)
+        blobs = {path: self.model.SerializeToString()}
+        if self.int8 is not None:
+            blobs[path.with_name(f"{path.stem}.int8.onnx")] = self.int8.SerializeToString()
+        blobs |= {path.parent / name: blob for name, blob in self.files.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for place, blob in blobs.items():
+            write_bytes(place, blob)
+        return list(blobs)
+
+
+def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int | None = None) -> Exported:
+    """A student as one graph: raw inputs, preprocessing, model, temperature, probabilities and labels.
+
+    The outputs are ``probabilities``, float32 [N, C], and ``label``, int64 or string [N]. Labels that are
+    integers, booleans (0 and 1) or whole floats are int64, all others are texts. Any number of rows can be
+    predicted at once. A row that the preprocess refuses (an infinite number, say) has probabilities NaN.
+
+    Parameters
+    ----------
+    student : Student
+    samples : frame, array, list of texts or images, or mapping
+        Real rows, as the student was trained on. Their form decides the inputs; the graph's probabilities of
+        these rows are compared with the student's own.
+    int8 : bool
+        Also make a model whose weights have eight bits.
+    opset : int, optional
+        From 18, the default, to 21.
+
+    Raises
+    ------
+    ValueError
+        ONNX can't express a part of the student (names it), or the graph's probabilities differ by more than
+        1e-4.
+    ImportError
+        onnxruntime, onnxscript or skl2onnx is not installed.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from ensdistill.student.serving import Student
+    >>> from ensdistill.teachers.members import SklearnMember
+    >>> x, y = np.array([[0.0], [1.0], [2.0]]), np.array([0, 0, 1])
+    >>> member = SklearnMember(LogisticRegression().fit(x, y))
+    >>> exported = to_onnx(Student(member, ("0", "1"), (0, 1), form(x)), x)
+    >>> exported.largest_difference < 1e-6, [output.name for output in exported.model.graph.output]
+    (True, ['label', 'probabilities'])
+    """
+    opset = OPSET if opset is None else opset
+    if not OPSET <= opset <= NEWEST_OPSET:
+        raise ValueError(f"opset: expected {OPSET} to {NEWEST_OPSET}; got {opset}")
+    batch = whole(as_samples(samples, "samples"))
+    member: Any = student.member
+    preprocess: Any = None
+    if isinstance(member, Preprocessed):
+        member, preprocess = member.member, member.preprocess
+    if isinstance(member, BoostedMember):
+        raise ValueError(
+            f"student: {type(member).__name__} {member.name} keeps its own format, XGBoost's, LightGBM's or "
+            "CatBoost's: keep the folder that save wrote"
+        )
+    if member.bytes > LARGEST:
+        raise ValueError(
+            f"student: expected at most {LARGEST:,} bytes of parameters, which one ONNX file can hold; got "
+            f"{member.bytes:,}: {OTHERWISE}"
+        )
+    expected = student.predict_proba(batch)  # also shows how the module's outputs are to be read
+    described = student.samples if student.samples["kind"] == "table" else form(as_samples(batch))
+    graph = Graph(opset, RESERVED)
+    if isinstance(member, TorchMember):
+        prepared, logits = _of_module(graph, student, member, preprocess, batch, described)
+    elif isinstance(member, SklearnMember):
+        prepared = prepare(graph, preprocess, batch, described)
+        if prepared.values is None:
+            raise ValueError(
+                f"student: {type(member.estimator).__name__} takes samples that ONNX can't express "
+                f"({prepared.about['kind']}); export a student that takes a table or an array"
+            )
+        logits = logits_of_estimator(graph, member, prepared.values)
+        logits = graph.cast(_arranged(graph, logits, member._columns, member.smoothing), FLOAT)
+    else:
+        raise ValueError(
+            f"student: ONNX can't express {type(member).__name__}, which is Python code: only torch "
+            "modules and estimators of scikit-learn"
+        )
+    if member.classes is not None:
+        logits = _arranged(graph, logits, align("student", member.classes, student.classes)[1], SMOOTHING)
+    model = _finished(graph, logits, prepared, student)
+    difference = compared(model, batch, expected, prepared.files, TOLERANCE)
+    small: dict[str, Any] = {}
+    if int8:
+        from ensdistill.student.export.quantised import quantised
+
+        made = quantised(model, batch, expected, prepared.files)
+        small = {"int8": made, "int8_difference": compared(made, batch, expected, prepared.files, None)}
+    return Exported(model, difference, len(expected), files=prepared.files, **small)
+
+
+def _of_module(
+    graph: Graph,
+    student: Exportable,
+    member: TorchMember,
+    preprocess: Any,
+    batch: Any,
+    described: Mapping[str, Any],
+) -> tuple[Prepared, str]:
+    networks.check_plain(member)
+    prepared = prepare(graph, preprocess, batch, described)
+    module = networks.Logits(member, prepared.before, prepared.pixels)
+    few = as_samples(batch)[slice(2)]
+    if prepared.pixels:
+        given: Any = np.stack([np.asarray(i)[:, :, None] if np.ndim(i) == 2 else np.asarray(i) for i in few])
+    elif prepared.before is not None:
+        given = few
+    else:
+        own = student.member
+        given = own.prepared(few) if isinstance(own, Preprocessed) else rows_for(member, few)
+    if prepared.before is None and not prepared.tensors:
+        raise ValueError(
+            "preprocess: expected one that makes numbers of a table; the student has none, and its "
+            "module takes no columns"
+        )
+    part = networks.exported(module, networks.example_of(given), graph.opset)
+    tensors = dict(prepared.tensors)
+    if prepared.before is None:
+        for value in part.graph.input:
+            wanted = value.type.tensor_type.elem_type
+            if value.name in tensors:
+                tensors[value.name] = graph.cast(tensors[value.name], wanted)
+    used = {value.name for value in part.graph.input}
+    return prepared, graph.append(part, {name: tensors[name] for name in used})[0]
+
+
+def _arranged(graph: Graph, logits: str, columns: np.ndarray | None, smoothing: float) -> str:
+    """See :func:`ensdistill.teachers.members.base.arranged`: -1 is a class that the model never saw."""
+    if columns is None:
+        return logits
+    picked = graph.op("Gather", logits, graph.constant(np.maximum(columns, 0)), axis=1)
+    if (columns >= 0).all():
+        return picked
+    total = graph.op("ReduceLogSumExp", logits, graph.constant([1]), keepdims=1)
+    shift = graph.op("CastLike", graph.constant(np.float64(np.log(smoothing))), logits)
+    unseen = graph.op("Add", total, shift)
+    return graph.op("Where", graph.constant((columns < 0)[None]), unseen, picked)
+
+
+def _finished(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> onnx.ModelProto:
+    """Temperature, softmax and labels, and what a program needs to know as metadata."""
+    scaled = logits
+    if student.temperature != 1:
+        scaled = graph.op("Div", logits, graph.constant(np.float32(student.temperature)))
+    probabilities = graph.op("Softmax", scaled, axis=1)
+    if prepared.refused is not None:
+        probabilities = graph.op("Add", probabilities, prepared.refused)
+    names, kind = labels_of(student.labels)
+    best = graph.op("ArgMax", logits, axis=1, keepdims=0)
+    label = graph.op("Gather", graph.constant(names, np.int64 if kind == INT64 else object), best, axis=0)
+    outputs: dict[str, tuple[str, int, Sequence[int]]] = {
+        "label": (label, kind, []),
+        "probabilities": (probabilities, FLOAT, [len(student.classes)]),
+    }
+    model = graph.model(outputs)
+    about = {"format": FORMAT, "version": ensdistill.__version__}
+    about |= {"classes": list(student.classes), "labels": list(student.labels), **prepared.about}
+    about |= {"temperature": student.temperature, "samples": student.samples, "about": student.about}
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(about, ensure_ascii=False)
+    return model
+
+
+def labels_of(labels: Sequence[Any]) -> tuple[list[Any], int]:
+    """The labels as the graph has them, and their type: int64, or texts.
+
+    Examples
+    --------
+    >>> labels_of([False, True])[0], labels_of([1.0, 2.0])[0], labels_of([0.5, 1])[0]
+    ([0, 1], [1, 2], ['0.5', '1'])
+    """
+    whole_numbers = all(
+        isinstance(label, (bool, int, float)) and float(label).is_integer() and abs(int(label)) < 2**63
+        for label in labels
+    )
+    if whole_numbers:
+        return [int(label) for label in labels], INT64
+    return [str(label) for label in labels], TensorProto.STRING
