@@ -121,7 +121,8 @@ def main(words: Sequence[str]) -> int:
         _note(f"not used: {', '.join(unused[:10])}{' ...' * (len(unused) > 10)} (no inputs of the student)")
 
     counted, start = Predicted(), time.monotonic()
-    with _progress() as progress, table_writer(output, suffix, sys.stdout.buffer) as writer:
+    target = sys.stdout.buffer if output is None else None
+    with _progress() as progress, table_writer(output, suffix, target) as writer:
         for table in predictions(student, source, counted, skip=wanted.skip, progress=progress):
             writer.write(table)
     seconds = time.monotonic() - start
