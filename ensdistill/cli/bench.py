@@ -16,6 +16,7 @@ from ensdistill.bench.contenders import Peers
 from ensdistill.bench.cuda import Cuda
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.run import run
+from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, whole_number
 
 # The truth holds all members of a row in float64, and plain torch code, the measure of all others, rounds the
@@ -188,9 +189,10 @@ def main(
         )
     name = machine.result_name(machine.describe_machine(place.device), source) + _variant(options)
     out = options.out or (folder or Path()) / f"{'' if folder else 'ensdistill-bench-'}{name}.json"
+    progress = (lambda text: None) if manner().quiet else notes.print
     try:
         result = run(
-            _cases(options, place), place, out, resume=options.resume, peers=peers, progress=notes.print
+            _cases(options, place), place, out, resume=options.resume, peers=peers, progress=progress
         )
     except (WrongOutput, ValueError) as error:
         notes.print(f"{'wrong output' if isinstance(error, WrongOutput) else 'error'}: {error}")
@@ -203,7 +205,7 @@ def main(
         return 130
     screen.print(as_text(result))
     draw(result, out.with_suffix(".png"))
-    notes.print(f"{out}\n{out.with_suffix('.png')}")
+    progress(f"{out}\n{out.with_suffix('.png')}")
     return 0
 
 

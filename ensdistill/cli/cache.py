@@ -26,6 +26,7 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cli.display import Rate
+from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, number, whole_number
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
@@ -195,7 +196,8 @@ def main(words: Sequence[str]) -> int:
     """Run the command that is the first word; return the exit status. Wrong usage exits with 2, as argparse
     does."""
     options = parsers()[words[0]].parse(words[1:])
-    return options.work(options, Console(highlight=False, soft_wrap=True))
+    quiet = manner().quiet and words[0] != "info"  # elsewhere the result is in a file
+    return options.work(options, Console(highlight=False, soft_wrap=True, quiet=quiet))
 
 
 def _folder(sub: Parser) -> None:
@@ -363,7 +365,8 @@ def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int],
         TimeRemainingColumn(),
     )
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    hidden = manner().quiet or not errors.is_terminal
+    with Progress(*columns, console=errors, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
