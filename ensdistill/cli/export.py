@@ -121,9 +121,9 @@ def _show(result: Any) -> None:
 
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    table.add_column("")
-    for name in ("bytes", "accuracy %", "NLL", "largest difference", "1 row, ms", "256 rows, ms"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in ("bytes", "accuracy %", "NLL", "difference", "ms, 1 row", "256 rows"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in result.variants:
         table.add_row(
             one.name,

@@ -168,14 +168,13 @@ def _judged(
 
 def _trained(student: Student, split: Split, expected: np.ndarray) -> Variant:
     speed = latency(student.predict_proba, split.test.inputs[:256])
-    return _judged("trained student (torch)", expected, split, expected, student.bytes, speed)
+    return _judged("trained, in torch", expected, split, expected, student.bytes, speed)
 
 
 def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[list[Path], list[Variant], str]:
     found = importlib.import_module("ensdistill.student.export")
     inputs = whole(split.test.inputs)
     exported = found.to_onnx(student, inputs, int8=wish.int8)
-    files = exported.save(path)
     expected = student.predict_proba(inputs)
     variants = [_trained(student, split, expected)]
     labels = [student.labels[place] for place in split.test.labels]
@@ -190,7 +189,7 @@ def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[li
         variants.append(_judged(name, probabilities, split, expected, len(blob), speed))
     import onnxruntime
 
-    return files, variants, f"onnxruntime {onnxruntime.__version__}, 1 thread"
+    return exported.save(path), variants, f"onnxruntime {onnxruntime.__version__}, threads: 1"
 
 
 def _to_torch(
@@ -202,7 +201,7 @@ def _to_torch(
     inputs = whole(split.test.inputs)
     exported = to_torch(student, inputs)
     files = exported.save(path)
-    return files, _read_again(student, split, ProgramPredictor(path, [LOADER]), path), _torch()
+    return files, _read_again(student, split, ProgramPredictor(path, [LOADER]), path, wish.to), _torch()
 
 
 def _to_folder(
@@ -214,17 +213,17 @@ def _to_folder(
     trusted = student.member.untrusted() if hasattr(student.member, "untrusted") else []
     recipe = getattr(getattr(student.member, "member", student.member), "recipe", None) or {}
     again = Student.load(path, [*trusted, *filter(None, [recipe.get("class_path")])])
-    return [path], _read_again(student, split, again, path), _torch()
+    return [path], _read_again(student, split, again, path, wish.to), _torch()
 
 
-def _read_again(student: Student, split: Split, again: Any, path: Path) -> list[Variant]:
+def _read_again(student: Student, split: Split, again: Any, path: Path, name: str) -> list[Variant]:
     """The trained student, and the one that the written files hold."""
     inputs = whole(split.test.inputs)
     expected = student.predict_proba(inputs)
     speed = latency(again.predict_proba, split.test.inputs[:256])
     found = again.predict_proba(inputs)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
-    judged = _judged(path.name, found, split, expected, size or path.stat().st_size, speed)
+    judged = _judged(name, found, split, expected, size or path.stat().st_size, speed)
     if not judged.largest_difference <= 1e-4:
         raise ValueError(
             f"export: {path} predicts otherwise than the student, by {judged.largest_difference:.2g}"
@@ -235,7 +234,7 @@ def _read_again(student: Student, split: Split, again: Any, path: Path) -> list[
 def _torch() -> str:
     import torch
 
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, with preprocessing"
+    return f"torch {torch.__version__}, threads: {torch.get_num_threads()}, with preprocessing"
 
 
 _WRITERS: dict[str, Callable[[Student, Split, Path, Wish], tuple[list[Path], list[Variant], str]]] = {

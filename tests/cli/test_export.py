@@ -87,12 +87,12 @@ def test_figures_and_card_stand_beside_the_files(exported, table_run):
         assert trained["nll"] == pytest.approx(expected["nll"]["mean"], rel=1e-5)
         assert [one["name"] for one in files] == {
             "onnx": ["onnx", "onnx, int8"],
-            "torch": ["student.pt2"],
-        }.get(to, ["student"])
+            "torch": ["torch"],
+        }.get(to, ["safetensors"])
         assert files[0]["accuracy"] == trained["accuracy"]
         assert files[0]["largest_difference"] < 1e-4
         assert all(one["latency_ms"]["batch_256"]["p50"] > 0 for one in files)
-        assert "largest difference" in out[to].replace("\n", " ").replace("  ", " ") or "largest" in out[to]
+        assert f"On the {report['dataset']['test']} test rows" in " ".join(out[to].split())
     assert figures["test_rows"] == report["dataset"]["test"]
     assert (
         json.loads((folder / "student.onnx.json").read_text())["variants"][1]["bytes"]
@@ -192,7 +192,7 @@ def test_the_report_has_the_files_latency(exported, table_run, tmp_path):
     assert "latency by onnxruntime" in " ".join(text.split())
     report = json.loads((table_run / "report.json").read_text())
     names = [one["name"] for one in report["exports"]]
-    assert sorted(names) == ["onnx", "onnx, int8", "student", "student.pt2"]
+    assert sorted(names) == ["onnx", "onnx, int8", "safetensors", "torch"]
     assert "mlp: onnx, int8" in (table_run / "report.html").read_text()
     assert "(unchanged)" in succeed("report", job)
 

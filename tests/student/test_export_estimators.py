@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from ensdistill.data.preprocess import Transformer, default_transformer
+from ensdistill.data.preprocess import Categories, Transformer, default_transformer
 from ensdistill.student.export import run_onnx, to_onnx
 from ensdistill.teachers.members import BoostedMember, Preprocessed, SklearnMember
 
@@ -135,6 +135,23 @@ def test_boosters_keep_their_own_format():
     member = BoostedMember(xgboost.XGBClassifier(n_estimators=2).fit(X, Y))
     with pytest.raises(ValueError, match="xgbclassifier keeps its own format"):
         to_onnx(student_of(member, X, (0, 1, 2)), X)
+
+
+def test_a_booster_at_the_end_of_a_pipeline_keeps_its_own_format():
+    lightgbm = pytest.importorskip("lightgbm")
+    pipeline = make_pipeline(StandardScaler(), lightgbm.LGBMClassifier(n_estimators=2, verbose=-1)).fit(X, Y)
+    student = student_of(SklearnMember(pipeline), X, (0, 1, 2))
+    with pytest.raises(ValueError, match="LGBMClassifier keeps its own format, its library's"):
+        to_onnx(student, X)
+
+
+def test_categories_of_boosters_are_refused():
+    table, y = frame(200), np.arange(200) % 3
+    categories = Categories().fit(table)
+    trees = HistGradientBoostingClassifier(max_iter=2, categorical_features="from_dtype")
+    member = SklearnMember(trees.fit(categories(table), y))
+    with pytest.raises(ValueError, match="categories are for boosted trees, which keep their own format"):
+        to_onnx(student_of(Preprocessed(member, categories), table, (0, 1, 2)), table)
 
 
 def test_an_estimator_that_skl2onnx_does_not_know_is_named():

@@ -232,6 +232,55 @@ def test_a_layer_that_onnx_cannot_express_is_named(layer, words):
         to_onnx(student, NUMBERS)
 
 
+class ByKeyword(nn.Module):
+    """Calls its layer by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(6, 8), Exponential(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(input=self.odd(x=self.first(input=x)))
+
+
+def test_a_layer_that_is_called_by_keyword_is_named():
+    with pytest.raises(ValueError, match=r"the layer 'odd' \(.*Exponential\)"):
+        to_onnx(student_of(torch_member(ByKeyword), NUMBERS), NUMBERS)
+
+
+def test_a_module_before_that_onnx_cannot_express_is_named():
+    student = student_of(torch_member(partial(MLP, 6, [8], 3), ModuleTransform(Exponential())), NUMBERS)
+    with pytest.raises(ValueError, match=r"the preprocess's module .*Exponential"):
+        to_onnx(student, NUMBERS)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_a_student_that_looks_at_other_rows_is_refused():
+    student = student_of(torch_member(lambda: nn.Sequential(Centred(), nn.Linear(6, 3))), NUMBERS)
+    with pytest.raises(ValueError, match=r"row \d+ has other probabilities by itself than among 30 rows"):
+        to_onnx(student, NUMBERS)
+
+
+def test_a_graph_that_onnxruntime_cannot_run_is_refused(monkeypatch):
+    from ensdistill.student.export import graph
+
+    monkeypatch.setattr(graph.helper, "make_opsetid", lambda domain, version: _opset(domain, version))
+    student = student_of(torch_member(partial(MLP, 6, [8], 3)), NUMBERS)
+    with pytest.raises(ValueError, match=r"onnxruntime can't run the graph \(.*--to torch"):
+        to_onnx(student, NUMBERS)
+
+
+def _opset(domain, version):
+    """An opset of operators that no runtime has."""
+    from onnx import OperatorSetIdProto
+
+    return OperatorSetIdProto(domain=domain, version=version if domain == "" else 99)
+
+
 def test_preprocessing_in_python_is_refused_by_name():
     student = student_of(torch_member(partial(MLP, 6, [8], 3), Named("numpy.square")), NUMBERS)
     with pytest.raises(ValueError, match=r"ONNX can't express numpy\.square, which is Python code: apply it"):

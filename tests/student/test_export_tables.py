@@ -255,6 +255,35 @@ def test_encoders_give_scikit_learns_numbers(name, columns):
     assert_same(features(new), transformer(new))
 
 
+def test_an_empty_text_may_be_a_category_beside_gaps():
+    table = pd.DataFrame({"word": ["", "a", None, "b"] * 10})
+    for transformer in (default_transformer(table, rare=1), Transformer(OneHotEncoder().fit(table))):
+        features = Features(transformer, table)
+        expected = transformer(table)
+        assert len(np.unique(expected, axis=0)) == 4
+        assert_same(features(table), expected)
+
+
+def test_categories_that_are_numbers_are_texts():
+    values = np.array([1, 2, 3, 2, 1] * 8)
+    table = pd.DataFrame({"grade": pd.Categorical(values), "ratio": pd.Categorical(values / 2)})
+    table.loc[3, "grade"] = None
+    transformer = default_transformer(table, rare=1)
+    features = Features(transformer, table)
+    assert_same(features(table), transformer(table))
+    assert len(np.unique(transformer(table), axis=0)) == 4
+
+
+def test_a_threshold_is_exact():
+    x = np.array([[0.1], [np.nextafter(0.1, 1)], [np.nextafter(0.1, 0)], [0.5], [1.0]])
+    binary = Transformer(Binarizer(threshold=0.1).fit(x))
+    np.testing.assert_array_equal(Features(binary, x)(x), binary(x))
+    bins = Transformer(KBinsDiscretizer(3, encode="onehot", strategy="uniform").fit(x))
+    edges = bins.transformer.bin_edges_[0]
+    near = np.concatenate([edges, np.nextafter(edges, 1), np.nextafter(edges, 0)])[:, None]
+    np.testing.assert_array_equal(Features(bins, x)(near), bins(near))
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_target_encoding_gives_scikit_learns_numbers(classes):
     y = np.arange(len(FRAME)) % classes

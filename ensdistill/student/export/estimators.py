@@ -45,6 +45,11 @@ def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
             values = transform(graph, step, values)
         estimator = estimator.steps[-1][1]
     name = type(estimator).__name__
+    if type(estimator).__module__.partition(".")[0] in ("xgboost", "lightgbm", "catboost"):
+        raise ValueError(
+            f"export: {name} keeps its own format, its library's: keep the folder that save wrote, or "
+            "distil it into a network"
+        )
     if name in _INEXACT:
         raise ValueError(
             f"export: {name} keeps its own format, because {_INEXACT[name]}: keep the folder that save "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import class_path
+from ensdistill.student.export.faults import layer_at_fault
 from ensdistill.student.export.graph import OTHERWISE
 from ensdistill.teachers.members import TorchMember
 from ensdistill.teachers.members.base import SMOOTHING
@@ -23,7 +24,6 @@ from ensdistill.teachers.members.dtypes import floating_type, tables
 from ensdistill.teachers.members.module import is_plain
 
 Example = Tensor | dict[str, Tensor]
-_TRIED = 60  # modules that are exported one by one to find the layer at fault
 
 
 class MeanOfEmbeddings(nn.Module):
@@ -145,34 +145,36 @@ def exported(module: Logits, example: Example, opset: int) -> onnx.ModelProto:
         ) from error
     names = list(example) if isinstance(example, dict) else ["inputs"]
     try:
-        return _export(module, (example,), names, opset)
+        return _export(module, (example,), {}, opset, names=names)
     except Exception as error:  # of many kinds
-        found = _layer_at_fault(module, example, opset)
+        found = layer_at_fault(
+            module, example, lambda part, call, named, free: _export(part, call, named, opset, free=free)
+        )
         reason = _reason(error)
         raise ValueError(
             f"export: ONNX can't express {found} ({reason}): replace it, or {OTHERWISE}"
         ) from error
 
 
-def _export(module: nn.Module, example: tuple[Any, ...], names: list[str], opset: int) -> onnx.ModelProto:
-    free = torch.export.Dim.DYNAMIC
-
-    def shapes(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return {0: free} if value.ndim else {}
-        if isinstance(value, Mapping):
-            return {name: shapes(part) for name, part in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(shapes(part) for part in value)
-        return None
-
+def _export(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any],
+    opset: int,
+    *,
+    free: bool = True,
+    names: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """torch's export for the arguments of a call; ``free`` rows are any number of them."""
+    shapes = {name: _free_rows(value) for name, value in named.items()} or tuple(map(_free_rows, inputs))
     with _quiet():
         program = torch.onnx.export(
             module,
-            (*example, {}),  # a mapping at the end would be keyword arguments
+            inputs if named else (*inputs, {}),  # a mapping at the end would be keyword arguments
+            kwargs=dict(named) or None,
             dynamo=True,
-            dynamic_shapes=tuple(shapes(value) for value in example),
-            input_names=names or None,
+            dynamic_shapes=shapes if free and not (inputs and named) else None,
+            input_names=list(names) or None,
             output_names=["logits"] if names else None,
             opset_version=opset,
             verbose=False,
@@ -182,6 +184,17 @@ def _export(module: nn.Module, example: tuple[Any, ...], names: list[str], opset
         return program.model_proto
 
 
+def _free_rows(value: Any) -> Any:
+    """The dynamic shapes of an argument: the first axis of each tensor."""
+    if isinstance(value, Tensor):
+        return {0: torch.export.Dim.DYNAMIC} if value.ndim else {}
+    if isinstance(value, Mapping):
+        return {name: _free_rows(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_free_rows(part) for part in value)
+    return None
+
+
 def _reason(error: BaseException) -> str:
     """The sentence of torch's message that names the cause; the messages are pages long."""
     while error.__cause__ is not None and error.__cause__ is not error:
@@ -189,47 +202,6 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "No ONNX function found" in line or "not support" in line), None)
     return (told or (lines[0] if lines else type(error).__name__))[:200]
-
-
-def _layer_at_fault(module: Logits, example: Example, opset: int) -> str:
-    """The smallest module that can't be exported by itself, in words."""
-    calls: dict[str, tuple[Any, ...]] = {}
-    hooks = []
-    for name, part in module.named_modules():
-
-        def kept(_: Any, inputs: tuple[Any, ...], name: str = name) -> None:
-            calls.setdefault(name, inputs)
-
-        hooks.append(part.register_forward_pre_hook(kept))
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    tried = 0
-
-    def fails(part: nn.Module, name: str) -> bool:
-        nonlocal tried
-        tried += 1
-        inputs = calls.get(name)
-        if not inputs or tried > _TRIED:
-            return False
-        try:
-            _export(part, inputs, [], opset)
-        except Exception:  # of many kinds
-            return True
-        return False
-
-    place, found = "module", module.module
-    while True:
-        children = [(f"{place}.{name}", child) for name, child in found.named_children()]
-        child = next(((name, one) for name, one in children if fails(one, name)), None)
-        if child is None:
-            break
-        place, found = child
-    at = place.removeprefix("module").removeprefix(".")
-    return f"the layer {at!r} ({class_path(type(found))})" if at else f"the module {class_path(type(found))}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ensdistill.data import BadRows
 from ensdistill.data.samples import as_samples
 from ensdistill.student.export.graph import OTHERWISE
 from ensdistill.student.export.running import OnnxStudent
@@ -27,23 +28,33 @@ def compared(
     ValueError
         It is beyond the tolerance, or a row gives other probabilities by itself; names the row.
     """
-    runner = OnnxStudent(model.SerializeToString(), files)
-    _, found = runner.run(samples)
-    if found.shape != expected.shape:
-        raise ValueError(
-            f"export: expected probabilities {list(expected.shape)}; the graph's are {found.shape}"
-        )
     held = as_samples(samples)
     single = np.unique(np.linspace(0, len(expected) - 1, min(8, len(expected))).astype(int))
-    alone = np.concatenate([runner.run(held[slice(int(i), int(i) + 1)])[1] for i in single])
-    differences = np.abs(found - expected).max(1)
-    differences[single] = np.maximum(differences[single], np.abs(alone - expected[single]).max(1))
-    worst = int(differences.argmax())
-    largest = float(differences[worst])
-    if tolerance is not None and not largest <= tolerance:
+    try:
+        runner = OnnxStudent(model.SerializeToString(), files)
+        _, found = runner.run(samples)
+        alone = np.concatenate([runner.run(held[slice(int(i), int(i) + 1)])[1] for i in single])
+    except BadRows:
+        raise
+    except Exception as error:  # onnxruntime raises many kinds
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ValueError(f"export: onnxruntime can't run the graph ({reason}): {OTHERWISE}") from error
+    if found.shape != expected.shape:
+        shapes = f"{list(expected.shape)}; the graph's are {list(found.shape)}"
+        raise ValueError(f"export: expected probabilities {shapes}")
+    together, apart = np.abs(found - expected).max(1), np.abs(alone - expected[single]).max(1)
+    largest = float(max(together.max(), apart.max()))
+    if tolerance is None or largest <= tolerance:
+        return largest
+    if together.max() <= tolerance:
+        row = int(single[apart.argmax()])
         raise ValueError(
-            f"export: the graph's probabilities differ from the student's by {largest:.2g}, beyond "
-            f"{tolerance:g}, in row {worst} ({(differences > tolerance).sum()} of {len(expected)} rows): the "
-            f"conversion isn't exact for this student: {OTHERWISE}"
+            f"export: row {row} has other probabilities by itself than among {len(expected)} rows, by "
+            f"{largest:.2g}: expected a student whose answer for a row depends on that row alone"
         )
-    return largest
+    rows = f"{(together > tolerance).sum()} of {len(found)} rows"
+    beyond = f"beyond {tolerance:g}, in row {together.argmax()} ({rows})"
+    raise ValueError(
+        f"export: the graph's probabilities differ from the student's by {largest:.2g}, {beyond}: the "
+        f"conversion isn't exact for this student: {OTHERWISE}"
+    )
