@@ -168,7 +168,7 @@ def _judged(
 
 def _trained(student: Student, split: Split, expected: np.ndarray) -> Variant:
     speed = latency(student.predict_proba, split.test.inputs[:256])
-    return _judged("trained, in torch", expected, split, expected, student.bytes, speed)
+    return _judged("trained", expected, split, expected, student.bytes, speed)
 
 
 def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[list[Path], list[Variant], str]:

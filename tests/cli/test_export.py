@@ -231,3 +231,25 @@ def test_wrong_options_are_refused(table_run, tmp_path):
     status, _, err = run("export", table_run, "--to", "safetensors", "-o", tmp_path / "other")
     assert status == 1
     assert "holds other files than a student" in err
+
+
+def test_images_of_unlike_sizes_are_judged_and_calibrate_eight_bits():
+    from functools import partial
+
+    from serving_helpers import form_of, member
+
+    from ensdistill.data.preprocess import ImageTransform
+    from ensdistill.models import CNN
+    from ensdistill.student.export import figures, to_onnx
+    from ensdistill.student.serving import Student
+
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (10 + i % 3, 12), np.uint8) for i in range(9)]
+    factory = partial(CNN, image=[1, 8, 8], channels=[4], outputs=2)
+    student = Student(member(factory, ImageTransform(size=8)), ("a", "b"), ("a", "b"), form_of(images))
+    exported = to_onnx(student, images, int8=True)
+    for model in (exported.model, exported.int8):
+        found = figures(model.SerializeToString(), images, student.predict(images), calls=2)
+        assert found["rows"] == 9
+        assert found["latency"][256]["p50"] > 0
+    assert exported.largest_difference < 1e-5
