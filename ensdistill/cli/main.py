@@ -18,7 +18,7 @@ from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS, OTHERS, USAGE
 
 # Commands with a parser of their own: a module here with main(words), imported when it is used.
 OWN = ("init", "predict", "export", "compare", "completion", "bench")
-WITH_JSON = (*STAGES, "init", "export", "compare", "info", "--version")
+WITH_JSON = (*STAGES, "init", "predict", "export", "compare", "info", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ensdistill.cli.messages import Parser, usage_error, whole_number
+from ensdistill.cli.manner import manner
+from ensdistill.cli.messages import Parser, print_json, usage_error, whole_number
 
 PATIENCE = 2.0  # seconds without a sign of progress
 EXAMPLES = """\
@@ -121,20 +122,24 @@ def main(words: Sequence[str]) -> int:
         _note(f"not used: {', '.join(unused[:10])}{' ...' * (len(unused) > 10)} (no inputs of the student)")
 
     counted, start = Predicted(), time.monotonic()
-    with _progress() as progress, table_writer(output, suffix, sys.stdout.buffer) as writer:
+    target = sys.stdout.buffer if output is None else None
+    with _progress() as progress, table_writer(output, suffix, target) as writer:
         for table in predictions(student, source, counted, skip=wanted.skip, progress=progress):
             writer.write(table)
     seconds = time.monotonic() - start
     rate = f"{counted.rows / max(seconds, 1e-9):,.0f} rows a second" if seconds > PATIENCE else ""
     where = "" if output is None else f"{output}: "
     _note(f"{where}{counted.rows} rows in {seconds:.1f} s{f', {rate}' if rate else ''}")
+    if manner().json:
+        left_out = {"count": counted.skipped, "first": [vars(fault) for fault in counted.faults]}
+        about = {"output": str(output), "rows": counted.rows, "left_out": left_out}
+        print_json({**about, "seconds": round(seconds, 3)})
     if counted.skipped:
         every = "row was" if counted.skipped == 1 else "rows were"
-        more = f"\n  and {counted.skipped - len(counted.faults)} more" * (
-            counted.skipped > len(counted.faults)
-        )
+        others = counted.skipped - len(counted.faults)
+        more = f"\n  and {others} more" * (others > 0)
         listed = "\n  ".join(map(str, counted.faults))
-        _note(f"{counted.skipped} {every} left out:\n  {listed}{more}")
+        print(f"ensdistill: {counted.skipped} {every} left out:\n  {listed}{more}", file=sys.stderr)
     return 0
 
 
@@ -143,6 +148,8 @@ def _wrong(options: argparse.Namespace) -> str:
         return f"--batch: expected at least 1; got {options.batch}"
     if options.id is not None and options.keep:
         return "--id: expected without --keep, which carries all columns"
+    if manner().json and options.output == "-":
+        return "--output: expected a file with --json, because standard output holds its document; got '-'"
     if options.output != "-" and options.new != "-" and Path(options.output).exists():
         new = Path(options.new)
         if new.exists() and new.samefile(options.output):
@@ -151,6 +158,8 @@ def _wrong(options: argparse.Namespace) -> str:
 
 
 def _note(text: str) -> None:
+    if manner().quiet or manner().json:
+        return
     print(f"ensdistill: {text}", file=sys.stderr)
 
 
@@ -163,7 +172,7 @@ def _progress() -> Iterator[Any]:
     def progress(done: int, total: int | None) -> None:
         nonlocal last, shown
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - start < PATIENCE or now - last < 0.2:
+        if manner().quiet or not sys.stderr.isatty() or now - start < PATIENCE or now - last < 0.2:
             return
         last, shown = now, True
         of = f" of {total:,}" if total else ""

@@ -65,7 +65,7 @@ Every command takes
   --quiet    no progress and no notes; results, warnings and errors only
   --debug    an error with its traceback
   --json     standard output holds one JSON document: run and its stages, init,
-             export, compare, info, RUN
+             predict, export, compare, info, RUN
 Exit status: 0 done; 1 an error in the data, the files or the work; 2 wrong
 words or settings; 130 stopped by Ctrl-C.
 

@@ -18,6 +18,7 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.job.check import copies_of
+from ensdistill.job.exports import exports_of
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.loss import ops
@@ -117,6 +118,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         environment=environment(),
         timings=_timings(run),
         copies=copies,
+        exports=exports_of(run.path),
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
     )
 

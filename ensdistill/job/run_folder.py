@@ -34,6 +34,7 @@ from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
 from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.exports import exports_of
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
@@ -207,7 +208,9 @@ class RunFolder:
             {name: s.description for name, s in config.distill.students.items()},
         ]
         made = [self.digest(unit) for unit in self.units("report")]
-        return digest([ensdistill.__version__, "report", [p.read_bytes() for p in code], judged, shown, made])
+        exports = exports_of(self.path)  # their figures are shown, too
+        parts = [[p.read_bytes() for p in code], judged, shown, made, *([exports] if exports else [])]
+        return digest([ensdistill.__version__, "report", *parts])
 
     def is_finished(self, unit: Unit) -> bool:
         """Whether the unit's result is whole and was made from the present config."""

@@ -70,7 +70,10 @@ labelled and
 test rows that equal one with another label, and rows that were left out (see
 `ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test
 rows; null where there are none, or where a seed has no other test rows. ``serving`` is ensemble divided by
-student. ``outcome`` is one of `verdict.OUTCOMES`. The file holds no NaN and no infinity.
+student. ``exports``, only there where a student was exported, holds of each file its ``student``, ``seed``,
+``name``, ``runtime``, ``temperature``, ``bytes``, ``accuracy``, ``nll``, ``latency_ms``, and the
+``largest_difference`` of a probability from the student's own. ``outcome`` is one of `verdict.OUTCOMES`. The
+file holds no NaN and no infinity.
 """
 
 from __future__ import annotations
@@ -146,6 +149,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
         "environment": dict(results.environment),
         "timings_s": dict(results.timings),
+        **({"exports": [dict(one) for one in results.exports]} if results.exports else {}),
     }
 
 

@@ -162,6 +162,9 @@ class RunResults:
         Equal inputs in different parts, one entry for each seed; may be empty where they were not counted.
     weights : list of ndarray [N_s], float64
         Of the test rows, one array for each seed; empty where all count alike.
+    exports : list of dict
+        Of each exported file: JSON values student, seed, name, runtime, temperature, bytes, accuracy, nll,
+        latency_ms, largest_difference.
 
     Raises
     ------
@@ -181,6 +184,7 @@ class RunResults:
     timings: Mapping[str, float]
     copies: Sequence[Copies] = field(default_factory=list)
     weights: Sequence[np.ndarray] = field(default_factory=list)
+    exports: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]

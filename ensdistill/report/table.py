@@ -133,8 +133,18 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         )
     lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
     lines += _copies(report)
+    lines += [_exported(one) for one in report.get("exports", ())]
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _exported(export: dict[str, Any]) -> str:
+    """The figures of an exported file, in a sentence."""
+    return (
+        f"{exported_name(export)}: accuracy {100 * export['accuracy']:.2f} %, NLL {export['nll']:.3f} on the "
+        f"test rows, at most {export['largest_difference']:.1g} from the student's probabilities; latency by "
+        f"{export['runtime']}."
+    )
 
 
 def _copies(report: dict[str, Any]) -> list[str]:
@@ -358,7 +368,8 @@ def _serving(report: dict[str, Any]) -> Table:
         latency = (
             f"{milliseconds(t['p50'])} / {milliseconds(t['p95'])}" for t in model["latency_ms"].values()
         )
-        _add(table, [label, size(model["parameters"]), size(model["bytes"]), *latency])
+        parameters = size(model["parameters"]) if "parameters" in model else ""
+        _add(table, [label, parameters, size(model["bytes"]), *latency])
 
     row("ensemble", report["models"]["ensemble"])
     row("best member", report["models"]["best_member"])
@@ -367,4 +378,12 @@ def _serving(report: dict[str, Any]) -> Table:
         serving = student["serving"]
         latency = (f"{times(t['p50'])} / {times(t['p95'])}" for t in serving["latency_ms"].values())
         _add(table, ["  less by", times(serving["parameters"]), times(serving["bytes"]), *latency], "dim")
+    for one in report.get("exports", ()):
+        row(exported_name(one), one)
     return table
+
+
+def exported_name(export: dict[str, Any]) -> str:
+    """The name of an exported file's row: its student, format, and seed where that is not 0."""
+    seed = f", seed {export['seed']}" if export["seed"] else ""
+    return f"{export['student']}: {export['name']}{seed}"

@@ -56,7 +56,7 @@ def figures(
         raise ValueError(f"labels: expected {student.about['labels']}; got {np.asarray(unknown[0]).item()!r}")
     truth = np.array([places[_name(label)] for label in labels])
     chosen = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    tensors = student.tensors(samples)
+    tensors = student.tensors(student.alike(samples))
     return {
         "accuracy": float(np.mean([_name(a) == _name(b) for a, b in zip(found, labels, strict=True)])),
         "nll": float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean()),

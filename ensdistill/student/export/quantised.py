@@ -68,7 +68,8 @@ def _static(
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    tensors = OnnxStudent(model.SerializeToString(), files).tensors(samples)
+    student = OnnxStudent(model.SerializeToString(), files)
+    tensors = student.tensors(student.alike(samples))
 
     class Rows(CalibrationDataReader):
         """Some of the given rows, in one batch."""

@@ -119,6 +119,13 @@ class OnnxStudent:
         label, probabilities = (np.concatenate(one) for one in zip(*parts, strict=True))
         return label, probabilities
 
+    def alike(self, samples: Any) -> Any:
+        """The samples that make one batch: of images those of the first one's size."""
+        if self.about["kind"] != "images":
+            return samples
+        shapes = [np.asarray(image).shape for image in samples]
+        return [image for image, shape in zip(samples, shapes, strict=True) if shape == shapes[0]]
+
     def call(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The graph's own labels and probabilities for its inputs."""
         label, probabilities = self._session.run(["label", "probabilities"], tensors)

@@ -63,7 +63,9 @@ class Predictor(Described, ABC):
     """A student that predicts raw samples; takes what :class:`Described` takes."""
 
     parameters: int
+    """Learned numbers; 0 where the runtime does not count them."""
     bytes: int
+    """Of the student's numbers, or of its file."""
 
     @abstractmethod
     def _logits(self, batch: Any) -> np.ndarray:

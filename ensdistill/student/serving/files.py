@@ -15,9 +15,11 @@ def load_student(path: Path | str, trusted: Sequence[str] = ()) -> Predictor:
     Parameters
     ----------
     path : path
-        A folder with ``student.json``.
+        A folder with ``student.json``, an ``.onnx`` file (which onnxruntime runs) or a ``.pt2`` file, as
+        ``ensdistill export`` writes them.
     trusted : sequence of str
-        Class paths that may be built beside torch's, this package's and scikit-learn's own.
+        Class paths that may be built beside torch's, this package's and scikit-learn's own; a ``.pt2`` file
+        needs ``torch.export.load``, which can run code that is in a file.
 
     Raises
     ------
@@ -38,4 +40,12 @@ def load_student(path: Path | str, trusted: Sequence[str] = ()) -> Predictor:
         return Student.load(path, trusted)
     if not path.exists():
         raise ValueError(f"path: there is no file or folder {str(path)!r}")
-    raise ValueError(f"path: expected a folder with {FILE}; got {path.name!r}")
+    if path.suffix == ".onnx":
+        from ensdistill.student.serving.of_onnx import OnnxPredictor
+
+        return OnnxPredictor(path)
+    if path.suffix == ".pt2":
+        from ensdistill.student.serving.of_torch import ProgramPredictor
+
+        return ProgramPredictor(path, trusted)
+    raise ValueError(f"path: expected a folder with {FILE}, an .onnx or a .pt2 file; got {path.name!r}")

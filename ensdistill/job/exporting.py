@@ -1,0 +1,270 @@
+"""The student of a finished run as files for other programs, judged on the run's test rows."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdistill.common.files import read_json, write_bytes, write_json
+from ensdistill.data import Split
+from ensdistill.data.samples import whole
+from ensdistill.job.evaluate import latency, predict
+from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
+from ensdistill.job.model_card import model_card
+from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.scaling import calibration_rows, fit_temperature_to
+from ensdistill.job.serving import command_for, student_folder
+from ensdistill.report.metrics import accuracy, nll
+from ensdistill.student.serving import Student
+from ensdistill.teachers import Ensemble
+
+Format = Literal["onnx", "torch", "safetensors"]
+FILES = {"onnx": "student.onnx", "torch": "student.pt2", "safetensors": "student"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be exported, and how.
+
+    Parameters
+    ----------
+    to : {"onnx", "torch", "safetensors"}
+    path : path, optional
+        By default ``export/<student>/student.onnx`` (``.pt2``, or the folder ``student``) in the run's.
+    student : str, optional
+        The first by default.
+    seed : int
+    int8 : bool
+        Also an ONNX file whose weights have eight bits.
+    calibrated : bool
+        Divide the logits by the temperature that the report fits for "student, temperature scaled".
+    license : str, optional
+        Of the model, for its card; unknown by default.
+    """
+
+    to: Format
+    path: Path | None = None
+    student: str | None = None
+    seed: int = 0
+    int8: bool = False
+    calibrated: bool = False
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.to not in FILES:
+            raise ValueError(f"to: expected one of {', '.join(FILES)}; got {self.to!r}")
+        if self.int8 and self.to != "onnx":
+            raise ValueError(f"int8: expected to='onnx', whose runtime has such weights; got {self.to!r}")
+        suffix = SUFFIXES.get(self.to)
+        if self.path is not None and suffix is not None and self.path.suffix != suffix:
+            raise ValueError(f"path: expected a file that ends in {suffix}; got {str(self.path)!r}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file, or the trained student itself, on the test rows."""
+
+    name: str
+    bytes: int
+    accuracy: float
+    nll: float
+    latency_ms: dict[str, Any]
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Files that were written, and how they compare on the test rows.
+
+    Parameters
+    ----------
+    files : list of Path
+        The model's first.
+    rows : int
+        Test rows.
+    temperature : float
+    variants : list of Variant
+        The trained student's first.
+    runtime : str
+        That of the exported files' latencies.
+    """
+
+    files: list[Path]
+    rows: int
+    temperature: float
+    variants: list[Variant] = field(default_factory=list)
+    runtime: str = ""
+
+
+def export(run: RunFolder, wish: Wish) -> ExportResult:
+    """Write a student's files, its model card (``<file>.md``) and its figures (``<file>.json``).
+
+    Raises
+    ------
+    ValueError
+        The run, or this student of it, has not finished, or was made from other data or settings than it has
+        now; or the format can't express the student (names the part, and a format that can).
+    ImportError
+        A library that the format needs is not installed.
+    """
+    folder = student_folder(run.path, wish.student, wish.seed)
+    name = folder.parent.name
+    unit = Unit("distill", wish.seed, name)
+    if not run.is_finished(unit):
+        raise ValueError(
+            f"path: {run.path}: the data or the settings have changed since {unit} was made: "
+            f"`{command_for(run.path)}` makes it again"
+        )
+    split = run.config.split(wish.seed)
+    loaded = Student.load(folder, run.trusted)
+    report = read_json(run.path / "report.json")
+    temperature = _temperature(run, wish.seed, loaded) if wish.calibrated else 1.0
+    about = {**loaded.about, **_figures(report, name), "license": wish.license or "unknown"}
+    student = Student(loaded.member, loaded.classes, loaded.labels, loaded.samples, temperature, about)
+    default = run.path / FOLDER / (name if not wish.seed else f"{name}-seed-{wish.seed}") / FILES[wish.to]
+    path = wish.path or default
+    files, variants, runtime = _WRITERS[wish.to](student, split, path, wish)
+    result = ExportResult(files, len(split.test), temperature, variants, runtime)
+    beside = path / "README.md" if path.is_dir() else path.with_name(f"{path.name}.md")
+    card = model_card(student, result, report, run.config, path, wish)
+    write_bytes(beside, card.encode())
+    figures = figures_file(path)
+    write_json(figures, {**_as_json(result, student), "fingerprint": fingerprint_of(folder)})
+    return ExportResult([*files, beside, figures], result.rows, temperature, variants, runtime)
+
+
+def _temperature(run: RunFolder, seed: int, student: Student) -> float:
+    """As the report fits it; see :mod:`ensdistill.job.scaling`."""
+    ensemble = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
+    rows = calibration_rows(run, seed, ensemble)
+    if rows is None:
+        warnings.warn(
+            "calibrated: the run has no rows without a label, neither a pool nor synthetic ones, to which "
+            "the temperature is fitted: it stays 1, as in the report",
+            stacklevel=3,
+        )
+        return 1.0
+    return fit_temperature_to(predict(student.member, rows[0]), rows[1]) or 1.0
+
+
+def _judged(
+    name: str, probabilities: np.ndarray, split: Split, expected: np.ndarray, size: int, speed: dict[str, Any]
+) -> Variant:
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(1, keepdims=True)  # float32 sums are off by more than the metrics allow
+    labels, weights = split.test.labels, split.test.weights
+    difference = float(np.abs(probabilities - expected).max())
+    return Variant(
+        name, size, accuracy(exact, labels, weights), nll(exact, labels, weights), speed, difference
+    )
+
+
+def _trained(student: Student, split: Split, expected: np.ndarray) -> Variant:
+    speed = latency(student.predict_proba, split.test.inputs[:256])
+    return _judged("trained", expected, split, expected, student.bytes, speed)
+
+
+def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[list[Path], list[Variant], str]:
+    found = importlib.import_module("ensdistill.student.export")
+    inputs = whole(split.test.inputs)
+    exported = found.to_onnx(student, inputs, int8=wish.int8)
+    expected = student.predict_proba(inputs)
+    variants = [_trained(student, split, expected)]
+    labels = [student.labels[place] for place in split.test.labels]
+    models = {"onnx": exported.model}
+    if exported.int8 is not None:
+        models["onnx, int8"] = exported.int8
+    for name, model in models.items():
+        blob = model.SerializeToString()
+        measured = found.figures(blob, inputs, labels, exported.files)
+        speed = {f"batch_{rows}": ms for rows, ms in measured["latency"].items()}
+        probabilities = found.run_onnx(blob, inputs, exported.files)[1]
+        variants.append(_judged(name, probabilities, split, expected, len(blob), speed))
+    import onnxruntime
+
+    return exported.save(path), variants, f"onnxruntime {onnxruntime.__version__}, threads: 1"
+
+
+def _to_torch(
+    student: Student, split: Split, path: Path, wish: Wish
+) -> tuple[list[Path], list[Variant], str]:
+    from ensdistill.student.serving.as_torch import to_torch
+    from ensdistill.student.serving.of_torch import LOADER, ProgramPredictor
+
+    inputs = whole(split.test.inputs)
+    exported = to_torch(student, inputs)
+    files = exported.save(path)
+    return files, _read_again(student, split, ProgramPredictor(path, [LOADER]), path, wish.to), _torch()
+
+
+def _to_folder(
+    student: Student, split: Split, path: Path, wish: Wish
+) -> tuple[list[Path], list[Variant], str]:
+    if path.exists() and not (path / "student.json").is_file() and any(path.iterdir()):
+        raise ValueError(f"path: {path} holds other files than a student: choose another folder")
+    student.save(path)
+    trusted = student.member.untrusted() if hasattr(student.member, "untrusted") else []
+    recipe = getattr(getattr(student.member, "member", student.member), "recipe", None) or {}
+    again = Student.load(path, [*trusted, *filter(None, [recipe.get("class_path")])])
+    return [path], _read_again(student, split, again, path, wish.to), _torch()
+
+
+def _read_again(student: Student, split: Split, again: Any, path: Path, name: str) -> list[Variant]:
+    """The trained student, and the one that the written files hold."""
+    inputs = whole(split.test.inputs)
+    expected = student.predict_proba(inputs)
+    speed = latency(again.predict_proba, split.test.inputs[:256])
+    found = again.predict_proba(inputs)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+    judged = _judged(name, found, split, expected, size or path.stat().st_size, speed)
+    if not judged.largest_difference <= 1e-4:
+        raise ValueError(
+            f"export: {path} predicts otherwise than the student, by {judged.largest_difference:.2g}"
+        )
+    return [_trained(student, split, expected), judged]
+
+
+def _torch() -> str:
+    import torch
+
+    return f"torch {torch.__version__}, threads: {torch.get_num_threads()}, with preprocessing"
+
+
+_WRITERS: dict[str, Callable[[Student, Split, Path, Wish], tuple[list[Path], list[Variant], str]]] = {
+    "onnx": _to_onnx,
+    "torch": _to_torch,
+    "safetensors": _to_folder,
+}
+
+
+def _figures(report: Any, name: str) -> dict[str, Any]:
+    """The report's figures of the student that stay with it."""
+    if not isinstance(report, dict) or name not in report.get("students", {}):
+        return {}
+    block = report["students"][name]
+    model = block["models"]["student"]
+    means = {metric: model[metric]["mean"] for metric in ("accuracy", "nll", "brier", "ece")}
+    return {
+        "members": [member["name"] for member in report["members"]],
+        "figures": {**means, "seeds": len(report["seeds"]), "retained_gain": block["retained_gain"]},
+    }
+
+
+def _as_json(result: ExportResult, student: Student) -> dict[str, Any]:
+    return {
+        "run": student.about.get("run"),
+        "student": student.about.get("student"),
+        "seed": student.about.get("seed"),
+        "files": [path.name for path in result.files],
+        "test_rows": result.rows,
+        "temperature": result.temperature,
+        "runtime": result.runtime,
+        "variants": [vars(variant) for variant in result.variants],
+    }

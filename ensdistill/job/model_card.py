@@ -1,0 +1,213 @@
+"""A model card in Hugging Face's form: YAML, then what the model is, how good it is and how it was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import ensdistill
+from ensdistill.job.config import Config
+from ensdistill.student.serving import Student
+
+if TYPE_CHECKING:
+    from ensdistill.job.exporting import ExportResult, Wish
+
+TASKS = {
+    "table": "tabular-classification",
+    "array": "tabular-classification",
+    "images": "image-classification",
+}
+TASKS |= {"text": "text-classification"}
+METRICS = (("accuracy", "accuracy", 100, " %"), ("nll", "NLL", 1, ""), ("brier", "Brier score", 1, ""))
+FEW = 12  # classes or columns that are listed
+
+
+def model_card(
+    student: Student, result: ExportResult, report: Any, config: Config, path: Path, wish: Wish
+) -> str:
+    """Markdown.
+
+    Parameters
+    ----------
+    student : Student
+    result : ExportResult
+    report : dict or None
+        The content of report.json; without it the card has the figures of the test rows alone.
+    config : Config
+    path : path
+        The exported file or folder.
+    wish : Wish
+    """
+    name = str(student.about.get("student"))
+    block = report["students"].get(name) if isinstance(report, dict) else None
+    parts = [
+        _front(student, result, wish),
+        f"# {config.name}: {name}",
+        _about(student, config, wish),
+        "## Use",
+        _use(student, path, wish),
+        "## Figures",
+        _variants(result),
+    ]
+    if block is not None:
+        parts += [_compared(report, block), block["verdict"]]
+    parts += ["## How it was made", _made(student, config, report, wish)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(student: Student, result: ExportResult, wish: Wish) -> str:
+    task = TASKS.get(student.samples["kind"], "other")
+    exported = result.variants[1]
+    metrics = [
+        {"type": "accuracy", "value": round(exported.accuracy, 6)},
+        {"type": "nll", "value": round(exported.nll, 6)},
+    ]
+    data = {"name": str(student.about.get("run")), "type": "private"}
+    about = {
+        "license": wish.license or "unknown",
+        "library_name": {"onnx": "onnxruntime", "torch": "torch", "safetensors": "ensdistill"}[wish.to],
+        "pipeline_tag": task,
+        "tags": ["ensdistill", "knowledge-distillation", wish.to],
+        "model-index": [
+            {
+                "name": f"{student.about.get('run')}-{student.about.get('student')}",
+                "results": [{"task": {"type": task}, "dataset": data, "metrics": metrics}],
+            }
+        ],
+    }
+    return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---"
+
+
+def _about(student: Student, config: Config, wish: Wish) -> str:
+    rows = student.about.get("rows", {})
+    members = student.about.get("members") or [one.name for one in config.teachers.members]
+    lines = [
+        "A small model that was distilled from an ensemble: it was trained to answer as the ensemble does.",
+        "",
+        f"- Data: {type(config.data).__name__}, {rows.get('labelled')} labelled rows, {rows.get('pool')} "
+        f"without a label, {rows.get('test')} for testing",
+        f"- Samples: {_samples(student)}",
+        f"- Classes ({len(student.classes)}): {_listed(student.classes)}",
+        f"- Ensemble ({len(members)} members): {_listed(members)}",
+        f"- Parameters: {student.parameters:,}",
+        f"- Licence: {wish.license or 'unknown; that of the data decides'}",
+    ]
+    return "\n".join(lines)
+
+
+def _samples(student: Student) -> str:
+    form = student.samples
+    if form["kind"] == "table":
+        columns = [f"{name} ({kind})" for name, kind in form["columns"].items()]
+        return f"rows of a table with the columns {_listed(columns)}"
+    shape = f" {form['dtype']} {form['shape']}" if "shape" in form else ""
+    return f"{form['kind']}{shape}"
+
+
+def _listed(names: Any) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:FEW]) + f" and {len(names) - FEW} more" * (len(names) > FEW)
+
+
+def _use(student: Student, path: Path, wish: Wish) -> str:
+    new = {"table": "frame", "images": "images", "text": "texts"}.get(student.samples["kind"], "array")
+    trust = ', trusted=["torch.export.load"]' if wish.to == "torch" else ""
+    own = [
+        "from ensdistill import load_student",
+        "",
+        f'student = load_student("{path.name}"{trust})',
+        f"labels, probabilities = student.predict({new}), student.predict_proba({new})",
+    ]
+    text = f"```python\n{chr(10).join(own)}\n```"
+    if wish.to != "onnx":
+        return text
+    feeds = {"table": _COLUMNS, "array": ["feed = {'inputs': array}"], "images": _IMAGES, "text": _TEXTS}
+    alone = [
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{path.name}")',
+        *feeds.get(
+            student.samples["kind"], ["feed = {one.name: fields[one.name] for one in session.get_inputs()}"]
+        ),
+        'label, probabilities = session.run(["label", "probabilities"], feed)',
+    ]
+    return f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```\n\nOr:\n\n{text}"
+
+
+_COLUMNS = [
+    "feed = {}",
+    "for one in session.get_inputs():  # a gap is NaN, or an empty text",
+    "    column = frame[[one.name]]",
+    "    texts = one.type == 'tensor(string)'",
+    "    feed[one.name] = column.fillna('').to_numpy(object) if texts else column.to_numpy('float64')",
+]
+_IMAGES = ["feed = {'images': images}  # uint8 [N, height, width, channels]"]
+_TEXTS = ["feed = {one.name: ids[one.name] for one in session.get_inputs()}  # int64 token ids [N, length]"]
+
+
+def _variants(result: ExportResult) -> str:
+    lines = [
+        f"On the {result.rows} test rows (latency in ms: {result.runtime}; trained: the student in torch, with "
+        "its preprocessing):",
+        "",
+        "| | bytes | accuracy % | NLL | largest difference | 1 row, p50 | 256 rows, p50 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in result.variants:
+        speed = [f"{one.latency_ms[size]['p50']:.3f}" for size in ("batch_1", "batch_256")]
+        lines.append(
+            f"| {one.name} | {one.bytes:,} | {100 * one.accuracy:.2f} | {one.nll:.4f} | "
+            f"{one.largest_difference:.1e} | {' | '.join(speed)} |"
+        )
+    return "\n".join(lines)
+
+
+def _compared(report: Any, block: Any) -> str:
+    """The student, the ensemble and the strongest alternative, with the gains' intervals."""
+    models = {"student": block["models"]["student"], "ensemble": report["models"]["ensemble"]}
+    models |= {"direct (same model, hard labels)": block["models"]["direct"]}
+    seeds, rows = len(report["seeds"]), report["dataset"]["test"]
+    lines = [
+        f"Means over {seeds} {'seed' if seeds == 1 else 'seeds'}; brackets are 95 % bootstrap intervals over "
+        f"{'seeds and ' if seeds > 1 else ''}{rows} test rows:",
+        "",
+        "| | " + " | ".join(title for _, title, *_ in METRICS) + " |",
+        "|---|" + "---:|" * len(METRICS),
+    ]
+    for name, model in models.items():
+        values = [f"{factor * model[m]['mean']:.4g}{unit}" for m, _, factor, unit in METRICS]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    gains = [_interval(block["gains"]["student"][m], factor) for m, _, factor, _ in METRICS]
+    lines.append(f"| student's gain over direct (larger is better) | {' | '.join(gains)} |")
+    kept = [_interval(block["retained_gain"][m], 100, " %") for m, *_ in METRICS]
+    lines.append(f"| kept of the ensemble's gain | {' | '.join(kept)} |")
+    return "\n".join(lines)
+
+
+def _interval(figure: Any, factor: float, unit: str = "") -> str:
+    if figure["mean"] is None:
+        return "the ensemble has no gain"
+    ends = figure["ci95"]
+    text = f"{factor * figure['mean']:.3g}{unit}"
+    return text if ends is None else f"{text} [{factor * ends[0]:.3g}, {factor * ends[1]:.3g}]"
+
+
+def _made(student: Student, config: Config, report: Any, wish: Wish) -> str:
+    loss = config.distill.loss
+    lines = [
+        f"- ensdistill {ensdistill.__version__}, run {config.name!r}, seed {student.about.get('seed')}",
+        f"- Loss: temperature {loss.temperature:g}, alpha {loss.alpha:g}; the exported logits are divided by "
+        f"{student.temperature:.4g}"
+        + (" (calibrated to the ensemble on rows without labels)" if student.temperature != 1 else ""),
+    ]
+    if isinstance(report, dict):
+        seconds, machine = report["timings_s"], report["environment"]
+        stages = ", ".join(f"{stage} {spent:.0f}" for stage, spent in seconds.items())
+        lines.append(
+            f"- Cost: {sum(seconds.values()):.0f} s of work ({stages}), all seeds, on {machine['cpu']} with "
+            f"{machine['cores']} cores"
+        )
+    lines.append("- All settings are in the run's run.yaml.")
+    return "\n".join(lines)
