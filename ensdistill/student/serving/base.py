@@ -16,8 +16,8 @@ from ensdistill.teachers.members.inputs import as_batch, batches, lazy, read
 BATCH = 8192  # rows in memory at once, beside the samples themselves
 
 
-class Predictor(ABC):
-    """A student that predicts raw samples.
+class Described:
+    """Classes, labels and samples of a student.
 
     Parameters
     ----------
@@ -39,9 +39,6 @@ class Predictor(ABC):
         Labels and classes are of unlike number, or the temperature is not positive.
     """
 
-    parameters: int
-    bytes: int
-
     def __init__(
         self,
         classes: Sequence[str],
@@ -60,6 +57,13 @@ class Predictor(ABC):
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
         self.samples, self.temperature = dict(samples), float(temperature)
         self.about = dict(about or {})
+
+
+class Predictor(Described, ABC):
+    """A student that predicts raw samples; takes what :class:`Described` takes."""
+
+    parameters: int
+    bytes: int
 
     @abstractmethod
     def _logits(self, batch: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import ensdistill
 from ensdistill.common.files import read_json, write_json
 from ensdistill.data import BadRows
-from ensdistill.student.serving.base import Predictor
+from ensdistill.student.serving.base import Described, Predictor
 from ensdistill.teachers.members import Member, load_member
 from ensdistill.teachers.members.base import align, arranged
 from ensdistill.teachers.members.preprocessed import rows_for
@@ -29,7 +29,7 @@ class Student(Predictor):
     member : Member
         Takes raw samples, as that of :meth:`ensdistill.student.training.Trained.member` does.
     classes, labels, samples, temperature, about
-        See :class:`ensdistill.student.serving.Predictor`.
+        See :class:`ensdistill.student.serving.base.Described`.
 
     Raises
     ------
@@ -84,18 +84,6 @@ class Student(Predictor):
             )
         return logits if self.temperature == 1 else (logits / self.temperature).astype(np.float32)
 
-    def settings(self) -> dict[str, Any]:
-        """The content of ``student.json``."""
-        return {
-            "format": FORMAT,
-            "version": ensdistill.__version__,
-            "classes": list(self.classes),
-            "labels": list(self.labels),
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "about": self.about,
-        }
-
     def save(self, folder: Path | str) -> None:
         """Write the member's files and, last, ``student.json``. Nothing is pickled.
 
@@ -107,7 +95,7 @@ class Student(Predictor):
         folder = Path(folder)
         (folder / FILE).unlink(missing_ok=True)
         self.member.save(folder)
-        write_json(folder / FILE, self.settings())
+        write_json(folder / FILE, description(self))
 
     @classmethod
     def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Student:
@@ -130,6 +118,19 @@ class Student(Predictor):
         folder = Path(folder)
         about = check_format(read_json(folder / FILE), folder / FILE)
         return cls(load_member(folder, trusted), **{key: about[key] for key in KEYS})
+
+
+def description(student: Described) -> dict[str, Any]:
+    """The content of ``student.json``, by which any version finds out whether it can read the rest."""
+    return {
+        "format": FORMAT,
+        "version": ensdistill.__version__,
+        "classes": list(student.classes),
+        "labels": list(student.labels),
+        "samples": student.samples,
+        "temperature": student.temperature,
+        "about": student.about,
+    }
 
 
 def check_format(about: Any, file: Path) -> dict[str, Any]:
