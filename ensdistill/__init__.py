@@ -32,6 +32,7 @@ _HOMES = {
     "loss.encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
     "loss.modules": ("DistillationLoss",),
     "student": ("StudentTrainer",),
+    "job.serving": ("load_student",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ensdistill.common.optimization import Optimization
     from ensdistill.data import Rows, Split
     from ensdistill.data.transfer import TransferSet
+    from ensdistill.job.serving import load_student
     from ensdistill.loss.encoders import quantize_logits, sample_counts, top_k_targets
     from ensdistill.loss.functional import RowStatistics, distillation_loss
     from ensdistill.loss.linear import linear_distillation_loss

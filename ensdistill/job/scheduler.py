@@ -19,6 +19,7 @@ from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
+from ensdistill.job.student_files import describe_students
 
 _worker: dict[str, Any] = {}
 
@@ -72,6 +73,7 @@ def run(config: Config, last: str, reload: Callable[[], Config], display: Displa
         for unit in folder.units(last):
             if folder.is_finished(unit):
                 finished += 1
+                describe_students(folder, unit, again=False)  # earlier versions wrote none
             else:
                 todo.append(unit)
         display.start(finished, len(todo))

@@ -24,6 +24,7 @@ from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
+from ensdistill.job.student_files import describe_students
 from ensdistill.report.metrics import nll
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -40,6 +41,7 @@ def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -
     (folder / "stage.json").unlink(missing_ok=True)
     work = {"teachers": _teachers, "cache": _cache, "direct": _direct, "distill": _distill}[unit.stage]
     more = work(run, unit, folder, report)
+    describe_students(run, unit)
     finish(folder, inputs, time.perf_counter() - start, **more)
 
 

@@ -1,0 +1,141 @@
+"""The student of a run, found in its folder."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ensdistill.common.files import read_json
+from ensdistill.student.serving import Predictor
+from ensdistill.student.serving import load_student as load_saved
+from ensdistill.student.serving.student import FILE
+
+SETTINGS = "run.yaml"
+
+
+def load_student(
+    path: Path | str, *, student: str | None = None, seed: int | None = None, trusted: Sequence[str] = ()
+) -> Predictor:
+    """A student, ready to predict raw samples.
+
+    Parameters
+    ----------
+    path : path
+        A run's folder, the folder of a saved or exported student, or an exported file (``.onnx``, which
+        onnxruntime runs, or ``.pt2``).
+    student : str, optional
+        Of a run: which one; the first by default.
+    seed : int, optional
+        Of a run: that of the student; 0 by default.
+    trusted : sequence of str
+        Class paths that may be built beside torch's, this package's and scikit-learn's own.
+
+    Returns
+    -------
+    Predictor
+        With ``predict``, ``predict_proba``, ``predict_logits``, ``entropy``, ``classes`` and ``labels``.
+
+    Raises
+    ------
+    ValueError
+        The run has not finished (names the missing part and the command that goes on), has no such student or
+        seed, or ``path`` is none of these.
+    """
+    path = Path(path)
+    if is_run(path):
+        return load_saved(student_folder(path, student, seed), trusted)
+    for name, value in (("student", student), ("seed", seed)):
+        if value is not None:
+            raise ValueError(f"{name}: expected none, because {path} is no run's folder; got {value!r}")
+    return load_saved(path, trusted)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return (
+        path.is_dir()
+        and not (path / FILE).is_file()
+        and ((path / SETTINGS).is_file() or any(path.glob("seed-*")))
+    )
+
+
+def student_folder(run: Path, student: str | None = None, seed: int | None = None) -> Path:
+    """The folder of one student of a run.
+
+    Raises
+    ------
+    ValueError
+        There is no such student or seed, or it is not finished.
+    """
+    seed = 0 if seed is None else seed
+    seeds = sorted(int(found.name[5:]) for found in run.glob("seed-*") if found.name[5:].isdecimal())
+    planned = seeds_of(run) or (max(seeds, default=-1) + 1)
+    if not 0 <= seed < max(planned, 1):
+        raise ValueError(f"seed: expected one of 0..{planned - 1}, those of {run}; got {seed}")
+    students = students_of(run)
+    if student is not None and students and student not in students:
+        near = difflib.get_close_matches(student, students, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"student: expected one of {', '.join(students)}; got {student!r}{hint}")
+    chosen = student or (students[0] if students else "")
+    folder = run / f"seed-{seed}" / "distill" / chosen / "student"
+    if missing := _unfinished(run, seed, chosen):
+        raise ValueError(
+            f"path: {run} has not finished: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+            f"missing. `{command_for(run)}` goes on from there"
+        )
+    if not (folder / FILE).is_file():
+        raise ValueError(
+            f"path: {run} is of an earlier version, which wrote no {FILE}: `{command_for(run)}` adds it, "
+            "and trains nothing again"
+        )
+    return folder
+
+
+def _unfinished(run: Path, seed: int, student: str) -> list[str]:
+    """The units before a student, and its own, that have no record."""
+    units = {"teachers": "teachers", "cache": "cache", f"distill/{student}": f"distill {student}"}
+    return [
+        f"seed {seed} · {name.strip()}"
+        for place, name in units.items()
+        if not (run / f"seed-{seed}" / place / "stage.json").is_file()
+    ]
+
+
+def command_for(run: Path) -> str:
+    """The command that continues a run."""
+    file = run / SETTINGS
+    return f"ensdistill run {shlex.quote(str(file)) if file.is_file() else 'CONFIG'}"
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """The run's settings as ``run.yaml`` holds them; empty where there is none."""
+    try:
+        found = yaml.safe_load((run / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{run / SETTINGS}: not YAML ({error})") from error
+    return found if isinstance(found, dict) else {}
+
+
+def students_of(run: Path) -> list[str]:
+    """The names of a run's students, in the order of its settings."""
+    named = (settings_of(run).get("distill") or {}).get("students")
+    if named:
+        return list(named)
+    report = read_json(run / "report.json")
+    if isinstance(report, dict) and isinstance(report.get("students"), dict):
+        return list(report["students"])
+    return sorted({found.name for found in run.glob("seed-*/distill/*") if found.is_dir()})
+
+
+def seeds_of(run: Path) -> int:
+    """The number of a run's seeds by its settings; 0 where these are not known."""
+    found = settings_of(run).get("seeds", 0)
+    return found if isinstance(found, int) else 0

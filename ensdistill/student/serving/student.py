@@ -1,0 +1,149 @@
+"""A trained student as the member that it is, in a folder with ``student.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ensdistill
+from ensdistill.common.files import read_json, write_json
+from ensdistill.data import BadRows
+from ensdistill.student.serving.base import Described, Predictor
+from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.members.base import align, arranged
+from ensdistill.teachers.members.preprocessed import rows_for
+
+FORMAT = 1
+FILE = "student.json"
+KEYS = ("classes", "labels", "samples", "temperature", "about")
+
+
+class Student(Predictor):
+    """A trained student for serving: raw samples in, the data's own labels out.
+
+    Parameters
+    ----------
+    member : Member
+        Takes raw samples, as that of :meth:`ensdistill.student.training.Trained.member` does.
+    classes, labels, samples, temperature, about
+        See :class:`ensdistill.student.serving.base.Described`.
+
+    Raises
+    ------
+    ValueError
+        The member has other classes, or one of the arguments is not as described.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from ensdistill.data.samples import form
+    >>> from ensdistill.teachers.members import SklearnMember
+    >>> x, y = np.array([[0.0], [1.0], [2.0]]), np.array([0, 0, 1])
+    >>> member = SklearnMember(LogisticRegression().fit(x, y), classes=("no", "yes"))
+    >>> student = Student(member, ("no", "yes"), (False, True), form(x))
+    >>> student.predict(np.array([[0.0], [9.0]])).tolist()
+    [False, True]
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        classes: Sequence[str],
+        labels: Sequence[Any],
+        samples: Mapping[str, Any],
+        temperature: float = 1.0,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(classes, labels, samples, temperature, about)
+        self.member = member
+        # A member that names its classes may have them in another order.
+        self._columns = None if member.classes is None else align("student", member.classes, self.classes)[1]
+
+    @property
+    def parameters(self) -> int:  # type: ignore[override]
+        """Learned numbers."""
+        return self.member.parameters
+
+    @property
+    def bytes(self) -> int:  # type: ignore[override]
+        """Their storage."""
+        return self.member.bytes
+
+    def _logits(self, batch: Any) -> np.ndarray:
+        logits = arranged(self.member.predict_logits(rows_for(self.member, batch)), self._columns)
+        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+            raise ValueError(f"student: expected logits [N, {len(self.classes)}]; got {list(logits.shape)}")
+        if np.isnan(logits).any():
+            rows = np.flatnonzero(np.isnan(logits).any(1))
+            raise BadRows(
+                f"student: expected numbers; row {rows[0]} has NaN among its logits ({len(rows)} such rows)",
+                rows,
+            )
+        return logits if self.temperature == 1 else (logits / self.temperature).astype(np.float32)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the member's files and, last, ``student.json``. Nothing is pickled.
+
+        Raises
+        ------
+        ValueError
+            The member can't be saved; its own message.
+        """
+        folder = Path(folder)
+        (folder / FILE).unlink(missing_ok=True)
+        self.member.save(folder)
+        write_json(folder / FILE, description(self))
+
+    @classmethod
+    def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Student:
+        """A saved student.
+
+        Parameters
+        ----------
+        folder : path
+        trusted : sequence of str
+            Class paths that may be built beside torch's, this package's and scikit-learn's own.
+
+        Raises
+        ------
+        ValueError
+            The folder holds no student, one of a newer version (names it), or one that needs a class that is
+            not trusted.
+        ImportError
+            A library that it needs is not installed; names it.
+        """
+        folder = Path(folder)
+        about = check_format(read_json(folder / FILE), folder / FILE)
+        return cls(load_member(folder, trusted), **{key: about[key] for key in KEYS})
+
+
+def description(student: Described) -> dict[str, Any]:
+    """The content of ``student.json``, by which any version finds out whether it can read the rest."""
+    return {
+        "format": FORMAT,
+        "version": ensdistill.__version__,
+        "classes": list(student.classes),
+        "labels": list(student.labels),
+        "samples": student.samples,
+        "temperature": student.temperature,
+        "about": student.about,
+    }
+
+
+def check_format(about: Any, file: Path) -> dict[str, Any]:
+    """The content of a student's description; ValueError where it is none, or a newer version's."""
+    if about is None:
+        raise ValueError(f"{file.parent}: expected a saved student; there is no {file.name}")
+    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+        raise ValueError(f"{file}: expected the description of a student; got something else")
+    if about["format"] > FORMAT:
+        raise ValueError(
+            f"{file}: was written by ensdistill {about.get('version')} (format {about['format']}); this is "
+            f"version {ensdistill.__version__}, which reads format {FORMAT}: pip install --upgrade ensdistill"
+        )
+    if missing := [key for key in KEYS if key not in about]:
+        raise ValueError(f"{file}: expected {', '.join(KEYS)}; {missing[0]} is missing")
+    return about
