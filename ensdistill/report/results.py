@@ -162,6 +162,9 @@ class RunResults:
         Equal inputs in different parts, one entry for each seed; may be empty where they were not counted.
     weights : list of ndarray [N_s], float64
         Of the test rows, one array for each seed; empty where all count alike.
+    baselines : str
+        How *direct* and the temperatures were chosen, in sentences for the report; empty where it was by a
+        job's search.
 
     Raises
     ------
@@ -181,6 +184,7 @@ class RunResults:
     timings: Mapping[str, float]
     copies: Sequence[Copies] = field(default_factory=list)
     weights: Sequence[np.ndarray] = field(default_factory=list)
+    baselines: str = ""
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]
