@@ -48,7 +48,7 @@ ESTIMATORS = {
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators_give_their_own_probabilities(name, classes, dtype):

@@ -141,7 +141,15 @@ class Recurrent(nn.Module):
         return self.layer(self.rnn(x.unsqueeze(2))[0][:, -1])
 
 
-@pytest.mark.parametrize("name", KINDS)
+LONG = {
+    "bytes", "gray images", "channels first", "fields, a dict", "fields, a tuple", "a module before",
+    "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent", "batch norm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in KINDS]
+)
 def test_the_graph_has_the_students_probabilities(name, tmp_path):
     factory, preprocess, samples = KINDS[name]
     student = student_of(torch_member(factory, preprocess), samples, temperature=0.6)
@@ -243,11 +251,13 @@ class ByKeyword(nn.Module):
         return self.last(input=self.odd(x=self.first(input=x)))
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_called_by_keyword_is_named():
     with pytest.raises(ValueError, match=r"the layer 'odd' \(.*Exponential\)"):
         to_onnx(student_of(torch_member(ByKeyword), NUMBERS), NUMBERS)
 
 
+@pytest.mark.slow
 def test_a_module_before_that_onnx_cannot_express_is_named():
     student = student_of(torch_member(partial(MLP, 6, [8], 3), ModuleTransform(Exponential())), NUMBERS)
     with pytest.raises(ValueError, match=r"the preprocess's module .*Exponential"):
