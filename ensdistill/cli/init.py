@@ -23,9 +23,9 @@ def parser() -> Parser:
     """The options."""
     p = Parser(
         prog="ensdistill init",
-        description="Looks at DATA and writes the settings of a job on it, a short YAML file with comments:\n"
-        "the columns or files that are inputs, the target, the teachers and the student.\n"
-        "Nothing is trained.",
+        description="Looks at DATA and writes the settings of a job on it, a short YAML file with\n"
+        "comments: the inputs, the target, the teachers and the student. Nothing is\n"
+        "trained.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
     from ensdistill.job.starting.written import written
 
     line = shlex.join(["ensdistill", "init", options.path, *asked])
-    head = [f"Written by `{line}`.", f"  ensdistill run {shlex.quote(str(out))}"]
+    head = [f"Written by `{line}`.", f"Run it: ensdistill run {shlex.quote(str(out))}"]
     files.write_bytes(out, written(found.settings, found.facts, head).encode())
     if manner().json:
         print_json({"file": str(out), "found": dict(found.facts), "settings": found.settings})

@@ -96,8 +96,8 @@ def _show(command: str, folder: Path, report: dict[str, Any] | None, changed: bo
     console.print(as_text(report))
     if not manner().quiet:
         where = f"{folder / 'report.html'}  and  report.json, figures/ beside it"
-        console.print(f"\nreport: {where}{unchanged}", highlight=False, soft_wrap=True)
-        console.print(f"next:   ensdistill {folder}", highlight=False, soft_wrap=True)
+        console.print(f"\nnext:   ensdistill {folder}", highlight=False, soft_wrap=True)
+        console.print(f"report: {where}{unchanged}", highlight=False, soft_wrap=True)
 
 
 def _help(command: str, rest: list[str], more: str) -> int | None:
@@ -135,7 +135,7 @@ def _no_config(command: str, paths: list[Path], words: list[str]) -> str:
             )
         if not path.is_file():
             beside = path.parent.iterdir() if path.parent.is_dir() else ()
-            hint = nearest(str(path), [str(p) for p in beside if p.suffix in SETTINGS])
+            hint = nearest(str(path), [str(p) for p in beside if p.suffix in (*SETTINGS, path.suffix)])
             return f"{command}: CONFIG: there is no file {str(path)!r}.{hint}"
     if paths:
         return ""

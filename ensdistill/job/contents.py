@@ -72,7 +72,8 @@ def contents(folder: Path) -> Contents:
         )
     if not is_run(folder):
         runs = sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
-        near = f": name one of its runs, {', '.join(map(str, runs[:5]))}" if runs else ""
+        data = f"; if it holds data: ensdistill init {folder}"
+        near = f": name one of its runs, {', '.join(map(str, runs[:5]))}" if runs else data
         raise ValueError(f"RUN: {str(folder)!r} is not the folder of a run, such as runs/NAME{near}")
     settings = read_settings(folder)
     there = len([path for path in folder.glob("seed-*") if path.is_dir()])

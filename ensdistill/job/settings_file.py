@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,8 @@ def keep_settings(folder: Path, settings: str, sources: Sequence[Path], notes: S
         made_from = sources_of(folder)
         notes = _notes_of(folder)
     head = ["# The settings of this run. Each run writes this file anew: change a copy under another name."]
-    head += [f"{_MADE_FROM}{', '.join(made_from)}"] if made_from else []
-    text = "\n".join([*head, *(f"# {note}" for note in notes), settings])
+    head += [f"{_MADE_FROM}{json.dumps(made_from, ensure_ascii=False)}"] if made_from else []
+    text = "\n".join([*head, *(f"# {' '.join(note.split())}" for note in notes), settings])
     if _read(folder) != text:
         files.write_bytes(folder / NAME, text.encode())
 
@@ -54,7 +55,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def sources_of(folder: Path) -> list[str]:
     """The files that a run's settings came from, relative to its folder."""
     lines = [line for line in _read(folder).splitlines() if line.startswith(_MADE_FROM)]
-    return lines[0].removeprefix(_MADE_FROM).split(", ") if lines else []
+    try:
+        found = json.loads(lines[0].removeprefix(_MADE_FROM)) if lines else []
+    except ValueError:  # changed by hand
+        return []
+    return [str(path) for path in found] if isinstance(found, list) else []
 
 
 def check_same_source(folder: Path, settings: str, sources: Sequence[Path]) -> None:

@@ -18,23 +18,26 @@ from ensdistill.report.table import (
     check_version,
     gain_cell,
     kept_cell,
+    look,
     milliseconds,
     size,
 )
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS
+from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
 
 KINDS = ("ensemble", "best_member", "direct", "student")
 METRICS = ("accuracy", "nll", "brier")
+STUDENT = KIND_LABELS["student"]  # the row that stands out
 LABEL_WIDTH, COLUMN_WIDTH = 24, 18  # of the table in a terminal
 
 
 @dataclass(frozen=True)
 class Column:
-    """One student of one run: cells by (section, row), in the order in which they are shown."""
+    """One student of one run: its headline and the colour of that, and cells by (section, row), in the order
+    in which they are shown."""
 
     title: str
     run: str
-    student: str
+    headline: str
     look: str
     cells: dict[tuple[str, str], str]
 
@@ -60,6 +63,7 @@ def compared(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Column]:
 def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]) -> Column:
     data, models = report["dataset"], student["models"]
     cells = {
+        ("data", "kind"): str(data["name"]),
         ("data", "rows with labels"): str(data["labelled"]),
         ("data", "without (pool)"): str(data["pool"]),
         ("data", "for testing"): str(data["test"]),
@@ -82,7 +86,7 @@ def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]
         for batch in ("batch_1", "batch_256"):
             time = milliseconds(model["latency_ms"][batch]["p50"])
             cells["cost to serve", f"{label}, ms {batch.replace('_', ' ')}"] = time
-    return Column(f"{run}: {name}", run, name, student["outcome"], cells)
+    return Column(f"{run}: {name}", run, headline(name, student), look(student), cells)
 
 
 def _mean(model: dict[str, Any], metric: str) -> str:
@@ -172,7 +176,7 @@ def _table(columns: Sequence[Column]) -> Table:
             section = key[0]
             table.add_section()
             table.add_row(Text(section, "italic"))
-        style = "bold" if key[1] == "student" else ""
+        style = "bold" if key[1] == STUDENT else ""
         table.add_row(Text(f"  {key[1]}"), *(Text(column.cells[key]) for column in columns), style=style)
     return table
 
@@ -188,5 +192,7 @@ def write_comparison(columns: Sequence[Column], notes: Sequence[str], file: Path
     sections: dict[str, list[str]] = {}
     for section, row in columns[0].cells:
         sections.setdefault(section, []).append(row)
-    page = html.template("compare.html.j2").render(columns=columns, sections=sections, notes=notes)
+    page = html.template("compare.html.j2").render(
+        columns=columns, sections=sections, notes=notes, student=STUDENT
+    )
     files.write_bytes(file, page.encode())

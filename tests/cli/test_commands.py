@@ -21,6 +21,7 @@ from job_helpers import flat, run, succeed, write_job
         (["--versoin", "x"], "got '--versoin'. Did you mean `ensdistill --version`?"),
         # The verb is missing.
         (["my digits.yml"], "got 'my digits.yml'. Did you mean `ensdistill run 'my digits.yml'`?"),
+        ([__file__], f"got '{__file__}'. Did you mean `ensdistill run {__file__}`?"),
         (["--seeds", "2", "a.yaml"], "got '--seeds'. Did you mean `ensdistill run a.yaml --seeds 2`?"),
         (["run"], "run: expected a CONFIG file, for example: ensdistill run examples/digits.yaml"),
         (["distill", "--seeds", "2"], "distill: expected a CONFIG file"),

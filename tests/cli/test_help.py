@@ -116,7 +116,8 @@ def test_every_setting_has_a_type_a_default_and_a_text(monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["cache", "--help"], ["info", "--help"], ["bench", "--help"], ["cache", "verify", "--help"]]
+    [["--help"], ["init", "--help"], ["compare", "--help"], ["completion", "--help"]]
+    + [["cache", "--help"], ["info", "--help"], ["bench", "--help"], ["cache", "verify", "--help"]]
     + [[*verb.split(), "--help"] for verb in ("run", "teachers", "cache build", "distill", "report")],
 )
 def test_help_fits_a_terminal_of_eighty_columns(words, monkeypatch):

@@ -102,6 +102,18 @@ def test_overrides_reach_the_look_at_the_data(iris):
     assert (shown["data"]["init_args"]["unlabelled"], shown["name"]) == (["NA"], "other")
 
 
+def test_odd_names_are_no_settings(iris):
+    text = (iris / "iris.csv").read_text().replace("virginica", '"two\nlines: [x"')
+    (iris / "a, b # c.csv").write_text(text)
+    succeed("init", "a, b # c.csv")
+    written = load_config(["--config", "a, b # c.yaml"])
+    assert written.split(0).classes == ("setosa", "two\nlines: [x", "versicolor")
+    succeed("teachers", "a, b # c.csv", *FEW)
+    folder = iris / "runs" / "a, b # c"
+    assert sources_of(folder) == ["../../a, b # c.csv"]
+    assert read_settings(folder)["data"]["init_args"]["path"] == "a, b # c.csv"
+
+
 @pytest.mark.parametrize("command", ["init", "run"])
 @pytest.mark.parametrize(
     ("words", "status", "message"),

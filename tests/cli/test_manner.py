@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -157,10 +158,12 @@ def test_runs_are_compared(pair):
     out = succeed("compare", one, two)
     report = json.loads((one / "report.json").read_text())
     shown = f"{100 * report['students']['wide']['models']['student']['accuracy']['mean']:.2f}"
-    rows = [line.split() for line in out.splitlines() if line.split()[:1] == ["student"]]
-    assert rows[0].count(shown) == out.count("other: wide") == 1 or shown in flat(out)
-    page = (one.parent / "compare.html").read_text()
-    assert page.count(f"<td>{shown}</td>") >= 2
+    rows = [line.split() for line in out.splitlines() if line.split()[:2] == ["student", "(distilled)"]]
+    assert sum(row.count(shown) for row in rows) == 2
+    page = html.unescape((one.parent / "compare.html").read_text())
+    assert page.count(f"<td>{shown}</td>") == 2
+    assert page.count('<tr class="student">') == 3  # accuracy, NLL, Brier
+    assert report["students"]["wide"]["verdict"].split(".")[0] in page
     assert "tiny: small" in page
     assert "other: wide" in page
     assert "--ink" in page  # the report's style

@@ -77,6 +77,13 @@ def test_a_number_that_is_different_in_each_row_stays_an_input(tmp_path):
     assert arguments(found).keys() == {"path", "target"}
 
 
+def test_an_id_that_repeats_is_an_input_with_a_note(tmp_path):
+    found = of_csv(tmp_path, WINE.assign(patient_id=np.arange(len(WINE)) // 3))
+    assert arguments(found).keys() == {"path", "target"}
+    remedy = "'patient_id' repeats; if its rows belong together: --data.parts.group patient_id"
+    assert ("note", remedy) in found.facts
+
+
 @pytest.mark.parametrize("name", ["target", "Label", "CLASS", "y"])
 def test_a_target_is_known_by_its_name(name, tmp_path):
     frame = WINE.rename(columns={"target": name}).assign(region=["north", "south"] * (len(WINE) // 2))

@@ -14,6 +14,7 @@ TARGETS = ("target", "label", "class", "y")
 _ID = re.compile(
     r"(.*[ _.\-])?(id|uid|uuid|guid|key|index|idx|row|rowid|nr|no|number)|.*[a-z](Id|ID|Key|Nr|No)", re.ASCII
 )
+_THING = re.compile(r"(.*[ _.\-])?(id|uid|uuid|guid|ID)|.*[a-z](Id|ID)", re.ASCII)
 MOST_INTEGERS = 20  # different integers that can be classes
 WORDS, CHARACTERS = 5, 25  # of a text on average, above which it is prose and no category
 CLASSES = ("text", "category", "boolean", "integer")
@@ -49,6 +50,12 @@ class Column:
         """Whether the values number or name the rows."""
         named = _ID.fullmatch(self.name) or _ID.fullmatch(self.name.lower())
         return bool(named) and self.kind in ("integer", "text") and self.different == self.rows
+
+    @property
+    def may_group(self) -> bool:
+        """Whether the values may name things that have several rows each, such as patients."""
+        named = _THING.fullmatch(self.name) is not None and self.kind in ("integer", "text")
+        return named and MOST_INTEGERS < self.different < self.known
 
     @property
     def no_input(self) -> str:

@@ -51,7 +51,8 @@ class Found:
     @property
     def name(self) -> str:
         """Of the run: that of the file or folder."""
-        return self.path.resolve().stem
+        path = self.path.resolve()
+        return path.name if path.is_dir() else path.stem
 
     @property
     def labelled(self) -> int:

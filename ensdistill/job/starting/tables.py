@@ -74,6 +74,11 @@ def look_at_table(
         arguments["ignore"] = list(left)
     facts = [("target", _target_line(target, unknown or [])), ("inputs", chosen.line)]
     facts += [("id", f"column {name!r} names the rows") for name in ids]
+    groups = [column.name for column in others if column.may_group]
+    facts += [
+        ("note", f"{name!r} repeats; if its rows belong together: --data.parts.group {name}")
+        for name in groups
+    ]
     facts += [("left out", f"{name or 'a column without a name'}: {why}") for name, why in left.items()]
     data = {"class_path": chosen.kind, "init_args": arguments}
     return Found(path, data, chosen.samples, classes, without, None, facts, (), chosen.settings)

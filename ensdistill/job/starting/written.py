@@ -35,11 +35,11 @@ def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Se
     if any(member.get("class_path") in ("MemberFile", "SavedMembers", "SavedEnsemble")
            for member in settings.get("teachers", {}).get("members", ())):  # fmt: skip
         comments["teachers"] = EXISTING
-    lines = [f"# {line}" for line in head]
+    lines = [f"# {' '.join(line.split())}" for line in head]
     for name, value in settings.items():
         wide = "\n# ".join(textwrap.wrap(comments.get(name, ""), 108))
         if name == "data":
-            lines += ["", *(f"# {word}: {text}" for word, text in facts)]
+            lines += ["", *(f"# {word}: {' '.join(text.split())}" for word, text in facts)]
         elif name in comments:
             lines += ["", f"# {wide}"]
         lines.append(
