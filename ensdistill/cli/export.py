@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
             license=options.license,
         )
     except ValueError as error:
-        return usage_error(f"export: --{error}", MORE)
+        return usage_error(f"export: --{str(error).replace('path:', 'output:', 1)}", MORE)
     run: Path = options.run
     if not is_run(run):
         return usage_error(

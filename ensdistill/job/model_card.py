@@ -149,8 +149,8 @@ _TEXTS = ["feed = {one.name: ids[one.name] for one in session.get_inputs()}  # i
 
 def _variants(result: ExportResult) -> str:
     lines = [
-        f"On the {result.rows} test rows (latency in ms: {result.runtime}; trained: the student in torch, "
-        "with its preprocessing):",
+        f"On the {result.rows} test rows (latency in ms: {result.runtime}; trained: in torch, with "
+        "its preprocessing):",
         "",
         "| | bytes | accuracy % | NLL | largest difference | 1 row, p50 | 256 rows, p50 |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -10,6 +10,7 @@ import numpy as np
 
 from ensdistill.data import BadRows
 from ensdistill.data.incoming import Fault, Piece, Source
+from ensdistill.data.incoming.base import SKIP
 from ensdistill.student.serving import Predictor
 from ensdistill.student.serving.base import entropy_of, softmax
 
@@ -74,7 +75,7 @@ def predictions(
     """
     for piece in source.pieces():
         if piece.faults and not skip:
-            raise ValueError(f"{piece.faults[0]}. --on-error skip leaves such rows out, and counts them")
+            raise ValueError(f"{piece.faults[0]}. {SKIP}")
         logits, piece = _logits(student, piece, skip)
         counted.rows += len(piece)
         counted.skipped += len(piece.faults)

@@ -76,7 +76,8 @@ def student_folder(run: Path, student: str | None = None, seed: int | None = Non
     seeds = sorted(int(found.name[5:]) for found in run.glob("seed-*") if found.name[5:].isdecimal())
     planned = seeds_of(run) or (max(seeds, default=-1) + 1)
     if not 0 <= seed < max(planned, 1):
-        raise ValueError(f"seed: expected one of 0..{planned - 1}, those of {run}; got {seed}")
+        known = "0, the only one" if planned == 1 else f"one of 0 to {planned - 1}, those"
+        raise ValueError(f"seed: expected {known} of {run}; got {seed}")
     students = students_of(run)
     if student is not None and students and student not in students:
         near = difflib.get_close_matches(student, students, 1)

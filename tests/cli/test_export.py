@@ -216,7 +216,7 @@ def test_a_run_that_has_changed_or_not_finished_is_refused(finished_job, table_r
 def test_wrong_options_are_refused(table_run, tmp_path):
     for words, message in (
         ([table_run, "--to", "torch", "--int8"], "--int8: expected to='onnx'"),
-        ([table_run, "--to", "onnx", "-o", "x.pt2"], "--path: expected a file that ends in .onnx"),
+        ([table_run, "--to", "onnx", "-o", "x.pt2"], "--output: expected a file that ends in .onnx"),
         ([table_run, "--to", "tflite"], "invalid choice: 'tflite'"),
         ([tmp_path, "--to", "onnx"], "RUN: expected a run's folder"),
     ):

@@ -10,6 +10,7 @@ import numpy as np
 
 CELLS = 2**22  # numbers of a piece, by which its rows are chosen
 MOST_ROWS = 65536
+SKIP = "--on-error skip leaves such rows out, and counts them"
 
 
 @dataclass(frozen=True)

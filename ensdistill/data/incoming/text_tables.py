@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ensdistill.data.incoming.base import Fault, Piece, Wanted
+from ensdistill.data.incoming.base import SKIP, Fault, Piece, Wanted
 from ensdistill.data.incoming.names import check_table
 from ensdistill.data.incoming.typed import typed
 from ensdistill.data.table_files import MISSING, check_header
@@ -141,7 +141,7 @@ class CsvRows:
     def _told(self, error: str) -> str:
         if found := MALFORMED.search(error):
             fields, line, saw = map(int, found.groups())
-            return f"{self.name}: row {line - 1}: expected {fields} fields; got {saw}"
+            return f"{self.name}: row {line - 1}: expected {fields} fields; got {saw}. {SKIP}"
         return f"{self.name} is not CSV that can be read ({error})"
 
 
@@ -217,7 +217,7 @@ class JsonRows:
         if not faults:
             raise ValueError(f"{self.name} is not JSON lines that can be read, after row {start}")
         if not self.wanted.skip:
-            raise ValueError(f"{self.name}: {faults[0]}")
+            raise ValueError(f"{self.name}: {faults[0]}. {SKIP}")
         lost = {fault.row - start for fault in faults}
         good = [i for i in range(len(lines)) if i not in lost]
         text = "".join(lines[i] for i in good)
