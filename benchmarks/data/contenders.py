@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from benchmarks.data.sources import CLASSES, COLUMNS, GROUP, PIXELS, Plain, preprocess, samples
+from benchmarks.data.sources import CLASSES, COLUMNS, GROUP, PIXELS, Plain, numbers, preprocess, samples
 from ensdistill import Optimization, StudentTrainer
 from ensdistill.cache import cache_targets
 from ensdistill.common.random import GroupedOrder
@@ -28,59 +28,98 @@ BATCH = 256
 
 
 def network(kind: str) -> nn.Module:
-    """The student, and with another seed the teacher."""
+    """The student, and with another seed a member of the ensemble."""
     return (
         CNN([16, 32], [3, PIXELS, PIXELS], outputs=CLASSES) if kind == "png" else MLP(COLUMNS, [256], CLASSES)
     )
 
 
-def teacher(kind: str) -> nn.Module:
+def members(kind: str, forest: bool) -> Callable[[torch.Tensor], np.ndarray]:
+    """From inputs to the members' logits, float32 [K, N, C]: a network alone, or with a forest of 100 trees."""
     torch.manual_seed(7)
-    return network(kind).eval()
+    model = network(kind).eval()
+    trees = _forest() if forest else None
+
+    def predict(inputs: torch.Tensor) -> np.ndarray:
+        with torch.no_grad():
+            found = [model(inputs).numpy()]
+        if trees is not None:
+            found.append(np.log(np.maximum(trees.predict_proba(inputs.numpy()), 1e-6)).astype(np.float32))
+        return np.stack(found)
+
+    return predict
+
+
+def _forest() -> Any:
+    """A forest of 100 trees that was fitted to 4 000 rows of the table."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    x = numbers(0, 4000)
+    labels = x[:, :CLASSES].argmax(1)
+    # Each class once more, so that the forest has a column for all of them.
+    x, labels = np.concatenate([x, x[:CLASSES]]), np.concatenate([labels, np.arange(CLASSES)])
+    return RandomForestClassifier(100, random_state=0).fit(x, labels)
 
 
 def ours_cache(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
-    """Samples a second through ``cache_targets``, and the logits of some rows."""
-    model, prepare = teacher(kind), preprocess(kind)
+    """Samples a second of a network through ``cache_targets``, and the logits of some rows."""
+    return _ours(kind, folder, rows, workers, "cache")
 
-    def predict(batch: Any) -> np.ndarray:
-        with torch.no_grad():
-            inputs = batch if prepare is None else prepare(batch)
-            return model(torch.from_numpy(np.ascontiguousarray(inputs)))[None].numpy()
 
+def plain_cache(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """The same by a loop over a loader, which writes logits into a mapped file."""
+    return _plain(kind, folder, rows, workers, "cache")
+
+
+def ours_forest(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """As ``ours_cache``, of a network and a forest."""
+    return _ours(kind, folder, rows, workers, "forest")
+
+
+def plain_forest(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
+    """As ``plain_cache``, of a network and a forest."""
+    return _plain(kind, folder, rows, workers, "forest")
+
+
+def _ours(kind: str, folder: Path, rows: int, workers: int, part: str) -> tuple[float, np.ndarray]:
+    predict, prepare = members(kind, part == "forest"), preprocess(kind)
+
+    def prepared(batch: Any) -> np.ndarray:
+        return predict(torch.from_numpy(np.ascontiguousarray(batch if prepare is None else prepare(batch))))
+
+    names = ("network", "forest") if part == "forest" else ("network",)
     ensemble = SimpleNamespace(
-        names=("teacher",),
+        names=names,
         classes=tuple(map(str, range(CLASSES))),
-        weights=np.ones(1),
+        weights=np.full(len(names), 1 / len(names)),
         combiner="prob",
-        predict_logits=predict,
+        predict_logits=prepared,
         fingerprint=lambda: {},
     )
-    data, numbers = samples(kind, folder), np.arange(rows)
+    data, uids = samples(kind, folder), np.arange(rows)
     begun = time.perf_counter()
     cache = cache_targets(
         ensemble,
-        Rows(data, numbers, numbers * 0 - 100),
-        folder / f"cache-{kind}",
+        Rows(data, uids, uids * 0 - 100),
+        folder / f"{part}-{kind}",
         codec="fp32",
         batch_size=1024,
         workers=None if kind == "array" else workers,
     )
     seconds = time.perf_counter() - begun
-    return rows / seconds, cache.gather_logits(_some(rows))[0]
+    return rows / seconds, cache.gather_logits(_some(rows))
 
 
-def plain_cache(kind: str, folder: Path, rows: int, workers: int) -> tuple[float, np.ndarray]:
-    """The same by a loop over a loader, which writes logits into a mapped file."""
-    model = teacher(kind)
-    out = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.float32, (rows, CLASSES))
+def _plain(kind: str, folder: Path, rows: int, workers: int, part: str) -> tuple[float, np.ndarray]:
+    predict = members(kind, part == "forest")
+    shape = (2 if part == "forest" else 1, rows, CLASSES)
+    out = np.lib.format.open_memmap(folder / f"plain-{part}.npy", "w+", np.float32, shape)
     begun, start = time.perf_counter(), 0
-    with torch.no_grad():
-        for inputs in loader(kind, folder, rows, workers, shuffled=False, batch=1024):
-            out[start : start + len(inputs)] = model(inputs).numpy()
-            start += len(inputs)
+    for inputs in loader(kind, folder, rows, workers, shuffled=False, batch=1024):
+        out[:, start : start + len(inputs)] = predict(inputs)
+        start += len(inputs)
     out.flush()
-    return rows / (time.perf_counter() - begun), np.array(out[_some(rows)])
+    return rows / (time.perf_counter() - begun), np.array(out[:, _some(rows)])
 
 
 def ours_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -> tuple[float, np.ndarray]:
@@ -108,13 +147,13 @@ def ours_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -
 
 def plain_student(kind: str, folder: Path, rows: int, workers: int, steps: int) -> tuple[float, np.ndarray]:
     """The same by a loop over a loader, with the targets in memory."""
-    targets = torch.from_numpy(np.load(folder / "plain.npy", mmap_mode="c"))
+    targets = torch.from_numpy(np.load(folder / "plain-cache.npy", mmap_mode="c"))
     torch.manual_seed(0)
     model = network(kind)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses, first, step = [], 0.0, 0
     for inputs in loader(kind, folder, rows, workers, shuffled=True, batch=BATCH, steps=steps):
-        target = EnsembleLogits(targets[torch.randint(rows, (len(inputs),))][None])
+        target = EnsembleLogits(targets[:, torch.randint(rows, (len(inputs),))])
         optimizer.zero_grad()
         loss = distillation_loss(model(inputs), target)
         loss.backward()

@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "crc32c.h"
 #include "reader.h"
+#include "xxh3.h"
 
 namespace py = pybind11;
 using namespace ensdistill::shards;
@@ -31,6 +32,18 @@ py::array_t<uint32_t> checksums(const py::buffer& data, int64_t block_bytes) {
   uint32_t* sums = out.mutable_data();
   py::gil_scoped_release release;
   for (int64_t at = 0; at < info.size; at += block_bytes) *sums++ = crc32c(bytes + at, std::min<int64_t>(block_bytes, info.size - at));
+  return out;
+}
+
+// rows: uint8 [N, width], of any width, 0 too.
+py::array_t<uint64_t> row_hashes(const py::array_t<uint8_t, py::array::c_style>& rows, uint64_t seed) {
+  require(rows.ndim() == 2, "rows: expected uint8 [N, width]");
+  py::array_t<uint64_t> out(rows.shape(0));
+  const uint8_t* data = rows.data();
+  uint64_t* to = out.mutable_data();
+  const auto count = static_cast<size_t>(rows.shape(0)), width = static_cast<size_t>(rows.shape(1));
+  py::gil_scoped_release release;
+  xxh3_rows(data, count, width, seed, to);
   return out;
 }
 
@@ -62,6 +75,7 @@ PYBIND11_MODULE(_shards, m) {
     const std::string_view view = data;
     return crc32c_software(reinterpret_cast<const uint8_t*>(view.data()), view.size());
   });
+  m.def("row_hashes", &row_hashes, py::arg("rows").noconvert(), py::arg("seed"), "XXH3 (64 bits, seeded) of each row's bytes, uint64 [N].");
   m.def("pack", &pack_rows, py::arg("values"), py::arg("bits"));
   m.def("unpack", &unpack_rows, py::arg("packed"), py::arg("count"), py::arg("bits"));
 

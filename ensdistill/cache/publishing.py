@@ -11,9 +11,10 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -162,30 +163,51 @@ def _write(
 ) -> None:
     """Publish and commit every shard of this writer."""
     own = range(writer.rank, m.shard_count(plan), writer.world)
-    done, total = 0, sum(m.rows_of_shard(plan, shard) for shard in own)
-    for shard in own:
-        rows = m.rows_of_shard(plan, shard)
-        commit = _committed(path, plan, shard, every_byte=True)
-        if commit is None and (path / m.MANIFEST).exists():
-            return  # another writer found everything committed, and has tidied up
-        if commit is None:
-            advance = None if progress is None else shifted(progress, done, total)
-            _publish_shard(path, plan, shard, source, max_kl, advance)
-        else:
-            _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
-            if progress is not None:
-                progress(done + rows, total)
-        done += rows
+    done, total, identity = 0, sum(m.rows_of_shard(plan, shard) for shard in own), _identity(plan)
+    # A shard reaches the disk while the members predict for the next one, so that two are in memory.
+    with ThreadPoolExecutor(1, "ensdistill-publisher") as publisher:
+        before: Future[None] | None = None
+        for shard in own:
+            rows = m.rows_of_shard(plan, shard)
+            commit = _committed(path, identity, shard, every_byte=True)
+            if commit is None and (path / m.MANIFEST).exists():
+                break  # another writer found everything committed, and has tidied up
+            if commit is None:
+                advance = None if progress is None else shifted(progress, done, total)
+                made = _encoded_shard(plan, shard, source, max_kl, advance)
+                if before is not None:
+                    before.result()
+                before = publisher.submit(_publish_shard, path, plan, identity, shard, made)
+                del made
+            else:
+                _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
+                if progress is not None:
+                    progress(done + rows, total)
+            done += rows
+        if before is not None:
+            before.result()
 
 
-def _publish_shard(
-    path: Path,
-    plan: m.Manifest,
-    shard: int,
-    source: Source,
-    max_kl: float | None,
-    progress: Advance | None,
-) -> None:
+class _Encoded(NamedTuple):
+    """A shard in memory.
+
+    Parameters
+    ----------
+    records : int
+    data : ndarray uint8
+        The records, and of sequences their offsets.
+    kl : dict of str to list of Part
+        The cost of each member's records, by batch.
+    """
+
+    records: int
+    data: np.ndarray
+    kl: dict[str, list[statistics.Part]]
+
+
+def _encoded_shard(
+    plan: m.Manifest, shard: int, source: Source, max_kl: float | None, progress: Advance | None
+) -> _Encoded:
     view, first = m.view_and_first_row(plan, shard)
     rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]
     lengths = source.lengths(view, np.arange(first, first + rows))
@@ -211,6 +233,12 @@ def _publish_shard(
             parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))
         if progress is not None:
             progress(stop)
+    return _Encoded(records, data, parts)
+
+
+def _publish_shard(path: Path, plan: m.Manifest, identity: str, shard: int, made: _Encoded) -> None:
+    """Write the shard, and then its commit."""
+    records, data, parts = made
     header, table = (
         m.shard_header(plan, shard, records),
         native.checksums(data, plan["block_bytes"]).astype("<u4"),
@@ -223,14 +251,14 @@ def _publish_shard(
             file.write(piece)
     entry = {
         "file": m.shard_name(shard),
-        "rows": rows,
+        "rows": m.rows_of_shard(plan, shard),
         "records": records,
         "bytes": len(header) + data.nbytes + table.nbytes,
         "hash": digest.hexdigest(),
         "blocks": xxhash.xxh3_128_hexdigest(table.data),
     }
     kl_parts = {name: statistics.merge(several) for name, several in parts.items()}
-    write_checked(path / m.commit_name(shard), {"plan": _identity(plan), "shard": entry, "kl": kl_parts})
+    write_checked(path / m.commit_name(shard), {"plan": identity, "shard": entry, "kl": kl_parts})
 
 
 def _refuse_worse(
@@ -261,14 +289,14 @@ def _refuse_worse(
 
 def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
     """Write the manifest once every writer has committed its shards."""
-    seen, since = -1, time.monotonic()
+    seen, since, identity = -1, time.monotonic(), _identity(plan)
     while True:
         with writer.alone():
             if (path / m.MANIFEST).exists():
                 return
             # Each writer has read its own shards back, and every reader checks them again.
             commits = [
-                _committed(path, plan, shard, every_byte=False) for shard in range(m.shard_count(plan))
+                _committed(path, identity, shard, every_byte=False) for shard in range(m.shard_count(plan))
             ]
             if all(commit is not None for commit in commits):
                 parts = [commit["kl"] for commit in commits if commit]
@@ -294,12 +322,13 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
         time.sleep(0.05)
 
 
-def _committed(path: Path, plan: m.Manifest, shard: int, every_byte: bool) -> m.Manifest | None:
-    """The shard's commit, if it is of this plan and the shard has the bytes that the commit describes."""
+def _committed(path: Path, identity: str, shard: int, every_byte: bool) -> m.Manifest | None:
+    """The shard's commit, if it is of the plan with this identity and the shard has the bytes that it
+    describes."""
     digest = xxhash.xxh3_128()
     try:
         commit = read_checked(path / m.commit_name(shard))
-        if commit.get("plan") != _identity(plan):
+        if commit.get("plan") != identity:
             return None
         with open(open_regular(path / m.shard_name(shard)), "rb") as file:
             if os.fstat(file.fileno()).st_size != commit["shard"]["bytes"]:

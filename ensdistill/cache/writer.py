@@ -110,7 +110,7 @@ def cache_targets(
     workers : int, optional
         Processes that read lazy samples ahead (see :mod:`ensdistill.data.samples`), so that no more than
         ``2 * workers`` batches are in memory. As many as there are cores by default, up to eight; for Parquet
-        one thread.
+        and Arrow one thread.
     rank, world : int, optional
         This process is writer number ``rank`` of ``world``, all given the same arguments; each runs the
         members over its own shards, and returns when all are done. By default the numbers that ``torchrun``
@@ -274,7 +274,8 @@ class _Predictions:
 
     @cached_property
     def _reader(self) -> ReadAhead:
-        return ReadAhead(self.rows.inputs, self._following, workers=self.workers)
+        read = _Hashed(self.rows.inputs) if self.hashes is None and self.augment is None else None
+        return ReadAhead(self.rows.inputs, self._following, workers=self.workers, read=read)
 
     def close(self) -> None:
         self._reader.close()
@@ -295,8 +296,9 @@ class _Predictions:
         shard = view * m.shards_per_view(self.plan) + int(rows[0]) // self.plan["shard_rows"]
         inputs, uids = self._reader((shard, int(rows[0]))), self.rows.uids[self.order[rows]]
         lengths = self.lengths(view, rows)
-        hashes = input_hashes(inputs) if self.hashes is None else self.hashes[rows]
-        if self.augment is not None:
+        if self.augment is None:
+            inputs, hashes = inputs if self.hashes is None else (inputs, self.hashes[rows])
+        else:
             from ensdistill.data.versions import view_inputs
 
             inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
@@ -308,6 +310,17 @@ class _Predictions:
             raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
         fields, costs = self._encoder(value, view, rows, lengths)
         return {**fields, INPUT_HASH: hashes if lengths is None else np.repeat(hashes, lengths)}, costs
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """Reads a batch and hashes it in the same place: a worker process, or the thread that reads ahead."""
+
+    samples: Any
+
+    def __call__(self, positions: np.ndarray) -> tuple[Any, np.ndarray]:
+        batch = self.samples[positions]
+        return batch, input_hashes(batch)
 
 
 def _check_numbers(

@@ -27,6 +27,8 @@ class ArrowSamples:
         There is no such file, or it is no Arrow.
     """
 
+    mapped = True  # see ensdistill.data.samples.read_by_thread
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._table: Any = None
@@ -65,7 +67,10 @@ class ArrowSamples:
             if step == 1:
                 return as_frame(self.table.slice(start, stop - start), self.types)
             index = np.arange(start, stop, step)
-        return as_frame(self.table.take(np.asarray(index)), self.types)
+        index = np.asarray(index)
+        if len(index) and index[0] >= 0 and (np.diff(index) == 1).all():  # a run of rows is not copied
+            return self[int(index[0]) : _end(index, len(self))]
+        return as_frame(self.table.take(index), self.types)
 
     def subset(self, index: np.ndarray) -> Chosen:
         return Chosen(self, np.asarray(index, np.int64))
@@ -79,3 +84,16 @@ class ArrowSamples:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}  # a worker process maps the file for itself
+
+
+def _end(index: np.ndarray, rows: int) -> int:
+    """The end of a run of rows.
+
+    Raises
+    ------
+    IndexError
+        It is behind the last row.
+    """
+    if index[-1] >= rows:
+        raise IndexError(f"index: expected positions in 0..{rows - 1}; got {index[0]} to {index[-1]}")
+    return int(index[-1]) + 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from ensdistill.common.ahead import ahead
 from ensdistill.data.arrow_types import (
     Extent,
     as_frame,
@@ -19,17 +21,39 @@ from ensdistill.data.arrow_types import (
     form_of,
     types_of,
 )
+from ensdistill.data.records import Layout, as_bytes
 from ensdistill.data.samples import buffer_of, fingerprint_of, form, groups_of
 
 CACHED_BYTES = 256 * 2**20
 FOOTER = 2**16
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A row group in memory.
+
+    Parameters
+    ----------
+    records : ndarray [rows]
+        Its numbers; see :class:`ensdistill.data.records.Layout`.
+    others : pyarrow.Table or None
+        Its other columns.
+    """
+
+    records: np.ndarray
+    others: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.records.nbytes + (0 if self.others is None else int(self.others.nbytes))
+
+
 class ParquetSamples:
     """The rows of one Parquet file, or of several one after the other, as pandas frames.
 
     Reading a row reads its whole row group, so rows of one group are best read together, in the order of a
-    :class:`ensdistill.common.random.GroupedOrder`. The groups that were read last stay in memory.
+    :class:`ensdistill.common.random.GroupedOrder`. The groups that were read last stay in memory, numbers as
+    records (see :class:`ensdistill.data.records.Layout`).
 
     Parameters
     ----------
@@ -84,13 +108,11 @@ class ParquetSamples:
                 extents[name] = extents.get(name, Extent()) | extent
         self._schema = files[0].schema_arrow.empty_table().select(self.columns).schema
         self.types = types_of(self._schema, extents)
-        """Column -> pandas type, of integers and booleans with gaps in any row."""
         self.groups = np.array(sizes, np.int64)
         """Rows of each row group, int64."""
         self.buffer = max(1, cached_bytes // largest)
         """Groups that stay in memory, by their size in the file before compression."""
         self._places, self._ends = places, np.cumsum(self.groups)
-        self._cache: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()  # a reader thread and the main thread may both ask for rows
         self.content_keys: np.ndarray | None = None
         """Equal for equal rows, uint64 [N], where known; see :class:`ensdistill.data.samples.Lazy`."""
@@ -104,20 +126,42 @@ class ParquetSamples:
             raise IndexError(
                 f"index: expected positions in 0..{len(self) - 1}; got {index.min()} to {index.max()}"
             )
-        owner = np.searchsorted(self._ends, index, side="right")
-        order = np.argsort(owner, kind="stable")
-        parts = []
-        for group in np.unique(owner):
-            inner = index[order[owner[order] == group]] - (self._ends[group] - self.groups[group])
-            parts.append(self._group(int(group)).take(inner))
-        if not parts:
+        if not len(index):
             return as_frame(self._schema.empty_table(), self.types)
-        import pyarrow as pa
-
+        order = np.argsort(index)
+        ordered, layout = index[order], self._layout
+        first, last = np.searchsorted(self._ends, ordered[[0, -1]], side="right")
+        stops = np.searchsorted(ordered, self._ends[first : last + 1])
+        wanted = {
+            first + i: slice(start, stop)
+            for i, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))
+            if start < stop
+        }
+        records = np.empty(len(index), layout.record)
+        others = {}
+        with self._lock:
+            for group, held in self._decoded(list(wanted)):
+                at, begin = wanted[group], self._ends[group] - self.groups[group]
+                if layout.numbers:
+                    rows = as_bytes(held.records)
+                    np.take(rows, ordered[at] - begin, axis=0, out=as_bytes(records)[at], mode="clip")
+                if layout.in_arrow:
+                    where = np.sort(order[at])
+                    others[group] = where, held.others.take(index[where] - begin)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        table = pa.concat_tables(parts)
-        return as_frame(table if (back == np.arange(len(back))).all() else table.take(back), self.types)
+        return layout.frame(records, back, _joined([others[group] for group in sorted(others)]))
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Column -> pandas type, of integers and booleans with gaps in any row, of this data set or of one
+        that it is joined with."""
+        return self._layout.types
+
+    @types.setter
+    def types(self, types: dict[str, str]) -> None:
+        self._layout = Layout(self._schema, types)
+        self._cache: OrderedDict[int, Group] = OrderedDict()  # its records have another layout
 
     @property
     def form(self) -> dict[str, Any]:
@@ -141,20 +185,53 @@ class ParquetSamples:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
 
-    def _group(self, group: int) -> Any:
-        """A row group as an Arrow table."""
-        with self._lock:
-            if group in self._cache:
-                self._cache.move_to_end(group)
-                return self._cache[group]
+    def _decoded(self, groups: list[int]) -> Iterator[tuple[int, Group]]:
+        """These row groups: those in memory first, because the others take their place."""
+        held = [group for group in groups if group in self._cache]
+        for group in held:
+            self._cache.move_to_end(group)
+            yield group, self._cache[group]
+        missing = [group for group in groups if group not in held]
+        files: dict[int, Any] = {}
+
+        def read(group: int) -> tuple[int, Iterable[Any], Any]:
             number, inner = self._places[group]
-            table = self._opened(self.paths[number]).read_row_group(inner, columns=self.columns)
-            self._cache[group] = table
-            while (
-                len(self._cache) > 1 and sum(one.nbytes for one in self._cache.values()) > self.cached_bytes
-            ):
-                self._cache.popitem(last=False)
-            return table
+            if number not in files:
+                files.clear()
+                files[number] = self._opened(self.paths[number])
+            return group, *self._arrow(files[number], number, inner)
+
+        # One group is decoded while the rows of the one before it become records.
+        for group, tables, others in ahead(
+            read, missing, workers=min(1, len(missing) - 1), thread=True, prefetch=1
+        ):
+            rows = int(self.groups[group])
+            self._make_room(rows * self._layout.record.itemsize)
+            self._cache[group] = Group(self._layout.records(rows, tables), others)
+            tables = ()  # freed before the next group is needed
+            self._make_room(0)
+            yield group, self._cache[group]
+
+    def _arrow(self, file: Any, number: int, group: int) -> tuple[Iterable[Any], Any]:
+        """A row group's numbers as tables, and its other columns as one."""
+        names, numbers = self._layout.others, self._layout.numbers
+        others = file.read_row_group(group, columns=names) if self._layout.in_arrow else None
+        if not numbers:
+            return (), others
+        slabs = self._layout.slabs(file.metadata.row_group(group).num_rows)
+        if len(slabs) == 1:
+            return [file.read_row_group(group, columns=numbers)], others
+        # A file of its own, because another thread reads the next group meanwhile.
+        own = self._opened(self.paths[number])
+        return (own.read_row_group(group, columns=names) for names in slabs), others
+
+    def _make_room(self, size: int) -> None:
+        """Forget the groups that were read longest ago, until ``size`` bytes more fit."""
+        while len(self._cache) > (size == 0) and size + self._held_bytes() > self.cached_bytes:
+            self._cache.popitem(last=False)
+
+    def _held_bytes(self) -> int:
+        return sum(held.nbytes for held in self._cache.values())
 
     def _opened(self, path: Path) -> Any:
         try:
@@ -168,6 +245,18 @@ class ParquetSamples:
             raise ValueError(f"path: there is no file {str(path)!r}") from error
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"path: {path} is not Parquet that can be read ({error})") from error
+
+
+def _joined(parts: list[tuple[np.ndarray, Any]]) -> Any:
+    """Rows of several groups as one Arrow table; each part has their places in it. None of no parts."""
+    if not parts:
+        return None
+    import pyarrow as pa
+
+    order, table = np.concatenate([where for where, _ in parts]), pa.concat_tables([one for _, one in parts])
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return table if (back == np.arange(len(back))).all() else table.take(back)
 
 
 def _footer(path: Path) -> str:
@@ -201,6 +290,10 @@ class Chosen:
     @property
     def form(self) -> dict[str, Any]:
         return form(self.samples)
+
+    @property
+    def mapped(self) -> bool:
+        return bool(getattr(self.samples, "mapped", False))
 
     @property
     def buffer(self) -> int:

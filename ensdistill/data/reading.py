@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ensdistill.common.ahead import ahead
-from ensdistill.data.samples import groups_of, in_memory
+from ensdistill.data.samples import in_memory, read_by_thread
 
 Key = Any
 MOST_WORKERS = 8
@@ -15,11 +15,11 @@ MOST_WORKERS = 8
 
 def default_workers(samples: Any) -> int:
     """Processes that read these samples where the user names no number: none for samples in memory, one
-    thread for Parquet, else as many as there are cores, up to eight."""
+    thread for Parquet and Arrow, else as many as there are cores, up to eight."""
     if in_memory(samples):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if groups_of(samples) is not None else min(MOST_WORKERS, cores)
+    return 1 if read_by_thread(samples) else min(MOST_WORKERS, cores)
 
 
 class ReadAhead:
@@ -32,7 +32,7 @@ class ReadAhead:
         From the key of a batch to the pairs (key, item) of this batch and of those after it, in order. A
         batch that is asked for out of this order is read, with those after it, by new workers.
     workers : int, optional
-        Processes, or for Parquet the one thread; :func:`default_workers` by default.
+        Processes, or for Parquet and Arrow the one thread; :func:`default_workers` by default.
     read : callable, optional
         From an item to the batch; by default the samples at the positions ``item``.
 
@@ -55,7 +55,7 @@ class ReadAhead:
     ) -> None:
         self.following, self.read = following, read or samples.__getitem__
         self.workers = 0 if in_memory(samples) else default_workers(samples) if workers is None else workers
-        self._thread = groups_of(samples) is not None
+        self._thread = read_by_thread(samples)
         self._next: Key = None
         self._batches: Iterator[Any] | None = None
         self._keys: Iterator[Key] = iter(())

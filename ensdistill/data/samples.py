@@ -357,13 +357,13 @@ def stream(
     samples : Samples
     parts : iterable of ndarray [M], int64
     workers : int
-        Processes that read; 0 reads here. Arrays and frames are in memory already and need none. Parquet is
-        decoded by threads of its own, so it is read ahead by one thread.
+        Processes that read; 0 reads here. Arrays and frames are in memory already and need none. Parquet and
+        Arrow are read ahead by one thread; see :func:`read_by_thread`.
     prefetch : int
         Batches that each worker reads ahead, which bounds the memory: ``workers * prefetch`` batches.
     """
     workers = 0 if in_memory(samples) else workers
-    thread = groups_of(samples) is not None
+    thread = read_by_thread(samples)
     yield from ahead(samples.__getitem__, parts, workers=workers, thread=thread, prefetch=prefetch)
 
 
@@ -372,6 +372,15 @@ def groups_of(samples: Any) -> np.ndarray | None:
     read one by one."""
     groups: np.ndarray | None = getattr(samples, "groups", None)
     return groups
+
+
+def read_by_thread(samples: Any) -> bool:
+    """Whether one thread reads these samples ahead: Parquet (decoded by its own threads), and mapped Arrow.
+
+    A mapped batch costs less to read than to send from another process.
+    """
+    mapped: bool = getattr(samples, "mapped", False)
+    return mapped or groups_of(samples) is not None
 
 
 def buffer_of(samples: Any) -> int:

@@ -18,7 +18,7 @@ def test_a_quick_run_has_every_part(kind, tmp_path, monkeypatch):
     out = tmp_path / "result.json"
     assert main(["data", "--quick", "--kinds", kind, "--workers", "1", "--out", str(out)]) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    parts = ("cache", "student", "decode") if kind == "parquet" else ("cache", "student")
+    parts = ("cache", "forest", "student", "decode") if kind == "parquet" else ("cache", "student")
     for part in parts:
         assert row[f"{part}_ratio"]["median"] > 0
         for who in ("ours", "plain"):

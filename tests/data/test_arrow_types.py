@@ -10,11 +10,13 @@ from ensdistill.data import batches as b
 from ensdistill.data.arrow import ArrowSamples
 from ensdistill.data.parquet import ParquetSamples
 from ensdistill.data.preprocess import default_transformer
-from ensdistill.data.samples import Joined, form, sample_hashes, subset, whole
+from ensdistill.data.reading import default_workers
+from ensdistill.data.samples import Joined, form, read_by_thread, sample_hashes, subset, whole
 from ensdistill.data.table_files import read_table
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
+pd = pytest.importorskip("pandas")
 ROWS = 60
 LARGE = 2**60 + 1
 TYPES = {"k": "float", "m": "boolean", "id": "integer", "u": "integer", "n": "integer", "city": "text"}
@@ -101,3 +103,26 @@ def test_pandas_own_nullable_types_stay(tmp_path):
     frame.to_parquet(tmp_path / "t.parquet")
     assert form(ParquetSamples(tmp_path / "t.parquet"))["columns"] == {"k": "integer", "m": "boolean"}
     pd.testing.assert_frame_equal(ParquetSamples(tmp_path / "t.parquet")[:], frame)
+
+
+def test_a_run_of_arrow_rows_equals_the_same_rows_one_by_one(tmp_path):
+    table = pa.table(
+        {"n": pa.array([1, None, 3, 4, 5]), "t": pa.array(list("abcde")), "x": [0.5, 1, 2, 3, 4]}
+    )
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    samples = ArrowSamples(tmp_path / "t.arrow")
+    for start, stop in ((0, 5), (1, 4), (3, 4)):
+        run, single = samples[np.arange(start, stop)], [samples[np.array([i])] for i in range(start, stop)]
+        pd.testing.assert_frame_equal(run, pd.concat(single, ignore_index=True))
+    pd.testing.assert_frame_equal(samples[np.array([2, 1])], samples[1:3][::-1].reset_index(drop=True))
+    with pytest.raises(IndexError, match=r"0\.\.4; got 3 to 5"):
+        samples[np.array([3, 4, 5])]
+
+
+def test_mapped_arrow_is_read_by_a_thread_and_not_by_processes(tmp_path):
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), pa.schema([("x", pa.int64())])) as writer:
+        writer.write_table(pa.table({"x": [1, 2, 3]}))
+    samples = ArrowSamples(tmp_path / "t.arrow")
+    assert default_workers(samples) == default_workers(samples.subset(np.array([2, 0]))) == 1
+    assert read_by_thread(samples)

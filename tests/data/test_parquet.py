@@ -11,10 +11,13 @@ import pytest
 
 from ensdistill.common.random import GroupedOrder
 from ensdistill.data import batches as b
+from ensdistill.data import records
+from ensdistill.data.arrow_types import as_frame
 from ensdistill.data.parquet import ParquetSamples
 from ensdistill.data.samples import Held, Joined, sample_hashes, subset
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 ROWS = 130
 
 
@@ -48,6 +51,63 @@ def test_rows_are_those_of_the_files(table):
     )
     assert list(ParquetSamples(paths, ["n", "x"])[np.array([4])].columns) == ["n", "x"]
     assert len(samples[np.zeros(0, np.int64)]) == 0
+
+
+MIXED = {
+    "half": pa.array([0.5, None, -1.25, 3.0] * 30, pa.float16()),
+    "single": pa.array([0.1, None, 0.3] * 40, pa.float32()),
+    "flag": pa.array([True, False, False] * 40),
+    "text": pa.array(["a", None, "ccc", "dd"] * 30),
+    "double": pa.array(np.linspace(-1, 1, 120)),
+    "second": pa.array(np.linspace(1, 2, 120), pa.float32()),
+    "gaps": pa.array([1, None, 3] * 40, pa.int16()),
+    "few gaps": pa.array([*range(119), None]),
+    "large": pa.array([2**62 + 1, None, 3] * 40),
+    "byte": pa.array(np.arange(120) % 256, pa.uint8()),
+    "most": pa.array([2**64 - 1, 2**63] * 60, pa.uint64()),
+    "maybe": pa.array([True, None] * 60),
+    "kind": pa.array([str(i // 30 + i % 2) for i in range(120)]).dictionary_encode(),
+    "day": pa.array(np.arange(120).astype("datetime64[D]")),
+    "time": pa.array(np.arange(120).astype("datetime64[us]")),
+}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [None, ["single", "second"], ["text", "kind"], ["double"], ["text", "double", "kind", "byte", "gaps"]],
+)
+@pytest.mark.parametrize("slab", [records.SLAB, 200])
+def test_frames_are_those_that_arrow_makes(tmp_path, monkeypatch, columns, slab):
+    monkeypatch.setattr(records, "SLAB", slab)  # of columns that are decoded together
+    monkeypatch.setattr(records, "PART", 7)
+    monkeypatch.setattr(records, "BLOCK", 11)
+    pq.write_table(pa.table(MIXED), tmp_path / "a.parquet", row_group_size=33)
+    samples = ParquetSamples(tmp_path / "a.parquet", columns)
+    generator = np.random.default_rng(0)
+    for index in (np.arange(120), generator.permutation(120), generator.integers(0, 120, 50), np.array([7])):
+        # Each group's rows are taken in the order of the groups, and the groups' dictionaries are joined so.
+        file, owner = pq.ParquetFile(tmp_path / "a.parquet"), index // 33
+        order = np.argsort(owner, kind="stable")
+        parts = [
+            file.read_row_group(g, columns=samples.columns).take(index[order][owner[order] == g] - 33 * g)
+            for g in np.unique(owner)
+        ]
+        table = pa.concat_tables(parts)
+        moved = (np.diff(order) != 1).any()
+        expected = as_frame(table.take(np.argsort(order)) if moved else table, samples.types)
+        got = samples[index]
+        pd.testing.assert_frame_equal(got, expected, check_exact=True, check_column_type="equiv")
+        assert got.to_numpy().flags.f_contiguous == expected.to_numpy().flags.f_contiguous
+        np.testing.assert_array_equal(b.hashes(got), b.hashes(expected))
+
+
+def test_labels_and_attributes_of_pandas_come_back(tmp_path):
+    frame = pd.DataFrame({0: [1.5, 2.5], 1: ["a", "b"], 2: [3, 4]}, index=["x", "y"])
+    frame.attrs["made by"] = "hand"
+    frame.to_parquet(tmp_path / "a.parquet")
+    got = ParquetSamples(tmp_path / "a.parquet")[np.array([1, 0])]
+    pd.testing.assert_frame_equal(got, frame.iloc[[1, 0]].reset_index(drop=True))
+    assert got.attrs == {"made by": "hand"}
 
 
 def test_it_travels_to_workers_and_joins_what_is_in_memory(table):

@@ -166,3 +166,18 @@ def test_ngrams_of_a_text():
     assert ids[0, 0] == ids[1, 0] == ids[2, 1]
     assert ids[0, 2] != ids[2, 2]
     assert set(ids[1, 1:4].tolist()) <= set(ids[0].tolist())
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (1, 1, 4)])
+@pytest.mark.parametrize("settings", [{}, {"mean": (0.3,), "std": (0.7,)}, {"std": (1.5,)}])
+def test_images_of_one_size_are_normalised_as_each_alone(shape, settings):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, shape, dtype=np.uint8) for _ in range(3)]
+    mean, std = (torch.tensor(settings.get(name, (value,))) for name, value in (("mean", 0.0), ("std", 1.0)))
+    channels = [torch.from_numpy(image.reshape(*shape[:2], -1)).permute(2, 0, 1) for image in images]
+    expected = torch.stack([(image / 255 - mean) / std for image in channels])
+    for batch in (images, tuple(images), np.stack(images)):
+        got = ImageTransform(**settings)(batch)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        # The layout decides the kernels of convolutions, and so a model's last bits.
+        assert got.stride() == expected.contiguous().stride()

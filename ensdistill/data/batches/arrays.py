@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import xxhash
 
 from ensdistill.data.batches.kind import register
+from ensdistill.data.batches.row_hashes import row_hashes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,7 @@ class Arrays:
     def hashes(self, batch: np.ndarray) -> np.ndarray:
         shape = batch.shape[1:]
         seed = xxhash.xxh3_64_intdigest(f"{batch.dtype.str}:{list(shape)}".encode())
-        raw = np.ascontiguousarray(batch).reshape(len(batch), math.prod(shape)).view(np.uint8)
-        return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in raw), "<u8", count=len(batch))
+        return row_hashes(batch, seed)
 
     def describe(self, batch: np.ndarray) -> dict[str, Any]:
         return {"dtype": str(batch.dtype), "shape": list(batch.shape[1:])}

@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from ensdistill.data.batches import kind as b
+from ensdistill.data.batches.row_hashes import row_hashes
 
 
 class Fields:
@@ -40,8 +41,7 @@ class Fields:
         if not self.count(batch):
             return np.zeros(0, "<u8")
         seed = xxhash.xxh3_64_intdigest("\0".join(names).encode())
-        rows = np.stack([b.hashes(batch[name]) for name in names], 1)
-        return np.fromiter((xxhash.xxh3_64_intdigest(row.data, seed) for row in rows), "<u8", count=len(rows))
+        return row_hashes(np.stack([b.hashes(batch[name]) for name in names], 1), seed)
 
     def describe(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {"fields": {name: b.describe(batch[name]) for name in sorted(batch)}}

@@ -70,22 +70,17 @@ class ImageTransform(Settings):
             Not uint8 images; images of unlike sizes without ``size``; or another number of channels than
             ``mean`` has numbers.
         """
-        if b.kind_of(batch).name == "images":
-            pixels = [torch.from_numpy(np.array(image)) for image in batch]
-            images = [image[None] if image.ndim == 2 else image.permute(2, 0, 1) for image in pixels]
+        images = self._listed(batch) if b.kind_of(batch).name == "images" else self._array(batch)
+        if self.size:
+            stacked = torch.stack([self._resized(image) for image in images])
+        elif isinstance(images, Tensor):
+            stacked = torch.empty(images.shape).copy_(images)
         else:
-            images = list(self._array(batch))
-        shapes = sorted({tuple(image.shape) for image in images})
-        if self.size is None and len(shapes) > 1:
+            shapes = sorted({tuple(image.shape) for image in images})
             raise ValueError(
                 f"size: expected a size, because the images are of {len(shapes)} sizes, {shapes[:3]} ...; "
                 "got None"
             )
-        stacked = (
-            torch.stack([self._resized(image) for image in images])
-            if self.size
-            else torch.stack(images).float()
-        )
         channels = stacked.shape[1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
@@ -93,8 +88,20 @@ class ImageTransform(Settings):
                     f"{name}: expected one number, or one for each of the images' {channels} channels; got "
                     f"{len(values)}"
                 )
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (stacked / 255 - mean) / std
+        # In place, and without the steps that change nothing: fresh memory costs more than the arithmetic.
+        stacked /= 255
+        if any(self.mean):
+            stacked -= torch.tensor(self.mean).view(-1, 1, 1)
+        if any(value != 1 for value in self.std):
+            stacked /= torch.tensor(self.std).view(-1, 1, 1)
+        return stacked
+
+    def _listed(self, batch: Any) -> Tensor | list[Tensor]:
+        """uint8 [N, C, height, width] of images of one shape; of others a list of [C, height, width]."""
+        pixels = [array if (array := np.asarray(image)).ndim == 3 else array[..., None] for image in batch]
+        if len({array.shape for array in pixels}) == 1:
+            return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        return [torch.from_numpy(np.array(array)).permute(2, 0, 1) for array in pixels]
 
     def _array(self, batch: Any) -> Tensor:
         array = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch))

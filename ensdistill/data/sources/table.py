@@ -215,7 +215,7 @@ def _lazy_rows(files: list[TableFile], columns: list[str]) -> Any:
         alike = "float64" if found == {"integer", "float"} else "boolean" if found == {"boolean"} else None
         if alike == "float64" or (alike and any(name in part.types for part in parts)):
             for part in parts:
-                part.types[name] = alike
+                part.types = {**part.types, name: alike}
     for part in parts:
         part.content_keys = sample_hashes(part, workers=default_workers(part))
     return parts[0] if len(parts) == 1 else Joined(tuple(parts))
