@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from ensdistill.cli.manner import OPTIONS
 from ensdistill.cli.messages import usage_error
@@ -88,11 +87,7 @@ def script(shell: str) -> str:
 
 def options_of() -> dict[str, tuple[str, ...]]:
     """The options of each command, beside those that all commands take."""
-    parsers = {
-        name: import_module(f"ensdistill.cli.{name}").parser()
-        for name in _PARSED
-        if find_spec(f"ensdistill.cli.{name}")
-    }
+    parsers = {name: import_module(f"ensdistill.cli.{name}").parser() for name in _PARSED}
     found = {
         name: tuple(
             o for o in p._option_string_actions if o.startswith("--") and o not in ("--help", *OPTIONS)
