@@ -96,7 +96,7 @@ def _keys(rows: np.ndarray, dtype: np.dtype[Any]) -> Iterator[Any]:
     )  # a long double has unused bytes
     step = max(1, BLOCK_BYTES // max(1, width * dtype.itemsize))
     for start in range(0, len(rows), step):
-        block = rows[start : start + step].astype(dtype).reshape(-1, width)  # a copy, which may be changed
+        block = rows[start : start + step].astype(dtype, order="C").reshape(-1, width)  # a copy, in rows
         if not by_bytes:
             yield from (tuple(map(_value, row)) for row in block.tolist())
             continue

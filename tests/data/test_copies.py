@@ -33,6 +33,7 @@ def test_equal_rows_of_every_type(rows, expected):
     # Across parts the numbers are the same ones; an array that is not contiguous holds the same rows.
     first, second = equal_inputs(rows[::-1], rows)
     assert (first[::-1] == second).all()
+    assert equal_inputs(np.asfortranarray(rows))[0].tolist() == expected
 
 
 def test_rows_of_other_shapes_are_no_parts():
