@@ -48,6 +48,7 @@ The entries marked ``*`` describe the first student and stand again, for every s
   * verdict                                           str
     students.<student>.description                    str
     weighted                                                                             bool
+    baselines                                         str
     copies.{test,labelled,pool,synthetic,labelled_in_pool,other_label,left_out}        int
     without_copies.<student>.{outcome,verdict}        str, or without_copies itself null
     without_copies.<student>.models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}       float
@@ -64,7 +65,8 @@ gain is not beyond its interval; ``share_without_gain`` is the share of resample
 gain (see `bootstrap.ratio_interval`). ``<kind>_temperature_scaled`` is the model after temperature scaling:
 ``direct`` calibrated on held-out folds of the labelled rows, the distilled ones to the mixture on the pool
 (see `scaling`); the test rows are not used. ``weighted`` is true where the test rows have weights, by which
-all means, and those of resamples, are then weighted. ``copies`` counts equal inputs over all seeds: test
+all means, and those of resamples, are then weighted. ``baselines`` states how *direct* and the temperatures
+were chosen; empty where it was by a job's search. ``copies`` counts equal inputs over all seeds: test
 rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool,
 labelled and
 test rows that equal one with another label, and rows that were left out (see
@@ -144,6 +146,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "members": [_describe_member(member, results) for member in results.members],
         "students": blocks,
         "weighted": len(results.weights) > 0,
+        "baselines": results.baselines,
         "copies": {name: sum(int(np.sum(getattr(c, name))) for c in results.copies) for name in COPIES},
         "without_copies": without,
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},

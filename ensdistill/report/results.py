@@ -165,6 +165,9 @@ class RunResults:
     exports : list of dict
         Of each exported file: JSON values student, seed, name, runtime, temperature, bytes, accuracy, nll,
         latency_ms, largest_difference.
+    baselines : str
+        How *direct* and the temperatures were chosen, in sentences for the report; empty where it was by a
+        job's search.
 
     Raises
     ------
@@ -185,6 +188,7 @@ class RunResults:
     copies: Sequence[Copies] = field(default_factory=list)
     weights: Sequence[np.ndarray] = field(default_factory=list)
     exports: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    baselines: str = ""
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]

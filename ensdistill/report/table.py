@@ -22,6 +22,11 @@ _LOOKS = {
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
 
+SEARCHED = (
+    "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
+    "labelled rows. Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
+    "out, to the ensemble's mixture on the pool. Never on the test rows."
+)
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
 
 
@@ -110,10 +115,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         "by it, in accuracy and in NLL. "
         "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
         "bins of about as many rows each.",
-        "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
-        "labelled rows. "
-        "Temperature scaling: direct on the same folds; the distilled, for whom no label is held out, to the "
-        "ensemble's mixture on the pool. Never on the test rows.",
+        report.get("baselines") or SEARCHED,
     ]
     worse = [
         _scaled(name, student["models"], kind)
