@@ -141,18 +141,27 @@ def teachers(
     )
     ensemble.save(folder / "ensemble")
     write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
-    losses = [
-        None if np.isnan(z).any() else nll(probabilities(z * ensemble.temperature), split.labelled.labels)
-        for z in ensemble.apply_temperatures(held_out)
-    ]
-    known = [k for k, loss in enumerate(losses) if loss is not None]
-    # The best member is chosen by held-out NLL, never by the test rows; where no member has one, by its
-    # weight.
-    best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
+    losses = held_out_losses(ensemble, held_out, split.labelled.labels)
     return {
         "held_out_nll": dict(zip(ensemble.names, losses, strict=True)),
-        "best_member": ensemble.names[best],
+        "best_member": best_member(ensemble, losses),
     }
+
+
+def held_out_losses(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray) -> list[float | None]:
+    """The NLL of each calibrated member on held-out logits [K, N, C]; None for members without them (NaN)."""
+    return [
+        None if np.isnan(z).any() else nll(probabilities(z * ensemble.temperature), labels)
+        for z in ensemble.apply_temperatures(held_out)
+    ]
+
+
+def best_member(ensemble: Ensemble, losses: list[float | None]) -> str:
+    """The name of the member of least held-out NLL, never chosen by the test rows; where no member has one,
+    of the largest weight."""
+    known = [k for k, loss in enumerate(losses) if loss is not None]
+    best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
+    return ensemble.names[best]
 
 
 def cache(

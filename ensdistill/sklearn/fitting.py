@@ -1,0 +1,226 @@
+"""The stages behind ``DistilledClassifier.fit``: teachers, cache, student, report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ensdistill.cache import cache_targets
+from ensdistill.cache.floors import TEMPERATURE
+from ensdistill.common.optimization import Optimization
+from ensdistill.data import Split
+from ensdistill.data.samples import form
+from ensdistill.data.transfer import TransferSet
+from ensdistill.job.defaults import Defaults, defaults
+from ensdistill.loss.settings import LossSettings
+from ensdistill.sklearn.judgement import Report, report_of
+from ensdistill.sklearn.students import Lesson, Student, as_student
+from ensdistill.sklearn.teachers import Taught, fitted_teachers, train_teachers
+from ensdistill.teachers import Ensemble, looks_up
+from ensdistill.teachers.labelled_targets import LabelledTargets
+from ensdistill.teachers.members import Member
+from ensdistill.teachers.recipes import TorchMembers
+
+Done = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a classifier, with the choices that the rows decide.
+
+    Parameters
+    ----------
+    teachers : "auto", list, or Ensemble
+    prefit : bool
+    student : Student
+    loss : LossSettings
+    transfer : TransferSet
+    default : Defaults or None
+    preprocess
+        Of module classes among the teachers.
+    n_jobs : int or None
+    progress : bool
+    """
+
+    teachers: Any
+    prefit: bool
+    student: Student
+    loss: LossSettings
+    transfer: TransferSet
+    default: Defaults | None
+    preprocess: Any
+    n_jobs: int | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result of a fit."""
+
+    ensemble: Ensemble
+    student: Member
+    report: Report | None
+
+
+def settings_of(estimator: Any, split: Split) -> Settings:
+    """The settings that a classifier's parameters and the rows make, checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter that is none; names it.
+    """
+    default = _defaults(split)
+    preprocess: Any = "auto"
+    if form(split.labelled.inputs)["kind"] == "array" and split.labelled.inputs[:1].ndim == 2:
+        preprocess = _scaler()
+    config = None if default is None else default.distill.students["student"]
+    return Settings(
+        teachers=estimator.teachers,
+        prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),
+        student=as_student(estimator.student, config, estimator.optimization, preprocess),
+        loss=_loss(estimator),
+        transfer=_transfer(estimator.synthetic, default, split),
+        default=default,
+        preprocess=preprocess,
+        n_jobs=estimator.n_jobs,
+        progress=estimator.verbose > 1,
+    )
+
+
+def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -> Fitted:
+    """Train teachers and student; with ``judged`` also the models of the report.
+
+    ``done`` is called with the name of each stage and its seconds.
+    """
+    times: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def finished(stage: str) -> None:
+        times[stage] = time.perf_counter() - started - sum(times.values())
+        done(stage, times[stage])
+
+    taught = _taught(settings, split, seed)
+    finished("teachers")
+    with tempfile.TemporaryDirectory() as folder:
+        transfer = settings.transfer.build(split, seed, taught.ensemble)
+        cache = cache_targets(
+            _targets(taught, settings.prefit),
+            transfer.rows,
+            Path(folder) / "targets",
+            max_temperature=max(TEMPERATURE, settings.loss.temperature),
+            seed=seed,
+        )
+        finished("cache")
+        lesson = Lesson(split, transfer.rows, cache, settings.loss, seed, Path(folder))
+        student = settings.student.distilled(lesson)
+        finished("student")
+        report = None
+        if judged:
+            report = report_of(taught, settings.student, student, lesson, times)
+            finished("report")
+    return Fitted(taught.ensemble, student, report)
+
+
+def _taught(settings: Settings, split: Split, seed: int) -> Taught:
+    if settings.prefit:
+        return fitted_teachers(settings.teachers, split)
+    default = None if settings.default is None else settings.default.teachers
+    networks = [one for one in (default.members if default else []) if isinstance(one, TorchMembers)]
+    return train_teachers(
+        settings.teachers,
+        split,
+        seed,
+        default=default,
+        preprocess=settings.preprocess,
+        optimization=networks[0].optimization if networks else Optimization(),
+        n_jobs=settings.n_jobs,
+        progress=settings.progress,
+    )
+
+
+class _Source:
+    """Targets for a cache that is not kept: without the digest of every member, which takes seconds for a
+    forest."""
+
+    def __init__(self, targets: Ensemble | LabelledTargets) -> None:
+        self.targets, self.weights = targets, targets.weights
+        self.names, self.classes, self.combiner = targets.names, targets.classes, targets.combiner
+
+    def predict_logits(self, inputs: Any) -> Any:
+        return self.targets.predict_logits(inputs)
+
+    def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Any:
+        return self.targets.for_uids(uids, among)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"members": list(self.names)}
+
+
+def _targets(taught: Taught, prefit: bool) -> _Source:
+    """The ensemble's; out of fold on the labelled rows where a member looks up the rows it was fitted to."""
+    if prefit or taught.held_out is None or not any(looks_up(one) for one in taught.ensemble.members):
+        return _Source(taught.ensemble)
+    uids = np.arange(taught.held_out.shape[1])  # the labelled rows are the first of the transfer set
+    return _Source(LabelledTargets(taught.ensemble, uids, held_out=taught.held_out))
+
+
+def _loss(estimator: Any) -> LossSettings:
+    named = {"temperature": estimator.temperature, "alpha": estimator.alpha}
+    given = {name: value for name, value in named.items() if value is not None}
+    if estimator.loss is not None and given:
+        raise ValueError(f"loss: expected either loss or {', '.join(given)}; got both")
+    if estimator.loss is not None and not isinstance(estimator.loss, LossSettings):
+        raise TypeError(f"loss: expected LossSettings; got {type(estimator.loss).__name__}")
+    return estimator.loss or LossSettings(**given)
+
+
+def _transfer(synthetic: Any, default: Defaults | None, split: Split) -> TransferSet:
+    if isinstance(synthetic, str) and synthetic == "auto":
+        chosen = TransferSet() if default is None else default.cache.transfer
+        try:
+            chosen.check(split)
+            return chosen
+        except ValueError:  # equal rows alone, for example, which have no neighbours
+            return TransferSet()
+    if synthetic is not None and not isinstance(synthetic, (list, tuple)):
+        raise TypeError(f"synthetic: expected 'auto', None or a list of sources; got {synthetic!r}")
+    chosen = TransferSet(synthetic=list(synthetic or []))
+    try:
+        chosen.check(split)
+    except ValueError as error:
+        raise ValueError(f"synthetic: {error}") from error
+    return chosen
+
+
+def _defaults(split: Split) -> Defaults | None:
+    """The defaults for the samples, None where there are none; arrays may have gaps, which are filled."""
+    try:
+        found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool))
+    except TypeError:
+        return None
+    members = [_filled(one) for one in found.teachers.members]
+    student = _filled(found.distill.students["student"])
+    return Defaults(
+        replace(found.teachers, members=members),
+        found.cache,
+        replace(found.distill, students={"student": student}),
+    )
+
+
+def _filled(one: Any) -> Any:
+    scaled = isinstance(getattr(one, "preprocess", None), StandardScaler)
+    return replace(one, preprocess=_scaler()) if scaled else one
+
+
+def _scaler() -> Any:
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())

@@ -1,0 +1,108 @@
+"""A fitted classifier as a folder, without pickle."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+import ensdistill
+from ensdistill.common.files import read_json, write_json
+from ensdistill.common.optimization import Optimization
+from ensdistill.loss.settings import LossSettings
+from ensdistill.sklearn.inputs import Form
+from ensdistill.sklearn.judgement import Report
+from ensdistill.student.serving import Student
+from ensdistill.teachers import Ensemble
+from ensdistill.teachers.members import BoostedMember, SklearnMember, TorchMember, inner
+
+FORMAT = 1
+FILE = "classifier.json"
+GROUPS: dict[str, Any] = {"loss": LossSettings, "optimization": Optimization}
+
+
+def save(classifier: Any, folder: Path) -> None:
+    """See :meth:`ensdistill.sklearn.DistilledClassifier.save`."""
+    parameters: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, value in classifier.get_params(deep=False).items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if name == "student" and isinstance(inner(classifier.student_.member), BoostedMember):
+            left_out.append(name)  # a booster's file holds its trees, and not all of its parameters
+        elif name in ("teachers", "student"):
+            parameters[name] = "auto" if isinstance(value, str) else "fitted"
+        elif name in GROUPS and isinstance(value, GROUPS[name]):
+            parameters[name] = asdict(value)
+        elif value is None or isinstance(value, (bool, int, float, str)) or value == []:
+            parameters[name] = value
+        else:
+            left_out.append(name)
+    values = classifier.classes_
+    about = {
+        "format": FORMAT,
+        "version": ensdistill.__version__,
+        "parameters": parameters,
+        "form": asdict(classifier._form),
+        "classes": {"dtype": values.dtype.str, "values": values.tolist()},
+        "features": [str(name) for name in getattr(classifier, "feature_names_in_", [])],
+        "report": None if classifier.report_ is None else classifier.report_.figures,
+    }
+    (folder / FILE).unlink(missing_ok=True)
+    classifier.ensemble_.save(folder / "ensemble")
+    classifier.student_.save(folder / "student")
+    write_json(folder / FILE, about)
+    if left_out:
+        warnings.warn(
+            f"save: {', '.join(left_out)} can't be written, so the loaded classifier has the default; what "
+            "was fitted is complete",
+            stacklevel=3,
+        )
+
+
+def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
+    """See :meth:`ensdistill.sklearn.DistilledClassifier.load`."""
+    about = read_json(folder / FILE)
+    if not isinstance(about, dict):
+        raise ValueError(f"{folder}: expected a saved DistilledClassifier; there is no {FILE}")
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / FILE}: was written by ensdistill {about.get('version')} (format "
+            f"{about.get('format')}); this is version {ensdistill.__version__}, which reads format "
+            f"{FORMAT}: pip install --upgrade ensdistill"
+        )
+    ensemble = Ensemble.load(folder / "ensemble", trusted)
+    student = Student.load(folder / "student", trusted)
+    parameters = dict(about["parameters"])
+    for name, group in GROUPS.items():
+        if isinstance(parameters.get(name), dict):
+            parameters[name] = group(**parameters[name])
+    if parameters["teachers"] == "fitted":
+        parameters["teachers"] = ensemble
+    if parameters.get("student") == "fitted":
+        parameters["student"] = _parameter(student)
+    found: Any = cls(**parameters)
+    form = about["form"]
+    found._form = Form(form["kind"], tuple(form["shape"]), form["columns"])
+    found.classes_ = np.array(about["classes"]["values"], np.dtype(about["classes"]["dtype"]))
+    found.ensemble_, found.student_ = ensemble, student
+    found.report_ = None if about["report"] is None else Report(about["report"])
+    found.retained_gain_ = None if found.report_ is None else found.report_.retained_gain
+    if about["features"]:
+        found.feature_names_in_ = np.array(about["features"], object)
+    if form["kind"] != "text":
+        found.n_features_in_ = form["shape"][0] if form["kind"] == "array" else len(form["columns"])
+    return found
+
+
+def _parameter(student: Student) -> Any:
+    """What makes such a student again: a factory of the network, or the estimator, not fitted."""
+    member = inner(student.member)
+    if isinstance(member, TorchMember):
+        return partial(type(member.module), **(member.recipe or {}).get("init_args", {}))
+    return clone(member.estimator) if isinstance(member, SklearnMember) else "auto"

@@ -1,0 +1,221 @@
+"""From the parameter ``student`` to a trained student, and to the models that the report compares it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from ensdistill.cache import TargetCache
+from ensdistill.common.combiners import Combiner
+from ensdistill.common.describe import class_path, module_recipe
+from ensdistill.data import Rows, Split
+from ensdistill.data.preprocess import trusted_by
+from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.direct import train_baselines
+from ensdistill.job.prepared import prepare_student
+from ensdistill.loss.settings import LossSettings
+from ensdistill.student.estimators import check_student, fit_to_probabilities
+from ensdistill.student.trainer import StudentTrainer
+from ensdistill.teachers.fitting.calibration import log_mixture
+from ensdistill.teachers.members import Member, load_member
+
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that a student learns from.
+
+    Parameters
+    ----------
+    split : Split
+    rows : Rows
+        The transfer set of the cache.
+    cache : TargetCache
+    loss : LossSettings
+    seed : int
+    folder : Path
+        For files that are not kept.
+    """
+
+    split: Split
+    rows: Rows
+    cache: TargetCache
+    loss: LossSettings
+    seed: int
+    folder: Path
+
+    def targets(self, member: str | None = None) -> np.ndarray:
+        """The mixture's probabilities, or a member's, for the transfer set, float64 [M, C]."""
+        logits = self.cache.gather_logits(self.rows.uids)
+        if member is not None:
+            logits = logits[[self.cache.names.index(member)]]
+        weights = self.cache.weights if member is None else np.ones(1)
+        return np.exp(log_mixture(logits, weights, cast(Combiner, self.cache.combiner)))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model that learns from labels alone, and the temperature that is fitted to its held-out rows."""
+
+    member: Member
+    temperature: float = 1.0
+
+
+class Student(Protocol):
+    """What a student's kind has to offer.
+
+    Attributes
+    ----------
+    description : str
+    about_baselines : str
+        For the report, how its baselines are chosen; empty where it is by a job's search.
+    """
+
+    @property
+    def about_baselines(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
+        """The student of the mixture, or of one member."""
+        ...
+
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
+        """The same model on labels, the same with label smoothing, and how they were trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A torch module as a student."""
+
+    config: StudentConfig
+    about_baselines: str = ""
+
+    @property
+    def description(self) -> str:
+        recipe = module_recipe(self.config.model) or {"class_path": "", "init_args": {}}
+        name = recipe["class_path"].rpartition(".")[2]
+        arguments = ", ".join(f"{k}={v}" for k, v in recipe["init_args"].items())
+        return f"{name}({arguments})"
+
+    def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
+        prepared = prepare_student(self.config, lesson.split, lesson.seed)
+        trained = StudentTrainer(self.config.optimization, lesson.loss).distill(
+            prepared.factory,
+            lesson.rows,
+            lesson.cache,
+            seed=lesson.seed,
+            member=member,
+            preprocess=prepared.preprocess,
+        )
+        return trained.member(classes=lesson.split.classes, factory=prepared.factory)
+
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
+        settings = DistillConfig({"student": self.config}, lesson.loss, label_smoothing=SMOOTHING)
+        split = lesson.split
+        found = train_baselines(self.config, settings, split, lesson.seed, lesson.folder, _silent)
+        recipe = module_recipe(self.config.model)
+        trusted = () if recipe is None else (recipe["class_path"],)
+        trusted = (*trusted, *trusted_by(prepare_student(self.config, split, lesson.seed).preprocess))
+        plain, smoothed = (
+            Baseline(load_member(lesson.folder / kind, trusted), found[temperature])
+            for kind, temperature in (
+                ("direct", "temperature"),
+                ("direct_label_smoothing", "label_smoothing_temperature"),
+            )
+        )
+        return plain, smoothed, found["recipe"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator as a student."""
+
+    estimator: Any
+    about_baselines: str = (
+        "Direct: the student's own parameters, fitted to the labels; nothing is searched. Temperature "
+        "scaling: none of direct; the distilled to the ensemble's mixture on rows without a label. Never on "
+        "the test rows."
+    )
+
+    @property
+    def description(self) -> str:
+        return " ".join(repr(self.estimator).split())
+
+    def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
+        if lesson.loss != replace(LossSettings(), alpha=lesson.loss.alpha):
+            raise ValueError(
+                "temperature, loss: expected the defaults for a student that is an estimator, which is "
+                f"fitted to the probabilities themselves; got {lesson.loss}"
+            )
+        alpha, targets = lesson.loss.alpha, lesson.targets(member)
+        known = np.flatnonzero(lesson.rows.labels >= 0)
+        hot = np.eye(targets.shape[1])[lesson.rows.labels[known]]
+        targets[known] = alpha * targets[known] + (1 - alpha) * hot
+        return self._fit(lesson, lesson.rows, targets)
+
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
+        rows = lesson.split.labelled
+        hot = np.eye(len(lesson.split.classes))[rows.labels]
+        smooth = (1 - SMOOTHING) * hot + SMOOTHING / hot.shape[1]
+        plain, smoothed = (Baseline(self._fit(lesson, rows, targets)) for targets in (hot, smooth))
+        return plain, smoothed, ""
+
+    def _fit(self, lesson: Lesson, rows: Rows, targets: np.ndarray) -> Member:
+        return fit_to_probabilities(
+            self.estimator,
+            rows.inputs,
+            targets,
+            classes=lesson.split.classes,
+            weights=rows.weights,
+            seed=lesson.seed,
+        )
+
+
+def as_student(value: Any, default: StudentConfig | None, optimization: Any, preprocess: Any) -> Student:
+    """The student that the parameter names, checked.
+
+    Parameters
+    ----------
+    value : "auto", module class, functools.partial of one, StudentConfig, or classifier
+    default : StudentConfig or None
+        That of "auto"; None where the samples have none.
+    optimization : Optimization or None
+    preprocess
+        Of module classes.
+    """
+    if isinstance(value, str):
+        if value != "auto" or default is None:
+            raise ValueError(f"student: expected 'auto', a module class or an estimator; got {value!r}")
+        if optimization is None:
+            return Network(default)
+        return Network(replace(default, optimization=optimization, direct=None))
+    if isinstance(value, StudentConfig):
+        if optimization is not None:
+            raise ValueError("optimization: expected None, because student is a StudentConfig that has one")
+        return Network(value)
+    if module_recipe(value) is not None:
+        if optimization is not None:
+            return Network(StudentConfig(value, optimization, preprocess=preprocess))
+        if default is None:
+            raise ValueError("optimization: expected an Optimization, because these samples have no default")
+        return Network(StudentConfig(value, default.optimization, default.direct, preprocess=preprocess))
+    if hasattr(value, "fit") and hasattr(value, "get_params") and not isinstance(value, type):
+        check_student(value)
+        if optimization is not None:
+            raise ValueError("optimization: expected None for a student that is an estimator")
+        return Estimator(value)
+    raise TypeError(
+        "student: expected 'auto', a module class, functools.partial of one with plain arguments (so that it "
+        f"can be saved), or a classifier; got {value if callable(value) else class_path(type(value))!r}"
+    )
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    """Progress of a stage, which is not shown."""

@@ -1,0 +1,277 @@
+"""From the parameter ``teachers`` to a calibrated and weighed ensemble."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import get_tags
+from torch import nn
+
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows, Split
+from ensdistill.data.copies import stratified_folds
+from ensdistill.job.config import TeachersConfig
+from ensdistill.job.stages import best_member, held_out_losses
+from ensdistill.teachers import Ensemble, train_ensemble
+from ensdistill.teachers.jobs import TrainingRows
+from ensdistill.teachers.members import Member, as_member, default_name, inner
+from ensdistill.teachers.members.base import is_member
+from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.prepared import prepare_recipes
+from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
+from ensdistill.teachers.requirements import check_weights
+from ensdistill.teachers.stack.fitting import is_estimator
+from ensdistill.teachers.train import Training, train
+
+SUSPICIOUS = 50  # rows without any error, from which on fitted teachers may have been fitted to them
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The teachers of one fit.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    best : str
+        The member of least NLL on rows that it was not trained on.
+    held_out : ndarray [K, N, C], float32, or None
+        Raw logits for the labelled rows, of members that did not see them.
+    """
+
+    ensemble: Ensemble
+    best: str
+    held_out: np.ndarray | None
+
+
+def train_teachers(
+    teachers: Any,
+    split: Split,
+    seed: int,
+    *,
+    default: TeachersConfig | None,
+    preprocess: Any,
+    optimization: Optimization,
+    n_jobs: int | None,
+    progress: bool,
+) -> Taught:
+    """Train the members, calibrated and weighed by their predictions on folds of the labelled rows.
+
+    Parameters
+    ----------
+    teachers : "auto", or list
+    split : Split
+    seed : int
+    default : TeachersConfig or None
+        That of ``"auto"``; None where the samples have none.
+    preprocess, optimization
+        Of module classes in the list.
+    n_jobs : int or None
+        Estimators that are fitted at once.
+    progress : bool
+    """
+    if isinstance(teachers, str):
+        if teachers != "auto" or default is None:
+            raise ValueError(f"teachers: expected 'auto', a list or an Ensemble; got {teachers!r}")
+        recipes: Sequence[Recipe] = default.members
+    else:
+        recipes = _recipes(teachers, preprocess, optimization)
+    recipes = [
+        replace(one, n_jobs=n_jobs) if isinstance(one, SklearnMembers) and one.n_jobs is None else one
+        for one in recipes
+    ]
+    folds = _folds(split.labelled, len(split.classes), seed)
+    if folds < 2:
+        return _without_folds(recipes, split, seed, progress)
+    ensemble, held_out = train_ensemble(
+        recipes, split.labelled, split.classes, folds=folds, seed=seed, progress=progress or None
+    )
+    losses = held_out_losses(ensemble, held_out, split.labelled.labels)
+    complete = None if np.isnan(held_out).any() else held_out
+    return Taught(ensemble, best_member(ensemble, losses), complete)
+
+
+def fitted_teachers(teachers: Any, split: Split) -> Taught:
+    """Teachers that are fitted already: calibrated and weighed by the labelled rows, unless they are an
+    Ensemble, which keeps its temperatures and weights.
+
+    Raises
+    ------
+    ValueError
+        A teacher is not fitted, or has other classes.
+    """
+    rows = split.labelled
+    if isinstance(teachers, Ensemble):
+        ensemble = _with_classes(teachers, split.classes)
+        raw = ensemble.raw_logits(rows.inputs)
+    else:
+        named = _numbered([_item(one) for one in _listed(teachers)])
+        ensemble = Ensemble.from_members([_fitted(name, one) for name, one in named], classes=split.classes)
+        raw = ensemble.raw_logits(rows.inputs)
+        _warn_of_no_error(ensemble, raw, rows)
+        ensemble.calibrate(raw, rows.labels, sample_weight=rows.weights)
+        ensemble.weigh(raw, rows.labels, sample_weight=rows.weights)
+    return Taught(ensemble, best_member(ensemble, held_out_losses(ensemble, raw, rows.labels)), None)
+
+
+def takes_gaps(teachers: Any) -> bool:
+    """Whether all teachers take NaN in arrays, as far as their tags show."""
+    if isinstance(teachers, str):
+        return True
+    if isinstance(teachers, Ensemble):
+        return all(_model_takes_gaps(inner(member)) for member in teachers.members)
+    return isinstance(teachers, (list, tuple)) and all(_model_takes_gaps(_item(one)[1]) for one in teachers)
+
+
+def _model_takes_gaps(value: Any) -> bool:
+    for name in ("estimator", "booster"):  # of a recipe or a member
+        value = getattr(value, name, value) if not is_estimator(value) else value
+    if isinstance(value, FrozenEstimator):
+        value = value.estimator
+    if library_of(value) is not None:
+        return True
+    try:
+        return bool(get_tags(value).input_tags.allow_nan)
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def _listed(teachers: Any) -> list[Any]:
+    if not isinstance(teachers, (list, tuple)):
+        raise TypeError(
+            "teachers: expected 'auto', a list of estimators, of (name, estimator) or of recipes, or an "
+            f"Ensemble; got {type(teachers).__name__}"
+        )
+    if not teachers:
+        raise ValueError("teachers: expected at least one; got an empty list")
+    return list(teachers)
+
+
+def _item(value: Any) -> tuple[str | None, Any]:
+    """The name and the model of an item of the list. A tuple (model, preprocess) is a model."""
+    named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    if named and not value[0].endswith(".onnx"):
+        return value[0], value[1]
+    return None, value
+
+
+def _numbered(items: list[tuple[str | None, Any]]) -> list[tuple[str, Any]]:
+    """Unnamed items are called after their kind, with numbers where several are of one."""
+    kinds = [name or _called(value) for name, value in items]
+    seen: dict[str, int] = {}
+    found = []
+    for (name, value), kind in zip(items, kinds, strict=True):
+        seen[kind] = seen.get(kind, 0) + 1
+        several = name is None and kinds.count(kind) > 1
+        found.append((f"{kind}-{seen[kind]}" if several else kind, value))
+    return found
+
+
+def _called(value: Any) -> str:
+    value = getattr(value, "func", value)  # of a functools.partial
+    if isinstance(value, FrozenEstimator):
+        value = value.estimator
+    if is_member(value) or isinstance(value, Recipe):
+        return str(value.name)
+    return value.__name__.lower() if isinstance(value, type) else default_name(value)
+
+
+def _recipes(teachers: Any, preprocess: Any, optimization: Optimization) -> list[Recipe]:
+    found: list[Recipe] = []
+    for name, value in _numbered([_item(one) for one in _listed(teachers)]):
+        cls = getattr(value, "func", value)
+        if isinstance(value, Recipe):
+            found.append(value)
+        elif isinstance(value, (FrozenEstimator, nn.Module, Ensemble, tuple)):
+            raise ValueError(
+                f"teachers: {name} is fitted already: pass prefit=True, or an estimator or a module class "
+                "that is to be trained"
+            )
+        elif is_estimator(value):
+            found.append(SklearnMembers(value, name=name))
+        elif isinstance(cls, type) and issubclass(cls, nn.Module):
+            found.append(TorchMembers(value, 1, name, optimization=optimization, preprocess=preprocess))
+        else:
+            raise TypeError(
+                f"teachers: expected estimators, module classes, functools.partial of these, or recipes; got "
+                f"{type(value).__name__}"
+            )
+    return found
+
+
+def _folds(rows: Rows, classes: int, seed: int) -> int:
+    """As many folds as the rows allow, up to five; below two where they allow none."""
+    for folds in range(min(5, int(np.bincount(rows.labels, minlength=classes).min())), 1, -1):
+        try:
+            stratified_folds(rows.inputs, rows.labels, folds, derive_seed("folds", seed), rows.groups)
+            return folds
+        except ValueError:  # equal rows stay in one fold
+            continue
+    return 0
+
+
+def _without_folds(recipes: Sequence[Recipe], split: Split, seed: int, progress: bool) -> Taught:
+    rows, classes = split.labelled, split.classes
+    rare = classes[int(np.bincount(rows.labels, minlength=len(classes)).argmin())]
+    warnings.warn(
+        f"teachers: they are neither calibrated nor weighed, because class {rare!r} has too few different "
+        "rows for folds",
+        stacklevel=4,
+    )
+    data = TrainingRows(rows.inputs, rows.labels, classes, rows.weights)
+    planned = [
+        (recipe, recipe.jobs(rows.labels, seed))
+        for recipe in prepare_recipes(recipes, rows.inputs, len(classes), seed)
+    ]
+    check_weights(planned, data)
+    made = train(Training(planned, data, {}), dict, device="cpu", folder=None, progress=progress or None)
+    names = [job.name for _, jobs in planned for job in jobs]
+    ensemble = Ensemble.from_members([made[name] for name in names], classes=classes)
+    return Taught(ensemble, ensemble.names[0], None)
+
+
+def _fitted(name: str, value: Any) -> Member:
+    if isinstance(value, Recipe):
+        raise ValueError(f"teachers: {name} is a recipe, which is yet to be trained: pass prefit=False")
+    if isinstance(value, type) or isinstance(getattr(value, "func", None), type):
+        raise ValueError(f"teachers: {name} is a class, of which nothing is trained: pass prefit=False")
+    try:
+        return as_member(value.estimator if isinstance(value, FrozenEstimator) else value, name)
+    except ValueError as error:
+        raise ValueError(f"teachers: {error} (prefit=True takes fitted teachers)") from error
+
+
+def _with_classes(ensemble: Ensemble, classes: tuple[str, ...]) -> Ensemble:
+    """The ensemble with its outputs in the order of the classes of y."""
+    own = ensemble.classes
+    if own is None or own == classes:
+        found = copy(ensemble)
+        found.classes = classes
+        return found
+    if set(own) != set(classes):
+        raise ValueError(f"teachers: expected an Ensemble of the classes {list(classes)}; got {list(own)}")
+    found = Ensemble.from_members(
+        ensemble.members, classes=classes, weights=ensemble.weights, combiner=ensemble.combiner
+    )
+    found.temperatures, found.temperature = ensemble.temperatures.copy(), ensemble.temperature
+    if ensemble.vectors is not None:
+        found.vectors = ensemble.vectors[:, :, [own.index(name) for name in classes]]
+    return found
+
+
+def _warn_of_no_error(ensemble: Ensemble, raw: np.ndarray, rows: Rows) -> None:
+    right = (raw.argmax(-1) == rows.labels).all(1)
+    if len(rows) >= SUSPICIOUS and right.any():
+        names = [name for name, all_right in zip(ensemble.names, right, strict=True) if all_right]
+        warnings.warn(
+            f"prefit: {', '.join(names)} made no error on {len(rows)} rows. If it was fitted to them, its "
+            "temperature, its weight and the report are too good: pass rows that the teachers have not seen",
+            stacklevel=4,
+        )
