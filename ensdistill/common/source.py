@@ -60,6 +60,7 @@ _OF_EVERY_CLASS = frozenset(
         "__qualname__",
         "__firstlineno__",
         "__static_attributes__",
+        "__slotnames__",  # set by the first copy or pickle of an object
     ]
 ).union(
     [

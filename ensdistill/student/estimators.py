@@ -68,7 +68,7 @@ def fit_to_probabilities(
     >>> from sklearn.tree import DecisionTreeClassifier
     >>> x, p = np.array([[0.0], [1.0]]), np.array([[0.75, 0.25], [0.1, 0.9]])
     >>> member = fit_to_probabilities(DecisionTreeClassifier(), x, p, classes=["no", "yes"])
-    >>> np.exp(member.predict_logits(x)).round(2).tolist()
+    >>> np.exp(member.predict_logits(x)).astype(float).round(2).tolist()
     [[0.75, 0.25], [0.1, 0.9]]
     """
     check_student(estimator)

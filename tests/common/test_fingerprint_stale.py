@@ -1,5 +1,6 @@
 """A cache that is refused names the part of a member that differs."""
 
+import copy
 import functools
 import inspect
 import json
@@ -11,7 +12,7 @@ from torch import nn
 
 from ensdistill.cache import CacheMismatch, TargetCache, cache_targets
 from ensdistill.cache.fingerprint import differences
-from ensdistill.common.source import Used
+from ensdistill.common.source import Used, source_digest
 from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import CallableMember, TorchMember
@@ -135,3 +136,12 @@ def test_a_signature_that_a_wrapper_keeps_is_content(recwarn):
     found = [Used().refer(signature, "predict.sig") for signature in (one, same, other)]
     assert found[0] == found[1] != found[2]
     assert not recwarn.list
+
+
+def test_copies_and_pickles_of_an_object_leave_its_class_as_it_was(module_of):
+    """Python keeps the names of slots in the class of the first object that it copies."""
+    net = module_of(SOURCE).Net
+    before = source_digest(net)
+    copy.deepcopy(net())
+    assert "__slotnames__" in vars(net)
+    assert source_digest(net) == before
