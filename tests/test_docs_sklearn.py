@@ -11,7 +11,7 @@ from ensdistill.sklearn import DistilledClassifier
 PAGE = (Path(__file__).parents[1] / "docs" / "sklearn.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:save: student, synthetic can't")
+@pytest.mark.filterwarnings("ignore:save. student, synthetic can't")
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

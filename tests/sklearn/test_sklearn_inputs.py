@@ -264,7 +264,6 @@ def test_rows_that_no_classifier_takes_are_refused(changed, message):
         ({"alpha": 2.0}, ValueError, "alpha: expected a number from 0 to 1"),
         ({"loss": 3}, TypeError, "loss: expected LossSettings; got int"),
     ],
-    ids=lambda value: str(value)[:40],
 )
 def test_parameters_that_mean_nothing_are_refused(parameters, error, message):
     with pytest.raises(error, match=message):
