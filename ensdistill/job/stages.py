@@ -139,6 +139,8 @@ def teachers(
         folder=folder / "training",
         progress=_MemberProgress(settings, report),
     )
+    for left in folder.glob(".ensemble.*"):  # the unfinished folder of a save that was killed
+        shutil.rmtree(left)
     ensemble.save(folder / "ensemble")
     write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)

@@ -23,6 +23,7 @@ from ensdistill.data.preprocess import (
     Tokens,
     Transformer,
     as_preprocess,
+    default_transformer,
     fitted,
     load_preprocess,
     trusted_by,
@@ -261,3 +262,11 @@ def test_the_samples_stay_as_they_were():
     fitted("auto", FRAME)(FRAME)
     Categories().fit(FRAME)(FRAME)
     np.testing.assert_array_equal(hashes(FRAME), before)
+
+
+def test_nullable_booleans_have_one_code_with_and_without_gaps():
+    frame = pd.DataFrame({"b": pd.array([True, False, None] * 10, "boolean"), "x": np.arange(30.0)})
+    fitted = default_transformer(frame)
+    assert fitted(frame)[:3, -1].tolist() == [1.0, 0.0, -1.0]
+    assert fitted(frame[:2])[:, -1].tolist() == [1.0, 0.0]
+    assert fitted(frame[:2].astype({"b": bool}))[:, -1].tolist() == [1.0, 0.0]

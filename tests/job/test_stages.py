@@ -76,6 +76,15 @@ def test_the_same_settings_again_give_the_same_bits(copy, finished_job):
     assert numbers(copy) == numbers(finished_job)
 
 
+def test_the_folder_of_a_save_that_was_killed_is_removed(copy):
+    left = copy / "seed-0" / "teachers" / ".ensemble.abcd1234"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    (copy / "seed-0" / "teachers" / "stage.json").unlink()
+    succeed("teachers", job_file(copy))
+    assert not left.exists()
+
+
 def test_another_seed_is_added(copy):
     files = stamps(copy)
     out = succeed("run", job_file(copy), "--seeds", "2")

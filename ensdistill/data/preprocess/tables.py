@@ -78,7 +78,7 @@ class Transformer:
             batch = with_columns(batch, names, self.pandas)
             if self.types is not None:
                 check_types(self.types, b.describe(batch)["columns"], batch)
-                batch = _as_texts(_with_nan(batch, none=not self._knows_none))
+                batch = _as_texts(_plain_booleans(_with_nan(batch, none=not self._knows_none)))
         result = self.transformer.transform(batch)
         result = np.asarray(result.todense() if hasattr(result, "todense") else result)
         with np.errstate(over="ignore"):
@@ -240,6 +240,14 @@ def _with_nan(frame: Any, none: bool = False) -> Any:
         else:
             columns[name] = frame[name].astype(object).mask(gaps, np.nan)
     return frame.assign(**columns) if columns else frame
+
+
+def _plain_booleans(frame: Any) -> Any:
+    """A pandas frame whose nullable booleans without a gap are NumPy's: scikit-learn makes floats of the former,
+    and compares these with no category of a fit to rows with gaps."""
+    found = [name for name in frame.columns if str(frame[name].dtype) in ("boolean", "bool[pyarrow]")]
+    whole = {name: frame[name].astype(bool) for name in found if not frame[name].isna().any()}
+    return frame.assign(**whole) if whole else frame
 
 
 def _as_texts(frame: Any) -> Any:
