@@ -243,7 +243,7 @@ def _with_nan(frame: Any, none: bool = False) -> Any:
 
 
 def _plain_booleans(frame: Any) -> Any:
-    """A pandas frame whose nullable booleans without a gap are NumPy's: scikit-learn makes floats of the former,
+    """A pandas frame with plain booleans for nullable ones without a gap: scikit-learn makes floats of these,
     and compares these with no category of a fit to rows with gaps."""
     found = [name for name in frame.columns if str(frame[name].dtype) in ("boolean", "bool[pyarrow]")]
     whole = {name: frame[name].astype(bool) for name in found if not frame[name].isna().any()}
