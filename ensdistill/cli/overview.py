@@ -72,7 +72,7 @@ def _show(found: Contents) -> None:
     about.add_row("run", Text(str(found.folder)))
     about.add_row("data", Text(_data_line(found)))
     done = [f"{stage} {count}/{found.seeds}" for stage, count in found.finished.items()]
-    about.add_row("finished", Text(", ".join([*done, *(["report"] if found.report else [])])))
+    about.add_row("finished", Text(", ".join([*done, "report" if found.report else "no report yet"])))
     for path in found.exports:
         about.add_row("exported", Text(f"{path} ({path.stat().st_size:,} bytes)"))
     console.print(about)
@@ -118,7 +118,8 @@ def _commands(found: Contents) -> list[tuple[str, str]]:
     trained = [name for name in found.students if found.finished.get(f"distill {name}")]
     if found.report is None:
         left = sum(found.seeds - count for count in found.finished.values())
-        commands = [(f"ensdistill run {config}", f"go on: {left} pieces of work are left")]
+        work = f"go on: {left} of the stages are left, and the report" if left else "make the report"
+        commands = [(f"ensdistill run {config}", work)]
         commands += [(f"ensdistill predict {run} NEW.csv -o out.csv", "label and probabilities")] * bool(
             trained
         )

@@ -47,7 +47,7 @@ class Contents:
 
     @property
     def students(self) -> list[str]:
-        """Those of the settings, or of the folders."""
+        """Those of the settings, of the report, or of the folders."""
         return [stage.partition(" ")[2] for stage in self.finished if stage.startswith("distill ")]
 
 
@@ -78,8 +78,12 @@ def contents(folder: Path) -> Contents:
     settings = read_settings(folder)
     there = len([path for path in folder.glob("seed-*") if path.is_dir()])
     seeds = int(settings.get("seeds", there))
-    students = list(settings.get("distill", {}).get("students", {})) or sorted(
-        {path.name for path in folder.glob("seed-*/distill/*") if path.is_dir()}
+    report, record = read_json(folder / "report.json"), read_json(folder / "stage.json")
+    report = report if isinstance(report, dict) else None
+    students = (
+        list(settings.get("distill", {}).get("students", {}))
+        or list((report or {}).get("students", {}))
+        or sorted({path.name for path in folder.glob("seed-*/distill/*") if path.is_dir()})
     )
     stages = [
         "teachers",
@@ -90,14 +94,13 @@ def contents(folder: Path) -> Contents:
         stage: sum(_is_whole(folder / f"seed-{seed}" / stage.replace(" ", "/")) for seed in range(seeds))
         for stage in stages
     }
-    report, record = read_json(folder / "report.json"), read_json(folder / "stage.json")
     return Contents(
         folder,
         settings,
         sources_of(folder),
         seeds,
         finished,
-        report if isinstance(report, dict) else None,
+        report,
         record.get("rows") if isinstance(record, dict) else None,
         # Not below seed-*, where members may be ONNX files too.
         sorted(path for path in [*folder.glob("*"), *folder.glob("export*/**/*")] if path.suffix in EXPORTS),

@@ -6,11 +6,8 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from ensdistill.common.files import read_json
+from ensdistill.job.contents import contents, is_run
 from ensdistill.student.serving import Predictor
 from ensdistill.student.serving import load_student as load_saved
 from ensdistill.student.serving.student import FILE
@@ -55,15 +52,6 @@ def load_student(
     return load_saved(path, trusted)
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run, finished or not."""
-    return (
-        path.is_dir()
-        and not (path / FILE).is_file()
-        and ((path / SETTINGS).is_file() or any(path.glob("seed-*")))
-    )
-
-
 def student_folder(run: Path, student: str | None = None, seed: int | None = None) -> Path:
     """The folder of one student of a run.
 
@@ -73,12 +61,11 @@ def student_folder(run: Path, student: str | None = None, seed: int | None = Non
         There is no such student or seed, or it is not finished.
     """
     seed = 0 if seed is None else seed
-    seeds = sorted(int(found.name[5:]) for found in run.glob("seed-*") if found.name[5:].isdecimal())
-    planned = seeds_of(run) or (max(seeds, default=-1) + 1)
+    found = contents(run)
+    planned, students = found.seeds, found.students
     if not 0 <= seed < max(planned, 1):
         known = "0, the only one" if planned == 1 else f"one of 0 to {planned - 1}, those"
         raise ValueError(f"seed: expected {known} of {run}; got {seed}")
-    students = students_of(run)
     if student is not None and students and student not in students:
         near = difflib.get_close_matches(student, students, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -112,31 +99,3 @@ def command_for(run: Path) -> str:
     """The command that continues a run."""
     file = run / SETTINGS
     return f"ensdistill run {shlex.quote(str(file)) if file.is_file() else 'CONFIG'}"
-
-
-def settings_of(run: Path) -> dict[str, Any]:
-    """The run's settings as ``run.yaml`` holds them; empty where there is none."""
-    try:
-        found = yaml.safe_load((run / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{run / SETTINGS}: not YAML ({error})") from error
-    return found if isinstance(found, dict) else {}
-
-
-def students_of(run: Path) -> list[str]:
-    """The names of a run's students, in the order of its settings."""
-    named = (settings_of(run).get("distill") or {}).get("students")
-    if named:
-        return list(named)
-    report = read_json(run / "report.json")
-    if isinstance(report, dict) and isinstance(report.get("students"), dict):
-        return list(report["students"])
-    return sorted({found.name for found in run.glob("seed-*/distill/*") if found.is_dir()})
-
-
-def seeds_of(run: Path) -> int:
-    """The number of a run's seeds by its settings; 0 where these are not known."""
-    found = settings_of(run).get("seeds", 0)
-    return found if isinstance(found, int) else 0
