@@ -23,7 +23,7 @@ from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.judgement import Report, report_of
-from ensdistill.sklearn.students import Lesson, Student, as_student
+from ensdistill.sklearn.students import Estimator, Lesson, Student, as_student
 from ensdistill.sklearn.teachers import Taught, fitted_teachers, train_teachers
 from ensdistill.teachers import Ensemble, looks_up
 from ensdistill.teachers.labelled_targets import LabelledTargets
@@ -79,16 +79,25 @@ def settings_of(estimator: Any, split: Split) -> Settings:
     TypeError, ValueError
         A parameter that is none; names it.
     """
+    if estimator.optimization is not None and not isinstance(estimator.optimization, Optimization):
+        kind = type(estimator.optimization).__name__
+        raise TypeError(f"optimization: expected an Optimization, or None; got {kind}")
     default = _defaults(split)
     preprocess: Any = "auto"
     if form(split.labelled.inputs)["kind"] == "array" and split.labelled.inputs[:1].ndim == 2:
         preprocess = _scaler()
     config = None if default is None else default.distill.students["student"]
+    student, loss = (
+        as_student(estimator.student, config, estimator.optimization, preprocess),
+        _loss(estimator),
+    )
+    if isinstance(student, Estimator):
+        student.check(loss)
     return Settings(
         teachers=estimator.teachers,
         prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),
-        student=as_student(estimator.student, config, estimator.optimization, preprocess),
-        loss=_loss(estimator),
+        student=student,
+        loss=loss,
         transfer=_transfer(estimator.synthetic, default, split),
         default=default,
         preprocess=preprocess,
@@ -194,6 +203,9 @@ def _transfer(synthetic: Any, default: Defaults | None, split: Split) -> Transfe
             return TransferSet()
     if synthetic is not None and not isinstance(synthetic, (list, tuple)):
         raise TypeError(f"synthetic: expected 'auto', None or a list of sources; got {synthetic!r}")
+    for source in synthetic or []:
+        if not hasattr(source, "make"):
+            raise TypeError(f"synthetic: expected sources, such as Munge(rows=5000); got {source!r}")
     chosen = TransferSet(synthetic=list(synthetic or []))
     try:
         chosen.check(split)

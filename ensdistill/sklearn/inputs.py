@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ensdistill.data.labels import is_missing
 from ensdistill.data.rows import UNLABELLED, as_weights
 from ensdistill.data.samples import Held, joined, whole
 from ensdistill.data.splits import stratified_split
+from ensdistill.teachers.members.base import as_classes
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Data:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(str(value) for value in self.values.tolist())
+        return as_classes("y", self.values.tolist()) or ()
 
 
 def check_fit(
@@ -152,7 +154,7 @@ def split_of(data: Data, share: float | None, seed: int) -> tuple[Split, str]:
     labels[:count] = data.labels
     reason = "validation_fraction is None"
     if share is not None:
-        if not (isinstance(share, (int, float)) and 0 < share < 1):
+        if isinstance(share, bool) or not (isinstance(share, Real) and 0 < share < 1):
             raise ValueError(f"validation_fraction: expected a share in (0, 1), or None; got {share!r}")
         held = max(round(share * count), len(classes))
         rarest = np.bincount(data.labels).min()
@@ -215,18 +217,33 @@ def _is_frame(X: Any) -> bool:
     scikit-learn."""
     if not Tables().holds(X):
         return False
-    import narwhals.stable.v2 as nw
-
-    return all(isinstance(name, str) for name in nw.from_native(X, eager_only=True).columns)
+    names = list(X.column_names if hasattr(X, "column_names") else X.columns)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"X: expected columns of different names; {names.count(twice[0])} are {twice[0]!r}")
+    return all(isinstance(name, str) for name in names)
 
 
 def _check_rows(X: Any) -> None:
     if b.count(X) == 0:
         raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
+    import narwhals.stable.v2 as nw
+
+    frame = nw.from_native(X, eager_only=True)
+    for name in frame.columns:
+        if frame[name].dtype.is_float():
+            wrong = np.isinf(frame[name].to_numpy().astype(np.float64))
+            if wrong.any():
+                raise ValueError(
+                    f"column {name!r}: expected finite numbers or gaps; row {int(wrong.argmax())} has an "
+                    f"infinity ({int(wrong.sum())} such rows)"
+                )
 
 
 def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
-    values = column_or_1d(y, warn=True)
+    try:
+        values = column_or_1d(_plain(y), warn=True)
+    except TypeError as error:  # labels of several kinds
+        raise TypeError(f"y: expected labels of one kind; got several ({error})") from error
     if values.dtype.kind == "O" and any(gaps := [is_missing(value) for value in values.tolist()]):
         raise ValueError(
             f"Input y contains NaN: the label of row {gaps.index(True)} is missing ({sum(gaps)} such rows); "
@@ -236,6 +253,18 @@ def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     check_classification_targets(values)
     found, labels = np.unique(values, return_inverse=True)
     return found, labels
+
+
+def _plain(y: Any) -> Any:
+    """Nullable integers and booleans of pandas without a gap as NumPy's own: scikit-learn makes floats of
+    them."""
+    kind = getattr(getattr(y, "dtype", None), "kind", "")
+    nullable = hasattr(y, "isna") and not isinstance(getattr(y, "dtype", None), np.dtype)
+    return (
+        y.to_numpy(dtype={"i": np.int64, "u": np.uint64, "b": bool}[kind])
+        if (nullable and kind in ("i", "u", "b") and not y.isna().any())
+        else y
+    )
 
 
 def _unlabelled(estimator: Any, X: Any, form: Form, allow_nan: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,15 +45,17 @@ def save(classifier: Any, folder: Path) -> None:
         else:
             left_out.append(name)
     values = classifier.classes_
+    stored = values.astype(str) if values.dtype.kind == "M" else values  # JSON has no dates
     about = {
         "format": FORMAT,
         "version": ensdistill.__version__,
         "parameters": parameters,
         "form": asdict(classifier._form),
-        "classes": {"dtype": values.dtype.str, "values": values.tolist()},
+        "classes": {"dtype": values.dtype.str, "values": stored.tolist()},
         "features": [str(name) for name in getattr(classifier, "feature_names_in_", [])],
         "report": None if classifier.report_ is None else classifier.report_.figures,
     }
+    json.dumps(about)  # an error comes before an earlier save is touched
     (folder / FILE).unlink(missing_ok=True)
     classifier.ensemble_.save(folder / "ensemble")
     classifier.student_.save(folder / "student")

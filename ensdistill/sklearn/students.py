@@ -149,16 +149,19 @@ class Estimator:
         return " ".join(repr(self.estimator).split())
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
-        if lesson.loss != replace(LossSettings(), alpha=lesson.loss.alpha):
-            raise ValueError(
-                "temperature, loss: expected the defaults for a student that is an estimator, which is "
-                f"fitted to the probabilities themselves; got {lesson.loss}"
-            )
         alpha, targets = lesson.loss.alpha, lesson.targets(member)
         known = np.flatnonzero(lesson.rows.labels >= 0)
         hot = np.eye(targets.shape[1])[lesson.rows.labels[known]]
         targets[known] = alpha * targets[known] + (1 - alpha) * hot
         return self._fit(lesson, lesson.rows, targets)
+
+    def check(self, loss: LossSettings) -> None:
+        """Raise ValueError for a loss that has no part in the fit of an estimator."""
+        if loss != replace(LossSettings(), alpha=loss.alpha):
+            raise ValueError(
+                "temperature, loss: expected the defaults for a student that is an estimator, which is "
+                f"fitted to the probabilities themselves; got {loss}"
+            )
 
     def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
         rows = lesson.split.labelled

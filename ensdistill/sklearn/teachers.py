@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from torch import nn
 
@@ -21,7 +22,7 @@ from ensdistill.job.config import TeachersConfig
 from ensdistill.job.stages import best_member, held_out_losses
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.jobs import TrainingRows
-from ensdistill.teachers.members import Member, as_member, default_name, inner
+from ensdistill.teachers.members import Member, Preprocessed, as_member, default_name, inner
 from ensdistill.teachers.members.base import is_member
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.prepared import prepare_recipes
@@ -29,6 +30,7 @@ from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack.fitting import is_estimator
 from ensdistill.teachers.train import Training, train
+from ensdistill.teachers.validation import named_by_index
 
 SUSPICIOUS = 50  # rows without any error, from which on fitted teachers may have been fitted to them
 
@@ -113,7 +115,9 @@ def fitted_teachers(teachers: Any, split: Split) -> Taught:
         raw = ensemble.raw_logits(rows.inputs)
     else:
         named = _numbered([_item(one) for one in _listed(teachers)])
-        ensemble = Ensemble.from_members([_fitted(name, one) for name, one in named], classes=split.classes)
+        ensemble = Ensemble.from_members(
+            [_fitted(name, one, split.classes) for name, one in named], classes=split.classes
+        )
         raw = ensemble.raw_logits(rows.inputs)
         _warn_of_no_error(ensemble, raw, rows)
         ensemble.calibrate(raw, rows.labels, sample_weight=rows.weights)
@@ -135,8 +139,11 @@ def _model_takes_gaps(value: Any) -> bool:
         value = getattr(value, name, value) if not is_estimator(value) else value
     if isinstance(value, FrozenEstimator):
         value = value.estimator
-    if library_of(value) is not None:
-        return True
+    cls = getattr(value, "func", value)  # of a functools.partial
+    if library_of(value) is not None or (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        return True  # a module class gets a preprocess that fills gaps
+    if isinstance(value, Pipeline):
+        return _model_takes_gaps(value.steps[0][1])
     try:
         return bool(get_tags(value).input_tags.allow_nan)
     except (AttributeError, TypeError, ValueError):
@@ -237,13 +244,15 @@ def _without_folds(recipes: Sequence[Recipe], split: Split, seed: int, progress:
     return Taught(ensemble, ensemble.names[0], None)
 
 
-def _fitted(name: str, value: Any) -> Member:
+def _fitted(name: str, value: Any, classes: tuple[str, ...]) -> Member:
+    """The teacher as a member; one that was fitted to the integers 0..C-1 has the classes by index."""
     if isinstance(value, Recipe):
         raise ValueError(f"teachers: {name} is a recipe, which is yet to be trained: pass prefit=False")
     if isinstance(value, type) or isinstance(getattr(value, "func", None), type):
         raise ValueError(f"teachers: {name} is a class, of which nothing is trained: pass prefit=False")
+    value = value.estimator if isinstance(value, FrozenEstimator) else value
     try:
-        return as_member(value.estimator if isinstance(value, FrozenEstimator) else value, name)
+        return named_by_index(as_member(value, name), value, classes)
     except ValueError as error:
         raise ValueError(f"teachers: {error} (prefit=True takes fitted teachers)") from error
 
@@ -257,13 +266,25 @@ def _with_classes(ensemble: Ensemble, classes: tuple[str, ...]) -> Ensemble:
         return found
     if set(own) != set(classes):
         raise ValueError(f"teachers: expected an Ensemble of the classes {list(classes)}; got {list(own)}")
+    members = [_with_names(member, own) for member in ensemble.members]
     found = Ensemble.from_members(
-        ensemble.members, classes=classes, weights=ensemble.weights, combiner=ensemble.combiner
+        members, classes=classes, weights=ensemble.weights, combiner=ensemble.combiner
     )
     found.temperatures, found.temperature = ensemble.temperatures.copy(), ensemble.temperature
     if ensemble.vectors is not None:
         found.vectors = ensemble.vectors[:, :, [own.index(name) for name in classes]]
     return found
+
+
+def _with_names(member: Member, classes: tuple[str, ...]) -> Member:
+    """The member with the names of its outputs: a module has none, so nothing else would reorder them."""
+    if member.classes is not None:
+        return member
+    made = copy(member)
+    if isinstance(made, Preprocessed):
+        made.member = _with_names(made.member, classes)
+    made.classes = classes
+    return made
 
 
 def _warn_of_no_error(ensemble: Ensemble, raw: np.ndarray, rows: Rows) -> None:
