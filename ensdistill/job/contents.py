@@ -78,8 +78,7 @@ def contents(folder: Path) -> Contents:
     settings = read_settings(folder)
     there = len([path for path in folder.glob("seed-*") if path.is_dir()])
     seeds = int(settings.get("seeds", there))
-    report, record = read_json(folder / "report.json"), read_json(folder / "stage.json")
-    report = report if isinstance(report, dict) else None
+    report, record = report_of(folder), read_json(folder / "stage.json")
     students = (
         list(settings.get("distill", {}).get("students", {}))
         or list((report or {}).get("students", {}))
@@ -105,6 +104,13 @@ def contents(folder: Path) -> Contents:
         # Not below seed-*, where members may be ONNX files too.
         sorted(path for path in [*folder.glob("*"), *folder.glob("export*/**/*")] if path.suffix in EXPORTS),
     )
+
+
+def report_of(folder: Path) -> dict[str, Any] | None:
+    """A run's report; None where there is none, or where a stage was made anew since. The report's record is
+    removed when work begins."""
+    report = read_json(folder / "report.json")
+    return report if isinstance(report, dict) and (folder / "stage.json").is_file() else None
 
 
 def _is_whole(folder: Path) -> bool:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensdistill.common.files import read_json, write_bytes, write_json
+from ensdistill.common.files import write_bytes, write_json
 from ensdistill.data import Split
 from ensdistill.data.samples import whole
+from ensdistill.job.contents import report_of
 from ensdistill.job.evaluate import latency, predict
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
@@ -124,7 +125,13 @@ def export(run: RunFolder, wish: Wish) -> ExportResult:
         )
     split = run.config.split(wish.seed)
     loaded = Student.load(folder, run.trusted)
-    report = read_json(run.path / "report.json")
+    report = report_of(run.path)
+    if report is None:
+        warnings.warn(
+            f"{run.path} has no report of its present students, so the card has no comparison: "
+            f"`{command_for(run.path)}` makes it",
+            stacklevel=2,
+        )
     temperature = _temperature(run, wish.seed, loaded) if wish.calibrated else 1.0
     about = {**loaded.about, **_figures(report, name), "license": wish.license or "unknown"}
     student = Student(loaded.member, loaded.classes, loaded.labels, loaded.samples, temperature, about)

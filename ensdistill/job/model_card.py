@@ -181,9 +181,14 @@ def _compared(report: Any, block: Any) -> str:
         lines.append(f"| {name} | {' | '.join(values)} |")
     gains = [_interval(block["gains"]["student"][m], factor) for m, _, factor, _ in METRICS]
     lines.append(f"| student's gain over direct (larger is better) | {' | '.join(gains)} |")
-    kept = [_interval(block["retained_gain"][m], 100, " %") for m, *_ in METRICS]
+    kept = [_kept(block["retained_gain"][m]) for m, *_ in METRICS]
     lines.append(f"| kept of the ensemble's gain | {' | '.join(kept)} |")
     return "\n".join(lines)
+
+
+def _kept(retained: Any) -> str:
+    """As in the report: a share of a gain that may be none means nothing."""
+    return _interval(retained, 100, " %") if retained["meaningful"] else "means nothing"
 
 
 def _interval(figure: Any, factor: float, unit: str = "") -> str:

@@ -95,6 +95,8 @@ def run(
             check_job(folder)
         keep_settings(folder.path)
         if todo:
+            # From here on the report is of other models than those in the folder.
+            (folder.path / "stage.json").unlink(missing_ok=True)
             _execute(folder, todo, reload, display)
         return _report(folder, display) if last == "report" else None
 

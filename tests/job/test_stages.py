@@ -17,6 +17,7 @@ from ensdistill.cache import TargetCache
 from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.data import Digits, Split
+from ensdistill.job.contents import contents
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.members import load_member
@@ -156,3 +157,12 @@ def test_another_description_makes_another_report(copy):
     succeed("run", job_file(copy), "--distill.students.small.description", "a tiny one")
     assert numbers(copy)["students"]["small"]["description"] == "a tiny one"
     assert trained(copy) == models
+
+
+def test_a_report_is_out_of_date_once_work_begins(copy):
+    assert contents(copy).report is not None
+    succeed("distill", job_file(copy), "--distill.students.small.optimization.learning_rate", "0.031")
+    found = contents(copy)
+    assert (found.report, found.finished["distill small"]) == (None, 1)
+    succeed("run", job_file(copy), "--distill.students.small.optimization.learning_rate", "0.031")
+    assert contents(copy).report is not None
