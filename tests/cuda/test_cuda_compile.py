@@ -1,9 +1,8 @@
 """The CUDA sources, judged without a GPU: they compile for every architecture, and the machine code has
 the intended instructions.
 
-Compiling for three architectures takes four minutes on two idle cores, so ``make test`` compiles for one of them
-and ``make test-slow`` for all. The results are kept in pytest's cache under a hash of all that goes into them, so
-only a change of the sources costs that time again.
+Compiling takes four minutes on two idle cores; the results are kept in pytest's cache under a hash of all
+that goes into them, so only a change of the sources costs that time again.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
-ARCHITECTURES = (("90",), pytest.param(("80", "90", "100"), marks=pytest.mark.slow))
+ARCHITECTURES = ("80", "90", "100")
 SOURCES = sorted((CSRC / "cuda").rglob("*.cu"), key=lambda path: path.stem)
 # The flags of setup.py for nvcc, for three architectures. --keep leaves the cubins beside the object file.
 FLAGS = [
@@ -52,33 +51,23 @@ def run(*command: object) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES, ids=["sm_90", "all"])
-def architectures(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    found: tuple[str, ...] = request.param
-    return found
-
-
 @pytest.fixture(scope="module")
-def built(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, architectures: tuple[str, ...]
-) -> Path:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a report of ptxas for each source, and its cubin for each architecture."""
     digest = hashlib.sha256(
-        repr((FLAGS, architectures, torch.__version__, run("nvcc", "--version"))).encode()
+        repr((FLAGS, ARCHITECTURES, torch.__version__, run("nvcc", "--version"))).encode()
     )
     for path in sorted(
         x for x in (*(CSRC / "cuda").rglob("*"), *CSRC.glob("*.h"), *CSRC.glob("*.def")) if x.is_file()
     ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
-    folder = (
-        cache.mkdir("-".join(("cuda", *architectures))) if cache else tmp_path_factory.mktemp("cuda")
-    ) / digest.hexdigest()[:24]
+    folder = (cache.mkdir("cuda") if cache else tmp_path_factory.mktemp("cuda")) / digest.hexdigest()[:24]
     if not folder.exists():
         for stale in folder.parent.iterdir():
             shutil.rmtree(stale)
         folder.mkdir()
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
 
     def compile_one(source: Path) -> None:
         report = folder / f"{source.stem}.txt"
@@ -97,9 +86,6 @@ def built(
             folder,
             *targets,
         )
-        alone = folder / f"{source.stem}.cubin"  # named so where there is one architecture
-        if alone.exists():
-            alone.rename(folder / f"{source.stem}.compute_{architectures[0]}.cubin")
         for left in folder.glob(f"{source.stem}.*"):
             if left.suffix != ".cubin":
                 left.unlink()
@@ -146,9 +132,9 @@ def is_hot(kernel: str) -> bool:
 
 
 @needs_nvcc
-def test_compiles_for_every_architecture(built: Path, architectures: tuple[str, ...]) -> None:
+def test_compiles_for_every_architecture(built: Path) -> None:
     assert len(SOURCES) == 14
-    wanted = {f"{source.stem}.compute_{a}.cubin" for source in SOURCES for a in architectures}
+    wanted = {f"{source.stem}.compute_{a}.cubin" for source in SOURCES for a in ARCHITECTURES}
     assert {path.name for path in built.glob("*.cubin")} == wanted
 
 
@@ -160,22 +146,22 @@ ENTRY = re.compile(
 
 
 @needs_nvcc
-def test_encoders_stay_in_their_registers(built: Path, architectures: tuple[str, ...]) -> None:
+def test_encoders_stay_in_their_registers(built: Path) -> None:
     found = ENTRY.findall((built / "encode.txt").read_text())
-    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(architectures, 3)
+    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(ARCHITECTURES, 3)
     for kernel, architecture, stores, loads, registers in found:
         assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
         assert int(registers) <= MORE_REGISTERS, (kernel, architecture)
 
 
 @needs_nvcc
-def test_gradients_are_scaled_128_bits_at_a_time(built: Path, architectures: tuple[str, ...]) -> None:
+def test_gradients_are_scaled_128_bits_at_a_time(built: Path) -> None:
     found = ENTRY.findall((built / "scale_gradient.txt").read_text())
-    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(architectures, 4)
+    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(ARCHITECTURES, 4)
     for kernel, architecture, stores, loads, registers in found:
         assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
         assert int(registers) <= 32, (kernel, architecture)  # all 2048 threads of a multiprocessor
-    for architecture in architectures:
+    for architecture in ARCHITECTURES:
         for kernel, seen in kernels_in(built / f"scale_gradient.compute_{architecture}.cubin"):
             if "scale_in_placeIdE" not in kernel:  # double precision may be slow
                 assert seen["LDG.128"] >= 1, (kernel, architecture)
@@ -183,12 +169,12 @@ def test_gradients_are_scaled_128_bits_at_a_time(built: Path, architectures: tup
 
 
 @needs_nvcc
-def test_hot_kernels_stay_in_their_registers(built: Path, architectures: tuple[str, ...]) -> None:
+def test_hot_kernels_stay_in_their_registers(built: Path) -> None:
     text = "".join(path.read_text() for path in built.glob("*.txt"))
     hot = [found for found in ENTRY.findall(text) if is_hot(found[0])]
     # Ten pairs of types: on chip, read again, staged and strided, each for the forward KL and for the others;
     # by-products; sparse.
-    assert len(hot) == (10 * (4 * 2 + 1) + 3 * 2) * len(architectures)
+    assert len(hot) == (10 * (4 * 2 + 1) + 3 * 2) * len(ARCHITECTURES)
     for kernel, architecture, stores, loads, registers in hot:
         assert (int(stores), int(loads)) == (0, 0), (kernel, architecture)
         lean = "ForwardKl" in kernel and not re.search(r"VectorsI\w+Lb0E", kernel)
@@ -196,30 +182,27 @@ def test_hot_kernels_stay_in_their_registers(built: Path, architectures: tuple[s
 
 
 @needs_nvcc
-def test_rows_move_128_bits_at_a_time(built: Path, architectures: tuple[str, ...]) -> None:
-    for architecture in architectures:
-        kernels = {
-            k: seen for path in built.glob(f"*.compute_{architecture}.cubin") for k, seen in kernels_in(path)
-        }
-        hot = {name: seen for name, seen in kernels.items() if is_hot(name)}
-        assert len(hot) == 10 * (4 * 2 + 1) + 3 * 2
-        for name, seen in hot.items():
-            check_accesses(name, seen, architecture)
-
-
-def check_accesses(name: str, seen: Counter[str], architecture: str) -> None:
-    assert seen["LDL"] == seen["STL"] == 0, name
-    staged = re.search(r"SinglesI\w+Lb1E", name)
-    if "Singles" in name and not staged:
-        # Rows that neighbour class by class: single elements, which neighbouring threads read together.
-        return
-    if "ObservedRow" not in name:
-        assert seen["STG.128"] >= 1, name
-    # Tiles that are kept on chip are copied there past the registers. Blackwell's instruction has its width
-    # elsewhere.
-    copied = staged or re.search(r"VectorsI\w+Lb1E", name)
-    wanted = "LDG.128" if not copied else "LDGSTS" if architecture == "100" else "LDGSTS.128"
-    assert seen[wanted] >= 1, name
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_move_128_bits_at_a_time(built: Path, architecture: str) -> None:
+    kernels = {
+        k: seen for path in built.glob(f"*.compute_{architecture}.cubin") for k, seen in kernels_in(path)
+    }
+    hot = {name: seen for name, seen in kernels.items() if is_hot(name)}
+    assert len(hot) == 10 * (4 * 2 + 1) + 3 * 2
+    for name, seen in hot.items():
+        assert seen["LDL"] == seen["STL"] == 0, name
+        staged = re.search(r"SinglesI\w+Lb1E", name)
+        if "Singles" in name and not staged:
+            # Rows that neighbour class by class: single elements, which neighbouring threads read together.
+            continue
+        if "ObservedRow" not in name:
+            assert seen["STG.128"] >= 1, name
+        # Tiles that are kept on chip are copied there past the registers. Blackwell's instruction has its width
+        # elsewhere.
+        copied = staged or re.search(r"VectorsI\w+Lb1E", name)
+        assert seen["LDG.128" if not copied else "LDGSTS" if architecture == "100" else "LDGSTS.128"] >= 1, (
+            name
+        )
 
 
 @needs_cxx

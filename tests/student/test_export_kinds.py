@@ -224,7 +224,6 @@ class Branch(nn.Module):
         return 2 * x if x.sum() > 0 else x
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
