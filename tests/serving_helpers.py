@@ -1,4 +1,4 @@
-"""Small students of every kind of samples, untrained, for tests of what serves them."""
+"""Small students of every kind of samples, untrained, for tests of serving."""
 
 from __future__ import annotations
 

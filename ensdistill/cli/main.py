@@ -93,6 +93,8 @@ def _unknown_command(command: str, rest: list[str]) -> int:
         meant = near if near[0].startswith("-") else [*["cache"] * (command == "cache"), *near, *others]
     elif name == "command" and files and (wrong in files or wrong.startswith("-")):
         meant = ["run", files[0], *(word for word in (wrong, *others) if word != files[0])]
+    if name == "command" and not near and os.sep in wrong and not Path(wrong).exists():
+        return usage_error(f"RUN: there is no folder {wrong!r}; expected that of a run, such as runs/NAME")
     hint = f" Did you mean `ensdistill {shlex.join(meant)}`?" if meant else ""
     message = f"{name}: expected one of {', '.join(known)}; got {wrong!r}.{hint}"
     return usage_error(message, f"`ensdistill {'cache ' * (command == 'cache')}--help` shows the commands.")

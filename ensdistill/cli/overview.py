@@ -1,4 +1,4 @@
-"""``ensdistill RUN``: what a run's folder holds, and what can be done with it."""
+"""``ensdistill RUN``: the contents of a run's folder, and the commands for it."""
 
 from __future__ import annotations
 
@@ -112,13 +112,14 @@ def _data_line(found: Contents) -> str:
 
 
 def _commands(found: Contents) -> list[tuple[str, str]]:
-    """Commands for this run, and what each does."""
+    """Commands for this run, with the effect of each."""
     run = shlex.quote(str(found.folder))
     config = f"{run}/run.yaml" if found.settings else "CONFIG"
     trained = [name for name in found.students if found.finished.get(f"distill {name}")]
     if found.report is None:
         left = sum(found.seeds - count for count in found.finished.values())
-        work = f"go on: {left} of the stages are left, and the report" if left else "make the report"
+        more = f"{left} {'stage' if left == 1 else 'stages'} and the report are left"
+        work = f"go on: {more}" if left else "make the report"
         commands = [(f"ensdistill run {config}", work)]
         commands += [(f"ensdistill predict {run} NEW.csv -o out.csv", "label and probabilities")] * bool(
             trained

@@ -93,8 +93,9 @@ def main(words: Sequence[str]) -> int:
 
     from ensdistill.data.incoming import FORMATS, Wanted, open_source
     from ensdistill.data.outgoing import SUFFIXES, table_writer
+    from ensdistill.job.contents import is_run, report_of
     from ensdistill.job.predicting import Predicted, output_names, predictions
-    from ensdistill.job.serving import load_student
+    from ensdistill.job.serving import command_for, load_student
 
     output = None if options.output == "-" else Path(options.output)
     suffix = FORMATS[options.format or "csv"] if output is None else output.suffix.lower()
@@ -103,6 +104,8 @@ def main(words: Sequence[str]) -> int:
             f"predict: --output: expected a table ({', '.join(SUFFIXES)}); got {options.output!r}",
             "`ensdistill predict --help` explains the options.",
         )
+    if is_run(path := Path(options.student)) and report_of(path) is None:
+        _note(f"{path} has no report of its present students: {command_for(path)} makes it")
     student = load_student(options.student, student=options.name, seed=options.seed, trusted=options.trust)
     wanted = Wanted(
         student.samples,

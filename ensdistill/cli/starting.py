@@ -33,7 +33,7 @@ class Start:
     sources: list[Path]
 
     def show(self, folder: Path | None = None) -> None:
-        """Print what was found, and where the settings will be, to standard error."""
+        """Print the findings, and the place of the settings, to standard error."""
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -56,7 +56,7 @@ def looks_like_data(path: Path) -> bool:
 
 
 def start(words: Sequence[str]) -> tuple[Start, list[str]]:
-    """Look at the data that the first word names; return what was found, and the words that are settings.
+    """Look at the data that the first word names; return the findings, and the words that are settings.
 
     Raises
     ------

@@ -49,7 +49,7 @@ class TableWriter:
             self._write_typed(table)
 
     def close(self) -> None:
-        """Write what the format has at its end; the stream stays open."""
+        """Write the end of the format; the stream stays open."""
         if self._writer is not None:
             self._writer.close()
 
@@ -88,7 +88,7 @@ class TableWriter:
         import pyarrow as pa
 
         if self._schema is None:
-            # Of a column without any value yet no type is known; text can hold whatever follows.
+            # Of a column without any value yet no type is known; text can hold any later value.
             self._schema = pa.schema(
                 [pa.field(one.name, pa.string()) if one.type == pa.null() else one for one in table.schema]
             )

@@ -142,7 +142,7 @@ class TableFile:
             for name in set(wanted) - {*verbatim, *text}:
                 frame = _without_none(frame, name)
         if not len(frame):
-            raise ValueError(f"path: {self.path} has columns ({', '.join(self.names[:5])}, ...) but no rows")
+            raise ValueError(f"path: {no_rows(self.path, self.names)}")
         return frame[wanted]
 
     def check_number(self, columns: Sequence[str]) -> None:
@@ -235,8 +235,14 @@ class TableFile:
                 ": save it as UTF-8" if isinstance(error, UnicodeError) else ": mend it, or write it anew"
             )
             raise ValueError(
-                f"path: {self.path} is not {self.kind} that can be read ({error}){remedy}"
+                f"path: {self.path} is not {self.kind} that can be read ({str(error).strip()}){remedy}"
             ) from error
+
+
+def no_rows(name: Any, columns: Sequence[str]) -> str:
+    """The error of a table that has a header alone."""
+    shown = f"{', '.join(columns[:5])}{', ...' * (len(columns) > 5)}"
+    return f"{name} has columns ({shown}) but no rows: add rows, or name another file"
 
 
 def _without_none(frame: Any, name: str) -> Any:

@@ -15,7 +15,7 @@ EXPORTS = (".onnx", ".pt2")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a run folder holds.
+    """The contents of a run folder.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Teachers, transfer set and student for samples of a kind, where nobody has named any.
+"""Teachers, transfer set and student for samples of a kind, where the settings name none.
 
 They are fixed choices by the kind and the number of samples. Nothing is searched.
 """
@@ -39,7 +39,7 @@ class Defaults:
 
 
 def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
-    """The settings for samples that nobody has chosen any for.
+    """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by MUNGE where the pool is small; a network with two hidden layers as the student. Images: convolution

@@ -32,7 +32,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be exported, and how.
+    """A student to be exported, and the form of the files.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A model card in Hugging Face's form: YAML, then what the model is, how good it is and how it was made."""
+"""A model card in Hugging Face's form: YAML, then the model, its figures and its making."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
 
 
 _COLUMNS = [
-    "feed = {}",
+    "feed = {}  # frame: a pandas frame; docs/export.md shows the same with Python's csv",
     "for one in session.get_inputs():  # a gap is NaN, or an empty text",
-    "    column = frame[[one.name]]",
+    "    column = frame[[one.name]].astype(object)",
     "    texts = one.type == 'tensor(string)'",
     "    feed[one.name] = column.fillna('').to_numpy(object) if texts else column.to_numpy('float64')",
 ]

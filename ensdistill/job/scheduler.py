@@ -181,7 +181,7 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     import torch
 
     torch.set_num_threads(threads)
-    # Of texts' bags of n-grams torch has no batching rule; nobody who reads the warning can do anything.
+    # Of texts' bags of n-grams torch has no batching rule; a reader of the warning can do nothing about it.
     warnings.filterwarnings("ignore", ".*batching rule for aten::embedding_bag")
     # The parent draws on the terminal: a line of another process would stand amid its bars.
     warnings.showwarning = lambda text, *_, **__: messages.put(("warning", str(text)))

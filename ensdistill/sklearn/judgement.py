@@ -81,7 +81,7 @@ def report_of(
     lesson: Lesson,
     timings: dict[str, float],
 ) -> Report:
-    """Train what the student is compared with, and judge all on the test rows of the split.
+    """Train the models that the student is compared with, and judge all on the test rows of the split.
 
     Parameters
     ----------

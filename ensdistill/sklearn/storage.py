@@ -104,7 +104,7 @@ def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
 
 
 def _parameter(student: Student) -> Any:
-    """What makes such a student again: a factory of the network, or the estimator, not fitted."""
+    """The parameter that makes such a student again: a network's factory, or the estimator, not fitted."""
     member = inner(student.member)
     if isinstance(member, TorchMember):
         return partial(type(member.module), **(member.recipe or {}).get("init_args", {}))

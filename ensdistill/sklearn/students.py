@@ -66,7 +66,7 @@ class Baseline:
 
 
 class Student(Protocol):
-    """What a student's kind has to offer.
+    """The methods of each kind of student.
 
     Attributes
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -377,3 +378,19 @@ def test_a_finished_run_predicts_what_its_student_does(finished_job, tmp_path):
     np.testing.assert_array_equal(out[[f"p_{name}" for name in student.classes]], student.predict_proba(x))
     np.testing.assert_array_equal(out.entropy, student.entropy(x))
     assert json.loads((finished_job / "report.json").read_text())["students"].keys() == {"small", "wide"}
+
+
+def test_a_missing_report_and_a_missing_folder_are_named(finished_job, tmp_path, capsys):
+    from ensdistill.cli.main import main as command
+
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished_job, folder)
+    (folder / "stage.json").unlink()
+    new = tmp_path / "new.npy"
+    np.save(new, np.zeros((2, 64), np.float32))
+    predict(folder, new, "-o", tmp_path / "out.csv")
+    assert "has no report of its present students" in capsys.readouterr().err
+    predict(finished_job, new, "-o", tmp_path / "out.csv")
+    assert "no report" not in capsys.readouterr().err
+    assert command(["runs/nothing"]) == 2
+    assert "RUN: there is no folder 'runs/nothing'" in capsys.readouterr().err

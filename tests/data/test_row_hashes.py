@@ -9,7 +9,7 @@ from ensdistill.data.batches import hashes
 from ensdistill.data.batches import row_hashes as module
 from ensdistill.data.batches.row_hashes import one_by_one, row_hashes
 
-# Every branch of XXH3: up to 16, 128 and 240 bytes, and blocks of 1024 with what is left of them.
+# Every branch of XXH3: up to 16, 128 and 240 bytes, and blocks of 1024 with a remainder.
 WIDTHS = [*range(0, 330), 511, 512, 513, 1023, 1024, 1025, 1087, 1088, 1089, 2048, 2049, 3001]
 SEEDS = [0, 1, 0x9E3779B185EBCA87, 2**64 - 1]
 

@@ -1,4 +1,4 @@
-"""The settings of those who have named none, by the kind and number of their samples."""
+"""The settings where none are named, by the kind and number of their samples."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The student of a run is loaded from its folder; what has not finished, or is none, is named."""
+"""The student of a run is loaded from its folder; a missing stage, or a folder of another kind, is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From data to settings: what is found in tables, arrays, and folders, and what is refused."""
+"""From data to settings: findings in tables, arrays, and folders, and refusals."""
 
 from __future__ import annotations
 

@@ -101,3 +101,50 @@ def test_a_pipeline_that_fills_gaps_takes_them():
     teacher = make_pipeline(SimpleImputer(), LogisticRegression(max_iter=500))
     model = DistilledClassifier([teacher], clone(teacher), validation_fraction=None, synthetic=None)
     assert model.fit(x, y).score(x, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"synthetic": [3]}, TypeError, "synthetic: expected sources, such as Munge"),
+        ({"synthetic": ["munge"]}, TypeError, "synthetic: expected sources, such as Munge"),
+        (
+            {"student": "auto", "optimization": 3},
+            TypeError,
+            "optimization: expected an Optimization, or None",
+        ),
+        ({"temperature": 4.0}, ValueError, "temperature, loss: expected the defaults for a student that is"),
+        ({"validation_fraction": True}, ValueError, r"validation_fraction: expected a share in \(0, 1\)"),
+    ],
+)
+def test_parameters_are_refused_before_a_teacher_is_fitted(parameters, error, message):
+    class Counted(DecisionTreeClassifier):
+        fits = 0
+
+        def fit(self, *arguments, **more):
+            Counted.fits += 1
+            return super().fit(*arguments, **more)
+
+    x, y = load_digits(return_X_y=True)
+    given = {"student": LogisticRegression(), "validation_fraction": None, **parameters}
+    with pytest.raises(error, match=message):
+        DistilledClassifier([Counted()], **given).fit(x, y)
+    assert Counted.fits == 0
+
+
+def test_a_share_of_numpy_is_one():
+    x, y = load_digits(return_X_y=True)
+    model = DistilledClassifier(
+        [DecisionTreeClassifier()],
+        DecisionTreeClassifier(),
+        validation_fraction=np.float32(0.2),
+        synthetic=None,
+        random_state=0,
+    ).fit(x[:300], y[:300])
+    assert model.report_.figures["dataset"]["test"] == 60
+
+
+def test_columns_of_one_name_are_refused():
+    frame = pd.DataFrame(np.zeros((20, 2)), columns=["a", "a"])
+    with pytest.raises(ValueError, match="X: expected columns of different names; 2 are 'a'"):
+        DistilledClassifier([DecisionTreeClassifier()]).fit(frame, np.arange(20) % 2)

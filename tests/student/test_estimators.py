@@ -1,4 +1,4 @@
-"""Estimators as students: what they learn from the ensemble's probabilities."""
+"""Estimators as students, fitted to the ensemble's probabilities."""
 
 import numpy as np
 import pandas as pd

@@ -200,3 +200,12 @@ def test_wrong_labels_and_temperatures_are_refused():
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature: expected a positive number"):
             of_array(temperature=wrong)
+
+
+def test_a_damaged_description_has_its_own_remedy(tmp_path):
+    of_array().save(tmp_path / "s")
+    (tmp_path / "s" / "student.json").write_text("{")
+    with pytest.raises(
+        ValueError, match=r"student\.json is damaged: it is not JSON\. In a run's folder delete it"
+    ):
+        load_student(tmp_path / "s")

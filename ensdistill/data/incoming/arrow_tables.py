@@ -14,6 +14,7 @@ from ensdistill.data.incoming.base import Fault, Piece, Wanted
 from ensdistill.data.incoming.names import check_table
 from ensdistill.data.incoming.typed import check_types, typed
 from ensdistill.data.parquet import ParquetSamples
+from ensdistill.data.table_files import no_rows
 
 
 class ArrowRows:
@@ -44,7 +45,7 @@ class ArrowRows:
         inputs = pa.schema([schema.field(name) for name in known], schema.metadata)
         check_types(types, form_of(inputs, {})["columns"])
         if not self.total:
-            raise ValueError(f"{path} has columns ({', '.join(self.names[:5])}, ...) but no rows")
+            raise ValueError(no_rows(path, self.names))
 
     def pieces(self) -> Iterator[Piece]:
         import pandas as pd

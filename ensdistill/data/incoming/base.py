@@ -22,7 +22,7 @@ class Fault:
     row : int
         Its position in the input, from 0.
     text : str
-        Its column, its value and what was expected.
+        Its column, its value and the expectation.
     """
 
     row: int
@@ -86,7 +86,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of a source.
+    """The columns and rows that are read of a source.
 
     Parameters
     ----------

@@ -142,7 +142,7 @@ class CsvRows:
         if found := MALFORMED.search(error):
             fields, line, saw = map(int, found.groups())
             return f"{self.name}: row {line - 1}: expected {fields} fields; got {saw}. {SKIP}"
-        return f"{self.name} is not CSV that can be read ({error})"
+        return f"{self.name} is not CSV that can be read ({error.strip()})"
 
 
 def _positions(done: int, count: int, skipped: list[int]) -> np.ndarray:

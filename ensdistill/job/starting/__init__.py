@@ -1,5 +1,4 @@
-"""From a user's data to the settings of a job: what they are is looked at, and nothing is asked that can be
-seen."""
+"""From a user's data to the settings of a job: the data are read, and nothing is asked that they show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a look at a user's data finds, and the settings of a job that follow from it."""
+"""The findings in a user's data, and the settings of a job that follow from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Found:
     test : int, optional
         Test rows, where a file of their own holds them.
     facts : list of (str, str)
-        A word and a sentence each, for people: what the data are.
+        A word and a sentence each, for people, about the data.
     members : list of dict
         Settings of members that exist already.
     settings : dict
@@ -75,7 +75,7 @@ class Found:
 
 
 def settings_of(found: Found, short: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The settings of a job on these data, as a YAML file would hold them, and what they are in words.
+    """The settings of a job on these data, as a YAML file would hold them, and in words.
 
     Parameters
     ----------

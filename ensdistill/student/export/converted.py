@@ -13,7 +13,7 @@ from ensdistill.student.export.values import Values, numbers
 
 
 def convert(graph: Graph, transformer: Any, values: Values) -> Values:
-    """What a transformer makes of numbers, by skl2onnx, in float64.
+    """The result of a transformer of numbers, by skl2onnx, in float64.
 
     Raises
     ------

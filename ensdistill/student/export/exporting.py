@@ -229,7 +229,7 @@ def _arranged(graph: Graph, logits: str, columns: np.ndarray | None, smoothing: 
 
 
 def _finished(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> onnx.ModelProto:
-    """Temperature, softmax and labels, and what a program needs to know as metadata."""
+    """Temperature, softmax and labels, and metadata for the program that feeds the graph."""
     scaled = logits
     if student.temperature != 1:
         scaled = graph.op("Div", logits, graph.constant(np.float32(student.temperature)))

@@ -119,7 +119,7 @@ class Graph:
             node = helper.make_node("Identity", [inputs[name.removeprefix(f"part{self._parts}/")]], [name])
             self._nodes.append(node)
         for node in added.graph.node:
-            del node.metadata_props[:]  # places in the source files of whoever exported
+            del node.metadata_props[:]  # places in source files
             node.doc_string = ""
             self._nodes.append(node)
         self._constants.extend(added.graph.initializer)

@@ -30,7 +30,7 @@ SIDES = ("height", "width")
 
 @dataclass
 class Prepared:
-    """What the graph has made of its inputs.
+    """The graph's inputs and the values made of them.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Prepared:
     values : Values, optional
         The columns or numbers themselves, for an estimator.
     about : dict
-        What a program needs to know to feed the graph, as plain JSON.
+        The facts by which a program feeds the graph, as plain JSON.
     files : dict of str to bytes
         Files that stand beside the model's.
     refused : str, optional

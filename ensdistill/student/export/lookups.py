@@ -68,7 +68,7 @@ def _unseen(known: Sequence[Any]) -> Any:
 
 
 def _rows_of(encoder: Any, categories: list[list[Any]], index: int, wanted: list[Any]) -> np.ndarray:
-    """float64 [len(wanted), width]: what the encoder makes of each value of one column.
+    """float64 [len(wanted), width]: the encoder's result for each value of one column.
 
     The last two values are no categories: the encoder may refuse them.
     """

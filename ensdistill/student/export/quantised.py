@@ -107,7 +107,7 @@ def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _made(model: onnx.ModelProto, quantise: Any) -> onnx.ModelProto:
-    """What onnxruntime makes of the model's file, with the same metadata."""
+    """The model as onnxruntime quantises its file, with the same metadata."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -17,7 +17,7 @@ Converter = Callable[[Graph, Any, Values], Values]
 
 
 def transform(graph: Graph, transformer: Any, values: Values) -> Values:
-    """What a fitted transformer makes of some columns.
+    """The result of a fitted transformer for some columns.
 
     Raises
     ------

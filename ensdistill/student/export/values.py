@@ -38,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Values:
-    """What a step of preprocessing takes and returns: columns, or one float64 tensor [N, width]."""
+    """The values between steps of preprocessing: columns, or one float64 tensor [N, width]."""
 
     columns: tuple[Column, ...] = ()
     matrix: str | None = None

@@ -1,4 +1,4 @@
-"""What every served student does, whichever library runs it."""
+"""The behaviour that all served students share, with every library that runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Described:
     temperature : float
         By which logits are divided.
     about : dict
-        Plain JSON: name, data, members, figures, whatever is known of where it comes from.
+        Plain JSON: name, data, members, figures, as far as they are known.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class Described:
 
 
 class Predictor(Described, ABC):
-    """A student that predicts raw samples; takes what :class:`Described` takes."""
+    """A student that predicts raw samples; its parameters are those of :class:`Described`."""
 
     parameters: int
     """Learned numbers; 0 where the runtime does not count them."""

@@ -10,7 +10,7 @@ from ensdistill.student.serving.student import FILE, Student
 
 
 def load_student(path: Path | str, trusted: Sequence[str] = ()) -> Predictor:
-    """A student, by what ``path`` is.
+    """A student, by the kind of ``path``.
 
     Parameters
     ----------

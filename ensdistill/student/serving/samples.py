@@ -127,7 +127,7 @@ def _check_array(batch: Any, expected: Mapping[str, Any]) -> None:
             f"samples: expected an array [N, {', '.join(map(str, expected['shape']))}]; got "
             f"{list(batch.shape)}" + ("" if shape else ": one row is an array of one row, x[None]")
         )
-    # Of integers 0..255 and floats 0..1 nobody knows which is meant, so a kind of numbers stays what it was.
+    # Integers 0..255 and floats 0..1 could both be meant, so the kind of numbers has to be that of the fit.
     kind = "f" if is_tensor(batch) and batch.dtype.is_floating_point else np.dtype(_plain(batch)).kind
     wanted = "f" if expected["dtype"] == "bfloat16" else np.dtype(expected["dtype"]).kind
     if kind != wanted and {kind, wanted} != {"i", "u"}:

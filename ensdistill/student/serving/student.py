@@ -116,7 +116,14 @@ class Student(Predictor):
             A library that it needs is not installed; names it.
         """
         folder = Path(folder)
-        about = check_format(read_json(folder / FILE), folder / FILE)
+        try:
+            content = read_json(folder / FILE)
+        except ValueError:
+            raise ValueError(
+                f"path: {folder / FILE} is damaged: it is not JSON. In a run's folder delete it, and "
+                "`ensdistill run` writes it again; otherwise export or save the student again"
+            ) from None
+        about = check_format(content, folder / FILE)
         return cls(load_member(folder, trusted), **{key: about[key] for key in KEYS})
 
 
