@@ -215,11 +215,11 @@ def _array(estimator: Any, X: Any, reset: bool, allow_nan: bool) -> np.ndarray:
 def _is_frame(X: Any) -> bool:
     """Whether it is a frame whose columns have names; one without (integers) is an array, as in
     scikit-learn."""
-    if not Tables().holds(X):
-        return False
-    names = list(X.column_names if hasattr(X, "column_names") else X.columns)
+    names = list(getattr(X, "column_names", getattr(X, "columns", [])))  # pyarrow's, or those of the others
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"X: expected columns of different names; {names.count(twice[0])} are {twice[0]!r}")
+    if not Tables().holds(X):
+        return False
     return all(isinstance(name, str) for name in names)
 
 

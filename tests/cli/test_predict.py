@@ -387,7 +387,7 @@ def test_a_missing_report_and_a_missing_folder_are_named(finished_job, tmp_path,
     shutil.copytree(finished_job, folder)
     (folder / "stage.json").unlink()
     new = tmp_path / "new.npy"
-    np.save(new, np.zeros((2, 64), np.float32))
+    np.save(new, np.zeros((2, 1, 8, 8), np.float32))
     predict(folder, new, "-o", tmp_path / "out.csv")
     assert "has no report of its present students" in capsys.readouterr().err
     predict(finished_job, new, "-o", tmp_path / "out.csv")
