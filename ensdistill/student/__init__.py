@@ -1,5 +1,5 @@
-"""The student's training: the trainer, and the losses that it takes. The names are loaded when they are first
-used, because a student in an ONNX file runs without torch."""
+"""The student's training: the trainers, and the losses that they take. The names are loaded when they are
+first used, because a student in an ONNX file runs without torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,15 +8,17 @@ _HOMES = {
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "trainer": ("StudentTrainer", "Trained"),
+    "trees": ("TreeStudent",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained"]
+__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained", "TreeStudent"]
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.trainer import StudentTrainer, Trained
+    from ensdistill.student.trees import TreeStudent
 
 
 def __getattr__(name: str) -> Any:

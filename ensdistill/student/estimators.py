@@ -27,6 +27,7 @@ def fit_to_probabilities(
     weights: np.ndarray | None = None,
     seed: int = 0,
     name: str = "student",
+    preprocess: Any = "auto",
 ) -> Member:
     """Fit a copy of a classifier to a distribution for each sample.
 
@@ -51,6 +52,8 @@ def fit_to_probabilities(
         For a ``random_state`` that is None.
     name : str
         The member's.
+    preprocess : "auto", None, or a preprocess
+        See :class:`ensdistill.teachers.recipes.SklearnMembers`.
 
     Returns
     -------
@@ -73,18 +76,37 @@ def fit_to_probabilities(
     """
     check_student(estimator)
     samples = as_samples(samples)
-    kept = np.where(probabilities < SMALLEST, 0.0, probabilities)
-    kept /= kept.sum(1, keepdims=True)
-    rows, labels = np.nonzero(kept)
-    counts: np.ndarray | None = kept[rows, labels] * (1.0 if weights is None else weights[rows])
-    if weights is None and len(rows) == len(kept):
-        counts = None
+    rows, labels, counts = expanded(probabilities, weights)
+    known: np.ndarray | None = counts
+    if weights is None and len(rows) == len(probabilities):
+        known = None
     else:
         _check_weights(estimator)
-    (recipe,) = prepare_recipes([SklearnMembers(estimator, name=name)], samples, len(classes), seed)
-    data = TrainingRows(subset(samples, rows), labels.astype(np.int64), tuple(classes), counts)
+    own = SklearnMembers(estimator, name=name, preprocess=preprocess)
+    (recipe,) = prepare_recipes([own], samples, len(classes), seed)
+    data = TrainingRows(subset(samples, rows), labels, tuple(classes), known)
     ((_, member),) = recipe.fit(data, recipe.jobs(data.labels, seed))
     return member
+
+
+def expanded(
+    probabilities: np.ndarray, weights: np.ndarray | None = None, smallest: float = SMALLEST
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row once for each of its classes: its position, the class, both int64, and the weight, float64.
+
+    Classes below ``smallest`` are left out, and the others of that row are scaled to sum to one.
+
+    Examples
+    --------
+    >>> rows, labels, weights = expanded(np.array([[0.25, 0.75], [1.0, 0.0]]))
+    >>> rows.tolist(), labels.tolist(), weights.tolist()
+    ([0, 0, 1], [0, 1, 0], [0.25, 0.75, 1.0])
+    """
+    kept = np.where(probabilities < smallest, 0.0, probabilities)
+    kept /= kept.sum(1, keepdims=True)
+    rows, labels = np.nonzero(kept)
+    counts = kept[rows, labels] * (1.0 if weights is None else weights[rows])
+    return rows, labels.astype(np.int64), counts
 
 
 def check_student(estimator: Any) -> None:

@@ -10,9 +10,14 @@ import numpy as np
 KEYWORD = "sample_weight"
 
 
+def takes_weights(estimator: Any) -> bool:
+    """Whether weights reach the fit of each classifier or regressor within."""
+    return weight_keyword(estimator) is not None or _routes_weights(estimator)
+
+
 def check_takes_weights(estimator: Any, name: str) -> None:
     """Raise ValueError for an estimator whose fit takes no weights; ``name`` is the member's."""
-    if weight_keyword(estimator) is None and not _routes_weights(estimator):
+    if not takes_weights(estimator):
         raise ValueError(
             f"sample_weight: {name}: the fit of {_described(estimator)} takes no sample_weight; choose an "
             "estimator that does, leave the weights out, or let this member ignore them: "

@@ -1,0 +1,109 @@
+"""One fit of boosted trees to an objective of soft targets, as each library takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensdistill.student.trees.objective import Objective
+from ensdistill.student.trees.validation import Judge
+from ensdistill.teachers.members.base import two_logits
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """A library's booster, with the rounds that were kept of those that were allowed."""
+
+    model: Any
+    rounds: int
+    allowed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The arguments of one fit.
+
+    Parameters
+    ----------
+    estimator : LGBMClassifier, XGBClassifier or CatBoostClassifier
+        Not fitted; its parameters are those of the booster.
+    features : ndarray [N, F], or frame of pandas
+    objective : Objective
+        Of these rows, none of weight 0.
+    judge : Judge or None
+        Its rows decide the number of rounds, where it has a patience.
+    seed : int
+        For a ``random_state`` that is None.
+    name : str
+        The member's, for messages.
+    """
+
+    estimator: Any
+    features: Any
+    objective: Objective
+    judge: Judge | None
+    seed: int
+    name: str
+
+    @property
+    def classes(self) -> int:
+        return self.objective.targets.shape[1]
+
+    @property
+    def stops(self) -> Judge | None:
+        """The judge, where it stops the fit."""
+        return None if self.judge is None or self.judge.patience is None else self.judge
+
+    def parameters(self, dropped: Sequence[str], refused: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """The estimator's parameters that are set.
+
+        Parameters
+        ----------
+        dropped : sequence of str
+            Names without a part in this fit.
+        refused : dict of str to sequence
+            The values that a parameter may have, beside None.
+
+        Raises
+        ------
+        ValueError
+            A parameter has another value.
+        """
+        given = {key: value for key, value in self.estimator.get_params().items() if value is not None}
+        for key, allowed in refused.items():
+            if key in given and not any(given[key] == value for value in allowed):
+                raise ValueError(
+                    f"estimator: {self.name}: {key}: expected none for a student, which is fitted to the "
+                    f"ensemble's probabilities; got {given[key]!r}"
+                )
+        return {k: v for k, v in given.items() if k not in dropped and k not in refused}
+
+    def derivatives(self, scores: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and Hessian of a library's raw scores: [N, C], or [N] for the margin of two classes.
+
+        ``factor`` multiplies the diagonal of the Hessian of several classes, as the library's own softmax
+        objective does: a step of one class leaves out that the scores of the others move too.
+        """
+        full = as_logits(scores, len(self.objective), self.classes)
+        gradient, curvature = self.objective.gradient(full), self.objective.curvature(full)
+        # The margin is the difference of the two scores, of which each moves by half.
+        return (gradient[:, 1], curvature[:, 1]) if self.classes == 2 else (gradient, factor * curvature)
+
+    def value(self, scores: np.ndarray) -> float:
+        """The judge's value of raw scores for its rows."""
+        assert self.judge is not None
+        return self.judge.value(as_logits(scores, len(self.judge.objective), self.classes))
+
+    def start(self) -> np.ndarray:
+        """The base score: [C], or the margin [1] of two classes."""
+        start = self.objective.start()
+        return np.array([start[1] - start[0]]) if self.classes == 2 else start
+
+
+def as_logits(scores: np.ndarray, rows: int, classes: int) -> np.ndarray:
+    """Raw scores of a library as logits [N, C], float64."""
+    scores = np.asarray(scores, np.float64)
+    return two_logits(scores.reshape(rows)) if classes == 2 else scores.reshape(rows, classes)

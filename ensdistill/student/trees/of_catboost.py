@@ -1,0 +1,100 @@
+"""CatBoost with the objective of soft targets.
+
+CatBoost calls an objective in Python once for each row, and keeps it in the file. Its own losses have the
+same derivatives. ``CrossEntropy`` takes the probability of the second of two classes as the label. For
+``MultiClass``, which has the full Hessian, a row stands once for each of its classes, with their
+probabilities as weights. A temperature T scales the scores of the finished trees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill.student.estimators import expanded
+from ensdistill.student.trees.fits import Boosted, Fit
+from ensdistill.teachers.members.categories import with_categories
+
+DROPPED = (
+    "early_stopping_rounds",
+    "od_wait",
+    "od_type",
+    "od_pval",
+    "use_best_model",
+    "eval_metric",
+    "eval_fraction",
+    "custom_metric",
+    "verbose",
+    "silent",
+    "logging_level",
+    "verbose_eval",
+    "allow_writing_files",
+)
+ROUNDS = ("iterations", "n_estimators", "num_boost_round", "num_trees")
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "loss_function": ("Logloss", "CrossEntropy", "MultiClass"),
+    "objective": ("Logloss", "CrossEntropy", "MultiClass"),
+    "class_weights": (),
+    "auto_class_weights": ("None",),
+    "scale_pos_weight": (1, 1.0),
+    "class_names": (),
+    "classes_count": (),
+    "target_border": (),
+}
+
+
+def fit_catboost(fit: Fit) -> Boosted:
+    """Train a ``CatBoost`` of the loss CrossEntropy or MultiClass."""
+    from catboost import CatBoost
+
+    merged = fit.objective.merged()
+    assert merged is not None  # the student's constructor has checked the temperature
+    targets, weights, temperature = merged
+    settings = fit.parameters(DROPPED, REFUSED)
+    rounds = next((int(settings[name]) for name in ROUNDS if name in settings), 1000)
+    settings = {key: value for key, value in settings.items() if key not in ROUNDS}
+    if "random_seed" not in settings and "random_state" not in settings:
+        settings["random_seed"] = fit.seed % 2**31
+    settings |= {"iterations": rounds, "verbose": False, "allow_writing_files": False}
+    columns = settings.pop("cat_features", None)
+    if fit.classes == 2:
+        settings["loss_function"] = "CrossEntropy"
+        features, labels = fit.features, targets[:, 1]
+    else:
+        settings |= {"loss_function": "MultiClass", "classes_count": fit.classes}
+        rows, labels, weights = expanded(targets, weights)
+        features = fit.features.iloc[rows] if hasattr(fit.features, "iloc") else fit.features[rows]
+    model = CatBoost(settings).fit(_pool(features, columns, labels, weights))
+    kept = _best(fit, model, columns) if fit.stops is not None else model.tree_count_
+    if kept < model.tree_count_:
+        model.shrink(kept)
+    if temperature != 1:
+        scale, bias = model.get_scale_and_bias()
+        biases = (
+            [temperature * one for one in bias] if isinstance(bias, (list, tuple)) else temperature * bias
+        )
+        model.set_scale_and_bias(temperature * scale, biases)
+    return Boosted(model, kept, rounds)
+
+
+def _pool(features: Any, columns: Any, labels: Any = None, weights: Any = None) -> Any:
+    from catboost import Pool
+
+    if isinstance(features, np.ndarray) and columns:
+        features = with_categories(features, columns)
+    return Pool(features, label=labels, weight=weights, cat_features=columns)
+
+
+def _best(fit: Fit, model: Any, columns: Any) -> int:
+    """The round at which early stopping would have kept the trees; CatBoost has no metric of soft targets."""
+    assert fit.stops is not None
+    assert fit.stops.patience is not None
+    best, kept, temperature = -np.inf, 1, fit.objective.temperature
+    stages = model.staged_predict(_pool(fit.stops.samples, columns), prediction_type="RawFormulaVal")
+    for place, scores in enumerate(stages, 1):
+        if (value := fit.value(temperature * np.asarray(scores))) > best:
+            best, kept = value, place
+        elif place - kept >= fit.stops.patience:
+            break
+    return kept

@@ -1,0 +1,105 @@
+"""LightGBM with the objective of soft targets."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from ensdistill.student.trees.fits import Boosted, Fit
+
+DROPPED = (
+    "importance_type",
+    "metric",
+    "eval_metric",
+    "callbacks",
+    "early_stopping_round",
+    "early_stopping_rounds",
+    "early_stopping",
+    "n_iter_no_change",
+    "first_metric_only",
+)
+ROUNDS = (
+    "n_estimators",
+    "num_iterations",
+    "num_iteration",
+    "n_iter",
+    "num_tree",
+    "num_trees",
+    "num_round",
+    "num_rounds",
+    "nrounds",
+    "num_boost_round",
+    "max_iter",
+)
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "objective": ("binary", "multiclass"),
+    "class_weight": (),
+    "is_unbalance": (False,),
+    "scale_pos_weight": (1, 1.0),
+    "linear_tree": (False,),
+    "num_class": (),
+}
+
+
+def fit_lightgbm(fit: Fit) -> Boosted:
+    """Train a booster, whose text file is that of LightGBM's own softmax (of two classes: its sigmoid)."""
+    import lightgbm
+
+    given = fit.parameters(DROPPED, REFUSED)
+    if given.get("boosting_type", given.get("boosting")) in ("rf", "random_forest"):
+        raise ValueError(
+            f"estimator: {fit.name}: boosting_type: expected gbdt, dart or goss; got 'rf', whose trees are "
+            "averaged, not boosted: choose a RandomForestClassifier"
+        )
+    rounds = next((int(given[name]) for name in ROUNDS if name in given), 100)
+    width = 1 if fit.classes == 2 else fit.classes
+    start = fit.start()
+    settings = {key: value for key, value in given.items() if key not in ROUNDS}
+    settings.setdefault("random_state", fit.seed % 2**31)
+    if not {"force_row_wise", "force_col_wise", "deterministic"} & set(settings):
+        # LightGBM times both layouts and takes the faster one, so that two runs could differ in bits.
+        settings |= {"deterministic": True, "force_row_wise": True}
+    settings |= {"objective": _objective(fit), "num_class": width, "metric": "None"}
+
+    def data(features: Any, rows: int, reference: Any = None) -> Any:
+        # A custom objective has no average to start from: the scores start at these numbers.
+        begin = np.tile(start, (rows, 1)) if width > 1 else np.full(rows, start[0])
+        return lightgbm.Dataset(features, init_score=begin, reference=reference)
+
+    train = data(fit.features, len(fit.objective))
+    more: dict[str, Any] = {}
+    if fit.stops is not None and fit.stops.patience is not None:
+        more = {
+            "valid_sets": [data(fit.stops.samples, len(fit.stops.objective), train)],
+            "feval": lambda scores, _: ("value", fit.value(scores), True),
+            "callbacks": [lightgbm.early_stopping(fit.stops.patience, verbose=False)],
+        }
+    booster = lightgbm.train(settings, train, rounds, **more)
+    kept = booster.best_iteration if fit.stops is not None and booster.best_iteration > 0 else None
+    return Boosted(_own_format(booster, start, kept), kept or booster.current_iteration(), rounds)
+
+
+def _objective(fit: Fit) -> Any:
+    factor = fit.classes / (fit.classes - 1)  # as LightGBM's multiclass objective
+    return lambda scores, _: fit.derivatives(scores, factor)
+
+
+def _own_format(booster: Any, start: np.ndarray, kept: int | None) -> Any:
+    """The booster as a model of LightGBM's own objective, which adds the starting scores itself.
+
+    They become part of the first round's leaves, as LightGBM's own average does.
+    """
+    import lightgbm
+
+    first = booster.dump_model(num_iteration=1)["tree_info"]
+    for tree, value in enumerate(start):
+        for leaf in range(first[tree]["num_leaves"]):
+            booster.set_leaf_output(tree, leaf, booster.get_leaf_output(tree, leaf) + value)
+    text = booster.model_to_string(num_iteration=kept if kept is not None else -1)
+    name = "binary sigmoid:1" if len(start) == 1 else f"multiclass num_class:{len(start)}"
+    text = re.sub(r"^objective=.*\n", "", text, flags=re.M)
+    return lightgbm.Booster(
+        model_str=text.replace("\nfeature_names=", f"\nobjective={name}\nfeature_names=", 1)
+    )

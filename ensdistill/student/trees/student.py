@@ -1,0 +1,278 @@
+"""The trainer of students that are not networks, from a cache's targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ensdistill.cache import TargetCache
+from ensdistill.data import Rows
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.samples import as_samples, subset
+from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
+from ensdistill.student.trees.boosted import fit_boosted
+from ensdistill.student.trees.fits import Fit
+from ensdistill.student.trees.objective import Objective, check_settings
+from ensdistill.student.trees.targets import of_cache
+from ensdistill.student.trees.validation import Judge, Validation, held_out
+from ensdistill.student.trees.ways import NAMES, Way, fit_way, ways_of
+from ensdistill.teachers.members import BoostedMember, Member, Preprocessed
+from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.prepared import Prepared, prepare_recipes, unprepared
+from ensdistill.teachers.recipes import SklearnMembers
+from ensdistill.teachers.stack.fitting import features_of, is_estimator
+
+
+@dataclass(frozen=True)
+class FittedStudent:
+    """A student that is fitted, and how it was chosen.
+
+    Parameters
+    ----------
+    member : Member
+        With its preprocess: it predicts raw samples. ``save(folder)`` writes its library's own format.
+    way : str
+        ``KL objective, 120 of 300 rounds``, ``weighted expansion`` or ``regression on log-odds``.
+    validation : dict of str to (float, float)
+        For each way that was tried the agreement with the ensemble and the KL from it, in nats, on the
+        held-out rows; empty where none were held out.
+    """
+
+    member: Member
+    way: str
+    validation: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class TreeStudent:
+    """Fits boosted trees, and estimators of scikit-learn, to a cache's targets.
+
+    LightGBM, XGBoost and CatBoost are trained with the loss of a :class:`~ensdistill.student.StudentTrainer`:
+    gradient alpha·T·(q_T - p) + (1 - alpha)·(q_1 - y), and the diagonal of its Hessian (CatBoost: the whole
+    of it). They stop early where the agreement with the ensemble on held-out rows no longer grows. The result
+    is a model of the library's own softmax objective.
+
+    Classifiers of scikit-learn have two ways: each row once for each class, with the probabilities as
+    weights, or the regressor of the same kind on the log-odds. Both are fitted, and the better on held-out
+    rows is kept.
+
+    Parameters
+    ----------
+    estimator : classifier or regressor
+        Of scikit-learn, LightGBM, XGBoost or CatBoost; not fitted. Its parameters are those of the student.
+    loss : LossSettings, optional
+        Temperature, alpha, combiner and label smoothing. Estimators of scikit-learn have temperature 1.
+    validation : Validation, optional
+    way : {"auto", "expansion", "regression"}
+        Of an estimator of scikit-learn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No estimator, one that can't learn probabilities, or a setting of the loss that it can't have.
+
+    Examples
+    --------
+    >>> from lightgbm import LGBMClassifier
+    >>> TreeStudent(LGBMClassifier(n_estimators=300), LossSettings(temperature=2.0)).loss.temperature
+    2.0
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        loss: LossSettings = DEFAULTS,
+        validation: Validation | None = None,
+        way: Literal["auto", "expansion", "regression"] = "auto",
+    ) -> None:
+        if not is_estimator(estimator):
+            got = estimator if isinstance(estimator, type) else type(estimator).__name__
+            raise TypeError(
+                "estimator: expected one of scikit-learn, LightGBM, XGBoost or CatBoost that is yet to be "
+                f"fitted; got {got}"
+            )
+        check_trained("loss", loss)
+        check_settings(loss)
+        self.estimator, self.loss, self.validation = estimator, loss, validation or Validation()
+        self.library = library_of(estimator)
+        if way not in ("auto", *get_args(Way)):
+            raise ValueError(f"way: expected auto, expansion or regression; got {way!r}")
+        self.ways: list[Way] = [] if self.library else ways_of(estimator)
+        if way != "auto":
+            if self.library or way not in self.ways:
+                known = ", ".join(["auto", *self.ways])
+                raise ValueError(f"way: expected one of {known} for {type(estimator).__name__}; got {way!r}")
+            self.ways = [way]
+        self._check_library()
+
+    def fit(
+        self,
+        rows: Rows,
+        cache: TargetCache,
+        *,
+        validation: Rows | None = None,
+        member: str | None = None,
+        augment: Augmentation | None = None,
+        preprocess: Any = "auto",
+        seed: int = 0,
+        name: str = "student",
+    ) -> FittedStudent:
+        """Fit a copy of the estimator to the cache's targets of some rows.
+
+        Parameters
+        ----------
+        rows : Rows
+            Of the cache's transfer set.
+        cache : TargetCache
+        validation : Rows, optional
+            Other rows of the cache, to judge by. By default a share of ``rows`` is held out, where there is a
+            choice to be made.
+        member : str, optional
+            Learn from this one member instead of the mixture.
+        augment : Augmentation, optional
+            That of the cache, if it has one: the estimator is fitted to all versions of a row.
+        preprocess : "auto", None, a preprocess, or an object with ``fit``
+            See :class:`ensdistill.teachers.recipes.SklearnMembers`; fitted to ``rows`` without their labels.
+        seed : int
+            For the held-out rows, and for a ``random_state`` that is None.
+        name : str
+            The member's.
+
+        Raises
+        ------
+        CacheMismatch
+            The rows are not those of the cache, or the augmentation is not.
+        ValueError
+            Targets or labels that the loss can't be computed from; or ``validation`` has rows of ``rows``.
+        """
+        if validation is not None and (both := np.intersect1d(validation.uids, rows.uids)).size:
+            raise ValueError(
+                f"validation: expected rows that the student is not fitted to; uid {both[0]} is among rows, "
+                f"too ({both.size} such rows)"
+            )
+        samples, objective = of_cache(self.loss, rows, cache, member, augment)
+        if validation is not None:
+            away, judged = of_cache(self.loss, validation, cache, member, augment)
+        elif self._chooses:
+            versions = len(objective) // len(rows)  # one after the other
+            own, other = held_out(rows, self.validation.share, seed)
+            own, other = (np.concatenate([p + v * len(rows) for v in range(versions)]) for p in (own, other))
+            away, judged = subset(samples, other), objective.take(other)
+            samples, objective = subset(samples, own), objective.take(own)
+        else:
+            return self.fit_to(samples, objective, cache.classes, preprocess, seed, name)
+        return self.fit_to(samples, objective, cache.classes, preprocess, seed, name, (away, judged))
+
+    def fit_to(
+        self,
+        samples: Any,
+        objective: Objective,
+        classes: Any,
+        preprocess: Any = "auto",
+        seed: int = 0,
+        name: str = "student",
+        validation: tuple[Any, Objective] | None = None,
+    ) -> FittedStudent:
+        """Fit a copy of the estimator to an objective of some samples; ``validation`` are others to judge by.
+
+        Raises
+        ------
+        ValueError
+            All rows have weight 0, or the library refuses the fit.
+        """
+        used = np.flatnonzero(objective.soft + objective.hard > 0)
+        if not len(used):
+            raise ValueError("rows.weights: expected a row of a weight above 0; got none")
+        if len(used) < len(objective):
+            samples, objective = subset(samples, used), objective.take(used)
+        recipe = self._recipe(samples, classes, preprocess, seed, name)
+        made = recipe.preprocess if isinstance(recipe, Prepared) else None
+        own: Any = unprepared(recipe)
+
+        def prepared(some: Any) -> Any:
+            return features_of(recipe.inputs(some) if isinstance(recipe, Prepared) else as_samples(some))
+
+        judge = None
+        if validation is not None:
+            judge = Judge(
+                prepared(validation[0]), validation[1], self.validation.metric, self.validation.patience
+            )
+        fit = self._boosted if self.library else self._of_sklearn
+        member, way, figures = fit(
+            own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name
+        )
+        return FittedStudent(member if made is None else Preprocessed(member, made), way, figures)
+
+    @property
+    def _chooses(self) -> bool:
+        return self.validation.patience is not None if self.library else len(self.ways) > 1
+
+    def _recipe(self, samples: Any, classes: Any, preprocess: Any, seed: int, name: str) -> Any:
+        recipe = SklearnMembers(self.estimator, name=name, preprocess=preprocess)
+        return prepare_recipes([recipe], samples, len(classes), seed)[0]
+
+    def _boosted(
+        self,
+        estimator: Any,
+        samples: Any,
+        objective: Objective,
+        judge: Judge | None,
+        classes: tuple[str, ...],
+        seed: int,
+        name: str,
+    ) -> tuple[Member, str, dict[str, tuple[float, float]]]:
+        made = fit_boosted(Fit(estimator, samples, objective, judge, seed, name))
+        own = getattr(made.model, "classes_", None)
+        columns = list(classes) if own is not None and len(own) == len(classes) else None
+        member = BoostedMember(made.model, name=name, classes=classes, columns=columns)
+        way = f"KL objective, {made.rounds} of {made.allowed} rounds"
+        return member, way, {} if judge is None else {way: self._judged(judge, member)}
+
+    def _of_sklearn(
+        self,
+        estimator: Any,
+        samples: Any,
+        objective: Objective,
+        judge: Judge | None,
+        classes: tuple[str, ...],
+        seed: int,
+        name: str,
+    ) -> tuple[Member, str, dict[str, tuple[float, float]]]:
+        merged = objective.merged()
+        assert merged is not None  # the constructor has checked the temperature
+        targets, weights, _ = merged
+        counts = None if np.ptp(weights) == 0 else weights
+        found: list[tuple[float, Way, Member]] = []
+        figures: dict[str, tuple[float, float]] = {}
+        for way in self.ways if judge is not None else self.ways[:1]:
+            member = fit_way(way, estimator, samples, targets, counts, classes=classes, seed=seed, name=name)
+            value = 0.0
+            if judge is not None:
+                figures[NAMES[way]] = self._judged(judge, member)
+                value = judge.value(member.predict_logits(judge.samples))
+            found.append((value, way, member))
+        _, best, chosen = max(found, key=lambda one: one[0])  # the first of equals
+        return chosen, NAMES[best], figures
+
+    def _judged(self, judge: Judge, member: Member) -> tuple[float, float]:
+        return judge.figures(member.predict_logits(judge.samples))
+
+    def _check_library(self) -> None:
+        """Refuse what the library of the estimator can't do, before there are rows."""
+        kind, loss = type(self.estimator).__name__, self.loss
+        if self.library is None and loss.temperature != 1:
+            raise ValueError(
+                f"loss.temperature: expected 1 for {kind}, an estimator that is fitted to the probabilities "
+                f"themselves; got {loss.temperature}: choose a booster, or a network"
+            )
+        if self.library is None:
+            return
+        if not hasattr(self.estimator, "predict_proba"):
+            raise ValueError(f"estimator: expected a classifier; got {kind}")
+        if self.library == "catboost" and loss.temperature != 1 and 0 < loss.alpha < 1:
+            raise ValueError(
+                f"loss.temperature: expected 1 for {kind} where alpha is below 1, because CatBoost learns "
+                f"the ensemble's probabilities and the labels at one temperature; got {loss.temperature}: "
+                "choose temperature 1, alpha 1, or LightGBM or XGBoost"
+            )

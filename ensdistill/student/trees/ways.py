@@ -1,0 +1,167 @@
+"""The two ways in which an estimator of scikit-learn learns probabilities: weights of rows, or regression."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.base import is_classifier, is_regressor
+
+from ensdistill.student.estimators import SMALLEST, check_student, fit_to_probabilities
+from ensdistill.teachers.members import Member, SklearnMember
+from ensdistill.teachers.stack.fitting import copy_of, features_of, seeds_of
+from ensdistill.teachers.stack.row_weights import fit_weighted, takes_weights
+
+Way = Literal["expansion", "regression"]
+NAMES = {"expansion": "weighted expansion", "regression": "regression on log-odds"}
+# Classifiers whose regressor has another name. The first two are linear models of squared error.
+_OTHERS = {
+    "LogisticRegression": ("sklearn.linear_model", "Ridge"),
+    "RidgeClassifier": ("sklearn.linear_model", "Ridge"),
+    "SVC": ("sklearn.svm", "SVR"),
+    "NuSVC": ("sklearn.svm", "NuSVR"),
+    "LinearSVC": ("sklearn.svm", "LinearSVR"),
+}
+_OWN = ("criterion", "class_weight", "loss", "max_features", "C", "probability", "dual", "penalty", "solver")
+
+
+def ways_of(estimator: Any) -> list[Way]:
+    """The ways in which an estimator can learn probabilities, the first of equals first.
+
+    Raises
+    ------
+    ValueError
+        There is none; says why.
+    """
+    found: list[Way] = []
+    if is_classifier(estimator) and hasattr(estimator, "predict_proba") and takes_weights(estimator):
+        found.append("expansion")
+    if regressor_of(estimator) is not None:
+        found.append("regression")
+    if not found:
+        check_student(estimator)  # names what is missing
+        raise ValueError(
+            f"student: the fit of {type(estimator).__name__} takes no sample_weight, by which it would learn "
+            "the ensemble's probabilities, and scikit-learn has no regressor of its kind: choose an "
+            "estimator whose fit does, or a network"
+        )
+    return found
+
+
+def regressor_of(estimator: Any) -> Any:
+    """The regressor of the same kind with the same parameters, for several outputs; None where there is none.
+
+    Of a pipeline the last step is exchanged. Parameters that mean something else in a regressor (the
+    criterion of a split, the loss) have their defaults; a linear model's C becomes Ridge's alpha = 1 / C.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> found = regressor_of(RandomForestClassifier(30, max_depth=4))
+    >>> type(found).__name__, found.max_depth
+    ('RandomForestRegressor', 4)
+    """
+    from sklearn.multioutput import MultiOutputRegressor
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        made = regressor_of(last)
+        if made is None:
+            return None
+        before = [
+            (place, step if isinstance(step, str) else copy_of(step)) for place, step in estimator.steps[:-1]
+        ]
+        return Pipeline([*before, (name, made)])
+    if is_regressor(estimator):
+        found = copy_of(estimator)
+    elif not is_classifier(estimator) or not type(estimator).__module__.startswith("sklearn."):
+        return None
+    else:
+        found = _counterpart(estimator)
+    if found is None or found.__sklearn_tags__().target_tags.multi_output:
+        return found
+    return MultiOutputRegressor(found)
+
+
+def _counterpart(estimator: Any) -> Any:
+    cls = type(estimator)
+    place = ".".join(cls.__module__.split(".")[:2])
+    module, name = _OTHERS.get(cls.__name__, (place, cls.__name__.replace("Classifier", "Regressor")))
+    found = getattr(importlib.import_module(module), name, None)
+    if name == cls.__name__ or found is None:
+        return None
+    given, known = estimator.get_params(deep=False), found().get_params(deep=False)
+    same = {key: value for key, value in given.items() if key in known and key not in _OWN}
+    if name == "Ridge":
+        same = {"alpha": 1 / given["C"] if "C" in given else given["alpha"]}
+    elif "C" in known:
+        same |= {"C": given.get("C", known["C"])}
+    if isinstance(given.get("max_features"), (int, float)) or given.get("max_features") in ("sqrt", "log2"):
+        same |= {"max_features": given["max_features"]}
+    nested = {key: value for key, value in same.items() if hasattr(value, "fit") and is_classifier(value)}
+    return (
+        None
+        if nested
+        else found(**{key: copy_of(v) if hasattr(v, "get_params") else v for key, v in same.items()})
+    )
+
+
+def fit_way(
+    way: Way,
+    estimator: Any,
+    samples: Any,
+    probabilities: np.ndarray,
+    weights: np.ndarray | None,
+    *,
+    classes: Sequence[str],
+    seed: int,
+    name: str,
+) -> Member:
+    """Fit a copy of an estimator to probabilities [N, C] in one way.
+
+    Parameters
+    ----------
+    samples : N samples
+        In the form that the estimator takes.
+    weights : ndarray [N], or None
+        None where all count alike.
+    """
+    if way == "expansion":
+        return fit_to_probabilities(
+            estimator,
+            samples,
+            probabilities,
+            classes=classes,
+            weights=weights,
+            seed=seed,
+            name=name,
+            preprocess=None,
+        )
+    made = regressor_of(estimator)
+    made.set_params(**seeds_of(made, seed))
+    if weights is not None and not takes_weights(made):
+        raise ValueError(
+            f"student: the fit of {type(estimator).__name__} takes no sample_weight, which rows of different "
+            "weights need, and alpha below 1 where some rows have no label: choose an estimator whose fit "
+            "does, or alpha=1"
+        )
+    features = features_of(samples)
+    features = features.astype(np.float64) if isinstance(features, np.ndarray) else features
+    fitted = fit_weighted(made, name, features, log_odds(probabilities), weights, {})
+    return SklearnMember(fitted, name=name, classes=classes, output="decision")
+
+
+def log_odds(probabilities: np.ndarray, least: float = SMALLEST) -> np.ndarray:
+    """Log-probabilities [N, C] less their mean, float64; no probability counts as less than ``least``.
+
+    Examples
+    --------
+    >>> log_odds(np.array([[0.8, 0.2]])).round(3).tolist()
+    [[0.693, -0.693]]
+    """
+    logs = np.log(np.maximum(probabilities, least))
+    found: np.ndarray = logs - logs.mean(1, keepdims=True)
+    return found
