@@ -14,14 +14,17 @@ from ensdistill.data.samples import subset
 from ensdistill.data.transfer.base import needs_ensemble
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.estimators import fitted_preprocess
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
 from ensdistill.student.preconditions import build_student
+from ensdistill.student.trees.direct import Direct
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
-from ensdistill.teachers.recipes import TorchMembers
+from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
+from ensdistill.teachers.stack.fitting import few_rows
 
 
 def check_job(run: RunFolder) -> None:
@@ -36,18 +39,25 @@ def check_job(run: RunFolder) -> None:
         _check_folds(config, seed)
         copies_of(config, seed)
     split = config.split(0)
-    models: list[tuple[str, TorchMembers | StudentConfig]] = [
-        (f"teachers.members.{i} ({m.name}): ", m)
+    models = [
+        (f"teachers.members.{i} ({m.name}): ", m.model, m.preprocess)
         for i, m in enumerate(config.teachers.members)
         if isinstance(m, TorchMembers)
     ]
-    models += [(f"distill.students.{name}.", s) for name, s in config.distill.students.items()]
-    for name, settings in models:
+    models += [
+        (f"distill.students.{name}.", s.model, s.preprocess)
+        for name, s in config.distill.students.items()
+        if s.model is not None
+    ]
+    for name, model, preprocess in models:
         try:
-            prepared = prepare(settings.model, getattr(settings, "preprocess", "auto"), split, 0)
+            prepared = prepare(model, preprocess, split, 0)
             build_student(prepared.factory, split.labelled, len(split.classes), prepared.preprocess)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
+    for name, student in config.distill.students.items():
+        if student.estimator is not None:
+            _check_estimator(name, student, split)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
         for i, recipe in enumerate(config.teachers.members):
             try:
@@ -75,6 +85,18 @@ def check_job(run: RunFolder) -> None:
             view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
         except (ValueError, TypeError) as error:
             raise ValueError(f"cache.augment: {error}") from error
+
+
+def _check_estimator(name: str, student: StudentConfig, split: Split) -> None:
+    """Fit a student's estimator to labels of a few rows, predict, save and load it; and to probabilities."""
+    try:
+        recipe = SklearnMembers(student.estimator, name=name, preprocess=student.preprocess)
+        (own,) = prepare_recipes([recipe], split.labelled.inputs, len(split.classes), 0)
+        own.check(split.labelled, split.classes)
+        few = split.labelled.take(few_rows(split.labelled.labels))
+        Direct(few, split.classes, student.preprocess).on_smoothed_labels(student.estimator, few, 0)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"distill.students.{name}.{error}") from error
 
 
 def _check_preprocess(run: RunFolder) -> None:
@@ -105,9 +127,11 @@ def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
                 found.append((f"teachers.members.{i}.init_args.preprocess: {recipe.name}", recipe.preprocess))
     for name, student in config.distill.students.items():
         try:
-            found.append(
-                (f"distill.students.{name}.preprocess", prepare_student(student, split, seed).preprocess)
-            )
+            if student.estimator is None:
+                preprocess = prepare_student(student, split, seed).preprocess
+            else:
+                preprocess = fitted_preprocess(student, split, seed)
+            found.append((f"distill.students.{name}.preprocess", preprocess))
         except (ValueError, TypeError) as error:
             raise ValueError(f"distill.students.{name}.{error} (seed {seed})") from error
     return found

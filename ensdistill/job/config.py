@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sklearn.base import BaseEstimator
 from torch import nn
 
 from ensdistill.cache.codecs import codec_of
@@ -21,7 +22,8 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
-from ensdistill.teachers.recipes import Recipe
+from ensdistill.student.trees import TreeStudent, Validation
+from ensdistill.teachers.recipes import Recipe, SklearnMembers
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """One student architecture, how it is distilled, and how its baseline is trained.
+    """One student, how it is distilled, and how its baseline is trained: a network, or an estimator.
 
     Parameters
     ----------
@@ -168,18 +170,32 @@ class StudentConfig:
     preprocess : "auto", null, class_path with init_args, a function's import path, or a path
         How raw samples become the model's input. ``auto``: numbers as they are; tables, texts and images by
         the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool. A path is of
-        a tokenizer or of a saved preprocess.
+        a tokenizer or of a saved preprocess. Of an estimator ``auto`` is as for SklearnMembers.
+    estimator : class_path with init_args
+        In place of a model: a classifier of LightGBM, XGBoost or CatBoost, which is trained with the
+        distillation loss, or an estimator of scikit-learn. On hard labels it is fitted by its own library,
+        and the folds choose fewer rounds or more regularisation.
+    estimator_validation : Validation
+        The choice of an estimator's rounds, or of the way in which it learns probabilities, by a share of the
+        transfer set.
     """
 
-    model: Callable[[], nn.Module]
+    model: Callable[[], nn.Module] | None = None
     optimization: Optimization = field(default_factory=Optimization)
     direct: Optimization | None = None
     description: str = ""
     preprocess: Any = "auto"
+    estimator: dict[str, Any] | BaseEstimator | None = None
+    estimator_validation: Validation = field(default_factory=Validation)
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        if module_recipe(self.model) is None:
+        if (self.model is None) == (self.estimator is None):
+            got = "neither" if self.model is None else "both"
+            raise ValueError(f"model: expected a model or an estimator, one of the two; got {got}")
+        if self.estimator is not None:
+            self._check_estimator()
+        elif self.model is None or module_recipe(self.model) is None:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
         as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
         if self.baseline.steps != self.optimization.steps:
@@ -191,6 +207,23 @@ class StudentConfig:
     @property
     def baseline(self) -> Optimization:
         return self.direct or self.optimization
+
+    @property
+    def network(self) -> Callable[[], nn.Module]:
+        """The model of a student that is a network."""
+        assert self.model is not None
+        return self.model
+
+    def _check_estimator(self) -> None:
+        """Build the estimator of a config's class_path, and refuse one that is no student."""
+        object.__setattr__(self, "estimator", SklearnMembers(self.estimator).estimator)
+        TreeStudent(self.estimator, validation=self.estimator_validation)
+        for name, default in (("optimization", Optimization()), ("direct", None)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: expected none for an estimator, whose parameters are its own; got "
+                    f"{getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -231,6 +264,12 @@ class DistillConfig:
         for name in self.students:
             _check_folder_name("distill.students", name)
         check_trained("distill.loss", self.loss)
+        for name, student in self.students.items():
+            if student.estimator is not None:
+                try:
+                    TreeStudent(student.estimator, self.loss, student.estimator_validation)
+                except ValueError as error:
+                    raise ValueError(f"distill.{error} (distill.students.{name})") from error
         if self.mixed_precision == "fp16":
             raise ValueError(
                 "distill.mixed_precision: fp16 needs a GPU, but a job trains on the CPU; choose 'no' or "

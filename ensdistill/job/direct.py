@@ -111,7 +111,7 @@ def train_baselines(
     """
     inputs = digest(
         [
-            [describe(student.model), describe(student.baseline), describe(settings.augment)],
+            [describe(student.network), describe(student.baseline), describe(settings.augment)],
             [settings.folds, settings.label_smoothing, settings.mixed_precision],
             [DECAYS, DROPOUTS, SHORTER, LARGEST_DECAY],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
@@ -130,7 +130,7 @@ def train_baselines(
         trainer = StudentTrainer(
             recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision
         )
-        factory = recipe.factory(student.model)
+        factory = recipe.factory(student.network)
         train = partial(
             trainer.direct,
             factory,
@@ -159,7 +159,7 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> R
     steps of a schedule of their own are this search's early stopping: a model that overfits is stopped before
     it does.
     """
-    base, own = student.baseline, dropout_of(student.model)
+    base, own = student.baseline, dropout_of(student.network)
     short = max(1, base.steps // SHORTER[0])
     best = Recipe(short, base.weight_decay, own or 0.0, augmented=False)
     if settings.augment is not None:
@@ -245,7 +245,7 @@ class _Folds:
         """Each fold's logits, by models trained side by side on inputs that are numbers."""
         search, count = self.search, len(self.parts)
         models = train_stack(
-            recipe.factory(search.student.model),
+            recipe.factory(search.student.network),
             inputs,
             search.split.labelled.labels,
             classes=len(search.split.classes),
@@ -267,7 +267,7 @@ class _Folds:
         trainer = StudentTrainer(
             recipe.optimization(search.student.baseline), mixed_precision=search.settings.mixed_precision
         )
-        factory, steps = recipe.factory(search.student.model), recipe.steps
+        factory, steps = recipe.factory(search.student.network), recipe.steps
         for i, (train, held) in enumerate(self.parts):
             trained = trainer.direct(
                 factory,

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from ensdistill.common.describe import module_recipe
+from ensdistill.common.files import read_json
 from ensdistill.common.progress import UnitProgress
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.job.check import copies_of
+from ensdistill.job.config import Config
 from ensdistill.job.exports import exports_of
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
@@ -34,6 +36,7 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
+from ensdistill.report.table import SEARCHED
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -120,6 +123,18 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         copies=copies,
         exports=exports_of(run.path),
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
+        baselines=_searched(config),
+    )
+
+
+def _searched(config: Config) -> str:
+    """How *direct* was chosen, where some student is an estimator; empty where all are networks."""
+    estimators = [name for name, one in config.distill.students.items() if one.estimator is not None]
+    if not estimators:
+        return ""
+    return (
+        f"Direct of {', '.join(estimators)}: the same estimator on labels with its library's own loss, with "
+        f"fewer rounds or more regularisation by NLL on the held-out folds. {SEARCHED}"
     )
 
 
@@ -158,11 +173,22 @@ def _student(
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
     labels = config.split(0).test.labels
+    if student.estimator is not None:
+        ways = [_way(run, seed, name) for seed in range(config.seeds)]
+        models["student"] = replace(models["student"], note=_names(ways))
+        kind = type(student.estimator).__name__
+        return StudentResults(name, student.description or kind, models, {})
     curves = {
         kind: _curve(run.of(Unit(stage, 0, name)) / kind, labels) for kind, stage in TRAINED_KINDS.items()
     }
-    recipe = module_recipe(student.model) or {}
+    recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _way(run: RunFolder, seed: int, name: str) -> str:
+    """The way in which an estimator learned the ensemble's probabilities."""
+    record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
+    return str(record["way"]) if isinstance(record, dict) else ""
 
 
 def predict(member: Member, samples: Any) -> np.ndarray:

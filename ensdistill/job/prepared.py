@@ -36,7 +36,7 @@ def prepare_student(student: StudentConfig, split: Split, seed: int) -> Prepared
 
     No label has a part in it, and no test row.
     """
-    return prepare(student.model, student.preprocess, split, seed)
+    return prepare(student.network, student.preprocess, split, seed)
 
 
 def prepare(model: Callable[[], nn.Module], setting: Any, split: Split, seed: int) -> PreparedStudent:

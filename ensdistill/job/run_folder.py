@@ -29,6 +29,7 @@ from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
@@ -38,6 +39,7 @@ from ensdistill.job.exports import exports_of
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
+from ensdistill.teachers.stack.fitting import versions
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,7 @@ class RunFolder:
             folds = _folds(split, distill.folds, "direct folds", unit.seed)
             choices = [describe(distill.augment), folds, distill.label_smoothing, distill.mixed_precision]
             own = [
-                describe(student.model),
-                describe(student.baseline),
+                *_described(student, student.baseline),
                 *preprocess_setting(student, split),
                 choices,
                 split.labelled,
@@ -170,8 +171,8 @@ class RunFolder:
         else:
             choices = [*digest_parts(distill.loss), distill.mixed_precision]
             own = [
-                describe(student.model),
-                describe(student.optimization),
+                *_described(student, student.optimization),
+                *([] if student.estimator is None else [describe(student.estimator_validation)]),
                 *preprocess_setting(student, split),
                 choices,
                 self.digest(unit.needs()[0]),
@@ -221,12 +222,22 @@ class RunFolder:
         """The class paths that loading saved members and caches may import: those that the config itself
         names."""
         students = [
-            describe(part) for s in self.config.distill.students.values() for part in (s.model, s.preprocess)
+            describe(part)
+            for s in self.config.distill.students.values()
+            for part in (s.model, s.estimator, s.preprocess)
         ]
         own = [path for s in students for path in _class_paths(s)]
         own += [path for s in self.config.distill.students.values() for path in trusted_by(s.preprocess)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
+
+
+def _described(student: StudentConfig, optimization: Optimization) -> list[Any]:
+    """The student's model and its optimisation; of an estimator its parameters and the libraries'
+    versions."""
+    if student.estimator is not None:
+        return [describe(student.estimator), versions(student.estimator)]
+    return [describe(student.network), describe(optimization)]
 
 
 def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:

@@ -21,6 +21,7 @@ from ensdistill.data.transfer import Transfer
 from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
+from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
@@ -67,9 +68,8 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
 
 def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     student = run.config.distill.students[unit.student]
-    return train_baselines(
-        student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report
-    )
+    train = train_baselines if student.estimator is None else train_estimator_baselines
+    return train(student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report)
 
 
 def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
     }
     rows, split = run.transfer(unit.seed), config.split(unit.seed)
     student = config.distill.students[unit.student]
-    distill(
+    train = distill if student.estimator is None else distill_estimator
+    train(
         student, config.distill, config.cache, kinds, rows, split, unit.seed, folder, run.digest(unit), report
     )
     return {"best_member": best}

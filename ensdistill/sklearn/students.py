@@ -99,7 +99,7 @@ class Network:
 
     @property
     def description(self) -> str:
-        recipe = module_recipe(self.config.model) or {"class_path": "", "init_args": {}}
+        recipe = module_recipe(self.config.network) or {"class_path": "", "init_args": {}}
         name = recipe["class_path"].rpartition(".")[2]
         arguments = ", ".join(f"{k}={v}" for k, v in recipe["init_args"].items())
         return f"{name}({arguments})"
@@ -120,7 +120,7 @@ class Network:
         settings = DistillConfig({"student": self.config}, lesson.loss, label_smoothing=SMOOTHING)
         split = lesson.split
         found = train_baselines(self.config, settings, split, lesson.seed, lesson.folder, _silent)
-        recipe = module_recipe(self.config.model)
+        recipe = module_recipe(self.config.network)
         trusted = () if recipe is None else (recipe["class_path"],)
         trusted = (*trusted, *trusted_by(prepare_student(self.config, split, lesson.seed).preprocess))
         plain, smoothed = (

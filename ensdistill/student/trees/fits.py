@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,29 +57,10 @@ class Fit:
         """The judge, where it stops the fit."""
         return None if self.judge is None or self.judge.patience is None else self.judge
 
-    def parameters(self, dropped: Sequence[str], refused: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """The estimator's parameters that are set.
-
-        Parameters
-        ----------
-        dropped : sequence of str
-            Names without a part in this fit.
-        refused : dict of str to sequence
-            The values that a parameter may have, beside None.
-
-        Raises
-        ------
-        ValueError
-            A parameter has another value.
-        """
-        given = {key: value for key, value in self.estimator.get_params().items() if value is not None}
-        for key, allowed in refused.items():
-            if key in given and not any(given[key] == value for value in allowed):
-                raise ValueError(
-                    f"estimator: {self.name}: {key}: expected none for a student, which is fitted to the "
-                    f"ensemble's probabilities; got {given[key]!r}"
-                )
-        return {k: v for k, v in given.items() if k not in dropped and k not in refused}
+    def parameters(self, dropped: Sequence[str]) -> dict[str, Any]:
+        """The estimator's parameters that are set, without those of the names ``dropped``."""
+        given = self.estimator.get_params()
+        return {key: value for key, value in given.items() if value is not None and key not in dropped}
 
     def derivatives(self, scores: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and Hessian of a library's raw scores: [N, C], or [N] for the margin of two classes.

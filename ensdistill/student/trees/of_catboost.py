@@ -51,7 +51,7 @@ def fit_catboost(fit: Fit) -> Boosted:
     merged = fit.objective.merged()
     assert merged is not None  # the student's constructor has checked the temperature
     targets, weights, temperature = merged
-    settings = fit.parameters(DROPPED, REFUSED)
+    settings = fit.parameters((*DROPPED, *REFUSED))
     rounds = next((int(settings[name]) for name in ROUNDS if name in settings), 1000)
     settings = {key: value for key, value in settings.items() if key not in ROUNDS}
     if "random_seed" not in settings and "random_state" not in settings:

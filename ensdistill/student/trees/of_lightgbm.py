@@ -39,6 +39,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "is_unbalance": (False,),
     "scale_pos_weight": (1, 1.0),
     "linear_tree": (False,),
+    "boosting_type": ("gbdt", "gbrt", "dart", "goss"),  # the trees of a random forest are averaged
+    "boosting": ("gbdt", "gbrt", "dart", "goss"),
     "num_class": (),
 }
 
@@ -47,12 +49,7 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     """Train a booster, whose text file is that of LightGBM's own softmax (of two classes: its sigmoid)."""
     import lightgbm
 
-    given = fit.parameters(DROPPED, REFUSED)
-    if given.get("boosting_type", given.get("boosting")) in ("rf", "random_forest"):
-        raise ValueError(
-            f"estimator: {fit.name}: boosting_type: expected gbdt, dart or goss; got 'rf', whose trees are "
-            "averaged, not boosted: choose a RandomForestClassifier"
-        )
+    given = fit.parameters((*DROPPED, *REFUSED))
     rounds = next((int(given[name]) for name in ROUNDS if name in given), 100)
     width = 1 if fit.classes == 2 else fit.classes
     start = fit.start()
@@ -61,6 +58,9 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     if not {"force_row_wise", "force_col_wise", "deterministic"} & set(settings):
         # LightGBM times both layouts and takes the faster one, so that two runs could differ in bits.
         settings |= {"deterministic": True, "force_row_wise": True}
+    # Without the filter LightGBM also takes features that min_child_samples lets no tree split by; with a
+    # custom objective it fails where all are such.
+    settings.setdefault("feature_pre_filter", False)
     settings |= {"objective": _objective(fit), "num_class": width, "metric": "None"}
 
     def data(features: Any, rows: int, reference: Any = None) -> Any:
@@ -76,7 +76,14 @@ def fit_lightgbm(fit: Fit) -> Boosted:
             "feval": lambda scores, _: ("value", fit.value(scores), True),
             "callbacks": [lightgbm.early_stopping(fit.stops.patience, verbose=False)],
         }
-    booster = lightgbm.train(settings, train, rounds, **more)
+    try:
+        booster = lightgbm.train(settings, train, rounds, **more)
+    except lightgbm.basic.LightGBMError as error:
+        if "num_features" not in str(error):
+            raise
+        raise ValueError(
+            f"rows.inputs: {fit.name}: expected a column with more than one value; LightGBM found none"
+        ) from error
     kept = booster.best_iteration if fit.stops is not None and booster.best_iteration > 0 else None
     return Boosted(_own_format(booster, start, kept), kept or booster.current_iteration(), rounds)
 

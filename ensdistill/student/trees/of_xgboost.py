@@ -34,7 +34,7 @@ def fit_xgboost(fit: Fit) -> Boosted:
     import xgboost
 
     given = fit.estimator.get_params()
-    settings = fit.parameters(DROPPED, REFUSED)
+    settings = fit.parameters((*DROPPED, *REFUSED))
     rounds = int(given.get("n_estimators") or 100)
     start = fit.start()
     settings.setdefault("random_state", fit.seed % 2**31)

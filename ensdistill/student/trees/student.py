@@ -12,7 +12,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import as_samples, subset
 from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
-from ensdistill.student.trees.boosted import fit_boosted
+from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.objective import Objective, check_settings
 from ensdistill.student.trees.targets import of_cache
@@ -270,6 +270,7 @@ class TreeStudent:
             return
         if not hasattr(self.estimator, "predict_proba"):
             raise ValueError(f"estimator: expected a classifier; got {kind}")
+        check_parameters(self.estimator)
         if self.library == "catboost" and loss.temperature != 1 and 0 < loss.alpha < 1:
             raise ValueError(
                 f"loss.temperature: expected 1 for {kind} where alpha is below 1, because CatBoost learns "

@@ -1,0 +1,195 @@
+"""*Direct* for a student that is no network: the same estimator on labels, with its library's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows
+from ensdistill.data.copies import stratified_folds
+from ensdistill.data.samples import subset, whole
+from ensdistill.loss.settings import LossSettings
+from ensdistill.student.trees.objective import Objective
+from ensdistill.student.trees.of_catboost import ROUNDS as CATBOOST
+from ensdistill.student.trees.of_lightgbm import ROUNDS as LIGHTGBM
+from ensdistill.student.trees.student import TreeStudent
+from ensdistill.student.trees.validation import Validation
+from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
+from ensdistill.teachers.jobs import TrainingRows
+from ensdistill.teachers.members import Member
+from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.prepared import prepare_recipes
+from ensdistill.teachers.recipes import SklearnMembers
+from ensdistill.teachers.stack.fitting import copy_of, stops_early
+
+SHORTER = (4, 16)  # the rounds divided by so much
+# By parameter the factors of other values that are tried, each towards more regularisation.
+STRONGER = {"min_samples_leaf": (4, 16), "C": (0.1, 0.01), "alpha": (10, 100), "n_neighbors": (4, 16)}
+OWN = "own parameters"
+
+
+@dataclass(frozen=True)
+class DirectStudent:
+    """The estimator on labels, and on smoothed labels.
+
+    Parameters
+    ----------
+    member, smoothed : Member
+    recipe : str
+        The parameters that the held-out folds chose.
+    temperature, smoothed_temperature : float
+        Fitted to the predictions for the held-out folds.
+    held_out_nll : dict of str to float
+        Of every choice that was tried.
+    """
+
+    member: Member
+    smoothed: Member
+    recipe: str
+    temperature: float
+    smoothed_temperature: float
+    held_out_nll: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """How an estimator is fitted to labels.
+
+    Parameters
+    ----------
+    rows : Rows
+        All have a label.
+    classes : sequence of str
+    preprocess : "auto", None, a preprocess, or an object with ``fit``
+        See :class:`ensdistill.teachers.recipes.SklearnMembers`.
+    smoothing : float
+        Of the labels of ``smoothed``.
+    folds : int
+        Of the rows; equal rows are in one fold.
+    seed : int
+    """
+
+    rows: Rows
+    classes: Sequence[str]
+    preprocess: Any = "auto"
+    smoothing: float = 0.1
+    folds: int = 3
+    seed: int = 0
+
+    def search(self, estimator: Any, progress: Callable[[int, int], None] | None = None) -> DirectStudent:
+        """Choose the parameters of least NLL on held-out folds, and fit to all rows."""
+        rows, tried = self.rows, choices(estimator, len(self.rows))
+        parts = stratified_folds(
+            rows.inputs, rows.labels, self.folds, derive_seed("direct folds", self.seed), rows.groups
+        )
+        done, total = 0, (len(tried) + 1) * len(parts) + 2
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+        def held_out(fit: Callable[[Any, Rows, int], Member], one: Any) -> np.ndarray:
+            logits = np.zeros((len(rows), len(self.classes)), np.float32)
+            for i, (own, held) in enumerate(parts):
+                member = fit(one, rows.take(own), derive_seed("direct fold", self.seed, i))
+                logits[held] = member.predict_logits(whole(subset(rows.inputs, held)))
+                count()
+            return logits
+
+        found = {name: held_out(self.on_labels, one) for name, one in tried.items()}
+        losses = {name: _nll(logits, rows.labels) for name, logits in found.items()}
+        best = min(losses, key=lambda name: losses[name])  # the first of equals
+        smooth = held_out(self.on_smoothed_labels, tried[best])
+        member = self.on_labels(tried[best], rows, self.seed)
+        count()
+        smoothed = self.on_smoothed_labels(tried[best], rows, self.seed)
+        count()
+        return DirectStudent(
+            member,
+            smoothed,
+            best,
+            fit_temperature(found[best], rows.labels),
+            fit_temperature(smooth, rows.labels),
+            {**losses, f"{best}, label smoothing {self.smoothing:g}": _nll(smooth, rows.labels)},
+        )
+
+    def on_labels(self, estimator: Any, rows: Rows, seed: int, name: str = "direct") -> Member:
+        """A copy, fitted to labels by its library."""
+        recipe = SklearnMembers(estimator, name=name, preprocess=self.preprocess)
+        (own,) = prepare_recipes([recipe], rows.inputs, len(self.classes), seed)
+        data = TrainingRows(rows.inputs, rows.labels, tuple(self.classes), rows.weights)
+        ((_, member),) = own.fit(data, own.jobs(data.labels, seed))
+        return member
+
+    def on_smoothed_labels(self, estimator: Any, rows: Rows, seed: int) -> Member:
+        """A copy, fitted to smoothed labels in the way in which it learns probabilities."""
+        count = len(self.classes)
+        targets = (1 - self.smoothing) * np.eye(count)[rows.labels] + self.smoothing / count
+        unknown = np.full(len(rows), -100)
+        objective = Objective.of(LossSettings(), targets, unknown, rows.weights)
+        student = TreeStudent(estimator, validation=Validation(patience=None))
+        return student.fit_to(rows.inputs, objective, self.classes, self.preprocess, seed, "direct").member
+
+
+def choices(estimator: Any, rows: int) -> dict[str, Any]:
+    """The estimator itself, and copies with fewer rounds or more regularisation, by the parameter's value.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> list(choices(RandomForestClassifier(min_samples_leaf=2), rows=1000))
+    ['min_samples_leaf=2', 'min_samples_leaf=8', 'min_samples_leaf=32']
+    """
+    name, values = _searched(estimator, rows)
+    if name is None:
+        return {OWN: estimator}
+    short = name.rpartition("__")[2]
+    made = {f"{short}={value:g}": copy_of(estimator).set_params(**{name: value}) for value in values[1:]}
+    return {f"{short}={values[0]:g}": estimator} | made
+
+
+def _searched(estimator: Any, rows: int) -> tuple[str | None, list[Any]]:
+    """The parameter that is searched, and its values; the estimator's own is the first."""
+    from sklearn.pipeline import Pipeline
+
+    library = library_of(estimator)
+    if library is not None:
+        if stops_early(estimator):
+            return None, []
+        given, places = estimator.get_params(), {"catboost": CATBOOST, "lightgbm": LIGHTGBM}
+        known = places.get(library, ("n_estimators",))
+        name = next((one for one in known if given.get(one) is not None), known[0])
+        own = given.get(name) or (1000 if library == "catboost" else 100)
+        return name, _shorter(int(own))
+    prefix, part = "", estimator
+    while isinstance(part, Pipeline):
+        prefix, part = f"{prefix}{part.steps[-1][0]}__", part.steps[-1][1]
+    given = part.get_params(deep=False)
+    if isinstance(given.get("learning_rate"), float):
+        rounds = [one for one in ("max_iter", "n_estimators") if isinstance(given.get(one), int)]
+        if rounds:
+            return prefix + rounds[0], _shorter(given[rounds[0]])
+    for name, factors in STRONGER.items():
+        own = given.get(name)
+        if not isinstance(own, (int, float)) or isinstance(own, bool) or own <= 0:
+            continue
+        values = [own, *(own * factor for factor in factors)]
+        if name == "n_neighbors":
+            values = [value for value in values if value == own or value <= rows // 4]
+        whole_numbers = name == "n_neighbors" or (isinstance(own, int) and name == "min_samples_leaf")
+        return prefix + name, [int(value) for value in values] if whole_numbers else values
+    return None, []
+
+
+def _shorter(rounds: int) -> list[int]:
+    return list(dict.fromkeys([rounds, *(max(1, rounds // factor) for factor in SHORTER)]))
+
+
+def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    return negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
