@@ -37,9 +37,10 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         networks; of texts linear models and networks; of images [N, channels, height, width] networks. An
         :class:`ensdistill.Ensemble` is kept with its temperatures and weights.
     student : "auto", module class, functools.partial of one, or classifier
-        The network's arguments ``inputs`` and ``outputs`` follow from the data. A classifier of
-        scikit-learn, XGBoost, LightGBM or CatBoost is fitted to the ensemble's probabilities by weights of
-        rows, so its ``fit`` has to take ``sample_weight``.
+        The network's arguments ``inputs`` and ``outputs`` follow from the data. XGBoost, LightGBM and
+        CatBoost are trained with the student's loss. A classifier of scikit-learn learns the ensemble's
+        probabilities by weights of rows, or by its regressor on their log-odds: see
+        :class:`ensdistill.student.trees.TreeStudent`.
     prefit : bool
         Whether the teachers are fitted already: they are kept, and ``clone`` keeps them too. They are
         calibrated and weighed by the rows of ``fit``, which they must not have seen before.

@@ -92,7 +92,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         _loss(estimator),
     )
     if isinstance(student, Estimator):
-        student.check(loss)
+        student.check(loss, split.labelled.weights is not None)
     return Settings(
         teachers=estimator.teachers,
         prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),

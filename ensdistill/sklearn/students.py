@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,12 +17,14 @@ from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.estimators import check_student, fit_to_probabilities
 from ensdistill.student.trainer import StudentTrainer
+from ensdistill.student.trees import TreeStudent, Validation
+from ensdistill.student.trees.direct import Direct
 from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.members import Member, load_member
 
 SMOOTHING = 0.1
+FOLDS = 3  # of the labelled rows, as a job's by default
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Estimator:
-    """An estimator as a student."""
+    """An estimator as a student; see :class:`ensdistill.student.trees.TreeStudent`."""
 
     estimator: Any
+    validation: Validation = field(default_factory=Validation)
     about_baselines: str = (
-        "Direct: the student's own parameters, fitted to the labels; nothing is searched. Temperature "
-        "scaling: none of direct; the distilled to the ensemble's mixture on rows without a label. Never on "
-        "the test rows."
+        "Direct: the same estimator on labels with its library's own loss, with fewer rounds or more "
+        "regularisation by NLL on held-out folds of the labelled rows. Temperature scaling: direct on the "
+        "same folds; the distilled to the ensemble's mixture on rows without a label. Never on the test rows."
     )
 
     @property
@@ -149,36 +152,21 @@ class Estimator:
         return " ".join(repr(self.estimator).split())
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
-        alpha, targets = lesson.loss.alpha, lesson.targets(member)
-        known = np.flatnonzero(lesson.rows.labels >= 0)
-        hot = np.eye(targets.shape[1])[lesson.rows.labels[known]]
-        targets[known] = alpha * targets[known] + (1 - alpha) * hot
-        return self._fit(lesson, lesson.rows, targets)
+        student = TreeStudent(self.estimator, lesson.loss, self.validation)
+        return student.fit(lesson.rows, lesson.cache, seed=lesson.seed, member=member).member
 
-    def check(self, loss: LossSettings) -> None:
-        """Raise ValueError for a loss that has no part in the fit of an estimator."""
-        if loss != replace(LossSettings(), alpha=loss.alpha):
-            raise ValueError(
-                "temperature, loss: expected the defaults for a student that is an estimator, which is "
-                f"fitted to the probabilities themselves; got {loss}"
-            )
+    def check(self, loss: LossSettings, weighted: bool) -> None:
+        """Raise ValueError for a loss, or for weights of rows, that the fit of the estimator can't have."""
+        TreeStudent(self.estimator, loss).check_weights(weighted)
 
     def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
-        rows = lesson.split.labelled
-        hot = np.eye(len(lesson.split.classes))[rows.labels]
-        smooth = (1 - SMOOTHING) * hot + SMOOTHING / hot.shape[1]
-        plain, smoothed = (Baseline(self._fit(lesson, rows, targets)) for targets in (hot, smooth))
-        return plain, smoothed, ""
-
-    def _fit(self, lesson: Lesson, rows: Rows, targets: np.ndarray) -> Member:
-        return fit_to_probabilities(
-            self.estimator,
-            rows.inputs,
-            targets,
-            classes=lesson.split.classes,
-            weights=rows.weights,
-            seed=lesson.seed,
+        rows, classes = lesson.split.labelled, lesson.split.classes
+        folds = max(2, min(FOLDS, int(np.bincount(rows.labels, minlength=len(classes)).min())))
+        found = Direct(rows, classes, smoothing=SMOOTHING, folds=folds, seed=lesson.seed).search(
+            self.estimator
         )
+        plain = Baseline(found.member, found.temperature)
+        return plain, Baseline(found.smoothed, found.smoothed_temperature), found.recipe
 
 
 def as_student(value: Any, default: StudentConfig | None, optimization: Any, preprocess: Any) -> Student:
@@ -202,6 +190,8 @@ def as_student(value: Any, default: StudentConfig | None, optimization: Any, pre
     if isinstance(value, StudentConfig):
         if optimization is not None:
             raise ValueError("optimization: expected None, because student is a StudentConfig that has one")
+        if value.estimator is not None:
+            return Estimator(value.estimator, value.estimator_validation)
         return Network(value)
     if module_recipe(value) is not None:
         if optimization is not None:
@@ -210,7 +200,7 @@ def as_student(value: Any, default: StudentConfig | None, optimization: Any, pre
             raise ValueError("optimization: expected an Optimization, because these samples have no default")
         return Network(StudentConfig(value, default.optimization, default.direct, preprocess=preprocess))
     if hasattr(value, "fit") and hasattr(value, "get_params") and not isinstance(value, type):
-        check_student(value)
+        TreeStudent(value)
         if optimization is not None:
             raise ValueError("optimization: expected None for a student that is an estimator")
         return Estimator(value)

@@ -25,6 +25,7 @@ from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.sklearn import DistilledClassifier
 from ensdistill.sklearn.inputs import check_fit, split_of
+from ensdistill.student.trees import Validation
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 X, Y = numbers()
@@ -135,6 +136,19 @@ def test_students_of_every_kind(student):
     assert model.score(X, Y) > 0.75
 
 
+def test_a_booster_is_trained_at_the_temperature_and_stops_by_its_settings():
+    rounds = {}
+    for temperature in (1.0, 3.0):
+        booster = LGBMClassifier(n_estimators=60, verbose=-1, n_jobs=1)
+        student = StudentConfig(estimator=booster, estimator_validation=Validation(patience=5))
+        model = small(student=student, temperature=temperature, synthetic=[Munge(rows=300)]).fit(X, Y)
+        same = model.predict_proba(X).argmax(1) == model.ensemble_.predict_proba(X).argmax(1)
+        assert same.mean() > 0.8
+        rounds[temperature] = model.student_.member._model.booster.num_trees()
+    assert rounds[1.0] != rounds[3.0]
+    assert max(rounds.values()) <= 60
+
+
 def test_a_student_follows_the_ensemble_and_not_the_labels():
     wrong = Ensemble.from_members([LogisticRegression().fit(X, np.where(Y == "yes", "no", "yes"))])
     for student in (STUDENT, DecisionTreeClassifier(max_depth=6)):
@@ -154,7 +168,7 @@ def test_the_loss_may_be_given_in_two_ways():
     assert not np.array_equal(one.predict_proba(X), small().fit(X, Y).predict_proba(X))
     with pytest.raises(ValueError, match="loss: expected either loss or alpha; got both"):
         small(loss=LossSettings(), alpha=0.7).fit(X, Y)
-    with pytest.raises(ValueError, match="expected the defaults for a student that is an estimator"):
+    with pytest.raises(ValueError, match=r"loss\.temperature: expected 1 for DecisionTreeClassifier"):
         small(student=DecisionTreeClassifier(), temperature=3.0).fit(X, Y)
 
 
@@ -212,13 +226,12 @@ def test_the_report_is_readable(judged):
     assert "held-out" not in small()._repr_html_()
 
 
-def test_the_report_of_an_estimator_claims_no_search():
+def test_the_report_of_an_estimator_names_its_own_search():
     model = small(student=DecisionTreeClassifier(max_depth=4), validation_fraction=0.25).fit(X, Y)
     text = " ".join(str(model.report_).split())
-    assert "Direct: the student's own parameters, fitted to the labels; nothing is searched." in text
-    assert "held-out folds" not in text
-    direct = model.report_.figures["models"]["direct"]
-    assert direct["accuracy"] == model.report_.figures["models"]["direct_temperature_scaled"]["accuracy"]
+    assert "Direct: the same estimator on labels with its library's own loss" in text
+    assert "augmentation" not in text
+    assert model.report_.figures["models"]["direct"]["note"].startswith("min_samples_leaf=")
 
 
 def test_weights_count_in_the_report():

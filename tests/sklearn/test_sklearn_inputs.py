@@ -246,7 +246,7 @@ def test_rows_that_no_classifier_takes_are_refused(changed, message):
         ({"student": lambda: STUDENT()}, TypeError, "student: expected 'auto', a module class"),
         ({"student": STUDENT()}, TypeError, "student: expected 'auto', a module class"),
         (
-            {"student": KNeighborsClassifier(), "optimization": None},
+            {"student": KNeighborsClassifier(), "alpha": 0.5},
             ValueError,
             "KNeighborsClassifier takes no sample_weight",
         ),

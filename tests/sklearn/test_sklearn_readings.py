@@ -113,7 +113,7 @@ def test_a_pipeline_that_fills_gaps_takes_them():
             TypeError,
             "optimization: expected an Optimization, or None",
         ),
-        ({"temperature": 4.0}, ValueError, "temperature, loss: expected the defaults for a student that is"),
+        ({"temperature": 4.0}, ValueError, r"loss\.temperature: expected 1 for"),
         ({"validation_fraction": True}, ValueError, r"validation_fraction: expected a share in \(0, 1\)"),
     ],
 )

@@ -20,6 +20,7 @@ from ensdistill.data.samples import subset
 from ensdistill.loss.reference import distill_loss
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.trees import Objective, TreeStudent, Validation
+from ensdistill.student.trees.validation import held_out
 from ensdistill.teachers.members import load_member
 from ensdistill.teachers.members.preprocessed import inner
 
@@ -349,15 +350,11 @@ def test_validation_rows_are_others_and_both_sides_have_rows(taught):
         ValueError, match="validation: expected rows that the student is not fitted to; uid 5 is"
     ):
         student.fit(rows, cache, validation=rows.take(np.arange(9)))
-    with pytest.raises(
-        ValueError, match="validation: expected a share of the rows that leaves some on both sides"
-    ):
-        student.fit(rows.take(np.arange(3)), cache)
+    with pytest.raises(ValueError, match="validation: expected rows of which some can be held out; got 3"):
+        held_out(Rows(np.zeros((3, 2)), np.arange(3), np.zeros(3, np.int64)), 0.1, 0)
     with pytest.raises(TypeError, match=r"estimator: expected one of scikit-learn, .* got <class"):
         TreeStudent(lightgbm.LGBMClassifier)
     copies = Rows(np.repeat(rows.inputs, 2, 0), np.arange(320), np.repeat(rows.labels, 2))
-    from ensdistill.student.trees.validation import held_out
-
     own, other = held_out(copies, 0.25, 0)
     assert not set(map(bytes, subset(copies.inputs, own))) & set(map(bytes, subset(copies.inputs, other)))
     assert len(other) == 80

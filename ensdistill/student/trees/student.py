@@ -17,7 +17,7 @@ from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.objective import Objective, check_settings
 from ensdistill.student.trees.targets import of_cache
 from ensdistill.student.trees.validation import Judge, Validation, held_out
-from ensdistill.student.trees.ways import NAMES, Way, fit_way, ways_of
+from ensdistill.student.trees.ways import NAMES, Way, check_regressor_weights, fit_way, ways_of
 from ensdistill.teachers.members import BoostedMember, Member, Preprocessed
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.prepared import Prepared, prepare_recipes, unprepared
@@ -105,6 +105,7 @@ class TreeStudent:
                 raise ValueError(f"way: expected one of {known} for {type(estimator).__name__}; got {way!r}")
             self.ways = [way]
         self._check_library()
+        self.check_weights(0 < loss.alpha < 1)
 
     def fit(
         self,
@@ -163,6 +164,12 @@ class TreeStudent:
         else:
             return self.fit_to(samples, objective, cache.classes, preprocess, seed, name)
         return self.fit_to(samples, objective, cache.classes, preprocess, seed, name, (away, judged))
+
+    def check_weights(self, uneven: bool) -> None:
+        """Raise ValueError where rows count unevenly, as those with and without a label do at an alpha below
+        1, and the estimator takes no weights."""
+        if uneven and self.ways == ["regression"]:
+            check_regressor_weights(self.estimator)
 
     def fit_to(
         self,

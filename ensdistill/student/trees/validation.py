@@ -94,16 +94,16 @@ def held_out(rows: Rows, share: float, seed: int) -> tuple[np.ndarray, np.ndarra
     Raises
     ------
     ValueError
-        One of the two sides would be empty.
+        All rows are equal, or of one group.
     """
     sets = np.unique(merged(equal_inputs(rows.inputs)[0], rows.groups), return_inverse=True)[1]
     order = random_generator("student validation", seed).permutation(sets.max() + 1)
     sizes = np.cumsum(np.bincount(sets)[order])
-    chosen = order[: int(np.searchsorted(sizes, round(share * len(rows)), side="right"))]
+    chosen = order[: max(1, int(np.searchsorted(sizes, round(share * len(rows)), side="right")))]
     away = np.isin(sets, chosen)
-    if not away.any() or away.all():
+    if away.all():
         raise ValueError(
-            f"validation: expected a share of the rows that leaves some on both sides; got {share} of "
-            f"{len(rows)} rows"
+            f"validation: expected rows of which some can be held out; got {len(rows)} that are all equal or "
+            "of one group"
         )
     return np.flatnonzero(~away), np.flatnonzero(away)

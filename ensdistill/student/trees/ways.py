@@ -142,16 +142,21 @@ def fit_way(
         )
     made = regressor_of(estimator)
     made.set_params(**seeds_of(made, seed))
-    if weights is not None and not takes_weights(made):
-        raise ValueError(
-            f"student: the fit of {type(estimator).__name__} takes no sample_weight, which rows of different "
-            "weights need, and alpha below 1 where some rows have no label: choose an estimator whose fit "
-            "does, or alpha=1"
-        )
+    if weights is not None:
+        check_regressor_weights(estimator)
     features = features_of(samples)
     features = features.astype(np.float64) if isinstance(features, np.ndarray) else features
     fitted = fit_weighted(made, name, features, log_odds(probabilities), weights, {})
     return SklearnMember(fitted, name=name, classes=classes, output="decision")
+
+
+def check_regressor_weights(estimator: Any) -> None:
+    """Raise ValueError where the regressor of an estimator's kind takes no weights of rows."""
+    if not takes_weights(regressor_of(estimator)):
+        raise ValueError(
+            f"student: the fit of {type(estimator).__name__} takes no sample_weight, which rows of different "
+            "weights need, and an alpha below 1: choose an estimator whose fit does, or alpha=1"
+        )
 
 
 def log_odds(probabilities: np.ndarray, least: float = SMALLEST) -> np.ndarray:
