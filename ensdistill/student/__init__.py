@@ -8,15 +8,17 @@ _HOMES = {
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "trainer": ("StudentTrainer", "Trained"),
+    "validation": ("Validation",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained"]
+__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained", "Validation"]
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.trainer import StudentTrainer, Trained
+    from ensdistill.student.validation import Validation
 
 
 def __getattr__(name: str) -> Any:
