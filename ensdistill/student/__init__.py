@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
+    "sources": ("RowTargets", "TargetSource"),
     "trainer": ("StudentTrainer", "Trained"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained"]
+__all__ = [
+    "Batch",
+    "HardLabels",
+    "RowTargets",
+    "SoftTargets",
+    "StudentLoss",
+    "StudentTrainer",
+    "TargetSource",
+    "Trained",
+]
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
+    from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.trainer import StudentTrainer, Trained
 
 

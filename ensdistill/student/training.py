@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.cache import TargetCache
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
@@ -21,13 +20,13 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
-from ensdistill.student.blocks import Versions
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
 from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.student.sources import RowTargets
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
@@ -83,17 +82,16 @@ class Trained:
 class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
-    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, unless they are
-    ``versions`` of a cache.
+    ``targets`` is None for a training on labels alone. ``augment`` changes inputs at random; the versions of
+    ``targets`` are their own.
     """
 
     factory: Callable[[], nn.Module]
     rows: Rows
     classes: int
     loss: StudentLoss
-    cache: TargetCache | None
+    targets: RowTargets | None
     augment: Augmentation | None
-    versions: Versions | None
     preprocess: Preprocess | None
     workers: int | None
     seed: int
