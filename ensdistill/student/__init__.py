@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
+    "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
     "trainer": ("StudentTrainer", "Trained"),
 }
@@ -15,6 +16,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Batch",
     "HardLabels",
+    "OnlineTeachers",
     "RowTargets",
     "SoftTargets",
     "StudentLoss",
@@ -26,6 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
+    from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.trainer import StudentTrainer, Trained
 

@@ -18,6 +18,7 @@ from ensdistill.data import UNLABELLED
 from ensdistill.data.reading import ReadAhead
 from ensdistill.data.samples import buffer_of, groups_of
 from ensdistill.student.blocks import Block, OneAhead, Piece, draw_block
+from ensdistill.student.cost import StepCost
 from ensdistill.student.inputs import (
     Inputs,
     Preparation,
@@ -109,6 +110,7 @@ class Batches(AbstractContextManager["Batches"]):
             self._made = OneAhead(self._with_targets)
         elif targets is not None:
             self._gathered = OneAhead(self._targets_of)
+        self.cost = StepCost(online=targets is not None and targets.needs_samples)
         self._group: Processes | None = None
         self._device = torch.device("cpu")
 
@@ -122,10 +124,13 @@ class Batches(AbstractContextManager["Batches"]):
         left."""
         self._group, self._device, block = group, device, self._draw(step, group)
         labels, uids = self._labels[block.positions].to(device), self.rows.uids[block.positions]
-        targets = None if self._gathered is None else self._gathered.of(block)
+        targets = None
+        if self._gathered is not None:
+            with self.cost.counted("waited"):
+                targets = self._gathered.of(block)
         if (following := step + len(labels)) < self.steps:
             self._next = following, self._draw(following, group)
-            if self._gathered is not None:
+            if self._gathered is not None and self._side_by_side():
                 self._gathered.ahead(self._next[1])
         steps, factors = self._steps(block, targets, step, group), self._label_factors(block)
         weights = None if self._weights is None else self._weights[block.positions].to(device)
@@ -141,6 +146,7 @@ class Batches(AbstractContextManager["Batches"]):
                 label_factor=factors[i],
                 weights=None if weights is None else weights[i],
             )
+        self.cost.add(len(block.positions))
 
     def _draw(self, step: int, group: Processes) -> Block:
         if self._next is not None and self._next[0] == step:
@@ -163,9 +169,10 @@ class Batches(AbstractContextManager["Batches"]):
             if self._made is None:
                 inputs, own, first = self._checked(piece)[0], targets, i * self._chunk * size
             else:
-                inputs, own, first = *self._made.of(piece), 0
+                with self.cost.counted("waited"):
+                    inputs, own, first = *self._made.of(piece), 0
                 later = pieces[i + 1 :] or self._pieces_after(step + len(block.positions))
-                if later:
+                if later and self._side_by_side():
                     self._made.ahead(later[0])
             for start in range(0, piece.positions.size, size):
                 part = rows_of(inputs, slice(start, start + size))
@@ -179,14 +186,24 @@ class Batches(AbstractContextManager["Batches"]):
         targets, where = self.training.targets, block.positions.reshape(-1)
         assert targets is not None
         samples = self.rows.inputs[where] if targets.needs_samples else None
-        return self._near(targets.of(self.rows.uids[where], block.epochs.reshape(-1), samples))
+        with self.cost.counted("making"):
+            return self._near(targets.of(self.rows.uids[where], block.epochs.reshape(-1), samples))
 
     def _with_targets(self, piece: Piece) -> tuple[Inputs, Any]:
         """The inputs of some steps, and the targets made from the samples behind them."""
         targets, where = self.training.targets, piece.positions.reshape(-1)
         assert targets is not None
         inputs, samples = self._checked(piece)
-        return inputs, self._near(targets.of(self.rows.uids[where], piece.epochs.reshape(-1), samples))
+        with self.cost.counted("making"):
+            return inputs, self._near(targets.of(self.rows.uids[where], piece.epochs.reshape(-1), samples))
+
+    def _side_by_side(self) -> bool:
+        """Whether the next targets are made while the student trains.
+
+        Members and a student that both compute with several threads of one CPU would wait for each other's
+        threads, which can take many times as long as one after the other.
+        """
+        return not self.cost.online or self._device.type != "cpu" or torch.get_num_threads() == 1
 
     def _near(self, targets: Any) -> Any:
         """Targets that were made on a GPU are copied to a student on the CPU together; a GPU takes them step

@@ -20,6 +20,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
+from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
@@ -49,6 +50,8 @@ class Trained:
         The logits for the watched inputs at each point; M = 0 where none were watched.
     preprocess : Preprocess or None
         From raw samples to the module's input, where the training had one.
+    cost : StepCost or None
+        The time of a step, and of its targets: ``print(trained.cost)``.
     """
 
     module: nn.Module
@@ -56,6 +59,7 @@ class Trained:
     losses: np.ndarray
     watched: np.ndarray
     preprocess: Preprocess | None = None
+    cost: StepCost | None = None
 
     def member(
         self,
@@ -158,7 +162,12 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 if training.progress is not None:
                     training.progress(step, steps)
     return Trained(
-        model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy(), training.preprocess
+        model.cpu().eval(),
+        curve.steps,
+        curve.losses.numpy(),
+        curve.watched.numpy(),
+        training.preprocess,
+        batches.cost,
     )
 
 
