@@ -130,10 +130,10 @@ def training_fingerprint(
         check_resumable(model)
     elif group.count == 1:
         return ""
-    # The cache's own fingerprint includes the code and the settings of its versions.
-    augment = training.augment if training.versions is None else None
+    # The targets' own fingerprint includes the code and the settings of their versions.
+    augment = training.augment
     code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
-    about = [*_method_and_cache(training), training.checkpoint is not None]
+    about = [*_method_and_targets(training), training.checkpoint is not None]
     settings = [trainer.optimization, trainer.mixed_precision, trainer.impl, trainer.sync_batch_norm, about]
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = [repr(model), training.rows, repr(augment), code, training.seed, watch, settings]
@@ -154,16 +154,15 @@ def training_fingerprint(
     return digest([same, start])
 
 
-def _method_and_cache(training: Training) -> list[Any]:
-    """The loss's fingerprint, between the parts of the cache; the order is that of earlier versions'
+def _method_and_targets(training: Training) -> list[Any]:
+    """The loss's fingerprint, after the first part of the targets'; the order is that of earlier versions'
     checkpoints."""
     loss = training.loss.fingerprint()
     parts = loss if isinstance(loss, list) else [loss]
-    if (cache := training.cache) is None:
+    if training.targets is None:
         return parts
-    fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights")
-    versions = None if training.versions is None else training.augment
-    return [[cache.manifest[field] for field in fields], *parts, cache.combiner, repr(versions)]
+    first, *others = training.targets.fingerprint()
+    return [first, *parts, *others]
 
 
 def check_resumable(model: nn.Module) -> None:

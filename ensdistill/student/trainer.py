@@ -21,7 +21,6 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
-from ensdistill.student.blocks import versions_of
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -31,9 +30,9 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
-from ensdistill.student.preconditions import check_rows_only
+from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.training import Trained, Training, train
-from ensdistill.student.validation import Validation, hold_out
+from ensdistill.student.validation import Validation, hold_out, split_rows
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -136,7 +135,7 @@ class StudentTrainer:
         self,
         factory: Callable[[], nn.Module],
         rows: Rows,
-        cache: TargetCache,
+        cache: TargetCache | TargetSource,
         *,
         seed: int = 0,
         member: str | None = None,
@@ -149,7 +148,8 @@ class StudentTrainer:
         progress: Progress | None = None,
         validation: Validation | Rows | float | None = None,
     ) -> Trained:
-        """Train a student from a cache; the teachers are not needed.
+        """Train a student from a cache, for which the teachers are not needed, or from another source of
+        targets.
 
         Parameters
         ----------
@@ -159,7 +159,8 @@ class StudentTrainer:
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
-        cache : TargetCache
+        cache : TargetCache or TargetSource
+            See :mod:`ensdistill.student.sources`.
         seed : int
             Initialisation, order of the batches, dropout.
         member : str, optional
@@ -167,7 +168,7 @@ class StudentTrainer:
         augment : Augmentation, optional
             The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod
             ``cache.views``, the same pixels as the teachers. One input of each batch is compared with the
-            cache's record of it.
+            cache's record of it. Other sources have their augmentation themselves.
         preprocess : Preprocess, optional
             From raw samples to the student's own input; see :mod:`ensdistill.data.preprocess`. Without it
             the samples have to be numbers. It goes where the student goes: see
@@ -201,7 +202,6 @@ class StudentTrainer:
         FloatingPointError
             A loss that is not finite; names the step.
         """
-        classes = len(cache.classes)
         if isinstance(self.loss, LossSettings):
             loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
         elif member is None:
@@ -212,18 +212,17 @@ class StudentTrainer:
                 "the member in the loss, or "
                 "pass LossSettings"
             )
-        check_rows_only(cache)
-        rows, held = hold_out(validation, rows, classes, cache, augment, seed)
-        loss.check(rows, classes, cache)
-        versions = versions_of(cache, rows, augment)
+        rows, judged = split_rows(validation, rows, cache, seed)
+        targets = targets_for(cache, rows, augment)
+        loss.check(rows, targets.classes, cache)
+        held = hold_out(judged, targets.classes, cache, augment)
         training = Training(
             factory=factory,
             rows=rows,
-            classes=classes,
+            classes=targets.classes,
             loss=loss,
-            cache=cache,
-            augment=augment,
-            versions=versions,
+            targets=targets,
+            augment=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,
@@ -259,15 +258,15 @@ class StudentTrainer:
         """
         loss = HardLabels(self.optimization.label_smoothing)
         loss.check(rows, classes, None)
-        rows, held = hold_out(validation, rows, classes, None, augment, seed)
+        rows, judged = split_rows(validation, rows, None, seed)
+        held = hold_out(judged, classes, None, None)
         training = Training(
             factory=factory,
             rows=rows,
             classes=classes,
             loss=loss,
-            cache=None,
+            targets=None,
             augment=augment,
-            versions=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.cache import TargetCache
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
@@ -22,7 +21,7 @@ from ensdistill.data.samples import as_samples
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
-from ensdistill.student.blocks import Versions
+from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
@@ -30,6 +29,7 @@ from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
 from ensdistill.student.resume import Checkpoint, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
+from ensdistill.student.sources import RowTargets
 from ensdistill.student.validation import Examination, HeldOut
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
@@ -53,6 +53,8 @@ class Trained:
         The logits for the watched inputs at each point; M = 0 where none were watched.
     preprocess : Preprocess or None
         From raw samples to the module's input, where the training had one.
+    cost : StepCost or None
+        The time of a step, and of its targets: ``print(trained.cost)``.
     choice : Choice or None
         Which weights ``module`` has: after which step, the student's or their average, and why.
     evaluations : tuple of Evaluation
@@ -66,6 +68,7 @@ class Trained:
     losses: np.ndarray
     watched: np.ndarray
     preprocess: Preprocess | None = None
+    cost: StepCost | None = None
     choice: Choice | None = None
     evaluations: tuple[Evaluation, ...] = ()
     average: nn.Module | None = None
@@ -102,17 +105,16 @@ class Trained:
 class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
-    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, unless they are
-    ``versions`` of a cache.
+    ``targets`` is None for a training on labels alone. ``augment`` changes inputs at random; the versions of
+    ``targets`` are their own.
     """
 
     factory: Callable[[], nn.Module]
     rows: Rows
     classes: int
     loss: StudentLoss
-    cache: TargetCache | None
+    targets: RowTargets | None
     augment: Augmentation | None
-    versions: Versions | None
     preprocess: Preprocess | None
     workers: int | None
     seed: int
@@ -200,6 +202,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         curve.losses.numpy(),
         curve.watched.numpy(),
         training.preprocess,
+        batches.cost,
         choice,
         tuple(selection.evaluations),
         None if average is None else average.module.cpu(),

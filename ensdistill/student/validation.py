@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,20 +12,20 @@ from torch.nn import functional as F
 
 from ensdistill.cache import TargetCache
 from ensdistill.cache.verifying import stored_hashes
+from ensdistill.common import scalars
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import random_generator
-from ensdistill.common.scalars import real, whole
 from ensdistill.data import UNLABELLED, Rows
+from ensdistill.data import batches as b
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.copies import equal_inputs, merged
-from ensdistill.data.samples import in_memory, positions
-from ensdistill.data.samples import whole as all_of
+from ensdistill.data.samples import as_samples, in_memory, positions, whole
 from ensdistill.data.versions import view_inputs
 from ensdistill.loss.functional import distillation_loss
-from ensdistill.loss.settings import DEFAULTS, LossSettings
-from ensdistill.student.blocks import Versions, versions_of
-from ensdistill.student.inputs import Inputs, Preparation, call, moved
+from ensdistill.loss.settings import LossSettings
+from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
 from ensdistill.student.methods import SoftTargets, StudentLoss
+from ensdistill.student.sources import RowTargets, TargetSource, targets_for
 
 Metric = Literal["agreement", "kl", "nll", "accuracy"]
 LARGER_IS_BETTER = ("agreement", "accuracy")
@@ -75,7 +74,7 @@ class Validation:
             check_share("validation", self.rows)
         for name in ("every", "patience"):
             value = getattr(self, name)
-            if value is not None and not (whole(value) and value >= 1):
+            if value is not None and not (scalars.whole(value) and value >= 1):
                 raise ValueError(f"validation.{name}: expected an integer of at least 1; got {value!r}")
         if self.metric is not None and self.metric not in get_args(Metric):
             allowed = ", ".join(get_args(Metric))
@@ -84,7 +83,7 @@ class Validation:
 
 def check_share(argument: str, share: Any) -> None:
     """Raise for anything but a share of the rows."""
-    if not real(share) or isinstance(share, bool):
+    if not scalars.real(share) or isinstance(share, bool):
         raise TypeError(
             f"{argument}: expected Rows, a share of the rows, or a Validation; got {type(share).__name__}"
         )
@@ -118,80 +117,98 @@ class HeldOut:
     Parameters
     ----------
     rows : Rows
-    cache : TargetCache or None
-        With their targets; None where they have labels alone.
-    versions : Versions or None
-        The rows are seen in their first version, where the cache has versions.
-    augment : Augmentation or None
-        Of the versions.
+    targets : RowTargets or None
+        Of the rows, in their first version; None where they have labels alone.
+    temperature : float
+        At which students are compared with the targets.
     settings : Validation
     metric : str
     """
 
     rows: Rows
-    cache: TargetCache | None
-    versions: Versions | None
-    augment: Augmentation | None
+    targets: RowTargets | None
+    temperature: float
     settings: Validation
     metric: Metric
 
     def fingerprint(self) -> list[Any]:
         settings = self.settings
-        return [self.rows, self.cache is not None, settings.every, self.metric, settings.patience]
+        return [self.rows, self.targets is not None, settings.every, self.metric, settings.patience]
 
 
-def hold_out(
+def split_rows(
     given: Validation | Rows | float | None,
     rows: Rows,
-    classes: int,
-    cache: TargetCache | None,
-    augment: Augmentation | None,
+    source: TargetCache | TargetSource | None,
     seed: int,
-) -> tuple[Rows, HeldOut | None]:
-    """The rows to train on, and those to validate on.
+) -> tuple[Rows, Validation | None]:
+    """The rows to train on, and the validation with rows of its own.
 
     Raises
     ------
     ValueError
-        Rows that are trained on as well, of which the cache has some only, that have neither targets nor
-        labels, or nothing for the metric; a share that leaves no row to one of the two.
+        Rows that are trained on as well, or none; a share that leaves no row to one of the two.
     TypeError
         Neither rows nor a share nor a Validation.
-    CacheMismatch
-        A row's input is not that of the cache.
     """
     if given is None:
         return rows, None
     settings = given if isinstance(given, Validation) else Validation(rows=given)
-    if isinstance(settings.rows, Rows):
-        held, source = settings.rows, cache
-        if len(held) == 0:
-            raise ValueError("validation: expected at least one row; got none")
-        both = np.intersect1d(held.uids, rows.uids)
-        if len(both):
+    if not isinstance(settings.rows, Rows):
+        drawn = draw_share(rows, float(settings.rows), seed, source)
+        return rows.take(~drawn), replace(settings, rows=rows.take(drawn))
+    if len(settings.rows) == 0:
+        raise ValueError("validation: expected at least one row; got none")
+    both = np.intersect1d(settings.rows.uids, rows.uids)
+    if len(both):
+        raise ValueError(
+            f"validation: uid {both[0]} is among the rows that are trained on, too ({len(both)} such uids); "
+            "pass rows of their own, or a share such as 0.1 to hold out some of these"
+        )
+    return rows, settings
+
+
+def hold_out(
+    settings: Validation | None,
+    classes: int,
+    source: TargetCache | TargetSource | None,
+    augment: Augmentation | None,
+) -> HeldOut | None:
+    """The checked rows of a validation, and their targets.
+
+    Raises
+    ------
+    ValueError
+        Rows of which the cache has some only, that have neither targets nor labels, or nothing for the
+        metric.
+    CacheMismatch
+        A row's input is not that of the cache.
+    """
+    if settings is None:
+        return None
+    assert isinstance(settings.rows, Rows)
+    rows = settings.rows
+    wrong = np.flatnonzero((rows.labels != UNLABELLED) & ((rows.labels < 0) | (rows.labels >= classes)))
+    if len(wrong):
+        raise ValueError(
+            f"validation: expected labels 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has "
+            f"{rows.labels[wrong[0]]}"
+        )
+    if isinstance(source, TargetCache):
+        known = np.isin(rows.uids, source.uids)
+        if known.any() and not known.all():
             raise ValueError(
-                f"validation: uid {both[0]} is among the rows that are trained on, too ({len(both)} such "
-                "uids); pass rows of their own, or a share such as 0.1 to hold out some of these"
+                f"validation: {int(known.sum())} of the {len(rows)} rows have targets in the cache, uid "
+                f"{rows.uids[~known][0]} has none; pass rows that are all in the cache, or none of them"
             )
-        if cache is not None:
-            known = np.isin(held.uids, cache.uids)
-            source = cache if known.any() else None
-            if known.any() and not known.all():
-                raise ValueError(
-                    f"validation: {int(known.sum())} of the {len(held)} rows have targets in the cache, uid "
-                    f"{held.uids[~known][0]} has none; pass rows that are all in the cache, or none of them"
-                )
-    else:
-        drawn = draw_share(rows, float(settings.rows), seed, cache)
-        rows, held, source = rows.take(~drawn), rows.take(drawn), cache
-    _check_labels(held, classes)
-    augment = augment if source is not None else None
-    versions = None if source is None else versions_of(source, held, augment)
-    metric = _metric(settings, held, source)
-    return rows, HeldOut(held, source, versions, augment, settings, metric)
+        source = source if known.any() else None
+    metric = _metric(settings, rows, source is not None)
+    targets = None if source is None else targets_for(source, rows, augment)
+    temperature = 1.0 if source is None or source.temperature is None else source.temperature
+    return HeldOut(rows, targets, temperature, settings, metric)
 
 
-def draw_share(rows: Rows, share: float, seed: int, cache: TargetCache | None = None) -> np.ndarray:
+def draw_share(rows: Rows, share: float, seed: int, source: Any = None) -> np.ndarray:
     """Which rows are held out, bool [N]: whole groups, and whole sets of rows with equal inputs.
 
     A cache without versions has hashes of the inputs, so that lazy samples need no reading.
@@ -201,17 +218,19 @@ def draw_share(rows: Rows, share: float, seed: int, cache: TargetCache | None = 
     ValueError
         Nothing would be held out, or nothing left.
     """
-    hashed = cache is not None and cache.manifest["fingerprint"].get("views") is None
-    if cache is not None and hashed and not in_memory(rows.inputs):
-        equal = np.unique(stored_hashes(cache, rows.uids, 0), return_inverse=True)[1]
+    hashed = isinstance(source, TargetCache) and source.manifest["fingerprint"].get("views") is None
+    if hashed and not in_memory(rows.inputs):
+        equal = np.unique(stored_hashes(source, rows.uids, 0), return_inverse=True)[1]
     else:
         equal = equal_inputs(rows.inputs)[0]
     units = merged(equal, rows.groups)
-    _, of_row, counts = np.unique(units, return_inverse=True, return_counts=True)
-    order = random_generator("student validation", seed).permutation(len(counts))
+    _, first, of_row, counts = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    # Sets are numbered in the rows' order, whichever way equal rows were found.
+    order = np.argsort(first)
+    of_row, counts = np.argsort(order)[of_row], counts[order]
     wanted, taken = max(1, round(share * len(rows))), np.zeros(len(counts), bool)
     missing = wanted
-    for unit in order:
+    for unit in random_generator("student validation", seed).permutation(len(counts)):
         if counts[unit] <= missing:
             taken[unit] = True
             missing -= counts[unit]
@@ -224,18 +243,9 @@ def draw_share(rows: Rows, share: float, seed: int, cache: TargetCache | None = 
     return drawn
 
 
-def _check_labels(rows: Rows, classes: int) -> None:
-    wrong = np.flatnonzero((rows.labels != UNLABELLED) & ((rows.labels < 0) | (rows.labels >= classes)))
-    if len(wrong):
-        raise ValueError(
-            f"validation: expected labels 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has "
-            f"{rows.labels[wrong[0]]}"
-        )
-
-
-def _metric(settings: Validation, rows: Rows, cache: TargetCache | None) -> Metric:
+def _metric(settings: Validation, rows: Rows, compared: bool) -> Metric:
     labelled = bool((rows.labels != UNLABELLED).any())
-    possible: list[Metric] = [*(OF_ENSEMBLE if cache is not None else ()), *(OF_LABELS if labelled else ())]
+    possible: list[Metric] = [*(OF_ENSEMBLE if compared else ()), *(OF_LABELS if labelled else ())]
     if not possible:
         raise ValueError(
             f"validation: none of the {len(rows)} rows has a label or targets in a cache, so there is "
@@ -267,14 +277,19 @@ class Examination:
 
     def __init__(self, held: HeldOut, loss: StudentLoss, prepare: Preparation, group: Processes) -> None:
         self.held, self.prepare, self.group = held, prepare, group
-        self.settings, self.weights = mixture_of(loss, held.cache)
+        own = loss if isinstance(loss, SoftTargets) else None
+        self.weights = None if own is None else own.weights
+        self.settings = LossSettings(
+            temperature=held.temperature,
+            combiner=None if own is None else own.settings.combiner,
+            reduction="none",
+        )
+        self._versions = None if held.targets is None else held.targets.versions
         self._parts = positions(len(held.rows), _AT_ONCE)[group.rank :: group.count]
-        plain = held.versions is None
-        self._inputs = prepare.held(held.rows.inputs) if plain else None
-        self._samples = held.rows.inputs
-        if held.versions is not None and in_memory(held.rows.inputs):
-            self._samples = self._seen(all_of(held.rows.inputs), held.rows.uids)
-        self._compared = in_memory(held.rows.inputs)  # with the cache, which lazy samples are at first
+        self._samples, self._lazy = held.rows.inputs, not in_memory(held.rows.inputs)
+        if not self._lazy and self._versions is not None:
+            self._samples = as_samples(self._seen(whole(held.rows.inputs), held.rows.uids))
+        self._inputs = prepare.held(self._samples)
 
     def __call__(self, model: nn.Module, device: torch.device) -> Scores:
         """The scores of a model, which is in eval mode afterwards."""
@@ -282,69 +297,57 @@ class Examination:
         # kl, agreement, rows; nll, accuracy, labelled rows
         sums = torch.zeros(6, dtype=torch.float64)
         with torch.no_grad():
-            for part, inputs in self._batches():
-                sums += self._of_batch(call(model, moved(inputs, device)).float(), part, device)
-        self._compared = True
+            for part in self._parts:
+                inputs, targets = self._read(part)
+                outputs = call(model, moved(inputs, device)).float()
+                sums[:3] += self._against_targets(outputs, targets)
+                sums[3:] += against_labels(outputs, torch.from_numpy(self.held.rows.labels[part]))
         kl, agreement, rows, nll, accuracy, labelled = (self.group.mean(sums) * self.group.count).tolist()
-        compared, known = self.held.cache is not None, labelled > 0
         return Scores(
-            kl=kl / rows if compared else None,
-            agreement=agreement / rows if compared else None,
-            nll=nll / labelled if known else None,
-            accuracy=accuracy / labelled if known else None,
+            kl=kl / rows if rows else None,
+            agreement=agreement / rows if rows else None,
+            nll=nll / labelled if labelled else None,
+            accuracy=accuracy / labelled if labelled else None,
         )
 
-    def _batches(self) -> Iterator[tuple[np.ndarray, Inputs]]:
-        rows, cache = self.held.rows, self.held.cache
-        for part in self._parts:
-            if self._inputs is not None:
-                first, last = int(part[0]), int(part[-1]) + 1
-                inputs = self._inputs
-                yield (
-                    part,
-                    {k: v[first:last] for k, v in inputs.items()}
-                    if isinstance(inputs, dict)
-                    else inputs[first:last],
-                )
-                continue
+    def _read(self, part: np.ndarray) -> tuple[Inputs, Any]:
+        """The inputs and the targets of some rows."""
+        targets, uids, first = self.held.targets, self.held.rows.uids[part], np.zeros(len(part), np.int64)
+        batch = None
+        if self._inputs is None or (targets is not None and targets.needs_samples):
             batch = self._samples[part]
-            if not in_memory(rows.inputs):
-                batch = self._seen(batch, rows.uids[part])
-            if cache is not None and not self._compared:
-                cache.verify_inputs(rows.uids[part], batch)
-            yield part, self.prepare(batch)
+            batch = self._seen(batch, uids) if self._lazy else batch
+        if batch is not None and targets is not None and self._lazy and targets.compared != "none":
+            targets.check(uids, first, b.kind_of(batch).hashes(batch), b.describe(batch))
+        held = self._inputs
+        inputs = self.prepare(batch) if held is None else rows_of(held, torch.from_numpy(part))
+        return inputs, None if targets is None else targets.of(uids, first, batch)
 
     def _seen(self, batch: Any, uids: np.ndarray) -> Any:
-        """The samples in the version that the cache's first targets are of."""
-        versions, augment = self.held.versions, self.held.augment
-        if versions is None or augment is None:
+        """The samples in the version that the first targets are of."""
+        if self._versions is None:
             return batch
-        return view_inputs(augment, batch, uids, 0, versions.seed)
+        return view_inputs(self._versions.augment, batch, uids, 0, self._versions.seed)
 
-    def _of_batch(self, outputs: Tensor, part: np.ndarray, device: torch.device) -> Tensor:
-        sums = torch.zeros(6, dtype=torch.float64)
-        rows, cache = self.held.rows, self.held.cache
-        if cache is not None:
-            targets = cache.gather(rows.uids[part], 0).to(device)
-            losses, rows_ = distillation_loss(
-                outputs, targets, settings=self.settings, weights=self.weights, statistics=True
-            )
-            sums[0] = losses.double().sum().cpu() / self.settings.temperature**2
-            sums[1] = rows_.agreement.double().sum().cpu()
-            sums[2] = len(part)
-        labels = torch.from_numpy(rows.labels[part]).to(device)
-        known = labels != UNLABELLED
-        log_q = outputs.double().log_softmax(1)
-        sums[3] = F.nll_loss(log_q, labels, ignore_index=UNLABELLED, reduction="sum").cpu()
-        sums[4] = ((outputs.argmax(1) == labels) & known).sum().cpu()
-        sums[5] = known.sum().cpu()
-        return sums
+    def _against_targets(self, outputs: Tensor, targets: Any) -> Tensor:
+        if targets is None:
+            return torch.zeros(3, dtype=torch.float64)
+        losses, rows = distillation_loss(
+            outputs,
+            targets.to(outputs.device),
+            settings=self.settings,
+            weights=self.weights,
+            statistics=True,
+        )
+        kl = losses.double().sum().cpu() / self.settings.temperature**2
+        count = torch.tensor(float(len(outputs)), dtype=torch.float64)
+        return torch.stack([kl, rows.agreement.double().sum().cpu(), count])
 
 
-def mixture_of(loss: StudentLoss, cache: TargetCache | None) -> tuple[LossSettings, Tensor | None]:
-    """The settings and the members' weights by which a student is compared with the ensemble: its forward KL
-    at temperature 1, or at the one at which the cache holds the mixture."""
-    temperature = 1.0 if cache is None or cache.temperature is None else cache.temperature
-    own = loss.settings if isinstance(loss, SoftTargets) else DEFAULTS
-    settings = LossSettings(temperature=temperature, combiner=own.combiner, reduction="none")
-    return settings, loss.weights if isinstance(loss, SoftTargets) else None
+def against_labels(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the NLL, how many are right, and how many have a label: float64 [3]."""
+    known = labels != UNLABELLED
+    log_q = outputs.cpu().double().log_softmax(1)
+    nll = F.nll_loss(log_q, labels, ignore_index=UNLABELLED, reduction="sum")
+    right = (log_q.argmax(1) == labels) & known
+    return torch.stack([nll, right.sum().double(), known.sum().double()])

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ensdistill import Ensemble, Optimization, Rows, StudentTrainer, cache_targets
+from ensdistill.cache import CacheMismatch
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
-from ensdistill.student import Validation
+from ensdistill.student import OnlineTeachers, Validation
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.validation import draw_share
 
@@ -411,3 +412,39 @@ def test_a_student_that_cannot_be_copied_has_no_average(caches):
 
     with pytest.raises(ValueError, match=r"^ema: Own can't be copied \(no copies\)"):
         StudentTrainer(SHORT, ema=0.9).distill(partial(Own, 16, 5), TRAIN, caches["members"])
+
+
+class Lazily:
+    """A map-style data set."""
+
+    def __init__(self, x, labels):
+        self.x, self.labels = x, labels
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, position):
+        return self.x[position], int(self.labels[position])
+
+
+def test_lazy_rows_and_online_teachers_are_validated_alike(caches, members, tmp_path):
+    trainer, ensemble = StudentTrainer(SHORT), Ensemble.from_members(members, weights=WEIGHTS)
+    expected = trainer.distill(STUDENT, ROWS, caches["members"], validation=0.2)
+    online = trainer.distill(STUDENT, ROWS, OnlineTeachers(ensemble), validation=0.2)
+    lazy = Rows(Lazily(X, Y), ROWS.uids, Y)
+    cache = cache_targets(ensemble, lazy, tmp_path / "lazy", codec="fp32")
+    read = trainer.distill(STUDENT, lazy, cache, validation=0.2, workers=0)
+    for found in (online, read):
+        assert found.choice.step == expected.choice.step
+        for one, other in zip(found.evaluations, expected.evaluations, strict=True):
+            agrees(one.student, vars(other.student))
+    # Lazy samples are compared with the cache when they are read.
+    changed = Rows(Lazily(X + (np.arange(N) < 60)[:, None].astype(np.float32), Y), ROWS.uids, Y)
+    with pytest.raises(CacheMismatch, match=r"^inputs: uid \d+"):
+        trainer.distill(
+            STUDENT,
+            changed.take(np.arange(60, N)),
+            cache,
+            validation=changed.take(np.arange(60)),
+            workers=0,
+        )
