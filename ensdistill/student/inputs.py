@@ -160,6 +160,8 @@ class StepReader:
         Of the versions.
     every : int
         Each so many-th sample is hashed, to be compared with a cache; none where 0.
+    keep : bool
+        Whether the samples are returned, too, from which members predict.
     """
 
     samples: Any
@@ -169,10 +171,13 @@ class StepReader:
     views: int | None
     seed: int
     every: int
+    keep: bool = False
 
-    def __call__(self, steps: tuple[np.ndarray, np.ndarray]) -> tuple[Inputs, np.ndarray, dict[str, Any]]:
-        """The inputs, hashes of raw samples, and the samples' form; ``steps`` has the samples' positions and
-        epochs, both int64 [M]."""
+    def __call__(
+        self, steps: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[Inputs, np.ndarray, dict[str, Any], Any]:
+        """The inputs, hashes of samples, the samples' form, and the samples or None; ``steps`` has the
+        samples' positions and epochs, both int64 [M]."""
         where, epochs = steps
         batch = self.samples[where]
         if self.augment is not None:
@@ -180,7 +185,7 @@ class StepReader:
             batch = _changed(batch, self.augment, self.uids[where], versions, self.seed)
         kind = b.kind_of(batch)  # of the whole batch, because an empty list has none
         hashes = kind.hashes(kind.take(batch, self.hashed))
-        return self.prepare(batch), hashes, b.describe(batch)
+        return self.prepare(batch), hashes, b.describe(batch), batch if self.keep else None
 
     @property
     def hashed(self) -> slice:

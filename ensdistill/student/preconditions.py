@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ensdistill.cache import TargetCache
 from ensdistill.common.describe import make_module
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
@@ -63,15 +62,6 @@ def _refused(model: nn.Module, first: Inputs, error: Exception) -> ValueError:
     if (by_dtype := refusal("factory", f"the student's {name}", model, first)) is not None:
         return by_dtype
     return ValueError(f"model: {name}: does not take inputs of shape {list(first.shape[1:])} ({error})")
-
-
-def check_rows_only(cache: TargetCache) -> None:
-    """Raise ValueError for a cache of sequences."""
-    if cache.manifest["sequences"]:
-        raise ValueError(
-            f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets "
-            "in a loop of your own"
-        )
 
 
 def check_first_loss(loss: object, name: str) -> None:

@@ -19,8 +19,8 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
-from ensdistill.student.blocks import versions_of
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -30,8 +30,9 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
-from ensdistill.student.preconditions import check_rows_only
+from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.training import Trained, Training, train
+from ensdistill.student.validation import Validation, hold_out, split_rows
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -68,6 +69,10 @@ class StudentTrainer:
         With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process
         does, at the price of two exchanges per layer and step. Otherwise each process normalises its own
         share of the batch, with a warning. Either way all processes end with the same running statistics.
+    ema : float, optional
+        The decay, such as 0.999, of an exponential moving average of the student's weights; see
+        :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
+        returned; without it, the average.
 
     Raises
     ------
@@ -97,6 +102,7 @@ class StudentTrainer:
         cpu: bool = True,
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
+        ema: float | None = None,
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -123,12 +129,13 @@ class StudentTrainer:
             impl,
             sync_batch_norm,
         )
+        self.ema = None if ema is None else check_decay("ema", ema)
 
     def distill(
         self,
         factory: Callable[[], nn.Module],
         rows: Rows,
-        cache: TargetCache,
+        cache: TargetCache | TargetSource,
         *,
         seed: int = 0,
         member: str | None = None,
@@ -139,8 +146,10 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
     ) -> Trained:
-        """Train a student from a cache; the teachers are not needed.
+        """Train a student from a cache, for which the teachers are not needed, or from another source of
+        targets.
 
         Parameters
         ----------
@@ -150,7 +159,8 @@ class StudentTrainer:
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
-        cache : TargetCache
+        cache : TargetCache or TargetSource
+            See :mod:`ensdistill.student.sources`.
         seed : int
             Initialisation, order of the batches, dropout.
         member : str, optional
@@ -158,7 +168,7 @@ class StudentTrainer:
         augment : Augmentation, optional
             The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod
             ``cache.views``, the same pixels as the teachers. One input of each batch is compared with the
-            cache's record of it.
+            cache's record of it. Other sources have their augmentation themselves.
         preprocess : Preprocess, optional
             From raw samples to the student's own input; see :mod:`ensdistill.data.preprocess`. Without it
             the samples have to be numbers. It goes where the student goes: see
@@ -173,6 +183,10 @@ class StudentTrainer:
             it, with the same bits, by as many processes as before. Process 0 writes and reads it.
         progress : callable (done, total), optional
             In steps.
+        validation : Validation, Rows, or float, optional
+            Rows that the student does not learn from, or the share of ``rows`` that is held out, by which the
+            best weights are chosen: those are returned. A :class:`~ensdistill.student.validation.Validation`
+            also sets the metric, how often, and when to stop early.
 
         Raises
         ------
@@ -188,7 +202,6 @@ class StudentTrainer:
         FloatingPointError
             A loss that is not finite; names the step.
         """
-        classes = len(cache.classes)
         if isinstance(self.loss, LossSettings):
             loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
         elif member is None:
@@ -199,17 +212,17 @@ class StudentTrainer:
                 "the member in the loss, or "
                 "pass LossSettings"
             )
-        loss.check(rows, classes, cache)
-        check_rows_only(cache)
-        versions = versions_of(cache, rows, augment)
+        rows, judged = split_rows(validation, rows, cache, seed)
+        targets = targets_for(cache, rows, augment)
+        loss.check(rows, targets.classes, cache)
+        held = hold_out(judged, targets.classes, cache, augment)
         training = Training(
             factory=factory,
             rows=rows,
-            classes=classes,
+            classes=targets.classes,
             loss=loss,
-            cache=cache,
-            augment=augment,
-            versions=versions,
+            targets=targets,
+            augment=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,
@@ -217,6 +230,7 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
         )
         return train(self, training)
 
@@ -234,6 +248,7 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -243,14 +258,15 @@ class StudentTrainer:
         """
         loss = HardLabels(self.optimization.label_smoothing)
         loss.check(rows, classes, None)
+        rows, judged = split_rows(validation, rows, None, seed)
+        held = hold_out(judged, classes, None, None)
         training = Training(
             factory=factory,
             rows=rows,
             classes=classes,
             loss=loss,
-            cache=None,
+            targets=None,
             augment=augment,
-            versions=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,
@@ -258,6 +274,7 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
         )
         return train(self, training)
 
