@@ -141,6 +141,8 @@ def training_fingerprint(
     # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
     parts += [] if trainer.ema is None else [["ema", trainer.ema]]
     parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
+    parts += [["compile", trainer.compile]] if trainer.compile else []
+    parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
