@@ -175,7 +175,12 @@ def start_engine(
     group.take_first([*model.parameters(), *model.buffers()])
     run: Any = model
     if compiled:
-        run = torch.compile(model, backend="inductor" if compiled is True else compiled)
+        backend = "inductor" if compiled is True else compiled
+        try:
+            run = torch.compile(model, backend=backend)
+        except torch._dynamo.exc.InvalidBackend as error:
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"compile: {backend!r} is no backend of torch.compile: {known}") from error
     return Engine(
         accelerator.device, model, optimizer, precision, group, clip_norm, accelerator, prepared, run
     )
