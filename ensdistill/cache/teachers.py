@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ensdistill.data import Rows
+from ensdistill.data import BadRows, Rows
 
 if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
@@ -43,7 +43,8 @@ class Ensemble(Protocol):
 
 
 def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> Predict:
-    """A function of some rows' inputs and uids that returns the members' logits for them.
+    """A function of some rows' inputs and uids that returns the members' logits for them. An error that lies
+    in single rows names the uid of the first, and has the uids as its rows.
 
     Raises
     ------
@@ -56,7 +57,7 @@ def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> P
     for_uids = getattr(ensemble, "for_uids", None)
     owner = getattr(for_uids, "__self__", ensemble)  # another object, where ``ensemble`` delegates to it
     if for_uids is None or for_uids(rows.uids, rows.uids) is owner:
-        return lambda inputs, uids: _predict(ensemble, inputs)
+        return lambda inputs, uids: _predict(ensemble, inputs, uids)
     if owner is not ensemble:
         raise TypeError(
             f"ensemble: {type(ensemble).__name__} passes on the for_uids of a {type(owner).__name__} with "
@@ -68,10 +69,17 @@ def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> P
             f"augment: a member with stored answers has none for augmented inputs; got {augment!r}. "
             "ArrayMember(inputs, ...) finds answers by their inputs, augmented ones among them"
         )
-    return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs)
+    return lambda inputs, uids: _predict(for_uids(uids, rows.uids), inputs, uids)
 
 
-def _predict(ensemble: Ensemble, inputs: Any) -> Any:
+def class_names(ensemble: Ensemble, predict: Predict, rows: Rows) -> list[str]:
+    """The classes' names; numbers where the ensemble has no names."""
+    if ensemble.classes is not None:
+        return list(ensemble.classes)
+    return list(map(str, range(np.shape(predict(rows.inputs[:1], rows.uids[:1]))[-1])))
+
+
+def _predict(ensemble: Ensemble, inputs: Any, uids: np.ndarray) -> Any:
     """``predict_logits``, or its form that leaves logits on a GPU, where one class defines both.
 
     The ``predict_logits`` of a subclass, or of an instance, takes precedence.
@@ -83,4 +91,8 @@ def _predict(ensemble: Ensemble, inputs: Any) -> Any:
         and "predict_logits" not in vars(ensemble)
     )
     predict = ensemble.predict_logits_on_device if whole else ensemble.predict_logits  # type: ignore[attr-defined]
-    return predict(inputs)
+    try:
+        return predict(inputs)
+    except BadRows as error:  # its rows are positions in this batch
+        bad = uids[error.rows]
+        raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error

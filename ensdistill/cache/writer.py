@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,21 @@ import numpy as np
 from ensdistill.cache import manifest as m
 from ensdistill.cache.codecs import Codec, Fields, class_paths, codec_of
 from ensdistill.cache.codecs.layout import INPUT_HASH
-from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
+from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.floors import TEMPERATURE
-from ensdistill.cache.plan import make_plan
+from ensdistill.cache.planned import Planned, check_numbers, plan_predictions
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
-from ensdistill.cache.teachers import Ensemble, Predict, predictor
-from ensdistill.cache.uids import row_order
+from ensdistill.cache.teachers import Ensemble
 from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import plain
-from ensdistill.data import BadRows, Rows
+from ensdistill.data import Rows
 from ensdistill.data.reading import ReadAhead
-from ensdistill.data.samples import in_memory, whole
 
 if TYPE_CHECKING:
     from ensdistill.data.augmentation import Augmentation
-
-_LONGEST = 2**24
 
 
 def cache_targets(
@@ -167,60 +163,21 @@ def cache_targets(
     rank, world = 0 if rank is None else rank, 1 if world is None else world
     numbers = (batch_size, shard_rows, views, rank, world, seed, max_kl)
     batch_size, shard_rows, views, rank, world, seed, max_kl = (plain(value) for value in numbers)
-    _check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
-    if not len(rows):
-        raise ValueError("rows: expected at least one; got none")
-    order, uids = row_order(rows.uids)
-    predict = predictor(ensemble, rows, augment)
-    if augment is None and views > 1:
-        raise ValueError(
-            f"augment: expected an augmentation, because {views} views without one would all be the same; "
-            "got None"
-        )
-    plan = make_plan(
-        members=list(ensemble.names),
-        weights=ensemble.weights,
-        combiner=ensemble.combiner,
-        classes=_classes(ensemble, predict, rows),
+    check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
+    planned = plan_predictions(
+        ensemble,
+        rows,
         codec=codec,
         mixture_at=mixture_at,
-        rows=len(rows),
         views=views,
-        sequences=lengths is not None,
-        shard_rows=shard_rows,
-        seed=seed,
-        max_temperature=max_temperature,
-        uids=uids,
-    )
-    counts = _lengths(lengths, rows, order)
-    # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the
-    # time.
-    hashes = input_hashes(whole(rows.inputs))[order] if in_memory(rows.inputs) else None
-    described = None
-    if augment is not None:
-        from ensdistill.data.versions import describe_views
-
-        described = as_json("augment", describe_views(augment, views, seed))
-    plan["fingerprint"] = {
-        "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
-        "inputs": made_from(rows.inputs if hashes is None else hashes, counts, uids),
-        "views": described,
-    }
-    source = _Predictions(
-        plan=plan,
-        codec=codec,
-        predict=predict,
-        rows=rows,
-        order=order,
-        hashes=hashes,
-        all_lengths=counts,
-        uids=uids,
         augment=augment,
+        lengths=lengths,
+        max_temperature=max_temperature,
         seed=seed,
-        batch_size=batch_size,
-        world=world,
-        workers=workers,
+        shard_rows=shard_rows,
     )
+    plan = planned.plan
+    source = _Predictions(planned, batch_size=batch_size, world=world, workers=workers)
     try:
         return publish(
             path,
@@ -237,45 +194,34 @@ def cache_targets(
         source.close()
 
 
-@dataclass
 class _Predictions:
     """Records of the ensemble's predictions for the rows.
 
-    Attributes
+    Parameters
     ----------
-    order : ndarray [N]
-        The position among ``rows`` of each row of the cache.
-    hashes, all_lengths, uids : ndarray [N]
-        In the order of the cache. Hashes of lazy samples are None until they are read.
+    planned : Planned
+    batch_size : int
     world : int
         Number of writers, each of which has every so many-th shard.
+    workers : int or None
     """
 
-    plan: m.Manifest
-    codec: Codec
-    predict: Predict
-    rows: Rows
-    order: np.ndarray
-    hashes: np.ndarray | None
-    all_lengths: np.ndarray | None
-    uids: np.ndarray | None
-    augment: Augmentation | None
-    seed: int
-    batch_size: int
-    world: int
-    workers: int | None
-    spent: dict[str, float] = field(default_factory=dict)
+    def __init__(self, planned: Planned, batch_size: int, world: int, workers: int | None) -> None:
+        self.planned, self.plan, self.uids = planned, planned.plan, planned.uids
+        self.batch_size, self.world, self.workers = batch_size, world, workers
+        self.spent: dict[str, float] = {}
 
     @cached_property
     def _encoder(self) -> Any:
         from ensdistill.cache.encoding import Encoder  # imports torch
 
-        return Encoder(self.plan, self.codec, self.uids)
+        return Encoder(self.plan, self.planned.codec, self.uids)
 
     @cached_property
     def _reader(self) -> ReadAhead:
-        read = _Hashed(self.rows.inputs) if self.hashes is None and self.augment is None else None
-        return ReadAhead(self.rows.inputs, self._following, workers=self.workers, read=read)
+        planned = self.planned
+        read = _Hashed(planned.rows.inputs) if planned.hashes is None and planned.augment is None else None
+        return ReadAhead(planned.rows.inputs, self._following, workers=self.workers, read=read)
 
     def close(self) -> None:
         self._reader.close()
@@ -287,28 +233,24 @@ class _Predictions:
             _, first = m.view_and_first_row(self.plan, shard)
             stop = first + m.rows_of_shard(self.plan, shard)
             for start in range(max(first, key[1]) if shard == key[0] else first, stop, self.batch_size):
-                yield (shard, start), self.order[start : min(start + self.batch_size, stop)]
+                yield (shard, start), self.planned.order[start : min(start + self.batch_size, stop)]
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
-        return None if self.all_lengths is None else self.all_lengths[rows]
+        return None if self.planned.lengths is None else self.planned.lengths[rows]
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
+        planned = self.planned
         shard = view * m.shards_per_view(self.plan) + int(rows[0]) // self.plan["shard_rows"]
-        inputs, uids = self._reader((shard, int(rows[0]))), self.rows.uids[self.order[rows]]
+        inputs, uids = self._reader((shard, int(rows[0]))), planned.rows.uids[planned.order[rows]]
         lengths = self.lengths(view, rows)
-        if self.augment is None:
-            inputs, hashes = inputs if self.hashes is None else (inputs, self.hashes[rows])
+        if planned.augment is None:
+            inputs, hashes = inputs if planned.hashes is None else (inputs, planned.hashes[rows])
         else:
             from ensdistill.data.versions import view_inputs
 
-            inputs = view_inputs(self.augment, inputs, uids, view, self.seed)
+            inputs = view_inputs(planned.augment, inputs, uids, view, planned.seed)
             hashes = input_hashes(inputs)
-        try:
-            value = self.predict(inputs, uids)
-        except BadRows as error:  # its rows are positions in this batch
-            bad = uids[error.rows]
-            raise BadRows(f"{error}; that row has uid {bad[0]}", bad) from error
-        fields, costs = self._encoder(value, view, rows, lengths)
+        fields, costs = self._encoder(planned.predict(inputs, uids), view, rows, lengths)
         return {**fields, INPUT_HASH: hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 
@@ -321,40 +263,3 @@ class _Hashed:
     def __call__(self, positions: np.ndarray) -> tuple[Any, np.ndarray]:
         batch = self.samples[positions]
         return batch, input_hashes(batch)
-
-
-def _check_numbers(
-    batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any
-) -> None:
-    counts = (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world))
-    for name, value in counts:
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: expected a positive integer; got {value!r}")
-    if type(rank) is not int or not 0 <= rank < world:
-        raise ValueError(f"rank: expected 0 to {world - 1}, one of the {world} writers; got {rank!r}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
-    if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
-        raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
-
-
-def _classes(ensemble: Ensemble, predict: Predict, rows: Rows) -> list[str]:
-    """The classes' names; numbers where the ensemble has no names."""
-    if ensemble.classes is not None:
-        return list(ensemble.classes)
-    return list(map(str, range(np.shape(predict(rows.inputs[:1], rows.uids[:1]))[-1])))
-
-
-def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
-    """In row order."""
-    if lengths is None:
-        return None
-    array = np.asarray(lengths)
-    if array.dtype.kind not in "iu" or array.shape != (len(rows),):
-        raise ValueError(
-            f"lengths: expected one integer for each of the {len(rows)} rows; got {array.dtype} "
-            f"{list(array.shape)}"
-        )
-    if array.min() < 1 or array.max() >= _LONGEST:
-        raise ValueError(f"lengths: expected 1 to {_LONGEST - 1}; got {array.min()} to {array.max()}")
-    return array.astype(np.int64)[order]

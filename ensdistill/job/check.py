@@ -3,9 +3,12 @@ rows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ensdistill.cache.codecs import codec_of
+from ensdistill.common.optimizers import build_optimizer
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
@@ -19,7 +22,9 @@ from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
+from ensdistill.student.accumulation import check_divides
 from ensdistill.student.preconditions import build_student
+from ensdistill.student.recompute import chosen
 from ensdistill.student.trees.direct import Direct
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
@@ -39,25 +44,33 @@ def check_job(run: RunFolder) -> None:
         _check_folds(config, seed)
         copies_of(config, seed)
     split = config.split(0)
-    models = [
-        (f"teachers.members.{i} ({m.name}): ", m.model, m.preprocess)
+    models: list[tuple[str, Any, Any, StudentConfig | None]] = [
+        (f"teachers.members.{i} ({m.name}): ", m.model, m.preprocess, None)
         for i, m in enumerate(config.teachers.members)
         if isinstance(m, TorchMembers)
     ]
     models += [
-        (f"distill.students.{name}.", s.model, s.preprocess)
+        (f"distill.students.{name}.", s.model, s.preprocess, s)
         for name, s in config.distill.students.items()
         if s.model is not None
     ]
-    for name, model, preprocess in models:
+    for name, model, preprocess, student in models:
         try:
             prepared = prepare(model, preprocess, split, 0)
-            build_student(prepared.factory, split.labelled, len(split.classes), prepared.preprocess)
+            weights = None if student is None else student.weights
+            module = build_student(
+                prepared.factory, split.labelled, len(split.classes), prepared.preprocess, weights
+            )
+            if student is not None:
+                for optimization in (student.optimization, student.baseline):
+                    build_optimizer(optimization, module)
+                    check_divides(optimization.accumulate, optimization.batch_size)
+                chosen(module, student.recompute_modules)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
-    for name, student in config.distill.students.items():
-        if student.estimator is not None:
-            _check_estimator(name, student, split)
+    for name, one in config.distill.students.items():
+        if one.estimator is not None:
+            _check_estimator(name, one, split)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
         for i, recipe in enumerate(config.teachers.members):
             try:

@@ -18,7 +18,6 @@ from ensdistill.data.samples import joined
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
 from ensdistill.student.trees.direct import SHORTER, STRONGER, Direct
-from ensdistill.student.trees.student import TreeStudent
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import SklearnMembers
@@ -46,13 +45,19 @@ def distill_estimator(
     report: UnitProgress,
 ) -> None:
     """Fit the estimator once for each of ``kinds``; see :func:`ensdistill.job.stages.distill`."""
-    trainer = TreeStudent(student.estimator, settings.loss, student.estimator_validation)
+    trainer = student.tree_student(settings.loss)
     preprocess = fitted_preprocess(student, split, seed)
     for kind, (targets, member) in kinds.items():
 
         def fit(targets: TargetCache = targets, member: str | None = member) -> tuple[Member, str]:
             found = trainer.fit(
-                rows, targets, member=member, augment=cached.augment, preprocess=preprocess, seed=seed
+                rows,
+                targets,
+                validation=student.held_out,
+                member=member,
+                augment=cached.augment,
+                preprocess=preprocess,
+                seed=seed,
             )
             return found.member, found.way
 

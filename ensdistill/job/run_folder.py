@@ -167,15 +167,17 @@ class RunFolder:
                 choices,
                 split.labelled,
                 list(split.classes),
+                *student.trained_by,
             ]
         else:
             choices = [*digest_parts(distill.loss), distill.mixed_precision]
             own = [
                 *_described(student, student.optimization),
-                *([] if student.estimator is None else [describe(student.estimator_validation)]),
                 *preprocess_setting(student, split),
                 choices,
                 self.digest(unit.needs()[0]),
+                *student.chosen_by,
+                *student.trained_by,
             ]
         # The test inputs are watched for the learning curves.
         return digest([*common, *own, unit.student, split.test.inputs])
@@ -312,5 +314,7 @@ def keep(
         folder / "curve.safetensors",
         {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched},
     )
+    if trained.evaluations:
+        write_json(folder / "evaluations.json", trained.record())
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)

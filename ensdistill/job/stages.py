@@ -27,7 +27,6 @@ from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_files import describe_students
 from ensdistill.report.metrics import nll
-from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.labelled_targets import LabelledTargets
@@ -232,7 +231,9 @@ def distill(
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
-    trainer = StudentTrainer(student.optimization, settings.loss, mixed_precision=settings.mixed_precision)
+    trainer = student.trainer(
+        student.optimization, settings.loss, mixed_precision=settings.mixed_precision, ema=student.ema
+    )
     prepared = prepare_student(student, split, seed)
     for kind, (targets, member) in kinds.items():
         train = partial(
@@ -245,6 +246,8 @@ def distill(
             augment=cached.augment,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
+            weights=student.weights,
+            validation=None if student.validation is None else student.validation.build(),
             progress=partial(report, kind.replace("_", " ")),
         )
         keep(prepared.factory, folder / kind, split, train, inputs)

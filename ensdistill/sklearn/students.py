@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,8 +18,9 @@ from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.trainer import StudentTrainer
-from ensdistill.student.trees import TreeStudent, Validation
+from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
 from ensdistill.student.trees.direct import Direct
+from ensdistill.student.validation import Validation
 from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.members import Member, load_member
 
@@ -108,13 +109,15 @@ class Network:
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
         prepared = prepare_student(self.config, lesson.split, lesson.seed)
-        trained = StudentTrainer(self.config.optimization, lesson.loss).distill(
+        validation = self.config.validation
+        trained = StudentTrainer(self.config.optimization, lesson.loss, ema=self.config.ema).distill(
             prepared.factory,
             lesson.rows,
             lesson.cache,
             seed=lesson.seed,
             member=member,
             preprocess=prepared.preprocess,
+            validation=None if validation is None else validation.build(),
         )
         return trained.member(classes=lesson.split.classes, factory=prepared.factory)
 
@@ -140,7 +143,7 @@ class Estimator:
     """An estimator as a student; see :class:`ensdistill.student.trees.TreeStudent`."""
 
     estimator: Any
-    validation: Validation = field(default_factory=Validation)
+    validation: Validation = DEFAULT_VALIDATION
     about_baselines: str = (
         "Direct: the same estimator on labels with its library's own loss, with fewer rounds or more "
         "regularisation by NLL on held-out folds of the labelled rows. Temperature scaling: direct on the "
@@ -152,8 +155,10 @@ class Estimator:
         return " ".join(repr(self.estimator).split())
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
-        student = TreeStudent(self.estimator, lesson.loss, self.validation)
-        return student.fit(lesson.rows, lesson.cache, seed=lesson.seed, member=member).member
+        found = TreeStudent(self.estimator, lesson.loss).fit(
+            lesson.rows, lesson.cache, validation=self.validation, seed=lesson.seed, member=member
+        )
+        return found.member
 
     def check(self, loss: LossSettings, weighted: bool) -> None:
         """Raise ValueError for a loss, or for weights of rows, that the fit of the estimator can't have."""
@@ -191,7 +196,7 @@ def as_student(value: Any, default: StudentConfig | None, optimization: Any, pre
         if optimization is not None:
             raise ValueError("optimization: expected None, because student is a StudentConfig that has one")
         if value.estimator is not None:
-            return Estimator(value.estimator, value.estimator_validation)
+            return Estimator(value.estimator, value.held_out)
         return Network(value)
     if module_recipe(value) is not None:
         if optimization is not None:

@@ -7,18 +7,36 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
+    "online": ("OnlineTeachers",),
+    "sources": ("RowTargets", "TargetSource"),
     "trainer": ("StudentTrainer", "Trained"),
     "trees": ("TreeStudent",),
+    "validation": ("Validation",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Batch", "HardLabels", "SoftTargets", "StudentLoss", "StudentTrainer", "Trained", "TreeStudent"]
+__all__ = [
+    "Batch",
+    "HardLabels",
+    "OnlineTeachers",
+    "RowTargets",
+    "SoftTargets",
+    "StudentLoss",
+    "StudentTrainer",
+    "TargetSource",
+    "Trained",
+    "TreeStudent",
+    "Validation",
+]
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
+    from ensdistill.student.online import OnlineTeachers
+    from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.trainer import StudentTrainer, Trained
     from ensdistill.student.trees import TreeStudent
+    from ensdistill.student.validation import Validation
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The batches of a training, gathered from the rows and the cache for a block of steps at a time."""
+"""The batches of a training, gathered from the rows and the source of targets for a block of steps at a
+time."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensdistill.cache.verifying import verify_hashes
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import BatchOrder, GroupedOrder, derive_seed, random_generator
 from ensdistill.data import UNLABELLED
 from ensdistill.data.reading import ReadAhead
-from ensdistill.data.samples import buffer_of, groups_of, in_memory
-from ensdistill.student.blocks import Block, TargetBlocks, draw_block
+from ensdistill.data.samples import buffer_of, groups_of
+from ensdistill.student.blocks import Block, OneAhead, Piece, draw_block
+from ensdistill.student.cost import StepCost
 from ensdistill.student.inputs import (
     Inputs,
     Preparation,
@@ -44,8 +45,8 @@ class Batch:
     inputs : Tensor [B, ...], or dict of str to Tensor
         On the student's device, augmented where the training is, and preprocessed: float32, or int64 for ids.
     targets : one of :mod:`ensdistill.loss.targets`, or None
-        The cache's targets of the B rows, as stored, on the student's device. None in a training on labels
-        alone.
+        The targets of the B rows, in the form that their source holds, on the student's device. None in a
+        training on labels alone.
     labels : Tensor [B], int64
         On the student's device; -100 where the label is unknown.
     uids : ndarray [B], int64
@@ -72,9 +73,10 @@ class Batch:
 class Batches(AbstractContextManager["Batches"]):
     """All batches of a training, for one of its processes.
 
-    Inputs in memory are prepared once, if they fit; others are read, changed and preprocessed step by step,
-    ahead of their use where samples are lazy. A cache's targets of the next block are gathered on another
-    thread.
+    Inputs in memory are prepared once, if they fit; others are read, changed and preprocessed some steps at a
+    time, ahead of their use where samples are lazy. The next block's targets are gathered on another thread.
+    Where they are made from samples that are read or changed, they are made some steps at a time, on that
+    thread too.
 
     Parameters
     ----------
@@ -92,43 +94,51 @@ class Batches(AbstractContextManager["Batches"]):
         # Of mean 1, so that the loss has the scale of an unweighted one.
         weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
         self._weights = None if weights is None else torch.from_numpy(weights).float()
-        self._targets = None if training.cache is None else TargetBlocks(training.cache, rows)
         self._next: tuple[int, Block] | None = None
         # Plain numbers are changed at random as tensors, a block at a time. Other changes are made to the
         # samples, before these are preprocessed.
-        plain = (
-            training.versions is None and prepare.preprocess is None and isinstance(rows.inputs, np.ndarray)
-        )
-        self._held = prepare.held(rows.inputs) if training.augment is None or plain else None
+        targets = training.targets
+        versions = None if targets is None else targets.versions
+        plain = versions is None and prepare.preprocess is None and isinstance(rows.inputs, np.ndarray)
+        unchanged = versions is None and training.augment is None
+        self._held = prepare.held(rows.inputs) if unchanged or plain else None
         self._reader = None if self._held is not None else self._read(training, prepare)
         # Steps that are read together: a table's batch costs more by its columns than by its rows.
         self._chunk = 1 if self._held is not None else steps_together(prepare, rows.inputs, size)
+        self._gathered = self._made = None
+        if targets is not None and targets.needs_samples and self._reader is not None:
+            self._made = OneAhead(self._with_targets)
+        elif targets is not None:
+            self._gathered = OneAhead(self._targets_of)
+        self.cost = StepCost(online=targets is not None and targets.needs_samples)
         self._group: Processes | None = None
+        self._device = torch.device("cpu")
 
     def __exit__(self, *_: object) -> None:
-        if self._targets is not None:
-            self._targets.close()
-        if self._reader is not None:
-            self._reader.close()
+        for part in (self._gathered, self._made, self._reader, self.training.targets):
+            if part is not None:
+                part.close()
 
     def block(self, step: int, group: Processes, device: torch.device) -> Iterator[Batch]:
         """The batches of the block that begins with ``step``: of ``BLOCK`` steps, or of those that are
         left."""
-        self._group, block = group, self._draw(step, group)
+        self._group, self._device, block = group, device, self._draw(step, group)
         labels, uids = self._labels[block.positions].to(device), self.rows.uids[block.positions]
-        targets = None if self._targets is None else self._targets.of(block)
+        targets = None
+        if self._gathered is not None:
+            with self.cost.counted("waited"):
+                targets = self._gathered.of(block)
         if (following := step + len(labels)) < self.steps:
             self._next = following, self._draw(following, group)
-            if self._targets is not None:
-                self._targets.ahead(self._next[1])
-        inputs, factors, size = self._inputs(block, step, group), self._label_factors(block), labels.shape[1]
+            if self._gathered is not None and self._side_by_side():
+                self._gathered.ahead(self._next[1])
+        steps, factors = self._steps(block, targets, step, group), self._label_factors(block)
         weights = None if self._weights is None else self._weights[block.positions].to(device)
-        for i, hard in enumerate(labels.unbind()):
-            target = None if targets is None else targets.rows(i * size, (i + 1) * size)
+        for i, ((inputs, target), hard) in enumerate(zip(steps, labels.unbind(), strict=True)):
             if target is not None and device.type != "cpu":
                 target = target.to(device, non_blocking=True)
             yield Batch(
-                inputs=moved(next(inputs), device),
+                inputs=moved(inputs, device),
                 targets=target,
                 labels=hard,
                 uids=uids[i],
@@ -136,27 +146,69 @@ class Batches(AbstractContextManager["Batches"]):
                 label_factor=factors[i],
                 weights=None if weights is None else weights[i],
             )
+        self.cost.add(len(block.positions))
 
     def _draw(self, step: int, group: Processes) -> Block:
         if self._next is not None and self._next[0] == step:
             return self._next[1]
         return draw_block(self._order, step, min(BLOCK, self.steps - step), group.rank, group.count)
 
-    def _inputs(self, block: Block, step: int, group: Processes) -> Iterator[Inputs]:
-        """The inputs of the block's steps, one after the other."""
-        if self._held is None:
-            for i in range(0, len(block.positions), self._chunk):
-                chunk = slice(i, i + self._chunk)
-                inputs = self._checked(step + i, block.positions[chunk], block.epochs[chunk])
-                size = block.positions.shape[1]
-                for start in range(0, size * len(block.positions[chunk]), size):
-                    yield rows_of(inputs, slice(start, start + size))
+    def _steps(self, block: Block, targets: Any, step: int, group: Processes) -> Iterator[tuple[Inputs, Any]]:
+        """The inputs and targets of the block's steps, one after the other; ``targets`` are those of the
+        whole block, or None."""
+        size = block.positions.shape[1]
+        if self._held is not None:
+            inputs = rows_of(self._held, torch.from_numpy(block.positions))
+            if self.training.augment is not None and isinstance(inputs, Tensor):
+                inputs = self._augmented(inputs, step, group)
+            for i in range(len(block.positions)):
+                yield rows_of(inputs, i), _part(targets, i * size, (i + 1) * size)
             return
-        inputs = rows_of(self._held, torch.from_numpy(block.positions))
-        if self.training.augment is not None and isinstance(inputs, Tensor):
-            inputs = self._augmented(inputs, step, group)
-        for i in range(len(block.positions)):
-            yield rows_of(inputs, i)
+        pieces = block.pieces(step, self._chunk)
+        for i, piece in enumerate(pieces):
+            if self._made is None:
+                inputs, own, first = self._checked(piece)[0], targets, i * self._chunk * size
+            else:
+                with self.cost.counted("waited"):
+                    inputs, own, first = *self._made.of(piece), 0
+                later = pieces[i + 1 :] or self._pieces_after(step + len(block.positions))
+                if later and self._side_by_side():
+                    self._made.ahead(later[0])
+            for start in range(0, piece.positions.size, size):
+                part = rows_of(inputs, slice(start, start + size))
+                yield part, _part(own, first + start, first + start + size)
+
+    def _pieces_after(self, step: int) -> list[Piece]:
+        return self._next[1].pieces(step, self._chunk) if self._next and self._next[0] == step else []
+
+    def _targets_of(self, block: Block) -> Any:
+        """The targets of a block whose samples are unchanged."""
+        targets, where = self.training.targets, block.positions.reshape(-1)
+        assert targets is not None
+        samples = self.rows.inputs[where] if targets.needs_samples else None
+        with self.cost.counted("making"):
+            return self._near(targets.of(self.rows.uids[where], block.epochs.reshape(-1), samples))
+
+    def _with_targets(self, piece: Piece) -> tuple[Inputs, Any]:
+        """The inputs of some steps, and the targets made from the samples behind them."""
+        targets, where = self.training.targets, piece.positions.reshape(-1)
+        assert targets is not None
+        inputs, samples = self._checked(piece)
+        with self.cost.counted("making"):
+            return inputs, self._near(targets.of(self.rows.uids[where], piece.epochs.reshape(-1), samples))
+
+    def _side_by_side(self) -> bool:
+        """Whether the next targets are made while the student trains.
+
+        Members and a student that both compute with several threads of one CPU would wait for each other's
+        threads, which can take many times as long as one after the other.
+        """
+        return not self.cost.online or self._device.type != "cpu" or torch.get_num_threads() == 1
+
+    def _near(self, targets: Any) -> Any:
+        """Targets that were made on a GPU are copied to a student on the CPU together; a GPU takes them step
+        by step."""
+        return targets.to(self._device) if self._device.type == "cpu" else targets
 
     def _augmented(self, inputs: Tensor, step: int, group: Processes) -> Tensor:
         """Inputs [steps, batch, ...], changed at random."""
@@ -170,18 +222,18 @@ class Batches(AbstractContextManager["Batches"]):
         return augment.apply(inputs.flatten(0, 1), share.flatten(0, 1)).view(inputs.shape)
 
     def _read(self, training: Training, prepare: Preparation) -> ReadAhead:
-        versions = training.versions
-        # In memory, plain inputs were compared before the training; of versions one is in each batch.
-        every = 0 if training.cache is None or versions is None else self.size
-        every = 1 if training.cache is not None and not in_memory(training.rows.inputs) else every
+        targets = training.targets
+        versions = None if targets is None else targets.versions
+        compared = "none" if targets is None else targets.compared
         read = self._step = StepReader(
             samples=training.rows.inputs,
             uids=training.rows.uids,
             prepare=prepare,
-            augment=training.augment,
-            views=None if versions is None else versions.cache.views,
+            augment=training.augment if versions is None else versions.augment,
+            views=None if versions is None else versions.views,
             seed=derive_seed("student augment", training.seed) if versions is None else versions.seed,
-            every=every,
+            every={"none": 0, "one a batch": self.size, "all": 1}[compared],
+            keep=targets is not None and targets.needs_samples,
         )
         return ReadAhead(training.rows.inputs, self._following, workers=training.workers, read=read)
 
@@ -194,8 +246,9 @@ class Batches(AbstractContextManager["Batches"]):
             block = draw_block(self._order, later, count, group.rank, group.count)
             yield later, (block.positions.reshape(-1), block.epochs.reshape(-1))
 
-    def _checked(self, step: int, where: np.ndarray, epochs: np.ndarray) -> Inputs:
-        """The inputs of some steps, of samples that are those of the cache.
+    def _checked(self, piece: Piece) -> tuple[Inputs, Any]:
+        """The inputs of some steps, of samples that the source of targets accepts, and these samples where it
+        needs them.
 
         Raises
         ------
@@ -203,12 +256,12 @@ class Batches(AbstractContextManager["Batches"]):
             A sample differs from the cache's record of it.
         """
         assert self._reader is not None
-        inputs, hashes, form = self._reader(step)
-        if (cache := self.training.cache) is not None and len(hashes):
+        inputs, hashes, form, samples = self._reader(piece.step)
+        if (targets := self.training.targets) is not None and len(hashes):
             some = self._step.hashed
-            uids, views = self.rows.uids[where.reshape(-1)[some]], epochs.reshape(-1)[some] % cache.views
-            verify_hashes(cache, uids, hashes, views, form)
-        return inputs
+            uids, epochs = self.rows.uids[piece.positions.reshape(-1)[some]], piece.epochs.reshape(-1)[some]
+            targets.check(uids, epochs, hashes, form)
+        return inputs, samples
 
     def _label_factors(self, block: Block) -> list[float | None]:
         own, whole = self.rows.labels[block.positions], self.rows.labels[block.whole]
@@ -216,6 +269,11 @@ class Batches(AbstractContextManager["Batches"]):
             return [None] * len(own)
         counts = zip((own != UNLABELLED).sum(1).tolist(), (whole != UNLABELLED).sum(1).tolist(), strict=True)
         return [mine * whole.shape[1] / (max(everyones, 1) * own.shape[1]) for mine, everyones in counts]
+
+
+def _part(targets: Any, start: int, stop: int) -> Any:
+    """The targets of some rows; None of none."""
+    return None if targets is None else targets.rows(start, stop)
 
 
 def _order(samples: Any, size: int, seed: int) -> BatchOrder:

@@ -16,6 +16,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import in_memory, positions, whole
 from ensdistill.data.versions import view_inputs
 from ensdistill.teachers.members.dtypes import tables
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.validation import as_float32
 
 Inputs = Tensor | dict[str, Tensor]
@@ -87,11 +88,10 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
     )
 
 
-def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The module's outputs [B, C]; of an object with ``logits``, these."""
+def call(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """The module's outputs [B, C]; of several, those that :func:`logits_of` finds."""
     outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    logits: Tensor = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
-    return logits
+    return outputs if isinstance(outputs, Tensor) else logits_of(outputs)
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ class StepReader:
         Of the versions.
     every : int
         Each so many-th sample is hashed, to be compared with a cache; none where 0.
+    keep : bool
+        Whether the samples are returned, too, from which members predict.
     """
 
     samples: Any
@@ -169,10 +171,13 @@ class StepReader:
     views: int | None
     seed: int
     every: int
+    keep: bool = False
 
-    def __call__(self, steps: tuple[np.ndarray, np.ndarray]) -> tuple[Inputs, np.ndarray, dict[str, Any]]:
-        """The inputs, hashes of raw samples, and the samples' form; ``steps`` has the samples' positions and
-        epochs, both int64 [M]."""
+    def __call__(
+        self, steps: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[Inputs, np.ndarray, dict[str, Any], Any]:
+        """The inputs, hashes of samples, the samples' form, and the samples or None; ``steps`` has the
+        samples' positions and epochs, both int64 [M]."""
         where, epochs = steps
         batch = self.samples[where]
         if self.augment is not None:
@@ -180,7 +185,7 @@ class StepReader:
             batch = _changed(batch, self.augment, self.uids[where], versions, self.seed)
         kind = b.kind_of(batch)  # of the whole batch, because an empty list has none
         hashes = kind.hashes(kind.take(batch, self.hashed))
-        return self.prepare(batch), hashes, b.describe(batch)
+        return self.prepare(batch), hashes, b.describe(batch), batch if self.keep else None
 
     @property
     def hashed(self) -> slice:

@@ -15,8 +15,10 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
 from ensdistill.common.source import source_digest
 from ensdistill.data.samples import as_samples
+from ensdistill.student.averaging import state_of
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
+from ensdistill.student.selection import Selection
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
@@ -38,6 +40,7 @@ class Checkpoint:
     engine : Engine
     scheduler : LRScheduler
     curve : Curve
+    selection : Selection
     """
 
     path: Path | str | None
@@ -46,6 +49,7 @@ class Checkpoint:
     engine: Engine
     scheduler: LRScheduler
     curve: Curve
+    selection: Selection
     saved: int = 0
 
     def resume(self) -> int:
@@ -77,6 +81,7 @@ class Checkpoint:
                 "start anew"
             )
         self.engine.load_scaler(resumed.values["scaler"])
+        self.selection.restore(resumed.values)
         self.saved = resumed.step
         return resumed.step
 
@@ -97,12 +102,16 @@ class Checkpoint:
             tensors=self._tensors(),
             optimizer=self.engine.optimizer,
             scheduler=self.scheduler,
-            values={"processes": self.engine.group.count, "scaler": self.engine.scaler},
+            values={
+                "processes": self.engine.group.count,
+                "scaler": self.engine.scaler,
+                **self.selection.values,
+            },
         )
         self.saved = step
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {**state_of(self.engine.model), **self.curve.state}
+        return {**state_of(self.engine.model), **self.curve.state, **self.selection.tensors}
 
 
 def training_fingerprint(
@@ -121,14 +130,19 @@ def training_fingerprint(
         check_resumable(model)
     elif group.count == 1:
         return ""
-    # The cache's own fingerprint includes the code and the settings of its versions.
-    augment = training.augment if training.versions is None else None
+    # The targets' own fingerprint includes the code and the settings of their versions.
+    augment = training.augment
     code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
-    about = [*_method_and_cache(training), training.checkpoint is not None]
+    about = [*_method_and_targets(training), training.checkpoint is not None]
     settings = [trainer.optimization, trainer.mixed_precision, trainer.impl, trainer.sync_batch_norm, about]
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = [repr(model), training.rows, repr(augment), code, training.seed, watch, settings]
     parts += [] if training.preprocess is None else [training.preprocess.fingerprint()]
+    # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
+    parts += [] if trainer.ema is None else [["ema", trainer.ema]]
+    parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
+    parts += [["compile", trainer.compile]] if trainer.compile else []
+    parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
@@ -142,27 +156,15 @@ def training_fingerprint(
     return digest([same, start])
 
 
-def _method_and_cache(training: Training) -> list[Any]:
-    """The loss's fingerprint, between the parts of the cache; the order is that of earlier versions'
+def _method_and_targets(training: Training) -> list[Any]:
+    """The loss's fingerprint, after the first part of the targets'; the order is that of earlier versions'
     checkpoints."""
     loss = training.loss.fingerprint()
     parts = loss if isinstance(loss, list) else [loss]
-    if (cache := training.cache) is None:
+    if training.targets is None:
         return parts
-    fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights")
-    versions = None if training.versions is None else training.augment
-    return [[cache.manifest[field] for field in fields], *parts, cache.combiner, repr(versions)]
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers, including the buffers that ``state_dict()`` leaves out.
-
-    The result is stale once the model has moved: ``to(device)`` replaces buffers by other tensors.
-    """
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    first, *others = training.targets.fingerprint()
+    return [first, *parts, *others]
 
 
 def check_resumable(model: nn.Module) -> None:

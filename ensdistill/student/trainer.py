@@ -6,7 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -19,8 +19,8 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
-from ensdistill.student.blocks import versions_of
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -30,8 +30,12 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
-from ensdistill.student.preconditions import check_rows_only
+from ensdistill.student.preconditions import check_compiled
+from ensdistill.student.recompute import check_patterns
+from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.training import Trained, Training, train
+from ensdistill.student.validation import Validation, hold_out, split_rows
+from ensdistill.student.weights import Weights
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -50,7 +54,9 @@ class StudentTrainer:
 
     Parameters
     ----------
-    optimization : Optimization
+    optimization : Optimization or StudentOptimization
+        The second also sets the optimiser's class, parameter groups, clipping and accumulation; see
+        :class:`~ensdistill.common.optimizers.StudentOptimization`.
     loss, **keywords
         The loss of :meth:`distill`. A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as
         keywords (``temperature=2.0, alpha=0.9``), for the distillation loss; or a callable (outputs, targets,
@@ -68,11 +74,22 @@ class StudentTrainer:
         With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process
         does, at the price of two exchanges per layer and step. Otherwise each process normalises its own
         share of the batch, with a warning. Either way all processes end with the same running statistics.
+    ema : float, optional
+        The decay, such as 0.999, of an exponential moving average of the student's weights; see
+        :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
+        returned; without it, the average.
+    compile : bool or str
+        Whether :func:`torch.compile` compiles the student's forward and backward pass, or the name of the
+        backend that does. The trained module is the plain one.
+    recompute_modules : str or sequence of str
+        Patterns of the names of modules (``blocks.*``) that keep only their inputs during the forward pass,
+        and compute their activations again for the backward pass: more time, less memory, the same bits.
 
     Raises
     ------
     ValueError
-        A value outside the ranges above, or a loss with parameters of its own.
+        A value outside the ranges above, or a loss with parameters of its own; ``compile`` together with
+        ``recompute_modules`` or ``sync_batch_norm``.
     TypeError
         A loss that is no callable.
 
@@ -97,6 +114,9 @@ class StudentTrainer:
         cpu: bool = True,
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
+        ema: float | None = None,
+        compile: bool | str = False,
+        recompute_modules: str | Sequence[str] = (),
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -123,12 +143,22 @@ class StudentTrainer:
             impl,
             sync_batch_norm,
         )
+        self.ema = None if ema is None else check_decay("ema", ema)
+        self.compile, self.recompute_modules = check_compiled(compile), check_patterns(recompute_modules)
+        if self.compile and (self.recompute_modules or sync_batch_norm):
+            other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
+            reason = (
+                "which chooses by itself what to compute again"
+                if self.recompute_modules
+                else "which is per process"
+            )
+            raise ValueError(f"{other}: not together with compile, {reason}; choose one of them")
 
     def distill(
         self,
         factory: Callable[[], nn.Module],
         rows: Rows,
-        cache: TargetCache,
+        cache: TargetCache | TargetSource,
         *,
         seed: int = 0,
         member: str | None = None,
@@ -139,18 +169,23 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
+        weights: Weights | None = None,
     ) -> Trained:
-        """Train a student from a cache; the teachers are not needed.
+        """Train a student from a cache, for which the teachers are not needed, or from another source of
+        targets.
 
         Parameters
         ----------
         factory : callable
-            Makes a module that maps [N, ...] to logits [N, C], or to an object with ``logits``; inputs in
-            fields are its keyword arguments. torch's seed is set before the call.
+            Makes a module that maps [N, ...] to logits [N, C]; inputs in fields are its keyword arguments. Of
+            a module with several outputs (a tuple, a dict, a dataclass, an object) the logits are what is
+            called ``logits``, else the one tensor of two dimensions. torch's seed is set before the call.
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
-        cache : TargetCache
+        cache : TargetCache or TargetSource
+            See :mod:`ensdistill.student.sources`.
         seed : int
             Initialisation, order of the batches, dropout.
         member : str, optional
@@ -158,7 +193,7 @@ class StudentTrainer:
         augment : Augmentation, optional
             The augmentation of the cache, and only if it has one: in epoch e the student sees view e mod
             ``cache.views``, the same pixels as the teachers. One input of each batch is compared with the
-            cache's record of it.
+            cache's record of it. Other sources have their augmentation themselves.
         preprocess : Preprocess, optional
             From raw samples to the student's own input; see :mod:`ensdistill.data.preprocess`. Without it
             the samples have to be numbers. It goes where the student goes: see
@@ -173,6 +208,13 @@ class StudentTrainer:
             it, with the same bits, by as many processes as before. Process 0 writes and reads it.
         progress : callable (done, total), optional
             In steps.
+        validation : Validation, Rows, or float, optional
+            Rows that the student does not learn from, or the share of ``rows`` that is held out, by which the
+            best weights are chosen: those are returned. A :class:`~ensdistill.student.validation.Validation`
+            also sets the metric, how often, and when to stop early.
+        weights : path or state dict, optional
+            The student's first weights, from a ``.safetensors`` file or a ``state_dict()``: all of its
+            tensors, and no others. Without it those that ``factory`` gives it.
 
         Raises
         ------
@@ -188,7 +230,6 @@ class StudentTrainer:
         FloatingPointError
             A loss that is not finite; names the step.
         """
-        classes = len(cache.classes)
         if isinstance(self.loss, LossSettings):
             loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
         elif member is None:
@@ -199,17 +240,17 @@ class StudentTrainer:
                 "the member in the loss, or "
                 "pass LossSettings"
             )
-        loss.check(rows, classes, cache)
-        check_rows_only(cache)
-        versions = versions_of(cache, rows, augment)
+        rows, judged = split_rows(validation, rows, cache, seed)
+        targets = targets_for(cache, rows, augment)
+        loss.check(rows, targets.classes, cache)
+        held = hold_out(judged, targets.classes, cache, augment)
         training = Training(
             factory=factory,
             rows=rows,
-            classes=classes,
+            classes=targets.classes,
             loss=loss,
-            cache=cache,
-            augment=augment,
-            versions=versions,
+            targets=targets,
+            augment=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,
@@ -217,6 +258,8 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
+            weights=weights,
         )
         return train(self, training)
 
@@ -234,6 +277,8 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
+        weights: Weights | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -243,14 +288,15 @@ class StudentTrainer:
         """
         loss = HardLabels(self.optimization.label_smoothing)
         loss.check(rows, classes, None)
+        rows, judged = split_rows(validation, rows, None, seed)
+        held = hold_out(judged, classes, None, None)
         training = Training(
             factory=factory,
             rows=rows,
             classes=classes,
             loss=loss,
-            cache=None,
+            targets=None,
             augment=augment,
-            versions=None,
             preprocess=preprocess,
             workers=workers,
             seed=seed,
@@ -258,6 +304,8 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
+            weights=weights,
         )
         return train(self, training)
 

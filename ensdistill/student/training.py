@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.cache import TargetCache
+from ensdistill.common.optimizers import build_optimizer, student_settings
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
@@ -19,15 +19,22 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
+from ensdistill.student.accumulation import add_gradients, check_divides, warn_of_parts
+from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
-from ensdistill.student.blocks import Versions
+from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
-from ensdistill.student.methods import StudentLoss, name_of
-from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
+from ensdistill.student.methods import StudentLoss
+from ensdistill.student.preconditions import build_student, check_finite
+from ensdistill.student.recompute import recomputed
 from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.student.selection import Choice, Evaluation, Selection
+from ensdistill.student.sources import RowTargets
+from ensdistill.student.validation import Examination, HeldOut
+from ensdistill.student.weights import Weights
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
@@ -50,6 +57,14 @@ class Trained:
         The logits for the watched inputs at each point; M = 0 where none were watched.
     preprocess : Preprocess or None
         From raw samples to the module's input, where the training had one.
+    cost : StepCost or None
+        The time of a step, and of its targets: ``print(trained.cost)``.
+    choice : Choice or None
+        Which weights ``module`` has: after which step, the student's or their average, and why.
+    evaluations : tuple of Evaluation
+        All evaluations of a training with validation.
+    average : Module or None
+        The average of the student's weights at the end, of a training with ``ema``; in eval mode, on the CPU.
     """
 
     module: nn.Module
@@ -57,6 +72,17 @@ class Trained:
     losses: np.ndarray
     watched: np.ndarray
     preprocess: Preprocess | None = None
+    cost: StepCost | None = None
+    choice: Choice | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    average: nn.Module | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The choice of weights and all evaluations, as plain data."""
+        return {
+            "choice": None if self.choice is None else asdict(self.choice),
+            "evaluations": [asdict(one) for one in self.evaluations],
+        }
 
     def member(
         self,
@@ -83,17 +109,16 @@ class Trained:
 class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
-    ``cache`` is None for a training on labels alone. ``augment`` changes inputs at random, unless they are
-    ``versions`` of a cache.
+    ``targets`` is None for a training on labels alone. ``augment`` changes inputs at random; the versions of
+    ``targets`` are their own.
     """
 
     factory: Callable[[], nn.Module]
     rows: Rows
     classes: int
     loss: StudentLoss
-    cache: TargetCache | None
+    targets: RowTargets | None
     augment: Augmentation | None
-    versions: Versions | None
     preprocess: Preprocess | None
     workers: int | None
     seed: int
@@ -101,6 +126,8 @@ class Training:
     checkpoint: Path | str | None
     checkpoint_every: int
     progress: Progress | None
+    validation: HeldOut | None = None
+    weights: Weights | None = None
 
 
 def train(trainer: StudentTrainer, training: Training) -> Trained:
@@ -116,35 +143,52 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
-        model = build_student(training.factory, training.rows, training.classes, training.preprocess)
+        model = build_student(
+            training.factory, training.rows, training.classes, training.preprocess, training.weights
+        )
         fingerprint = training_fingerprint(trainer, training, model, group)
-        optimizer, scheduler = trainer.optimization.build(model.parameters())
-        engine = start_engine(model, optimizer, trainer.mixed_precision, group)
+        settings = student_settings(trainer.optimization)
+        check_divides(settings.accumulate, size, group.count)
+        warn_of_parts(settings.accumulate, size, group, model)
+        optimizer, scheduler = build_optimizer(trainer.optimization, model)
+        engine = start_engine(
+            model,
+            optimizer,
+            trainer.mixed_precision,
+            group,
+            clip_norm=settings.clip_norm,
+            compiled=trainer.compile,
+        )
         prepare = Preparation(training.preprocess, takes_ids(model))
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
         curve = Curve(steps, 0 if watch is None else len(watch), watched, training.classes)
+        average = None if trainer.ema is None else WeightAverage(model, trainer.ema)
+        held = training.validation
+        examination = None if held is None else Examination(held, training.loss, prepare, group)
+        selection = Selection(model, average, examination, steps)
 
         # A killed training goes on from its checkpoint.
         checkpoint = Checkpoint(
-            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve
+            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve, selection
         )
         step = checkpoint.resume()
         model.train()
         batches = Batches(training, prepare, steps, size)
-        with batches, synchronised_norms(model, group, trainer.sync_batch_norm, size):
-            while step < steps:
+        norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
+        with batches, norms, recomputed(model, trainer.recompute_modules):
+            while step < steps and not selection.exhausted:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
                 # dropout differs by process and block.
                 set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
                 losses: list[Tensor] = []
                 for batch in batches.block(step, group, engine.device):
-                    loss = trainer.training_step(engine.forward, batch, training.loss)
-                    if not losses:
-                        check_first_loss(loss, name_of(training.loss))
-                    if engine.step(loss):
+                    loss = add_gradients(trainer, engine, batch, training.loss, settings.accumulate)
+                    if engine.step():
                         scheduler.step()
-                    losses.append(loss.detach())
+                        if average is not None:
+                            average.update(model)
+                    losses.append(loss)
                     if curve.has(batch.step + 1):
                         share_buffers(model, group)
                         curve.predict(batch.step + 1, model)
@@ -155,12 +199,29 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 check_finite(means, step, trainer.optimization)
                 curve.add(step, means)
                 share_buffers(model, group)
+                if average is not None:
+                    average.share(group)
                 step += len(losses)
+
+                # The best weights so far are kept; a training whose patience is exhausted ends early.
+                if selection.due(step):
+                    selection.evaluate(step)
+                    model.train()
                 checkpoint.save(step, steps)
                 if training.progress is not None:
-                    training.progress(step, steps)
+                    training.progress(step, step if selection.exhausted else steps)
+        choice = selection.finish(step)
+        curve.end(step, model, again=choice != Choice(step, "student"))
     return Trained(
-        model.cpu().eval(), curve.steps, curve.losses.numpy(), curve.watched.numpy(), training.preprocess
+        model.cpu().eval(),
+        curve.steps,
+        curve.losses.numpy(),
+        curve.watched.numpy(),
+        training.preprocess,
+        batches.cost,
+        choice,
+        tuple(selection.evaluations),
+        None if average is None else average.module.cpu(),
     )
 
 

@@ -28,8 +28,9 @@ from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.versions import view_inputs
 from ensdistill.functional import distillation_loss
 from ensdistill.models import CNN
-from ensdistill.student.blocks import TargetBlocks, draw_block, versions_of
+from ensdistill.student.blocks import OneAhead, draw_block
 from ensdistill.student.inputs import Preparation, StepReader
+from ensdistill.student.sources import targets_for
 from ensdistill.student.trainer import StudentTrainer
 
 STUDENT = partial(CNN, channels=[4])
@@ -93,17 +94,21 @@ def test_another_seed_or_augmentation_is_another_cache(images, tmp_path):
 
 def test_epoch_e_has_view_e_mod_views(images, tmp_path):
     cache = views_cache(images, tmp_path)
-    versions, order = versions_of(cache, images, ShiftImages(1)), BatchOrder(N, 25, seed=0)
+    targets, order = targets_for(cache, images, ShiftImages(1)), BatchOrder(N, 25, seed=0)
     read = StepReader(
-        images.inputs, images.uids, Preparation(None, False), ShiftImages(1), cache.views, versions.seed, 1
+        images.inputs, images.uids, Preparation(None, False), ShiftImages(1), 3, targets.versions.seed, 1
     )
-    with TargetBlocks(cache, images) as targets:
+
+    def gather(block):
+        return targets.of(images.uids[block.positions.reshape(-1)], block.epochs.reshape(-1), None)
+
+    with OneAhead(gather) as gathered:
         seen = np.zeros((N, 3), int)
         block = draw_block(order, 0, 4, 0, 1)
         for step in range(0, 44, 4):  # 1100 samples: twelve epochs and a bit, batches across their borders
             here, block = block, draw_block(order, step + 4, 4, 0, 1)
-            logits = targets.of(here).to_logits()[0]
-            targets.ahead(block)
+            logits = gathered.of(here).to_logits()[0]
+            gathered.ahead(block)
             steps = zip(here.positions, here.epochs, strict=True)
             pixels = torch.cat([read(positions_and_epochs)[0] for positions_and_epochs in steps])
             expected = torch.from_numpy(Seeing().predict_logits(pixels.numpy())[0])

@@ -19,7 +19,8 @@ from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.job import evaluate
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.student.trees import TreeStudent, Validation
+from ensdistill.student.trees import TreeStudent
+from ensdistill.student.validation import Validation
 from ensdistill.teachers.members import load_member
 
 BOOSTER = {
@@ -32,7 +33,7 @@ TRAINED = {f"seed-0/{stage}/{name}" for stage in ("direct", "distill") for name 
 
 def students():
     """The settings of both, anew, because a test changes them."""
-    booster = {"estimator": copy.deepcopy(BOOSTER), "estimator_validation": {"patience": 3}}
+    booster = {"estimator": copy.deepcopy(BOOSTER), "validation": {"patience": 3}}
     return {"booster": booster, "tree": {"estimator": copy.deepcopy(TREE)}}
 
 
@@ -62,9 +63,9 @@ def test_students_are_those_of_the_trainer_in_their_librarys_format(done):
     }
     best = read_json(done / "seed-0/teachers/stage.json")["best_member"]
     for name, estimator in estimators.items():
-        student = TreeStudent(estimator, validation=Validation(patience=3 if name == "booster" else 50))
+        validation = Validation(rows=0.1, patience=3 if name == "booster" else 50)
         for kind, member in (("student", None), ("distilled_from_best_member", best)):
-            found = student.fit(rows, cache, seed=0, member=member)
+            found = TreeStudent(estimator).fit(rows, cache, validation=validation, seed=0, member=member)
             folder = done / "seed-0/distill" / name / kind
             kept = load_member(folder)
             np.testing.assert_array_equal(kept.predict_logits(test), found.member.predict_logits(test))
@@ -119,7 +120,7 @@ def test_the_report_is_written(own):
     [
         pytest.param([], set(), id="nothing"),
         pytest.param(
-            ["--distill.students.booster.estimator_validation.patience", "2"],
+            ["--distill.students.booster.validation.patience", "2"],
             {"seed-0/distill/booster"},
             id="patience",
         ),
@@ -157,7 +158,7 @@ def test_a_setting_redoes_what_depends_on_it(own, override, redone):
 def test_the_settings_are_written_down_and_read_again(done):
     again = load_config(["--config", str(done / "run.yaml")])
     student = again.distill.students["booster"]
-    assert (student.estimator.n_estimators, student.estimator_validation.patience) == (8, 3)
+    assert (student.estimator.n_estimators, student.validation.patience) == (8, 3)
     assert fingerprints(done) == {
         str(folder.of(unit).relative_to(done)): folder.digest(unit)
         for folder in [RunFolder(again)]
@@ -186,8 +187,8 @@ def test_the_settings_are_written_down_and_read_again(done):
         ),
         ({"tree.estimator": "sklearn.svm.OneClassSVM"}, "distill.students.tree"),
         (
-            {"tree.estimator_validation": {"share": 2.0}},
-            "distill.students.tree.estimator_validation.share: expected a",
+            {"tree.validation": {"share": 2.0}},
+            "distill.students.tree.validation.share: expected a",
         ),
     ],
     ids=["both", "neither", "optimization", "class weight", "no student", "share"],

@@ -20,12 +20,11 @@ from xgboost import XGBClassifier
 
 from ensdistill import Ensemble
 from ensdistill.data.transfer import Munge
-from ensdistill.job.config import StudentConfig
+from ensdistill.job.config import StudentConfig, ValidationConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.sklearn import DistilledClassifier
 from ensdistill.sklearn.inputs import check_fit, split_of
-from ensdistill.student.trees import Validation
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 X, Y = numbers()
@@ -140,7 +139,7 @@ def test_a_booster_is_trained_at_the_temperature_and_stops_by_its_settings():
     rounds = {}
     for temperature in (1.0, 3.0):
         booster = LGBMClassifier(n_estimators=60, verbose=-1, n_jobs=1)
-        student = StudentConfig(estimator=booster, estimator_validation=Validation(patience=5))
+        student = StudentConfig(estimator=booster, validation=ValidationConfig(patience=5))
         model = small(student=student, temperature=temperature, synthetic=[Munge(rows=300)]).fit(X, Y)
         same = model.predict_proba(X).argmax(1) == model.ensemble_.predict_proba(X).argmax(1)
         assert same.mean() > 0.8

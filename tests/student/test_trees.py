@@ -16,11 +16,10 @@ from sklearn.tree import DecisionTreeClassifier
 from ensdistill import Ensemble, cache_targets
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import ShiftImages
-from ensdistill.data.samples import subset
 from ensdistill.loss.reference import distill_loss
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.trees import Objective, TreeStudent, Validation
-from ensdistill.student.trees.validation import held_out
+from ensdistill.student.trees import Objective, TreeStudent
+from ensdistill.student.validation import Validation
 from ensdistill.teachers.members import load_member
 from ensdistill.teachers.members.preprocessed import inner
 
@@ -33,7 +32,6 @@ CATBOOST = {
     "learning_rate": 0.3,
     "allow_writing_files": False,
 }
-ALL = Validation(patience=None)
 BOOSTERS = [
     lightgbm.LGBMClassifier(**LIGHTGBM),
     xgboost.XGBClassifier(**XGBOOST),
@@ -126,7 +124,7 @@ def test_on_labels_alone_the_trees_are_those_of_the_library_itself(classes):
     names = [str(i) for i in range(classes)]
 
     def fitted(estimator):
-        return TreeStudent(estimator, validation=ALL).fit_to(x, hot, names).member.predict_logits(rows.inputs)
+        return TreeStudent(estimator).fit_to(x, hot, names).member.predict_logits(rows.inputs)
 
     settings = {**LIGHTGBM, "deterministic": True, "force_row_wise": True}
     own = lightgbm.LGBMClassifier(**settings).fit(x, y).predict_proba(rows.inputs)
@@ -157,7 +155,7 @@ def test_a_booster_without_a_split_predicts_the_weighted_mean_of_the_targets(est
     none = np.full(40, -100)
     objective = Objective.of(settings, p, none, weights)
     x = np.random.default_rng(1).normal(size=(40, 2))
-    member = TreeStudent(estimator, settings, ALL).fit_to(x, objective, "abc").member
+    member = TreeStudent(estimator, settings).fit_to(x, objective, "abc").member
     q = softmax(member.predict_logits(x[:1]) / settings.temperature, axis=1)
     np.testing.assert_allclose(q[0], np.average(p, axis=0, weights=weights), atol=2e-6)
 
@@ -186,7 +184,7 @@ def test_the_saved_file_predicts_in_its_library_what_the_student_predicts(
 ):
     rows, ensemble, cache = taught
     settings = LossSettings(temperature=temperature)
-    member = TreeStudent(estimator, settings, ALL).fit(rows, cache, seed=1).member
+    member = TreeStudent(estimator, settings).fit(rows, cache, validation=None, seed=1).member
     assert member.classes == tuple(cache.classes)
     member.save(tmp_path)
     logits = member.predict_logits(rows.inputs)
@@ -194,7 +192,7 @@ def test_the_saved_file_predicts_in_its_library_what_the_student_predicts(
     np.testing.assert_array_equal(load_member(tmp_path).predict_logits(rows.inputs), logits)
     agreement = (logits.argmax(1) == ensemble.predict_proba(rows.inputs).argmax(1)).mean()
     assert agreement > 0.85
-    again = TreeStudent(estimator, settings, ALL).fit(rows, cache, seed=1).member
+    again = TreeStudent(estimator, settings).fit(rows, cache, validation=None, seed=1).member
     np.testing.assert_array_equal(again.predict_logits(rows.inputs), logits)
 
 
@@ -213,14 +211,13 @@ def test_the_round_that_is_kept_is_the_best_on_the_validation_rows(taught, estim
         same = float((q.argmax(1) == p.argmax(1)).mean())
         return -divergence if metric == "kl" else same - 1e-9 * divergence
 
-    kept = TreeStudent(longest, validation=Validation(patience=12, metric=metric)).fit(
-        own, cache, validation=other
-    )
+    settings = Validation(rows=other, patience=12, metric=metric)
+    kept = TreeStudent(longest).fit(own, cache, validation=settings)
     name = "iterations" if "iterations" in longest.get_params() else "n_estimators"
     values = []
     for rounds in range(1, 13):
         shorter = type(estimator)(**{**longest.get_params(), name: rounds})
-        values.append(judged(TreeStudent(shorter, validation=ALL).fit(own, cache).member))
+        values.append(judged(TreeStudent(shorter).fit(own, cache, validation=None).member))
     assert kept.way == f"KL objective, {int(np.argmax(values)) + 1} of 12 rounds"
     ((_, (agreement, divergence)),) = kept.validation.items()
     expected = -divergence if metric == "kl" else agreement - 1e-9 * divergence
@@ -232,27 +229,27 @@ def test_rows_of_weight_zero_and_labels_count_as_in_the_loss(taught, estimator):
     rows, _, cache = taught
     weights = np.where(np.arange(160) % 4 == 0, 0.0, 1.0)
     some = np.flatnonzero(weights)
-    student = TreeStudent(estimator, LossSettings(alpha=1.0), ALL)
-    left_out = student.fit(Rows(rows.inputs, rows.uids, rows.labels, weights), cache).member
-    without = student.fit(rows.take(some), cache).member
+    student = TreeStudent(estimator, LossSettings(alpha=1.0))
+    left_out = student.fit(Rows(rows.inputs, rows.uids, rows.labels, weights), cache, validation=None).member
+    without = student.fit(rows.take(some), cache, validation=None).member
     np.testing.assert_array_equal(left_out.predict_logits(rows.inputs), without.predict_logits(rows.inputs))
     labelled = np.flatnonzero(rows.labels >= 0)
-    hard = TreeStudent(estimator, LossSettings(alpha=0.0), ALL).fit(rows, cache).member
+    hard = TreeStudent(estimator, LossSettings(alpha=0.0)).fit(rows, cache, validation=None).member
     right = hard.predict_logits(rows.inputs[labelled]).argmax(1) == rows.labels[labelled]
-    soft = student.fit(rows, cache).member.predict_logits(rows.inputs[labelled]).argmax(1)
+    soft = student.fit(rows, cache, validation=None).member.predict_logits(rows.inputs[labelled]).argmax(1)
     assert right.mean() > (soft == rows.labels[labelled]).mean()
 
 
 def test_one_member_is_distilled_and_a_mixture_alone(taught, tmp_path):
     rows, ensemble, cache = taught
     booster = lightgbm.LGBMClassifier(**LIGHTGBM | {"n_estimators": 60})
-    tree = TreeStudent(booster, validation=ALL).fit(rows, cache, member=cache.names[1]).member
+    tree = TreeStudent(booster).fit(rows, cache, member=cache.names[1], validation=None).member
     own = np.asarray(ensemble.predict_logits(rows.inputs))[1]
     mine = (tree.predict_logits(rows.inputs).argmax(1) == own.argmax(1)).mean()
     others = np.asarray(ensemble.predict_logits(rows.inputs))[0].argmax(1)
     assert mine > 0.9 > (tree.predict_logits(rows.inputs).argmax(1) == others).mean()
     alone = cache_targets(ensemble, rows, tmp_path / "mixture", codec="fp32", mixture_at=1.0)
-    one, other = (TreeStudent(booster, validation=ALL).fit(rows, c).member for c in (alone, cache))
+    one, other = (TreeStudent(booster).fit(rows, c, validation=None).member for c in (alone, cache))
     np.testing.assert_allclose(one.predict_logits(rows.inputs), other.predict_logits(rows.inputs), atol=1e-3)
     with pytest.raises(
         ValueError, match=r"temperature: 2\.0, but the cache .* holds the mixture at 1\.0 only"
@@ -268,7 +265,7 @@ def test_all_versions_of_a_row_are_learned_from(tmp_path):
     augment = ShiftImages(1)
     cache = cache_targets(ensemble, rows, tmp_path / "targets", codec="fp32", views=3, augment=augment)
     booster = lightgbm.LGBMClassifier(**LIGHTGBM)
-    fitted = TreeStudent(booster, validation=Validation(patience=5)).fit(rows, cache, augment=augment)
+    fitted = TreeStudent(booster).fit(rows, cache, augment=augment)
     assert fitted.member.predict_logits(x).shape == (50, 2)
     assert len(fitted.validation) == 1
     with pytest.raises(ValueError, match="augment: the cache"):
@@ -286,7 +283,7 @@ def test_a_frame_with_categories_and_gaps_is_taken_raw(tmp_path, estimator):
     member = lightgbm.LGBMClassifier(**LIGHTGBM).fit(frame.astype({"city": "category"}), y)
     rows, ensemble = Rows(frame, np.arange(80), y), Ensemble.from_members([member])
     cache = cache_targets(ensemble, rows, tmp_path / "targets", codec="fp32")
-    student = TreeStudent(estimator, validation=Validation(patience=3)).fit(rows, cache).member
+    student = TreeStudent(estimator).fit(rows, cache, validation=0.2).member
     student.save(tmp_path / "student")
     logits = load_member(tmp_path / "student").predict_logits(frame)
     np.testing.assert_array_equal(logits, student.predict_logits(frame))
@@ -333,7 +330,7 @@ def test_settings_without_a_part_in_the_objective_are_refused(estimator, setting
 def test_columns_that_no_tree_can_split_by_leave_the_base_score_or_are_named():
     p = np.tile([[0.2, 0.3, 0.5]], (8, 1))
     objective = Objective.of(LossSettings(), p, np.full(8, -100))
-    student = TreeStudent(lightgbm.LGBMClassifier(verbose=-1), validation=ALL)  # leaves of at least 20 rows
+    student = TreeStudent(lightgbm.LGBMClassifier(verbose=-1))  # leaves of at least 20 rows
     x = np.random.default_rng(0).normal(size=(8, 2))
     found = softmax(student.fit_to(x, objective, "abc").member.predict_logits(x), axis=1)
     np.testing.assert_allclose(found, p, atol=1e-6)
@@ -343,19 +340,16 @@ def test_columns_that_no_tree_can_split_by_leave_the_base_score_or_are_named():
         student.fit_to(np.zeros((8, 2)), objective, "abc")
 
 
-def test_validation_rows_are_others_and_both_sides_have_rows(taught):
+def test_wrong_validations_are_refused(taught):
     rows, _, cache = taught
     student = TreeStudent(BOOSTERS[0])
-    with pytest.raises(
-        ValueError, match="validation: expected rows that the student is not fitted to; uid 5 is"
-    ):
+    with pytest.raises(ValueError, match="validation: uid 5 is among the rows that are trained on, too"):
         student.fit(rows, cache, validation=rows.take(np.arange(9)))
-    with pytest.raises(ValueError, match="validation: expected rows of which some can be held out; got 3"):
-        held_out(Rows(np.zeros((3, 2)), np.arange(3), np.zeros(3, np.int64)), 0.1, 0)
+    with pytest.raises(ValueError, match=r"validation\.every: expected none for an estimator"):
+        student.fit(rows, cache, validation=Validation(rows=0.1, every=32))
+    with pytest.raises(
+        ValueError, match=r"validation\.metric: expected one of kl, agreement for an estimator"
+    ):
+        student.fit(rows, cache, validation=Validation(rows=0.1, metric="nll"))
     with pytest.raises(TypeError, match=r"estimator: expected one of scikit-learn, .* got <class"):
         TreeStudent(lightgbm.LGBMClassifier)
-    copies = Rows(np.repeat(rows.inputs, 2, 0), np.arange(320), np.repeat(rows.labels, 2))
-    own, other = held_out(copies, 0.25, 0)
-    assert not set(map(bytes, subset(copies.inputs, own))) & set(map(bytes, subset(copies.inputs, other)))
-    assert len(other) == 80
-    assert not np.intersect1d(own, other).size

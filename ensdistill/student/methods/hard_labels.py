@@ -15,6 +15,7 @@ from ensdistill.student.methods.protocol import StudentLoss
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.sources import TargetSource
 
 
 class HardLabels(StudentLoss):
@@ -37,7 +38,7 @@ class HardLabels(StudentLoss):
         losses = F.cross_entropy(outputs.float(), labels, label_smoothing=self.smoothing, reduction="none")
         return (losses * batch.weights).mean()
 
-    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+    def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         """Raise ValueError for a row without a label in 0..classes-1."""
         wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= classes))
         if len(wrong):

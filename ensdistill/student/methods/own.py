@@ -16,6 +16,7 @@ from ensdistill.student.methods.protocol import StudentLoss, code_and_values
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.sources import TargetSource
 
 
 class PlainLoss(StudentLoss):
@@ -27,7 +28,7 @@ class PlainLoss(StudentLoss):
     def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
         return self.function(outputs, targets, labels, batch)
 
-    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+    def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         if callable(check := getattr(self.function, "check", None)):
             check(rows, classes, cache)
 

@@ -12,6 +12,7 @@ from ensdistill.data import Rows
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.sources import TargetSource
 
 
 @runtime_checkable
@@ -53,7 +54,7 @@ class StudentLoss(Protocol):
         """
         ...
 
-    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+    def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         """Raise ValueError for rows or a cache that this loss cannot be computed from. By default all are
         accepted."""
 

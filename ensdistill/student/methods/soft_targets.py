@@ -1,4 +1,4 @@
-"""Distillation from a cache's targets."""
+"""Distillation from the ensemble's targets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ensdistill.student.methods.protocol import StudentLoss
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.sources import TargetSource
 
 
 class SoftTargets(StudentLoss):
-    """The distillation loss against a cache's targets, mixed with the labels' cross entropy where
+    """The distillation loss against the ensemble's targets, mixed with the labels' cross entropy where
     ``settings.alpha`` is below 1.
 
     Parameters
@@ -28,7 +29,7 @@ class SoftTargets(StudentLoss):
     settings : LossSettings
         With the reduction ``mean`` and the default ``ignore_index``.
     weights : Tensor [K], optional
-        The members' weights in place of the cache's.
+        The members' weights in place of those of the source.
     member : str, optional
         The name of the one member that ``weights`` selects; :meth:`of_member` derives them from it.
     impl : {"fused", "reference", "compile"}
@@ -52,7 +53,11 @@ class SoftTargets(StudentLoss):
 
     @classmethod
     def of_member(
-        cls, settings: LossSettings, cache: TargetCache, member: str | None, impl: Impl = "fused"
+        cls,
+        settings: LossSettings,
+        cache: TargetCache | TargetSource,
+        member: str | None,
+        impl: Impl = "fused",
     ) -> SoftTargets:
         """The loss against one member of a cache, or with ``member=None`` against the members' mixture."""
         if member is None:
@@ -86,13 +91,13 @@ class SoftTargets(StudentLoss):
             impl=self.impl,
         )
 
-    def check(self, rows: Rows, classes: int, cache: TargetCache | None) -> None:
+    def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         """Raise ValueError for rows without labels where they have a share, and for a cache without targets
         at the temperature."""
         if self.settings.alpha < 1:
             self._check_labels(rows, classes)
         if cache is not None:
-            self._check_cache(cache)
+            self._check_source(cache)
 
     def fingerprint(self) -> Any:
         weights = [] if self.weights is None or self.member is not None else [self.weights]
@@ -113,21 +118,17 @@ class SoftTargets(StudentLoss):
                 f"{rows.labels[wrong[0]]}"
             )
 
-    def _check_cache(self, cache: TargetCache) -> None:
-        temperature, made_at = self.settings.temperature, cache.temperature
+    def _check_source(self, source: TargetCache | TargetSource) -> None:
+        temperature, made_at = self.settings.temperature, source.temperature
+        path = getattr(source, "path", None)
+        name = type(source).__name__ if path is None else f"the cache {path}"
         if made_at is not None and made_at != temperature:
-            raise ValueError(
-                f"temperature: {temperature}, but the cache {cache.path} holds the mixture at {made_at} only"
-            )
+            raise ValueError(f"temperature: {temperature}, but {name} holds the mixture at {made_at} only")
         if made_at is not None and self.member is not None:
+            raise ValueError(f"member: {self.member!r} is not in {name}: it holds the members' mixture only")
+        if source.max_temperature is not None and temperature > source.max_temperature:
             raise ValueError(
-                f"member: {self.member!r} is not in the cache {cache.path}: it holds the members' mixture "
-                "only"
-            )
-        if cache.max_temperature is not None and temperature > cache.max_temperature:
-            raise ValueError(
-                f"temperature: {temperature}, but the cache {cache.path} holds rows that serve temperatures "
-                "up to "
-                f"{cache.max_temperature:g} only; build it again with max_temperature={temperature}, or "
+                f"temperature: {temperature}, but {name} holds rows that serve temperatures up to "
+                f"{source.max_temperature:g} only; build it again with max_temperature={temperature}, or "
                 "with codec='fp32'"
             )

@@ -17,7 +17,6 @@ from ensdistill.student.trees.objective import Objective
 from ensdistill.student.trees.of_catboost import ROUNDS as CATBOOST
 from ensdistill.student.trees.of_lightgbm import ROUNDS as LIGHTGBM
 from ensdistill.student.trees.student import TreeStudent
-from ensdistill.student.trees.validation import Validation
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import Member
@@ -133,8 +132,11 @@ class Direct:
         targets = (1 - self.smoothing) * np.eye(count)[rows.labels] + self.smoothing / count
         unknown = np.full(len(rows), -100)
         objective = Objective.of(LossSettings(), targets, unknown, rows.weights)
-        student = TreeStudent(estimator, validation=Validation(patience=None))
-        return student.fit_to(rows.inputs, objective, self.classes, self.preprocess, seed, "direct").member
+        return (
+            TreeStudent(estimator)
+            .fit_to(rows.inputs, objective, self.classes, self.preprocess, seed, "direct")
+            .member
+        )
 
 
 def choices(estimator: Any, rows: int) -> dict[str, Any]:

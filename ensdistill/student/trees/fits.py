@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.student.trees.judge import Judge
 from ensdistill.student.trees.objective import Objective
-from ensdistill.student.trees.validation import Judge
 from ensdistill.teachers.members.base import two_logits
 
 
@@ -34,7 +34,7 @@ class Fit:
     objective : Objective
         Of these rows, none of weight 0.
     judge : Judge or None
-        Its rows decide the number of rounds, where it has a patience.
+        Its rows decide the number of rounds.
     seed : int
         For a ``random_state`` that is None.
     name : str
@@ -51,11 +51,6 @@ class Fit:
     @property
     def classes(self) -> int:
         return self.objective.targets.shape[1]
-
-    @property
-    def stops(self) -> Judge | None:
-        """The judge, where it stops the fit."""
-        return None if self.judge is None or self.judge.patience is None else self.judge
 
     def parameters(self, dropped: Sequence[str]) -> dict[str, Any]:
         """The estimator's parameters that are set, without those of the names ``dropped``."""

@@ -66,7 +66,7 @@ def fit_catboost(fit: Fit) -> Boosted:
         rows, labels, weights = expanded(targets, weights)
         features = fit.features.iloc[rows] if hasattr(fit.features, "iloc") else fit.features[rows]
     model = CatBoost(settings).fit(_pool(features, columns, labels, weights))
-    kept = _best(fit, model, columns) if fit.stops is not None else model.tree_count_
+    kept = _best(fit, model, columns) if fit.judge is not None else model.tree_count_
     if kept < model.tree_count_:
         model.shrink(kept)
     if temperature != 1:
@@ -88,13 +88,12 @@ def _pool(features: Any, columns: Any, labels: Any = None, weights: Any = None) 
 
 def _best(fit: Fit, model: Any, columns: Any) -> int:
     """The round at which early stopping would have kept the trees; CatBoost has no metric of soft targets."""
-    assert fit.stops is not None
-    assert fit.stops.patience is not None
+    assert fit.judge is not None
     best, kept, temperature = -np.inf, 1, fit.objective.temperature
-    stages = model.staged_predict(_pool(fit.stops.samples, columns), prediction_type="RawFormulaVal")
+    stages = model.staged_predict(_pool(fit.judge.samples, columns), prediction_type="RawFormulaVal")
     for place, scores in enumerate(stages, 1):
         if (value := fit.value(temperature * np.asarray(scores))) > best:
             best, kept = value, place
-        elif place - kept >= fit.stops.patience:
+        elif place - kept >= fit.judge.ends(model.tree_count_):
             break
     return kept

@@ -70,11 +70,11 @@ def fit_lightgbm(fit: Fit) -> Boosted:
 
     train = data(fit.features, len(fit.objective))
     more: dict[str, Any] = {}
-    if fit.stops is not None and fit.stops.patience is not None:
+    if fit.judge is not None:
         more = {
-            "valid_sets": [data(fit.stops.samples, len(fit.stops.objective), train)],
+            "valid_sets": [data(fit.judge.samples, len(fit.judge.objective), train)],
             "feval": lambda scores, _: ("value", fit.value(scores), True),
-            "callbacks": [lightgbm.early_stopping(fit.stops.patience, verbose=False)],
+            "callbacks": [lightgbm.early_stopping(fit.judge.ends(rounds), verbose=False)],
         }
     try:
         booster = lightgbm.train(settings, train, rounds, **more)
@@ -84,7 +84,7 @@ def fit_lightgbm(fit: Fit) -> Boosted:
         raise ValueError(
             f"rows.inputs: {fit.name}: expected a column with more than one value; LightGBM found none"
         ) from error
-    kept = booster.best_iteration if fit.stops is not None and booster.best_iteration > 0 else None
+    kept = booster.best_iteration if fit.judge is not None and booster.best_iteration > 0 else None
     return Boosted(_own_format(booster, start, kept), kept or booster.current_iteration(), rounds)
 
 

@@ -70,8 +70,9 @@ def fit_xgboost(fit: Fit) -> Boosted:
             return len(values) - 1 - int(np.argmax(values)) >= patience
 
     more: dict[str, Any] = {}
-    if fit.stops is not None and (patience := fit.stops.patience or 0):
-        evals = [(matrix(fit.stops.samples), "validation")]
+    if fit.judge is not None:
+        patience = fit.judge.ends(rounds)
+        evals = [(matrix(fit.judge.samples), "validation")]
         more = {"evals": evals, "custom_metric": record, "verbose_eval": False, "callbacks": [Stop()]}
     booster = xgboost.train(settings, matrix(fit.features), rounds, obj=derivatives, **more)
     kept = int(np.argmax(values)) + 1 if values else booster.num_boosted_rounds()

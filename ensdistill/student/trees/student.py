@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,10 +14,11 @@ from ensdistill.data.samples import as_samples, subset
 from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
 from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
+from ensdistill.student.trees.judge import DEFAULT_VALIDATION, Judge, check_validation
 from ensdistill.student.trees.objective import Objective, check_settings
 from ensdistill.student.trees.targets import of_cache
-from ensdistill.student.trees.validation import Judge, Validation, held_out
 from ensdistill.student.trees.ways import NAMES, Way, check_regressor_weights, fit_way, ways_of
+from ensdistill.student.validation import Validation, split_rows
 from ensdistill.teachers.members import BoostedMember, Member, Preprocessed
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.prepared import Prepared, prepare_recipes, unprepared
@@ -63,7 +64,6 @@ class TreeStudent:
         Of scikit-learn, LightGBM, XGBoost or CatBoost; not fitted. Its parameters are those of the student.
     loss : LossSettings, optional
         Temperature, alpha, combiner and label smoothing. Estimators of scikit-learn have temperature 1.
-    validation : Validation, optional
     way : {"auto", "expansion", "regression"}
         Of an estimator of scikit-learn.
 
@@ -83,7 +83,6 @@ class TreeStudent:
         self,
         estimator: Any,
         loss: LossSettings = DEFAULTS,
-        validation: Validation | None = None,
         way: Literal["auto", "expansion", "regression"] = "auto",
     ) -> None:
         if not is_estimator(estimator):
@@ -94,7 +93,7 @@ class TreeStudent:
             )
         check_trained("loss", loss)
         check_settings(loss)
-        self.estimator, self.loss, self.validation = estimator, loss, validation or Validation()
+        self.estimator, self.loss = estimator, loss
         self.library = library_of(estimator)
         if way not in ("auto", *get_args(Way)):
             raise ValueError(f"way: expected auto, expansion or regression; got {way!r}")
@@ -112,7 +111,7 @@ class TreeStudent:
         rows: Rows,
         cache: TargetCache,
         *,
-        validation: Rows | None = None,
+        validation: Validation | Rows | float | None = DEFAULT_VALIDATION,
         member: str | None = None,
         augment: Augmentation | None = None,
         preprocess: Any = "auto",
@@ -126,9 +125,11 @@ class TreeStudent:
         rows : Rows
             Of the cache's transfer set.
         cache : TargetCache
-        validation : Rows, optional
-            Other rows of the cache, to judge by. By default a share of ``rows`` is held out, where there is a
-            choice to be made.
+        validation : Validation, Rows, or float, optional
+            Rows of the cache that the student is not fitted to, or the share of ``rows`` that is held out;
+            see :class:`~ensdistill.student.validation.Validation`. The round of a booster that is the best on
+            them is kept, and the better way of an estimator. By default a tenth of the rows, with a patience
+            of 50 rounds. None: all rounds, and the first way.
         member : str, optional
             Learn from this one member instead of the mixture.
         augment : Augmentation, optional
@@ -147,23 +148,24 @@ class TreeStudent:
         ValueError
             Targets or labels that the loss can't be computed from; or ``validation`` has rows of ``rows``.
         """
-        if validation is not None and (both := np.intersect1d(validation.uids, rows.uids)).size:
-            raise ValueError(
-                f"validation: expected rows that the student is not fitted to; uid {both[0]} is among rows, "
-                f"too ({both.size} such rows)"
+        if not (self.library or len(self.ways) > 1):
+            validation = None  # there is nothing to choose
+        own, settings = split_rows(validation, rows, cache, seed)
+        whole = of_cache(self.loss, rows, cache, member, augment)
+        if settings is None:
+            return self.fit_to(*whole, cache.classes, preprocess, seed, name)
+        check_validation(settings)
+        assert isinstance(settings.rows, Rows)
+        if own is rows:
+            judged = of_cache(self.loss, settings.rows, cache, member, augment)
+        else:  # a share of the rows, whose versions come one after the other
+            drawn = np.tile(np.isin(rows.uids, settings.rows.uids), len(whole[1]) // len(rows))
+            whole, judged = (
+                (subset(whole[0], part), whole[1].take(part))
+                for part in (np.flatnonzero(~drawn), np.flatnonzero(drawn))
             )
-        samples, objective = of_cache(self.loss, rows, cache, member, augment)
-        if validation is not None:
-            away, judged = of_cache(self.loss, validation, cache, member, augment)
-        elif self._chooses:
-            versions = len(objective) // len(rows)  # one after the other
-            own, other = held_out(rows, self.validation.share, seed)
-            own, other = (np.concatenate([p + v * len(rows) for v in range(versions)]) for p in (own, other))
-            away, judged = subset(samples, other), objective.take(other)
-            samples, objective = subset(samples, own), objective.take(own)
-        else:
-            return self.fit_to(samples, objective, cache.classes, preprocess, seed, name)
-        return self.fit_to(samples, objective, cache.classes, preprocess, seed, name, (away, judged))
+        judge = Judge(*judged, settings)
+        return self.fit_to(*whole, cache.classes, preprocess, seed, name, judge)
 
     def check_weights(self, uneven: bool) -> None:
         """Raise ValueError where rows count unevenly, as those with and without a label do at an alpha below
@@ -179,9 +181,9 @@ class TreeStudent:
         preprocess: Any = "auto",
         seed: int = 0,
         name: str = "student",
-        validation: tuple[Any, Objective] | None = None,
+        judge: Judge | None = None,
     ) -> FittedStudent:
-        """Fit a copy of the estimator to an objective of some samples; ``validation`` are others to judge by.
+        """Fit a copy of the estimator to an objective of some samples; ``judge`` has others.
 
         Raises
         ------
@@ -200,20 +202,13 @@ class TreeStudent:
         def prepared(some: Any) -> Any:
             return features_of(recipe.inputs(some) if isinstance(recipe, Prepared) else as_samples(some))
 
-        judge = None
-        if validation is not None:
-            judge = Judge(
-                prepared(validation[0]), validation[1], self.validation.metric, self.validation.patience
-            )
+        if judge is not None:
+            judge = replace(judge, samples=prepared(judge.samples))
         fit = self._boosted if self.library else self._of_sklearn
         member, way, figures = fit(
             own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name
         )
         return FittedStudent(member if made is None else Preprocessed(member, made), way, figures)
-
-    @property
-    def _chooses(self) -> bool:
-        return self.validation.patience is not None if self.library else len(self.ways) > 1
 
     def _recipe(self, samples: Any, classes: Any, preprocess: Any, seed: int, name: str) -> Any:
         recipe = SklearnMembers(self.estimator, name=name, preprocess=preprocess)

@@ -14,9 +14,8 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import Held, in_memory, whole
 from ensdistill.data.versions import view_inputs
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.blocks import versions_of
 from ensdistill.student.methods import SoftTargets
-from ensdistill.student.preconditions import check_rows_only
+from ensdistill.student.sources import check_rows_only, versions_of
 from ensdistill.student.trees.objective import Objective
 from ensdistill.teachers.fitting.calibration import log_mixture
 
@@ -47,10 +46,14 @@ def of_cache(
     labels = np.tile(rows.labels, cache.views)
     weights = None if rows.weights is None else np.tile(rows.weights, cache.views)
     objective = Objective.of(settings, p, labels, weights)
-    if versions is None or augment is None:
+    if versions is None:
         return rows.inputs, objective
     inputs = whole(rows.inputs) if in_memory(rows.inputs) else rows.inputs[np.arange(len(rows))]
-    made = [view_inputs(augment, inputs, rows.uids, view, versions.seed) for view in range(cache.views)]
+    made = [
+        view_inputs(versions.augment, inputs, rows.uids, view, versions.seed) for view in range(cache.views)
+    ]
+    if not in_memory(rows.inputs):
+        cache.verify_inputs(rows.uids, made[0])
     joined = b.join(made)
     return (joined if isinstance(joined, np.ndarray) else Held(joined)), objective
 

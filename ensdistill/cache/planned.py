@@ -1,0 +1,139 @@
+"""The arguments of a cache that is to be made from an ensemble's predictions, checked before the members
+run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensdistill.cache import manifest as m
+from ensdistill.cache.codecs import Codec
+from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
+from ensdistill.cache.plan import make_plan
+from ensdistill.cache.teachers import Ensemble, Predict, class_names, predictor
+from ensdistill.cache.uids import row_order
+from ensdistill.data import Rows
+from ensdistill.data.samples import in_memory, whole
+
+if TYPE_CHECKING:
+    from ensdistill.data.augmentation import Augmentation
+
+_LONGEST = 2**24
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cache that is to be made from an ensemble's predictions.
+
+    Attributes
+    ----------
+    plan : dict
+        The manifest's fields that are set before the members run.
+    codec : Codec
+    predict : callable
+    rows : Rows
+    order : ndarray [N]
+        The position among ``rows`` of each row of the cache.
+    hashes, lengths, uids : ndarray [N]
+        In the order of the cache. Hashes of lazy samples are None until they are read.
+    augment : Augmentation or None
+    seed : int
+    """
+
+    plan: m.Manifest
+    codec: Codec
+    predict: Predict
+    rows: Rows
+    order: np.ndarray
+    hashes: np.ndarray | None
+    lengths: np.ndarray | None
+    uids: np.ndarray | None
+    augment: Augmentation | None
+    seed: int
+
+
+def plan_predictions(
+    ensemble: Ensemble,
+    rows: Rows,
+    *,
+    codec: Codec,
+    mixture_at: float | None,
+    views: int,
+    augment: Augmentation | None,
+    lengths: np.ndarray | None,
+    max_temperature: float,
+    seed: int,
+    shard_rows: int,
+) -> Planned:
+    """The plan of a cache with these arguments of :func:`cache_targets`, which are checked."""
+    if not len(rows):
+        raise ValueError("rows: expected at least one; got none")
+    order, uids = row_order(rows.uids)
+    predict = predictor(ensemble, rows, augment)
+    if augment is None and views > 1:
+        raise ValueError(
+            f"augment: expected an augmentation, because {views} views without one would all be the same; "
+            "got None"
+        )
+    plan = make_plan(
+        members=list(ensemble.names),
+        weights=ensemble.weights,
+        combiner=ensemble.combiner,
+        classes=class_names(ensemble, predict, rows),
+        codec=codec,
+        mixture_at=mixture_at,
+        rows=len(rows),
+        views=views,
+        sequences=lengths is not None,
+        shard_rows=shard_rows,
+        seed=seed,
+        max_temperature=max_temperature,
+        uids=uids,
+    )
+    counts = _lengths(lengths, rows, order)
+    # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the
+    # time.
+    hashes = input_hashes(whole(rows.inputs))[order] if in_memory(rows.inputs) else None
+    described = None
+    if augment is not None:
+        from ensdistill.data.versions import describe_views
+
+        described = as_json("augment", describe_views(augment, views, seed))
+    plan["fingerprint"] = {
+        "ensemble": as_json("ensemble.fingerprint()", ensemble.fingerprint()),
+        "inputs": made_from(rows.inputs if hashes is None else hashes, counts, uids),
+        "views": described,
+    }
+    return Planned(plan, codec, predict, rows, order, hashes, counts, uids, augment, seed)
+
+
+def check_numbers(
+    batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any
+) -> None:
+    counts = (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world))
+    for name, value in counts:
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}: expected a positive integer; got {value!r}")
+    if type(rank) is not int or not 0 <= rank < world:
+        raise ValueError(f"rank: expected 0 to {world - 1}, one of the {world} writers; got {rank!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
+    if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
+        raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
+
+
+def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
+    """In row order."""
+    if lengths is None:
+        return None
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" or array.shape != (len(rows),):
+        raise ValueError(
+            f"lengths: expected one integer for each of the {len(rows)} rows; got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if array.min() < 1 or array.max() >= _LONGEST:
+        raise ValueError(f"lengths: expected 1 to {_LONGEST - 1}; got {array.min()} to {array.max()}")
+    return array.astype(np.int64)[order]

@@ -1,0 +1,65 @@
+"""The time that a training spent on its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+
+@dataclass
+class StepCost:
+    """The time of a training's steps, and the share of it that is the targets'.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of this run of the training; those before a resume are not counted.
+    seconds : float
+        From the first batch to the end.
+    making : float
+        Seconds that the source of targets worked, most of them on another thread while the student trained.
+    waited : float
+        Seconds that the student waited for targets, and for inputs that are read together with them.
+    online : bool
+        Whether members predicted.
+
+    Examples
+    --------
+    >>> print(StepCost(steps=100, seconds=0.5, making=0.4, waited=0.3, online=True))
+    a step took 5.000 ms: 4.000 ms of the members' work, for which the student waited 3.000 ms; with targets
+    from a cache it would take about 2.000 ms
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    making: float = 0.0
+    waited: float = 0.0
+    online: bool = False
+    _begun: float = field(default_factory=perf_counter, repr=False)
+
+    def __str__(self) -> str:
+        whole, making, waited = (
+            1000 * part / max(1, self.steps) for part in (self.seconds, self.making, self.waited)
+        )
+        if not self.online:
+            return f"a step took {whole:.3f} ms, {waited:.3f} ms of which the student waited for its targets"
+        return (
+            f"a step took {whole:.3f} ms: {making:.3f} ms of the members' work, for which the student waited "
+            f"{waited:.3f} ms; with targets from a cache it would take about {whole - waited:.3f} ms"
+        )
+
+    @contextmanager
+    def counted(self, part: str) -> Iterator[None]:
+        """Add the time in here to ``making`` or ``waited``."""
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, part, getattr(self, part) + perf_counter() - begun)
+
+    def add(self, steps: int) -> None:
+        """Count steps that are done."""
+        self.steps += steps
+        self.seconds = perf_counter() - self._begun
