@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
+from pathlib import Path
 
 import lightgbm
 import numpy as np
 import pytest
+import yaml
 from job_helpers import fingerprints, flat, job_file, mlp, run, stamps, succeed, write_job
 from scipy.special import softmax
 from sklearn.tree import DecisionTreeClassifier
 
 import ensdistill
 from ensdistill.cache import TargetCache
+from ensdistill.cli.classes import parse
 from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.job import evaluate
+from ensdistill.job.config import DistillConfig
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.student.trees import TreeStudent
 from ensdistill.student.validation import Validation
 from ensdistill.teachers.members import load_member
 
+ROOT = Path(__file__).parents[2]
 BOOSTER = {
     "class_path": "lightgbm.LGBMClassifier",
     "init_args": {"n_estimators": 8, "num_leaves": 4, "min_child_samples": 2, "n_jobs": 1, "verbose": -1},
@@ -208,3 +214,19 @@ def test_a_temperature_that_a_student_cannot_have_is_refused_before_any_work(tmp
     assert status != 0
     assert "distill.loss.temperature: expected 1 for DecisionTreeClassifier" in flat(err)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_example_and_the_page_name_students_that_can_be_made(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(["--config", "examples/trees.yaml"])
+    own = {name: one.estimator for name, one in config.distill.students.items()}
+    assert [type(one).__name__ for one in own.values()] == [
+        "LGBMClassifier",
+        "RandomForestClassifier",
+        "NoneType",
+    ]
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "estimator:" in block]
+    found = parse(DistillConfig, yaml.safe_load(text)["distill"]).students
+    assert (found["booster"].estimator.num_leaves, found["booster"].held_out.patience) == (15, 30)
+    assert found["mlp"].estimator is None

@@ -151,21 +151,15 @@ class TreeStudent:
         if not (self.library or len(self.ways) > 1):
             validation = None  # there is nothing to choose
         own, settings = split_rows(validation, rows, cache, seed)
-        whole = of_cache(self.loss, rows, cache, member, augment)
-        if settings is None:
-            return self.fit_to(*whole, cache.classes, preprocess, seed, name)
-        check_validation(settings)
-        assert isinstance(settings.rows, Rows)
-        if own is rows:
-            judged = of_cache(self.loss, settings.rows, cache, member, augment)
-        else:  # a share of the rows, whose versions come one after the other
-            drawn = np.tile(np.isin(rows.uids, settings.rows.uids), len(whole[1]) // len(rows))
-            whole, judged = (
-                (subset(whole[0], part), whole[1].take(part))
-                for part in (np.flatnonzero(~drawn), np.flatnonzero(drawn))
-            )
-        judge = Judge(*judged, settings)
-        return self.fit_to(*whole, cache.classes, preprocess, seed, name, judge)
+        samples, objective = of_cache(self.loss, own, cache, member, augment)
+        judge = None
+        if settings is not None:
+            check_validation(settings)
+            assert isinstance(settings.rows, Rows)
+            at = 1.0 if cache.temperature is None else cache.temperature
+            compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
+            judge = Judge(*of_cache(compared, settings.rows, cache, member, augment), settings)
+        return self.fit_to(samples, objective, cache.classes, preprocess, seed, name, judge)
 
     def check_weights(self, uneven: bool) -> None:
         """Raise ValueError where rows count unevenly, as those with and without a label do at an alpha below
