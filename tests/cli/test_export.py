@@ -224,12 +224,12 @@ def test_wrong_options_are_refused(table_run, tmp_path):
         assert status == 2, err
         assert message in err
     status, _, err = run("export", table_run, "--to", "onnx", "--student", "ml")
-    assert status == 1
+    assert status == 2
     assert "student: expected one of mlp; got 'ml'; did you mean 'mlp'?" in err
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     status, _, err = run("export", table_run, "--to", "safetensors", "-o", tmp_path / "other")
-    assert status == 1
+    assert status == 2
     assert "holds other files than a student" in err
 
 
