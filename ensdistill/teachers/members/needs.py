@@ -7,11 +7,13 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+METADATA = (".dist-info", ".egg-info", ".egg-link")
 # Always there with ensdistill, or with one of the others.
 _GIVEN = {"ensdistill", "numpy", "scipy", "builtins", "__main__"}
 
@@ -31,8 +33,20 @@ def needed(modules: Iterable[str]) -> dict[str, str]:
     """
     roots = {module.partition(".")[0] for module in modules}
     names = sorted(roots - _GIVEN - {*sys.stdlib_module_names})
-    known = packages_distributions() if names else {}
+    known = _distributions(_installed()) if names else {}
     return {name: _requirement(name, known.get(name, [name])[0]) for name in names}
+
+
+def _installed() -> tuple[str, ...]:
+    """The packages' folders of metadata."""
+    folders = [folder for name in sys.path if (folder := Path(name or ".")).is_dir()]
+    return tuple(str(one) for folder in folders for one in folder.iterdir() if one.suffix in METADATA)
+
+
+@lru_cache(maxsize=1)
+def _distributions(installed: tuple[str, ...]) -> Mapping[str, list[str]]:
+    # It reads the list of files of every package, which takes as long as many a model's whole training.
+    return packages_distributions()
 
 
 def of_archive(blob: bytes) -> list[str]:
