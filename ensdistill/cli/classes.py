@@ -204,8 +204,9 @@ def _build(base: Any, value: Any, plain: bool, factory: bool, later: int = 0) ->
     known = parameters(cls)
     if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
         known = dict([*known.items()][later:])
-    if factory:  # sizes that are not given follow from the data
-        known |= {n: p.replace(default=None) for n, p in known.items() if n in SIZES and p.default is p.empty}
+    if factory:  # sizes that are not given follow from the data, a schedule's length from the steps
+        own = (*SIZES, "T_max")
+        known |= {n: p.replace(default=None) for n, p in known.items() if n in own and p.default is p.empty}
     hints = {"class_path": str, "init_args": _mapping(known), "dict_kwargs": dict[str, Any]}
     outer = {
         n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()

@@ -109,7 +109,7 @@ class Engine:
         if self.clip_norm is not None:
             # The norm is that of the whole batch's gradients, without the scaler's factor.
             if self._accelerator.scaler is not None:
-                self._accelerator.unscale_gradients(self._prepared)
+                self._accelerator.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         if self._accelerator.scaler is None:
             self.optimizer.step()
