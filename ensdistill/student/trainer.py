@@ -6,7 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -31,9 +31,12 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
+from ensdistill.student.preconditions import check_compiled
+from ensdistill.student.recompute import check_patterns
 from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
+from ensdistill.student.weights import Weights
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -52,7 +55,9 @@ class StudentTrainer:
 
     Parameters
     ----------
-    optimization : Optimization
+    optimization : Optimization or StudentOptimization
+        The second also sets the optimiser's class, parameter groups, clipping and accumulation; see
+        :class:`~ensdistill.common.optimizers.StudentOptimization`.
     loss, **keywords
         The loss of :meth:`distill`. A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as
         keywords (``temperature=2.0, alpha=0.9``), for the distillation loss; or a callable (outputs, targets,
@@ -74,11 +79,18 @@ class StudentTrainer:
         The decay, such as 0.999, of an exponential moving average of the student's weights; see
         :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
         returned; without it, the average.
+    compile : bool or str
+        Whether :func:`torch.compile` compiles the student's forward and backward pass, or the name of the
+        backend that does. The trained module is the plain one.
+    recompute_modules : str or sequence of str
+        Patterns of the names of modules (``blocks.*``) that keep only their inputs during the forward pass,
+        and compute their activations again for the backward pass: more time, less memory, the same bits.
 
     Raises
     ------
     ValueError
-        A value outside the ranges above, or a loss with parameters of its own.
+        A value outside the ranges above, or a loss with parameters of its own; ``compile`` together with
+        ``recompute_modules`` or ``sync_batch_norm``.
     TypeError
         A loss that is no callable.
 
@@ -104,6 +116,8 @@ class StudentTrainer:
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
         ema: float | None = None,
+        compile: bool | str = False,
+        recompute_modules: str | Sequence[str] = (),
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -131,6 +145,15 @@ class StudentTrainer:
             sync_batch_norm,
         )
         self.ema = None if ema is None else check_decay("ema", ema)
+        self.compile, self.recompute_modules = check_compiled(compile), check_patterns(recompute_modules)
+        if self.compile and (self.recompute_modules or sync_batch_norm):
+            other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
+            reason = (
+                "which chooses by itself what to compute again"
+                if self.recompute_modules
+                else "which is per process"
+            )
+            raise ValueError(f"{other}: not together with compile, {reason}; choose one of them")
 
     def distill(
         self,
@@ -150,6 +173,7 @@ class StudentTrainer:
         validation: Validation | Rows | float | None = None,
         folder: Path | str | None = None,
         keep_last: int = 1,
+        weights: Weights | None = None,
     ) -> Trained:
         """Train a student from a cache, for which the teachers are not needed, or from another source of
         targets.
@@ -157,8 +181,9 @@ class StudentTrainer:
         Parameters
         ----------
         factory : callable
-            Makes a module that maps [N, ...] to logits [N, C], or to an object with ``logits``; inputs in
-            fields are its keyword arguments. torch's seed is set before the call.
+            Makes a module that maps [N, ...] to logits [N, C]; inputs in fields are its keyword arguments. Of
+            a module with several outputs (a tuple, a dict, a dataclass, an object) the logits are what is
+            called ``logits``, else the one tensor of two dimensions. torch's seed is set before the call.
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
@@ -196,6 +221,9 @@ class StudentTrainer:
             the best weights so far.
         keep_last : int
             Checkpoints that stay in the folder.
+        weights : path or state dict, optional
+            The student's first weights, from a ``.safetensors`` file or a ``state_dict()``: all of its
+            tensors, and no others. Without it those that ``factory`` gives it.
 
         Raises
         ------
@@ -242,6 +270,7 @@ class StudentTrainer:
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
+            weights=weights,
         )
         return train(self, training)
 
@@ -262,6 +291,7 @@ class StudentTrainer:
         validation: Validation | Rows | float | None = None,
         folder: Path | str | None = None,
         keep_last: int = 1,
+        weights: Weights | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -288,6 +318,7 @@ class StudentTrainer:
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
+            weights=weights,
         )
         return train(self, training)
 
