@@ -106,7 +106,8 @@ def _offered(base: Any) -> list[type]:
 
 def _listed(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """The name and the explanation of each setting: its type and default, then the docstring's text."""
-    kinds = cls.__mro__[::-1] if is_dataclass(cls) else [cls]  # the text of an inherited field stands there
+    # The text of an inherited field stands with the class that has it.
+    kinds = getattr(cls, "__mro__", ())[::-1] if is_dataclass(cls) else [cls]
     texts = {p.arg_name: p for c in kinds for p in docstring_parser.parse(inspect.getdoc(c) or "").params}
     texts = {name.strip(): p for names, p in texts.items() for name in names.split(",")}
     for name, parameter in parameters(cls).items():
