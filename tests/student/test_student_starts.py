@@ -211,6 +211,10 @@ def test_a_teacher_is_no_student():
     for teacher in (member, Ensemble.from_members([member, TorchMember(STUDENT(), name="two")])):
         with pytest.raises(TypeError, match="factory: that's a teacher"):
             direct(teacher)
+    with pytest.raises(TypeError, match="factory: that's a teacher"):
+        direct(lambda: member)
+    with pytest.raises(ValueError, match="the student"):
+        direct(lambda: member.module)
 
 
 # Activation checkpointing
