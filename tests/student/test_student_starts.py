@@ -327,9 +327,11 @@ def test_inductor_trains_the_same_student_up_to_rounding(precision):
             for block in self.blocks:
                 block[3] = nn.Identity()
 
-    plain = direct(NoDropout, replace(ALL, steps=5), mixed_precision=precision)
-    compiled = direct(NoDropout, replace(ALL, steps=5), mixed_precision=precision, compile=True)
-    loose = 1e-4 if precision == "no" else 2e-2
+    # A bias before BatchNorm has no gradient but the rounding errors, which AdamW scales to whole steps.
+    settings = replace(ALL, steps=5, optimizer=torch.optim.SGD)
+    plain = direct(NoDropout, settings, mixed_precision=precision)
+    compiled = direct(NoDropout, settings, mixed_precision=precision, compile=True)
+    loose = 1e-5 if precision == "no" else 2e-3
     for got, want in zip(compiled.module.parameters(), plain.module.parameters(), strict=True):
         torch.testing.assert_close(got, want, atol=loose, rtol=loose)
 
