@@ -39,6 +39,7 @@ MODULES = [
         "models",
     )
 ]
+BOOSTERS = ("catboost", "lightgbm", "xgboost")
 BRANCH = "|"  # marks a branch of a union in an error's location
 KNOWN = (bool, int, float, str, types.NoneType, None, list, tuple, dict)
 
@@ -76,7 +77,8 @@ def find_class(path: Any) -> Any:
     try:
         places = [importlib.import_module(place) for place in ([module] if module else MODULES)]
     except Exception as error:  # a module of the user's can raise anything
-        raise ValueError(f"{path} can't be imported: {error}") from error
+        extra = ": pip install 'ensdistill[trees]'" if getattr(error, "name", None) in BOOSTERS else ""
+        raise ValueError(f"{path} can't be imported: {error}{extra}") from error
     if found := [getattr(place, name) for place in places if name and hasattr(place, name)]:
         return found[0]
     text = (
@@ -204,8 +206,9 @@ def _build(base: Any, value: Any, plain: bool, factory: bool, later: int = 0) ->
     known = parameters(cls)
     if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
         known = dict([*known.items()][later:])
-    if factory:  # sizes that are not given follow from the data
-        known |= {n: p.replace(default=None) for n, p in known.items() if n in SIZES and p.default is p.empty}
+    if factory:  # sizes that are not given follow from the data, a schedule's length from the steps
+        own = (*SIZES, "T_max")
+        known |= {n: p.replace(default=None) for n, p in known.items() if n in own and p.default is p.empty}
     hints = {"class_path": str, "init_args": _mapping(known), "dict_kwargs": dict[str, Any]}
     outer = {
         n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "batches": ("Batch",),
+    "callbacks": ("Callback", "TrainingState"),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
@@ -17,6 +18,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "Callback",
     "HardLabels",
     "OnlineTeachers",
     "RowTargets",
@@ -25,12 +27,14 @@ __all__ = [
     "StudentTrainer",
     "TargetSource",
     "Trained",
+    "TrainingState",
     "TreeStudent",
     "Validation",
 ]
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.callbacks import Callback, TrainingState
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource

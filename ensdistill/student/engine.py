@@ -109,7 +109,7 @@ class Engine:
         if self.clip_norm is not None:
             # The norm is that of the whole batch's gradients, without the scaler's factor.
             if self._accelerator.scaler is not None:
-                self._accelerator.unscale_gradients(self._prepared)
+                self._accelerator.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         if self._accelerator.scaler is None:
             self.optimizer.step()
@@ -168,7 +168,7 @@ def start_engine(
     """
     kind = torch.device(group.device).type
     _check_backend(group, kind)
-    with _making, _apart():
+    with _making, apart():
         accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision)
         model.to(accelerator.device)
         prepared = accelerator.prepare_optimizer(optimizer)
@@ -199,9 +199,9 @@ def _check_backend(group: Processes, kind: str) -> None:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def apart(*, keep_variables: bool = False) -> Iterator[None]:
     """In here accelerate has no state yet, and the environment has no settings for it and no other
-    processes."""
+    processes. Variables that are set in here are gone afterwards, unless they are to be kept."""
     states, before = [vars(owner)["_shared_state"] for owner in _STATES], dict(os.environ)
     for owner in _STATES:
         # A new dict: the caller's objects have the old one as their __dict__, and keep it.
@@ -215,5 +215,6 @@ def _apart() -> Iterator[None]:
         for owner, state in zip(_STATES, states, strict=True):
             owner._shared_state = state
         for name in set(os.environ) - set(before):
-            del os.environ[name]
+            if not keep_variables or name.startswith(_PREFIXES):
+                del os.environ[name]
         os.environ.update(before)

@@ -7,6 +7,8 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -21,6 +23,8 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
+from ensdistill.student.callbacks import Callback, check_callbacks
+from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -33,6 +37,7 @@ from ensdistill.student.methods import (
 from ensdistill.student.preconditions import check_compiled
 from ensdistill.student.recompute import check_patterns
 from ensdistill.student.sources import TargetSource, targets_for
+from ensdistill.student.tracking import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
 from ensdistill.student.weights import Weights
@@ -78,6 +83,11 @@ class StudentTrainer:
         The decay, such as 0.999, of an exponential moving average of the student's weights; see
         :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
         returned; without it, the average.
+    callbacks : sequence of Callback
+        Called along the way; see :class:`ensdistill.student.callbacks.Callback`.
+    trackers : sequence of str or GeneralTracker
+        accelerate's trackers, "tensorboard", "wandb", "mlflow" or "trackio" among them, or instances of its
+        ``GeneralTracker``. They receive the losses, the learning rate and the scores.
     compile : bool or str
         Whether :func:`torch.compile` compiles the student's forward and backward pass, or the name of the
         backend that does. The trained module is the plain one.
@@ -115,6 +125,8 @@ class StudentTrainer:
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
         ema: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        trackers: Sequence[Any] = (),
         compile: bool | str = False,
         recompute_modules: str | Sequence[str] = (),
         **keywords: Unpack[LossKeywords],
@@ -144,6 +156,7 @@ class StudentTrainer:
             sync_batch_norm,
         )
         self.ema = None if ema is None else check_decay("ema", ema)
+        self.callbacks, self.trackers = check_callbacks(callbacks), check_trackers(trackers)
         self.compile, self.recompute_modules = check_compiled(compile), check_patterns(recompute_modules)
         if self.compile and (self.recompute_modules or sync_batch_norm):
             other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
@@ -170,6 +183,8 @@ class StudentTrainer:
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
         validation: Validation | Rows | float | None = None,
+        folder: Path | str | None = None,
+        keep_last: int = 1,
         weights: Weights | None = None,
     ) -> Trained:
         """Train a student from a cache, for which the teachers are not needed, or from another source of
@@ -212,6 +227,12 @@ class StudentTrainer:
             Rows that the student does not learn from, or the share of ``rows`` that is held out, by which the
             best weights are chosen: those are returned. A :class:`~ensdistill.student.validation.Validation`
             also sets the metric, how often, and when to stop early.
+        folder : path, optional
+            The training's folder, in place of ``checkpoint``: the newest ``keep_last`` checkpoints, from the
+            last of which the same call goes on, ``log.jsonl``, and with validation ``best.safetensors``, the
+            state dict of the best weights so far.
+        keep_last : int
+            Checkpoints that stay in the folder.
         weights : path or state dict, optional
             The student's first weights, from a ``.safetensors`` file or a ``state_dict()``: all of its
             tensors, and no others. Without it those that ``factory`` gives it.
@@ -224,11 +245,13 @@ class StudentTrainer:
             A member that the cache does not have, a temperature at which it holds nothing, sequences,
             a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with
             different arguments, or a checkpoint of another number of processes.
+        CheckpointMismatch
+            (a ValueError) The checkpoint is of other settings, data or code; names the fields that differ.
         TypeError
             ``factory`` is no factory; a module, for example. Or a loss that returns no scalar with a
             gradient.
         FloatingPointError
-            A loss that is not finite; names the step.
+            A loss that is not finite; names the step, the likeliest cause and the last checkpoint.
         """
         if isinstance(self.loss, LossSettings):
             loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
@@ -255,7 +278,7 @@ class StudentTrainer:
             workers=workers,
             seed=seed,
             watch=watch,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
@@ -278,6 +301,8 @@ class StudentTrainer:
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
         validation: Validation | Rows | float | None = None,
+        folder: Path | str | None = None,
+        keep_last: int = 1,
         weights: Weights | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
@@ -301,7 +326,7 @@ class StudentTrainer:
             workers=workers,
             seed=seed,
             watch=watch,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
@@ -340,4 +365,18 @@ class StudentTrainer:
         For a subclass, its code and the values of its attributes, which its step can read. The settings of
         every trainer are part of the checkpoint's fingerprint without this method.
         """
-        return [] if type(self) is StudentTrainer else [code_and_values(self)]
+        if type(self) is StudentTrainer:
+            return []
+        alike = copy(self)
+        alike.callbacks = alike.trackers = ()  # they change no bits of a training
+        return [code_and_values(alike)]
+
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as plain values by dotted names, for a log."""
+        found: dict[str, Any] = {
+            f"optimization.{f.name}": getattr(self.optimization, f.name) for f in fields(self.optimization)
+        }
+        if isinstance(self.loss, LossSettings):
+            found |= {f"loss.{f.name}": getattr(self.loss, f.name) for f in fields(self.loss)}
+        found |= {"mixed_precision": self.mixed_precision, "ema": self.ema}
+        return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in found.items()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +23,20 @@ from ensdistill.student.accumulation import add_gradients, check_divides, warn_o
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
+from ensdistill.student.callbacks import Hooks, TrainingState
+from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
-from ensdistill.student.engine import device_type, start_engine
+from ensdistill.student.divergence import diverged
+from ensdistill.student.engine import Engine, device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss
-from ensdistill.student.preconditions import build_student, check_finite
+from ensdistill.student.preconditions import build_student
 from ensdistill.student.recompute import recomputed
-from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sources import RowTargets
+from ensdistill.student.tracking import Record
 from ensdistill.student.validation import Examination, HeldOut
 from ensdistill.student.weights import Weights
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
@@ -123,7 +127,7 @@ class Training:
     workers: int | None
     seed: int
     watch: Any
-    checkpoint: Path | str | None
+    checkpoint: CheckpointFiles | None
     checkpoint_every: int
     progress: Progress | None
     validation: HeldOut | None = None
@@ -147,6 +151,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
             training.factory, training.rows, training.classes, training.preprocess, training.weights
         )
         fingerprint = training_fingerprint(trainer, training, model, group)
+        about = describe_training(trainer, training, model)
         settings = student_settings(trainer.optimization)
         check_divides(settings.accumulate, size, group.count)
         warn_of_parts(settings.accumulate, size, group, model)
@@ -170,14 +175,24 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # A killed training goes on from its checkpoint.
         checkpoint = Checkpoint(
-            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve, selection
+            training.checkpoint,
+            training.checkpoint_every,
+            fingerprint,
+            about,
+            engine,
+            scheduler,
+            curve,
+            selection,
         )
         step = checkpoint.resume()
         model.train()
         batches = Batches(training, prepare, steps, size)
         norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
-        with batches, norms, recomputed(model, trainer.recompute_modules):
-            while step < steps and not selection.exhausted:
+        hooks = start_hooks(trainer, training, engine, step)
+        ended = bool(selection.exhausted)
+        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks.record):
+            hooks.start()
+            while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
                 # dropout differs by process and block.
                 set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
@@ -189,29 +204,36 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                         if average is not None:
                             average.update(model)
                     losses.append(loss)
+                    hooks.step(batch.step + 1, loss)
                     if curve.has(batch.step + 1):
                         share_buffers(model, group)
                         curve.predict(batch.step + 1, model)
 
                 # Processes exchange losses once per block. A loss that is not finite in one process ends the
                 # training of all, before a checkpoint holds its effects.
-                means = group.mean(torch.stack(losses))
-                check_finite(means, step, trainer.optimization)
+                own = torch.stack(losses)
+                means = group.mean(own)
+                if not means.isfinite().all():
+                    raise diverged(trainer.optimization, batches, checkpoint, step, means, own)
                 curve.add(step, means)
                 share_buffers(model, group)
                 if average is not None:
                     average.share(group)
                 step += len(losses)
+                hooks.block(step, means)
 
-                # The best weights so far are kept; a training whose patience is exhausted ends early.
+                # The best weights so far are kept. Exhausted patience, or a callback, ends a training early.
                 if selection.due(step):
-                    selection.evaluate(step)
-                    model.train()
-                checkpoint.save(step, steps)
+                    examine(step, selection, checkpoint, hooks)
+                hooks.checkpoint(checkpoint.save(step, steps))
+                ended = hooks.stopped() or bool(selection.exhausted)
                 if training.progress is not None:
-                    training.progress(step, step if selection.exhausted else steps)
-        choice = selection.finish(step)
-        curve.end(step, model, again=choice != Choice(step, "student"))
+                    training.progress(step, step if ended else steps)
+            if selection.due(step, last=True):
+                examine(step, selection, checkpoint, hooks)
+            choice = selection.finish(step)
+            curve.end(step, model, again=choice != Choice(step, "student"))
+            hooks.end(choice, selection.exhausted)
     return Trained(
         model.cpu().eval(),
         curve.steps,
@@ -223,6 +245,25 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         tuple(selection.evaluations),
         None if average is None else average.module.cpu(),
     )
+
+
+def examine(step: int, selection: Selection, checkpoint: Checkpoint, hooks: Hooks) -> None:
+    """Evaluate the student, and write the best weights; the student is in training mode afterwards."""
+    evaluation = selection.evaluate(step)
+    selection.model.train()
+    if selection.improved:
+        checkpoint.save_best()
+    hooks.evaluation(evaluation, selection.choice)
+
+
+def start_hooks(trainer: StudentTrainer, training: Training, engine: Engine, step: int) -> Hooks:
+    """The callbacks and the record of a training that has done ``step`` steps; process 0 keeps the record."""
+    group, steps = engine.group, trainer.optimization.steps
+    state = TrainingState(engine.model, engine.optimizer, step, steps, group.rank)
+    folder = None if training.checkpoint is None else training.checkpoint.folder
+    mine = group.rank == 0
+    record = Record(folder if mine else None, trainer.trackers if mine else (), trainer.plain_settings())
+    return Hooks(trainer.callbacks, record, state, group)
 
 
 def set_seed(device: str, *parts: Any) -> None:

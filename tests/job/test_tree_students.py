@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import lightgbm
@@ -206,6 +207,15 @@ def test_wrong_settings_are_refused_with_their_names(tmp_path, change, message):
     status, _, err = run("distill", file)
     assert status != 0
     assert message in flat(err)
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "catboost", None)
+    file = write_job(tmp_path, {"distill.students": {"b": {"estimator": "catboost.CatBoostClassifier"}}})
+    status, _, err = run("distill", file)
+    assert status != 0
+    assert "distill.students.b.estimator" in flat(err)
+    assert "pip install 'ensdistill[trees]'" in flat(err)
 
 
 def test_a_temperature_that_a_student_cannot_have_is_refused_before_any_work(tmp_path):

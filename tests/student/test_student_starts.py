@@ -173,6 +173,19 @@ def test_outputs_of_every_kind_train_the_same_student_and_predict_the_same(kind,
     assert np.array_equal(loaded.predict_logits(X), member.predict_logits(X))
 
 
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_members_with_several_outputs_are_trained_and_predict_like_others(way):
+    x, short = X, SHORT.plain()
+    logits = []
+    for kind in ("tensor", "dict"):
+        made = Ensemble.train(
+            partial(Kinds, kind=kind), (x, Y), members=2, optimization=short, way=way, seed=0
+        )
+        logits.append(made.raw_logits(x))
+    # A stack that predicts is one matrix product for all members, alone they are several.
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-6)
+
+
 class Wrong(nn.Module):
     def __init__(self, outputs) -> None:
         super().__init__()
@@ -211,6 +224,10 @@ def test_a_teacher_is_no_student():
     for teacher in (member, Ensemble.from_members([member, TorchMember(STUDENT(), name="two")])):
         with pytest.raises(TypeError, match="factory: that's a teacher"):
             direct(teacher)
+    with pytest.raises(TypeError, match="factory: that's a teacher"):
+        direct(lambda: member)
+    with pytest.raises(ValueError, match="the student"):
+        direct(lambda: member.module)
 
 
 # Activation checkpointing
@@ -323,9 +340,11 @@ def test_inductor_trains_the_same_student_up_to_rounding(precision):
             for block in self.blocks:
                 block[3] = nn.Identity()
 
-    plain = direct(NoDropout, replace(ALL, steps=5), mixed_precision=precision)
-    compiled = direct(NoDropout, replace(ALL, steps=5), mixed_precision=precision, compile=True)
-    loose = 1e-4 if precision == "no" else 2e-2
+    # A bias before BatchNorm has no gradient but the rounding errors, which AdamW scales to whole steps.
+    settings = replace(ALL, steps=5, optimizer=torch.optim.SGD)
+    plain = direct(NoDropout, settings, mixed_precision=precision)
+    compiled = direct(NoDropout, settings, mixed_precision=precision, compile=True)
+    loose = 1e-5 if precision == "no" else 2e-3
     for got, want in zip(compiled.module.parameters(), plain.module.parameters(), strict=True):
         torch.testing.assert_close(got, want, atol=loose, rtol=loose)
 
