@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "as_you_go": ("CacheAsYouGo",),
     "batches": ("Batch",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
@@ -15,6 +16,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "CacheAsYouGo",
     "HardLabels",
     "OnlineTeachers",
     "RowTargets",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ensdistill.student.as_you_go import CacheAsYouGo
     from ensdistill.student.batches import Batch
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers

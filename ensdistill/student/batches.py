@@ -203,7 +203,9 @@ class Batches(AbstractContextManager["Batches"]):
         Members and a student that both compute with several threads of one CPU would wait for each other's
         threads, which can take many times as long as one after the other.
         """
-        return not self.cost.online or self._device.type != "cpu" or torch.get_num_threads() == 1
+        targets = self.training.targets
+        made = targets is not None and targets.needs_samples
+        return not made or self._device.type != "cpu" or torch.get_num_threads() == 1
 
     def _near(self, targets: Any) -> Any:
         """Targets that were made on a GPU are copied to a student on the CPU together; a GPU takes them step

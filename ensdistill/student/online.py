@@ -147,16 +147,24 @@ class OnlineTargets:
         pass
 
 
-def predicted(predict: Predict, encoder: Encoder, uids: np.ndarray, samples: Any, size: int) -> torch.Tensor:
+def predicted(
+    predict: Predict,
+    encoder: Encoder,
+    uids: np.ndarray,
+    samples: Any,
+    size: int,
+    rows: np.ndarray | None = None,
+) -> torch.Tensor:
     """The members' logits for these samples, checked as a cache's: float32 [K, M, C], on their device.
 
-    ``size`` samples are predicted at once.
+    ``size`` samples are predicted at once. ``rows`` are the samples' rows in the encoder's cache; an encoder
+    without uids names a sample by its row, which is the uid by default.
     """
-    parts = []
+    named, parts = uids if rows is None else rows, []
     for start in range(0, len(uids), size):
-        part = uids[start : start + size]
-        batch = samples if len(part) == len(uids) else take(samples, slice(start, start + size))
-        parts.append(encoder.batch(predict(batch, part), 0, part, None).logits)
+        part = slice(start, start + size)
+        batch = samples if len(uids) <= size else take(samples, part)
+        parts.append(encoder.batch(predict(batch, uids[part]), 0, named[part], None).logits)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
