@@ -108,10 +108,11 @@ class Arrow(Store):
     def open(self, n: int, width: int) -> None:
         import pyarrow as pa
 
-        column = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow"))).read_all()["record"]
-        self.handle: Any = column.chunk(
-            0
-        )  # the only one, and a view of the file: combine_chunks would copy it into memory
+        # From one buffer over the file. Of a file, Arrow's own threads read the parts, and one of them may hold
+        # the mapping for some milliseconds after the close.
+        mapped = pa.memory_map(str(self.folder / "records.arrow")).read_buffer()
+        # The only chunk, and a view of the file: combine_chunks would copy it into memory.
+        self.handle: Any = pa.ipc.open_file(mapped).read_all()["record"].chunk(0)
         self.width = width
 
     def gather(self, batch: np.ndarray) -> np.ndarray:

@@ -11,8 +11,13 @@
 #include "prepare.cuh"
 #include "rows/rows.h"
 #include "runtime.cuh"
+#include "torch_device.cuh"
 
 namespace ensdistill::cuda {
+
+#ifndef ENSDISTILL_SHIM
+void check(cudaError_t error) { STD_CUDA_CHECK(error); }
+#endif
 
 namespace {
 

@@ -9,6 +9,7 @@
 #include "../encode_bind.h"
 #include "encode.cuh"
 #include "runtime.cuh"
+#include "torch_device.cuh"
 
 namespace ensdistill::cuda {
 

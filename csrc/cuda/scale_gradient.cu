@@ -6,6 +6,7 @@
 #include "../bind.h"
 #include "memory.cuh"
 #include "runtime.cuh"
+#include "torch_device.cuh"
 
 namespace ensdistill::cuda {
 

@@ -97,6 +97,9 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
         }
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
+        for figure in figures.values():  # laid out once; each format would do it again, for half of its time
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
     return figures
 
 

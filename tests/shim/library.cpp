@@ -1,9 +1,15 @@
 // The CUDA ops, their kernels and launchers, compiled for the host and registered for tensors on the CPU. Their signatures are
 // those of csrc/schema.cpp, which cuda_shim_helpers.py passes on.
+#include <stdexcept>
+#include <string>
+
 #include "../../csrc/cuda/distill_loss.cu"
 #include "../../csrc/cuda/encode.cu"
 
 namespace ensdistill::cuda {
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
 void scale_gradient(Tensor gradient, Tensor factor);
 }
 

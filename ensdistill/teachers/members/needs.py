@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from io import BytesIO
 from pathlib import Path
@@ -31,8 +33,19 @@ def needed(modules: Iterable[str]) -> dict[str, str]:
     """
     roots = {module.partition(".")[0] for module in modules}
     names = sorted(roots - _GIVEN - {*sys.stdlib_module_names})
-    known = packages_distributions() if names else {}
+    known = _distributions(_searched()) if names else {}
     return {name: _requirement(name, known.get(name, [name])[0]) for name in names}
+
+
+def _searched() -> tuple[tuple[str, int], ...]:
+    """The folders of packages with the time of their last change, which an installation moves."""
+    return tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path))
+
+
+@lru_cache(maxsize=1)
+def _distributions(searched: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
+    """Distributions by import name. Kept: reading all of them takes longer than most saves."""
+    return packages_distributions()
 
 
 def of_archive(blob: bytes) -> list[str]:

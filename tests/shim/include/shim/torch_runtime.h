@@ -1,18 +1,11 @@
-// The parts of torch that csrc/cuda/runtime.cuh uses, for tensors on the CPU.
+// The parts of torch that csrc/cuda/torch_device.cuh uses, for tensors on the CPU.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <stdexcept>
-#include <string>
-
 namespace ensdistill::cuda {
 
 using torch::stable::Tensor;
-
-inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-}
 
 class OnDevice {
  public:
