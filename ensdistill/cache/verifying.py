@@ -50,7 +50,7 @@ def verify_bytes(cache: TargetCache, progress: Progress | None) -> None:
     hashes = []
     for start in range(0, len(cache), step):
         uids = cache.uids[start : start + step]
-        hashes.append(_input_hashes(cache, uids, 0))
+        hashes.append(stored_hashes(cache, uids, 0))
         advance(int(cache.lengths(uids).sum()) * width)
     # Caches of format 2 have no lengths there.
     lengths = cache.lengths(cache.uids) if isinstance(recorded, dict) and "lengths" in recorded else None
@@ -80,7 +80,7 @@ def verify_hashes(
     form: dict[str, Any],
 ) -> None:
     """The same for hashes, uint64 [N], of samples of this form, by whoever read these."""
-    wrong = np.flatnonzero(_input_hashes(cache, uids, view) != hashes)
+    wrong = np.flatnonzero(stored_hashes(cache, uids, view) != hashes)
     if wrong.size:
         shown = f"{form['dtype']} {form['shape']}" if "shape" in form else form["kind"]
         raise CacheMismatch(
@@ -90,7 +90,8 @@ def verify_hashes(
         )
 
 
-def _input_hashes(cache: TargetCache, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
+def stored_hashes(cache: TargetCache, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
+    """The cache's hash of each sample's input, uint64 [N]."""
     hashes = cache.layout.views(cache.gather_records(uids, view))[INPUT_HASH]
     if not cache.manifest["sequences"]:
         return hashes

@@ -13,7 +13,7 @@ from torch import nn
 
 from ensdistill.cache.codecs import codec_of
 from ensdistill.common.combiners import Combiner
-from ensdistill.common.describe import module_recipe
+from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.scalars import check_temperature, plain_fields
 from ensdistill.data import Dataset, Split
@@ -21,6 +21,8 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
+from ensdistill.student.averaging import check_decay
+from ensdistill.student.validation import Metric, Validation
 from ensdistill.teachers.recipes import Recipe
 
 
@@ -149,6 +151,38 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Rows of the transfer set that a student does not learn from: they choose its weights.
+
+    Parameters
+    ----------
+    share : float
+        Of the rows, in (0, 1).
+    every : int, optional
+        Steps between two evaluations, rounded up to a multiple of 32; by default a twentieth of the training.
+    metric : {"kl", "agreement", "nll", "accuracy"}, optional
+        What decides which weights are the best: KL divergence from the ensemble or agreement with it, NLL or
+        accuracy of the labels. By default ``kl``.
+    patience : int, optional
+        The training ends after so many evaluations in a row that are not better than the best one.
+    """
+
+    share: float = 0.1
+    every: int | None = None
+    metric: Metric | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if not 0 < self.share < 1:
+            raise ValueError(f"validation.share: expected a share in (0, 1); got {self.share}")
+        self.build()
+
+    def build(self) -> Validation:
+        return Validation(rows=self.share, every=self.every, metric=self.metric, patience=self.patience)
+
+
+@dataclass(frozen=True)
 class StudentConfig:
     """One student architecture, how it is distilled, and how its baseline is trained.
 
@@ -169,6 +203,11 @@ class StudentConfig:
         How raw samples become the model's input. ``auto``: numbers as they are; tables, texts and images by
         the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool. A path is of
         a tokenizer or of a saved preprocess.
+    validation : ValidationConfig, optional
+        Rows of the transfer set that are held out; the student gets the weights that are the best on them.
+    ema : float, optional
+        The decay, such as 0.999, of a moving average of the student's weights. With ``validation`` the better
+        of the two is kept; without it, the average.
     """
 
     model: Callable[[], nn.Module]
@@ -176,11 +215,15 @@ class StudentConfig:
     direct: Optimization | None = None
     description: str = ""
     preprocess: Any = "auto"
+    validation: ValidationConfig | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         if module_recipe(self.model) is None:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
+        if self.ema is not None:
+            check_decay("ema", self.ema)
         as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
         if self.baseline.steps != self.optimization.steps:
             raise ValueError(
@@ -191,6 +234,14 @@ class StudentConfig:
     @property
     def baseline(self) -> Optimization:
         return self.direct or self.optimization
+
+    @property
+    def chosen_by(self) -> list[Any]:
+        """The settings by which weights are chosen, as data for a digest; empty where there are none, so that
+        earlier runs keep theirs."""
+        settings = {"validation": self.validation, "ema": self.ema}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return [describe(given)] if given else []
 
 
 @dataclass(frozen=True)

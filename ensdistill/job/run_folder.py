@@ -175,6 +175,7 @@ class RunFolder:
                 *preprocess_setting(student, split),
                 choices,
                 self.digest(unit.needs()[0]),
+                *student.chosen_by,
             ]
         # The test inputs are watched for the learning curves.
         return digest([*common, *own, unit.student, split.test.inputs])
@@ -301,5 +302,7 @@ def keep(
         folder / "curve.safetensors",
         {"steps": trained.steps, "losses": trained.losses, "watched": trained.watched},
     )
+    if trained.evaluations:
+        write_json(folder / "evaluations.json", trained.record())
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)

@@ -231,7 +231,9 @@ def distill(
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
-    trainer = StudentTrainer(student.optimization, settings.loss, mixed_precision=settings.mixed_precision)
+    trainer = StudentTrainer(
+        student.optimization, settings.loss, mixed_precision=settings.mixed_precision, ema=student.ema
+    )
     prepared = prepare_student(student, split, seed)
     for kind, (targets, member) in kinds.items():
         train = partial(
@@ -244,6 +246,7 @@ def distill(
             augment=cached.augment,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
+            validation=None if student.validation is None else student.validation.build(),
             progress=partial(report, kind.replace("_", " ")),
         )
         keep(prepared.factory, folder / kind, split, train, inputs)

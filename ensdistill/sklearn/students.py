@@ -106,13 +106,15 @@ class Network:
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
         prepared = prepare_student(self.config, lesson.split, lesson.seed)
-        trained = StudentTrainer(self.config.optimization, lesson.loss).distill(
+        validation = self.config.validation
+        trained = StudentTrainer(self.config.optimization, lesson.loss, ema=self.config.ema).distill(
             prepared.factory,
             lesson.rows,
             lesson.cache,
             seed=lesson.seed,
             member=member,
             preprocess=prepared.preprocess,
+            validation=None if validation is None else validation.build(),
         )
         return trained.member(classes=lesson.split.classes, factory=prepared.factory)
 

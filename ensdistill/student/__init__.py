@@ -11,6 +11,7 @@ _HOMES = {
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
     "trainer": ("StudentTrainer", "Trained"),
+    "validation": ("Validation",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -25,6 +26,7 @@ __all__ = [
     "StudentTrainer",
     "TargetSource",
     "Trained",
+    "Validation",
 ]
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.trainer import StudentTrainer, Trained
+    from ensdistill.student.validation import Validation
 
 
 def __getattr__(name: str) -> Any:

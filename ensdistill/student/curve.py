@@ -83,3 +83,19 @@ class Curve:
                 self.losses[self._at[step]] = self._sum / self._count
                 self._sum.zero_()
                 self._count.zero_()
+
+    def end(self, step: int, model: nn.Module, *, again: bool) -> None:
+        """End the curve at ``step``, where the training ended; with ``again`` its last predictions are those
+        of ``model``, which has got other weights since."""
+        count = int(np.searchsorted(self.steps, step, side="right"))
+        if count == 0 or self.steps[count - 1] != step:
+            self.steps[count], self._at[step] = step, count
+            self.losses[count] = self._sum / self._count
+            count, again = count + 1, True
+        self.steps, self.losses, self.watched = (
+            self.steps[:count],
+            self.losses[:count],
+            self.watched[:count],
+        )
+        if again:
+            self.predict(step, model)

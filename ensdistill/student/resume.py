@@ -15,8 +15,10 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
 from ensdistill.common.source import source_digest
 from ensdistill.data.samples import as_samples
+from ensdistill.student.averaging import state_of
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
+from ensdistill.student.selection import Selection
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
@@ -38,6 +40,7 @@ class Checkpoint:
     engine : Engine
     scheduler : LRScheduler
     curve : Curve
+    selection : Selection
     """
 
     path: Path | str | None
@@ -46,6 +49,7 @@ class Checkpoint:
     engine: Engine
     scheduler: LRScheduler
     curve: Curve
+    selection: Selection
     saved: int = 0
 
     def resume(self) -> int:
@@ -77,6 +81,7 @@ class Checkpoint:
                 "start anew"
             )
         self.engine.load_scaler(resumed.values["scaler"])
+        self.selection.restore(resumed.values)
         self.saved = resumed.step
         return resumed.step
 
@@ -97,12 +102,16 @@ class Checkpoint:
             tensors=self._tensors(),
             optimizer=self.engine.optimizer,
             scheduler=self.scheduler,
-            values={"processes": self.engine.group.count, "scaler": self.engine.scaler},
+            values={
+                "processes": self.engine.group.count,
+                "scaler": self.engine.scaler,
+                **self.selection.values,
+            },
         )
         self.saved = step
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {**state_of(self.engine.model), **self.curve.state}
+        return {**state_of(self.engine.model), **self.curve.state, **self.selection.tensors}
 
 
 def training_fingerprint(
@@ -129,6 +138,9 @@ def training_fingerprint(
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = [repr(model), training.rows, repr(augment), code, training.seed, watch, settings]
     parts += [] if training.preprocess is None else [training.preprocess.fingerprint()]
+    # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
+    parts += [] if trainer.ema is None else [["ema", trainer.ema]]
+    parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
@@ -151,17 +163,6 @@ def _method_and_targets(training: Training) -> list[Any]:
         return parts
     first, *others = training.targets.fingerprint()
     return [first, *parts, *others]
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers, including the buffers that ``state_dict()`` leaves out.
-
-    The result is stale once the model has moved: ``to(device)`` replaces buffers by other tensors.
-    """
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def check_resumable(model: nn.Module) -> None:

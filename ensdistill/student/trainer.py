@@ -19,6 +19,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
@@ -31,6 +32,7 @@ from ensdistill.student.methods import (
 )
 from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.training import Trained, Training, train
+from ensdistill.student.validation import Validation, hold_out, split_rows
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -67,6 +69,10 @@ class StudentTrainer:
         With several processes, whether BatchNorm takes mean and variance of the whole batch, as one process
         does, at the price of two exchanges per layer and step. Otherwise each process normalises its own
         share of the batch, with a warning. Either way all processes end with the same running statistics.
+    ema : float, optional
+        The decay, such as 0.999, of an exponential moving average of the student's weights; see
+        :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
+        returned; without it, the average.
 
     Raises
     ------
@@ -96,6 +102,7 @@ class StudentTrainer:
         cpu: bool = True,
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
+        ema: float | None = None,
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -122,6 +129,7 @@ class StudentTrainer:
             impl,
             sync_batch_norm,
         )
+        self.ema = None if ema is None else check_decay("ema", ema)
 
     def distill(
         self,
@@ -138,6 +146,7 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
     ) -> Trained:
         """Train a student from a cache, for which the teachers are not needed, or from another source of
         targets.
@@ -174,6 +183,10 @@ class StudentTrainer:
             it, with the same bits, by as many processes as before. Process 0 writes and reads it.
         progress : callable (done, total), optional
             In steps.
+        validation : Validation, Rows, or float, optional
+            Rows that the student does not learn from, or the share of ``rows`` that is held out, by which the
+            best weights are chosen: those are returned. A :class:`~ensdistill.student.validation.Validation`
+            also sets the metric, how often, and when to stop early.
 
         Raises
         ------
@@ -199,8 +212,10 @@ class StudentTrainer:
                 "the member in the loss, or "
                 "pass LossSettings"
             )
+        rows, judged = split_rows(validation, rows, cache, seed)
         targets = targets_for(cache, rows, augment)
         loss.check(rows, targets.classes, cache)
+        held = hold_out(judged, targets.classes, cache, augment)
         training = Training(
             factory=factory,
             rows=rows,
@@ -215,6 +230,7 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
         )
         return train(self, training)
 
@@ -232,6 +248,7 @@ class StudentTrainer:
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
+        validation: Validation | Rows | float | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -241,6 +258,8 @@ class StudentTrainer:
         """
         loss = HardLabels(self.optimization.label_smoothing)
         loss.check(rows, classes, None)
+        rows, judged = split_rows(validation, rows, None, seed)
+        held = hold_out(judged, classes, None, None)
         training = Training(
             factory=factory,
             rows=rows,
@@ -255,6 +274,7 @@ class StudentTrainer:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            validation=held,
         )
         return train(self, training)
 

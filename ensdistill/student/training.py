@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
+from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
 from ensdistill.student.cost import StepCost
@@ -27,7 +28,9 @@ from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
 from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sources import RowTargets
+from ensdistill.student.validation import Examination, HeldOut
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
@@ -52,6 +55,12 @@ class Trained:
         From raw samples to the module's input, where the training had one.
     cost : StepCost or None
         The time of a step, and of its targets: ``print(trained.cost)``.
+    choice : Choice or None
+        Which weights ``module`` has: after which step, the student's or their average, and why.
+    evaluations : tuple of Evaluation
+        All evaluations of a training with validation.
+    average : Module or None
+        The average of the student's weights at the end, of a training with ``ema``; in eval mode, on the CPU.
     """
 
     module: nn.Module
@@ -60,6 +69,16 @@ class Trained:
     watched: np.ndarray
     preprocess: Preprocess | None = None
     cost: StepCost | None = None
+    choice: Choice | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    average: nn.Module | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The choice of weights and all evaluations, as plain data."""
+        return {
+            "choice": None if self.choice is None else asdict(self.choice),
+            "evaluations": [asdict(one) for one in self.evaluations],
+        }
 
     def member(
         self,
@@ -103,6 +122,7 @@ class Training:
     checkpoint: Path | str | None
     checkpoint_every: int
     progress: Progress | None
+    validation: HeldOut | None = None
 
 
 def train(trainer: StudentTrainer, training: Training) -> Trained:
@@ -126,16 +146,20 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
         curve = Curve(steps, 0 if watch is None else len(watch), watched, training.classes)
+        average = None if trainer.ema is None else WeightAverage(model, trainer.ema)
+        held = training.validation
+        examination = None if held is None else Examination(held, training.loss, prepare, group)
+        selection = Selection(model, average, examination, steps)
 
         # A killed training goes on from its checkpoint.
         checkpoint = Checkpoint(
-            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve
+            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve, selection
         )
         step = checkpoint.resume()
         model.train()
         batches = Batches(training, prepare, steps, size)
         with batches, synchronised_norms(model, group, trainer.sync_batch_norm, size):
-            while step < steps:
+            while step < steps and not selection.exhausted:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
                 # dropout differs by process and block.
                 set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
@@ -146,6 +170,8 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                         check_first_loss(loss, name_of(training.loss))
                     if engine.step(loss):
                         scheduler.step()
+                        if average is not None:
+                            average.update(model)
                     losses.append(loss.detach())
                     if curve.has(batch.step + 1):
                         share_buffers(model, group)
@@ -157,10 +183,19 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 check_finite(means, step, trainer.optimization)
                 curve.add(step, means)
                 share_buffers(model, group)
+                if average is not None:
+                    average.share(group)
                 step += len(losses)
+
+                # The best weights so far are kept; a training whose patience is exhausted ends early.
+                if selection.due(step):
+                    selection.evaluate(step)
+                    model.train()
                 checkpoint.save(step, steps)
                 if training.progress is not None:
-                    training.progress(step, steps)
+                    training.progress(step, step if selection.exhausted else steps)
+        choice = selection.finish(step)
+        curve.end(step, model, again=choice != Choice(step, "student"))
     return Trained(
         model.cpu().eval(),
         curve.steps,
@@ -168,6 +203,9 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         curve.watched.numpy(),
         training.preprocess,
         batches.cost,
+        choice,
+        tuple(selection.evaluations),
+        None if average is None else average.module.cpu(),
     )
 
 

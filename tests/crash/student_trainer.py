@@ -103,8 +103,8 @@ def few(steps: int = 60, **settings) -> Optimization:
     return Optimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
 
 
-def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, **more):
-    trainer = StudentTrainer(few(steps), temperature=2.0, alpha=alpha, sync_batch_norm=sync)
+def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, **more):
+    trainer = StudentTrainer(few(steps), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema)
     return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
 
 
@@ -139,13 +139,17 @@ JOBS = {
     "a parameter without use": partial(distil, factory=Idle),
     "norms of the whole batch": partial(distil, factory=Norms, sync=True),
     "norms of shares": partial(distil, factory=Norms),
-    "to be killed": partial(distil, factory=dropping, steps=270, alpha=0.5),
+    "validated": partial(distil, factory=MLP, ema=0.9, validation=0.2),
+    "to be killed": partial(distil, factory=dropping, steps=270, alpha=0.5, ema=0.9, validation=0.2),
 }
 
 
 def arrays(trained) -> dict[str, np.ndarray]:
     tensors = {**dict(trained.module.named_parameters()), **dict(trained.module.named_buffers())}
     return {name: value.detach().numpy() for name, value in tensors.items()} | {
+        "evaluated at": np.array([e.step for e in trained.evaluations]),
+        "evaluations": np.array([[e.student.kl, e.average.kl] for e in trained.evaluations if e.average]),
+        "chosen": np.array([trained.choice.step, trained.choice.weights == "average"]),
         "curve losses": trained.losses,
         "curve watched": trained.watched,
     }

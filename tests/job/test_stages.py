@@ -19,7 +19,7 @@ from ensdistill.common.files import read_json
 from ensdistill.data import Digits, Split
 from ensdistill.job.contents import contents
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.student.trainer import StudentTrainer
+from ensdistill.student import StudentTrainer, Validation
 from ensdistill.teachers.members import load_member
 
 ALL = {
@@ -40,6 +40,7 @@ DIRECT, DISTILL = ({name for name in ALL if stage in name} for stage in ("/direc
             ["--distill.students.small.optimization.weight_decay", "0.5"],
             {"seed-0/direct/small", "seed-0/distill/small"},
         ),
+        (["--distill.students.small.ema", "0.9"], {"seed-0/distill/small"}),
         (["--cache.codec", "fp16"], {"seed-0/cache", *DISTILL}),
         (["--cache.mixture_at", "1"], {"seed-0/cache", *DISTILL}),
         (["--cache.augment", "ensdistill.data.augmentation.ShiftImages"], {"seed-0/cache", *DISTILL}),
@@ -120,6 +121,31 @@ def test_the_student_is_the_trainers_at_that_temperature(copy, temperature):
                 kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy()
             )
     torch.set_num_threads(threads)
+
+
+def test_a_student_has_the_weights_that_are_the_best_on_rows_held_out_of_the_transfer_set(copy):
+    validation = {"share": 0.2, "metric": "agreement", "patience": 9}
+    small = ["--distill.students.small.validation", json.dumps(validation)]
+    succeed("distill", job_file(copy), *small, "--distill.students.small.ema", "0.8")
+    config = load_config(["--config", str(job_file(copy)), *small])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    student, folder = config.distill.students["small"], copy / "seed-0" / "distill" / "small" / "student"
+    again = StudentTrainer(student.optimization, ema=0.8).distill(
+        student.model,
+        RunFolder(config).transfer(0),
+        TargetCache.open(copy / "seed-0" / "cache" / "targets"),
+        validation=Validation(rows=0.2, metric="agreement", patience=9),
+    )
+    torch.set_num_threads(threads)
+    kept, inputs = load_member(folder), config.split(0).test.inputs[:50]
+    with torch.no_grad():
+        np.testing.assert_array_equal(
+            kept.predict_logits(inputs), again.module(torch.from_numpy(inputs)).numpy()
+        )
+    assert read_json(folder / "evaluations.json") == again.record()
+    assert again.choice.metric == "agreement"
+    assert not (folder.parents[1] / "wide" / "student" / "evaluations.json").exists()
 
 
 def test_the_best_member_is_chosen_without_the_test_rows(finished_job):

@@ -1,0 +1,353 @@
+"""A student's validation: rows that it does not learn from, and how near it is to the ensemble on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ensdistill.cache import TargetCache
+from ensdistill.cache.verifying import stored_hashes
+from ensdistill.common import scalars
+from ensdistill.common.processes import Processes
+from ensdistill.common.random import random_generator
+from ensdistill.data import UNLABELLED, Rows
+from ensdistill.data import batches as b
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.copies import equal_inputs, merged
+from ensdistill.data.samples import as_samples, in_memory, positions, whole
+from ensdistill.data.versions import view_inputs
+from ensdistill.loss.functional import distillation_loss
+from ensdistill.loss.settings import LossSettings
+from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
+from ensdistill.student.methods import SoftTargets, StudentLoss
+from ensdistill.student.sources import RowTargets, TargetSource, targets_for
+
+Metric = Literal["agreement", "kl", "nll", "accuracy"]
+LARGER_IS_BETTER = ("agreement", "accuracy")
+OF_ENSEMBLE, OF_LABELS = ("kl", "agreement"), ("nll", "accuracy")
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Which rows judge a student while it is trained, how often, and when they end the training.
+
+    Parameters
+    ----------
+    rows : Rows, or float
+        Rows that the student does not learn from: those with targets in the cache are compared with the
+        ensemble, those with labels with these. Or the share of the training's rows that is held out, in
+        (0, 1); rows of one group, and rows with equal inputs, are held out together.
+    every : int, optional
+        Steps between two evaluations, rounded up to a multiple of 32; by default a twentieth of the training.
+        The end of the training is always evaluated.
+    metric : {"kl", "agreement", "nll", "accuracy"}, optional
+        What decides which weights are the best. ``kl``: the mean KL divergence from the ensemble, in nats.
+        ``agreement``: the share of rows whose likeliest class is the ensemble's. ``nll`` and ``accuracy``:
+        of the rows' labels, where they have one. By default ``kl``; ``nll`` where there is no ensemble.
+    patience : int, optional
+        The training ends after so many evaluations in a row that are not better than the best one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A value outside the ranges above.
+
+    Examples
+    --------
+    >>> Validation(rows=0.1, metric="agreement", patience=5).rows
+    0.1
+    """
+
+    rows: Rows | float
+    every: int | None = None
+    metric: Metric | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, Rows):
+            check_share("validation", self.rows)
+        for name in ("every", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (scalars.whole(value) and value >= 1):
+                raise ValueError(f"validation.{name}: expected an integer of at least 1; got {value!r}")
+        if self.metric is not None and self.metric not in get_args(Metric):
+            allowed = ", ".join(get_args(Metric))
+            raise ValueError(f"validation.metric: expected one of {allowed}; got {self.metric!r}")
+
+
+def check_share(argument: str, share: Any) -> None:
+    """Raise for anything but a share of the rows."""
+    if not scalars.real(share) or isinstance(share, bool):
+        raise TypeError(
+            f"{argument}: expected Rows, a share of the rows, or a Validation; got {type(share).__name__}"
+        )
+    if not 0 < float(share) < 1:
+        raise ValueError(f"{argument}: expected a share of the rows in (0, 1); got {share!r}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found, as means over the validation rows; None where there is nothing to compare
+    with.
+
+    Parameters
+    ----------
+    kl, agreement : float or None
+        Nats, and a share, against the ensemble.
+    nll, accuracy : float or None
+        Nats, and a share, against the labels, of the rows that have one.
+    """
+
+    kl: float | None = None
+    agreement: float | None = None
+    nll: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The checked rows of a validation.
+
+    Parameters
+    ----------
+    rows : Rows
+    targets : RowTargets or None
+        Of the rows, in their first version; None where they have labels alone.
+    temperature : float
+        At which students are compared with the targets.
+    settings : Validation
+    metric : str
+    """
+
+    rows: Rows
+    targets: RowTargets | None
+    temperature: float
+    settings: Validation
+    metric: Metric
+
+    def fingerprint(self) -> list[Any]:
+        settings = self.settings
+        return [self.rows, self.targets is not None, settings.every, self.metric, settings.patience]
+
+
+def split_rows(
+    given: Validation | Rows | float | None,
+    rows: Rows,
+    source: TargetCache | TargetSource | None,
+    seed: int,
+) -> tuple[Rows, Validation | None]:
+    """The rows to train on, and the validation with rows of its own.
+
+    Raises
+    ------
+    ValueError
+        Rows that are trained on as well, or none; a share that leaves no row to one of the two.
+    TypeError
+        Neither rows nor a share nor a Validation.
+    """
+    if given is None:
+        return rows, None
+    settings = given if isinstance(given, Validation) else Validation(rows=given)
+    if not isinstance(settings.rows, Rows):
+        drawn = draw_share(rows, float(settings.rows), seed, source)
+        return rows.take(~drawn), replace(settings, rows=rows.take(drawn))
+    if len(settings.rows) == 0:
+        raise ValueError("validation: expected at least one row; got none")
+    both = np.intersect1d(settings.rows.uids, rows.uids)
+    if len(both):
+        raise ValueError(
+            f"validation: uid {both[0]} is among the rows that are trained on, too ({len(both)} such uids); "
+            "pass rows of their own, or a share such as 0.1 to hold out some of these"
+        )
+    return rows, settings
+
+
+def hold_out(
+    settings: Validation | None,
+    classes: int,
+    source: TargetCache | TargetSource | None,
+    augment: Augmentation | None,
+) -> HeldOut | None:
+    """The checked rows of a validation, and their targets.
+
+    Raises
+    ------
+    ValueError
+        Rows of which the cache has some only, that have neither targets nor labels, or nothing for the
+        metric.
+    CacheMismatch
+        A row's input is not that of the cache.
+    """
+    if settings is None:
+        return None
+    assert isinstance(settings.rows, Rows)
+    rows = settings.rows
+    wrong = np.flatnonzero((rows.labels != UNLABELLED) & ((rows.labels < 0) | (rows.labels >= classes)))
+    if len(wrong):
+        raise ValueError(
+            f"validation: expected labels 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has "
+            f"{rows.labels[wrong[0]]}"
+        )
+    if isinstance(source, TargetCache):
+        known = np.isin(rows.uids, source.uids)
+        if known.any() and not known.all():
+            raise ValueError(
+                f"validation: {int(known.sum())} of the {len(rows)} rows have targets in the cache, uid "
+                f"{rows.uids[~known][0]} has none; pass rows that are all in the cache, or none of them"
+            )
+        source = source if known.any() else None
+    metric = _metric(settings, rows, source is not None)
+    targets = None if source is None else targets_for(source, rows, augment)
+    temperature = 1.0 if source is None or source.temperature is None else source.temperature
+    return HeldOut(rows, targets, temperature, settings, metric)
+
+
+def draw_share(rows: Rows, share: float, seed: int, source: Any = None) -> np.ndarray:
+    """Which rows are held out, bool [N]: whole groups, and whole sets of rows with equal inputs.
+
+    A cache without versions has hashes of the inputs, so that lazy samples need no reading.
+
+    Raises
+    ------
+    ValueError
+        Nothing would be held out, or nothing left.
+    """
+    hashed = isinstance(source, TargetCache) and source.manifest["fingerprint"].get("views") is None
+    if hashed and not in_memory(rows.inputs):
+        equal = np.unique(stored_hashes(source, rows.uids, 0), return_inverse=True)[1]
+    else:
+        equal = equal_inputs(rows.inputs)[0]
+    units = merged(equal, rows.groups)
+    _, first, of_row, counts = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    # Sets are numbered in the rows' order, whichever way equal rows were found.
+    order = np.argsort(first)
+    of_row, counts = np.argsort(order)[of_row], counts[order]
+    wanted, taken = max(1, round(share * len(rows))), np.zeros(len(counts), bool)
+    missing = wanted
+    for unit in random_generator("student validation", seed).permutation(len(counts)):
+        if counts[unit] <= missing:
+            taken[unit] = True
+            missing -= counts[unit]
+    drawn: np.ndarray = taken[of_row]
+    if not drawn.any() or drawn.all():
+        raise ValueError(
+            f"validation: no {wanted} of the {len(rows)} rows can be held out for a share of {share}: groups "
+            f"and equal rows stay together, and make {len(counts)} sets; pass a larger share, or rows"
+        )
+    return drawn
+
+
+def _metric(settings: Validation, rows: Rows, compared: bool) -> Metric:
+    labelled = bool((rows.labels != UNLABELLED).any())
+    possible: list[Metric] = [*(OF_ENSEMBLE if compared else ()), *(OF_LABELS if labelled else ())]
+    if not possible:
+        raise ValueError(
+            f"validation: none of the {len(rows)} rows has a label or targets in a cache, so there is "
+            "nothing to compare the student with"
+        )
+    metric = settings.metric or possible[0]
+    if metric not in possible:
+        lacking = "a label" if metric in OF_LABELS else "targets in a cache"
+        raise ValueError(
+            f"validation.metric: {metric!r} needs rows with {lacking}, and none has; choose "
+            f"{' or '.join(possible)}"
+        )
+    return metric
+
+
+class Examination:
+    """Compares students with the ensemble, and with the labels, on the rows of a validation.
+
+    Processes take turns with the batches, and all have the same scores.
+
+    Parameters
+    ----------
+    held : HeldOut
+    loss : StudentLoss
+        Its mixture of the members is the one that students are compared with.
+    prepare : Preparation
+    group : Processes
+    """
+
+    def __init__(self, held: HeldOut, loss: StudentLoss, prepare: Preparation, group: Processes) -> None:
+        self.held, self.prepare, self.group = held, prepare, group
+        own = loss if isinstance(loss, SoftTargets) else None
+        self.weights = None if own is None else own.weights
+        self.settings = LossSettings(
+            temperature=held.temperature,
+            combiner=None if own is None else own.settings.combiner,
+            reduction="none",
+        )
+        self._versions = None if held.targets is None else held.targets.versions
+        self._parts = positions(len(held.rows), _AT_ONCE)[group.rank :: group.count]
+        self._samples, self._lazy = held.rows.inputs, not in_memory(held.rows.inputs)
+        if not self._lazy and self._versions is not None:
+            self._samples = as_samples(self._seen(whole(held.rows.inputs), held.rows.uids))
+        self._inputs = prepare.held(self._samples)
+
+    def __call__(self, model: nn.Module, device: torch.device) -> Scores:
+        """The scores of a model, which is in eval mode afterwards."""
+        model.eval()
+        # kl, agreement, rows; nll, accuracy, labelled rows
+        sums = torch.zeros(6, dtype=torch.float64)
+        with torch.no_grad():
+            for part in self._parts:
+                inputs, targets = self._read(part)
+                outputs = call(model, moved(inputs, device)).float()
+                sums[:3] += self._against_targets(outputs, targets)
+                sums[3:] += against_labels(outputs, torch.from_numpy(self.held.rows.labels[part]))
+        kl, agreement, rows, nll, accuracy, labelled = (self.group.mean(sums) * self.group.count).tolist()
+        return Scores(
+            kl=kl / rows if rows else None,
+            agreement=agreement / rows if rows else None,
+            nll=nll / labelled if labelled else None,
+            accuracy=accuracy / labelled if labelled else None,
+        )
+
+    def _read(self, part: np.ndarray) -> tuple[Inputs, Any]:
+        """The inputs and the targets of some rows."""
+        targets, uids, first = self.held.targets, self.held.rows.uids[part], np.zeros(len(part), np.int64)
+        batch = None
+        if self._inputs is None or (targets is not None and targets.needs_samples):
+            batch = self._samples[part]
+            batch = self._seen(batch, uids) if self._lazy else batch
+        if batch is not None and targets is not None and self._lazy and targets.compared != "none":
+            targets.check(uids, first, b.kind_of(batch).hashes(batch), b.describe(batch))
+        held = self._inputs
+        inputs = self.prepare(batch) if held is None else rows_of(held, torch.from_numpy(part))
+        return inputs, None if targets is None else targets.of(uids, first, batch)
+
+    def _seen(self, batch: Any, uids: np.ndarray) -> Any:
+        """The samples in the version that the first targets are of."""
+        if self._versions is None:
+            return batch
+        return view_inputs(self._versions.augment, batch, uids, 0, self._versions.seed)
+
+    def _against_targets(self, outputs: Tensor, targets: Any) -> Tensor:
+        if targets is None:
+            return torch.zeros(3, dtype=torch.float64)
+        losses, rows = distillation_loss(
+            outputs,
+            targets.to(outputs.device),
+            settings=self.settings,
+            weights=self.weights,
+            statistics=True,
+        )
+        kl = losses.double().sum().cpu() / self.settings.temperature**2
+        count = torch.tensor(float(len(outputs)), dtype=torch.float64)
+        return torch.stack([kl, rows.agreement.double().sum().cpu(), count])
+
+
+def against_labels(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the NLL, how many are right, and how many have a label: float64 [3]."""
+    known = labels != UNLABELLED
+    log_q = outputs.cpu().double().log_softmax(1)
+    nll = F.nll_loss(log_q, labels, ignore_index=UNLABELLED, reduction="sum")
+    right = (log_q.argmax(1) == labels) & known
+    return torch.stack([nll, right.sum().double(), known.sum().double()])
