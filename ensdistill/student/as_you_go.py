@@ -21,7 +21,7 @@ from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, plain
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.student.online import check_augment, predicted
+from ensdistill.student.online import OnlineTeachers, check_augment, predicted
 from ensdistill.student.sources import (
     Compared,
     RowTargets,
@@ -41,7 +41,8 @@ class CacheAsYouGo:
     :func:`ensdistill.cache.cache_targets` makes of the same arguments, and the members are not needed any
     more. Until then it holds the logits of the rows that are there, four bytes each; a training that was
     killed goes on from them, and a training that ends earlier leaves them to the next. Where the folder holds
-    the finished cache already, it is read.
+    the finished cache already, it is read. Rows that a validation holds out are no part of the cache: the
+    members predict for them in each evaluation.
 
     Parameters
     ----------
@@ -120,6 +121,10 @@ class CacheAsYouGo:
         classes = 1000 if self.ensemble.classes is None else len(self.ensemble.classes)
         floor = self.codec.floor(classes, self.combiner, self.temperature is not None, self._made_for)
         return None if floor is None else floor / largest_share_distance(classes)
+
+    def online(self) -> OnlineTeachers:
+        """The same members without a cache, for rows that are no part of it."""
+        return OnlineTeachers(self.ensemble, augment=self.augment, seed=self.seed, batch_size=self.batch_size)
 
     def for_rows(self, rows: Rows, augment: Augmentation | None) -> RowTargets:
         check_augment(type(self).__name__, self.augment, augment)

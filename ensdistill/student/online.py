@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from ensdistill.data.versions import describe_views
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.student.sources import Compared, Versions
 
+# Members put their modules into eval mode, and back: a validation on one thread must not meet the training's
+# predictions on another.
+_one_at_a_time = Lock()
+
 
 class OnlineTeachers:
     """An ensemble that predicts for each batch of a student's training: a source of targets.
@@ -30,7 +35,9 @@ class OnlineTeachers:
     :class:`~ensdistill.student.CacheAsYouGo` fills one in the first epoch.
 
     The members predict where they are: torch modules on their own device, which may be another than the
-    student's. While the student trains on one part of the samples, they predict for the next on a thread.
+    student's. While the student trains on one part of the samples, they predict for the next on a thread;
+    on a CPU that torch uses with several threads, before it. ``print(trained.cost)`` shows their part of a
+    step.
 
     Parameters
     ----------
@@ -164,7 +171,9 @@ def predicted(
     for start in range(0, len(uids), size):
         part = slice(start, start + size)
         batch = samples if len(uids) <= size else take(samples, part)
-        parts.append(encoder.batch(predict(batch, uids[part]), 0, named[part], None).logits)
+        with _one_at_a_time:
+            value = predict(batch, uids[part])
+        parts.append(encoder.batch(value, 0, named[part], None).logits)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -9,10 +9,18 @@ import torch
 from torch import nn
 from view_helpers import N, Seeing
 
-from ensdistill import ArrayMember, Ensemble, Optimization, Rows, StudentTrainer, cache_targets
+from ensdistill import (
+    ArrayMember,
+    Ensemble,
+    Optimization,
+    Rows,
+    StudentTrainer,
+    TargetCache,
+    cache_targets,
+)
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
-from ensdistill.student import OnlineTeachers
+from ensdistill.student import CacheAsYouGo, OnlineTeachers
 
 QUICK = Optimization(steps=70, batch_size=24, learning_rate=0.01)
 X = np.random.default_rng(0).normal(size=(N, 16)).astype(np.float32)
@@ -186,6 +194,26 @@ def test_a_checkpoint_belongs_to_its_members_and_versions():
     prints = [source.for_rows(ROWS, None).fingerprint() for source in sources]
     assert all(one != other for one, other in combinations(prints, 2))
     assert prints[0] == OnlineTeachers(networks()).for_rows(ROWS, None).fingerprint()
+
+
+def test_validation_compares_with_the_teachers(tmp_path):
+    """Rows that are held out are predicted online, by a cache as you go as well, which has the others alone."""
+    trainer, ensemble = StudentTrainer(QUICK, temperature=2.0), networks()
+    cache = cache_targets(ensemble, ROWS, tmp_path / "cache", codec="fp32")
+    sources = (
+        cache,
+        OnlineTeachers(ensemble),
+        CacheAsYouGo(ensemble, tmp_path / "filled", codec="fp32"),
+    )
+    scores = []
+    for source in sources:
+        trained = trainer.distill(STUDENT, ROWS, source, validation=0.2)
+        assert trained.evaluations
+        scores.append([one.student.kl for one in trained.evaluations])
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, rtol=1e-4)
+    filled = TargetCache.open(tmp_path / "filled")
+    assert len(filled) == 72
+    assert set(filled.uids) < set(ROWS.uids)
 
 
 def test_one_member_is_distilled():
