@@ -69,17 +69,20 @@ def stop(after, done, total):
         raise Stop
 
 
+UINT8, VIEWS = {}, {"views": 2, "augment": ShiftImages(1), "seed": 5}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "lazy"),
     [
-        {},
-        {"codec": "fp32"},
-        {"codec": "counts-8", "mixture_at": 2.0, "seed": 3},
-        {"views": 2, "augment": ShiftImages(1), "seed": 5},
+        pytest.param(UINT8, False, id="uint8"),
+        pytest.param(UINT8, True, id="uint8, lazy"),
+        pytest.param({"codec": "fp32"}, False, id="fp32"),
+        pytest.param({"codec": "counts-8", "mixture_at": 2.0, "seed": 3}, False, id="counts"),
+        pytest.param(VIEWS, False, id="views"),
+        pytest.param(VIEWS, True, id="views, lazy"),
     ],
-    ids=["uint8", "fp32", "counts", "views"],
 )
-@pytest.mark.parametrize("lazy", [False, True], ids=["held", "lazy"])
 def test_the_cache_and_the_student_are_those_of_two_steps(tmp_path, options, lazy):
     rows = Rows(Lazy(PIXELS), IMAGES.uids, IMAGES.labels) if lazy else IMAGES
     steps = Optimization(steps=64 * options.get("views", 1), batch_size=10)

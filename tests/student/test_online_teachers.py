@@ -1,5 +1,6 @@
 """Teachers that predict during a student's training: the same targets as a cache's, and endless versions."""
 
+import time
 from functools import partial
 from itertools import combinations
 
@@ -111,6 +112,33 @@ class Doubled:
 
     def fingerprint(self):
         return "doubled"
+
+
+class Counting(Seeing):
+    """A teacher that counts its samples, and refuses to be asked by two threads at once."""
+
+    def __init__(self):
+        self.asked, self.busy = 0, False
+
+    def predict_logits(self, inputs):
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.001)
+        self.asked += len(inputs)
+        self.busy = False
+        return super().predict_logits(inputs)
+
+
+@pytest.mark.parametrize(
+    ("lazy", "augment"), [(False, None), (True, None), (False, ShiftImages(1)), (True, ShiftImages(1))]
+)
+def test_each_sample_of_a_step_is_asked_for_once(lazy, augment):
+    rows = Rows(Lazy(PIXELS), IMAGES.uids, IMAGES.labels) if lazy else IMAGES
+    teachers = Counting()
+    StudentTrainer(QUICK).distill(
+        small_cnn, rows, OnlineTeachers(teachers, augment=augment, batch_size=100), workers=0
+    )
+    assert teachers.asked == 70 * 24
 
 
 def test_every_epoch_has_versions_of_its_own():
