@@ -8,7 +8,7 @@ run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from ensdistill.common.files import write_bytes
 from ensdistill.common.processes import Processes
 
 KEY = "ensdistill_checkpoint"
+SHOWN = 12  # fields that an error message names
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint is of another training: other settings, data or code."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ def save_checkpoint(
     scheduler: LRScheduler | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
     values: Any = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Atomically write the state of a training.
 
@@ -63,9 +69,12 @@ def save_checkpoint(
         Their state is saved. ``torch.default_generator`` may be among them.
     values : JSON-able
         Anything else, for example a learning curve.
+    about : JSON-able dict, optional
+        The parts of the fingerprint, by which the error about another training names what differs.
     """
     arrays = {f"model/{name}": tensor for name, tensor in tensors.items()}
     header: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "values": values}
+    header |= {} if about is None else {"about": about}
     if optimizer is not None:
         state = optimizer.state_dict()
         header["optimizer"] = {"groups": state["param_groups"], "plain": {}}
@@ -97,6 +106,7 @@ def load_checkpoint(
     scheduler: LRScheduler | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
     group: Processes | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Resumed | None:
     """Restore tensors, optimizer and scheduler to the saved state, in place.
 
@@ -105,14 +115,19 @@ def load_checkpoint(
     group : Processes, optional
         Processes that all call this: the file of process 0 is the one that all take, so that all go on from
         the same step.
+    about : dict, optional
+        As for :func:`save_checkpoint`; then a checkpoint of another fingerprint is an error.
 
     Returns
     -------
     Resumed or None
-        None, with nothing changed, where there is no checkpoint or it belongs to another fingerprint.
+        None, with nothing changed, where there is no checkpoint, or without ``about`` one of another
+        fingerprint.
 
     Raises
     ------
+    CheckpointMismatch
+        The file has another fingerprint; names the fields of ``about`` that differ.
     ValueError
         The file is damaged, or its tensors do not fit (names, shapes or dtypes).
     """
@@ -122,14 +137,17 @@ def load_checkpoint(
         return None
     try:
         header = json.loads(_metadata(blob)[KEY])
-        if header["fingerprint"] != fingerprint:
+        other = header["fingerprint"] != fingerprint
+        if other and about is None:
             return None
-        arrays = load(blob)
+        arrays = {} if other else load(blob)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a readable checkpoint ({error}); delete it to start this training again"
         ) from error
 
+    if other:
+        raise _mismatch(path, header.get("about"), about)
     saved = {
         name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")
     }
@@ -159,6 +177,64 @@ def load_checkpoint(
     for name, generator in (generators or {}).items():
         generator.set_state(arrays[f"generator/{name}"])
     return Resumed(header["step"], header["values"])
+
+
+def _mismatch(path: Path, before: Any, now: Any) -> CheckpointMismatch:
+    lines = ["it was written by an earlier version, which noted no settings"]
+    if before is not None:
+        lines = differences(before, json.loads(json.dumps(now)))
+        lines = lines or ["the code of the trainer"]
+        more = len(lines) - SHOWN
+        lines = [*lines[:SHOWN], f"and {more} more"] if more > 0 else lines
+    return CheckpointMismatch(
+        f"checkpoint: {path} is of another training:\n  "
+        + "\n  ".join(lines)
+        + "\ngo on with the settings, data and code that it was made with, or delete it or pass another path "
+        "to start anew"
+    )
+
+
+def differences(before: Any, now: Any) -> list[str]:
+    """One line for each field in which two JSON values differ, with its path.
+
+    Examples
+    --------
+    >>> differences({"seed": 1, "rows": {"labels": "0" * 32}}, {"seed": 2, "rows": {"labels": "1" * 32}})
+    ['seed: the checkpoint has 1, now 2', 'rows.labels differ']
+    """
+    found, wanted = dict(_leaves(before, "")), dict(_leaves(now, ""))
+    names = [*wanted, *(name for name in found if name not in wanted)]
+    return [
+        _line(name, found.get(name, _NOTHING), wanted.get(name, _NOTHING))
+        for name in names
+        if found.get(name, _NOTHING) != wanted.get(name, _NOTHING)
+    ]
+
+
+_NOTHING = object()
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(part, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{name}[{i}]")
+    else:
+        yield name, value
+
+
+def _line(name: str, before: Any, now: Any) -> str:
+    if _is_digest(before) and _is_digest(now):
+        return f"{name} differ{'' if name.endswith('s') else 's'}"
+    shown = ["nothing" if x is _NOTHING else repr(x) for x in (before, now)]
+    one, other = (text if len(text) <= 100 else f"{text[:100]}..." for text in shown)
+    return f"{name}: the checkpoint has {one}, now {other}"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 32 and not set(value) - set("0123456789abcdef")
 
 
 def _metadata(blob: bytes) -> Any:

@@ -27,7 +27,7 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset
 from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
-from ensdistill.job.run_folder import keep, preprocess_setting
+from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.student.inputs import Preparation
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
@@ -269,7 +269,8 @@ class _Folds:
         )
         factory, steps = recipe.factory(search.student.model), recipe.steps
         for i, (train, held) in enumerate(self.parts):
-            trained = trainer.direct(
+            one = partial(
+                trainer.direct,
                 factory,
                 rows.take(train),
                 classes=len(search.split.classes),
@@ -277,9 +278,9 @@ class _Folds:
                 augment=search.settings.augment if recipe.augmented else None,
                 preprocess=prepared.preprocess,
                 watch=subset(rows.inputs, held),
-                checkpoint=self.folder / "folds" / f"{i}.safetensors",
                 progress=partial(self._part, i * steps, len(self.parts) * steps),
             )
+            trained = resumed_or_anew(one, self.folder / "folds" / f"{i}.safetensors")
             yield trained.watched[-1]
 
 

@@ -26,6 +26,7 @@ from torch import nn
 import ensdistill
 from ensdistill.cache.codecs import class_paths, codec_of
 from ensdistill.cache.floors import TEMPERATURE
+from ensdistill.common.checkpoint import CheckpointMismatch
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
@@ -285,6 +286,16 @@ def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/
     )
 
 
+def resumed_or_anew(train: Callable[..., Trained], checkpoint: Path) -> Trained:
+    """Train on from a checkpoint, or from the start where it is of other settings: the stage's digest has
+    found these out of date already."""
+    try:
+        return train(checkpoint=checkpoint)
+    except CheckpointMismatch:
+        checkpoint.unlink()
+        return train(checkpoint=checkpoint)
+
+
 def keep(
     factory: Callable[[], nn.Module],
     folder: Path,
@@ -296,7 +307,7 @@ def keep(
     if is_done(folder, inputs):
         return
     start = time.perf_counter()
-    trained = train(checkpoint=folder / "checkpoint.safetensors")
+    trained = resumed_or_anew(train, folder / "checkpoint.safetensors")
     trained.member(classes=split.classes, factory=factory).save(folder)
     write_arrays(
         folder / "curve.safetensors",

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import make_module
-from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, call, takes_ids
@@ -75,14 +74,3 @@ def check_first_loss(loss: object, name: str) -> None:
         f"loss: expected {name} to return a floating-point tensor [] that depends on the student's outputs; "
         f"got {got}"
     )
-
-
-def check_finite(losses: Tensor, done: int, optimization: Optimization) -> None:
-    """Raise FloatingPointError where one of the losses [steps] after the first ``done`` steps is not
-    finite."""
-    if bad := losses.isfinite().logical_not().nonzero().flatten().tolist():
-        raise FloatingPointError(
-            f"student: the loss is {losses[bad[0]].item()} at step {done + bad[0]} of {optimization.steps}; "
-            "lower "
-            f"optimization.learning_rate ({optimization.learning_rate}) or look for extreme inputs or targets"
-        )

@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.common.describe import class_path, describe
+from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
 from ensdistill.common.source import source_digest
 from ensdistill.data.samples import as_samples
 from ensdistill.student.averaging import state_of
+from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
+from ensdistill.student.methods import SoftTargets, StudentLoss, name_of
 from ensdistill.student.selection import Selection
+from ensdistill.student.sources import CachedTargets, RowTargets
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
     from ensdistill.student.training import Training
 
+BEST = "best.safetensors"
+
 
 @dataclass
 class Checkpoint:
-    """The state of a training in a file, which process 0 writes and reads. With ``path=None`` all methods do
+    """The state of a training in a file, which process 0 writes and reads. With ``files=None`` all methods do
     nothing.
 
     Parameters
     ----------
-    path : path or None
+    files : CheckpointFiles or None
     every : int
         Steps between two writes, at least.
     fingerprint : str
-        A file with another fingerprint is not resumed.
+        A file with another fingerprint is refused.
+    about : dict
+        The fingerprint's parts.
     engine : Engine
     scheduler : LRScheduler
     curve : Curve
     selection : Selection
     """
 
-    path: Path | str | None
+    files: CheckpointFiles | None
     every: int
     fingerprint: str
+    about: dict[str, Any]
     engine: Engine
     scheduler: LRScheduler
     curve: Curve
@@ -57,46 +70,47 @@ class Checkpoint:
 
         Raises
         ------
+        CheckpointMismatch
+            The file is of another training.
         ValueError
             The file is damaged, or belongs to another number of processes.
         """
-        if self.path is None:
+        if self.files is None:
             return 0
-        group = self.engine.group
+        group, newest = self.engine.group, self.files.newest()
         resumed = load_checkpoint(
-            self.path,
+            newest or self.files.at(0),
             fingerprint=self.fingerprint,
             tensors=self._tensors(),
             optimizer=self.engine.optimizer,
             scheduler=self.scheduler,
             group=group,
+            about=self.about,
         )
         if resumed is None:
             return 0
         if resumed.values["processes"] != group.count:
             raise ValueError(
-                f"checkpoint: {self.path} is of a training by {resumed.values['processes']} processes, now "
-                "there are "
-                f"{group.count}, whose sums would round differently; start as many again, or delete it to "
-                "start anew"
+                f"checkpoint: {newest} is of a training by {resumed.values['processes']} processes, now "
+                f"there are {group.count}, whose sums would round differently; start as many again, or "
+                "delete it to start anew"
             )
         self.engine.load_scaler(resumed.values["scaler"])
         self.selection.restore(resumed.values)
         self.saved = resumed.step
+        self.save_best()
         return resumed.step
 
-    def save(self, step: int, steps: int) -> None:
+    def save(self, step: int, steps: int) -> Path | None:
         """Write the state after ``step`` of ``steps`` steps, unless the last one is recent or the training is
-        complete."""
-        if (
-            self.path is None
-            or self.engine.group.rank != 0
-            or step - self.saved < self.every
-            or step >= steps
-        ):
-            return
+        complete; return the file where there is a new one."""
+        if self.files is None or step - self.saved < self.every or step >= steps:
+            return None
+        self.saved, file = step, self.files.at(step)
+        if self.engine.group.rank != 0:
+            return file
         save_checkpoint(
-            self.path,
+            file,
             step=step,
             fingerprint=self.fingerprint,
             tensors=self._tensors(),
@@ -107,8 +121,21 @@ class Checkpoint:
                 "scaler": self.engine.scaler,
                 **self.selection.values,
             },
+            about=self.about,
         )
-        self.saved = step
+        self.files.tidy()
+        return file
+
+    def save_best(self) -> None:
+        """Write the best weights so far as ``best.safetensors`` in the folder."""
+        choice = self.selection.choice
+        if self.files is None or self.files.folder is None or choice is None or self.engine.group.rank != 0:
+            return
+        names = self.engine.model.state_dict()
+        tensors = {name: tensor for name, tensor in self.selection.best.items() if name in names}
+        metadata = {"ensdistill_choice": json.dumps(asdict(choice))}
+        blob = save({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, metadata=metadata)
+        write_bytes(self.files.folder / BEST, blob)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**state_of(self.engine.model), **self.curve.state, **self.selection.tensors}
@@ -152,6 +179,64 @@ def training_fingerprint(
     # 0.
     start = group.first(digest([state_of(model), torch.__version__, torch.get_num_threads()]).encode())
     return digest([same, start])
+
+
+def describe_training(trainer: StudentTrainer, training: Training, model: nn.Module) -> dict[str, Any]:
+    """The parts of the fingerprint by name, as JSON: plain values, and digests of everything else."""
+    if training.checkpoint is None:
+        return {}
+    targets, validation, augment = training.targets, training.validation, training.augment
+    watch = None if training.watch is None else as_samples(training.watch, "watch")
+    parts = {
+        "student": {"layers": digest(repr(model)), "code": source_digest(type(model))},
+        "first weights": state_of(model),
+        "rows": training.rows.__fingerprint__(),
+        "targets": None if targets is None else _named_targets(targets),
+        "loss": _named_loss(training.loss),
+        "optimization": trainer.optimization,
+        "mixed_precision": trainer.mixed_precision,
+        "impl": trainer.impl,
+        "sync_batch_norm": trainer.sync_batch_norm,
+        "ema": trainer.ema,
+        "trainer": {"class": class_path(type(trainer)), "code and values": digest(trainer.fingerprint())},
+        "augment": None if augment is None else [repr(augment), source_digest(type(augment))],
+        "preprocess": None if training.preprocess is None else training.preprocess.fingerprint(),
+        "validation": None if validation is None else validation.fingerprint(),
+        "seed": training.seed,
+        "watch": watch,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return {name: as_leaves(part) for name, part in parts.items()}
+
+
+def _named_targets(targets: RowTargets) -> Any:
+    if not isinstance(targets, CachedTargets):
+        return targets.fingerprint()
+    fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights", "combiner")
+    return {field: targets.cache.manifest[field] for field in fields}
+
+
+def _named_loss(loss: StudentLoss) -> Any:
+    if isinstance(loss, SoftTargets):
+        return {"settings": loss.settings, "member": loss.member, "weights": loss.weights}
+    return {"kind": name_of(loss), "content": digest(loss.fingerprint())}
+
+
+def as_leaves(value: Any) -> Any:
+    """A value as JSON: plain values stay, everything else becomes a digest."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if is_dataclass(value) and not isinstance(value, type) and not hasattr(type(value), "__fingerprint__"):
+        return {field.name: as_leaves(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): as_leaves(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_leaves(part) for part in value]
+    try:
+        return digest(value)
+    except TypeError:  # a class, a function: a setting by import path
+        return digest(describe(value))
 
 
 def _method_and_targets(training: Training) -> list[Any]:

@@ -116,6 +116,11 @@ class Selection:
             return False
         return sum(e.step > self.choice.step for e in self.evaluations) >= self.settings.patience
 
+    @property
+    def improved(self) -> bool:
+        """Whether the last evaluation is the best one."""
+        return self.choice is not None and self.choice.step == self.evaluations[-1].step
+
     def finish(self, step: int) -> Choice:
         """Give the student the weights that the training returns."""
         if self.choice is not None:

@@ -21,6 +21,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
+from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -147,6 +148,8 @@ class StudentTrainer:
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
         validation: Validation | Rows | float | None = None,
+        folder: Path | str | None = None,
+        keep_last: int = 1,
     ) -> Trained:
         """Train a student from a cache, for which the teachers are not needed, or from another source of
         targets.
@@ -187,6 +190,12 @@ class StudentTrainer:
             Rows that the student does not learn from, or the share of ``rows`` that is held out, by which the
             best weights are chosen: those are returned. A :class:`~ensdistill.student.validation.Validation`
             also sets the metric, how often, and when to stop early.
+        folder : path, optional
+            The training's folder, in place of ``checkpoint``: the newest ``keep_last`` checkpoints, from the
+            last of which the same call goes on, and with validation ``best.safetensors``, the state dict of
+            the best weights so far.
+        keep_last : int
+            Checkpoints that stay in the folder.
 
         Raises
         ------
@@ -196,11 +205,13 @@ class StudentTrainer:
             A member that the cache does not have, a temperature at which it holds nothing, sequences,
             a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with
             different arguments, or a checkpoint of another number of processes.
+        CheckpointMismatch
+            (a ValueError) The checkpoint is of other settings, data or code; names the fields that differ.
         TypeError
             ``factory`` is no factory; a module, for example. Or a loss that returns no scalar with a
             gradient.
         FloatingPointError
-            A loss that is not finite; names the step.
+            A loss that is not finite; names the step, the likeliest cause and the last checkpoint.
         """
         if isinstance(self.loss, LossSettings):
             loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
@@ -227,7 +238,7 @@ class StudentTrainer:
             workers=workers,
             seed=seed,
             watch=watch,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
@@ -249,6 +260,8 @@ class StudentTrainer:
         checkpoint_every: int = 1024,
         progress: Progress | None = None,
         validation: Validation | Rows | float | None = None,
+        folder: Path | str | None = None,
+        keep_last: int = 1,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -271,7 +284,7 @@ class StudentTrainer:
             workers=workers,
             seed=seed,
             watch=watch,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,

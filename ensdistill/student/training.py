@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +20,15 @@ from ensdistill.data.samples import as_samples
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
+from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
+from ensdistill.student.divergence import diverged
 from ensdistill.student.engine import device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.methods import StudentLoss, name_of
-from ensdistill.student.preconditions import build_student, check_finite, check_first_loss
-from ensdistill.student.resume import Checkpoint, training_fingerprint
+from ensdistill.student.preconditions import build_student, check_first_loss
+from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sources import RowTargets
 from ensdistill.student.validation import Examination, HeldOut
@@ -119,7 +120,7 @@ class Training:
     workers: int | None
     seed: int
     watch: Any
-    checkpoint: Path | str | None
+    checkpoint: CheckpointFiles | None
     checkpoint_every: int
     progress: Progress | None
     validation: HeldOut | None = None
@@ -140,6 +141,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         set_seed(kind, "student", seed)
         model = build_student(training.factory, training.rows, training.classes, training.preprocess)
         fingerprint = training_fingerprint(trainer, training, model, group)
+        about = describe_training(trainer, training, model)
         optimizer, scheduler = trainer.optimization.build(model.parameters())
         engine = start_engine(model, optimizer, trainer.mixed_precision, group)
         prepare = Preparation(training.preprocess, takes_ids(model))
@@ -153,7 +155,14 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # A killed training goes on from its checkpoint.
         checkpoint = Checkpoint(
-            training.checkpoint, training.checkpoint_every, fingerprint, engine, scheduler, curve, selection
+            training.checkpoint,
+            training.checkpoint_every,
+            fingerprint,
+            about,
+            engine,
+            scheduler,
+            curve,
+            selection,
         )
         step = checkpoint.resume()
         model.train()
@@ -179,8 +188,10 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
                 # Processes exchange losses once per block. A loss that is not finite in one process ends the
                 # training of all, before a checkpoint holds its effects.
-                means = group.mean(torch.stack(losses))
-                check_finite(means, step, trainer.optimization)
+                own = torch.stack(losses)
+                means = group.mean(own)
+                if not means.isfinite().all():
+                    raise diverged(trainer.optimization, batches, checkpoint, step, means, own)
                 curve.add(step, means)
                 share_buffers(model, group)
                 if average is not None:
@@ -191,6 +202,8 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 if selection.due(step):
                     selection.evaluate(step)
                     model.train()
+                    if selection.improved:
+                        checkpoint.save_best()
                 checkpoint.save(step, steps)
                 if training.progress is not None:
                     training.progress(step, step if selection.exhausted else steps)
