@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Trains four students (an MLP 64-64-10, a CNN, a small transformer, a ResNet-18) from the same targets: in a loop written by hand with
 targets in memory, by the trainer with targets in memory, from a cache in fp32 and in uint8, and with K online teachers of the student's
 own architecture. Order, loss, optimiser and schedule are the same. Before anything is timed the students are compared: the first three
-ways have to end with the same bits, the others within the rounding of their targets. Then the ways take turns.
+ways have to end with the same bits, the others with the same losses to 1 %. Then the ways take turns.
 
 step         microseconds, without the first block of 32 steps
 over bare    the trainer's own work: the median difference from the bare loop of the same round (goal: 30 microseconds with targets in memory)

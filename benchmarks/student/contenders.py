@@ -28,12 +28,15 @@ class Run:
     ----------
     step : float
         Microseconds of a step, without those of the first block, which warms up.
+    loss : float
+        The mean over all steps, nats.
     parameters : Tensor [P]
         The student's, at the end.
     cost : StepCost or None
     """
 
     step: float
+    loss: float
     parameters: Tensor
     cost: StepCost | None = None
 
@@ -91,7 +94,7 @@ def bare(case: Case, rows: Rows, logits: Tensor, ensemble: Ensemble) -> Run:
         losses.append(loss.detach())
         if (step + 1) % BLOCK == 0:
             times.append(time.perf_counter())
-    return Run(_step(times), _parameters(model))
+    return Run(_step(times), float(torch.stack(losses).double().mean()), _parameters(model))
 
 
 def trained(case: Case, rows: Rows, source: Any) -> Run:
@@ -101,7 +104,8 @@ def trained(case: Case, rows: Rows, source: Any) -> Run:
     result = trainer.distill(
         case.student, rows, source, progress=lambda done, total: times.append(time.perf_counter())
     )
-    return Run(_step(times), _parameters(result.module), result.cost)
+    loss = np.average(result.losses, weights=np.diff(result.steps, prepend=0))
+    return Run(_step(times), float(loss), _parameters(result.module), result.cost)
 
 
 def _step(times: list[float]) -> float:

@@ -17,20 +17,37 @@ def test_every_way_is_timed_and_compared(tmp_path):
     ways = [measure.BARE, measure.MEMORY, measure.EXACT, measure.CODES, measure.ONLINE]
     assert [*found["us_step"]] == ways
     assert all(step > 0 for step in found["us_step"].values())
-    assert [found["differences"][way] for way in ways[:3]] == [0, 0, 0]
-    assert 0 < found["differences"][measure.CODES] < measure.CLOSE
+    assert [found["differences"][way]["parameters"] for way in ways[:3]] == [0, 0, 0]
+    assert found["differences"][measure.EXACT]["loss"] < 1e-9
+    assert 0 < found["differences"][measure.CODES]["loss"] < measure.CLOSE
     assert not list(tmp_path.iterdir())
 
 
-def test_another_student_is_refused(tmp_path, monkeypatch):
-    class Shifted(contenders.InMemory):
-        def of(self, uids, epochs, samples):
-            return super().of((uids + 1) % len(self.logits[0]), epochs, samples)
+class Shifted(contenders.InMemory):
+    """Targets of the next row."""
 
-    monkeypatch.setattr(measure, "InMemory", Shifted)
-    with pytest.raises(
-        measure.WrongStudent, match=r"^tiny MLP, targets in memory: its student is .* at most 0$"
-    ):
+    def of(self, uids, epochs, samples):
+        return super().of((uids + 1) % len(self.logits[0]), epochs, samples)
+
+
+class Other(measure.OnlineTeachers):
+    """Members that are twice as sure."""
+
+    def __init__(self, ensemble):
+        super().__init__(ensemble)
+        ensemble.temperature /= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("InMemory", Shifted, "targets in memory: expected the bits of the bare loop's student; its"),
+        ("OnlineTeachers", Other, "online teachers: its mean loss is .* expected at most 1% between them"),
+    ],
+)
+def test_another_student_is_refused(tmp_path, monkeypatch, name, wrong, message):
+    monkeypatch.setattr(measure, name, wrong)
+    with pytest.raises(measure.WrongStudent, match=f"^tiny MLP, {message}"):
         measure.measure(TINY, 1, tmp_path, lambda text: None)
 
 
