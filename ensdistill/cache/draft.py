@@ -176,8 +176,16 @@ class Draft:
 def _allocate(file: Path, size: int) -> None:
     """Make a file of zeros whose space is the file's own: a full disk is an error here, and not the end of a
     process that writes to a mapped file."""
-    with open(file, "wb") as opened:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(opened.fileno(), 0, size)
-        else:
-            opened.truncate(size)
+    try:
+        with open(file, "wb") as opened:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+            else:
+                opened.truncate(size)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{file}: no room for its {size} bytes ({error.strerror}): free some space, choose another "
+            "path, or call cache_targets, which writes the codec's bytes alone",
+        ) from error

@@ -1,5 +1,7 @@
 """A cache that a training fills: the bytes of one that was made before, and the same student, killed or not."""
 
+import errno
+import os
 from functools import partial
 
 import numpy as np
@@ -203,6 +205,22 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path):
         CacheAsYouGo(teachers, tmp_path / "new3", views=0)
     with pytest.raises(ValueError, match="path: expected one on this machine; got s3://bucket"):
         CacheAsYouGo(teachers, "s3://bucket/cache")
+
+
+def test_a_full_disk_is_an_error_before_any_work(tmp_path, monkeypatch):
+    def full(descriptor, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = CacheAsYouGo(Counting(limit=0), tmp_path / "cache", shard_rows=128)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(
+            OSError, match=rf"draft\.logits: no room for its {4 * 10 * N} bytes .*: free some"
+        ):
+            StudentTrainer(QUICK).distill(PLAIN, IMAGES, source)
+    source.ensemble.limit = None
+    StudentTrainer(QUICK).distill(PLAIN, IMAGES, source)
+    assert len(TargetCache.open(tmp_path / "cache")) == N
 
 
 def test_samples_that_change_between_reads_are_refused(tmp_path):

@@ -5,8 +5,10 @@ from functools import partial
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 from view_helpers import N, Seeing
 
@@ -112,6 +114,28 @@ class Doubled:
 
     def fingerprint(self):
         return "doubled"
+
+
+def test_members_get_frames_and_uids(tmp_path):
+    """A forest takes a frame as it is; stored answers are found by uids, of which a block has some twice."""
+    frame = pd.DataFrame(X, columns=[f"column {i}" for i in range(16)])
+    rows, labels = Rows(frame, ROWS.uids, ROWS.labels), np.arange(N) % 5
+    forest = RandomForestClassifier(5, random_state=0).fit(frame, labels)
+    stored = np.random.default_rng(3).normal(size=(N, 5)).astype(np.float32)
+    ensemble = Ensemble.from_members([forest, ArrayMember(name="stored", logits=stored, uids=rows.uids)])
+    train = partial(StudentTrainer(QUICK).distill, STUDENT, rows, preprocess=Numbers())
+    cached = train(cache=cache_targets(ensemble, rows, tmp_path / "cache", codec="fp32"))
+    assert torch.equal(state(train(cache=OnlineTeachers(ensemble))), state(cached))
+    filled = CacheAsYouGo(ensemble, tmp_path / "filled", codec="fp32")
+    assert torch.equal(state(train(cache=filled)), state(cached))
+
+
+class Numbers:
+    def __call__(self, frame):
+        return frame.to_numpy()
+
+    def fingerprint(self):
+        return "numbers"
 
 
 class Counting(Seeing):
