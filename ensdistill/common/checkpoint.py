@@ -8,6 +8,7 @@ run code.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def save_checkpoint(
     # not views.
     blob = save(
         {k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()},
-        metadata={KEY: json.dumps(header)},
+        metadata={KEY: _text(header)},
     )
     write_bytes(path, blob)
 
@@ -171,9 +172,11 @@ def load_checkpoint(
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/", 2)
                 state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]["groups"]})
+        now = optimizer.state_dict()["param_groups"]
+        groups = _as_before(header["optimizer"]["groups"], now)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     if scheduler is not None:
-        scheduler.load_state_dict(header["scheduler"])
+        scheduler.load_state_dict(_as_before(header["scheduler"], scheduler.state_dict()))
     for name, generator in (generators or {}).items():
         generator.set_state(arrays[f"generator/{name}"])
     return Resumed(header["step"], header["values"])
@@ -235,6 +238,33 @@ def _line(name: str, before: Any, now: Any) -> str:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 32 and not set(value) - set("0123456789abcdef")
+
+
+def _text(header: dict[str, Any]) -> str:
+    try:
+        return json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint: the state of the optimiser or of the schedule is no plain data ({error}), which a "
+            "checkpoint can't hold; train with checkpoint=None, or choose others"
+        ) from error
+
+
+def _as_before(saved: Any, now: Any) -> Any:
+    """Saved plain data in the types of the present object's: JSON made lists of tuples, and strings of keys
+    that are numbers."""
+    if isinstance(saved, list) and isinstance(now, (list, tuple)):
+        kept = [*now, *[None] * (len(saved) - len(now))]
+        parts = [_as_before(part, old) for part, old in zip(saved, kept, strict=False)]
+        return tuple(parts) if isinstance(now, tuple) else parts
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = {str(name): name for name in now}
+        made = {}
+        for text, part in saved.items():
+            name = names.get(text, text)
+            made[name] = _as_before(part, now.get(name))
+        return Counter(made) if isinstance(now, Counter) else made
+    return saved
 
 
 def _metadata(blob: bytes) -> Any:

@@ -37,7 +37,7 @@ def describe(value: Any) -> Any:
     Parameters
     ----------
     value : plain data, dataclass, scikit-learn estimator, class, function, functools.partial of one, or an
-    object with a method ``fingerprint``
+    object with a method ``fingerprint``, or with ``__description__``, whose result it then is
 
     Raises
     ------
@@ -65,6 +65,8 @@ def describe(value: Any) -> Any:
         }
     if inspect.isclass(value):
         return _class(value)
+    if callable(own := getattr(type(value), "__description__", None)):
+        return own(value)
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {**_class(type(value)), "fields": fields}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "as_you_go": ("CacheAsYouGo",),
     "batches": ("Batch",),
+    "callbacks": ("Callback", "TrainingState"),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
@@ -18,6 +19,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Batch",
     "CacheAsYouGo",
+    "Callback",
     "HardLabels",
     "OnlineTeachers",
     "RowTargets",
@@ -26,12 +28,14 @@ __all__ = [
     "StudentTrainer",
     "TargetSource",
     "Trained",
+    "TrainingState",
     "Validation",
 ]
 
 if TYPE_CHECKING:
     from ensdistill.student.as_you_go import CacheAsYouGo
     from ensdistill.student.batches import Batch
+    from ensdistill.student.callbacks import Callback, TrainingState
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource

@@ -16,6 +16,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import in_memory, positions, whole
 from ensdistill.data.versions import view_inputs
 from ensdistill.teachers.members.dtypes import tables
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.validation import as_float32
 
 Inputs = Tensor | dict[str, Tensor]
@@ -87,11 +88,10 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
     )
 
 
-def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The module's outputs [B, C]; of an object with ``logits``, these."""
+def call(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """The module's outputs [B, C]; of several, those that :func:`logits_of` finds."""
     outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    logits: Tensor = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
-    return logits
+    return outputs if isinstance(outputs, Tensor) else logits_of(outputs)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,45 +11,76 @@ from torch import Tensor, nn
 from ensdistill.common.describe import make_module
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
-from ensdistill.student.inputs import Inputs, Preparation, call, takes_ids
+from ensdistill.student.inputs import Inputs, Preparation, takes_ids
+from ensdistill.student.weights import Weights, load_weights
+from ensdistill.teachers.ensemble import Ensemble
+from ensdistill.teachers.members.base import is_member
 from ensdistill.teachers.members.dtypes import refusal
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.validation import check_ending, check_fresh
 
 
 def build_student(
-    factory: Callable[[], nn.Module], rows: Rows, classes: int, preprocess: Preprocess | None = None
+    factory: Callable[[], nn.Module],
+    rows: Rows,
+    classes: int,
+    preprocess: Preprocess | None = None,
+    weights: Weights | None = None,
 ) -> nn.Module:
-    """Return a new student, in eval mode, after a forward pass of two rows.
+    """Return a new student, with its initial weights and in eval mode, after a forward pass of two rows.
 
     Raises
     ------
     ValueError
-        The student does not take the rows' inputs, or does not return [N, classes].
+        The student does not take the rows' inputs, or does not return [N, classes]; or ``weights`` are those
+        of another module.
     TypeError
-        ``factory`` makes no module, or is one itself; or the rows are no numbers, and nothing makes numbers
-        of them.
+        ``factory`` makes no module, or is one itself, or a teacher; or the rows are no numbers, and nothing
+        makes numbers of them.
     """
+    _check_no_teacher(factory)
     check_fresh(factory, "the student", {})
     model = make_module(factory)
+    if weights is not None:
+        load_weights(model, weights)
     if len(rows) == 0:
         raise ValueError("rows: expected at least one; got none")
     model.eval()
     first = Preparation(preprocess, takes_ids(model))(rows.inputs[:2])
     try:
         with torch.no_grad():
-            logits = call(model, first)
+            outputs = model(**first) if isinstance(first, dict) else model(first)
     except (RuntimeError, IndexError, TypeError) as error:
         raise _refused(model, first, error) from error
-    expected = (min(2, len(rows)), classes)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"model: {type(model).__name__}: expected {classes} outputs per sample, one for each class, "
-            f"{list(expected)}; got {got}"
-        )
+    expected, name = [min(2, len(rows)), classes], type(model).__name__
+    wanted = f"model: {name}: expected {classes} outputs per sample, one for each class, {expected}"
+    try:
+        logits = logits_of(outputs)
+    except TypeError as error:
+        raise ValueError(f"{wanted}; got {str(error).rpartition('; got ')[2]}") from None
+    if list(logits.shape) != expected:
+        raise ValueError(f"{wanted}; got {list(logits.shape)}")
     if isinstance(first, Tensor) and first.is_floating_point():
-        check_ending(model, first, type(model).__name__)
+        check_ending(model, first, name)
     return model
+
+
+def _check_no_teacher(factory: Any) -> None:
+    """Raise TypeError for a member or an ensemble in place of what makes a student."""
+    if isinstance(factory, (type, nn.Module)):
+        return
+    if is_member(factory) or isinstance(factory, Ensemble):
+        raise TypeError(
+            f"factory: that's a teacher ({type(factory).__name__}): expected what makes a new module, which "
+            "learns from the teachers (its class, functools.partial of it, a function)"
+        )
+
+
+def check_compiled(compiled: Any) -> bool | str:
+    """``compile`` as it is, if it is a bool or a name."""
+    if not isinstance(compiled, (bool, str)) or compiled == "":
+        raise TypeError(f"compile: expected True, False, or the name of a backend; got {compiled!r}")
+    return compiled
 
 
 def _refused(model: nn.Module, first: Inputs, error: Exception) -> ValueError:

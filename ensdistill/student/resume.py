@@ -168,6 +168,8 @@ def training_fingerprint(
     # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
     parts += [] if trainer.ema is None else [["ema", trainer.ema]]
     parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
+    parts += [["compile", trainer.compile]] if trainer.compile else []
+    parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
     same = digest([*parts, *trainer.fingerprint()])
     if not group.agree(same.encode()):
         raise ValueError(
@@ -193,11 +195,13 @@ def describe_training(trainer: StudentTrainer, training: Training, model: nn.Mod
         "rows": training.rows.__fingerprint__(),
         "targets": None if targets is None else _named_targets(targets),
         "loss": _named_loss(training.loss),
-        "optimization": trainer.optimization,
+        "optimization": {f.name: getattr(trainer.optimization, f.name) for f in fields(trainer.optimization)},
         "mixed_precision": trainer.mixed_precision,
         "impl": trainer.impl,
         "sync_batch_norm": trainer.sync_batch_norm,
         "ema": trainer.ema,
+        "compile": trainer.compile,
+        "recompute_modules": list(trainer.recompute_modules),
         "trainer": {"class": class_path(type(trainer)), "code and values": digest(trainer.fingerprint())},
         "augment": None if augment is None else [repr(augment), source_digest(type(augment))],
         "preprocess": None if training.preprocess is None else training.preprocess.fingerprint(),
@@ -236,7 +240,7 @@ def as_leaves(value: Any) -> Any:
     try:
         return digest(value)
     except TypeError:  # a class, a function: a setting by import path
-        return digest(describe(value))
+        return as_leaves(describe(value))
 
 
 def _method_and_targets(training: Training) -> list[Any]:

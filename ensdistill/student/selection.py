@@ -76,12 +76,12 @@ class Selection:
             self.every = self.settings.every or max(1, steps // 20)
             self.best = {name: tensor.detach().clone() for name, tensor in state_of(model).items()}
 
-    def due(self, step: int) -> bool:
-        """Whether there is an evaluation after ``step`` steps."""
+    def due(self, step: int, *, last: bool = False) -> bool:
+        """Whether there is an evaluation after ``step`` steps; ``last`` where the training ends there."""
         if self.examination is None or (self.evaluations and self.evaluations[-1].step == step):
             return False
-        last = self.evaluations[-1].step if self.evaluations else 0
-        return step >= self.steps or step // self.every > last // self.every
+        before = self.evaluations[-1].step if self.evaluations else 0
+        return last or step >= self.steps or step // self.every > before // self.every
 
     def evaluate(self, step: int) -> Evaluation:
         """Examine the student and the average; both are in eval mode afterwards."""
@@ -110,11 +110,12 @@ class Selection:
                 self.best[name].copy_(tensor)
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the patience has run out."""
+    def exhausted(self) -> str:
+        """Why the training ends early: its patience has run out; empty where it has not."""
         if self.examination is None or self.settings.patience is None or self.choice is None:
-            return False
-        return sum(e.step > self.choice.step for e in self.evaluations) >= self.settings.patience
+            return ""
+        since = sum(e.step > self.choice.step for e in self.evaluations)
+        return f"no better {self.metric} in {since} evaluations" if since >= self.settings.patience else ""
 
     @property
     def improved(self) -> bool:

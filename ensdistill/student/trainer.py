@@ -6,7 +6,9 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -21,6 +23,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
+from ensdistill.student.callbacks import Callback, check_callbacks
 from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
@@ -31,9 +34,13 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
+from ensdistill.student.preconditions import check_compiled
+from ensdistill.student.recompute import check_patterns
 from ensdistill.student.sources import TargetSource, targets_for
+from ensdistill.student.tracking import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
+from ensdistill.student.weights import Weights
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -52,7 +59,9 @@ class StudentTrainer:
 
     Parameters
     ----------
-    optimization : Optimization
+    optimization : Optimization or StudentOptimization
+        The second also sets the optimiser's class, parameter groups, clipping and accumulation; see
+        :class:`~ensdistill.common.optimizers.StudentOptimization`.
     loss, **keywords
         The loss of :meth:`distill`. A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as
         keywords (``temperature=2.0, alpha=0.9``), for the distillation loss; or a callable (outputs, targets,
@@ -74,11 +83,23 @@ class StudentTrainer:
         The decay, such as 0.999, of an exponential moving average of the student's weights; see
         :class:`~ensdistill.student.averaging.WeightAverage`. With validation the better of the two is
         returned; without it, the average.
+    callbacks : sequence of Callback
+        Called along the way; see :class:`ensdistill.student.callbacks.Callback`.
+    trackers : sequence of str or GeneralTracker
+        accelerate's trackers, "tensorboard", "wandb", "mlflow" or "trackio" among them, or instances of its
+        ``GeneralTracker``. They receive the losses, the learning rate and the scores.
+    compile : bool or str
+        Whether :func:`torch.compile` compiles the student's forward and backward pass, or the name of the
+        backend that does. The trained module is the plain one.
+    recompute_modules : str or sequence of str
+        Patterns of the names of modules (``blocks.*``) that keep only their inputs during the forward pass,
+        and compute their activations again for the backward pass: more time, less memory, the same bits.
 
     Raises
     ------
     ValueError
-        A value outside the ranges above, or a loss with parameters of its own.
+        A value outside the ranges above, or a loss with parameters of its own; ``compile`` together with
+        ``recompute_modules`` or ``sync_batch_norm``.
     TypeError
         A loss that is no callable.
 
@@ -104,6 +125,10 @@ class StudentTrainer:
         impl: Impl = "fused",
         sync_batch_norm: bool = False,
         ema: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        trackers: Sequence[Any] = (),
+        compile: bool | str = False,
+        recompute_modules: str | Sequence[str] = (),
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -131,6 +156,16 @@ class StudentTrainer:
             sync_batch_norm,
         )
         self.ema = None if ema is None else check_decay("ema", ema)
+        self.callbacks, self.trackers = check_callbacks(callbacks), check_trackers(trackers)
+        self.compile, self.recompute_modules = check_compiled(compile), check_patterns(recompute_modules)
+        if self.compile and (self.recompute_modules or sync_batch_norm):
+            other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
+            reason = (
+                "which chooses by itself what to compute again"
+                if self.recompute_modules
+                else "which is per process"
+            )
+            raise ValueError(f"{other}: not together with compile, {reason}; choose one of them")
 
     def distill(
         self,
@@ -150,6 +185,7 @@ class StudentTrainer:
         validation: Validation | Rows | float | None = None,
         folder: Path | str | None = None,
         keep_last: int = 1,
+        weights: Weights | None = None,
     ) -> Trained:
         """Train a student from a cache, for which the teachers are not needed, or from another source of
         targets.
@@ -157,8 +193,9 @@ class StudentTrainer:
         Parameters
         ----------
         factory : callable
-            Makes a module that maps [N, ...] to logits [N, C], or to an object with ``logits``; inputs in
-            fields are its keyword arguments. torch's seed is set before the call.
+            Makes a module that maps [N, ...] to logits [N, C]; inputs in fields are its keyword arguments. Of
+            a module with several outputs (a tuple, a dict, a dataclass, an object) the logits are what is
+            called ``logits``, else the one tensor of two dimensions. torch's seed is set before the call.
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
@@ -192,10 +229,13 @@ class StudentTrainer:
             also sets the metric, how often, and when to stop early.
         folder : path, optional
             The training's folder, in place of ``checkpoint``: the newest ``keep_last`` checkpoints, from the
-            last of which the same call goes on, and with validation ``best.safetensors``, the state dict of
-            the best weights so far.
+            last of which the same call goes on, ``log.jsonl``, and with validation ``best.safetensors``, the
+            state dict of the best weights so far.
         keep_last : int
             Checkpoints that stay in the folder.
+        weights : path or state dict, optional
+            The student's first weights, from a ``.safetensors`` file or a ``state_dict()``: all of its
+            tensors, and no others. Without it those that ``factory`` gives it.
 
         Raises
         ------
@@ -242,6 +282,7 @@ class StudentTrainer:
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
+            weights=weights,
         )
         return train(self, training)
 
@@ -262,6 +303,7 @@ class StudentTrainer:
         validation: Validation | Rows | float | None = None,
         folder: Path | str | None = None,
         keep_last: int = 1,
+        weights: Weights | None = None,
     ) -> Trained:
         """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
         same loop.
@@ -288,6 +330,7 @@ class StudentTrainer:
             checkpoint_every=checkpoint_every,
             progress=progress,
             validation=held,
+            weights=weights,
         )
         return train(self, training)
 
@@ -322,4 +365,18 @@ class StudentTrainer:
         For a subclass, its code and the values of its attributes, which its step can read. The settings of
         every trainer are part of the checkpoint's fingerprint without this method.
         """
-        return [] if type(self) is StudentTrainer else [code_and_values(self)]
+        if type(self) is StudentTrainer:
+            return []
+        alike = copy(self)
+        alike.callbacks = alike.trackers = ()  # they change no bits of a training
+        return [code_and_values(alike)]
+
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as plain values by dotted names, for a log."""
+        found: dict[str, Any] = {
+            f"optimization.{f.name}": getattr(self.optimization, f.name) for f in fields(self.optimization)
+        }
+        if isinstance(self.loss, LossSettings):
+            found |= {f"loss.{f.name}": getattr(self.loss, f.name) for f in fields(self.loss)}
+        found |= {"mixed_precision": self.mixed_precision, "ema": self.ema}
+        return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in found.items()}

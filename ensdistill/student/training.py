@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ensdistill.common.optimizers import build_optimizer, student_settings
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
@@ -17,21 +19,26 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
+from ensdistill.student.accumulation import add_gradients, check_parts
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
+from ensdistill.student.callbacks import Hooks, TrainingState
 from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
-from ensdistill.student.engine import device_type, start_engine
+from ensdistill.student.engine import Engine, device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
-from ensdistill.student.methods import StudentLoss, name_of
-from ensdistill.student.preconditions import build_student, check_first_loss
+from ensdistill.student.methods import StudentLoss
+from ensdistill.student.preconditions import build_student
+from ensdistill.student.recompute import recomputed
 from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sources import RowTargets
+from ensdistill.student.tracking import Record
 from ensdistill.student.validation import Examination, HeldOut
+from ensdistill.student.weights import Weights
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
@@ -124,6 +131,7 @@ class Training:
     checkpoint_every: int
     progress: Progress | None
     validation: HeldOut | None = None
+    weights: Weights | None = None
 
 
 def train(trainer: StudentTrainer, training: Training) -> Trained:
@@ -139,11 +147,22 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
-        model = build_student(training.factory, training.rows, training.classes, training.preprocess)
+        model = build_student(
+            training.factory, training.rows, training.classes, training.preprocess, training.weights
+        )
         fingerprint = training_fingerprint(trainer, training, model, group)
         about = describe_training(trainer, training, model)
-        optimizer, scheduler = trainer.optimization.build(model.parameters())
-        engine = start_engine(model, optimizer, trainer.mixed_precision, group)
+        settings = student_settings(trainer.optimization)
+        check_parts(settings.accumulate, size, group, model)
+        optimizer, scheduler = build_optimizer(trainer.optimization, model)
+        engine = start_engine(
+            model,
+            optimizer,
+            trainer.mixed_precision,
+            group,
+            clip_norm=settings.clip_norm,
+            compiled=trainer.compile,
+        )
         prepare = Preparation(training.preprocess, takes_ids(model))
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
@@ -167,21 +186,24 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         step = checkpoint.resume()
         model.train()
         batches = Batches(training, prepare, steps, size)
-        with batches, synchronised_norms(model, group, trainer.sync_batch_norm, size):
-            while step < steps and not selection.exhausted:
+        norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
+        hooks = start_hooks(trainer, training, engine, step)
+        ended = bool(selection.exhausted)
+        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks.record):
+            hooks.start()
+            while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
                 # dropout differs by process and block.
                 set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
                 losses: list[Tensor] = []
                 for batch in batches.block(step, group, engine.device):
-                    loss = trainer.training_step(engine.forward, batch, training.loss)
-                    if not losses:
-                        check_first_loss(loss, name_of(training.loss))
-                    if engine.step(loss):
+                    loss = add_gradients(trainer, engine, batch, training.loss, settings.accumulate)
+                    if engine.step():
                         scheduler.step()
                         if average is not None:
                             average.update(model)
-                    losses.append(loss.detach())
+                    losses.append(loss)
+                    hooks.step(batch.step + 1, loss)
                     if curve.has(batch.step + 1):
                         share_buffers(model, group)
                         curve.predict(batch.step + 1, model)
@@ -197,18 +219,20 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
                 if average is not None:
                     average.share(group)
                 step += len(losses)
+                hooks.block(step, means)
 
-                # The best weights so far are kept; a training whose patience is exhausted ends early.
+                # The best weights so far are kept. Exhausted patience, or a callback, ends a training early.
                 if selection.due(step):
-                    selection.evaluate(step)
-                    model.train()
-                    if selection.improved:
-                        checkpoint.save_best()
-                checkpoint.save(step, steps)
+                    examine(step, selection, checkpoint, hooks)
+                hooks.checkpoint(checkpoint.save(step, steps))
+                ended = hooks.stopped() or bool(selection.exhausted)
                 if training.progress is not None:
-                    training.progress(step, step if selection.exhausted else steps)
-        choice = selection.finish(step)
-        curve.end(step, model, again=choice != Choice(step, "student"))
+                    training.progress(step, step if ended else steps)
+            if selection.due(step, last=True):
+                examine(step, selection, checkpoint, hooks)
+            choice = selection.finish(step)
+            curve.end(step, model, again=choice != Choice(step, "student"))
+            hooks.end(choice, selection.exhausted)
     return Trained(
         model.cpu().eval(),
         curve.steps,
@@ -220,6 +244,25 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         tuple(selection.evaluations),
         None if average is None else average.module.cpu(),
     )
+
+
+def examine(step: int, selection: Selection, checkpoint: Checkpoint, hooks: Hooks) -> None:
+    """Evaluate the student, and write the best weights; the student is in training mode afterwards."""
+    evaluation = selection.evaluate(step)
+    selection.model.train()
+    if selection.improved:
+        checkpoint.save_best()
+    hooks.evaluation(evaluation, selection.choice)
+
+
+def start_hooks(trainer: StudentTrainer, training: Training, engine: Engine, step: int) -> Hooks:
+    """The callbacks and the record of a training that has done ``step`` steps; process 0 keeps the record."""
+    group, steps = engine.group, trainer.optimization.steps
+    state = TrainingState(engine.model, engine.optimizer, step, steps, group.rank)
+    folder = None if training.checkpoint is None else training.checkpoint.folder
+    mine = group.rank == 0
+    record = Record(folder if mine else None, trainer.trackers if mine else (), trainer.plain_settings())
+    return Hooks(trainer.callbacks, record, state, group)
 
 
 def set_seed(device: str, *parts: Any) -> None:

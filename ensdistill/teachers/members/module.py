@@ -33,6 +33,7 @@ from ensdistill.teachers.members.behaviour import behaviour
 from ensdistill.teachers.members.dtypes import as_batch, check_inputs, refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.inputs import batches, count, take
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.members.needs import needed, of_recipe
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
@@ -244,17 +245,10 @@ class TorchMember:
             output = self.module(x, attention_mask=(x != padding).long())
         else:
             output = self.module(x)
-        logits = (
-            output["logits"]
-            if isinstance(output, dict) and "logits" in output
-            else getattr(output, "logits", output)
-        )
-        if isinstance(logits, tuple) and len(logits) == 1:
-            logits = logits[0]
-        if not isinstance(logits, Tensor):
-            expected = "expected a module that returns a tensor, or an object with .logits"
-            raise TypeError(f"module: {self.name}: {expected}; got {class_path(type(output))}")
-        return logits
+        try:
+            return logits_of(output)
+        except TypeError as error:
+            raise TypeError(f"module: {self.name}: {error}") from None
 
     def fingerprint(self) -> str:
         """Digest of the weights and of the parts that `ensdistill.teachers.members.behaviour` names."""

@@ -23,6 +23,7 @@ from ensdistill.common.describe import make_module
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import refuse_extras
 from ensdistill.common.progress import Progress, shifted
 from ensdistill.common.random import derive_seed
 from ensdistill.data.augmentation import Augmentation
@@ -151,6 +152,7 @@ def train_stack(
     [32, 32, 32, 32]
     """
     optimization = optimization or Optimization()
+    refuse_extras(optimization)
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
     names = [f"model {i}" for i in range(count)] if names is None else list(names)
@@ -268,6 +270,7 @@ def train_trajectory(
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
     check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name)
+    refuse_extras(optimization)
     used = [] if augment is None else [0]
     with _generators_kept(device), named([name], optimization):
         job = Job(

@@ -15,6 +15,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.teachers.members.dtypes import as_float32 as as_float32
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.strategies import CONCRETE, Way
 
 Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
@@ -49,7 +50,8 @@ def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
         if refused is not None:  # a module may cast its inputs itself
             with torch.no_grad():
                 module.eval()(inputs)
-        end = ending(module.eval(), inputs)
+        module.eval()
+        end = ending(lambda batch: logits_of(module(batch)), inputs)
     except (RuntimeError, IndexError) as error:
         if refused is None or is_out_of_memory(error):
             raise
