@@ -266,9 +266,9 @@ class Batches(AbstractContextManager["Batches"]):
         return inputs, samples
 
     def _label_factors(self, block: Block) -> list[float | None]:
+        if block.positions.shape == block.whole.shape:
+            return [None] * len(block.positions)
         own, whole = self.rows.labels[block.positions], self.rows.labels[block.whole]
-        if own.shape == whole.shape:
-            return [None] * len(own)
         counts = zip((own != UNLABELLED).sum(1).tolist(), (whole != UNLABELLED).sum(1).tolist(), strict=True)
         return [mine * whole.shape[1] / (max(everyones, 1) * own.shape[1]) for mine, everyones in counts]
 
