@@ -351,5 +351,9 @@ def test_wrong_validations_are_refused(taught):
         ValueError, match=r"validation\.metric: expected one of kl, agreement for an estimator"
     ):
         student.fit(rows, cache, validation=Validation(rows=0.1, metric="nll"))
+    with pytest.raises(
+        TypeError, match=r"cache: expected a TargetCache, .* got object: store its targets by"
+    ):
+        student.fit(rows, object())
     with pytest.raises(TypeError, match=r"estimator: expected one of scikit-learn, .* got <class"):
         TreeStudent(lightgbm.LGBMClassifier)

@@ -148,6 +148,11 @@ class TreeStudent:
         ValueError
             Targets or labels that the loss can't be computed from; or ``validation`` has rows of ``rows``.
         """
+        if not isinstance(cache, TargetCache):
+            raise TypeError(
+                "cache: expected a TargetCache, because an estimator learns from all targets at once; got "
+                f"{type(cache).__name__}: store its targets by ensdistill.cache_targets"
+            )
         if not (self.library or len(self.ways) > 1):
             validation = None  # there is nothing to choose
         own, settings = split_rows(validation, rows, cache, seed)
