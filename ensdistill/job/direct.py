@@ -29,6 +29,7 @@ from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.student.inputs import Preparation
+from ensdistill.student.live import Figures
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
@@ -128,7 +129,9 @@ def train_baselines(
     shutil.rmtree(folder / "folds", ignore_errors=True)
     for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
         trainer = StudentTrainer(
-            recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision
+            recipe.optimization(student.baseline),
+            mixed_precision=settings.mixed_precision,
+            callbacks=[figures := Figures()],
         )
         factory = recipe.factory(student.model)
         train = partial(
@@ -140,7 +143,7 @@ def train_baselines(
             augment=settings.augment if recipe.augmented else None,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
-            progress=partial(report, kind.replace("_", " ")),
+            progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(factory, folder / kind, split, train, inputs)
     return {

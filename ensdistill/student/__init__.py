@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
+    "live": ("LiveView",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
@@ -19,6 +20,7 @@ __all__ = [
     "Batch",
     "Callback",
     "HardLabels",
+    "LiveView",
     "OnlineTeachers",
     "RowTargets",
     "SoftTargets",
@@ -33,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
+    from ensdistill.student.live import LiveView
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
