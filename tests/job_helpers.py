@@ -113,6 +113,7 @@ def run(*words: str | Path, processes: bool = False) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(evaluate, "LATENCY_SECONDS", 0.0))
+        stack.enter_context(mock.patch.object(evaluate, "LATENCY_CALLS", 2))
         if not processes:
             stack.enter_context(mock.patch.object(job, "_execute", _execute))
         stack.enter_context(contextlib.redirect_stdout(out))

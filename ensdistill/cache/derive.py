@@ -27,6 +27,7 @@ from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.uids import Places
 from ensdistill.cache.validation import PLAN_FIELDS
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.files import local_path
 from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import check_temperature, real
@@ -145,7 +146,7 @@ def add_member(
     folder = _other_folder(source, path)
     require_members(source, "another member")
     if not isinstance(name, str) or not name or name in source.names:
-        raise ValueError(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
+        raise WrongArgument(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
     _check_weight("weight", weight)
     source_logits = np.asarray(logits)
     if source_logits.dtype != np.float32:
@@ -197,7 +198,7 @@ def drop_member(
     folder = _other_folder(source, path)
     require_members(source, "leaving one out")
     if name not in source.names:
-        raise ValueError(f"name: expected one of {', '.join(source.names)}; got {name!r}")
+        raise WrongArgument(f"name: expected one of {', '.join(source.names)}; got {name!r}")
     keep = [k for k, other in enumerate(source.names) if other != name]
     if not keep or source.weights[keep].sum() <= 0:
         raise ValueError(f"name: {name!r} carries all weight; without it there is no mixture")
@@ -228,18 +229,18 @@ def reweight(path: TargetCache | Path | str, weights: Mapping[str, float]) -> Ta
     """
     source = _opened(path)
     if source.url is not None:
-        raise ValueError(
+        raise WrongArgument(
             f"path: expected a folder; got {source.url}, of which only the local copy would change; "
             "pull, reweight and push it (overwrite=True, --overwrite)"
         )
     require_members(source, "another weighting")
     if set(weights) != set(source.names):
         got = ", ".join(map(str, weights)) or "none"
-        raise ValueError(f"weights: expected one for each of {', '.join(source.names)}; got {got}")
+        raise WrongArgument(f"weights: expected one for each of {', '.join(source.names)}; got {got}")
     for name, weight in weights.items():
         _check_weight(f"weights[{name!r}]", weight)
     if sum(weights.values()) <= 0:
-        raise ValueError(f"weights: expected a positive sum; got {dict(weights)!r}")
+        raise WrongArgument(f"weights: expected a positive sum; got {dict(weights)!r}")
     with writing(source.path, 0, 1):
         manifest = TargetCache.open(source.path, trusted=source.trusted).manifest
         values = [float(weights[name]) for name in manifest["members"]]
@@ -256,7 +257,9 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
     """The new cache's folder. Writing to the source's would remove files that are still to be read."""
     folder = local_path(path)
     if folder.resolve() == source.path.resolve():
-        raise ValueError(f"path: expected another folder than the source's, which is only read; got {path}")
+        raise WrongArgument(
+            f"path: expected another folder than the source's, which is only read; got {path}"
+        )
     return folder
 
 
@@ -285,7 +288,7 @@ def _in_row_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndar
 
 def _check_weight(name: str, weight: Any) -> None:
     if isinstance(weight, bool) or not real(weight) or not 0 <= weight < math.inf:
-        raise ValueError(f"{name}: expected a finite number of at least 0; got {weight!r}")
+        raise WrongArgument(f"{name}: expected a finite number of at least 0; got {weight!r}")
 
 
 def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:

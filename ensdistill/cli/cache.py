@@ -27,7 +27,8 @@ from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cli.display import Rate
 from ensdistill.cli.manner import manner
-from ensdistill.cli.messages import Parser, number, whole_number
+from ensdistill.cli.messages import Parser, number, print_json, whole_number
+from ensdistill.common.errors import WrongArgument
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
@@ -196,7 +197,7 @@ def main(words: Sequence[str]) -> int:
     """Run the command that is the first word; return the exit status. Wrong usage exits with 2, as argparse
     does."""
     options = parsers()[words[0]].parse(words[1:])
-    quiet = manner().quiet and words[0] != "info"  # elsewhere the result is in a file
+    quiet = manner().json or (manner().quiet and words[0] != "info")  # elsewhere the result is in a file
     return options.work(options, Console(highlight=False, soft_wrap=True, quiet=quiet))
 
 
@@ -214,9 +215,15 @@ def _trust(sub: Parser) -> None:
 
 
 def _open(options: argparse.Namespace) -> TargetCache:
-    if Path(options.folder).is_file():
-        raise NotADirectoryError(f"{options.folder}: expected a target cache's folder; got a file")
-    return TargetCache.open(options.folder, trusted=options.trust)
+    return TargetCache.open(_there(options.folder), trusted=options.trust)
+
+
+def _there(folder: str) -> str:
+    if Path(folder).is_file():
+        raise WrongArgument(f"FOLDER: {folder}: expected a target cache's folder; got a file")
+    if "://" not in folder and not Path(folder).exists():
+        raise WrongArgument(f"FOLDER: there is no folder {folder!r}; expected a target cache's")
+    return folder
 
 
 def _out(sub: Parser) -> None:
@@ -250,8 +257,32 @@ def _weight(text: str) -> tuple[str, float]:
         ) from None
 
 
+def _about(cache: TargetCache) -> dict[str, Any]:
+    """The JSON document of a cache."""
+    manifest = cache.manifest
+    return {
+        "folder": str(cache.path),
+        "samples": len(cache),
+        "views": cache.views,
+        "records": sum(shard["records"] for shard in manifest["shards"]),
+        "record_bytes": cache.layout.bytes,
+        "bytes": sum(file["bytes"] for file in m.files_of(manifest)),
+        "codec": manifest["codec"],
+        "kl": manifest["statistics"]["kl"],
+        "members": dict(zip(cache.names, cache.weights.tolist(), strict=True)),
+        "combiner": cache.combiner,
+        "temperature": cache.temperature,
+        "max_temperature": cache.max_temperature,
+        "classes": list(cache.classes),
+        "derived": manifest["fingerprint"].get("derived", []),
+    }
+
+
 def _info(options: argparse.Namespace, console: Console) -> int:
     cache = _open(options)
+    if manner().json:
+        print_json(_about(cache))
+        return 0
     manifest = cache.manifest
     kl = manifest["statistics"]["kl"]
     table = Table.grid(padding=(0, 3))
@@ -320,6 +351,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     with _progress("reading", "bytes") as progress:
         cache.verify(progress=progress)
     console.print(f"[green]✓[/] {options.folder}: {len(cache)} samples read, every byte is as written")
+    count = None
     if options.against_teachers is not None:
         from ensdistill.job.rechecking import verify_against_teachers
 
@@ -334,6 +366,8 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
                 progress=progress,
             )
         console.print(f"[green]✓[/] {count} samples: the teachers' predictions equal the stored targets")
+    if manner().json:
+        print_json({"folder": str(cache.path), "samples": len(cache), "compared_with_teachers": count})
     return 0
 
 
@@ -342,7 +376,7 @@ def _config(file: Path | None) -> Any:
     if file is None:
         return None
     if not file.is_file():
-        raise FileNotFoundError(f"--config: there is no file {file}")
+        raise WrongArgument(f"--config: there is no file {file}")
     from ensdistill.cli.settings import load_config
 
     return load_config(["--config", str(file)])
@@ -372,6 +406,8 @@ def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int],
 
 
 def _written(console: Console, cache: TargetCache) -> int:
+    if manner().json:
+        print_json(_about(cache))
     kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
     if any(m.conversions(cache.manifest, name) for name in cache.names):
         kl += f" to the source's targets, whose own is {max(m.kl_before(cache.manifest).values()):.1e}"
@@ -385,6 +421,8 @@ def _written(console: Console, cache: TargetCache) -> int:
 def _array(option: str, file: Path | str, expected: str) -> Any:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise WrongArgument(f"{option}: there is no file {str(file)!r}") from None
     except (ValueError, EOFError) as error:
         raise ValueError(f"{option}: {file}: expected a NumPy file of {expected}; {error}") from None
 
@@ -416,7 +454,7 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
     weights: dict[str, float] = {}
     for name, weight in options.weights:
         if name in weights:
-            raise ValueError(
+            raise WrongArgument(
                 f"weights: expected each member once; got {name!r} twice, {weights[name]:g} and {weight:g}"
             )
         weights[name] = weight
@@ -425,6 +463,8 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
         f"[green]✓[/] {cache.path}: "
         f"{', '.join(f'{n} {w:g}' for n, w in zip(cache.names, cache.weights, strict=True))}"
     )
+    if manner().json:
+        print_json(_about(cache))
     return 0
 
 
@@ -441,6 +481,8 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     with _progress("exporting") as progress:
         rows = export_parquet(_open(options), options.file, progress=progress)
     console.print(f"[green]✓[/] {options.file}: {rows} rows")
+    if manner().json:
+        print_json({"file": str(options.file), "rows": rows})
     return 0
 
 
@@ -448,8 +490,10 @@ def _push(options: argparse.Namespace, console: Console) -> int:
     from ensdistill.cache.remote import upload
 
     with _progress("sending", "bytes") as progress:
-        upload(options.folder, options.url, overwrite=options.overwrite, progress=progress)
+        upload(_there(options.folder), options.url, overwrite=options.overwrite, progress=progress)
     console.print(f"[green]✓[/] {options.url}")
+    if manner().json:
+        print_json({"url": options.url})
     return 0
 
 

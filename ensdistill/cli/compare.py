@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ensdistill.cli.manner import manner
-from ensdistill.cli.messages import Parser, print_json, usage_error, warning_line
+from ensdistill.cli.messages import Parser, print_json, warning_line
 
 
 def parser() -> Parser:
@@ -43,8 +43,8 @@ def main(words: Sequence[str]) -> int:
     reports = [run.report for run in found if run.report is not None]
     if missing := [run for run in found if run.report is None]:
         config = missing[0].folder / "run.yaml" if missing[0].settings else "CONFIG"
-        return usage_error(
-            f"RUN: {missing[0].folder} has no report yet: ensdistill run {config} goes on with it", more=""
+        raise ValueError(
+            f"RUN: {missing[0].folder} has no report yet: ensdistill run {config} goes on with it"
         )
     columns = compared(list(zip(names, reports, strict=True)))
     notes = differences(list(zip(names, reports, [run.rows for run in found], strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from ensdistill.cli.manner import OPTIONS
 from ensdistill.cli.messages import usage_error
@@ -39,9 +40,14 @@ Prints a script that completes commands, options and files. Once:
 """
 _BASH = """\
 _ensdistill() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
+  local word="${{COMP_WORDS[COMP_CWORD]}}" words="" before="${{COMP_WORDS[COMP_CWORD-1]}}"
   local command="${{COMP_WORDS[1]}}"
   [ "$command" = cache ] && [ "$COMP_CWORD" -gt 2 ] && command="cache ${{COMP_WORDS[2]}}"
+  [ "$word" = = ] && word=""  # bash divides --to=onnx into three words
+  [ "$before" = = ] && before="${{COMP_WORDS[COMP_CWORD-2]}}"
+  case "$command $before" in
+{values}
+  esac
   if [ "$COMP_CWORD" -eq 1 ]; then
     words="{commands} --help --version"
   else
@@ -80,6 +86,10 @@ def script(shell: str) -> str:
     bash = _BASH.format(
         commands=" ".join(COMMANDS),
         cases="\n".join(f'      "{name}") words="{" ".join(words)}" ;;' for name, words in both.items()),
+        values="\n".join(
+            f'    "{" ".join(asked)}") COMPREPLY=($(compgen -W "{" ".join(values)}" -- "$word")); return 0 ;;'
+            for asked, values in values_of().items()
+        ),
         options=" ".join(OPTIONS),
     )
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
@@ -87,14 +97,27 @@ def script(shell: str) -> str:
 
 def options_of() -> dict[str, tuple[str, ...]]:
     """The options of each command, beside those that all commands take."""
-    parsers = {name: import_module(f"ensdistill.cli.{name}").parser() for name in _PARSED}
     found = {
         name: tuple(
             o for o in p._option_string_actions if o.startswith("--") and o not in ("--help", *OPTIONS)
         )
-        for name, p in parsers.items()
+        for name, p in _parsers().items()
     }
     return _OPTIONS_OF | found
+
+
+def values_of() -> dict[tuple[str, str], tuple[str, ...]]:
+    """The values of each (command, option) that has a few."""
+    return {
+        (name, option): tuple(map(str, action.choices))
+        for name, parser in _parsers().items()
+        for option, action in parser._option_string_actions.items()
+        if action.choices
+    }
+
+
+def _parsers() -> dict[str, Any]:
+    return {name: import_module(f"ensdistill.cli.{name}").parser() for name in _PARSED}
 
 
 def _fish() -> str:
@@ -103,9 +126,10 @@ def _fish() -> str:
     for command, options in options_of().items():
         seen = " ".join(f"; and __fish_seen_subcommand_from {word}" for word in command.split())
         condition = f"'{seen.removeprefix('; and ')}'"
-        lines += [
-            f"complete -c ensdistill -n {condition} -l {option.removeprefix('--')}" for option in options
-        ]
+        for option in options:
+            values = values_of().get((command, option))
+            choices = f" -x -a '{' '.join(values)}'" if values else ""
+            lines.append(f"complete -c ensdistill -n {condition} -l {option.removeprefix('--')}{choices}")
     for command, words in WORDS_OF.items():
         condition = f"'__fish_seen_subcommand_from {command}'"
         lines.append(f"complete -c ensdistill -n {condition} -a '{' '.join(words)}'")

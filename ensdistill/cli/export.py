@@ -137,6 +137,5 @@ def _show(result: Any) -> None:
         f"On the {result.rows} test rows, by {result.runtime}; temperature {result.temperature:.4g}:"
     )
     console.print(table)
-    if not manner().quiet:
-        for path in result.files:
-            console.print(f"written: {path}", soft_wrap=True, markup=False)
+    for path in result.files:
+        console.print(f"written: {path}", soft_wrap=True, markup=False)

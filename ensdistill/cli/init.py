@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, print_json, usage_error
-from ensdistill.cli.starting import WORDS, start
+from ensdistill.cli.starting import READING, WORDS, start
+from ensdistill.common.errors import WrongArgument
 
 EPILOG = """\
 examples:
@@ -39,6 +40,18 @@ def parser() -> Parser:
     p.add_argument("--ignore", action="append", metavar="NAME", help="a column that is not to be used")
     p.add_argument("--data", metavar="DATA", help="the data of a folder of models")
     p.add_argument(
+        "--data.unlabelled",
+        metavar="WORDS",
+        help='of a table: words in the target column that stand for an unknown label, such as "[NA]"; [] '
+        "where each of them is a class",
+    )
+    p.add_argument(
+        "--data.labels",
+        metavar="LABELS",
+        help='of a table: all classes in their order, such as "[low, middle, high]"; numbers too, which look '
+        "like a regression's target otherwise",
+    )
+    p.add_argument(
         "-o", "--output", type=Path, metavar="FILE.yaml", help="default: DATA's name and .yaml, here"
     )
     p.add_argument("--force", action="store_true", help="replace the file if it is there")
@@ -49,13 +62,13 @@ def main(words: Sequence[str]) -> int:
     """Write the file; return the exit status."""
     options = parser().parse(words)
     given = {"--target": [options.target], "--ignore": options.ignore or [], "--data": [options.data]}
-    asked = [word for name in WORDS for value in given[name] if value is not None for word in (name, value)]
-    try:
-        found, _ = start([options.path, *asked])
-    except ValueError as error:
-        if str(error).startswith("--"):  # a word is missing; other errors are in the data
-            return usage_error(f"init: {error}", more="")
-        raise
+    given |= {name: [vars(options)[name.removeprefix("--")]] for name in READING}
+    names = (*WORDS, *READING)
+    asked = [word for name in names for value in given[name] if value is not None for word in (name, value)]
+    found, rest = start([options.path, *asked])
+    unread = [w for w in rest[::2] if w.removeprefix("--data.") not in found.settings["data"]["init_args"]]
+    if unread:
+        raise WrongArgument(f"{unread[0]}: expected with a table; {options.path} is none")
     name = found.settings.pop("name")
     out = options.output or Path(f"{name}.yaml")
     if out.exists() and not options.force:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ensdistill.cli.manner import manner
-from ensdistill.cli.messages import nearest, print_json, usage_error
+from ensdistill.cli.messages import nearest, print_json, usage_error, warning_line
 from ensdistill.cli.starting import Start, looks_like_data, start
 from ensdistill.cli.usage import JOBS
 
@@ -37,12 +38,7 @@ def job(command: str, rest: list[str]) -> int:
         if (first / RUN_YAML).is_file():  # the run in a folder goes on
             rest = [str(first / RUN_YAML), *rest[1:]]
         elif first.exists() and looks_like_data(first):
-            try:
-                found, rest = start(rest)
-            except ValueError as error:
-                if str(error).startswith("--"):  # a word is missing; other errors are in the data
-                    return usage_error(f"{command}: {error}", more="")
-                raise
+            found, rest = start(rest)
         if found is None:
             rest = ["--config", *rest]
     try:
@@ -73,8 +69,20 @@ def job(command: str, rest: list[str]) -> int:
         found.show(config.run_folder)
     with Display() as display:
         report = run(config, STAGES[command], reload, display, keep)
+    if display.done:
+        _warn_of_exports(config.run_folder)
     _show(command, config.run_folder, report, changed=bool(display.done))
     return 0
+
+
+def _warn_of_exports(folder: Path) -> None:
+    """Name exported files of a student that has been trained anew."""
+    from ensdistill.job.exports import exported_files
+
+    if stale := [str(path) for path, is_stale in exported_files(folder).items() if is_stale]:
+        again = f"ensdistill export {shlex.quote(str(folder))} --to ... writes them again"
+        text = f"stale, because their student was trained anew since: {', '.join(stale)}. {again}"
+        print(warning_line(text), file=sys.stderr)
 
 
 def _show(command: str, folder: Path, report: dict[str, Any] | None, changed: bool) -> None:

@@ -18,12 +18,12 @@ from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS, OTHERS, USAGE
 
 # Commands with a parser of their own: a module here with main(words), imported when it is used.
 OWN = ("init", "predict", "export", "compare", "completion", "bench")
-WITH_JSON = (*STAGES, "init", "predict", "export", "compare", "info", "--version")
+WITH_JSON = (*STAGES, "init", "predict", "export", "compare", "info", "cache", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for an error in the work, 2 for wrong usage, 130 for
-    Ctrl-C."""
+    """Entry point; returns the exit status: 0; 1 for an error in data, in a file's content or in the work; 2
+    for wrong words or settings; 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Users name their own models by import path, from the folder in which the command runs.
     if os.getcwd() not in sys.path:
@@ -53,7 +53,7 @@ def _run(command: str, rest: list[str]) -> int:
         print(USAGE, end="")
         return 0 if command else 2
     is_run = command not in COMMANDS and Path(command).is_dir()
-    if manner().json and not (command in WITH_JSON or is_run):
+    if manner().json and not (command in WITH_JSON or command.startswith("cache ") or is_run):
         return usage_error(f"{command}: there is no option '--json'; {', '.join(WITH_JSON[:-1])} have one")
     if command == "--version":
         from ensdistill import __version__

@@ -36,8 +36,9 @@ def print_json(document: Any) -> None:
 
 
 def failure(error: Exception) -> int:
-    """Show an error in the work, and with ``--debug`` its traceback; return the exit status."""
-    from ensdistill.common.errors import message
+    """Show an error, and with ``--debug`` its traceback; return the exit status: 2 where an argument or a
+    setting has to change, 1 where it is the data, a file's content, or the work."""
+    from ensdistill.common.errors import WrongArgument, message
 
     print(f"ensdistill: {message(error)}", file=sys.stderr)
     details = getattr(error, "details", None)
@@ -46,7 +47,13 @@ def failure(error: Exception) -> int:
     # The system's errors are about files and not about code.
     elif not getattr(error, "by_system", isinstance(error, OSError) or _is_own_check(error)):
         print("(--debug shows where; everything finished is kept)", file=sys.stderr)
-    return 1
+    return 2 if any(isinstance(one, WrongArgument) for one in _with_causes(error)) else 1
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _is_own_check(error: Exception) -> bool:

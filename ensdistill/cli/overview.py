@@ -22,10 +22,7 @@ def main(words: Sequence[str]) -> int:
         return usage_error(
             f"{folder}: expected no more arguments after a run's folder; got {shlex.join(rest)}"
         )
-    try:
-        found = contents(Path(folder))
-    except ValueError as error:
-        return usage_error(str(error))
+    found = contents(Path(folder))
     if manner().json:
         print_json(_document(found))
     else:
@@ -42,6 +39,7 @@ def _document(found: Contents) -> dict[str, Any]:
         "finished": found.finished,
         "students": _figures(found),
         "exports": [str(path) for path in found.exports],
+        "stale_exports": [str(path) for path in found.stale],
         "commands": {text: command for command, text in _commands(found)},
     }
 
@@ -74,7 +72,7 @@ def _show(found: Contents) -> None:
     done = [f"{stage} {count}/{found.seeds}" for stage, count in found.finished.items()]
     about.add_row("finished", Text(", ".join([*done, "report" if found.report else "no report yet"])))
     for path in found.exports:
-        about.add_row("exported", Text(f"{path} ({path.stat().st_size:,} bytes)"))
+        about.add_row("exported", Text(f"{path} ({_described(path, path in found.stale)})"))
     console.print(about)
     if found.report is not None:
         from ensdistill.report.compare import figures_table
@@ -91,6 +89,12 @@ def _show(found: Contents) -> None:
         width = max(len(command) for command, _ in _commands(found))
         for command, text in _commands(found):
             console.print(Text.assemble((f"  {command:{width}}", "bold"), f"  # {text}"), soft_wrap=True)
+
+
+def _described(path: Path, stale: bool) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = f"{sum(file.stat().st_size for file in files):,} bytes"
+    return f"{size}; stale: of a student that was trained anew since, export it again" if stale else size
 
 
 def _data_line(found: Contents) -> str:

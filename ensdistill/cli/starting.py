@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.cli.manner import manner
+from ensdistill.common.errors import WrongArgument
 
 # Words about data that are no settings; each takes a value.
 WORDS = ("--target", "--ignore", "--data")
 # Settings of a table that decide how its target is read.
-_READING = ("--data.unlabelled", "--data.labels")
+READING = ("--data.unlabelled", "--data.labels")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def start(words: Sequence[str]) -> tuple[Start, list[str]]:
     from ensdistill.job.starting import look, settings_of
 
     options, rest = taken(words[1:])
-    given = {name: _value(rest, name) for name in _READING}
+    given = {name: _value(rest, name) for name in READING}
     found = look(
         Path(words[0]),
         options.get("--target", [None])[-1],
@@ -93,7 +94,7 @@ def taken(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             continue
         if not equals:
             if not left or left[0].startswith("--"):
-                raise ValueError(f"{name}: expected a value, {name} VALUE; got nothing")
+                raise WrongArgument(f"{name}: expected a value, {name} VALUE; got nothing")
             value = left.pop(0)
         options.setdefault(name, []).append(value)
     return options, rest
@@ -106,5 +107,11 @@ def _value(words: Sequence[str], name: str) -> Any:
         own, equals, value = word.partition("=")
         if own == name:
             value = value if equals else " ".join(words[place + 1 : place + 2])
-            return yaml.safe_load(value)
+            try:
+                found = yaml.safe_load(value)
+            except yaml.YAMLError:
+                found = value
+            if not isinstance(found, list):
+                raise WrongArgument(f'{name}: expected a list, such as {name} "[NA]"; got {value!r}')
+            return [str(int(one) if isinstance(one, float) and one.is_integer() else one) for one in found]
     return None

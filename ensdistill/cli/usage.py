@@ -65,9 +65,11 @@ Every command takes
   --quiet    no progress and no notes; results, warnings and errors only
   --debug    an error with its traceback
   --json     standard output holds one JSON document: run and its stages, init,
-             predict, export, compare, info, RUN
-Exit status: 0 done; 1 an error in the data, the files or the work; 2 wrong
-words or settings; 130 stopped by Ctrl-C.
+             predict, export, compare, info, cache, RUN
+Exit status: 0 done; 2 a word or a setting has to change, because it is unknown,
+has a value that it can't have, or names a file, folder, column or student that
+is not there; 1 any other error: in data, in a file's content, in the work, or a
+run that has not finished; 130 stopped by Ctrl-C.
 
 `ensdistill COMMAND --help` explains a command, `ensdistill run --help` every
 setting, `ensdistill cache --help` all commands for a cache.

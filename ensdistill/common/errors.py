@@ -8,6 +8,11 @@ import sys
 _TEXTS = ("can't allocate memory", "not enough memory")
 
 
+class WrongArgument(ValueError):
+    """An argument or a setting names what is not there, or has a value that it can't have. The command line
+    ends with 2 for it, and with 1 for other errors: in data, in the content of a file, in the work."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that memory is short, on any device."""
     torch = sys.modules.get("torch")  # an error of a command without it must not load it

@@ -14,6 +14,8 @@ from typing import Any
 import filelock
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
+
 
 class FolderLocked(RuntimeError):
     """Another process is writing the same folder."""
@@ -30,7 +32,7 @@ def local_path(path: Path | str) -> Path:
         ``path`` is a URL.
     """
     if "://" in str(path):
-        raise ValueError(
+        raise WrongArgument(
             f"path: expected one on this machine; got {path}; write to a local folder, then push it "
             "(ensdistill cache push)"
         )

@@ -11,6 +11,7 @@ from ensdistill.data.labels import LARGEST, in_category_order, is_missing
 from ensdistill.data.rows import UNLABELLED, BadRows
 
 MOST_NUMBERS = 50  # different numbers that are classes without a doubt
+MOST_LISTED = 200  # classes that a user may write down
 ROWS_EACH = 10  # rows for each number, above which more of them are classes too
 
 
@@ -155,10 +156,13 @@ def _check_classes(known: list[Any], different: list[Any], argument: str, labels
     numbers = isinstance(different[0], (int, float)) and not isinstance(different[0], bool)
     if not numbers or hasattr(labels, "cat"):
         return
-    remedy = (
-        "Only classes can be learned: make classes of the numbers (low, middle, high). If each number is a "
-        "class of its own, make strings of them, or list them all by labels="
-    )
+    remedy = "Only classes can be learned: make classes of the numbers (low, middle, high)"
+    if len(different) <= MOST_LISTED:
+        some = ", ".join(str(value) for value in sorted(different)[:2])
+        remedy += (
+            f". If each number is a class of its own, list them all: --data.labels '[{some}, ...]' on the "
+            f"command line, labels: [{some}, ...] in YAML, labels=[...] in Python; or make strings of them"
+        )
     fraction = next((value for value in different if isinstance(value, float)), None)
     if fraction is not None:
         raise ValueError(

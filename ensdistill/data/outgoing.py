@@ -57,6 +57,8 @@ class TableWriter:
         import pyarrow as pa
         import pyarrow.csv as arrow_csv
 
+        table = _with_pythons_booleans(table)
+
         def options(style: str) -> Any:
             return arrow_csv.WriteOptions(
                 include_header=self._schema is None,
@@ -106,6 +108,19 @@ class TableWriter:
                 "have no types"
             ) from error
         self._writer.write_table(table)
+
+
+def _with_pythons_booleans(table: Any) -> Any:
+    """The table with True and False, as pandas writes them and as the classes are named; Arrow writes
+    true and false."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for place, one in enumerate(table.schema):
+        if pa.types.is_boolean(one.type):
+            texts = pc.if_else(table[place], "True", "False")  # a gap stays one
+            table = table.set_column(place, one.name, texts)
+    return table
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.arrow_types import as_frame, columns_of, extents_of, types_of
 
 TABLES = {
@@ -81,9 +83,9 @@ class TableFile:
         self.path = Path(path)
         suffix = self.path.suffix.lower()
         if suffix not in TABLES:
-            raise ValueError(f"path: expected a table, {', '.join(TABLES)}; got {self.path.name!r}")
+            raise WrongArgument(f"path: expected a table, {', '.join(TABLES)}; got {self.path.name!r}")
         if not self.path.is_file():
-            raise ValueError(f"path: there is no file {str(path)!r}")
+            raise WrongArgument(f"path: there is no file {str(path)!r}")
         if self.path.stat().st_size == 0:
             raise ValueError(f"path: {path} is empty; expected a header and rows")
         self.kind, self.separator = TABLES[suffix], "\t" if suffix == ".tsv" else ","
@@ -104,7 +106,7 @@ class TableFile:
             return name
         near = difflib.get_close_matches(name, self.names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
+        raise WrongArgument(
             f"{argument}: {self.path.name} has no column {name!r}, but {', '.join(self.names[:10])}{hint}"
         )
 
@@ -144,6 +146,43 @@ class TableFile:
         if not len(frame):
             raise ValueError(f"path: {no_rows(self.path, self.names)}")
         return frame[wanted]
+
+    def groups(self, most: int) -> list[list[str]]:
+        """The columns in groups that can be read one after the other: of Parquet each of at most so many
+        bytes, or one column; of other formats, which are read as a whole, one group."""
+        if self.kind != "Parquet":
+            return [list(self.names)]
+        import pyarrow.parquet as pq
+
+        with self._errors():
+            metadata = pq.read_metadata(self.path)
+        sizes = dict.fromkeys(self.names, 0)
+        for group in range(metadata.num_row_groups):
+            for place in range(metadata.num_columns):
+                column = metadata.row_group(group).column(place)
+                path = column.path_in_schema
+                name = path if path in sizes else path.partition(".")[0]  # of a list or a structure
+                sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
+        groups: list[list[str]] = [[]]
+        size = 0
+        for name in self.names:
+            if groups[-1] and size + sizes[name] > most:
+                groups.append([])
+                size = 0
+            groups[-1].append(name)
+            size += sizes[name]
+        return groups
+
+    def head(self, rows: int) -> Any:
+        """The first rows as a pandas frame; of Parquet the others are not read."""
+        if self.kind != "Parquet":
+            return self.read().iloc[:rows]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with self._errors(), pq.ParquetFile(self.path) as file:
+            batches = list(islice(file.iter_batches(rows, columns=self.names), 1))
+            return as_frame(pa.Table.from_batches(batches, file.schema_arrow), {})[self.names]
 
     def check_number(self, columns: Sequence[str]) -> None:
         """Raise ValueError where these are more columns than a table may have."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.files import read_json
+from ensdistill.job.exports import SUFFIXES, exported_files
 from ensdistill.job.settings_file import read_settings, sources_of
 
 STAGES = ("teachers", "cache", "direct", "distill")
-EXPORTS = (".onnx", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Contents:
         Digests of the rows of each seed's parts, where the report has recorded them.
     exports : list of Path
         Files of students for other programs.
+    stale : list of Path
+        Those of a student that was trained anew since.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class Contents:
     report: dict[str, Any] | None
     rows: list[dict[str, str]] | None
     exports: list[Path] = field(default_factory=list)
+    stale: list[Path] = field(default_factory=list)
 
     @property
     def students(self) -> list[str]:
@@ -67,14 +71,14 @@ def contents(folder: Path) -> Contents:
         It is not the folder of a run.
     """
     if not folder.is_dir():
-        raise ValueError(
+        raise WrongArgument(
             f"RUN: there is no folder {str(folder)!r}; expected that of a run, such as runs/NAME"
         )
     if not is_run(folder):
         runs = sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
         data = f"; if it holds data: ensdistill init {folder}"
         near = f": name one of its runs, {', '.join(map(str, runs[:5]))}" if runs else data
-        raise ValueError(f"RUN: {str(folder)!r} is not the folder of a run, such as runs/NAME{near}")
+        raise WrongArgument(f"RUN: {str(folder)!r} is not the folder of a run, such as runs/NAME{near}")
     settings = read_settings(folder)
     there = len([path for path in folder.glob("seed-*") if path.is_dir()])
     seeds = int(settings.get("seeds", there))
@@ -93,6 +97,9 @@ def contents(folder: Path) -> Contents:
         stage: sum(_is_whole(folder / f"seed-{seed}" / stage.replace(" ", "/")) for seed in range(seeds))
         for stage in stages
     }
+    exported = exported_files(folder)
+    # Not below seed-*, where members may be ONNX files too.
+    files = [path for path in [*folder.glob("*"), *folder.glob("export*/**/*")] if path.suffix in SUFFIXES]
     return Contents(
         folder,
         settings,
@@ -101,8 +108,8 @@ def contents(folder: Path) -> Contents:
         finished,
         report,
         record.get("rows") if isinstance(record, dict) else None,
-        # Not below seed-*, where members may be ONNX files too.
-        sorted(path for path in [*folder.glob("*"), *folder.glob("export*/**/*")] if path.suffix in EXPORTS),
+        sorted({*files, *exported}),
+        sorted(path for path, stale in exported.items() if stale),
     )
 
 

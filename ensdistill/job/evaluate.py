@@ -42,6 +42,7 @@ from ensdistill.teachers.predict import rows_for
 NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
 BATCH_SIZES = (1, 256)
 LATENCY_SECONDS = 0.3  # of measuring for each model and batch size
+LATENCY_CALLS = 20  # that are counted at least
 TRAINED_KINDS = {
     "direct": "direct",
     "direct_label_smoothing": "direct",
@@ -207,13 +208,13 @@ def latency(predict: Callable[[Any], Any], sample: Any) -> dict[str, dict[str, f
         batch = b.take(sample, np.arange(size) % b.count(sample))
         times: list[float] = []
         until = time.perf_counter() + LATENCY_SECONDS
-        # The first calls load code and fill caches; at least 20 are counted, however slow.
+        # The first calls load code and fill caches; a few are counted, however slow.
         for call in range(100_000):
             start = time.perf_counter()
             predict(batch)
             if call >= 3:
                 times.append(1e3 * (time.perf_counter() - start))
-            if len(times) >= 20 and time.perf_counter() > until:
+            if len(times) >= LATENCY_CALLS and time.perf_counter() > until:
                 break
         p50, p95 = np.percentile(times, [50, 95])
         result[f"batch_{size}"] = {"p50": float(p50), "p95": float(p95)}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.files import write_bytes, write_json
 from ensdistill.data import Split
 from ensdistill.data.samples import whole
@@ -215,7 +216,7 @@ def _to_folder(
     student: Student, split: Split, path: Path, wish: Wish
 ) -> tuple[list[Path], list[Variant], str]:
     if path.exists() and not (path / "student.json").is_file() and any(path.iterdir()):
-        raise ValueError(f"path: {path} holds other files than a student: choose another folder")
+        raise WrongArgument(f"path: {path} holds other files than a student: choose another folder")
     student.save(path)
     trusted = student.member.untrusted() if hasattr(student.member, "untrusted") else []
     recipe = getattr(getattr(student.member, "member", student.member), "recipe", None) or {}

@@ -133,7 +133,20 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
         ),
         'label, probabilities = session.run(["label", "probabilities"], feed)',
     ]
-    return f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```\n\nOr:\n\n{text}"
+    program = f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```"
+    return "\n\n".join([program, *_label_note(student), "Or:", text])
+
+
+def _label_note(student: Student) -> list[str]:
+    """Where the graph's labels are of another type than the data's."""
+    if all(isinstance(label, bool) for label in student.labels):
+        return ["`label` is an integer: 1 stands for True, 0 for False; `load_student` returns booleans."]
+    if any(isinstance(label, float) for label in student.labels):
+        shown = "an integer" if all(float(label).is_integer() for label in student.labels) else "a text"
+        return [
+            f"`label` is {shown} for each number; `load_student` returns the numbers as the data had them."
+        ]
+    return []
 
 
 _COLUMNS = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data import BadRows
 from ensdistill.data.incoming import Fault, Piece, Source
 from ensdistill.data.incoming.base import SKIP
@@ -40,7 +41,7 @@ def output_names(student: Predictor, kept: list[str]) -> list[str]:
     """
     own = ["label", *(f"p_{name}" for name in student.classes), "entropy"]
     if both := [name for name in kept if name in own]:
-        raise ValueError(
+        raise WrongArgument(
             f"--keep: the input has a column {both[0]!r}, and so has the output: rename it, leave it out "
             f"(--ignore {both[0]}), or carry one column alone (--id)"
         )

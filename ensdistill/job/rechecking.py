@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from ensdistill.cache import TargetCache
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.progress import Progress
 from ensdistill.data import Rows
 from ensdistill.job.config import Config
@@ -48,7 +49,7 @@ def verify_against_teachers(
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    WrongArgument
         A file is not there, or the configuration is needed; names the option.
     CacheMismatch
         The teachers' predictions are others.
@@ -57,18 +58,18 @@ def verify_against_teachers(
     rows = _rows(transfer, folder, config)
     place = ensemble or folder.parent / "teachers" / "ensemble"
     if not place.exists():
-        raise FileNotFoundError(f"--ensemble: there is nothing at {place}; pass its path")
+        raise WrongArgument(f"--ensemble: there is nothing at {place}; pass its path")
     augment = None if config is None else config.cache.augment
     if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
         got = "nothing" if config is None else "a job without one"
-        raise ValueError(
+        raise WrongArgument(
             "--config: expected a job's YAML file with the cache.augment by which the inputs were changed, "
             f"{made_by['augment']}; got {got}"
         )
     teachers: Any = Ensemble.load(place, () if config is None else RunFolder(config).trusted)
     if "labelled" in cache.manifest["fingerprint"]["ensemble"]:
         if config is None:
-            raise ValueError(
+            raise WrongArgument(
                 "--config: expected a job's YAML file with the cache.labelled by which the targets of "
                 "labelled rows were chosen; got nothing"
             )
@@ -83,9 +84,9 @@ def _rows(transfer: Path | None, folder: Path, config: Config | None) -> Rows:
         return Rows(**load_file(file))
     seed = re.fullmatch(r"seed-(\d+)", folder.parent.name)
     if transfer is not None or seed is None:
-        raise FileNotFoundError(f"--transfer: there is nothing at {file}; pass its path")
+        raise WrongArgument(f"--transfer: there is nothing at {file}; pass its path")
     if config is None:
-        raise FileNotFoundError(
+        raise WrongArgument(
             f"--transfer, --config: there is nothing at {file}; pass its path, or, for samples that are no "
             "arrays, the job's YAML file, by which the transfer set is built again"
         )

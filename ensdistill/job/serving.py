@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.job.contents import contents, is_run
 from ensdistill.student.serving import Predictor
 from ensdistill.student.serving import load_student as load_saved
@@ -48,7 +49,7 @@ def load_student(
         return load_saved(student_folder(path, student, seed), trusted)
     for name, value in (("student", student), ("seed", seed)):
         if value is not None:
-            raise ValueError(f"{name}: expected none, because {path} is no run's folder; got {value!r}")
+            raise WrongArgument(f"{name}: expected none, because {path} is no run's folder; got {value!r}")
     return load_saved(path, trusted)
 
 
@@ -65,11 +66,11 @@ def student_folder(run: Path, student: str | None = None, seed: int | None = Non
     planned, students = found.seeds, found.students
     if not 0 <= seed < max(planned, 1):
         known = "0, the only one" if planned == 1 else f"one of 0 to {planned - 1}, those"
-        raise ValueError(f"seed: expected {known} of {run}; got {seed}")
+        raise WrongArgument(f"seed: expected {known} of {run}; got {seed}")
     if student is not None and students and student not in students:
         near = difflib.get_close_matches(student, students, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"student: expected one of {', '.join(students)}; got {student!r}{hint}")
+        raise WrongArgument(f"student: expected one of {', '.join(students)}; got {student!r}{hint}")
     chosen = student or (students[0] if students else "")
     folder = run / f"seed-{seed}" / "distill" / chosen / "student"
     if missing := _unfinished(run, seed, chosen):

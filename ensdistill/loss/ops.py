@@ -267,10 +267,13 @@ class _Transformable(torch.autograd.Function):
     jvp = staticmethod(_refuse_forward_mode)
 
 
-@torch.compiler.assume_constant_result
 def differentiating() -> bool:
     """Whether torch.func differentiates; evaluated while torch.compile traces."""
     return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
+
+
+# The mark of torch.compiler.assume_constant_result, which would import the compiler: a second of every start.
+vars(differentiating)["_dynamo_marked_constant"] = True
 
 
 def refuse_in_one_graph(name: str) -> None:

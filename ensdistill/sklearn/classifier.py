@@ -19,7 +19,7 @@ from ensdistill.job.evaluate import predict
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn import storage
 from ensdistill.sklearn.fitting import fit, settings_of
-from ensdistill.sklearn.inputs import check_fit, check_predict, split_of
+from ensdistill.sklearn.inputs import check_fit, check_predict, kept_on_error, split_of
 from ensdistill.sklearn.teachers import takes_gaps
 from ensdistill.student.serving import Student
 from ensdistill.teachers import Ensemble
@@ -144,14 +144,18 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            Arguments that do not fit, before anything is trained.
+            Arguments that do not fit, before anything is trained. An earlier fit stays as it was.
         """
+        with kept_on_error(self):
+            return self._fit(X, y, X_unlabeled, sample_weight)
+
+    def _fit(self, X: Any, y: Any, X_unlabeled: Any, sample_weight: Any) -> Self:
         data, form = check_fit(self, X, y, X_unlabeled, sample_weight, self._takes_gaps())
         seed = self._seed()
         split, reason = split_of(data, self.validation_fraction, seed)
         settings = settings_of(self, split)
         if reason and self.validation_fraction is not None:
-            warnings.warn(f"validation_fraction: there is no report, because {reason}", stacklevel=2)
+            warnings.warn(f"validation_fraction: there is no report, because {reason}", stacklevel=3)
         fitted = fit(settings, split, seed, not reason, self._done)
         self.classes_, self._form = data.values, form
         self.ensemble_, self.report_ = fitted.ensemble, fitted.report

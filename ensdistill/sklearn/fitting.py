@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
     if estimator.optimization is not None and not isinstance(estimator.optimization, Optimization):
         kind = type(estimator.optimization).__name__
         raise TypeError(f"optimization: expected an Optimization, or None; got {kind}")
+    _check_counts(estimator.n_jobs, estimator.verbose)
     default = _defaults(split)
     preprocess: Any = "auto"
     if form(split.labelled.inputs)["kind"] == "array" and split.labelled.inputs[:1].ndim == 2:
@@ -104,6 +106,15 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         n_jobs=estimator.n_jobs,
         progress=estimator.verbose > 1,
     )
+
+
+def _check_counts(n_jobs: Any, verbose: Any) -> None:
+    if n_jobs is not None and (not isinstance(n_jobs, Integral) or isinstance(n_jobs, bool)):
+        raise TypeError(f"n_jobs: expected a whole number, or None; got {n_jobs!r}")
+    if n_jobs == 0:
+        raise ValueError("n_jobs: expected at least 1, or -1 for all cores; got 0")
+    if not isinstance(verbose, (Integral, np.bool_)):
+        raise TypeError(f"verbose: expected 0, 1 or 2; got {verbose!r}")
 
 
 def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -> Fitted:

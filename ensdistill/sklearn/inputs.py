@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -19,6 +21,8 @@ from ensdistill.data.rows import UNLABELLED, as_weights
 from ensdistill.data.samples import Held, joined, whole
 from ensdistill.data.splits import stratified_split
 from ensdistill.teachers.members.base import as_classes
+
+FEATURES = ("n_features_in_", "feature_names_in_")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,20 @@ class Data:
     @property
     def classes(self) -> tuple[str, ...]:
         return as_classes("y", self.values.tolist()) or ()
+
+
+@contextmanager
+def kept_on_error(estimator: Any) -> Iterator[None]:
+    """An error in here leaves the estimator with the features of its earlier fit, to whose student they
+    belong."""
+    before = {name: vars(estimator)[name] for name in FEATURES if name in vars(estimator)}
+    try:
+        yield
+    except BaseException:
+        for name in FEATURES:
+            vars(estimator).pop(name, None)
+        vars(estimator).update(before)
+        raise
 
 
 def check_fit(
@@ -188,7 +206,7 @@ def _weighted(split: Split, data: Data) -> Split:
 
 def _first(estimator: Any, X: Any, allow_nan: bool) -> tuple[Any, Form]:
     """Samples and form of the X of a fit."""
-    for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit to samples of another kind
+    for name in FEATURES:  # of an earlier fit to samples of another kind
         vars(estimator).pop(name, None)
     if is_texts(X):
         return Held(list(X)), Form("text")

@@ -52,6 +52,7 @@ def save(classifier: Any, folder: Path) -> None:
         "parameters": parameters,
         "form": asdict(classifier._form),
         "classes": {"dtype": values.dtype.str, "values": stored.tolist()},
+        "seeded": _seeded(classifier.student),
         "features": [str(name) for name in getattr(classifier, "feature_names_in_", [])],
         "report": None if classifier.report_ is None else classifier.report_.figures,
     }
@@ -88,7 +89,7 @@ def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
     if parameters["teachers"] == "fitted":
         parameters["teachers"] = ensemble
     if parameters.get("student") == "fitted":
-        parameters["student"] = _parameter(student)
+        parameters["student"] = _parameter(student, about.get("seeded", []))
     found: Any = cls(**parameters)
     form = about["form"]
     found._form = Form(form["kind"], tuple(form["shape"]), form["columns"])
@@ -103,9 +104,22 @@ def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
     return found
 
 
-def _parameter(student: Student) -> Any:
-    """The parameter that makes such a student again: a network's factory, or the estimator, not fitted."""
+def _seeded(student: Any) -> list[str]:
+    """The parameters of an estimator that get the seed of the fit, because they are None."""
+    if isinstance(student, (str, type)) or not hasattr(student, "get_params"):
+        return []
+    parameters = student.get_params()
+    return sorted(n for n, value in parameters.items() if n.endswith("random_state") and value is None)
+
+
+def _parameter(student: Student, seeded: Sequence[str]) -> Any:
+    """The parameter that makes such a student again: a network's factory, or the estimator, not fitted, and
+    without the seeds of the fit that was saved."""
     member = inner(student.member)
     if isinstance(member, TorchMember):
         return partial(type(member.module), **(member.recipe or {}).get("init_args", {}))
-    return clone(member.estimator) if isinstance(member, SklearnMember) else "auto"
+    if not isinstance(member, SklearnMember):
+        return "auto"
+    estimator = clone(member.estimator)
+    known = estimator.get_params()
+    return estimator.set_params(**{name: None for name in seeded if name in known})

@@ -74,9 +74,9 @@ def test_conversion_prints_its_cost(cache, tmp_path):
     assert f"KL of the source's to the exact targets max {cost:.1e} nats" in info
     assert "KL to the exact targets mean" in flat(succeed("cache", "info", cache.path))
     status, _, err = run("cache", "convert", cache.path, tmp_path / "exact", "--codec", "zip")
-    assert (status, "codec: expected one of uint8" in flat(err)) == (1, True)
+    assert (status, "codec: expected one of uint8" in flat(err)) == (2, True)
     status, _, err = run("cache", "convert", cache.path, "s3://bucket/small", "--codec", "fp16")
-    assert (status, "path: expected one on this machine; got s3://bucket/small" in flat(err)) == (1, True)
+    assert (status, "path: expected one on this machine; got s3://bucket/small" in flat(err)) == (2, True)
 
 
 def test_wrong_files_and_arguments(cache, tmp_path):
@@ -94,10 +94,10 @@ def test_wrong_files_and_arguments(cache, tmp_path):
         status, _, err = run("cache", *words)
         assert (status, message in flat(err)) == (2, True)
     status, _, err = run("cache", "reweight", cache.path, "a=1", "b=1", "a=2", "c=1")
-    assert (status, "weights: expected each member once; got 'a' twice, 1 and 2" in flat(err)) == (1, True)
+    assert (status, "weights: expected each member once; got 'a' twice, 1 and 2" in flat(err)) == (2, True)
     assert TargetCache.open(cache.path).weights.tolist() == cache.weights.tolist()
     status, _, err = run("cache", "verify", cache.path, "--against-teachers", "0.5")
-    assert (status, "--transfer: there is nothing at" in err) == (1, True)
+    assert (status, "--transfer: there is nothing at" in err) == (2, True)
 
 
 def test_a_job_s_cache_is_compared_with_its_teachers(finished_job, tmp_path):
@@ -151,12 +151,12 @@ def test_a_job_s_views_are_compared_with_its_teachers(finished_job, tmp_path):
             status,
             "by which the inputs were changed, ShiftImages(pixels=1, diagonal=True); got nothing"
             in flat(err),
-        ) == (1, True)
+        ) == (2, True)
     other = write_job(tmp_path / "runs")
     status, _, err = run("cache", *words, "--config", other)
-    assert (status, "got a job without one" in flat(err)) == (1, True)
+    assert (status, "got a job without one" in flat(err)) == (2, True)
     status, _, err = run("cache", *words, "--config", tmp_path / "none.yaml")
-    assert (status, "--config: there is no file" in flat(err)) == (1, True)
+    assert (status, "--config: there is no file" in flat(err)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +261,26 @@ def test_progress_of_checks_comes_to_its_end(cache):
         assert calls == sorted(calls)
         assert {call[1] for call in calls} == {total}
         assert calls[-1] == (total, total)
+
+
+def test_each_command_has_a_json_document(cache, tmp_path):
+    """The document of a cache is that of the cache which the command wrote."""
+    about = json.loads(succeed("cache", "info", cache.path, "--json"))
+    assert (about["samples"], about["codec"], about["combiner"]) == (len(cache), "fp32", cache.combiner)
+    assert about["members"] == dict(zip(cache.names, cache.weights.tolist(), strict=True))
+    small, url = tmp_path / "small", f"file://{tmp_path}/remote"
+    written = {
+        "convert": [cache.path, small, "--codec", "fp16"],
+        "drop-member": [cache.path, tmp_path / "without", "--name", "a"],
+        "reweight": [small, "a=1", "b=1", "c=2"],
+        "pull": [url, tmp_path / "back"],
+    }
+    for name, words in written.items():
+        if name == "pull":
+            assert json.loads(succeed("cache", "push", small, url, "--json")) == {"url": url}
+        found = json.loads(succeed("cache", name, *words, "--json"))
+        assert found["folder"] == str({"reweight": words[0]}.get(name, words[1]))
+        assert found["samples"] == len(cache)
+    assert found["members"] == {"a": 1.0, "b": 1.0, "c": 2.0}
+    checked = json.loads(succeed("cache", "verify", small, "--json"))
+    assert checked == {"folder": str(small), "samples": len(cache), "compared_with_teachers": None}

@@ -59,7 +59,7 @@ def test_config_comes_first(tmp_path):
     status, _, err = run("run", "--seeds", "1", file)
     assert (status, f"run: CONFIG comes first: ensdistill run {file} --seeds 1" in err) == (2, True)
     status, _, err = run("run", tmp_path)
-    assert (status, "DATA: expected a table" in err, f"{tmp_path} holds 1 .yaml" in err) == (1, True, True)
+    assert (status, "DATA: expected a table" in err, f"{tmp_path} holds 1 .yaml" in err) == (2, True, True)
 
 
 def test_version_and_info():
@@ -101,9 +101,9 @@ def test_cache_info_and_verify(finished_job, tmp_path):
     assert (status, out) == (1, "")
     assert f"{shard}: the bytes are not those that were written (hash)" in err
     status, _, err = run("cache", "info", tmp_path / "nowhere")
-    assert (status, f"{tmp_path / 'nowhere'}: no manifest.json" in err) == (1, True)
+    assert (status, f"FOLDER: there is no folder '{tmp_path / 'nowhere'}'" in err) == (2, True)
     status, _, err = run("cache", "info", shard)
-    assert (status, f"{shard}: expected a target cache's folder; got a file" in err) == (1, True)
+    assert (status, f"{shard}: expected a target cache's folder; got a file" in err) == (2, True)
 
 
 def test_cache_alone_shows_its_commands():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
+import onnx_registry  # noqa: F401
 import pandas as pd
 import pytest
 import yaml
-from job_helpers import run, succeed
-from serving_helpers import frame
+from job_helpers import flat, run, succeed
+from serving_helpers import frame, of_table
 
 from ensdistill import load_student
 
@@ -172,9 +175,10 @@ def test_a_pt2_file_is_read_only_where_its_loader_is_trusted(exported):
 def test_calibrated_is_the_temperature_scaled_student_of_the_report(table_run, tmp_path):
     report = json.loads((table_run / "report.json").read_text())
     expected = report["students"]["mlp"]["models"]["student_temperature_scaled"]
-    succeed(
-        "export", table_run, "--to", "onnx", "--calibrated", "-o", tmp_path / "c.onnx", "--license", "cc0-1.0"
-    )
+    words = ["--to", "onnx", "--calibrated", "-o", tmp_path / "c.onnx", "--license", "cc0-1.0", "--quiet"]
+    out = flat(succeed("export", table_run, *words))
+    for name in ("c.onnx", "c.onnx.md", "c.onnx.json"):
+        assert f"written: {tmp_path / name}" in out  # the result, in the quiet too
     figures = json.loads((tmp_path / "c.onnx.json").read_text())
     assert figures["temperature"] != 1
     for one in figures["variants"]:
@@ -197,9 +201,42 @@ def test_the_report_has_the_files_latency(exported, table_run, tmp_path):
     assert "(unchanged)" in succeed("report", job)
 
 
-def test_a_run_that_has_changed_or_not_finished_is_refused(finished_job, table_run, tmp_path):
-    import shutil
+def test_files_of_a_student_that_was_trained_anew_are_stale(exported, table_run, tmp_path, capsys):
+    from ensdistill.cli.jobs import _warn_of_exports
 
+    names = ["student", "student.int8.onnx", "student.onnx", "student.pt2"]
+    document = json.loads(succeed(table_run, "--json"))
+    assert (len(document["exports"]), document["stale_exports"]) == (4, [])
+    _warn_of_exports(table_run)
+    assert capsys.readouterr().err == ""
+    folder = tmp_path / "flats"
+    shutil.copytree(table_run, folder)
+    member = folder / "seed-0" / "distill" / "mlp" / "student" / "member.json"
+    about = json.loads(member.read_text())
+    member.write_text(json.dumps({**about, "fingerprint": "another"}))
+    document = json.loads(succeed(folder, "--json"))
+    assert document["stale_exports"] == [str(folder / "export" / "mlp" / name) for name in names]
+    assert flat(succeed(folder)).count("stale: of a student that was trained anew since") == 4
+    _warn_of_exports(folder)
+    assert "warning: stale, because their student was trained anew since:" in capsys.readouterr().err
+
+
+def test_the_card_names_labels_that_the_graph_has_in_another_type():
+    from ensdistill.job.exporting import Wish
+    from ensdistill.job.model_card import _use
+
+    for labels, note in (
+        ((False, True), "`label` is an integer: 1 stands for True, 0 for False"),
+        ((0.5, 2.0), "`label` is a text for each number"),
+        ((1.0, 2.0), "`label` is an integer for each number"),
+        (("no", "yes"), None),
+        ((1, 2), None),
+    ):
+        text = _use(of_table(labels), Path("student.onnx"), Wish("onnx"))
+        assert (note in text) if note else ("`label`" not in text)
+
+
+def test_a_run_that_has_changed_or_not_finished_is_refused(table_run, tmp_path):
     folder = tmp_path / "runs" / "flats"
     shutil.copytree(table_run, folder)
     settings = (folder / "run.yaml").read_text()
@@ -224,12 +261,12 @@ def test_wrong_options_are_refused(table_run, tmp_path):
         assert status == 2, err
         assert message in err
     status, _, err = run("export", table_run, "--to", "onnx", "--student", "ml")
-    assert status == 1
+    assert status == 2
     assert "student: expected one of mlp; got 'ml'; did you mean 'mlp'?" in err
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     status, _, err = run("export", table_run, "--to", "safetensors", "-o", tmp_path / "other")
-    assert status == 1
+    assert status == 2
     assert "holds other files than a student" in err
 
 

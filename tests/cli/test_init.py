@@ -102,6 +102,32 @@ def test_overrides_reach_the_look_at_the_data(iris):
     assert (shown["data"]["init_args"]["unlabelled"], shown["name"]) == (["NA"], "other")
 
 
+def test_init_takes_the_settings_that_its_errors_name(iris):
+    words = ["None", "some", "much"]
+    (iris / "pain.csv").write_text("x,pain\n" + "".join(f"{i},{words[i % 3]}\n" for i in range(60)))
+    status, _, err = run("init", "pain.csv", "--target", "pain")
+    assert (status, "--data.unlabelled '[None]' on the command line" in err) == (1, True)
+    # Columns of whole numbers alone call for another setting, a number by itself.
+    for words, known in (("[None]", ["much", "some"]), ("[]", ["None", "much", "some"])):
+        succeed("init", "pain.csv", "--target", "pain", "--force", "--data.unlabelled", words)
+        assert list(load_config(["--config", "pain.yaml"]).split(0).classes) == known
+    (iris / "rates.csv").write_text("x,rate\n" + "".join(f"{i},{i % 3 / 2}\n" for i in range(60)))
+    status, _, err = run("init", "rates.csv", "--target", "rate")
+    assert (status, "--data.labels '[0, 0.5, ...]' on the command line" in err) == (1, True)
+    succeed("init", "rates.csv", "--target", "rate", "--data.labels", "[1.0, 0.5, 0]")
+    assert load_config(["--config", "rates.yaml"]).split(0).classes == ("1", "0.5", "0")
+    for words, message in (
+        (["iris.csv", "--data.labels", "a"], "--data.labels: expected a list"),
+        (["folder", "--data.labels", "[a, b]"], "--data.labels: expected with a table; folder is none"),
+    ):
+        for name in ("a", "b"):
+            (iris / "folder" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(3):
+                (iris / "folder" / name / f"{i}.txt").write_text(f"a text {name} {i}")
+        status, _, err = run("init", *words, "--force")
+        assert (status, message in err) == (2, True), err
+
+
 def test_odd_names_are_no_settings(iris):
     text = (iris / "iris.csv").read_text().replace("virginica", '"two\nlines: [x"')
     (iris / "a, b # c.csv").write_text(text)
@@ -130,7 +156,7 @@ def test_odd_names_are_no_settings(iris):
             1,
             "target: expected two classes or more; column 'y' holds 'a' alone: choose another column",
         ),
-        (["void"], 1, "DATA: expected a table"),
+        (["void"], 2, "DATA: expected a table"),
         (["empty.csv"], 1, "path: empty.csv is empty; expected a header and rows"),
     ],
 )

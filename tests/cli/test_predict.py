@@ -153,6 +153,32 @@ def test_standard_input_and_output_are_streams(students, tmp_path, monkeypatch, 
     )
 
 
+def test_ones_and_zeros_stand_for_booleans_in_text_tables(students, tmp_path):
+    table = frame(20, seed=4)
+    new = write(table.assign(own=table.own.astype(int)), tmp_path / "new.csv")
+    predict(students / "table", new, "-o", tmp_path / "out.csv")
+    np.testing.assert_allclose(
+        read(tmp_path / "out.csv").p_yes, of_table().predict_proba(table)[:, 1], rtol=1e-5
+    )
+    write(table.assign(own=2), new)
+    refused(students / "table", new, match=r"column 'own': expected True or False \(or 1 or 0\); got '2'")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_booleans_are_written_as_the_training_had_them(tmp_path, suffix):
+    of_table((False, True)).save(tmp_path / "student")
+    table = frame(30, seed=2)
+    table["kept"] = table.own.astype(object).where(table.index % 3 > 0, None)
+    new = write(table, tmp_path / "new.parquet")
+    predict(tmp_path / "student", new, "-o", tmp_path / f"out{suffix}", "--id", "kept", "--ignore", "kept")
+    lines = [
+        line.split(",\t"[suffix == ".tsv"]) for line in (tmp_path / f"out{suffix}").read_text().splitlines()
+    ]
+    assert [line[0] for line in lines[1:]] == ["" if v is None else str(v) for v in table.kept]
+    assert {line[1] for line in lines[1:]} <= {"False", "True"}
+    assert lines[0][1:4] == ["label", "p_False", "p_True"]
+
+
 def test_a_stream_of_csv_is_predicted_as_it_comes(students, monkeypatch):
     """The first answers are written before the input has ended."""
     data = io.BytesIO(frame(30_000, seed=6).to_csv(index=False).encode())
@@ -195,13 +221,13 @@ def test_a_stream_of_csv_is_predicted_as_it_comes(students, monkeypatch):
         ),
         (
             lambda t: t.assign(own="perhaps"),
-            "column 'own': expected True or False(; got 'perhaps'| in each row; its type is text)",
+            "column 'own': expected True or False( .or 1 or 0.; got 'perhaps'| in each row; its type is text)",
         ),
         (
             lambda t: t.assign(age=t.age.mask(t.index == 33, np.inf)),
             "row 33: column 'age': expected a number; got inf",
         ),
-        (lambda t: t.iloc[:0], "the input has no rows|has columns .* but no rows"),
+        (lambda t: t.iloc[:0], r"new\.(csv|parquet) has columns .* but no rows"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -266,7 +292,13 @@ def test_a_line_that_is_no_json_is_named(students, tmp_path, capsys):
 )
 def test_empty_files_are_refused(students, tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    refused(students / "table", tmp_path / name, "-o", tmp_path / "out.csv", match="is empty|has no rows")
+    refused(
+        students / "table",
+        tmp_path / name,
+        "-o",
+        tmp_path / "out.csv",
+        match=f"{name} (is empty|has columns .* but no rows)",
+    )
     assert not (tmp_path / "out.csv").exists()
 
 

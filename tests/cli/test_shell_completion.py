@@ -39,6 +39,10 @@ def completed(folder, *words: str) -> list[str]:
         (["completion", "z"], ["zsh"]),
         (["compare", "--js"], ["--json"]),
         (["init", "--fo"], ["--force"]),
+        (["export", "runs/a", "--to", ""], ["onnx", "torch", "safetensors"]),
+        (["export", "runs/a", "--to", "s"], ["safetensors"]),
+        (["export", "--to", "=", "on"], ["onnx"]),
+        (["predict", "runs/a", "new.csv", "--on-error", ""], ["raise", "skip"]),
     ],
 )
 def test_bash_completes(words, expected, tmp_path):
@@ -55,6 +59,7 @@ def test_all_commands_are_offered(tmp_path):
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_read_their_script(shell, tmp_path):
     script = succeed("completion", shell)
+    assert "onnx torch safetensors" in script
     assert all(command in script for command in COMMANDS)
     if shutil.which(shell):
         (tmp_path / "script").write_text(script)

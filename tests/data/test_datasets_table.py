@@ -121,7 +121,7 @@ def test_a_word_for_a_missing_value_may_be_a_class(tmp_path):
     path = saved(tmp_path, frame(species=pain))
     with pytest.raises(
         ValueError,
-        match=r"^target: column 'species' holds 'None' in row 0 \(15 such rows\), .*Give unlabelled: \[None\] if",
+        match=r"^target: column 'species' holds 'None' in row 0 \(15 such rows\), .*If it is unknown, give --data\.unlabelled '\[None\]' on",
     ):
         Table(path, "species").split(0)
     assert Table(path, "species", unlabelled=[]).split(0).classes == ("None", "much", "some")

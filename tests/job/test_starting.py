@@ -292,7 +292,10 @@ HALF = ["a", "b"] * (len(WINE) // 2)
             {"target": [*("a" * 170), *("b" * 6), "c", "c"]},
             r"at least 3 rows of each class.* got 1: c \(2\): leave these",
         ),
-        ({"target": ["None", "a"] * (len(WINE) // 2)}, r"Give unlabelled: \[None\] if it is unknown"),
+        (
+            {"target": ["None", "a"] * (len(WINE) // 2)},
+            r"--data\.unlabelled '\[None\]' on the command line, or unlabelled: \[None\] in YAML",
+        ),
     ],
 )
 def test_a_target_that_is_no_classes_is_refused(change, message, tmp_path):
@@ -337,3 +340,55 @@ def test_files_that_cannot_be_read_are_refused(name, content, message, tmp_path)
         look(file if file.parent == tmp_path else file.parent)
     with pytest.raises(ValueError, match="there is no file or folder"):
         look(tmp_path / "nowhere.csv")
+
+
+def test_targets_and_inputs_of_very_many_categories_get_other_advice(tmp_path):
+    rows = 300
+    names = [f"n{i % 200}" for i in range(rows)]
+    table = pd.DataFrame({"name": names, "size": np.arange(rows) % 7, "y": ["a", "b"] * (rows // 2)})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(
+        ValueError, match="got 200 different values in 300 rows, as names and ids have, 200 of them"
+    ):
+        look(tmp_path / "t.csv", "name")
+    notes = [text for word, text in look(tmp_path / "t.csv", "y").facts if word == "note"]
+    assert notes == [
+        "'name' has 200 different texts, 1.5 rows each; the rare ones become one category. --ignore name leaves it out"
+    ]
+    table.assign(number=np.arange(rows) / 3).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match=r"300 different numbers.*high\)$"):
+        look(tmp_path / "t.csv", "number")
+
+
+def test_a_large_parquet_file_is_looked_at_column_by_column(tmp_path, monkeypatch):
+    from ensdistill.data.table_files import TableFile
+    from ensdistill.job.starting import tables
+
+    rows = 90
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "id": np.arange(rows),
+            "a.b": generator.normal(size=rows),
+            "when": pd.date_range("2024-01-01", periods=rows),
+            "list": [[1, 2]] * rows,
+            "city": generator.choice(["Rome", None, "Oslo"], rows),
+            "own": generator.random(rows) > 0.5,
+            "y": ["a", "b", None] * (rows // 3),
+        }
+    )
+    table.to_parquet(tmp_path / "t.parquet", index=False, row_group_size=20)
+    whole = look(tmp_path / "t.parquet", "y")
+    read, most = TableFile.read, []
+
+    def watched(file, columns=None, **more):
+        found = read(file, columns, **more)
+        most.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(TableFile, "read", watched)
+    monkeypatch.setattr(tables, "HELD", 1)
+    parts = look(tmp_path / "t.parquet", "y")
+    assert max(most) == 1
+    assert (parts.facts, parts.data, parts.classes) == (whole.facts, whole.data, whole.classes)
+    assert settings_of(parts) == settings_of(whole)

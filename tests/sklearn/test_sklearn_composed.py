@@ -117,6 +117,10 @@ STUDENTS = {
 }
 
 
+def seeds(estimator):
+    return [(n, value) for n, value in sorted(estimator.get_params().items()) if n.endswith("random_state")]
+
+
 @pytest.mark.filterwarnings("ignore:save. student can't be written")
 @pytest.mark.parametrize("student", STUDENTS)
 def test_a_saved_classifier_predicts_as_before_without_pickle(student, tmp_path, monkeypatch):
@@ -130,6 +134,8 @@ def test_a_saved_classifier_predicts_as_before_without_pickle(student, tmp_path,
     assert again.predict(X).dtype == Y.dtype
     np.testing.assert_allclose(again.ensemble_.predict_proba(X), model.ensemble_.predict_proba(X))
     assert again.n_features_in_ == 2
+    if student in ("tree", "pipeline"):
+        assert seeds(again.student) == seeds(STUDENTS[student]) != [], "the next fit has a seed of its own"
     with pytest.raises(ValueError, match="X has 1 features, but DistilledClassifier is expecting 2"):
         again.predict(X[:, :1])
 

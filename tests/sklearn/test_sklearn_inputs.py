@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.tree import DecisionTreeClassifier
 from sklearn_helpers import STUDENT, numbers, small, table, takes_gaps
 
 from ensdistill import Ensemble, Optimization
@@ -263,11 +264,30 @@ def test_rows_that_no_classifier_takes_are_refused(changed, message):
         ({"temperature": -1.0}, ValueError, "temperature: expected a number from"),
         ({"alpha": 2.0}, ValueError, "alpha: expected a number from 0 to 1"),
         ({"loss": 3}, TypeError, "loss: expected LossSettings; got int"),
+        ({"n_jobs": "two"}, TypeError, "n_jobs: expected a whole number, or None; got 'two'"),
+        ({"n_jobs": 1.5}, TypeError, "n_jobs: expected a whole number, or None; got 1.5"),
+        ({"n_jobs": 0}, ValueError, "n_jobs: expected at least 1, or -1 for all cores; got 0"),
+        ({"verbose": "yes"}, TypeError, "verbose: expected 0, 1 or 2; got 'yes'"),
     ],
 )
 def test_parameters_that_mean_nothing_are_refused(parameters, error, message):
     with pytest.raises(error, match=message):
         small(**parameters).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "parameters"),
+    [(X[:, :1], Y, {"temperature": -1.0}), (X[:, :1], ["a"] * len(X), {}), (FRAME, Y, {"n_jobs": 0})],
+    ids=["parameter", "labels", "frame"],
+)
+def test_a_refit_that_fails_leaves_the_earlier_fit(x, y, parameters):
+    model = small(student=DecisionTreeClassifier()).fit(X, Y)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError):  # noqa: PT011
+        model.set_params(**parameters).fit(x, y)
+    assert model.n_features_in_ == 2
+    assert not hasattr(model, "feature_names_in_")
+    np.testing.assert_array_equal(model.predict_proba(X), before)
 
 
 def test_unlike_classes_are_refused_with_fitted_teachers():

@@ -1,6 +1,7 @@
 """Students that tests export, and frames with all that a table may hold."""
 
 import numpy as np
+import onnx_registry  # noqa: F401
 import pandas as pd
 import torch
 

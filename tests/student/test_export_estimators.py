@@ -11,6 +11,7 @@ from sklearn.ensemble import (
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
@@ -20,6 +21,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from ensdistill.data.preprocess import Categories, Transformer, default_transformer
 from ensdistill.student.export import run_onnx, to_onnx
@@ -43,6 +45,16 @@ ESTIMATORS = {
     "bayes": GaussianNB(),
     "network": MLPClassifier((8,), max_iter=30, random_state=0),
     "calibrated": CalibratedClassifierCV(GaussianNB(), cv=2),
+    "votes": VotingClassifier(
+        [
+            ("logistic", LogisticRegression()),
+            ("tree", DecisionTreeClassifier(max_depth=4, random_state=0)),
+            ("off", "drop"),
+            ("inner", VotingClassifier([("bayes", GaussianNB())], voting="soft")),
+        ],
+        voting="soft",
+        weights=[3, 1, 5, 2],
+    ),
     "pipeline": make_pipeline(StandardScaler(), QuantileTransformer(n_quantiles=50), LogisticRegression()),
 }
 
@@ -122,6 +134,10 @@ def test_a_probability_of_zero_stays_what_the_member_makes_of_it():
             KNeighborsClassifier(),
             "KNeighborsClassifier keeps its own format, because it holds the training rows",
         ),
+        (
+            VotingClassifier([("a", HistGradientBoostingClassifier(max_iter=3))], voting="soft"),
+            "HistGradientBoostingClassifier keeps its own format, .*--to safetensors",
+        ),
     ],
 )
 def test_estimators_without_an_exact_form_are_refused(estimator, words):
@@ -166,7 +182,7 @@ def test_an_estimator_that_skl2onnx_does_not_know_is_named():
             return np.full((len(x), 3), 1 / 3)
 
     student = student_of(SklearnMember(Own().fit(X, Y)), X, (0, 1, 2))
-    with pytest.raises(ValueError, match=r"ONNX can't express .*Own \(skl2onnx: .*--to torch"):
+    with pytest.raises(ValueError, match=r"ONNX can't express .*Own \(skl2onnx: .*--to safetensors"):
         to_onnx(student, X)
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from export_helpers import frame, student_of, torch_member
+from sklearn.linear_model import LogisticRegression
 
 from ensdistill.data.preprocess import HashedNgrams, ImageTransform, Tokens, default_transformer
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.student.export import OnnxStudent, figures, run_onnx, to_onnx
+from ensdistill.teachers.members import SklearnMember
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
@@ -59,20 +61,23 @@ sys.modules["torch"] = None  # an import of it fails
 import json, pathlib
 from ensdistill.student.export.measuring import figures
 from ensdistill.student.export.running import run_onnx
-kind, path = sys.argv[1:]
-if kind == "table":
-    import pandas as pd
-    samples = pd.read_csv(path + ".csv")
-elif kind == "texts":
-    samples = json.loads(pathlib.Path(path + ".json").read_text())
-else:
-    import numpy as np
-    samples = np.load(path + ".npy")
-labels, probabilities = run_onnx(path, samples)
-assert figures(path, samples, labels, calls=2)["accuracy"] == 1
+found = []
+for path in sys.argv[1:]:
+    if pathlib.Path(path + ".csv").exists():
+        import pandas as pd
+        samples = pd.read_csv(path + ".csv")
+    elif pathlib.Path(path + ".json").exists():
+        samples = json.loads(pathlib.Path(path + ".json").read_text())
+    else:
+        import numpy as np
+        samples = np.load(path + ".npy")
+    labels, probabilities = run_onnx(path, samples)
+    assert figures(path, samples, labels, calls=2)["accuracy"] == 1
+    found.append([labels.tolist(), probabilities.tolist()])
 assert not [name for name in sys.modules if name.startswith("torch.") or name in ("sklearn", "onnx")]
-print(json.dumps([labels.tolist(), probabilities.tolist()]))
+print(json.dumps(found))
 """
+KINDS = ("table", "ngrams", "tokens", "images", "array")
 
 
 def tokens():
@@ -92,9 +97,10 @@ class OfTokens(torch.nn.Module):
         return self.bag(input_ids) + attention_mask[:, :3]
 
 
-@pytest.mark.parametrize("kind", ["table", "ngrams", "tokens", "images", "array"])
-def test_a_file_runs_without_torch(kind, tmp_path):
-    path = tmp_path / "student.onnx"
+def written(kind, folder):
+    """The student of a kind of samples, these, and the names of its files."""
+    folder.mkdir()
+    path = folder / "student.onnx"
     if kind == "table":
         samples = frame(30)
         samples.to_csv(f"{path}.csv", index=False)
@@ -118,19 +124,37 @@ def test_a_file_runs_without_torch(kind, tmp_path):
         np.save(f"{path}.npy", samples)
         member = torch_member(partial(MLP, 6, [4], 3))
     student = student_of(member, samples)
-    written = to_onnx(student, samples).save(path)
-    assert [one.name for one in written] == ["student.onnx", *["tokenizer.json"] * (kind == "tokens")]
-    group = {"ngrams": "texts", "tokens": "texts"}.get(kind, kind)
-    command = [sys.executable, "-c", PROGRAM, group, str(path)]
+    return student, samples, [one.name for one in to_onnx(student, samples).save(path)]
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """By kind, its student, samples and files, and what a program without torch made of the file."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {kind: written(kind, folder / kind) for kind in KINDS}
+    command = [sys.executable, "-c", PROGRAM, *(str(folder / kind / "student.onnx") for kind in KINDS)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    labels, probabilities = json.loads(run.stdout)
+    answers = json.loads(run.stdout)
+    return {kind: (*made[kind], *answer) for kind, answer in zip(KINDS, answers, strict=True)} | {
+        "at": folder
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_runs_without_torch(kind, without_torch):
+    student, samples, names, labels, probabilities = without_torch[kind]
+    assert names == ["student.onnx", *["tokenizer.json"] * (kind == "tokens")]
     assert labels == student.predict(samples).tolist()
     np.testing.assert_allclose(probabilities, student.predict_proba(samples), atol=1e-5)
 
 
+def linear(classes=("10", "20", "30")):
+    return SklearnMember(LogisticRegression().fit(NUMBERS, np.arange(40) % 3), classes=classes)
+
+
 def test_figures_are_those_of_the_given_labels():
-    student = student_of(torch_member(partial(MLP, 6, [], 3)), NUMBERS, (10, 20, 30))
+    student = student_of(linear(), NUMBERS, (10, 20, 30))
     blob = to_onnx(student, NUMBERS).model.SerializeToString()
     truth = np.array([10, 20, 30, 10] * 10)
     found = figures(blob, NUMBERS, truth, calls=3)
@@ -178,8 +202,6 @@ def test_eight_bits_are_smaller_and_nearly_the_same(kind, tmp_path):
 def test_a_graph_without_weights_has_no_eight_bits():
     from sklearn.tree import DecisionTreeClassifier
 
-    from ensdistill.teachers.members import SklearnMember
-
     tree = SklearnMember(DecisionTreeClassifier(max_depth=2).fit(NUMBERS, np.arange(40) % 3))
     with pytest.raises(ValueError, match="int8: expected a graph with a matrix product"):
         to_onnx(student_of(tree, NUMBERS, (0, 1, 2)), NUMBERS, int8=True)
@@ -188,7 +210,7 @@ def test_a_graph_without_weights_has_no_eight_bits():
 def test_other_files_are_refused(tmp_path):
     import onnx
 
-    exported = to_onnx(student_of(torch_member(partial(MLP, 6, [], 3)), NUMBERS), NUMBERS)
+    exported = to_onnx(student_of(linear(("a", "b", "c")), NUMBERS), NUMBERS)
     with pytest.raises(ValueError, match="there is no file"):
         run_onnx(tmp_path / "none.onnx", NUMBERS)
     with pytest.raises(ValueError, match="onnxruntime can't run it"):
@@ -206,10 +228,12 @@ def test_other_files_are_refused(tmp_path):
         run_onnx(exported.model.SerializeToString(), NUMBERS[:, :5])
 
 
-def test_a_tokenizers_file_has_to_stand_beside(tmp_path):
-    samples = ["a red fox", "blue"]
-    exported = to_onnx(student_of(torch_member(OfTokens, tokens()), samples), samples)
+def test_a_tokenizers_file_has_to_stand_beside(without_torch):
+    file = without_torch["at"] / "tokens" / "student.onnx"
+    samples = without_torch["tokens"][1]
+    blob = file.read_bytes()
     with pytest.raises(ValueError, match=r"expected tokenizer\.json beside the model"):
-        run_onnx(exported.model.SerializeToString(), samples)
-    labels, _ = run_onnx(exported.model.SerializeToString(), samples, exported.files)
-    assert len(labels) == 2
+        run_onnx(blob, samples)
+    files = {"tokenizer.json": (file.parent / "tokenizer.json").read_bytes()}
+    labels, _ = run_onnx(blob, samples, files)
+    assert labels.tolist() == without_torch["tokens"][3]

@@ -1,11 +1,12 @@
 """Networks of every kind of samples in ONNX: the student's own probabilities, for any number of rows."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
 from export_helpers import student_of, torch_member
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ensdistill.data.preprocess import (
@@ -18,6 +19,7 @@ from ensdistill.data.preprocess import (
 )
 from ensdistill.models import CNN, MLP, BagOfNgrams, TabularMLP, TextTransformer
 from ensdistill.student.export import run_onnx, to_onnx
+from ensdistill.teachers.members import SklearnMember
 
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.normal(size=(30, 6)).astype(np.float32)
@@ -147,13 +149,20 @@ LONG = {
 }  # fmt: skip
 
 
+@cache
+def exported_of(name):
+    """A student of a kind of samples, and its graph; to be read only."""
+    factory, preprocess, samples = KINDS[name]
+    student = student_of(torch_member(factory, preprocess), samples, temperature=0.6)
+    return student, to_onnx(student, samples)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in KINDS]
 )
 def test_the_graph_has_the_students_probabilities(name, tmp_path):
-    factory, preprocess, samples = KINDS[name]
-    student = student_of(torch_member(factory, preprocess), samples, temperature=0.6)
-    exported = to_onnx(student, samples)
+    samples = KINDS[name][2]
+    student, exported = exported_of(name)
     assert exported.largest_difference < 2e-6
     exported.save(tmp_path / "student.onnx")
     labels, probabilities = run_onnx(tmp_path / "student.onnx", samples)
@@ -177,7 +186,9 @@ def test_the_graph_has_the_students_probabilities(name, tmp_path):
 def test_labels_are_those_of_the_data(labels, stored):
     import onnxruntime
 
-    student = student_of(torch_member(partial(MLP, 6, [], 2)), NUMBERS, labels)
+    names = [str(label) for label in labels]
+    linear = LogisticRegression().fit(NUMBERS, np.array(names)[(NUMBERS[:, 0] > 0).astype(int)])
+    student = student_of(SklearnMember(linear, classes=names), NUMBERS, labels)
     blob = to_onnx(student, NUMBERS).model.SerializeToString()
     found, _ = run_onnx(blob, NUMBERS)
     expected = student.predict(NUMBERS)
@@ -279,7 +290,8 @@ def test_a_graph_that_onnxruntime_cannot_run_is_refused(monkeypatch):
     from ensdistill.student.export import graph
 
     monkeypatch.setattr(graph.helper, "make_opsetid", lambda domain, version: _opset(domain, version))
-    student = student_of(torch_member(partial(MLP, 6, [8], 3)), NUMBERS)
+    estimator = LogisticRegression().fit(NUMBERS, np.arange(30) % 3)
+    student = student_of(SklearnMember(estimator, classes=("a", "b", "c")), NUMBERS)
     with pytest.raises(ValueError, match=r"onnxruntime can't run the graph \(.*--to torch"):
         to_onnx(student, NUMBERS)
 
@@ -355,20 +367,17 @@ def test_images_of_any_size_are_resized_in_the_graph(size, resize):
 
 
 def test_images_of_other_channels_or_of_another_size_are_refused():
-    factory, preprocess, samples = KINDS["images"]
-    blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
+    samples, blob = KINDS["images"][2], exported_of("images")[1].model.SerializeToString()
     with pytest.raises(ValueError, match=r"expected uint8 images \[any, any, 3\]; got uint8 \[9, 8\]"):
         run_onnx(blob, [samples[0], np.zeros((9, 8), np.uint8)])
-    factory, preprocess, samples = KINDS["gray images"]
-    blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
+    samples, blob = KINDS["gray images"][2], exported_of("gray images")[1].model.SerializeToString()
     with pytest.raises(ValueError, match=r"expected uint8 images \[8, 8, 1\]; got uint8 \[9, 8, 1\]"):
         run_onnx(blob, [samples[0], np.zeros((9, 8), np.uint8)])
 
 
 @pytest.mark.parametrize("name", ["numbers", "images", "n-grams", "fields"])
 def test_no_rows_have_no_labels(name):
-    factory, preprocess, samples = KINDS[name]
-    blob = to_onnx(student_of(torch_member(factory, preprocess), samples), samples).model.SerializeToString()
+    samples, blob = KINDS[name][2], exported_of(name)[1].model.SerializeToString()
     none = {k: v[:0] for k, v in samples.items()} if name == "fields" else samples[:0]
     labels, probabilities = run_onnx(blob, none)
     assert labels.shape == (0,)

@@ -18,6 +18,7 @@ from ensdistill import Ensemble
 from ensdistill.data.preprocess import default_transformer
 from ensdistill.models import MLP
 from ensdistill.teachers.members import Preprocessed, TorchMember, load_member
+from ensdistill.teachers.members.needs import needed
 
 X = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)
@@ -102,3 +103,13 @@ def test_an_estimator_within_another_librarys_is_named(tmp_path):
     assert needs(tmp_path / "p/member.json").keys() == {"sklearn", "skops", "xgboost"}
     SklearnMember(LogisticRegression().fit(X, Y)).save(tmp_path / "l")
     assert needs(tmp_path / "l/member.json").keys() == {"sklearn", "skops"}
+
+
+def test_a_package_that_is_installed_later_is_named(tmp_path, monkeypatch):
+    assert needed(["installed_later.models.Own"]) == {"installed_later": "the module installed_later"}
+    about = tmp_path / "installed_later_dist-1.5.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-later-dist\nVersion: 1.5\n")
+    (about / "top_level.txt").write_text("installed_later\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert needed(["installed_later.models.Own"]) == {"installed_later": "installed-later-dist==1.5"}

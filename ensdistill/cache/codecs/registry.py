@@ -16,6 +16,7 @@ from ensdistill.cache.codecs.names import class_path, parsed_name
 from ensdistill.cache.codecs.topk import TopK
 from ensdistill.cache.codecs.uint8 import Uint8
 from ensdistill.cache.errors import CacheError, CacheUntrusted
+from ensdistill.common.errors import WrongArgument
 
 # A name that ends in -N is given a number, with which the codec is made.
 BUILT_IN: dict[str, Callable[..., Codec]] = {
@@ -58,7 +59,7 @@ def codec_of(codec: str | Codec) -> Codec:
         return _nameable(codec)
     if (parsed := parsed_name(codec)) is not None:
         return _nameable(_built(*parsed))
-    raise ValueError(
+    raise WrongArgument(
         f"codec: expected one of {', '.join(BUILT_IN)} (N a number, for counts at most {LARGEST_DRAWS}), or "
         "the import path of a class derived from ensdistill.cache.Codec, or an instance of one; got "
         f"{codec!r}"

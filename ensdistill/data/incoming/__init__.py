@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.files import ARRAYS, IMAGES
 from ensdistill.data.incoming.arrays import ArrayRows
 from ensdistill.data.incoming.arrow_tables import ArrowRows
@@ -48,7 +49,7 @@ def open_source(
             "ensdistill.load_student(...).predict({name: batch, ...}) takes them"
         )
     if path is not None and not path.exists():
-        raise ValueError(f"there is no file or folder {str(path)!r}")
+        raise WrongArgument(f"there is no file or folder {str(path)!r}")
     suffix = FORMATS[format] if format else "" if path is None else path.suffix.lower()
     if kind in ("array", "tensor"):
         if path is None or suffix not in ARRAYS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.incoming.base import Wanted
 
 SHOWN = 10
@@ -38,11 +39,11 @@ def check_table(wanted: Wanted, inputs: Sequence[str], present: Sequence[str]) -
         if name is not None and name not in present:
             near = difflib.get_close_matches(name, present, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
+            raise WrongArgument(
                 f"{option}: there is no column {name!r} among {', '.join(present[:SHOWN])}{hint}"
             )
     if both := [name for name in wanted.ignore if name in inputs]:
-        raise ValueError(f"--ignore: {both[0]!r} is an input of the student")
+        raise WrongArgument(f"--ignore: {both[0]!r} is an input of the student")
     # The training's own files have its target, ids and weights, and columns that it left out.
     roles = [*wanted.data.get("roles", {}).values(), *wanted.data.get("ignored", ()), *wanted.ignore]
     other = [name for name in present if name not in inputs and name not in wanted.carried(present)]

@@ -17,7 +17,7 @@ import numpy as np
 from ensdistill.data.incoming.base import SKIP, Fault, Piece, Wanted
 from ensdistill.data.incoming.names import check_table
 from ensdistill.data.incoming.typed import typed
-from ensdistill.data.table_files import MISSING, check_header
+from ensdistill.data.table_files import MISSING, check_header, no_rows
 
 SKIPPED = re.compile(r"Skipping line (\d+): (.*)")
 MALFORMED = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
@@ -95,11 +95,13 @@ class CsvRows:
                 if faults := self._malformed(caught, skipped):
                     yield Piece([], np.zeros(0, np.int64), None, faults)
             except pd.errors.EmptyDataError:
-                return
+                pass
             except pd.errors.ParserError as error:
                 raise ValueError(self._told(str(error))) from error
             except UnicodeError as error:
                 raise ValueError(f"{self.name} is not UTF-8 after row {done} ({error})") from error
+        if not done + len(skipped):
+            raise ValueError(no_rows(self.name, self.names))
 
     def _piece(
         self, frame: Any, rows: np.ndarray, carried: list[str], fields: list[str], faults: list[Fault]

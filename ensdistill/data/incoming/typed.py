@@ -19,6 +19,7 @@ EXPECTED = {
 }
 STRINGS = ("string", "empty")
 BOOLEANS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+BOOLEANS |= {"1": True, "0": False}  # as other programs write a boolean column
 
 
 def check_types(types: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -51,11 +52,14 @@ def typed(
         convert: Callable[[Any, bool], tuple[Any, np.ndarray]] = _CONVERTED.get(kind, _texts)
         column, bad = convert(frame[name], parse)
         columns[name] = column
+        one_or_zero = parse and kind == "boolean"
         for position in np.flatnonzero(bad).tolist():
             value = frame[name].iloc[position]
             shown = value.item() if isinstance(value, np.generic) else value
             faults.setdefault(
-                position, f"column {name!r}: expected {EXPECTED.get(kind, kind)}; got {shown!r}"
+                position,
+                f"column {name!r}: expected {EXPECTED.get(kind, kind)}{' (or 1 or 0)' * one_or_zero}; got "
+                f"{shown!r}",
             )
     return columns, sorted(faults.items())
 

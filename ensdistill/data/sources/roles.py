@@ -80,8 +80,9 @@ def read_roles(
         word = column.iloc[rows[0]]
         raise BadRows(
             f"target: column {target!r} holds {word!r} in row {rows[0]} ({len(rows)} such rows), which may "
-            f"be a class, or an unknown label. Give unlabelled: [{word}] if it is unknown, or unlabelled: [] "
-            "if it is a class",
+            f"be a class, or an unknown label. If it is unknown, give --data.unlabelled '[{word}]' on the "
+            f"command line, or unlabelled: [{word}] in YAML; if it is a class, --data.unlabelled '[]', or "
+            "unlabelled: []",
             rows,
         )
     return frame.assign(**{target: column.mask(unknown)}) if unknown.any() else frame

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.files import ARRAYS
 from ensdistill.data.table_files import TABLES
 from ensdistill.job.starting.arrays import inputs_in, look_at_arrays
@@ -57,17 +58,19 @@ def look(
         Nothing is known there, the labels are not certain, or they are no classes; names the remedy.
     """
     if not path.exists():
-        raise ValueError(f"DATA: there is no file or folder {str(path)!r}")
+        raise WrongArgument(f"DATA: there is no file or folder {str(path)!r}")
     suffix = path.suffix.lower()
     if path.is_dir():
         return _look_at_folder(path, target, ignore, data, unlabelled, labels)
     if data is not None:
-        raise ValueError(f"--data: expected with a folder of models; {path} is a file")
+        raise WrongArgument(f"--data: expected with a folder of models; {path} is a file")
     if suffix in TABLES:
         return look_at_table(path, target, ignore, unlabelled, labels)
     if suffix in ARRAYS:
         return look_at_arrays(path, target)
-    raise ValueError(f"DATA: expected {KNOWN}; got {path.name}: write it as one of these, for example as CSV")
+    raise WrongArgument(
+        f"DATA: expected {KNOWN}; got {path.name}: write it as one of these, for example as CSV"
+    )
 
 
 def _look_at_folder(
@@ -81,13 +84,13 @@ def _look_at_folder(
     if (models := look_at_models(path)) is not None:
         members, facts = models
         if data is None:
-            raise ValueError(
+            raise WrongArgument(
                 f"--data: expected the data that the models of {path} are for, --data FILE; got nothing"
             )
         found = look(data, target, ignore=ignore, unlabelled=unlabelled, labels=labels)
         return replace(found, path=path, members=members, facts=[*found.facts, *facts])
     if data is not None:
-        raise ValueError(f"--data: expected with a folder of models; {path} holds none")
+        raise WrongArgument(f"--data: expected with a folder of models; {path} holds none")
     tables = tables_in(path)
     if tables is not None:
         return _of_parts(path, look_at_table(tables[0], target, ignore, unlabelled, labels), tables[1])
@@ -97,7 +100,7 @@ def _look_at_folder(
         return replace(look_at_arrays(arrays, target), path=path)
     endings = Counter(file.suffix or file.name for file in path.rglob("*") if file.is_file())
     holds = listed([f"{count} {ending}" for ending, count in endings.most_common()]) or "nothing"
-    raise ValueError(f"DATA: expected {KNOWN} in class folders; {path} holds {holds}")
+    raise WrongArgument(f"DATA: expected {KNOWN} in class folders; {path} holds {holds}")
 
 
 def _of_parts(path: Path, found: Found, others: dict[str, Path]) -> Found:

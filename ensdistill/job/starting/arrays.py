@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.files import read_array
 from ensdistill.data.labels import as_labels
 from ensdistill.data.rows import UNLABELLED
@@ -40,7 +41,7 @@ def look_at_arrays(path: Path, target: str | None = None) -> Found:
         names = array_names(path)
         chosen = target if target is not None else _named(names, LABELS, path, "labels")
         if chosen not in names:
-            raise ValueError(
+            raise WrongArgument(
                 f"--target: expected one of the arrays of {path.name}, {', '.join(names)}; got {chosen!r}"
             )
         others = [name for name in names if name != chosen]
@@ -99,7 +100,7 @@ def array_names(path: Path) -> list[str]:
 def _beside(path: Path) -> Path:
     files = [file for file in sorted(path.parent.glob("*.npy")) if file.stem.lower() in LABELS]
     if len(files) != 1:
-        raise ValueError(
+        raise WrongArgument(
             "--target: expected the file of the labels, --target LABELS.npy, because beside "
             f"{path.name} there is {'more than one' if files else 'none'} called {', '.join(LABELS[:4])}, ..."
         )
@@ -110,5 +111,7 @@ def _named(names: list[str], known: tuple[str, ...], path: Path, role: str) -> s
     found = [name for name in names if name.lower() in known]
     if len(found) != 1:
         way = "--target NAME" if role == "labels" else f"one called {', '.join(known[:4])}"
-        raise ValueError(f"{role}: expected {way}, because {path.name} holds the arrays {', '.join(names)}")
+        raise WrongArgument(
+            f"{role}: expected {way}, because {path.name} holds the arrays {', '.join(names)}"
+        )
     return found[0]

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data import batches
-from ensdistill.data.classes import MOST_NUMBERS
+from ensdistill.data.classes import MOST_NUMBERS, ROWS_EACH
 from ensdistill.data.sources.table import DIFFERENT, FEW, LOOKED_AT, holds_dates
 
 TARGETS = ("target", "label", "class", "y")
@@ -34,6 +35,8 @@ class Column:
         All rows, those with a value, and the different values.
     is_date, is_prose, is_whole : bool
         Texts that are dates; texts of several words; floats that are whole numbers (integers with gaps).
+    length : float
+        Characters of a text, on average.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Column:
     is_date: bool = False
     is_prose: bool = False
     is_whole: bool = False
+    length: float = 0.0
 
     @property
     def is_id(self) -> bool:
@@ -56,6 +60,11 @@ class Column:
         """Whether the values may name things that have several rows each, such as patients."""
         named = _THING.fullmatch(self.name) is not None and self.kind in ("integer", "text")
         return named and MOST_INTEGERS < self.different < self.known
+
+    @property
+    def has_rare_texts(self) -> bool:
+        """Whether so many categories have so few rows each that little can be learned from them."""
+        return self.kind in ("text", "category") and MOST_NUMBERS < self.different > self.known / ROWS_EACH
 
     @property
     def no_input(self) -> str:
@@ -102,6 +111,7 @@ def _column(frame: Any, name: str) -> Column:
     present = series.dropna()
     column = Column(name, kind, rows, known, int(present.nunique()))
     if kind == "text" and known:
+        looked_at = present.iloc[: 10 * LOOKED_AT]
         return Column(
             name,
             kind,
@@ -109,7 +119,8 @@ def _column(frame: Any, name: str) -> Column:
             known,
             column.different,
             is_date=holds_dates(present.iloc[:LOOKED_AT]),
-            is_prose=_is_prose(present.iloc[: 10 * LOOKED_AT], column.different / known),
+            is_prose=_is_prose(looked_at, column.different / known),
+            length=float(looked_at.str.len().mean()),
         )
     whole = kind == "float" and bool(known) and bool((present == present.round()).all())
     return Column(name, kind, rows, known, column.different, is_whole=whole)
@@ -136,11 +147,11 @@ def choose_target(columns: list[Column], file: str) -> str:
         return can[0].name
     if can:
         shown = ", ".join(f"{column.name} ({column.different} classes)" for column in can[:8])
-        raise ValueError(
+        raise WrongArgument(
             f"--target: expected the column of the labels, because several columns of {file} can be it: "
             f"{shown}"
         )
-    raise ValueError(
+    raise WrongArgument(
         f"--target: expected the column of the labels, because no column of {file} is called "
         f"{', '.join(TARGETS)} or is certainly one; its columns: {', '.join(c.name for c in columns[:10])}"
     )

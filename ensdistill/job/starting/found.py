@@ -124,6 +124,12 @@ def _in_words(student: Any) -> str:
 def check_classes(classes: Mapping[str, int], where: str) -> None:
     """Raise ValueError for classes of too few rows to be learned and judged."""
     rare = {name: count for name, count in classes.items() if count < LEAST}
+    if len(rare) > max(SHOWN, len(classes) // 4):
+        raise ValueError(
+            f"{where}: expected classes, of at least {LEAST} rows each; got {len(classes)} different values "
+            f"in {sum(classes.values())} rows, as names and ids have, {len(rare)} of them in fewer than "
+            f"{LEAST} rows: choose another target, or join the rare ones to one class"
+        )
     if rare:
         raise ValueError(
             f"{where}: expected at least {LEAST} rows of each class, two to learn from and one to test on; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.classes import classes_of
 from ensdistill.data.files import IMAGES
 from ensdistill.data.partition import Partition
@@ -17,6 +19,7 @@ from ensdistill.data.table_files import MISSING, NONE, TableFile
 from ensdistill.job.starting.columns import Column, choose_target, columns_of
 from ensdistill.job.starting.found import Found, check_classes, listed
 
+HELD = 2**28  # bytes of a Parquet file that are looked at together
 FIRST = 1000  # rows by which the kind of the samples is known
 KINDS = {
     "integer": "numbers",
@@ -54,15 +57,15 @@ def look_at_table(
     file = TableFile(path)
     for name in (*ignore, *([target] if target is not None else [])):
         file.column(name, "--target" if name == target else "--ignore")
-    frame = file.read()
-    columns = [column for column in columns_of(frame) if column.name not in ignore]
+    columns, head = _looked_at(file)
+    columns = [column for column in columns if column.name not in ignore]
     if target is None:
         target = choose_target(columns, path.name)
     _check_target(next((c for c in columns if c.name == target), None), target)
     unknown = _unknown_words(file, target) or None if unlabelled is None else list(unlabelled)
     classes, without = _classes(file, target, unknown, labels)
     others = [column for column in columns if column.name != target]
-    chosen = _inputs(path, frame, others, target)
+    chosen = _inputs(path, head, others, target)
     given = {"unlabelled": unknown, "labels": None if labels is None else list(labels)}
     arguments = {"path": str(path), "target": target, **{n: v for n, v in given.items() if v is not None}}
     ids = [column.name for column in others if column.is_id][:1]  # the first names the rows
@@ -79,6 +82,7 @@ def look_at_table(
         ("note", f"{name!r} repeats; if its rows belong together: --data.parts.group {name}")
         for name in groups
     ]
+    facts += [("note", _rare_texts_line(c)) for c in others if c.has_rare_texts and c.name in chosen.used]
     facts += [("left out", f"{name or 'a column without a name'}: {why}") for name, why in left.items()]
     data = {"class_path": chosen.kind, "init_args": arguments}
     return Found(path, data, chosen.samples, classes, without, None, facts, (), chosen.settings)
@@ -95,6 +99,24 @@ class _Inputs:
     line: str
     left: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    used: Sequence[str] = ()
+
+
+def _looked_at(file: TableFile) -> tuple[list[Column], Any]:
+    """All columns by all of their values, and the first rows. A large Parquet file is read by a few columns
+    at a time."""
+    groups = file.groups(HELD)
+    if len(groups) == 1:
+        frame = file.read()
+        return columns_of(frame), frame
+    return [column for names in groups for column in columns_of(file.read(names))], file.head(FIRST)
+
+
+def _rare_texts_line(column: Column) -> str:
+    return (
+        f"{column.name!r} has {column.different} different texts, {column.known / column.different:.1f} rows "
+        f"each; the rare ones become one category. --ignore {shlex.quote(column.name)} leaves it out"
+    )
 
 
 def _inputs(path: Path, frame: Any, columns: Sequence[Column], target: str) -> _Inputs:
@@ -109,7 +131,7 @@ def _inputs(path: Path, frame: Any, columns: Sequence[Column], target: str) -> _
         return _Inputs("ImageFolder", {"file": name}, [np.zeros((8, 8, 3), np.uint8)], line, left)
     if prose := [column for column in inputs if column.is_prose]:
         # Of several the longest: a body rather than a title.
-        name = max(prose, key=lambda column: frame[column.name].str.len().mean()).name
+        name = max(prose, key=lambda column: column.length).name
         left |= {c.name: "not a part of the texts" for c in inputs if c.name != name}
         texts = frame[name].dropna().iloc[:FIRST].tolist()
         return _Inputs("Texts", {"text": name}, texts, f"texts of column {name!r}", left)
@@ -120,15 +142,16 @@ def _inputs(path: Path, frame: Any, columns: Sequence[Column], target: str) -> _
             f"{': ' * bool(reasons)}{reasons}. Make numbers of one (year, month, length), or add columns"
         )
     samples = frame[[column.name for column in inputs]].iloc[:FIRST]
-    return _Inputs("Table", {}, samples, _inputs_line(inputs), left, _copies_allowed(inputs))
+    used = [column.name for column in inputs]
+    return _Inputs("Table", {}, samples, _inputs_line(inputs), left, _copies_allowed(inputs), used)
 
 
 def _check_target(column: Column | None, target: str) -> None:
     if column is None:
-        raise ValueError(f"--target: column {target!r} is to be ignored (--ignore)")
+        raise WrongArgument(f"--target: column {target!r} is to be ignored (--ignore)")
     if column.kind == "other" or column.is_date or column.kind in ("time", "duration"):
         held = column.no_input.partition(";")[0]
-        raise ValueError(
+        raise WrongArgument(
             f"--target: expected one class in each row; column {target!r} holds {held}: choose another column"
         )
 
@@ -150,7 +173,8 @@ def _unknown_words(file: TableFile, target: str) -> list[str]:
 def _target_line(target: str, words: Sequence[str]) -> str:
     if not words:
         return f"column {target!r}"
-    return f"column {target!r}; {listed(words)} stands for an unknown label there (a class by unlabelled: [])"
+    word = f"{listed(words)} stands for an unknown label there (--data.unlabelled [] if it is a class)"
+    return f"column {target!r}; {word}"
 
 
 def _classes(

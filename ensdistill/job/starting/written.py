@@ -37,6 +37,9 @@ def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Se
         comments["teachers"] = EXISTING
     lines = [f"# {' '.join(line.split())}" for line in head]
     for name, value in settings.items():
+        flow = (
+            None if isinstance(value, (dict, list)) else False
+        )  # a scalar's {name: value} is no line of YAML
         wide = "\n# ".join(textwrap.wrap(comments.get(name, ""), 108))
         if name == "data":
             lines += ["", *(f"# {word}: {' '.join(text.split())}" for word, text in facts)]
@@ -44,7 +47,7 @@ def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Se
             lines += ["", f"# {wide}"]
         lines.append(
             yaml.safe_dump(
-                {name: value}, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+                {name: value}, sort_keys=False, default_flow_style=flow, width=110, allow_unicode=True
             ).rstrip()
         )
     return "\n".join(lines) + "\n"

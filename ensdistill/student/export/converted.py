@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ensdistill.student.export.graph import DOUBLE, FLOAT, ML, ML_OPSET, OTHERWISE, Graph
+from ensdistill.student.export.graph import DOUBLE, FLOAT, ML, ML_OPSET, OF_ESTIMATORS, OTHERWISE, Graph
 from ensdistill.student.export.values import Values, numbers
 
 
@@ -64,10 +64,11 @@ def converted(
                 options=options,
             )
     except Exception as error:  # of many kinds
+        remedy = OF_ESTIMATORS if hasattr(part, "predict_proba") or hasattr(part, "predict") else OTHERWISE
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"export: ONNX can't express {type(part).__module__.split('.')[0]}'s {type(part).__name__} "
-            f"(skl2onnx: {reason}): {OTHERWISE}"
+            f"(skl2onnx: {reason}): {remedy}"
         ) from error
     return model
 

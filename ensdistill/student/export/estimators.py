@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.student.export.converted import converted
-from ensdistill.student.export.graph import DOUBLE, FLOAT, Graph
+from ensdistill.student.export.graph import DOUBLE, FLOAT, OF_ESTIMATORS, Graph
 from ensdistill.student.export.transformers import transform
 from ensdistill.student.export.values import Values
 from ensdistill.teachers.members import SklearnMember
@@ -39,36 +39,49 @@ def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
     ValueError
         ONNX can't express the estimator; names it.
     """
-    estimator = member.estimator
+    scores = _scores(graph, member.estimator, member.method or "", values)
+    if member.output == "probability":
+        return graph.op("Log", graph.op("Add", scores, graph.constant(member.smoothing, np.float64)))
+    return scores
+
+
+def _scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
+    """Probabilities or scores by ``method``, float64 [N, C]; the scores of a margin as two columns."""
     while type(estimator).__name__ == "Pipeline" and type(estimator).__module__.startswith("sklearn."):
         for _, step in estimator.steps[:-1]:
             values = transform(graph, step, values)
         estimator = estimator.steps[-1][1]
     name = type(estimator).__name__
     if type(estimator).__module__.partition(".")[0] in ("xgboost", "lightgbm", "catboost"):
-        raise ValueError(
-            f"export: {name} keeps its own format, its library's: keep the folder that save wrote, or "
-            "distil it into a network"
-        )
+        raise ValueError(f"export: {name} keeps its own format, its library's: {OF_ESTIMATORS}")
     if name in _INEXACT:
-        raise ValueError(
-            f"export: {name} keeps its own format, because {_INEXACT[name]}: keep the folder that save "
-            "wrote, or distil it into a network"
-        )
-    if name in _LINEAR and type(estimator).__module__.startswith("sklearn.") and _is_plain(estimator, member):
-        scores = _linear(graph, estimator, member.method == "predict_proba", values)
-    else:
-        scores = _converted(graph, member, estimator, values)
-    if member.output == "probability":
-        return graph.op("Log", graph.op("Add", scores, graph.constant(member.smoothing, np.float64)))
-    return scores
+        raise ValueError(f"export: {name} keeps its own format, because {_INEXACT[name]}: {OF_ESTIMATORS}")
+    own = type(estimator).__module__.startswith("sklearn.")
+    if own and name == "VotingClassifier" and method == "predict_proba":
+        return _votes(graph, estimator, values)
+    if own and name in _LINEAR and _is_plain(estimator, method):
+        return _linear(graph, estimator, method == "predict_proba", values)
+    return _converted(graph, estimator, method, values)
 
 
-def _is_plain(estimator: Any, member: SklearnMember) -> bool:
+def _votes(graph: Graph, estimator: Any, values: Values) -> str:
+    """The weighted mean of the parts' probabilities; all parts have the same classes."""
+    parts = [_scores(graph, part, "predict_proba", values) for part in estimator.estimators_]
+    weights = (
+        np.ones(len(parts)) if estimator.weights is None else np.array(estimator._weights_not_none, float)
+    )
+    total = ""
+    for part, weight in zip(parts, weights / weights.sum(), strict=True):
+        share = graph.op("Mul", part, graph.constant(weight, np.float64))
+        total = graph.op("Add", total, share) if total else share
+    return total
+
+
+def _is_plain(estimator: Any, method: str) -> bool:
     """Whether its probabilities are a softmax or sigmoids of its scores."""
-    if member.method == "predict_proba" and type(estimator).__name__ == "SGDClassifier":
+    if method == "predict_proba" and type(estimator).__name__ == "SGDClassifier":
         return bool(estimator.loss == "log_loss")
-    return member.method in ("predict_proba", "decision_function")
+    return method in ("predict_proba", "decision_function")
 
 
 def _linear(graph: Graph, estimator: Any, probabilities: bool, values: Values) -> str:
@@ -99,19 +112,19 @@ def _margin(graph: Graph, margin: str) -> str:
     return graph.join([graph.op("Neg", half), half])
 
 
-def _converted(graph: Graph, member: SklearnMember, estimator: Any, values: Values) -> str:
+def _converted(graph: Graph, estimator: Any, method: str, values: Values) -> str:
     """Probabilities or scores, float64 [N, C]; the scores of a margin as two columns."""
     x = graph.cast(values.numbers(graph, estimator), FLOAT)
     options: dict[int, Any] | None = None
-    if member.method != "predict":
+    if method != "predict":
         settings = {"zipmap": False}
-        if member.method == "decision_function":
+        if method == "decision_function":
             settings["raw_scores"] = True
         options = {id(estimator): settings}
     model = converted(estimator, values.width, np.float32, graph.opset, options)
     scores = graph.cast(graph.append(model, {"X": x})[-1], DOUBLE)
     count = len(getattr(estimator, "classes_", ()))
-    if member.method == "decision_function" and count == 2:
+    if method == "decision_function" and count == 2:
         shape = [d.dim_value for d in model.graph.output[-1].type.tensor_type.shape.dim]
         if len(shape) < 2 or shape[-1] != 2:
             margin = graph.op("Reshape", scores, graph.constant([-1, 1]))

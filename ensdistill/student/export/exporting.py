@@ -17,7 +17,7 @@ from ensdistill.common.files import write_bytes
 from ensdistill.data.samples import as_samples, form, whole
 from ensdistill.student.export import networks
 from ensdistill.student.export.estimators import logits as logits_of_estimator
-from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OPSET, OTHERWISE, Graph
+from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OF_ESTIMATORS, OPSET, OTHERWISE, Graph
 from ensdistill.student.export.inputs import RESERVED, Prepared, prepare
 from ensdistill.student.export.parity import compared
 from ensdistill.teachers.members import Member, Preprocessed, SklearnMember, TorchMember
@@ -141,7 +141,7 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
     if isinstance(member, BoostedMember):
         raise ValueError(
             f"student: {type(member).__name__} {member.name} keeps its own format, XGBoost's, LightGBM's or "
-            "CatBoost's: keep the folder that save wrote"
+            f"CatBoost's: {OF_ESTIMATORS}"
         )
     if member.bytes > LARGEST:
         raise ValueError(

@@ -32,6 +32,7 @@ TYPES = {
     "string": TensorProto.STRING,
 }
 OTHERWISE = "export with --to torch, or keep the folder that save wrote"
+OF_ESTIMATORS = "export with --to safetensors, or distil it into a network"
 _BATCH = "rows"  # the name of the axis whose length is free
 
 

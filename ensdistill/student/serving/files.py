@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.student.serving.base import Predictor
 from ensdistill.student.serving.student import FILE, Student
 
@@ -33,13 +34,13 @@ def load_student(path: Path | str, trusted: Sequence[str] = ()) -> Predictor:
         path = path.parent
     if path.is_dir():
         if not (path / FILE).is_file():
-            raise ValueError(
+            raise WrongArgument(
                 f"path: {path} holds no student: there is no {FILE}, which a run, `ensdistill export` and "
                 "Student.save write last"
             )
         return Student.load(path, trusted)
     if not path.exists():
-        raise ValueError(f"path: there is no file or folder {str(path)!r}")
+        raise WrongArgument(f"path: there is no file or folder {str(path)!r}")
     if path.suffix == ".onnx":
         from ensdistill.student.serving.of_onnx import OnnxPredictor
 
@@ -48,4 +49,4 @@ def load_student(path: Path | str, trusted: Sequence[str] = ()) -> Predictor:
         from ensdistill.student.serving.of_torch import ProgramPredictor
 
         return ProgramPredictor(path, trusted)
-    raise ValueError(f"path: expected a folder with {FILE}, an .onnx or a .pt2 file; got {path.name!r}")
+    raise WrongArgument(f"path: expected a folder with {FILE}, an .onnx or a .pt2 file; got {path.name!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+METADATA = (".dist-info", ".egg-info", ".egg-link")
 # Always there with ensdistill, or with one of the others.
 _GIVEN = {"ensdistill", "numpy", "scipy", "builtins", "__main__"}
 
@@ -33,18 +33,19 @@ def needed(modules: Iterable[str]) -> dict[str, str]:
     """
     roots = {module.partition(".")[0] for module in modules}
     names = sorted(roots - _GIVEN - {*sys.stdlib_module_names})
-    known = _distributions(_searched()) if names else {}
+    known = _distributions(_installed()) if names else {}
     return {name: _requirement(name, known.get(name, [name])[0]) for name in names}
 
 
-def _searched() -> tuple[tuple[str, int], ...]:
-    """The folders of packages with the time of their last change, which an installation moves."""
-    return tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path))
+def _installed() -> tuple[str, ...]:
+    """The packages' folders of metadata."""
+    folders = [folder for name in sys.path if (folder := Path(name or ".")).is_dir()]
+    return tuple(str(one) for folder in folders for one in folder.iterdir() if one.suffix in METADATA)
 
 
 @lru_cache(maxsize=1)
-def _distributions(searched: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
-    """Distributions by import name. Kept: reading all of them takes longer than most saves."""
+def _distributions(installed: tuple[str, ...]) -> Mapping[str, list[str]]:
+    # It reads the list of files of every package, which takes as long as many a model's whole training.
     return packages_distributions()
 
 
