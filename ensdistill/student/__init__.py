@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "as_you_go": ("CacheAsYouGo",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
     "live": ("LiveView",),
@@ -18,6 +19,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "CacheAsYouGo",
     "Callback",
     "HardLabels",
     "LiveView",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ensdistill.student.as_you_go import CacheAsYouGo
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
     from ensdistill.student.live import LiveView
