@@ -45,7 +45,7 @@ class Encoder:
         self.expected = codec.fields(len(self.targets), self.classes)
 
     def __call__(
-        self, value: Any, view: int, rows: np.ndarray, lengths: np.ndarray | None
+        self, value: Any, view: int | np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
     ) -> tuple[Fields, dict[str, Cost]]:
         """The fields of the batch's records, and the cost of storing each member, or the mixture.
 
@@ -53,13 +53,15 @@ class Encoder:
         """
         return self.encode(self.batch(value, view, rows, lengths))
 
-    def batch(self, value: Any, view: int, rows: np.ndarray, lengths: np.ndarray | None) -> Batch:
+    def batch(
+        self, value: Any, view: int | np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
+    ) -> Batch:
         """The members' logits, checked, with all that a codec needs.
 
         Parameters
         ----------
         value : ndarray or Tensor, float32 [K, N, C]; of sequences [K, N, L, C]
-        view : int
+        view : int, or ndarray [N]
         rows : ndarray [N]
             Rows of the cache.
         lengths : ndarray [N], of sequences

@@ -11,8 +11,10 @@ from ensdistill.cache.errors import CacheCorrupt, CacheError, CacheIncomplete, C
 from ensdistill.cache.fingerprint import differences
 from ensdistill.cache.validation import PLAN_FIELDS
 
+DRAFT_LOGITS, DRAFT_MARKS = "draft.logits", "draft.marks"
 _OURS = re.compile(
     r"(manifest\.json|plan\.json|uids\.safetensors|shard-\d{5,}\.(safetensors|commit\.json))(\.\d+\.part)?"
+    r"|draft\.(logits|marks)"
 )
 ADVICE = "choose another folder, or overwrite it (overwrite=True, --overwrite)"
 
@@ -32,7 +34,8 @@ def require_no_folders(path: Path) -> None:
 
 
 def leftovers(path: Path, finished: m.Manifest) -> list[Path]:
-    """The files that a finished cache does not need: plan, commits, parts, shards of an overwritten cache."""
+    """The files that a finished cache does not need: plan, draft, commits, parts, shards of an overwritten
+    cache."""
     keep = {m.MANIFEST, *(m.shard_name(shard) for shard in range(m.shard_count(finished)))}
     if "uids" in finished:
         keep.add(m.UIDS)

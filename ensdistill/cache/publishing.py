@@ -74,17 +74,14 @@ def publish(
 
     With several writers (``world``) each returns when all are done. The cache is opened with ``trusted``.
     """
-    if (cache := _finished(path, plan, overwrite, trusted)) is not None:
+    if (cache := finished(path, plan, overwrite, trusted)) is not None:
         return _within(cache, max_kl, source.spent)
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in new:
-        fsync(folder.parent)  # without its name in there, a folder does not outlive a power cut
+    make_folder(path)
     with writing(path, rank, world) as writer:
         with writer.alone():
-            if (cache := _finished(path, plan, overwrite, trusted)) is not None:  # by another writer, since
+            if (cache := finished(path, plan, overwrite, trusted)) is not None:  # by another writer, since
                 return _within(cache, max_kl, source.spent)
-            _prepare(path, plan, overwrite, writer)
+            prepare(path, plan, overwrite, writer)
             if source.uids is not None:
                 write_uids(path, plan["uids"], source.uids)
         try:
@@ -98,6 +95,14 @@ def publish(
     return TargetCache.open(path, trusted=trusted)
 
 
+def make_folder(path: Path) -> None:
+    """Make a cache's folder, and those above it, where they are missing."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        fsync(folder.parent)  # without its name in there, a folder does not outlive a power cut
+
+
 def _within(cache: TargetCache, max_kl: float | None, spent: dict[str, float]) -> TargetCache:
     parts = cache.manifest["statistics"]["members"]
     largest = max(part["max"] + spent.get(name, 0.0) for name, part in parts.items())
@@ -108,7 +113,7 @@ def _within(cache: TargetCache, max_kl: float | None, spent: dict[str, float]) -
     return cache
 
 
-def _finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[str]) -> TargetCache | None:
+def finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[str]) -> TargetCache | None:
     """The finished cache of this plan in the folder, or None.
 
     A finished cache of another plan is an error; where it may be overwritten, None is returned.
@@ -131,7 +136,7 @@ def _finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[s
     return cache
 
 
-def _prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
+def prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
     """Leave in the folder only files that may be resumed, under a plan that equals ours."""
     require_no_folders(path)
     try:
@@ -163,7 +168,7 @@ def _write(
 ) -> None:
     """Publish and commit every shard of this writer."""
     own = range(writer.rank, m.shard_count(plan), writer.world)
-    done, total, identity = 0, sum(m.rows_of_shard(plan, shard) for shard in own), _identity(plan)
+    done, total, identity = 0, sum(m.rows_of_shard(plan, shard) for shard in own), identity_of(plan)
     # A shard reaches the disk while the members predict for the next one, so that two are in memory.
     with ThreadPoolExecutor(1, "ensdistill-publisher") as publisher:
         before: Future[None] | None = None
@@ -289,7 +294,7 @@ def _refuse_worse(
 
 def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
     """Write the manifest once every writer has committed its shards."""
-    seen, since, identity = -1, time.monotonic(), _identity(plan)
+    seen, since, identity = -1, time.monotonic(), identity_of(plan)
     while True:
         with writer.alone():
             if (path / m.MANIFEST).exists():
@@ -340,5 +345,5 @@ def _committed(path: Path, identity: str, shard: int, every_byte: bool) -> m.Man
     return commit if not every_byte or commit["shard"]["hash"] == digest.hexdigest() else None
 
 
-def _identity(plan: m.Manifest) -> str:
+def identity_of(plan: m.Manifest) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(plan).encode())

@@ -5,8 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "as_you_go": ("CacheAsYouGo",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
+    "live": ("LiveView",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
@@ -17,8 +19,10 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "CacheAsYouGo",
     "Callback",
     "HardLabels",
+    "LiveView",
     "OnlineTeachers",
     "RowTargets",
     "SoftTargets",
@@ -31,8 +35,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ensdistill.student.as_you_go import CacheAsYouGo
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
+    from ensdistill.student.live import LiveView
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource

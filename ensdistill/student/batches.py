@@ -203,7 +203,9 @@ class Batches(AbstractContextManager["Batches"]):
         Members and a student that both compute with several threads of one CPU would wait for each other's
         threads, which can take many times as long as one after the other.
         """
-        return not self.cost.online or self._device.type != "cpu" or torch.get_num_threads() == 1
+        targets = self.training.targets
+        made = targets is not None and targets.needs_samples
+        return not made or self._device.type != "cpu" or torch.get_num_threads() == 1
 
     def _near(self, targets: Any) -> Any:
         """Targets that were made on a GPU are copied to a student on the CPU together; a GPU takes them step
@@ -264,9 +266,9 @@ class Batches(AbstractContextManager["Batches"]):
         return inputs, samples
 
     def _label_factors(self, block: Block) -> list[float | None]:
+        if block.positions.shape == block.whole.shape:
+            return [None] * len(block.positions)
         own, whole = self.rows.labels[block.positions], self.rows.labels[block.whole]
-        if own.shape == whole.shape:
-            return [None] * len(own)
         counts = zip((own != UNLABELLED).sum(1).tolist(), (whole != UNLABELLED).sum(1).tolist(), strict=True)
         return [mine * whole.shape[1] / (max(everyones, 1) * own.shape[1]) for mine, everyones in counts]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -36,9 +36,10 @@ class Block:
         return [Piece(step + part.start, self.positions[part], self.epochs[part]) for part in parts]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Piece:
-    """The samples of some steps of a block, which are read together.
+    """The samples of some steps of a block, which are read together. Pieces of one training are equal where
+    they begin with the same step.
 
     Parameters
     ----------
@@ -49,8 +50,8 @@ class Piece:
     """
 
     step: int
-    positions: np.ndarray
-    epochs: np.ndarray
+    positions: np.ndarray = field(compare=False)
+    epochs: np.ndarray = field(compare=False)
 
 
 def draw_block(order: BatchOrder, step: int, count: int, rank: int, world: int) -> Block:
@@ -91,8 +92,11 @@ class OneAhead(Generic[Key, Result]):
 
     def of(self, key: Key) -> Result:
         """The result for ``key``."""
-        if self._ahead is not None and self._ahead[0] is key:
-            return self._ahead[1].result()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == key:
+            return ahead[1].result()
+        if ahead is not None and not ahead[1].cancel():
+            wait([ahead[1]])  # the function is never called twice at once
         return self.function(key)
 
     def ahead(self, key: Key) -> None:

@@ -29,7 +29,7 @@ class StepCost:
     --------
     >>> print(StepCost(steps=100, seconds=0.5, making=0.4, waited=0.3, online=True))
     a step took 5.000 ms: 4.000 ms of the members' work, for which the student waited 3.000 ms; with targets
-    from a cache it would take about 2.000 ms
+    from a cache it would take 2.000 ms or less
     """
 
     steps: int = 0
@@ -47,7 +47,7 @@ class StepCost:
             return f"a step took {whole:.3f} ms, {waited:.3f} ms of which the student waited for its targets"
         return (
             f"a step took {whole:.3f} ms: {making:.3f} ms of the members' work, for which the student waited "
-            f"{waited:.3f} ms; with targets from a cache it would take about {whole - waited:.3f} ms"
+            f"{waited:.3f} ms; with targets from a cache it would take {whole - waited:.3f} ms or less"
         )
 
     @contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -89,7 +89,9 @@ class Engine:
     def forward(self, inputs: Inputs) -> Tensor:
         """The model's outputs, computed in the engine's precision and given in float32."""
         dtype = _DTYPES.get(self.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        # Entering autocast where it changes nothing takes 5 microseconds of a small student's step of 300.
+        outside = dtype is None and not torch.is_autocast_enabled(self.device.type)
+        with nullcontext() if outside else torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             outputs = call(self._run, inputs)
         return outputs if dtype is None else outputs.float()
 

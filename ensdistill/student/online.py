@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from ensdistill.data.versions import describe_views
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.student.sources import Compared, Versions
 
+# Members put their modules into eval mode, and back: a validation on one thread must not meet the training's
+# predictions on another.
+_one_at_a_time = Lock()
+
 
 class OnlineTeachers:
     """An ensemble that predicts for each batch of a student's training: a source of targets.
@@ -30,7 +35,9 @@ class OnlineTeachers:
     :class:`~ensdistill.student.CacheAsYouGo` fills one in the first epoch.
 
     The members predict where they are: torch modules on their own device, which may be another than the
-    student's. While the student trains on one part of the samples, they predict for the next on a thread.
+    student's. While the student trains on one part of the samples, they predict for the next on a thread;
+    on a CPU that torch uses with several threads, before it. ``print(trained.cost)`` shows their part of a
+    step.
 
     Parameters
     ----------
@@ -147,16 +154,26 @@ class OnlineTargets:
         pass
 
 
-def predicted(predict: Predict, encoder: Encoder, uids: np.ndarray, samples: Any, size: int) -> torch.Tensor:
+def predicted(
+    predict: Predict,
+    encoder: Encoder,
+    uids: np.ndarray,
+    samples: Any,
+    size: int,
+    rows: np.ndarray | None = None,
+) -> torch.Tensor:
     """The members' logits for these samples, checked as a cache's: float32 [K, M, C], on their device.
 
-    ``size`` samples are predicted at once.
+    ``size`` samples are predicted at once. ``rows`` are the samples' rows in the encoder's cache; an encoder
+    without uids names a sample by its row, which is the uid by default.
     """
-    parts = []
+    named, parts = uids if rows is None else rows, []
     for start in range(0, len(uids), size):
-        part = uids[start : start + size]
-        batch = samples if len(part) == len(uids) else take(samples, slice(start, start + size))
-        parts.append(encoder.batch(predict(batch, part), 0, part, None).logits)
+        part = slice(start, start + size)
+        batch = samples if len(uids) <= size else take(samples, part)
+        with _one_at_a_time:
+            value = predict(batch, uids[part])
+        parts.append(encoder.batch(value, 0, named[part], None).logits)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -46,7 +46,7 @@ class RowTargets(Protocol):
     versions : Versions or None
         How inputs are made from the rows; None where they are the rows themselves.
     needs_samples : bool
-        Whether ``of`` needs the samples. While it returns one part, it is called for the next on a thread.
+        Whether ``of`` needs the samples. ``of`` may be called on a thread, but never by two at once.
     compared : {"none", "one a batch", "all"}
         Which of the samples that are read during the training are passed to ``check``. Samples in memory
         that have no versions are never read again.
@@ -54,8 +54,10 @@ class RowTargets(Protocol):
 
     classes: int
     versions: Versions | None
-    needs_samples: bool
     compared: Compared
+
+    @property
+    def needs_samples(self) -> bool: ...
 
     def of(self, uids: np.ndarray, epochs: np.ndarray, samples: Any) -> Any:
         """The targets of some samples.

@@ -23,6 +23,7 @@ from ensdistill.data.samples import as_samples, in_memory, positions, whole
 from ensdistill.data.versions import view_inputs
 from ensdistill.loss.functional import distillation_loss
 from ensdistill.loss.settings import LossSettings
+from ensdistill.student.as_you_go import CacheAsYouGo
 from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
 from ensdistill.student.methods import SoftTargets, StudentLoss
 from ensdistill.student.sources import RowTargets, TargetSource, targets_for
@@ -202,6 +203,8 @@ def hold_out(
                 f"{rows.uids[~known][0]} has none; pass rows that are all in the cache, or none of them"
             )
         source = source if known.any() else None
+    elif isinstance(source, CacheAsYouGo):
+        source = source.online()
     metric = _metric(settings, rows, source is not None)
     targets = None if source is None else targets_for(source, rows, augment)
     temperature = 1.0 if source is None or source.temperature is None else source.temperature

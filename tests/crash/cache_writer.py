@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,21 @@ def slowly(folder: Path) -> None:
     write(folder, pause=PAUSE)
 
 
+def ensemble(pause: float = 0.0, version: int = 1) -> SimpleNamespace:
+    def predict(inputs: np.ndarray) -> np.ndarray:
+        time.sleep(pause)
+        return np.float32(version) * LOGITS[:, inputs[:, 0].astype(int)]
+
+    return SimpleNamespace(
+        names=("a", "b"),
+        classes=tuple("0123456789"),
+        weights=np.array([0.6, 0.4]),
+        combiner="prob",
+        predict_logits=predict,
+        fingerprint=lambda: {"members": ["a", "b"], "version": version},
+    )
+
+
 def write(
     folder: str | Path,
     pause: float = 0.0,
@@ -46,20 +62,14 @@ def write(
     rows: Rows = ROWS,
     **options: object,
 ) -> None:
-    def predict(inputs: np.ndarray) -> np.ndarray:
-        time.sleep(pause)
-        return np.float32(version) * LOGITS[:, inputs[:, 0].astype(int)]
-
-    ensemble = SimpleNamespace(
-        names=("a", "b"),
-        classes=tuple("0123456789"),
-        weights=np.array([0.6, 0.4]),
-        combiner="prob",
-        predict_logits=predict,
-        fingerprint=lambda: {"members": ["a", "b"], "version": version},
-    )
     cache_targets(
-        ensemble, rows, folder, rank=rank, world=world, overwrite=world == 1, **{**OPTIONS, **options}
+        ensemble(pause, version),
+        rows,
+        folder,
+        rank=rank,
+        world=world,
+        overwrite=world == 1,
+        **{**OPTIONS, **options},
     )
 
 
@@ -78,17 +88,28 @@ def with_member(folder: Path) -> None:
 
 
 def trained(folder: Path) -> None:
+    write(source := folder.with_name("source"))
+    train(folder, TargetCache.open(source), steps=256, batch=32)
+
+
+def as_you_go(folder: Path) -> None:
+    """An epoch has 75 steps, so that the cache is finished in the third block of 32."""
+    from ensdistill.student import CacheAsYouGo
+
+    train(folder, CacheAsYouGo(ensemble(), folder, **OPTIONS), steps=128, batch=4)
+
+
+def train(folder: Path, source: Any, steps: int, batch: int) -> None:
     from ensdistill.student.trainer import (
         StudentTrainer,
     )  # takes seconds, which the other jobs' processes need not wait for
 
-    write(source := folder.with_name("source"))
     trainer, checkpoint = (
-        StudentTrainer(Optimization(steps=256, batch_size=32)),
+        StudentTrainer(Optimization(steps=steps, batch_size=batch)),
         folder / "checkpoint.safetensors",
     )
     student = trainer.distill(
-        lambda: MLP(1, [16], 10), ROWS, TargetCache.open(source), checkpoint=checkpoint, checkpoint_every=32
+        lambda: MLP(1, [16], 10), ROWS, source, checkpoint=checkpoint, checkpoint_every=32
     )
     weights = {name: value.numpy() for name, value in student.module.state_dict().items()}
     write_arrays(folder / STUDENT, {**weights, "losses": student.losses})
@@ -103,6 +124,7 @@ JOBS: dict[str, Callable[[Path], None]] = {
     "convert": converted,
     "add-member": with_member,
     "train": trained,
+    "as-you-go": as_you_go,
 }
 
 
@@ -211,7 +233,7 @@ def every_overwriting_step(folder: Path) -> dict[str, int]:
 
 def main() -> None:
     command, folder, *rest = sys.argv[1:]
-    if rest == ["train"]:
+    if rest in (["train"], ["as-you-go"]):
         import ensdistill.student.trainer  # noqa: F401  before the forks
     if command == "steps":
         result = (

@@ -23,6 +23,7 @@ from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import UNLABELLED, Digits, Rows
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
+from ensdistill.student import CacheAsYouGo, OnlineTeachers
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble
 
@@ -84,12 +85,15 @@ def rows() -> Rows:
 def cache(folder: Path) -> TargetCache:
     """The cache in the folder; the test makes it, before the processes start."""
     if not (folder / "cache").exists():
-        torch.manual_seed(3)
-        teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
-        teacher[1].weight *= 8
-        ensemble = Ensemble.from_members([teacher])
-        cache_targets(ensemble, rows(), folder / "cache")
+        cache_targets(ensemble(), rows(), folder / "cache")
     return TargetCache.open(folder / "cache")
+
+
+def ensemble() -> Ensemble:
+    torch.manual_seed(3)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    teacher[1].weight *= 8
+    return Ensemble.from_members([teacher])
 
 
 def labelled() -> Rows:
@@ -107,6 +111,21 @@ def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, set
     return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
 
 
+def online(folder: Path) -> OnlineTeachers:
+    return OnlineTeachers(ensemble(), augment=ShiftImages(), seed=2)
+
+
+def filling(folder: Path) -> CacheAsYouGo:
+    """Filled in four epochs of 8 1/3 steps by the two processes, which see unlike rows of each."""
+    folder = folder / f"filled by {os.environ.get('WORLD_SIZE', '1')}"
+    return CacheAsYouGo(ensemble(), folder, views=4, augment=ShiftImages(), shard_rows=64)
+
+
+def from_teachers(folder: Path, source, **more):
+    trainer = StudentTrainer(few(), temperature=2.0)
+    return trainer.distill(MLP, rows(), source(folder), watch=labelled().inputs[:5], **more)
+
+
 def direct(folder: Path, **more):
     trainer = StudentTrainer(few(label_smoothing=0.1))
     return trainer.direct(
@@ -116,6 +135,8 @@ def direct(folder: Path, **more):
 
 JOBS = {
     "plain": partial(distil, factory=MLP),
+    "online teachers": partial(from_teachers, source=online),
+    "a cache as you go": partial(from_teachers, source=filling),
     "few labels": partial(distil, factory=MLP, alpha=0.3),
     "few labels, in parts": partial(
         distil, factory=MLP, alpha=0.3, settings={"accumulate": 3, "clip_norm": 0.05}

@@ -59,6 +59,11 @@ def test_death_while_a_student_learns_from_a_cache(tmp_path):
     assert steps(tmp_path, "train")["steps"] > 2 * 256 // 32  # each checkpoint opened and renamed
 
 
+@pytest.mark.slow
+def test_death_while_a_student_fills_a_cache(tmp_path):
+    assert steps(tmp_path, "as-you-go")["steps"] > 2 * (12 + 3)
+
+
 def test_death_while_another_cache_is_overwritten(tmp_path):
     assert steps(tmp_path, "overwrite")["steps"] > 2 * 12
 
@@ -104,7 +109,7 @@ def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
         write(folder.with_name("source"))
         begun = time.perf_counter()
         process = start_in(folder)
-        while not (folder / (STUDENT if job == "train" else "manifest.json")).exists():
+        while not (folder / (STUDENT if job in ("train", "as-you-go") else "manifest.json")).exists():
             assert process.exitcode in (None, 0)
             time.sleep(0.001)
         whole = min(whole, time.perf_counter() - begun)

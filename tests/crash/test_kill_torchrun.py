@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from student_trainer import DEATHS, JOBS, arrays, cache  # noqa: E402
 
+from ensdistill import TargetCache  # noqa: E402
+
 # Means of 12 rows, and their mean, against means of 24, in float32. The differences grow over 60 steps of
 # AdamW.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -76,6 +78,16 @@ def test_it_is_the_student_of_one_process(compared, job):
     for name, value in one.items():
         np.testing.assert_allclose(several[name], value, **CLOSE, err_msg=name)
     assert (compared / f"{job}-0.txt").read_text() == ""  # nothing to warn of
+
+
+def test_two_processes_fill_one_cache(compared):
+    JOBS["a cache as you go"](compared)
+    two, one = (TargetCache.open(compared / f"filled by {count}", check="full") for count in (2, 1))
+    assert two.manifest["fingerprint"] == one.manifest["fingerprint"]
+    for view in range(4):
+        logits = [cache.gather_logits(cache.uids, view) for cache in (two, one)]
+        # Logits of a batch of half the rows, rounded, and then stored in steps of a 255th of their range.
+        np.testing.assert_allclose(logits[0], logits[1], atol=np.ptp(logits[1]) / 200)
 
 
 def test_batch_norm_of_shares_is_another_student_and_one_warning(compared):

@@ -1,18 +1,29 @@
 """Teachers that predict during a student's training: the same targets as a cache's, and endless versions."""
 
+import time
 from functools import partial
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 from view_helpers import N, Seeing
 
-from ensdistill import ArrayMember, Ensemble, Optimization, Rows, StudentTrainer, cache_targets
+from ensdistill import (
+    ArrayMember,
+    Ensemble,
+    Optimization,
+    Rows,
+    StudentTrainer,
+    TargetCache,
+    cache_targets,
+)
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
-from ensdistill.student import OnlineTeachers
+from ensdistill.student import CacheAsYouGo, OnlineTeachers
 
 QUICK = Optimization(steps=70, batch_size=24, learning_rate=0.01)
 X = np.random.default_rng(0).normal(size=(N, 16)).astype(np.float32)
@@ -105,6 +116,55 @@ class Doubled:
         return "doubled"
 
 
+def test_members_get_frames_and_uids(tmp_path):
+    """A forest takes a frame as it is; stored answers are found by uids, of which a block has some twice."""
+    frame = pd.DataFrame(X, columns=[f"column {i}" for i in range(16)])
+    rows, labels = Rows(frame, ROWS.uids, ROWS.labels), np.arange(N) % 5
+    forest = RandomForestClassifier(5, random_state=0).fit(frame, labels)
+    stored = np.random.default_rng(3).normal(size=(N, 5)).astype(np.float32)
+    ensemble = Ensemble.from_members([forest, ArrayMember(name="stored", logits=stored, uids=rows.uids)])
+    train = partial(StudentTrainer(QUICK).distill, STUDENT, rows, preprocess=Numbers())
+    cached = train(cache=cache_targets(ensemble, rows, tmp_path / "cache", codec="fp32"))
+    assert torch.equal(state(train(cache=OnlineTeachers(ensemble))), state(cached))
+    filled = CacheAsYouGo(ensemble, tmp_path / "filled", codec="fp32")
+    assert torch.equal(state(train(cache=filled)), state(cached))
+
+
+class Numbers:
+    def __call__(self, frame):
+        return frame.to_numpy()
+
+    def fingerprint(self):
+        return "numbers"
+
+
+class Counting(Seeing):
+    """A teacher that counts its samples, and refuses to be asked by two threads at once."""
+
+    def __init__(self):
+        self.asked, self.busy = 0, False
+
+    def predict_logits(self, inputs):
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.001)
+        self.asked += len(inputs)
+        self.busy = False
+        return super().predict_logits(inputs)
+
+
+@pytest.mark.parametrize(
+    ("lazy", "augment"), [(False, None), (True, None), (False, ShiftImages(1)), (True, ShiftImages(1))]
+)
+def test_each_sample_of_a_step_is_asked_for_once(lazy, augment):
+    rows = Rows(Lazy(PIXELS), IMAGES.uids, IMAGES.labels) if lazy else IMAGES
+    teachers = Counting()
+    StudentTrainer(QUICK).distill(
+        small_cnn, rows, OnlineTeachers(teachers, augment=augment, batch_size=100), workers=0
+    )
+    assert teachers.asked == 70 * 24
+
+
 def test_every_epoch_has_versions_of_its_own():
     def train(seed, training_seed=0):
         recorder = Recorder()
@@ -186,6 +246,26 @@ def test_a_checkpoint_belongs_to_its_members_and_versions():
     prints = [source.for_rows(ROWS, None).fingerprint() for source in sources]
     assert all(one != other for one, other in combinations(prints, 2))
     assert prints[0] == OnlineTeachers(networks()).for_rows(ROWS, None).fingerprint()
+
+
+def test_validation_compares_with_the_teachers(tmp_path):
+    """Rows that are held out are predicted online, by a cache as you go as well, which has the others alone."""
+    trainer, ensemble = StudentTrainer(QUICK, temperature=2.0), networks()
+    cache = cache_targets(ensemble, ROWS, tmp_path / "cache", codec="fp32")
+    sources = (
+        cache,
+        OnlineTeachers(ensemble),
+        CacheAsYouGo(ensemble, tmp_path / "filled", codec="fp32"),
+    )
+    scores = []
+    for source in sources:
+        trained = trainer.distill(STUDENT, ROWS, source, validation=0.2)
+        assert trained.evaluations
+        scores.append([one.student.kl for one in trained.evaluations])
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, rtol=1e-4)
+    filled = TargetCache.open(tmp_path / "filled")
+    assert len(filled) == 72
+    assert set(filled.uids) < set(ROWS.uids)
 
 
 def test_one_member_is_distilled():

@@ -65,6 +65,19 @@ def writing(folder: Path, rank: int, world: int) -> Iterator[Writer]:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[Writer]:
+    """Hold the folder's lock for a moment; another process that holds it is waited for.
+
+    Raises
+    ------
+    CacheLocked
+        It still holds the lock after 20 seconds.
+    """
+    with _alone(folder, _PATIENCE):
+        yield Writer(folder, 0, 1)
+
+
+@contextmanager
 def _alone(folder: Path, patience: float) -> Iterator[Callable[[], None]]:
     """Hold the folder's lock; yields a function that gives it back early."""
     deadline = time.monotonic() + patience
