@@ -65,7 +65,7 @@ class Display:
         self._bars = Progress(
             # The one column that gives way: the numbers beside it mean nothing when they are cut.
             TextColumn(
-                "{task.description}",
+                "{task.description}[dim]{task.fields[figures]}",
                 table_column=Column(no_wrap=True, overflow="ellipsis", max_width=self.console.width - rest),
             ),
             BarColumn(bar_width=12 if narrow else 24, table_column=Column(width=12 if narrow else 24)),
@@ -99,18 +99,19 @@ class Display:
             )
         if todo:
             self._overall = self._bars.add_task(
-                "[bold]all pieces", total=finished + todo, completed=finished, overall=True
+                "[bold]all pieces", total=finished + todo, completed=finished, overall=True, figures=""
             )
 
-    def progress(self, piece: Any, what: str, done: int, total: int) -> None:
-        """Move the bar of a piece of work to ``done`` of ``total``; ``what`` names its current step."""
+    def progress(self, piece: Any, what: str, done: int, total: int, figures: str = "") -> None:
+        """Move the bar of a piece of work to ``done`` of ``total``; ``what`` names its current step, and
+        ``figures`` are its present loss and scores."""
         key, description = str(piece), f"{piece} · {what}"
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(description, total=total)
+            self._tasks[key] = self._bars.add_task(description, total=total, figures="")
         task = self._tasks[key]
         if self._bars.tasks[self._bars.task_ids.index(task)].description != description:
             self._bars.reset(task, total=total, description=description)
-        self._bars.update(task, completed=done, total=total)
+        self._bars.update(task, completed=done, total=total, figures=f" · {figures}" if figures else "")
 
     def warning(self, text: str) -> None:
         """Print a warning, once however many workers raise it."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-UnitProgress = Callable[[str, int, int], None]
-"""Called with (name of the work, done, total)."""
+
+
+class UnitProgress(Protocol):
+    """Called with (name of the work, done, total, figures); the text of the figures, such as a loss, is made
+    only where it is shown."""
+
+    def __call__(self, name: str, done: int, total: int, figures: object = "", /) -> None: ...
+
+
 Advance = Callable[[int], None]
 """Called with the amount done of one part of the work."""
 

@@ -29,6 +29,7 @@ from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.student.inputs import Preparation, call
+from ensdistill.student.live import Figures
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.validation import as_float32
@@ -128,7 +129,9 @@ def train_baselines(
     shutil.rmtree(folder / "folds", ignore_errors=True)
     for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
         trainer = student.trainer(
-            recipe.optimization(student.baseline), mixed_precision=settings.mixed_precision
+            recipe.optimization(student.baseline),
+            mixed_precision=settings.mixed_precision,
+            callbacks=[figures := Figures()],
         )
         factory = recipe.factory(student.network)
         train = partial(
@@ -141,7 +144,7 @@ def train_baselines(
             preprocess=prepared.preprocess,
             weights=student.weights,
             watch=split.test.inputs,
-            progress=partial(report, kind.replace("_", " ")),
+            progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(factory, folder / kind, split, train, inputs)
     return {

@@ -60,7 +60,7 @@ FITTED = {
 
 def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults:
     """Load every model of the run, seed by seed, and predict the test rows."""
-    report = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total, figures="": None)
     config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
     members: list[list[np.ndarray]] = []

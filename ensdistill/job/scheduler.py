@@ -32,8 +32,8 @@ class Display(Protocol):
     def start(self, finished: int, todo: int) -> None:
         """``finished`` units are there already; ``todo`` follow."""
 
-    def progress(self, piece: Any, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of ``what`` in one unit."""
+    def progress(self, piece: Any, what: str, done: int, total: int, figures: str = "") -> None:
+        """``done`` of ``total`` steps of ``what`` in one unit, and its present figures, such as a loss."""
 
     def finished(self, piece: Any, seconds: float) -> None:
         """A unit is finished, in so many seconds of its own."""
@@ -200,11 +200,11 @@ def _work(unit: Unit) -> tuple[str, str, bool] | None:
 
     messages, shown = _worker["messages"], 0.0
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int, figures: object = "") -> None:
         nonlocal shown
         now = time.monotonic()
         if now - shown > 0.1 or done == total:
-            messages.put(("progress", unit, what, done, total))
+            messages.put(("progress", unit, what, done, total, str(figures)))
             shown = now
 
     try:
@@ -226,7 +226,7 @@ def _report(run: RunFolder, display: Display) -> dict[str, Any]:
 
     torch.set_num_threads(run.config.threads)
     start = time.perf_counter()
-    results = evaluate(run, lambda what, done, total: display.progress("report", what, done, total))
+    results = evaluate(run, lambda what, done, total, _="": display.progress("report", what, done, total))
     report = write_report(results, folder)
     seconds = time.perf_counter() - start
     finish(folder, inputs, seconds, only="report.*", rows=_rows_of(run.config))

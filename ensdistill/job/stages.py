@@ -27,6 +27,7 @@ from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_files import describe_students
 from ensdistill.report.metrics import nll
+from ensdistill.student.live import Figures
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.labelled_targets import LabelledTargets
@@ -35,7 +36,7 @@ from ensdistill.teachers.stack import Status
 
 def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -> None:
     """Do the unit's work, from where a killed process left it, and record that it is finished."""
-    report = progress or (lambda name, done, total: None)
+    report = progress or (lambda name, done, total, figures="": None)
     folder, inputs, start = run.of(unit), run.digest(unit), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
@@ -232,7 +233,11 @@ def distill(
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
     trainer = student.trainer(
-        student.optimization, settings.loss, mixed_precision=settings.mixed_precision, ema=student.ema
+        student.optimization,
+        settings.loss,
+        mixed_precision=settings.mixed_precision,
+        ema=student.ema,
+        callbacks=[figures := Figures()],
     )
     prepared = prepare_student(student, split, seed)
     for kind, (targets, member) in kinds.items():
@@ -248,6 +253,6 @@ def distill(
             watch=split.test.inputs,
             weights=student.weights,
             validation=None if student.validation is None else student.validation.build(),
-            progress=partial(report, kind.replace("_", " ")),
+            progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(prepared.factory, folder / kind, split, train, inputs)

@@ -216,5 +216,5 @@ def as_student(value: Any, default: StudentConfig | None, optimization: Any, pre
     )
 
 
-def _silent(name: str, done: int, total: int) -> None:
+def _silent(name: str, done: int, total: int, figures: object = "") -> None:
     """Progress of a stage, which is not shown."""

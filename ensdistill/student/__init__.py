@@ -8,6 +8,7 @@ _HOMES = {
     "as_you_go": ("CacheAsYouGo",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
+    "live": ("LiveView",),
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
@@ -22,6 +23,7 @@ __all__ = [
     "CacheAsYouGo",
     "Callback",
     "HardLabels",
+    "LiveView",
     "OnlineTeachers",
     "RowTargets",
     "SoftTargets",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ensdistill.student.as_you_go import CacheAsYouGo
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
+    from ensdistill.student.live import LiveView
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource

@@ -98,6 +98,9 @@ class Callback:
     def on_end(self, state: TrainingState) -> None:
         """After the last step: the student has the weights that are returned, those of ``state.choice``."""
 
+    def close(self) -> None:
+        """After the training, also one that failed: release what is open."""
+
 
 def check_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     """The callbacks as a tuple.
@@ -181,6 +184,12 @@ class Hooks:
         self.state.choice, self.state.reason = choice, self.state.reason or reason
         self.record.end(self.state.step, choice, self.state.reason)
         self._call("on_end")
+
+    def close(self) -> None:
+        """Release what callbacks and trackers hold, also after a training that failed."""
+        for callback in self.callbacks:
+            callback.close()
+        self.record.close()
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:

@@ -42,7 +42,7 @@ def build_student(
     try:
         check_fresh(factory, "the student", {})
     except TypeError:
-        if callable(factory):
+        if callable(factory) and not isinstance(factory, nn.Module):
             _check_no_teacher(factory())
         raise
     model = make_module(factory)

@@ -190,7 +190,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
         hooks = start_hooks(trainer, training, engine, step)
         ended = bool(selection.exhausted)
-        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks.record):
+        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks):
             hooks.start()
             while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;

@@ -55,6 +55,22 @@ def test_numbers_are_whole_and_the_description_gives_way(width):
     assert not any("4/3" in line for line in lines)
 
 
+def test_losses_and_scores_stand_behind_the_description_and_leave_the_time_alone():
+    stream = io.StringIO()
+    console = Console(file=stream, width=140, force_terminal=True, _environ={"TERM": "xterm"})
+    with Display(console) as display:
+        display.progress("seed 0", "student", 10, 40, "loss 0.5")
+        begun = display._bars.tasks[0].start_time
+        display.progress("seed 0", "student", 20, 40, "loss 0.25 · kl 0.125")
+        display._bars.refresh()
+        assert display._bars.tasks[0].start_time == begun
+        display.progress("seed 0", "the next", 0, 40)
+        display._bars.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.getvalue())
+    assert "seed 0 · student · loss 0.25 · kl 0.125 " in text
+    assert re.search(r"seed 0 · the next +[━╸╺]", text)
+
+
 def test_the_lines_that_stay():
     lines = shown(80, terminal=False)
     assert lines == [

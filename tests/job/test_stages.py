@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.data import Digits, Split
 from ensdistill.job.contents import contents
-from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.stages import run_unit
 from ensdistill.student import StudentTrainer, Validation
 from ensdistill.teachers.members import load_member
 
@@ -127,9 +129,16 @@ def test_a_student_has_the_weights_that_are_the_best_on_rows_held_out_of_the_tra
     validation = {"share": 0.2, "metric": "agreement", "patience": 9}
     small = ["--distill.students.small.validation", json.dumps(validation)]
     succeed("distill", job_file(copy), *small, "--distill.students.small.ema", "0.8")
-    config = load_config(["--config", str(job_file(copy)), *small])
+    config = load_config(["--config", str(job_file(copy)), *small, "--distill.students.small.ema", "0.8"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    shown = []
+    (copy / "seed-0" / "distill" / "small" / "student" / "stage.json").unlink()
+    unit = Unit("distill", 0, "small")
+    run_unit(
+        RunFolder(config), unit, lambda what, done, total, figures="": shown.append(f"{what}: {figures}")
+    )
+    assert re.fullmatch(r"student: loss [\d.]+ · kl [\d.]+ · agreement [\d.]+%", shown[-1])
     student, folder = config.distill.students["small"], copy / "seed-0" / "distill" / "small" / "student"
     again = StudentTrainer(student.optimization, ema=0.8).distill(
         student.model,

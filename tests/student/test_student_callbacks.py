@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -11,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import GeneralTracker, get_available_trackers
+from rich.console import Console
 from torch import nn
 
 from ensdistill import Ensemble, Optimization, Rows, StudentTrainer, cache_targets
 from ensdistill.models import MLP
-from ensdistill.student import Callback, Validation
+from ensdistill.student import Callback, LiveView, Validation
 
 STEPS = 150
 QUICK = Optimization(steps=STEPS, batch_size=24, learning_rate=0.05, schedule="cosine")
@@ -140,6 +143,40 @@ def test_a_callback_ends_the_training_after_its_block(cache, tmp_path, hook, end
     assert steps_of(seen, "end") == [end]
     assert trained.steps[-1] == end
     assert [e.step for e in trained.evaluations] == [end]  # the end of a training is always evaluated
+
+
+def terminal(width=160):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm"})
+
+
+def text_of(console):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_the_live_view_shows_steps_rate_time_left_loss_and_scores(cache, monkeypatch):
+    monkeypatch.setattr("ensdistill.student.live.EVERY", 0.0)
+    console, seen = terminal(), Seen()
+    trained = StudentTrainer(QUICK, callbacks=[seen, LiveView(console)]).distill(
+        STUDENT, ROWS, cache, validation=Validation(rows=0.2, every=64)
+    )
+    shown, scores = text_of(console), trained.evaluations[-1].student
+    number = r"[\d,.]+"
+    bar = rf"student [━╸╺]+ 150/150 {number} steps/s \d:\d\d:\d\d loss {number} · kl {number} · agreement {number}%"
+    assert re.search(bar, shown), shown
+    assert f"kl {scores.kl:.4g} · agreement {scores.agreement:.1%}" in shown
+    assert f"loss {seen.calls[-1][2]:.4g}" in shown
+    assert f"student: {trained.choice}" in shown
+
+
+def test_the_live_view_is_silent_without_a_terminal_and_ends_with_a_failure(cache):
+    silent = Console(file=io.StringIO())
+    StudentTrainer(QUICK, callbacks=[LiveView(silent)]).distill(STUDENT, ROWS, cache)
+    assert silent.file.getvalue() == ""
+    view = LiveView(terminal())
+    with pytest.raises(Stop):
+        StudentTrainer(QUICK, callbacks=[view]).distill(STUDENT, ROWS, cache, progress=stop_at(64))
+    assert view._bars is None
+    assert "\x1b[?25h" in view.console.file.getvalue()  # the cursor is back
 
 
 def lines(folder):
