@@ -23,6 +23,7 @@ _HOMES = {
     ),
     "teachers.recipes": ("TorchMembers", "SklearnMembers"),
     "common.optimization": ("Optimization",),
+    "common.optimizers": ("ParameterGroup", "StudentOptimization"),
     "data": ("Rows", "Split"),
     "data.transfer": ("TransferSet",),
     "cache": ("TargetCache", "cache_targets"),
@@ -40,6 +41,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 if TYPE_CHECKING:
     from ensdistill.cache import TargetCache, cache_targets
     from ensdistill.common.optimization import Optimization
+    from ensdistill.common.optimizers import ParameterGroup, StudentOptimization
     from ensdistill.data import Rows, Split
     from ensdistill.data.transfer import TransferSet
     from ensdistill.job.serving import load_student

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 from pydantic import GetPydanticSchema, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from pydantic_core import core_schema as s
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ensdistill.cli.messages import nearest
 from ensdistill.common.completion import PARAMETERS as SIZES
@@ -145,7 +147,10 @@ def _annotation(hint: Any) -> Any:
     if inspect.isclass(hint) and issubclass(hint, (Path, Enum)):
         return hint
     base, factory = (inner[-1], True) if inner else (hint, False)  # Callable[[], X] or X
-    return Annotated[Any, PlainValidator(lambda value, info: _build(base, value, info.context, factory))]
+    later = len(inner[0]) if inner and isinstance(inner[0], list) else 0
+    return Annotated[
+        Any, PlainValidator(lambda value, info: _build(base, value, info.context, factory, later))
+    ]
 
 
 def _is_class(hint: Any) -> bool:
@@ -179,8 +184,9 @@ def _union(choices: list[Any]) -> Any:
     return s.union_schema([(choice, BRANCH) for choice in choices], mode="left_to_right")
 
 
-def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
-    """An object of ``base``, or a factory of one, from its settings."""
+def _build(base: Any, value: Any, plain: bool, factory: bool, later: int = 0) -> Any:
+    """An object of ``base``, or a factory of one, from its settings; ``later`` first arguments are given to
+    the factory."""
     named = isinstance(value, dict) and "class_path" in value
     if is_group(base) and not named:
         arguments = TypeAdapter(_mapping(parameters(base))).validate_python(value, context=plain)
@@ -196,8 +202,11 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     except ValueError as error:
         raise _fault(str(error), *["class_path"] * named) from error
     known = parameters(cls)
-    if factory:  # sizes that are not given follow from the data
-        known |= {n: p.replace(default=None) for n, p in known.items() if n in SIZES and p.default is p.empty}
+    if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
+        known = dict([*known.items()][later:])
+    if factory:  # sizes that are not given follow from the data, a schedule's length from the steps
+        own = (*SIZES, "T_max")
+        known |= {n: p.replace(default=None) for n, p in known.items() if n in own and p.default is p.empty}
     hints = {"class_path": str, "init_args": _mapping(known), "dict_kwargs": dict[str, Any]}
     outer = {
         n: Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=None) for n, hint in hints.items()
@@ -208,6 +217,8 @@ def _build(base: Any, value: Any, plain: bool, factory: bool) -> Any:
     completed = _completed(cls, arguments)
     if factory:
         completed = {n: v for n, v in completed.items() if n in arguments or n not in SIZES}
+    if factory and issubclass(cls, (Optimizer, LRScheduler)):
+        completed = arguments  # some of their defaults, such as lr, are settings of the optimisation
     if plain:
         return {"class_path": path, "init_args": completed}
     return partial(cls, **completed) if factory else _call(cls, arguments, "init_args")

@@ -9,6 +9,7 @@ import json
 import re
 import typing
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from typing import Any
 
 import docstring_parser
@@ -105,7 +106,9 @@ def _offered(base: Any) -> list[type]:
 
 def _listed(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """The name and the explanation of each setting: its type and default, then the docstring's text."""
-    texts = {p.arg_name: p for p in docstring_parser.parse(inspect.getdoc(cls) or "").params}
+    # The text of an inherited field stands with the class that has it.
+    kinds = getattr(cls, "__mro__", ())[::-1] if is_dataclass(cls) else [cls]
+    texts = {p.arg_name: p for c in kinds for p in docstring_parser.parse(inspect.getdoc(c) or "").params}
     texts = {name.strip(): p for names, p in texts.items() for name in names.split(",")}
     for name, parameter in parameters(cls).items():
         if is_group(parameter.annotation):

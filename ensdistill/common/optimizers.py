@@ -156,6 +156,16 @@ class StudentOptimization(Optimization):
         refuse_extras(self)
         return Optimization(**_shared(self))
 
+    def __eq__(self, other: object) -> bool:
+        """Without extras it equals an :class:`Optimization` of the same settings."""
+        if type(other) not in (Optimization, StudentOptimization):
+            return NotImplemented
+        assert isinstance(other, Optimization)
+        return _shared(self) == _shared(other) and self.extras == student_settings(other).extras
+
+    def __hash__(self) -> int:
+        return hash((*_shared(self).values(), *self.extras.items())) if self.extras else hash(self.plain())
+
     def __fingerprint__(self) -> Any:
         return {**_shared(self), **{name: describe(value) for name, value in self.extras.items()}}
 
@@ -239,6 +249,22 @@ class StudentOptimization(Optimization):
 
 
 _SHARED = tuple(field.name for field in fields(Optimization))
+
+
+def as_student(optimization: Optimization) -> StudentOptimization:
+    """An :class:`Optimization` as the same settings of a student's training.
+
+    >>> as_student(Optimization(steps=5)).accumulate
+    1
+    """
+    if isinstance(optimization, StudentOptimization):
+        return optimization
+    if type(optimization) is not Optimization:
+        raise TypeError(
+            f"optimization: expected an Optimization or a StudentOptimization; got "
+            f"{class_path(type(optimization))}"
+        )
+    return StudentOptimization(**_shared(optimization))
 
 
 def student_settings(optimization: Optimization) -> StudentOptimization:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ensdistill.cache.codecs import codec_of
+from ensdistill.common.optimizers import build_optimizer
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import Copies, count_copies, stratified_folds
@@ -18,7 +19,9 @@ from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
+from ensdistill.student.accumulation import check_divides
 from ensdistill.student.preconditions import build_student
+from ensdistill.student.recompute import chosen
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import TorchMembers
@@ -45,7 +48,15 @@ def check_job(run: RunFolder) -> None:
     for name, settings in models:
         try:
             prepared = prepare(settings.model, getattr(settings, "preprocess", "auto"), split, 0)
-            build_student(prepared.factory, split.labelled, len(split.classes), prepared.preprocess)
+            weights = getattr(settings, "weights", None)
+            model = build_student(
+                prepared.factory, split.labelled, len(split.classes), prepared.preprocess, weights
+            )
+            if isinstance(settings, StudentConfig):
+                for optimization in (settings.optimization, settings.baseline):
+                    build_optimizer(optimization, model)
+                    check_divides(optimization.accumulate, optimization.batch_size)
+                chosen(model, settings.recompute_modules)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):

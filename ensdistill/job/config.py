@@ -14,7 +14,8 @@ from torch import nn
 from ensdistill.cache.codecs import codec_of
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.describe import describe, module_recipe
-from ensdistill.common.optimization import Optimization
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import check_temperature, plain_fields
 from ensdistill.data import Dataset, Split
 from ensdistill.data.augmentation import Augmentation
@@ -22,6 +23,7 @@ from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.student.averaging import check_decay
+from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.validation import Metric, Validation
 from ensdistill.teachers.recipes import Recipe
 
@@ -191,9 +193,9 @@ class StudentConfig:
     model : class_path with init_args
         A torch module that maps [N, ...] to logits [N, C]. Of its arguments ``inputs``, ``image``,
         ``outputs`` and ``buckets``, those that are not given are taken from the data.
-    optimization : Optimization
+    optimization : StudentOptimization
         How the student is trained.
-    direct : Optimization, optional
+    direct : StudentOptimization, optional
         How the same model is trained on hard labels: as many steps, but the batch size and learning rate
         that serve it best. The weight decay may be raised and the steps cut on held-out folds (see
         ``DistillConfig.folds``). The student's by default.
@@ -208,18 +210,36 @@ class StudentConfig:
     ema : float, optional
         The decay, such as 0.999, of a moving average of the student's weights. With ``validation`` the better
         of the two is kept; without it, the average.
+    weights : path, optional
+        The student's first weights, a ``.safetensors`` file with all of its tensors. Its baselines have the
+        same ones, and its dropout.
+    compile : bool or str
+        Whether torch.compile compiles the student, in the training on soft targets and in the baselines; or
+        the name of its backend.
+    recompute_modules : list of str
+        Patterns of the names of modules whose activations are computed again for the backward pass, for less
+        memory.
     """
 
     model: Callable[[], nn.Module]
-    optimization: Optimization = field(default_factory=Optimization)
-    direct: Optimization | None = None
+    optimization: StudentOptimization = field(default_factory=StudentOptimization)
+    direct: StudentOptimization | None = None
     description: str = ""
     preprocess: Any = "auto"
     validation: ValidationConfig | None = None
     ema: float | None = None
+    weights: Path | None = None
+    compile: bool | str = False
+    recompute_modules: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        object.__setattr__(self, "optimization", as_student(self.optimization))
+        if self.direct is not None:
+            object.__setattr__(self, "direct", as_student(self.direct))
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"weights: expected a safetensors file; there is none at {self.weights}")
+        self.trainer(self.optimization)  # checks the settings
         if module_recipe(self.model) is None:
             raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
         if self.ema is not None:
@@ -232,8 +252,27 @@ class StudentConfig:
             )
 
     @property
-    def baseline(self) -> Optimization:
+    def baseline(self) -> StudentOptimization:
         return self.direct or self.optimization
+
+    def trainer(self, optimization: StudentOptimization, *arguments: Any, **settings: Any) -> StudentTrainer:
+        """The trainer of this student by ``optimization``, which is its own or its baseline's."""
+        return StudentTrainer(
+            optimization,
+            *arguments,
+            compile=self.compile,
+            recompute_modules=self.recompute_modules,
+            **settings,
+        )
+
+    @property
+    def trained_by(self) -> list[Any]:
+        """The settings of every training of this student that are not in its optimisation, as data for a
+        digest; empty where there are none, so that earlier runs keep theirs."""
+        weights = None if self.weights is None else digest(Path(self.weights).read_bytes())
+        settings = {"weights": weights, "compile": self.compile, "recompute": self.recompute_modules}
+        given = {name: value for name, value in settings.items() if value}
+        return [given] if given else []
 
     @property
     def chosen_by(self) -> list[Any]:

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import Munge, TransferSet
@@ -136,8 +137,10 @@ def _job(
     steps = _bounded(40 * rows // 256, 500, 6000)
     student = StudentConfig(
         model,
-        Optimization(steps, batch_size=256, learning_rate=rate, schedule="cosine"),
-        Optimization(steps, batch_size=64, learning_rate=rate / 2, weight_decay=0.05, schedule="cosine"),
+        StudentOptimization(steps, batch_size=256, learning_rate=rate, schedule="cosine"),
+        StudentOptimization(
+            steps, batch_size=64, learning_rate=rate / 2, weight_decay=0.05, schedule="cosine"
+        ),
         preprocess=preprocess,
     )
     return Defaults(

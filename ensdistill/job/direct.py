@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ensdistill.common.describe import describe
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
-from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.progress import UnitProgress
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Split
@@ -28,9 +28,8 @@ from ensdistill.data.samples import subset
 from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
-from ensdistill.student.inputs import Preparation
+from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
-from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.validation import as_float32
@@ -69,7 +68,7 @@ class Recipe:
             f"{self.dropout:g}{smoothing}"
         )
 
-    def optimization(self, base: Optimization) -> Optimization:
+    def optimization(self, base: StudentOptimization) -> StudentOptimization:
         return replace(
             base, steps=self.steps, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
         )
@@ -117,6 +116,7 @@ def train_baselines(
             [DECAYS, DROPOUTS, SHORTER, LARGEST_DECAY],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
             *preprocess_setting(student, split),
+            *student.trained_by,
         ]
     )
     prepared = prepare_student(student, split, seed)
@@ -128,7 +128,7 @@ def train_baselines(
     folds.nll(direct, smoothed)
     shutil.rmtree(folder / "folds", ignore_errors=True)
     for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
-        trainer = StudentTrainer(
+        trainer = student.trainer(
             recipe.optimization(student.baseline),
             mixed_precision=settings.mixed_precision,
             callbacks=[figures := Figures()],
@@ -142,6 +142,7 @@ def train_baselines(
             seed=seed,
             augment=settings.augment if recipe.augmented else None,
             preprocess=prepared.preprocess,
+            weights=student.weights,
             watch=split.test.inputs,
             progress=figures.beside(report, kind.replace("_", " ")),
         )
@@ -176,12 +177,10 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> R
         return start
 
     decays = [factor * (base.weight_decay or 0.01) for factor in DECAYS]
-    best = climb(
-        best,
-        lambda v: replace(best, weight_decay=v),
-        [d for d in decays if d * base.learning_rate <= LARGEST_DECAY],
-    )
-    if own is not None:
+    decays = [d for d in decays if base.decays and d * base.learning_rate <= LARGEST_DECAY]
+    best = climb(best, lambda v: replace(best, weight_decay=v), decays)
+    # Another dropout may be another list of layers, which weights from a file would not fit.
+    if own is not None and student.weights is None:
         best = climb(
             best, lambda v: replace(best, dropout=v), [dropout for dropout in DROPOUTS if dropout > own]
         )
@@ -255,19 +254,19 @@ class _Folds:
             seeds=[derive_seed("direct fold", search.seed, i) for i in range(count)],
             rows=[train for train, _ in self.parts],
             names=[f"direct, {recipe}, fold {i + 1}" for i in range(count)],
-            optimization=recipe.optimization(search.student.baseline),
+            optimization=recipe.optimization(search.student.baseline).plain(),
             augment=search.settings.augment if recipe.augmented else None,
             checkpoint=self.folder / "folds",
             progress=self.progress,
         )
         for model, (_, held) in zip(models, self.parts, strict=True):
             with torch.no_grad():
-                yield model(torch.from_numpy(inputs[held])).float().numpy()
+                yield call(model, torch.from_numpy(inputs[held])).float().numpy()
 
     def _one_by_one(self, recipe: Recipe) -> Iterator[np.ndarray]:
         """Each fold's logits, by models trained one after the other on raw samples."""
         search, rows, prepared = self.search, self.search.split.labelled, self.search.prepared
-        trainer = StudentTrainer(
+        trainer = search.student.trainer(
             recipe.optimization(search.student.baseline), mixed_precision=search.settings.mixed_precision
         )
         factory, steps = recipe.factory(search.student.model), recipe.steps
@@ -280,6 +279,7 @@ class _Folds:
                 seed=derive_seed("direct fold", search.seed, i),
                 augment=search.settings.augment if recipe.augmented else None,
                 preprocess=prepared.preprocess,
+                weights=search.student.weights,
                 watch=subset(rows.inputs, held),
                 progress=partial(self._part, i * steps, len(self.parts) * steps),
             )
@@ -299,8 +299,11 @@ class _Search:
 
     def numbers(self, recipe: Recipe) -> np.ndarray | None:
         """The labelled rows' inputs as one float32 array, on which models can be trained side by side; None
-        where they are ids or fields, do not fit into memory, or are changed before they are prepared."""
+        where they are ids or fields, do not fit into memory, or are changed before they are prepared, and
+        where only the student's own trainer has the settings."""
         rows, preprocess = self.split.labelled, self.prepared.preprocess
+        if self.student.baseline.extras or self.student.trained_by:
+            return None  # side by side only AdamW is there, from new weights
         if isinstance(rows.inputs, np.ndarray) and preprocess is None:
             return as_float32("data", rows.inputs)
         if (recipe.augmented and self.settings.augment is not None) or rows.weights is not None:

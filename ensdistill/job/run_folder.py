@@ -167,6 +167,7 @@ class RunFolder:
                 choices,
                 split.labelled,
                 list(split.classes),
+                *student.trained_by,
             ]
         else:
             choices = [*digest_parts(distill.loss), distill.mixed_precision]
@@ -177,6 +178,7 @@ class RunFolder:
                 choices,
                 self.digest(unit.needs()[0]),
                 *student.chosen_by,
+                *student.trained_by,
             ]
         # The test inputs are watched for the learning curves.
         return digest([*common, *own, unit.student, split.test.inputs])

@@ -27,7 +27,6 @@ from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_up
 from ensdistill.job.student_files import describe_students
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
-from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.labelled_targets import LabelledTargets
@@ -232,7 +231,7 @@ def distill(
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
-    trainer = StudentTrainer(
+    trainer = student.trainer(
         student.optimization,
         settings.loss,
         mixed_precision=settings.mixed_precision,
@@ -251,6 +250,7 @@ def distill(
             augment=cached.augment,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
+            weights=student.weights,
             validation=None if student.validation is None else student.validation.build(),
             progress=figures.beside(report, kind.replace("_", " ")),
         )

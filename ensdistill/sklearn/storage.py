@@ -16,6 +16,7 @@ from sklearn.base import clone
 import ensdistill
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.inputs import Form
 from ensdistill.sklearn.judgement import Report
@@ -34,11 +35,12 @@ def save(classifier: Any, folder: Path) -> None:
     left_out: list[str] = []
     for name, value in classifier.get_params(deep=False).items():
         value = value.item() if isinstance(value, np.generic) else value
+        value = value.plain() if isinstance(value, StudentOptimization) and not value.extras else value
         if name == "student" and isinstance(inner(classifier.student_.member), BoostedMember):
             left_out.append(name)  # a booster's file holds its trees, and not all of its parameters
         elif name in ("teachers", "student"):
             parameters[name] = "auto" if isinstance(value, str) else "fitted"
-        elif name in GROUPS and isinstance(value, GROUPS[name]):
+        elif name in GROUPS and type(value) is GROUPS[name]:  # others may name classes
             parameters[name] = asdict(value)
         elif value is None or isinstance(value, (bool, int, float, str)) or value == []:
             parameters[name] = value

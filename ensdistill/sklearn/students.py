@@ -18,7 +18,6 @@ from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.estimators import check_student, fit_to_probabilities
-from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.members import Member, load_member
 
@@ -107,13 +106,15 @@ class Network:
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
         prepared = prepare_student(self.config, lesson.split, lesson.seed)
         validation = self.config.validation
-        trained = StudentTrainer(self.config.optimization, lesson.loss, ema=self.config.ema).distill(
+        trainer = self.config.trainer(self.config.optimization, lesson.loss, ema=self.config.ema)
+        trained = trainer.distill(
             prepared.factory,
             lesson.rows,
             lesson.cache,
             seed=lesson.seed,
             member=member,
             preprocess=prepared.preprocess,
+            weights=self.config.weights,
             validation=None if validation is None else validation.build(),
         )
         return trained.member(classes=lesson.split.classes, factory=prepared.factory)

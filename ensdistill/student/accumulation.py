@@ -22,28 +22,27 @@ if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
 
 
-def check_parts(parts: int, size: int, group: Processes, model: nn.Module) -> None:
-    """Check that a process's rows of a batch can be divided; warn of BatchNorm, which sees the parts only.
-
-    Raises
-    ------
-    ValueError
-        They can't.
-    """
-    share = size // group.count
+def check_divides(parts: int, size: int, processes: int = 1) -> None:
+    """Raise ValueError unless a process's rows of a batch can be divided into so many parts."""
+    share = size // processes
     if share % parts:
         whole = f"optimization.batch_size ({size})"
-        rows = whole if group.count == 1 else f"the {share} rows of each of the {group.count} processes"
+        rows = whole if processes == 1 else f"the {share} rows of each of the {processes} processes"
         divisors = [d for d in range(1, share + 1) if share % d == 0]
         raise ValueError(
             f"optimization.accumulate: expected a divisor of {rows}; got {parts}: choose "
             f"{max(d for d in divisors if d <= parts)}"
             + (f" or {min(later)}" if (later := [d for d in divisors if d > parts]) else "")
         )
+
+
+def warn_of_parts(parts: int, size: int, group: Processes, model: nn.Module) -> None:
+    """Warn of BatchNorm, whose statistics are those of the parts of a batch."""
     if parts > 1 and group.rank == 0 and (names := split_norms(model)):
+        rows = size // group.count // parts
         more = f" and {len(names) - 1} more" if names[1:] else ""
         warnings.warn(
-            f"BatchNorm ({names[0]}{more}) takes mean and variance of {share // parts} rows at a time, the "
+            f"BatchNorm ({names[0]}{more}) takes mean and variance of {rows} rows at a time, the "
             f"parts of a batch (optimization.accumulate={parts}), so the student is another one than that of "
             "whole batches",
             stacklevel=4,

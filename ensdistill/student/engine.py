@@ -111,7 +111,7 @@ class Engine:
         if self.clip_norm is not None:
             # The norm is that of the whole batch's gradients, without the scaler's factor.
             if self._accelerator.scaler is not None:
-                self._accelerator.unscale_gradients(self._prepared)
+                self._accelerator.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         if self._accelerator.scaler is None:
             self.optimizer.step()
@@ -177,7 +177,12 @@ def start_engine(
     group.take_first([*model.parameters(), *model.buffers()])
     run: Any = model
     if compiled:
-        run = torch.compile(model, backend="inductor" if compiled is True else compiled)
+        backend = "inductor" if compiled is True else compiled
+        try:
+            run = torch.compile(model, backend=backend)
+        except torch._dynamo.exc.InvalidBackend as error:
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"compile: {backend!r} is no backend of torch.compile: {known}") from error
     return Engine(
         accelerator.device, model, optimizer, precision, group, clip_norm, accelerator, prepared, run
     )

@@ -39,7 +39,12 @@ def build_student(
         makes numbers of them.
     """
     _check_no_teacher(factory)
-    check_fresh(factory, "the student", {})
+    try:
+        check_fresh(factory, "the student", {})
+    except TypeError:
+        if callable(factory) and not isinstance(factory, nn.Module):
+            _check_no_teacher(factory())
+        raise
     model = make_module(factory)
     if weights is not None:
         load_weights(model, weights)

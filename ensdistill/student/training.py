@@ -19,7 +19,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.data.samples import as_samples
-from ensdistill.student.accumulation import add_gradients, check_parts
+from ensdistill.student.accumulation import add_gradients, check_divides, warn_of_parts
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batch_statistics import share_buffers, synchronised_norms
 from ensdistill.student.batches import BLOCK, Batches
@@ -153,7 +153,8 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         fingerprint = training_fingerprint(trainer, training, model, group)
         about = describe_training(trainer, training, model)
         settings = student_settings(trainer.optimization)
-        check_parts(settings.accumulate, size, group, model)
+        check_divides(settings.accumulate, size, group.count)
+        warn_of_parts(settings.accumulate, size, group, model)
         optimizer, scheduler = build_optimizer(trainer.optimization, model)
         engine = start_engine(
             model,

@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember, inner
 from ensdistill.teachers.members.inputs import batches, count
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.members.module import is_plain, predicting
 from ensdistill.teachers.predict import named
 
@@ -42,7 +43,7 @@ class Stack:
         first = self.members[0]
         with predicting(first.module) as device, torch.no_grad():
             call = vmap(
-                lambda p, b, x: _tensor(functional_call(first.module, (p, b), (x,))),
+                lambda p, b, x: logits_of(functional_call(first.module, (p, b), (x,))),
                 in_dims=(0, 0, None),
                 randomness="error",
             )
@@ -123,8 +124,3 @@ def stacked_logits(
 
 def _batch(x: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x)).to(device)
-
-
-def _tensor(output: Any) -> Tensor:
-    logits: Tensor = getattr(output, "logits", output)
-    return logits

@@ -19,6 +19,7 @@ from torch import distributed, nn
 
 from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import UNLABELLED, Digits, Rows
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
@@ -99,12 +100,14 @@ def labelled() -> Rows:
     return Digits().split(0).labelled
 
 
-def few(steps: int = 60, **settings) -> Optimization:
-    return Optimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
+def few(steps: int = 60, **settings) -> StudentOptimization:
+    return StudentOptimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
 
 
-def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, **more):
-    trainer = StudentTrainer(few(steps), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema)
+def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, settings=None, **more):
+    trainer = StudentTrainer(
+        few(steps, **(settings or {})), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema
+    )
     return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
 
 
@@ -135,6 +138,9 @@ JOBS = {
     "online teachers": partial(from_teachers, source=online),
     "a cache as you go": partial(from_teachers, source=filling),
     "few labels": partial(distil, factory=MLP, alpha=0.3),
+    "few labels, in parts": partial(
+        distil, factory=MLP, alpha=0.3, settings={"accumulate": 3, "clip_norm": 0.05}
+    ),
     "direct, augmented": direct,
     "a parameter without use": partial(distil, factory=Idle),
     "norms of the whole batch": partial(distil, factory=Norms, sync=True),
@@ -273,6 +279,11 @@ def refuse(folder: Path, rank: int) -> None:
         ValueError, r"^optimization.batch_size: expected a multiple of the 2 processes; got 3"
     ):
         StudentTrainer(Optimization(steps=2, batch_size=3)).direct(MLP, everything, classes=10)
+    with np.testing.assert_raises_regex(
+        ValueError,
+        r"^optimization.accumulate: expected a divisor of the 12 rows of each of the 2 processes; got 5",
+    ):
+        StudentTrainer(few(accumulate=5)).direct(MLP, everything, classes=10)
 
     class Own(nn.BatchNorm1d):
         def forward(self, x):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -16,8 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from sklearn_helpers import FAST, STUDENT, numbers, small, table, takes_gaps
+from torch.optim import SGD
 
 from ensdistill import Ensemble
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.transfer import Munge
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn import DistilledClassifier
@@ -168,6 +171,19 @@ def test_a_loaded_classifier_has_its_parameters_and_can_be_fitted(tmp_path):
     assert again.random_state is None
     assert again.fit(X, Y).ensemble_.names == model.ensemble_.names
     assert again.score(X, Y) > 0.75
+
+
+def test_a_students_own_optimization_trains_it_and_is_not_saved_where_it_names_a_class(tmp_path):
+    plain = StudentOptimization(steps=40, batch_size=32, learning_rate=0.02)
+    own = replace(plain, optimizer=SGD, clip_norm=1.0)
+    models = [small(optimization=optimization).fit(X, Y) for optimization in (plain, own)]
+    assert not np.array_equal(*[model.predict_proba(X) for model in models])
+    models[0].save(tmp_path / "plain")
+    assert DistilledClassifier.load(tmp_path / "plain").optimization == plain
+    with pytest.warns(UserWarning, match="save: optimization can't be written"):
+        models[1].save(tmp_path / "own")
+    again = DistilledClassifier.load(tmp_path / "own")
+    np.testing.assert_array_equal(again.predict_proba(X), models[1].predict_proba(X))
 
 
 def test_folders_that_hold_no_whole_classifier_are_refused(tmp_path):

@@ -1,12 +1,14 @@
 """The student's trainer beside a caller's own accelerate, and the contents of a checkpoint."""
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
@@ -15,6 +17,7 @@ from ensdistill.common.processes import Processes
 from ensdistill.data import Rows
 from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.models import MLP
+from ensdistill.student.engine import start_engine
 from ensdistill.student.trainer import StudentTrainer
 
 ROWS = Rows(
@@ -194,3 +197,47 @@ def test_a_single_process_exchanges_nothing():
     alone, numbers = Processes(), torch.ones(2)
     assert alone.mean(numbers) is numbers
     assert (alone.first(b"a"), alone.first(None), alone.agree(b"a")) == (b"a", None, True)
+
+
+class Scaling:
+    """What the engine uses of accelerate where gradients are scaled, on the CPU."""
+
+    def __init__(self, optimizer, scale):
+        Accelerator(cpu=True)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)
+        self.prepared = AcceleratedOptimizer(optimizer, scaler=self.scaler)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    @property
+    def optimizer_step_was_skipped(self):
+        return self.prepared.step_was_skipped
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_scaled_gradients_are_clipped_by_their_true_norm_after_all_parts(clip):
+    def steps(scale):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        engine = start_engine(model, optimizer, "no", Processes(), clip_norm=clip)
+        if scale:
+            scaling = Scaling(optimizer, scale)
+            engine = replace(engine, _accelerator=scaling, _prepared=scaling.prepared)
+        done = []
+        for step in range(4):
+            optimizer.zero_grad()
+            for part in torch.from_numpy(ROWS.inputs).view(4, 16, 8):
+                # The third step's gradients are finite, but overflow once they are scaled.
+                huge = 1e36 if step == 2 and scale else 1.0
+                engine.backward(engine.forward(part).square().mean() * huge / 4)
+            if step != 2 or scale:
+                done.append(engine.step())
+        return done, model
+
+    (done, plain), (scaled_done, scaled) = steps(None), steps(2.0**16)
+    assert done == [True, True, True]
+    assert scaled_done == [True, True, False, True]
+    for got, want in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)

@@ -193,7 +193,7 @@ def caches(tmp_path_factory):
 @pytest.mark.parametrize("parts", [2, 24])
 @pytest.mark.parametrize("weights", [False, True], ids=["equal", "weighted"])
 def test_accumulation_is_the_whole_batch(caches, codec, parts, weights):
-    rows, whole = labelled_rows(weights), replace(SGD, steps=40)
+    rows, whole = labelled_rows(weights), replace(SGD, steps=12)
     trained = [
         StudentTrainer(o, temperature=2.0, alpha=0.4).distill(STUDENT, rows, caches[codec])
         for o in (whole, replace(whole, accumulate=parts))

@@ -20,6 +20,7 @@ from ensdistill.common.random import BatchOrder, derive_seed, random_generator
 from ensdistill.common.source import source_digest
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.channels_last import as_channels_last
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.dropout import OwnDropout, keys
 from ensdistill.teachers.stack.status import Status, Watch
 from ensdistill.teachers.stack.traits import Traits, traits
@@ -217,9 +218,8 @@ class Job:
             if self.single:
                 if self.dropout is not None and key is not None:
                     self.dropout.begin(key[0])
-                logits = self.models[0](as_channels_last(inputs) if self.traits.channels_last else inputs)[
-                    None
-                ]
+                given = as_channels_last(inputs) if self.traits.channels_last else inputs
+                logits = logits_of(self.models[0](given))[None]
             else:
                 keys = torch.zeros(count, 2, dtype=torch.int32, device=inputs.device) if key is None else key
                 logits = self.stack(self.parameters, self.buffers, inputs.unflatten(0, (count, -1)), keys)
@@ -237,8 +237,7 @@ class Job:
     ) -> Tensor:
         if self.dropout is not None:
             self.dropout.begin(key)
-        logits: Tensor = functional_call(self.models[0], (parameters, buffers), (inputs,))
-        return logits
+        return logits_of(functional_call(self.models[0], (parameters, buffers), (inputs,)))
 
     def _losses(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """The mean loss of each model, [models]; ``rows`` [models, batch] are the positions of the rows."""

@@ -1,0 +1,40 @@
+"""The settings of docs/training.md are accepted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from job_helpers import JOB, OPTIMIZATION
+
+from ensdistill.cli.settings import load_config
+from ensdistill.common.optimizers import StudentOptimization
+
+TEXT = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+
+
+def test_the_python_of_the_page_makes_an_optimization():
+    (code,) = re.findall(r"```python\n(.*?)^trained = StudentTrainer\(optimization", TEXT, re.S | re.M)
+    names = {}
+    exec(code, names)
+    assert isinstance(names["optimization"], StudentOptimization)
+    assert list(names["optimization"].extras) == [
+        "schedule",
+        "optimizer",
+        "groups",
+        "clip_norm",
+        "accumulate",
+    ]
+
+
+def test_the_yaml_of_the_page_makes_the_same_student(tmp_path, monkeypatch):
+    (text,) = (part for part in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "optimizer:" in part)
+    monkeypatch.chdir(tmp_path)
+    Path("pretrained.safetensors").touch()
+    small = yaml.safe_load(text)["distill"]["students"]["small"]
+    Path("job.yaml").write_text(yaml.safe_dump({**JOB, "distill": {"students": {"small": small}}}))
+    student = load_config(["--config", "job.yaml"]).distill.students["small"]
+    assert student.optimization.optimizer.keywords == {"momentum": 0.9}
+    assert student.optimization.accumulate == 4
+    assert OPTIMIZATION["steps"] != student.optimization.steps == 20000
