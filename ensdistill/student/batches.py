@@ -56,7 +56,8 @@ class Batch:
     label_factor : float or None
         With several processes: the factor that makes the mean over this process's labelled rows a part of the
         mean over those of all processes. Gradients are averaged over processes; a mean of the processes' own
-        means would weigh their rows differently. None with one process.
+        means would weigh their rows differently. The same for the parts into which a batch is divided. None
+        with one process and whole batches.
     weights : Tensor [B], float32, or None
         The rows' weights, divided by the mean over all rows of the training; None where they have none.
     """

@@ -337,6 +337,8 @@ class StudentTrainer:
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.
 
+        Where ``optimization.accumulate`` divides batches into parts, it is called for each part.
+
         A subclass overrides this method to change the step: to mix inputs, to add a penalty, to call the
         model twice.
 

@@ -173,6 +173,19 @@ def test_outputs_of_every_kind_train_the_same_student_and_predict_the_same(kind,
     assert np.array_equal(loaded.predict_logits(X), member.predict_logits(X))
 
 
+@pytest.mark.parametrize("way", ["stacked", "one_by_one"])
+def test_members_with_several_outputs_are_trained_and_predict_like_others(way):
+    x, short = X, SHORT.plain()
+    logits = []
+    for kind in ("tensor", "dict"):
+        made = Ensemble.train(
+            partial(Kinds, kind=kind), (x, Y), members=2, optimization=short, way=way, seed=0
+        )
+        logits.append(made.raw_logits(x))
+    # A stack that predicts is one matrix product for all members, alone they are several.
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-6)
+
+
 class Wrong(nn.Module):
     def __init__(self, outputs) -> None:
         super().__init__()

@@ -42,7 +42,8 @@ _FEW = 8  # different rows: logits of fewer may look like probabilities by chanc
 
 
 class TorchMember:
-    """A torch module that maps [N, ...] to outputs [N, C], or to an object or a dict with ``logits`` [N, C].
+    """A torch module that maps [N, ...] to outputs [N, C]; of several outputs (a tuple, a dict, a dataclass,
+    an object) they are what is called ``logits``, or else the one tensor of two dimensions.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.dropout import OwnDropout
 from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.side_by_side import hindrance, single_threaded
@@ -147,8 +148,7 @@ def difference(stack: Job) -> str | None:
     ) -> Tensor:
         with OwnDropout() as mode:
             mode.begin(key)
-            logits: Tensor = functional_call(module, (parameters, buffers), (inputs,))
-        return logits
+            return logits_of(functional_call(module, (parameters, buffers), (inputs,)))
 
     with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
         together = vmap(partial(answer, base), in_dims=(0, 0, None), randomness="different")(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.teachers.channels_last import gains_by_channels_last, same_in_channels_last
+from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.dropout import OwnDropout
 
 
@@ -52,8 +53,7 @@ def traits(module: nn.Module, inputs: Tensor, channels_last: bool = True) -> Tra
 
         def again(images: Tensor) -> Tensor:
             with _kept(module, inputs.device):
-                answer: Tensor = module(images)
-            return answer
+                return logits_of(module(images))
 
         last = channels_last and gains_by_channels_last(module, inputs) and same_in_channels_last(again, few)
     return Traits(mode.used, draws, last, reassigns)
