@@ -43,7 +43,7 @@ def noisy() -> Split:
 @pytest.fixture(scope="module")
 def trained(noisy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("direct")
-    return folder, train_baselines(STUDENT, SETTINGS, noisy, 0, folder, lambda what, done, total: None)
+    return folder, train_baselines(STUDENT, SETTINGS, noisy, 0, folder, lambda *_: None)
 
 
 def test_a_direct_model_that_overfits_is_held_back(noisy, trained):
@@ -79,7 +79,7 @@ def test_a_search_goes_on_where_it_was_killed(noisy, trained, tmp_path, monkeypa
     folder, found = trained
     shutil.copy(folder / "choice.json", tmp_path / "choice.json")
     monkeypatch.setattr(baselines, "train_stack", None)  # nothing is left to search
-    assert train_baselines(STUDENT, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None) == found
+    assert train_baselines(STUDENT, SETTINGS, noisy, 0, tmp_path, lambda *_: None) == found
     assert (tmp_path / "direct" / "model.safetensors").read_bytes() == (
         folder / "direct" / "model.safetensors"
     ).read_bytes()
@@ -94,7 +94,7 @@ def test_folds_keep_the_copies_of_a_row_together(noisy, monkeypatch, tmp_path):
 
     monkeypatch.setattr(baselines, "train_stack", stop)
     with pytest.raises(InterruptedError):
-        train_baselines(STUDENT, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None)
+        train_baselines(STUDENT, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
     (groups,) = equal_inputs(noisy.labelled.inputs)
     assert len(np.unique(groups)) < len(groups)
     for train in parts:
@@ -112,7 +112,7 @@ def test_a_recipe_that_diverges_is_no_choice(noisy, monkeypatch, tmp_path):
 
     monkeypatch.setattr(baselines, "train_stack", diverges)
     quick = StudentConfig(STUDENT.model, Optimization(steps=32, learning_rate=0.01))
-    found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None)
+    found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
     assert "weight decay 0.01" in found["recipe"]
     assert None in found["held_out_nll"].values()
     assert read_json(tmp_path / "choice.json")["tried"]["plain, 8 steps, weight decay 0.1, dropout 0"] == {
@@ -138,5 +138,5 @@ def test_the_dropout_of_a_model(model, dropout):
 
 def test_a_model_without_dropout_is_searched_without(noisy, tmp_path):
     quick = StudentConfig(Plain, Optimization(steps=32, learning_rate=0.01))
-    found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda what, done, total: None)
+    found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
     assert all("dropout 0" in name and "dropout 0." not in name for name in found["held_out_nll"])

@@ -448,3 +448,17 @@ def test_lazy_rows_and_online_teachers_are_validated_alike(caches, members, tmp_
             validation=changed.take(np.arange(60)),
             workers=0,
         )
+
+
+@pytest.mark.slow
+def test_a_compiled_student_has_the_same_average(caches):
+    compiled, plain = (
+        StudentTrainer(SHORT, ema=0.9, compile=backend).distill(
+            STUDENT, ROWS, caches["members"], validation=0.2
+        )
+        for backend in ("aot_eager", False)
+    )
+    assert type(compiled.average) is type(compiled.module) is MLP
+    assert compiled.choice.step == plain.choice.step
+    for one, other in zip(compiled.average.parameters(), plain.average.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
