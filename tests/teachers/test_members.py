@@ -322,6 +322,11 @@ class Classifier(nn.Module):
         return type("Output", (), {"logits": self.head(mean)})()
 
 
+class Nothing(nn.Module):
+    def forward(self, x):
+        return {}
+
+
 def test_models_that_return_logits_are_masked_and_know_their_classes():
     member = TorchMember(Classifier())
     assert member.classes == ("no", "maybe", "yes")
@@ -335,13 +340,16 @@ def test_models_that_return_logits_are_masked_and_know_their_classes():
         TorchMember(member.module, classes=["yes", "no", "perhaps"])
     with pytest.raises(ValueError, match="expects float32, or integers for a model of tokens; got float64"):
         member.predict_logits(np.zeros((1, 2)))
+    # A recurrent network's first output is that of each step, and no logits of a row.
     with pytest.raises(
-        TypeError,
-        match=(
-            r"odd: expected a module that returns a tensor, or an object with \.logits; got builtins\.tuple"
-        ),
+        ValueError, match=r"odd: expected outputs \[1, C\], one for each class; got \[1, 2, 2\]"
     ):
         TorchMember(nn.LSTM(3, 2), name="odd").predict_logits(np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(
+        TypeError,
+        match=r"odd: expected a module that returns a tensor, or an object with \.logits; got builtins\.dict",
+    ):
+        TorchMember(Nothing(), name="odd").predict_logits(np.zeros((1, 3), np.float32))
 
 
 class _Convolution(nn.Module):
