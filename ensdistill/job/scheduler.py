@@ -179,8 +179,12 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
         # Readers of lazy samples would be spawned too, which takes seconds for every short training.
         mp.set_start_method("fork", force=True)
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
+    # scikit-learn's boosting has a team of its own, as large as the machine. Such teams of several workers
+    # wait for each other: ten times as long.
+    threadpool_limits(threads, user_api="openmp")
     # Of texts' bags of n-grams torch has no batching rule; a reader of the warning can do nothing about it.
     warnings.filterwarnings("ignore", ".*batching rule for aten::embedding_bag")
     # The parent draws on the terminal: a line of another process would stand amid its bars.
