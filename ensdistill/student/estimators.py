@@ -16,6 +16,7 @@ from ensdistill.teachers.recipes import SklearnMembers
 from ensdistill.teachers.stack.row_weights import check_takes_weights
 
 SMALLEST = 1e-3  # classes of less probability have no copy of the row: most rows then have one or two
+LEFT_OUT = 0.01  # of a row's probability at most, however many classes there are
 
 
 def fit_to_probabilities(
@@ -33,8 +34,8 @@ def fit_to_probabilities(
 
     Each sample is given once for each class, with the class's probability as its weight, so that the
     weighted log-loss of the fit is the cross entropy to the distribution. Classes below 0.001 are left out,
-    and the others of that row are scaled to sum to one. A distribution of one class is a label: such rows
-    alone need no weights.
+    up to a hundredth of the row, and the others are scaled to sum to one. A distribution of one class is a
+    label: such rows alone need no weights.
 
     Parameters
     ----------
@@ -77,6 +78,11 @@ def fit_to_probabilities(
     check_student(estimator)
     samples = as_samples(samples)
     rows, labels, counts = expanded(probabilities, weights)
+    if (labels == labels[0]).all():
+        raise ValueError(
+            f"probabilities: {name}: expected a second class of at least {SMALLEST:g} in some row; all "
+            f"{len(probabilities)} rows are of {classes[labels[0]]!r}"
+        )
     known: np.ndarray | None = counts
     if weights is None and len(rows) == len(probabilities):
         known = None
@@ -94,7 +100,8 @@ def expanded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each row once for each of its classes: its position, the class, both int64, and the weight, float64.
 
-    Classes below ``smallest`` are left out, and the others of that row are scaled to sum to one.
+    Of each row the least classes below ``smallest`` are left out, together up to ``LEFT_OUT``; the others are
+    scaled to sum to one.
 
     Examples
     --------
@@ -102,7 +109,11 @@ def expanded(
     >>> rows.tolist(), labels.tolist(), weights.tolist()
     ([0, 0, 1], [0, 1, 0], [0.25, 0.75, 1.0])
     """
-    kept = np.where(probabilities < smallest, 0.0, probabilities)
+    order = np.argsort(probabilities, axis=1)
+    rising = np.take_along_axis(probabilities, order, 1)
+    lost = (rising < smallest) & (rising.cumsum(1) <= LEFT_OUT)
+    kept = np.array(probabilities, np.float64)
+    np.put_along_axis(kept, order, np.where(lost, 0.0, rising), 1)
     kept /= kept.sum(1, keepdims=True)
     rows, labels = np.nonzero(kept)
     counts = kept[rows, labels] * (1.0 if weights is None else weights[rows])

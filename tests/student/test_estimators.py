@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from xgboost import XGBClassifier
 
-from ensdistill.student.estimators import fit_to_probabilities
+from ensdistill.student.estimators import expanded, fit_to_probabilities
 
 X = np.repeat(np.arange(4.0), 50)[:, None]
 P = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
@@ -32,6 +32,23 @@ def test_a_tree_returns_the_probabilities_that_it_was_given():
     member = fit_to_probabilities(DecisionTreeClassifier(), X, P.repeat(50, 0), classes=NAMES)
     np.testing.assert_allclose(probabilities(member, np.arange(4.0)[:, None]), P, atol=1e-5)
     assert member.classes == NAMES
+
+
+def test_of_many_classes_those_that_make_up_a_hundredth_are_left_out():
+    flat = expanded(np.full((2, 1200), 1 / 1200))
+    assert len(flat[0]) >= 2 * 0.98 * 1200
+    np.testing.assert_allclose(np.bincount(flat[0], flat[2]), [1, 1])
+    p = np.full((1, 400), 0.4 / 399)
+    p[0, 3] = 0.6
+    _, labels, weights = expanded(p)
+    np.testing.assert_allclose(weights[labels == 3], 0.6, atol=0.01)
+    few = np.array([[0.9985, 0.0009, 0.0006], [0.5, 0.4991, 0.0009]])
+    assert expanded(few)[1].tolist() == [0, 0, 1]
+
+
+def test_one_class_alone_is_refused():
+    with pytest.raises(ValueError, match=r"^probabilities: student: expected a second class .* of 'b'"):
+        fit_to_probabilities(DecisionTreeClassifier(), X, np.eye(3)[np.ones(200, int)], classes=NAMES)
 
 
 def test_weights_of_rows_multiply_the_probabilities():

@@ -197,7 +197,19 @@ def test_the_saved_file_predicts_in_its_library_what_the_student_predicts(
 
 
 @pytest.mark.parametrize("metric", ["kl", pytest.param("agreement", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("estimator", BOOSTERS, ids=by_name)
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *BOOSTERS,
+        pytest.param(
+            catboost.CatBoostClassifier(
+                **CATBOOST | {"depth": 6, "l2_leaf_reg": 0.1}, grow_policy="Lossguide"
+            ),
+            id="lossguide",
+        ),
+    ],
+    ids=by_name,
+)
 def test_the_round_that_is_kept_is_the_best_on_the_validation_rows(taught, estimator, metric):
     rows, _, cache = taught
     own, other = rows.take(np.arange(110)), rows.take(np.arange(110, 160))
@@ -222,6 +234,40 @@ def test_the_round_that_is_kept_is_the_best_on_the_validation_rows(taught, estim
     ((_, (agreement, divergence)),) = kept.validation.items()
     expected = -divergence if metric == "kl" else agreement - 1e-9 * divergence
     np.testing.assert_allclose([judged(kept.member), expected], max(values), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        lightgbm.LGBMClassifier(**LIGHTGBM, boosting_type="dart", learning_rate=0.9),
+        xgboost.XGBClassifier(**XGBOOST, booster="dart", rate_drop=0.5, learning_rate=0.9),
+    ],
+    ids=by_name,
+)
+def test_dart_is_trained_and_keeps_all_its_rounds(taught, estimator):
+    rows, _, cache = taught
+    found = TreeStudent(estimator).fit(rows, cache, validation=Validation(rows=0.3, patience=1))
+    assert found.way == "KL objective, 12 of 12 rounds"
+    own = estimator.get_params()
+    other = {"boosting_type": "gbdt"} if "boosting_type" in own else {"booster": "gbtree", "rate_drop": None}
+    plain = TreeStudent(type(estimator)(**own | other)).fit(rows, cache, validation=None)
+    trees = plain.member.predict_logits(rows.inputs)
+    assert np.abs(found.member.predict_logits(rows.inputs) - trees).max() > 0.01
+
+
+@pytest.mark.parametrize("estimator", BOOSTERS, ids=by_name)
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_class_without_probability_on_any_row_stays_an_output(estimator, absent):
+    generator = np.random.default_rng(0)
+    x, p = generator.normal(size=(60, 2)), softmax(generator.normal(size=(60, 3)), axis=1)
+    p[:, absent] = 0
+    p /= p.sum(1, keepdims=True)
+    objective = Objective.of(LossSettings(), p, np.full(60, -100))
+    member = TreeStudent(estimator).fit_to(x, objective, "abc").member
+    q = softmax(member.predict_logits(x), axis=1)
+    assert q.shape == (60, 3)
+    assert q[:, absent].max() < 0.1  # CatBoost starts at equal shares
+    assert (q.argmax(1) == p.argmax(1)).mean() > 0.6
 
 
 @pytest.mark.parametrize("estimator", BOOSTERS, ids=by_name)
@@ -307,6 +353,11 @@ def test_a_frame_with_categories_and_gaps_is_taken_raw(tmp_path, estimator):
         ),
         (xgboost.XGBClassifier(base_score=0.3), {}, "base_score: expected none for a student"),
         (
+            xgboost.XGBClassifier(booster="gblinear"),
+            {},
+            "booster: expected 'gbtree' or 'dart' for a student, .* got 'gblinear'",
+        ),
+        (
             catboost.CatBoostClassifier(auto_class_weights="Balanced"),
             {},
             "auto_class_weights: expected 'None' for",
@@ -320,7 +371,7 @@ def test_a_frame_with_categories_and_gaps_is_taken_raw(tmp_path, estimator):
             "loss.temperature: expected 1 for CatBoostClassifier",
         ),
     ],
-    ids=[str(i) for i in range(9)],
+    ids=[str(i) for i in range(10)],
 )
 def test_settings_without_a_part_in_the_objective_are_refused(estimator, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -340,8 +391,29 @@ def test_columns_that_no_tree_can_split_by_leave_the_base_score_or_are_named():
         student.fit_to(np.zeros((8, 2)), objective, "abc")
 
 
+@pytest.mark.parametrize(
+    ("estimator", "x", "reason"),
+    [
+        (BOOSTERS[1], [np.inf, 1.0], "Check failed: valid: Input data contains `inf`"),
+        (BOOSTERS[2], [1.0, 1.0], "All features are either constant or ignored"),
+        (lightgbm.LGBMClassifier(**LIGHTGBM | {"num_leaves": 1}), [1.0, 2.0], "Check failed: "),
+    ],
+    ids=["xgboost", "catboost", "lightgbm"],
+)
+def test_a_refusal_of_the_library_names_it_and_the_reason(estimator, x, reason):
+    p = np.array([[0.9, 0.1], [0.2, 0.8]] * 10)
+    objective = Objective.of(LossSettings(), p, np.full(20, -100))
+    kind = type(estimator).__name__
+    with pytest.raises(ValueError, match=f"^estimator: student: {kind} refuses the fit: {reason}") as raised:
+        TreeStudent(estimator).fit_to(np.array([x]).repeat(10, 0).reshape(20, 1), objective, "ab")
+    assert "\n" not in str(raised.value)
+
+
 def test_wrong_validations_are_refused(taught):
     rows, _, cache = taught
+    none = Rows(rows.inputs[:9], rows.uids[:9], rows.labels[:9], np.zeros(9))
+    with pytest.raises(ValueError, match="validation: expected a row of a weight above 0; got none"):
+        TreeStudent(BOOSTERS[0]).fit(rows.take(np.arange(9, 160)), cache, validation=none)
     student = TreeStudent(BOOSTERS[0])
     with pytest.raises(ValueError, match="validation: uid 5 is among the rows that are trained on, too"):
         student.fit(rows, cache, validation=rows.take(np.arange(9)))

@@ -1,22 +1,29 @@
 """Estimators of scikit-learn as students: weighted expansion, or regression on log-odds."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from ensdistill import Ensemble, cache_targets
 from ensdistill.data import Rows
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.trees import TreeStudent
+from ensdistill.student.trees import Objective, TreeStudent
 from ensdistill.student.trees.ways import log_odds, regressor_of, ways_of
 from ensdistill.teachers.members import load_member
 
@@ -109,6 +116,27 @@ def test_the_better_way_on_the_held_out_rows_is_kept_and_named(taught, tmp_path,
     np.testing.assert_array_equal(load_member(tmp_path).predict_logits(other.inputs), logits)
 
 
+def test_log_odds_of_many_classes_leave_the_likely_ones_as_they_are():
+    p = np.full((1, 200), 0.1 / 199)
+    p[0, 7] = 0.9
+    q = softmax(log_odds(p), axis=1)
+    np.testing.assert_allclose(q, p, atol=1e-12)
+    assert softmax(log_odds(np.eye(200)), axis=1).max(1).min() > 0.99
+
+
+@pytest.mark.parametrize("way", ["expansion", "regression"])
+def test_a_frame_is_taken_raw_in_both_ways(way):
+    generator = np.random.default_rng(0)
+    city = pd.Categorical(generator.choice(["Rome", "Oslo"], 60))
+    frame = pd.DataFrame({"city": city, "age": generator.random(60)})
+    columns = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
+    estimator = make_pipeline(columns, DecisionTreeClassifier(max_depth=1))
+    p = np.where(np.asarray(city == "Oslo")[:, None], [[0.9, 0.1]], [[0.2, 0.8]])
+    objective = Objective.of(LossSettings(), p, np.full(60, -100))
+    member = TreeStudent(estimator, way=way).fit_to(frame, objective, ["no", "yes"]).member
+    np.testing.assert_allclose(softmax(member.predict_logits(frame), axis=1), p, atol=1e-4)
+
+
 def test_regression_by_a_linear_model_finds_the_linear_teacher(taught):
     rows, ensemble, cache = taught
     fitted = TreeStudent(Ridge(alpha=1e-6)).fit(rows, cache)
@@ -122,6 +150,14 @@ def test_estimators_and_settings_without_a_way_are_refused(taught):
     rows, _, cache = taught
     assert ways_of(KNeighborsClassifier()) == ["regression"]
     assert ways_of(GaussianNB()) == ["expansion"]
+    voting = VotingClassifier([("nb", GaussianNB()), ("tree", DecisionTreeClassifier())], voting="soft")
+    assert ways_of(voting) == ["expansion"]
+    for estimator, name in (
+        (DecisionTreeClassifier(class_weight="balanced"), "class_weight"),
+        (make_pipeline(LogisticRegression(class_weight={0: 2})), "logisticregression__class_weight"),
+    ):
+        with pytest.raises(ValueError, match=f": {name}: expected none for a student"):
+            TreeStudent(estimator)
     with pytest.raises(ValueError, match="MLPish takes no sample_weight"):
         TreeStudent(MLPish())
     with pytest.raises(ValueError, match=r"loss\.temperature: expected 1 for GaussianNB"):

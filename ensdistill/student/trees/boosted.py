@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ _LIBRARIES: dict[str, Callable[[Fit], Boosted]] = {
     "lightgbm": of_lightgbm.fit_lightgbm,
     "xgboost": of_xgboost.fit_xgboost,
 }
+_ERRORS = ("CatBoostError", "LightGBMError", "XGBoostError")
 # By library and parameter the values that an estimator may have, beside None.
 _REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
     "catboost": of_catboost.REFUSED,
@@ -23,12 +25,11 @@ _REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def check_parameters(estimator: Any) -> None:
-    """Raise ValueError for a parameter of a booster that has no part in the objective of soft targets; names
-    it."""
-    given = estimator.get_params()
-    for key, allowed in _REFUSED[str(library_of(estimator))].items():
-        value = given.get(key)
-        if value is not None and not any(value == one for one in allowed):
+    """Raise ValueError for a parameter of an estimator that has no part in the objective of soft targets."""
+    refused = _REFUSED.get(library_of(estimator) or "", {"class_weight": ()})
+    for key, value in estimator.get_params().items():
+        allowed = refused.get(key.rpartition("__")[2])
+        if value is not None and allowed is not None and not any(value == one for one in allowed):
             expected = " or ".join(map(repr, allowed)) or "none"
             raise ValueError(
                 f"estimator: {type(estimator).__name__}: {key}: expected {expected} for a student, which is "
@@ -37,5 +38,20 @@ def check_parameters(estimator: Any) -> None:
 
 
 def fit_boosted(fit: Fit) -> Boosted:
-    """Fit a booster by the library of its estimator, whose parameters are checked."""
-    return _LIBRARIES[str(library_of(fit.estimator))](fit)
+    """Fit a booster by the library of its estimator, whose parameters are checked.
+
+    Raises
+    ------
+    ValueError
+        The library refuses the rows, or a parameter.
+    """
+    try:
+        return _LIBRARIES[str(library_of(fit.estimator))](fit)
+    except Exception as error:
+        if type(error).__name__ not in _ERRORS:
+            raise
+        # The first line without its time and place in the source; XGBoost's others are a stack trace.
+        reason = re.sub(r"^(\[[\d:]+\] )?\S+\.\w+:\d+: ", "", str(error).strip().splitlines()[0])
+        raise ValueError(
+            f"estimator: {fit.name}: {type(fit.estimator).__name__} refuses the fit: {reason}"
+        ) from error

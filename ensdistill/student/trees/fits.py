@@ -73,6 +73,11 @@ class Fit:
         assert self.judge is not None
         return self.judge.value(as_logits(scores, len(self.judge.objective), self.classes))
 
+    def judge_for(self, kind: str | None) -> Judge | None:
+        """The judge of the rounds of this kind of boosting; None where all rounds are kept. DART scales
+        earlier trees anew in each round, so that its first rounds alone are not the model that they were."""
+        return None if kind == "dart" else self.judge
+
     def start(self) -> np.ndarray:
         """The base score: [C], or the margin [1] of two classes."""
         start = self.objective.start()

@@ -49,6 +49,8 @@ class Judge:
 
     def __post_init__(self) -> None:
         self._first = self.objective.targets.argmax(1)
+        if not self.objective.weights.any():
+            raise ValueError("validation: expected a row of a weight above 0; got none")
 
     def ends(self, rounds: int) -> int:
         """After so many rounds without a better one a booster that is allowed ``rounds`` stops."""
@@ -56,8 +58,7 @@ class Judge:
 
     def figures(self, scores: np.ndarray) -> tuple[float, float]:
         """The agreement with the ensemble, and the KL from it in nats, for scores [V, C]."""
-        one = self.objective
-        weights = one.soft + one.hard
+        one, weights = self.objective, self.objective.weights
         divergence = xlogy(one.targets, one.targets) - one.targets * log_softmax(
             np.asarray(scores, np.float64) / one.temperature, axis=1
         )

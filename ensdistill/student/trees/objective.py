@@ -84,6 +84,11 @@ class Objective:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def weights(self) -> np.ndarray:
+        """The factors of both terms together, [N]; a row of 0 has no part in the loss."""
+        return self.soft + self.hard
+
     def take(self, index: np.ndarray) -> Objective:
         """The rows at these positions."""
         parts = {name: getattr(self, name)[index] for name in ("targets", "hot", "soft", "hard")}
@@ -137,7 +142,7 @@ class Objective:
             return self.targets, self.soft, self.temperature
         if self.temperature != 1 and self.soft.any():
             return None
-        weights = self.soft + self.hard
+        weights = self.weights
         rows = self.soft[:, None] * self.targets + self.hard[:, None] * self.hot
         return rows / np.where(weights > 0, weights, 1)[:, None], weights, 1.0
 

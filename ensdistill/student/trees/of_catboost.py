@@ -14,6 +14,7 @@ import numpy as np
 
 from ensdistill.student.estimators import expanded
 from ensdistill.student.trees.fits import Boosted, Fit
+from ensdistill.student.trees.objective import LEAST
 from ensdistill.teachers.members.categories import with_categories
 
 DROPPED = (
@@ -63,12 +64,17 @@ def fit_catboost(fit: Fit) -> Boosted:
         features, labels = fit.features, targets[:, 1]
     else:
         settings |= {"loss_function": "MultiClass", "classes_count": fit.classes}
-        rows, labels, weights = expanded(targets, weights)
+        rows, labels, weights = _every_class(targets, weights, *expanded(targets, weights))
         features = fit.features.iloc[rows] if hasattr(fit.features, "iloc") else fit.features[rows]
-    model = CatBoost(settings).fit(_pool(features, columns, labels, weights))
+    pool = _pool(features, columns, labels, weights)
+    model = CatBoost(settings).fit(pool)
     kept = _best(fit, model, columns) if fit.judge is not None else model.tree_count_
     if kept < model.tree_count_:
-        model.shrink(kept)
+        if settings.get("grow_policy", "SymmetricTree") == "SymmetricTree":
+            model.shrink(kept)
+        else:  # trees that CatBoost can't take away; it makes the same ones in a shorter training
+            shorter = settings | {"iterations": kept, "learning_rate": model.learning_rate_}
+            model = CatBoost(shorter).fit(pool)
     if temperature != 1:
         scale, bias = model.get_scale_and_bias()
         biases = (
@@ -76,6 +82,21 @@ def fit_catboost(fit: Fit) -> Boosted:
         )
         model.set_scale_and_bias(temperature * scale, biases)
     return Boosted(model, kept, rounds)
+
+
+def _every_class(
+    targets: np.ndarray, of_rows: np.ndarray, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The expanded rows, and a row for each class that has none: the row of the class's largest probability.
+    CatBoost fails without."""
+    absent = np.setdiff1d(np.arange(targets.shape[1]), labels)
+    more = targets[:, absent].argmax(0)
+    counts = of_rows[more] * np.maximum(targets[more, absent], LEAST)
+    return (
+        np.concatenate([rows, more]),
+        np.concatenate([labels, absent]),
+        np.concatenate([weights, counts]),
+    )
 
 
 def _pool(features: Any, columns: Any, labels: Any = None, weights: Any = None) -> Any:

@@ -33,14 +33,15 @@ ROUNDS = (
     "num_boost_round",
     "max_iter",
 )
+KINDS = ("boosting", "boost", "boosting_type")  # names of one parameter; the first that is given counts
 REFUSED: dict[str, tuple[Any, ...]] = {
     "objective": ("binary", "multiclass"),
     "class_weight": (),
     "is_unbalance": (False,),
     "scale_pos_weight": (1, 1.0),
     "linear_tree": (False,),
-    "boosting_type": ("gbdt", "gbrt", "dart", "goss"),  # the trees of a random forest are averaged
-    "boosting": ("gbdt", "gbrt", "dart", "goss"),
+    # The trees of a random forest are averaged.
+    **dict.fromkeys(KINDS, ("gbdt", "gbrt", "dart", "goss")),
     "num_class": (),
 }
 
@@ -49,7 +50,10 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     """Train a booster, whose text file is that of LightGBM's own softmax (of two classes: its sigmoid)."""
     import lightgbm
 
-    given = fit.parameters((*DROPPED, *REFUSED))
+    given = fit.parameters(DROPPED)
+    kind = next((given[name] for name in KINDS if name in given), "gbdt")
+    given = {key: value for key, value in given.items() if key not in REFUSED}
+    judge = fit.judge_for(kind)
     rounds = next((int(given[name]) for name in ROUNDS if name in given), 100)
     width = 1 if fit.classes == 2 else fit.classes
     start = fit.start()
@@ -61,7 +65,7 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     # Without the filter LightGBM also takes features that min_child_samples lets no tree split by; with a
     # custom objective it fails where all are such.
     settings.setdefault("feature_pre_filter", False)
-    settings |= {"objective": _objective(fit), "num_class": width, "metric": "None"}
+    settings |= {"boosting": kind, "objective": _objective(fit), "num_class": width, "metric": "None"}
 
     def data(features: Any, rows: int, reference: Any = None) -> Any:
         # A custom objective has no average to start from: the scores start at these numbers.
@@ -70,11 +74,11 @@ def fit_lightgbm(fit: Fit) -> Boosted:
 
     train = data(fit.features, len(fit.objective))
     more: dict[str, Any] = {}
-    if fit.judge is not None:
+    if judge is not None:
         more = {
-            "valid_sets": [data(fit.judge.samples, len(fit.judge.objective), train)],
+            "valid_sets": [data(judge.samples, len(judge.objective), train)],
             "feval": lambda scores, _: ("value", fit.value(scores), True),
-            "callbacks": [lightgbm.early_stopping(fit.judge.ends(rounds), verbose=False)],
+            "callbacks": [lightgbm.early_stopping(judge.ends(rounds), verbose=False)],
         }
     try:
         booster = lightgbm.train(settings, train, rounds, **more)
@@ -84,7 +88,7 @@ def fit_lightgbm(fit: Fit) -> Boosted:
         raise ValueError(
             f"rows.inputs: {fit.name}: expected a column with more than one value; LightGBM found none"
         ) from error
-    kept = booster.best_iteration if fit.judge is not None and booster.best_iteration > 0 else None
+    kept = booster.best_iteration if booster.best_iteration > 0 else None
     return Boosted(_own_format(booster, start, kept), kept or booster.current_iteration(), rounds)
 
 

@@ -22,6 +22,7 @@ DROPPED = (
 REFUSED: dict[str, tuple[Any, ...]] = {
     "objective": ("binary:logistic", "multi:softprob", "multi:softmax"),
     "base_score": (),
+    "booster": ("gbtree", "dart"),  # a linear one has no rounds to choose from
     "scale_pos_weight": (1, 1.0),
     "num_class": (),
     "use_label_encoder": (False,),
@@ -34,7 +35,8 @@ def fit_xgboost(fit: Fit) -> Boosted:
     import xgboost
 
     given = fit.estimator.get_params()
-    settings = fit.parameters((*DROPPED, *REFUSED))
+    kind, judge = given.get("booster") or "gbtree", fit.judge_for(given.get("booster"))
+    settings = fit.parameters((*DROPPED, *REFUSED)) | {"booster": kind}
     rounds = int(given.get("n_estimators") or 100)
     start = fit.start()
     settings.setdefault("random_state", fit.seed % 2**31)
@@ -70,9 +72,9 @@ def fit_xgboost(fit: Fit) -> Boosted:
             return len(values) - 1 - int(np.argmax(values)) >= patience
 
     more: dict[str, Any] = {}
-    if fit.judge is not None:
-        patience = fit.judge.ends(rounds)
-        evals = [(matrix(fit.judge.samples), "validation")]
+    if judge is not None:
+        patience = judge.ends(rounds)
+        evals = [(matrix(judge.samples), "validation")]
         more = {"evals": evals, "custom_metric": record, "verbose_eval": False, "callbacks": [Stop()]}
     booster = xgboost.train(settings, matrix(fit.features), rounds, obj=derivatives, **more)
     kept = int(np.argmax(values)) + 1 if values else booster.num_boosted_rounds()

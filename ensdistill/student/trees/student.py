@@ -51,7 +51,8 @@ class TreeStudent:
 
     LightGBM, XGBoost and CatBoost are trained with the loss of a :class:`~ensdistill.student.StudentTrainer`:
     gradient alpha·T·(q_T - p) + (1 - alpha)·(q_1 - y), and the diagonal of its Hessian (CatBoost: the whole
-    of it). They stop early where the agreement with the ensemble on held-out rows no longer grows. The result
+    of it). They stop early where they come no nearer to the ensemble on held-out rows; DART keeps all its
+    rounds. An estimator's own settings of early stopping and of metrics count for *direct* only. The result
     is a model of the library's own softmax objective.
 
     Classifiers of scikit-learn have two ways: each row once for each class, with the probabilities as
@@ -189,7 +190,7 @@ class TreeStudent:
         ValueError
             All rows have weight 0, or the library refuses the fit.
         """
-        used = np.flatnonzero(objective.soft + objective.hard > 0)
+        samples, used = as_samples(samples), np.flatnonzero(objective.weights > 0)
         if not len(used):
             raise ValueError("rows.weights: expected a row of a weight above 0; got none")
         if len(used) < len(objective):
@@ -199,10 +200,10 @@ class TreeStudent:
         own: Any = unprepared(recipe)
 
         def prepared(some: Any) -> Any:
-            return features_of(recipe.inputs(some) if isinstance(recipe, Prepared) else as_samples(some))
+            return features_of(recipe.inputs(some) if isinstance(recipe, Prepared) else some)
 
         if judge is not None:
-            judge = replace(judge, samples=prepared(judge.samples))
+            judge = replace(judge, samples=prepared(as_samples(judge.samples)))
         fit = self._boosted if self.library else self._of_sklearn
         member, way, figures = fit(
             own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name
@@ -262,6 +263,7 @@ class TreeStudent:
     def _check_library(self) -> None:
         """Refuse what the library of the estimator can't do, before there are rows."""
         kind, loss = type(self.estimator).__name__, self.loss
+        check_parameters(self.estimator)
         if self.library is None and loss.temperature != 1:
             raise ValueError(
                 f"loss.temperature: expected 1 for {kind}, an estimator that is fitted to the probabilities "
@@ -271,7 +273,6 @@ class TreeStudent:
             return
         if not hasattr(self.estimator, "predict_proba"):
             raise ValueError(f"estimator: expected a classifier; got {kind}")
-        check_parameters(self.estimator)
         if self.library == "catboost" and loss.temperature != 1 and 0 < loss.alpha < 1:
             raise ValueError(
                 f"loss.temperature: expected 1 for {kind} where alpha is below 1, because CatBoost learns "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
-from ensdistill.student.estimators import SMALLEST, check_student, fit_to_probabilities
+from ensdistill.student.estimators import LEFT_OUT, SMALLEST, check_student, fit_to_probabilities
 from ensdistill.teachers.members import Member, SklearnMember
-from ensdistill.teachers.stack.fitting import copy_of, features_of, seeds_of
+from ensdistill.teachers.stack.fitting import copy_of, seeds_of
 from ensdistill.teachers.stack.row_weights import fit_weighted, takes_weights
 
 Way = Literal["expansion", "regression"]
@@ -93,26 +94,23 @@ def _counterpart(estimator: Any) -> Any:
     found = getattr(importlib.import_module(module), name, None)
     if name == cls.__name__ or found is None:
         return None
-    given, known = estimator.get_params(deep=False), found().get_params(deep=False)
+    if any(hasattr(part, "fit") and is_classifier(part) for part in estimator.get_params().values()):
+        return None  # the classifiers within would need regressors, too
+    given, known = estimator.get_params(deep=False), inspect.signature(found).parameters
     same = {key: value for key, value in given.items() if key in known and key not in _OWN}
     if name == "Ridge":
         same = {"alpha": 1 / given["C"] if "C" in given else given["alpha"]}
-    elif "C" in known:
-        same |= {"C": given.get("C", known["C"])}
+    elif "C" in known and "C" in given:
+        same["C"] = given["C"]
     if isinstance(given.get("max_features"), (int, float)) or given.get("max_features") in ("sqrt", "log2"):
         same |= {"max_features": given["max_features"]}
-    nested = {key: value for key, value in same.items() if hasattr(value, "fit") and is_classifier(value)}
-    return (
-        None
-        if nested
-        else found(**{key: copy_of(v) if hasattr(v, "get_params") else v for key, v in same.items()})
-    )
+    return found(**{key: copy_of(v) if hasattr(v, "get_params") else v for key, v in same.items()})
 
 
 def fit_way(
     way: Way,
     estimator: Any,
-    samples: Any,
+    features: Any,
     probabilities: np.ndarray,
     weights: np.ndarray | None,
     *,
@@ -124,15 +122,15 @@ def fit_way(
 
     Parameters
     ----------
-    samples : N samples
-        In the form that the estimator takes.
+    features : ndarray [N, F], frame, or list of texts
+        As the estimator takes them.
     weights : ndarray [N], or None
         None where all count alike.
     """
     if way == "expansion":
         return fit_to_probabilities(
             estimator,
-            samples,
+            features,
             probabilities,
             classes=classes,
             weights=weights,
@@ -144,7 +142,6 @@ def fit_way(
     made.set_params(**seeds_of(made, seed))
     if weights is not None:
         check_regressor_weights(estimator)
-    features = features_of(samples)
     features = features.astype(np.float64) if isinstance(features, np.ndarray) else features
     fitted = fit_weighted(made, name, features, log_odds(probabilities), weights, {})
     return SklearnMember(fitted, name=name, classes=classes, output="decision")
@@ -159,14 +156,17 @@ def check_regressor_weights(estimator: Any) -> None:
         )
 
 
-def log_odds(probabilities: np.ndarray, least: float = SMALLEST) -> np.ndarray:
-    """Log-probabilities [N, C] less their mean, float64; no probability counts as less than ``least``.
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Log-probabilities [N, C] less their mean, float64.
+
+    No probability counts as less than 0.001, of more than ten classes than 0.01 / C: what the least classes
+    gain is a hundredth of a row at most.
 
     Examples
     --------
     >>> log_odds(np.array([[0.8, 0.2]])).round(3).tolist()
     [[0.693, -0.693]]
     """
-    logs = np.log(np.maximum(probabilities, least))
+    logs = np.log(np.maximum(probabilities, min(SMALLEST, LEFT_OUT / probabilities.shape[1])))
     found: np.ndarray = logs - logs.mean(1, keepdims=True)
     return found
