@@ -442,6 +442,12 @@ class Config:
                 f"{made_at}: make the two equal, or leave mixture_at out, with codec uint8, fp16, bf16 or "
                 "fp32, to keep every member"
             )
+        combiner = self.distill.loss.combiner
+        if made_at is not None and combiner not in (None, self.teachers.combiner):
+            raise ValueError(
+                f"distill.loss.combiner: expected teachers.combiner, {self.teachers.combiner}, because "
+                f"cache.mixture_at keeps the mixture only; got {combiner}: leave one of the two out"
+            )
 
     def split(self, seed: int) -> Split:
         """The data's split for a seed; kept, because every stage's fingerprint needs it.

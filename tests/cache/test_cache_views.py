@@ -141,8 +141,9 @@ def test_a_student_trains_from_views_and_refuses_other_versions(images, tmp_path
         trainer.distill(STUDENT, images, plain, augment=ShiftImages(1))
 
 
-def test_a_student_refuses_temperatures_and_members_that_a_cache_lacks(images, tmp_path):
-    cache = cache_targets(Seeing(), images, tmp_path / "m", codec="topk-3", mixture_at=2.0)
+@pytest.mark.parametrize("codec", ["topk-3", "fp32"])
+def test_a_student_refuses_temperatures_members_and_combiners_that_a_cache_lacks(images, tmp_path, codec):
+    cache = cache_targets(Seeing(), images, tmp_path / "m", codec=codec, mixture_at=2.0)
     trainer = StudentTrainer(Optimization(steps=5, batch_size=32), temperature=2.0)
     assert np.isfinite(trainer.distill(STUDENT, images, cache).losses).all()
     with pytest.raises(
@@ -153,6 +154,11 @@ def test_a_student_refuses_temperatures_and_members_that_a_cache_lacks(images, t
         ValueError, match=r"member: 'a' is not in the cache .*: it holds the members' mixture only"
     ):
         trainer.distill(STUDENT, images, cache, member="a")
+    other = StudentTrainer(Optimization(steps=5), temperature=2.0, combiner="logit")
+    with pytest.raises(
+        ValueError, match=r"^combiner: 'logit', but the cache .* holds the mixture by 'prob' only; leave"
+    ):
+        other.distill(STUDENT, images, cache)
 
 
 # Sequences

@@ -215,6 +215,11 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             ["--distill.loss.temperature", "3"],
             "cache.mixture_at: expected distill.loss.temperature, 3.0, because",
         ),
+        (
+            {"cache.mixture_at": 1},
+            ["--distill.loss.combiner", "logit"],
+            "distill.loss.combiner: expected teachers.combiner, prob, because cache.mixture_at keeps",
+        ),
         ({"cache.views": 0}, [], "cache.views: expected at least 1; got 0"),
         (
             {"cache.views": 2},

@@ -301,6 +301,10 @@ def test_one_member_is_distilled_and_a_mixture_alone(taught, tmp_path):
         ValueError, match=r"temperature: 2\.0, but the cache .* holds the mixture at 1\.0 only"
     ):
         TreeStudent(booster, LossSettings(temperature=2.0)).fit(rows, alone)
+    with pytest.raises(
+        ValueError, match=r"combiner: 'logit', but the cache .* holds the mixture by 'prob' only"
+    ):
+        TreeStudent(booster, LossSettings(combiner="logit")).fit(rows, alone)
 
 
 def test_all_versions_of_a_row_are_learned_from(tmp_path):
@@ -417,6 +421,9 @@ def test_wrong_validations_are_refused(taught):
     student = TreeStudent(BOOSTERS[0])
     with pytest.raises(ValueError, match="validation: uid 5 is among the rows that are trained on, too"):
         student.fit(rows, cache, validation=rows.take(np.arange(9)))
+    strange = Rows(rows.inputs[:9], np.arange(9) * 3 + 6, rows.labels[:9])
+    with pytest.raises(ValueError, match=r"validation: uid 6 has no targets in the cache .* \(9 such uids\)"):
+        student.fit(rows, cache, validation=strange)
     with pytest.raises(ValueError, match=r"validation\.every: expected none for an estimator"):
         student.fit(rows, cache, validation=Validation(rows=0.1, every=32))
     with pytest.raises(

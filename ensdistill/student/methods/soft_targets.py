@@ -93,7 +93,7 @@ class SoftTargets(StudentLoss):
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         """Raise ValueError for rows without labels where they have a share, and for a cache without targets
-        at the temperature."""
+        of the temperature, the member or the combiner."""
         if self.settings.alpha < 1:
             self._check_labels(rows, classes)
         if cache is not None:
@@ -123,9 +123,21 @@ class SoftTargets(StudentLoss):
         path = getattr(source, "path", None)
         name = type(source).__name__ if path is None else f"the cache {path}"
         if made_at is not None and made_at != temperature:
-            raise ValueError(f"temperature: {temperature}, but {name} holds the mixture at {made_at} only")
+            raise ValueError(
+                f"temperature: {temperature}, but {name} holds the mixture at {made_at} only; set "
+                f"temperature={made_at}, or build the cache again without mixture_at, or with another"
+            )
         if made_at is not None and self.member is not None:
-            raise ValueError(f"member: {self.member!r} is not in {name}: it holds the members' mixture only")
+            raise ValueError(
+                f"member: {self.member!r} is not in {name}: it holds the members' mixture only; "
+                "build it again without mixture_at"
+            )
+        combiner = self.settings.combiner
+        if made_at is not None and combiner not in (None, source.combiner):
+            raise ValueError(
+                f"combiner: {combiner!r}, but {name} holds the mixture by {source.combiner!r} only; leave "
+                "the combiner out, or build the cache again without mixture_at"
+            )
         if source.max_temperature is not None and temperature > source.max_temperature:
             raise ValueError(
                 f"temperature: {temperature}, but {name} holds rows that serve temperatures up to "

@@ -162,6 +162,12 @@ class TreeStudent:
         if settings is not None:
             check_validation(settings)
             assert isinstance(settings.rows, Rows)
+            strange = np.setdiff1d(settings.rows.uids, cache.uids)
+            if len(strange):
+                raise ValueError(
+                    f"validation: uid {strange[0]} has no targets in the cache {cache.path}, with which an "
+                    f"estimator is compared ({len(strange)} such uids); pass rows of the cache, or a share"
+                )
             at = 1.0 if cache.temperature is None else cache.temperature
             compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
             judge = Judge(*of_cache(compared, settings.rows, cache, member, augment), settings)
