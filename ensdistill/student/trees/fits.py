@@ -1,4 +1,4 @@
-"""One fit of boosted trees to an objective of soft targets, as each library takes it."""
+"""One fit of an estimator to an objective of soft targets, as boosted trees of each library take it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ class Fit:
 
     Parameters
     ----------
-    estimator : LGBMClassifier, XGBClassifier or CatBoostClassifier
-        Not fitted; its parameters are those of the booster.
-    features : ndarray [N, F], or frame of pandas
+    estimator : estimator
+        Not fitted. The parameters of an LGBMClassifier, XGBClassifier or CatBoostClassifier are those of the
+        booster.
+    features : ndarray [N, F], frame, or list of texts
+        As the estimator takes them.
     objective : Objective
         Of these rows, none of weight 0.
     judge : Judge or None
-        Its rows decide the number of rounds.
+        Its rows decide the number of rounds, or the way in which the estimator learns.
+    names : tuple of str [C]
+        Of the classes.
     seed : int
         For a ``random_state`` that is None.
     name : str
@@ -45,6 +49,7 @@ class Fit:
     features: Any
     objective: Objective
     judge: Judge | None
+    names: tuple[str, ...]
     seed: int
     name: str
 
@@ -71,7 +76,8 @@ class Fit:
     def value(self, scores: np.ndarray) -> float:
         """The judge's value of raw scores for its rows."""
         assert self.judge is not None
-        return self.judge.value(as_logits(scores, len(self.judge.objective), self.classes))
+        scores = as_logits(scores, len(self.judge.objective), self.classes)
+        return self.judge.value(self.judge.figures(scores))
 
     def judge_for(self, kind: str | None) -> Judge | None:
         """The judge of the rounds of this kind of boosting; None where all rounds are kept. DART scales

@@ -65,7 +65,7 @@ class Judge:
         same = scores.argmax(1) == self._first
         return float(np.average(same, weights=weights)), float(np.average(divergence.sum(1), weights=weights))
 
-    def value(self, scores: np.ndarray) -> float:
-        """A number that is larger for better scores [V, C]."""
-        agreement, divergence = self.figures(scores)
+    def value(self, figures: tuple[float, float]) -> float:
+        """A number that is larger for better figures."""
+        agreement, divergence = figures
         return -divergence if self.settings.metric != "agreement" else agreement - TIE * divergence

@@ -25,6 +25,9 @@ from ensdistill.teachers.prepared import Prepared, prepare_recipes, unprepared
 from ensdistill.teachers.recipes import SklearnMembers
 from ensdistill.teachers.stack.fitting import features_of, is_estimator
 
+Chosen = tuple[Member, str, dict[str, tuple[float, float]]]
+"""The fields of a :class:`FittedStudent`, before its preprocess is put before it."""
+
 
 @dataclass(frozen=True)
 class FittedStudent:
@@ -210,61 +213,34 @@ class TreeStudent:
 
         if judge is not None:
             judge = replace(judge, samples=prepared(as_samples(judge.samples)))
-        fit = self._boosted if self.library else self._of_sklearn
-        member, way, figures = fit(
-            own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name
-        )
+        fit = Fit(own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name)
+        member, way, figures = (self._boosted if self.library else self._of_sklearn)(fit)
         return FittedStudent(member if made is None else Preprocessed(member, made), way, figures)
 
     def _recipe(self, samples: Any, classes: Any, preprocess: Any, seed: int, name: str) -> Any:
         recipe = SklearnMembers(self.estimator, name=name, preprocess=preprocess)
         return prepare_recipes([recipe], samples, len(classes), seed)[0]
 
-    def _boosted(
-        self,
-        estimator: Any,
-        samples: Any,
-        objective: Objective,
-        judge: Judge | None,
-        classes: tuple[str, ...],
-        seed: int,
-        name: str,
-    ) -> tuple[Member, str, dict[str, tuple[float, float]]]:
-        made = fit_boosted(Fit(estimator, samples, objective, judge, seed, name))
+    def _boosted(self, fit: Fit) -> Chosen:
+        made = fit_boosted(fit)
         own = getattr(made.model, "classes_", None)
-        columns = list(classes) if own is not None and len(own) == len(classes) else None
-        member = BoostedMember(made.model, name=name, classes=classes, columns=columns)
+        columns = list(fit.names) if own is not None and len(own) == fit.classes else None
+        member = BoostedMember(made.model, name=fit.name, classes=fit.names, columns=columns)
         way = f"KL objective, {made.rounds} of {made.allowed} rounds"
-        return member, way, {} if judge is None else {way: self._judged(judge, member)}
+        return member, way, {} if fit.judge is None else {way: _judged(fit.judge, member)}
 
-    def _of_sklearn(
-        self,
-        estimator: Any,
-        samples: Any,
-        objective: Objective,
-        judge: Judge | None,
-        classes: tuple[str, ...],
-        seed: int,
-        name: str,
-    ) -> tuple[Member, str, dict[str, tuple[float, float]]]:
-        merged = objective.merged()
-        assert merged is not None  # the constructor has checked the temperature
-        targets, weights, _ = merged
-        counts = None if np.ptp(weights) == 0 else weights
-        found: list[tuple[float, Way, Member]] = []
+    def _of_sklearn(self, fit: Fit) -> Chosen:
+        judge, best = fit.judge, -np.inf
         figures: dict[str, tuple[float, float]] = {}
         for way in self.ways if judge is not None else self.ways[:1]:
-            member = fit_way(way, estimator, samples, targets, counts, classes=classes, seed=seed, name=name)
+            member = fit_way(way, fit)
             value = 0.0
             if judge is not None:
-                figures[NAMES[way]] = self._judged(judge, member)
-                value = judge.value(member.predict_logits(judge.samples))
-            found.append((value, way, member))
-        _, best, chosen = max(found, key=lambda one: one[0])  # the first of equals
-        return chosen, NAMES[best], figures
-
-    def _judged(self, judge: Judge, member: Member) -> tuple[float, float]:
-        return judge.figures(member.predict_logits(judge.samples))
+                figures[NAMES[way]] = _judged(judge, member)
+                value = judge.value(figures[NAMES[way]])
+            if value > best:  # the first of equals stays
+                best, chosen = value, (member, NAMES[way])
+        return *chosen, figures
 
     def _check_library(self) -> None:
         """Refuse what the library of the estimator can't do, before there are rows."""
@@ -285,3 +261,7 @@ class TreeStudent:
                 f"the ensemble's probabilities and the labels at one temperature; got {loss.temperature}: "
                 "choose temperature 1, alpha 1, or LightGBM or XGBoost"
             )
+
+
+def _judged(judge: Judge, member: Member) -> tuple[float, float]:
+    return judge.figures(member.predict_logits(judge.samples))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
 from ensdistill.student.estimators import LEFT_OUT, SMALLEST, check_student, fit_to_probabilities
+from ensdistill.student.trees.fits import Fit
 from ensdistill.teachers.members import Member, SklearnMember
 from ensdistill.teachers.stack.fitting import copy_of, seeds_of
 from ensdistill.teachers.stack.row_weights import fit_weighted, takes_weights
@@ -107,44 +107,32 @@ def _counterpart(estimator: Any) -> Any:
     return found(**{key: copy_of(v) if hasattr(v, "get_params") else v for key, v in same.items()})
 
 
-def fit_way(
-    way: Way,
-    estimator: Any,
-    features: Any,
-    probabilities: np.ndarray,
-    weights: np.ndarray | None,
-    *,
-    classes: Sequence[str],
-    seed: int,
-    name: str,
-) -> Member:
-    """Fit a copy of an estimator to probabilities [N, C] in one way.
-
-    Parameters
-    ----------
-    features : ndarray [N, F], frame, or list of texts
-        As the estimator takes them.
-    weights : ndarray [N], or None
-        None where all count alike.
-    """
+def fit_way(way: Way, fit: Fit) -> Member:
+    """Fit a copy of an estimator to the distributions that the objective's targets and labels make up, in one
+    way."""
+    merged = fit.objective.merged()
+    assert merged is not None  # the student's constructor has checked the temperature
+    probabilities, weights, _ = merged
+    counts = None if np.ptp(weights) == 0 else weights
     if way == "expansion":
         return fit_to_probabilities(
-            estimator,
-            features,
+            fit.estimator,
+            fit.features,
             probabilities,
-            classes=classes,
-            weights=weights,
-            seed=seed,
-            name=name,
+            classes=fit.names,
+            weights=counts,
+            seed=fit.seed,
+            name=fit.name,
             preprocess=None,
         )
-    made = regressor_of(estimator)
-    made.set_params(**seeds_of(made, seed))
-    if weights is not None:
-        check_regressor_weights(estimator)
+    made = regressor_of(fit.estimator)
+    made.set_params(**seeds_of(made, fit.seed))
+    if counts is not None:
+        check_regressor_weights(fit.estimator)
+    features = fit.features
     features = features.astype(np.float64) if isinstance(features, np.ndarray) else features
-    fitted = fit_weighted(made, name, features, log_odds(probabilities), weights, {})
-    return SklearnMember(fitted, name=name, classes=classes, output="decision")
+    fitted = fit_weighted(made, fit.name, features, log_odds(probabilities), counts, {})
+    return SklearnMember(fitted, name=fit.name, classes=fit.names, output="decision")
 
 
 def check_regressor_weights(estimator: Any) -> None:
