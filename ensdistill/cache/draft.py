@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ensdistill.loss.targets import Targets
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+_SCANNED = 4096  # marks that are looked at together
 _CHUNK = 1 << 24  # bytes of logits that are compared with their marks at a time
 
 
@@ -93,6 +94,7 @@ class Draft:
             self._marks = np.memmap(path / DRAFT_MARKS, "<u8", "r+", shape=(records, 2))
             if kept:
                 self._check()
+        self._filled = 0  # places before this one are filled
 
     def ids(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """The places of these rows' versions, int64 [M]."""
@@ -108,7 +110,14 @@ class Draft:
 
     @property
     def complete(self) -> bool:
-        return bool((self._marks[:, 1] != 0).all())
+        """Whether all places are filled. None becomes empty again, so the search goes on where it ended."""
+        while self._filled < len(self._marks):
+            empty = self._marks[self._filled : self._filled + _SCANNED, 1] == 0
+            if empty.any():
+                self._filled += int(empty.argmax())
+                return False
+            self._filled += len(empty)
+        return True
 
     def write(self, ids: np.ndarray, logits: np.ndarray, hashes: np.ndarray) -> None:
         """Fill places, none of them twice.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, plain
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.student.online import OnlineTeachers, check_augment, predicted
+from ensdistill.student.online import EnsembleSource, OnlineTeachers, check_augment, predicted
 from ensdistill.student.sources import (
     Compared,
     RowTargets,
@@ -32,7 +31,7 @@ from ensdistill.student.sources import (
 )
 
 
-class CacheAsYouGo:
+class CacheAsYouGo(EnsembleSource):
     """An ensemble that predicts in the first epochs of a student's training and fills a cache with it: a
     source of targets.
 
@@ -102,18 +101,6 @@ class CacheAsYouGo:
         self.temperature, self.views, self.augment, self.seed = mixture_at, views, augment, seed
         self.batch_size, self.shard_rows, self.overwrite = batch_size, shard_rows, overwrite
         self._made_for = max_temperature
-
-    @property
-    def names(self) -> Sequence[str]:
-        return tuple(self.ensemble.names)
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self.ensemble.weights
-
-    @property
-    def combiner(self) -> str:
-        return self.ensemble.combiner
 
     @property
     def max_temperature(self) -> float | None:

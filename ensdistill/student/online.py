@@ -27,7 +27,30 @@ from ensdistill.student.sources import Compared, Versions
 _one_at_a_time = Lock()
 
 
-class OnlineTeachers:
+class EnsembleSource:
+    """A source of targets whose members are those of an ensemble that is here.
+
+    Attributes
+    ----------
+    ensemble : Ensemble
+    """
+
+    ensemble: Ensemble
+
+    @property
+    def names(self) -> Sequence[str]:
+        return tuple(self.ensemble.names)
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self.ensemble.weights
+
+    @property
+    def combiner(self) -> str:
+        return self.ensemble.combiner
+
+
+class OnlineTeachers(EnsembleSource):
     """An ensemble that predicts for each batch of a student's training: a source of targets.
 
     It serves where a cache cannot: with ``augment`` no two epochs have the same inputs. Where inputs stay as
@@ -88,18 +111,6 @@ class OnlineTeachers:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size: expected a positive integer; got {batch_size!r}")
         self.ensemble, self.augment, self.seed, self.batch_size = ensemble, augment, seed, batch_size
-
-    @property
-    def names(self) -> Sequence[str]:
-        return tuple(self.ensemble.names)
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self.ensemble.weights
-
-    @property
-    def combiner(self) -> str:
-        return self.ensemble.combiner
 
     def for_rows(self, rows: Rows, augment: Augmentation | None) -> OnlineTargets:
         check_augment(type(self).__name__, self.augment, augment)
