@@ -4,7 +4,6 @@ every claim is measured against it."""
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import describe
-from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.progress import UnitProgress
@@ -28,9 +26,9 @@ from ensdistill.data.samples import subset
 from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
+from ensdistill.student.choices import Choices
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
-from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.validation import as_float32
 
@@ -147,12 +145,7 @@ def train_baselines(
             progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(factory, folder / kind, split, train, inputs)
-    return {
-        "recipe": str(direct),
-        "temperature": folds.tried[str(direct)]["temperature"],
-        "label_smoothing_temperature": folds.tried[str(smoothed)]["temperature"],
-        "held_out_nll": {name: found["nll"] for name, found in folds.tried.items()},
-    }
+    return folds.choices.record(str(direct), str(smoothed))
 
 
 def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> Recipe:
@@ -190,20 +183,17 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> R
 
 
 class _Folds:
-    """Recipes judged on held-out folds of the labelled rows; each is written down, so that a killed search
-    goes on."""
+    """Recipes that are judged on held-out folds of the labelled rows."""
 
     def __init__(
         self, search: _Search, folder: Path, inputs: str, progress: Callable[[int, int], None]
     ) -> None:
-        self.search, self.folder, self.inputs, self.progress = search, folder, inputs, progress
+        self.search, self.folder, self.progress = search, folder, progress
         rows, folds = search.split.labelled, search.settings.folds
         self.parts = stratified_folds(
             rows.inputs, rows.labels, folds, derive_seed("direct folds", search.seed), rows.groups
         )
-        record = read_json(folder / "choice.json")
-        known = isinstance(record, dict) and record.get("inputs") == inputs
-        self.tried: dict[str, dict[str, Any]] = record["tried"] if known and isinstance(record, dict) else {}
+        self.choices = Choices(rows.labels, folder, inputs)
 
     def best(self, *recipes: Recipe) -> Recipe:
         """The one of lowest NLL, the first of equals."""
@@ -211,24 +201,13 @@ class _Folds:
         return recipes[losses.index(min(losses))]
 
     def nll(self, *recipes: Recipe) -> list[float]:
+        losses = []
         for recipe in recipes:
-            if str(recipe) not in self.tried:
-                self.tried[str(recipe)] = self._judge(recipe)
-                write_json(self.folder / "choice.json", {"inputs": self.inputs, "tried": self.tried})
+            new = str(recipe) not in self.choices
+            losses.append(self.choices.nll(str(recipe), partial(self._held_out, recipe)))
+            if new:
                 shutil.rmtree(self.folder / "folds", ignore_errors=True)
-        losses = [self.tried[str(recipe)]["nll"] for recipe in recipes]
-        return [math.inf if loss is None else loss for loss in losses]
-
-    def _judge(self, recipe: Recipe) -> dict[str, Any]:
-        labels = self.search.split.labelled.labels
-        try:
-            logits = self._held_out(recipe)
-        except FloatingPointError:
-            # A recipe of this search that diverges is no choice. Where all diverge, the training that follows
-            # raises the error.
-            return {"nll": None, "temperature": 1.0}
-        loss = negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
-        return {"nll": loss, "temperature": fit_temperature(logits, labels)}
+        return losses
 
     def _held_out(self, recipe: Recipe) -> np.ndarray:
         """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""

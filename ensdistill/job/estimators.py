@@ -17,6 +17,7 @@ from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import joined
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
+from ensdistill.student.choices import Choices
 from ensdistill.student.trees.direct import SHORTER, STRONGER, Direct
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
@@ -61,9 +62,7 @@ def distill_estimator(
             )
             return found.member, found.way
 
-        report(kind.replace("_", " "), 0, 1)
-        _keep(folder / kind, inputs, fit)
-        report(kind.replace("_", " "), 1, 1)
+        _keep(folder / kind, inputs, fit, report)
 
 
 def train_estimator_baselines(
@@ -92,26 +91,23 @@ def train_estimator_baselines(
         settings.folds,
         seed,
     )
-    found = direct.search(student.estimator, partial(report, "folds"))
-    for kind, member in (("direct", found.member), ("direct_label_smoothing", found.smoothed)):
-        _keep(folder / kind, inputs, partial(_given, member, found.recipe))
-    return {
-        "recipe": found.recipe,
-        "temperature": found.temperature,
-        "label_smoothing_temperature": found.smoothed_temperature,
-        "held_out_nll": found.held_out_nll,
-    }
+    found = Choices(split.labelled.labels, folder, inputs)
+    recipe, chosen = direct.search(student.estimator, found, partial(report, "folds"))
+    for kind, fit in (("direct", direct.on_labels), ("direct_label_smoothing", direct.on_smoothed_labels)):
+
+        def fitted(fit: Callable[..., Member] = fit) -> tuple[Member, str]:
+            return fit(chosen, split.labelled, seed), recipe
+
+        _keep(folder / kind, inputs, fitted, report)
+    return found.record(recipe, direct.smoothed(recipe))
 
 
-def _given(member: Member, way: str) -> tuple[Member, str]:
-    return member, way
-
-
-def _keep(folder: Path, inputs: str, fit: Callable[[], tuple[Member, str]]) -> None:
+def _keep(folder: Path, inputs: str, fit: Callable[[], tuple[Member, str]], report: UnitProgress) -> None:
     """Fit one model and keep it with its way, unless it is kept already."""
-    if is_done(folder, inputs):
-        return
-    start = time.perf_counter()
-    member, way = fit()
-    member.save(folder)
-    finish(folder, inputs, time.perf_counter() - start, way=way)
+    report(folder.name.replace("_", " "), 0, 1)
+    if not is_done(folder, inputs):
+        start = time.perf_counter()
+        member, way = fit()
+        member.save(folder)
+        finish(folder, inputs, time.perf_counter() - start, way=way)
+    report(folder.name.replace("_", " "), 1, 1)

@@ -17,6 +17,7 @@ from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.loss.settings import LossSettings
+from ensdistill.student.choices import Choices
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
 from ensdistill.student.trees.direct import Direct
 from ensdistill.student.validation import Validation
@@ -168,11 +169,17 @@ class Estimator:
     def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
         rows, classes = lesson.split.labelled, lesson.split.classes
         folds = max(2, min(FOLDS, int(np.bincount(rows.labels, minlength=len(classes)).min())))
-        found = Direct(rows, classes, smoothing=SMOOTHING, folds=folds, seed=lesson.seed).search(
-            self.estimator
+        direct = Direct(rows, classes, smoothing=SMOOTHING, folds=folds, seed=lesson.seed)
+        found = Choices(rows.labels)
+        recipe, chosen = direct.search(self.estimator, found)
+        plain, smoothed = (
+            Baseline(fit(chosen, rows, lesson.seed), found.temperature(name))
+            for fit, name in (
+                (direct.on_labels, recipe),
+                (direct.on_smoothed_labels, direct.smoothed(recipe)),
+            )
         )
-        plain = Baseline(found.member, found.temperature)
-        return plain, Baseline(found.smoothed, found.smoothed_temperature), found.recipe
+        return plain, smoothed, recipe
 
 
 def as_student(value: Any, default: StudentConfig | None, optimization: Any, preprocess: Any) -> Student:

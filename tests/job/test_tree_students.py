@@ -21,11 +21,13 @@ import ensdistill
 from ensdistill.cache import TargetCache
 from ensdistill.cli.classes import parse
 from ensdistill.cli.settings import load_config
-from ensdistill.common.files import read_json
+from ensdistill.common.files import read_json, write_json
 from ensdistill.job import evaluate
 from ensdistill.job.config import DistillConfig
+from ensdistill.job.estimators import train_estimator_baselines
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.student.trees import TreeStudent
+from ensdistill.student.trees.direct import Direct
 from ensdistill.student.validation import Validation
 from ensdistill.teachers.members import load_member
 
@@ -97,6 +99,43 @@ def test_direct_is_the_estimator_on_labels_with_the_rounds_of_the_folds(done):
     kept = load_member(done / "seed-0/direct/booster/direct")
     p = softmax(kept.predict_logits(split.test.inputs[:50]), axis=1)
     np.testing.assert_allclose(p, fitted.predict_proba(test), atol=1e-6)
+
+
+def test_a_killed_search_of_direct_goes_on(done, tmp_path, monkeypatch):
+    config = load_config(["--config", str(job_file(done))])
+    stage, fits = done / "seed-0/direct/booster", []
+
+    def counted(self, estimator, rows, seed, name="direct"):
+        fits.append(len(rows))
+        return on_labels(self, estimator, rows, seed, name)
+
+    on_labels = Direct.on_labels
+    monkeypatch.setattr(Direct, "on_labels", counted)
+    found = read_json(stage / "choice.json")
+    found["tried"].popitem()  # killed before the last choice, that of smoothed labels
+    found["tried"].pop("n_estimators=1")
+    write_json(tmp_path / "choice.json", found)
+    student, split = config.distill.students["booster"], config.split(0)
+    seen = []
+
+    def trained():
+        fits.clear()
+        return train_estimator_baselines(
+            student, config.distill, split, 0, tmp_path, lambda *now, **_: seen.append(now)
+        )
+
+    record = read_json(stage / "stage.json")
+    assert trained().items() <= record.items()
+    folds, rows = config.distill.folds, len(split.labelled)
+    assert len(fits) == folds + 1
+    assert (max(fits), fits.count(rows)) == (rows, 1)
+    done_folds = [now[1] for now in seen if now[0] == "folds"]
+    assert done_folds == [*range(2 * folds + 1, 4 * folds + 1)]
+    files = stamps(tmp_path)
+    assert trained().items() <= record.items()
+    assert (fits, stamps(tmp_path)) == ([], files)
+    model = "direct/model.txt"
+    assert (tmp_path / model).read_bytes() == (stage / model).read_bytes()
 
 
 def test_the_report_judges_them_and_names_their_ways(done, monkeypatch):

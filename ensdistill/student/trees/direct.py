@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from ensdistill.data import Rows
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset, whole
 from ensdistill.loss.settings import LossSettings
+from ensdistill.student.choices import Choices
 from ensdistill.student.trees.objective import Objective
 from ensdistill.student.trees.of_catboost import ROUNDS as CATBOOST
 from ensdistill.student.trees.of_lightgbm import ROUNDS as LIGHTGBM
 from ensdistill.student.trees.student import TreeStudent
-from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.boosted import library_of
@@ -29,29 +30,6 @@ SHORTER = (4, 16)  # the rounds divided by so much
 # By parameter the factors of other values that are tried, each towards more regularisation.
 STRONGER = {"min_samples_leaf": (4, 16), "C": (0.1, 0.01), "alpha": (10, 100), "n_neighbors": (4, 16)}
 OWN = "own parameters"
-
-
-@dataclass(frozen=True)
-class DirectStudent:
-    """The estimator on labels, and on smoothed labels.
-
-    Parameters
-    ----------
-    member, smoothed : Member
-    recipe : str
-        The parameters that the held-out folds chose.
-    temperature, smoothed_temperature : float
-        Fitted to the predictions for the held-out folds.
-    held_out_nll : dict of str to float
-        Of every choice that was tried.
-    """
-
-    member: Member
-    smoothed: Member
-    recipe: str
-    temperature: float
-    smoothed_temperature: float
-    held_out_nll: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,44 +57,50 @@ class Direct:
     folds: int = 3
     seed: int = 0
 
-    def search(self, estimator: Any, progress: Callable[[int, int], None] | None = None) -> DirectStudent:
-        """Choose the parameters of least NLL on held-out folds, and fit to all rows."""
+    def search(
+        self,
+        estimator: Any,
+        found: Choices,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[str, Any]:
+        """The name of the parameters of least NLL on held-out folds, and the estimator with them.
+
+        Parameters
+        ----------
+        estimator : estimator
+        found : Choices
+            Holds the judgements afterwards, those of :meth:`smoothed` among them; of those that it holds
+            already no model is fitted.
+        progress : callable (done, total), optional
+            In fits.
+        """
         rows, tried = self.rows, choices(estimator, len(self.rows))
         parts = stratified_folds(
             rows.inputs, rows.labels, self.folds, derive_seed("direct folds", self.seed), rows.groups
         )
-        done, total = 0, (len(tried) + 1) * len(parts) + 2
+        total = (len(tried) + 1) * len(parts)
 
-        def count() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, total)
-
-        def held_out(fit: Callable[[Any, Rows, int], Member], one: Any) -> np.ndarray:
+        def held_out(fit: Callable[[Any, Rows, int], Member], one: Any, before: int) -> np.ndarray:
             logits = np.zeros((len(rows), len(self.classes)), np.float32)
             for i, (own, held) in enumerate(parts):
                 member = fit(one, rows.take(own), derive_seed("direct fold", self.seed, i))
                 logits[held] = member.predict_logits(whole(subset(rows.inputs, held)))
-                count()
+                if progress is not None:
+                    progress(before + i + 1, total)
             return logits
 
-        found = {name: held_out(self.on_labels, one) for name, one in tried.items()}
-        losses = {name: _nll(logits, rows.labels) for name, logits in found.items()}
+        losses = {
+            name: found.nll(name, partial(held_out, self.on_labels, one, i * len(parts)))
+            for i, (name, one) in enumerate(tried.items())
+        }
         best = min(losses, key=lambda name: losses[name])  # the first of equals
-        smooth = held_out(self.on_smoothed_labels, tried[best])
-        member = self.on_labels(tried[best], rows, self.seed)
-        count()
-        smoothed = self.on_smoothed_labels(tried[best], rows, self.seed)
-        count()
-        return DirectStudent(
-            member,
-            smoothed,
-            best,
-            fit_temperature(found[best], rows.labels),
-            fit_temperature(smooth, rows.labels),
-            {**losses, f"{best}, label smoothing {self.smoothing:g}": _nll(smooth, rows.labels)},
-        )
+        last = partial(held_out, self.on_smoothed_labels, tried[best], total - len(parts))
+        found.nll(self.smoothed(best), last)
+        return best, tried[best]
+
+    def smoothed(self, recipe: str) -> str:
+        """The name of the choice of these parameters on smoothed labels."""
+        return f"{recipe}, label smoothing {self.smoothing:g}"
 
     def on_labels(self, estimator: Any, rows: Rows, seed: int, name: str = "direct") -> Member:
         """A copy, fitted to labels by its library."""
@@ -191,7 +175,3 @@ def _searched(estimator: Any, rows: int) -> tuple[str | None, list[Any]]:
 
 def _shorter(rounds: int) -> list[int]:
     return list(dict.fromkeys([rounds, *(max(1, rounds // factor) for factor in SHORTER)]))
-
-
-def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    return negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
