@@ -56,6 +56,17 @@ def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return load
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch uses one thread, as a process of a job does: small trainings have the same bits, and are faster."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def digits() -> "Split":
     """scikit-learn's digits, dealt to the ends of the small jobs; to be read only."""

@@ -157,14 +157,17 @@ class StudentOptimization(Optimization):
         return Optimization(**_shared(self))
 
     def __eq__(self, other: object) -> bool:
-        """Without extras it equals an :class:`Optimization` of the same settings."""
+        """Without extras it equals an :class:`Optimization` of the same settings. Partials of the same class
+        and arguments are equal."""
         if type(other) not in (Optimization, StudentOptimization):
             return NotImplemented
         assert isinstance(other, Optimization)
-        return _shared(self) == _shared(other) and self.extras == student_settings(other).extras
+        return _compared(self) == _compared(other)
 
     def __hash__(self) -> int:
-        return hash((*_shared(self).values(), *self.extras.items())) if self.extras else hash(self.plain())
+        if not self.extras:
+            return hash(self.plain())
+        return hash((*(value for value in _shared(self).values() if not callable(value)), *self.extras))
 
     def __fingerprint__(self) -> Any:
         return {**_shared(self), **{name: describe(value) for name, value in self.extras.items()}}
@@ -291,6 +294,11 @@ def refuse_extras(optimization: Optimization, argument: str = "optimization") ->
 
 def _shared(optimization: Optimization) -> dict[str, Any]:
     return {name: getattr(optimization, name) for name in _SHARED}
+
+
+def _compared(optimization: Optimization) -> dict[str, Any]:
+    values = {**_shared(optimization), **student_settings(optimization).extras}
+    return {name: describe(value) for name, value in values.items()}
 
 
 def _default(field: Any) -> Any:

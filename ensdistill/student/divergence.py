@@ -55,7 +55,8 @@ def _extreme_input(inputs: Inputs, batch: Batch) -> str | None:
     for name, part in inputs.items() if isinstance(inputs, dict) else [("", inputs)]:
         if not part.is_floating_point() or not part.numel():
             continue
-        largest = torch.nan_to_num(part.abs().flatten(1), nan=torch.inf, posinf=torch.inf).amax(1)
+        largest = torch.nan_to_num(part.abs().reshape(len(part), -1), nan=torch.inf, posinf=torch.inf)
+        largest = largest.amax(1)
         if (size := largest.max().item()) > EXTREME:
             uid, where = int(batch.uids[int(largest.argmax())]), f" in {name!r}" if name else ""
             return (

@@ -14,33 +14,20 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from rich.console import Console
-from torch import nn
+from small_student import ROWS, STUDENT, small_cache
 
-from ensdistill import Ensemble, Optimization, Rows, StudentTrainer, cache_targets
-from ensdistill.models import MLP
+from ensdistill import Optimization, StudentTrainer
 from ensdistill.student import Callback, LiveView, Validation
 
 STEPS = 150
 QUICK = Optimization(steps=STEPS, batch_size=24, learning_rate=0.05, schedule="cosine")
-STUDENT = partial(MLP, 16, [8], 5)
-X = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
-ROWS = Rows(X, np.arange(150), np.arange(150) % 5)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    torch.manual_seed(0)
-    member = nn.Linear(16, 5).requires_grad_(False)
-    folder = tmp_path_factory.mktemp("callbacks")
-    return cache_targets(Ensemble.from_members([member]), ROWS, folder / "targets")
+    return small_cache(tmp_path_factory.mktemp("callbacks"))
 
 
 class Seen(Callback):

@@ -12,33 +12,23 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_student import ROWS, STUDENT, X, small_cache
 from torch import nn
 
-from ensdistill import Ensemble, EnsembleLogits, Optimization, Rows, StudentTrainer, cache_targets
+from ensdistill import EnsembleLogits, Optimization, Rows, StudentTrainer
 from ensdistill.common.checkpoint import CheckpointMismatch, differences
 from ensdistill.job.run_folder import resumed_or_anew
 from ensdistill.models import MLP
 from ensdistill.student import Validation
 
 SHORT = Optimization(steps=300, batch_size=24, learning_rate=0.1, schedule="constant")
-STUDENT = partial(MLP, 16, [8], 5)
-X = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
-ROWS = Rows(X, np.arange(150), np.arange(150) % 5)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    torch.manual_seed(0)
-    member = nn.Linear(16, 5).requires_grad_(False)
-    return cache_targets(Ensemble.from_members([member]), ROWS, tmp_path_factory.mktemp("folder") / "targets")
+    return small_cache(tmp_path_factory.mktemp("folder"))
 
 
 class Stop(Exception):
@@ -212,6 +202,29 @@ def test_the_likeliest_cause_of_a_loss_that_is_not_finite_is_named():
         FloatingPointError, match=r"likeliest cause is the target of uid 40, which is not fini"
     ):
         StudentTrainer(quick, loss=squared).distill(STUDENT, ROWS, BrokenTargets())
+
+
+class OfFields(nn.Module):
+    """A student of two single numbers, whose outputs are NaN in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 5)
+
+    def forward(self, height, width):
+        found = self.linear(torch.stack([height, width], 1))
+        return found * float("nan") if self.training else found
+
+
+def test_the_likeliest_cause_is_named_for_fields_of_single_numbers():
+    height, width = X[:, 0].copy(), X[:, 1].copy()
+    fields = {"height": height, "width": width}
+    trainer = StudentTrainer(Optimization(40, 150))
+    with pytest.raises(FloatingPointError, match=r"at step 0 of 40; .* look at the student's first weights"):
+        trainer.direct(OfFields, Rows(fields, ROWS.uids, ROWS.labels), classes=5)
+    width[7] = 1e5
+    with pytest.raises(FloatingPointError, match="extreme input: uid 7 holds a value of 100000 in 'width'"):
+        trainer.direct(OfFields, Rows(fields, ROWS.uids, ROWS.labels), classes=5)
 
 
 def squared(outputs, targets, labels, batch):

@@ -37,12 +37,7 @@ GROUPS = (ParameterGroup("*bias", weight_decay=0.0), ParameterGroup("1.weight", 
 CLOSE = {"atol": 2e-6, "rtol": 2e-5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def by_hand(optimization, make, steps=STEPS, clip=None):
@@ -219,6 +214,22 @@ def test_a_step_of_ones_own_gets_the_parts():
     Watching(replace(SGD, steps=2, accumulate=3)).direct(STUDENT, ROWS, classes=3)
     assert [step for step, _ in seen] == [0, 0, 0, 1, 1, 1]
     assert [uid for _, uids in seen[3:] for uid in uids] == ROWS.uids[order(1)].tolist()
+
+
+def test_settings_with_partials_of_the_same_arguments_are_equal():
+    def settings(momentum, step=5):
+        return StudentOptimization(
+            steps=5,
+            optimizer=partial(torch.optim.SGD, momentum=momentum),
+            schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=step),
+        )
+
+    assert settings(0.9) == settings(0.9)
+    assert hash(settings(0.9)) == hash(settings(0.9))
+    assert settings(0.9) != settings(0.8)
+    assert settings(0.9) != settings(0.9, step=4)
+    assert settings(0.9) != Optimization(steps=5)
+    assert StudentOptimization(steps=5) == Optimization(steps=5)
 
 
 @pytest.mark.parametrize(("parts", "remedy"), [(5, "choose 4 or 6"), (25, "choose 24")])

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small_student import STUDENT
 from torch import nn
 
 from ensdistill import Ensemble, Optimization, Rows, StudentTrainer, cache_targets
@@ -18,13 +19,14 @@ from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.validation import draw_share
 
 SHORT = Optimization(steps=200, batch_size=24, learning_rate=0.02, schedule="constant")
-STUDENT = partial(MLP, 16, [8], 5)
 N = 240
 X = np.random.default_rng(0).normal(size=(N, 16)).astype(np.float32)
 Y = np.where(np.arange(N) % 3 == 0, -100, np.arange(N) % 5)
 ROWS = Rows(X, np.arange(N)[::-1] * 7, Y)
 TRAIN, HELD = ROWS.take(np.arange(60, N)), ROWS.take(np.arange(60))
 WEIGHTS = np.array([0.7, 0.3])
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Norms(nn.Module):
@@ -38,14 +40,6 @@ class Norms(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
