@@ -382,6 +382,17 @@ def test_settings_without_a_part_in_the_objective_are_refused(estimator, setting
         TreeStudent(estimator, LossSettings(**settings))
 
 
+@pytest.mark.parametrize(
+    "library", [lightgbm.LGBMClassifier, xgboost.XGBClassifier, catboost.CatBoostClassifier]
+)
+def test_a_fit_prints_nothing_unless_asked(library, capfd):
+    p = softmax(np.random.default_rng(0).normal(size=(40, 3)), axis=1)
+    objective = Objective.of(LossSettings(), p, np.full(40, -100))
+    x = np.random.default_rng(1).normal(size=(40, 2))
+    TreeStudent(library(n_estimators=3)).fit_to(x, objective, "abc")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_columns_that_no_tree_can_split_by_leave_the_base_score_or_are_named():
     p = np.tile([[0.2, 0.3, 0.5]], (8, 1))
     objective = Objective.of(LossSettings(), p, np.full(8, -100))

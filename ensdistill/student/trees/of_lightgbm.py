@@ -59,6 +59,8 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     start = fit.start()
     settings = {key: value for key, value in given.items() if key not in ROUNDS}
     settings.setdefault("random_state", fit.seed % 2**31)
+    if not {"verbose", "verbosity"} & set(settings):
+        settings["verbosity"] = -1  # as quiet as the two other libraries, with a job's live view beside it
     if not {"force_row_wise", "force_col_wise", "deterministic"} & set(settings):
         # LightGBM times both layouts and takes the faster one, so that two runs could differ in bits.
         settings |= {"deterministic": True, "force_row_wise": True}
