@@ -17,7 +17,7 @@ DEFAULT_VALIDATION = Validation(rows=0.1, patience=50)
 
 
 def check_validation(settings: Validation) -> None:
-    """Raise ValueError for settings of a validation that a student has not that is no network."""
+    """Raise ValueError for settings that the validation of an estimator does not have."""
     if settings.every is not None:
         raise ValueError(
             "validation.every: expected none for an estimator, of which every round is evaluated; got "

@@ -153,6 +153,5 @@ def check_settings(settings: LossSettings) -> None:
         value, expected = getattr(settings, name), getattr(DEFAULTS, name)
         if value != expected:
             raise ValueError(
-                f"loss.{name}: expected {expected!r}, the only one that a student has that is no network; "
-                f"got {value!r}"
+                f"loss.{name}: expected {expected!r}, the only one for an estimator; got {value!r}"
             )

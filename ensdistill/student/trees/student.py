@@ -243,7 +243,7 @@ class TreeStudent:
         return *chosen, figures
 
     def _check_library(self) -> None:
-        """Refuse what the library of the estimator can't do, before there are rows."""
+        """Refuse settings that the estimator's library does not have, before there are rows."""
         kind, loss = type(self.estimator).__name__, self.loss
         check_parameters(self.estimator)
         if self.library is None and loss.temperature != 1:

@@ -34,7 +34,7 @@ def ways_of(estimator: Any) -> list[Way]:
     Raises
     ------
     ValueError
-        There is none; says why.
+        There is none; the message names the reason.
     """
     found: list[Way] = []
     if is_classifier(estimator) and hasattr(estimator, "predict_proba") and takes_weights(estimator):
@@ -42,7 +42,7 @@ def ways_of(estimator: Any) -> list[Way]:
     if regressor_of(estimator) is not None:
         found.append("regression")
     if not found:
-        check_student(estimator)  # names what is missing
+        check_student(estimator)  # its message names the lack
         raise ValueError(
             f"student: the fit of {type(estimator).__name__} takes no sample_weight, by which it would learn "
             "the ensemble's probabilities, and scikit-learn has no regressor of its kind: choose an "
@@ -147,8 +147,8 @@ def check_regressor_weights(estimator: Any) -> None:
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
     """Log-probabilities [N, C] less their mean, float64.
 
-    No probability counts as less than 0.001, of more than ten classes than 0.01 / C: what the least classes
-    gain is a hundredth of a row at most.
+    No probability counts as less than 0.001, of more than ten classes than 0.01 / C: the least classes gain a
+    hundredth of a row at most.
 
     Examples
     --------
