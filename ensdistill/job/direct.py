@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import describe
-from ensdistill.common.files import read_json, write_json
+from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.progress import UnitProgress
@@ -40,6 +40,7 @@ SHORTER = (4, 16)  # the steps divided by so much; the regularisation is chosen 
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
 # outweighs any gradient.
 LARGEST_DECAY = 0.1
+HELD_OUT = "held_out.safetensors"  # the calibrated held-out logits of the chosen recipe
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,12 @@ class _Folds:
             # raises the error.
             return {"nll": None, "temperature": 1.0}
         loss = negative_log_likelihood(log_mixture(logits[None], np.ones(1)), labels)
-        return {"nll": loss, "temperature": fit_temperature(logits, labels)}
+        temperature = fit_temperature(logits, labels)
+        before = [one["nll"] for one in self.tried.values() if one["nll"] is not None]
+        if not recipe.label_smoothing and loss < min(before, default=math.inf):
+            # Before the record of this recipe: a search that is killed in between judges it again.
+            write_arrays(self.folder / HELD_OUT, {"logits": (logits / temperature).astype(np.float32)})
+        return {"nll": loss, "temperature": temperature}
 
     def _held_out(self, recipe: Recipe) -> np.ndarray:
         """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""
