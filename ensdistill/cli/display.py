@@ -119,6 +119,15 @@ class Display:
             self._warnings.add(text)
             self.console.print(warning_line(text), markup=False, highlight=False, soft_wrap=True)
 
+    def preflight(self, found: Any) -> None:
+        """Print the forecast of a job whose caches are finished; ``ensdistill preflight`` has all of it."""
+        if self._quiet:
+            return
+        from ensdistill.cli.preflight import summary
+
+        for line in summary(found):
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def finished(self, piece: Any, seconds: float) -> None:
         """A piece of work is finished; ``seconds`` are its own, by the process that did it."""
         key = str(piece)

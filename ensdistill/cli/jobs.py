@@ -20,6 +20,7 @@ STAGES = {
     "run": "report",
     "teachers": "teachers",
     "cache build": "cache",
+    "preflight": "preflight",
     "distill": "distill",
     "report": "report",
 }
@@ -71,8 +72,26 @@ def job(command: str, rest: list[str]) -> int:
         report = run(config, STAGES[command], reload, display, keep)
     if display.done:
         _warn_of_exports(config.run_folder)
+    if command == "preflight":
+        _show_preflight(config, changed=bool(display.done))
+        return 0
     _show(command, config.run_folder, report, changed=bool(display.done))
     return 0
+
+
+def _show_preflight(config: Any, changed: bool) -> None:
+    from rich.console import Console
+
+    from ensdistill.cli.preflight import as_text, document
+    from ensdistill.job.preflight import run_preflight
+    from ensdistill.job.run_folder import RunFolder
+
+    found = run_preflight(RunFolder(config))
+    if manner().json:
+        about = {"command": "preflight", "run": str(config.run_folder), "changed": changed}
+        print_json(about | {"preflight": document(found)})
+        return
+    Console(highlight=False).print(as_text(found))
 
 
 def _warn_of_exports(folder: Path) -> None:

@@ -5,6 +5,7 @@ COMMANDS = (
     "run",
     "teachers",
     "cache",
+    "preflight",
     "distill",
     "report",
     "predict",
@@ -44,6 +45,8 @@ With settings of your own, a whole job or up to a stage:
   ensdistill run CONFIG           the whole job, up to the report
   ensdistill teachers CONFIG      train, calibrate and weigh the ensemble
   ensdistill cache build CONFIG   and run it once over the transfer set
+  ensdistill preflight CONFIG     is there a gain to keep? before a student is
+                                  trained
   ensdistill distill CONFIG       and train the students and their baselines
   ensdistill report CONFIG        and judge them: report.json, report.html
 
@@ -91,6 +94,12 @@ JOBS = {
         "Builds the transfer set, runs the ensemble over it once, and stores the targets; trains the "
         "teachers first where they are missing or changed. Writes seed-*/cache/ in the run's folder. Of the "
         "settings it reads cache and those of `teachers`."
+    ),
+    "preflight": (
+        "Shows what there is to keep before a student is trained: the ensemble's lead over its best member "
+        "and over the students' models trained directly, on held-out labelled rows with intervals; how much "
+        "the members differ on the rows that the students will be asked; and what to change. Makes the "
+        "stages teachers, cache and direct where they are missing. `ensdistill run` prints it on its way."
     ),
     "distill": (
         "Trains the students from the cache, and their baselines on the labels; makes missing stages before "

@@ -204,7 +204,8 @@ class _Folds:
         losses = []
         for recipe in recipes:
             new = str(recipe) not in self.choices
-            losses.append(self.choices.nll(str(recipe), partial(self._held_out, recipe)))
+            held_out = partial(self._held_out, recipe)
+            losses.append(self.choices.nll(str(recipe), held_out, smoothed=recipe.label_smoothing > 0))
             if new:
                 shutil.rmtree(self.folder / "folds", ignore_errors=True)
         return losses

@@ -81,8 +81,8 @@ class RunFolder:
         self._transfers: dict[int, Rows] = {}
 
     def units(self, last: str) -> list[Unit]:
-        """The units up to the stage ``last`` (``teachers``, ``cache``, ``distill`` or ``report``), longest
-        work first."""
+        """The units up to the stage ``last`` (``teachers``, ``cache``, ``preflight``, ``distill`` or
+        ``report``), longest work first; a preflight needs the baselines, and no student."""
         seeds, students = range(self.config.seeds), list(self.config.distill.students)
         teachers = [Unit("teachers", seed) for seed in seeds]
         if last == "teachers":
@@ -92,7 +92,7 @@ class RunFolder:
             return teachers + caches
         both = [
             Unit(stage, seed, student)
-            for stage in ("distill", "direct")
+            for stage in (("direct",) if last == "preflight" else ("distill", "direct"))
             for seed in seeds
             for student in students
         ]

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,10 @@ class Display(Protocol):
     def warning(self, text: str) -> None:
         """A worker raised a warning with this text."""
 
+    def preflight(self, found: Any) -> None:
+        """All caches are finished: what there is to keep, an
+        :class:`ensdistill.student.preflight.Preflight`."""
+
 
 class UnitFailed(RuntimeError):
     """A unit of work raised an error; the message is the error's, ``details`` the traceback in the process
@@ -63,7 +68,7 @@ def run(
     Parameters
     ----------
     config : Config
-    last : {"teachers", "cache", "distill", "report"}
+    last : {"teachers", "cache", "preflight", "distill", "report"}
     reload : callable
         Makes the same config again in another process; it has to be importable there.
     display : Display
@@ -131,6 +136,18 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
                 if error is not None:
                     raise UnitFailed(unit, *error)
                 display.finished(unit, folder.record(unit)["seconds"])
+                left = [one.stage for one in (*waiting, *running.values())]
+                if unit.stage == "cache" and "cache" not in left:
+                    _forecast(folder, display)
+
+
+def _forecast(folder: RunFolder, display: Display) -> None:
+    """Show what there is to keep, while the students are being trained."""
+    from ensdistill.job.preflight import run_preflight
+
+    # Of members without held-out predictions there is none; `ensdistill preflight` names them.
+    with suppress(ValueError):
+        display.preflight(run_preflight(folder))
 
 
 class _pool:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill.common.files import read_json, write_json
+from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.teachers.fitting.calibration import fit_temperature, log_mixture, negative_log_likelihood
 
 FILE = "choice.json"
+HELD_OUT = "held_out.safetensors"  # calibrated logits [N, C] of the best choice on plain labels
 
 
 class Choices:
@@ -42,7 +43,7 @@ class Choices:
     def __contains__(self, name: str) -> bool:
         return name in self._tried
 
-    def nll(self, name: str, held_out: Callable[[], np.ndarray]) -> float:
+    def nll(self, name: str, held_out: Callable[[], np.ndarray], *, smoothed: bool = False) -> float:
         """The NLL of a choice; infinite where its training diverged.
 
         Parameters
@@ -51,9 +52,11 @@ class Choices:
         held_out : callable
             Returns the logits [N, C] of the rows, by models that saw neither the row nor a copy of it. It is
             called for a new name only.
+        smoothed : bool
+            Whether the choice is of smoothed labels, and so not one of those for *direct*.
         """
         if name not in self:
-            self._tried[name] = self._judged(held_out)
+            self._tried[name] = self._judged(held_out, smoothed)
             if self.folder is not None:
                 write_json(self.folder / FILE, {"inputs": self.inputs, "tried": self._tried})
         loss = self._tried[name]["nll"]
@@ -72,7 +75,7 @@ class Choices:
             "held_out_nll": {name: found["nll"] for name, found in self._tried.items()},
         }
 
-    def _judged(self, held_out: Callable[[], np.ndarray]) -> dict[str, Any]:
+    def _judged(self, held_out: Callable[[], np.ndarray], smoothed: bool) -> dict[str, Any]:
         try:
             logits = held_out()
         except FloatingPointError:
@@ -80,4 +83,9 @@ class Choices:
             # raises the error.
             return {"nll": None, "temperature": 1.0}
         loss = negative_log_likelihood(log_mixture(logits[None], np.ones(1)), self.labels)
-        return {"nll": loss, "temperature": fit_temperature(logits, self.labels)}
+        temperature = fit_temperature(logits, self.labels)
+        before = [one["nll"] for one in self._tried.values() if one["nll"] is not None]
+        if self.folder is not None and not smoothed and loss < min(before, default=math.inf):
+            # Before the record of this choice: a search that is killed in between judges it again.
+            write_arrays(self.folder / HELD_OUT, {"logits": (logits / temperature).astype(np.float32)})
+        return {"nll": loss, "temperature": temperature}

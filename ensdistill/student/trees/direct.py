@@ -95,7 +95,7 @@ class Direct:
         }
         best = min(losses, key=lambda name: losses[name])  # the first of equals
         last = partial(held_out, self.on_smoothed_labels, tried[best], total - len(parts))
-        found.nll(self.smoothed(best), last)
+        found.nll(self.smoothed(best), last, smoothed=True)
         return best, tried[best]
 
     def smoothed(self, recipe: str) -> str:

@@ -1,0 +1,89 @@
+"""The preflight: leads and spreads of predictions whose figures are known, and the advice on them."""
+
+import numpy as np
+import pytest
+
+from ensdistill import Ensemble
+from ensdistill.student.preflight import HELD_OUT, HeldOut, Lead, Spread, preflight
+from ensdistill.teachers.members import ArrayMember
+
+ROWS = 300
+
+
+def logits_of(right: float, labels: np.ndarray, classes: int = 3) -> np.ndarray:
+    """Logits [N, C] that give each label the probability ``right``."""
+    made = np.full((len(labels), classes), np.log((1 - right) / (classes - 1)))
+    made[np.arange(len(labels)), labels] = np.log(right)
+    return made.astype(np.float32)
+
+
+def held_out(members: list[np.ndarray], labels: np.ndarray, **direct: np.ndarray) -> HeldOut:
+    made = [
+        ArrayMember(np.arange(float(len(labels))), name=f"m{k}", logits=z, classes=["a", "b", "c"])
+        for k, z in enumerate(members)
+    ]
+    return HeldOut(Ensemble.from_members(made), "m0", np.stack(members), labels, direct)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, size=ROWS)
+
+
+def test_a_lead_is_the_mean_difference_with_the_interval_of_one_seed():
+    random = np.random.default_rng(0)
+    rows = random.normal(0.5, 1.0, size=400)
+    lead = Lead.of([rows])
+    half = 1.96 * rows.std(ddof=1) / 20
+    assert (lead.mean, lead.low, lead.high) == pytest.approx(
+        (rows.mean(), rows.mean() - half, rows.mean() + half)
+    )
+    twice = Lead.of([rows, rows])
+    assert (twice.mean, twice.low) == pytest.approx((lead.mean, lead.low))  # the same rows again
+    assert lead.certain
+    assert not Lead.of([rows - 0.5]).certain
+    assert not Lead.of([np.array([1.0])]).certain  # one row shows nothing
+
+
+def test_leads_are_those_of_the_mixture(labels):
+    wrong = (labels + 1) % 3
+    halves = np.where(np.arange(ROWS) < ROWS // 2, labels, wrong)
+    others = np.where(np.arange(ROWS) < ROWS // 2, wrong, labels)
+    members = [logits_of(0.8, halves), logits_of(0.9, others)]
+    found = preflight([held_out(members, labels, small=logits_of(0.5, labels))], {})
+    p = np.mean([np.exp(z.astype(np.float64)) for z in members], axis=0)
+    mixture = np.log(p[np.arange(ROWS), labels])
+    best = members[0][np.arange(ROWS), labels]
+    assert found.over_best_member.nll.mean == pytest.approx((mixture - best).mean(), abs=1e-5)
+    assert found.over_best_member.accuracy.mean == pytest.approx(0.0)  # each is right on its half
+    assert found.over_direct["small"].nll.mean == pytest.approx((mixture - np.log(0.5)).mean(), abs=1e-5)
+    assert found.spreads[HELD_OUT].disagreement == pytest.approx(1.0)
+
+
+def test_an_ensemble_no_better_than_a_member_or_a_direct_model_is_not_to_be_distilled(labels):
+    same = logits_of(0.7, labels)
+    found = preflight([held_out([same, same], labels, small=logits_of(0.7, labels))], {})
+    assert found.spreads[HELD_OUT].epistemic == pytest.approx(0.0, abs=1e-9)
+    assert any("better than m0 alone" in line for line in found.advice)
+    assert any(line.startswith("Don't distil into small") for line in found.advice)
+
+
+def test_rows_on_which_members_agree_need_others_beside_them(labels):
+    unlike = [logits_of(0.9, labels), logits_of(0.9, (labels + 1) % 3)]
+    one = held_out(unlike, labels)
+    alike = np.stack([logits_of(0.9, labels)] * 2)
+    few = Spread.of(alike, one.ensemble.weights, ROWS)
+    advice = preflight([one], {"labelled": few}).advice
+    assert any(line.endswith("Add a pool of unlabelled rows, or synthetic rows.") for line in advice)
+    pool = Spread.of(np.stack(unlike), one.ensemble.weights, 10 * ROWS)
+    assert not any(
+        "asked too little" in line for line in preflight([one], {"labelled": few, "pool": pool}).advice
+    )
+
+
+def test_a_member_without_held_out_predictions_is_named(labels):
+    members = [logits_of(0.7, labels), np.full((ROWS, 3), np.nan, np.float32)]
+    one = held_out([members[0], members[0]], labels)
+    blind = HeldOut(one.ensemble, "m0", np.stack(members), labels)
+    with pytest.raises(ValueError, match=r"^members: m1 have no held-out predictions .* held_out: true"):
+        preflight([blind], {})
