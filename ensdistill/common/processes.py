@@ -145,12 +145,17 @@ def processes(device: Any = "cpu") -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
+        # Where this process failed, others may wait for it: they get an error, though it may live on.
         if not ready:
             distributed.destroy_process_group()
 
 
 def _join(device: str) -> None:
     import torch
+
+    # Its functions have the group of the time of their import as a default: imported later, they would keep
+    # the group's connections open beyond its end.
+    import torch.distributed.nn.functional
     from torch import distributed
 
     on_gpu = torch.device(device).type == "cuda"
