@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -32,19 +33,16 @@ def one_thread():
 
 
 def torchrun(count: int, folder: Path, *arguments: str, restarts: int = 0) -> None:
+    options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    launched(["torch.distributed.run", *options], folder, *arguments)
+
+
+def launched(launcher: list[str], folder: Path, *arguments: str) -> None:
     folder.mkdir(exist_ok=True)
     cache(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent.parent)}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={count}",
-        f"--max-restarts={restarts}",
-    ]
     run = subprocess.run(
-        [*command, str(HERE / "student_trainer.py"), str(folder), *arguments],
+        [sys.executable, "-m", *launcher, str(HERE / "student_trainer.py"), str(folder), *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -116,6 +114,8 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(compared, job, tmp_path)
     for file in compared.glob(f"{job}.checkpoint*"):
         (shutil.copytree if file.is_dir() else shutil.copy)(file, tmp_path / file.name)
     os.symlink(compared / "cache", tmp_path / "cache")
+    for shards in tmp_path.glob("*.shards-000000032/*"):  # nothing else, which would be unpickled
+        assert len(load_file(shards)) >= 10, shards
     with pytest.warns(
         UserWarning,
         match=r"^checkpoint: .* is of a training by 2 processes.*, and 1 process goes on with it: sums round "
@@ -148,23 +148,36 @@ def test_killed_processes_go_on_to_the_same_bits(compared, tmp_path):
 
 
 WHOLE, DIVIDED, FILLED = "to be killed", "to be killed, divided", "a cache as you go"
-# How each job can die; a checkpoint that is divided dies in the ways of a whole one, too.
-OF_SHARDS, OF_FILLS = (
-    ("one shard", "all shards", "old shards"),
-    ("before a fill", "in a fill", "after a fill"),
-)
-OF_ALL = [death for death in DEATHS if death not in (*OF_SHARDS, *OF_FILLS)]
-EARLY = ("first", "begin", "one shard", "second", "half", "all shards", "all", "read", "old shards")
+OF_FILLS = ("before a fill", "in a fill", "after a fill")
+OF_DIVIDED = ("first", "begin", "one shard", "half", "all shards", "read", "old shards", "end of the divided")
+OF_WHOLE = [
+    death for death in DEATHS if death not in OF_FILLS and "shard" not in death and "divided" not in death
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "deaths",
-    [[f"{WHOLE}:{death}" for death in OF_ALL], [f"{DIVIDED}:{death}" for death in EARLY]],
+    [[f"{WHOLE}:{death}" for death in OF_WHOLE], [f"{DIVIDED}:{death}" for death in OF_DIVIDED]],
     ids=["whole", "divided"],
 )
 def test_killed_at_many_moments(compared, tmp_path, deaths):
     check_deaths(compared, tmp_path / "two", 2, *deaths)
+
+
+@pytest.mark.slow
+def test_processes_of_accelerate_train_the_same_student(compared, tmp_path):
+    # --multi_gpu is its only way to several processes on one machine, GPU or not; the port is free.
+    options = "--multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no"
+    launcher = ["accelerate.commands.launch", *options.split(), "--main_process_port=0"]
+    launched(launcher, tmp_path / "launched", "train", "few labels", "divided")
+    for job in ("few labels", "divided"):
+        for rank in range(2):
+            student, other = (
+                loaded(folder / f"{job}-{rank}.npz") for folder in (tmp_path / "launched", compared)
+            )
+            for name, value in other.items():
+                np.testing.assert_array_equal(student[name], value, err_msg=f"{job}: {name}")
 
 
 @pytest.mark.slow
