@@ -188,7 +188,7 @@ JOBS = {
         sync=True,
         ema=0.9,
         validation=0.2,
-        way={"shard": ["image", "hidden"], "recompute_modules": "hidden"},
+        way={"shard": ["image.[01]", "hidden"], "recompute_modules": "hidden"},
     ),
     "divided and compiled": partial(
         distil, factory=MLP, steps=16, way={"shard": "1", "compile": "aot_eager", "mixed_precision": "bf16"}
