@@ -97,7 +97,7 @@ class Checkpoint:
         before = _way(resumed.values["processes"], resumed.values.get("shard"))
         if before != (now := _way(group.count, self.shard)) and group.rank == 0:
             warnings.warn(
-                f"checkpoint: {newest} is of a training by {before}, and {now} goes on with it: sums round "
+                f"checkpoint: {newest} is of a training by {before}, continued by {now}: sums round "
                 "differently and dropout masks differ, so the student is an equally good one, but not the "
                 f"same to the bit; start {before} for the same bits",
                 stacklevel=5,

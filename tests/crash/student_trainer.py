@@ -485,7 +485,14 @@ def refuse(folder: Path, rank: int) -> None:
     assert not (folder / "nan").exists()
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     folder, what, *more = sys.argv[1:]
     {"compare": compare, "train": train, "die": die}[what](Path(folder), int(os.environ["RANK"]), *more)
+
+
+if __name__ == "__main__":
+    # Under its own name, as the tests import it: a checkpoint has the names of its classes' modules.
+    import student_trainer
+
+    student_trainer.main()
