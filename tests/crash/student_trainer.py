@@ -395,9 +395,9 @@ DEATHS = {
     "all shards": partial(writing_shards, (0, 1, 2, 3), 2),
     "old shards": partial(removing, 2),  # the first time is before shards are written
     "end of the divided": partial(at_step, (1,), 100),
-    "before a fill": partial(filling_up, (1,), 3, "before"),
-    "in a fill": partial(filling_up, (0,), 5, "middle"),
-    "after a fill": partial(filling_up, (0, 1), 8, "after"),
+    "before a fill": partial(filling_up, (1,), 1, "before"),
+    "in a fill": partial(filling_up, (0, 1), 1, "middle"),
+    "after a fill": partial(filling_up, (0, 1), 1, "after"),
 }
 
 
