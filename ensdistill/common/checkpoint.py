@@ -1,8 +1,9 @@
 """The state of a training on disk, so that a killed run goes on and ends with the same bits.
 
 One ``.safetensors`` file: tensors ``model/*``, ``optimizer/<parameter>/<key>`` and ``generator/<name>``, and
-one JSON string in its metadata with everything else. Nothing is pickled, so that reading a checkpoint can't
-run code.
+one JSON string in its metadata with everything else. Tensors that are divided over processes lie in a folder
+beside it (:mod:`ensdistill.common.divided`), which the file names. Nothing is pickled, so that reading a
+checkpoint can't run code.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ensdistill.common.divided import (
+    check_shards,
+    fill,
+    folder_of,
+    is_divided,
+    like,
+    read_shards,
+    remove_folders,
+    write_shards,
+)
 from ensdistill.common.files import write_bytes
 from ensdistill.common.processes import Processes
 
@@ -52,8 +63,9 @@ def save_checkpoint(
     generators: Mapping[str, torch.Generator] | None = None,
     values: Any = None,
     about: Mapping[str, Any] | None = None,
+    group: Processes | None = None,
 ) -> None:
-    """Atomically write the state of a training.
+    """Atomically write the state of a training: a writer may be killed at any moment.
 
     Parameters
     ----------
@@ -72,7 +84,11 @@ def save_checkpoint(
         Anything else, for example a learning curve.
     about : JSON-able dict, optional
         The parts of the fingerprint, by which the error about another training names what differs.
+    group : Processes, optional
+        Processes that all call this: each writes its shares of divided tensors, and process 0 all else, once
+        the shares are on the disk.
     """
+    path, group = Path(path), group or Processes()
     arrays = {f"model/{name}": tensor for name, tensor in tensors.items()}
     header: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "values": values}
     header |= {} if about is None else {"about": about}
@@ -89,6 +105,12 @@ def save_checkpoint(
         header["scheduler"] = scheduler.state_dict()
     for name, generator in (generators or {}).items():
         arrays[f"generator/{name}"] = generator.get_state()
+    divided = {name: arrays.pop(name).detach() for name in list(arrays) if is_divided(arrays[name])}
+    folder = folder_of(path, step) if divided else None
+    if folder is not None:
+        header["shards"] = write_shards(folder, divided, group)
+    if group.rank != 0:
+        return
     # clone(): safetensors refuses tensors that share storage (tied weights), and the file should hold values,
     # not views.
     blob = save(
@@ -96,6 +118,7 @@ def save_checkpoint(
         metadata={KEY: _text(header)},
     )
     write_bytes(path, blob)
+    remove_folders(path, keep=folder)
 
 
 def load_checkpoint(
@@ -149,29 +172,41 @@ def load_checkpoint(
 
     if other:
         raise _mismatch(path, header.get("about"), about)
-    saved = {
-        name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")
-    }
+    # The forms of all tensors, and how each is read: from the file, or from the shards beside it.
+    shards = header.get("shards") or {"files": {}, "tensors": {}}
+    forms = {name: (list(value.shape), value.dtype) for name, value in arrays.items()}
+    forms |= {n: (form["shape"], getattr(torch, form["dtype"])) for n, form in shards["tensors"].items()}
+    saved = {name.removeprefix("model/"): form for name, form in forms.items() if name.startswith("model/")}
     if saved.keys() != tensors.keys():
         raise ValueError(f"{path}: expected tensors {sorted(tensors)}; the checkpoint has {sorted(saved)}")
     for name, target in tensors.items():
-        value = saved[name]
-        if value.shape != target.shape or value.dtype != target.dtype:
+        shape, dtype = saved[name]
+        if shape != list(target.shape) or dtype != target.dtype:
             raise ValueError(
-                f"{path}: {name}: expected {target.dtype} {list(target.shape)}; the checkpoint has "
-                f"{value.dtype} {list(value.shape)}"
+                f"{path}: {name}: expected {target.dtype} {list(target.shape)}; the checkpoint has {dtype} "
+                f"{shape}"
             )
-    with torch.no_grad():
-        for name, target in tensors.items():
-            target.copy_(saved[name])
+    targets = {f"model/{name}": target.detach() for name, target in tensors.items()}
+    state: dict[int, dict[str, Any]] = {}
     if optimizer is not None:
-        state: dict[int, dict[str, Any]] = {
-            int(i): dict(plain) for i, plain in header["optimizer"]["plain"].items()
-        }
-        for name, value in arrays.items():
+        state = {int(i): dict(plain) for i, plain in header["optimizer"]["plain"].items()}
+        parameters = [p for part in optimizer.param_groups for p in part["params"]]
+        for name, (shape, dtype) in forms.items():
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/", 2)
-                state.setdefault(int(index), {})[key] = value
+                # A number, such as a count of steps, is never divided.
+                parameter = parameters[int(index)] if shape else torch.zeros(())
+                value = like(shape, dtype, parameter)
+                state.setdefault(int(index), {})[key] = targets[name] = value
+    with torch.no_grad():
+        for name, target in targets.items():
+            if name in arrays:
+                fill(target, arrays[name])
+        if shards["tensors"]:
+            with group.together():
+                folder = check_shards(path, shards)
+            read_shards(folder, {name: targets[name] for name in shards["tensors"]}, group)
+    if optimizer is not None:
         now = optimizer.state_dict()["param_groups"]
         groups = _as_before(header["optimizer"]["groups"], now)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -197,8 +232,8 @@ def _mismatch(path: Path, before: Any, now: Any) -> CheckpointMismatch:
     )
 
 
-def differences(before: Any, now: Any) -> list[str]:
-    """One line for each field in which two JSON values differ, with its path.
+def differences(before: Any, now: Any, owners: tuple[str, str] = ("the checkpoint", "now")) -> list[str]:
+    """One line for each field in which two JSON values differ, with its path and the values' owners.
 
     Examples
     --------
@@ -208,7 +243,7 @@ def differences(before: Any, now: Any) -> list[str]:
     found, wanted = dict(_leaves(before, "")), dict(_leaves(now, ""))
     names = [*wanted, *(name for name in found if name not in wanted)]
     return [
-        _line(name, found.get(name, _NOTHING), wanted.get(name, _NOTHING))
+        _line(name, found.get(name, _NOTHING), wanted.get(name, _NOTHING), owners)
         for name in names
         if found.get(name, _NOTHING) != wanted.get(name, _NOTHING)
     ]
@@ -228,12 +263,12 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _line(name: str, before: Any, now: Any) -> str:
+def _line(name: str, before: Any, now: Any, owners: tuple[str, str]) -> str:
     if _is_digest(before) and _is_digest(now):
         return f"{name} differ{'' if name.endswith('s') else 's'}"
     shown = ["nothing" if x is _NOTHING else repr(x) for x in (before, now)]
     one, other = (text if len(text) <= 100 else f"{text[:100]}..." for text in shown)
-    return f"{name}: the checkpoint has {one}, now {other}"
+    return f"{name}: {owners[0]} has {one}, {owners[1]} {other}"
 
 
 def _is_digest(value: Any) -> bool:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _groups = itertools.count()  # made by this process, in the same order as by the others
 
 
+class ProcessFailed(RuntimeError):
+    """Another process of the group failed, so that this one can't go on either."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process's ``rank`` among ``count``; 0 of 1 where it is alone.
@@ -50,22 +54,22 @@ class Processes:
         distributed.all_reduce(total)
         return (total / self.count).to(tensor.device)
 
-    def first(self, data: bytes | None) -> bytes | None:
-        """The ``data`` of process 0, in all of them; theirs are not looked at."""
+    def first(self, data: bytes | None, source: int = 0) -> bytes | None:
+        """The ``data`` of process 0, or of another one, in all of them; theirs are not looked at."""
         if self.count == 1:
             return data
         import torch
         from torch import distributed
 
         size = torch.tensor([-1 if data is None else len(data)], device=self.device)
-        distributed.broadcast(size, 0)
+        distributed.broadcast(size, source)
         if size.item() < 0:
             return None
         content = torch.empty(int(size), dtype=torch.uint8)
-        if self.rank == 0 and data:
+        if self.rank == source and data:
             content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         content = content.to(self.device)
-        distributed.broadcast(content, 0)
+        distributed.broadcast(content, source)
         return content.cpu().numpy().tobytes()
 
     def take_first(self, tensors: Sequence[Tensor]) -> None:
@@ -86,12 +90,42 @@ class Processes:
 
     def agree(self, data: bytes) -> bool:
         """Whether all processes have the same ``data``."""
-        if self.count == 1:
-            return True
-        import torch
+        return self.count == 1 or self.foremost(self.first(data) != data) is None
 
-        same = torch.tensor(float(self.first(data) == data))
-        return self.mean(same).item() == 1
+    def foremost(self, yes: bool) -> int | None:
+        """The first process in which ``yes`` is true; None where it is in none."""
+        if self.count == 1:
+            return 0 if yes else None
+        import torch
+        from torch import distributed
+
+        rank = torch.tensor([self.rank if yes else self.count], device=self.device)
+        distributed.all_reduce(rank, distributed.ReduceOp.MIN)
+        return None if rank.item() == self.count else int(rank)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that each process does by itself, without waiting for others: where it fails in one, all
+        raise.
+
+        Raises
+        ------
+        ProcessFailed
+            The work of another process failed; has that process's error in words.
+        """
+        if self.count == 1:
+            yield
+            return
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if (rank := self.foremost(failure is not None)) is not None:
+            text = self.first(f"{type(failure).__name__}: {failure}".encode(), rank) or b""
+            if failure is not None:
+                raise failure
+            raise ProcessFailed(f"process {rank} of {self.count} failed: {text.decode()}")
 
 
 @contextmanager
@@ -111,12 +145,17 @@ def processes(device: Any = "cpu") -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
+        # Where this process failed, others may wait for it: they get an error, though it may live on.
         if not ready:
             distributed.destroy_process_group()
 
 
 def _join(device: str) -> None:
     import torch
+
+    # Its functions have the group of the time of their import as a default: imported later, they would keep
+    # the group's connections open beyond its end.
+    import torch.distributed.nn.functional
     from torch import distributed
 
     on_gpu = torch.device(device).type == "cuda"

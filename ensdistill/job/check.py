@@ -23,8 +23,8 @@ from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
 from ensdistill.student.accumulation import check_divides
+from ensdistill.student.module_patterns import chosen
 from ensdistill.student.preconditions import build_student
-from ensdistill.student.recompute import chosen
 from ensdistill.student.trees.direct import Direct
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
@@ -65,7 +65,7 @@ def check_job(run: RunFolder) -> None:
                 for optimization in (student.optimization, student.baseline):
                     build_optimizer(optimization, module)
                     check_divides(optimization.accumulate, optimization.batch_size)
-                chosen(module, student.recompute_modules)
+                chosen("recompute_modules", module, student.recompute_modules)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
     for name, one in config.distill.students.items():

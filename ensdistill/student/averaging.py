@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ensdistill.common.divided import own_share
 from ensdistill.common.processes import Processes
 from ensdistill.common.scalars import real
 from ensdistill.student.batch_statistics import share_buffers
@@ -39,6 +40,9 @@ class WeightAverage:
         On its device, with its first weights, where the average begins.
     decay : float
         Between 0 and 1.
+    another : callable, optional
+        Makes the copy of the model; of a model that is divided over processes, a copy divided in the same
+        way.
 
     Attributes
     ----------
@@ -54,17 +58,19 @@ class WeightAverage:
     0.9
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float, another: Callable[[nn.Module], nn.Module] = copy.deepcopy
+    ) -> None:
         self.decay = decay
         try:
-            self.module = copy.deepcopy(model).requires_grad_(False).eval()
+            self.module = another(model).requires_grad_(False).eval()
         except Exception as error:  # the copying runs the module's own code
             raise ValueError(
                 f"ema: {type(model).__name__} can't be copied ({error}), and the average needs a copy; train "
                 "without ema, or give the module a __deepcopy__"
             ) from error
         self.updates = torch.zeros((), dtype=torch.int64)
-        self._parameters = [list(model.parameters()), list(self.module.parameters())]
+        self._parameters = [[own_share(p) for p in m.parameters()] for m in (model, self.module)]
         self._buffers = any(True for _ in model.buffers())
 
     @torch.no_grad()

@@ -27,7 +27,8 @@ class TrainingState:
     rank : int
         Of this process among those that train; each has callbacks of its own.
     module : Module
-        The student, on its device. Its weights must not be changed.
+        The student, on its device. Its weights must not be changed. With ``shard`` they are DTensors, and a
+        forward pass needs all processes.
     seconds : float
         Since this run of the training started.
     evaluation : Evaluation or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,13 @@ class CheckpointFiles:
         return self.folder / f"checkpoint-{step:09d}.safetensors"
 
     def tidy(self) -> None:
-        """Delete all but the newest files."""
+        """Delete all but the newest files, and the shards of files that are not there."""
         for file in sorted(self._files())[: -self.keep_last]:
             file.unlink()
+        if self.folder is not None:
+            for shards in self.folder.glob("checkpoint-*.shards-*"):
+                if not shards.with_name(shards.name.rpartition(".shards-")[0]).exists():
+                    shutil.rmtree(shards)
 
     def _files(self) -> list[Path]:
         return [] if self.folder is None else list(self.folder.glob("checkpoint-*.safetensors"))

@@ -74,6 +74,9 @@ class Engine:
     group : Processes
     clip_norm : float or None
         The largest norm of all gradients.
+    sharded : bool
+        Whether the parameters are divided over the processes: then their gradients are, too, and are means
+        already.
     """
 
     device: torch.device
@@ -82,6 +85,7 @@ class Engine:
     precision: str
     group: Processes
     clip_norm: float | None
+    sharded: bool
     _accelerator: Any
     _prepared: Any
     _run: Any
@@ -121,7 +125,7 @@ class Engine:
 
     def _average(self) -> None:
         """Give each parameter the mean of its gradients in all processes."""
-        if self.group.count == 1:
+        if self.group.count == 1 or self.sharded:
             return
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for dtype in dict.fromkeys(p.dtype for p in parameters):
@@ -157,8 +161,10 @@ def start_engine(
     *,
     clip_norm: float | None = None,
     compiled: bool | str = False,
+    sharded: bool = False,
 ) -> Engine:
-    """Move a model to the group's device, and give all processes the parameters and buffers of process 0.
+    """Move a model to the group's device, and give all processes the parameters and buffers of process 0; a
+    ``sharded`` one is there already.
 
     ``compiled`` is True, or the name of a backend, for a forward pass by :func:`torch.compile`; the model
     itself stays as it is.
@@ -169,12 +175,14 @@ def start_engine(
         The process group has no backend for that device.
     """
     kind = torch.device(group.device).type
-    _check_backend(group, kind)
+    check_backend(group, kind)
     with _making, apart():
         accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision)
-        model.to(accelerator.device)
+        if not sharded:
+            model.to(accelerator.device)
         prepared = accelerator.prepare_optimizer(optimizer)
-    group.take_first([*model.parameters(), *model.buffers()])
+    if not sharded:
+        group.take_first([*model.parameters(), *model.buffers()])
     run: Any = model
     if compiled:
         backend = "inductor" if compiled is True else compiled
@@ -184,11 +192,12 @@ def start_engine(
             known = ", ".join(torch.compiler.list_backends())
             raise ValueError(f"compile: {backend!r} is no backend of torch.compile: {known}") from error
     return Engine(
-        accelerator.device, model, optimizer, precision, group, clip_norm, accelerator, prepared, run
+        accelerator.device, model, optimizer, precision, group, clip_norm, sharded, accelerator, prepared, run
     )
 
 
-def _check_backend(group: Processes, kind: str) -> None:
+def check_backend(group: Processes, kind: str) -> None:
+    """Raise ValueError unless the process group has a backend for a kind of device."""
     if group.count == 1:
         return
     backends = str(torch.distributed.get_backend_config())

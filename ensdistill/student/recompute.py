@@ -4,52 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-def check_patterns(given: Any) -> tuple[str, ...]:
-    """The argument as a tuple of patterns of module names."""
-    patterns = (given,) if isinstance(given, str) else given
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) and p for p in patterns):
-        raise TypeError(
-            f"recompute_modules: expected patterns of module names, such as 'blocks.*'; got {given!r}"
-        )
-    return tuple(patterns)
-
-
-def chosen(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """The modules whose names match a pattern, without those inside of another one.
-
-    Raises
-    ------
-    ValueError
-        A pattern that matches none.
-    """
-    modules = {name: module for name, module in model.named_modules() if name}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in modules):
-            names = list(modules)
-            raise ValueError(
-                f"recompute_modules: {pattern!r} matches no module of {type(model).__name__}; it has "
-                f"{', '.join(names[:8])}{', ...' if names[8:] else ''}"
-            )
-    found: dict[str, nn.Module] = {}
-    for name, module in modules.items():  # an outer module comes before those inside of it
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if not inside and any(fnmatchcase(name, pattern) for pattern in patterns):
-            found[name] = module
-    return list(found.values())
+from ensdistill.student.module_patterns import chosen
 
 
 def recomputed(model: nn.Module, patterns: Sequence[str]) -> AbstractContextManager[None]:
     """Return the context in which the chosen modules keep their inputs only, and compute their activations
     again when gradients need them: the same bits, random masks and running statistics included."""
-    return _recomputed(chosen(model, patterns)) if patterns else nullcontext()
+    if not patterns:
+        return nullcontext()
+    return _recomputed(list(chosen("recompute_modules", model, patterns).values()))
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
+from ensdistill.common.checkpoint import differences, load_checkpoint, save_checkpoint
 from ensdistill.common.describe import class_path, describe
+from ensdistill.common.divided import gathered
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.processes import Processes
@@ -37,8 +39,8 @@ BEST = "best.safetensors"
 
 @dataclass
 class Checkpoint:
-    """The state of a training in a file, which process 0 writes and reads. With ``files=None`` all methods do
-    nothing.
+    """The state of a training in a file, which process 0 writes and reads; shares of divided tensors lie
+    beside it, of which each process writes its own. With ``files=None`` all methods do nothing.
 
     Parameters
     ----------
@@ -53,6 +55,8 @@ class Checkpoint:
     scheduler : LRScheduler
     curve : Curve
     selection : Selection
+    shard : sequence of str or None
+        The patterns by which the student is divided over the processes; None where each has all of it.
     """
 
     files: CheckpointFiles | None
@@ -63,6 +67,7 @@ class Checkpoint:
     scheduler: LRScheduler
     curve: Curve
     selection: Selection
+    shard: Sequence[str] | None = None
     saved: int = 0
 
     def resume(self) -> int:
@@ -73,7 +78,7 @@ class Checkpoint:
         CheckpointMismatch
             The file is of another training.
         ValueError
-            The file is damaged, or belongs to another number of processes.
+            The file is damaged.
         """
         if self.files is None:
             return 0
@@ -89,11 +94,13 @@ class Checkpoint:
         )
         if resumed is None:
             return 0
-        if resumed.values["processes"] != group.count:
-            raise ValueError(
-                f"checkpoint: {newest} is of a training by {resumed.values['processes']} processes, now "
-                f"there are {group.count}, whose sums would round differently; start as many again, or "
-                "delete it to start anew"
+        before = _way(resumed.values["processes"], resumed.values.get("shard"))
+        if before != (now := _way(group.count, self.shard)) and group.rank == 0:
+            warnings.warn(
+                f"checkpoint: {newest} is of a training by {before}, continued by {now}: sums round "
+                "differently and dropout masks differ, so the student is an equally good one, but not the "
+                f"same to the bit; start {before} for the same bits",
+                stacklevel=5,
             )
         self.engine.load_scaler(resumed.values["scaler"])
         self.selection.restore(resumed.values)
@@ -107,8 +114,7 @@ class Checkpoint:
         if self.files is None or step - self.saved < self.every or step >= steps:
             return None
         self.saved, file = step, self.files.at(step)
-        if self.engine.group.rank != 0:
-            return file
+        group = self.engine.group
         save_checkpoint(
             file,
             step=step,
@@ -117,28 +123,42 @@ class Checkpoint:
             optimizer=self.engine.optimizer,
             scheduler=self.scheduler,
             values={
-                "processes": self.engine.group.count,
+                "processes": group.count,
+                **({} if self.shard is None else {"shard": list(self.shard)}),
                 "scaler": self.engine.scaler,
                 **self.selection.values,
             },
             about=self.about,
+            group=group,
         )
-        self.files.tidy()
+        if group.rank == 0:
+            self.files.tidy()
         return file
 
     def save_best(self) -> None:
         """Write the best weights so far as ``best.safetensors`` in the folder."""
         choice = self.selection.choice
-        if self.files is None or self.files.folder is None or choice is None or self.engine.group.rank != 0:
+        if self.files is None or self.files.folder is None or choice is None:
             return
-        names = self.engine.model.state_dict()
-        tensors = {name: tensor for name, tensor in self.selection.best.items() if name in names}
+        group = self.engine.group
+        tensors: dict[str, Tensor] = {}
+        for name in self.selection.best.keys() & self.engine.model.state_dict().keys():
+            whole = gathered(self.selection.best[name])  # by all processes
+            tensors |= {name: whole.cpu()} if group.rank == 0 else {}
+        if group.rank != 0:
+            return
         metadata = {"ensdistill_choice": json.dumps(asdict(choice))}
-        blob = save({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, metadata=metadata)
+        blob = save({k: v.contiguous().clone() for k, v in tensors.items()}, metadata=metadata)
         write_bytes(self.files.folder / BEST, blob)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**state_of(self.engine.model), **self.curve.state, **self.selection.tensors}
+
+
+def _way(processes: int, shard: Sequence[str] | None) -> str:
+    """How many processes train, and how they divide the student, in words."""
+    count = f"{processes} process{'es' if processes > 1 else ''}"
+    return count if shard is None or processes == 1 else f"{count} with shard={list(shard) or True}"
 
 
 def training_fingerprint(
@@ -171,22 +191,36 @@ def training_fingerprint(
     parts += [["compile", trainer.compile]] if trainer.compile else []
     parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
     same = digest([*parts, *trainer.fingerprint()])
-    if not group.agree(same.encode()):
-        raise ValueError(
-            f"rows: the {group.count} processes were called with different rows, models or settings; pass "
-            "all "
-            "of them the same, whole transfer set: each process takes its share of every batch by itself"
-        )
+    check_agreement(trainer, training, model, group, digest([same, trainer.shard]))
     # Weights drawn without torch's generator differ between processes, and all processes get those of process
     # 0.
     start = group.first(digest([state_of(model), torch.__version__, torch.get_num_threads()]).encode())
     return digest([same, start])
 
 
+def check_agreement(
+    trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes, same: str
+) -> None:
+    """Raise ValueError in all processes unless they have the same digest; names what differs."""
+    other = group.first(same.encode()) != same.encode()
+    if (rank := group.foremost(other)) is None:
+        return
+    about = describe_training(trainer, training, model)
+    about |= {"checkpoint or folder": training.checkpoint is not None, "shard": as_leaves(trainer.shard)}
+    for own in ("first weights", "torch", "threads"):  # these may differ
+        del about[own]
+    first = json.loads(group.first(json.dumps(about).encode()) or b"")
+    lines = differences(first, json.loads(json.dumps(about)), ("process 0", f"process {rank}"))
+    text = group.first("\n  ".join(lines or ["the code of the trainer"]).encode(), rank) or b""
+    raise ValueError(
+        f"rows: the {group.count} processes were called with different rows, models or settings:\n  "
+        f"{text.decode()}\npass all of them the same, whole transfer set: each process takes its share of "
+        "every batch by itself"
+    )
+
+
 def describe_training(trainer: StudentTrainer, training: Training, model: nn.Module) -> dict[str, Any]:
     """The parts of the fingerprint by name, as JSON: plain values, and digests of everything else."""
-    if training.checkpoint is None:
-        return {}
     targets, validation, augment = training.targets, training.validation, training.augment
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = {

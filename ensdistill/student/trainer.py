@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
@@ -25,6 +26,7 @@ from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
 from ensdistill.student.callbacks import Callback, check_callbacks
 from ensdistill.student.checkpoint_files import checkpoint_files
+from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Inputs
 from ensdistill.student.methods import (
     HardLabels,
@@ -34,8 +36,9 @@ from ensdistill.student.methods import (
     code_and_values,
     name_of,
 )
+from ensdistill.student.module_patterns import check_patterns
 from ensdistill.student.preconditions import check_compiled
-from ensdistill.student.recompute import check_patterns
+from ensdistill.student.sharding import check_shard
 from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.tracking import check_trackers
 from ensdistill.student.training import Trained, Training, train
@@ -51,9 +54,9 @@ class StudentTrainer:
     """Trains students.
 
     Started by ``torchrun`` or ``accelerate launch``, each of P processes takes B / P rows of each batch of B,
-    and all return the same student. It equals the student of one process up to rounding, except for dropout,
-    whose masks differ by process, and for BatchNorm; see ``sync_batch_norm``. All processes have to call the
-    same method with the same arguments.
+    and all return the same student; see ``shard`` for large ones. It equals the student of one process up to
+    rounding, except for dropout, whose masks differ by process, and for BatchNorm; see ``sync_batch_norm``.
+    All processes have to call the same method with the same arguments.
 
     A subclass changes the step by overriding :meth:`training_step`.
 
@@ -94,6 +97,13 @@ class StudentTrainer:
     recompute_modules : str or sequence of str
         Patterns of the names of modules (``blocks.*``) that keep only their inputs during the forward pass,
         and compute their activations again for the backward pass: more time, less memory, the same bits.
+    shard : bool, str or sequence of str
+        Whether parameters, gradients, optimiser state and averages are divided over the processes, by torch's
+        :func:`~torch.distributed.fsdp.fully_shard` (FSDP2), instead of being in each of them. The modules
+        whose names match a pattern (``blocks.*``) are gathered one at a time for the forward and the backward
+        pass; with True all together. One process has nothing to divide with and trains as without it. The
+        trained module is a plain, whole one, in all processes; its attributes that are no tensors are those
+        of the start.
 
     Raises
     ------
@@ -129,6 +139,7 @@ class StudentTrainer:
         trackers: Sequence[Any] = (),
         compile: bool | str = False,
         recompute_modules: str | Sequence[str] = (),
+        shard: bool | str | Sequence[str] = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -157,7 +168,9 @@ class StudentTrainer:
         )
         self.ema = None if ema is None else check_decay("ema", ema)
         self.callbacks, self.trackers = check_callbacks(callbacks), check_trackers(trackers)
-        self.compile, self.recompute_modules = check_compiled(compile), check_patterns(recompute_modules)
+        self.compile = check_compiled(compile)
+        self.recompute_modules = check_patterns("recompute_modules", recompute_modules)
+        self.shard = check_shard(shard)
         if self.compile and (self.recompute_modules or sync_batch_norm):
             other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
             reason = (
@@ -220,7 +233,7 @@ class StudentTrainer:
             Inputs whose predictions are recorded along the way. Nothing is chosen by them.
         checkpoint : path, optional
             A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from
-            it, with the same bits, by as many processes as before. Process 0 writes and reads it.
+            it, with the same bits by as many processes as before, with a warning by others.
         progress : callable (done, total), optional
             In steps.
         validation : Validation, Rows, or float, optional
@@ -244,7 +257,7 @@ class StudentTrainer:
         ValueError
             A member that the cache does not have, a temperature at which it holds nothing, sequences,
             a module with another number of outputs, or ``alpha`` < 1 and no row with a label. Processes with
-            different arguments, or a checkpoint of another number of processes.
+            different arguments. A module that can't be divided as ``shard`` says.
         CheckpointMismatch
             (a ValueError) The checkpoint is of other settings, data or code; names the fields that differ.
         TypeError
@@ -252,39 +265,34 @@ class StudentTrainer:
             gradient.
         FloatingPointError
             A loss that is not finite; names the step, the likeliest cause and the last checkpoint.
+        ProcessFailed
+            (a RuntimeError) The arguments of another process were refused; has its error in words.
         """
-        if isinstance(self.loss, LossSettings):
-            loss: StudentLoss = SoftTargets.of_member(self.loss, cache, member, self.impl)
-        elif member is None:
-            loss = self.loss
-        else:
-            raise ValueError(
-                f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select "
-                "the member in the loss, or "
-                "pass LossSettings"
-            )
-        rows, judged = split_rows(validation, rows, cache, seed)
-        targets = targets_for(cache, rows, augment)
-        loss.check(rows, targets.classes, cache)
-        held = hold_out(judged, targets.classes, cache, augment)
-        training = Training(
-            factory=factory,
-            rows=rows,
-            classes=targets.classes,
-            loss=loss,
-            targets=targets,
-            augment=None,
-            preprocess=preprocess,
-            workers=workers,
-            seed=seed,
-            watch=watch,
-            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
-            checkpoint_every=checkpoint_every,
-            progress=progress,
-            validation=held,
-            weights=weights,
-        )
-        return train(self, training)
+        with processes(device_type(self.cpu, self.mixed_precision)) as group:
+            with group.together():
+                loss = self._loss_of(cache, member)
+                rows, judged = split_rows(validation, rows, cache, seed)
+                targets = targets_for(cache, rows, augment)
+                loss.check(rows, targets.classes, cache)
+                held = hold_out(judged, targets.classes, cache, augment)
+                training = Training(
+                    factory=factory,
+                    rows=rows,
+                    classes=targets.classes,
+                    loss=loss,
+                    targets=targets,
+                    augment=None,
+                    preprocess=preprocess,
+                    workers=workers,
+                    seed=seed,
+                    watch=watch,
+                    checkpoint=checkpoint_files(checkpoint, folder, keep_last),
+                    checkpoint_every=checkpoint_every,
+                    progress=progress,
+                    validation=held,
+                    weights=weights,
+                )
+            return train(self, training)
 
     def direct(
         self,
@@ -311,28 +319,40 @@ class StudentTrainer:
         Parameters are those of :meth:`distill`; every row needs a label in 0..classes-1; ``augment`` changes
         the inputs at random. The trainer's ``loss`` has no part in it.
         """
-        loss = HardLabels(self.optimization.label_smoothing)
-        loss.check(rows, classes, None)
-        rows, judged = split_rows(validation, rows, None, seed)
-        held = hold_out(judged, classes, None, None)
-        training = Training(
-            factory=factory,
-            rows=rows,
-            classes=classes,
-            loss=loss,
-            targets=None,
-            augment=augment,
-            preprocess=preprocess,
-            workers=workers,
-            seed=seed,
-            watch=watch,
-            checkpoint=checkpoint_files(checkpoint, folder, keep_last),
-            checkpoint_every=checkpoint_every,
-            progress=progress,
-            validation=held,
-            weights=weights,
+        with processes(device_type(self.cpu, self.mixed_precision)) as group:
+            with group.together():
+                loss = HardLabels(self.optimization.label_smoothing)
+                loss.check(rows, classes, None)
+                rows, judged = split_rows(validation, rows, None, seed)
+                held = hold_out(judged, classes, None, None)
+                training = Training(
+                    factory=factory,
+                    rows=rows,
+                    classes=classes,
+                    loss=loss,
+                    targets=None,
+                    augment=augment,
+                    preprocess=preprocess,
+                    workers=workers,
+                    seed=seed,
+                    watch=watch,
+                    checkpoint=checkpoint_files(checkpoint, folder, keep_last),
+                    checkpoint_every=checkpoint_every,
+                    progress=progress,
+                    validation=held,
+                    weights=weights,
+                )
+            return train(self, training)
+
+    def _loss_of(self, cache: TargetCache | TargetSource, member: str | None) -> StudentLoss:
+        if isinstance(self.loss, LossSettings):
+            return SoftTargets.of_member(self.loss, cache, member, self.impl)
+        if member is None:
+            return self.loss
+        raise ValueError(
+            f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select the "
+            "member in the loss, or pass LossSettings"
         )
-        return train(self, training)
 
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.
@@ -371,6 +391,8 @@ class StudentTrainer:
             return []
         alike = copy(self)
         alike.callbacks = alike.trackers = ()  # they change no bits of a training
+        # As the number of processes, which a checkpoint records; going on with another is a warning.
+        del alike.shard
         return [code_and_values(alike)]
 
     def plain_settings(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from ensdistill.student.preconditions import build_student
 from ensdistill.student.recompute import recomputed
 from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
+from ensdistill.student.sharding import Sharding, check_shardable
 from ensdistill.student.sources import RowTargets
 from ensdistill.student.tracking import Record
 from ensdistill.student.validation import Examination, HeldOut
@@ -147,14 +149,20 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
 
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
-        model = build_student(
-            training.factory, training.rows, training.classes, training.preprocess, training.weights
-        )
+        with group.together():
+            model = build_student(
+                training.factory, training.rows, training.classes, training.preprocess, training.weights
+            )
+            if trainer.shard is not None:
+                check_shardable(model, trainer.shard)
         fingerprint = training_fingerprint(trainer, training, model, group)
-        about = describe_training(trainer, training, model)
+        about = {} if training.checkpoint is None else describe_training(trainer, training, model)
         settings = student_settings(trainer.optimization)
         check_divides(settings.accumulate, size, group.count)
         warn_of_parts(settings.accumulate, size, group, model)
+        # One process has nothing to divide the student with.
+        patterns = trainer.shard if group.count > 1 else None
+        sharding = None if patterns is None else Sharding(model, patterns, group)
         optimizer, scheduler = build_optimizer(trainer.optimization, model)
         engine = start_engine(
             model,
@@ -163,14 +171,18 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
             group,
             clip_norm=settings.clip_norm,
             compiled=trainer.compile,
+            sharded=sharding is not None,
         )
         prepare = Preparation(training.preprocess, takes_ids(model))
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
         curve = Curve(steps, 0 if watch is None else len(watch), watched, training.classes)
-        average = None if trainer.ema is None else WeightAverage(model, trainer.ema)
-        held = training.validation
-        examination = None if held is None else Examination(held, training.loss, prepare, group)
+        average, another = None, deepcopy if sharding is None else sharding.another
+        if trainer.ema is not None:
+            average = WeightAverage(model, trainer.ema, another)
+        examination, held = None, training.validation
+        if held is not None:
+            examination = Examination(held, training.loss, prepare, group, sharding is not None)
         selection = Selection(model, average, examination, steps)
 
         # A killed training goes on from its checkpoint.
@@ -183,6 +195,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
             scheduler,
             curve,
             selection,
+            patterns,
         )
         step = checkpoint.resume()
         model.train()
@@ -234,8 +247,11 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
             choice = selection.finish(step)
             curve.end(step, model, again=choice != Choice(step, "student"))
             hooks.end(choice, selection.exhausted)
+        plain = nn.Module.cpu if sharding is None else sharding.whole
+        ending = None if average is None else plain(average.module).eval()
+        model = plain(model)
     return Trained(
-        model.cpu().eval(),
+        model.eval(),
         curve.steps,
         curve.losses.numpy(),
         curve.watched.numpy(),
@@ -243,7 +259,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         batches.cost,
         choice,
         tuple(selection.evaluations),
-        None if average is None else average.module.cpu(),
+        ending,
     )
 
 

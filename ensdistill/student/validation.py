@@ -276,9 +276,18 @@ class Examination:
         Its mixture of the members is the one that students are compared with.
     prepare : Preparation
     group : Processes
+    sharded : bool
+        Whether a forward pass needs all processes: then all take as many.
     """
 
-    def __init__(self, held: HeldOut, loss: StudentLoss, prepare: Preparation, group: Processes) -> None:
+    def __init__(
+        self,
+        held: HeldOut,
+        loss: StudentLoss,
+        prepare: Preparation,
+        group: Processes,
+        sharded: bool = False,
+    ) -> None:
         self.held, self.prepare, self.group = held, prepare, group
         own = loss if isinstance(loss, SoftTargets) else None
         self.weights = None if own is None else own.weights
@@ -288,7 +297,10 @@ class Examination:
             reduction="none",
         )
         self._versions = None if held.targets is None else held.targets.versions
-        self._parts = positions(len(held.rows), _AT_ONCE)[group.rank :: group.count]
+        parts = positions(len(held.rows), _AT_ONCE)
+        self._parts = parts[group.rank :: group.count]
+        missing = sharded and len(self._parts) < -(-len(parts) // group.count)
+        self._repeated = parts[:1] if missing else []
         self._samples, self._lazy = held.rows.inputs, not in_memory(held.rows.inputs)
         if not self._lazy and self._versions is not None:
             self._samples = as_samples(self._seen(whole(held.rows.inputs), held.rows.uids))
@@ -305,6 +317,8 @@ class Examination:
                 outputs = call(model, moved(inputs, device)).float()
                 sums[:3] += self._against_targets(outputs, targets)
                 sums[3:] += against_labels(outputs, torch.from_numpy(self.held.rows.labels[part]))
+            for part in self._repeated:
+                call(model, moved(self._read(part)[0], device))
         kl, agreement, rows, nll, accuracy, labelled = (self.group.mean(sums) * self.group.count).tolist()
         return Scores(
             kl=kl / rows if rows else None,

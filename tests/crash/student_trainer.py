@@ -1,13 +1,16 @@
 """The program of every process of a student's training.
 
 ``student_trainer.py FOLDER compare``          trains the students of `JOBS`, and calls the trainer in ways
-that it must refuse ``student_trainer.py FOLDER die [DEATH ...]``  trains one student; each start by torchrun
-dies in the next of the ways of `DEATHS`
+that it must refuse
+``student_trainer.py FOLDER train JOB ...``    trains some of them, from their checkpoints where there are any
+``student_trainer.py FOLDER die [JOB:DEATH ...]``  trains these students one after the other; each start by
+torchrun dies in the next of these jobs, in one of the ways of `DEATHS`
 """
 
 import os
 import signal
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,14 +19,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 
 from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.cache.draft import Draft
+from ensdistill.cache.errors import CacheMismatch
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
+from ensdistill.common.processes import ProcessFailed
 from ensdistill.data import UNLABELLED, Digits, Rows
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import MLP
-from ensdistill.student import CacheAsYouGo, OnlineTeachers
+from ensdistill.student import CacheAsYouGo, Callback, OnlineTeachers
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers import Ensemble
 
@@ -104,9 +111,35 @@ def few(steps: int = 60, **settings) -> StudentOptimization:
     return StudentOptimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
 
 
-def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, settings=None, **more):
+class Divided(Callback):
+    """Checks that each process has its share alone of parameters, gradients and the optimiser's state."""
+
+    def on_step(self, state):
+        if state.step % 8:
+            return
+        parameters = list(state.module.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        averages = [
+            value
+            for of_one in state._optimizer.state.values()
+            for value in of_one.values()
+            if torch.is_tensor(value) and value.ndim
+        ]
+        for tensors, least in ((parameters, 3), (gradients, 3), (averages, 6)):
+            assert len(tensors) >= least
+            assert all(isinstance(t, DTensor) for t in tensors)
+        count = distributed.get_world_size()
+        assert (
+            sum(p.to_local().numel() for p in parameters) <= sum(p.numel() for p in parameters) / count * 1.2
+        )
+
+
+def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, settings=None, way=None, **more):
+    way = dict(way or {})
+    if way.get("shard") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        way["callbacks"] = [Divided()]
     trainer = StudentTrainer(
-        few(steps, **(settings or {})), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema
+        few(steps, **(settings or {})), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema, **way
     )
     return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
 
@@ -146,8 +179,32 @@ JOBS = {
     "norms of the whole batch": partial(distil, factory=Norms, sync=True),
     "norms of shares": partial(distil, factory=Norms),
     "validated": partial(distil, factory=MLP, ema=0.9, validation=0.2),
+    "divided": partial(
+        distil, factory=MLP, alpha=0.3, settings={"accumulate": 3, "clip_norm": 0.05}, way={"shard": True}
+    ),
+    "divided and validated": partial(
+        distil,
+        factory=Norms,
+        sync=True,
+        ema=0.9,
+        validation=0.2,
+        way={"shard": ["image.[01]", "hidden"], "recompute_modules": "hidden"},
+    ),
+    "divided and compiled": partial(
+        distil, factory=MLP, steps=16, way={"shard": "1", "compile": "aot_eager", "mixed_precision": "bf16"}
+    ),
     "to be killed": partial(distil, factory=dropping, steps=270, alpha=0.5, ema=0.9, validation=0.2),
+    "to be killed, divided": partial(
+        distil,
+        factory=dropping,
+        steps=100,
+        alpha=0.5,
+        ema=0.9,
+        validation=0.2,
+        way={"shard": "0.hidden"},
+    ),
 }
+GO_ON = ["validated", "divided and validated"]  # with checkpoints, of which any number of processes goes on
 
 
 def arrays(trained) -> dict[str, np.ndarray]:
@@ -161,6 +218,11 @@ def arrays(trained) -> dict[str, np.ndarray]:
     }
 
 
+def run(name: str, folder: Path, **more):
+    kept = {"checkpoint": folder / f"{name}.checkpoint", "checkpoint_every": EVERY} if name in GO_ON else {}
+    return JOBS[name](folder, **{**kept, **more})
+
+
 def save(trained, file: Path) -> None:
     np.savez(file, **arrays(trained))
 
@@ -169,8 +231,10 @@ def compare(folder: Path, rank: int) -> None:
     # Where there is no group the trainer makes one for the time being.
     before = dict(os.environ)
     trained = distil(folder, MLP)
-    assert dict(os.environ) == before
+    changed = {name for name in {*os.environ, *before} if os.environ.get(name) != before.get(name)}
+    assert changed <= {"TORCHINDUCTOR_CACHE_DIR"}  # torch's own, once DTensor is imported
     assert not distributed.is_initialized()
+    stop_all(rank)
     # A student is a module like any other: it learns on alone, and an Accelerator takes it.
     if rank == 0:
         trained.module(torch.zeros(2, 1, 8, 8)).sum().backward()
@@ -183,11 +247,7 @@ def compare(folder: Path, rank: int) -> None:
     assert isinstance(mine.prepare(trained.module), nn.parallel.DistributedDataParallel)
     with mine.accumulate(nn.Linear(2, 2)):
         assert not mine.sync_gradients
-        for name, job in JOBS.items():
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                save(job(folder), folder / f"{name}-{rank}.npz")
-            (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
+        train(folder, rank, *JOBS)
         assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == (
             "bf16",
             3,
@@ -196,6 +256,29 @@ def compare(folder: Path, rank: int) -> None:
     assert distributed.is_initialized()  # the group that the trainer finds is left as it is
     refuse(folder, rank)
     distributed.destroy_process_group()
+
+
+def train(folder: Path, rank: int, *names: str) -> None:
+    for name in names:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            save(run(name, folder), folder / f"{name}-{rank}.npz")
+        (folder / f"{name}-{rank}.txt").write_text("\n".join(str(w.message) for w in said))
+
+
+def stop_all(rank: int) -> None:
+    """A step fails in one process, which lives on: the other one does not wait for it."""
+
+    class Failing(StudentTrainer):
+        def training_step(self, model, batch, loss):
+            if os.environ["RANK"] == "1" and batch.step == 3:
+                raise KeyError("a step failed")
+            return super().training_step(model, batch, loss)
+
+    began = time.perf_counter()
+    with np.testing.assert_raises(KeyError if rank == 1 else RuntimeError):
+        Failing(few()).direct(MLP, labelled(), classes=10)
+    assert time.perf_counter() - began < 60
 
 
 def die_now(*_: object) -> None:
@@ -230,11 +313,66 @@ def writing(change: str, number: int, rank: int):
     return {}
 
 
+def writing_shards(who: tuple[int, ...], number: int, rank: int):
+    """Some processes die when they have begun the n-th file of their shards."""
+    left = number
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        mine = f"shard-{rank + 1:05d}" in str(arguments[:1])
+        if event == "open" and mine and "w" in str(arguments[1]):
+            left -= 1
+            if left == 0:
+                left = -1
+                Path(arguments[0]).write_bytes(b"half a file")
+                die_now()
+
+    if rank in who:
+        sys.addaudithook(watch)
+    return {}
+
+
+def removing(number: int, rank: int):
+    """Process 0 dies when it deletes the shards of the checkpoint before."""
+    left = number
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if event == "shutil.rmtree" and ".shards-" in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                die_now()
+
+    if rank == 0:
+        sys.addaudithook(watch)
+    return {}
+
+
+def filling_up(who: tuple[int, ...], number: int, part: str, rank: int):
+    """Some processes die in their n-th writing into the cache: before, in the middle, or after it."""
+    left, write = number, Draft.write
+
+    def counted(draft, ids, logits, hashes):
+        nonlocal left
+        left -= 1
+        if left == 0 and part == "before":
+            die_now()
+        if left == 0 and part == "middle":
+            draft._checksums = die_now  # the logits are there, their marks are not
+        write(draft, ids, logits, hashes)
+        if left == 0:
+            die_now()
+
+    if rank in who:
+        Draft.write = counted
+    return {}
+
+
 def reading(rank: int):
     """Process 0 dies when it reads the checkpoint."""
 
     def watch(event: str, arguments: tuple) -> None:
-        if event == "open" and str(arguments[0]).endswith("checkpoint.safetensors"):
+        if event == "open" and str(arguments[0]).endswith(".checkpoint"):
             die_now()
 
     if rank == 0:
@@ -253,26 +391,63 @@ DEATHS = {
     "last": partial(at_step, (0, 1, 2, 3), 224),
     "end of the first": partial(at_step, (0,), 270),
     "end of the second": partial(at_step, (1,), 270),
+    "one shard": partial(writing_shards, (1,), 1),
+    "all shards": partial(writing_shards, (0, 1, 2, 3), 2),
+    "old shards": partial(removing, 2),  # the first time is before shards are written
+    "end of the divided": partial(at_step, (1,), 100),
+    "before a fill": partial(filling_up, (1,), 1, "before"),
+    "in a fill": partial(filling_up, (0, 1), 1, "middle"),
+    "after a fill": partial(filling_up, (0, 1), 1, "after"),
 }
 
 
 def die(folder: Path, rank: int, *deaths: str) -> None:
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     (folder / f"start-{start}-{rank}").touch()
-    fatal = DEATHS[deaths[start]](rank) if start < len(deaths) else {}
-    trained = JOBS["to be killed"](
-        folder, checkpoint=folder / "checkpoint.safetensors", checkpoint_every=EVERY, **fatal
-    )
-    save(trained, folder / f"student-{rank}.npz")
+    pairs = [death.split(":") for death in deaths]
+    for job in dict.fromkeys(job for job, _ in pairs):
+        fatal = DEATHS[pairs[start][1]](rank) if start < len(pairs) and pairs[start][0] == job else {}
+        kept = {"checkpoint": folder / f"{job}.checkpoint", "checkpoint_every": EVERY}
+        save(JOBS[job](folder, **kept, **fatal), folder / f"{job}-{rank}.npz")
 
 
 def refuse(folder: Path, rank: int) -> None:
     trainer = StudentTrainer(few())
     everything = labelled()
     with np.testing.assert_raises_regex(
-        ValueError, "^rows: the 2 processes were called with different rows, models or settings"
+        ValueError,
+        r"^rows: the 2 processes were called with different rows, models or settings:\n  rows[\s\S]* differ",
     ):
         trainer.direct(MLP, everything.take(np.arange(rank, 200, 2)), classes=10)
+    # Other rows than those of the cache are refused by one process alone, before it meets the others.
+    changed = rows()
+    changed.inputs[5] += rank
+    with np.testing.assert_raises_regex(
+        ProcessFailed if rank == 0 else CacheMismatch,
+        "^process 1 of 2 failed: CacheMismatch: " if rank == 0 else "",
+    ):
+        trainer.distill(MLP, changed, cache(folder))
+
+    # The same class, of which one machine has an older version.
+    (folder / f"code-{rank}").mkdir()
+    (folder / f"code-{rank}" / "versioned.py").write_text(
+        "from torch import nn\nclass Versioned(nn.Linear):\n    def forward(self, x):\n"
+        f"        return super().forward(x.flatten(1)) * {rank + 1}\n"
+    )
+    sys.path.insert(0, str(folder / f"code-{rank}"))
+    from versioned import Versioned
+
+    with np.testing.assert_raises_regex(ValueError, r"^rows: the 2 .*:\n  student.code differs\n"):
+        trainer.direct(partial(Versioned, 64, 10), everything, classes=10)
+    with np.testing.assert_raises_regex(
+        ValueError, r"^rows: the 2 .*:\n  shard: process 0 has None, process 1 \[\]"
+    ):
+        StudentTrainer(few(), shard=rank == 1).direct(MLP, everything, classes=10)
+    with np.testing.assert_raises_regex(
+        ValueError if rank == 1 else ProcessFailed,
+        "^model: " if rank == 1 else "^process 1 of 2 failed: ValueError: model: ",
+    ):
+        trainer.direct(partial(MLP, 64, outputs=10 + rank), everything, classes=10)
     with np.testing.assert_raises_regex(ValueError, "^rows: the 2 processes were called with"):
         trainer.direct(MLP, everything, classes=10, checkpoint=folder / "c" if rank else None)
     with np.testing.assert_raises_regex(
@@ -310,7 +485,14 @@ def refuse(folder: Path, rank: int) -> None:
     assert not (folder / "nan").exists()
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     folder, what, *more = sys.argv[1:]
-    {"compare": compare, "die": die}[what](Path(folder), int(os.environ["RANK"]), *more)
+    {"compare": compare, "train": train, "die": die}[what](Path(folder), int(os.environ["RANK"]), *more)
+
+
+if __name__ == "__main__":
+    # Under its own name, as the tests import it: a checkpoint has the names of its classes' modules.
+    import student_trainer
+
+    student_trainer.main()
