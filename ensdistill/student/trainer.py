@@ -37,7 +37,7 @@ from ensdistill.student.methods import (
 from ensdistill.student.preconditions import check_compiled
 from ensdistill.student.recompute import check_patterns
 from ensdistill.student.sources import TargetSource, targets_for
-from ensdistill.student.tracking import check_trackers
+from ensdistill.student.trackers import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
 from ensdistill.student.weights import Weights
