@@ -284,7 +284,7 @@ class StudentTrainer:
             validation=held,
             weights=weights,
         )
-        return train(self, training)
+        return self._run(training)
 
     def direct(
         self,
@@ -332,6 +332,9 @@ class StudentTrainer:
             validation=held,
             weights=weights,
         )
+        return self._run(training)
+
+    def _run(self, training: Training) -> Trained:
         return train(self, training)
 
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
