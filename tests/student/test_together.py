@@ -153,7 +153,9 @@ def test_images_and_running_statistics(tmp_path):
     cache, rows = made(tmp_path, images, teacher), Rows(images, UIDS, np.arange(N) % 5)
 
     def student():
-        return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
+        )
 
     trainer = StudentTrainer(Optimization(steps=20, batch_size=24, learning_rate=0.02), ema=0.9)
     check_equal(stacked(trainer, student, rows, cache), alone(trainer, student, rows, cache))
