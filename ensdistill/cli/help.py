@@ -16,7 +16,8 @@ import docstring_parser
 
 from ensdistill.cli.classes import MODULES, find_class, is_group, is_kind, methods, parameters
 from ensdistill.common.describe import class_path
-from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.config import Config
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.teachers.recipes import Recipe
 
 OPTIONS = (

@@ -16,12 +16,13 @@ from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import subset
 from ensdistill.data.transfer.base import needs_ensemble
 from ensdistill.data.versions import view_inputs
-from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.config import Config
 from ensdistill.job.estimators import fitted_preprocess
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import check_stored
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.accumulation import check_divides
 from ensdistill.student.module_patterns import chosen
 from ensdistill.student.preconditions import build_student

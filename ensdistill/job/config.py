@@ -1,33 +1,23 @@
-"""The main job's settings as dataclasses; the command line reads them from YAML and dotted overrides."""
+"""The main job's settings as dataclasses; the command line reads them from YAML and dotted overrides. A
+student's are in :mod:`ensdistill.job.student_config`."""
 
 from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from sklearn.base import BaseEstimator
-from torch import nn
+from typing import Literal
 
 from ensdistill.cache.codecs import codec_of
 from ensdistill.common.combiners import Combiner
-from ensdistill.common.describe import describe, module_recipe
-from ensdistill.common.fingerprint import digest
-from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import check_temperature, plain_fields
 from ensdistill.data import Dataset, Split
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
-from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
-from ensdistill.student.averaging import check_decay
-from ensdistill.student.trainer import StudentTrainer
-from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent, check_validation
-from ensdistill.student.validation import Metric, Validation
-from ensdistill.teachers.recipes import Recipe, SklearnMembers
+from ensdistill.job.student_config import StudentConfig
+from ensdistill.loss.settings import LossSettings, check_trained
+from ensdistill.teachers.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -152,179 +142,6 @@ class CacheConfig:
             raise ValueError(
                 f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}"
             )
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """Rows of the transfer set that a student does not learn from: they choose its weights.
-
-    Parameters
-    ----------
-    share : float
-        Of the rows, in (0, 1).
-    every : int, optional
-        Steps between two evaluations, rounded up to a multiple of 32; by default a twentieth of the training.
-    metric : {"kl", "agreement", "nll", "accuracy"}, optional
-        What decides which weights are the best: KL divergence from the ensemble or agreement with it, NLL or
-        accuracy of the labels. By default ``kl``.
-    patience : int, optional
-        The training ends after so many evaluations in a row that are not better than the best one.
-    """
-
-    share: float = 0.1
-    every: int | None = None
-    metric: Metric | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        if not 0 < self.share < 1:
-            raise ValueError(f"validation.share: expected a share in (0, 1); got {self.share}")
-        self.build()
-
-    def build(self) -> Validation:
-        return Validation(rows=self.share, every=self.every, metric=self.metric, patience=self.patience)
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """One student, how it is distilled, and how its baseline is trained: a network, or an estimator.
-
-    Parameters
-    ----------
-    model : class_path with init_args
-        A torch module that maps [N, ...] to logits [N, C]. Of its arguments ``inputs``, ``image``,
-        ``outputs`` and ``buckets``, those that are not given are taken from the data.
-    optimization : StudentOptimization
-        How the student is trained.
-    direct : StudentOptimization, optional
-        How the same model is trained on hard labels: as many steps, but the batch size and learning rate
-        that serve it best. The weight decay may be raised and the steps cut on held-out folds (see
-        ``DistillConfig.folds``). The student's by default.
-    description : str
-        Text about the student, for the report.
-    preprocess : "auto", null, class_path with init_args, a function's import path, or a path
-        How raw samples become the model's input. ``auto``: numbers as they are; tables, texts and images by
-        the defaults of ``ensdistill.data.preprocess``, fitted to the labelled rows and the pool. A path is of
-        a tokenizer or of a saved preprocess. Of an estimator ``auto`` is as for SklearnMembers.
-    validation : ValidationConfig, optional
-        Rows of the transfer set that are held out; the student gets the weights that are the best on them.
-        They choose the rounds of a booster, and the way in which an estimator learns probabilities; by
-        default a tenth of the rows, and a patience of 50 rounds.
-    ema : float, optional
-        The decay, such as 0.999, of a moving average of the student's weights. With ``validation`` the better
-        of the two is kept; without it, the average.
-    weights : path, optional
-        The student's first weights, a ``.safetensors`` file with all of its tensors. Its baselines have the
-        same ones, and its dropout.
-    compile : bool or str
-        Whether torch.compile compiles the student, in the training on soft targets and in the baselines; or
-        the name of its backend.
-    recompute_modules : list of str
-        Patterns of the names of modules whose activations are computed again for the backward pass, for less
-        memory.
-    estimator : class_path with init_args
-        In place of a model: a classifier of LightGBM, XGBoost or CatBoost, which is trained with the
-        distillation loss, or an estimator of scikit-learn. On hard labels it is fitted by its own library,
-        and the folds choose fewer rounds or more regularisation.
-    """
-
-    model: Callable[[], nn.Module] | None = None
-    optimization: StudentOptimization = field(default_factory=StudentOptimization)
-    direct: StudentOptimization | None = None
-    description: str = ""
-    preprocess: Any = "auto"
-    validation: ValidationConfig | None = None
-    ema: float | None = None
-    weights: Path | None = None
-    compile: bool | str = False
-    recompute_modules: list[str] = field(default_factory=list)
-    estimator: dict[str, Any] | BaseEstimator | None = None
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        object.__setattr__(self, "optimization", as_student(self.optimization))
-        if self.direct is not None:
-            object.__setattr__(self, "direct", as_student(self.direct))
-        if (self.model is None) == (self.estimator is None):
-            got = "neither" if self.model is None else "both"
-            raise ValueError(f"model: expected a model or an estimator, one of the two; got {got}")
-        if self.estimator is not None:
-            self._check_estimator()
-            return
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ValueError(f"weights: expected a safetensors file; there is none at {self.weights}")
-        self.trainer(self.optimization)  # checks the settings
-        if module_recipe(self.network) is None:
-            raise ValueError(f"model: expected a module class with plain arguments; got {self.model!r}")
-        if self.ema is not None:
-            check_decay("ema", self.ema)
-        as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
-        if self.baseline.steps != self.optimization.steps:
-            raise ValueError(
-                f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; "
-                f"got {self.baseline.steps}"
-            )
-
-    @property
-    def baseline(self) -> StudentOptimization:
-        return self.direct or self.optimization
-
-    @property
-    def network(self) -> Callable[[], nn.Module]:
-        """The model of a student that is a network."""
-        assert self.model is not None
-        return self.model
-
-    def tree_student(self, loss: LossSettings = DEFAULTS) -> TreeStudent:
-        """The trainer of a student that is an estimator."""
-        return TreeStudent(self.estimator, loss)
-
-    @property
-    def held_out(self) -> Validation:
-        """The validation of a student that is an estimator."""
-        return DEFAULT_VALIDATION if self.validation is None else self.validation.build()
-
-    def _check_estimator(self) -> None:
-        """Build the estimator of a config's class_path, and refuse one that is no student."""
-        object.__setattr__(self, "estimator", SklearnMembers(self.estimator).estimator)
-        as_setting(self.preprocess)
-        check_validation(self.held_out)
-        self.tree_student()
-        plain = StudentConfig(nn.Identity)
-        for name in ("optimization", "direct", "ema", "weights", "compile", "recompute_modules"):
-            if getattr(self, name) != getattr(plain, name):
-                raise ValueError(
-                    f"{name}: expected none for an estimator, whose parameters are its own; got "
-                    f"{getattr(self, name)}"
-                )
-
-    def trainer(self, optimization: StudentOptimization, *arguments: Any, **settings: Any) -> StudentTrainer:
-        """The trainer of this student by ``optimization``, which is its own or its baseline's."""
-        return StudentTrainer(
-            optimization,
-            *arguments,
-            compile=self.compile,
-            recompute_modules=self.recompute_modules,
-            **settings,
-        )
-
-    @property
-    def trained_by(self) -> list[Any]:
-        """The settings of every training of this student that are not in its optimisation, as data for a
-        digest; empty where there are none, so that earlier runs keep theirs."""
-        weights = None if self.weights is None else digest(Path(self.weights).read_bytes())
-        settings = {"weights": weights, "compile": self.compile, "recompute": self.recompute_modules}
-        given = {name: value for name, value in settings.items() if value}
-        return [given] if given else []
-
-    @property
-    def chosen_by(self) -> list[Any]:
-        """The settings by which weights are chosen, as data for a digest; empty where there are none, so that
-        earlier runs keep theirs."""
-        settings = {"validation": self.validation, "ema": self.ema}
-        given = {name: value for name, value in settings.items() if value is not None}
-        return [describe(given)] if given else []
 
 
 @dataclass(frozen=True)

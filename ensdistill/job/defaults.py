@@ -21,7 +21,8 @@ from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import Munge, TransferSet
-from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
+from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 

@@ -23,9 +23,10 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset
-from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.config import DistillConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.choices import Choices
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
@@ -129,7 +130,7 @@ def train_baselines(
         trainer = student.trainer(
             recipe.optimization(student.baseline),
             mixed_precision=settings.mixed_precision,
-            callbacks=[figures := Figures()],
+            **student.watched(figures := Figures(), baseline=True),
         )
         factory = recipe.factory(student.network)
         train = partial(
@@ -144,7 +145,7 @@ def train_baselines(
             watch=split.test.inputs,
             progress=figures.beside(report, kind.replace("_", " ")),
         )
-        keep(factory, folder / kind, split, train, inputs)
+        keep(factory, folder / kind, split, student.kept(train), inputs)
     return folds.choices.record(str(direct), str(smoothed))
 
 

@@ -15,8 +15,9 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.data import Rows, Split
 from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import joined
-from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
+from ensdistill.job.config import CacheConfig, DistillConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.choices import Choices
 from ensdistill.student.trees.direct import SHORTER, STRONGER, Direct
 from ensdistill.teachers.members import Member

@@ -13,7 +13,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Split
 from ensdistill.data.preprocess import Preprocess, fitted
 from ensdistill.data.samples import joined
-from ensdistill.job.config import StudentConfig
+from ensdistill.job.student_config import StudentConfig
 
 
 @dataclass(frozen=True)

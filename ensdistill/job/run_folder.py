@@ -2,17 +2,23 @@
 
 A run folder holds, for each seed::
 
-    seed-0/teachers/          the ensemble, and its members' held-out predictions seed-0/cache/
-    the transfer set, and the targets; the best member's own where the targets are a mixture only
-    seed-0/direct/<student>/  the baselines on hard labels seed-0/distill/<student>/ the student, and the same
-    distilled from the best member report.json report.html figures/
+    seed-0/teachers/          the ensemble, and its members' held-out predictions
+    seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a
+                              mixture only
+    seed-0/direct/<student>/  the baselines on hard labels
+    seed-0/distill/<student>/ the student, and the same distilled from the best member
+    report.json report.html figures/
+
+Beside each trained student, ``training/`` holds its ``log.jsonl`` and the files of trackers; until it is
+finished its checkpoints and best weights, too.
 
 A folder is finished when its ``stage.json`` holds the digest of everything that it was made from: content,
-never dates.
+never dates. Settings that only watch a training are no part of it, nor are the files in ``training/``.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,12 +41,15 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
-from ensdistill.job.config import Config, StudentConfig
+from ensdistill.job.config import Config
 from ensdistill.job.exports import exports_of
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.stack.fitting import versions
+
+TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -289,7 +298,10 @@ def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/
     names = sorted(
         p
         for p in folder.glob(only)
-        if p.is_file() and p.name not in ("stage.json", ".lock") and not p.name.endswith(".part")
+        if p.is_file()
+        and p.name not in ("stage.json", ".lock")
+        and not p.name.endswith(".part")
+        and TRAINING not in p.relative_to(folder).parts
     )
     files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
     write_json(
@@ -315,11 +327,22 @@ def keep(
     train: Callable[..., Trained],
     inputs: str,
 ) -> None:
-    """Train one model (``train(checkpoint=file)``) and keep it, unless it is kept already."""
+    """Train one model (``train(folder=...)``) and keep it, unless it is kept already.
+
+    The checkpoints of a training for other ``inputs`` are deleted first.
+    """
     if is_done(folder, inputs):
         return
-    start = time.perf_counter()
-    trained = resumed_or_anew(train, folder / "checkpoint.safetensors")
+    start, place = time.perf_counter(), folder / TRAINING
+    if read_json(place / "inputs.json") != inputs:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        write_json(place / "inputs.json", inputs)
+    try:
+        trained = train(folder=place)
+    except CheckpointMismatch:
+        shutil.rmtree(place)
+        trained = train(folder=place)
     trained.member(classes=split.classes, factory=factory).save(folder)
     write_arrays(
         folder / "curve.safetensors",
@@ -327,5 +350,6 @@ def keep(
     )
     if trained.evaluations:
         write_json(folder / "evaluations.json", trained.record())
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    for file in place.glob("*.safetensors"):  # the checkpoints, and the best weights, which the student has
+        file.unlink()
     finish(folder, inputs, time.perf_counter() - start)

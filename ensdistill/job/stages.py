@@ -19,12 +19,13 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.data import BadRows, Rows, Split
 from ensdistill.data.transfer import Transfer
 from ensdistill.job.check import copies_of
-from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
+from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
@@ -232,15 +233,15 @@ def distill(
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
     mixture)}."""
-    trainer = student.trainer(
-        student.optimization,
-        settings.loss,
-        mixed_precision=settings.mixed_precision,
-        ema=student.ema,
-        callbacks=[figures := Figures()],
-    )
     prepared = prepare_student(student, split, seed)
     for kind, (targets, member) in kinds.items():
+        trainer = student.trainer(
+            student.optimization,
+            settings.loss,
+            mixed_precision=settings.mixed_precision,
+            ema=student.ema,
+            **student.watched(figures := Figures()),
+        )
         train = partial(
             trainer.distill,
             prepared.factory,
@@ -255,4 +256,4 @@ def distill(
             validation=None if student.validation is None else student.validation.build(),
             progress=figures.beside(report, kind.replace("_", " ")),
         )
-        keep(prepared.factory, folder / kind, split, train, inputs)
+        keep(prepared.factory, folder / kind, split, student.kept(train), inputs)

@@ -13,9 +13,10 @@ from ensdistill.common.combiners import Combiner
 from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.data import Rows, Split
 from ensdistill.data.preprocess import trusted_by
-from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.config import DistillConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.prepared import prepare_student
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.choices import Choices
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
@@ -110,7 +111,9 @@ class Network:
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
         prepared = prepare_student(self.config, lesson.split, lesson.seed)
         validation = self.config.validation
-        trainer = self.config.trainer(self.config.optimization, lesson.loss, ema=self.config.ema)
+        trainer = self.config.trainer(
+            self.config.optimization, lesson.loss, ema=self.config.ema, **self.config.watched()
+        )
         trained = trainer.distill(
             prepared.factory,
             lesson.rows,

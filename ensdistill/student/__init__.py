@@ -12,6 +12,7 @@ _HOMES = {
     "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
+    "together": ("distill_many",),
     "trainer": ("StudentTrainer", "Trained"),
     "trees": ("TreeStudent",),
     "validation": ("Validation",),
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingState",
     "TreeStudent",
     "Validation",
+    "distill_many",
 ]
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
+    from ensdistill.student.together import distill_many
     from ensdistill.student.trainer import StudentTrainer, Trained
     from ensdistill.student.trees import TreeStudent
     from ensdistill.student.validation import Validation

@@ -90,7 +90,7 @@ class Batches(AbstractContextManager["Batches"]):
     def __init__(self, training: Training, prepare: Preparation, steps: int, size: int) -> None:
         self.training, self.steps, self.size = training, steps, size
         rows = self.rows = training.rows
-        self._order = _order(rows.inputs, size, derive_seed("student batches", training.seed))
+        self._order = order_of(rows.inputs, size, derive_seed("student batches", training.seed))
         self._labels = tensor_of(rows.labels)
         # Of mean 1, so that the loss has the scale of an unweighted one.
         weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
@@ -279,7 +279,7 @@ def _part(targets: Any, start: int, stop: int) -> Any:
     return None if targets is None else targets.rows(start, stop)
 
 
-def _order(samples: Any, size: int, seed: int) -> BatchOrder:
+def order_of(samples: Any, size: int, seed: int) -> BatchOrder:
     """The order of batches; samples that are read in groups are shuffled some groups at a time."""
     groups = groups_of(samples)
     if groups is None:

@@ -76,6 +76,12 @@ class Callback:
     Callbacks run in all processes of a training (``state.rank`` tells them apart), between steps, and the
     training waits for them. They change no bits of it; an exception that one raises ends it.
 
+    Attributes
+    ----------
+    only_watches : bool
+        A class that sets it promises never to call ``state.stop``. A job then keeps a finished student when
+        such a callback is added, changed or removed, and lets it watch the baselines too.
+
     Examples
     --------
     >>> class LongEnough(Callback):
@@ -83,6 +89,8 @@ class Callback:
     ...         if state.evaluation.student.agreement > 0.99:
     ...             state.stop("the student agrees with the ensemble")
     """
+
+    only_watches = False
 
     def on_start(self, state: TrainingState) -> None:
         """Before the first step of this run; after a resume ``state.step`` is above 0."""
@@ -152,8 +160,7 @@ class Hooks:
     def step(self, step: int, loss: Tensor) -> None:
         if self._each_step:
             self.state.step, self.state._loss = step, loss
-            for callback in self._each_step:
-                callback.on_step(self.state)
+            self._call("on_step", self._each_step)
 
     def block(self, step: int, losses: Tensor) -> None:
         """A block is done; ``losses`` are those of all processes."""
@@ -192,6 +199,13 @@ class Hooks:
             callback.close()
         self.record.close()
 
-    def _call(self, hook: str) -> None:
-        for callback in self.callbacks:
+    def _call(self, hook: str, callbacks: Sequence[Callback] | None = None) -> None:
+        for callback in self.callbacks if callbacks is None else callbacks:
+            before = self.state.reason
             getattr(callback, hook)(self.state)
+            if callback.only_watches and self.state.reason != before:
+                name = type(callback).__name__
+                raise ValueError(
+                    f"callbacks: {name}.{hook} stopped the training ({self.state.reason}), but {name} sets "
+                    "only_watches; remove that line from the class"
+                )

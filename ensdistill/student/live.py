@@ -29,6 +29,8 @@ def figures(state: TrainingState) -> str:
 class Figures(Callback):
     """Keeps a training's state in sight of a report of progress; its text is :func:`figures`."""
 
+    only_watches = True
+
     def __init__(self) -> None:
         self._state: TrainingState | None = None
 
@@ -56,6 +58,8 @@ class LiveView(Callback):
     >>> from ensdistill import StudentTrainer
     >>> trainer = StudentTrainer(callbacks=[LiveView()])
     """
+
+    only_watches = True
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)

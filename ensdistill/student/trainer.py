@@ -40,7 +40,7 @@ from ensdistill.student.module_patterns import check_patterns
 from ensdistill.student.preconditions import check_compiled
 from ensdistill.student.sharding import check_shard
 from ensdistill.student.sources import TargetSource, targets_for
-from ensdistill.student.tracking import check_trackers
+from ensdistill.student.trackers import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
 from ensdistill.student.weights import Weights
@@ -292,7 +292,7 @@ class StudentTrainer:
                     validation=held,
                     weights=weights,
                 )
-            return train(self, training)
+            return self._run(training)
 
     def direct(
         self,
@@ -342,7 +342,7 @@ class StudentTrainer:
                     validation=held,
                     weights=weights,
                 )
-            return train(self, training)
+            return self._run(training)
 
     def _loss_of(self, cache: TargetCache | TargetSource, member: str | None) -> StudentLoss:
         if isinstance(self.loss, LossSettings):
@@ -353,6 +353,9 @@ class StudentTrainer:
             f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select the "
             "member in the loss, or pass LossSettings"
         )
+
+    def _run(self, training: Training) -> Trained:
+        return train(self, training)
 
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.

@@ -13,7 +13,8 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import ShiftImages
 from ensdistill.data.transfer import Mixup, Munge
 from ensdistill.functional import distillation_loss
-from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
+from ensdistill.job.config import CacheConfig, DistillConfig
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss import encoders
 from ensdistill.loss.linear import linear_distillation_loss
 from ensdistill.loss.modules import DistillationLoss

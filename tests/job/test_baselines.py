@@ -15,8 +15,9 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.data import Split, stratified_split
 from ensdistill.data.copies import equal_inputs
 from ensdistill.job import direct as baselines
-from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.config import DistillConfig
 from ensdistill.job.direct import Recipe, dropout_of, train_baselines
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import MLP
 from ensdistill.report.metrics import ece, nll
 from ensdistill.student.trainer import StudentTrainer

@@ -15,7 +15,8 @@ from torch import nn
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Digits, Split
 from ensdistill.data.preprocess import HashedNgrams, fitted
-from ensdistill.job.config import CacheConfig, Config, DistillConfig, StudentConfig, TeachersConfig
+from ensdistill.job.config import CacheConfig, Config, DistillConfig, TeachersConfig
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers

@@ -19,8 +19,8 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import ParameterGroup, StudentOptimization
 from ensdistill.job.check import check_job
-from ensdistill.job.config import StudentConfig
 from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import MLP
 from ensdistill.student import StudentTrainer
 from ensdistill.teachers.members import load_member

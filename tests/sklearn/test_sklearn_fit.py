@@ -20,7 +20,7 @@ from xgboost import XGBClassifier
 
 from ensdistill import Ensemble
 from ensdistill.data.transfer import Munge
-from ensdistill.job.config import StudentConfig, ValidationConfig
+from ensdistill.job.student_config import StudentConfig, ValidationConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.sklearn import DistilledClassifier

@@ -15,7 +15,8 @@ from torch import nn
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.processes import Processes
 from ensdistill.data import Rows
-from ensdistill.job.config import DistillConfig, StudentConfig
+from ensdistill.job.config import DistillConfig
+from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import MLP
 from ensdistill.student.engine import start_engine
 from ensdistill.student.trainer import StudentTrainer
