@@ -2,6 +2,7 @@
 
 from ensdistill.data.transfer.base import DifferentiableEnsemble, Synthetic
 from ensdistill.data.transfer.diversity import Diversity
+from ensdistill.data.transfer.exchange import Exchange
 from ensdistill.data.transfer.images import Augmented, CutMix
 from ensdistill.data.transfer.mixup import Mixup
 from ensdistill.data.transfer.munge import Munge
@@ -14,6 +15,7 @@ __all__ = [
     "DifferentiableEnsemble",
     "Diversity",
     "DropTokens",
+    "Exchange",
     "Mixup",
     "Munge",
     "NGrams",
