@@ -13,9 +13,10 @@ from ensdistill.common.describe import describe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.progress import UnitProgress
 from ensdistill.data import Rows, Split
+from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import joined
-from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig
+from ensdistill.job.config import DistillConfig, StudentConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
 from ensdistill.student.trees.direct import SHORTER, STRONGER, Direct
 from ensdistill.teachers.members import Member
@@ -35,7 +36,7 @@ def fitted_preprocess(student: StudentConfig, split: Split, seed: int) -> Prepro
 def distill_estimator(
     student: StudentConfig,
     settings: DistillConfig,
-    cached: CacheConfig,
+    changes: Augmentation | None,
     kinds: dict[str, tuple[TargetCache, str | None]],
     rows: Rows,
     split: Split,
@@ -55,7 +56,7 @@ def distill_estimator(
                 targets,
                 validation=student.held_out,
                 member=member,
-                augment=cached.augment,
+                augment=changes,
                 preprocess=preprocess,
                 seed=seed,
             )

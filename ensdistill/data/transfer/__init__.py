@@ -6,6 +6,7 @@ from ensdistill.data.transfer.exchange import Exchange
 from ensdistill.data.transfer.images import Augmented, CutMix
 from ensdistill.data.transfer.mixup import Mixup
 from ensdistill.data.transfer.munge import Munge
+from ensdistill.data.transfer.rounds import Rounds
 from ensdistill.data.transfer.sets import Transfer, TransferSet
 from ensdistill.data.transfer.texts import DropTokens, NGrams, ReplaceTokens
 
@@ -20,6 +21,7 @@ __all__ = [
     "Munge",
     "NGrams",
     "ReplaceTokens",
+    "Rounds",
     "Synthetic",
     "Transfer",
     "TransferSet",

@@ -61,7 +61,7 @@ class ArrayTable:
         return np.fmin.reduce(self.flat), np.fmax.reduce(self.flat)
 
     def cells(self, origin: np.ndarray) -> np.ndarray:
-        """The numbers of some cells, floating-point [M, D]: in column d those of the rows ``origin[:, d]``."""
+        """The numbers of some cells, floating-point [M, D]: in column d of the rows ``origin[:, d]``."""
         taken = np.take_along_axis(self.flat, origin, 0)
         if taken.dtype.kind == "f":
             return taken

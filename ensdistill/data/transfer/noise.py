@@ -33,7 +33,8 @@ class Noise:
 
     def __init__(self, table: Table, columns: Columns, share: float) -> None:
         width = len(table.names)
-        self.ordered, self.scales, self._spikes = columns.numeric.copy(), np.zeros(width), np.full(width, np.nan)
+        self.ordered, self.scales = columns.numeric.copy(), np.zeros(width)
+        self._spikes = np.full(width, np.nan)
         self._values: dict[int, np.ndarray] = {}
         grouped = np.zeros(width, bool)
         for group in columns.groups:
