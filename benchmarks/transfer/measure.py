@@ -40,6 +40,7 @@ def kinds(rows: int, many: int) -> dict[str, list[Any]]:
     made["k10 p.5 noise0.3"] = exchange(10, 0.5, 0.3)
     made["k10 p.3 noise0.2 unrounded"] = exchange(10, 0.3, 0.2, detect=False)
     made["k10 p.3 noise0.2 + mixup"] = [*exchange(10, 0.3, 0.2, half), Mixup(half)]
+    made["k10 p.3 + mixup"] = [*exchange(10, 0.3, 0.0, half), Mixup(half)]
     made["k10 p.3 noise0.2, many"] = exchange(10, 0.3, 0.2, many)
     made["k10 p.3, many"] = exchange(10, 0.3, 0.0, many)
     return made

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.tree import DecisionTreeRegressor
 
 from ensdistill import (
     Ensemble,
@@ -21,6 +22,7 @@ from ensdistill.data.transfer import Diversity, Exchange, Mixup, Munge, NGrams, 
 from ensdistill.data.transfer.unseen import Unseen
 from ensdistill.data.versions import describe_views, view_inputs
 from ensdistill.student import CacheAsYouGo, OnlineTeachers
+from ensdistill.student.trees import TreeStudent
 
 
 def rows(inputs, first, labelled=True):
@@ -112,6 +114,17 @@ def test_a_cache_of_versions_holds_the_targets_of_the_rows_that_the_student_sees
     assert torch.equal(distil(online, made, 24), distil(cache, made, 24, augment=made.rounds))
     assert torch.equal(distil(as_you_go, made), from_cache)
     assert not torch.equal(distil(online, made), from_cache)  # which sees new rows in its later epochs
+
+
+def test_a_tree_learns_from_all_versions(tmp_path):
+    made, ensemble = built(), networks()
+    cache = cache_targets(ensemble, made.rows, tmp_path / "c", views=3, augment=made.rounds)
+    tree = TreeStudent(DecisionTreeRegressor(min_samples_leaf=1))
+    found = tree.fit(made.rows, cache, augment=made.rounds, validation=None)
+    for view in range(3):
+        inputs = view_inputs(made.rounds, made.rows.inputs, made.rows.uids, view, 0)
+        agrees = found.member.predict_logits(inputs).argmax(-1) == ensemble.predict_proba(inputs).argmax(-1)
+        assert agrees.all()
 
 
 def test_a_training_that_is_resumed_ends_with_the_same_bits(tmp_path):
