@@ -53,7 +53,10 @@ def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
 
 def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
-    assert defaults(SAMPLES["array"], 60, 239).cache.transfer.synthetic[0].rows == 5000
+    for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
+        sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
+        assert [type(source).__name__ for source in sources] == ["Exchange", "Mixup"]
+        assert sum(source.rows for source in sources) == made
 
 
 def test_more_rows_are_trained_for_more_steps() -> None:

@@ -40,7 +40,7 @@ class Noise:
         for group in columns.groups:
             grouped[group] = True
         low, high = table.span()
-        for place in np.flatnonzero(~grouped & ~columns.nominal):
+        for place in np.flatnonzero(~grouped & ~columns.nominal).tolist():
             if table.types[place] not in ("float", "integer"):
                 continue
             values = table.column(place)
