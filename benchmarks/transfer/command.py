@@ -84,18 +84,18 @@ def _one(
     z = ensemble.predict_logits(data.validation).double()
     of_ensemble = np.asarray(torch.softmax(z, -1).mean(0))
     for size in options.sizes:
-        hidden, found = data.sizes[size], {}
-        found["ensemble"] = (of_ensemble, {})
-        found["direct"] = (measure.direct(data, hidden, seed, options.quick), {})
-        for kind, synthetic in chosen.items():
-            found[kind] = measure.student(data, ensemble, hidden, synthetic, seed, options.steps)
-            _, seconds = found[kind]
-            notes.print(
-                f"{name} {seed} {size} {kind}: " + " ".join(f"{k} {v:.1f}" for k, v in seconds.items())
-            )
-        for kind, (p, seconds) in found.items():
+        hidden = data.sizes[size]
+
+        def judged(kind: str, p: np.ndarray, seconds: dict[str, float], size: str = size) -> None:
             one = measure.scores(p, of_ensemble, data.validation_labels)
             rows.append({"set": name, "seed": seed, "size": size, "kind": kind, **one, "seconds": seconds})
+            told = " ".join(f"{k} {v:.4f}" for k, v in one.items())
+            notes.print(f"{name} {seed} {size} {kind}: {told}")
+
+        judged("ensemble", of_ensemble, {})
+        judged("direct", measure.direct(data, hidden, seed, options.quick), {})
+        for kind, synthetic in chosen.items():
+            judged(kind, *measure.student(data, ensemble, hidden, synthetic, seed, options.steps))
 
 
 def _print(rows: list[Any], screen: Console) -> None:

@@ -33,16 +33,16 @@ def kinds(rows: int, many: int) -> dict[str, list[Any]]:
         "munge+mixup": [Munge(half), Mixup(half)],
         "munge": [Munge(rows)],
     }
-    made |= {f"k{k} p.3": exchange(k, 0.3) for k in (5, 10, 20)}
+    made |= {f"k{k} p0.3": exchange(k, 0.3) for k in (5, 10, 20)}
     made |= {f"k10 p{p}": exchange(10, p) for p in (0.15, 0.5)}
     made |= {f"noise{s}": exchange(1, 0.0, s, resample=s / 3) for s in (0.1, 0.2, 0.3, 0.5)}
-    made |= {f"k10 p.3 noise{s}": exchange(10, 0.3, s) for s in (0.1, 0.2, 0.3)}
-    made["k10 p.5 noise0.3"] = exchange(10, 0.5, 0.3)
-    made["k10 p.3 noise0.2 unrounded"] = exchange(10, 0.3, 0.2, detect=False)
-    made["k10 p.3 noise0.2 + mixup"] = [*exchange(10, 0.3, 0.2, half), Mixup(half)]
-    made["k10 p.3 + mixup"] = [*exchange(10, 0.3, 0.0, half), Mixup(half)]
-    made["k10 p.3 noise0.2, many"] = exchange(10, 0.3, 0.2, many)
-    made["k10 p.3, many"] = exchange(10, 0.3, 0.0, many)
+    made |= {f"k10 p0.3 noise{s}": exchange(10, 0.3, s) for s in (0.1, 0.2, 0.3)}
+    made["k10 p0.5 noise0.3"] = exchange(10, 0.5, 0.3)
+    made["k10 p0.3 noise0.2 unrounded"] = exchange(10, 0.3, 0.2, detect=False)
+    made["k10 p0.3 noise0.2 + mixup"] = [*exchange(10, 0.3, 0.2, half), Mixup(half)]
+    made["k10 p0.3 + mixup"] = [*exchange(10, 0.3, 0.0, half), Mixup(half)]
+    made["k10 p0.3 noise0.2, many"] = exchange(10, 0.3, 0.2, many)
+    made["k10 p0.3, many"] = exchange(10, 0.3, 0.0, many)
     return made
 
 

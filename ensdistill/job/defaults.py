@@ -20,7 +20,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
-from ensdistill.data.transfer import Exchange, Mixup, TransferSet
+from ensdistill.data.transfer import Exchange, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, StudentConfig, TeachersConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
@@ -43,8 +43,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
-    by exchange and mixup where the pool is small; a network with two hidden layers as the student. Images: convolution
-    networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+    by exchange with neighbours where the pool is small; a network with two hidden layers as the student. Images:
+    convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
 
     Parameters
     ----------
@@ -84,8 +84,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
     made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
-    # Near rows are broad enough for numbers, and random pairs for categories and pixels (docs/data.md).
-    synthetic = [Exchange(rows=made - made // 2), Mixup(rows=made // 2)] if made else []
+    synthetic = [Exchange(rows=made, probability=0.5)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
             HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"

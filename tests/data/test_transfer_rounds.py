@@ -76,7 +76,7 @@ def test_a_version_is_the_same_for_any_rows_in_any_order_and_after_other_version
     made = built(kind)
     inputs, uids = made.rows.inputs[:], made.rows.uids
     whole = hashes(view_inputs(made.rounds, inputs, uids, 7, 5))
-    for view in (1, 2, 3):  # more than are kept in memory
+    for view in (1, 2, 3, 4):  # more than are kept in memory
         view_inputs(made.rounds, inputs, uids, view, 5)
     some = np.random.default_rng(0).permutation(len(uids))[:37]
     again = view_inputs(made.rounds, b.take(inputs, some), uids[some], 7, 5)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ensdistill.data import Rows, Split
+from ensdistill.data.transfer import Exchange
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
@@ -55,8 +56,7 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
     for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
         sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
-        assert [type(source).__name__ for source in sources] == ["Exchange", "Mixup"]
-        assert sum(source.rows for source in sources) == made
+        assert sources == [Exchange(rows=made, probability=0.5)]
 
 
 def test_more_rows_are_trained_for_more_steps() -> None:

@@ -16,7 +16,7 @@ from ensdistill.data import batches as b
 from ensdistill.data.transfer.base import Synthetic
 from ensdistill.data.transfer.unseen import Unseen
 
-_HELD = 2  # rounds in memory: steps that are read together may reach into the next epoch
+_HELD = 4  # rounds in memory: those of a few views are made once, and steps that are read together need two
 
 
 class Rounds:
@@ -26,7 +26,7 @@ class Rounds:
     ``distill``: version 0 of the rows is the transfer set itself. In every other version the labelled rows
     and the pool stay as they are, and each source makes its synthetic rows again, with a generator keyed by
     (seed, source, version). So a cache of V views has V times as many different synthetic rows, in the memory
-    of two rounds, and online teachers never see one twice. The same seed gives the same rows, in any process
+    of four rounds at most, and online teachers never see one twice. The same seed gives the same rows, in any process
     and after a resume.
 
     :meth:`ensdistill.data.transfer.TransferSet.rounds` makes it.
