@@ -146,11 +146,6 @@ class CacheConfig:
         if self.views < 1:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")
         if self.views > 1 and self.augment is None:
-            if not self.transfer.synthetic:
-                raise ValueError(
-                    f"cache.augment: expected an augmentation, or synthetic rows in cache.transfer, because "
-                    f"{self.views} views without one would all be alike; got none"
-                )
             try:
                 self.transfer.check_rounds()
             except ValueError as error:

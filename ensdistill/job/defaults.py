@@ -43,8 +43,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
-    by exchange with neighbours where the pool is small; a network with two hidden layers as the student. Images:
-    convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+    by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
+    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
 
     Parameters
     ----------

@@ -219,8 +219,8 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         (
             {"cache.views": 2, "cache.transfer.synthetic": []},
             [],
-            "cache.augment: expected an augmentation, or synthetic rows in cache.transfer, because 2 views "
-            "without one would all be alike; got none",
+            "cache.transfer.synthetic: expected a source of rows that are made anew, or else an augmentation, "
+            "because several views without either would all be alike; got none",
         ),
         (
             {"cache.views": 2, "cache.labelled": "mixed"},

@@ -26,8 +26,8 @@ class Rounds:
     ``distill``: version 0 of the rows is the transfer set itself. In every other version the labelled rows
     and the pool stay as they are, and each source makes its synthetic rows again, with a generator keyed by
     (seed, source, version). So a cache of V views has V times as many different synthetic rows, in the memory
-    of four rounds at most, and online teachers never see one twice. The same seed gives the same rows, in any process
-    and after a resume.
+    of four rounds at most, and online teachers never see one twice. The same seed gives the same rows, in any
+    process and after a resume.
 
     :meth:`ensdistill.data.transfer.TransferSet.rounds` makes it.
 

@@ -153,7 +153,8 @@ class TransferSet:
         """Raise ValueError where the synthetic rows cannot be made anew."""
         if not self.synthetic:
             raise ValueError(
-                "transfer.synthetic: expected a source of rows that are made anew for each version; got none"
+                "transfer.synthetic: expected a source of rows that are made anew, or else an augmentation, "
+                "because several views without either would all be alike; got none"
             )
         for index, source in enumerate(self.synthetic):
             if needs_ensemble(source):
