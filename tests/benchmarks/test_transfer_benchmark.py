@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks.transfer.command import main
 
 
+@pytest.mark.slow
 def test_kinds_of_synthetic_rows_are_compared_on_validation_rows(tmp_path, capsys):
     words = ["--quick", "--sets", "digits", "--kinds", "rows", "k10 p0.3", "--out", str(tmp_path / "r.json")]
     assert main(words, tmp_path) == 0
