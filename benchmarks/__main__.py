@@ -19,6 +19,7 @@ usage: python -m benchmarks COMMAND
   cache [OPTIONS]        time the target cache against other stores; `cache --help` explains. Into benchmarks/results
   data [OPTIONS]         time samples from arrays, files and images through cache and student; `data --help` explains
   student [OPTIONS]      time the student's step by each source of targets, and against a bare loop; `student --help` explains
+  transfer [OPTIONS]     compare kinds of synthetic rows for data without a pool; `transfer --help` explains. Into benchmarks/results
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         from benchmarks.student.command import main as student
 
         return student(words[1:], root / "benchmarks" / "results")
+    if words[:1] == ["transfer"]:
+        from benchmarks.transfer.command import main as transfer
+
+        return transfer(words[1:], root / "benchmarks" / "results")
     if words[:1] == ["page"] and len(words) <= 2 and not words[-1].startswith("-"):
         try:
             result = (

@@ -1,12 +1,19 @@
 """The page on data: its Python runs, and its settings are read."""
 
 import re
+from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 
+from ensdistill import Ensemble, Optimization, StudentTrainer, cache_targets
 from ensdistill.cli.classes import parse
-from ensdistill.job.config import Config
+from ensdistill.data import Digits
+from ensdistill.data.transfer import Exchange, TransferSet
+from ensdistill.job.config import CacheConfig, Config
+from ensdistill.models import MLP
+from ensdistill.student import OnlineTeachers
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -17,7 +24,7 @@ def blocks(language):
 
 
 def test_the_example_runs():
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     names = {}
     exec(compile(code, "docs/data.md", "exec"), names)
     assert names["logits"].shape == (300, 2)
@@ -26,9 +33,33 @@ def test_the_example_runs():
 
 def test_a_csv_needs_few_lines(monkeypatch):
     monkeypatch.chdir(ROOT)
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     assert len(text.strip().splitlines()) <= 12
     config = parse(Config, yaml.safe_load(text))
     split = config.split(0)
     assert split.classes == ("Adelie", "Chinstrap", "Gentoo")
     assert len(split.labelled) + len(split.test) == 344
+
+
+def test_synthetic_rows_are_made_anew_as_the_page_shows(monkeypatch, tmp_path):
+    _, text = blocks("yaml")
+    settings = parse(CacheConfig, yaml.safe_load(text)["cache"])
+    assert (settings.views, settings.transfer.synthetic) == (4, [Exchange(rows=80_000, probability=0.5)])
+    monkeypatch.chdir(tmp_path)
+    _, code = blocks("python")
+    torch.manual_seed(0)
+    factory = partial(MLP, inputs=64, hidden=[4], outputs=10)
+    names = {
+        "TransferSet": TransferSet,
+        "Exchange": Exchange,
+        "cache_targets": cache_targets,
+        "OnlineTeachers": OnlineTeachers,
+        "split": Digits(100, 0).split(0),
+        "ensemble": Ensemble.from_members([factory()]),
+        "trainer": StudentTrainer(Optimization(steps=32, batch_size=64)),
+        "factory": factory,
+    }
+    exec(compile(code.replace("80_000", "80"), "docs/data.md", "exec"), names)
+    assert names["cache"].views == 4
+    assert names["trained"].cost.asked == 32 * 64
+    assert "they predicted 2048 rows" in str(names["trained"].cost)

@@ -86,7 +86,7 @@ def cache_targets(
         Versions of each sample, each augmented in its own way by ``augment``.
     augment : Augmentation, optional
         Changes the inputs before the members get them; ``ensdistill.data.versions.view_inputs`` gives the
-        student the same.
+        student the same. The ``rounds`` of a transfer set make its synthetic rows anew in each version.
     lengths : ndarray [N], integer, optional
         In the order of ``rows``: the samples are sequences, of which so many positions count;
         ``predict_logits`` returns [K, N, L, C].

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.source import source_digest
-from ensdistill.data.augmentation import Augmentation, apply_to
+from ensdistill.data.augmentation import Augmentation, Versioned, apply_to
 
 
 def view_inputs(augment: Augmentation, inputs: Any, uids: np.ndarray, view: int, seed: int) -> Any:
@@ -48,6 +48,8 @@ def view_inputs(augment: Augmentation, inputs: Any, uids: np.ndarray, view: int,
     """
     if not len(uids):
         return inputs
+    if isinstance(augment, Versioned):
+        return augment.version(inputs, uids, view, seed)
     draws = np.concatenate([augment.draw(1, _generator(seed, int(uid), view)) for uid in uids])
     return apply_to(augment, inputs, draws)
 

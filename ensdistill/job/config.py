@@ -88,8 +88,10 @@ class CacheConfig:
         member's logits are kept, which serve every temperature. The best member, which a student is distilled
         from for comparison, then gets a cache of its own.
     views : int
-        Versions of each row, each changed in its own way by ``augment``; in epoch e the student sees version
-        e mod views, the pixels that the teachers saw.
+        Versions of the transfer set; in epoch e the student sees version e mod views. In each one, every row
+        is changed in its own way by ``augment``. Without ``augment``, the synthetic rows are made anew in
+        each version, and the labelled rows and the pool stay as they are. The teachers see what the student
+        sees, so they predict for ``views`` times the rows.
     augment : Augmentation, optional
         Changes the rows of the transfer set before the teachers and the student see them.
     labelled : {"in_sample", "out_of_fold", "mixed"}
@@ -134,14 +136,27 @@ class CacheConfig:
         if self.views < 1:
             raise ValueError(f"cache.views: expected at least 1; got {self.views}")
         if self.views > 1 and self.augment is None:
-            raise ValueError(
-                f"cache.augment: expected an augmentation, because {self.views} views without one would all "
-                "be alike; got none"
-            )
+            try:
+                self.transfer.check_rounds()
+            except ValueError as error:
+                raise ValueError(f"cache.{error}") from error
+            if self.labelled != "in_sample":
+                raise ValueError(
+                    "cache.labelled: expected in_sample with several views of synthetic rows, because other "
+                    f"targets belong to one version of the labelled rows; got {self.labelled}: take views: 1 "
+                    "and more synthetic rows"
+                )
         if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
             raise ValueError(
                 f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}"
             )
+
+    def changes(self, split: Split, seed: int) -> Augmentation | None:
+        """How the versions of the transfer set of a split differ: by the augmentation, or by synthetic rows
+        that are made anew. None for one version of rows that are not augmented."""
+        if self.augment is None and self.views > 1:
+            return self.transfer.rounds(split, seed)
+        return self.augment
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
-from ensdistill.data.transfer import Munge, TransferSet
+from ensdistill.data.transfer import Exchange, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 NETWORKS = 3  # networks of one kind in the ensemble
-SYNTHETIC = (5_000, 40_000)  # rows made from those of a table: at least, at most
+SYNTHETIC = (5_000, 80_000)  # rows made from those of a table: at least, at most
 NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
 
 
@@ -44,8 +44,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
-    by MUNGE where the pool is small; a network with two hidden layers as the student. Images: convolution
-    networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+    by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
+    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
     made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
-    synthetic = [Munge(rows=made)] if made else []
+    synthetic = [Exchange(rows=made, probability=0.5)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
             HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"

@@ -13,9 +13,10 @@ from ensdistill.common.describe import describe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.progress import UnitProgress
 from ensdistill.data import Rows, Split
+from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import Preprocess
 from ensdistill.data.samples import joined
-from ensdistill.job.config import CacheConfig, DistillConfig
+from ensdistill.job.config import DistillConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.choices import Choices
@@ -37,7 +38,7 @@ def fitted_preprocess(student: StudentConfig, split: Split, seed: int) -> Prepro
 def distill_estimator(
     student: StudentConfig,
     settings: DistillConfig,
-    cached: CacheConfig,
+    changes: Augmentation | None,
     kinds: dict[str, tuple[TargetCache, str | None]],
     rows: Rows,
     split: Split,
@@ -57,7 +58,7 @@ def distill_estimator(
                 targets,
                 validation=student.held_out,
                 member=member,
-                augment=cached.augment,
+                augment=changes,
                 preprocess=preprocess,
                 seed=seed,
             )

@@ -110,6 +110,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
             "labelled": len(splits[0].labelled),
             "pool": len(splits[0].pool),
             "transfer": len(run.transfer(0)),
+            "asked": len(run.transfer(0)) * config.cache.views,
             "test": len(splits[0].test),
             "classes": len(splits[0].classes),
         },

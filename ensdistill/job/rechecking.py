@@ -59,11 +59,16 @@ def verify_against_teachers(
     place = ensemble or folder.parent / "teachers" / "ensemble"
     if not place.exists():
         raise WrongArgument(f"--ensemble: there is nothing at {place}; pass its path")
-    augment = None if config is None else config.cache.augment
-    if augment is None and (made_by := cache.manifest["fingerprint"].get("views")):
+    made_by = cache.manifest["fingerprint"].get("views")
+    augment = None
+    if config is not None:
+        seed = made_by["seed"] if made_by else 0
+        augment = config.cache.changes(config.split(seed), seed) if made_by else config.cache.augment
+    if augment is None and made_by:
         got = "nothing" if config is None else "a job without one"
         raise WrongArgument(
-            "--config: expected a job's YAML file with the cache.augment by which the inputs were changed, "
+            "--config: expected a job's YAML file with the cache.augment or cache.views by which the inputs "
+            "were changed, "
             f"{made_by['augment']}; got {got}"
         )
     teachers: Any = Ensemble.load(place, () if config is None else RunFolder(config).trusted)

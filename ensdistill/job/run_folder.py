@@ -164,9 +164,10 @@ class RunFolder:
             higher = (
                 [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
             )
-            return digest(
-                [*common, self.digest(unit.needs()[0]), describe(config.cache), split.pool, *higher]
-            )
+            # Synthetic rows that equal a test row are replaced.
+            unseen = [split.test.inputs] if config.cache.transfer.synthetic else []
+            made_from = [self.digest(unit.needs()[0]), describe(config.cache), split.pool, *unseen]
+            return digest([*common, *made_from, *higher])
         distill, student = config.distill, config.distill.students[unit.student]
         if unit.stage == "direct":
             folds = _folds(split, distill.folds, "direct folds", unit.seed)

@@ -17,6 +17,7 @@ from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.files import write_arrays
 from ensdistill.common.progress import UnitProgress
 from ensdistill.data import BadRows, Rows, Split
+from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import Transfer
 from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
@@ -92,9 +93,8 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
     rows, split = run.transfer(unit.seed), config.split(unit.seed)
     student = config.distill.students[unit.student]
     train = distill if student.estimator is None else distill_estimator
-    train(
-        student, config.distill, config.cache, kinds, rows, split, unit.seed, folder, run.digest(unit), report
-    )
+    changes = config.cache.changes(split, unit.seed)
+    train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
     return {"best_member": best}
 
 
@@ -189,7 +189,7 @@ def cache(
         caches.append((folder / "best_member", best, f"targets of {best.names[0]}"))
     else:
         shutil.rmtree(folder / "best_member", ignore_errors=True)
-    statistics = []
+    statistics, remade = [], settings.augment is None and settings.views > 1
     for path, source, name in caches:
         # overwrite replaces the cache of another config, and resumes a cache of the same inputs.
         try:
@@ -200,7 +200,7 @@ def cache(
                 codec=settings.codec,
                 mixture_at=settings.mixture_at,
                 views=settings.views,
-                augment=settings.augment,
+                augment=transfer.rounds if remade else settings.augment,
                 max_kl=settings.max_kl,
                 max_temperature=max(TEMPERATURE, temperature),
                 seed=seed,
@@ -222,7 +222,7 @@ def cache(
 def distill(
     student: StudentConfig,
     settings: DistillConfig,
-    cached: CacheConfig,
+    changes: Augmentation | None,
     kinds: dict[str, tuple[TargetCache, str | None]],
     rows: Rows,
     split: Split,
@@ -249,7 +249,7 @@ def distill(
             targets,
             seed=seed,
             member=member,
-            augment=cached.augment,
+            augment=changes,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
             weights=student.weights,

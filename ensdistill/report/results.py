@@ -34,7 +34,7 @@ STUDENT_KINDS = (*SAME_SIZE, "student", SCALED["student"])
 KINDS = SHARED_KINDS + STUDENT_KINDS
 BATCHES = ("batch_1", "batch_256")
 PERCENTILES = ("p50", "p95")
-DATASET_KEYS = ("name", "labelled", "pool", "transfer", "test", "classes")
+DATASET_KEYS = ("name", "labelled", "pool", "transfer", "test", "classes")  # and "asked", where it is known
 
 Latency = Mapping[str, Mapping[str, float | None]]  # {"batch_1": {"p50": ms, "p95": ms}, "batch_256": {...}}
 CurvePoint = tuple[int, float, float | None]

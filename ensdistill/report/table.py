@@ -89,6 +89,12 @@ def look(student: dict[str, Any]) -> str:
     return _LOOKS.get(student["outcome"], str(student["outcome"]))
 
 
+def _asked(data: dict[str, Any]) -> str:
+    """How many rows the teachers predicted, where these are several versions of the transfer set."""
+    asked, rows = data.get("asked", 0), data["transfer"]
+    return f" (the teachers predicted {asked} rows, in {asked // rows} versions)" if asked > rows else ""
+
+
 def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The students' names and entries, bad news first, otherwise in their own order."""
     return sorted(report["students"].items(), key=lambda item: OUTCOMES.index(item[1]["outcome"]))
@@ -100,7 +106,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
         f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
-        "in the transfer set, "
+        f"in the transfer set{_asked(data)}, "
         f"{data['test']} for testing; {data['classes']} classes; {'seeds' if several else 'seed'} {seeds}.",
         f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
         f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap "

@@ -187,6 +187,7 @@ class Batches(AbstractContextManager["Batches"]):
         targets, where = self.training.targets, block.positions.reshape(-1)
         assert targets is not None
         samples = self.rows.inputs[where] if targets.needs_samples else None
+        self.cost.asked += len(where) if targets.needs_samples else 0
         with self.cost.counted("making"):
             return self._near(targets.of(self.rows.uids[where], block.epochs.reshape(-1), samples))
 
@@ -195,6 +196,7 @@ class Batches(AbstractContextManager["Batches"]):
         targets, where = self.training.targets, piece.positions.reshape(-1)
         assert targets is not None
         inputs, samples = self._checked(piece)
+        self.cost.asked += len(where) if targets.needs_samples else 0
         with self.cost.counted("making"):
             return inputs, self._near(targets.of(self.rows.uids[where], piece.epochs.reshape(-1), samples))
 

@@ -24,6 +24,8 @@ class StepCost:
         Seconds that the student waited for targets, and for inputs that are read together with them.
     online : bool
         Whether members predicted.
+    asked : int
+        Rows of the batches for which they did: the student's batches of this run, and one block ahead.
 
     Examples
     --------
@@ -37,6 +39,7 @@ class StepCost:
     making: float = 0.0
     waited: float = 0.0
     online: bool = False
+    asked: int = 0
     _begun: float = field(default_factory=perf_counter, repr=False)
 
     def __str__(self) -> str:
@@ -48,6 +51,7 @@ class StepCost:
         return (
             f"a step took {whole:.3f} ms: {making:.3f} ms of the members' work, for which the student waited "
             f"{waited:.3f} ms; with targets from a cache it would take {whole - waited:.3f} ms or less"
+            f"{f'; they predicted {self.asked} rows' if self.asked else ''}"
         )
 
     @contextmanager

@@ -69,7 +69,7 @@ class OnlineTeachers(EnsembleSource):
     augment : Augmentation, optional
         Changes the inputs of members and student alike. In epoch e each sample has its version e, which
         depends on ``seed`` and its uid. A cache of V views with this ``seed`` holds the versions of the first
-        V epochs.
+        V epochs. The ``rounds`` of a transfer set make its synthetic rows anew for each epoch.
     seed : int
         Of the versions.
     batch_size : int

@@ -222,10 +222,23 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ),
         ({"cache.views": 0}, [], "cache.views: expected at least 1; got 0"),
         (
-            {"cache.views": 2},
+            {"cache.views": 2, "cache.transfer.synthetic": []},
             [],
-            "cache.augment: expected an augmentation, because 2 views without one would all be alike; got "
-            "none",
+            "cache.transfer.synthetic: expected a source of rows that are made anew, or else an augmentation, "
+            "because several views without either would all be alike; got none",
+        ),
+        (
+            {"cache.views": 2, "cache.labelled": "mixed"},
+            [],
+            "cache.labelled: expected in_sample with several views of synthetic rows, because other targets",
+        ),
+        (
+            {
+                "cache.views": 2,
+                "cache.transfer.synthetic": [{"class_path": "Diversity", "init_args": {"rows": 5}}],
+            },
+            [],
+            "cache.transfer.synthetic.0 (Diversity): expected a source that makes rows without the ensemble",
         ),
         (
             {"cache.augment": {"class_path": "ensdistill.data.Digits"}},

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ensdistill.data import Rows, Split
+from ensdistill.data.transfer import Exchange
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
@@ -53,7 +54,9 @@ def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
 
 def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
-    assert defaults(SAMPLES["array"], 60, 239).cache.transfer.synthetic[0].rows == 5000
+    for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
+        sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
+        assert sources == [Exchange(rows=made, probability=0.5)]
 
 
 def test_more_rows_are_trained_for_more_steps() -> None:

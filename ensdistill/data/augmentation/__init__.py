@@ -15,7 +15,7 @@ from ensdistill.data.augmentation.chain import Chain
 from ensdistill.data.augmentation.colour import JitterColours
 from ensdistill.data.augmentation.geometry import CropImages, FlipImages
 from ensdistill.data.augmentation.on_batches import apply_to, changed_variants
-from ensdistill.data.augmentation.protocol import Augmentation
+from ensdistill.data.augmentation.protocol import Augmentation, Versioned
 
 __all__ = [
     "Augmentation",
@@ -24,6 +24,7 @@ __all__ = [
     "FlipImages",
     "JitterColours",
     "ShiftImages",
+    "Versioned",
     "apply_to",
     "changed_variants",
 ]

@@ -29,6 +29,16 @@ class Augmentation(Protocol):
         ...
 
 
+@runtime_checkable
+class Versioned(Augmentation, Protocol):
+    """An augmentation that makes versions of rows by their uids, and not by draws.
+    :class:`ensdistill.data.transfer.Rounds` is one."""
+
+    def version(self, inputs: Any, uids: np.ndarray, view: int, seed: int) -> Any:
+        """Version ``view`` of the rows; the same for the same arguments in any process and order."""
+        ...
+
+
 class Drawn:
     """Base of an augmentation with more versions than can be listed.
 

@@ -60,35 +60,36 @@ class ArrayTable:
             return np.zeros(len(self.names)), np.zeros(len(self.names))
         return np.fmin.reduce(self.flat), np.fmax.reduce(self.flat)
 
-    def build(
-        self,
-        own: np.ndarray,
-        other: np.ndarray,
-        parts: Iterable[Part],
-        numeric: np.ndarray,
-        whole: np.ndarray,
-    ) -> Any:
-        """The rows that two parents give.
+    def cells(self, origin: np.ndarray) -> np.ndarray:
+        """The numbers of some cells, floating-point [M, D]: in column d of the rows ``origin[:, d]``."""
+        taken = np.take_along_axis(self.flat, origin, 0)
+        if taken.dtype.kind == "f":
+            return taken
+        return taken.astype(np.float64) if taken.dtype.kind in "iub" else np.zeros(taken.shape)
+
+    def build(self, rows: int, parts: Iterable[Part], numeric: np.ndarray, whole: np.ndarray) -> Any:
+        """New rows, whose values are those of rows of the table, or numbers.
 
         Parameters
         ----------
-        own, other : ndarray [M], int64
-            Positions of the parents.
+        rows : int
         parts : iterable of Part
+            A number that is NaN leaves the value as it is.
         numeric, whole : ndarray [D], bool
-            Columns that take the mixed numbers, and those of them that are rounded.
+            Columns that take the numbers, and those of them that are rounded.
         """
-        made = np.empty((len(own), len(self.names)), self.array.dtype)
+        made = np.empty((rows, len(self.names)), self.array.dtype)
         plain = bool(numeric.all()) and not whole.any()
-        for part, mask, mixed in parts:
-            gaps = np.isnan(mixed) if mixed.dtype.kind == "f" else np.zeros(1, bool)
+        for part, origin, numbers in parts:
+            gaps = np.isnan(numbers) if numbers.dtype.kind == "f" else np.zeros(1, bool)
             if plain and not gaps.any():
-                made[part] = mixed
+                made[part] = numbers
                 continue
-            made[part] = np.where(mask, self.flat[other[part]], self.flat[own[part]])
-            rounded = np.where(whole, np.rint(mixed), mixed)
-            np.copyto(made[part], rounded, where=numeric & ~gaps, casting="unsafe")
-        return self._restore(made.reshape(len(own), *self.array.shape[1:]))
+            made[part] = np.take_along_axis(self.flat, origin, 0)
+            if numeric.any():
+                rounded = np.where(whole, np.rint(numbers), numbers)
+                np.copyto(made[part], rounded, where=numeric & ~gaps, casting="unsafe")
+        return self._restore(made.reshape(rows, *self.array.shape[1:]))
 
 
 def as_array(name: str, base: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:

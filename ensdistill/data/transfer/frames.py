@@ -63,31 +63,27 @@ class FrameTable:
     def span(self) -> tuple[np.ndarray, np.ndarray]:
         return np.fmin.reduce(self._numbers), np.fmax.reduce(self._numbers)
 
-    def build(
-        self,
-        own: np.ndarray,
-        other: np.ndarray,
-        parts: Iterable[Part],
-        numeric: np.ndarray,
-        whole: np.ndarray,
-    ) -> Any:
+    def cells(self, origin: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(self._numbers, origin, 0)
+
+    def build(self, rows: int, parts: Iterable[Part], numeric: np.ndarray, whole: np.ndarray) -> Any:
         """See :meth:`ensdistill.data.transfer.arrays.ArrayTable.build`. Dtypes and categories stay."""
         import narwhals.stable.v2 as nw
 
-        shape = len(own), len(self.names)
-        mask, mixed = np.zeros(shape, bool), np.zeros(shape)
+        shape = rows, len(self.names)
+        origin, mixed = np.zeros(shape, np.int64), np.zeros(shape)
         for part, taken, numbers in parts:
-            mask[part], mixed[part] = taken, numbers
+            origin[part], mixed[part] = taken, numbers
         columns = {}
         for place, name in enumerate(self.names):
-            series = self.frame[name][np.where(mask[:, place], other, own)]
+            series = self.frame[name][origin[:, place]]
             values = mixed[:, place]
             changed = np.flatnonzero(~np.isnan(values)) if numeric[place] else np.zeros(0, np.int64)
             if len(changed):
                 values = np.rint(values[changed]).astype(np.int64) if whole[place] else values[changed]
                 series = series.scatter(changed, _as_stored(series, values))
             columns[name] = series
-        made = nw.maybe_reset_index(self.frame[own])
+        made = nw.maybe_reset_index(self.frame[np.zeros(rows, np.int64)])
         return made.with_columns(*(columns[name] for name in self.frame.columns)).to_native()
 
 

@@ -83,16 +83,17 @@ class Mixup:
                 one, two, of_one = table.numbers(first[part]), table.numbers(second[part]), share[part, None]
                 mixed = of_one * one + (1 - of_one) * two
                 if columns.continuous and not np.isnan(mixed).any():
-                    yield part, np.zeros(mixed.shape, bool), mixed
+                    yield part, np.broadcast_to(first[part, None], mixed.shape), mixed
                     continue
                 taken = generator.random(mixed.shape, dtype=np.float32) >= of_one
                 for group in columns.groups:
                     taken[:, group] = taken[:, group[:1]]
-                yield part, taken, mixed
+                yield part, np.where(taken, second[part, None], first[part, None]), mixed
 
         def build(positions: np.ndarray) -> Any:
             first, second = generator.integers(len(table), size=(2, len(positions)))
             share = generator.beta(self.alpha, self.alpha, len(positions)).astype(np.float32)
-            return table.build(first, second, parts(first, second, share), columns.numeric, columns.whole)
+            made = parts(first, second, share)
+            return table.build(len(first), made, columns.numeric, columns.whole)
 
         return constrained("mixup", self.rows, self.constraint, build)

@@ -107,12 +107,13 @@ class Munge:
                 taken = uniform < self.probability
                 for group in columns.groups:
                     taken[:, group] = taken[:, group[:1]]
-                yield part, taken, np.clip(np.where(taken, drawn, a), low, high)
+                origin = np.where(taken, other[part, None], own[part, None])
+                yield part, origin, np.clip(np.where(taken, drawn, a), low, high)
 
         def build(positions: np.ndarray) -> Any:
             own = positions % len(table)
             other = neighbour[own]
-            return table.build(own, other, parts(own, other), columns.numeric, columns.whole)
+            return table.build(len(own), parts(own, other), columns.numeric, columns.whole)
 
         return constrained("munge", self.rows, self.constraint, build)
 

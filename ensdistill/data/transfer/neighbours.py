@@ -9,7 +9,7 @@ searched.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -84,18 +84,63 @@ def nearest_different(points: np.ndarray, seed: int = 0) -> np.ndarray:
     return known[key]
 
 
+def nearest_several(points: np.ndarray, count: int) -> np.ndarray:
+    """For each row the positions of the ``count`` nearest rows that differ from it and from each other.
+
+    All pairs are compared, so more than ``EXACT_ROWS`` rows take long.
+
+    Parameters
+    ----------
+    points : ndarray [N, E]
+        Finite numbers. Copies of a row have the same neighbours, and count once as a neighbour.
+    count : int
+        All other rows where there are fewer.
+
+    Returns
+    -------
+    ndarray [N, count], int64
+
+    Raises
+    ------
+    ValueError
+        All rows are equal.
+
+    Examples
+    --------
+    >>> nearest_several(np.array([[0.0], [0.0], [1.0], [5.0]]), 2).tolist()
+    [[2, 3], [2, 3], [0, 3], [2, 0]]
+    """
+    return _among_different(points, lambda different: _nearest_several(different, count))
+
+
+def _nearest_several(points: np.ndarray, count: int) -> np.ndarray:
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(count, len(points) - 1)
+    found = NearestNeighbors(n_neighbors=count + 1).fit(points).kneighbors(points, return_distance=False)
+    # The nearest row is the row itself, unless distances that are rounded to 0 bring another one before it.
+    own = found == np.arange(len(points))[:, None]
+    own[~own.any(1), -1] = True
+    return found[~own].reshape(len(points), count)
+
+
 def _searched(points: np.ndarray, seed: int) -> np.ndarray:
+    return _among_different(points, lambda different: _nearest(different, seed))
+
+
+def _among_different(points: np.ndarray, search: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The neighbours, int64 [N, ...], that ``search`` finds among the rows without their copies."""
     hashes = b.hashes(points + points.dtype.type(0))  # -0.0 + 0 is 0.0
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     if len(first) < 2:
         raise ValueError(f"expected at least 2 rows that differ; all {len(points)} rows are equal")
     if len(first) == len(points):
-        return _nearest(points, seed)
+        return search(points)
     order = np.argsort(first, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     kept = first[order]
-    found: np.ndarray = kept[_nearest(points[kept], seed)][place[group]]
+    found: np.ndarray = kept[search(points[kept])][place[group]]
     return found
 
 

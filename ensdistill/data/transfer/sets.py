@@ -15,6 +15,8 @@ from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, joined, subset, whole
 from ensdistill.data.transfer.base import Synthetic, needs_ensemble
 from ensdistill.data.transfer.neighbours import shared_searches
+from ensdistill.data.transfer.rounds import Rounds
+from ensdistill.data.transfer.unseen import Unseen
 
 _FEW_ROWS = 128  # of each part, on which settings are tried
 
@@ -30,10 +32,14 @@ class Transfer:
     origin : tuple of (str, int)
         The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per
         synthetic source.
+    rounds : Rounds or None
+        The synthetic rows made anew, for more than one version of the rows; None where there are none, or
+        where a source needs the ensemble.
     """
 
     rows: Rows
     origin: tuple[tuple[str, int], ...]
+    rounds: Rounds | None = None
 
     def source(self, uid: int) -> str:
         """Where a row comes from: "row 10 of pool".
@@ -53,6 +59,8 @@ class Transfer:
 @dataclass(frozen=True)
 class TransferSet:
     """The labelled rows, the pool, and rows made from both.
+
+    No synthetic row equals a test row, where test rows are in memory: another one takes its place.
 
     Parameters
     ----------
@@ -101,22 +109,69 @@ class TransferSet:
         parts: list[tuple[str, Any]] = [("labelled", split.labelled.inputs)]
         if self.pool:
             parts.append(("pool", split.pool.inputs))
+        rounds = None
         if self.synthetic:
-            base = self._base(joined([inputs for _, inputs in parts]), seed)
+            base, unseen = (
+                self._base(joined([inputs for _, inputs in parts]), seed),
+                Unseen(split.test.inputs),
+            )
+            if not any(map(needs_ensemble, self.synthetic)):
+                rounds = self._rounds(base, sum(len(inputs) for _, inputs in parts), unseen)
             with shared_searches():
-                parts += self._made(base, seed, ensemble)
+                parts += self._made(base, seed, ensemble, unseen)
         inputs = joined([part for _, part in parts])
         labels = np.full(len(inputs), UNLABELLED, np.int64)
         labels[: len(split.labelled)] = split.labelled.labels
         uids = np.arange(len(inputs), dtype=np.int64)
         rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
-        return Transfer(rows, tuple((name, len(part)) for name, part in parts))
+        return Transfer(rows, tuple((name, len(part)) for name, part in parts), rounds)
 
-    def _made(self, base: Any, seed: int, ensemble: Any) -> Iterator[tuple[str, Any]]:
+    def rounds(self, split: Split, seed: int) -> Rounds:
+        """The synthetic rows of ``build(split, seed)``, made anew for each version of its rows.
+
+        Raises
+        ------
+        ValueError
+            There are no synthetic sources, or one needs an ensemble.
+
+        Examples
+        --------
+        >>> from ensdistill.data import Digits
+        >>> from ensdistill.data.transfer import Mixup
+        >>> split, transfer = Digits().split(seed=0), TransferSet(synthetic=[Mixup(rows=500)])
+        >>> rows, rounds = transfer.build(split, seed=0).rows, transfer.rounds(split, seed=0)
+        >>> again = rounds.version(rows.inputs, rows.uids, view=1, seed=0)
+        >>> int((again == rows.inputs).all(axis=(1, 2, 3)).sum())  # the rows that are not synthetic
+        1100
+        """
+        self.check_rounds()
+        parts = [split.labelled.inputs, split.pool.inputs] if self.pool else [split.labelled.inputs]
+        base = self._base(joined(parts), seed)
+        return self._rounds(base, sum(map(len, parts)), Unseen(split.test.inputs))
+
+    def check_rounds(self) -> None:
+        """Raise ValueError where the synthetic rows cannot be made anew."""
+        if not self.synthetic:
+            raise ValueError(
+                "transfer.synthetic: expected a source of rows that are made anew, or else an augmentation, "
+                "because several views without either would all be alike; got none"
+            )
+        for index, source in enumerate(self.synthetic):
+            if needs_ensemble(source):
+                raise ValueError(
+                    f"{_name(index, source)}: expected a source that makes rows without the ensemble, which "
+                    "is not asked for later versions; leave it out, or make one version (views: 1)"
+                )
+
+    def _rounds(self, base: Any, first: int, unseen: Unseen) -> Rounds:
+        return Rounds(base, self.synthetic, [source.rows for source in self.synthetic], first, unseen)
+
+    def _made(self, base: Any, seed: int, ensemble: Any, unseen: Unseen) -> Iterator[tuple[str, Any]]:
         """The samples of each source, with the name of its class."""
         for index, source in enumerate(self.synthetic):
             name = _name(index, source)
-            arguments: list[Any] = [base, random_generator("transfer", seed, index)]
+            generator = random_generator("transfer", seed, index)
+            arguments: list[Any] = [base, generator]
             if needs_ensemble(source):
                 if ensemble is None:
                     raise ValueError(
@@ -125,7 +180,7 @@ class TransferSet:
                 arguments.append(ensemble)
             made = source.make(*arguments)
             _check_made(name, made, base)
-            yield type(source).__name__.lower(), as_samples(made)
+            yield type(source).__name__.lower(), as_samples(unseen(made, generator))
 
     def check(self, split: Split) -> None:
         """Let every source make two rows from a few of the samples; those that need an ensemble are left out.

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 Type = Literal["float", "integer", "boolean", "value", "time"]
-# Rows, which of their columns take the other parent's value [M, D], and the mixed numbers [M, D].
+# New rows; for each of their values the row of the base that it is taken from, int64 [M, D]; and the numbers
+# that numeric columns get in its place [M, D].
 Part = tuple[slice, np.ndarray, np.ndarray]
 EXACT = 2**53  # beyond, float64 does not hold every integer
 
