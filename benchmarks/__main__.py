@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks import predict
@@ -11,6 +12,7 @@ from benchmarks.kernels import PEERS, page
 from ensdistill.cli import bench
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHERS = ("teachers", "cache", "data", "student", "transfer", "quality")
 USAGE = """\
 usage: python -m benchmarks COMMAND
 
@@ -20,6 +22,7 @@ usage: python -m benchmarks COMMAND
   data [OPTIONS]         time samples from arrays, files and images through cache and student; `data --help` explains
   student [OPTIONS]      time the student's step by each source of targets, and against a bare loop; `student --help` explains
   transfer [OPTIONS]     compare kinds of synthetic rows for data without a pool; `transfer --help` explains. Into benchmarks/results
+  quality [OPTIONS]      how much of an ensemble students keep on real data, beside other tools; `quality --help` explains
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
@@ -30,26 +33,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["kernels"]:
         return bench.main(words[1:], "python -m benchmarks kernels", root / "benchmarks" / "results", PEERS)
-    if words[:1] == ["teachers"]:
-        from benchmarks.teachers.command import main as teachers
-
-        return teachers(words[1:], root / "benchmarks" / "results")
-    if words[:1] == ["cache"]:
-        from benchmarks.cache.command import main as cache
-
-        return cache(words[1:], root / "benchmarks" / "results")
-    if words[:1] == ["data"]:
-        from benchmarks.data.command import main as data
-
-        return data(words[1:], root / "benchmarks" / "results")
-    if words[:1] == ["student"]:
-        from benchmarks.student.command import main as student
-
-        return student(words[1:], root / "benchmarks" / "results")
-    if words[:1] == ["transfer"]:
-        from benchmarks.transfer.command import main as transfer
-
-        return transfer(words[1:], root / "benchmarks" / "results")
+    if words and words[0] in OTHERS:
+        command = import_module(f"benchmarks.{words[0]}.command")
+        return int(command.main(words[1:], root / "benchmarks" / "results"))
     if words[:1] == ["page"] and len(words) <= 2 and not words[-1].startswith("-"):
         try:
             result = (

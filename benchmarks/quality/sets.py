@@ -1,0 +1,232 @@
+"""The data sets, in two regimes: few labels and a pool of unlabelled rows, or all rows labelled and no
+pool."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.teachers.data import Missing, fashion_arrays, flights_frame, letter, r_frame
+from ensdistill.data import Split
+from ensdistill.data.splits import stratified_split
+
+R = Path("/usr/lib/R/site-library")
+LATE = (0.5, 30.5)  # minutes: early, late, later
+
+Content = tuple[Any, np.ndarray, tuple[str, ...]]  # samples, class indices [N], class names
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Rows of the parts of a split; ``test`` is all that are left where it is None."""
+
+    labelled: int
+    pool: int
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class QualitySet:
+    """A data set of the benchmark.
+
+    Parameters
+    ----------
+    kind : {"table", "image", "text"}
+        Which students and which other tools it has.
+    read : callable
+        Returns the samples, their class indices int64 [N], and the names of the classes.
+    regimes : dict of str to Regime
+    quick : Regime
+        A small one, to see whether everything works.
+    """
+
+    kind: str
+    read: Callable[[], Content]
+    regimes: dict[str, Regime]
+    quick: Regime
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A data set for a job: the split of seed s is that of seed ``first_seed + s``.
+
+    Parameters
+    ----------
+    name : str
+        In `SETS`.
+    labelled, pool : int
+    test : int, optional
+    first_seed : int
+        Development and reported seeds differ by it.
+    """
+
+    name: str
+    labelled: int
+    pool: int
+    test: int | None
+    first_seed: int
+
+    def split(self, seed: int) -> Split:
+        samples, labels, classes = content(self.name)
+        return stratified_split(
+            samples,
+            labels,
+            classes,
+            labelled=self.labelled,
+            pool=self.pool,
+            test=self.test,
+            seed=self.first_seed + seed,
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def content(name: str) -> Content:
+    """A data set's samples, read once per process."""
+    return SETS[name].read()
+
+
+def _coded(values: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    import pandas
+
+    codes = values if hasattr(values, "cat") else pandas.Series(values).astype("category")
+    codes = codes.cat.remove_unused_categories()
+    return np.array(codes.cat.codes, np.int64), tuple(str(name) for name in codes.cat.categories)
+
+
+def _digits() -> Content:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[:, None]
+    return images, digits.target.astype(np.int64), tuple("0123456789")
+
+
+def _letter() -> Content:
+    x, y = letter(R / "mlbench/data/LetterRecognition.rda")
+    return x, y, tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def _income() -> Content:
+    frame = r_frame(R / "kernlab/data/income.rda", "income", "apt-get install r-cran-kernlab")
+    frame.columns = [name.lower().replace(".", "_") for name in frame.columns]
+    labels, classes = _coded(frame["income"])
+    return _plain_strings(frame.drop(columns="income")), labels, classes
+
+
+def _spam() -> Content:
+    frame = r_frame(R / "kernlab/data/spam.rda", "spam", "apt-get install r-cran-kernlab")
+    labels, classes = _coded(frame["type"])
+    return frame.drop(columns="type").to_numpy(np.float32), labels, classes
+
+
+def _diamonds() -> Content:
+    frame = diamonds()
+    labels, classes = _coded(frame["cut"])
+    return _plain_strings(frame.drop(columns="cut")), labels, classes
+
+
+def diamonds(package: Path = R / "ggplot2") -> Any:
+    """ggplot2's diamonds, as a pandas frame, from the package's lazily loaded data: an index, and a file of
+    compressed objects, each behind its length in 4 bytes."""
+    base = package / "data" / "Rdata"
+    if not base.with_suffix(".rdx").is_file():
+        raise Missing(f"{base}.rdx: apt-get install r-cran-ggplot2")
+    try:
+        import rdata
+    except ImportError as error:
+        raise Missing("pip install 'ensdistill[bench]' (rdata reads R's files)") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes of frames that are read as plain frames
+        start, length = map(int, rdata.read_rds(base.with_suffix(".rdx"))["variables"]["diamonds"])
+        packed = base.with_suffix(".rdb").read_bytes()[start : start + length]
+        frame = rdata.conversion.convert(rdata.parser.parse_data(zlib.decompress(packed[4:])))
+    return frame.reset_index(drop=True).astype({"price": "int64"})
+
+
+def _plain_strings(frame: Any) -> Any:
+    """Categories as strings, as a CSV file has them."""
+    return frame.assign(**{c: frame[c].astype("string") for c in frame if frame[c].dtype == "category"})
+
+
+def _flights() -> Content:
+    """Raw facts of the day before the departure."""
+    frame = flights_frame()
+    frame = frame[frame["arr_delay"].notna()].reset_index(drop=True)
+    inputs = ["month", "day", "sched_dep_time", "sched_arr_time", "distance", "carrier", "origin", "dest"]
+    labels = np.digitize(np.asarray(frame["arr_delay"]), LATE).astype(np.int64)
+    return frame[inputs], labels, ("early", "late", "later")
+
+
+def _fashion() -> Content:
+    x, y, test_x, test_y = fashion_arrays()
+    images = np.concatenate([x, test_x])[:, None].astype(np.float32) / 255
+    return images, np.concatenate([y, test_y]).astype(np.int64), tuple(map(str, range(10)))
+
+
+def _packages() -> Content:
+    from collections import Counter
+
+    from examples.make_packages import packages
+
+    try:
+        found = packages()
+    except SystemExit as error:
+        raise Missing(str(error)) from error
+    kept = {name for name, _ in Counter(section for *_, section in found).most_common(12)}
+    found = [package for package in found if package[2] in kept]
+    order = np.random.default_rng(0).permutation(len(found))[:24_000]
+    labels, classes = _coded([found[i][2] for i in order])
+    return [found[i][1] for i in order], labels, classes
+
+
+SETS = {
+    "digits": QualitySet(
+        "image", _digits, {"pool": Regime(200, 900), "all": Regime(1257, 0)}, Regime(150, 300)
+    ),
+    "letter": QualitySet(
+        "table",
+        _letter,
+        {"pool": Regime(2000, 12_000, 6000), "all": Regime(5000, 0, 10_000)},
+        Regime(800, 0, 2000),
+    ),
+    "income": QualitySet(
+        "table",
+        _income,
+        {"pool": Regime(600, 5600, 2200), "all": Regime(6000, 0, 2200)},
+        Regime(400, 800, 800),
+    ),
+    "spam": QualitySet(
+        "table", _spam, {"pool": Regime(300, 2800, 1200), "all": Regime(3200, 0, 1200)}, Regime(200, 400, 800)
+    ),
+    "diamonds": QualitySet(
+        "table",
+        _diamonds,
+        {"pool": Regime(2000, 30_000, 12_000), "all": Regime(20_000, 0, 12_000)},
+        Regime(500, 500, 2000),
+    ),
+    "flights": QualitySet(
+        "table",
+        _flights,
+        {"pool": Regime(5000, 60_000, 40_000), "all": Regime(60_000, 0, 40_000)},
+        Regime(500, 500, 2000),
+    ),
+    "fashion": QualitySet(
+        "image",
+        _fashion,
+        {"pool": Regime(1800, 40_000, 10_000), "all": Regime(20_000, 0, 10_000)},
+        Regime(200, 300, 1000),
+    ),
+    "packages": QualitySet(
+        "text",
+        _packages,
+        {"pool": Regime(1500, 14_000, 6000), "all": Regime(14_000, 0, 6000)},
+        Regime(300, 500, 1000),
+    ),
+}
