@@ -1,0 +1,157 @@
+"""What students keep of the ensemble's gain over the direct student, on the rows that judge."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from ensdistill.report.bootstrap import interval, ratio_interval, resampled_means
+from ensdistill.student.search.rows import Judged
+from ensdistill.teachers.fitting.calibration import closest_temperature, fit_temperature
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """A model's losses on each row that judges, after its temperature was fitted to these rows.
+
+    Parameters
+    ----------
+    kl, agreement, expected : ndarray [V]
+        KL from the ensemble in nats; whether both have the same likeliest class; the ensemble's probability
+        of the model's likeliest class.
+    nll, correct : ndarray [L]
+        Of the rows with a label.
+    temperature : float
+    """
+
+    kl: np.ndarray
+    agreement: np.ndarray
+    expected: np.ndarray
+    nll: np.ndarray
+    correct: np.ndarray
+    temperature: float
+
+    def means(self) -> dict[str, float]:
+        """As plain numbers; those of labels where there are any."""
+        found = {"kl": self.kl, "agreement": self.agreement, "expected_accuracy": self.expected}
+        if len(self.nll):
+            found |= {"nll": self.nll, "accuracy": self.correct}
+        return {name: float(values.mean()) for name, values in found.items()} | {
+            "temperature": self.temperature
+        }
+
+
+def figures_of(logits: np.ndarray, judged: Judged, temperature: float | None = None) -> Figures:
+    """A model's figures from its logits [V, C]; ``temperature`` None has it fitted."""
+    labelled = judged.labelled
+    labels = judged.rows.labels[labelled]
+    if temperature is None:
+        if labelled.any():
+            temperature = fit_temperature(logits[labelled], labels)
+        else:
+            temperature = closest_temperature(logits[None], np.ones(1), judged.ensemble)
+    log_q = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
+    p = judged.ensemble
+    chosen = log_q.argmax(1)
+    entropy = (p * np.log(np.maximum(p, TINY))).sum(1)
+    return Figures(
+        kl=entropy - (p * np.maximum(log_q, np.log(TINY))).sum(1),
+        agreement=(chosen == p.argmax(1)).astype(np.float64),
+        expected=p[np.arange(len(p)), chosen],
+        nll=-log_q[labelled][np.arange(len(labels)), labels],
+        correct=(chosen[labelled] == labels).astype(np.float64),
+        temperature=float(temperature),
+    )
+
+
+def ensemble_figures(judged: Judged) -> Figures:
+    """The ensemble's own, at the temperature that it has."""
+    return figures_of(np.log(np.maximum(judged.ensemble, TINY)), judged, temperature=1.0)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The share of the ensemble's gain over the direct student that a student keeps in one metric.
+
+    Parameters
+    ----------
+    share : float or None
+        (student - direct) / (ensemble - direct); None where the ensemble has no gain.
+    low, high : float or None
+        The 95 % interval; None where the ensemble's gain is not beyond its own interval.
+    basis : {"labels", "ensemble"}
+        On the rows' labels; or by the ensemble's own probabilities, as if the labels were drawn from these:
+        where there are no labels, or where they do not show a gain of the ensemble.
+    """
+
+    share: float | None
+    low: float | None
+    high: float | None
+    basis: str
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return "-"
+        span = "" if self.low is None or self.high is None else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        return f"{100 * self.share:.0f} %{span}{'*' if self.basis == 'ensemble' else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept]:
+    """What a student keeps in NLL and in accuracy.
+
+    The labels decide where they show a gain of the ensemble over the direct student, beyond the 95 % interval
+    of a bootstrap of the rows. Else the ensemble's own probabilities do: with labels drawn from these, the
+    excess NLL of a model is its KL from the ensemble, and its accuracy the mean probability of its choice.
+    """
+    pairs = {
+        "nll": ("nll", "kl", -1.0),
+        "accuracy": ("correct", "expected", 1.0),
+    }
+    found = {}
+    for metric, (on_labels, by_ensemble, sign) in pairs.items():
+        one = None
+        if len(student.nll):
+            one = _share(
+                *(sign * getattr(model, on_labels) for model in (student, direct, ensemble)), "labels"
+            )
+        if one is None or one.low is None:
+            other = _share(
+                *(sign * getattr(model, by_ensemble) for model in (student, direct, ensemble)), "ensemble"
+            )
+            one = other
+        found[metric] = one
+    return found
+
+
+def gain(direct: Figures, ensemble: Figures) -> dict[str, tuple[float, float, float] | None]:
+    """The ensemble's gain over the direct student on the labels with its 95 % interval: in NLL, in accuracy."""
+    if not len(direct.nll):
+        return {"nll": None, "accuracy": None}
+    found: dict[str, tuple[float, float, float] | None] = {}
+    for metric, values in (
+        ("nll", direct.nll - ensemble.nll),
+        ("accuracy", ensemble.correct - direct.correct),
+    ):
+        draws = resampled_means([values[:, None]])[:, 0]
+        found[metric] = (float(values.mean()), *interval(draws))
+    return found
+
+
+def _share(student: np.ndarray, direct: np.ndarray, ensemble: np.ndarray, basis: str) -> Kept:
+    """Larger values are better."""
+    above, whole = student - direct, ensemble - direct
+    mean = float(whole.mean())
+    if mean <= 0:
+        return Kept(None, None, None, basis)
+    share = float(above.mean()) / mean
+    draws = resampled_means([np.stack([above, whole], 1)])
+    bounds = ratio_interval(draws[:, 0], draws[:, 1])
+    return Kept(share, *(bounds or (None, None)), basis)
