@@ -50,13 +50,10 @@ class Built:
             return self.model
         return functools.partial(self.model, **{"dropout": dropout})
 
-    @property
-    def estimator(self) -> Callable[[Mapping[str, Any]], Any] | None:
-        """Makes the estimator of a trial's values; None of a network."""
-        setting = self.candidate.estimator
-        if setting is None:
-            return None
-        return lambda values: made(estimator_setting(setting, values))
+    def estimator_of(self, values: Mapping[str, Any]) -> Any:
+        """The estimator with a trial's values."""
+        assert self.candidate.estimator is not None
+        return made(estimator_setting(self.candidate.estimator, values))
 
 
 def estimator_setting(setting: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

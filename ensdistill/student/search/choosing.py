@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ensdistill.report.frontier import GOALS
 from ensdistill.student.search.judging import Kept, gain, kept
-from ensdistill.student.search.result import GOALS, Cost, Point, SearchResult
+from ensdistill.student.search.result import Cost, Point, SearchResult
 from ensdistill.student.search.section import section_of
 from ensdistill.student.search.space import ROLES
 
@@ -38,9 +39,9 @@ def chosen_of(search: _Search) -> SearchResult:
             f"{search.settings.minutes:g} minutes: give more, or fewer steps"
         )
     of = search.judgement
-    points = [_point(search, one, direct, records) for one in bests]
-    points.sort(key=lambda one: (one.parameters, one.bytes, one.candidate))
+    points = sorted((_point(search, one, direct, records) for one in bests), key=_size)
     points = [replace(one, frontier=_leads(one, points)) for one in points]
+    points = [_timed(search, one) if one.frontier else one for one in points]
     settings = search.settings
     allowed = [one for one in points if one.fits and one.share is not None]
     enough = [one for one in allowed if settings.keep is None or _keeps(one, settings.keep)]
@@ -50,7 +51,7 @@ def chosen_of(search: _Search) -> SearchResult:
     nearest = None
     if chosen is None:
         nearest = max(allowed or points, key=_merit)
-    own = _point(search, direct, direct, records)
+    own = _timed(search, _point(search, direct, direct, records))
     ratio = {metric: Kept(0.0, None, None, own.kept[metric].basis) for metric in GOALS}
     return SearchResult(
         tuple(points),
@@ -73,12 +74,11 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
 
     of, key = search.judgement, record.candidate
     built = search.built[key]
-    latency = search.latency(key)
     limits = search.settings.limits
-    sizes = {"parameters": record.parameters, "bytes": record.bytes}
+    sizes: dict[str, float] = {"parameters": record.parameters, "bytes": record.bytes}
+    if "seconds" in limits and (latency := search.latency(key)) is not None:
+        sizes["seconds"] = latency.seconds
     fits = all(sizes[name] <= limit for name, limit in limits.items() if name in sizes)
-    if latency is not None and "seconds" in limits:
-        fits = fits and latency.seconds <= limits["seconds"]
     same = best_of(list(records), "direct", key)
     space = search.space(record.role, key)
     section: dict[str, Any] = {}
@@ -88,14 +88,19 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
         key,
         record.parameters,
         record.bytes,
-        None if latency is None else latency.seconds,
-        "" if latency is None else latency.runtime,
+        None,
+        "",
         kept(of.of(record), of.of(direct), of.ensemble),
         dict(record.losses),
         dict(record.values),
         section,
         fits=fits,
     )
+
+
+def _timed(search: _Search, one: Point) -> Point:
+    latency = search.latency(one.candidate)
+    return one if latency is None else replace(one, latency=latency.seconds, runtime=latency.runtime)
 
 
 def _keeps(one: Point, keep: float) -> bool:
@@ -113,7 +118,7 @@ def _leads(one: Point, points: Sequence[Point]) -> bool:
 
 
 def _size(one: Point) -> tuple[int, int, str]:
-    return one.parameters, one.bytes, one.candidate
+    return one.bytes, one.parameters, one.candidate
 
 
 def _merit(one: Point) -> tuple[float, float]:
@@ -149,12 +154,14 @@ def _notes(
             )
     if chosen is not None and labelled:
         widths = [
-            (one.high - one.low) / 2 for one in chosen.kept.values() if one.low is not None and one.high is not None
+            (one.high - one.low) / 2
+            for one in chosen.kept.values()
+            if one.low is not None and one.high is not None
         ]
         if widths and max(widths) > WIDE:
             needed = round(labelled * (max(widths) / WIDE) ** 2, -1)
             notes.append(
-                f"The interval of what is kept is ±{100 * max(widths):.0f} points: ±{100 * WIDE:.0f} need about "
-                f"{needed:,.0f} labelled validation rows."
+                f"The interval of what is kept is ±{100 * max(widths):.0f} points: for ±{100 * WIDE:.0f} about "
+                f"{needed:,.0f} validation rows are needed."
             )
     return tuple(notes)

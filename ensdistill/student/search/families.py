@@ -1,10 +1,10 @@
-"""Families of students: kinds of models whose sizes a search chooses from. Your own come in by import path."""
+"""Families of students, kinds of models whose sizes a search chooses from; your own come in by import path."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -61,8 +61,11 @@ class Candidate:
         In place of a model: ``class_path`` and ``init_args`` of a booster.
     preprocess : dict, str or None
         The setting as it stands in YAML: ``auto``, None, or ``class_path`` with ``init_args``.
-    rate : float
-        The learning rate that a search starts with.
+    rate, decay : float
+        The learning rate and the weight decay that a search starts with.
+    seconds : float
+        About how long a fit takes, where its steps do not decide: a search of too few minutes leaves the
+        candidate out.
     """
 
     family: str
@@ -72,7 +75,7 @@ class Candidate:
     preprocess: Any = "auto"
     rate: float = 0.01
     decay: float = 0.01
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def key(self) -> str:

@@ -115,7 +115,8 @@ class Journal:
                 _check_same(folder, before, fingerprint)
         self.file = folder / JOURNAL
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        backend = JournalFileBackend(str(self.file), lock_obj=_Lock(self._lock, self.file))
+        lock: Any = _Lock(self._lock, self.file)
+        backend = JournalFileBackend(str(self.file), lock_obj=lock)
         self.storage = JournalStorage(backend)
         # A worker holds the lock of its name while it lives: a running trial of another name is dead.
         self.worker = uuid.uuid4().hex[:12]
@@ -174,9 +175,7 @@ class Journal:
                     continue
                 own: Role = "direct" if role == "direct" else "student"
                 worker = trial.user_attrs.get("worker", "")
-                found.append(
-                    Record(own, candidate, trial.number, dict(trial.params), worker=worker, **about)
-                )
+                found.append(Record(own, candidate, trial.number, dict(trial.params), worker=worker, **about))
         return sorted(found, key=lambda one: (one.started, one.key))
 
     def save(self, key: str, outcome: Outcome) -> None:
@@ -318,4 +317,3 @@ def _check_same(folder: Path, before: Any, fingerprint: Mapping[str, str]) -> No
             f"folder: {folder} holds the journal of another search, whose {', '.join(differing)} "
             f"differ{'s' if len(differing) == 1 else ''}: choose another folder, or remove it"
         )
-

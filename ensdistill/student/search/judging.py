@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
 from ensdistill.report.bootstrap import interval, ratio_interval, resampled_means
+from ensdistill.report.frontier import kept_text
 from ensdistill.student.search.rows import Judged
 from ensdistill.teachers.fitting.calibration import closest_temperature, fit_temperature
 
@@ -95,13 +95,7 @@ class Kept:
     basis: str
 
     def __str__(self) -> str:
-        if self.share is None:
-            return "-"
-        span = "" if self.low is None or self.high is None else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
-        return f"{100 * self.share:.0f} %{span}{'*' if self.basis == 'ensemble' else ''}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return kept_text(asdict(self))
 
 
 def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept]:
@@ -111,28 +105,23 @@ def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept
     of a bootstrap of the rows. Else the ensemble's own probabilities do: with labels drawn from these, the
     excess NLL of a model is its KL from the ensemble, and its accuracy the mean probability of its choice.
     """
-    pairs = {
-        "nll": ("nll", "kl", -1.0),
-        "accuracy": ("correct", "expected", 1.0),
-    }
-    found = {}
-    for metric, (on_labels, by_ensemble, sign) in pairs.items():
-        one = None
+    models, found = (student, direct, ensemble), {}
+    for metric, on_labels, by_ensemble, sign in (
+        ("nll", "nll", "kl", -1.0),
+        ("accuracy", "correct", "expected", 1.0),
+    ):
+        one = Kept(None, None, None, "labels")
         if len(student.nll):
-            one = _share(
-                *(sign * getattr(model, on_labels) for model in (student, direct, ensemble)), "labels"
-            )
-        if one is None or one.low is None:
-            other = _share(
-                *(sign * getattr(model, by_ensemble) for model in (student, direct, ensemble)), "ensemble"
-            )
-            one = other
+            one = _share([sign * getattr(model, on_labels) for model in models], "labels")
+        if one.low is None:
+            one = _share([sign * getattr(model, by_ensemble) for model in models], "ensemble")
         found[metric] = one
     return found
 
 
 def gain(direct: Figures, ensemble: Figures) -> dict[str, tuple[float, float, float] | None]:
-    """The ensemble's gain over the direct student on the labels with its 95 % interval: in NLL, in accuracy."""
+    """The ensemble's gain over the direct student on the labels, in NLL and in accuracy, each with its 95 %
+    interval."""
     if not len(direct.nll):
         return {"nll": None, "accuracy": None}
     found: dict[str, tuple[float, float, float] | None] = {}
@@ -145,13 +134,14 @@ def gain(direct: Figures, ensemble: Figures) -> dict[str, tuple[float, float, fl
     return found
 
 
-def _share(student: np.ndarray, direct: np.ndarray, ensemble: np.ndarray, basis: str) -> Kept:
-    """Larger values are better."""
+def _share(models: list[np.ndarray], basis: str) -> Kept:
+    """Of values of each row, larger ones better, by student, direct and ensemble."""
+    student, direct, ensemble = models
     above, whole = student - direct, ensemble - direct
     mean = float(whole.mean())
     if mean <= 0:
         return Kept(None, None, None, basis)
     share = float(above.mean()) / mean
     draws = resampled_means([np.stack([above, whole], 1)])
-    bounds = ratio_interval(draws[:, 0], draws[:, 1])
-    return Kept(share, *(bounds or (None, None)), basis)
+    low, high = ratio_interval(draws[:, 0], draws[:, 1]) or (None, None)
+    return Kept(share, low, high, basis)

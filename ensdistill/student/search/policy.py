@@ -86,7 +86,9 @@ class Policy:
     def _best(self, standings: Mapping[str, Standing]) -> str:
         """Each family's candidates from the middle outwards, then the best two, one trial in three of the
         second."""
-        order = [key for ladder in zip_longest([_outwards(one) for one in self.ladders.values()]) for key in ladder]
+        order = [
+            key for ladder in zip_longest([_outwards(one) for one in self.ladders.values()]) for key in ladder
+        ]
         for key in order:
             if not standings[key].trials:
                 return key

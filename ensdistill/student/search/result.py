@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensdistill.common.files import write_json
+from ensdistill.report.frontier import GOALS, draw, lines
 from ensdistill.student.search.judging import Kept
 
-GOALS = ("nll", "accuracy")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class SearchResult:
             return f"no student was judged, so none {wanted}"
         one = self.nearest
         return (
-            f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it keeps "
-            f"{one.kept['nll']} of the gain in NLL and {one.kept['accuracy']} of that in accuracy"
+            f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it "
+            f"keeps {one.kept['nll']} of the gain in NLL and {one.kept['accuracy']} of that in accuracy"
         )
 
     @property
@@ -158,7 +160,7 @@ class SearchResult:
         return f"is the smallest that keeps {100 * self.keep:g} %{within}"
 
     def __str__(self) -> str:
-        return "\n".join([*table(self.as_json()), "", self.verdict, *self.notes])
+        return "\n".join(lines(self.as_json()))
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -182,6 +184,10 @@ class SearchResult:
         """Write the JSON."""
         write_json(path, self.as_json())
 
+    def figure(self) -> Figure:
+        """The frontier as a picture of matplotlib: ``result.figure().savefig("frontier.png")``."""
+        return draw(self.as_json())
+
     def yaml(self, name: str = "student") -> str:
         """A job's ``distill`` section with the chosen student, or the nearest, which needs no search.
 
@@ -198,52 +204,3 @@ class SearchResult:
         section = {"distill": {"students": {name: dict(one.section)}}}
         text: str = yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
         return text
-
-
-def table(found: Mapping[str, Any]) -> list[str]:
-    """The lines of the frontier's table, from the JSON of a result."""
-    head = ["", "parameters", "bytes", "1 row", "kept NLL", "kept accuracy", "NLL", "accuracy", "agreement"]
-    rows = [head]
-    for one in found["points"]:
-        mark = "→" if one["candidate"] == found["chosen"] else "·" if one["frontier"] else " "
-        rows.append([f"{mark} {one['candidate']}", *_sizes(one), *_kept(one), *_means(one["figures"])])
-    direct = found["direct"]
-    rows.append([f"  direct, {direct['candidate']}", *_sizes(direct), "0 %", "0 %", *_means(direct["figures"])])
-    rows.append(["  ensemble", "", "", "", "100 %", "100 %", *_means(found["ensemble"])])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    cost = found["cost"]
-    spent = ", ".join(
-        f"{role} {cost['trials'][role]} trials ({cost['ended'][role]} ended early) in "
-        f"{cost['seconds'][role]:.0f} s"
-        for role in ("student", "direct")
-    )
-    starred = any(one["kept"][m]["basis"] == "ensemble" for one in found["points"] for m in GOALS)
-    note = "* by the ensemble's own probabilities: the labels show no gain of it. " if starred else ""
-    return [
-        f"On {found['rows']} validation rows, {found['labelled']} of them with a label:",
-        *(line.rstrip() for line in lines),
-        f"{note}· no smaller one keeps as much. Cost: {spent}; the ensemble predicted "
-        f"{cost['teacher_rows']:,} rows.",
-    ]
-
-
-def _sizes(one: Mapping[str, Any]) -> list[str]:
-    latency = "" if one["latency"] is None else f"{1e6 * one['latency']:.0f} µs"
-    return [f"{one['parameters']:,}", f"{one['bytes']:,}", latency]
-
-
-def _kept(one: Mapping[str, Any]) -> list[str]:
-    return [str(Kept(**one["kept"][metric])) for metric in GOALS]
-
-
-def _means(figures: Mapping[str, float]) -> list[str]:
-    nll, accuracy = figures.get("nll"), figures.get("accuracy")
-    return [
-        "" if nll is None else f"{nll:.4f}",
-        "" if accuracy is None else f"{100 * accuracy:.2f} %",
-        f"{100 * figures['agreement']:.2f} %",
-    ]

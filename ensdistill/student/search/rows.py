@@ -112,7 +112,7 @@ def lessons(
         the direct student.
     """
     rows, cache = next(iter(mixtures.values()))
-    for name, (own, target) in mixtures.items():
+    for name, (_, target) in mixtures.items():
         if tuple(target.classes) != tuple(cache.classes):
             raise ValueError(f"mixtures: expected caches of the same classes; those of {name!r} differ")
     if cache.temperature not in (None, 1.0):
@@ -206,10 +206,10 @@ def _held_out(
         common = common[np.isin(common, own.uids)]
     if SHARE * len(common) < needed:
         raise TooFewRows(
-            f"validation: expected at least {LEAST} rows that judge, at which the 95 % interval of a share of "
-            f"0.95 is ±0.03; {LEAST - needed} were given and a quarter of the {len(common)} rows without a "
-            f"label is {int(SHARE * len(common))}: pass {needed} more labelled rows that the ensemble did not "
-            f"learn from, or a transfer set with {math.ceil(needed / SHARE)} rows without a label"
+            f"validation: expected at least {LEAST} rows that judge, at which the 95 % interval of a share "
+            f"of 0.95 is ±0.03; {LEAST - needed} were given, and a quarter of the {len(common)} rows without "
+            f"a label is {int(SHARE * len(common))}: pass {needed} more labelled rows that the ensemble did "
+            f"not learn from, or a transfer set with {math.ceil(needed / SHARE)} rows without a label"
         )
     # The first rows are the pool where there is one; they are real, synthetic ones are not.
     start = common[: math.ceil(needed / SHARE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.build import Builder, Built
 from ensdistill.student.search.choosing import chosen_of
-from ensdistill.student.search.families import families_for
+from ensdistill.student.search.families import Candidate, families_for
 from ensdistill.student.search.journal import Journal, Record
 from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency, latency_of
@@ -179,7 +179,8 @@ class _Search:
         warm = tuple(
             t
             for t in (1.0, 2.0, 4.0)
-            if (cache.temperature in (None, t)) and (cache.max_temperature is None or t <= cache.max_temperature)
+            if (cache.temperature in (None, t))
+            and (cache.max_temperature is None or t <= cache.max_temperature)
         )
         rows = self.lessons.first[0]
         labels = bool((rows.labels >= 0).any())
@@ -205,7 +206,9 @@ class _Search:
         space = self.space(role, key)
         trial, values = self.journal.begin(role, space)
         number, begun, started = trial.number, time.perf_counter(), time.time()
-        work = Work(self.lessons, self.built[key], space, values, derive_seed("trial", self.seed, key, number))
+        work = Work(
+            self.lessons, self.built[key], space, values, derive_seed("trial", self.seed, key, number)
+        )
 
         def report(value: float, place: int) -> str:
             trial.report(value, place)
@@ -255,7 +258,7 @@ class _Search:
         smallest: dict[str, float] = {}
         for family in self.families:
             ladder = []
-            for candidate in family.candidates(about):
+            for candidate in self._in_time(family.candidates(about)):
                 one = self.builder(candidate)
                 self.built = {candidate.key: one}
                 sizes = self._sizes(candidate.key, limits)
@@ -267,6 +270,12 @@ class _Search:
             if ladder:
                 ordered = sorted(ladder, key=lambda key: built[key].parameters or 0)
                 ladders[family.name] = tuple(ordered)
+        if not built and not smallest:
+            names = ", ".join(family.name for family in self.families)
+            raise ValueError(
+                f"minutes: expected time for several fits of {names}; got {self.settings.minutes:g}: give "
+                "more, or name other families"
+            )
         if not built:
             name = next(name for name in limits if smallest.get(name, 0) > limits[name])
             label = {"seconds": "max_latency", "bytes": "max_bytes", "parameters": "max_parameters"}[name]
@@ -276,20 +285,26 @@ class _Search:
             )
         return built, ladders
 
+    def _in_time(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that can be fitted several times in the minutes."""
+        if self.settings.trials is not None:
+            return list(candidates)
+        most = 30 * self.settings.minutes / TRAININGS
+        return [one for one in candidates if one.seconds <= most]
+
     def _sizes(self, key: str, limits: Mapping[str, float]) -> dict[str, float]:
         """A network's sizes for which there is a limit; those of a booster are known after its fit."""
         one = self.built[key]
         if one.model is None:
             return {}
-        assert one.parameters is not None and one.bytes is not None
-        found = {"parameters": float(one.parameters), "bytes": float(one.bytes)}
+        found = {"parameters": float(one.parameters or 0), "bytes": float(one.bytes or 0)}
         if "seconds" in limits and (latency := self.latency(key)) is not None:
             found["seconds"] = latency.seconds
         return {name: size for name, size in found.items() if name in limits}
 
     def _steps(self, role: Role) -> int:
-        """Steps of an ordinary training: by the number of rows, and few enough that several trainings fit into
-        the minutes."""
+        """Steps of an ordinary training: by the number of rows, but few enough that several trainings fit
+        into the minutes."""
         wanted = self.settings.steps or ordinary_steps(self.lessons.about, role)
         if self.settings.trials is not None or self.settings.steps is not None:
             return wanted

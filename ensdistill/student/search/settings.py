@@ -1,4 +1,4 @@
-"""Settings of a search for a student: what it has to keep, what it may cost, and how long the search takes."""
+"""Settings of a search for a student: what it has to keep, what it may cost, and how long it is sought."""
 
 from __future__ import annotations
 

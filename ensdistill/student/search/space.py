@@ -134,9 +134,7 @@ class Space:
         """The loss of a trial. *Direct* is the share of the labels alone."""
         if self.role == "direct":
             return LossSettings(alpha=0.0, label_smoothing=float(values.get("smoothing", 0.0)))
-        return LossSettings(
-            temperature=float(values["temperature"]), alpha=float(values.get("alpha", 1.0))
-        )
+        return LossSettings(temperature=float(values["temperature"]), alpha=float(values.get("alpha", 1.0)))
 
     @staticmethod
     def ema(values: dict[str, Any]) -> float | None:

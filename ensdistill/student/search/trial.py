@@ -91,7 +91,7 @@ class Work:
             The training diverged.
         """
         begun = time.perf_counter()
-        fit = self._network if self.built.estimator is None else self._estimator
+        fit = self._estimator if self.built.model is None else self._network
         member, steps = fit(report)
         logits = predicted(member, self.lessons.judged.rows.inputs)
         return Outcome(logits, member.parameters, member.bytes, time.perf_counter() - begun, steps)
@@ -102,9 +102,7 @@ class Work:
         labelled = bool(lessons.judged.labelled.any())
         metric: Any = "nll" if self.role == "direct" and labelled else "kl"
         watcher = _Watcher(report, metric)
-        trainer = StudentTrainer(
-            optimization, space.loss(values), ema=space.ema(values), callbacks=[watcher]
-        )
+        trainer = StudentTrainer(optimization, space.loss(values), ema=space.ema(values), callbacks=[watcher])
         mixture = values.get("mixture", next(iter(lessons.mixtures)))
         rows = lessons.direct if self.role == "direct" else lessons.mixtures[mixture][0]
         trained = trainer.distill(
@@ -122,7 +120,7 @@ class Work:
         return trained.member(), optimization.steps
 
     def _estimator(self, report: Report) -> tuple[Member, int]:
-        lessons, estimator = self.lessons, self.built.estimator(self.values)
+        lessons, estimator = self.lessons, self.built.estimator_of(self.values)
         cache: TargetCache = lessons.first[1]
         rounds = int(estimator.get_params()["n_estimators"])
         if self.role == "direct":
