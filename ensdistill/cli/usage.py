@@ -5,6 +5,7 @@ COMMANDS = (
     "run",
     "teachers",
     "cache",
+    "tune",
     "distill",
     "report",
     "predict",
@@ -44,6 +45,8 @@ With settings of your own, a whole job or up to a stage:
   ensdistill run CONFIG           the whole job, up to the report
   ensdistill teachers CONFIG      train, calibrate and weigh the ensemble
   ensdistill cache build CONFIG   and run it once over the transfer set
+  ensdistill tune CONFIG          and search for the students that have a goal
+                                  (keep, max_latency, ...) in place of a model
   ensdistill distill CONFIG       and train the students and their baselines
   ensdistill report CONFIG        and judge them: report.json, report.html
 
@@ -91,6 +94,12 @@ JOBS = {
         "Builds the transfer set, runs the ensemble over it once, and stores the targets; trains the "
         "teachers first where they are missing or changed. Writes seed-*/cache/ in the run's folder. Of the "
         "settings it reads cache and those of `teachers`."
+    ),
+    "tune": (
+        "Searches for the students that have keep, max_latency, max_bytes or max_parameters in place of a "
+        "model: half of --minutes for the student, half for its direct baseline. Prints the frontier of size "
+        "against what is kept, and writes it, its picture and the found settings into seed-*/search/ in the "
+        "run's folder; makes missing stages before that. `run` does this, too, and trains what was found."
     ),
     "distill": (
         "Trains the students from the cache, and their baselines on the labels; makes missing stages before "

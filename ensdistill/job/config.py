@@ -18,10 +18,11 @@ from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import check_temperature, plain_fields
-from ensdistill.data import Dataset, Split
+from ensdistill.data import Dataset, Rows, Split
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import as_setting
 from ensdistill.data.transfer import TransferSet
+from ensdistill.job.search_config import SearchBudget, SearchedStudent, held_back
 from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.trainer import StudentTrainer
@@ -187,7 +188,7 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(SearchedStudent):
     """One student, how it is distilled, and how its baseline is trained: a network, or an estimator.
 
     Parameters
@@ -246,6 +247,8 @@ class StudentConfig:
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
+        if self.check_search({"model": self.model, "estimator": self.estimator}):
+            return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"
             raise ValueError(f"model: expected a model or an estimator, one of the two; got {got}")
@@ -385,7 +388,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SearchBudget):
     """The main job: ensemble, cache, students, report.
 
     Parameters
@@ -422,10 +425,11 @@ class Config:
     workers: int = 0
     threads: int = 1
     max_test_copies: float = 0.01
-    _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _splits: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        self.check_search_budget()
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
@@ -459,8 +463,20 @@ class Config:
                 raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
                 raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
-            self._splits[seed] = split
-        return self._splits[seed]
+            self._splits[seed] = held_back(split, seed) if self.searched else (split, None)
+        parts: tuple[Split, Rows | None] = self._splits[seed]
+        return parts[0]
+
+    @property
+    def searched(self) -> list[str]:
+        """The students whose models are searched for."""
+        return [name for name, one in self.distill.students.items() if one.searched]
+
+    def validation(self, seed: int) -> Rows | None:
+        """The labelled rows that judge searched students: in no part of the split."""
+        self.split(seed)
+        parts: tuple[Split, Rows | None] = self._splits[seed]
+        return parts[1]
 
     @property
     def run_folder(self) -> Path:

@@ -76,10 +76,19 @@ def made(setting: Any) -> Any:
     """
     if not isinstance(setting, Mapping) or "class_path" not in setting:
         return setting
-    module, _, name = setting["class_path"].rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
+    cls = class_at(setting["class_path"])
     arguments = {key: made(value) for key, value in setting.get("init_args", {}).items()}
     return cls(**with_tuples(cls, arguments))
+
+
+def class_at(path: str) -> Any:
+    """The class of an import path.
+
+    >>> class_at("ensdistill.models.MLP").__name__
+    'MLP'
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 class Builder:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.report.frontier import GOALS
+from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.judging import Kept, gain, kept
 from ensdistill.student.search.result import Cost, Point, SearchResult
 from ensdistill.student.search.section import section_of
 from ensdistill.student.search.space import ROLES
 
 if TYPE_CHECKING:
-    from ensdistill.student.search.journal import Record
     from ensdistill.student.search.search import _Search
 
 WIDE = 0.2  # half of an interval beyond which more rows are advised
@@ -27,8 +27,6 @@ def chosen_of(search: _Search) -> SearchResult:
     ValueError
         Not one direct student or not one student was judged within the budget.
     """
-    from ensdistill.student.search.search import best_of
-
     records, judged = search.journal.records(), search.lessons.judged
     direct = best_of(records, "direct")
     bests = [one for key in search.built if (one := best_of(records, "student", key)) is not None]
@@ -70,8 +68,6 @@ def chosen_of(search: _Search) -> SearchResult:
 
 
 def _point(search: _Search, record: Record, direct: Record, records: Sequence[Record]) -> Point:
-    from ensdistill.student.search.search import best_of
-
     of, key = search.judgement, record.candidate
     built = search.built[key]
     limits = search.settings.limits
@@ -79,7 +75,7 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
     if "seconds" in limits and (latency := search.latency(key)) is not None:
         sizes["seconds"] = latency.seconds
     fits = all(sizes[name] <= limit for name, limit in limits.items() if name in sizes)
-    same = best_of(list(records), "direct", key)
+    same = best_of(records, "direct", key)
     space = search.space(record.role, key)
     section: dict[str, Any] = {}
     if record.role == "student":
@@ -161,7 +157,7 @@ def _notes(
         if widths and max(widths) > WIDE:
             needed = round(labelled * (max(widths) / WIDE) ** 2, -1)
             notes.append(
-                f"The interval of what is kept is ±{100 * max(widths):.0f} points: for ±{100 * WIDE:.0f} about "
-                f"{needed:,.0f} validation rows are needed."
+                f"The interval of what is kept is ±{100 * max(widths):.0f} points; ±{100 * WIDE:.0f} needs "
+                f"about {needed:,.0f} validation rows."
             )
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""Families of students, kinds of models whose sizes a search chooses from; your own come in by import path."""
+"""Families of students: kinds of models, from whose sizes a search chooses. Your own have an import path."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def families_for(names: Sequence[Any], about: About) -> list[Family]:
         There is no such family, or a named one does not fit the samples, or none does.
     """
     if names:
-        made = [_family(name) for name in names]
+        made = [import_family(name) for name in names]
         for one in made:
             if reason := one.refuses(about):
                 raise ValueError(f"families: {one.name!r} does not fit these samples: {reason}")
         return made
-    found = [one for name in FAMILIES if not (one := _family(name)).refuses(about)]
+    found = [one for name in FAMILIES if not (one := import_family(name)).refuses(about)]
     if not found:
         raise ValueError(
             f"families: expected samples that a family takes; got samples of kind {about.kind!r}: name a "
@@ -126,7 +126,14 @@ def families_for(names: Sequence[Any], about: About) -> list[Family]:
     return found
 
 
-def _family(given: Any) -> Family:
+def import_family(given: Any) -> Family:
+    """The family of a name, of an import path, or as it is.
+
+    Raises
+    ------
+    ValueError
+        There is none, or it has no ``name``, ``refuses`` and ``candidates``.
+    """
     if isinstance(given, str):
         path = FAMILIES.get(given, given)
         module, _, name = path.rpartition(".")

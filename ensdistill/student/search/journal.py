@@ -7,7 +7,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +245,16 @@ class Journal:
                 worker = trial.user_attrs.get("worker")
                 if worker != self.worker and not _lives(self.folder / "workers", worker):
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def best_of(records: Sequence[Record], role: Role, candidate: str | None = None) -> Record | None:
+    """The judged trial of the lowest value."""
+    own = [
+        one
+        for one in records
+        if one.role == role and one.state == "done" and candidate in (None, one.candidate)
+    ]
+    return min(own, key=lambda one: (one.value, one.key)) if own else None
 
 
 def optuna_of() -> Any:

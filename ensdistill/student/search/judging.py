@@ -70,8 +70,8 @@ def figures_of(logits: np.ndarray, judged: Judged, temperature: float | None = N
 
 
 def ensemble_figures(judged: Judged) -> Figures:
-    """The ensemble's own, at the temperature that it has."""
-    return figures_of(np.log(np.maximum(judged.ensemble, TINY)), judged, temperature=1.0)
+    """The ensemble's own; its temperature is fitted as those of the students are."""
+    return figures_of(np.log(np.maximum(judged.ensemble, TINY)), judged)
 
 
 @dataclass(frozen=True)

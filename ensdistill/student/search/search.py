@@ -21,7 +21,7 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.build import Builder, Built
 from ensdistill.student.search.choosing import chosen_of
 from ensdistill.student.search.families import Candidate, families_for
-from ensdistill.student.search.journal import Journal, Record
+from ensdistill.student.search.journal import Journal, Record, best_of
 from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency, latency_of
 from ensdistill.student.search.policy import Policy
@@ -125,16 +125,6 @@ class Judgement:
         if record.key not in self.figures:
             self.figures[record.key] = figures_of(self.journal.logits(record), self.lessons.judged)
         return self.figures[record.key]
-
-
-def best_of(records: list[Record], role: Role, candidate: str | None = None) -> Record | None:
-    """The judged trial of the lowest value."""
-    own = [
-        one
-        for one in records
-        if one.role == role and one.state == "done" and candidate in (None, one.candidate)
-    ]
-    return min(own, key=lambda one: (one.value, one.key)) if own else None
 
 
 class _Search:
