@@ -46,7 +46,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         for role in ("student", "direct")
     )
     starred = any(one["kept"][m]["basis"] == "ensemble" for one in found["points"] for m in GOALS)
-    note = "* by the ensemble's own probabilities: the labels show no gain of it. " if starred else ""
+    note = "* by the ensemble's own probabilities, because the labels are too few. " if starred else ""
     return [
         f"On {found['rows']} validation rows, {found['labelled']} of them with a label:",
         *(line.rstrip() for line in text),

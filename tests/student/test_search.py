@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,18 @@ from search_helpers import Material
 from ensdistill.data import Rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.journal import JOURNAL, Journal
+from ensdistill.student.search.judging import ensemble_figures, figures_of, kept
+from ensdistill.student.search.latency import Latency
+from ensdistill.student.search.rows import Judged
 
 pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_export():
+    """Making a graph of each candidate takes seconds."""
+    with mock.patch("ensdistill.student.search.search.latency_of", return_value=Latency(2e-5, "none")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +119,7 @@ def test_the_journal_of_another_search_is_refused_by_name(found, material, chang
 def test_a_journal_of_other_validation_rows_is_refused(found, material):
     fewer = material.validation.take(np.arange(250))
     with pytest.raises(OtherSearch, match="validation"):
-        material.search(
-            keep=0.5, folder=found[1], validation=fewer, ensemble=material.probabilities[:250]
-        )
+        material.search(keep=0.5, folder=found[1], validation=fewer, ensemble=material.probabilities[:250])
 
 
 def test_the_section_trains_the_chosen_student_without_a_search(found):
@@ -125,20 +134,28 @@ def test_the_section_trains_the_chosen_student_without_a_search(found):
     assert student.network.keywords["hidden"] == section["model"]["init_args"]["hidden"]
 
 
-def test_where_nothing_keeps_enough_the_nearest_is_shown(material):
-    result = material.search(keep=1.0, trials=1)
-    if result.chosen is None:
-        assert result.nearest in result.points
-        assert f"the nearest is {result.nearest.candidate}" in result.verdict
-    best = max(p.share for p in result.points)
-    assert (result.chosen is None) == (best < 1.0)
-
-
-def test_a_budget_leaves_larger_candidates_out(material):
-    small = material.search(max_parameters=1000, trials=1)
+def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material):
+    small = material.search(keep=1.0, max_parameters=1000, trials=1)
     assert [p.candidate for p in small.points] == ["tiny/4"]
-    assert small.chosen.parameters <= 1000
-    assert small.chosen.bytes == 4 * small.chosen.parameters
+    assert small.points[0].bytes == 4 * small.points[0].parameters < 4000
+    assert small.chosen is None
+    assert small.nearest == small.points[0]
+    assert "the nearest is tiny/4 with 310 parameters" in str(small)
+
+
+def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
+    rows = np.random.default_rng(0).random((400, 3))
+    labels = rows.argmax(1)
+    judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
+    ensemble = ensemble_figures(judged)
+    unsure, half = figures_of(np.zeros((400, 3)), judged), figures_of(np.zeros((400, 3)), judged)
+    half.nll[:] = (ensemble.nll + unsure.nll) / 2
+    found = kept(half, unsure, ensemble)
+    assert found["nll"].basis == "labels"
+    assert found["nll"].share == pytest.approx(0.5)
+    assert found["nll"].low == pytest.approx(0.5)
+    assert found["accuracy"].share == pytest.approx(0.0)
+    assert kept(unsure, ensemble, unsure)["nll"].share is None  # the ensemble is worse than direct
 
 
 def test_a_budget_below_every_candidate_names_the_smallest(material):
@@ -146,23 +163,20 @@ def test_a_budget_below_every_candidate_names_the_smallest(material):
         material.search(max_bytes="1kB")
 
 
-def test_rows_without_labels_judge_where_there_are_no_others(material):
-    rows = material.rows
-    result = material.search(validation=None, ensemble=None, trials=1, keep=0.5) if len(rows) > 812 else None
-    assert result is None or result.rows == 203
-    pool = int((rows.labels < 0).sum())
+def test_too_few_rows_of_any_kind_are_refused(material):
+    pool = int((material.rows.labels < 0).sum())
     with pytest.raises(TooFewRows, match=rf"at least 203 rows .* {pool} rows without a label"):
         material.search(validation=None, ensemble=None)
 
 
 def test_too_few_validation_rows_say_how_many_are_needed(material):
     few = material.validation.take(np.arange(20))
-    with pytest.raises(TooFewRows, match="20 were given.*pass 183 more labelled rows"):
+    with pytest.raises(TooFewRows, match=r"20 were given.*pass 183 more labelled rows"):
         material.search(validation=few, ensemble=material.probabilities[:20])
 
 
 def test_validation_rows_that_students_learn_from_are_refused(material):
-    with pytest.raises(ValueError, match="validation: uid 3 is among the rows"):
+    with pytest.raises(ValueError, match=r"validation: uid 3 is among the rows"):
         material.search(validation=material.rows.take(np.arange(3, 300)), ensemble=None)
 
 
@@ -212,14 +226,13 @@ def test_an_unknown_family_is_refused(material):
         material.search(families=["ngrams"])
 
 
+@pytest.mark.slow
 def test_minutes_end_a_search(material):
     begun = time.monotonic()
     result = material.search(trials=None, steps=64, minutes=0.1, keep=0.5)
     assert time.monotonic() - begun < 60
     assert min(result.cost.trials.values()) >= 1
     assert abs(result.cost.seconds["direct"] - result.cost.seconds["student"]) < 4
-
-
 
 
 def _process(material, folder, trials):
@@ -237,9 +250,10 @@ def _process(material, folder, trials):
 def test_two_processes_share_a_search_and_a_killed_one_goes_on(material, tmp_path):
     both = [_process(material, tmp_path, 40) for _ in range(2)]
     journal = tmp_path / JOURNAL
-    while not journal.exists() or journal.read_bytes().count(b'"state": "done"') + journal.read_bytes().count(
-        b'"state":"done"'
-    ) < 6:
+    while (
+        not journal.exists()
+        or journal.read_bytes().count(b'"state": "done"') + journal.read_bytes().count(b'"state":"done"') < 6
+    ):
         time.sleep(0.05)
         assert all(one.poll() is None for one in both)
     for one in both:
@@ -251,5 +265,3 @@ def test_two_processes_share_a_search_and_a_killed_one_goes_on(material, tmp_pat
     assert min(result.cost.trials.values()) >= 8
     numbers = [line for line in journal.read_text().splitlines() if json.loads(line)]
     assert len(numbers) == journal.read_bytes().count(b"\n")
-
-

@@ -8,6 +8,7 @@ from ensdistill.student.search.families import About, Candidate
 
 CLASS = "lightgbm.LGBMClassifier"
 SIZES = {"small": 30, "medium": 100, "large": 300}  # rounds
+QUIET = {"n_jobs": 1, "verbosity": -1}
 SECONDS = 4e-7  # of a fit, for each row, class and round, in one thread
 
 
@@ -28,7 +29,10 @@ class Boosted:
             Candidate(
                 self.name,
                 name,
-                estimator={"class_path": CLASS, "init_args": {"n_estimators": rounds, "verbosity": -1}},
+                estimator={
+                    "class_path": CLASS,
+                    "init_args": {"n_estimators": rounds, "n_jobs": 1, "verbosity": -1},
+                },
                 seconds=SECONDS * about.rows * about.classes * rounds,
             )
             for name, rounds in SIZES.items()

@@ -145,6 +145,7 @@ def _notes(
         if found is not None:
             mean, low, high = (unit * value for value in found)
             beyond = "" if low > 0 else ": not beyond its interval, so a direct model may be as good"
+            beyond = beyond if mean > 0 else ": there is none, so a direct model is as good"
             notes.append(
                 f"The ensemble's gain over direct in {name}: {mean:.3g} [{low:.3g}, {high:.3g}]{beyond}."
             )

@@ -135,10 +135,9 @@ class Journal:
 
         with self._lock:
             study = self._study(role, space.candidate.key)
-            number = len(study.get_trials(deepcopy=False))
-            sampler = self._sampler(study.study_name, number)
-            first = not any(t.state.name in ("COMPLETE", "RUNNING") for t in study.get_trials(deepcopy=False))
-            if first:
+            trials = study.get_trials(deepcopy=False)
+            sampler = self._sampler(study.study_name, len(trials))
+            if not any(map(_counts, trials)):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     study.sampler = PartialFixedSampler(space.defaults(), sampler)
@@ -272,6 +271,13 @@ def optuna_of() -> Any:
             "a search needs optuna: pip install 'ensdistill[search]'", name="optuna"
         ) from error
     return optuna
+
+
+def _counts(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial runs or has come to its own end: one that was killed, or ended with the time, is begun
+    again."""
+    record = trial.user_attrs.get("record", {})
+    return trial.state.name == "RUNNING" or record.get("state") in ("done", "failed")
 
 
 class _Lock:

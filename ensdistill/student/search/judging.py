@@ -81,12 +81,13 @@ class Kept:
     Parameters
     ----------
     share : float or None
-        (student - direct) / (ensemble - direct); None where the ensemble has no gain.
+        (student - direct) / (ensemble - direct); None where the ensemble is no better than the direct
+        student.
     low, high : float or None
         The 95 % interval; None where the ensemble's gain is not beyond its own interval.
     basis : {"labels", "ensemble"}
         On the rows' labels; or by the ensemble's own probabilities, as if the labels were drawn from these:
-        where there are no labels, or where they do not show a gain of the ensemble.
+        where there are no labels, or too few to show the gain.
     """
 
     share: float | None
@@ -102,8 +103,10 @@ def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept
     """What a student keeps in NLL and in accuracy.
 
     The labels decide where they show a gain of the ensemble over the direct student, beyond the 95 % interval
-    of a bootstrap of the rows. Else the ensemble's own probabilities do: with labels drawn from these, the
-    excess NLL of a model is its KL from the ensemble, and its accuracy the mean probability of its choice.
+    of a bootstrap of the rows, or no gain at all. Where they show one within the interval, and where there
+    are none, the ensemble's own probabilities decide: with labels drawn from these, the excess NLL of a model
+    is its KL from the ensemble, and its accuracy the mean probability of its choice. That is stricter: every
+    difference from the ensemble counts.
     """
     models, found = (student, direct, ensemble), {}
     for metric, on_labels, by_ensemble, sign in (
@@ -113,7 +116,7 @@ def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept
         one = Kept(None, None, None, "labels")
         if len(student.nll):
             one = _share([sign * getattr(model, on_labels) for model in models], "labels")
-        if one.low is None:
+        if one.low is None and (one.share is not None or not len(student.nll)):
             one = _share([sign * getattr(model, by_ensemble) for model in models], "ensemble")
         found[metric] = one
     return found

@@ -81,13 +81,12 @@ class Cnn:
     name = "cnn"
 
     def refuses(self, about: About) -> str:
-        return "" if about.image else f"it takes images; got {about.kind} of shape {list(about.shape)}"
+        if not about.image:
+            return f"it takes images; got {about.kind} of shape {list(about.shape)}"
+        # Each of its two stages halves an image.
+        return "" if min((*about.shape[1:], 64)) >= 4 else f"images of 4x4 pixels at least; got {about.shape}"
 
     def candidates(self, about: About) -> list[Candidate]:
-        # Each stage halves the image: two are possible from four pixels on.
-        side = min(about.shape[1:]) if len(about.shape) == 3 else 16
-        if side < 4:
-            return []
         stages = [(4, 8), (8, 16), (16, 32), (32, 64)]
         return [
             Candidate(

@@ -336,7 +336,7 @@ class _Search:
             "cache": digest(caches),
             "rows": digest([[name, rows.uids, rows.labels] for name, (rows, _) in lessons.mixtures.items()]),
             "validation": digest([lessons.judged.rows, lessons.judged.ensemble]),
-            "candidates": digest([[key, repr(one.candidate)] for key, one in self.built.items()]),
+            "candidates": digest([repr(list(one.candidates(lessons.about))) for one in self.families]),
             "goal": digest([goal.keep, goal.limits, goal.steps, goal.trials is None]),
             "seed": str(self.seed),
         }

@@ -137,13 +137,15 @@ class _Watcher(Callback):
     """Reports each evaluation, and ends a training for which there is a reason."""
 
     def __init__(self, report: Report, metric: str) -> None:
-        self.report, self.metric, self.reason = report, metric, ""
+        self.report, self.metric, self.reason, self.last = report, metric, "", 0
 
     def on_evaluation(self, state: TrainingState) -> None:
         if self.reason or state.evaluation is None:
             return
         place = max(1, round(EVALUATIONS * state.step / state.steps))
-        self.reason = self.report(_value(state.evaluation, self.metric), place)
+        if place <= self.last:
+            return  # a place of its own for each value
+        self.last, self.reason = place, self.report(_value(state.evaluation, self.metric), place)
         if self.reason and state.step < state.steps:
             state.stop(self.reason)
         else:
