@@ -1,5 +1,6 @@
 """The search for a student: its choice, its budget, its journal."""
 
+import itertools
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ def test_the_cost_counts_the_rows_that_the_ensemble_predicted(found, material):
     assert found[0].cost.teacher_rows == len(material.rows) + len(material.validation)
 
 
+@pytest.mark.slow
 def test_the_same_search_finds_the_same(found, material, tmp_path):
     again = material.search(keep=0.5, folder=tmp_path)
     for one, other in zip(again.points, found[0].points, strict=True):
@@ -81,6 +83,7 @@ def test_the_journal_is_lines_of_json_and_nothing_is_pickled(found):
     assert kinds <= {".jsonl", ".json", ".safetensors"}
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_from_the_journal(found, material, tmp_path):
     for name in (JOURNAL, "search.json"):
         (tmp_path / name).write_bytes((found[1] / name).read_bytes())
@@ -228,11 +231,10 @@ def test_an_unknown_family_is_refused(material):
 
 @pytest.mark.slow
 def test_minutes_end_a_search(material):
-    begun = time.monotonic()
-    result = material.search(trials=None, steps=64, minutes=0.1, keep=0.5)
-    assert time.monotonic() - begun < 60
+    with mock.patch("ensdistill.student.search.search.time.monotonic", side_effect=itertools.count()):
+        result = material.search(trials=None, steps=64, minutes=0.4, keep=0.5)  # 24 looks at the clock
+    assert 2 <= sum(result.cost.trials.values()) <= 12
     assert min(result.cost.trials.values()) >= 1
-    assert abs(result.cost.seconds["direct"] - result.cost.seconds["student"]) < 4
 
 
 def _process(material, folder, trials):

@@ -33,7 +33,8 @@ from ensdistill.student.search.trial import Ended, Work
 from ensdistill.teachers.members import Preprocessed, TorchMember
 
 KEEP = 0.95  # where neither a share nor a budget is given
-TRAININGS = 6  # of an ordinary length that fit into each role's share of the minutes
+TRAININGS = 5  # of an ordinary length that fit into each role's share of the minutes
+SHORT, LONG = 64, 320  # steps of the trainings that are timed
 
 
 def search_student(
@@ -301,13 +302,20 @@ class _Search:
         networks = [key for ladder in self.ladders.values() for key in ladder if self.built[key].model]
         if not networks:
             return wanted
-        self.steps = {role: 96}
         key = networks[len(networks) // 2]
-        space = self.space(role, key)
-        work = Work(self.lessons, self.built[key], space, {**space.defaults(), "steps": "1"}, self.seed)
-        seconds = min(_timed(work) for _ in range(2)) / 96
-        share = 60 * self.settings.minutes / 2
-        return max(256, min(wanted, 32 * round(share / TRAININGS / seconds / 32)))
+        self._timed(role, key, SHORT)  # the first training loads code
+        begin = self._timed(role, key, SHORT)
+        seconds = (self._timed(role, key, LONG) - begin) / (LONG - SHORT)
+        share = 30 * self.settings.minutes / TRAININGS - begin
+        return max(256, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
+
+    def _timed(self, role: Role, key: str, steps: int) -> float:
+        """Seconds of a training by the defaults."""
+        self.steps = {role: steps}
+        space, begun = self.space(role, key), time.perf_counter()
+        work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
+        work.run(lambda value, place: "")
+        return time.perf_counter() - begun
 
     def _late(self) -> bool:
         if self.settings.trials is not None:
@@ -348,9 +356,3 @@ def _value(means: Mapping[str, float], role: Role) -> float:
     if "nll" not in means:
         return means["kl"]
     return means["nll"] if role == "direct" else means["nll"] + means["kl"]
-
-
-def _timed(work: Work) -> float:
-    begun = time.perf_counter()
-    work.run(lambda value, place: "")
-    return time.perf_counter() - begun
