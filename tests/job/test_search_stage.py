@@ -63,6 +63,8 @@ def test_run_trains_what_tune_has_found_and_reports_the_search(job):
     saved = json.loads((folder.of(Unit("distill", 0, "small")) / "student" / "member.json").read_text())
     assert "MLP" in json.dumps(saved)
     assert "The search for small" in report
+    assert (folder.path / "figures" / "search_small.png").stat().st_size > 1000
+    assert "The search for small" in (folder.path / "report.html").read_text()
     assert found["verdict"].split(":")[0] in " ".join(report.split())
 
 

@@ -51,6 +51,14 @@ def test_the_smallest_student_that_keeps_enough_is_chosen(found):
     assert "is the smallest that keeps 50 %" in str(result)
 
 
+def test_the_frontier_is_drawn_and_saved(found, tmp_path):
+    axes = found[0].figure().axes[0]
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.texts} == {p.candidate for p in found[0].points if p.frontier}
+    found[0].save(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["chosen"] == found[0].chosen.candidate
+
+
 def test_direct_has_as_many_trials_as_the_student(found):
     result, _ = found
     assert result.cost.trials == {"direct": 3, "student": 3}
