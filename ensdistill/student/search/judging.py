@@ -105,8 +105,8 @@ def kept(student: Figures, direct: Figures, ensemble: Figures) -> dict[str, Kept
     The labels decide where they show a gain of the ensemble over the direct student, beyond the 95 % interval
     of a bootstrap of the rows, or no gain at all. Where they show one within the interval, and where there
     are none, the ensemble's own probabilities decide: with labels drawn from these, the excess NLL of a model
-    is its KL from the ensemble, and its accuracy the mean probability of its choice. That is stricter: every
-    difference from the ensemble counts.
+    is its KL from the ensemble, and its accuracy the mean probability of its choice. That is likeness to the
+    ensemble, not the truth.
     """
     models, found = (student, direct, ensemble), {}
     for metric, on_labels, by_ensemble, sign in (
