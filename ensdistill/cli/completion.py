@@ -22,11 +22,12 @@ _JOB = (
     "--seeds",
     "--workers",
     "--threads",
+    "--minutes",
 )
 _PARSED = ("init", "predict", "export", "compare")  # modules of these names have parser()
 # The options of other commands, beside those that all commands take.
 _OPTIONS_OF = {
-    **dict.fromkeys(("run", "teachers", "cache build", "distill", "report"), _JOB),
+    **dict.fromkeys(("run", "teachers", "cache build", "tune", "distill", "report"), _JOB),
     "bench": ("--quick", "--device", "--threads", "--out", "--resume"),  # its module needs torch
 }
 WORDS_OF = {"completion": SHELLS, "cache": CACHE_COMMANDS}

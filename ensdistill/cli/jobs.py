@@ -1,4 +1,4 @@
-"""The commands of a job: ``run``, ``teachers``, ``cache build``, ``distill``, ``report``."""
+"""The commands of a job: ``run``, ``teachers``, ``cache build``, ``tune``, ``distill``, ``report``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ STAGES = {
     "teachers": "teachers",
     "cache build": "cache",
     "preflight": "preflight",
+    "tune": "search",
     "distill": "distill",
     "report": "report",
 }
@@ -53,6 +54,14 @@ def job(command: str, rest: list[str]) -> int:
     except (ValueError, TypeError) as error:
         return usage_error(str(error), more)
 
+    if command == "tune" and not config.searched:
+        return usage_error(
+            "distill.students: expected a student with keep, max_latency, max_bytes or max_parameters in "
+            f"place of a model; got {', '.join(config.distill.students)} with a model: "
+            "--distill.students.NAME.model null --distill.students.NAME.keep 0.95",
+            more,
+        )
+
     from ensdistill.job.settings_file import check_same_source, keep_settings
 
     try:
@@ -74,6 +83,11 @@ def job(command: str, rest: list[str]) -> int:
         _warn_of_exports(config.run_folder)
     if command == "preflight":
         _show_preflight(config, changed=bool(display.done))
+        return 0
+    if command == "tune":
+        from ensdistill.cli.tuning import show
+
+        show(config, changed=bool(display.done))
         return 0
     _show(command, config.run_folder, report, changed=bool(display.done))
     return 0

@@ -6,6 +6,7 @@ COMMANDS = (
     "teachers",
     "cache",
     "preflight",
+    "tune",
     "distill",
     "report",
     "predict",
@@ -47,6 +48,8 @@ With settings of your own, a whole job or up to a stage:
   ensdistill cache build CONFIG   and run it once over the transfer set
   ensdistill preflight CONFIG     is there a gain to keep? before a student is
                                   trained
+  ensdistill tune CONFIG          and search for the students that have a goal
+                                  (keep, max_latency, ...) in place of a model
   ensdistill distill CONFIG       and train the students and their baselines
   ensdistill report CONFIG        and judge them: report.json, report.html
 
@@ -100,6 +103,12 @@ JOBS = {
         "and over the students' models trained directly, on held-out labelled rows with intervals; how much "
         "the members differ on the rows that the students will be asked; and what to change. Makes the "
         "stages teachers, cache and direct where they are missing. `ensdistill run` prints it on its way."
+    ),
+    "tune": (
+        "Searches for the students that have keep, max_latency, max_bytes or max_parameters in place of a "
+        "model: half of --minutes for the student, half for its direct baseline. Prints the frontier of size "
+        "against what is kept, and writes it, its picture and the found settings into seed-*/search/ in the "
+        "run's folder; makes missing stages before that. `run` does this, too, and trains what was found."
     ),
     "distill": (
         "Trains the students from the cache, and their baselines on the labels; makes missing stages before "

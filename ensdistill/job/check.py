@@ -21,6 +21,7 @@ from ensdistill.job.estimators import fitted_preprocess
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.searching import check_search
 from ensdistill.job.stored import check_stored
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.accumulation import check_divides
@@ -41,6 +42,7 @@ def check_job(run: RunFolder) -> None:
     saved and loaded. A preprocess is fitted for every seed and tried on the pool and the test rows.
     """
     config = run.config
+    check_search(config)
     for seed in range(config.seeds):
         _check_folds(config, seed)
         copies_of(config, seed)
@@ -140,6 +142,8 @@ def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
             if isinstance(recipe, Prepared):
                 found.append((f"teachers.members.{i}.init_args.preprocess: {recipe.name}", recipe.preprocess))
     for name, student in config.distill.students.items():
+        if student.searched:
+            continue  # the search fits its own
         try:
             if student.estimator is None:
                 preprocess = prepare_student(student, split, seed).preprocess

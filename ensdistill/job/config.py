@@ -7,14 +7,15 @@ import math
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ensdistill.cache.codecs import codec_of
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.scalars import check_temperature, plain_fields
-from ensdistill.data import Dataset, Split
+from ensdistill.data import Dataset, Rows, Split
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import TransferSet
+from ensdistill.job.search_config import SearchBudget, held_back
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.teachers.recipes import Recipe
@@ -217,7 +218,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SearchBudget):
     """The main job: ensemble, cache, students, report.
 
     Parameters
@@ -254,10 +255,11 @@ class Config:
     workers: int = 0
     threads: int = 1
     max_test_copies: float = 0.01
-    _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _splits: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        self.check_search_budget()
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")
@@ -297,8 +299,20 @@ class Config:
                 raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
                 raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
-            self._splits[seed] = split
-        return self._splits[seed]
+            self._splits[seed] = held_back(split, seed) if self.searched else (split, None)
+        parts: tuple[Split, Rows | None] = self._splits[seed]
+        return parts[0]
+
+    @property
+    def searched(self) -> list[str]:
+        """The students whose models are searched for."""
+        return [name for name, one in self.distill.students.items() if one.searched]
+
+    def validation(self, seed: int) -> Rows | None:
+        """The labelled rows that judge searched students: in no part of the split."""
+        self.split(seed)
+        parts: tuple[Split, Rows | None] = self._splits[seed]
+        return parts[1]
 
     @property
     def run_folder(self) -> Path:

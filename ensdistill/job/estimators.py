@@ -48,7 +48,7 @@ def distill_estimator(
     report: UnitProgress,
 ) -> None:
     """Fit the estimator once for each of ``kinds``; see :func:`ensdistill.job.stages.distill`."""
-    trainer = student.tree_student(settings.loss)
+    trainer = student.tree_student(student.loss or settings.loss)
     preprocess = fitted_preprocess(student, split, seed)
     for kind, (targets, member) in kinds.items():
 

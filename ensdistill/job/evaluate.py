@@ -19,7 +19,6 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.job.check import copies_of
-from ensdistill.job.config import Config
 from ensdistill.job.exports import exports_of
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
@@ -125,13 +124,25 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         copies=copies,
         exports=exports_of(run.path),
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
-        baselines=_searched(config),
+        baselines=_searched(run),
+        searches=_searches(run),
     )
 
 
-def _searched(config: Config) -> str:
+def _searches(run: RunFolder) -> dict[str, list[Any]]:
+    """The result of each seed's search, by student."""
+    return {
+        name: [
+            read_json(run.of(Unit("search", seed, name)) / "result.json") for seed in range(run.config.seeds)
+        ]
+        for name in run.config.searched
+    }
+
+
+def _searched(run: RunFolder) -> str:
     """How *direct* was chosen, where some student is an estimator; empty where all are networks."""
-    estimators = [name for name, one in config.distill.students.items() if one.estimator is not None]
+    students = list(run.config.distill.students)
+    estimators = [name for name in students if run.student(name, 0).estimator is not None]
     if not estimators:
         return ""
     return (
@@ -148,7 +159,7 @@ def _student(
     report: UnitProgress,
 ) -> StudentResults:
     config = run.config
-    student = config.distill.students[name]
+    student = run.student(name, 0)
     probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in STUDENT_KINDS}
     notes = []
     cost: dict[str, Any] = {}
@@ -275,6 +286,7 @@ def _timings(run: RunFolder) -> dict[str, float]:
         for unit in [
             Unit("teachers", seed),
             Unit("cache", seed),
+            *(Unit("search", seed, n) for n in run.config.searched),
             *(Unit(s, seed, n) for s in ("direct", "distill") for n in names),
         ]:
             stages[unit.stage] = stages.get(unit.stage, 0.0) + run.record(unit)["seconds"]

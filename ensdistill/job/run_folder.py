@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
 from ensdistill.job.config import Config
 from ensdistill.job.exports import exports_of
-from ensdistill.job.student_config import StudentConfig
+from ensdistill.job.search_config import found_student
+from ensdistill.job.student_config import WATCHING, StudentConfig
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
@@ -67,7 +68,7 @@ class Unit:
         """The units whose results this one reads."""
         if self.stage == "cache":
             return [Unit("teachers", self.seed)]
-        return [Unit("cache", self.seed)] if self.stage == "distill" else []
+        return [Unit("cache", self.seed)] if self.stage in ("distill", "search") else []
 
 
 class RunFolder:
@@ -99,13 +100,39 @@ class RunFolder:
         caches = [Unit("cache", seed) for seed in seeds]
         if last == "cache":
             return teachers + caches
+        searches = [Unit("search", seed, student) for seed in seeds for student in self.config.searched]
+        if last == "search":
+            return teachers + caches + searches
         both = [
             Unit(stage, seed, student)
             for stage in (("direct",) if last == "preflight" else ("distill", "direct"))
             for seed in seeds
             for student in students
+            if last != "preflight" or student not in self.config.searched
         ]
-        return teachers + caches + both
+        return teachers + caches + ([] if last == "preflight" else searches) + both
+
+    def needs(self, unit: Unit) -> list[Unit]:
+        """The units whose results a unit reads, the search for its student among them."""
+        searched = unit.stage in ("distill", "direct") and unit.student in self.config.searched
+        return [*unit.needs(), *([Unit("search", unit.seed, unit.student)] if searched else [])]
+
+    def student(self, name: str, seed: int) -> StudentConfig:
+        """The settings of a student; of a searched one those that the search of the seed has found.
+
+        Raises
+        ------
+        ValueError
+            The search is not finished.
+        """
+        student = self.config.distill.students[name]
+        if not student.searched:
+            return student
+        record = self.record(Unit("search", seed, name))
+        found = found_student(record["section"])
+        if "model" in found:  # an estimator is fitted without them
+            found |= {setting: getattr(student, setting) for setting in WATCHING}
+        return StudentConfig(**found)
 
     def of(self, unit: Unit) -> Path:
         """The unit's folder."""
@@ -145,6 +172,8 @@ class RunFolder:
 
     def digest(self, unit: Unit) -> str:
         """Digest of everything that the unit's result depends on, the units before it included."""
+        if any(need.stage == "search" and not self.is_finished(need) for need in self.needs(unit)):
+            return "the search for the student comes first"
         if unit not in self._digests:
             self._digests[unit] = self._digest(unit)
         return self._digests[unit]
@@ -168,7 +197,13 @@ class RunFolder:
             unseen = [split.test.inputs] if config.cache.transfer.synthetic else []
             made_from = [self.digest(unit.needs()[0]), describe(config.cache), split.pool, *unseen]
             return digest([*common, *made_from, *higher])
-        distill, student = config.distill, config.distill.students[unit.student]
+        distill = config.distill
+        if unit.stage == "search":
+            goal = distill.students[unit.student].search_settings(config.minutes, config.trials)
+            rows = config.validation(unit.seed)
+            made = [describe(goal), len(config.searched), self.digest(unit.needs()[0]), rows, unit.student]
+            return digest([*common, *made])
+        student = self.student(unit.student, unit.seed)
         if unit.stage == "direct":
             folds = _folds(split, distill.folds, "direct folds", unit.seed)
             choices = [describe(distill.augment), folds, distill.label_smoothing, distill.mixed_precision]
@@ -181,7 +216,7 @@ class RunFolder:
                 *student.trained_by,
             ]
         else:
-            choices = [*digest_parts(distill.loss), distill.mixed_precision]
+            choices = [*digest_parts(student.loss or distill.loss), distill.mixed_precision]
             own = [
                 *_described(student, student.optimization),
                 *preprocess_setting(student, split),
@@ -234,15 +269,22 @@ class RunFolder:
     def trusted(self) -> tuple[str, ...]:
         """The class paths that loading saved members and caches may import: those that the config itself
         names."""
-        students = [
-            describe(part)
-            for s in self.config.distill.students.values()
-            for part in (s.model, s.estimator, s.preprocess)
-        ]
-        own = [path for s in students for path in _class_paths(s)]
-        own += [path for s in self.config.distill.students.values() for path in trusted_by(s.preprocess)]
+        students = list(self._known_students())
+        parts = [describe(part) for s in students for part in (s.model, s.estimator, s.preprocess)]
+        own = [path for part in parts for path in _class_paths(part)]
+        own += [path for s in students for path in trusted_by(s.preprocess)]
         members = [path for spec in self.config.teachers.members for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
+
+    def _known_students(self) -> Iterator[StudentConfig]:
+        """The students' settings, without those of searches that are not finished."""
+        for name, student in self.config.distill.students.items():
+            if not student.searched:
+                yield student
+                continue
+            for seed in range(self.config.seeds):
+                if self.is_finished(Unit("search", seed, name)):
+                    yield self.student(name, seed)
 
 
 def _described(student: StudentConfig, optimization: Optimization) -> list[Any]:

@@ -121,7 +121,7 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
             ready = [
                 unit
                 for unit in waiting
-                if not any(need in waiting or need in running.values() for need in unit.needs())
+                if not any(need in waiting or need in running.values() for need in folder.needs(unit))
             ]
             for unit in ready[: workers - len(running)]:
                 waiting.remove(unit)

@@ -25,6 +25,7 @@ from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
+from ensdistill.job.searching import search
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
@@ -42,7 +43,8 @@ def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -
     folder, inputs, start = run.of(unit), run.digest(unit), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
-    work = {"teachers": _teachers, "cache": _cache, "direct": _direct, "distill": _distill}[unit.stage]
+    stages = {"teachers": _teachers, "cache": _cache, "search": search}
+    work = (stages | {"direct": _direct, "distill": _distill})[unit.stage]
     more = work(run, unit, folder, report)
     describe_students(run, unit)
     finish(folder, inputs, time.perf_counter() - start, **more)
@@ -69,7 +71,7 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
 
 
 def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
-    student = run.config.distill.students[unit.student]
+    student = run.student(unit.student, unit.seed)
     train = train_baselines if student.estimator is None else train_estimator_baselines
     return train(student, run.config.distill, run.config.split(unit.seed), unit.seed, folder, report)
 
@@ -91,7 +93,7 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
     rows, split = run.transfer(unit.seed), config.split(unit.seed)
-    student = config.distill.students[unit.student]
+    student = run.student(unit.student, unit.seed)
     train = distill if student.estimator is None else distill_estimator
     changes = config.cache.changes(split, unit.seed)
     train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
@@ -237,7 +239,7 @@ def distill(
     for kind, (targets, member) in kinds.items():
         trainer = student.trainer(
             student.optimization,
-            settings.loss,
+            student.loss or settings.loss,
             mixed_precision=settings.mixed_precision,
             ema=student.ema,
             **student.watched(figures := Figures()),

@@ -17,6 +17,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data.preprocess import as_setting
+from ensdistill.job.search_config import SearchedStudent
 from ensdistill.loss.settings import DEFAULTS, LossSettings
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.callbacks import Callback
@@ -26,6 +27,9 @@ from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent, check_validation
 from ensdistill.student.validation import Metric, Validation
 from ensdistill.teachers.recipes import SklearnMembers
+
+# Settings of a network's training that are the user's, also where a search finds all others.
+WATCHING = ("callbacks", "trackers", "checkpoint_every", "keep_last")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(SearchedStudent):
     """One student, how it is distilled, and how its baseline is trained: a network, or an estimator.
 
     Parameters
@@ -135,6 +139,8 @@ class StudentConfig:
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
+        if self.check_search({"model": self.model, "estimator": self.estimator}):
+            return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"
             raise ValueError(f"model: expected a model or an estimator, one of the two; got {got}")
@@ -184,7 +190,7 @@ class StudentConfig:
         check_validation(self.held_out)
         self.tree_student()
         plain = StudentConfig(nn.Identity)
-        own = ("model", "estimator", "description", "preprocess", "validation")
+        own = ("model", "estimator", "description", "preprocess", "validation", "loss")
         for name in (f.name for f in fields(self) if f.name not in own):
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(

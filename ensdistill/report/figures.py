@@ -4,7 +4,8 @@ dark."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,13 +84,7 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
     ModuleNotFoundError
         matplotlib isn't installed; the message holds the command that installs it.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the report's figures need matplotlib: pip install 'ensdistill[report]'", name="matplotlib"
-        ) from error
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figures = {
             "metrics": _metrics(report),
             "reliability": _reliability(results, report),
@@ -101,6 +96,25 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
     return figures
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within, matplotlib draws in the report's style.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        matplotlib isn't installed; the message holds the command that installs it.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the report's figures need matplotlib: pip install 'ensdistill[report]'", name="matplotlib"
+        ) from error
+    with matplotlib.rc_context(_STYLE):
+        yield
 
 
 def png(figure: Figure) -> bytes:

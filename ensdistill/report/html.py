@@ -9,6 +9,7 @@ from typing import Any
 
 from ensdistill.common import files
 from ensdistill.report import figures, table
+from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
 from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults
 from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
@@ -37,6 +38,8 @@ _CAPTIONS = {
     ),
 }
 
+_SEARCH = "search_"  # before a student's name: the figure of its search
+
 
 def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     """Write ``figures/*.png``, ``report.html`` and, last, ``report.json`` into ``folder``, each atomically.
@@ -61,6 +64,7 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     template("page.html.j2")
     report = judge(results)
     drawn = figures.draw(results, report)
+    drawn |= {f"{_SEARCH}{name}": draw(seeds[0]) for name, seeds in report.get("searches", {}).items()}
     for stem, figure in drawn.items():
         files.write_bytes(folder / "figures" / f"{stem}.png", figures.png(figure))
     files.write_bytes(
@@ -103,9 +107,19 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
         labels=KIND_LABELS,
         metric_labels=METRIC_LABELS,
         bases=("direct", "strongest alternative"),
-        figures=[(*_CAPTIONS[stem], Markup(drawing)) for stem, drawing in drawings.items()],
+        figures=[(*_caption(stem), Markup(drawing)) for stem, drawing in drawings.items()],
         notes=table.footnotes(report),
         format=table,
+    )
+
+
+def _caption(stem: str) -> tuple[str, str]:
+    if not stem.startswith(_SEARCH):
+        return _CAPTIONS[stem]
+    return (
+        f"The search for {stem.removeprefix(_SEARCH)}",
+        "First seed. What the best student of each size keeps on the validation rows, with 95 % intervals; "
+        "the chosen one is ringed.",
     )
 
 

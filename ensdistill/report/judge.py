@@ -153,6 +153,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "environment": dict(results.environment),
         "timings_s": dict(results.timings),
         **({"exports": [dict(one) for one in results.exports]} if results.exports else {}),
+        **({"searches": {n: list(s) for n, s in results.searches.items()}} if results.searches else {}),
     }
 
 

@@ -168,6 +168,8 @@ class RunResults:
     baselines : str
         How *direct* and the temperatures were chosen, in sentences for the report; empty where it was by a
         job's search.
+    searches : dict of str to list of dict
+        By student that was searched for, and seed: the JSON of the search's result.
 
     Raises
     ------
@@ -189,6 +191,7 @@ class RunResults:
     weights: Sequence[np.ndarray] = field(default_factory=list)
     exports: Sequence[Mapping[str, Any]] = field(default_factory=list)
     baselines: str = ""
+    searches: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [key for key in DATASET_KEYS if key not in self.dataset]

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ensdistill.report.frontier import lines
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline, kept_share
 
@@ -70,6 +71,9 @@ def as_text(report: dict[str, Any]) -> Group:
     ]
     if report["without_copies"] is not None:
         tables.insert(1, _without_copies(report))
+    for name, seeds in report.get("searches", {}).items():
+        tables.append(Text(f"\nThe search for {name}", "bold"))
+        tables += [Text("\n".join(lines(one)), no_wrap=True) for one in seeds]
     return Group(*parts, *tables, *(Text(line, "dim") for line in footnotes(report)))
 
 

@@ -1,0 +1,151 @@
+"""Settings of students whose model is searched for, and the rows that judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.optimizers import StudentOptimization
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows, Split
+from ensdistill.data.copies import draw_stratified, equal_inputs, merged
+from ensdistill.loss.settings import LossSettings, check_trained
+from ensdistill.student.search.build import class_at, made
+from ensdistill.student.search.families import import_family
+from ensdistill.student.search.rows import LEAST
+from ensdistill.student.search.settings import SearchSettings, check_budget
+
+HELD_BACK = 0.2  # of the labelled rows at most
+MOST = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedStudent:
+    """A student whose model may be searched for.
+
+    Parameters
+    ----------
+    keep : float, optional
+        In place of a model: the smallest student is chosen that keeps this share of the ensemble's gain over
+        *direct* on validation rows, and trained by the settings that the search found. See ``minutes``.
+    max_latency : float or str, optional
+        The largest time of one row, such as ``50us``; without ``keep`` the student within it is chosen that
+        keeps the most.
+    max_bytes : int or str, optional
+        The student's largest size, such as ``200kB``.
+    max_parameters : int, optional
+        Its largest number of parameters.
+    families : list of str
+        The kinds of models that are searched, ``mlp``, ``embeddings``, ``cnn``, ``ngrams``, ``transformer``,
+        ``boosted``, or import paths of your own; empty for all that fit the samples.
+    loss : LossSettings, optional
+        This student's own loss, in place of ``distill.loss``.
+    """
+
+    keep: float | None = None
+    max_latency: float | str | None = None
+    max_bytes: int | str | None = None
+    max_parameters: int | None = None
+    families: list[str] = field(default_factory=list)
+    loss: LossSettings | None = None
+
+    @property
+    def searched(self) -> bool:
+        """Whether the model is searched for."""
+        goals = (self.keep, self.max_latency, self.max_bytes, self.max_parameters)
+        return any(goal is not None for goal in goals)
+
+    def check_search(self, given: Mapping[str, Any]) -> bool:
+        """Whether the model is searched for.
+
+        Raises
+        ------
+        ValueError
+            A goal that is none, settings that a search finds itself, or families without a search.
+        """
+        if self.loss is not None:
+            check_trained("loss", self.loss)
+        if not self.searched:
+            if self.families:
+                raise ValueError(
+                    "families: expected keep or max_* beside them, by which a search chooses; got "
+                    f"{self.families}"
+                )
+            return False
+        self.search_settings()
+        for name in self.families:
+            import_family(name)
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}: expected none beside keep or max_*, by which model and settings are searched "
+                    f"for; got {value!r}: leave one of the two out ({name}: null)"
+                )
+        return True
+
+    def search_settings(self, minutes: float = 10.0, trials: int | None = None) -> SearchSettings:
+        return SearchSettings(
+            keep=self.keep,
+            max_latency=self.max_latency,
+            max_bytes=self.max_bytes,
+            max_parameters=self.max_parameters,
+            families=tuple(self.families),
+            minutes=minutes,
+            trials=trials,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchBudget:
+    """The time for searches.
+
+    Parameters
+    ----------
+    minutes : float
+        Of all searches for students of the job together, those of all seeds; half of them is *direct*'s.
+    trials : int, optional
+        So many trials of each searched student and as many of its *direct*, in place of the minutes.
+    """
+
+    minutes: float = 10.0
+    trials: int | None = None
+
+    def check_search_budget(self) -> None:
+        check_budget(self.minutes, self.trials)
+
+
+def held_back(split: Split, seed: int) -> tuple[Split, Rows | None]:
+    """A split without the labelled rows that judge searched students, and these rows.
+
+    A fifth of the labelled rows, 2 000 at most, of which no teacher learns. None where that is fewer than
+    203: then rows of the pool judge, by the ensemble's own probabilities.
+    """
+    rows = split.labelled
+    count = min(int(HELD_BACK * len(rows)), MOST)
+    if count < LEAST:
+        return split, None
+    alike = merged(equal_inputs(rows.inputs)[0], rows.groups)
+    drawn, rest = draw_stratified(
+        np.arange(len(rows)), rows.labels, alike, count, derive_seed("validation of a search", seed)
+    )
+    return replace(split, labelled=rows.take(np.sort(rest))), rows.take(np.sort(drawn))
+
+
+def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the StudentConfig that a search has found, from its section of YAML."""
+    found: dict[str, Any] = {"description": section["description"], "preprocess": made(section["preprocess"])}
+    if "estimator" in section:
+        found["estimator"] = dict(section["estimator"])
+    else:
+        found["model"] = partial(class_at(section["model"]["class_path"]), **section["model"]["init_args"])
+        found["optimization"] = StudentOptimization(**section["optimization"])
+        if "direct" in section:
+            found["direct"] = StudentOptimization(**section["direct"])
+        found["ema"] = section.get("ema")
+    if "loss" in section:
+        found["loss"] = LossSettings(**section["loss"])
+    return found

@@ -1,0 +1,140 @@
+"""The frontier of a search for a student: size against the share of the ensemble's gain that is kept, as text
+and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ensdistill.report.figures import COLOURS, INK, OTHER, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GOALS = ("nll", "accuracy")
+NAMES = {"nll": "NLL", "accuracy": "accuracy"}
+MARKERS = {"nll": "o", "accuracy": "s"}
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The frontier as lines of text.
+
+    Parameters
+    ----------
+    found : mapping
+        The JSON of an :class:`ensdistill.student.search.SearchResult`.
+    """
+    head = ["", "parameters", "bytes", "1 row", "kept NLL", "kept accuracy", "NLL", "accuracy", "agreement"]
+    rows = [head]
+    for one in found["points"]:
+        mark = "→" if one["candidate"] == found["chosen"] else "·" if one["frontier"] else " "
+        rows.append([f"{mark} {one['candidate']}", *_sizes(one), *_kept(one), *_means(one["figures"])])
+    direct = found["direct"]
+    rows.append(
+        [f"  direct, {direct['candidate']}", *_sizes(direct), "0 %", "0 %", *_means(direct["figures"])]
+    )
+    rows.append(["  ensemble", "", "", "", "100 %", "100 %", *_means(found["ensemble"])])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    text = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    cost = found["cost"]
+    spent = ", ".join(
+        f"{role} {cost['trials'][role]} trials ({cost['ended'][role]} ended early) in "
+        f"{cost['seconds'][role]:.0f} s"
+        for role in ("student", "direct")
+    )
+    starred = any(one["kept"][m]["basis"] == "ensemble" for one in found["points"] for m in GOALS)
+    note = "* by the ensemble's own probabilities, because the labels are too few. " if starred else ""
+    return [
+        f"On {found['rows']} validation rows, {found['labelled']} of them with a label:",
+        *(line.rstrip() for line in text),
+        f"{note}· no smaller one keeps as much. Cost: {spent}; the ensemble predicted "
+        f"{cost['teacher_rows']:,} rows.",
+        "",
+        found["verdict"],
+        *found["notes"],
+    ]
+
+
+def _sizes(one: Mapping[str, Any]) -> list[str]:
+    latency = "" if one["latency"] is None else f"{1e6 * one['latency']:.0f} µs"
+    return [f"{one['parameters']:,}", f"{one['bytes']:,}", latency]
+
+
+def _kept(one: Mapping[str, Any]) -> list[str]:
+    return [kept_text(one["kept"][metric]) for metric in GOALS]
+
+
+def kept_text(kept: Mapping[str, Any]) -> str:
+    """A share with its 95 % interval; a star where the ensemble's own probabilities judged."""
+    if kept["share"] is None:
+        return "-"
+    bounds = None in (kept["low"], kept["high"])
+    span = "" if bounds else f" [{100 * kept['low']:.0f}, {100 * kept['high']:.0f}]"
+    return f"{100 * kept['share']:.0f} %{span}{'*' if kept['basis'] == 'ensemble' else ''}"
+
+
+def _means(figures: Mapping[str, float]) -> list[str]:
+    nll, accuracy = figures.get("nll"), figures.get("accuracy")
+    return [
+        "" if nll is None else f"{nll:.4f}",
+        "" if accuracy is None else f"{100 * accuracy:.2f} %",
+        f"{100 * figures['agreement']:.2f} %",
+    ]
+
+
+def draw(found: Mapping[str, Any]) -> Figure:
+    """What is kept against the bytes of the student, with 95 % intervals; the chosen student is ringed.
+
+    Parameters
+    ----------
+    found : mapping
+        See :func:`lines`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        matplotlib is not installed; the message holds the command that installs it.
+    """
+    with styled():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for metric, colour in zip(GOALS, (COLOURS["student"], COLOURS["ensemble"]), strict=True):
+            shown = [one for one in found["points"] if one["kept"][metric]["share"] is not None]
+            size = [one["bytes"] for one in shown]
+            share = [100 * one["kept"][metric]["share"] for one in shown]
+            axes.plot(size, share, MARKERS[metric], color=colour, label=f"kept in {NAMES[metric]}")
+            for x, one in zip(size, shown, strict=True):
+                kept = one["kept"][metric]
+                if None not in (kept["low"], kept["high"]):
+                    axes.plot([x, x], [100 * kept["low"], 100 * kept["high"]], color=colour, alpha=0.4)
+        leading = [one for one in found["points"] if one["frontier"] and one["share"] is not None]
+        axes.step(
+            [one["bytes"] for one in leading],
+            [100 * one["share"] for one in leading],
+            where="post",
+            color=OTHER,
+            label="frontier (the smaller of the two)",
+        )
+        for one in leading:
+            axes.annotate(
+                one["candidate"],
+                (one["bytes"], 100 * one["share"]),
+                textcoords="offset points",
+                xytext=(4, -12),
+                color=INK,
+                fontsize=8,
+            )
+            if one["candidate"] == found["chosen"]:
+                axes.plot(one["bytes"], 100 * one["share"], "o", markersize=14, fillstyle="none", color=INK)
+        if found["keep"] is not None:
+            axes.axhline(100 * found["keep"], color=INK, linestyle="--", linewidth=0.8)
+        axes.set(xscale="log", xlabel="bytes of the student", ylabel="% of the gain over direct that is kept")
+        low = min((100 * one["share"] for one in leading), default=0.0)
+        axes.set_ylim(min(0.0, low) - 5, 110)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure

@@ -1,0 +1,206 @@
+"""The result of a search: the frontier of size against what is kept, the chosen student, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensdistill.common.files import write_json
+from ensdistill.report.frontier import GOALS, draw, lines
+from ensdistill.student.search.judging import Kept
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """The best trial of one candidate.
+
+    Parameters
+    ----------
+    candidate : str
+        Family and size, ``mlp/64-64``.
+    parameters, bytes : int
+    latency : float or None
+        Seconds for one row, p50, in one thread; None where it was not measured.
+    runtime : str
+        What was measured: ``onnxruntime``, ``torch``, or a booster's library.
+    kept : dict of str to Kept
+        Of the gain in ``nll`` and in ``accuracy``.
+    figures : dict of str to float
+        Means over the rows that judge, after a temperature was fitted: ``kl``, ``agreement``, and ``nll`` and
+        ``accuracy`` where there are labels.
+    values : dict
+        The trial's settings.
+    section : dict
+        A student of a job's YAML, that is trained by these settings.
+    frontier : bool
+        Whether no smaller candidate keeps as much.
+    fits : bool
+        Whether it is within the budgets.
+    """
+
+    candidate: str
+    parameters: int
+    bytes: int
+    latency: float | None
+    runtime: str
+    kept: Mapping[str, Kept]
+    figures: Mapping[str, float]
+    values: Mapping[str, Any]
+    section: Mapping[str, Any]
+    frontier: bool = False
+    fits: bool = True
+
+    @property
+    def share(self) -> float | None:
+        """The smaller of the shares kept in NLL and in accuracy."""
+        return least(self.kept)
+
+
+def least(kept: Mapping[str, Kept]) -> float | None:
+    """The smaller of the shares; None where one is unknown."""
+    shares = [kept[metric].share for metric in GOALS]
+    return None if any(share is None for share in shares) else min(s for s in shares if s is not None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the search took.
+
+    Parameters
+    ----------
+    seconds : dict of str to float
+        Of the trials of ``student`` and ``direct``, over all processes.
+    trials, ended, failed : dict of str to int
+        How many began; of these ended early; diverged.
+    teacher_rows : int
+        Rows that the ensemble predicted: those of the caches, and of the judgement.
+    """
+
+    seconds: Mapping[str, float]
+    trials: Mapping[str, int]
+    ended: Mapping[str, int]
+    failed: Mapping[str, int]
+    teacher_rows: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of :func:`ensdistill.student.search.search_student`.
+
+    ``print(result)`` shows the frontier and the choice.
+
+    Parameters
+    ----------
+    points : tuple of Point
+        Of all candidates that were judged, from the smallest to the largest.
+    chosen : Point or None
+        The smallest student that keeps enough, or within the budgets the one that keeps the most; None where
+        none does.
+    nearest : Point or None
+        Where none does: the one that comes nearest.
+    direct : Point
+        The strongest direct student, of an equal search. Its ``kept`` are 0.
+    ensemble : dict of str to float
+        The ensemble's own figures on the rows that judge.
+    gain : dict
+        The ensemble's gain over the direct student on the labels, ``nll`` and ``accuracy``: mean and 95 %
+        interval, or None.
+    keep : float or None
+    limits : dict of str to float
+        The budgets.
+    rows, labelled : int
+        Rows that judge, and those with a label among them.
+    cost : Cost
+    """
+
+    points: tuple[Point, ...]
+    chosen: Point | None
+    nearest: Point | None
+    direct: Point
+    ensemble: Mapping[str, float]
+    gain: Mapping[str, tuple[float, float, float] | None]
+    keep: float | None
+    limits: Mapping[str, float]
+    rows: int
+    labelled: int
+    cost: Cost
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """The choice in words."""
+        wanted = self.wanted
+        if self.chosen is not None:
+            one = self.chosen
+            return (
+                f"{one.candidate} {wanted}: it keeps {one.kept['nll']} of the gain in NLL and "
+                f"{one.kept['accuracy']} of that in accuracy, with {one.parameters:,} parameters"
+            )
+        if self.nearest is None:
+            return f"no student was judged, so none {wanted}"
+        one = self.nearest
+        return (
+            f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it "
+            f"keeps {one.kept['nll']} of the gain in NLL and {one.kept['accuracy']} of that in accuracy"
+        )
+
+    @property
+    def wanted(self) -> str:
+        """The goal in words."""
+        names = {"seconds": "{:g} s a row", "bytes": "{:,.0f} bytes", "parameters": "{:,.0f} parameters"}
+        limits = [names[name].format(value) for name, value in self.limits.items()]
+        within = f" within {' and '.join(limits)}" if limits else ""
+        if self.keep is None:
+            return f"keeps the most{within}"
+        return f"is the smallest that keeps {100 * self.keep:g} %{within}"
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self.as_json()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "points": [asdict(one) | {"share": one.share} for one in self.points],
+            "chosen": None if self.chosen is None else self.chosen.candidate,
+            "nearest": None if self.nearest is None else self.nearest.candidate,
+            "direct": asdict(self.direct),
+            "ensemble": dict(self.ensemble),
+            "gain": {name: None if one is None else list(one) for name, one in self.gain.items()},
+            "keep": self.keep,
+            "limits": dict(self.limits),
+            "rows": self.rows,
+            "labelled": self.labelled,
+            "cost": asdict(self.cost),
+            "verdict": self.verdict,
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write the JSON."""
+        write_json(path, self.as_json())
+
+    def figure(self) -> Figure:
+        """The frontier as a picture of matplotlib: ``result.figure().savefig("frontier.png")``."""
+        return draw(self.as_json())
+
+    def yaml(self, name: str = "student") -> str:
+        """A job's ``distill`` section with the chosen student, or the nearest, which needs no search.
+
+        Raises
+        ------
+        ValueError
+            No student was judged.
+        """
+        import yaml
+
+        one = self.chosen or self.nearest
+        if one is None:
+            raise ValueError("result: expected a student that was judged; there is none")
+        section = {"distill": {"students": {name: dict(one.section)}}}
+        text: str = yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+        return text

@@ -1,0 +1,358 @@
+"""The search for the smallest student that keeps enough, or for the best one within a budget."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ensdistill
+from ensdistill.cache import TargetCache
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.progress import Progress
+from ensdistill.common.random import derive_seed
+from ensdistill.data import Rows
+from ensdistill.data.augmentation import Augmentation
+from ensdistill.student.search.build import Builder, Built
+from ensdistill.student.search.choosing import chosen_of
+from ensdistill.student.search.families import Candidate, families_for
+from ensdistill.student.search.journal import Journal, Record, best_of
+from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
+from ensdistill.student.search.latency import Latency, latency_of
+from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.result import SearchResult, least
+from ensdistill.student.search.rows import Lessons, lessons, some_samples
+from ensdistill.student.search.settings import SearchSettings
+from ensdistill.student.search.space import ROLES, Role, Space, ordinary_steps
+from ensdistill.student.search.trial import Ended, Work
+from ensdistill.teachers.members import Preprocessed, TorchMember
+
+KEEP = 0.95  # where neither a share nor a budget is given
+TRAININGS = 5  # of an ordinary length that fit into each role's share of the minutes
+SHORT, LONG = 64, 320  # steps of the trainings that are timed
+
+
+def search_student(
+    rows: Rows,
+    cache: TargetCache,
+    *,
+    validation: Rows | None = None,
+    ensemble: np.ndarray | None = None,
+    mixtures: Mapping[str, tuple[Rows, TargetCache]] | None = None,
+    augment: Augmentation | None = None,
+    settings: SearchSettings | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **keywords: Any,
+) -> SearchResult:
+    """Find the smallest student that keeps enough of the ensemble's gain, or the best one within a budget.
+
+    Students of several families and sizes are trained from the cache with various settings (Optuna's TPE;
+    trials that fall behind at a quarter or half of their training end there, by successive halving). Half of
+    the budget is a search of the same space for the strongest *direct* student, on labels alone. All are
+    judged on rows that none of them learns from. Several processes that call it with the same arguments and
+    folder share the work; a search that was killed goes on when it is called again.
+
+    Parameters
+    ----------
+    rows : Rows
+        The transfer set of the cache; the direct student learns from those with a label.
+    cache : TargetCache
+    validation : Rows, optional
+        Rows that judge, not among ``rows``: their labels must be unknown to the ensemble's members, and they
+        must not be test rows, which have no place here. Fewer than 203, or none: rows of ``rows`` without a
+        label are held out as well, and the ensemble's own probabilities judge.
+    ensemble : ndarray [V, C], optional
+        The ensemble's probabilities for them; not needed where the cache has their targets.
+    mixtures : mapping of str to (Rows, TargetCache), optional
+        Other transfer sets with their caches, among which the search chooses; ``rows`` and ``cache`` are the
+        one called ``"given"``. Rows of a mixture have the uids that they have in ``rows``.
+    augment : Augmentation, optional
+        That of the caches.
+    settings : SearchSettings, optional
+        **keywords are its fields: ``keep=0.95, max_latency="50us", max_bytes="200kB", max_parameters=5000,
+        minutes=3``. Without any of the first four, ``keep=0.95``.
+    folder : path, optional
+        Of the journal; without it nothing is kept.
+    seed : int
+    progress : callable (done, total), optional
+        In seconds, or in trials.
+
+    Returns
+    -------
+    SearchResult
+        ``print(result)`` shows the frontier; ``result.yaml()`` is the chosen student for a job.
+
+    Raises
+    ------
+    TooFewRows
+        (a ValueError) Too few rows to judge; says how many are needed.
+    OtherSearch
+        (a ValueError) The folder holds the journal of other data or settings; names what differs.
+    ValueError
+        A budget below every candidate's size; names the smallest.
+    ModuleNotFoundError
+        Optuna is not installed.
+    """
+    if settings is not None and keywords:
+        raise TypeError(f"settings: expected either settings or {', '.join(keywords)}; got both")
+    own = settings or SearchSettings(**keywords)
+    if own.keep is None and not own.limits:
+        own = replace(own, keep=KEEP)
+    known = {"given": (rows, cache), **(mixtures or {})}
+    found = lessons(known, validation, ensemble, augment, seed)
+    if folder is not None:
+        return _Search(found, own, Path(folder), seed, progress).run()
+    with tempfile.TemporaryDirectory() as temporary:
+        return _Search(found, own, Path(temporary), seed, progress).run()
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The figures of trials so far, computed once for each."""
+
+    lessons: Lessons
+    journal: Journal
+    ensemble: Figures
+    figures: dict[str, Figures]
+
+    def of(self, record: Record) -> Figures:
+        if record.key not in self.figures:
+            self.figures[record.key] = figures_of(self.journal.logits(record), self.lessons.judged)
+        return self.figures[record.key]
+
+
+class _Search:
+    """One process's part of a search."""
+
+    def __init__(
+        self, found: Lessons, settings: SearchSettings, folder: Path, seed: int, progress: Progress | None
+    ) -> None:
+        self.lessons, self.settings, self.seed, self.progress = found, settings, seed, progress
+        self.builder = Builder(found, seed)
+        self.families = families_for(settings.families, found.about)
+        self.latencies: dict[str, Latency] = {}
+        self.built, self.ladders = self._candidates()
+        self.journal = Journal(folder, self._fingerprint(), seed)
+        self.judgement = Judgement(found, self.journal, ensemble_figures(found.judged), {})
+        self.begun, self.spent = time.monotonic(), self.journal.spent()
+
+    def run(self) -> SearchResult:
+        """Trials until the budget is used up, and their result."""
+        try:
+            timed = self.settings.trials is None
+            self.steps = {
+                role: int(self.journal.setting(f"steps of {role}", lambda r=role: self._steps(r)))  # type: ignore[misc]
+                for role in ROLES
+            }
+            policy = Policy(self.ladders, self.settings.keep)
+            while True:
+                records = self.journal.records()
+                self._tell(records)
+                if self._late():
+                    break
+                role = policy.role(records, timed, self.settings.trials)
+                if role is None:
+                    break
+                self._trial(role, policy.candidate(role, records, self._kept(records)))
+            return chosen_of(self)
+        finally:
+            self.journal.close()
+
+    def space(self, role: Role, key: str) -> Space:
+        cache = self.lessons.first[1]
+        warm = tuple(
+            t
+            for t in (1.0, 2.0, 4.0)
+            if (cache.temperature in (None, t))
+            and (cache.max_temperature is None or t <= cache.max_temperature)
+        )
+        rows = self.lessons.first[0]
+        labels = bool((rows.labels >= 0).any())
+        return Space(
+            self.built[key].candidate, role, self.steps[role], labels, tuple(self.lessons.mixtures), warm
+        )
+
+    def latency(self, key: str) -> Latency | None:
+        """Of a network, measured untrained: its weights have no part in it. None of other students."""
+        built = self.built[key]
+        if built.model is None:
+            return None
+        if key not in self.latencies:
+            member: Any = TorchMember(built.model().eval(), output="logits")
+            if built.preprocess is not None:
+                member = Preprocessed(member, built.preprocess)
+            classes = tuple(map(str, self.lessons.first[1].classes))
+            self.latencies[key] = latency_of(member, some_samples(self.lessons.judged.rows, 8), classes)
+        return self.latencies[key]
+
+    def _trial(self, role: Role, key: str) -> None:
+        """Begin, train, judge and write down one trial."""
+        space = self.space(role, key)
+        trial, values = self.journal.begin(role, space)
+        number, begun, started = trial.number, time.perf_counter(), time.time()
+        work = Work(
+            self.lessons, self.built[key], space, values, derive_seed("trial", self.seed, key, number)
+        )
+
+        def report(value: float, place: int) -> str:
+            trial.report(value, place)
+            if self._late():
+                return "the time is over"
+            return "it fell behind" if number and trial.should_prune() else ""
+
+        record: dict[str, Any] = {"state": "done", "started": started}
+        try:
+            outcome = work.run(report)
+        except Ended:
+            record["state"] = "ended"
+        except FloatingPointError:
+            record["state"] = "failed"
+        else:
+            figures = figures_of(outcome.logits, self.lessons.judged)
+            means = figures.means()
+            record |= {
+                "parameters": outcome.parameters,
+                "bytes": outcome.bytes,
+                "steps": outcome.steps,
+                "losses": means,
+                "value": _value(means, role),
+            }
+            self.journal.save(f"{role}/{key}/{number}", outcome)
+        record["seconds"] = time.perf_counter() - begun
+        self.journal.end(trial, role, key, record)
+
+    def _kept(self, records: list[Record]) -> dict[str, float | None]:
+        """The share that the best trial of each candidate keeps, over the best direct student so far."""
+        direct = best_of(records, "direct")
+        if direct is None:
+            return {}
+        found: dict[str, float | None] = {}
+        for key in self.built:
+            best = best_of(records, "student", key)
+            if best is not None:
+                of = self.judgement
+                found[key] = least(kept(of.of(best), of.of(direct), of.ensemble))
+        return found
+
+    def _candidates(self) -> tuple[dict[str, Built], dict[str, tuple[str, ...]]]:
+        """The candidates within the budgets, and each family's from the smallest to the largest."""
+        about, limits = self.lessons.about, self.settings.limits
+        built: dict[str, Built] = {}
+        ladders: dict[str, tuple[str, ...]] = {}
+        smallest: dict[str, float] = {}
+        for family in self.families:
+            ladder = []
+            for candidate in self._in_time(family.candidates(about)):
+                one = self.builder(candidate)
+                self.built = {candidate.key: one}
+                sizes = self._sizes(candidate.key, limits)
+                for name, size in sizes.items():
+                    smallest[name] = min(size, smallest.get(name, size))
+                if all(size <= limits[name] for name, size in sizes.items()):
+                    built[candidate.key] = one
+                    ladder.append(candidate.key)
+            if ladder:
+                ordered = sorted(ladder, key=lambda key: built[key].parameters or 0)
+                ladders[family.name] = tuple(ordered)
+        if not built and not smallest:
+            names = ", ".join(family.name for family in self.families)
+            raise ValueError(
+                f"minutes: expected time for several fits of {names}; got {self.settings.minutes:g}: give "
+                "more, or name other families"
+            )
+        if not built:
+            name = next(name for name in limits if smallest.get(name, 0) > limits[name])
+            label = {"seconds": "max_latency", "bytes": "max_bytes", "parameters": "max_parameters"}[name]
+            raise ValueError(
+                f"{label}: expected at least {smallest[name]:g}, that of the smallest candidate of "
+                f"{', '.join(family.name for family in self.families)}; got {limits[name]:g}"
+            )
+        return built, ladders
+
+    def _in_time(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that can be fitted several times in the minutes."""
+        if self.settings.trials is not None:
+            return list(candidates)
+        most = 30 * self.settings.minutes / TRAININGS
+        return [one for one in candidates if one.seconds <= most]
+
+    def _sizes(self, key: str, limits: Mapping[str, float]) -> dict[str, float]:
+        """A network's sizes for which there is a limit; those of a booster are known after its fit."""
+        one = self.built[key]
+        if one.model is None:
+            return {}
+        found = {"parameters": float(one.parameters or 0), "bytes": float(one.bytes or 0)}
+        if "seconds" in limits and (latency := self.latency(key)) is not None:
+            found["seconds"] = latency.seconds
+        return {name: size for name, size in found.items() if name in limits}
+
+    def _steps(self, role: Role) -> int:
+        """Steps of an ordinary training: by the number of rows, but few enough that several trainings fit
+        into the minutes."""
+        wanted = self.settings.steps or ordinary_steps(self.lessons.about, role)
+        if self.settings.trials is not None or self.settings.steps is not None:
+            return wanted
+        networks = [key for ladder in self.ladders.values() for key in ladder if self.built[key].model]
+        if not networks:
+            return wanted
+        key = networks[len(networks) // 2]
+        self._timed(role, key, SHORT)  # the first training loads code
+        begin = self._timed(role, key, SHORT)
+        seconds = (self._timed(role, key, LONG) - begin) / (LONG - SHORT)
+        share = 30 * self.settings.minutes / TRAININGS - begin
+        return max(256, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
+
+    def _timed(self, role: Role, key: str, steps: int) -> float:
+        """Seconds of a training by the defaults."""
+        self.steps = {role: steps}
+        space, begun = self.space(role, key), time.perf_counter()
+        work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
+        work.run(lambda value, place: "")
+        return time.perf_counter() - begun
+
+    def _late(self) -> bool:
+        if self.settings.trials is not None:
+            return False
+        return time.monotonic() - self.begun + self.spent >= 60 * self.settings.minutes
+
+    def _tell(self, records: list[Record]) -> None:
+        if self.progress is None:
+            return
+        if self.settings.trials is not None:
+            self.progress(len(records), 2 * self.settings.trials)
+        else:
+            total = 60 * self.settings.minutes
+            self.progress(round(min(total, time.monotonic() - self.begun + self.spent)), round(total))
+
+    def _fingerprint(self) -> dict[str, str]:
+        """Digests of what decides on a search's results, by name. Its budget of time does not: a search may
+        go on for longer."""
+        lessons, goal = self.lessons, self.settings
+        caches = [
+            [name, cache.manifest["fingerprint"], cache.manifest["weights"], cache.manifest["codec"]]
+            for name, (_, cache) in lessons.mixtures.items()
+        ]
+        return {
+            "version": ensdistill.__version__,
+            "cache": digest(caches),
+            "rows": digest([[name, rows.uids, rows.labels] for name, (rows, _) in lessons.mixtures.items()]),
+            "validation": digest([lessons.judged.rows, lessons.judged.ensemble]),
+            "candidates": digest([repr(list(one.candidates(lessons.about))) for one in self.families]),
+            "goal": digest([goal.keep, goal.limits, goal.steps, goal.trials is None]),
+            "seed": str(self.seed),
+        }
+
+
+def _value(means: Mapping[str, float], role: Role) -> float:
+    """What the search lowers: of the direct student the NLL, as one would tune it; of the other one NLL and
+    KL from the ensemble together. The KL alone where there are no labels."""
+    if "nll" not in means:
+        return means["kl"]
+    return means["nll"] if role == "direct" else means["nll"] + means["kl"]

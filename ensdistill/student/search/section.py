@@ -1,0 +1,59 @@
+"""A trial's settings as a student of a job's YAML, which is trained by them without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ensdistill.common.describe import module_recipe
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
+from ensdistill.student.search.build import Built, estimator_setting
+from ensdistill.student.search.journal import Record
+from ensdistill.student.search.space import Space
+
+
+def section_of(
+    built: Built, space: Space, values: Mapping[str, Any], direct: Record | None, direct_space: Space
+) -> dict[str, Any]:
+    """The section of one student.
+
+    Parameters
+    ----------
+    built : Built
+    space : Space
+        The student's.
+    values : mapping
+        Of its trial.
+    direct : Record, optional
+        The best direct trial of the same candidate, whose settings *direct* gets.
+    direct_space : Space
+    """
+    own, candidate = dict(values), built.candidate
+    loss = space.loss(own)
+    found: dict[str, Any] = {"description": candidate.key}
+    if candidate.estimator is not None:
+        found["estimator"] = estimator_setting(candidate.estimator, own)
+        found["preprocess"] = candidate.preprocess
+    else:
+        assert candidate.model is not None
+        recipe = module_recipe(candidate.model)
+        assert recipe is not None
+        dropout = {"dropout": own["dropout"]} if own.get("dropout") else {}
+        optimization = space.optimization(own)
+        found["model"] = {"class_path": recipe["class_path"], "init_args": recipe["init_args"] | dropout}
+        found["preprocess"] = candidate.preprocess
+        found["optimization"] = _plain(optimization)
+        if direct is not None:
+            other = direct_space.optimization(dict(direct.values))
+            found["direct"] = _plain(other) | {"steps": optimization.steps}
+        if (ema := space.ema(own)) is not None:
+            found["ema"] = ema
+    if (loss.temperature, loss.alpha) != (1.0, 1.0):
+        found["loss"] = {"temperature": loss.temperature, "alpha": loss.alpha}
+    return found
+
+
+def _plain(optimization: StudentOptimization) -> dict[str, Any]:
+    return {one.name: getattr(optimization, one.name) for one in fields(Optimization)}

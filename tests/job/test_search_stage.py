@@ -1,0 +1,133 @@
+"""A job's student with a goal in place of a model: the stage ``search``, and what comes after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from job_helpers import JOB, run, succeed, write_job
+
+from ensdistill.cli.settings import load_config
+from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.student.search.latency import Latency
+
+pytest.importorskip("optuna")
+SEARCHED = {
+    "trials": 1,
+    "data.init_args.pool": 850,
+    "distill.students": {"small": {"keep": 0.8, "families": ["mlp"]}},
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    search = "ensdistill.student.search.search"
+    with (
+        mock.patch(f"{search}.ordinary_steps", return_value=96),
+        mock.patch(f"{search}.latency_of", return_value=Latency(2e-5, "none")),
+    ):
+        file = write_job(folder, SEARCHED)
+        shown = succeed("tune", file)
+        yield file, shown, succeed("run", file)
+
+
+def unit_folder(file: Path) -> Path:
+    return file.parent / "runs" / "tiny" / "seed-0" / "search" / "small"
+
+
+def test_tune_shows_the_frontier_and_leaves_no_journal(job):
+    file, shown, _ = job
+    assert "On 203 validation rows, 0 of them with a label" in shown
+    assert "direct, mlp/" in shown
+    assert sorted(p.name for p in unit_folder(file).iterdir()) == [
+        "result.json",
+        "stage.json",
+        "student.yaml",
+    ]
+
+
+def test_run_trains_what_tune_has_found_and_reports_the_search(job):
+    file, _, report = job
+    found = json.loads((unit_folder(file) / "result.json").read_text())
+    name = found["chosen"] or found["nearest"]
+    point = next(one for one in found["points"] if one["candidate"] == name)
+    folder = RunFolder(load_config(["--config", str(file)]))
+    assert folder.is_finished(Unit("search", 0, "small"))
+    assert folder.is_finished(Unit("distill", 0, "small"))
+    student = folder.student("small", 0)
+    assert student.network.keywords["hidden"] == point["section"]["model"]["init_args"]["hidden"]
+    saved = json.loads((folder.of(Unit("distill", 0, "small")) / "student" / "member.json").read_text())
+    assert "MLP" in json.dumps(saved)
+    assert "The search for small" in report
+    assert (folder.path / "figures" / "search_small.png").stat().st_size > 1000
+    assert "The search for small" in (folder.path / "report.html").read_text()
+    assert found["verdict"].split(":")[0] in " ".join(report.split())
+
+
+def test_the_found_yaml_needs_no_search(job, tmp_path):
+    section = yaml.safe_load((unit_folder(job[0]) / "student.yaml").read_text())
+    config = load_config(["--config", str(write_job(tmp_path, section_change(section)))])
+    assert config.searched == []
+    direct = RunFolder(load_config(["--config", str(job[0])])).student("small", 0)
+    assert config.distill.students["small"].optimization == direct.optimization
+
+
+def section_change(section):
+    return {"distill.students": section["distill"]["students"]}
+
+
+def test_another_goal_makes_search_and_student_stale(job):
+    words = ["--config", str(job[0])]
+    same, other = (
+        RunFolder(load_config([*words, *more])) for more in ([], ["--distill.students.small.keep", "0.7"])
+    )
+    assert same.is_finished(Unit("distill", 0, "small"))
+    assert not other.is_finished(Unit("search", 0, "small"))
+    assert not other.is_finished(Unit("distill", 0, "small"))
+    assert other.is_finished(Unit("cache", 0))
+
+
+def test_labelled_rows_that_judge_are_in_no_part_of_the_split(tmp_path):
+    change = SEARCHED | {"data.init_args": {"labelled": 1200, "pool": 0}}
+    config = load_config(["--config", str(write_job(tmp_path, change))])
+    split, held = config.split(0), config.validation(0)
+    assert (len(split.labelled), len(held)) == (960, 240)
+    assert not set(held.uids) & ({*split.labelled.uids} | {*split.test.uids} | {*split.pool.uids})
+    plain = load_config(
+        ["--config", str(write_job(tmp_path, {"data.init_args": {"labelled": 1200, "pool": 0}}))]
+    )
+    assert len(plain.split(0).labelled) == 1200
+    assert plain.validation(0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distill.students": {"small": {"keep": 2}}}, "keep: expected a share in"),
+        (
+            {"distill.students": {"small": JOB["distill"]["students"]["small"] | {"keep": 0.9}}},
+            "model: expected none beside keep or max_",
+        ),
+        (
+            {"distill.students": {"small": {**JOB["distill"]["students"]["small"], "families": ["mlp"]}}},
+            "families: expected keep or max_",
+        ),
+        ({"distill.students": {"small": {}}}, "model: expected a model or an estimator"),
+        ({"minutes": 0}, "minutes: expected a positive number"),
+        (SEARCHED | {"data.init_args.pool": 100, "cache.transfer": {}}, "a search needs 203 rows that judge"),
+    ],
+)
+def test_wrong_searches_are_refused_before_any_work(tmp_path, change, message):
+    status, _, err = run("tune", write_job(tmp_path, change))
+    assert status in (1, 2)
+    assert message in err
+
+
+def test_tune_without_a_goal_names_the_remedy(tmp_path):
+    status, _, err = run("tune", write_job(tmp_path))
+    assert status == 2
+    assert "--distill.students.NAME.keep 0.95" in err

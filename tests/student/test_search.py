@@ -1,0 +1,277 @@
+"""The search for a student: its choice, its budget, its journal."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import yaml
+from search_helpers import Material
+
+from ensdistill.data import Rows
+from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
+from ensdistill.student.search.journal import JOURNAL, Journal
+from ensdistill.student.search.judging import ensemble_figures, figures_of, kept
+from ensdistill.student.search.latency import Latency
+from ensdistill.student.search.rows import Judged
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_export():
+    """Making a graph of each candidate takes seconds."""
+    with mock.patch("ensdistill.student.search.search.latency_of", return_value=Latency(2e-5, "none")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return Material(tmp_path_factory.mktemp("search") / "cache")
+
+
+@pytest.fixture(scope="module")
+def found(material, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("journal")
+    return material.search(keep=0.5, folder=folder), folder
+
+
+def test_the_smallest_student_that_keeps_enough_is_chosen(found):
+    result, _ = found
+    enough = [p for p in result.points if p.share is not None and p.share >= 0.5]
+    assert result.chosen == min(enough, key=lambda p: p.bytes)
+    assert [p.bytes for p in result.points] == sorted(p.bytes for p in result.points)
+    assert "is the smallest that keeps 50 %" in str(result)
+
+
+def test_the_frontier_is_drawn_and_saved(found, tmp_path):
+    axes = found[0].figure().axes[0]
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.texts} == {p.candidate for p in found[0].points if p.frontier}
+    found[0].save(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["chosen"] == found[0].chosen.candidate
+
+
+def test_direct_has_as_many_trials_as_the_student(found):
+    result, _ = found
+    assert result.cost.trials == {"direct": 3, "student": 3}
+    assert set(result.direct.figures) >= {"nll", "accuracy", "kl", "agreement"}
+
+
+def test_the_cost_counts_the_rows_that_the_ensemble_predicted(found, material):
+    assert found[0].cost.teacher_rows == len(material.rows) + len(material.validation)
+
+
+@pytest.mark.slow
+def test_the_same_search_finds_the_same(found, material, tmp_path):
+    again = material.search(keep=0.5, folder=tmp_path)
+    for one, other in zip(again.points, found[0].points, strict=True):
+        assert (one.candidate, one.figures, one.values) == (other.candidate, other.figures, other.values)
+
+
+def test_a_finished_search_trains_nothing_again(found, material):
+    before = (found[1] / JOURNAL).read_bytes()
+    again = material.search(keep=0.5, folder=found[1])
+    assert (found[1] / JOURNAL).read_bytes() == before
+    assert again.points[0].figures == found[0].points[0].figures
+
+
+def test_the_journal_is_lines_of_json_and_nothing_is_pickled(found):
+    lines = (found[1] / JOURNAL).read_text().splitlines()
+    assert len(lines) > 20
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    kinds = {path.suffix for path in found[1].rglob("*") if path.is_file() and path.stat().st_size}
+    assert kinds <= {".jsonl", ".json", ".safetensors"}
+
+
+@pytest.mark.slow
+def test_more_trials_go_on_from_the_journal(found, material, tmp_path):
+    for name in (JOURNAL, "search.json"):
+        (tmp_path / name).write_bytes((found[1] / name).read_bytes())
+    (tmp_path / "logits").mkdir()
+    for file in (found[1] / "logits").iterdir():
+        (tmp_path / "logits" / file.name).write_bytes(file.read_bytes())
+    more = material.search(keep=0.5, folder=tmp_path, trials=4)
+    assert more.cost.trials == {"direct": 4, "student": 4}
+    assert more.cost.seconds["direct"] > found[0].cost.seconds["direct"]
+
+
+def test_half_a_line_of_a_killed_process_is_cut_off(found, material, tmp_path):
+    whole = (found[1] / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(whole + b'{"op_code":4,"wor')
+    (tmp_path / "search.json").write_bytes((found[1] / "search.json").read_bytes())
+    journal = Journal(tmp_path, json.loads((found[1] / "search.json").read_text())["fingerprint"], 0)
+    assert len(journal.records()) == 6
+    journal._study("direct", "tiny/4").set_user_attr("written", True)
+    assert all(json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines())
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"keep": 0.6}, "goal"),
+        ({"seed": 1}, "seed"),
+        ({"steps": 128}, "goal"),
+    ],
+)
+def test_the_journal_of_another_search_is_refused_by_name(found, material, change, named):
+    with pytest.raises(OtherSearch, match=rf"folder: .*whose .*{named}.*remove it"):
+        material.search(**({"keep": 0.5, "folder": found[1]} | change))
+
+
+def test_a_journal_of_other_validation_rows_is_refused(found, material):
+    fewer = material.validation.take(np.arange(250))
+    with pytest.raises(OtherSearch, match="validation"):
+        material.search(keep=0.5, folder=found[1], validation=fewer, ensemble=material.probabilities[:250])
+
+
+def test_the_section_trains_the_chosen_student_without_a_search(found):
+    section = yaml.safe_load(found[0].yaml("small"))["distill"]["students"]["small"]
+    assert section["model"]["class_path"] == "ensdistill.models.MLP"
+    assert section["optimization"]["steps"] == section["direct"]["steps"]
+    from ensdistill.job.student_config import StudentConfig
+    from ensdistill.job.search_config import found_student
+
+    student = StudentConfig(**found_student(section))
+    assert student.optimization.learning_rate == found[0].chosen.values["rate"]
+    assert student.network.keywords["hidden"] == section["model"]["init_args"]["hidden"]
+
+
+def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material):
+    small = material.search(keep=1.0, max_parameters=1000, trials=1)
+    assert [p.candidate for p in small.points] == ["tiny/4"]
+    assert small.points[0].bytes == 4 * small.points[0].parameters < 4000
+    assert small.chosen is None
+    assert small.nearest == small.points[0]
+    assert "the nearest is tiny/4 with 310 parameters" in str(small)
+
+
+def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
+    rows = np.random.default_rng(0).random((400, 3))
+    labels = rows.argmax(1)
+    judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
+    ensemble = ensemble_figures(judged)
+    unsure, half = figures_of(np.zeros((400, 3)), judged), figures_of(np.zeros((400, 3)), judged)
+    half.nll[:] = (ensemble.nll + unsure.nll) / 2
+    found = kept(half, unsure, ensemble)
+    assert found["nll"].basis == "labels"
+    assert found["nll"].share == pytest.approx(0.5)
+    assert found["nll"].low == pytest.approx(0.5)
+    assert found["accuracy"].share == pytest.approx(0.0)
+    assert kept(unsure, ensemble, unsure)["nll"].share is None  # the ensemble is worse than direct
+
+
+def test_a_budget_below_every_candidate_names_the_smallest(material):
+    with pytest.raises(ValueError, match="max_bytes: expected at least 1240, that of the smallest"):
+        material.search(max_bytes="1kB")
+
+
+def test_too_few_rows_of_any_kind_are_refused(material):
+    pool = int((material.rows.labels < 0).sum())
+    with pytest.raises(TooFewRows, match=rf"at least 203 rows .* {pool} rows without a label"):
+        material.search(validation=None, ensemble=None)
+
+
+def test_too_few_validation_rows_say_how_many_are_needed(material):
+    few = material.validation.take(np.arange(20))
+    with pytest.raises(TooFewRows, match=r"20 were given.*pass 183 more labelled rows"):
+        material.search(validation=few, ensemble=material.probabilities[:20])
+
+
+def test_validation_rows_that_students_learn_from_are_refused(material):
+    with pytest.raises(ValueError, match=r"validation: uid 3 is among the rows"):
+        material.search(validation=material.rows.take(np.arange(3, 300)), ensemble=None)
+
+
+def test_probabilities_of_another_shape_are_refused(material):
+    with pytest.raises(ValueError, match=r"ensemble: expected probabilities \[300, 10\]; got \[300, 9\]"):
+        material.search(ensemble=material.probabilities[:, :9])
+    with pytest.raises(ValueError, match="ensemble: expected the ensemble's probabilities"):
+        material.search(ensemble=None)
+
+
+def test_held_out_rows_of_the_cache_are_no_lessons(material):
+    from ensdistill.student.search.rows import lessons
+
+    known = {"given": (material.rows, material.cache)}
+    few = Rows(material.validation.inputs[:100], np.arange(9000, 9100), material.validation.labels[:100])
+    made = lessons(known, few, material.probabilities[:100], None, 0)
+    assert len(made.judged.rows) == 203
+    learned = made.mixtures["given"][0]
+    assert len(learned) == len(material.rows) - 103
+    inputs = {row.tobytes() for row in np.asarray(learned.inputs)}
+    held = np.asarray(made.judged.rows.inputs)[100:]
+    assert not any(row.tobytes() in inputs for row in held)
+    own = material.ensemble.predict_proba(held)
+    assert np.abs(made.judged.ensemble[100:] - own).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": 1.5}, "keep: expected a share"),
+        ({"max_latency": "50 parsec"}, "max_latency: expected a positive number, or a time such as 50us"),
+        ({"max_bytes": "-3kB"}, "max_bytes: expected"),
+        ({"max_parameters": 0}, "max_parameters: expected an integer"),
+        ({"minutes": 0}, "minutes: expected a positive number"),
+        ({"trials": 0}, "trials: expected an integer"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(**settings)
+
+
+def test_an_unknown_family_is_refused(material):
+    with pytest.raises(ValueError, match="families: expected one of mlp, embeddings"):
+        material.search(families=["mpl"])
+    with pytest.raises(ValueError, match="families: 'ngrams' does not fit these samples: it takes texts"):
+        material.search(families=["ngrams"])
+
+
+@pytest.mark.slow
+def test_minutes_end_a_search(material):
+    with mock.patch("ensdistill.student.search.search.time.monotonic", side_effect=itertools.count()):
+        result = material.search(trials=None, steps=64, minutes=0.4, keep=0.5)  # 24 looks at the clock
+    assert 2 <= sum(result.cost.trials.values()) <= 12
+    assert min(result.cost.trials.values()) >= 1
+
+
+def _process(material, folder, trials):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from search_helpers import Material\n"
+        "import tempfile\n"
+        f"Material(tempfile.mkdtemp() + '/cache').search(keep=0.5, folder={str(folder)!r}, trials={trials})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_search_and_a_killed_one_goes_on(material, tmp_path):
+    both = [_process(material, tmp_path, 40) for _ in range(2)]
+    journal = tmp_path / JOURNAL
+    while (
+        not journal.exists()
+        or journal.read_bytes().count(b'"state": "done"') + journal.read_bytes().count(b'"state":"done"') < 6
+    ):
+        time.sleep(0.05)
+        assert all(one.poll() is None for one in both)
+    for one in both:
+        one.send_signal(signal.SIGKILL)
+        one.wait()
+    last = [_process(material, tmp_path, 8) for _ in range(2)]
+    assert [one.wait(300) for one in last] == [0, 0]
+    result = material.search(keep=0.5, folder=tmp_path, trials=8)
+    assert min(result.cost.trials.values()) >= 8
+    numbers = [line for line in journal.read_text().splitlines() if json.loads(line)]
+    assert len(numbers) == journal.read_bytes().count(b"\n")

@@ -1,0 +1,141 @@
+"""The families of a search, the values that trials draw, and the order in which candidates are tried."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ensdistill.common.completion import completed
+from ensdistill.data.preprocess import fitted
+from ensdistill.data.samples import as_samples, form
+from ensdistill.student.search.build import estimator_setting, made
+from ensdistill.student.search.families import FAMILIES, About, families_for, import_family
+from ensdistill.student.search.journal import Record
+from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.space import Space
+
+SAMPLES = {
+    "array": np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32),
+    "images": np.random.default_rng(0).random((40, 1, 8, 8)).astype(np.float32),
+    "table": pd.DataFrame({"a": np.arange(40.0), "b": list("abcdefghij") * 4, "c": ["x", "y"] * 20}),
+    "text": ["some words and others", "two words"] * 20,
+}
+EXPECTED = {
+    "array": {"mlp", "boosted"},
+    "images": {"mlp", "cnn"},
+    "table": {"mlp", "embeddings", "boosted"},
+    "text": {"ngrams", "transformer"},
+}
+
+
+def about_of(kind):
+    described = form(as_samples(SAMPLES[kind]))
+    return About(described["kind"], tuple(described.get("shape") or ()), 40, 40, 3)
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_families_that_fit_the_samples_are_searched(kind):
+    assert {family.name for family in families_for((), about_of(kind))} == EXPECTED[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k, names in EXPECTED.items() for n in sorted(names - {"boosted"})]
+)
+def test_candidates_are_built_for_the_samples_and_grow(kind, name):
+    samples, sizes = as_samples(SAMPLES[kind]), []
+    for candidate in import_family(name).candidates(about_of(kind)):
+        preprocess = fitted(made(candidate.preprocess), samples, seed=0)
+        two = samples[:2] if preprocess is None else preprocess(samples[:2])
+        model = completed(candidate.model, two, 3, preprocess)()
+        assert model(torch.as_tensor(two)).shape == (2, 3)
+        sizes.append(sum(p.numel() for p in model.parameters()))
+    assert len(sizes) >= 2
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_boosters_estimator_has_the_trials_values():
+    candidate = import_family("boosted").candidates(about_of("array"))[0]
+    space = Space(candidate, "student", 100, True, ("given",))
+    own = made(estimator_setting(candidate.estimator, space.defaults()))
+    assert (own.n_estimators, own.num_leaves, own.min_child_samples) == (30, 31, 20)
+
+
+class Drawn:
+    """A trial that takes the lowest or first value of everything."""
+
+    def suggest_float(self, name, low, high, *, log=False):
+        return low
+
+    def suggest_int(self, name, low, high, *, log=False):
+        return low
+
+    def suggest_categorical(self, name, choices):
+        return choices[0]
+
+
+@pytest.mark.parametrize("role", ["student", "direct"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_trial_draws_the_values_that_the_defaults_have(role, name):
+    kind = next(kind for kind, names in EXPECTED.items() if name in names)
+    candidate = import_family(name).candidates(about_of(kind))[0]
+    space = Space(candidate, role, 640, True, ("given", "other"))
+    drawn = space.drawn(Drawn())
+    assert drawn.keys() == space.defaults().keys()
+    assert ("mixture" in drawn) == (role == "student")
+    assert ("dropout" in drawn) == (name in ("mlp", "embeddings", "cnn", "ngrams", "transformer"))
+    if candidate.model is not None:
+        assert space.optimization(drawn).steps == 320
+    assert space.loss(drawn).alpha == (1.0 if role == "student" else 0.0)
+
+
+def test_alpha_is_drawn_only_where_rows_have_labels():
+    candidate = import_family("mlp").candidates(about_of("array"))[0]
+    assert "alpha" in Space(candidate, "student", 64, True, ("given",)).defaults()
+    assert "alpha" not in Space(candidate, "student", 64, False, ("given",)).defaults()
+
+
+def record(role, candidate, value=1.0, seconds=1.0, state="done"):
+    return Record(role, candidate, 0, {}, state, seconds, value=value)
+
+
+LADDER = Policy({"f": ("f/1", "f/2", "f/3", "f/4", "f/5")}, 0.9)
+
+
+def test_direct_and_student_share_the_budget():
+    assert LADDER.role([], True, None) == "direct"
+    assert LADDER.role([record("direct", "f/3", seconds=3)], True, None) == "student"
+    both = [record("direct", "f/3", seconds=3), record("student", "f/3", seconds=1)]
+    assert LADDER.role(both, True, None) == "student"
+    assert LADDER.role(both, False, 2) == "direct"
+    assert LADDER.role(both, False, 1) is None
+
+
+def test_sizes_go_up_until_one_keeps_enough_and_down_between():
+    tried = [record("student", "f/3", 1.0)]
+    assert LADDER.candidate("student", [], {}) == "f/3"
+    assert LADDER.candidate("student", tried, {"f/3": 0.5}) == "f/4"
+    assert LADDER.candidate("student", tried, {"f/3": 0.95}) == "f/2"
+    tried += [record("student", "f/4", 0.9)]
+    assert LADDER.candidate("student", tried, {"f/3": 0.5, "f/4": 0.95}) == "f/2"
+    tried += [record("student", key, 1.5) for key in ("f/3", "f/3", "f/2", "f/2", "f/2")]
+    # Three trials each below have not kept enough: the two sizes at the border become better in turn.
+    assert LADDER.candidate("student", tried, {"f/2": 0.3, "f/3": 0.5, "f/4": 0.95}) == "f/4"
+
+
+def test_where_no_size_keeps_enough_the_best_are_tried_on():
+    tried = [record("student", f"f/{i}", 6.0 - i) for i in range(1, 6)]
+    assert LADDER.candidate("student", tried, {}) == "f/5"
+    assert LADDER.candidate("student", [*tried, record("student", "f/5", 1.0)], {}) == "f/4"
+
+
+def test_the_best_candidate_within_a_budget_has_two_trials_of_three():
+    policy = Policy({"f": ("f/1", "f/2"), "g": ("g/1",)}, None)
+    tried = []
+    for _ in range(12):
+        key = policy.candidate("student", tried, {})
+        tried.append(record("student", key, {"f/1": 3.0, "f/2": 1.0, "g/1": 2.0}[key]))
+    keys = [one.candidate for one in tried]
+    assert set(keys[:3]) == {"f/1", "f/2", "g/1"}
+    assert (keys.count("f/2"), keys.count("g/1"), keys.count("f/1")) == (7, 4, 1)
