@@ -137,8 +137,8 @@ def test_the_section_trains_the_chosen_student_without_a_search(found):
     section = yaml.safe_load(found[0].yaml("small"))["distill"]["students"]["small"]
     assert section["model"]["class_path"] == "ensdistill.models.MLP"
     assert section["optimization"]["steps"] == section["direct"]["steps"]
-    from ensdistill.job.student_config import StudentConfig
     from ensdistill.job.search_config import found_student
+    from ensdistill.job.student_config import StudentConfig
 
     student = StudentConfig(**found_student(section))
     assert student.optimization.learning_rate == found[0].chosen.values["rate"]
