@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,7 @@ from search_helpers import Material
 from ensdistill.data import Rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.journal import JOURNAL, Journal
-from ensdistill.student.search.judging import ensemble_figures, figures_of, kept
+from ensdistill.student.search.judging import Kept, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.rows import Judged
 
@@ -49,6 +50,17 @@ def test_the_smallest_student_that_keeps_enough_is_chosen(found):
     assert result.chosen == min(enough, key=lambda p: p.bytes)
     assert [p.bytes for p in result.points] == sorted(p.bytes for p in result.points)
     assert "is the smallest that keeps 50 %" in str(result)
+
+
+def test_a_student_worse_than_direct_on_labels_is_not_chosen_however_like_the_ensemble_it_is(found):
+    from ensdistill.student.search.choosing import _keeps
+
+    result, _ = found
+    like = {metric: Kept(0.99, 0.98, 1.0, "ensemble") for metric in ("nll", "accuracy")}
+    one = replace(result.chosen, kept=like, figures={**result.chosen.figures, "nll": 0.5})
+    records = [mock.Mock(losses={"nll": nll}) for nll in (0.51, 0.49)]
+    assert [_keeps(one, direct, 0.95) for direct in records] == [True, False]
+    assert _keeps(one, mock.Mock(losses={"kl": 0.1}), 0.95)  # no row has a label
 
 
 def test_the_frontier_is_drawn_and_saved(found, tmp_path):

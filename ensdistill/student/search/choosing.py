@@ -42,7 +42,7 @@ def chosen_of(search: _Search) -> SearchResult:
     points = [_timed(search, one) if one.frontier else one for one in points]
     settings = search.settings
     allowed = [one for one in points if one.fits and one.share is not None]
-    enough = [one for one in allowed if settings.keep is None or _keeps(one, settings.keep)]
+    enough = [one for one in allowed if settings.keep is None or _keeps(one, direct, settings.keep)]
     chosen = None
     if enough:
         chosen = min(enough, key=_size) if settings.keep is not None else max(enough, key=_merit)
@@ -99,8 +99,14 @@ def _timed(search: _Search, one: Point) -> Point:
     return one if latency is None else replace(one, latency=latency.seconds, runtime=latency.runtime)
 
 
-def _keeps(one: Point, keep: float) -> bool:
-    """Whether both shares are at least ``keep``, and no interval lies below it."""
+def _keeps(one: Point, direct: Record, keep: float) -> bool:
+    """Whether both shares are at least ``keep``, and no interval lies below it.
+
+    A share by the ensemble's own probabilities is of likeness: a student may be like an ensemble that is no
+    better than direct. So where rows have labels, its NLL on them must not be above direct's.
+    """
+    if "nll" in direct.losses and one.figures["nll"] > direct.losses["nll"]:
+        return False
     return all(
         share.share is not None and share.share >= keep and (share.high is None or share.high >= keep)
         for share in (one.kept[metric] for metric in GOALS)
