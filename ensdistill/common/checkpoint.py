@@ -224,6 +224,12 @@ def _mismatch(path: Path, before: Any, now: Any) -> CheckpointMismatch:
         lines = lines or ["the code of the trainer"]
         more = len(lines) - SHOWN
         lines = [*lines[:SHOWN], f"and {more} more"] if more > 0 else lines
+        if isinstance(before, dict) and before.get("threads") != now.get("threads"):
+            count = before.get("threads")
+            lines.append(
+                f"(torch.set_num_threads({count}) gives as many threads, or OMP_NUM_THREADS={count} in the "
+                "environment, which torchrun sets to 1)"
+            )
     return CheckpointMismatch(
         f"checkpoint: {path} is of another training:\n  "
         + "\n  ".join(lines)

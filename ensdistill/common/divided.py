@@ -11,6 +11,7 @@ is written after all of them. A folder that no checkpoint names is left over by 
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 import sys
 import warnings
@@ -107,7 +108,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], group: Processes) 
         # Files of other processes than now would be read, too.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    group.wait()
+    _check_seen(folder, group)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _no_warnings():
         checkpoint.save(dict(tensors), storage_writer=writer)
@@ -122,6 +123,25 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], group: Processes) 
             for name, t in tensors.items()
         },
     }
+
+
+def _check_seen(folder: Path, group: Processes) -> None:
+    """Raise ValueError in all processes unless all see the folder that process 0 has made: it could not be
+    read again from several disks."""
+    seen, mark = folder / "seen", group.first(os.urandom(16))
+    if group.rank == 0 and mark is not None:
+        seen.write_bytes(mark)
+    group.wait()
+    with group.together():
+        if not seen.is_file() or seen.read_bytes() != mark:
+            raise ValueError(
+                f"checkpoint: process {group.rank} does not see {folder.absolute()} of process 0, and the "
+                "shards of a divided student have to be in one folder; name a folder on a disk that all "
+                "processes see, by its whole path"
+            )
+    if group.rank == 0:
+        seen.unlink()
+    group.wait()
 
 
 def check_shards(path: Path, record: Mapping[str, Any]) -> Path:

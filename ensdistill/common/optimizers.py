@@ -70,7 +70,8 @@ class StudentOptimization(Optimization):
         other arguments stand in the partial. In YAML class_path and init_args.
     schedule : {"one_cycle", "cosine", "constant"}, class of LRScheduler, or functools.partial of one
         A class's schedule begins after the warm-up, and takes one step after each step of the optimiser. A
-        ``T_max`` that is not given is the number of steps after the warm-up. ``one_cycle`` cycles the first
+        ``T_max`` that is not given is the number of steps after the warm-up, as is ``total_steps`` of
+        OneCycleLR, whose ``max_lr`` is then the learning rate. ``one_cycle`` cycles the first
         momentum of optimisers that have one.
     groups : sequence of ParameterGroup
         Parameters with a learning rate or a weight decay of their own. A parameter belongs to the first group
@@ -221,6 +222,21 @@ class StudentOptimization(Optimization):
             made.append(own)
         return made
 
+    def _one_cycle(self, optimizer: Optimizer, left: int) -> dict[str, Any]:
+        """The arguments of OneCycleLR that the settings leave out, for ``left`` steps after the warm-up."""
+        given = getattr(self.schedule, "keywords", {})
+        found: dict[str, Any] = {}
+        if "max_lr" not in given:
+            found["max_lr"] = [float(group["lr"]) for group in optimizer.param_groups]
+        if "total_steps" not in given and "epochs" not in given:
+            found["total_steps"] = max(2, left)
+        if (total := given.get("total_steps")) is not None and total < left:
+            raise ValueError(
+                f"optimization.schedule: OneCycleLR: total_steps: expected at least {left}, the steps after "
+                f"the warm-up; got {total}: leave it out, and it is {left}"
+            )
+        return found
+
     def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
         warmup = round(self.warmup * self.steps)
         if self.schedule == "one_cycle":
@@ -236,8 +252,11 @@ class StudentOptimization(Optimization):
         if isinstance(self.schedule, str):
             return LambdaLR(optimizer, self._factor)
         known = inspect.signature(self.schedule).parameters
+        left = max(1, self.steps - warmup)
         missing = "T_max" in known and known["T_max"].default is inspect.Parameter.empty
-        length = {"T_max": max(1, self.steps - warmup)} if missing else {}
+        length: dict[str, Any] = {"T_max": left} if missing else {}
+        if getattr(self.schedule, "func", self.schedule) is OneCycleLR:
+            length = self._one_cycle(optimizer, left)
 
         def make() -> LRScheduler:
             try:

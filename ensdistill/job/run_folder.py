@@ -372,20 +372,31 @@ def keep(
 ) -> None:
     """Train one model (``train(folder=...)``) and keep it, unless it is kept already.
 
-    The checkpoints of a training for other ``inputs`` are deleted first.
+    The log and the checkpoints of a training for other ``inputs`` are set aside, and come back where the new
+    one is refused before its first step.
     """
     if is_done(folder, inputs):
         return
     start, place = time.perf_counter(), folder / TRAINING
+    before = place.with_name(f"{TRAINING}.before")
     if read_json(place / "inputs.json") != inputs:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        if place.exists():
+            place.rename(before)
         place.mkdir(parents=True)
         write_json(place / "inputs.json", inputs)
     try:
-        trained = train(folder=place)
-    except CheckpointMismatch:
-        shutil.rmtree(place)
-        trained = train(folder=place)
+        try:
+            trained = train(folder=place)
+        except CheckpointMismatch:
+            shutil.rmtree(place)
+            trained = train(folder=place)
+    except Exception:
+        if before.exists() and not (place / "log.jsonl").exists():
+            shutil.rmtree(place)
+            before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
     trained.member(classes=split.classes, factory=factory).save(folder)
     write_arrays(
         folder / "curve.safetensors",

@@ -55,9 +55,11 @@ def add_gradients(
     """Compute the gradients of a batch, and return its loss [], without a gradient."""
     engine.optimizer.zero_grad()
     total: Tensor | None = None
+    step = type(trainer).training_step.__qualname__
+    name = name_of(loss) if step == "StudentTrainer.training_step" else step
     for part in split(batch, parts):
         value = trainer.training_step(engine.forward, part, loss)
-        check_first_loss(value, name_of(loss))
+        check_first_loss(value, name)
         if parts > 1:
             value = value / parts
         engine.backward(value)

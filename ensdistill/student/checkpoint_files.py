@@ -55,15 +55,18 @@ class CheckpointFiles:
 
 
 def checkpoint_files(
-    checkpoint: Path | str | None, folder: Path | str | None, keep_last: int
+    checkpoint: Path | str | None, folder: Path | str | None, keep_last: int, every: int = 1
 ) -> CheckpointFiles | None:
     """The files of a training's checkpoints; None where it has none.
 
     Raises
     ------
     ValueError
-        Both a file and a folder, a folder that is a file, or fewer than one checkpoint to keep.
+        Both a file and a folder, a folder that is a file, or fewer than one checkpoint to keep or step
+        between two.
     """
+    if not whole(every) or every < 1:
+        raise ValueError(f"checkpoint_every: expected an integer of at least 1, in steps; got {every!r}")
     if not whole(keep_last) or keep_last < 1:
         raise ValueError(f"keep_last: expected an integer of at least 1; got {keep_last!r}")
     if folder is None:

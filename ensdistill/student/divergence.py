@@ -58,7 +58,9 @@ def _extreme_input(inputs: Inputs, batch: Batch) -> str | None:
         largest = torch.nan_to_num(part.abs().reshape(len(part), -1), nan=torch.inf, posinf=torch.inf)
         largest = largest.amax(1)
         if (size := largest.max().item()) > EXTREME:
-            uid, where = int(batch.uids[int(largest.argmax())]), f" in {name!r}" if name else ""
+            row = int(largest.argmax())
+            size = torch.nan if part[row].isnan().any() else size
+            uid, where = int(batch.uids[row]), f" in {name!r}" if name else ""
             return (
                 f"the likeliest cause is an extreme input: uid {uid} holds a value of {size:g}{where}; clean "
                 "or scale the inputs, for example by a preprocess"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import make_module
+from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
@@ -67,7 +68,29 @@ def build_student(
         raise ValueError(f"{wanted}; got {list(logits.shape)}")
     if isinstance(first, Tensor) and first.is_floating_point():
         check_ending(model, first, name)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"factory: {name} has no parameter that can be trained: all have requires_grad=False, as a "
+            "teacher's copy has them; let the factory call requires_grad_(True)"
+        )
     return model
+
+
+def check_rows(rows: Any) -> None:
+    """Raise TypeError for anything but Rows."""
+    if not isinstance(rows, Rows):
+        raise TypeError(
+            f"rows: expected Rows, such as Rows(inputs, uids, labels); got {type(rows).__name__}: uids are "
+            "different integers, np.arange(len(inputs)) for example, and -100 stands for no label"
+        )
+
+
+def check_optimization(argument: str, optimization: Any) -> None:
+    """Raise TypeError for anything but an Optimization."""
+    if not isinstance(optimization, Optimization):
+        raise TypeError(
+            f"{argument}: expected an Optimization or a StudentOptimization; got {optimization!r}"
+        )
 
 
 def _check_no_teacher(factory: Any) -> None:

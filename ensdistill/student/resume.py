@@ -82,9 +82,12 @@ class Checkpoint:
         """
         if self.files is None:
             return 0
-        group, newest = self.engine.group, self.files.newest()
+        group = self.engine.group
+        # The name of process 0's file, by which errors of all processes name it.
+        own = str(self.files.newest() or self.files.at(0)).encode()
+        newest = Path((group.first(own) or own).decode())
         resumed = load_checkpoint(
-            newest or self.files.at(0),
+            newest,
             fingerprint=self.fingerprint,
             tensors=self._tensors(),
             optimizer=self.engine.optimizer,
@@ -142,7 +145,8 @@ class Checkpoint:
             return
         group = self.engine.group
         tensors: dict[str, Tensor] = {}
-        for name in self.selection.best.keys() & self.engine.model.state_dict().keys():
+        # In the model's order, the same in all processes: they gather one tensor after the other together.
+        for name in [n for n in self.engine.model.state_dict() if n in self.selection.best]:
             whole = gathered(self.selection.best[name])  # by all processes
             tensors |= {name: whole.cpu()} if group.rank == 0 else {}
         if group.rank != 0:

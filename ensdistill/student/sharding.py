@@ -29,6 +29,8 @@ def check_shard(given: Any) -> tuple[str, ...] | None:
     is."""
     if given is False:
         return None
+    if isinstance(given, (list, tuple)) and not given:
+        raise ValueError(f"shard: expected True, False, or patterns of module names; got {given!r}")
     return () if given is True else check_patterns("shard", given)
 
 

@@ -20,6 +20,7 @@ from ensdistill.common.optimizers import build_optimizer, student_settings
 from ensdistill.common.processes import Processes, processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
+from ensdistill.common.scalars import whole
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.samples import as_samples
 from ensdistill.loss.functional import distillation_loss
@@ -30,7 +31,7 @@ from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.methods import SoftTargets
-from ensdistill.student.preconditions import build_student
+from ensdistill.student.preconditions import build_student, check_optimization
 from ensdistill.student.selection import Choice, Selection
 from ensdistill.student.sources import TargetSource
 from ensdistill.student.trainer import StudentTrainer
@@ -120,7 +121,9 @@ def distill_many(
     >>> len(found)
     4
     """
-    if not len(seeds):
+    if not isinstance(seeds, Sequence) or not all(map(whole, seeds)):
+        raise TypeError(f"seeds: expected integers, one for each student; got {seeds!r}")
+    if not seeds:
         raise ValueError("seeds: expected at least one; got none")
     if optimizations is not None and len(optimizations) != len(seeds):
         raise ValueError(
@@ -136,6 +139,7 @@ def distill_many(
             )
     trainers = [copy(trainer) for _ in seeds]
     for own, optimization in zip(trainers, optimizations or [], strict=bool(optimizations)):
+        check_optimization("optimizations", optimization)
         own.optimization = optimization
 
     wanted = way == "stacked" or (way == "auto" and len(seeds) >= STACK_FROM)
@@ -311,8 +315,8 @@ class Stack:
                     parameter.grad = None
                 loss.sum().backward()  # the sum, so that a student's gradient is the one it has alone
                 for s, (optimizer, scheduler) in enumerate(optimizers):
-                    for p, whole, place in slices[s]:
-                        p.grad = None if whole.grad is None else whole.grad[place]
+                    for p, stacked, place in slices[s]:
+                        p.grad = None if stacked.grad is None else stacked.grad[place]
                     if (clip := clips[s]) is not None:
                         nn.utils.clip_grad_norm_(self.models[s].parameters(), clip)
                     optimizer.step()

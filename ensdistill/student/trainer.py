@@ -37,7 +37,7 @@ from ensdistill.student.methods import (
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
-from ensdistill.student.preconditions import check_compiled
+from ensdistill.student.preconditions import check_compiled, check_optimization, check_rows
 from ensdistill.student.sharding import check_shard
 from ensdistill.student.sources import TargetSource, targets_for
 from ensdistill.student.trackers import check_trackers
@@ -159,6 +159,8 @@ class StudentTrainer:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+        if optimization is not None:
+            check_optimization("optimization", optimization)
         self.optimization = optimization or Optimization()
         self.mixed_precision, self.cpu, self.impl, self.sync_batch_norm = (
             mixed_precision,
@@ -270,6 +272,7 @@ class StudentTrainer:
         """
         with processes(device_type(self.cpu, self.mixed_precision)) as group:
             with group.together():
+                check_rows(rows)
                 loss = self._loss_of(cache, member)
                 rows, judged = split_rows(validation, rows, cache, seed)
                 targets = targets_for(cache, rows, augment)
@@ -286,7 +289,7 @@ class StudentTrainer:
                     workers=workers,
                     seed=seed,
                     watch=watch,
-                    checkpoint=checkpoint_files(checkpoint, folder, keep_last),
+                    checkpoint=checkpoint_files(checkpoint, folder, keep_last, checkpoint_every),
                     checkpoint_every=checkpoint_every,
                     progress=progress,
                     validation=held,
@@ -321,6 +324,7 @@ class StudentTrainer:
         """
         with processes(device_type(self.cpu, self.mixed_precision)) as group:
             with group.together():
+                check_rows(rows)
                 loss = HardLabels(self.optimization.label_smoothing)
                 loss.check(rows, classes, None)
                 rows, judged = split_rows(validation, rows, None, seed)
@@ -336,7 +340,7 @@ class StudentTrainer:
                     workers=workers,
                     seed=seed,
                     watch=watch,
-                    checkpoint=checkpoint_files(checkpoint, folder, keep_last),
+                    checkpoint=checkpoint_files(checkpoint, folder, keep_last, checkpoint_every),
                     checkpoint_every=checkpoint_every,
                     progress=progress,
                     validation=held,

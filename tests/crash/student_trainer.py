@@ -70,6 +70,11 @@ def dropping() -> nn.Module:
     return nn.Sequential(Norms(remember=True), nn.Dropout(0.2))
 
 
+def equal_layers() -> nn.Module:
+    """Layers of one shape: a tensor that is taken for another one is no error, but a wrong number."""
+    return nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(4)), nn.Linear(64, 10))
+
+
 class Idle(nn.Module):
     """Has a parameter that no step uses."""
 
@@ -190,6 +195,9 @@ JOBS = {
         validation=0.2,
         way={"shard": ["image.[01]", "hidden"], "recompute_modules": "hidden"},
     ),
+    "divided, in a folder": partial(
+        distil, factory=equal_layers, steps=40, validation=0.2, way={"shard": True}
+    ),
     "divided and compiled": partial(
         distil, factory=MLP, steps=16, way={"shard": "1", "compile": "aot_eager", "mixed_precision": "bf16"}
     ),
@@ -220,6 +228,8 @@ def arrays(trained) -> dict[str, np.ndarray]:
 
 def run(name: str, folder: Path, **more):
     kept = {"checkpoint": folder / f"{name}.checkpoint", "checkpoint_every": EVERY} if name in GO_ON else {}
+    if name == "divided, in a folder":
+        kept = {"folder": folder / name}
     return JOBS[name](folder, **{**kept, **more})
 
 
@@ -427,6 +437,18 @@ def refuse(folder: Path, rank: int) -> None:
         "^process 1 of 2 failed: CacheMismatch: " if rank == 0 else "",
     ):
         trainer.distill(MLP, changed, cache(folder))
+
+    # Two disks: each process would find its own shard alone.
+    here = os.getcwd()
+    (folder / f"disk-{rank}").mkdir()
+    os.chdir(folder / f"disk-{rank}")
+    with np.testing.assert_raises_regex(
+        ValueError if rank == 1 else ProcessFailed, r"checkpoint: process 1 does not see .*whole path$"
+    ):
+        StudentTrainer(few(), shard=True).direct(
+            MLP, everything, classes=10, checkpoint="own", checkpoint_every=EVERY
+        )
+    os.chdir(here)
 
     # The same class, of which one machine has an older version.
     (folder / f"code-{rank}").mkdir()

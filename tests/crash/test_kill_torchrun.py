@@ -84,6 +84,14 @@ def test_it_is_the_student_of_one_process(compared, job):
     assert (compared / f"{job}-0.txt").read_text() == ""  # nothing to warn of
 
 
+def test_the_best_weights_of_a_divided_student_are_those_that_it_returns(compared):
+    kept = load_file(compared / "divided, in a folder" / "best.safetensors")
+    student = loaded(compared / "divided, in a folder-0.npz")
+    assert len(kept) == 10
+    for name, value in kept.items():
+        np.testing.assert_array_equal(value.numpy(), student[name], err_msg=name)
+
+
 def test_two_processes_fill_one_cache(compared):
     JOBS["a cache as you go"](compared)
     two, one = (TargetCache.open(compared / f"filled by {count}", check="full") for count in (2, 1))

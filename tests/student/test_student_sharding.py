@@ -54,6 +54,11 @@ def test_what_is_no_pattern_is_refused(shard):
         StudentTrainer(shard=shard)
 
 
+def test_no_pattern_is_neither_true_nor_false():
+    with pytest.raises(ValueError, match=r"^shard: expected True, False, or patterns .*; got \[\]"):
+        StudentTrainer(shard=[])
+
+
 @pytest.mark.parametrize(
     ("shard", "settings", "message"),
     [
