@@ -141,6 +141,7 @@ class Divided(Callback):
 
 def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, settings=None, way=None, **more):
     way = dict(way or {})
+    more |= {"folder": more.pop("kept_in", None)}
     if way.get("shard") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         way["callbacks"] = [Divided()]
     trainer = StudentTrainer(
@@ -229,7 +230,7 @@ def arrays(trained) -> dict[str, np.ndarray]:
 def run(name: str, folder: Path, **more):
     kept = {"checkpoint": folder / f"{name}.checkpoint", "checkpoint_every": EVERY} if name in GO_ON else {}
     if name == "divided, in a folder":
-        kept = {"folder": folder / name}
+        kept = {"kept_in": folder / name}
     return JOBS[name](folder, **{**kept, **more})
 
 
