@@ -11,6 +11,7 @@ The entries marked ``*`` describe the first student and stand again, for every s
     name                                              str
     dataset.{name}                                    str
     dataset.{labelled,pool,transfer,test,classes}     int
+    dataset.asked                                     int, rows of all versions of the transfer set
     seeds.<i>                                         int
     bootstrap.{resamples,seed}                        int
     bootstrap.{level}                                 float

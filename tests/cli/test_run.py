@@ -42,6 +42,7 @@ def test_the_report_has_the_documented_keys(finished_job):
         "labelled": 100,
         "pool": 100,
         "transfer": 260,
+        "asked": 260,
         "test": 1597,
         "classes": 10,
     }

@@ -83,6 +83,7 @@ def test_images_in_folders_run(tmp_path):
         "labelled": 16,
         "pool": 64,
         "transfer": 80,
+        "asked": 80,
         "test": 20,
         "classes": 2,
     }

@@ -119,7 +119,9 @@ def test_a_mapping_is_the_modules_keyword_arguments_in_batches_of_any_size(rows)
     found = as_member(TorchMember(masked, batch_size=4)).predict_logits(ids)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     tensors = {name: torch.from_numpy(part) for name, part in ids.items()}
-    np.testing.assert_array_equal(Ensemble.from_members([masked]).raw_logits(tensors)[0], found)
+    # Other batches than those of 4 rows: some processors' last bits depend on them, as above.
+    whole = Ensemble.from_members([masked]).raw_logits(tensors)[0]
+    np.testing.assert_allclose(whole, found, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [3, 2050])

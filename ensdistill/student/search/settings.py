@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from ensdistill.common.scalars import plain_fields, real, whole
@@ -124,4 +125,4 @@ def quantity(name: str, value: Any, units: dict[str, Any], expected: str) -> flo
         raise ValueError(
             f"{name}: expected a positive number, or {expected} ({', '.join(units)}); got {value!r}"
         )
-    return float(number) * float(units.get(unit, 1))
+    return float(Decimal(str(number)) * Decimal(str(units.get(unit, 1))))  # as written: 50us are 5e-05 s

@@ -142,7 +142,7 @@ class Space:
 
 
 def ordinary_steps(about: About, role: Role) -> int:
-    """Steps of an ordinary training: some forty epochs, 1 000 at least and 16 000 at most.
+    """Steps of an ordinary training: some forty epochs, 1 000 to 16 000, in whole blocks of 32.
 
     The direct student, which sees fewer rows, takes as many: its search may halve them, and the best weights
     along the way are kept.
@@ -150,7 +150,7 @@ def ordinary_steps(about: About, role: Role) -> int:
     Examples
     --------
     >>> ordinary_steps(About("array", (16,), 40_000, 4_000, 26), "student")
-    6240
+    6272
     """
     rows = about.rows if role == "student" else max(about.labelled, about.rows // 4)
     epochs = 40 * rows / 256
