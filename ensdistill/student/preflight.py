@@ -162,7 +162,7 @@ def preflight(held_out: Sequence[HeldOut], origins: Mapping[str, Spread]) -> Pre
     over_direct = {name: _leads(held_out, [_log_softmax(one.direct[name]) for one in held_out])
                    for name in names}  # fmt: skip
     found = list(dict.fromkeys(one.best_member for one in held_out))
-    made = Preflight(", ".join(found), over_best, over_direct, spreads, ())
+    made = Preflight(" or ".join(found), over_best, over_direct, spreads, ())
     return replace(made, advice=tuple(_advice(made)))
 
 
@@ -185,7 +185,7 @@ def _advice(found: Preflight) -> list[str]:
     there = found.spreads[HELD_OUT].epistemic
     if there > 0 and mean < NARROW * there:
         others = [name for name in asked if name != LABELLED]
-        more = "more of them, or broader ones" if others else "a pool of unlabelled rows, or synthetic rows"
+        more = "more rows to it, or broader ones" if others else "a pool of unlabelled rows, or synthetic rows"
         advice.append(
             f"On the transfer set members differ by {mean:.3f} nats, on held-out rows by {there:.3f}: the "
             f"student is asked too little where they differ. Add {more}."
