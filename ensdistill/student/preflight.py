@@ -185,7 +185,7 @@ def _advice(found: Preflight) -> list[str]:
     there = found.spreads[HELD_OUT].epistemic
     if there > 0 and mean < NARROW * there:
         others = [name for name in asked if name != LABELLED]
-        more = "more rows to it, or broader ones" if others else "a pool of unlabelled rows, or synthetic rows"
+        more = "more rows, or broader ones" if others else "a pool of unlabelled rows, or synthetic rows"
         advice.append(
             f"On the transfer set members differ by {mean:.3f} nats, on held-out rows by {there:.3f}: the "
             f"student is asked too little where they differ. Add {more}."
