@@ -73,7 +73,7 @@ def judge_student(
 
 
 def goals(judged: Sequence[dict[str, Any]], regime: str, size: str) -> dict[str, Any]:
-    """The mean of what was kept, over the cases of a regime in which a metric counts."""
+    """The mean share kept, over the cases of a regime in which a metric counts."""
     wanted = [one for one in judged if one["regime"] == regime and one["size"] == size]
     result: dict[str, Any] = {"cases": len(wanted)}
     for metric in METRICS:

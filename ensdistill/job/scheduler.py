@@ -43,7 +43,7 @@ class Display(Protocol):
         """A worker raised a warning with this text."""
 
     def preflight(self, found: Any) -> None:
-        """All caches are finished: what there is to keep, an
+        """All caches are finished; ``found`` is an
         :class:`ensdistill.student.preflight.Preflight`."""
 
 
@@ -142,7 +142,7 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
 
 
 def _forecast(folder: RunFolder, display: Display) -> None:
-    """Show what there is to keep, while the students are being trained."""
+    """Show the preflight, while the students are being trained."""
     from ensdistill.job.preflight import run_preflight
 
     # Of members without held-out predictions there is none; `ensdistill preflight` names them.

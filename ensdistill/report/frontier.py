@@ -86,7 +86,7 @@ def _means(figures: Mapping[str, float]) -> list[str]:
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
-    """What is kept against the bytes of the student, with 95 % intervals; the chosen student is ringed.
+    """The share kept against the bytes of the student, with 95 % intervals; the chosen student is ringed.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What there is to keep, before a student is trained: the ensemble's lead on held-out rows, and how much its
+"""The forecast before a student is trained: the ensemble's lead on held-out rows, and how much its
 members differ where the student is asked."""
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def training_fingerprint(
 def check_agreement(
     trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes, same: str
 ) -> None:
-    """Raise ValueError in all processes unless they have the same digest; names what differs."""
+    """Raise ValueError in all processes unless they have the same digest; it names the differing fields."""
     other = group.first(same.encode()) != same.encode()
     if (rank := group.foremost(other)) is None:
         return

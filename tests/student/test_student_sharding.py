@@ -76,7 +76,8 @@ def test_students_that_cannot_be_divided_are_refused_by_one_process_too(shard, s
 
 
 def test_a_parameter_of_two_modules_that_are_gathered_together_is_no_error():
-    trained(partial(Blocks, tied=True), shard="head")
+    module = trained(partial(Blocks, tied=True), shard="head").module
+    assert module.last.weight is module.blocks[1].weight
 
 
 def test_a_copy_has_other_numbers_and_the_same_ties():

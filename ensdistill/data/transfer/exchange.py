@@ -126,7 +126,7 @@ class Exchange:
 
 @dataclass(frozen=True, eq=False)
 class FittedExchange:
-    """An :class:`Exchange` and all that it knows of its base.
+    """An :class:`Exchange` with the columns, the neighbours and the noise of its base.
 
     Parameters
     ----------

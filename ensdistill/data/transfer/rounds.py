@@ -135,7 +135,7 @@ class Rounds:
 
 
 def maker(source: Synthetic, base: Any) -> Callable[[np.random.Generator], Any]:
-    """The source's ``make`` for one base, with what is the same for all calls done once."""
+    """The source's ``make`` for one base; a source with ``fit`` is fitted once for all calls."""
     if callable(fit := getattr(source, "fit", None)):
         made: Callable[[np.random.Generator], Any] = fit(base).make
         return made

@@ -1,4 +1,4 @@
-"""From a candidate to what trains it: factory, preprocess, estimator; and their size."""
+"""Builds a candidate: its factory, preprocess or estimator, and its size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a search: what was tried, in a file of JSON lines that several processes append to and that
+"""The journal of a search: its trials, in a file of JSON lines that several processes append to and that
 survives a kill at any moment. Nothing in it is pickled."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Record:
     losses : dict of str to float
         Means over the rows that judge.
     value : float
-        What the search lowers; infinite where the trial was not judged.
+        The value that the search lowers; infinite where the trial was not judged.
     started : float
         Seconds since 1970.
     worker : str
