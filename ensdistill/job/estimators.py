@@ -75,7 +75,7 @@ def train_estimator_baselines(
     folder: Path,
     report: UnitProgress,
 ) -> dict[str, Any]:
-    """Fit *direct* and *direct with label smoothing*; returns what
+    """Fit *direct* and *direct with label smoothing*, and return the record of their search, as
     :func:`ensdistill.job.direct.train_baselines` does."""
     inputs = digest(
         [
