@@ -94,6 +94,7 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             "labelled": 200,
             "pool": 900,
             "transfer": 3300,
+            "asked": 3300,
             "test": ROWS,
             "classes": CLASSES,
         },
