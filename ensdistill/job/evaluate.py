@@ -66,6 +66,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     mixtures: list[np.ndarray] = []
     ensembles: list[Ensemble] = []
     best: list[str] = []
+    held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
@@ -75,6 +76,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
+        held_out.append(run.record(unit).get("held_out_nll", {}))
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
@@ -83,8 +85,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
+        own = [found.get(member.name) for found in held_out]
         member_results.append(
-            MemberResult(member.name, shares, temperatures, [p[k] for p in members], **cost)
+            MemberResult(
+                member.name,
+                shares,
+                temperatures,
+                [p[k] for p in members],
+                held_out_nll=[] if None in own else own,
+                **cost,
+            )
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
@@ -126,7 +136,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
         baselines=_searched(run),
         searches=_searches(run),
+        auto=_auto(run),
     )
+
+
+def _auto(run: RunFolder) -> dict[str, Any]:
+    """The budget and the members left out of a planned ensemble."""
+    if run.plan is None:
+        return {}
+    about = run.plan.plain()
+    return {"minutes": about["minutes"], "seconds": run.plan.seconds, "left_out": about["left_out"]}
 
 
 def _searches(run: RunFolder) -> dict[str, list[Any]]:

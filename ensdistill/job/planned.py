@@ -15,8 +15,8 @@ from ensdistill.job.config import TeachersConfig
 from ensdistill.teachers.auto import MINUTES, Plan, auto_plan, facts_of
 
 HEAD = """\
-# The members that `teachers: auto` chose, by a rule of cost for one core: the same on every machine that has the same
-# packages. Runs in this folder go by this file; without it the members are chosen anew.
+# The members that `teachers: auto` chose, by a rule of cost for one core: the same on every machine that has
+# the same packages. Runs in this folder go by this file; without it the members are chosen anew.
 # `settings` are the same members for a settings file of your own, under `teachers:`.
 """
 SHORT = ("ensdistill.teachers.recipes", "ensdistill.models", "ensdistill.data.preprocess")

@@ -36,7 +36,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         weighed by folds of the rows. ``"auto"``: of tables and arrays [N, F] boosted trees, forests and
         networks within a budget of ``minutes``, of which those stay that a greedy selection takes
         (:func:`ensdistill.teachers.auto.auto_plan`); of texts linear models and networks; of images
-        [N, channels, height, width] networks. An :class:`ensdistill.Ensemble` is kept with its temperatures and weights.
+        [N, channels, height, width] networks. An :class:`ensdistill.Ensemble` is kept with its temperatures
+        and weights.
     student : "auto", module class, functools.partial of one, or classifier
         The network's arguments ``inputs`` and ``outputs`` follow from the data. XGBoost, LightGBM and
         CatBoost are trained with the student's loss. A classifier of scikit-learn learns the ensemble's

@@ -87,8 +87,8 @@ def train_teachers(
     planned = isinstance(teachers, str) and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "minutes: expected None, because only teachers='auto' of a table or an array [N, F] have a budget; "
-            f"got {minutes!r}"
+            "minutes: expected None, because only teachers='auto' of a table or an array [N, F] has a "
+            f"budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:

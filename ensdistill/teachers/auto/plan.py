@@ -178,8 +178,8 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
     if not members and least is not None:
         if least.seconds > budget:
             raise WrongArgument(
-                f"minutes: expected at least {_rounded_up(least.seconds / 60)}, the time of the cheapest member "
-                f"({least.name}) on {folds} folds of {facts.rows} rows, {facts.columns} columns and "
+                f"minutes: expected at least {_rounded_up(least.seconds / 60)}, the time of the cheapest "
+                f"member ({least.name}) on {folds} folds of {facts.rows} rows, {facts.columns} columns and "
                 f"{facts.classes} classes; got {minutes:g}"
             )
         members.append(least)

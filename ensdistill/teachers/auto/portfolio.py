@@ -1,4 +1,4 @@
-"""The members that ``auto`` chooses from, in the order of their worth; see :mod:`ensdistill.teachers.auto.plan`.
+"""The members that :mod:`ensdistill.teachers.auto.plan` chooses from, in the order of their worth.
 
 A portfolio of fixed settings needs no search on the user's rows (Erickson et al., 2020, "AutoGluon-Tabular:
 Robust and Accurate AutoML for Structured Data"; Salinas and Erickson, 2023, "TabRepo"). The order was chosen
