@@ -22,6 +22,9 @@ from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.train import Planned, Training, train
 
+PRIORS = (1.0, 0.1, 0.0)  # shares of the prior for equal weights that a selection tries
+CROSSED = 3  # parts of the rows by which they are compared
+
 
 def train_ensemble(
     recipes: Sequence[Recipe],
@@ -154,17 +157,45 @@ def _fit(ensemble: Ensemble, held_out: np.ndarray, labelled: Rows, prior_rows: f
 
 
 def _weigh(ensemble: Ensemble, held_out: np.ndarray, labelled: Rows, prior_rows: float, select: bool) -> None:
-    """Fit weights, of those members alone that the greedy selection takes where ``select`` is set."""
-    rows: dict[str, Any] = {"prior_rows": prior_rows, "sample_weight": labelled.weights}
-    if not select:
-        ensemble.weigh(held_out, labelled.labels, **rows)
-        return
+    """Fit weights to held-out logits [K, N, C], of those members alone that the greedy selection takes where
+    ``select`` is set.
+
+    A prior for equal weights costs much where members are unequal, and nothing else guards few rows. So a
+    selection is made with the prior, with a tenth of it and without it, and the one stays that has the least
+    NLL on rows that it was not fitted to.
+    """
     counted = np.ones(len(labelled), bool) if labelled.weights is None else labelled.weights > 0
-    names = ensemble.select(held_out[:, counted], labelled.labels[counted], prior_rows=prior_rows).names
-    taken = np.isin(ensemble.names, names)
-    part = ensemble.only(*names).weigh(held_out[taken], labelled.labels, **rows)
+    rows, z = labelled.take(np.flatnonzero(counted)), held_out[:, counted]
+    if not select:
+        ensemble.weigh(z, rows.labels, prior_rows=prior_rows, sample_weight=rows.weights)
+        return
+    priors = list(dict.fromkeys(prior_rows * share for share in PRIORS))
+    losses = [_loss_of_selection(ensemble, z, rows, prior) for prior in priors]
+    chosen = _selected(ensemble, z, rows, priors[int(np.argmin(losses))])
     ensemble.weights = np.zeros(len(ensemble))
-    ensemble.weights[taken], ensemble.temperature = part.weights, part.temperature
+    ensemble.weights[np.isin(ensemble.names, chosen.names)] = chosen.weights
+    ensemble.temperature = chosen.temperature
+
+
+def _selected(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) -> Ensemble:
+    """The members that a selection takes, weighed."""
+    names = ensemble.select(z, rows.labels, prior_rows=prior_rows).names
+    own = z[np.isin(ensemble.names, names)]
+    return ensemble.only(*names).weigh(own, rows.labels, prior_rows=prior_rows, sample_weight=rows.weights)
+
+
+def _loss_of_selection(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) -> float:
+    """The NLL of selections, each on the rows that it was not fitted to."""
+    losses = np.zeros(len(rows))
+    for part in range(CROSSED):
+        held = np.arange(len(rows)) % CROSSED == part
+        if not held.any() or held.all():
+            continue
+        chosen = _selected(ensemble, z[:, ~held], rows.take(np.flatnonzero(~held)), prior_rows)
+        logits = chosen.apply_temperatures(z[np.isin(ensemble.names, chosen.names)][:, held])
+        p = chosen.combine(logits)[np.arange(held.sum()), rows.labels[held]]
+        losses[held] = -np.log(np.maximum(p, np.finfo(np.float64).eps))
+    return float(np.average(losses, weights=rows.weights))
 
 
 def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:

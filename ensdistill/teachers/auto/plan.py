@@ -169,9 +169,10 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
             continue
         sizes = [PlannedMember(entry.name, size, _seconds(entry, facts, size, folds)) for size in entry.sizes]
         least = min(least or sizes[-1], sizes[-1], key=lambda one: one.seconds)
-        chosen = next((one for one in sizes if one.seconds <= min(left, SHARE * budget)), None)
+        most = min(left, SHARE * budget)
+        chosen = next((one for one in sizes if one.seconds <= most), None)
         if chosen is None:
-            left_out[entry.name] = f"takes {sizes[-1].seconds:.0f} s or more; {left:.0f} s were left"
+            left_out[entry.name] = f"takes {sizes[-1].seconds:.1f} s or more; it may take {most:.1f} s"
         else:
             members.append(chosen)
             left -= chosen.seconds
