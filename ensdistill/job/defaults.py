@@ -92,7 +92,7 @@ def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
         ),
         SklearnMembers(ExtraTreesClassifier(n_estimators=200, min_samples_leaf=2), name="trees"),
         TorchMembers(
-            partial(MLP, hidden=[128, 128], dropout=0.2),
+            partial(MLP, hidden=[256, 256], dropout=0.2),
             NETWORKS,
             optimization=_network(labelled),
             preprocess=preprocess,
