@@ -71,7 +71,8 @@ def test_the_members_without_weight_are_trained_and_reported_and_not_asked(job):
     weights = dict(zip(ensemble.names, ensemble.weights, strict=True))
     assert weights["constant"] == 0 < weights["logistic"]
     cache = TargetCache.open(folder_of(job) / "seed-0" / "cache" / "targets")
-    assert cache.names == ensemble.weighted().names and "constant" not in cache.names
+    assert cache.names == ensemble.weighted().names
+    assert "constant" not in cache.names
     report = json.loads((folder_of(job) / "report.json").read_text())
     assert [one["name"] for one in report["members"]] == list(ensemble.names)
     scores = {one["name"]: one["held_out_nll"]["mean"] for one in report["members"]}
@@ -88,12 +89,15 @@ def test_a_plan_stands_in_the_folder_and_a_resumed_run_goes_by_it(job, monkeypat
     succeed("teachers", job)
     found = written(job)
     assert [one["name"] for one in found["members"]] == ["logistic", "constant", "bayes"]
-    assert found["minutes"] == 4 and found["folds"] == 5 and found["rows"]["numbers"] == 3
+    assert found["minutes"] == 4
+    assert found["folds"] == 5
+    assert found["rows"]["numbers"] == 3
     # The package of bayes is gone: a new plan would be without it.
     real = importlib.util.find_spec
     monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "lightgbm" else real(name))
     kept = RunFolder(load_config(["--config", str(job)]))
-    assert kept.is_finished(Unit("teachers", 0)) and [r.name for r in kept.teachers.recipes][-1] == "bayes"
+    assert kept.is_finished(Unit("teachers", 0))
+    assert [r.name for r in kept.teachers.recipes][-1] == "bayes"
     (folder_of(job) / "teachers.yaml").unlink()
     anew = RunFolder(load_config(["--config", str(job)]))
     assert not anew.is_finished(Unit("teachers", 0))
@@ -112,7 +116,8 @@ def test_a_killed_run_does_not_train_finished_members_again(job, monkeypatch):
 
     monkeypatch.setattr(estimators, "_fit", counted)
     status, _, err = run("teachers", job, "--teachers.folds", "2")
-    assert status == 1 and "the disk is full" in err
+    assert status == 1
+    assert "the disk is full" in err
     monkeypatch.setattr(estimators, "_fit", fit)
     before = written(job)
     monkeypatch.setattr(
@@ -120,7 +125,8 @@ def test_a_killed_run_does_not_train_finished_members_again(job, monkeypatch):
     )
     succeed("teachers", job, "--teachers.folds", "2")
     assert written(job) == before
-    assert len(fitted) == 9 + 1 and len(set(fitted)) == 9  # three members on two folds and all rows
+    assert len(fitted) == 9 + 1
+    assert len(set(fitted)) == 9
 
 
 def test_the_settings_in_the_plan_make_the_same_members(job, tmp_path):
@@ -149,7 +155,8 @@ def test_the_settings_in_the_plan_make_the_same_members(job, tmp_path):
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused_before_any_work(job, words, message):
     status, _, err = run("teachers", job, *words)
-    assert status != 0 and message in flat(err)
+    assert status != 0
+    assert message in flat(err)
     assert not (folder_of(job) / "seed-0").exists()
 
 
@@ -157,7 +164,8 @@ def test_other_samples_than_tables_are_refused(job):
     images = {"class_path": "ensdistill.data.Digits", "init_args": {"labelled": 100, "pool": 10}}
     job.write_text(yaml.safe_dump(yaml.safe_load(job.read_text()) | {"data": images}))
     status, _, err = run("teachers", job)
-    assert status != 0 and "teachers: auto: expected a table, or an array [N, F] of numbers" in flat(err)
+    assert status != 0
+    assert "teachers: auto: expected a table, or an array [N, F] of numbers" in flat(err)
 
 
 def test_auto_on_the_command_line_keeps_other_settings_of_the_teachers(tmp_path):
@@ -170,4 +178,5 @@ def test_a_plan_that_was_changed_by_hand_is_refused(job):
     folder_of(job).mkdir(parents=True)
     (folder_of(job) / "teachers.yaml").write_text("members: 3")
     status, _, err = run("teachers", job)
-    assert status != 0 and "teachers.yaml is no plan that this version can read" in flat(err)
+    assert status != 0
+    assert "teachers.yaml is no plan that this version can read" in flat(err)

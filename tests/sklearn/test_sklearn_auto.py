@@ -56,11 +56,11 @@ def test_minutes_that_do_not_fit_are_refused(given, message):
 
 def test_minutes_of_samples_that_are_no_table_are_refused():
     texts = ["good film", "bad film"] * 20
-    with pytest.raises(ValueError, match="^minutes: expected None, because only teachers='auto' of a table"):
+    with pytest.raises(ValueError, match=r"^minutes: expected None, because only teachers='auto' of a table"):
         small("auto", "auto", minutes=1.0).fit(texts, [1, 0] * 20)
 
 
 def test_minutes_of_fitted_teachers_are_refused():
     x, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
-    with pytest.raises(ValueError, match="^minutes: expected None, because the teachers are fitted already"):
+    with pytest.raises(ValueError, match=r"^minutes: expected None, because the teachers are fitted already"):
         small([LogisticRegression().fit(x, y)], prefit=True, minutes=1.0).fit(x, y)

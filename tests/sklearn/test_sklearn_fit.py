@@ -271,6 +271,7 @@ def test_a_budget_is_all_that_is_given():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = DistilledClassifier(minutes=0.5, random_state=0).fit(X, Y)
-    assert len(model.ensemble_) > 1 and (model.ensemble_.weights > 0).all()
+    assert len(model.ensemble_) > 1
+    assert (model.ensemble_.weights > 0).all()
     assert model.score(X, Y) > 0.85
     assert model.report_.figures["dataset"]["transfer"] > 5000

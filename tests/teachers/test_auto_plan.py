@@ -60,7 +60,8 @@ def test_a_plan_keeps_within_the_budget_and_no_member_takes_most_of_it(minutes):
 def test_a_plan_depends_on_sizes_and_minutes_alone():
     assert auto_plan(X, 2, minutes=1) == auto_plan(X[::-1] * 5, 2, minutes=1)
     few, many = auto_plan(X, 26, minutes=0.5), auto_plan(np.tile(X, (50, 1)), 26, minutes=0.5)
-    assert few.seconds > 0 and len(many.members) < len(few.members)
+    assert few.seconds > 0
+    assert len(many.members) < len(few.members)
 
 
 def test_more_minutes_buy_larger_members():
@@ -81,14 +82,15 @@ def test_too_small_a_budget_names_the_least_which_is_enough():
     ("minutes", "kind"), [(0, ValueError), (np.inf, ValueError), ("2", TypeError), (True, TypeError)]
 )
 def test_a_budget_that_is_none_is_refused(minutes, kind):
-    with pytest.raises(kind, match="^minutes: expected a"):
+    with pytest.raises(kind, match=r"^minutes: expected a"):
         auto_plan(X, 2, minutes=minutes)
 
 
 def test_members_without_their_package_are_left_out_with_the_extra_that_has_it(monkeypatch):
     without(monkeypatch, "lightgbm", "rtdl_num_embeddings")
     planned = auto_plan(X, 2)
-    assert "lightgbm" not in names(planned) and "extra_trees" in names(planned)
+    assert "lightgbm" not in names(planned)
+    assert "extra_trees" in names(planned)
     assert planned.left_out["lightgbm"] == "needs the package lightgbm: pip install 'ensdistill[trees]'"
     assert "ensdistill[table]" in planned.left_out["mlp_piecewise"]
 
@@ -102,14 +104,16 @@ def test_a_plan_is_read_back_as_it_was_written():
 
 @pytest.mark.parametrize("plain", [{}, {"minutes": 1}, "text", {**auto_plan(X, 2).plain(), "members": [3]}])
 def test_a_plan_that_is_none_is_refused(plain):
-    with pytest.raises(ValueError, match="^plan: expected minutes, folds, rows"):
+    with pytest.raises(ValueError, match=r"^plan: expected minutes, folds, rows"):
         Plan.of(plain)
 
 
 def test_a_plan_with_a_member_that_cannot_be_made_names_the_remedy(monkeypatch):
     plain = auto_plan(X, 2).plain()
     unknown = {**plain, "members": [{"name": "oracle", "size": {}, "seconds": 1.0}]}
-    with pytest.raises(ValueError, match="has the member 'oracle', which this version does not know: delete"):
+    with pytest.raises(
+        ValueError, match=r"has the member 'oracle', which this version does not know: delete"
+    ):
         _ = Plan.of(unknown).recipes
 
     def missing(*_):
@@ -139,7 +143,8 @@ def test_every_member_is_trained_saved_and_loaded(samples, monkeypatch, tmp_path
         logits = member.predict_logits(x)
         member.save(tmp_path / entry.name)
         again = load_member(tmp_path / entry.name, recipe.trusted).predict_logits(x)
-        assert logits.shape == (120, 2) and np.isfinite(logits.max(1)).all(), entry.name
+        assert logits.shape == (120, 2), entry.name
+        assert np.isfinite(logits.max(1)).all(), entry.name
         np.testing.assert_allclose(again, logits, rtol=0, atol=1e-4, err_msg=entry.name)
         assert (logits.argmax(1) == Y).mean() > 0.75 or "mlp" in entry.name, entry.name
 
@@ -149,7 +154,8 @@ def test_estimates_grow_with_rows_columns_classes_and_size():
     wide, more = Facts("array", 500, 3, 100), Facts("array", 500, 30, 10)
     for entry in PORTFOLIO:
         sizes = [entry.seconds(small, size) for size in entry.sizes]
-        assert sizes == sorted(sizes, reverse=True) and sizes[-1] > 0, entry.name
+        assert sizes == sorted(sizes, reverse=True), entry.name
+        assert sizes[-1] > 0, entry.name
         base = sizes[0]
         assert entry.seconds(large, entry.sizes[0]) > base < entry.seconds(wide, entry.sizes[0]), entry.name
         assert entry.seconds(more, entry.sizes[0]) >= base, entry.name

@@ -85,7 +85,7 @@ def test_some_members_keep_the_ratio_of_their_weights():
     assert ensemble.only("ndarray-3", "ndarray-1").weights.tolist() == [0.75, 0.25]
     assert ensemble.only("ndarray-2").weights.tolist() == [1.0]
     for names in ([], ["ndarray-1", "none"]):
-        with pytest.raises(ValueError, match="^name: expected one of ndarray-1, ndarray-2, ndarray-3; got"):
+        with pytest.raises(ValueError, match=r"^name: expected one of ndarray-1, ndarray-2, ndarray-3; got"):
             ensemble.only(*names)
 
 
