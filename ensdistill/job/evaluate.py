@@ -85,14 +85,14 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
-        own = [found.get(member.name) for found in held_out]
+        own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
             MemberResult(
                 member.name,
                 shares,
                 temperatures,
                 [p[k] for p in members],
-                held_out_nll=[] if None in own else own,
+                held_out_nll=own if len(own) == config.seeds else [],
                 **cost,
             )
         )
