@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ensdistill.common.random import BatchOrder
+from ensdistill.student.machines import DividedOrder
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +55,10 @@ class Piece:
     epochs: np.ndarray = field(compare=False)
 
 
-def draw_block(order: BatchOrder, step: int, count: int, rank: int, world: int) -> Block:
+def draw_block(order: BatchOrder | DividedOrder, step: int, count: int, rank: int, world: int) -> Block:
     """This process's share of the steps ``step`` to ``step + count``."""
     positions = np.stack([order(step + i) for i in range(count)])
-    epochs = (step * order.batch_size + np.arange(positions.size)).reshape(positions.shape) // order.rows
-    return Block(positions[:, rank::world], epochs[:, rank::world], positions)
+    return Block(positions[:, rank::world], order.epochs(step, count)[:, rank::world], positions)
 
 
 Key = TypeVar("Key")

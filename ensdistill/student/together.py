@@ -246,8 +246,7 @@ class Stack:
         sorted_ = np.argsort(rows.uids, kind="stable")
         self.where = [sorted_[np.searchsorted(rows.uids[sorted_], one.rows.uids)] for one in trainings]
         self.orders = [
-            order_of(one.rows.inputs, self.size, derive_seed("student batches", one.seed))
-            for one in trainings
+            order_of(one.rows, self.size, derive_seed("student batches", one.seed)) for one in trainings
         ]
 
     def hindrance(self) -> str | None:

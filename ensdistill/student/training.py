@@ -31,6 +31,7 @@ from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
 from ensdistill.student.engine import Engine, device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
+from ensdistill.student.machines import Division
 from ensdistill.student.methods import StudentLoss
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.recompute import recomputed
@@ -134,6 +135,7 @@ class Training:
     progress: Progress | None
     validation: HeldOut | None = None
     weights: Weights | None = None
+    division: Division | None = None
 
 
 def train(trainer: StudentTrainer, training: Training) -> Trained:
