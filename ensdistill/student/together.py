@@ -406,8 +406,8 @@ class Stack:
                 rate = self.trainers[s].optimization.learning_rate
                 raise FloatingPointError(
                     f"loss: {means[i, s]} of student {s} (seed {self.trainings[s].seed}, learning rate "
-                    f"{rate}) at step {step + i} of {self.steps}; lower its learning rate, or train it alone "
-                    "by trainer.distill, which looks for the cause"
+                    f"{rate}) at step {step + i + 1} of {self.steps}; lower its learning rate, or train it "
+                    "alone by trainer.distill, which looks for the cause"
                 )
 
     def _trained(

@@ -34,6 +34,7 @@ from ensdistill.student.methods import (
     SoftTargets,
     StudentLoss,
     as_student_loss,
+    check_takes_mixture,
     code_and_values,
     name_of,
 )
@@ -291,6 +292,7 @@ class StudentTrainer:
                 own = rows if division is None else division.own(rows)
                 targets = targets_for(cache, own, augment)
                 loss.check(rows, targets.classes, cache)
+                check_takes_mixture(loss, name_of(loss), cache)
                 held = hold_out(judged, targets.classes, cache, augment, division)
                 training = Training(
                     factory=factory,

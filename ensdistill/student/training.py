@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -205,7 +204,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
         hooks = start_hooks(trainer, training, engine, step)
         ended = bool(selection.exhausted)
-        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks):
+        with batches, norms, recomputed(model, trainer.recompute_modules), hooks:
             hooks.start()
             while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
