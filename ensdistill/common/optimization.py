@@ -80,8 +80,8 @@ class Optimization:
             message = f"expected one_cycle, cosine or constant; got {self.schedule!r}"
             if "." in str(self.schedule):
                 message += (
-                    ": pass the class itself, such as schedule=torch.optim.lr_scheduler.CosineAnnealingLR, to "
-                    "a StudentOptimization"
+                    ": pass the class itself, such as schedule=torch.optim.lr_scheduler.CosineAnnealingLR, "
+                    "to a StudentOptimization"
                 )
             raise ValueError(f"optimization.schedule: {message}")
 

@@ -111,7 +111,7 @@ class Batches(AbstractContextManager["Batches"]):
         if targets is not None and targets.needs_samples and self._reader is not None:
             self._made = OneAhead(self._with_targets)
         elif targets is not None:
-            self._gathered = OneAhead(self._targets_of)
+            self._gathered = OneAhead(self._targets_of, alone=not targets.needs_samples)
         self.cost = StepCost(online=targets is not None and targets.needs_samples)
         self._group: Processes | None = None
         self._device = torch.device("cpu")

@@ -35,8 +35,9 @@ def parameter_names() -> tuple[set[str], set[str]]:
     from xgboost import XGBClassifier
 
     others = (
-        "alpha eta lambda min_split_loss nthread seed seed_per_iteration num_boost_round updater refresh_leaf "
-        "process_type max_cached_hist_node predictor validate_parameters rate_drop skip_drop one_drop "
+        "alpha eta lambda min_split_loss nthread seed seed_per_iteration num_boost_round updater "
+        "refresh_leaf process_type max_cached_hist_node predictor validate_parameters "
+        "rate_drop skip_drop one_drop "
         "sample_type normalize_type disable_default_eval_metric"
     )
     return set(XGBClassifier().get_params()), {*others.split(), *DROPPED, *REFUSED}
