@@ -120,6 +120,19 @@ def of_wandb(places: Path, folder: Path) -> list[dict[str, list]]:
     return [by_name(lines, "_step") for lines in runs.values()]
 
 
+def exits(places: Path) -> list[int]:
+    """The exit codes of W&B's runs, in the order of time."""
+    pb, found = pytest.importorskip("wandb.proto.wandb_internal_pb2"), []
+    for file in sorted(
+        (places / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime
+    ):
+        for blob in blobs_of(file.read_bytes()):
+            record = pb.Record()
+            record.ParseFromString(blob)
+            found += [record.exit.exit_code] if record.HasField("exit") else []
+    return found
+
+
 def by_name(lines: list[dict], step: str) -> dict[str, list]:
     """From lines of values to {name: [(step, value)]}."""
     found: dict[str, list] = {}
@@ -176,6 +189,8 @@ def test_a_stopped_training_goes_on_with_the_same_run(cache, places, name):
     np.testing.assert_allclose([v for _, v in found["loss"]], [v for _, v in losses], rtol=1e-6)
     if name == "mlflow":
         assert statuses(folder) == ["FINISHED"]
+    if name == "wandb":
+        assert exits(places) == [1, 0]
     np.testing.assert_allclose([v for _, v in found["student/kl"]], [v for _, v in scores], rtol=1e-6)
 
 
