@@ -102,6 +102,8 @@ def test_a_loss_of_members_is_refused_for_their_mixture(tmp_path):
             r"2.0 only, .* or set squared.takes_mixture = True",
         ):
             trainer.distill(STUDENT, ROWS, mixture)
+        labels = StudentTrainer(Optimization(steps=1, batch_size=6), loss=HardLabels())
+        labels.distill(STUDENT, LABELLED, mixture)
         squared.takes_mixture = True
         trainer.distill(STUDENT, ROWS, mixture)
     assert seen == [(1, 6, 5)] * 2
