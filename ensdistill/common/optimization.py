@@ -21,7 +21,7 @@ else:
     Count, Rate = int | Literal["auto"], float | Literal["auto"]
 AUTO: Any = "auto"
 AUTOMATIC = ("steps", "batch_size", "learning_rate")
-BATCH, EPOCHS, STEPS = 64, 20, (300, 2000)  # of members
+BATCH, EPOCHS, STEPS, RATE = 64, 20, (500, 3000), 3e-3  # of members
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Optimization:
     Parameters
     ----------
     steps : int or "auto"
-        Optimiser steps. ``auto``: by the number of rows. A member makes some twenty epochs, of 300 steps at
-        least and 2000 at most; for students see :mod:`ensdistill.student.automatic`.
+        Optimiser steps. ``auto``: by the number of rows. A member makes some twenty epochs, of 500 steps at
+        least and 3000 at most; for students see :mod:`ensdistill.student.automatic`.
     batch_size : int or "auto"
         Rows of one step. ``auto``: 64 of labels, 256 of a student's targets.
     learning_rate : float or "auto"
@@ -64,7 +64,7 @@ class Optimization:
 
     steps: Count = AUTO
     batch_size: Count = AUTO
-    learning_rate: Rate = 3e-3
+    learning_rate: Rate = AUTO
     weight_decay: float = 0.01
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     warmup: float = 0.1
@@ -120,7 +120,7 @@ class Optimization:
         """
         size = BATCH if self.batch_size == AUTO else self.batch_size
         steps = max(STEPS[0], min(EPOCHS * rows // size, STEPS[1]))
-        return self.with_numbers(steps, size, 3e-3)
+        return self.with_numbers(steps, size, RATE)
 
     def check_numbers(self) -> None:
         """Raise ValueError where a number is still ``auto``."""

@@ -19,7 +19,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from ensdistill.common.describe import class_path, describe
-from ensdistill.common.optimization import AUTO, Optimization, Rate
+from ensdistill.common.optimization import Optimization
 from ensdistill.common.scalars import plain_fields, real, whole
 
 # Arguments of an optimiser that have a field of their own.
@@ -65,8 +65,6 @@ class StudentOptimization(Optimization):
 
     Parameters
     ----------
-    learning_rate : float or "auto"
-        ``auto``: found by some short trainings; see :mod:`ensdistill.student.automatic`.
     optimizer : class of Optimizer, or functools.partial of one, optional
         In place of AdamW. ``learning_rate`` and ``weight_decay`` are its ``lr`` and ``weight_decay``; the
         other arguments stand in the partial. In YAML class_path and init_args.
@@ -110,7 +108,6 @@ class StudentOptimization(Optimization):
     [0.0001, 0.0]
     """
 
-    learning_rate: Rate = AUTO
     schedule: Literal["one_cycle", "cosine", "constant"] | Callable[[Any], LRScheduler] = "one_cycle"  # type: ignore[assignment]
     optimizer: Callable[[Any], Optimizer] | None = None
     groups: tuple[ParameterGroup, ...] = ()

@@ -37,20 +37,52 @@ if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
     from ensdistill.student.training import Trained, Training
 
-# Steps: at least and at most so many, in whole blocks of 32; so many epochs; and no more operations than
-# this, half a minute to a minute of one core.
-STEPS = (1000, 25_000)
-EPOCHS = {"targets": 60, "labels": 60}
-BATCH = {"targets": 256, "labels": 64}
-OPERATIONS = 6e11
-# A step's own work in operations: the calls of a small network's layers take as long as so many. AdamW reads
-# and writes each parameter several times, which takes as long as so many.
+# The work of a step beyond its multiplications, in as many operations as take that long: the calls of its
+# layers, and AdamW, which reads and writes each parameter several times.
 PER_STEP, PER_PARAMETER = 1e7, 30
-# The learning rate: trainings of a share of the steps, from a rate on, by factors of the square root of ten.
+# The learning rate: trainings of a share of the steps, by factors of the square root of ten. Short ones want
+# higher rates than long ones: on four tables two to four times that of trainings of 30 to 60 times the steps.
 SHARE, SHORTEST, FROM = 0.015, 64, 1000
-FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
+FACTOR, FIRST, TRIALS, LONGER = math.sqrt(10), 10.0, 7, 0.4
+SMALL = 50_000  # parameters up to which a model is small
 HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
 
+
+@dataclass(frozen=True)
+class Rule:
+    """How many steps of which size.
+
+    Parameters
+    ----------
+    batch : int
+    epochs : int
+        Wanted, if that is from ``least`` to ``most`` steps.
+    least, most : int
+        Steps.
+    operations : float
+        At most, of the whole training: 2e10 take a second of one core. Large models still make ``few``
+        epochs.
+    few : int
+    """
+
+    batch: int
+    epochs: int
+    least: int
+    most: int
+    operations: float
+    few: int
+
+    def steps(self, rows: int, size: int, work: float) -> int:
+        """In whole blocks of 32; ``work`` is the number of operations of a step."""
+        wanted = min(max(self.epochs * rows / size, self.least), self.most)
+        steps = min(wanted, max(self.operations / work, self.few * rows / size, 96))
+        return 32 * math.ceil(steps / 32)
+
+
+# Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
+# those among which held-out rows choose.
+TARGETS = Rule(batch=256, epochs=60, least=1000, most=25_000, operations=6e11, few=5)
+LABELS = Rule(batch=64, epochs=100, least=4000, most=8000, operations=1.5e11, few=10)
 Kind = TypeVar("Kind", bound=Optimization)
 Trial = Callable[["StudentTrainer", Rows, Validation, "Progress | None"], "Trained"]
 
@@ -143,7 +175,7 @@ def with_numbers(
 def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Automatic:
     """Steps and batch size by the rows and the model, and the learning rate that a search for it starts
     with."""
-    asked, of = trainer.optimization, "labels" if training.targets is None else "targets"
+    asked, rule = trainer.optimization, LABELS if training.targets is None else TARGETS
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(derive_seed("student", training.seed))
@@ -153,14 +185,16 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
     size = asked.batch_size
     if size == AUTO:
         whole = count * student_settings(asked).accumulate  # each process divides its share into parts
-        size = whole * -(-min(BATCH[of], max(16, len(training.rows) // 4)) // whole)
+        quarter = max(16, len(training.rows) // 32 * 8)  # of few rows, in whole vectors of eight
+        size = whole * -(-min(rule.batch, quarter) // whole)
     steps = asked.steps
     if steps == AUTO:
         work = size * 3 * _operations(model, training) + PER_PARAMETER * _trained(model) + PER_STEP
-        most = min(EPOCHS[of] * len(training.rows) / size, OPERATIONS / work, STEPS[1])
-        steps = 32 * math.ceil(max(most, STEPS[0]) / 32)
+        steps = rule.steps(len(training.rows), size, work)
     rate = asked.learning_rate
-    return Automatic(asked.automatic, steps, size, _first_rate(asked) if rate == AUTO else rate)
+    if rate == AUTO:
+        rate = _first_rate(asked, _trained(model))
+    return Automatic(asked.automatic, steps, size, rate)
 
 
 def _operations(model: nn.Module, training: Training) -> float:
@@ -175,11 +209,12 @@ def _trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _first_rate(optimization: Optimization) -> float:
-    """Ten times the optimiser's own default, because a schedule lowers it again."""
+def _first_rate(optimization: Optimization, parameters: int) -> float:
+    """Ten times the optimiser's own default, because a schedule lowers it again; less for large models."""
     own = optimization.optimizer if isinstance(optimization, StudentOptimization) else None
     default = None if own is None else inspect.signature(own).parameters["lr"].default
-    return FIRST * float(default) if isinstance(default, int | float) else FIRST * 1e-3
+    usual = float(default) if isinstance(default, int | float) else 1e-3
+    return float(f"{FIRST * usual * min(1.0, math.sqrt(SMALL / parameters)):.2g}")
 
 
 def _recorded(training: Training, asked: Optimization, group: Processes) -> Automatic | None:
@@ -223,7 +258,7 @@ def _tried(trainer: StudentTrainer, training: Training, trial: Trial, found: Aut
                 tried[rate] = value if math.isfinite(value) else math.inf
         return tried[rate]
 
-    rate = _lowest(score, found.learning_rate, TRIALS)
+    rate = float(f"{LONGER * _lowest(score, found.learning_rate, TRIALS):.2g}")
     return replace(found, learning_rate=rate, tried=tuple(tried.items()), metric=metric, trial_steps=steps)
 
 
@@ -233,8 +268,8 @@ def _lowest(score: Callable[[float], float], first: float, most: int) -> float:
 
     Examples
     --------
-    >>> _lowest(lambda rate: (math.log10(rate) + 1.6) ** 2, 0.1, 7)
-    0.025
+    >>> round(_lowest(lambda rate: (math.log10(rate) + 1.6) ** 2, 0.1, 7), 4)
+    0.0251
     """
     places = {k: score(first * FACTOR**k) for k in (0, 1, -1)}
     while (best := min(places, key=lambda k: places[k])) in (min(places), max(places)):
@@ -246,7 +281,7 @@ def _lowest(score: Callable[[float], float], first: float, most: int) -> float:
     shift = 0.0
     if math.isfinite(below) and math.isfinite(above) and below + above > 2 * here:
         shift = (below - above) / (2 * (below + above - 2 * here))
-    return float(f"{first * FACTOR ** (best + shift):.2g}")
+    return first * FACTOR ** (best + shift)
 
 
 def _some_rows(rows: Rows, wanted: int, seed: int) -> tuple[Rows, Rows | None]:
