@@ -123,8 +123,8 @@ class Optimization:
         return self.with_numbers(steps, size, RATE)
 
     def check_numbers(self) -> None:
-        """Raise ValueError where a number is still ``auto``."""
-        if names := self.automatic:
+        """Raise ValueError where a number that the optimiser or its schedule needs is still ``auto``."""
+        if names := [name for name in self.automatic if name != "batch_size"]:
             raise ValueError(
                 f"optimization.{names[0]}: expected a number; got auto, which StudentTrainer and members' "
                 "training replace by themselves: call with_numbers before you build an optimiser"

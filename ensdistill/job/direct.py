@@ -182,6 +182,7 @@ def _numbers(
         split.labelled,
         classes=len(split.classes),
         seed=seed,
+        augment=settings.augment,
         preprocess=prepared.preprocess,
         weights=student.weights,
     )

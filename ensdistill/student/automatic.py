@@ -80,9 +80,10 @@ class Rule:
 
 
 # Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
-# those among which held-out rows choose.
+# those among which held-out rows choose; augmented rows differ in each epoch, so they make ten times as many.
 TARGETS = Rule(batch=256, epochs=60, least=1000, most=25_000, operations=6e11, few=5)
-LABELS = Rule(batch=64, epochs=100, least=4000, most=8000, operations=1.5e11, few=10)
+LABELS = Rule(batch=64, epochs=100, least=1000, most=8000, operations=1.5e11, few=10)
+AUGMENTED = replace(LABELS, epochs=1000)
 Kind = TypeVar("Kind", bound=Optimization)
 Trial = Callable[["StudentTrainer", Rows, Validation, "Progress | None"], "Trained"]
 
@@ -175,7 +176,9 @@ def with_numbers(
 def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Automatic:
     """Steps and batch size by the rows and the model, and the learning rate that a search for it starts
     with."""
-    asked, rule = trainer.optimization, LABELS if training.targets is None else TARGETS
+    asked, rule = trainer.optimization, TARGETS
+    if training.targets is None:
+        rule = LABELS if training.augment is None else AUGMENTED
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(derive_seed("student", training.seed))

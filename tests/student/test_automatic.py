@@ -17,7 +17,7 @@ from ensdistill import Ensemble, Optimization, Rows, StudentOptimization, Studen
 from ensdistill.common.checkpoint import CheckpointMismatch
 from ensdistill.models import MLP
 from ensdistill.student import automatic, distill_many
-from ensdistill.student.automatic import FACTOR, FIRST, LABELS, LONGER, TARGETS, Automatic
+from ensdistill.student.automatic import AUGMENTED, FACTOR, FIRST, LABELS, LONGER, TARGETS, Automatic
 
 LONG = StudentOptimization(steps=1024)
 SHORT = StudentOptimization(steps=64)
@@ -52,7 +52,8 @@ def test_steps_grow_with_the_rows_and_shrink_with_the_work():
     assert [TARGETS.steps(rows, 256, 2e7) for rows in (10, 20_000, 10**6)] == [1024, 4704, 25_024]
     assert TARGETS.steps(100_000, 256, 1e8) == 6016  # 6e11 operations
     assert TARGETS.steps(100_000, 256, 1e13) == 1984  # five epochs, whatever they cost
-    assert [LABELS.steps(rows, 64, 1e7) for rows in (10, 4000, 10**6)] == [4000, 6272, 8000]
+    assert [LABELS.steps(rows, 64, 1e7) for rows in (10, 4000, 10**6)] == [1024, 6272, 8000]
+    assert AUGMENTED.steps(200, 50, 1e7) == 4000
 
 
 def test_batches_are_a_quarter_of_few_rows_and_can_be_divided(cache):
