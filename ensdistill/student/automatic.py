@@ -203,7 +203,8 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
 def _operations(model: nn.Module, training: Training) -> float:
     """Floating-point operations of the forward pass of one row."""
     inputs = Preparation(training.preprocess, takes_ids(model))(training.rows.inputs[:2])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: without them torch's transformer layers are one operation, which is not counted.
+    with FlopCounterMode(display=False) as counter:
         call(model, inputs)
     return float(counter.get_total_flops()) / min(2, len(training.rows))
 
@@ -295,7 +296,7 @@ def _some_rows(rows: Rows, wanted: int, seed: int) -> tuple[Rows, Rows | None]:
     if len(rows) > wanted + held:
         generator = random_generator("learning rate", seed)
         chosen = generator.choice(len(rows), wanted + held, replace=False)
-        # A loss with labels needs some rows that have one.
+        # A loss with labels needs some rows that have one, here and below.
         labelled = np.flatnonzero(rows.labels != UNLABELLED)
         chosen = np.union1d(chosen, labelled[: 2 * FEWEST])
         rows = rows.take(chosen)
@@ -303,7 +304,10 @@ def _some_rows(rows: Rows, wanted: int, seed: int) -> tuple[Rows, Rows | None]:
         drawn = draw_share(rows, held / len(rows), seed)
     except ValueError:  # groups of which none can be held out
         return rows, None
-    return rows.take(~drawn), rows.take(drawn)
+    known = rows.labels != UNLABELLED
+    if known.any() and not (known & ~drawn).any():
+        drawn &= ~known
+    return (rows.take(~drawn), rows.take(drawn)) if drawn.any() else (rows, None)
 
 
 def _applied(trainer: StudentTrainer, found: Automatic, steps: int | None = None) -> StudentTrainer:
