@@ -19,10 +19,18 @@ from ensdistill.models import MLP
 from ensdistill.student import automatic, distill_many
 from ensdistill.student.automatic import AUGMENTED, FIRST, LABELS, TARGETS, Automatic
 
-LONG = StudentOptimization(steps=1024)
+LONG = StudentOptimization(steps=256)
 SHORT = StudentOptimization(steps=64)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def looked_for():
+    """Trainings of 256 steps are long enough for their learning rate to be looked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(automatic, "FROM", 256)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +136,7 @@ def test_a_rate_that_diverges_is_none():
 def test_the_rate_is_that_of_the_best_short_training(trained):
     found = trained.automatic
     assert found.names == ("batch_size", "learning_rate")
-    assert (found.steps, found.metric, found.trial_steps) == (1024, "kl", 64)
+    assert (found.steps, found.metric, found.trial_steps) == (256, "kl", 64)
     scores = dict(found.tried)
     assert len(scores) >= 3
     lowest = automatic._lowest(lambda rate: scores[min(scores, key=lambda k: abs(k - rate))], 0.01, 7)
@@ -190,10 +198,10 @@ def test_a_training_goes_on_with_the_numbers_of_its_checkpoint(cache, trained, t
         pass
 
     def stop(done, total):
-        if total == 1024 and done >= 600:
+        if total == 256 and done >= 150:
             raise Stop
 
-    train = partial(StudentTrainer(LONG).distill, STUDENT, ROWS, cache, folder=tmp_path, checkpoint_every=256)
+    train = partial(StudentTrainer(LONG).distill, STUDENT, ROWS, cache, folder=tmp_path, checkpoint_every=64)
     with pytest.raises(Stop):
         train(progress=stop)
     monkeypatch.setattr(automatic, "_tried", never)
@@ -213,7 +221,7 @@ def test_a_checkpoint_of_numbers_that_were_set_is_another_training(cache, traine
     file = tmp_path / "checkpoint.safetensors"
     explicit = StudentOptimization(**trained.automatic.settings)
     train = partial(StudentTrainer(explicit).distill, STUDENT, ROWS, cache)
-    train(checkpoint=file, checkpoint_every=256)
+    train(checkpoint=file, checkpoint_every=64)
     with pytest.raises(CheckpointMismatch, match="automatic"):
         StudentTrainer(LONG).distill(STUDENT, ROWS, cache, checkpoint=file)
 
@@ -223,8 +231,8 @@ def test_progress_counts_the_short_trainings_and_ends_at_the_steps(cache):
     StudentTrainer(LONG).distill(
         STUDENT, ROWS, cache, progress=lambda done, total: seen.append((done, total))
     )
-    assert seen[0] == (32, 1024 + 7 * 64)
-    assert seen[-1] == (1024, 1024)
+    assert seen[0] == (32, 256 + 7 * 64)
+    assert seen[-1] == (256, 256)
 
 
 def test_a_record_makes_the_same_numbers(trained):
