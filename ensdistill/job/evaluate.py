@@ -36,6 +36,7 @@ from ensdistill.report.results import (
     StudentResults,
 )
 from ensdistill.report.table import NETWORKS, SCALING
+from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -187,6 +188,8 @@ def _student(
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
+    if any(found := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+        models["student"] = replace(models["student"], note=_names(found))
     labels = config.split(0).test.labels
     if student.estimator is not None:
         ways = [_way(run, seed, name) for seed in range(config.seeds)]
@@ -198,6 +201,13 @@ def _student(
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _automatic(run: RunFolder, seed: int, name: str) -> str:
+    """The numbers that were found for the student's settings; empty where none is ``auto``."""
+    record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
+    found = record.get("automatic") if isinstance(record, dict) else None
+    return "" if found is None else f"auto: {Automatic.of_record(found)}"
 
 
 def _way(run: RunFolder, seed: int, name: str) -> str:
