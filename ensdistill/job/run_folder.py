@@ -40,6 +40,7 @@ from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
+from ensdistill.common.source import source_digest
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
@@ -49,6 +50,7 @@ from ensdistill.job.planned import plan_of, write_plan
 from ensdistill.job.search_config import found_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
 from ensdistill.loss.settings import digest_parts
+from ensdistill.student.automatic import with_numbers
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.auto import Plan
 from ensdistill.teachers.existing import content_of
@@ -316,7 +318,8 @@ def _described(student: StudentConfig, optimization: Optimization) -> list[Any]:
     versions."""
     if student.estimator is not None:
         return [describe(student.estimator), versions(student.estimator)]
-    return [describe(student.network), describe(optimization)]
+    code = [source_digest(with_numbers)] if optimization.automatic else []
+    return [describe(student.network), describe(optimization), *code]
 
 
 def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:
@@ -430,4 +433,7 @@ def keep(
         write_json(folder / "evaluations.json", trained.record())
     for file in place.glob("*.safetensors"):  # the checkpoints, and the best weights, which the student has
         file.unlink()
-    finish(folder, inputs, time.perf_counter() - start)
+    found: dict[str, Any] = {}
+    if trained.automatic is not None:
+        found["automatic"] = trained.automatic.record()
+    finish(folder, inputs, time.perf_counter() - start, **found)

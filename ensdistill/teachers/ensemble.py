@@ -429,12 +429,7 @@ class Ensemble:
 
     def only(self, *names: str) -> Ensemble:
         """An ensemble of these members, calibrated as here, with their weights' ratios; this one stays.
-
-        Raises
-        ------
-        ValueError
-            There is no such member, or no name.
-        """
+        ValueError where there is no such member, or no name."""
         kept = np.flatnonzero(np.isin(self.names, names))
         if len(kept) < max(1, len(set(names))):
             raise ValueError(f"name: expected one of {', '.join(self.names)}; got {', '.join(names)}")
