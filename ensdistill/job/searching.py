@@ -13,9 +13,9 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.search_config import too_few
 from ensdistill.student.search import OtherSearch, SearchResult, search_student
 from ensdistill.student.search.journal import optuna_of
-from ensdistill.student.search.rows import LEAST, SHARE
 from ensdistill.teachers import Ensemble
 
 
@@ -77,12 +77,8 @@ def check_search(config: Config) -> None:
         return
     optuna_of()
     for seed in range(config.seeds):
-        split = config.split(seed)
-        made_rows = len(config.cache.transfer.synthetic) > 0
-        if config.validation(seed) is None and not made_rows and SHARE * len(split.pool) < LEAST:
+        if reason := too_few(config.split(seed), config.validation(seed), config.cache.transfer):
             raise ValueError(
-                f"distill.students.{config.searched[0]}: a search needs {LEAST} rows that judge, a fifth of "
-                f"the labelled rows or a quarter of the pool; seed {seed} has {len(split.labelled)} labelled "
-                f"rows and a pool of {len(split.pool)}: have {5 * LEAST} labelled rows, a pool of "
-                f"{4 * LEAST}, or name a model in place of keep and max_*"
+                f"distill.students.{config.searched[0]}: {reason} (seed {seed}), or name a model in place of "
+                "keep and max_*"
             )

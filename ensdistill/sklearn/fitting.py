@@ -24,8 +24,10 @@ from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.judgement import Report, report_of
+from ensdistill.sklearn.searching import Search, search_of
 from ensdistill.sklearn.students import Estimator, Lesson, Student, as_student
 from ensdistill.sklearn.teachers import Taught, fitted_teachers, train_teachers
+from ensdistill.student.search import SearchResult
 from ensdistill.teachers import Ensemble, looks_up
 from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.members import Member
@@ -50,6 +52,8 @@ class Settings:
         Of module classes among the teachers.
     n_jobs : int or None
     progress : bool
+    search : Search or None
+        In place of the student and its loss.
     """
 
     teachers: Any
@@ -61,6 +65,7 @@ class Settings:
     preprocess: Any
     n_jobs: int | None
     progress: bool
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Fitted:
     ensemble: Ensemble
     student: Member
     report: Report | None
+    search: SearchResult | None
 
 
 def settings_of(estimator: Any, split: Split) -> Settings:
@@ -105,6 +111,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         preprocess=preprocess,
         n_jobs=estimator.n_jobs,
         progress=estimator.verbose > 1,
+        search=search_of(estimator),
     )
 
 
@@ -129,6 +136,9 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
         times[stage] = time.perf_counter() - started - sum(times.values())
         done(stage, times[stage])
 
+    search, validation = settings.search, None
+    if search is not None:
+        split, validation = search.divided(split, settings.transfer, seed)
     taught = _taught(settings, split, seed)
     finished("teachers")
     with tempfile.TemporaryDirectory() as folder:
@@ -141,14 +151,18 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
             seed=seed,
         )
         finished("cache")
-        lesson = Lesson(split, transfer.rows, cache, settings.loss, seed, Path(folder))
-        student = settings.student.distilled(lesson)
+        student, loss, found = settings.student, settings.loss, None
+        if search is not None:
+            found, student, loss = search.run(transfer.rows, cache, validation, taught.ensemble, seed)
+            finished("search")
+        lesson = Lesson(split, transfer.rows, cache, loss, seed, Path(folder))
+        member = student.distilled(lesson)
         finished("student")
         report = None
         if judged:
-            report = report_of(taught, settings.student, student, lesson, times)
+            report = report_of(taught, student, member, lesson, times)
             finished("report")
-    return Fitted(taught.ensemble, student, report)
+    return Fitted(taught.ensemble, member, report, found)
 
 
 def _taught(settings: Settings, split: Split, seed: int) -> Taught:

@@ -58,6 +58,8 @@ class Record:
         Seconds since 1970.
     worker : str
         The process.
+    final : bool
+        Whether it was one of the long trainings in the last part of a search.
     """
 
     role: Role
@@ -73,6 +75,7 @@ class Record:
     value: float = math.inf
     started: float = 0.0
     worker: str = ""
+    final: bool = False
 
     @property
     def key(self) -> str:
@@ -125,24 +128,30 @@ class Journal:
         self._alive.acquire()
         self._bury_dead()
 
+    def workers(self) -> int:
+        """The processes that are at work now, this one included."""
+        names = [path.name for path in (self.folder / "workers").iterdir()]
+        return 1 + sum(name != self.worker and _lives(self.folder / "workers", name) for name in names)
+
     def close(self) -> None:
         self._alive.release()
         (self.folder / "workers" / self.worker).unlink(missing_ok=True)
 
-    def begin(self, role: Role, space: Space) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial of a candidate and its values: the defaults first, then those that TPE draws."""
+    def begin(
+        self, role: Role, space: Space, given: Mapping[str, Any]
+    ) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A new trial of a candidate and its values: those ``given``; of the others the defaults in the first
+        trial, then those that TPE draws."""
         from optuna.samplers import PartialFixedSampler
 
         with self._lock:
             study = self._study(role, space.candidate.key)
             trials = study.get_trials(deepcopy=False)
             sampler = self._sampler(study.study_name, len(trials))
-            if not any(map(_counts, trials)):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    study.sampler = PartialFixedSampler(space.defaults(), sampler)
-            else:
-                study.sampler = sampler
+            first = {} if any(map(_counts, trials)) else space.defaults()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                study.sampler = PartialFixedSampler({**first, **given}, sampler)
             trial = study.ask()
             trial.set_user_attr("worker", self.worker)
             values = space.drawn(trial)

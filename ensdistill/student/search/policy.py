@@ -4,7 +4,7 @@ killed goes on as it would have."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ensdistill.student.search.journal import Record
 from ensdistill.student.search.space import Role
@@ -72,6 +72,32 @@ class Policy:
             return self._best(standings)
         return self._smallest(standings, self.keep)
 
+    def finalist(self, records: Sequence[Record], kept: Mapping[str, float | None]) -> str:
+        """The key of the student that is trained long next.
+
+        The best one so far comes first, or the smallest that keeps enough already; then larger ones until one
+        keeps enough, then those between it and the largest that does not. Without ``keep`` it is the best
+        two.
+        """
+        found = self._standings("student", records, kept)
+        long = [one for one in records if one.role == "student" and one.final]
+        found = {
+            key: replace(one, trials=sum(other.candidate == key for other in long))
+            for key, one in found.items()
+        }
+        best = min(self._keys, key=lambda key: found[key].value)
+        if self.keep is None:
+            return self._best_two(found)
+        ladder = [found[key] for key in self.ladder_of(best)]
+        enough = any(one.kept is not None and one.kept >= self.keep for one in ladder)
+        if not enough and not any(one.trials for one in ladder):
+            return best
+        return self._on_ladder(ladder, self.keep, 1)
+
+    def ladder_of(self, key: str) -> Sequence[str]:
+        """The candidates of a candidate's family."""
+        return next(ladder for ladder in self.ladders.values() if key in ladder)
+
     def _standings(
         self, role: Role, records: Sequence[Record], kept: Mapping[str, float | None]
     ) -> dict[str, Standing]:
@@ -92,6 +118,9 @@ class Policy:
         for key in order:
             if not standings[key].trials:
                 return key
+        return self._best_two(standings)
+
+    def _best_two(self, standings: Mapping[str, Standing]) -> str:
         ranked = sorted(self._keys, key=lambda key: (standings[key].value, self._keys.index(key)))
         first = ranked[0]
         second = ranked[min(1, len(ranked) - 1)]
@@ -110,9 +139,10 @@ class Policy:
         ranked = sorted(self.ladders, key=merit)
         done = sum(standing.trials for standing in standings.values())
         family = ranked[1] if len(ranked) > 1 and done % OTHERS == 0 else ranked[0]
-        return self._on_ladder([standings[key] for key in self.ladders[family]], keep)
+        return self._on_ladder([standings[key] for key in self.ladders[family]], keep, TRIALS)
 
-    def _on_ladder(self, ladder: Sequence[Standing], keep: float) -> str:
+    def _on_ladder(self, ladder: Sequence[Standing], keep: float, trials: int) -> str:
+        """``trials``: so many show that a candidate keeps too little."""
         passing = [i for i, one in enumerate(ladder) if one.kept is not None and one.kept >= keep]
         if not passing:
             tried = [i for i, one in enumerate(ladder) if one.trials]
@@ -123,7 +153,7 @@ class Policy:
             best = sorted(tried, key=lambda i: ladder[i].value)[:2]
             return ladder[min(best, key=lambda i: (ladder[i].trials, ladder[i].value))].key
         smallest = passing[0]
-        below = [i for i in range(smallest) if ladder[i].trials >= TRIALS]
+        below = [i for i in range(smallest) if ladder[i].trials >= trials]
         failing = below[-1] if below else -1
         untried = [i for i in range(failing + 1, smallest) if not ladder[i].trials]
         if untried:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.build import Builder, Built
 from ensdistill.student.search.choosing import chosen_of
 from ensdistill.student.search.families import Candidate, families_for
+from ensdistill.student.search.finals import SHARE, Plan, final_plan
 from ensdistill.student.search.journal import Journal, Record, best_of
 from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency, latency_of
+from ensdistill.student.search.pace import Pace
 from ensdistill.student.search.policy import Policy
 from ensdistill.student.search.result import SearchResult, least
 from ensdistill.student.search.rows import Lessons, lessons, some_samples
@@ -35,6 +39,8 @@ from ensdistill.teachers.members import Preprocessed, TorchMember
 KEEP = 0.95  # where neither a share nor a budget is given
 TRAININGS = 5  # of an ordinary length that fit into each role's share of the minutes
 SHORT, LONG = 64, 320  # steps of the trainings that are timed
+LEAST_STEPS = 256  # of a training
+OVERTIME = 0.1  # of the minutes, in which a long training may come to its end
 
 
 def search_student(
@@ -158,12 +164,30 @@ class _Search:
                 if self._late():
                     break
                 role = policy.role(records, timed, self.settings.trials)
-                if role is None:
+                plan = None if role is None else self._plan(policy, role, records)
+                if role is None or plan is None:
                     break
-                self._trial(role, policy.candidate(role, records, self._kept(records)))
+                self._trial(role, plan)
             return chosen_of(self)
         finally:
             self.journal.close()
+
+    def _plan(self, policy: Policy, role: Role, records: list[Record]) -> Plan | None:
+        """The next trial of a role; None where no training fits into the time that is left."""
+        sizes = {key: one.parameters for key, one in self.built.items()}
+        pace, kept = Pace(records, role, sizes, self.steps[role]), self._kept(records)
+        own = [one for one in records if one.role == role]
+        trials, left = self.settings.trials, self._left(records)
+        explored = self._used() if trials is None else len(own) / trials
+        if role == "student" and own and explored >= 1 - SHARE:
+            return final_plan(policy, records, kept, pace, partial(self.space, role), left)
+        key = policy.candidate(role, records, kept)
+        values = self.space(role, key).defaults()
+        most = left if trials is not None else self._seconds_of_each(role)
+        shorter = pace.within(key, values, most)
+        if "steps" in values and (role == "student" or shorter["steps"] < values["steps"]):
+            return Plan(key, {"steps": max(shorter["steps"], LEAST_STEPS / self.steps[role])})
+        return Plan(key)
 
     def space(self, role: Role, key: str) -> Space:
         cache = self.lessons.first[1]
@@ -192,22 +216,25 @@ class _Search:
             self.latencies[key] = latency_of(member, some_samples(self.lessons.judged.rows, 8), classes)
         return self.latencies[key]
 
-    def _trial(self, role: Role, key: str) -> None:
+    def _trial(self, role: Role, plan: Plan) -> None:
         """Begin, train, judge and write down one trial."""
+        key = plan.candidate
         space = self.space(role, key)
-        trial, values = self.journal.begin(role, space)
+        trial, values = self.journal.begin(role, space, plan.values)
         number, begun, started = trial.number, time.perf_counter(), time.time()
         work = Work(
             self.lessons, self.built[key], space, values, derive_seed("trial", self.seed, key, number)
         )
 
         def report(value: float, place: int) -> str:
-            trial.report(value, place)
-            if self._late():
+            if self._late(OVERTIME if plan.final else 0.0):
                 return "the time is over"
+            if plan.whole:
+                return ""
+            trial.report(value, place)
             return "it fell behind" if number and trial.should_prune() else ""
 
-        record: dict[str, Any] = {"state": "done", "started": started}
+        record: dict[str, Any] = {"state": "done", "started": started, "final": plan.final}
         try:
             outcome = work.run(report)
         except Ended:
@@ -280,8 +307,26 @@ class _Search:
         """Those that can be fitted several times in the minutes."""
         if self.settings.trials is not None:
             return list(candidates)
-        most = 30 * self.settings.minutes / TRAININGS
+        most = self._seconds_of_each("direct")
         return [one for one in candidates if one.seconds <= most]
+
+    def _seconds_of_each(self, role: Role) -> float:
+        """The seconds of an ordinary training at most: several fit into the role's share of the minutes, and
+        as many of the student's into its share without the long trainings."""
+        return 30 * self.settings.minutes * (1.0 if role == "direct" else 1 - SHARE) / TRAININGS
+
+    def _used(self) -> float:
+        """The share of the minutes that is used up."""
+        return (time.monotonic() - self.begun + self.spent) / (60 * self.settings.minutes)
+
+    def _left(self, records: Sequence[Record]) -> float:
+        """The seconds that the student has left: half of the time of all processes goes to each role."""
+        if self.settings.trials is not None:
+            return math.inf
+        left = 60 * self.settings.minutes * (1 - self._used())
+        spent = {role: sum(one.seconds for one in records if one.role == role) for role in ROLES}
+        ahead = spent["direct"] - spent["student"]
+        return max(0.0, min(left, (left * self.journal.workers() + ahead) / 2))
 
     def _sizes(self, key: str, limits: Mapping[str, float]) -> dict[str, float]:
         """A network's sizes for which there is a limit; those of a booster are known after its fit."""
@@ -306,8 +351,8 @@ class _Search:
         self._timed(role, key, SHORT)  # the first training loads code
         begin = self._timed(role, key, SHORT)
         seconds = (self._timed(role, key, LONG) - begin) / (LONG - SHORT)
-        share = 30 * self.settings.minutes / TRAININGS - begin
-        return max(256, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
+        share = self._seconds_of_each(role) - begin
+        return max(LEAST_STEPS, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
 
     def _timed(self, role: Role, key: str, steps: int) -> float:
         """Seconds of a training by the defaults."""
@@ -317,10 +362,8 @@ class _Search:
         work.run(lambda value, place: "")
         return time.perf_counter() - begun
 
-    def _late(self) -> bool:
-        if self.settings.trials is not None:
-            return False
-        return time.monotonic() - self.begun + self.spent >= 60 * self.settings.minutes
+    def _late(self, beyond: float = 0.0) -> bool:
+        return self.settings.trials is None and self._used() >= 1 + beyond
 
     def _tell(self, records: list[Record]) -> None:
         if self.progress is None:
