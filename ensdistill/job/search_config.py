@@ -158,6 +158,10 @@ def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
         if "direct" in section:
             found["direct"] = StudentOptimization(**section["direct"])
         found["ema"] = section.get("ema")
+    if "rows" in section:
+        from ensdistill.job.student_config import StudentRows
+
+        found["rows"] = StudentRows(**section["rows"])
     if "loss" in section:
         found["loss"] = LossSettings(**section["loss"])
     return found

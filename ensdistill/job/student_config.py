@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -65,6 +65,27 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class StudentRows:
+    """A student's part of the transfer set, from the same cache as the other students'.
+
+    Parameters
+    ----------
+    synthetic : float
+        The weight of a synthetic row in the loss, beside 1 of the others; 0 leaves synthetic rows out.
+    labelled : {"in_sample", "out_of_fold", "mixed"}, optional
+        The targets of labelled rows, in place of ``cache.labelled``, which has to be in_sample then.
+    """
+
+    synthetic: float = 1.0
+    labelled: Literal["in_sample", "out_of_fold", "mixed"] | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if not 0 <= self.synthetic <= 1:
+            raise ValueError(f"rows.synthetic: expected a weight in [0, 1]; got {self.synthetic}")
+
+
+@dataclass(frozen=True)
 class StudentConfig(SearchedStudent):
     """One student, how it is distilled, and how its baseline is trained: a network, or an estimator.
 
@@ -116,6 +137,8 @@ class StudentConfig(SearchedStudent):
         In place of a model: a classifier of LightGBM, XGBoost or CatBoost, which is trained with the
         distillation loss, or an estimator of scikit-learn. On hard labels it is fitted by its own library,
         and the folds choose fewer rounds or more regularisation.
+    rows : StudentRows, optional
+        The student's part of the transfer set; all of it by default. A search chooses it.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -133,13 +156,14 @@ class StudentConfig(SearchedStudent):
     checkpoint_every: int = 1024
     keep_last: int = 1
     estimator: dict[str, Any] | BaseEstimator | None = None
+    rows: StudentRows | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
-        if self.check_search({"model": self.model, "estimator": self.estimator}):
+        if self.check_search({"model": self.model, "estimator": self.estimator, "rows": self.rows}):
             return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"
@@ -190,7 +214,7 @@ class StudentConfig(SearchedStudent):
         check_validation(self.held_out)
         self.tree_student()
         plain = StudentConfig(nn.Identity)
-        own = ("model", "estimator", "description", "preprocess", "validation", "loss")
+        own = ("model", "estimator", "description", "preprocess", "validation", "loss", "rows")
         for name in (f.name for f in fields(self) if f.name not in own):
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(
@@ -231,7 +255,7 @@ class StudentConfig(SearchedStudent):
     def chosen_by(self) -> list[Any]:
         """The settings that choose weights or end a training, as data for a digest; empty where there are
         none, so that earlier runs keep theirs. Trackers and callbacks that only watch are left out."""
-        settings = {"validation": self.validation, "ema": self.ema}
+        settings = {"validation": self.validation, "ema": self.ema, "rows": self.rows}
         given = {name: value for name, value in settings.items() if value is not None}
         ending = [code_and_values(one) for one in self.callbacks if not one.only_watches]
         return [*([describe(given)] if given else []), *([["callbacks", ending]] if ending else [])]

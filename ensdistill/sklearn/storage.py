@@ -44,7 +44,7 @@ def save(classifier: Any, folder: Path) -> None:
             parameters[name] = asdict(value)
         elif value is None or isinstance(value, (bool, int, float, str)) or value == []:
             parameters[name] = value
-        elif name == "families" and all(isinstance(one, str) for one in value):
+        elif isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
             parameters[name] = list(value)
         else:
             left_out.append(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.pace import Pace
-from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.policy import Policy, mixture_of_best
 from ensdistill.student.search.space import Space
 
 SHARE = 0.5  # of a search: fewer and longer trainings win over more and shorter ones
@@ -53,42 +53,62 @@ def final_plan(
     The best settings of a candidate are trained four times as long, as long as that helps; then others of
     that length are drawn.
     """
-    key = policy.finalist(records, kept)
+    for key in policy.finalists(records, kept):
+        plan = _plan_of(key, policy.ladder_of(key), records, pace, space, left)
+        if plan is not None:
+            return plan
+    return None
+
+
+def _plan_of(
+    key: str,
+    ladder: Sequence[str],
+    records: Sequence[Record],
+    pace: Pace,
+    space: Callable[[str], Space],
+    left: float,
+) -> Plan | None:
+    """The next long training of one candidate."""
     own = best_of(records, "student", key)
     if pace.parameters[key] is None:
         expected = pace.seconds(key, {})
-        return None if expected is not None and expected > left else Plan(key, final=True)
-    family = [one for one in records if one.candidate in policy.ladder_of(key)]
+        same = mixture_of_best(records)
+        return None if expected is not None and expected > left else Plan(key, same, final=True)
+    family = [one for one in records if one.candidate in ladder]
     others = best_of([one for one in family if one.final], "student")
-    source = own if own is not None and (own.final or others is None) else others or best_of(family, "student")
+    source = others or best_of(family, "student")
+    if own is not None and (own.final or others is None):
+        source = own
     if source is None:
         return Plan(key, {"steps": 1.0}, final=True)
     values = _moved(source, space(source.candidate), space(key))
     length = float(source.values["steps"])
-    most = max(LONGEST / pace.ordinary, 1.0)
-    wanted = length if source.candidate != key and source.final else min(LONGER * length, most)
-    lengthened = own is not None and own is source
-    if not lengthened or (wanted >= WORTH * length and not _longer_tried(own, records)):
+    wanted = min(LONGER * length, max(LONGEST / pace.ordinary, 1.0))
+    if source is not own:  # the length at which it was the best
+        wanted = length if source.final else wanted
+        least = length
+    else:
+        least = WORTH * length
+    if source is not own or (wanted >= least and not _longer_tried(source, records)):
         for room in (ROOM * left, left):
             cut = pace.within(key, {**values, "steps": wanted}, room)
-            if cut["steps"] >= (WORTH * length if lengthened else min(length, wanted)):
+            if cut["steps"] >= least:
                 return Plan(key, cut, final=True, whole=True)
-    shorter = pace.within(key, {**values, "steps": length}, left)
-    if shorter["steps"] < length / WORTH:
+    same = pace.within(key, {**values, "steps": length}, left)
+    if same["steps"] < length / WORTH:
         return None
-    return Plan(key, {"steps": shorter["steps"]}, final=True)
+    return Plan(key, {name: same[name] for name in ("steps", "mixture") if name in same}, final=True)
 
 
 def _moved(source: Record, old: Space, new: Space) -> dict[str, Any]:
-    """A trial's settings for another candidate of its family, whose learning rate differs by their defaults."""
+    """A trial's settings for another candidate of its family; the learning rate as far from its default."""
     rate = float(source.values["rate"]) * new.candidate.rate / old.candidate.rate
     names = new.defaults()
     return {name: value for name, value in source.values.items() if name in names} | {"rate": rate}
 
 
-def _longer_tried(own: Record | None, records: Sequence[Record]) -> bool:
+def _longer_tried(own: Record, records: Sequence[Record]) -> bool:
     """Whether a longer training by the settings of a candidate's best trial is done: it was no better."""
-    assert own is not None
 
     def settings(one: Record) -> dict[str, Any]:
         return {name: value for name, value in one.values.items() if name != "steps"}

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ensdistill.student.search.journal import Journal, Record, best_of
 from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency, latency_of
 from ensdistill.student.search.pace import Pace
-from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.policy import Policy, mixture_of_best, untried_mixture
 from ensdistill.student.search.result import SearchResult, least
 from ensdistill.student.search.rows import Lessons, lessons, some_samples
 from ensdistill.student.search.settings import SearchSettings
@@ -143,9 +143,12 @@ class _Search:
         self.lessons, self.settings, self.seed, self.progress = found, settings, seed, progress
         self.builder = Builder(found, seed)
         self.families = families_for(settings.families, found.about)
-        self.latencies: dict[str, Latency] = {}
-        self.built, self.ladders = self._candidates()
         self.journal = Journal(folder, self._fingerprint(), seed)
+        try:
+            self.built, self.ladders = self._candidates()
+        except BaseException:
+            self.journal.close()
+            raise
         self.judgement = Judgement(found, self.journal, ensemble_figures(found.judged), {})
         self.begun, self.spent = time.monotonic(), self.journal.spent()
 
@@ -168,6 +171,7 @@ class _Search:
                 if role is None or plan is None:
                     break
                 self._trial(role, plan)
+            self.journal.leave(60 * OVERTIME * self.settings.minutes if timed else math.inf)
             return chosen_of(self)
         finally:
             self.journal.close()
@@ -181,13 +185,17 @@ class _Search:
         explored = self._used() if trials is None else len(own) / trials
         if role == "student" and own and explored >= 1 - SHARE:
             return final_plan(policy, records, kept, pace, partial(self.space, role), left)
+        if role == "student" and (compared := untried_mixture(own, tuple(self.lessons.mixtures))) is not None:
+            best, mixture = compared
+            return Plan(best.candidate, {**best.values, "mixture": mixture})
         key = policy.candidate(role, records, kept)
         values = self.space(role, key).defaults()
         most = left if trials is not None else self._seconds_of_each(role)
         shorter = pace.within(key, values, most)
+        given = {name: value for name, value in mixture_of_best(own).items() if name in values}
         if "steps" in values and (role == "student" or shorter["steps"] < values["steps"]):
-            return Plan(key, {"steps": max(shorter["steps"], LEAST_STEPS / self.steps[role])})
-        return Plan(key)
+            given["steps"] = max(shorter["steps"], LEAST_STEPS / self.steps[role])
+        return Plan(key, given)
 
     def space(self, role: Role, key: str) -> Space:
         cache = self.lessons.first[1]
@@ -204,17 +212,20 @@ class _Search:
         )
 
     def latency(self, key: str) -> Latency | None:
-        """Of a network, measured untrained: its weights have no part in it. None of other students."""
+        """Of a network, measured untrained, because its weights have no part in it, by the first process of
+        the search. None of other students."""
         built = self.built[key]
         if built.model is None:
             return None
-        if key not in self.latencies:
-            member: Any = TorchMember(built.model().eval(), output="logits")
-            if built.preprocess is not None:
-                member = Preprocessed(member, built.preprocess)
-            classes = tuple(map(str, self.lessons.first[1].classes))
-            self.latencies[key] = latency_of(member, some_samples(self.lessons.judged.rows, 8), classes)
-        return self.latencies[key]
+        return Latency(**self.journal.setting(f"latency of {key}", partial(self._measured, built)))
+
+    def _measured(self, built: Built) -> dict[str, Any]:
+        assert built.model is not None
+        member: Any = TorchMember(built.model().eval(), output="logits")
+        if built.preprocess is not None:
+            member = Preprocessed(member, built.preprocess)
+        classes = tuple(map(str, self.lessons.first[1].classes))
+        return asdict(latency_of(member, some_samples(self.lessons.judged.rows, 8), classes))
 
     def _trial(self, role: Role, plan: Plan) -> None:
         """Begin, train, judge and write down one trial."""
@@ -326,7 +337,7 @@ class _Search:
         left = 60 * self.settings.minutes * (1 - self._used())
         spent = {role: sum(one.seconds for one in records if one.role == role) for role in ROLES}
         ahead = spent["direct"] - spent["student"]
-        return max(0.0, min(left, (left * self.journal.workers() + ahead) / 2))
+        return max(0.0, min(left, (left * (1 + len(self.journal.others())) + ahead) / 2))
 
     def _sizes(self, key: str, limits: Mapping[str, float]) -> dict[str, float]:
         """A network's sizes for which there is a limit; those of a booster are known after its fit."""
