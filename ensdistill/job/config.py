@@ -248,7 +248,8 @@ class Config(SearchBudget):
         Everything is repeated this often, with another split each time.
     workers : int
         Processes that share the work; 0: as many as there are cores, but no more than there is work for. The
-        numbers do not depend on it.
+        numbers do not depend on it, but for searches by minutes: free processes help these, and more trials
+        fit in.
     threads : int
         Threads of each process. The numbers' last bits may depend on it.
     max_test_copies : float

@@ -194,7 +194,7 @@ class _Search:
         shorter = pace.within(key, values, most)
         given = {name: value for name, value in mixture_of_best(own).items() if name in values}
         if "steps" in values and (role == "student" or shorter["steps"] < values["steps"]):
-            given["steps"] = max(shorter["steps"], LEAST_STEPS / self.steps[role])
+            given["steps"] = max(shorter["steps"], min(values["steps"], LEAST_STEPS / self.steps[role]))
         return Plan(key, given)
 
     def space(self, role: Role, key: str) -> Space:
