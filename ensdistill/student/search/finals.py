@@ -15,6 +15,7 @@ SHARE = 0.5  # of a search: fewer and longer trainings win over more and shorter
 LONGER = 4.0  # a training by the same settings, when the shorter one was the best so far
 WORTH = 1.5  # so much longer, at least
 LONGEST = 32_768  # steps
+COMPARISON = 0.25  # of the time that is left, for a student of another family than the best one's
 ROOM = 0.6  # of the time that is left, for one training
 
 
@@ -53,9 +54,13 @@ def final_plan(
     The best settings of a candidate are trained four times as long, as long as that helps; then others of
     that length are drawn.
     """
-    for key in policy.finalists(records, kept):
+    first, *ranked = policy.finalists(records, kept)
+    for key in (first, *ranked):
         plan = _plan_of(key, policy.ladder_of(key), records, pace, space, left)
-        if plan is not None:
+        if plan is None:
+            continue
+        seconds = pace.seconds(key, plan.values) or 0.0
+        if key in policy.ladder_of(ranked[0]) or seconds <= COMPARISON * left:
             return plan
     return None
 

@@ -156,10 +156,7 @@ class _Search:
         """Trials until the budget is used up, and their result."""
         try:
             timed = self.settings.trials is None
-            self.steps = {
-                role: int(self.journal.setting(f"steps of {role}", lambda r=role: self._steps(r)))  # type: ignore[misc]
-                for role in ROLES
-            }
+            self.steps = self._steps()
             policy = Policy(self.ladders, self.settings.keep)
             while True:
                 records = self.journal.records()
@@ -349,29 +346,38 @@ class _Search:
             found["seconds"] = latency.seconds
         return {name: size for name, size in found.items() if name in limits}
 
-    def _steps(self, role: Role) -> int:
-        """Steps of an ordinary training: by the number of rows, but few enough that several trainings fit
-        into the minutes."""
-        wanted = self.settings.steps or ordinary_steps(self.lessons.about, role)
-        if self.settings.trials is not None or self.settings.steps is not None:
-            return wanted
+    def _steps(self) -> dict[Role, int]:
+        """Steps of an ordinary training of each role: by the number of rows, but few enough that several
+        trainings fit into the minutes. A search that goes on keeps them."""
+        wanted: dict[Role, int] = {
+            role: self.settings.steps or ordinary_steps(self.lessons.about, role) for role in ROLES
+        }
+        if self.settings.trials is None and self.settings.steps is None:
+            begin, step = self.journal.setting("seconds of a training's begin and of a step", self._timed)
+            for role in ROLES:
+                most = 32 * round((self._seconds_of_each(role) - begin) / max(step, 1e-6) / 32)
+                wanted[role] = max(LEAST_STEPS, min(wanted[role], most))
+        found: dict[Role, int] = self.journal.setting("steps", lambda: wanted)
+        return found
+
+    def _timed(self) -> tuple[float, float]:
+        """Seconds of a training's begin and of a step, of the middle network by the student's defaults; those
+        of *direct*, whose batches are smaller, take no longer."""
         networks = [key for ladder in self.ladders.values() for key in ladder if self.built[key].model]
         if not networks:
-            return wanted
+            return 0.0, 0.0
         key = networks[len(networks) // 2]
-        self._timed(role, key, SHORT)  # the first training loads code
-        begin = self._timed(role, key, SHORT)
-        seconds = (self._timed(role, key, LONG) - begin) / (LONG - SHORT)
-        share = self._seconds_of_each(role) - begin
-        return max(LEAST_STEPS, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
 
-    def _timed(self, role: Role, key: str, steps: int) -> float:
-        """Seconds of a training by the defaults."""
-        self.steps = {role: steps}
-        space, begun = self.space(role, key), time.perf_counter()
-        work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
-        work.run(lambda value, place: "")
-        return time.perf_counter() - begun
+        def seconds(steps: int) -> float:
+            self.steps = dict.fromkeys(ROLES, steps)
+            space, begun = self.space("student", key), time.perf_counter()
+            work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
+            work.run(lambda value, place: "")
+            return time.perf_counter() - begun
+
+        seconds(SHORT)  # the first training loads code
+        begin, whole = seconds(SHORT), seconds(LONG)
+        return begin, (whole - begin) / (LONG - SHORT)
 
     def _late(self, beyond: float = 0.0) -> bool:
         return self.settings.trials is None and self._used() >= 1 + beyond
