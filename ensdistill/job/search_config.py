@@ -14,6 +14,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import draw_stratified, equal_inputs, merged
 from ensdistill.data.transfer import TransferSet
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.student.search.build import class_at, made
 from ensdistill.student.search.families import import_family
@@ -159,8 +160,6 @@ def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
             found["direct"] = StudentOptimization(**section["direct"])
         found["ema"] = section.get("ema")
     if "rows" in section:
-        from ensdistill.job.student_config import StudentRows
-
         found["rows"] = StudentRows(**section["rows"])
     if "loss" in section:
         found["loss"] = LossSettings(**section["loss"])

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -17,6 +17,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data.preprocess import as_setting
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.search_config import SearchedStudent
 from ensdistill.loss.settings import DEFAULTS, LossSettings
 from ensdistill.student.averaging import check_decay
@@ -62,27 +63,6 @@ class ValidationConfig:
 
     def build(self) -> Validation:
         return Validation(rows=self.share, every=self.every, metric=self.metric, patience=self.patience)
-
-
-@dataclass(frozen=True)
-class StudentRows:
-    """A student's part of the transfer set, from the same cache as the other students'.
-
-    Parameters
-    ----------
-    synthetic : float
-        The weight of a synthetic row in the loss, beside 1 of the others; 0 leaves synthetic rows out.
-    labelled : {"in_sample", "out_of_fold", "mixed"}, optional
-        The targets of labelled rows, in place of ``cache.labelled``, which has to be in_sample then.
-    """
-
-    synthetic: float = 1.0
-    labelled: Literal["in_sample", "out_of_fold", "mixed"] | None = None
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        if not 0 <= self.synthetic <= 1:
-            raise ValueError(f"rows.synthetic: expected a weight in [0, 1]; got {self.synthetic}")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.data import Rows
 from ensdistill.job.config import other_targets_refused
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import labelled_targets
-from ensdistill.job.student_config import StudentRows
 from ensdistill.teachers import Ensemble
 
 REAL = ("labelled", "pool")  # the parts of a transfer set that are no synthetic rows

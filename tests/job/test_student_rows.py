@@ -14,8 +14,8 @@ from scipy.special import softmax
 
 from ensdistill.cli.settings import load_config
 from ensdistill.job import stages
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.student_config import StudentRows
 from ensdistill.job.student_rows import choices, student_rows
 
 OWN = {"synthetic": 0.25, "labelled": "mixed"}

@@ -99,10 +99,10 @@ def _plan_of(
             cut = pace.within(key, {**values, "steps": wanted}, room)
             if cut["steps"] >= least:
                 return Plan(key, cut, final=True, whole=True)
-    same = pace.within(key, {**values, "steps": length}, left)
-    if same["steps"] < length / WORTH:
+    again = pace.within(key, {**values, "steps": length}, left)
+    if again["steps"] < length / WORTH:
         return None
-    return Plan(key, {name: same[name] for name in ("steps", "mixture") if name in same}, final=True)
+    return Plan(key, {name: again[name] for name in ("steps", "mixture") if name in again}, final=True)
 
 
 def _moved(source: Record, old: Space, new: Space) -> dict[str, Any]:
