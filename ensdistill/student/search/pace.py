@@ -35,7 +35,8 @@ class Pace:
     ordinary: int
 
     def seconds(self, candidate: str, values: Mapping[str, Any]) -> float | None:
-        """The expected seconds of a training; None where nothing comparable was trained."""
+        """The expected seconds of a training; None where nothing comparable was trained. Without a ``batch``,
+        which is drawn then, that of the training it is compared with."""
         judged = [one for one in self.records if one.role == self.role and one.state == "done" and one.steps]
         own = [one for one in judged if one.candidate == candidate]
         if self.parameters[candidate] is None:
@@ -47,7 +48,8 @@ class Pace:
 
         def each(one: Record) -> float:
             larger = max(1.0, size / (self.parameters[one.candidate] or 1)) ** SLOWER
-            wider = max(1.0, float(values["batch"]) / float(one.values["batch"])) ** WIDER
+            batch = float(one.values["batch"])
+            wider = max(1.0, float(values.get("batch", batch)) / batch) ** WIDER
             return one.seconds / one.steps * larger * wider
 
         nearest = min(known, key=lambda one: (abs(one.parameters - size), -one.steps))
