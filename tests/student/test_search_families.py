@@ -57,6 +57,13 @@ def test_candidates_are_built_for_the_samples_and_grow(kind, name):
     assert sizes == sorted(set(sizes))
 
 
+def test_arrays_with_gaps_are_for_boosters():
+    about = About("array", (5,), 40, 40, 3, gaps=True)
+    assert {family.name for family in families_for((), about)} == {"boosted"}
+    with pytest.raises(ValueError, match="'mlp' does not fit these samples: it takes arrays without gaps"):
+        families_for(["mlp"], about)
+
+
 def test_a_boosters_estimator_has_the_trials_values():
     candidate = import_family("boosted").candidates(about_of("array"))[0]
     space = Space(candidate, "student", 100, True, ("given",))

@@ -59,11 +59,12 @@ def search_student(
 ) -> SearchResult:
     """Find the smallest student that keeps enough of the ensemble's gain, or the best one within a budget.
 
-    Students of several families and sizes are trained from the cache with various settings (Optuna's TPE;
-    trials that fall behind at a quarter or half of their training end there, by successive halving). Half of
-    the budget is a search of the same space for the strongest *direct* student, on labels alone. All are
-    judged on rows that none of them learns from. Several processes that call it with the same arguments and
-    folder share the work; a search that was killed goes on when it is called again.
+    Students of several families are trained from the cache with various settings (Optuna's TPE; trials that
+    fall behind at a quarter or half of their training end there, by successive halving). Then the best
+    settings are trained longer, and sizes are compared by these long trainings. Half of the budget is a
+    search of the same space for the strongest *direct* student, on labels alone. All are judged on rows that
+    none of them learns from. Several processes that call it with the same arguments and folder share the
+    work; a search that was killed goes on when it is called again.
 
     Parameters
     ----------
