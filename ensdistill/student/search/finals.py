@@ -11,7 +11,7 @@ from ensdistill.student.search.pace import Pace
 from ensdistill.student.search.policy import Policy, mixture_of_best
 from ensdistill.student.search.space import Space
 
-SHARE = 0.5  # of a search: fewer and longer trainings win over more and shorter ones
+SHARE = 0.6  # of a search: fewer and longer trainings win over more and shorter ones
 LONGER = 4.0  # a training by the same settings, when the shorter one was the best so far
 WORTH = 1.5  # so much longer, at least
 LONGEST = 32_768  # steps

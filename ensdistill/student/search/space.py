@@ -99,7 +99,7 @@ class Space:
         else:
             rate = self.candidate.rate
             found = {
-                "rate": trial.suggest_float("rate", rate / 16, 4 * rate, log=True),
+                "rate": trial.suggest_float("rate", rate / 10, 2 * rate, log=True),
                 "batch": trial.suggest_categorical("batch", BATCHES),
                 "steps": trial.suggest_float("steps", *LENGTHS[self.role], log=True),
                 "schedule": trial.suggest_categorical("schedule", ("cosine", "one_cycle")),
