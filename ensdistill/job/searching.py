@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from ensdistill.cache.errors import CacheError
 from ensdistill.common.files import write_arrays
 from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
@@ -60,22 +61,24 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
 def assist(run: RunFolder, unit: Unit) -> None:
     """Join the search of a unit that another process has begun, until it ends."""
     folder = run.of(unit)
-    while not (folder / "stage.json").exists():
+    while not run.is_finished(unit):
         if (folder / JOURNAL / ABOUT).exists():
-            probabilities = None
-            if run.config.validation(unit.seed) is not None:
-                probabilities = load_file(folder / VALIDATION)["ensemble"]
-            with suppress(OtherSearch):  # which its own process replaces
-                _search(run, unit, probabilities, None)
+            file, probabilities = folder / VALIDATION, None
+            if run.config.validation(unit.seed) is not None and file.exists():
+                probabilities = load_file(file)["ensemble"]
+            with suppress(OtherSearch, CacheError):  # of an earlier search, which its own process replaces
+                _search(run, unit, probabilities, None, write=False)
                 return
         time.sleep(0.2)
 
 
-def _search(run: RunFolder, unit: Unit, probabilities: np.ndarray | None, progress: Any) -> SearchResult:
+def _search(
+    run: RunFolder, unit: Unit, probabilities: np.ndarray | None, progress: Any, write: bool = True
+) -> SearchResult:
     config, seed, folder = run.config, unit.seed, run.of(unit)
     student = config.distill.students[unit.student]
     mixtures = {
-        name: student_rows(run, seed, given, folder / TARGETS / name.replace(" ", "_"))
+        name: student_rows(run, seed, given, folder / TARGETS / name.replace(" ", "_"), write=write)
         for name, given in choices(run, seed).items()
     }
     return search_student(

@@ -52,7 +52,7 @@ class StoredRows:
 
 
 def student_rows(
-    run: RunFolder, seed: int, given: StudentRows | None, folder: Path
+    run: RunFolder, seed: int, given: StudentRows | None, folder: Path, *, write: bool = True
 ) -> tuple[Rows, TargetCache]:
     """The rows of a seed that a student learns from, and their targets.
 
@@ -64,13 +64,18 @@ def student_rows(
         None: the transfer set as it is.
     folder : path
         Where a cache is written if labelled rows have other targets than in the job's cache.
+    write : bool
+        False: another process has written it.
     """
     rows = run.transfer(seed)
     cache = TargetCache.open(run.of(Unit("cache", seed)) / "targets", trusted=run.trusted)
     if given is None:
         return rows, cache
     if given.labelled not in (None, run.config.cache.labelled):
-        cache = _with_labelled(run, seed, given, rows, cache, folder)
+        if write:
+            cache = _with_labelled(run, seed, given, rows, cache, folder)
+        else:
+            cache = TargetCache.open(folder, trusted=run.trusted)
     real = sum(count for name, count in run.record(Unit("cache", seed))["origin"] if name in REAL)
     if given.synthetic == 0:
         return rows.take(np.arange(real)), cache
