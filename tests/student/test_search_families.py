@@ -32,6 +32,9 @@ EXPECTED = {
 }
 
 
+SEEN = About("images", (1, 8, 8), 40, 40, 3)
+
+
 def about_of(kind):
     described = form(as_samples(SAMPLES[kind]))
     return About(described["kind"], tuple(described.get("shape") or ()), 40, 40, 3)
@@ -143,7 +146,7 @@ def test_sizes_go_up_until_one_keeps_enough_and_down_between():
         return LADDER.finalists(tried, kept)[0]
 
     tried = [record("student", "f/3", 1.0)]
-    assert next_of(tried, {"f/3": 0.95}) == "f/3"
+    assert next_of(tried, {}) == "f/3"
     tried += [long("f/3", 0.9)]
     assert next_of(tried, {"f/3": 0.5}) == "f/4"
     assert next_of(tried, {"f/3": 0.95}) == "f/2"
@@ -158,11 +161,43 @@ def test_sizes_go_up_until_one_keeps_enough_and_down_between():
 def test_the_best_two_families_have_a_long_training_each():
     policy = Policy({"f": ("f/1", "f/2"), "g": ("g/1",), "h": ("h/1",)}, 0.9)
     tried = [record("student", key, value) for key, value in (("f/2", 1.0), ("g/1", 2.0), ("h/1", 3.0))]
-    keys = []
-    for _ in range(3):
-        keys.append(policy.finalists(tried, {})[0])
-        tried.append(long(keys[-1], {"f/2": 0.9, "g/1": 0.5}[keys[-1]]))
-    assert keys == ["f/2", "g/1", "g/1"]
+    assert policy.compared(tried) == ["f/2", "g/1"]
+    tried.append(long("f/2", 0.9))
+    assert policy.compared(tried) == ["g/1"]
+    tried.append(long("g/1", 0.5))
+    assert policy.compared(tried) == []
+    assert policy.finalists(tried, {}) == ["g/1", "g/1", "f/2", "h/1"]
+
+
+def test_a_size_of_boosters_begins_with_the_settings_of_its_family():
+    policy = Policy({"boosted": ("boosted/medium", "boosted/large")}, 0.9)
+    values = {"leaves": 7, "rate": 0.1, "rows": 20}
+    tried = [record("student", "boosted/medium", values=values, final=final) for final in (False, True)]
+    pace = Pace(tried, "student", dict.fromkeys(policy.ladders["boosted"]), 1000)
+    plan = final_plan(policy, tried, {}, pace, None, 10.0)
+    assert (plan.candidate, dict(plan.values)) == ("boosted/large", values)
+
+
+def test_the_second_family_has_a_part_of_the_time():
+    space = {}
+    for name in ("mlp", "cnn"):
+        one = import_family(name).candidates(SEEN)[2]
+        space[one.key] = Space(one, "student", 1000, False, ("given",))
+    best, second = space
+    values = {"rate": 0.005, "batch": 256, "steps": 1.0}
+    tried = [
+        record("student", key, value, 1.0, values=values, steps=1000, parameters=10)
+        for key, value in ((best, 1.0), (second, 2.0))
+    ]
+    policy = Policy({"mlp": (best,), "cnn": (second,)}, 0.9)
+
+    def next_plan(left):
+        pace = Pace(tried, "student", dict.fromkeys(space, 10), 1000)
+        return final_plan(policy, tried, {}, pace, space.get, left)
+
+    assert next_plan(10.0).candidate == best
+    tried.append(record("student", best, 0.9, 4.0, values=values | {"steps": 4.0}, steps=4000, final=True))
+    assert (next_plan(10.0).candidate, next_plan(3.6).candidate) == (second, best)
 
 
 def plan_after(tried, left=1e9):

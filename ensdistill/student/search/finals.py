@@ -15,7 +15,7 @@ SHARE = 0.6  # of a search: fewer and longer trainings win over more and shorter
 LONGER = 4.0  # a training by the same settings, when the shorter one was the best so far
 WORTH = 1.5  # so much longer, at least
 LONGEST = 32_768  # steps
-COMPARISON = 0.25  # of the time that is left, for a student of another family than the best one's
+COMPARISON = 0.4  # of the time that is left, for the first long training of the second best family
 ROOM = 0.6  # of the time that is left, for one training
 
 
@@ -50,24 +50,27 @@ def final_plan(
 ) -> Plan | None:
     """The next long training; None where none fits into the ``left`` seconds.
 
-    A candidate that no long training has had takes the settings and the length of the best one of its family.
-    The best settings of a candidate are trained four times as long, as long as that helps; then others of
-    that length are drawn.
+    The best two families have one long training each, the second in a part of the time. A candidate that no
+    long training has had takes the settings and the length of the best one of its family. The best settings
+    of a candidate are trained four times as long, as long as that helps; then others of that length are
+    drawn.
     """
-    first, *ranked = policy.finalists(records, kept)
-    for key in (first, *ranked):
-        plan = _plan_of(key, policy.ladder_of(key), records, pace, space, left)
-        if plan is None:
-            continue
-        seconds = pace.seconds(key, plan.values) or 0.0
-        if key in policy.ladder_of(ranked[0]) or seconds <= COMPARISON * left:
+    best = best_of(records, "student")
+    for key in policy.compared(records):
+        first = best is not None and key in policy.ladder_of(best.candidate)
+        plan = _plan_of(key, policy, records, pace, space, left if first else COMPARISON * left)
+        if plan is not None and (plan.whole or pace.parameters[key] is None):
+            return plan
+    for key in policy.finalists(records, kept):
+        plan = _plan_of(key, policy, records, pace, space, left)
+        if plan is not None:
             return plan
     return None
 
 
 def _plan_of(
     key: str,
-    ladder: Sequence[str],
+    policy: Policy,
     records: Sequence[Record],
     pace: Pace,
     space: Callable[[str], Space],
@@ -75,11 +78,11 @@ def _plan_of(
 ) -> Plan | None:
     """The next long training of one candidate."""
     own = best_of(records, "student", key)
+    family = [one for one in records if one.candidate in policy.ladder_of(key)]
     if pace.parameters[key] is None:
-        expected = pace.seconds(key, {})
-        same = mixture_of_best(records)
-        return None if expected is not None and expected > left else Plan(key, same, final=True)
-    family = [one for one in records if one.candidate in ladder]
+        expected, best = pace.seconds(key, {}), best_of(family, "student")
+        given = mixture_of_best(records) if own is not None or best is None else best.values
+        return None if expected is not None and expected > left else Plan(key, given, final=True)
     others = best_of([one for one in family if one.final], "student")
     source = others or best_of(family, "student")
     if own is not None and (own.final or others is None):

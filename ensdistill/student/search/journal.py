@@ -122,13 +122,17 @@ class Journal:
         lock: Any = _Lock(self._lock, self.file)
         backend = JournalFileBackend(str(self.file), lock_obj=lock)
         self.storage = JournalStorage(backend)
-        # A worker holds the lock of its name while it lives: a running trial of another name is dead.
-        # The name begins with the time at which it came.
-        self.worker = f"{time.time():.3f}-{uuid.uuid4().hex[:12]}"
-        (folder / "workers").mkdir(exist_ok=True)
-        self._alive = filelock.FileLock(folder / "workers" / self.worker)
-        self._alive.acquire()
+        self.worker = ""
         self._bury_dead()
+
+    def start(self) -> None:
+        """Come to work: trials of this process begin."""
+        # A worker holds the lock of its name while it lives: a running trial of another name is dead. The
+        # name begins with the time at which it came.
+        self.worker = f"{time.time():.3f}-{uuid.uuid4().hex[:12]}"
+        (self.folder / "workers").mkdir(exist_ok=True)
+        self._alive = filelock.FileLock(self.folder / "workers" / self.worker)
+        self._alive.acquire()
 
     def others(self) -> list[str]:
         """The other processes that are at work now."""
@@ -147,6 +151,8 @@ class Journal:
         self._retire()
 
     def _retire(self) -> None:
+        if not self.worker:
+            return
         self._alive.release()
         (self.folder / "workers" / self.worker).unlink(missing_ok=True)
 

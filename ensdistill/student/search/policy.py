@@ -89,25 +89,31 @@ class Policy:
         """The families by their lowest value."""
         return sorted(self.ladders, key=lambda family: min(standings[k].value for k in self.ladders[family]))
 
+    def compared(self, records: Sequence[Record]) -> list[str]:
+        """The best candidate of each of the best two families, where the family had no long training yet."""
+        found = self._standings("student", records, {})
+        long = {one.candidate for one in records if one.role == "student" and one.final}
+        tried = [
+            min(self.ladders[family], key=lambda key: found[key].value)
+            for family in self._ranked(found)[:2]
+            if not long.intersection(self.ladders[family])
+        ]
+        return [key for key in tried if found[key].value < math.inf]
+
     def finalists(self, records: Sequence[Record], kept: Mapping[str, float | None]) -> list[str]:
         """The keys of students that are trained long next, the first one unless there is too little time.
 
-        First the best two families have one long training each. Then, in the best family, come larger sizes
-        until one keeps enough, and then those between it and the largest that does not. Without ``keep`` it
-        is the best two of all sizes.
+        In the best family come larger sizes until one keeps enough, and then those between it and the largest
+        that does not. Without ``keep`` it is the best two of all sizes.
         """
         found = self._standings("student", records, kept)
         long = [one.candidate for one in records if one.role == "student" and one.final]
         found = {key: replace(one, trials=long.count(key)) for key, one in found.items()}
-        ranked = sorted(
-            (key for key in self._keys if found[key].value < math.inf), key=lambda k: found[k].value
-        )
-        families = self._ranked(found)
-        for family in families[:2]:
-            tried = [key for key in ranked if key in self.ladders[family]]
-            if tried and not any(key in long for key in self.ladders[family]):
-                return [tried[0], *ranked]
-        ladder = self.ladders[families[0]]
+        judged = [key for key in self._keys if found[key].value < math.inf]
+        ranked = sorted(judged, key=lambda key: found[key].value)
+        if not ranked:
+            return [self._start(next(iter(self.ladders.values())))]
+        ladder = self.ladder_of(ranked[0])
         if self.keep is not None:
             return [self._on_ladder([found[key] for key in ladder], self.keep), *ranked]
         smaller = ladder[max(0, ladder.index(ranked[0]) - 1)]
@@ -148,6 +154,8 @@ class Policy:
         passing = [i for i, one in enumerate(ladder) if one.kept is not None and one.kept >= keep]
         if not passing:
             tried = [i for i, one in enumerate(ladder) if one.trials]
+            if not tried:
+                return min(ladder, key=lambda one: one.value).key
             above = max(tried) + 1
             if above < len(ladder):
                 return ladder[above].key

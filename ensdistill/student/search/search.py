@@ -40,6 +40,7 @@ KEEP = 0.95  # where neither a share nor a budget is given
 TRAININGS = 5  # of an ordinary length that fit into each role's share of the minutes
 SHORT, LONG = 64, 320  # steps of the trainings that are timed
 LEAST_STEPS = 256  # of a training
+FAILURES = 3  # trainings of a role that diverge, after which none is tried beyond the minutes
 OVERTIME = 0.1  # of the minutes, in which a long training may come to its end
 
 
@@ -151,20 +152,24 @@ class _Search:
             self.journal.close()
             raise
         self.judgement = Judgement(found, self.journal, ensemble_figures(found.judged), {})
-        self.begun, self.spent = time.monotonic(), self.journal.spent()
 
     def run(self) -> SearchResult:
         """Trials until the budget is used up, and their result."""
         try:
+            self.journal.start()
+            self.begun, self.spent = time.monotonic(), self.journal.spent()
             timed = self.settings.trials is None
             self.steps = self._steps()
             policy = Policy(self.ladders, self.settings.keep)
             while True:
                 records = self.journal.records()
                 self._tell(records)
-                if self._late():
+                missing = self._missing(records)
+                if self._late() and not missing:
                     break
                 role = policy.role(records, timed, self.settings.trials)
+                if missing and self._late():
+                    role = missing[0]
                 plan = None if role is None else self._plan(policy, role, records)
                 if role is None or plan is None:
                     break
@@ -181,7 +186,7 @@ class _Search:
         own = [one for one in records if one.role == role]
         trials, left = self.settings.trials, self._left(records)
         explored = self._used() if trials is None else len(own) / trials
-        if role == "student" and own and explored >= 1 - SHARE:
+        if role == "student" and best_of(own, role) is not None and explored >= 1 - SHARE:
             return final_plan(policy, records, kept, pace, partial(self.space, role), left)
         if role == "student" and (compared := untried_mixture(own, tuple(self.lessons.mixtures))) is not None:
             best, mixture = compared
@@ -229,6 +234,7 @@ class _Search:
         """Begin, train, judge and write down one trial."""
         key = plan.candidate
         space = self.space(role, key)
+        needed = role in self._missing(self.journal.records())
         trial, values = self.journal.begin(role, space, plan.values)
         number, begun, started = trial.number, time.perf_counter(), time.time()
         work = Work(
@@ -236,7 +242,7 @@ class _Search:
         )
 
         def report(value: float, place: int) -> str:
-            if self._late(OVERTIME if plan.final else 0.0):
+            if not needed and self._late(OVERTIME if plan.final else 0.0):
                 return "the time is over"
             if plan.whole:
                 return ""
@@ -379,6 +385,12 @@ class _Search:
         seconds(SHORT)  # the first training loads code
         begin, whole = seconds(SHORT), seconds(LONG)
         return begin, (whole - begin) / (LONG - SHORT)
+
+    def _missing(self, records: Sequence[Record]) -> list[Role]:
+        """The roles without a judged trial, which have one however long it takes, unless trainings fail."""
+        done = {one.role for one in records if one.state == "done"}
+        failed = [one.role for one in records if one.state == "failed"]
+        return [role for role in ROLES if role not in done and failed.count(role) < FAILURES]
 
     def _late(self, beyond: float = 0.0) -> bool:
         return self.settings.trials is None and self._used() >= 1 + beyond
