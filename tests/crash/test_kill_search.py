@@ -64,7 +64,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 def test_two_workers_share_a_search_that_survives_kills(tmp_path):
     change = {
-        "minutes": 2,
+        "minutes": 4,
         "workers": 2,
         "data.init_args.pool": 850,
         "distill.students": {"small": {"keep": 0.8, "families": ["mlp"]}},

@@ -15,7 +15,7 @@ SHARE = 0.6  # of a search: fewer and longer trainings win over more and shorter
 LONGER = 4.0  # a training by the same settings, when the shorter one was the best so far
 WORTH = 1.5  # so much longer, at least
 LONGEST = 32_768  # steps
-COMPARISON = 0.4  # of the time that is left, for the first long training of the second best family
+COMPARISON = 0.5  # of the time that is left, for the first long training of the second best family
 ROOM = 0.6  # of the time that is left, for one training
 
 
