@@ -75,7 +75,7 @@ def test_two_workers_share_a_search_that_survives_kills(tmp_path):
     process, done = start(file), 0
     for _ in range(ROUNDS):
         wait_for_trials(journal, done + generator.randint(1, 4), process)
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         done = trials(journal)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
