@@ -85,7 +85,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
     made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
-    synthetic = [Exchange(rows=made, probability=0.5)] if made else []  # docs/data.md has the comparison
+    synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
             HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"

@@ -56,7 +56,7 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
     for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
         sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
-        assert sources == [Exchange(rows=made, probability=0.5)]
+        assert sources == [Exchange(rows=made)]
 
 
 def test_more_rows_are_trained_for_more_steps() -> None:
