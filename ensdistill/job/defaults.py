@@ -20,7 +20,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
-from ensdistill.data.transfer import Exchange, TransferSet
+from ensdistill.data.transfer import Exchange, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
@@ -28,6 +28,7 @@ from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 NETWORKS = 3  # networks of one kind in the ensemble
 SYNTHETIC = (5_000, 80_000)  # rows made from those of a table: at least, at most
+SPLICED = (2_000, 20_000)  # texts made of two: members take longer for a text than for a row of numbers
 NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
 
 
@@ -45,7 +46,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
-    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings; synthetic
+    texts of a beginning and an end where the pool is small.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
-    made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
+    made = 0 if pool >= 4 * labelled else _bounded(20 * labelled, *SYNTHETIC)
     synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
@@ -123,8 +125,10 @@ def _of_texts(labelled: int, pool: int) -> Defaults:
             preprocess=NGRAMS,
         ),
     ]
+    made = 0 if pool >= 4 * labelled else _bounded(6 * labelled, *SPLICED)
+    synthetic = [SpliceTexts(rows=made)] if made else []
     student = partial(BagOfNgrams, width=32, dropout=0.3)
-    return _job(members, [], student, NGRAMS, labelled + pool, 0.01)
+    return _job(members, synthetic, student, NGRAMS, labelled + pool + made, 0.01)
 
 
 def _network(labelled: int) -> Optimization:
