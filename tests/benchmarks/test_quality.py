@@ -1,16 +1,21 @@
 """The quality benchmark: its judgement on models whose gains are known, its data sets, and a small run."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.quality import judgement, picture
-from benchmarks.quality.command import main, table
+from benchmarks.quality import jobs, judgement, picture, rule
+from benchmarks.quality.command import goals_table, main, table
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.sets import SETS, Drawn, content
 from benchmarks.teachers.data import Missing
+from ensdistill.job.student_config import StudentConfig
+from ensdistill.models import CNN
 from ensdistill.report.results import KINDS
+from ensdistill.student.retention import Features
 
 ROWS, SEEDS = 400, 3
 
@@ -63,23 +68,85 @@ def test_a_lead_within_its_error_does_not_count(models):
     assert judged["kept"] is None
 
 
-def test_goals_are_means_over_the_cases_that_count():
-    def case(kept: float, counts: bool) -> dict:
-        metric = {"kept": kept, "counts": counts}
-        return {"regime": "all", "size": "tenth", "accuracy": metric, "nll": metric}
+def case(size: str, kept: float, counts: bool = True, pool: bool = True, **more) -> dict:
+    means = {judgement.STUDENT: 0.5, "other": 0.4}
+    metric = {"kept": kept, "counts": counts, "worse": False, "worse_beyond_interval": False, "means": means}
+    about = {"set": f"set {kept}", "regime": "pool" if pool else "all", "size": size, "with_pool": pool}
+    return about | {"warned": False, "accuracy": dict(metric), "nll": dict(metric)} | more
 
-    found = judgement.goals([case(0.9, True), case(0.7, True), case(5.0, False)], "all", "tenth")
-    assert found["nll"] == {"counting": 2, "mean": pytest.approx(0.8), "least": 0.7}
+
+def test_goals_are_judged_where_a_metric_counts():
+    judged = [
+        case("keep", 0.97),
+        case("keep", 0.9),
+        case("keep", -5.0, counts=False),
+        case("tenth", 0.9, pool=False),
+    ]
+    found = judgement.goals(judged, ["other"])
+    assert [goal.met for goal in found] == [False, False, None, True, True, True, False, True]
+    assert found[0].found == "1 of 2 cases; mean 94%, least 90% (set 0.9, pool)"
+    assert found[6].found.startswith("0 of 3 cases")  # a larger NLL is worse
+    assert found[7].found == "3 of 3 cases"
+
+
+def test_a_worse_student_misses_the_goal_unless_the_preflight_warns():
+    worse = case("keep", 0.5, counts=False)
+    worse["nll"] |= {"worse": True, "worse_beyond_interval": True}
+    silent, close = judgement.goals([worse], [])[4:6]
+    assert not silent.met
+    assert not close.met
+    assert "not set 0.5, pool nll" in close.found
+    assert judgement.goals([worse | {"warned": True}], [])[4].met
 
 
 def test_table_and_picture(models, tmp_path):
     found, labels = models
     judged = judgement.judge_student(found, labels, ["other"])
-    one = {"set": "digits", "regime": "all", "size": "member", **judged}
-    result = {"students": [one], "settings": {"seeds": SEEDS}}
-    assert table(result).row_count == 1
+    about = {
+        "set": "digits",
+        "regime": "all",
+        "with_pool": False,
+        "warned": False,
+        "times_smaller": 3.0,
+        "times_faster": 9.0,
+    }
+    students = [about | {"size": size} | judged for size in ("member", "keep")]
+    goals = [asdict(goal) for goal in judgement.goals(students, ["other"])]
+    result = {"students": students, "settings": {"seeds": SEEDS}, "goals": goals}
+    assert table(result).row_count == 2
+    assert goals_table(result).row_count == 8
     picture.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_students_of_images_have_the_sizes_of_their_names(name):
+    given = jobs.students(jobs.Case(name, "pool", 1, 0, Path("runs")), StudentConfig(CNN))
+    image = [1, 8, 8] if name == "digits" else [1, 28, 28]
+    whole, part = (sum(p.numel() for p in one.model(image=image).parameters()) for one in given.values())
+    assert part / whole == pytest.approx(0.25 if name == "fashion" else 0.1, abs=0.05)
+
+
+def example(name: str, size: float, kept: float) -> dict:
+    known = Features(5.0, 50.0, 1.0, 0.0, 3.0, size=size)
+    return {"set": name, "kept": kept, "lead": 0.1, "standard_error": 0.01, "features": asdict(known)}
+
+
+def test_a_rule_predicts_sets_that_it_left_out_or_says_that_it_does_not():
+    random = np.random.default_rng(0)
+    sizes = np.exp(random.normal(size=60))
+    names = [f"set {i % 6}" for i in range(60)]
+    shares = 0.5 + 0.2 * np.log(sizes)
+    learned = rule.fit([example(*one) for one in zip(names, sizes, np.clip(shares, -0.4, 1.1), strict=True)])
+    assert learned.useful
+    assert learned.error < 0.1 < learned.mean_error
+    assert learned.expect(Features(5.0, 50.0, 1.0, 0.0, 3.0, size=1.0)).share == pytest.approx(0.5, abs=0.05)
+    by_set = dict(zip(dict.fromkeys(names), random.uniform(0, 1, 6), strict=True))
+    none = rule.fit([example(n, size, by_set[n]) for n, size in zip(names, sizes, strict=True)])
+    assert none.error == pytest.approx(none.mean_error, rel=0.1)
+    uncertain = [example("one", 1.0, 0.5) | {"lead": 0.001}]
+    with pytest.raises(ValueError, match=r"^found: expected examples of three"):
+        rule.fit(uncertain)
 
 
 @pytest.mark.parametrize("name", ["digits", "letter", "income", "spam", "diamonds"])
@@ -103,7 +170,7 @@ def test_a_small_run_goes_on_and_ends_with_a_result(tmp_path):
     out = tmp_path / "result.json"
     assert main([*arguments, "--out", str(out)], tmp_path) == 0
     first = json.loads(out.read_text())
-    assert [one["size"] for one in first["students"]] == ["member", "tenth"]
+    assert [one["size"] for one in first["students"]] == ["member", "tenth", "keep"]
     means = first["students"][0]["nll"]["means"]
     assert {name for name, peer in PEERS.items() if "image" in peer.kinds} <= set(means)
     assert main([*arguments, "--out", str(out)], tmp_path) == 0  # everything is there
