@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import cases, jobs, judgement, picture, rule
+from benchmarks.quality import cases, jobs, judgement, picture, rule, times
 from benchmarks.quality.peers import PEERS, Peer, autogluon, available, predictions, torchdistill
 from benchmarks.quality.sets import SETS
 from benchmarks.teachers.data import Missing
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     )
     p.add_argument("--fit-rule", action="store_true", help="fit the rule by which a preflight predicts the share "
                    "that is kept: train small jobs on development seeds, and write the rule into the package")  # fmt: skip
+    p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
+                   "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
     p.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="FOLDER", help="of the runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
@@ -82,7 +84,10 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "settings": {"seeds": seeds, "first_seed": first, "quick": options.quick, "peers": list(peers)},
         "students": [],
         "skipped": missing,
+        "minutes": {},
     }
+    for rows in (options.times or list(times.MINUTES)) if options.times is not None else []:
+        result["minutes"][str(rows)] = times.measured(rows, notes.print)
     for name, reason in missing.items():
         notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
                 notes.print(f"  skipped: {error}")
                 result["skipped"][name] = str(error)
                 break
-            goals = judgement.goals(result["students"], list(peers))
+            goals = judgement.goals(result["students"], list(peers)) + times.goals(result["minutes"])
             result["goals"] = [asdict(goal) for goal in goals]
             write_result(out, result)
             notes.print(f"  {time.perf_counter() - start:.0f} s")

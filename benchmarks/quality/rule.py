@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 
 from benchmarks.quality import jobs, judgement
 from benchmarks.quality.jobs import Case
-from benchmarks.quality.sets import SETS, Regime
+from benchmarks.quality.sets import Regime
 from benchmarks.teachers.data import Missing
 from ensdistill.common.files import read_json, write_json
-from ensdistill.job.preflight import run_features
+from ensdistill.job.evaluate import evaluate
+from ensdistill.job.preflight import run_preflight
 from ensdistill.student import retention
 from ensdistill.student.retention import LEAST, MOST, NAMES, Features, Rule, standardised
 
@@ -31,6 +33,13 @@ SMALL: Mapping[str, Sequence[tuple[int, int]]] = {  # labelled rows and rows of 
     "fashion": [(300, 0), (300, 3000)],
     "packages": [(400, 0), (400, 4000)],
 }
+CANDIDATES: tuple[tuple[str, ...], ...] = (  # features of a rule: few, for there are few data sets
+    ("size",),
+    ("size", "pool", "synthetic"),
+    ("size", "epistemic", "lead"),
+    ("size", "pool", "synthetic", "rows_per_class"),
+    NAMES,
+)
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 CERTAIN = 1.0  # standard errors of the ensemble's lead, below which a share is only noise
 
@@ -53,7 +62,7 @@ class SmallCase(Case):
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        return (*SETS[self.name].sizes, "least")
+        return ("member", "least")
 
     @property
     def steps(self) -> int | None:
@@ -76,7 +85,7 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
     if isinstance(known, list) and all(map(run.is_finished, run.units("distill"))):
         return known
     run = jobs.train(case, note)
-    features, results = run_features(run), jobs.results(run)
+    features, results = run_preflight(run).features, evaluate(run)
     found = []
     for size, one in features.items():
         judged = judgement.judge_student(jobs.probabilities(results, size), results.labels)["nll"]
@@ -116,26 +125,66 @@ def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
     if len(set(groups)) < 3:
         raise ValueError(f"found: expected examples of three data sets or more; got {sorted(set(groups))}")
     x, means, scales = standardised([Features(**one["features"]).vector() for one in used])
-    y = np.clip([one["kept"] for one in used], LEAST, MOST)
-    weights = np.minimum(1.0, np.array([_errors(one) for one in used]) / judgement.BEYOND) ** 2
-    left_out, by_mean = np.zeros(len(y)), np.zeros(len(y))
-    for name in np.unique(groups):
-        here = groups == name
-        ridge = _chosen(x[~here], y[~here], weights[~here], groups[~here])
-        mean, slopes = _ridge(x[~here], y[~here], weights[~here], ridge)
-        left_out[here], by_mean[here] = mean + x[here] @ slopes, np.average(y[~here], weights=weights[~here])
-    mean, slopes = _ridge(x, y, weights, _chosen(x, y, weights, groups))
+    shares = np.clip([one["kept"] for one in used], LEAST, MOST)
+    certain = np.minimum(1.0, np.array([_errors(one) for one in used]) / judgement.BEYOND) ** 2
+    all_of = _Examples(x, shares, certain, groups)
+    left_out = all_of.left_out(lambda others: others.linear(*others.choice()))
+    by_mean = all_of.left_out(lambda others: lambda _: np.average(others.y, weights=others.weights))
+    names, ridge = all_of.choice()
+    places = [NAMES.index(name) for name in names]
+    mean, slopes = all_of.regression(places, ridge)
     return Rule(
-        NAMES,
-        tuple(map(float, means)),
-        tuple(map(float, scales)),
-        tuple(map(float, slopes)),
-        mean,
-        _error(left_out, y, weights),
-        _error(by_mean, y, weights),
-        len(used),
-        len(set(groups)),
+        names,
+        *(tuple(map(float, values)) for values in (means[places], scales[places], slopes)),
+        mean=mean,
+        error=left_out,
+        mean_error=by_mean,
+        cases=len(used),
+        sets=len(set(groups)),
     )
+
+
+Predictor = Callable[[np.ndarray], Any]  # standardised features [M, F] -> shares [M]
+
+
+@dataclass(frozen=True, eq=False)
+class _Examples:
+    """Standardised features [N, F], shares [N], their weights [N], and the names of their data sets [N]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+
+    def left_out(self, fit: Callable[[_Examples], Predictor]) -> float:
+        """The root mean squared error of predictions for each data set by a fit to the others."""
+        found = np.zeros(len(self.y))
+        for name in np.unique(self.groups):
+            here = self.groups == name
+            parts = (one[~here] for one in (self.x, self.y, self.weights, self.groups))
+            found[here] = fit(_Examples(*parts))(self.x[here])
+        wrong = np.square(np.clip(found, LEAST, MOST) - self.y)
+        return float(np.sqrt(np.average(wrong, weights=self.weights)))
+
+    def choice(self) -> tuple[tuple[str, ...], float]:
+        """The features and the ridge of the least error on data sets left out."""
+        tried = list(product(CANDIDATES, RIDGES))
+        return min(tried, key=lambda one: self.left_out(lambda others: others.linear(*one)))
+
+    def linear(self, names: Sequence[str], ridge: float) -> Predictor:
+        places = [NAMES.index(name) for name in names]
+        mean, slopes = self.regression(places, ridge)
+        return lambda x: mean + x[:, places] @ slopes
+
+    def regression(self, places: Sequence[int], ridge: float) -> tuple[float, np.ndarray]:
+        """The intercept, and the slopes of the features at ``places``."""
+        shares = self.weights / self.weights.sum()
+        x, w = self.x[:, places], self.weights[:, None]
+        mean_x, mean_y = shares @ x, float(shares @ self.y)
+        centred = x - mean_x
+        gram = centred.T @ (w * centred) + ridge * np.eye(len(places))
+        slopes = np.linalg.solve(gram, centred.T @ (self.weights * (self.y - mean_y)))
+        return mean_y - float(mean_x @ slopes), slopes
 
 
 def write(rule: Rule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path) -> None:
@@ -148,28 +197,3 @@ def write(rule: Rule, found: Sequence[Mapping[str, Any]], source: Mapping[str, A
 
 def _errors(one: Mapping[str, Any]) -> float:
     return float(one["lead"]) / max(float(one["standard_error"]), 1e-12)
-
-
-def _chosen(x: np.ndarray, y: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> float:
-    """The ridge of the least error on sets left out."""
-
-    def error(ridge: float) -> float:
-        found = np.zeros(len(y))
-        for name in np.unique(groups):
-            here = groups == name
-            mean, slopes = _ridge(x[~here], y[~here], weights[~here], ridge)
-            found[here] = mean + x[here] @ slopes
-        return _error(found, y, weights)
-
-    return min(RIDGES, key=error)
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ridge: float) -> tuple[float, np.ndarray]:
-    from sklearn.linear_model import Ridge
-
-    made = Ridge(alpha=ridge).fit(x, y, sample_weight=weights)
-    return float(made.intercept_), np.asarray(made.coef_)
-
-
-def _error(found: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    return float(np.sqrt(np.average(np.square(np.clip(found, LEAST, MOST) - y), weights=weights)))

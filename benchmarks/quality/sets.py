@@ -196,7 +196,7 @@ def _set(
 
 
 SETS = {
-    "digits": _set("image", _digits, pool=(200, 900), all=(1257, 0), quick=(150, 300)),
+    "digits": _set("image", _digits, pool=(200, 900), all=(1257, 0), quick=(150, 900)),
     "letter": _set(
         "table", _letter, pool=(2000, 12_000, 6000), all=(5000, 0, 10_000), quick=(600, 1200, 2000)
     ),

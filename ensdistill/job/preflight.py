@@ -15,8 +15,7 @@ from ensdistill.common.random import random_generator
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.student.choices import HELD_OUT
-from ensdistill.student.preflight import HeldOut, Preflight, Spread, features, mean_spread, preflight
-from ensdistill.student.retention import Features
+from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
 from ensdistill.teachers import Ensemble
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
@@ -32,25 +31,11 @@ def run_preflight(run: RunFolder) -> Preflight:
     ValueError
         No seed has a finished cache, or a member has no held-out predictions.
     """
-    seeds = _finished(run)
-    held_out = [_held_out(run, seed) for seed in seeds]
-    return preflight(held_out, _spreads(run, seeds), _counts(run, seeds[0]), _sizes(run, seeds[0], held_out))
-
-
-def run_features(run: RunFolder) -> dict[str, Features]:
-    """The features of each of the run's students, by which the rule of the share kept is fitted."""
-    seeds = _finished(run)
-    held_out = [_held_out(run, seed) for seed in seeds]
-    spreads, counts = _spreads(run, seeds), _counts(run, seeds[0])
-    sizes = _sizes(run, seeds[0], held_out)
-    return {name: features(held_out, spreads, counts, size) for name, size in sizes.items()}
-
-
-def _finished(run: RunFolder) -> list[int]:
     seeds = [s for s in range(run.config.seeds) if run.is_finished(Unit("cache", s))]
     if not seeds:
         raise ValueError(f"run: {run.path} has no finished cache; `ensdistill cache build` makes it")
-    return seeds
+    held_out = [_held_out(run, seed) for seed in seeds]
+    return preflight(held_out, _spreads(run, seeds), _counts(run, seeds[0]), _sizes(run, seeds[0], held_out))
 
 
 def _counts(run: RunFolder, seed: int) -> dict[str, int]:

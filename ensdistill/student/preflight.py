@@ -132,6 +132,8 @@ class Preflight:
     advice : tuple of str
     expected : dict of str to Expectation
         The share of the gain in NLL over *direct* that each student keeps.
+    features : dict of str to Features
+        By student, from which the share is predicted.
     source : str
         Where these shares come from, in words.
     """
@@ -142,6 +144,7 @@ class Preflight:
     spreads: Mapping[str, Spread]
     advice: tuple[str, ...]
     expected: Mapping[str, Expectation] = field(default_factory=dict)
+    features: Mapping[str, Features] = field(default_factory=dict)
     source: str = ""
 
 
@@ -191,22 +194,11 @@ def preflight(
     found = list(dict.fromkeys(one.best_member for one in held_out))
     by, rows = learned or rule(), counts or {name: spread.rows for name, spread in origins.items()}
     known = _features(held_out, over_best, spreads, rows)
-    expected = {name: by.expect(replace(known, size=size)) for name, size in (sizes or {}).items()}
-    made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), expected, by.source)
-    advice = [*_advice(made), *_pool_advice(made, by, replace(known, size=_first(sizes)), rows)]
+    features = {name: replace(known, size=size) for name, size in (sizes or {}).items()}
+    expected = {name: by.expect(one) for name, one in features.items()}
+    made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), expected, features, by.source)
+    advice = [*_advice(made), *_pool_advice(made, by, next(iter(features.values()), known), rows)]
     return replace(made, advice=tuple(advice))
-
-
-def features(
-    held_out: Sequence[HeldOut],
-    origins: Mapping[str, Spread],
-    counts: Mapping[str, int],
-    size: float | None,
-) -> Features:
-    """The features of one student, from which the share that it keeps is predicted."""
-    spreads = {**origins, HELD_OUT: _held_out_spread(held_out)}
-    best = [_member(one, one.ensemble.names.index(one.best_member)) for one in held_out]
-    return replace(_features(held_out, _leads(held_out, best), spreads, counts), size=size)
 
 
 def _features(
@@ -240,10 +232,6 @@ def _mean(spreads: Sequence[Spread], name: str) -> float:
     """Of one figure over all rows."""
     rows = sum(spread.rows for spread in spreads)
     return sum(spread.rows * getattr(spread, name) for spread in spreads) / max(rows, 1)
-
-
-def _first(sizes: Mapping[str, float | None] | None) -> float | None:
-    return next(iter((sizes or {}).values()), None)
 
 
 def _advice(found: Preflight) -> list[str]:

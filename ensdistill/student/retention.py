@@ -149,8 +149,9 @@ def rule() -> Rule:
     found = read_json(FILE)
     if not isinstance(found, dict):
         raise ValueError(f"{FILE}: expected the rule that this package has; install it again")
-    values = {name: found[name] for name in (one.name for one in fields(Rule))}
-    return Rule(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = ((one.name, found[one.name]) for one in fields(Rule))
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
+    return Rule(**known)
 
 
 def standardised(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

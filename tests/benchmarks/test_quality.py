@@ -5,13 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+import yaml
 
-from benchmarks.quality import jobs, judgement, picture, rule
+from benchmarks.quality import jobs, judgement, picture, rule, times
 from benchmarks.quality.command import goals_table, main, table
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.sets import SETS, Drawn, content
 from benchmarks.teachers.data import Missing
+from ensdistill.cli.main import main as ensdistill
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN
 from ensdistill.report.results import KINDS
@@ -125,6 +128,21 @@ def test_students_of_images_have_the_sizes_of_their_names(name):
     image = [1, 8, 8] if name == "digits" else [1, 28, 28]
     whole, part = (sum(p.numel() for p in one.model(image=image).parameters()) for one in given.values())
     assert part / whole == pytest.approx(0.25 if name == "fashion" else 0.1, abs=0.05)
+
+
+def test_a_run_is_timed_by_a_command_that_the_command_line_takes(tmp_path, capsys):
+    frame = pandas.DataFrame(
+        {"x": range(300), "z": [i % 7 for i in range(300)], times.TARGET: ["early", "late", "later"] * 100}
+    )
+    frame.to_csv(tmp_path / "flights.csv", index=False)
+    words = times.command(tmp_path / "flights.csv", tmp_path / "runs")[3:]
+    assert ensdistill([*words, "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["seeds"], settings["minutes"]) == (1, times.SEARCH)
+    (student,) = settings["distill"]["students"].values()
+    assert (student["keep"], student["model"]) == (0.95, None)
+    late, soon = times.goals({"10000": 5.5, "300000": 20.0})
+    assert (late.met, soon.met) == (False, True)
 
 
 def example(name: str, size: float, kept: float) -> dict:
