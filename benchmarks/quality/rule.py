@@ -85,7 +85,7 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
     if isinstance(known, list) and all(map(run.is_finished, run.units("distill"))):
         return known
     run = jobs.train(case, note)
-    features, results = run_preflight(run).features, evaluate(run)
+    features, results = run_preflight(run).features, evaluate(run, timed=False)
     found = []
     for size, one in features.items():
         judged = judgement.judge_student(jobs.probabilities(results, size), results.labels)["nll"]

@@ -39,7 +39,7 @@ def expectations(found: Preflight) -> Iterator[str]:
     kept = {name: one for name, one in found.expected.items() if name not in leads or leads[name].certain}
     if kept:
         shares = ", ".join(f"{name} {one}" for name, one in kept.items())
-        yield f"Expected to be kept of the gain in NLL, in percent: {shares} ({found.source})"
+        yield f"Expected to be kept of the gain in NLL: {shares} ({found.source})"
 
 
 def summary(found: Preflight) -> Iterator[str]:

@@ -83,7 +83,7 @@ class Expectation:
     learned: bool
 
     def __str__(self) -> str:
-        return f"{self.share:.0%} ± {100 * self.error:.0f}"
+        return f"{self.share:.0%} ± {self.error:.0%}"
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Rule:
         """Where an expectation comes from, in words."""
         learned = f"{self.cases} students on {self.sets} data sets"
         if self.useful:
-            return f"rule learned from {learned}; its error on data sets left out is {100 * self.error:.0f}"
+            return f"rule learned from {learned}; ± is its error on data sets left out"
         return (
-            f"mean of {learned}; no rule predicts data sets left out better, so this job's own features have "
-            "no part in it"
+            f"mean of {learned}, ± its error on data sets left out; no rule learned from them is better there, "
+            "so nothing of this job has a part in it"
         )
 
     def expect(self, features: Features) -> Expectation:

@@ -106,7 +106,7 @@ def test_a_rule_adds_slopes_to_the_mean_and_an_unknown_feature_counts_as_the_mea
     assert found.expect(KNOWN).share == pytest.approx(0.5)
     with_size = found.expect(Features(4.0, 10.0, np.e - 1, 20.0, 3.0, size=np.exp(-2.0)))
     assert with_size.share == pytest.approx(0.5 - 0.2 + 0.2)
-    assert str(with_size) == "50% ± 10"
+    assert str(with_size) == "50% ± 10%"
     far = found.expect(Features(4.0, 10.0, 0.0, 20.0, 3.0, size=np.exp(-9.0)))
     assert far.share == pytest.approx(0.5 - 0.3)  # three deviations at most
 
@@ -115,7 +115,7 @@ def test_a_rule_no_better_than_the_mean_predicts_the_mean_and_says_so():
     found = learned(error=0.2, size=0.1)
     one = found.expect(Features(4.0, 10.0, 0.0, 20.0, 3.0, size=9.0))
     assert (one.share, one.error, one.learned) == (0.5, 0.2, False)
-    assert "no rule predicts data sets left out better" in found.source
+    assert "no rule learned from them is better" in found.source
 
 
 def test_the_package_has_a_rule_of_known_features():
