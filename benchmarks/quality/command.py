@@ -147,7 +147,7 @@ def _students(
 
 def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:
     cpu = torch.device("cpu")
-    found = rule.gather(options.work / "rule", options.sets, notes.print)
+    found = rule.gather(options.work, options.sets, notes.print)
     made = rule.fit(found)
     rule.write(made, found, machine.describe_source(cpu), folder / "quality-rule-examples.json")
     notes.print(f"{made.source}; the mean's error: {100 * made.mean_error:.0f}")

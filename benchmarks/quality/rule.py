@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import numpy as np
 
 from benchmarks.quality import jobs, judgement
 from benchmarks.quality.jobs import Case
-from benchmarks.quality.sets import Regime
+from benchmarks.quality.sets import SETS, Regime
 from benchmarks.teachers.data import Missing
 from ensdistill.common.files import read_json, write_json
+from ensdistill.common.fingerprint import digest
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.preflight import run_preflight
 from ensdistill.student import retention
 from ensdistill.student.retention import LEAST, MOST, NAMES, Features, Rule, standardised
 
+FILE = "examples.json"
 TEST = 3000  # rows at most
 STEPS = 800  # of students, at most
 SMALL: Mapping[str, Sequence[tuple[int, int]]] = {  # labelled rows and rows of the pool of each job
@@ -79,12 +81,12 @@ def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
 def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """The features of a case's students and the shares that they kept, on the development seed's test rows;
     read from the run's folder where they are there already."""
-    run = jobs.prepared(case)
-    file = run.path / "examples.json"
-    known = read_json(file)
-    if isinstance(known, list) and all(map(run.is_finished, run.units("distill"))):
-        return known
     run = jobs.train(case, note)
+    made_from = digest([NAMES, *map(run.digest, run.units("distill"))])
+    known = read_json(run.path / FILE)
+    if isinstance(known, dict) and known["made_from"] == made_from:
+        examples: list[dict[str, Any]] = known["examples"]
+        return examples
     features, results = run_preflight(run).features, evaluate(run, timed=False)
     found = []
     for size, one in features.items():
@@ -92,14 +94,25 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
         about = {"set": case.name, "labelled": case.rows.labelled, "pool": case.rows.pool, "size": size}
         figures = {key: judged[key] for key in ("kept", "lead", "standard_error")}
         found.append(about | figures | {"features": asdict(one)})
-    write_json(file, found)
+    write_json(run.path / FILE, {"made_from": made_from, "examples": found})
     return found
 
 
-def gather(folder: Path, sets: Sequence[str], note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The examples of all small jobs."""
+def finished_cases(folder: Path, sets: Sequence[str]) -> Iterator[Case]:
+    """The benchmark's own cases on development seeds that are finished there, by their first seed."""
+    for name in sets:
+        for regime in SETS[name].regimes:
+            case = Case(name, regime, 1, jobs.FIRST_SEEDS["develop"], folder)
+            if (folder / str(case)).is_dir():
+                run = jobs.prepared(case)
+                if all(map(run.is_finished, run.units("distill"))):
+                    yield case
+
+
+def gather(work: Path, sets: Sequence[str], note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The examples of all small jobs, and of the finished development cases of the benchmark."""
     found = []
-    for case in small_cases(folder, sets):
+    for case in chain(finished_cases(work / "develop", sets), small_cases(work / "rule", sets)):
         note(f"{case}")
         try:
             found += examples(case, note)

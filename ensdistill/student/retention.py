@@ -124,12 +124,12 @@ class Rule:
     @property
     def source(self) -> str:
         """Where an expectation comes from, in words."""
-        learned = f"{self.cases} students on {self.sets} data sets"
+        learned = f"{self.cases} students on {self.sets} sets"
         if self.useful:
-            return f"rule learned from {learned}; ± is its error on data sets left out"
+            return f"rule learned from {learned}; ± is its error on sets left out"
         return (
-            f"mean of {learned}, ± its error on data sets left out; no rule learned from them is better there, "
-            "so nothing of this job has a part in it"
+            f"mean of {learned}, ± its error on sets left out; no rule learned from them is better there, "
+            "so this job's own figures have no part in it"
         )
 
     def expect(self, features: Features) -> Expectation:
