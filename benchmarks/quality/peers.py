@@ -103,8 +103,8 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
     """The rows and the student of a case's seed."""
     members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"])
     rows = [split.labelled, *([split.pool] if len(split.pool) else [])]
-    samples = joined([part.inputs for part in rows])
-    logits = members.predict_logits(whole(samples) if not isinstance(samples, np.ndarray) else samples)
+    samples = whole(joined([part.inputs for part in rows]))
+    logits = members.predict_logits(samples)
     settings = config(case).distill.students["member"]
     prepared = prepare_student(settings, split, seed)
     inputs, test = (

@@ -47,14 +47,14 @@ def _counts(run: RunFolder, seed: int) -> dict[str, int]:
 
 
 def _sizes(run: RunFolder, seed: int, held_out: Sequence[HeldOut]) -> dict[str, float | None]:
-    """Each student's parameters, over those of the median member; None of an estimator, or of a student that
-    a search has yet to find."""
+    """Each student's parameters, over those of the median member; None of an estimator. A student that a
+    search has yet to find has no entry."""
     median = float(np.median([member.parameters for member in held_out[0].ensemble.members]))
     found: dict[str, float | None] = {}
     for name, student in run.config.distill.students.items():
-        known = not student.searched or run.is_finished(Unit("search", seed, name))
-        count = _parameters(run, seed, name) if known else None
-        found[name] = count / median if count and median > 0 else None
+        if not student.searched or run.is_finished(Unit("search", seed, name)):
+            count = _parameters(run, seed, name)
+            found[name] = count / median if count and median > 0 else None
     return found
 
 

@@ -1,18 +1,21 @@
 """The quality benchmark: its judgement on models whose gains are known, its data sets, and a small run."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+import torch
 import yaml
 
 from benchmarks.quality import jobs, judgement, picture, rule, times
 from benchmarks.quality.command import goals_table, main, table
-from benchmarks.quality.peers import PEERS
+from benchmarks.quality.peers import PEERS, available
 from benchmarks.quality.sets import SETS, Drawn, content
+from benchmarks.quality.torchdistill_script import WithoutLabels
 from benchmarks.teachers.data import Missing
 from ensdistill.cli.main import main as ensdistill
 from ensdistill.job.student_config import StudentConfig
@@ -143,6 +146,25 @@ def test_a_run_is_timed_by_a_command_that_the_command_line_takes(tmp_path, capsy
     assert (student["keep"], student["model"]) == (0.95, None)
     late, soon = times.goals({"10000": 5.5, "300000": 20.0})
     assert (late.met, soon.met) == (False, True)
+
+
+def test_a_tool_that_is_not_there_is_named_with_the_remedy():
+    assert available(sys.executable, "numpy") == ""
+    assert available(sys.executable, "no_such_tool").endswith("has no no_such_tool; pip install no_such_tool")
+    assert available("/no/python", "numpy") == "/no/python: No such file or directory"
+
+
+class SoftAndHard:
+    beta, temperature = 0.9, 2.0
+
+    def __call__(self, student, teacher, targets=None):
+        return 1.0 if targets is None else 5.0
+
+
+def test_a_batch_without_a_label_has_torchdistills_soft_part_alone():
+    loss = WithoutLabels(SoftAndHard())
+    assert loss({}, {}, torch.tensor([-100, -100])) == pytest.approx(0.9 * 4)
+    assert loss({}, {}, torch.tensor([-100, 2])) == 5.0
 
 
 def example(name: str, size: float, kept: float) -> dict:
