@@ -46,20 +46,21 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--quick", action="store_true", help="few rows and two seeds: does it all work?")
+    p.add_argument("--quick", action="store_true", help="few rows and one seed: does it all work?")
     p.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
                    f"{', '.join(SETS)}")  # fmt: skip
     p.add_argument("--regimes", nargs="+", choices=["pool", "all"], default=["pool", "all"], metavar="REGIME",
                    help="pool, all")  # fmt: skip
-    p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 2")
+    p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 1")
     p.add_argument("--develop", action="store_true", help="other seeds, on which settings may be chosen")
     p.add_argument("--autogluon", metavar="PYTHON", help="of an environment that has autogluon.tabular")
     p.add_argument("--seconds", type=int, default=300, help="for AutoGluon, per seed (default: 300)")
     p.add_argument(
         "--torchdistill", metavar="PYTHON", help="of an environment that has torchdistill and torch"
     )
-    p.add_argument("--fit-rule", action="store_true", help="fit the rule by which a preflight predicts the share "
-                   "that is kept: train small jobs on development seeds, and write the rule into the package")  # fmt: skip
+    p.add_argument("--fit-rule", nargs="?", const="all", choices=["all", "finished"], metavar="finished", help="fit "
+                   "the rule by which a preflight predicts the share that is kept, and write it into the package: "
+                   "train small jobs on development seeds first, or take the finished ones of --work")  # fmt: skip
     p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
                    "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
     p.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="FOLDER", help="of the runs")
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
     suffix = "-develop" * options.develop + "-quick" * options.quick
     out = options.out or folder / f"quality-{machine.result_name(where, source)}{suffix}.json"
-    seeds = options.seeds or (2 if options.quick else 5)
+    seeds = options.seeds or (1 if options.quick else 5)
     first = jobs.FIRST_SEEDS["develop" if options.develop else "report"]
     peers, missing = _peers(options)
     result: dict[str, Any] = {
@@ -84,10 +85,9 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "settings": {"seeds": seeds, "first_seed": first, "quick": options.quick, "peers": list(peers)},
         "students": [],
         "skipped": missing,
+        "failed": {},
         "minutes": {},
     }
-    for rows in (options.times or list(times.MINUTES)) if options.times is not None else []:
-        result["minutes"][str(rows)] = times.measured(rows, notes.print)
     for name, reason in missing.items():
         notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")
@@ -103,10 +103,14 @@ def main(arguments: Sequence[str], folder: Path) -> int:
                 notes.print(f"  skipped: {error}")
                 result["skipped"][name] = str(error)
                 break
-            goals = judgement.goals(result["students"], list(peers)) + times.goals(result["minutes"])
-            result["goals"] = [asdict(goal) for goal in goals]
-            write_result(out, result)
+            except Exception as error:  # the other cases have figures all the same
+                notes.print(f"  {case} failed: {error}")
+                result["failed"][str(case)] = f"{type(error).__name__}: {error}"
+            _keep(out, result)
             notes.print(f"  {time.perf_counter() - start:.0f} s")
+    for rows in (options.times or list(times.MINUTES)) if options.times is not None else []:
+        result["minutes"][str(rows)] = times.measured(rows, notes.print)
+        _keep(out, result)
     if not result["students"]:
         notes.print("no data set is there")
         return 1
@@ -114,7 +118,16 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     screen.print(goals_table(result))
     picture.draw(result, out.with_suffix(".png"))
     notes.print(str(out))
-    return 0
+    for name, reason in result["failed"].items():
+        notes.print(f"{name} failed: {reason}")
+    return 1 if result["failed"] else 0
+
+
+def _keep(out: Path, result: dict[str, Any]) -> None:
+    """Write the result so far, with the goals that it shows."""
+    goals = judgement.goals(result["students"], result["settings"]["peers"])
+    result["goals"] = [asdict(goal) for goal in [*goals, *times.goals(result["minutes"])]]
+    write_result(out, result)
 
 
 def _peers(options: argparse.Namespace) -> tuple[dict[str, Peer], dict[str, str]]:
@@ -147,7 +160,7 @@ def _students(
 
 def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:
     cpu = torch.device("cpu")
-    found = rule.gather(options.work, options.sets, notes.print)
+    found = rule.gather(options.work, options.sets, notes.print, train=options.fit_rule == "all")
     made = rule.fit(found)
     rule.write(made, found, machine.describe_source(cpu), folder / "quality-rule-examples.json")
     notes.print(f"{made.source}; the mean's error: {100 * made.mean_error:.0f}")

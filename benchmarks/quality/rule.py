@@ -98,21 +98,30 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
-def finished_cases(folder: Path, sets: Sequence[str]) -> Iterator[Case]:
-    """The benchmark's own cases on development seeds that are finished there, by their first seed."""
+def benchmark_cases(folder: Path, sets: Sequence[str]) -> Iterator[Case]:
+    """The benchmark's own cases on its first development seed."""
     for name in sets:
         for regime in SETS[name].regimes:
-            case = Case(name, regime, 1, jobs.FIRST_SEEDS["develop"], folder)
-            if (folder / str(case)).is_dir():
-                run = jobs.prepared(case)
-                if all(map(run.is_finished, run.units("distill"))):
-                    yield case
+            yield Case(name, regime, 1, jobs.FIRST_SEEDS["develop"], folder)
 
 
-def gather(work: Path, sets: Sequence[str], note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The examples of all small jobs, and of the finished development cases of the benchmark."""
+def is_finished(case: Case) -> bool:
+    """Whether the case's models are all there."""
+    if not (case.folder / str(case)).is_dir():
+        return False
+    run = jobs.prepared(case)
+    return all(map(run.is_finished, run.units("distill")))
+
+
+def gather(
+    work: Path, sets: Sequence[str], note: Callable[[str], None], *, train: bool = True
+) -> list[dict[str, Any]]:
+    """The examples of all small jobs, and of the finished development cases of the benchmark; without
+    ``train`` those of finished jobs alone."""
     found = []
-    for case in chain(finished_cases(work / "develop", sets), small_cases(work / "rule", sets)):
+    known = filter(is_finished, benchmark_cases(work / "develop", sets))
+    small = small_cases(work / "rule", sets)
+    for case in chain(known, small if train else filter(is_finished, small)):
         note(f"{case}")
         try:
             found += examples(case, note)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.quality import jobs, judgement, picture, rule, times
+from benchmarks.quality import command, jobs, judgement, picture, rule, times
 from benchmarks.quality.command import goals_table, main, table
 from benchmarks.quality.peers import PEERS, available
 from benchmarks.quality.sets import SETS, Drawn, content
@@ -24,6 +24,14 @@ from ensdistill.report.results import KINDS
 from ensdistill.student.retention import Features
 
 ROWS, SEEDS = 400, 3
+ABOUT = {
+    "set": "digits",
+    "regime": "all",
+    "with_pool": False,
+    "warned": False,
+    "times_smaller": 3.0,
+    "times_faster": 9.0,
+}
 
 
 def probabilities(right: float, labels: np.ndarray, classes: int = 4) -> np.ndarray:
@@ -108,21 +116,32 @@ def test_a_worse_student_misses_the_goal_unless_the_preflight_warns():
 def test_table_and_picture(models, tmp_path):
     found, labels = models
     judged = judgement.judge_student(found, labels, ["other"])
-    about = {
-        "set": "digits",
-        "regime": "all",
-        "with_pool": False,
-        "warned": False,
-        "times_smaller": 3.0,
-        "times_faster": 9.0,
-    }
-    students = [about | {"size": size} | judged for size in ("member", "keep")]
+    students = [ABOUT | {"size": size} | judged for size in ("member", "keep")]
     goals = [asdict(goal) for goal in judgement.goals(students, ["other"])]
     result = {"students": students, "settings": {"seeds": SEEDS}, "goals": goals}
     assert table(result).row_count == 2
     assert goals_table(result).row_count == 8
     picture.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_case_that_fails_leaves_the_others_their_figures(models, tmp_path, monkeypatch):
+    found, labels = models
+    one = ABOUT | {"size": "keep"} | judgement.judge_student(found, labels, ["other"])
+
+    def students(case, peers, note):
+        if case.name == "letter":
+            raise RuntimeError("a tool stopped")
+        yield case, [one | {"set": case.name}]
+
+    monkeypatch.setattr(command, "_students", students)
+    out = tmp_path / "result.json"
+    words = ["--quick", "--sets", "digits", "letter", "spam", "--work", str(tmp_path), "--out", str(out)]
+    assert main(words, tmp_path) == 1
+    made = json.loads(out.read_text())
+    assert [one["set"] for one in made["students"]] == ["digits", "spam"]
+    assert made["failed"] == {"letter-quick": "RuntimeError: a tool stopped"}
+    assert len(made["goals"]) == 8
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion"])
@@ -206,13 +225,16 @@ def test_splits_have_the_regimes_rows_and_differ_by_seed(name):
 
 @pytest.mark.slow
 def test_a_small_run_goes_on_and_ends_with_a_result(tmp_path):
-    arguments = ["--quick", "--develop", "--sets", "digits", "--seeds", "2", "--work", str(tmp_path / "runs")]
+    arguments = ["--quick", "--develop", "--sets", "digits", "--seeds", "1", "--work", str(tmp_path / "runs")]
     out = tmp_path / "result.json"
     assert main([*arguments, "--out", str(out)], tmp_path) == 0
     first = json.loads(out.read_text())
     assert [one["size"] for one in first["students"]] == ["member", "tenth", "keep"]
     means = first["students"][0]["nll"]["means"]
     assert {name for name, peer in PEERS.items() if "image" in peer.kinds} <= set(means)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("judged.json")}
+    assert len(kept) == 2
     assert main([*arguments, "--out", str(out)], tmp_path) == 0  # everything is there
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
     again = json.loads(out.read_text())
     assert [one["nll"] for one in again["students"]] == [one["nll"] for one in first["students"]]
