@@ -154,10 +154,11 @@ def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
     by_mean = all_of.left_out(lambda others: lambda _: np.average(others.y, weights=others.weights))
     names, ridge = all_of.choice()
     places = [NAMES.index(name) for name in names]
-    mean, slopes = all_of.regression(places, ridge)
+    centre, mean, slopes = all_of.regression(places, ridge)
+    centres = means[places] + scales[places] * centre
     return Rule(
         names,
-        *(tuple(map(float, values)) for values in (means[places], scales[places], slopes)),
+        *(tuple(map(float, values)) for values in (centres, scales[places], slopes)),
         mean=mean,
         error=left_out,
         mean_error=by_mean,
@@ -195,18 +196,18 @@ class _Examples:
 
     def linear(self, names: Sequence[str], ridge: float) -> Predictor:
         places = [NAMES.index(name) for name in names]
-        mean, slopes = self.regression(places, ridge)
-        return lambda x: mean + x[:, places] @ slopes
+        centre, mean, slopes = self.regression(places, ridge)
+        return lambda x: mean + (x[:, places] - centre) @ slopes
 
-    def regression(self, places: Sequence[int], ridge: float) -> tuple[float, np.ndarray]:
-        """The intercept, and the slopes of the features at ``places``."""
+    def regression(self, places: Sequence[int], ridge: float) -> tuple[np.ndarray, float, np.ndarray]:
+        """The weighted means of the features at ``places`` and of the shares, and the features' slopes."""
         shares = self.weights / self.weights.sum()
         x, w = self.x[:, places], self.weights[:, None]
         mean_x, mean_y = shares @ x, float(shares @ self.y)
         centred = x - mean_x
         gram = centred.T @ (w * centred) + ridge * np.eye(len(places))
         slopes = np.linalg.solve(gram, centred.T @ (self.weights * (self.y - mean_y)))
-        return mean_y - float(mean_x @ slopes), slopes
+        return mean_x, mean_y, slopes
 
 
 def write(rule: Rule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path) -> None:
