@@ -77,9 +77,13 @@ class Optimization:
                     f"optimization.{name}: expected a share in [0, 1); got {getattr(self, name)}"
                 )
         if self.schedule not in ("one_cycle", "cosine", "constant"):
-            raise ValueError(
-                f"optimization.schedule: expected one_cycle, cosine or constant; got {self.schedule!r}"
-            )
+            message = f"expected one_cycle, cosine or constant; got {self.schedule!r}"
+            if "." in str(self.schedule):
+                message += (
+                    ": pass the class itself, such as schedule=torch.optim.lr_scheduler.CosineAnnealingLR, "
+                    "to a StudentOptimization"
+                )
+            raise ValueError(f"optimization.schedule: {message}")
 
     def build(self, parameters: Iterable[Tensor | nn.Parameter]) -> tuple[AdamW, LRScheduler]:
         """The optimiser of ``parameters`` and its scheduler, which is stepped once after every optimiser

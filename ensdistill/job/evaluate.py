@@ -35,7 +35,7 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
-from ensdistill.report.table import SEARCHED
+from ensdistill.report.table import NETWORKS, SCALING
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -146,11 +146,13 @@ def _searched(run: RunFolder) -> str:
     """How *direct* was chosen, where some student is an estimator; empty where all are networks."""
     students = list(run.config.distill.students)
     estimators = [name for name in students if run.student(name, 0).estimator is not None]
+    networks = f"{NETWORKS} " if len(estimators) < len(students) else ""
     if not estimators:
         return ""
     return (
         f"Direct of {', '.join(estimators)}: the same estimator on labels with its library's own loss, with "
-        f"fewer rounds or more regularisation by NLL on the held-out folds. {SEARCHED}"
+        "fewer rounds or more regularisation by NLL on held-out folds of the labelled rows. "
+        f"{networks}{SCALING}"
     )
 
 

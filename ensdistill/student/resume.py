@@ -192,6 +192,7 @@ def training_fingerprint(
     # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
     parts += [] if trainer.ema is None else [["ema", trainer.ema]]
     parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
+    parts += [] if training.division is None else [["machines", _shares(trainer, training)]]
     parts += [["compile", trainer.compile]] if trainer.compile else []
     parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
     same = digest([*parts, *trainer.fingerprint()])
@@ -249,7 +250,15 @@ def describe_training(trainer: StudentTrainer, training: Training, model: nn.Mod
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if training.division is not None:
+        parts["rows of a batch by machine"] = _shares(trainer, training)
     return {name: as_leaves(part) for name, part in parts.items()}
+
+
+def _shares(trainer: StudentTrainer, training: Training) -> list[int] | None:
+    """How many rows of a batch each machine draws from its own; None where all draw from the same."""
+    division = training.division
+    return None if division is None else division.shares(trainer.optimization.batch_size)
 
 
 def _named_targets(targets: RowTargets) -> Any:

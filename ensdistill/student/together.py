@@ -246,8 +246,7 @@ class Stack:
         sorted_ = np.argsort(rows.uids, kind="stable")
         self.where = [sorted_[np.searchsorted(rows.uids[sorted_], one.rows.uids)] for one in trainings]
         self.orders = [
-            order_of(one.rows.inputs, self.size, derive_seed("student batches", one.seed))
-            for one in trainings
+            order_of(one.rows, self.size, derive_seed("student batches", one.seed)) for one in trainings
         ]
 
     def hindrance(self) -> str | None:
@@ -407,8 +406,8 @@ class Stack:
                 rate = self.trainers[s].optimization.learning_rate
                 raise FloatingPointError(
                     f"loss: {means[i, s]} of student {s} (seed {self.trainings[s].seed}, learning rate "
-                    f"{rate}) at step {step + i} of {self.steps}; lower its learning rate, or train it alone "
-                    "by trainer.distill, which looks for the cause"
+                    f"{rate}) at step {step + i + 1} of {self.steps}; lower its learning rate, or train it "
+                    "alone by trainer.distill, which looks for the cause"
                 )
 
     def _trained(

@@ -28,18 +28,20 @@ from ensdistill.student.callbacks import Callback, check_callbacks
 from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Inputs
+from ensdistill.student.machines import divide, machines_of
 from ensdistill.student.methods import (
     HardLabels,
     SoftTargets,
     StudentLoss,
     as_student_loss,
+    check_takes_mixture,
     code_and_values,
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
 from ensdistill.student.preconditions import check_compiled, check_optimization, check_rows
 from ensdistill.student.sharding import check_shard
-from ensdistill.student.sources import TargetSource, targets_for
+from ensdistill.student.sources import TargetSource, check_in_cache, targets_for
 from ensdistill.student.trackers import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
@@ -104,6 +106,11 @@ class StudentTrainer:
         pass; with True all together. One process has nothing to divide with and trains as without it. The
         trained module is a plain, whole one, in all processes; its attributes that are no tensors are those
         of the start.
+    divide_rows : bool
+        With several machines, whether each trains on rows of its own: a stretch of the cache, in proportion
+        to its processes, of whose shards alone it needs the records. It draws its share of each batch from
+        them, so the batches are others than with False, where all machines draw from all rows. It has no part
+        in :meth:`direct`.
 
     Raises
     ------
@@ -140,6 +147,7 @@ class StudentTrainer:
         compile: bool | str = False,
         recompute_modules: str | Sequence[str] = (),
         shard: bool | str | Sequence[str] = False,
+        divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -173,6 +181,9 @@ class StudentTrainer:
         self.compile = check_compiled(compile)
         self.recompute_modules = check_patterns("recompute_modules", recompute_modules)
         self.shard = check_shard(shard)
+        if not isinstance(divide_rows, bool):
+            raise TypeError(f"divide_rows: expected True or False; got {divide_rows!r}")
+        self.divide_rows = divide_rows
         if self.compile and (self.recompute_modules or sync_batch_norm):
             other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
             reason = (
@@ -271,13 +282,18 @@ class StudentTrainer:
             (a RuntimeError) The arguments of another process were refused; has its error in words.
         """
         with processes(device_type(self.cpu, self.mixed_precision)) as group:
+            machines = machines_of(group)
             with group.together():
                 check_rows(rows)
                 loss = self._loss_of(cache, member)
+                check_in_cache(cache, rows)
                 rows, judged = split_rows(validation, rows, cache, seed)
-                targets = targets_for(cache, rows, augment)
+                division = divide(cache, rows, machines, group.rank) if self.divide_rows else None
+                own = rows if division is None else division.own(rows)
+                targets = targets_for(cache, own, augment)
                 loss.check(rows, targets.classes, cache)
-                held = hold_out(judged, targets.classes, cache, augment)
+                check_takes_mixture(loss, name_of(loss), cache)
+                held = hold_out(judged, targets.classes, cache, augment, division)
                 training = Training(
                     factory=factory,
                     rows=rows,
@@ -294,6 +310,7 @@ class StudentTrainer:
                     progress=progress,
                     validation=held,
                     weights=weights,
+                    division=division,
                 )
             return self._run(training)
 
@@ -398,8 +415,8 @@ class StudentTrainer:
             return []
         alike = copy(self)
         alike.callbacks = alike.trackers = ()  # they change no bits of a training
-        # As the number of processes, which a checkpoint records; going on with another is a warning.
-        del alike.shard
+        # Parts of a checkpoint of their own: the way that the student is divided, and the rows.
+        del alike.shard, alike.divide_rows
         return [code_and_values(alike)]
 
     def plain_settings(self) -> dict[str, Any]:

@@ -380,7 +380,7 @@ def refuse(folder: Path, rank: int) -> None:
             broken = os.environ["RANK"] == "1" and self.steps == 32
             return super().forward(x.flatten(1)) * (float("nan") if broken else 1.0)
 
-    with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 31 of 60"):
+    with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 32 of 60"):
         trainer.direct(
             lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY
         )
