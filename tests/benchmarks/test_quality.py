@@ -94,13 +94,14 @@ def test_goals_are_judged_where_a_metric_counts():
         case("keep", 0.97),
         case("keep", 0.9),
         case("keep", -5.0, counts=False),
+        case("keep", 0.5, pool=False),
         case("tenth", 0.9, pool=False),
     ]
     found = judgement.goals(judged, ["other"])
     assert [goal.met for goal in found] == [False, False, None, True, True, True, False, True]
     assert found[0].found == "1 of 2 cases; mean 94%, least 90% (set 0.9, pool)"
-    assert found[6].found.startswith("0 of 3 cases")  # a larger NLL is worse
-    assert found[7].found == "3 of 3 cases"
+    assert found[6].found.startswith("0 of 4 cases")  # a larger NLL is worse
+    assert found[7].found == "4 of 4 cases"
 
 
 def test_a_worse_student_misses_the_goal_unless_the_preflight_warns():
