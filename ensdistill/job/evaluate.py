@@ -36,6 +36,7 @@ from ensdistill.report.results import (
     StudentResults,
 )
 from ensdistill.report.table import NETWORKS, SCALING
+from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -67,6 +68,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     mixtures: list[np.ndarray] = []
     ensembles: list[Ensemble] = []
     best: list[str] = []
+    held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
@@ -76,6 +78,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
+        held_out.append(run.record(unit).get("held_out_nll", {}))
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
@@ -85,8 +88,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         cost = _cost(member, member.predict_logits if measured else None, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
+        own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
-            MemberResult(member.name, shares, temperatures, [p[k] for p in members], **cost)
+            MemberResult(
+                member.name,
+                shares,
+                temperatures,
+                [p[k] for p in members],
+                held_out_nll=own if len(own) == config.seeds else [],
+                **cost,
+            )
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
@@ -129,7 +140,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
         baselines=_searched(run),
         searches=_searches(run),
+        auto=_auto(run),
     )
+
+
+def _auto(run: RunFolder) -> dict[str, Any]:
+    """The budget and the members left out of a planned ensemble."""
+    if run.plan is None:
+        return {}
+    about = run.plan.plain()
+    return {"minutes": about["minutes"], "seconds": run.plan.seconds, "left_out": about["left_out"]}
 
 
 def _searches(run: RunFolder) -> dict[str, list[Any]]:
@@ -191,6 +211,8 @@ def _student(
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
+    if any(found := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+        models["student"] = replace(models["student"], note=_names(found))
     labels = config.split(0).test.labels
     if student.estimator is not None:
         ways = [_way(run, seed, name) for seed in range(config.seeds)]
@@ -202,6 +224,13 @@ def _student(
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _automatic(run: RunFolder, seed: int, name: str) -> str:
+    """The numbers that were found for the student's settings; empty where none is ``auto``."""
+    record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
+    found = record.get("automatic") if isinstance(record, dict) else None
+    return "" if found is None else f"auto: {Automatic.of_record(found)}"
 
 
 def _way(run: RunFolder, seed: int, name: str) -> str:

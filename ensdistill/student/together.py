@@ -142,6 +142,11 @@ def distill_many(
         check_optimization("optimizations", optimization)
         own.optimization = optimization
 
+    for own, seed in zip(trainers, seeds, strict=True):
+        if own.optimization.automatic:
+            numbers = own.numbers(factory, rows, cache, seed=seed, **options)
+            assert numbers is not None
+            own.optimization = numbers.applied(own.optimization)
     wanted = way == "stacked" or (way == "auto" and len(seeds) >= STACK_FROM)
     if wanted:
         trainings = [
@@ -173,7 +178,7 @@ def _after(progress: Progress, before: int, total: int) -> Progress:
 def _collected(trainer: StudentTrainer) -> Any:
     """A trainer whose ``distill`` returns its checked arguments, a :class:`Training`."""
     own: Any = copy(trainer)
-    own._run = lambda training: training
+    own._run = lambda training, again: training
     return own
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.student.as_you_go import CacheAsYouGo
+from ensdistill.student.automatic import Automatic, with_numbers
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
 from ensdistill.student.callbacks import Callback, check_callbacks
@@ -169,7 +173,7 @@ class StudentTrainer:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         if optimization is not None:
             check_optimization("optimization", optimization)
-        self.optimization = optimization or Optimization()
+        self.optimization = optimization or StudentOptimization()
         self.mixed_precision, self.cpu, self.impl, self.sync_batch_norm = (
             mixed_precision,
             cpu,
@@ -312,7 +316,17 @@ class StudentTrainer:
                     weights=weights,
                     division=division,
                 )
-            return self._run(training)
+            # A cache that is filled as the training goes has no place for these trainings' rows.
+            source = cache.online() if isinstance(cache, CacheAsYouGo) else cache
+            distill = partial(
+                StudentTrainer.distill,
+                factory=factory,
+                cache=source,
+                member=member,
+                augment=augment,
+                **self._same(training),
+            )
+            return self._run(training, distill)
 
     def direct(
         self,
@@ -363,7 +377,46 @@ class StudentTrainer:
                     validation=held,
                     weights=weights,
                 )
-            return self._run(training)
+            direct = partial(
+                StudentTrainer.direct,
+                factory=factory,
+                classes=classes,
+                augment=augment,
+                **self._same(training),
+            )
+            return self._run(training, direct)
+
+    def numbers(
+        self, factory: Callable[[], nn.Module], rows: Rows, cache: Any = None, **options: Any
+    ) -> Automatic | None:
+        """The numbers that :meth:`distill` finds for settings that are ``auto``, or :meth:`direct` where
+        there is no ``cache``; None where none is ``auto``.
+
+        Parameters are those of the two methods.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ensdistill.models import MLP
+        >>> rows = Rows(np.eye(4, dtype=np.float32), np.arange(4), np.array([0, 1, 0, 1]))
+        >>> found = StudentTrainer().numbers(lambda: MLP(4, [8], 2), rows, classes=2)
+        >>> found.steps, found.batch_size
+        (1024, 16)
+        """
+        own: Any = copy(self)
+        own._run = lambda training, again: self._found(training, again)[1]
+        found: Automatic | None
+        if cache is None:
+            found = own.direct(factory, rows, **options)
+        else:
+            found = own.distill(factory, rows, cache, **options)
+        return found
+
+    @staticmethod
+    def _same(training: Training) -> dict[str, Any]:
+        """The arguments of a training that those for its learning rate share."""
+        names = ("seed", "preprocess", "workers", "weights")
+        return {name: getattr(training, name) for name in names}
 
     def _loss_of(self, cache: TargetCache | TargetSource, member: str | None) -> StudentLoss:
         if isinstance(self.loss, LossSettings):
@@ -375,8 +428,19 @@ class StudentTrainer:
             "member in the loss, or pass LossSettings"
         )
 
-    def _run(self, training: Training) -> Trained:
-        return train(self, training)
+    def _run(self, training: Training, again: Callable[..., Trained]) -> Trained:
+        trainer, automatic = self._found(training, again)
+        return train(trainer, training, automatic)
+
+    def _found(
+        self, training: Training, again: Callable[..., Trained]
+    ) -> tuple[StudentTrainer, Automatic | None]:
+        """The trainer with numbers, and their record; ``again`` trains by another trainer on other rows."""
+
+        def trial(own: StudentTrainer, rows: Rows, held: Validation, shown: Progress | None) -> Trained:
+            return again(own, rows=rows, validation=held, progress=shown)
+
+        return with_numbers(self, training, trial)
 
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.

@@ -151,7 +151,7 @@ def test_one_cycle_by_class_takes_the_rate_and_the_steps_of_the_settings():
 
 def test_one_cycle_of_too_few_steps():
     settings = StudentOptimization(
-        steps=50, schedule=partial(OneCycleLR, max_lr=0.1, total_steps=20), warmup=0.0
+        learning_rate=0.01, steps=50, schedule=partial(OneCycleLR, max_lr=0.1, total_steps=20), warmup=0.0
     )
     with pytest.raises(
         ValueError, match=r"^optimization.schedule: OneCycleLR: total_steps: expected at least 50"
