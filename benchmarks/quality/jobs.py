@@ -150,7 +150,7 @@ def _sized(
     made = replace(student, model=model, description=f"{size}: {getattr(model, 'func', model).__name__}")
     if steps is None:
         return made
-    own, direct = (replace(one, steps=min(steps, one.steps)) for one in (made.optimization, made.baseline))
+    own, direct = (replace(one, steps=steps) for one in (made.optimization, made.baseline))
     return replace(made, optimization=own, direct=direct)
 
 

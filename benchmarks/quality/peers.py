@@ -87,7 +87,7 @@ class Lesson:
         The mean of the members'.
     test : array [M, ...]
     steps, batch_size : int
-        Those of our student.
+        Those of our student where they are given.
     """
 
     model: Callable[[], torch.nn.Module]
@@ -111,14 +111,17 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
         part if prepared.preprocess is None else prepared.preprocess(part)
         for part in (samples, whole(split.test.inputs))
     )
+    optimization, count = settings.optimization, sum(map(len, rows))
+    batch_size = optimization.batch_size if isinstance(optimization.batch_size, int) else 256
+    usual = min(max(40 * count // batch_size, 500), 6000)  # some forty epochs, where ours are automatic
     return Lesson(
         prepared.factory,
         inputs,
         np.concatenate([part.labels for part in rows]),
         np.asarray(logits, np.float32).mean(0),
         test,
-        settings.optimization.steps,
-        settings.optimization.batch_size,
+        optimization.steps if isinstance(optimization.steps, int) else usual,
+        batch_size,
     )
 
 
