@@ -87,8 +87,8 @@ def train_teachers(
     planned = isinstance(teachers, str) and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F] has a "
-            f"budget; got {minutes!r}"
+            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F] has "
+            f"a budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:
