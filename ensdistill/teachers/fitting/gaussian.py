@@ -1,9 +1,9 @@
 """Means and variances of an ensemble of regressors: their mixture, and what is fitted to held-out rows.
 
 The variance of a mixture is that within its members plus that between their means (the law of total
-variance). Losses are NLLs of a Gaussian in nats for each row, so units of the targets don't matter. Priors are
-worth rows, as in :mod:`ensdistill.teachers.fitting.calibration`: ``PRIOR_ROWS`` further rows are drawn from the
-mixture of equal weights, and each member is worth ``prior_rows`` rows that it alone explains.
+variance). Losses are NLLs of a Gaussian in nats for each row, so units of the targets don't matter. Priors
+are worth rows, as in :mod:`ensdistill.teachers.fitting.calibration`: ``PRIOR_ROWS`` further rows are drawn
+from the mixture of equal weights, and each member is worth ``prior_rows`` rows that it alone explains.
 """
 
 from __future__ import annotations
