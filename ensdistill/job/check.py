@@ -66,8 +66,9 @@ def check_job(run: RunFolder) -> None:
             )
             if student is not None:
                 for optimization in (student.optimization, student.baseline):
-                    build_optimizer(optimization, module)
-                    check_divides(optimization.accumulate, optimization.batch_size)
+                    tried = optimization.with_numbers(1000, optimization.accumulate, 1e-3)
+                    build_optimizer(tried, module)
+                    check_divides(tried.accumulate, tried.batch_size)
                 chosen("recompute_modules", module, student.recompute_modules)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error

@@ -35,7 +35,8 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
-from ensdistill.report.table import SEARCHED
+from ensdistill.report.table import NETWORKS, SCALING
+from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -143,11 +144,13 @@ def _searched(run: RunFolder) -> str:
     """How *direct* was chosen, where some student is an estimator; empty where all are networks."""
     students = list(run.config.distill.students)
     estimators = [name for name in students if run.student(name, 0).estimator is not None]
+    networks = f"{NETWORKS} " if len(estimators) < len(students) else ""
     if not estimators:
         return ""
     return (
         f"Direct of {', '.join(estimators)}: the same estimator on labels with its library's own loss, with "
-        f"fewer rounds or more regularisation by NLL on the held-out folds. {SEARCHED}"
+        "fewer rounds or more regularisation by NLL on held-out folds of the labelled rows. "
+        f"{networks}{SCALING}"
     )
 
 
@@ -185,6 +188,8 @@ def _student(
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
+    if any(found := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+        models["student"] = replace(models["student"], note=_names(found))
     labels = config.split(0).test.labels
     if student.estimator is not None:
         ways = [_way(run, seed, name) for seed in range(config.seeds)]
@@ -196,6 +201,13 @@ def _student(
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _automatic(run: RunFolder, seed: int, name: str) -> str:
+    """The numbers that were found for the student's settings; empty where none is ``auto``."""
+    record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
+    found = record.get("automatic") if isinstance(record, dict) else None
+    return "" if found is None else f"auto: {Automatic.of_record(found)}"
 
 
 def _way(run: RunFolder, seed: int, name: str) -> str:

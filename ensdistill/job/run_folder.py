@@ -38,6 +38,7 @@ from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
+from ensdistill.common.source import source_digest
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
@@ -46,6 +47,7 @@ from ensdistill.job.exports import exports_of
 from ensdistill.job.search_config import found_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
 from ensdistill.loss.settings import digest_parts
+from ensdistill.student.automatic import with_numbers
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.stack.fitting import versions
@@ -292,7 +294,8 @@ def _described(student: StudentConfig, optimization: Optimization) -> list[Any]:
     versions."""
     if student.estimator is not None:
         return [describe(student.estimator), versions(student.estimator)]
-    return [describe(student.network), describe(optimization)]
+    code = [source_digest(with_numbers)] if optimization.automatic else []
+    return [describe(student.network), describe(optimization), *code]
 
 
 def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:
@@ -406,4 +409,7 @@ def keep(
         write_json(folder / "evaluations.json", trained.record())
     for file in place.glob("*.safetensors"):  # the checkpoints, and the best weights, which the student has
         file.unlink()
-    finish(folder, inputs, time.perf_counter() - start)
+    found: dict[str, Any] = {}
+    if trained.automatic is not None:
+        found["automatic"] = trained.automatic.record()
+    finish(folder, inputs, time.perf_counter() - start, **found)

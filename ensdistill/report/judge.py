@@ -307,7 +307,7 @@ def _over_seeds(values: Any) -> dict[str, Any]:
 
 def _serving(ensemble: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
     def ratio(of: float | None, to: float | None) -> float | None:
-        return of / to if to and of is not None else None
+        return of / to if to and of else None  # 0 parameters are those of a booster, which are not counted
 
     return {
         "parameters": ratio(ensemble["parameters"], student["parameters"]),

@@ -23,9 +23,12 @@ _LOOKS = {
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
 
-SEARCHED = (
+NETWORKS = (
     "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
-    "labelled rows. Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
+    "labelled rows."
+)
+SCALING = (
+    "Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
     "out, to the ensemble's mixture on the pool. Never on the test rows."
 )
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
@@ -125,7 +128,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         "by it, in accuracy and in NLL. "
         "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
         "bins of about as many rows each.",
-        report.get("baselines") or SEARCHED,
+        report.get("baselines") or f"{NETWORKS} {SCALING}",
     ]
     worse = [
         _scaled(name, student["models"], kind)
@@ -240,6 +243,11 @@ def size(count: float) -> str:
         if count >= limit:
             return f"{_three_digits(count / limit)}{suffix}"
     return f"{count:.0f}"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters; a dash for a model whose library does not count them."""
+    return size(count) if count else "-"
 
 
 def milliseconds(value: float | None) -> str:
@@ -380,8 +388,8 @@ def _serving(report: dict[str, Any]) -> Table:
         latency = (
             f"{milliseconds(t['p50'])} / {milliseconds(t['p95'])}" for t in model["latency_ms"].values()
         )
-        parameters = size(model["parameters"]) if "parameters" in model else ""
-        _add(table, [label, parameters, size(model["bytes"]), *latency])
+        count = parameters(model["parameters"]) if "parameters" in model else ""
+        _add(table, [label, count, size(model["bytes"]), *latency])
 
     row("ensemble", report["models"]["ensemble"])
     row("best member", report["models"]["best_member"])

@@ -55,7 +55,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     loss : LossSettings, optional
         In place of these two.
     optimization : Optimization, optional
-        Of a student that is a network. By default its steps follow from the number of rows.
+        Of a student that is a network. By default its steps, batch size and learning rate are found; see
+        :mod:`ensdistill.student.automatic`.
     random_state : int, RandomState or None
     n_jobs : int, optional
         Estimators that are fitted at once.
