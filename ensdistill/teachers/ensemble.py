@@ -342,8 +342,8 @@ class Ensemble(BaseEnsemble):
             CacheMismatch.
         """
         if method not in METHODS[self.task]:
-            expected = ", ".join(METHODS[self.task])
-            raise ValueError(f"method: expected one of {expected} for the task {self.task}; got {method!r}")
+            *others, last = METHODS[self.task]
+            raise ValueError(f"method: expected {', '.join(others)} or {last}; got {method!r}")
         by_class = method in ("vector", "per_class")
         raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=by_class)
         self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None

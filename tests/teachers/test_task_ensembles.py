@@ -178,7 +178,7 @@ def test_wrong_labels_and_methods_are_refused():
     for call, message in (
         (
             lambda: ensemble.calibrate(logits, labels, method="vector"),
-            "^method: .*temperature, per_class, pooled",
+            "^method: expected temperature, per_class or pooled; got 'vector'",
         ),
         (lambda: ensemble.calibrate(logits, labels[:, :2]), r"^labels: expected \[40, 4\]; got \[40, 2\]"),
         (lambda: ensemble.calibrate(logits, labels[:, 0]), r"^labels: expected \[N, C\]"),
