@@ -26,6 +26,10 @@ OPTIONS = (
         "Where CONFIG is data (a table, arrays, a folder): the labels' column, a column that is not used, "
         "and the data of a folder of models. `ensdistill init --help` explains them.",
     ),
+    (
+        "--keep SHARE, --max_latency TIME, --max_bytes SIZE, --max_parameters N",
+        "Where CONFIG is data: a goal in place of the student's model, which is searched for in --minutes.",
+    ),
     ("--config FILE", "Another file of settings, which change those of CONFIG; may be given several times."),
     ("--print_config", "Print the settings, defaults included, as YAML, and stop."),
     (
@@ -90,7 +94,8 @@ def setting_help(setting: str, path: str = "") -> str:
 
 def _class_in(hint: Any) -> Any:
     """The class within ``list[X]``, ``dict[str, X]``, ``X | None``, ``Callable[[], X]``."""
-    inner = [part for part in typing.get_args(hint) if inspect.isclass(part) or typing.get_args(part)]
+    parts = [part for part in typing.get_args(hint) if typing.get_origin(part) is not typing.Literal]
+    inner = [part for part in parts if inspect.isclass(part) or typing.get_args(part)]
     return _class_in(next(part for part in reversed(inner) if part is not type(None))) if inner else hint
 
 

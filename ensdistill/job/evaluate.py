@@ -58,8 +58,9 @@ FITTED = {
 }  # where the direct stage wrote them
 
 
-def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults:
-    """Load every model of the run, seed by seed, and predict the test rows."""
+def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: bool = True) -> RunResults:
+    """Load every model of the run, seed by seed, and predict the test rows; without ``timed`` no latency is
+    measured."""
     report = progress or (lambda what, done, total, figures="": None)
     config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
@@ -67,6 +68,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     mixtures: list[np.ndarray] = []
     ensembles: list[Ensemble] = []
     best: list[str] = []
+    held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
@@ -76,16 +78,26 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
+        held_out.append(run.record(unit).get("held_out_nll", {}))
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
     member_results = []
     for k, member in enumerate(first.members):
-        cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
+        measured = timed and not _is_stored(member)
+        cost = _cost(member, member.predict_logits if measured else None, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
+        own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
-            MemberResult(member.name, shares, temperatures, [p[k] for p in members], **cost)
+            MemberResult(
+                member.name,
+                shares,
+                temperatures,
+                [p[k] for p in members],
+                held_out_nll=own if len(own) == config.seeds else [],
+                **cost,
+            )
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
@@ -94,15 +106,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     best_result = ModelResult(
         "best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best)
     )
+    stored = any(map(_is_stored, first.members))
     ensemble_result = ModelResult(
         "ensemble",
         mixtures,
-        **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample),
+        **_cost(first, first.predict_proba if timed and not stored else None, sample),
     )
     weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
-    students = [_student(run, name, trusted, calibration, report) for name in config.distill.students]
+    students = [_student(run, name, trusted, calibration, report, timed) for name in config.distill.students]
     return RunResults(
         name=config.name,
         dataset={
@@ -127,7 +140,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
         baselines=_searched(run),
         searches=_searches(run),
+        auto=_auto(run),
     )
+
+
+def _auto(run: RunFolder) -> dict[str, Any]:
+    """The budget and the members left out of a planned ensemble."""
+    if run.plan is None:
+        return {}
+    about = run.plan.plain()
+    return {"minutes": about["minutes"], "seconds": run.plan.seconds, "left_out": about["left_out"]}
 
 
 def _searches(run: RunFolder) -> dict[str, list[Any]]:
@@ -160,6 +182,7 @@ def _student(
     trusted: tuple[str, ...],
     calibration: list[tuple[Any, np.ndarray] | None],
     report: UnitProgress,
+    timed: bool,
 ) -> StudentResults:
     config = run.config
     student = run.student(name, 0)
@@ -184,7 +207,7 @@ def _student(
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits, rows_for(member, some))
+                cost = _cost(member, member.predict_logits if timed else None, rows_for(member, some))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))

@@ -29,6 +29,7 @@ from ensdistill.job.searching import search
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
+from ensdistill.job.student_rows import student_rows
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -51,7 +52,7 @@ def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -
 
 
 def _teachers(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
-    return teachers(run.config.teachers, run.config.split(unit.seed), unit.seed, folder, report)
+    return teachers(run.teachers, run.config.split(unit.seed), unit.seed, folder, report)
 
 
 def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
@@ -78,10 +79,9 @@ def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> d
 
 def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     config, source = run.config, run.of(Unit("cache", unit.seed))
-    best, targets = (
-        run.record(Unit("teachers", unit.seed))["best_member"],
-        TargetCache.open(source / "targets", trusted=run.trusted),
-    )
+    student = run.student(unit.student, unit.seed)
+    best = run.record(Unit("teachers", unit.seed))["best_member"]
+    rows, targets = student_rows(run, unit.seed, student.rows, folder / "targets")
     # A mixture holds no member, so the best member then has a cache of its own.
     own = (
         None
@@ -92,11 +92,11 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
         "student": (targets, None),
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
-    rows, split = run.transfer(unit.seed), config.split(unit.seed)
-    student = run.student(unit.student, unit.seed)
+    split = config.split(unit.seed)
     train = distill if student.estimator is None else distill_estimator
     changes = config.cache.changes(split, unit.seed)
     train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
+    shutil.rmtree(folder / "targets", ignore_errors=True)
     return {"best_member": best}
 
 
@@ -108,7 +108,7 @@ class _MemberProgress:
         folds = ["", *(f", fold {i + 1}" for i in range(settings.folds))]
         self.keys = {
             recipe.name: [name + fold for name in recipe.names() for fold in folds]
-            for recipe in settings.members
+            for recipe in settings.recipes
         }
         self.recipe = {key: name for name, keys in self.keys.items() for key in keys}
         self.done: dict[str, float] = {}
@@ -133,13 +133,14 @@ def teachers(
     """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best
     member."""
     ensemble, held_out = train_ensemble(
-        settings.members,
+        settings.recipes,
         split.labelled,
         split.classes,
         folds=settings.folds,
         seed=seed,
         combiner=settings.combiner,
         prior_rows=settings.prior_rows,
+        select=settings.select,
         folder=folder / "training",
         progress=_MemberProgress(settings, report),
     )
@@ -163,9 +164,9 @@ def held_out_losses(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray
 
 
 def best_member(ensemble: Ensemble, losses: list[float | None]) -> str:
-    """The name of the member of least held-out NLL, never chosen by the test rows; where no member has one,
-    of the largest weight."""
-    known = [k for k, loss in enumerate(losses) if loss is not None]
+    """The name of the member of least held-out NLL among those with weight, never chosen by the test rows;
+    where no member has one, of the largest weight."""
+    known = [k for k, loss in enumerate(losses) if loss is not None and ensemble.weights[k] > 0]
     best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
     return ensemble.names[best]
 

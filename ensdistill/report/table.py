@@ -147,10 +147,28 @@ def footnotes(report: dict[str, Any]) -> list[str]:
             f"{', '.join(floored)}."
         )
     lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
-    lines += _copies(report)
+    lines += _auto(report) + _copies(report)
     lines += [_exported(one) for one in report.get("exports", ())]
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _auto(report: dict[str, Any]) -> list[str]:
+    """The members of ``teachers: auto``, in sentences: their scores out of fold, and those left out."""
+    if "auto" not in report:
+        return []
+    auto, members = report["auto"], report["members"]
+    scores = ", ".join(
+        f"{one['name']} {one['held_out_nll']['mean']:.4f} (weight {one['weight']['mean']:.2f})"
+        for one in members
+        if "held_out_nll" in one
+    )
+    lines = [
+        f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
+        f"{auto['seconds']:.0f} s). NLL out of fold: {scores}."
+    ]
+    reasons = "; ".join(f"{name} ({why})" for name, why in auto["left_out"].items())
+    return [*lines, f"Not trained: {reasons}."] if reasons else lines
 
 
 def _exported(export: dict[str, Any]) -> str:

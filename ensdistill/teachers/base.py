@@ -16,6 +16,7 @@ from ensdistill.teachers.members.base import parts_of
 from ensdistill.teachers.members.function import members_for
 from ensdistill.teachers.members.inputs import as_batch
 from ensdistill.teachers.timing import member_seconds
+from ensdistill.teachers.validation import normalised
 
 
 class BaseEnsemble:
@@ -55,17 +56,18 @@ class BaseEnsemble:
         asked.members = members
         return asked
 
-    def only(self, name: str) -> Self:
-        """An ensemble of one of the members, calibrated as it is here; this one stays as it is.
+    def only(self, *names: str) -> Self:
+        """An ensemble of these members, calibrated as here, with their weights' ratios; this one stays.
+        ValueError where there is no such member, or no name."""
+        kept = np.flatnonzero(np.isin(self.names, names))
+        if len(kept) < max(1, len(set(names))):
+            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {', '.join(names)}")
+        own = self.weights[kept]
+        return self._of(kept, normalised(own if own.any() else None, len(kept)))
 
-        Raises
-        ------
-        ValueError
-            There is no such member.
-        """
-        if name not in self.names:
-            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {name!r}")
-        return self._of(np.array([self.names.index(name)]), np.ones(1))
+    def weighted(self) -> Self:
+        """The same mixture without members of weight 0."""
+        return self.only(*np.array(self.names)[self.weights > 0])
 
     def _of(self, kept: np.ndarray, weights: np.ndarray) -> Self:
         """An ensemble of the members ``kept``, calibrated as here, with these weights."""

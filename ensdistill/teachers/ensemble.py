@@ -217,8 +217,7 @@ class Ensemble(BaseEnsemble):
         return over_parts(inputs, lambda batch: answer(self.members[index], batch, self.classes, answers))
 
     def raw_logits(self, inputs: Any, way: PredictionWay = "one_by_one") -> np.ndarray:
-        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted
-        to them. Inputs as for ``predict_logits``."""
+        """All members' logits without temperatures: float32 [K, N, C]. Inputs as for ``predict_logits``."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         return over_parts(inputs, lambda batch: self._raw(batch, way), axis=1)
