@@ -140,6 +140,20 @@ struct Simd {
     return v;
   }
 
+  // Whether a comparison holds in some lane.
+  static ALWAYS_INLINE bool any(ivec condition) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    return _mm512_movepi32_mask((__m512i)condition) != 0;
+#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
+    return _mm256_movemask_ps((__m256)condition) != 0;
+#else
+    int32_t bits = 0;
+    for (int i = 0; i < lanes; ++i) bits |= condition[i];
+    return bits != 0;
+#endif
+  }
+  static ALWAYS_INLINE vec abs(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
   static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
 
   // Over the lanes by halves, into every lane: an order that doesn't depend on anything, so the same bits every run.
@@ -234,13 +248,19 @@ struct Simd {
   }
 
   // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.
-  static ALWAYS_INLINE vec log(vec x) {
+  static ALWAYS_INLINE vec log(vec x) { return log_of<false>(x, x); }
+  // log(1 + x) for x >= 0: near 0 all digits of x count.
+  static ALWAYS_INLINE vec log1p(vec x) { return log_of<true>(1.f + x, x); }
+  // `above`, where it is given, is x - 1 before it was rounded.
+  template <bool kAbove>
+  static ALWAYS_INLINE vec log_of(vec x, vec above) {
     const ivec bits = (ivec)x;
     ivec e = ((bits >> 23) & 0xff) - 126;
     vec m = (vec)((bits & 0x007fffff) | 0x3f000000);  // in [0.5, 1)
     const ivec small = m < all(0.707106781186547524f);
     e = e + small;  // the comparison is -1 where true
     m = (small ? m + m : m) - 1.f;
+    if constexpr (kAbove) m = e == ivec{} ? above : m;
     const vec z = m * m;
     vec y = all(7.0376836292e-2f);
     y = y * m + -1.1514610310e-1f;
