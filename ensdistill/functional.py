@@ -4,4 +4,7 @@ The implementation is in :mod:`ensdistill.loss`.
 """
 
 from ensdistill.loss.functional import *  # noqa: F403
-from ensdistill.loss.functional import __all__ as __all__
+from ensdistill.loss.functional import __all__ as _softmax
+from ensdistill.loss.multilabel import multilabel_distillation_loss as multilabel_distillation_loss
+
+__all__ = [*_softmax, "multilabel_distillation_loss"]  # noqa: PLE0604

@@ -177,9 +177,7 @@ def multilabel_distillation_loss(
         loss = multilabel_op.differentiable_loss(call, held=held)[0]
         loss = loss if factor is None else (loss * factor).to(loss.dtype)
     else:
-        function: Any = (
-            multilabel_reference.multilabel_loss if impl == "reference" else _compiled_reference()
-        )
+        function: Any = multilabel_reference.multilabel_loss if impl == "reference" else _compiled_reference()
         loss = function(rows, values, **tensors._asdict(), **problem.settings._asdict())
     explain_nan(problem, loss)
     return loss.reshape(problem.lead) if settings.reduction == "none" else loss

@@ -88,6 +88,7 @@ def make_problem(
             "Probs, LogProbs or TopK"
         )
     if isinstance(target, TopK):
+        kind = "topk"
         check_one_of("tail", settings.tail, ("tail", "zero"))
         values, ids, tail_mass, tail_mode = sparse_values(
             target, lead, classes, student.dtype, device, settings
@@ -204,7 +205,9 @@ def stored_mask(mask: Any, shape: tuple[int, ...], device: torch.device) -> Tens
 
 def check_like_student(name: str, value: Any, shape: Sequence[int], device: torch.device) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a Tensor; got a {type(value).__name__}; pass torch.as_tensor({name})")
+        raise TypeError(
+            f"{name}: expected a Tensor; got a {type(value).__name__}; pass torch.as_tensor({name})"
+        )
     if value.shape != shape:
         hint = "; pass one-hot rows, or use distillation_loss for one class a row" if name == "labels" else ""
         raise ValueError(
