@@ -187,7 +187,7 @@ void MultilabelRow<S>::mix_logits(int64_t k, int64_t first, int64_t n) {
       above_no = above_no * sum + (positive ? small : part);
       below *= sum;
     }
-    const vec share = 1 / below;
+    const vec share = S::reciprocal(below);
     above_yes *= share, above_no *= share;
     if constexpr (kMore) above_yes += S::load(yes.x + v * S::lanes), above_no += S::load(no.x + v * S::lanes);
     S::store(yes.x + v * S::lanes, above_yes);
@@ -240,41 +240,47 @@ void MultilabelRow<S>::merge_mean(const float* mean, int64_t n) {
   }
 }
 
-// Loss and gradient of a block. kSome: not all of its lanes are classes that count.
+// Loss and gradient of a block. kSome: not all of its lanes are classes that count, and alike.
 template <class S>
 template <bool kMarks, bool kSome>
 void MultilabelRow<S>::block(int64_t first, int64_t n) {
   const float* const at = read(student, first, n, s.x);
   const float* const marked = kMarks ? read(marks, first, n, y.x) : nullptr;
   if (kSome && p.mask.data) mask.decode(mask, first, first + n, m.x);
-  const bool taught = p.taught(), one_t = p.temperature == 1;
-  const vec tiny = S::all(kTiny), unknown = S::all(float(p.unknown())), smoothing = S::all(float(p.label_smoothing));
+  const bool taught = p.taught(), one_t = taught && p.temperature == 1;
+  const vec unknown = S::all(float(p.unknown())), smoothing = S::all(float(p.label_smoothing));
   const bool in_place = p.gradient && !across && p.gradient_layout.type == Element::f32 && (first + n) * S::lanes <= p.classes;
   float* const to = in_place ? static_cast<float*>(sink.data) + first * S::lanes : g.x;
-  vec soft_sum{}, hard_sum{};
+  vec soft_sum{}, hard_sum{}, soft_product = S::all(1), hard_product = S::all(1);  // no factor is above 2
   for (int64_t v = 0; v < n; ++v) {
     const int64_t i = first + v;
     const vec logit = S::load(at + v * S::lanes);
-    vec value{}, slope{}, hard_value{}, hard_slope{};
-    vec e{};
-    Coin<vec> q{};
+    CoinTerm<vec> soft_now{}, hard_now{};
+    vec e{}, sum = S::all(1), r{};
     if (taught) {
+      e = S::exp(-S::abs(logit), k_student), sum = 1 + e, r = S::reciprocal(sum);
       const Coin<vec> mixture{S::load(p_yes + v * S::lanes), S::load(p_no + v * S::lanes)};
-      e = S::exp(-S::abs(logit), k_student), q = coin_of(logit, e);
-      value = coin_kl<S>(mixture, q, logit * inv_t, e, tiny);
-      slope = coin_difference(q, mixture, logit);
+      soft_now = kl_term<S>(mixture, logit, S::abs(logit) * inv_t, e, r);
+      if constexpr (kSome) soft_now.value += S::log1p(e);
+      else soft_product *= sum;
     }
     if constexpr (kMarks) {
-      if (!taught || !one_t) e = S::exp(-S::abs(logit)), q = coin_of(logit, e);
+      if (!one_t) e = S::exp(-S::abs(logit)), sum = 1 + e, r = S::reciprocal(sum);
       const vec label = S::load(marked + v * S::lanes);
       const ivec known = label != unknown, legal = (label >= vec{}) & (label <= S::all(1));
       vec wanted = legal ? label : S::all(__builtin_nanf(""));
       wanted = wanted + smoothing * (0.5f - wanted);
-      const vec positive = kSome && p.positive_weights ? (across ? S::all(p.positives_f32[i]) : S::load(p.positives_f32 + i * S::lanes)) : S::all(1);
-      const Marked<vec> term = cross_entropy_of_mark<S>(wanted, positive, q, logit, e);
-      hard_value = known ? term.value : vec{}, hard_slope = known ? term.slope : vec{};
+      if constexpr (kSome) {
+        const vec positive = !p.positive_weights ? S::all(1) : across ? S::all(p.positives_f32[i]) : S::load(p.positives_f32 + i * S::lanes);
+        hard_now = label_cross_entropy<S>(wanted, positive, coin_of(logit, e), logit, e);
+      } else {
+        hard_now = label_term(wanted, logit, S::abs(logit), e, r);
+        hard_product *= known ? sum : S::all(1);
+      }
+      hard_now = {known ? hard_now.value : vec{}, known ? hard_now.slope : vec{}};
     }
-    vec grad = of_soft * slope + (kMarks ? of_hard * hard_slope : vec{});
+    vec grad = of_soft * soft_now.slope;
+    if constexpr (kMarks) grad += of_hard * hard_now.slope;
     if constexpr (kSome) {
       ivec on = active;
       if (!across) on &= S::lane_index() < ivec{} + int32_t(p.classes - i * S::lanes < S::lanes ? p.classes - i * S::lanes : S::lanes);
@@ -282,14 +288,14 @@ void MultilabelRow<S>::block(int64_t first, int64_t n) {
       if (p.class_weights) {
         const vec weight = across ? S::all(p.classes_f32[i]) : S::load(p.classes_f32 + i * S::lanes);
         on &= weight > vec{};
-        value *= weight, hard_value *= weight, grad *= weight;
+        soft_now.value *= weight, hard_now.value *= weight, grad *= weight;
       }
-      value = on ? value : vec{}, hard_value = on ? hard_value : vec{}, grad = on ? grad : vec{};
+      soft_now.value = on ? soft_now.value : vec{}, hard_now.value = on ? hard_now.value : vec{}, grad = on ? grad : vec{};
     }
-    soft_sum += value, hard_sum += hard_value;
+    soft_sum += soft_now.value, hard_sum += hard_now.value;
     if (p.gradient) S::store(to + v * S::lanes, grad);
   }
-  soft += soft_sum, hard += hard_sum;
+  soft += soft_sum + S::log(soft_product), hard += hard_sum + S::log(hard_product);
   if (p.gradient && !in_place) sink.store(sink, first, first + n, g.x);
 }
 
@@ -336,7 +342,8 @@ void MultilabelRow<S>::run(int64_t first, int64_t rows) {
   }
   if (!across) soft = S::lane_sum(soft), hard = S::lane_sum(hard);
   for (int lane = 0; lane < count; ++lane) {
-    const double loss = p.soft_share * soft[lane] + p.hard_share * hard[lane];
+    const double divergence = soft[lane] < 0 ? 0 : soft[lane];  // it isn't negative; a NaN stays
+    const double loss = p.soft_share * divergence + p.hard_share * hard[lane];
     p.row_loss[row + lane] = active[lane] ? p.sample_weight(row + lane) * loss : 0;
   }
 }

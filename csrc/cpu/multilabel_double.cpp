@@ -16,7 +16,6 @@ constexpr double kMinusInfinity = -__builtin_inf(), kTiny = 1e-300;
 struct Double {
   static double log(double x) { return std::log(x); }
   static double log1p(double x) { return std::log1p(x); }
-  static bool any(bool condition) { return condition; }
 };
 
 Coin<double> coin_of_log(double log_p) {
@@ -125,7 +124,7 @@ void multilabel_row_in_double(const MultilabelProblem& p, int64_t row) {
       const double y = read(p.marks.data, p.marks.type, p.marks.at(row, p.inner) + c * p.marks.class_stride), e = std::exp(-std::fabs(s));
       if (y != p.unknown()) {
         const double wanted = y >= 0 && y <= 1 ? y + p.label_smoothing * (0.5 - y) : __builtin_nan("");
-        const Marked<double> term = cross_entropy_of_mark<Double>(wanted, p.positive_weight(c), coin_of(s, e), s, e);
+        const CoinTerm<double> term = label_cross_entropy<Double>(wanted, p.positive_weight(c), coin_of(s, e), s, e);
         hard += weight * term.value, g += of_hard * weight * term.slope;
       }
     }

@@ -140,19 +140,17 @@ struct Simd {
     return v;
   }
 
-  // Whether a comparison holds in some lane.
-  static ALWAYS_INLINE bool any(ivec condition) {
-#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
-    return _mm512_movepi32_mask((__m512i)condition) != 0;
-#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
-    return _mm256_movemask_ps((__m256)condition) != 0;
+  static ALWAYS_INLINE vec abs(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
+  // 1 / x to a unit or two in the last place, for x from 1 on, far from the largest float. NaN stays.
+  static ALWAYS_INLINE vec reciprocal(vec x) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)  // where a division takes as long as an exponential
+    const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y * (2.f - x * y);
 #else
-    int32_t bits = 0;
-    for (int i = 0; i < lanes; ++i) bits |= condition[i];
-    return bits != 0;
+    return 1 / x;
 #endif
   }
-  static ALWAYS_INLINE vec abs(vec x) { return (vec)((ivec)x & 0x7fffffff); }
 
   static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
 
