@@ -5,6 +5,13 @@ The implementation is in :mod:`ensdistill.loss`.
 
 from ensdistill.loss.functional import *  # noqa: F403
 from ensdistill.loss.functional import __all__ as _softmax
+from ensdistill.loss.gaussian import gaussian_distillation_loss as gaussian_distillation_loss
+from ensdistill.loss.gaussian import gaussian_moments as gaussian_moments
 from ensdistill.loss.multilabel import multilabel_distillation_loss as multilabel_distillation_loss
 
-__all__ = [*_softmax, "multilabel_distillation_loss"]  # noqa: PLE0604
+__all__ = [
+    *_softmax,
+    "gaussian_distillation_loss",
+    "gaussian_moments",
+    "multilabel_distillation_loss",
+]  # noqa: PLE0604

@@ -84,9 +84,7 @@ def test_compiles_in_one_graph(dtype):
         results.append((loss.detach(), leaf.grad))
     half = dtype == torch.float16  # two gradients are rounded and added
     tolerance = {"rtol": 4e-3 if half else 1e-5, "atol": 2e-4 if half else 1e-6}
-    torch.testing.assert_close(
-        results[0], results[1], **tolerance
-    )
+    torch.testing.assert_close(results[0], results[1], **tolerance)
     torch._dynamo.reset()
 
 
