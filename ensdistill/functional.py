@@ -14,4 +14,4 @@ __all__ = [
     "gaussian_distillation_loss",
     "gaussian_moments",
     "multilabel_distillation_loss",
-]  # noqa: PLE0604
+]

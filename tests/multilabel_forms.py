@@ -13,7 +13,7 @@ import torch
 from closed_forms import UNIT, decoded, largest_logit, make_codes, make_logits, values_of, worst
 from torch import Tensor
 
-from ensdistill.loss import multilabel
+from ensdistill.loss.multilabel import multilabel_distillation_loss
 from ensdistill.loss.targets import LogProbs, Probs, TopK
 
 KINDS = ("logits", "codes", "log_probs", "probs", "topk-tail", "topk-zero")
@@ -162,7 +162,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the gradient of its sum."""
     student = student.detach().requires_grad_()
-    loss = multilabel.multilabel_distillation_loss(student, targets, labels, **arguments)
+    loss = multilabel_distillation_loss(student, targets, labels, **arguments)
     loss.sum().backward()
     return loss.detach(), student.grad
 

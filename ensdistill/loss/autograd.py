@@ -1,7 +1,7 @@
 """Autograd for the native ops, which make the gradient together with the loss: one text for all of them.
 
-An op's first arguments are tensors, student and targets before all; it returns the loss, the student's gradient, and by-products
-that have none.
+An op's first arguments are tensors, student and targets before all; it returns the loss, the student's
+gradient, and by-products that have none.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ class Operator:
     def differentiable(self, call: Any, held: tuple[Tensor, int] | None = None) -> Any:
         """The op, by the shortest way that is right in torch's present mode.
 
-        ``held`` is the caller's own tensor, of which the targets are a view, and its class dimension: a second
-        derivative takes the targets from there. Without it the targets themselves are kept.
+        ``held`` is the caller's own tensor, of which the targets are a view, and its class dimension: a
+        second derivative takes the targets from there. Without it the targets themselves are kept.
         """
         if torch.compiler.is_compiling():
             if differentiating():
@@ -230,8 +230,8 @@ class Operator:
             return None
         gradient, *tensors = ctx.saved_tensors
         traced = type(grad_loss) is not Tensor
-        # A kept graph is walked again. A leaf makes the returned tensor its .grad and adds to it, so it has to be
-        # a copy.
+        # A kept graph is walked again. A leaf makes the returned tensor its .grad and adds to it, so it has
+        # to be a copy.
         kept = traced or torch._C._autograd._get_current_graph_task_keep_graph()
         owned, fault = not kept, None
         twice = torch.is_grad_enabled()
@@ -266,7 +266,7 @@ def _transformable(operator: Operator) -> Any:
         forward = staticmethod(lambda *arguments: operator.run(*arguments))
         setup_context = staticmethod(operator.setup_context)
         backward = staticmethod(operator.backward)
-        jvp = staticmethod(operator.refuse_forward_mode)
+        jvp = staticmethod(operator.refuse_forward_mode)  # type: ignore[assignment]
 
     return Transformable
 

@@ -33,7 +33,8 @@ def gaussian_moments(
     variances : Tensor [K, ..., D], optional
         At least 0, in squared units of the means; by default 0, of members that predict a mean only.
     weights : Tensor or sequence [K], optional
-        Non-negative; normalised to sum to one. Uniform by default. A member of weight 0 has no share, whatever it holds.
+        Non-negative; normalised to sum to one. Uniform by default. A member of weight 0 has no share,
+        whatever it holds.
 
     Returns
     -------
@@ -84,16 +85,17 @@ def gaussian_distillation_loss(
     min_variance: float = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Distil Gaussian regressors: :math:`KL(N(\bar\mu, \bar\sigma^2) \| N(\mu, \sigma^2))` from the mixture's moments.
+    r"""Distil Gaussian regressors: :math:`KL(N(\bar\mu, \bar\sigma^2) \| N(\mu, \sigma^2))` from the
+    mixture's moments.
 
     For each row the sum over D outputs of
 
     .. math::
         \tfrac12 [\log \sigma^2 - \log \bar\sigma^2 + (\bar\sigma^2 + (\bar\mu - \mu)^2) / \sigma^2 - 1]
 
-    which is least, 0, where the student has the mixture's mean and its total variance: what the members say is noise,
-    and their disagreement. A mixture of Gaussians is no Gaussian; among all Gaussians the one with its moments is nearest
-    to it in this divergence, so nothing else about it could be learnt.
+    which is least, 0, where the student has the mixture's mean and its total variance: what the members say
+    is noise, and their disagreement. A mixture of Gaussians is no Gaussian; among all Gaussians the one with
+    its moments is nearest to it in this divergence, so nothing else about it could be learnt.
 
     Parameters
     ----------
@@ -101,15 +103,15 @@ def gaussian_distillation_loss(
         The student's. The logarithm keeps the variance positive; natural logarithm of squared units.
     teacher_means : Tensor [K, ..., D]
     teacher_variances : Tensor [K, ..., D], optional
-        At least 0; by default members have none of their own, and the variance is their disagreement. No gradient flows
-        to the teachers.
+        At least 0; by default members have none of their own, and the variance is their disagreement. No
+        gradient flows to the teachers.
     weights : Tensor or sequence [K], optional
         Of the members; see :func:`gaussian_moments`.
     sample_weights : Tensor or sequence [...], optional
         Non-negative factor of each row. A row of weight 0 has neither loss nor gradient, whatever it holds.
     min_variance : float
-        The mixture's variance is at least this, above 0: members that agree on every digit would otherwise ask for an
-        infinite precision.
+        The mixture's variance is at least this, above 0: members that agree on every digit would otherwise
+        ask for an infinite precision.
     reduction : {"mean", "sum", "none"}
         Over the rows. The mean divides by all of them, weighted or not.
 
@@ -126,8 +128,8 @@ def gaussian_distillation_loss(
     Notes
     -----
     Plain torch: D is small, and the loss is differentiable to any order. Moment matching of deep ensembles:
-    Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
-    2017, section 2.4.
+    Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles", 2017, section 2.4.
 
     Examples
     --------

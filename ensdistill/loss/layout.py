@@ -14,8 +14,8 @@ from torch import Tensor
 
 
 def collapse(student: Tensor, dense: Tensor | None, class_dim: int, *others: Tensor | None) -> Any:
-    """``student`` as [N, C] or [O, I, C], ``dense`` targets [K, ...] as [K, N, C] or [K, O, I, C], and ``others`` as
-    the student.
+    """``student`` as [N, C] or [O, I, C], ``dense`` targets [K, ...] as [K, N, C] or [K, O, I, C], and
+    ``others`` as the student.
 
     All share one division of the leading dimensions, the one that copies least: nothing, for every layout
     that is dense in memory with the classes first or last. A tensor that isn't a view in that division is

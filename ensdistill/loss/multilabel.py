@@ -41,48 +41,51 @@ def multilabel_distillation_loss(
 ) -> Tensor:
     r"""Distil teachers into a student of which each row may have any number of the C classes.
 
-    For each row and class, with q = sigmoid(s/T), the teachers' mixture p at T, the label y, the row's weight u and
-    the class's weight w, a row's loss is
+    For each row and class, with q = sigmoid(s/T), the teachers' mixture p at T, the label y, the row's
+    weight u and the class's weight w, a row's loss is
 
     .. math::
         u \sum_c w_c [\alpha T^2 (p_c \log \frac{p_c}{q_c} + (1 - p_c) \log \frac{1 - p_c}{1 - q_c})
         + (1 - \alpha) \, BCE(y_c, s_c)]
 
-    The teachers' entropy is part of it, so the loss is 0 where the student equals the mixture (alpha = 1), and never
-    negative. Loss and gradient are made in one pass, without any intermediate of size [K, N, C] or [N, C].
+    The teachers' entropy is part of it, so the loss is 0 where the student equals the mixture (alpha = 1),
+    and never negative. Loss and gradient are made in one pass, without any intermediate of size [K, N, C] or
+    [N, C].
 
     Parameters
     ----------
     student_logits : Tensor [..., C], float32, bfloat16, float16 or float64
         Any leading dimensions, N rows altogether; N = 0 is legal. The gradient is laid out like it.
     targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.loss.targets`
-        The teachers' outputs. A bare tensor is logits. LogProbs and Probs hold sigmoids: each class from 0 to 1 (to
-        within 1e-3), with no sum to keep. TopK lists each row's k largest sigmoids of the mixture; see Notes. Counts
-        are an error. Dense targets are read as stored, whatever their strides. No gradient flows to them.
+        The teachers' outputs. A bare tensor is logits. LogProbs and Probs hold sigmoids: each class from 0
+        to 1 (to within 1e-3), with no sum to keep. TopK lists each row's k largest sigmoids of the mixture;
+        see Notes. Counts are an error. Dense targets are read as stored, whatever their strides. No gradient
+        flows to them.
     labels : Tensor [..., C], bool, integers or floating-point numbers, optional
-        From 0 to 1, and -1 where unknown: such a label has no cross entropy, and its class keeps its divergence.
-        (A uint8 label of 255 is -1.) NaN is an error. bool, int8, uint8 and floats are read as stored.
+        From 0 to 1, and -1 where unknown: such a label has no cross entropy, and its class keeps its
+        divergence. (A uint8 label of 255 is -1.) NaN is an error. bool, int8, uint8 and floats are read as
+        stored.
     settings, **keywords
-        A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords, ``temperature=2.0, alpha=0.9``.
-        ``label_smoothing`` e takes y(1 - e) + e/2 for y. ``combiner`` ``prob`` averages the members' sigmoids at T;
-        ``logit`` and ``log_prob`` average their logits. ``reduction="mean"`` averages the divergence over all rows and
-        the cross entropy over the rows with a known label; both are sums over the classes. ``tail`` is of TopK.
-        ``divergence``, ``beta``, ``z_loss`` and ``ignore_index`` are of a softmax, and anything but their default is
-        an error.
+        A :class:`~ensdistill.loss.settings.LossSettings`, or its fields as keywords, ``temperature=2.0,
+        alpha=0.9``. ``label_smoothing`` e takes y(1 - e) + e/2 for y. ``combiner`` ``prob`` averages the
+        members' sigmoids at T; ``logit`` and ``log_prob`` average their logits. ``reduction="mean"``
+        averages the divergence over all rows and the cross entropy over the rows with a known label; both
+        are sums over the classes. ``tail`` is of TopK. ``divergence``, ``beta``, ``z_loss`` and
+        ``ignore_index`` are of a softmax, and anything but their default is an error.
     weights : Tensor or sequence [K], optional
         Of the members: non-negative; normalised to sum to one. A member of weight 0 is not read.
     class_weights : Tensor or sequence [C], optional
         Non-negative factor w of each class, of divergence and cross entropy. A class of weight 0 is left out.
     pos_weight : Tensor or sequence [C], optional
-        As in :func:`torch.nn.functional.binary_cross_entropy_with_logits`: factor of the positive part of the cross
-        entropy. It needs labels.
+        As in :func:`torch.nn.functional.binary_cross_entropy_with_logits`: factor of the positive part of
+        the cross entropy. It needs labels.
     sample_weights : Tensor or sequence [...], optional
         Non-negative factor u of each row. A row of weight 0 is not read. The mean divides by all rows.
     mask : Tensor [..., C], bool, optional
         False leaves a row's class out, labelled or not: whatever the tensors hold there has no effect.
     class_dim : int
-        The class dimension of ``student_logits``, ``labels``, ``mask`` and (after K) of dense targets: 1 for feature
-        maps [N, C, H, W].
+        The class dimension of ``student_logits``, ``labels``, ``mask`` and (after K) of dense targets: 1 for
+        feature maps [N, C, H, W].
     impl : {"fused", "reference", "compile"}
         The native kernel; the plain torch code that specifies it; the same through ``torch.compile``.
 
@@ -94,8 +97,8 @@ def multilabel_distillation_loss(
     Raises
     ------
     ValueError, TypeError
-        Names the argument, the value and the expectation. Values on a GPU are not looked at: a label or probability
-        out of range makes its row's loss and gradient NaN there.
+        Names the argument, the value and the expectation. Values on a GPU are not looked at: a label or
+        probability out of range makes its row's loss and gradient NaN there.
     NotImplementedError
         ``impl="fused"`` on a device without kernels, in forward mode, or in torch.func.grad under
         torch.compile(fullgraph=True).
@@ -104,19 +107,22 @@ def multilabel_distillation_loss(
 
     Notes
     -----
-    The gradient is :math:`u w [\alpha T (q - p) + (1 - \alpha)((1 - y) \sigma(s) - pos\_weight \, y \, \sigma(-s))]`
-    and the reduction's factor, formed in float32 (float64 for float64 and above T = 32) and rounded once.
+    The gradient is :math:`u w [\alpha T (q - p) + (1 - \alpha)((1 - y) \sigma(s) - pos\_weight \, y \,
+    \sigma(-s))]` and the reduction's factor, formed in float32 (float64 for float64 and above T = 32) and
+    rounded once.
 
-    TopK of sigmoids: ``log_probs`` are logarithms of the k largest probabilities, and ``tail_log_mass`` the logarithm
-    of the sum of all others, which may be above 0. With ``tail="tail"`` each class that isn't listed has their mean,
-    m. No unlisted probability exceeds the smallest listed one, r, so a class's gradient is off by at most T·max(m, r - m),
-    and the errors of a row's gradient sum to 0. With ``tail="zero"`` it has none, and its gradient is off by at most T·r.
+    TopK of sigmoids: ``log_probs`` are logarithms of the k largest probabilities, and ``tail_log_mass`` the
+    logarithm of the sum of all others, which may be above 0. With ``tail="tail"`` each class that isn't
+    listed has their mean, m. No unlisted probability exceeds the smallest listed one, r, so a class's
+    gradient is off by at most T·max(m, r - m), and the errors of a row's gradient sum to 0. With
+    ``tail="zero"`` it has none, and its gradient is off by at most T·r.
 
-    NaN logits of the student or of a member that is used aren't an error: the row's loss is NaN, so that a diverged
-    model is seen. ``-inf`` is a class that is ruled out.
+    NaN logits of the student or of a member that is used aren't an error: the row's loss is NaN, so that a
+    diverged model is seen. ``-inf`` is a class that is ruled out.
 
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2, applied to each of C
-    Bernoulli distributions. Label smoothing: Müller, Kornblith, Hinton, "When Does Label Smoothing Help?", 2019.
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2, applied to each
+    of C Bernoulli distributions. Label smoothing: Müller, Kornblith, Hinton, "When Does Label Smoothing
+    Help?", 2019.
 
     Examples
     --------
@@ -125,7 +131,7 @@ def multilabel_distillation_loss(
     >>> loss = multilabel_distillation_loss(student, teachers, temperature=2.0)
     >>> loss.backward()
     >>> loss.item(), student.grad
-    (0.5134..., tensor([[-0.3536, -0.1225,  0.3536]]))
+    (0.5409..., tensor([[-0.3535, -0.1225,  0.3535]]))
 
     Labels of which some are unknown, and a class that counts for half of the rows:
 
@@ -188,9 +194,9 @@ def _divided_outside(
 ) -> tuple[Any, float | None]:
     """Settings for a float16 gradient as large as one row's, and the factor of the loss that is left.
 
-    A mean's gradient over many rows is below float16's range, and a scaled loss (torch.amp.GradScaler) can't bring
-    back digits that were rounded to 0. The factor is a power of two, which rounds nothing. In a compiled graph, which is
-    for any number of rows, all of the division is left.
+    A mean's gradient over many rows is below float16's range, and a scaled loss (torch.amp.GradScaler) can't
+    bring back digits that were rounded to 0. The factor is a power of two, which rounds nothing. In a
+    compiled graph, which is for any number of rows, all of the division is left.
     """
     settings, compiled = problem.settings, torch.compiler.is_compiling()
     if dtype != torch.float16 or reduction not in ("mean", "batchmean"):

@@ -1,4 +1,4 @@
-"""The arguments of the multi-label loss: every check of a user's input, and the op's arguments made from it."""
+"""The arguments of the multi-label loss: all checks of a user's input, and the op's arguments from it."""
 
 from __future__ import annotations
 
@@ -73,14 +73,15 @@ def make_problem(
     impl: Impl,
     **given: Any,
 ) -> MultilabelProblem:
-    """Check everything but the student's values. ``given`` are the weights: of members, classes, positive labels and
-    rows."""
+    """Check everything but the student's values. ``given`` are the weights: of members, classes, positive
+    labels and rows."""
     shape, device = tuple(student.shape), student.device
     check_call(False, impl)
     check_settings(settings, labels, given["pos_weight"])
     classes, lead = shape[class_dim], (*shape[:class_dim], *shape[class_dim + 1 :])
     target = as_target(targets, len(shape))
-    kind, tail_mode, combiner, weights = "logits", "tail", settings.combiner, given["weights"]
+    kind, tail_mode, weights = "logits", "tail", given["weights"]
+    combiner: str | None = settings.combiner
     scale = offset = ids = tail_mass = held = None
     if isinstance(target, Counts):
         raise TypeError(
@@ -110,8 +111,8 @@ def make_problem(
         check_target_temperature(target, settings.temperature)
     if getattr(target, "max_temperature", None) is not None:
         raise ValueError(
-            "targets: some of their rows were stored for a softmax, with classes far below a row's largest left "
-            "out, whose sigmoid is not 0; build the cache again with codec='fp32' or without a temperature"
+            "targets: some of their rows were stored for a softmax, without classes far below a row's "
+            "largest, whose sigmoid is not 0; build the cache again with codec='fp32'"
         )
     if device.type == "cuda" and len(values) > _MEMBERS_ON_CUDA and ids is None:
         raise ValueError(f"targets: expected at most {_MEMBERS_ON_CUDA} members on a GPU; got {len(values)}")
@@ -163,7 +164,8 @@ def check_settings(settings: LossSettings, labels: Any, pos_weight: Any) -> None
         return
     if settings.alpha < 1:
         raise ValueError(
-            f"labels: needed for alpha = {settings.alpha!r}, which mixes in hard labels; pass labels or alpha=1.0"
+            f"labels: needed for alpha = {settings.alpha!r}, which mixes in hard labels; pass labels or "
+            "alpha=1.0"
         )
     for name, present in (
         ("label_smoothing", settings.label_smoothing > 0),
@@ -176,7 +178,7 @@ def check_settings(settings: LossSettings, labels: Any, pos_weight: Any) -> None
 def values_field(target: Targets) -> Any:
     """The tensor that a dense target holds, as the caller gave it."""
     names = {EnsembleLogits: "logits", QuantizedLogits: "codes", LogProbs: "log_probs", Probs: "probs"}
-    return getattr(target, names[type(target)])  # type: ignore[index]
+    return getattr(target, names[type(target)])
 
 
 def _optional(
@@ -217,7 +219,8 @@ def check_like_student(name: str, value: Any, shape: Sequence[int], device: torc
     check_device(name, value, device)
 
 
-# Values, in which faults are looked for once a loss is NaN: to check all of them beforehand would cost as much as the loss.
+# Values, in which faults are looked for once a loss is NaN: to check all of them beforehand would cost as
+# much as the loss.
 
 
 def explain_nan(problem: MultilabelProblem, loss: Tensor) -> None:
@@ -239,7 +242,8 @@ def explain_nan(problem: MultilabelProblem, loss: Tensor) -> None:
         row, column = first(wrong)
         got = float(labels[row, column])
         raise ValueError(
-            f"labels: expected numbers from 0 to 1, or -1 where unknown; got {got:g} in row {row}, class {column}"
+            f"labels: expected numbers from 0 to 1, or -1 where unknown; got {got:g} in row {row}, class "
+            f"{column}"
         )
 
 
@@ -292,8 +296,8 @@ def check_listed(problem: MultilabelProblem) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"targets.tail_log_mass: expected at most log({int(others[row])}), of the sum of the other classes' "
-            f"probabilities; got {float(tail[row]):.4g} in row {row}"
+            f"targets.tail_log_mass: expected at most log({int(others[row])}), of the sum of the other "
+            f"classes' probabilities; got {float(tail[row]):.4g} in row {row}"
         )
 
 

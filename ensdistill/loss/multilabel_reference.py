@@ -1,5 +1,5 @@
-"""The multi-label op in plain torch: slow, obviously right, differentiable to any order. The specification, and the
-tests' oracle."""
+"""The multi-label op in plain torch: slow, obviously right, differentiable to any order. The specification,
+and the tests' oracle."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def multilabel_loss(
     reduction: str = DEFAULTS.reduction,
     divisor: float = 1.0,
 ) -> Tensor:
-    """Specification of the op ``ensdistill::multilabel_loss``, whose arguments csrc/schema.cpp describes, by the
-    same names.
+    """Specification of the op ``ensdistill::multilabel_loss``, whose arguments csrc/schema.cpp describes, by
+    the same names.
 
-    Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the loss []
-    or [N]. What does not count (a mask of 0, a weight of 0) may hold anything.
+    Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the
+    loss [] or [N]. What does not count (a mask of 0, a weight of 0) may hold anything.
 
     Examples
     --------
@@ -104,8 +104,8 @@ def mixture(
 ) -> tuple[Tensor, Tensor]:
     """The combined probabilities [N, C] of members' ``values`` [K, N, C]; a member of weight 0 has no share.
 
-    ``prob`` averages probabilities; ``logit`` and ``log_prob`` average the logits at T, which is the normalised
-    geometric mean of the probabilities.
+    ``prob`` averages probabilities; ``logit`` and ``log_prob`` average the logits at T, which is the
+    normalised geometric mean of the probabilities.
     """
     values = values.where(weights[:, None, None] != 0, 0.0)
     weights = weights[:, None, None]
@@ -134,8 +134,8 @@ def probabilities(values: Tensor, kind: str, temperature: float) -> tuple[Tensor
 def listed_probabilities(
     listed: Tensor, ids: Tensor, tail: Tensor | None, classes: int, tail_mode: str
 ) -> tuple[Tensor, Tensor]:
-    """From log-probabilities ``listed`` [N, k] of ``ids``; all other classes share exp(tail) [N] equally, or have
-    probability 0. A listed -inf is padding."""
+    """From log-probabilities ``listed`` [N, k] of ``ids``; all other classes share exp(tail) [N] equally, or
+    have probability 0. A listed -inf is padding."""
     padding = listed == -torch.inf
     yes, no = probabilities(listed.masked_fill(padding, 0), "log_probs", 1.0)
     others = (classes - (~padding).sum(-1)).clamp(min=1)

@@ -1,8 +1,8 @@
 """The arguments of the native ops by name. csrc/schema.cpp alone decides their order.
 
-Of ``ensdistill::distill_loss``, ``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the settings, ``Call`` all arguments.
-They are named tuples, so ``distill_loss(*call)`` calls the op, and ``call.alpha`` or
-``settings._replace(divisor=2.0)`` need no positions.
+Of ``ensdistill::distill_loss``, ``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the
+settings, ``Call`` all arguments. They are named tuples, so ``distill_loss(*call)`` calls the op, and
+``call.alpha`` or ``settings._replace(divisor=2.0)`` need no positions.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Signature:
         self.op_settings = record("OpSettings", names[self.tensors : -flags])
 
     def settings(self, settings: LossSettings, **decided: Any) -> Any:
-        """``op_settings`` from a loss's settings; ``decided`` are those that also depend on the targets and the
-        shape."""
+        """``op_settings`` from a loss's settings; ``decided`` are those that also depend on the targets and
+        the shape."""
         values = {**vars(settings), **decided}
         return self.op_settings(*[values[name] for name in self.op_settings._fields])
 

@@ -120,9 +120,7 @@ def test_torch_func():
     truth = torch.stack([closed_forms(s, targets, labels, alpha=0.5).gradient for s in student])
     found = torch.func.vmap(torch.func.grad(loss))(student)
     torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-6)
-    with pytest.raises(
-        NotImplementedError, match="multilabel_distillation_loss: has no forward-mode|tangent"
-    ):
+    with pytest.raises(NotImplementedError, match="student_logits: carries a forward-mode tangent"):
         torch.func.jvp(loss, (student[0],), (student[0],))
     hessian = torch.func.jacrev(torch.func.jacrev(loss))(student[0].double())
     reference = torch.func.hessian(lambda s: loss_of(s, targets, labels, alpha=0.5, impl="reference"))
