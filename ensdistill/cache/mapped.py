@@ -47,10 +47,14 @@ class MappedShards:
     threads : int
     url : str, optional
         The URL that the folder is a copy of.
+    as_read : bool
+        Whether files that the folder does not have are fetched from the URL when they are read.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int, url: str | None = None) -> None:
-        self.path, self.manifest, self.url = path, manifest, url
+    def __init__(
+        self, path: Path, manifest: Manifest, threads: int, url: str | None = None, as_read: bool = False
+    ) -> None:
+        self.path, self.manifest, self.url, self.as_read = path, manifest, url, as_read
         self.record_bytes: int = manifest["record"]["bytes"]
         self._reader: Any = native.Reader(
             record_bytes=self.record_bytes,
@@ -120,6 +124,7 @@ class MappedShards:
         return b"".join(self._chunks(entry))
 
     def _chunks(self, entry: Entry) -> Iterator[bytes]:
+        self._fetch([entry])
         digest = xxhash.xxh3_128()
         with open(self._open(entry), "rb") as file:
             self._check_size(entry, os.fstat(file.fileno()).st_size)
@@ -134,8 +139,15 @@ class MappedShards:
         if self._reader.mapped() + len(missing) > _MAPPED_SHARDS:
             self._reader.unmap_all()
             missing = self._reader.missing(ids)
+        self._fetch([self.manifest["shards"][shard] for shard in missing])
         for shard in missing:
             self._map_shard(shard)
+
+    def _fetch(self, entries: list[Entry]) -> None:
+        if self.as_read and self.url is not None:
+            from ensdistill.cache.remote import fetch_missing
+
+            fetch_missing(self.url, self.path, entries)
 
     def _map_shard(self, shard: int) -> None:
         entry = self.manifest["shards"][shard]

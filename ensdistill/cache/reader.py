@@ -64,6 +64,7 @@ class TargetCache:
         threads: int | None = None,
         url: str | None = None,
         trusted: Sequence[str] = (),
+        as_read: bool = False,
     ) -> None:
         # Absolute, because shards are opened at their first use, and the working directory may change before
         # that.
@@ -72,14 +73,15 @@ class TargetCache:
         self.codec = stored_codec(manifest["codec"], self.trusted, self.path)
         self.layout = record_for(self.codec, manifest)
         self._manifest, self._threads = manifest, threads
-        self.shards = MappedShards(self.path, manifest, threads or default_threads(), url)
+        self.shards = MappedShards(self.path, manifest, threads or default_threads(), url, as_read)
         self.samples = Samples(self.path, manifest, self.shards)
         self.max_temperature = largest_temperature(manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy reads no file when it is made: an error there would end a worker process before it can report
         # why.
-        return TargetCache, (self.path, self._manifest, self._threads, self.url, self.trusted)
+        settings = (self._threads, self.url, self.trusted, self.shards.as_read)
+        return TargetCache, (self.path, self._manifest, *settings)
 
     @classmethod
     def open(
@@ -91,6 +93,7 @@ class TargetCache:
         threads: int | None = None,
         local: Path | str | None = None,
         overwrite: bool = False,
+        fetch: str = "all",
         trusted: Sequence[str] = (),
     ) -> TargetCache:
         """Open a finished cache.
@@ -116,6 +119,9 @@ class TargetCache:
             Where the copy of a URL is kept; by default in the user's cache folder.
         overwrite : bool
             Replace another cache in the folder ``local`` instead of refusing.
+        fetch : {"all", "as_read"}
+            Of a URL: ``as_read`` copies the manifest now, and each shard when one of its records is first
+            read. Processes of one machine share the copy.
         trusted : sequence of str
             Class paths of codecs outside the package that may be imported, which runs their code:
             ``("my_package.my_codec.MyCodec",)``.
@@ -142,15 +148,20 @@ class TargetCache:
             raise ValueError(f"check: expected 'lazy' or 'full'; got {check!r}")
         if threads is not None and (not whole(threads) or not 1 <= threads <= 256):
             raise ValueError(f"threads: expected a number from 1 to 256; got {threads!r}")
+        if fetch not in ("all", "as_read"):
+            raise ValueError(f"fetch: expected 'all' or 'as_read'; got {fetch!r}")
+        as_read = fetch == "as_read"
         url = str(path) if "://" in str(path) else None
         if url is not None:
             from ensdistill.cache.remote import download
 
-            path = download(url, local, overwrite=overwrite)
+            path = download(url, local, overwrite=overwrite, only_manifest=as_read)
         elif overwrite:
             raise ValueError(f"overwrite: is for the local copy of a URL; got it with the folder {path}")
         elif local is not None:
             raise ValueError(f"local: is for a URL; got it with the folder {path}")
+        elif as_read:
+            raise ValueError(f"fetch: 'as_read' is for a URL; got it with the folder {path}")
         path = Path(path).absolute()
         manifest = read_manifest(path)
         if expect is not None:
@@ -159,9 +170,10 @@ class TargetCache:
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
         check_codec(path, manifest, stored_codec(manifest["codec"], trusted, path))
-        cache = cls(path, manifest, threads, url, trusted)
+        cache = cls(path, manifest, threads, url, trusted, as_read)
         for entry in files_of(manifest):
-            cache.shards.check_size(entry)
+            if not as_read or (path / entry["file"]).exists():
+                cache.shards.check_size(entry)
         if check == "full":
             cache.verify()
         warn_of_loss(path, manifest, cache.codec)

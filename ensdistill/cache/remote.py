@@ -86,7 +86,12 @@ def upload(
 
 
 def download(
-    url: str, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress | None = None
+    url: str,
+    folder: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    only_manifest: bool = False,
 ) -> Path:
     """Copy a cache from a URL; files that are here already, with the right bytes, are not fetched again.
 
@@ -100,6 +105,8 @@ def download(
         Replace another cache in ``folder``, finished or not, instead of refusing.
     progress : callable, optional
         Called now and then with the bytes that have arrived and all bytes, on the caller's thread.
+    only_manifest : bool
+        Leave the other files to :func:`fetch_missing`: the folder then holds the manifest and some of them.
 
     Returns
     -------
@@ -126,11 +133,11 @@ def download(
     folder = local_path(folder)
     system, base = file_system(url)
     text = _manifest_text(system, f"{base}/{MANIFEST}", url)
-    if _is_here(folder, text):
+    if _is_here(folder, text, only_manifest):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        if _is_here(folder, text):  # another process of this machine has fetched it
+        if _is_here(folder, text, only_manifest):  # another process of this machine has fetched it
             return folder
         require_no_folders(folder)
         if not overwrite:
@@ -144,13 +151,40 @@ def download(
             (
                 folder / MANIFEST
             ).unlink()  # first: should this be interrupted, the folder is unfinished, not damaged
-        each(partial(fetch, system, base, url, folder), files_of(manifest), progress)
-        # Last, as when a cache is written: a folder with a manifest is whole.
+        if only_manifest:
+            remove(_of_others(folder, manifest))
+        else:
+            each(partial(fetch, system, base, url, folder), files_of(manifest), progress)
+        # Last, as when a cache is written: a folder with a manifest holds no other cache's files.
         os.replace(folder / "fetched" / MANIFEST, folder / MANIFEST)
         (folder / "fetched").rmdir()
         if overwrite:
             remove(leftovers(folder, manifest))
     return folder
+
+
+def fetch_missing(url: str, folder: Path, entries: list[Entry]) -> None:
+    """Copy those of a cache's files that the folder does not have, several at once.
+
+    Processes of one machine wait for each other, so each file is fetched once.
+
+    Raises
+    ------
+    CacheIncomplete, CacheCorrupt, CacheLocked, CacheError
+        As :func:`download`.
+    """
+    if all((folder / entry["file"]).exists() for entry in entries):
+        return
+    system, base = file_system(url)
+    with _alone(folder):
+        missing = [entry for entry in entries if not (folder / entry["file"]).exists()]
+        each(partial(fetch, system, base, url, folder), missing, None)
+
+
+def _of_others(folder: Path, manifest: Manifest) -> list[Path]:
+    """The files with the name of one of this cache's, and with other bytes."""
+    named = [(folder / entry["file"], entry) for entry in files_of(manifest)]
+    return [file for file, entry in named if file.exists() and hash_of_file(file) != entry["hash"]]
 
 
 def _make_way(system: Any, target: str, url: str, manifest: Manifest, overwrite: bool) -> None:
@@ -173,12 +207,15 @@ def _make_way(system: Any, target: str, url: str, manifest: Manifest, overwrite:
         retried(url, lambda: system.rm_file(target))
 
 
-def _is_here(folder: Path, text: bytes) -> bool:
+def _is_here(folder: Path, text: bytes, only_manifest: bool) -> bool:
     """Whether the folder holds a copy with this manifest. Its shards are checked when they are read."""
     try:
-        return (folder / MANIFEST).read_bytes() == text and all(
-            (folder / entry["file"]).stat().st_size == entry["bytes"]
-            for entry in files_of(read_manifest(folder))
+        return (folder / MANIFEST).read_bytes() == text and (
+            only_manifest
+            or all(
+                (folder / entry["file"]).stat().st_size == entry["bytes"]
+                for entry in files_of(read_manifest(folder))
+            )
         )
     except (FileNotFoundError, CacheError):
         return False

@@ -90,7 +90,8 @@ def setting_help(setting: str, path: str = "") -> str:
 
 def _class_in(hint: Any) -> Any:
     """The class within ``list[X]``, ``dict[str, X]``, ``X | None``, ``Callable[[], X]``."""
-    inner = [part for part in typing.get_args(hint) if inspect.isclass(part) or typing.get_args(part)]
+    parts = [part for part in typing.get_args(hint) if typing.get_origin(part) is not typing.Literal]
+    inner = [part for part in parts if inspect.isclass(part) or typing.get_args(part)]
     return _class_in(next(part for part in reversed(inner) if part is not type(None))) if inner else hint
 
 

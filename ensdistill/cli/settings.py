@@ -131,11 +131,11 @@ def _built(given: Arguments, folder: str | None, found: dict[str, Any] | None) -
     if given.stray:
         raise ValueError(f"CONFIG: expected --SETTING VALUE; got {given.stray[0]!r}")
     named = {"name": given.files[0].stem} if given.files else {}
-    files = [named, found or {}, *(_read(path) for path in given.files)]
+    files = [named, found or {}, *(_expanded(_read(path)) for path in given.files)]
     names = {_short(key.rstrip("+").split(".")): key for key in given.texts}
     as_text: set[str] = set()
     while True:
-        nested = [
+        nested: list[Any] = [
             reduce(
                 lambda inner, name: {name: inner},
                 reversed(key.split(".")),
@@ -144,7 +144,7 @@ def _built(given: Arguments, folder: str | None, found: dict[str, Any] | None) -
             for key, texts in given.texts.items()
             for text in texts
         ]
-        settings: Any = reduce(_merged, [*files, *nested], {})
+        settings: Any = reduce(_merged, [*files, *map(_expanded, nested)], {})
         try:
             config = parse(Config, settings)
             break
@@ -176,6 +176,12 @@ def _yaml(text: str | bytes, name: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{name}{where}: not YAML ({getattr(error, 'problem', error)})") from error
+
+
+def _expanded(settings: Any) -> Any:
+    """The settings with ``teachers: auto`` at full length."""
+    short = isinstance(settings, dict) and isinstance(settings.get("teachers"), str)
+    return {**settings, "teachers": {"members": settings["teachers"]}} if short else settings
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim import Optimizer
@@ -119,6 +119,16 @@ def save_checkpoint(
     )
     write_bytes(path, blob)
     remove_folders(path, keep=folder)
+
+
+def read_about(path: Path | str) -> dict[str, Any]:
+    """The ``about`` of a checkpoint; empty where the file is none, or not there. Reads no tensor."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads(file.metadata()[KEY]).get("about")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}  # load_checkpoint has the error
+    return found if isinstance(found, dict) else {}
 
 
 def load_checkpoint(

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ensdistill.common.scalars import plain_fields
+
+# Trainings replace "auto" by numbers before they compute with it, so type checkers see numbers.
+if TYPE_CHECKING:
+    Count: TypeAlias = int
+    Rate: TypeAlias = float
+else:
+    Count, Rate = int | Literal["auto"], float | Literal["auto"]
+AUTO: Any = "auto"
+AUTOMATIC = ("steps", "batch_size", "learning_rate")
+BATCH, EPOCHS, STEPS, RATE = 64, 20, (500, 3000), 3e-3  # of members
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,14 @@ class Optimization:
 
     Parameters
     ----------
-    steps : int
-        Optimiser steps.
-    batch_size : int
-        Rows of one step.
-    learning_rate : float
-        The highest learning rate of the schedule.
+    steps : int or "auto"
+        Optimiser steps. ``auto``: by the number of rows. A member makes some twenty epochs, of 500 steps at
+        least and 3000 at most; for students see :mod:`ensdistill.student.automatic`.
+    batch_size : int or "auto"
+        Rows of one step. ``auto``: 64 of labels, 256 of a student's targets.
+    learning_rate : float or "auto"
+        The highest learning rate of the schedule. ``auto``: 0.003 for members; for students it is found by
+        some short trainings.
     weight_decay : float
         Decoupled weight decay (Loshchilov and Hutter, 2019, "Decoupled Weight Decay Regularization").
     schedule : {"one_cycle", "cosine", "constant"}
@@ -50,9 +62,9 @@ class Optimization:
     0.001
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 3e-3
+    steps: Count = AUTO
+    batch_size: Count = AUTO
+    learning_rate: Rate = AUTO
     weight_decay: float = 0.01
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     warmup: float = 0.1
@@ -60,13 +72,8 @@ class Optimization:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optimization.{name}: expected at least 1; got {getattr(self, name)}")
-        if not (0 < self.learning_rate < math.inf):
-            raise ValueError(
-                f"optimization.learning_rate: expected a positive number; got {self.learning_rate}"
-            )
+        for name, least in (("steps", 1), ("batch_size", 1), ("learning_rate", 0)):
+            self._check_number(name, getattr(self, name), least)
         if not (0 <= self.weight_decay < math.inf):
             raise ValueError(
                 f"optimization.weight_decay: expected a number of at least 0; got {self.weight_decay}"
@@ -77,13 +84,60 @@ class Optimization:
                     f"optimization.{name}: expected a share in [0, 1); got {getattr(self, name)}"
                 )
         if self.schedule not in ("one_cycle", "cosine", "constant"):
+            message = f"expected one_cycle, cosine or constant; got {self.schedule!r}"
+            if "." in str(self.schedule):
+                message += (
+                    ": pass the class itself, such as schedule=torch.optim.lr_scheduler.CosineAnnealingLR, "
+                    "to a StudentOptimization"
+                )
+            raise ValueError(f"optimization.schedule: {message}")
+
+    def _check_number(self, name: str, value: Any, least: int) -> None:
+        if isinstance(value, str):
+            if value != AUTO:
+                raise ValueError(f"optimization.{name}: expected a number, or auto; got {value!r}")
+        elif least and value < least:
+            raise ValueError(f"optimization.{name}: expected at least {least}, or auto; got {value}")
+        elif not 0 < value < math.inf:
+            raise ValueError(f"optimization.{name}: expected a positive number, or auto; got {value}")
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The names of the settings that are ``auto``."""
+        return tuple(name for name in AUTOMATIC if getattr(self, name) == AUTO)
+
+    def with_numbers(self, steps: int, batch_size: int, learning_rate: float) -> Self:
+        """The same settings with these numbers in place of those that are ``auto``.
+
+        >>> Optimization(steps=5).with_numbers(100, 32, 0.01).batch_size
+        32
+        """
+        numbers: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        return replace(self, **{name: numbers[name] for name in self.automatic})
+
+    def for_member(self, rows: int) -> Self:
+        """The settings of a member's training on so many labelled rows, without ``auto``.
+
+        >>> Optimization().for_member(5000)
+        Optimization(steps=1562, batch_size=64, learning_rate=0.003, weight_decay=0.01, schedule='one_cycle',
+            warmup=0.1, label_smoothing=0.0)
+        """
+        size = BATCH if self.batch_size == AUTO else self.batch_size
+        steps = max(STEPS[0], min(EPOCHS * rows // size, STEPS[1]))
+        return self.with_numbers(steps, size, RATE)
+
+    def check_numbers(self) -> None:
+        """Raise ValueError where a number that the optimiser or its schedule needs is still ``auto``."""
+        if names := [name for name in self.automatic if name != "batch_size"]:
             raise ValueError(
-                f"optimization.schedule: expected one_cycle, cosine or constant; got {self.schedule!r}"
+                f"optimization.{names[0]}: expected a number; got auto, which StudentTrainer and members' "
+                "training replace by themselves: call with_numbers before you build an optimiser"
             )
 
     def build(self, parameters: Iterable[Tensor | nn.Parameter]) -> tuple[AdamW, LRScheduler]:
         """The optimiser of ``parameters`` and its scheduler, which is stepped once after every optimiser
         step."""
+        self.check_numbers()
         # The fused step is one call for all parameters; small models spend much of their time in the
         # per-parameter loop.
         optimizer = AdamW(list(parameters), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)

@@ -188,8 +188,10 @@ class StudentOptimization(Optimization):
         Raises
         ------
         ValueError
-            A group without a parameter, or an optimiser that does not take these parameters or arguments.
+            A group without a parameter, or an optimiser that does not take these parameters or arguments; a
+            number that is still ``auto``.
         """
+        self.check_numbers()
         if not self.extras.keys() - {"clip_norm", "accumulate"}:
             return self.build(model.parameters())
         groups = self._parameters(model)

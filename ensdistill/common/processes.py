@@ -72,6 +72,18 @@ class Processes:
         distributed.broadcast(content, source)
         return content.cpu().numpy().tobytes()
 
+    def each(self, value: int) -> list[int]:
+        """The integers, below 2^63, of all processes, by rank."""
+        if self.count == 1:
+            return [value]
+        import torch
+        from torch import distributed
+
+        values = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        values[self.rank] = value
+        distributed.all_reduce(values)
+        return values.tolist()
+
     def take_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process
         0."""

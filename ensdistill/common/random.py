@@ -66,6 +66,12 @@ class BatchOrder:
         order = np.concatenate(list(self._epochs.values())) if last > first else self._epochs[first]
         return order[start - first * self.rows :][: self.batch_size]
 
+    def epochs(self, step: int, count: int) -> np.ndarray:
+        """How many epochs each sample had been part of before, int64 [count, batch_size], from ``step``
+        on."""
+        drawn = step * self.batch_size + np.arange(count * self.batch_size)
+        return drawn.reshape(count, self.batch_size) // self.rows
+
     def _shuffle(self, epoch: int) -> np.ndarray:
         return random_generator("batch order", self.seed, epoch).permutation(self.rows)
 

@@ -49,7 +49,7 @@ def check_job(run: RunFolder) -> None:
     split = config.split(0)
     models: list[tuple[str, Any, Any, StudentConfig | None]] = [
         (f"teachers.members.{i} ({m.name}): ", m.model, m.preprocess, None)
-        for i, m in enumerate(config.teachers.members)
+        for i, m in enumerate(run.teachers.recipes)
         if isinstance(m, TorchMembers)
     ]
     models += [
@@ -66,8 +66,9 @@ def check_job(run: RunFolder) -> None:
             )
             if student is not None:
                 for optimization in (student.optimization, student.baseline):
-                    build_optimizer(optimization, module)
-                    check_divides(optimization.accumulate, optimization.batch_size)
+                    tried = optimization.with_numbers(1000, optimization.accumulate, 1e-3)
+                    build_optimizer(tried, module)
+                    check_divides(tried.accumulate, tried.batch_size)
                 chosen("recompute_modules", module, student.recompute_modules)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}{error}") from error
@@ -75,15 +76,16 @@ def check_job(run: RunFolder) -> None:
         if one.estimator is not None:
             _check_estimator(name, one, split)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
-        for i, recipe in enumerate(config.teachers.members):
+        for i, recipe in enumerate(run.teachers.recipes):
             try:
                 recipe.check_storable()
                 (own,) = prepare_recipes([recipe], split.labelled.inputs, len(split.classes), 0)
-                own.check(split.labelled, split.classes)
+                if run.plan is None:  # the portfolio's members are known to be fitted, saved and loaded
+                    own.check(split.labelled, split.classes)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"teachers.members.{i}.init_args.{error}") from error
         splits = [config.split(seed) for seed in range(config.seeds)]
-        for i, recipe in enumerate(config.teachers.members):
+        for i, recipe in enumerate(run.teachers.recipes):
             if isinstance(recipe, ExistingMembers):
                 try:
                     check_stored(recipe, splits, config.cache)
@@ -95,7 +97,7 @@ def check_job(run: RunFolder) -> None:
     except ValueError as error:
         raise ValueError(f"cache.{error}") from error
     _check_preprocess(run)
-    _check_transfer(config, split)
+    _check_transfer(run, split)
     if config.cache.augment is not None:
         try:
             view_inputs(config.cache.augment, split.labelled.inputs[:2], split.labelled.uids[:2], 0, 0)
@@ -135,7 +137,7 @@ def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
     found: list[tuple[str, Preprocess | None]] = []
     if not run.is_finished(Unit("teachers", seed)):
         try:
-            made = prepare_recipes(config.teachers.members, split.labelled.inputs, len(split.classes), seed)
+            made = prepare_recipes(run.teachers.recipes, split.labelled.inputs, len(split.classes), seed)
         except (ValueError, TypeError) as error:
             raise ValueError(f"teachers.members: {error} (seed {seed})") from error
         for i, recipe in enumerate(made):
@@ -155,14 +157,15 @@ def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
     return found
 
 
-def _check_transfer(config: Config, split: Split) -> None:
+def _check_transfer(run: RunFolder, split: Split) -> None:
     """Refuse sources of synthetic rows that do not fit the data, or need gradients that a member has not."""
+    config = run.config
     try:
         config.cache.transfer.check(split)
     except ValueError as error:
         raise ValueError(f"cache.{error}") from error
     for index, source in enumerate(config.cache.transfer.synthetic):
-        for place, recipe in enumerate(config.teachers.members):
+        for place, recipe in enumerate(run.teachers.recipes):
             if needs_ensemble(source) and not isinstance(recipe, (TorchMembers, ExistingMembers)):
                 raise ValueError(
                     f"cache.transfer.synthetic.{index}: {type(source).__name__} needs members that are torch "

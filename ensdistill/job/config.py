@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from ensdistill.data.transfer import TransferSet
 from ensdistill.job.search_config import SearchBudget, held_back
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings, check_trained
+from ensdistill.teachers.auto import Plan, check_minutes
 from ensdistill.teachers.recipes import Recipe
 
 
@@ -27,10 +28,12 @@ class TeachersConfig:
 
     Parameters
     ----------
-    members : list of Recipe
+    members : list of Recipe, or "auto"
         Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for
         members that exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of
-        ensdistill.teachers.existing; or your own.
+        ensdistill.teachers.existing; or your own. "auto", for tables and arrays [N, F]: unlike members within
+        a budget of time, of which those stay that a greedy selection by out-of-fold predictions takes; see
+        :mod:`ensdistill.teachers.auto`. ``teachers: auto`` is short for it.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted
         on.
@@ -38,18 +41,39 @@ class TeachersConfig:
         The mean of the members' probabilities, of their logits, or of their log-probabilities.
     prior_rows : float
         How many rows of evidence for equal weights the fit starts with; 0 trusts the out-of-fold rows alone.
+    minutes : float, optional
+        The budget of ``members: auto``, by a rule of cost for one core: 4 by default.
+    select : bool
+        Give no weight to members that a greedy selection by out-of-fold predictions leaves out; the cache
+        does not ask them. Always so with ``members: auto``.
     """
 
-    members: list[Recipe]
+    members: list[Recipe] | Literal["auto"]
     folds: int = 5
     combiner: Combiner = "prob"
     prior_rows: float = 3.0
+    minutes: float | None = None
+    select: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        if self.minutes is not None:
+            if not self.is_auto:
+                raise ValueError(
+                    "teachers.minutes: expected none beside a list of members, which are all trained; got "
+                    f"{self.minutes}: leave it out, or set members: auto"
+                )
+            try:
+                check_minutes(self.minutes)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"teachers.{error}") from error
+        if self.is_auto:
+            object.__setattr__(self, "select", True)
+        elif isinstance(self.members, str):
+            raise ValueError(f"teachers.members: expected auto, or a list of recipes; got {self.members!r}")
         if not self.members:
             raise ValueError("teachers.members: expected at least one; got none")
-        names = [name for i, recipe in enumerate(self.members) for name in _names(i, recipe)]
+        names = [name for i, recipe in enumerate(self.recipes) for name in _names(i, recipe)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"teachers.members: expected different names; {names.count(twice[0])} are called "
@@ -61,6 +85,19 @@ class TeachersConfig:
             raise ValueError(
                 f"teachers.prior_rows: expected a finite number of at least 0; got {self.prior_rows}"
             )
+
+    @property
+    def is_auto(self) -> bool:
+        return isinstance(self.members, str) and self.members == "auto"
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The members that the settings name; none where they are yet to be planned."""
+        return [] if isinstance(self.members, str) else self.members
+
+    def planned(self, plan: Plan) -> TeachersConfig:
+        """The settings with the members of a plan in place of "auto"."""
+        return replace(self, members=plan.recipes, minutes=None)
 
 
 def _names(place: int, recipe: Recipe) -> list[str]:

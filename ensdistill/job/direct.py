@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import describe
+from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.progress import UnitProgress
 from ensdistill.common.random import derive_seed
+from ensdistill.common.source import source_digest
 from ensdistill.data import Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset
@@ -27,6 +29,7 @@ from ensdistill.job.config import DistillConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.job.student_config import StudentConfig
+from ensdistill.student.automatic import Automatic, with_numbers
 from ensdistill.student.choices import Choices
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
@@ -39,6 +42,7 @@ SHORTER = (4, 16)  # the steps divided by so much; the regularisation is chosen 
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
 # outweighs any gradient.
 LARGEST_DECAY = 0.1
+AUTOMATIC = "automatic.json"
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,14 @@ def train_baselines(
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
             *preprocess_setting(student, split),
             *student.trained_by,
+            *([source_digest(with_numbers)] if student.baseline.automatic else []),
         ]
     )
     prepared = prepare_student(student, split, seed)
+    found = _numbers(student, settings, split, seed, prepared, folder / AUTOMATIC, inputs)
+    if found is not None:
+        numbers = found.applied(student.baseline)
+        student = replace(student, optimization=numbers, direct=numbers)  # the first has no part in it
     student = replace(student, model=prepared.factory)
     search = _Search(student, settings, split, seed, prepared)
     folds = _Folds(search, folder, inputs, partial(report, "folds"))
@@ -146,7 +155,40 @@ def train_baselines(
             progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(factory, folder / kind, split, student.kept(train), inputs)
-    return folds.choices.record(str(direct), str(smoothed))
+    record = folds.choices.record(str(direct), str(smoothed))
+    if found is None:
+        return record
+    return {**record, "recipe": f"{direct}; auto: {found}", "automatic": found.record()}
+
+
+def _numbers(
+    student: StudentConfig,
+    settings: DistillConfig,
+    split: Split,
+    seed: int,
+    prepared: PreparedStudent,
+    file: Path,
+    inputs: str,
+) -> Automatic | None:
+    """The baseline's numbers for settings that are ``auto``, which a stopped job finds in the file."""
+    if not student.baseline.automatic:
+        return None
+    known = read_json(file)
+    if isinstance(known, dict) and known.get("inputs") == inputs:
+        return Automatic.of_record(known["found"])
+    trainer = student.trainer(student.baseline, mixed_precision=settings.mixed_precision)
+    found = trainer.numbers(
+        prepared.factory,
+        split.labelled,
+        classes=len(split.classes),
+        seed=seed,
+        augment=settings.augment,
+        preprocess=prepared.preprocess,
+        weights=student.weights,
+    )
+    assert found is not None
+    write_json(file, {"inputs": inputs, "found": found.record()})
+    return found
 
 
 def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> Recipe:

@@ -35,7 +35,8 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
-from ensdistill.report.table import SEARCHED
+from ensdistill.report.table import NETWORKS, SCALING
+from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.members import ArrayMember, Member, load_member
@@ -66,6 +67,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     mixtures: list[np.ndarray] = []
     ensembles: list[Ensemble] = []
     best: list[str] = []
+    held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
@@ -75,6 +77,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         mixtures.append(ensemble.combine(logits))
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
+        held_out.append(run.record(unit).get("held_out_nll", {}))
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
@@ -83,8 +86,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
+        own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
-            MemberResult(member.name, shares, temperatures, [p[k] for p in members], **cost)
+            MemberResult(
+                member.name,
+                shares,
+                temperatures,
+                [p[k] for p in members],
+                held_out_nll=own if len(own) == config.seeds else [],
+                **cost,
+            )
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
@@ -126,7 +137,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
         baselines=_searched(run),
         searches=_searches(run),
+        auto=_auto(run),
     )
+
+
+def _auto(run: RunFolder) -> dict[str, Any]:
+    """The budget and the members left out of a planned ensemble."""
+    if run.plan is None:
+        return {}
+    about = run.plan.plain()
+    return {"minutes": about["minutes"], "seconds": run.plan.seconds, "left_out": about["left_out"]}
 
 
 def _searches(run: RunFolder) -> dict[str, list[Any]]:
@@ -143,11 +163,13 @@ def _searched(run: RunFolder) -> str:
     """How *direct* was chosen, where some student is an estimator; empty where all are networks."""
     students = list(run.config.distill.students)
     estimators = [name for name in students if run.student(name, 0).estimator is not None]
+    networks = f"{NETWORKS} " if len(estimators) < len(students) else ""
     if not estimators:
         return ""
     return (
         f"Direct of {', '.join(estimators)}: the same estimator on labels with its library's own loss, with "
-        f"fewer rounds or more regularisation by NLL on the held-out folds. {SEARCHED}"
+        "fewer rounds or more regularisation by NLL on held-out folds of the labelled rows. "
+        f"{networks}{SCALING}"
     )
 
 
@@ -185,6 +207,8 @@ def _student(
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
+    if any(found := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+        models["student"] = replace(models["student"], note=_names(found))
     labels = config.split(0).test.labels
     if student.estimator is not None:
         ways = [_way(run, seed, name) for seed in range(config.seeds)]
@@ -196,6 +220,13 @@ def _student(
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+def _automatic(run: RunFolder, seed: int, name: str) -> str:
+    """The numbers that were found for the student's settings; empty where none is ``auto``."""
+    record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
+    found = record.get("automatic") if isinstance(record, dict) else None
+    return "" if found is None else f"auto: {Automatic.of_record(found)}"
 
 
 def _way(run: RunFolder, seed: int, name: str) -> str:

@@ -82,7 +82,7 @@ def _front(student: Student, result: ExportResult, wish: Wish) -> str:
 
 def _about(student: Student, config: Config, wish: Wish) -> str:
     rows = student.about.get("rows", {})
-    members = student.about.get("members") or [one.name for one in config.teachers.members]
+    members = student.about.get("members") or [one.name for one in config.teachers.recipes]
     lines = [
         "A small model that was distilled from an ensemble: it was trained to answer as the ensemble does.",
         "",

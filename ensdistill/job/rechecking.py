@@ -72,6 +72,7 @@ def verify_against_teachers(
             f"{made_by['augment']}; got {got}"
         )
     teachers: Any = Ensemble.load(place, () if config is None else RunFolder(config).trusted)
+    asked = [*cache.manifest["fingerprint"]["ensemble"]["members"]]
     if "labelled" in cache.manifest["fingerprint"]["ensemble"]:
         if config is None:
             raise WrongArgument(
@@ -79,6 +80,8 @@ def verify_against_teachers(
                 "labelled rows were chosen; got nothing"
             )
         teachers = labelled_targets(teachers, config.cache, place.parent / "held_out.safetensors")
+    elif set(asked) < set(teachers.names):  # members of weight 0 were not asked
+        teachers = teachers.only(*asked)
     return cache.verify_against(teachers, rows, share=share, augment=augment, progress=progress)
 
 

@@ -2,6 +2,7 @@
 
 A run folder holds, for each seed::
 
+    teachers.yaml             the plan of ``teachers: auto``
     seed-0/teachers/          the ensemble, and its members' held-out predictions
     seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a
                               mixture only
@@ -22,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,24 @@ from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
+from ensdistill.common.source import source_digest
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
-from ensdistill.job.config import Config
+from ensdistill.job.config import Config, TeachersConfig
 from ensdistill.job.exports import exports_of
+from ensdistill.job.planned import plan_of, write_plan
 from ensdistill.job.search_config import found_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
 from ensdistill.loss.settings import digest_parts
+from ensdistill.student.automatic import with_numbers
 from ensdistill.student.trainer import Trained
+from ensdistill.teachers.auto import Plan
 from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.stack.fitting import versions
 
 TRAINING = "training"
+PLAN = "teachers.yaml"
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,27 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.config, self.path = config, config.run_folder
         self._digests: dict[Unit, str] = {}
+        self._plan: Plan | None = None
         self._files: list[str] | None = None
         self._transfers: dict[int, Rows] = {}
+
+    @property
+    def plan(self) -> Plan | None:
+        """The members of ``teachers: auto``, by the plan in the folder where there is one for this config;
+        None for settings that name members."""
+        if self._plan is None and self.config.teachers.is_auto:
+            self._plan = plan_of(self.config.teachers, self.config.split(0), self.path / PLAN)
+        return self._plan
+
+    @cached_property
+    def teachers(self) -> TeachersConfig:
+        """The teachers' settings, with planned members in place of "auto"."""
+        return self.config.teachers if self.plan is None else self.config.teachers.planned(self.plan)
+
+    def keep_plan(self) -> None:
+        """Write the plan, if there is one, by which a resumed run goes on."""
+        if self.plan is not None:
+            write_plan(self.plan, self.config.teachers, self.path / PLAN)
 
     def units(self, last: str) -> list[Unit]:
         """The units up to the stage ``last`` (``teachers``, ``cache``, ``preflight``, ``distill`` or
@@ -186,7 +212,7 @@ class RunFolder:
         )
         if unit.stage == "teachers":
             folds = _folds(split, config.teachers.folds, "folds", unit.seed)
-            made_by = [describe(config.teachers), self._contents()]
+            made_by = [describe(self.teachers), self._contents()]
             return digest([*common, *made_by, split.labelled, list(split.classes), folds])
         if unit.stage == "cache":
             # A cache is made for temperatures up to that of the students, but not for less than the default.
@@ -232,7 +258,7 @@ class RunFolder:
         """Digests of the files of members that exist already, read once."""
         if self._files is None:
             self._files = []
-            for i, recipe in enumerate(self.config.teachers.members):
+            for i, recipe in enumerate(self.teachers.recipes):
                 try:
                     self._files += [content_of(file) for file in recipe.files()]
                 except ValueError as error:
@@ -273,7 +299,7 @@ class RunFolder:
         parts = [describe(part) for s in students for part in (s.model, s.estimator, s.preprocess)]
         own = [path for part in parts for path in _class_paths(part)]
         own += [path for s in students for path in trusted_by(s.preprocess)]
-        members = [path for spec in self.config.teachers.members for path in spec.trusted]
+        members = [path for spec in self.teachers.recipes for path in spec.trusted]
         return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
 
     def _known_students(self) -> Iterator[StudentConfig]:
@@ -292,7 +318,8 @@ def _described(student: StudentConfig, optimization: Optimization) -> list[Any]:
     versions."""
     if student.estimator is not None:
         return [describe(student.estimator), versions(student.estimator)]
-    return [describe(student.network), describe(optimization)]
+    code = [source_digest(with_numbers)] if optimization.automatic else []
+    return [describe(student.network), describe(optimization), *code]
 
 
 def _folds(split: Split, folds: int, stream: str, seed: int) -> list[np.ndarray] | int:
@@ -406,4 +433,7 @@ def keep(
         write_json(folder / "evaluations.json", trained.record())
     for file in place.glob("*.safetensors"):  # the checkpoints, and the best weights, which the student has
         file.unlink()
-    finish(folder, inputs, time.perf_counter() - start)
+    found: dict[str, Any] = {}
+    if trained.automatic is not None:
+        found["automatic"] = trained.automatic.record()
+    finish(folder, inputs, time.perf_counter() - start, **found)

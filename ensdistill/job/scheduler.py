@@ -98,6 +98,7 @@ def run(
             )  # the trainers load for seconds; a finished run needs none
 
             check_job(folder)
+            folder.keep_plan()
         keep_settings(folder.path)
         if todo:
             # From here on the report is of other models than those in the folder.

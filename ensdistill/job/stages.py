@@ -51,7 +51,7 @@ def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -
 
 
 def _teachers(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
-    return teachers(run.config.teachers, run.config.split(unit.seed), unit.seed, folder, report)
+    return teachers(run.teachers, run.config.split(unit.seed), unit.seed, folder, report)
 
 
 def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class _MemberProgress:
         folds = ["", *(f", fold {i + 1}" for i in range(settings.folds))]
         self.keys = {
             recipe.name: [name + fold for name in recipe.names() for fold in folds]
-            for recipe in settings.members
+            for recipe in settings.recipes
         }
         self.recipe = {key: name for name, keys in self.keys.items() for key in keys}
         self.done: dict[str, float] = {}
@@ -133,13 +133,14 @@ def teachers(
     """Train, calibrate and weigh the ensemble; return each member's held-out NLL and the name of the best
     member."""
     ensemble, held_out = train_ensemble(
-        settings.members,
+        settings.recipes,
         split.labelled,
         split.classes,
         folds=settings.folds,
         seed=seed,
         combiner=settings.combiner,
         prior_rows=settings.prior_rows,
+        select=settings.select,
         folder=folder / "training",
         progress=_MemberProgress(settings, report),
     )
@@ -163,9 +164,9 @@ def held_out_losses(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray
 
 
 def best_member(ensemble: Ensemble, losses: list[float | None]) -> str:
-    """The name of the member of least held-out NLL, never chosen by the test rows; where no member has one,
-    of the largest weight."""
-    known = [k for k, loss in enumerate(losses) if loss is not None]
+    """The name of the member of least held-out NLL among those with weight, never chosen by the test rows;
+    where no member has one, of the largest weight."""
+    known = [k for k, loss in enumerate(losses) if loss is not None and ensemble.weights[k] > 0]
     best = min(known, key=lambda k: losses[k] or 0.0) if known else int(np.argmax(ensemble.weights))
     return ensemble.names[best]
 

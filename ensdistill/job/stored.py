@@ -37,7 +37,8 @@ def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ense
 def labelled_targets(
     ensemble: Ensemble, settings: CacheConfig, held_out: Path, member: str | None = None
 ) -> Ensemble | LabelledTargets:
-    """The ensemble, or its one ``member``, with the targets that the settings choose for labelled rows.
+    """The ensemble without members of weight 0, which are not asked, or its one ``member``, with the targets
+    that the settings choose for labelled rows.
 
     Parameters
     ----------
@@ -47,13 +48,11 @@ def labelled_targets(
         The file of held-out logits and labels that the teachers' stage wrote.
     member : str, optional
     """
-    one = ensemble if member is None else ensemble.only(member)
+    one = ensemble.weighted() if member is None else ensemble.only(member)
     if settings.labelled == "in_sample":
         return one
     stored = load_file(held_out)
-    logits, labels = stored["logits"], stored["labels"]
-    if member is not None:
-        logits = logits[[ensemble.names.index(member)]]
+    logits, labels = stored["logits"][np.isin(ensemble.names, one.names)], stored["labels"]
     uids = np.arange(len(labels))  # the labelled rows are the first of the transfer set
     if settings.labelled == "out_of_fold":
         return LabelledTargets(one, uids, held_out=logits)

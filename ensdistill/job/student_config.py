@@ -76,9 +76,9 @@ class StudentConfig(SearchedStudent):
     optimization : StudentOptimization
         How the student is trained.
     direct : StudentOptimization, optional
-        How the same model is trained on hard labels: as many steps, but the batch size and learning rate
-        that serve it best. The weight decay may be raised and the steps cut on held-out folds (see
-        ``DistillConfig.folds``). The student's by default.
+        How the same model is trained on hard labels: as many steps (or ``auto``, as the student's), but the
+        batch size and learning rate that serve it best. The weight decay may be raised and the steps cut on
+        held-out folds (see ``DistillConfig.folds``). The student's by default.
     description : str
         Text about the student, for the report.
     preprocess : "auto", null, class_path with init_args, a function's import path, or a path

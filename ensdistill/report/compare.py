@@ -20,6 +20,7 @@ from ensdistill.report.table import (
     kept_cell,
     look,
     milliseconds,
+    parameters,
     size,
 )
 from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
@@ -81,7 +82,7 @@ def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]
         cells[section, "kept over strongest"] = kept_cell(strongest["retained_gain"])
     for label, kind in (("ensemble", "ensemble"), ("student", "student")):
         model = models[kind]
-        cells["cost to serve", f"{label}, parameters"] = size(model["parameters"])
+        cells["cost to serve", f"{label}, parameters"] = parameters(model["parameters"])
         cells["cost to serve", f"{label}, bytes"] = size(model["bytes"])
         for batch in ("batch_1", "batch_256"):
             time = milliseconds(model["latency_ms"][batch]["p50"])

@@ -60,7 +60,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def _sizes(one: Mapping[str, Any]) -> list[str]:
     latency = "" if one["latency"] is None else f"{1e6 * one['latency']:.0f} µs"
-    return [f"{one['parameters']:,}", f"{one['bytes']:,}", latency]
+    parameters = f"{one['parameters']:,}" if one["parameters"] else "-"  # a booster's are not counted
+    return [parameters, f"{one['bytes']:,}", latency]
 
 
 def _kept(one: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ The entries marked ``*`` describe the first student and stand again, for every s
     members.<i>.{name,note}                           str
     members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.mean          float
     members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
+    members.<i>.held_out_nll.{mean,per_seed.<i>}      float; where it has held-out predictions
     members.<i>.{parameters,bytes,nll_floored_rows}   int
     members.<i>.latency_ms.{batch_1,batch_256}.{p50,p95}              float or null
   * gains.{ensemble,student}.<metric>.mean            float
@@ -53,6 +54,8 @@ The entries marked ``*`` describe the first student and stand again, for every s
     copies.{test,labelled,pool,synthetic,labelled_in_pool,other_label,left_out}        int
     without_copies.<student>.{outcome,verdict}        str, or without_copies itself null
     without_copies.<student>.models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}       float
+    auto.{minutes,seconds}                            float; with ``teachers: auto``
+    auto.left_out.<member>                            str
     environment.*                                     any
     timings_s.*                                       float
 
@@ -153,6 +156,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
         "environment": dict(results.environment),
         "timings_s": dict(results.timings),
+        **({"auto": dict(results.auto)} if results.auto else {}),
         **({"exports": [dict(one) for one in results.exports]} if results.exports else {}),
         **({"searches": {n: list(s) for n, s in results.searches.items()}} if results.searches else {}),
     }
@@ -298,6 +302,8 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
 
 def _describe_member(member: MemberResult, results: RunResults) -> dict[str, Any]:
     weighting = {"weight": _over_seeds(member.weights), "temperature": _over_seeds(member.temperatures)}
+    if len(member.held_out_nll):
+        weighting["held_out_nll"] = _over_seeds(member.held_out_nll)
     return {"name": member.name, **weighting, **_describe(member, results)}
 
 
@@ -307,7 +313,7 @@ def _over_seeds(values: Any) -> dict[str, Any]:
 
 def _serving(ensemble: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
     def ratio(of: float | None, to: float | None) -> float | None:
-        return of / to if to and of is not None else None
+        return of / to if to and of else None  # 0 parameters are those of a booster, which are not counted
 
     return {
         "parameters": ratio(ensemble["parameters"], student["parameters"]),

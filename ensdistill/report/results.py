@@ -82,6 +82,8 @@ class MemberResult:
         Its share of the mixture, one for each seed.
     temperatures : list of float
         The divisors of its logits, one for each seed.
+    held_out_nll : list of float
+        On folds of the labelled rows that it was not trained on, one for each seed; empty where it has none.
     """
 
     name: str
@@ -92,6 +94,7 @@ class MemberResult:
     bytes: int
     latency_ms: Latency
     note: str = ""
+    held_out_nll: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         _check_cost(f"member {self.name!r}", self.parameters, self.bytes, self.latency_ms)
@@ -168,6 +171,9 @@ class RunResults:
     baselines : str
         How *direct* and the temperatures were chosen, in sentences for the report; empty where it was by a
         job's search.
+    auto : dict
+        The plan of ``teachers: auto``: ``minutes``, ``seconds`` (its estimate), ``left_out`` (the reason for
+        each member that was not trained). Empty where the settings name the members.
     searches : dict of str to list of dict
         By student that was searched for, and seed: the JSON of the search's result.
 
@@ -191,6 +197,7 @@ class RunResults:
     weights: Sequence[np.ndarray] = field(default_factory=list)
     exports: Sequence[Mapping[str, Any]] = field(default_factory=list)
     baselines: str = ""
+    auto: Mapping[str, Any] = field(default_factory=dict)
     searches: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

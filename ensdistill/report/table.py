@@ -23,9 +23,12 @@ _LOOKS = {
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
 
-SEARCHED = (
+NETWORKS = (
     "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
-    "labelled rows. Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
+    "labelled rows."
+)
+SCALING = (
+    "Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
     "out, to the ensemble's mixture on the pool. Never on the test rows."
 )
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
@@ -125,7 +128,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         "by it, in accuracy and in NLL. "
         "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
         "bins of about as many rows each.",
-        report.get("baselines") or SEARCHED,
+        report.get("baselines") or f"{NETWORKS} {SCALING}",
     ]
     worse = [
         _scaled(name, student["models"], kind)
@@ -144,10 +147,28 @@ def footnotes(report: dict[str, Any]) -> list[str]:
             f"{', '.join(floored)}."
         )
     lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
-    lines += _copies(report)
+    lines += _auto(report) + _copies(report)
     lines += [_exported(one) for one in report.get("exports", ())]
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _auto(report: dict[str, Any]) -> list[str]:
+    """The members of ``teachers: auto``, in sentences: their scores out of fold, and those left out."""
+    if "auto" not in report:
+        return []
+    auto, members = report["auto"], report["members"]
+    scores = ", ".join(
+        f"{one['name']} {one['held_out_nll']['mean']:.4f} (weight {one['weight']['mean']:.2f})"
+        for one in members
+        if "held_out_nll" in one
+    )
+    lines = [
+        f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
+        f"{auto['seconds']:.0f} s). NLL out of fold: {scores}."
+    ]
+    reasons = "; ".join(f"{name} ({why})" for name, why in auto["left_out"].items())
+    return [*lines, f"Not trained: {reasons}."] if reasons else lines
 
 
 def _exported(export: dict[str, Any]) -> str:
@@ -240,6 +261,11 @@ def size(count: float) -> str:
         if count >= limit:
             return f"{_three_digits(count / limit)}{suffix}"
     return f"{count:.0f}"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters; a dash for a model whose library does not count them."""
+    return size(count) if count else "-"
 
 
 def milliseconds(value: float | None) -> str:
@@ -380,8 +406,8 @@ def _serving(report: dict[str, Any]) -> Table:
         latency = (
             f"{milliseconds(t['p50'])} / {milliseconds(t['p95'])}" for t in model["latency_ms"].values()
         )
-        parameters = size(model["parameters"]) if "parameters" in model else ""
-        _add(table, [label, parameters, size(model["bytes"]), *latency])
+        count = parameters(model["parameters"]) if "parameters" in model else ""
+        _add(table, [label, count, size(model["bytes"]), *latency])
 
     row("ensemble", report["models"]["ensemble"])
     row("best member", report["models"]["best_member"])

@@ -33,14 +33,19 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     teachers : "auto", list, or Ensemble
         Estimators of scikit-learn, XGBoost, LightGBM or CatBoost, torch module classes, recipes of
         ``ensdistill.teachers.recipes``, or tuples (name, one of these). They are trained, calibrated and
-        weighed by folds of the rows. ``"auto"``: boosted trees, extremely randomised trees and three
-        networks; of texts linear models and networks; of images [N, channels, height, width] networks. An
-        :class:`ensdistill.Ensemble` is kept with its temperatures and weights.
+        weighed by folds of the rows. ``"auto"``: of tables and arrays [N, F] boosted trees, forests and
+        networks within a budget of ``minutes``, of which those stay that a greedy selection takes
+        (:func:`ensdistill.teachers.auto.auto_plan`); of texts linear models and networks; of images
+        [N, channels, height, width] networks. An :class:`ensdistill.Ensemble` is kept with its temperatures
+        and weights.
     student : "auto", module class, functools.partial of one, or classifier
         The network's arguments ``inputs`` and ``outputs`` follow from the data. XGBoost, LightGBM and
         CatBoost are trained with the student's loss. A classifier of scikit-learn learns the ensemble's
         probabilities by weights of rows, or by its regressor on their log-odds: see
         :class:`ensdistill.student.trees.TreeStudent`.
+    minutes : float, optional
+        The budget of ``teachers="auto"`` for tables and arrays, of one core and by a rule of cost: 4 by
+        default. The same rows and minutes make the same ensemble on every machine.
     prefit : bool
         Whether the teachers are fitted already: they are kept, and ``clone`` keeps them too. They are
         calibrated and weighed by the rows of ``fit``, which they must not have seen before.
@@ -55,7 +60,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     loss : LossSettings, optional
         In place of these two.
     optimization : Optimization, optional
-        Of a student that is a network. By default its steps follow from the number of rows.
+        Of a student that is a network. By default its steps, batch size and learning rate are found; see
+        :mod:`ensdistill.student.automatic`.
     random_state : int, RandomState or None
     n_jobs : int, optional
         Estimators that are fitted at once.
@@ -101,6 +107,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         teachers: Any = "auto",
         student: Any = "auto",
         *,
+        minutes: float | None = None,
         prefit: bool = False,
         validation_fraction: float | None = 0.2,
         synthetic: Any = "auto",
@@ -114,6 +121,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.teachers = teachers
         self.student = student
+        self.minutes = minutes
         self.prefit = prefit
         self.validation_fraction = validation_fraction
         self.synthetic = synthetic

@@ -41,6 +41,7 @@ class Settings:
     Parameters
     ----------
     teachers : "auto", list, or Ensemble
+    minutes : float or None
     prefit : bool
     student : Student
     loss : LossSettings
@@ -53,6 +54,7 @@ class Settings:
     """
 
     teachers: Any
+    minutes: float | None
     prefit: bool
     student: Student
     loss: LossSettings
@@ -97,6 +99,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         student.check(loss, split.labelled.weights is not None)
     return Settings(
         teachers=estimator.teachers,
+        minutes=estimator.minutes,
         prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),
         student=student,
         loss=loss,
@@ -153,13 +156,18 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
 
 def _taught(settings: Settings, split: Split, seed: int) -> Taught:
     if settings.prefit:
+        if settings.minutes is not None:
+            raise ValueError(
+                f"minutes: expected None, because the teachers are fitted already; got {settings.minutes!r}"
+            )
         return fitted_teachers(settings.teachers, split)
     default = None if settings.default is None else settings.default.teachers
-    networks = [one for one in (default.members if default else []) if isinstance(one, TorchMembers)]
+    networks = [one for one in (default.recipes if default else []) if isinstance(one, TorchMembers)]
     return train_teachers(
         settings.teachers,
         split,
         seed,
+        minutes=settings.minutes,
         default=default,
         preprocess=settings.preprocess,
         optimization=networks[0].optimization if networks else Optimization(),
@@ -231,7 +239,7 @@ def _defaults(split: Split) -> Defaults | None:
         found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool))
     except TypeError:
         return None
-    members = [_filled(one) for one in found.teachers.members]
+    members = [_filled(one) for one in found.teachers.recipes]
     student = _filled(found.distill.students["student"])
     return Defaults(
         replace(found.teachers, members=members),

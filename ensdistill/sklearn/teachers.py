@@ -21,6 +21,7 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import TeachersConfig
 from ensdistill.job.stages import best_member, held_out_losses
 from ensdistill.teachers import Ensemble, train_ensemble
+from ensdistill.teachers.auto import MINUTES, auto_plan, facts_of
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import Member, Preprocessed, as_member, default_name, inner
 from ensdistill.teachers.members.base import is_member
@@ -58,6 +59,7 @@ def train_teachers(
     split: Split,
     seed: int,
     *,
+    minutes: float | None,
     default: TeachersConfig | None,
     preprocess: Any,
     optimization: Optimization,
@@ -71,33 +73,57 @@ def train_teachers(
     teachers : "auto", or list
     split : Split
     seed : int
+    minutes : float or None
+        The budget of ``"auto"`` for tables and arrays [N, F].
     default : TeachersConfig or None
-        That of ``"auto"``; None where the samples have none.
+        That of ``"auto"`` for other samples; None where these have none.
     preprocess, optimization
         Of module classes in the list.
     n_jobs : int or None
         Estimators that are fitted at once.
     progress : bool
     """
+    folds = _folds(split.labelled, len(split.classes), seed)
+    planned = isinstance(teachers, str) and _is_numbers(split)
+    if minutes is not None and not planned:
+        raise ValueError(
+            "minutes: expected None, because only teachers='auto' of a table or an array [N, F] has a "
+            f"budget; got {minutes!r}"
+        )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:
             raise ValueError(f"teachers: expected 'auto', a list or an Ensemble; got {teachers!r}")
-        recipes: Sequence[Recipe] = default.members
+        recipes: Sequence[Recipe] = default.recipes
+        if planned:
+            budget = MINUTES if minutes is None else minutes
+            plan = auto_plan(split.labelled.inputs, len(split.classes), minutes=budget, folds=max(2, folds))
+            recipes = plan.recipes
     else:
         recipes = _recipes(teachers, preprocess, optimization)
     recipes = [
         replace(one, n_jobs=n_jobs) if isinstance(one, SklearnMembers) and one.n_jobs is None else one
         for one in recipes
     ]
-    folds = _folds(split.labelled, len(split.classes), seed)
     if folds < 2:
         return _without_folds(recipes, split, seed, progress)
+    more: dict[str, Any] = {"select": planned, "progress": progress or None}
     ensemble, held_out = train_ensemble(
-        recipes, split.labelled, split.classes, folds=folds, seed=seed, progress=progress or None
+        recipes, split.labelled, split.classes, folds=folds, seed=seed, **more
     )
+    if planned:
+        held_out, ensemble = held_out[ensemble.weights > 0], ensemble.weighted()
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)
     complete = None if np.isnan(held_out).any() else held_out
     return Taught(ensemble, best_member(ensemble, losses), complete)
+
+
+def _is_numbers(split: Split) -> bool:
+    """Whether the samples are a table or an array [N, F]."""
+    try:
+        facts_of(split.labelled.inputs, len(split.classes))
+    except ValueError:
+        return False
+    return True
 
 
 def fitted_teachers(teachers: Any, split: Split) -> Taught:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "as_you_go": ("CacheAsYouGo",),
+    "automatic": ("Automatic",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
     "live": ("LiveView",),
@@ -20,6 +21,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Automatic",
     "Batch",
     "CacheAsYouGo",
     "Callback",
@@ -40,6 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ensdistill.student.as_you_go import CacheAsYouGo
+    from ensdistill.student.automatic import Automatic
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
     from ensdistill.student.live import LiveView

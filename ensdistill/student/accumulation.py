@@ -45,7 +45,7 @@ def warn_of_parts(parts: int, size: int, group: Processes, model: nn.Module) -> 
             f"BatchNorm ({names[0]}{more}) takes mean and variance of {rows} rows at a time, the "
             f"parts of a batch (optimization.accumulate={parts}), so the student is another one than that of "
             "whole batches",
-            stacklevel=4,
+            stacklevel=5,  # the line that calls ``distill`` or ``direct``
         )
 
 

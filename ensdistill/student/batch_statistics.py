@@ -43,7 +43,7 @@ def synchronised_norms(
             f"{batch_size // group.count} rows of a batch, so the student is another one than that of one "
             "process; "
             "StudentTrainer(sync_batch_norm=True) takes them of the whole batch",
-            stacklevel=4,
+            stacklevel=5,  # the line that calls ``distill`` or ``direct``
         )
     return nullcontext()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import BatchOrder, GroupedOrder, derive_seed, random_generator
-from ensdistill.data import UNLABELLED
+from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.reading import ReadAhead
 from ensdistill.data.samples import buffer_of, groups_of
 from ensdistill.student.blocks import Block, OneAhead, Piece, draw_block
@@ -28,6 +28,7 @@ from ensdistill.student.inputs import (
     steps_together,
     tensor_of,
 )
+from ensdistill.student.machines import DividedOrder, Division
 
 if TYPE_CHECKING:
     from ensdistill.student.training import Training
@@ -90,7 +91,7 @@ class Batches(AbstractContextManager["Batches"]):
     def __init__(self, training: Training, prepare: Preparation, steps: int, size: int) -> None:
         self.training, self.steps, self.size = training, steps, size
         rows = self.rows = training.rows
-        self._order = order_of(rows.inputs, size, derive_seed("student batches", training.seed))
+        self._order = order_of(rows, size, derive_seed("student batches", training.seed), training.division)
         self._labels = tensor_of(rows.labels)
         # Of mean 1, so that the loss has the scale of an unweighted one.
         weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
@@ -110,7 +111,7 @@ class Batches(AbstractContextManager["Batches"]):
         if targets is not None and targets.needs_samples and self._reader is not None:
             self._made = OneAhead(self._with_targets)
         elif targets is not None:
-            self._gathered = OneAhead(self._targets_of)
+            self._gathered = OneAhead(self._targets_of, alone=not targets.needs_samples)
         self.cost = StepCost(online=targets is not None and targets.needs_samples)
         self._group: Processes | None = None
         self._device = torch.device("cpu")
@@ -281,9 +282,21 @@ def _part(targets: Any, start: int, stop: int) -> Any:
     return None if targets is None else targets.rows(start, stop)
 
 
-def order_of(samples: Any, size: int, seed: int) -> BatchOrder:
+def order_of(rows: Rows, size: int, seed: int, division: Division | None = None) -> BatchOrder | DividedOrder:
     """The order of batches; samples that are read in groups are shuffled some groups at a time."""
-    groups = groups_of(samples)
-    if groups is None:
-        return BatchOrder(len(samples), size, seed)
-    return GroupedOrder(groups, size, seed, buffer=buffer_of(samples))
+    groups, buffer = groups_of(rows.inputs), buffer_of(rows.inputs)
+    if division is None:
+        return _shuffled(len(rows), groups, buffer, size, seed)
+    machines, orders, owned = division.of(rows.uids), [], []
+    group = None if groups is None else np.repeat(np.arange(len(groups)), groups)
+    for machine, share in enumerate(division.shares(size)):
+        own = np.flatnonzero(machines == machine)
+        # Rows that are read together stay together: positions ascend, and a group's are one behind the other.
+        mine = None if group is None else np.unique(group[own], return_counts=True)[1]
+        orders.append(_shuffled(len(own), mine, buffer, share, derive_seed(seed, "machine", machine)))
+        owned.append(own)
+    return DividedOrder(orders, owned, division.machines)
+
+
+def _shuffled(rows: int, groups: Any, buffer: int, size: int, seed: int) -> BatchOrder:
+    return BatchOrder(rows, size, seed) if groups is None else GroupedOrder(groups, size, seed, buffer)

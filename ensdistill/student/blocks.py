@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from ensdistill.common.random import BatchOrder
+from ensdistill.student.machines import DividedOrder
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +57,21 @@ class Piece:
     epochs: np.ndarray = field(compare=False)
 
 
-def draw_block(order: BatchOrder, step: int, count: int, rank: int, world: int) -> Block:
+def draw_block(order: BatchOrder | DividedOrder, step: int, count: int, rank: int, world: int) -> Block:
     """This process's share of the steps ``step`` to ``step + count``."""
     positions = np.stack([order(step + i) for i in range(count)])
-    epochs = (step * order.batch_size + np.arange(positions.size)).reshape(positions.shape) // order.rows
-    return Block(positions[:, rank::world], epochs[:, rank::world], positions)
+    return Block(positions[:, rank::world], order.epochs(step, count)[:, rank::world], positions)
+
+
+def _use_one_thread() -> None:
+    """Limit OpenMP to the calling thread, in its own parallel regions.
+
+    Each thread that enters one has a team of its own. With more threads in all teams than cores, OpenMP's
+    runtime (libgomp) lets threads sleep between regions in place of spinning: those of the training, too,
+    which then wakes its team in each of its operations.
+    """
+    torch.get_num_threads()  # at its first use in a thread torch sets the number anew
+    threadpool_limits(1, user_api="openmp")
 
 
 Key = TypeVar("Key")
@@ -68,6 +81,13 @@ Result = TypeVar("Result")
 class OneAhead(Generic[Key, Result]):
     """Results of a function; while one is used, the next is made on another thread.
 
+    Parameters
+    ----------
+    function : callable
+    alone : bool
+        Whether torch's operations on that thread are to use it alone. It is for functions that copy: a sum
+        over other parts would have other bits.
+
     Examples
     --------
     >>> with OneAhead(abs) as results:
@@ -76,9 +96,9 @@ class OneAhead(Generic[Key, Result]):
     (3, 4)
     """
 
-    def __init__(self, function: Callable[[Key], Result]) -> None:
+    def __init__(self, function: Callable[[Key], Result], *, alone: bool = False) -> None:
         self.function = function
-        self._executor = ThreadPoolExecutor(1, "ensdistill-targets")
+        self._executor = ThreadPoolExecutor(1, "ensdistill-targets", _use_one_thread if alone else None)
         self._ahead: tuple[Key, Future[Result]] | None = None
 
     def __enter__(self) -> OneAhead[Key, Result]:

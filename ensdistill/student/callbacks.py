@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -135,7 +136,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     return tuple(callbacks)
 
 
-class Hooks:
+class Hooks(AbstractContextManager["Hooks"]):
     """Calls the hooks of all callbacks of a training.
 
     Parameters
@@ -193,11 +194,11 @@ class Hooks:
         self.record.end(self.state.step, choice, self.state.reason)
         self._call("on_end")
 
-    def close(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Release what callbacks and trackers hold, also after a training that failed."""
         for callback in self.callbacks:
             callback.close()
-        self.record.close()
+        self.record.close(failed=kind is not None)
 
     def _call(self, hook: str, callbacks: Sequence[Callback] | None = None) -> None:
         for callback in self.callbacks if callbacks is None else callbacks:

@@ -21,7 +21,8 @@ class StepCost:
     making : float
         Seconds that the source of targets worked, most of them on another thread while the student trained.
     waited : float
-        Seconds that the student waited for targets, and for inputs that are read together with them.
+        Seconds that the student waited for targets, and for inputs that are read together with them, which
+        can make it longer than the members' work.
     online : bool
         Whether members predicted.
     asked : int
@@ -30,8 +31,8 @@ class StepCost:
     Examples
     --------
     >>> print(StepCost(steps=100, seconds=0.5, making=0.4, waited=0.3, online=True))
-    a step took 5.000 ms: 4.000 ms of the members' work, for which the student waited 3.000 ms; with targets
-    from a cache it would take 2.000 ms or less
+    a step took 5.000 ms: the members worked for 4.000 ms, and the student waited for targets and inputs for
+    3.000 ms; with targets from a cache it would take 2.000 ms or less
     """
 
     steps: int = 0
@@ -49,8 +50,9 @@ class StepCost:
         if not self.online:
             return f"a step took {whole:.3f} ms, {waited:.3f} ms of which the student waited for its targets"
         return (
-            f"a step took {whole:.3f} ms: {making:.3f} ms of the members' work, for which the student waited "
-            f"{waited:.3f} ms; with targets from a cache it would take {whole - waited:.3f} ms or less"
+            f"a step took {whole:.3f} ms: the members worked for {making:.3f} ms, and the student waited for "
+            f"targets and inputs for {waited:.3f} ms; with targets from a cache it would take "
+            f"{whole - min(waited, making):.3f} ms or less"
             f"{f'; they predicted {self.asked} rows' if self.asked else ''}"
         )
 

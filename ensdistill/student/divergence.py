@@ -24,7 +24,7 @@ def diverged(
     """The error for mean losses [steps] after the first ``done`` steps, of which one is not finite; ``own``
     are those of this process."""
     bad, engine = int(losses.isfinite().logical_not().nonzero()[0]), checkpoint.engine
-    step = done + bad
+    step = done + bad  # of the batch, from 0; messages count from 1, as hooks and logs do
     if own[bad].isfinite():
         cause = "it is that of another process, whose error names the likeliest cause"
     else:
@@ -34,7 +34,7 @@ def diverged(
     if checkpoint.files is not None and checkpoint.saved:
         kept = f"; the last good checkpoint, of step {checkpoint.saved}, is kept in {checkpoint.files}"
     return FloatingPointError(
-        f"student: the loss is {losses[bad].item()} at step {step} of {optimization.steps}; {cause}{kept}"
+        f"student: the loss is {losses[bad].item()} at step {step + 1} of {optimization.steps}; {cause}{kept}"
     )
 
 

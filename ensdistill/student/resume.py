@@ -31,6 +31,7 @@ from ensdistill.student.selection import Selection
 from ensdistill.student.sources import CachedTargets, RowTargets
 
 if TYPE_CHECKING:
+    from ensdistill.student.automatic import Automatic
     from ensdistill.student.trainer import StudentTrainer
     from ensdistill.student.training import Training
 
@@ -166,7 +167,11 @@ def _way(processes: int, shard: Sequence[str] | None) -> str:
 
 
 def training_fingerprint(
-    trainer: StudentTrainer, training: Training, model: nn.Module, group: Processes
+    trainer: StudentTrainer,
+    training: Training,
+    model: nn.Module,
+    group: Processes,
+    automatic: Automatic | None = None,
 ) -> str:
     """Return a digest of everything that the student depends on, except for the number of processes.
 
@@ -192,8 +197,10 @@ def training_fingerprint(
     # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
     parts += [] if trainer.ema is None else [["ema", trainer.ema]]
     parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
+    parts += [] if training.division is None else [["machines", _shares(trainer, training)]]
     parts += [["compile", trainer.compile]] if trainer.compile else []
     parts += [["recompute_modules", list(trainer.recompute_modules)]] if trainer.recompute_modules else []
+    parts += [] if automatic is None else [["automatic", automatic.record()]]
     same = digest([*parts, *trainer.fingerprint()])
     check_agreement(trainer, training, model, group, digest([same, trainer.shard]))
     # Weights drawn without torch's generator differ between processes, and all processes get those of process
@@ -223,7 +230,9 @@ def check_agreement(
     )
 
 
-def describe_training(trainer: StudentTrainer, training: Training, model: nn.Module) -> dict[str, Any]:
+def describe_training(
+    trainer: StudentTrainer, training: Training, model: nn.Module, automatic: Automatic | None = None
+) -> dict[str, Any]:
     """The parts of the fingerprint by name, as JSON: plain values, and digests of everything else."""
     targets, validation, augment = training.targets, training.validation, training.augment
     watch = None if training.watch is None else as_samples(training.watch, "watch")
@@ -234,6 +243,7 @@ def describe_training(trainer: StudentTrainer, training: Training, model: nn.Mod
         "targets": None if targets is None else _named_targets(targets),
         "loss": _named_loss(training.loss),
         "optimization": {f.name: getattr(trainer.optimization, f.name) for f in fields(trainer.optimization)},
+        "automatic": None if automatic is None else automatic.record(),
         "mixed_precision": trainer.mixed_precision,
         "impl": trainer.impl,
         "sync_batch_norm": trainer.sync_batch_norm,
@@ -249,7 +259,15 @@ def describe_training(trainer: StudentTrainer, training: Training, model: nn.Mod
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if training.division is not None:
+        parts["rows of a batch by machine"] = _shares(trainer, training)
     return {name: as_leaves(part) for name, part in parts.items()}
+
+
+def _shares(trainer: StudentTrainer, training: Training) -> list[int] | None:
+    """How many rows of a batch each machine draws from its own; None where all draw from the same."""
+    division = training.division
+    return None if division is None else division.shares(trainer.optimization.batch_size)
 
 
 def _named_targets(targets: RowTargets) -> Any:

@@ -196,6 +196,19 @@ class CachedTargets:
         pass
 
 
+def check_in_cache(cache: Any, rows: Rows) -> None:
+    """Raise ValueError for rows that a cache has no targets of; other sources check theirs by themselves."""
+    if not isinstance(cache, TargetCache):
+        return
+    missing = np.flatnonzero(~np.isin(rows.uids, cache.uids))
+    if len(missing):
+        raise ValueError(
+            f"rows: expected rows with targets in the cache {cache.path}, which holds {len(cache)}; got "
+            f"{len(rows)} rows, {len(missing)} of them without, such as uid {rows.uids[missing[0]]}: build "
+            "the cache from these rows, or leave those out by rows.take(numpy.isin(rows.uids, cache.uids))"
+        )
+
+
 def compared_of(rows: Rows, versions: Versions | None) -> Compared:
     """Which samples are compared with a cache during a training: in memory, plain rows were compared before
     it; of versions one is in each batch."""

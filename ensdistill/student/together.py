@@ -142,6 +142,11 @@ def distill_many(
         check_optimization("optimizations", optimization)
         own.optimization = optimization
 
+    for own, seed in zip(trainers, seeds, strict=True):
+        if own.optimization.automatic:
+            numbers = own.numbers(factory, rows, cache, seed=seed, **options)
+            assert numbers is not None
+            own.optimization = numbers.applied(own.optimization)
     wanted = way == "stacked" or (way == "auto" and len(seeds) >= STACK_FROM)
     if wanted:
         trainings = [
@@ -173,7 +178,7 @@ def _after(progress: Progress, before: int, total: int) -> Progress:
 def _collected(trainer: StudentTrainer) -> Any:
     """A trainer whose ``distill`` returns its checked arguments, a :class:`Training`."""
     own: Any = copy(trainer)
-    own._run = lambda training: training
+    own._run = lambda training, again: training
     return own
 
 
@@ -246,8 +251,7 @@ class Stack:
         sorted_ = np.argsort(rows.uids, kind="stable")
         self.where = [sorted_[np.searchsorted(rows.uids[sorted_], one.rows.uids)] for one in trainings]
         self.orders = [
-            order_of(one.rows.inputs, self.size, derive_seed("student batches", one.seed))
-            for one in trainings
+            order_of(one.rows, self.size, derive_seed("student batches", one.seed)) for one in trainings
         ]
 
     def hindrance(self) -> str | None:
@@ -407,8 +411,8 @@ class Stack:
                 rate = self.trainers[s].optimization.learning_rate
                 raise FloatingPointError(
                     f"loss: {means[i, s]} of student {s} (seed {self.trainings[s].seed}, learning rate "
-                    f"{rate}) at step {step + i} of {self.steps}; lower its learning rate, or train it alone "
-                    "by trainer.distill, which looks for the cause"
+                    f"{rate}) at step {step + i + 1} of {self.steps}; lower its learning rate, or train it "
+                    "alone by trainer.distill, which looks for the cause"
                 )
 
     def _trained(

@@ -3,7 +3,8 @@ continues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class Trackers:
     def __init__(self, trackers: Sequence[Any], folder: Path | None) -> None:
         self.given, self.folder = trackers, folder
         self.running: list[Any] = []
+        self._sent: list[Mapping[str, int]] = []
         for tracker in trackers:
             if isinstance(tracker, str):
                 kind = LOGGER_TYPE_TO_CLASS[tracker]
@@ -82,8 +84,9 @@ class Trackers:
     def __bool__(self) -> bool:
         return bool(self.given)
 
-    def start(self, step: int, settings: dict[str, Any]) -> None:
-        """Start the runs of a training that has done ``step`` steps, or go on with them."""
+    def start(self, step: int, settings: dict[str, Any], sent: Mapping[str, int]) -> None:
+        """Start the runs of a training that has done ``step`` steps, or go on with them; ``sent`` holds the
+        last steps of which an earlier process sent the loss and the evaluation."""
         if not self.given:
             return
         file = None if self.folder is None else self.folder / RUNS
@@ -94,6 +97,8 @@ class Trackers:
             made = tracker if name is None else self._made(name, step, runs.get(name))
             self._each(lambda one: one.start(), [made])
             self.running.append(made)
+            # These keep what was sent before, so that steps that are done again would be there twice.
+            self._sent.append(sent if name in runs else {})
             # trackio replaces a run's settings by those of the process that resumes it.
             if not step or name == "trackio" or (name in _IDENTIFIERS and name not in runs):
                 self._each(lambda one: one.store_init_configuration({**settings, **where}), [made])
@@ -102,12 +107,17 @@ class Trackers:
         if file is not None:
             write_json(file, runs)
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        self._each(lambda tracker: tracker.log(values, step=step), self.running)
+    def log(self, values: dict[str, float], step: int, kind: str) -> None:
+        """Send the values of a ``loss`` or an ``evaluation``, unless they were sent before a resume."""
+        new = [one for one, sent in zip(self.running, self._sent, strict=True) if step > sent.get(kind, 0)]
+        self._each(lambda tracker: tracker.log(values, step=step), new)
 
-    def finish(self) -> None:
-        """End the runs; after a training that failed, too."""
-        running, self.running = self.running, []
+    def finish(self, failed: bool = False) -> None:
+        """End the runs, as failed ones where the training did."""
+        running, self.running, self._sent = self.running, [], []
+        if failed:
+            kinds = tuple(LOGGER_TYPE_TO_CLASS[name] for name in _FAILED)
+            self._each(lambda one: _FAILED[one.name](one), [one for one in running if isinstance(one, kinds)])
         self._each(lambda tracker: tracker.finish(), running)
 
     def _made(self, name: str, step: int, run: str | None) -> Any:
@@ -138,6 +148,13 @@ _IDENTIFIERS: dict[str | None, Callable[[Any], str]] = {
     "wandb": lambda tracker: str(tracker.run.id),
     "mlflow": lambda tracker: str(tracker.active_run.info.run_id),
     "trackio": lambda tracker: str(tracker.run.name),
+}
+
+
+# Their ``finish`` alone would mark a failed run as finished.
+_FAILED: dict[str, Callable[[Any], object]] = {
+    "wandb": lambda tracker: tracker.run.finish(exit_code=1),
+    "mlflow": lambda tracker: import_module("mlflow").end_run("FAILED"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -16,30 +17,35 @@ from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.student.as_you_go import CacheAsYouGo
+from ensdistill.student.automatic import Automatic, with_numbers
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.batches import Batch
 from ensdistill.student.callbacks import Callback, check_callbacks
 from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Inputs
+from ensdistill.student.machines import divide, machines_of
 from ensdistill.student.methods import (
     HardLabels,
     SoftTargets,
     StudentLoss,
     as_student_loss,
+    check_takes_mixture,
     code_and_values,
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
 from ensdistill.student.preconditions import check_compiled, check_optimization, check_rows
 from ensdistill.student.sharding import check_shard
-from ensdistill.student.sources import TargetSource, targets_for
+from ensdistill.student.sources import TargetSource, check_in_cache, targets_for
 from ensdistill.student.trackers import check_trackers
 from ensdistill.student.training import Trained, Training, train
 from ensdistill.student.validation import Validation, hold_out, split_rows
@@ -104,6 +110,11 @@ class StudentTrainer:
         pass; with True all together. One process has nothing to divide with and trains as without it. The
         trained module is a plain, whole one, in all processes; its attributes that are no tensors are those
         of the start.
+    divide_rows : bool
+        With several machines, whether each trains on rows of its own: a stretch of the cache, in proportion
+        to its processes, of whose shards alone it needs the records. It draws its share of each batch from
+        them, so the batches are others than with False, where all machines draw from all rows. It has no part
+        in :meth:`direct`.
 
     Raises
     ------
@@ -140,6 +151,7 @@ class StudentTrainer:
         compile: bool | str = False,
         recompute_modules: str | Sequence[str] = (),
         shard: bool | str | Sequence[str] = False,
+        divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
         self.loss: LossSettings | StudentLoss
@@ -161,7 +173,7 @@ class StudentTrainer:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
         if optimization is not None:
             check_optimization("optimization", optimization)
-        self.optimization = optimization or Optimization()
+        self.optimization = optimization or StudentOptimization()
         self.mixed_precision, self.cpu, self.impl, self.sync_batch_norm = (
             mixed_precision,
             cpu,
@@ -173,6 +185,9 @@ class StudentTrainer:
         self.compile = check_compiled(compile)
         self.recompute_modules = check_patterns("recompute_modules", recompute_modules)
         self.shard = check_shard(shard)
+        if not isinstance(divide_rows, bool):
+            raise TypeError(f"divide_rows: expected True or False; got {divide_rows!r}")
+        self.divide_rows = divide_rows
         if self.compile and (self.recompute_modules or sync_batch_norm):
             other = "recompute_modules" if self.recompute_modules else "sync_batch_norm"
             reason = (
@@ -271,13 +286,18 @@ class StudentTrainer:
             (a RuntimeError) The arguments of another process were refused; has its error in words.
         """
         with processes(device_type(self.cpu, self.mixed_precision)) as group:
+            machines = machines_of(group)
             with group.together():
                 check_rows(rows)
                 loss = self._loss_of(cache, member)
+                check_in_cache(cache, rows)
                 rows, judged = split_rows(validation, rows, cache, seed)
-                targets = targets_for(cache, rows, augment)
+                division = divide(cache, rows, machines, group.rank) if self.divide_rows else None
+                own = rows if division is None else division.own(rows)
+                targets = targets_for(cache, own, augment)
                 loss.check(rows, targets.classes, cache)
-                held = hold_out(judged, targets.classes, cache, augment)
+                check_takes_mixture(loss, name_of(loss), cache)
+                held = hold_out(judged, targets.classes, cache, augment, division)
                 training = Training(
                     factory=factory,
                     rows=rows,
@@ -294,8 +314,19 @@ class StudentTrainer:
                     progress=progress,
                     validation=held,
                     weights=weights,
+                    division=division,
                 )
-            return self._run(training)
+            # A cache that is filled as the training goes has no place for these trainings' rows.
+            source = cache.online() if isinstance(cache, CacheAsYouGo) else cache
+            distill = partial(
+                StudentTrainer.distill,
+                factory=factory,
+                cache=source,
+                member=member,
+                augment=augment,
+                **self._same(training),
+            )
+            return self._run(training, distill)
 
     def direct(
         self,
@@ -346,7 +377,46 @@ class StudentTrainer:
                     validation=held,
                     weights=weights,
                 )
-            return self._run(training)
+            direct = partial(
+                StudentTrainer.direct,
+                factory=factory,
+                classes=classes,
+                augment=augment,
+                **self._same(training),
+            )
+            return self._run(training, direct)
+
+    def numbers(
+        self, factory: Callable[[], nn.Module], rows: Rows, cache: Any = None, **options: Any
+    ) -> Automatic | None:
+        """The numbers that :meth:`distill` finds for settings that are ``auto``, or :meth:`direct` where
+        there is no ``cache``; None where none is ``auto``.
+
+        Parameters are those of the two methods.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ensdistill.models import MLP
+        >>> rows = Rows(np.eye(4, dtype=np.float32), np.arange(4), np.array([0, 1, 0, 1]))
+        >>> found = StudentTrainer().numbers(lambda: MLP(4, [8], 2), rows, classes=2)
+        >>> found.steps, found.batch_size
+        (1024, 16)
+        """
+        own: Any = copy(self)
+        own._run = lambda training, again: self._found(training, again)[1]
+        found: Automatic | None
+        if cache is None:
+            found = own.direct(factory, rows, **options)
+        else:
+            found = own.distill(factory, rows, cache, **options)
+        return found
+
+    @staticmethod
+    def _same(training: Training) -> dict[str, Any]:
+        """The arguments of a training that those for its learning rate share."""
+        names = ("seed", "preprocess", "workers", "weights")
+        return {name: getattr(training, name) for name in names}
 
     def _loss_of(self, cache: TargetCache | TargetSource, member: str | None) -> StudentLoss:
         if isinstance(self.loss, LossSettings):
@@ -358,8 +428,19 @@ class StudentTrainer:
             "member in the loss, or pass LossSettings"
         )
 
-    def _run(self, training: Training) -> Trained:
-        return train(self, training)
+    def _run(self, training: Training, again: Callable[..., Trained]) -> Trained:
+        trainer, automatic = self._found(training, again)
+        return train(trainer, training, automatic)
+
+    def _found(
+        self, training: Training, again: Callable[..., Trained]
+    ) -> tuple[StudentTrainer, Automatic | None]:
+        """The trainer with numbers, and their record; ``again`` trains by another trainer on other rows."""
+
+        def trial(own: StudentTrainer, rows: Rows, held: Validation, shown: Progress | None) -> Trained:
+            return again(own, rows=rows, validation=held, progress=shown)
+
+        return with_numbers(self, training, trial)
 
     def training_step(self, model: Callable[[Inputs], Tensor], batch: Batch, loss: StudentLoss) -> Tensor:
         """Return the loss [] of one batch; the trainer calls ``backward`` on it and steps the optimiser.
@@ -398,8 +479,8 @@ class StudentTrainer:
             return []
         alike = copy(self)
         alike.callbacks = alike.trackers = ()  # they change no bits of a training
-        # As the number of processes, which a checkpoint records; going on with another is a warning.
-        del alike.shard
+        # Parts of a checkpoint of their own: the way that the student is divided, and the rows.
+        del alike.shard, alike.divide_rows
         return [code_and_values(alike)]
 
     def plain_settings(self) -> dict[str, Any]:

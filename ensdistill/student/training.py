@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
 from ensdistill.student.engine import Engine, device_type, start_engine
 from ensdistill.student.inputs import Preparation, takes_ids
+from ensdistill.student.machines import Division
 from ensdistill.student.methods import StudentLoss
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.recompute import recomputed
@@ -44,6 +44,7 @@ from ensdistill.student.weights import Weights
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
 
 if TYPE_CHECKING:
+    from ensdistill.student.automatic import Automatic
     from ensdistill.student.trainer import StudentTrainer
 
 
@@ -71,6 +72,8 @@ class Trained:
         All evaluations of a training with validation.
     average : Module or None
         The average of the student's weights at the end, of a training with ``ema``; in eval mode, on the CPU.
+    automatic : Automatic or None
+        The numbers that were found for settings that are ``auto``; None where none is.
     """
 
     module: nn.Module
@@ -82,6 +85,7 @@ class Trained:
     choice: Choice | None = None
     evaluations: tuple[Evaluation, ...] = ()
     average: nn.Module | None = None
+    automatic: Automatic | None = None
 
     def record(self) -> dict[str, Any]:
         """The choice of weights and all evaluations, as plain data."""
@@ -134,10 +138,12 @@ class Training:
     progress: Progress | None
     validation: HeldOut | None = None
     weights: Weights | None = None
+    division: Division | None = None
 
 
-def train(trainer: StudentTrainer, training: Training) -> Trained:
-    """Train one student; ``trainer.training_step`` computes the loss of each batch."""
+def train(trainer: StudentTrainer, training: Training, automatic: Automatic | None = None) -> Trained:
+    """Train one student; ``trainer.training_step`` computes the loss of each batch. ``automatic`` is the
+    record of numbers that the trainer's settings left to be found."""
     kind = device_type(trainer.cpu, trainer.mixed_precision)
     steps, size, seed = trainer.optimization.steps, trainer.optimization.batch_size, training.seed
     devices = [torch.cuda.current_device()] if kind == "cuda" else []
@@ -155,8 +161,8 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
             )
             if trainer.shard is not None:
                 check_shardable(model, trainer.shard)
-        fingerprint = training_fingerprint(trainer, training, model, group)
-        about = {} if training.checkpoint is None else describe_training(trainer, training, model)
+        fingerprint = training_fingerprint(trainer, training, model, group, automatic)
+        about = {} if training.checkpoint is None else describe_training(trainer, training, model, automatic)
         settings = student_settings(trainer.optimization)
         check_divides(settings.accumulate, size, group.count)
         warn_of_parts(settings.accumulate, size, group, model)
@@ -201,9 +207,9 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         model.train()
         batches = Batches(training, prepare, steps, size)
         norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
-        hooks = start_hooks(trainer, training, engine, step)
+        hooks = start_hooks(trainer, training, engine, step, automatic)
         ended = bool(selection.exhausted)
-        with batches, norms, recomputed(model, trainer.recompute_modules), closing(hooks):
+        with batches, norms, recomputed(model, trainer.recompute_modules), hooks:
             hooks.start()
             while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
@@ -260,6 +266,7 @@ def train(trainer: StudentTrainer, training: Training) -> Trained:
         choice,
         tuple(selection.evaluations),
         ending,
+        automatic,
     )
 
 
@@ -272,13 +279,16 @@ def examine(step: int, selection: Selection, checkpoint: Checkpoint, hooks: Hook
     hooks.evaluation(evaluation, selection.choice)
 
 
-def start_hooks(trainer: StudentTrainer, training: Training, engine: Engine, step: int) -> Hooks:
+def start_hooks(
+    trainer: StudentTrainer, training: Training, engine: Engine, step: int, automatic: Automatic | None
+) -> Hooks:
     """The callbacks and the record of a training that has done ``step`` steps; process 0 keeps the record."""
     group, steps = engine.group, trainer.optimization.steps
     state = TrainingState(engine.model, engine.optimizer, step, steps, group.rank)
     folder = None if training.checkpoint is None else training.checkpoint.folder
     mine = group.rank == 0
-    record = Record(folder if mine else None, trainer.trackers if mine else (), trainer.plain_settings())
+    settings = trainer.plain_settings() | ({} if automatic is None else {"automatic": str(automatic)})
+    record = Record(folder if mine else None, trainer.trackers if mine else (), settings)
     return Hooks(trainer.callbacks, record, state, group)
 
 

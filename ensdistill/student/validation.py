@@ -25,6 +25,7 @@ from ensdistill.loss.functional import distillation_loss
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.as_you_go import CacheAsYouGo
 from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
+from ensdistill.student.machines import Division
 from ensdistill.student.methods import SoftTargets, StudentLoss
 from ensdistill.student.sources import RowTargets, TargetSource, targets_for
 
@@ -124,6 +125,8 @@ class HeldOut:
         At which students are compared with the targets.
     settings : Validation
     metric : str
+    division : Division or None
+        Which machine evaluates which rows; None where any process evaluates any.
     """
 
     rows: Rows
@@ -131,6 +134,7 @@ class HeldOut:
     temperature: float
     settings: Validation
     metric: Metric
+    division: Division | None = None
 
     def fingerprint(self) -> list[Any]:
         settings = self.settings
@@ -174,8 +178,9 @@ def hold_out(
     classes: int,
     source: TargetCache | TargetSource | None,
     augment: Augmentation | None,
+    division: Division | None = None,
 ) -> HeldOut | None:
-    """The checked rows of a validation, and their targets.
+    """The checked rows of a validation, and their targets; of divided rows a machine checks its own.
 
     Raises
     ------
@@ -206,9 +211,11 @@ def hold_out(
     elif isinstance(source, CacheAsYouGo):
         source = source.online()
     metric = _metric(settings, rows, source is not None)
-    targets = None if source is None else targets_for(source, rows, augment)
+    division = None if source is None else division
+    checked = rows if division is None else division.own(rows)
+    targets = None if source is None else targets_for(source, checked, augment)
     temperature = 1.0 if source is None or source.temperature is None else source.temperature
-    return HeldOut(rows, targets, temperature, settings, metric)
+    return HeldOut(rows, targets, temperature, settings, metric, division)
 
 
 def draw_share(rows: Rows, share: float, seed: int, source: Any = None) -> np.ndarray:
@@ -297,10 +304,10 @@ class Examination:
             reduction="none",
         )
         self._versions = None if held.targets is None else held.targets.versions
-        parts = positions(len(held.rows), _AT_ONCE)
-        self._parts = parts[group.rank :: group.count]
-        missing = sharded and len(self._parts) < -(-len(parts) // group.count)
-        self._repeated = parts[:1] if missing else []
+        parts = turns(held, group.count)
+        self._parts = parts[group.rank]
+        missing = max(map(len, parts)) - len(self._parts) if sharded else 0
+        self._repeated = [np.arange(min(_AT_ONCE, len(held.rows)))] * missing
         self._samples, self._lazy = held.rows.inputs, not in_memory(held.rows.inputs)
         if not self._lazy and self._versions is not None:
             self._samples = as_samples(self._seen(whole(held.rows.inputs), held.rows.uids))
@@ -313,12 +320,12 @@ class Examination:
         sums = torch.zeros(6, dtype=torch.float64)
         with torch.no_grad():
             for part in self._parts:
-                inputs, targets = self._read(part)
+                inputs, targets = self._read(part, self.held.targets)
                 outputs = call(model, moved(inputs, device)).float()
                 sums[:3] += self._against_targets(outputs, targets)
                 sums[3:] += against_labels(outputs, torch.from_numpy(self.held.rows.labels[part]))
             for part in self._repeated:
-                call(model, moved(self._read(part)[0], device))
+                call(model, moved(self._read(part, None)[0], device))
         kl, agreement, rows, nll, accuracy, labelled = (self.group.mean(sums) * self.group.count).tolist()
         return Scores(
             kl=kl / rows if rows else None,
@@ -327,10 +334,9 @@ class Examination:
             accuracy=accuracy / labelled if labelled else None,
         )
 
-    def _read(self, part: np.ndarray) -> tuple[Inputs, Any]:
+    def _read(self, part: np.ndarray, targets: RowTargets | None) -> tuple[Inputs, Any]:
         """The inputs and the targets of some rows."""
-        targets, uids, first = self.held.targets, self.held.rows.uids[part], np.zeros(len(part), np.int64)
-        batch = None
+        uids, first, batch = self.held.rows.uids[part], np.zeros(len(part), np.int64), None
         if self._inputs is None or (targets is not None and targets.needs_samples):
             batch = self._samples[part]
             batch = self._seen(batch, uids) if self._lazy else batch
@@ -359,6 +365,20 @@ class Examination:
         kl = losses.double().sum().cpu() / self.settings.temperature**2
         count = torch.tensor(float(len(outputs)), dtype=torch.float64)
         return torch.stack([kl, rows.agreement.double().sum().cpu(), count])
+
+
+def turns(held: HeldOut, processes: int) -> list[list[np.ndarray]]:
+    """The batches of each process, as positions of rows."""
+    if held.division is None:
+        parts = positions(len(held.rows), _AT_ONCE)
+        return [parts[rank::processes] for rank in range(processes)]
+    of_process, of_row = np.asarray(held.division.machines), held.division.of(held.rows.uids)
+    found: list[list[np.ndarray]] = []
+    for rank, machine in enumerate(of_process):
+        own = np.flatnonzero(of_row == machine)
+        first, step = int((of_process[:rank] == machine).sum()), int((of_process == machine).sum())
+        found.append([own[part] for part in positions(len(own), _AT_ONCE)][first::step])
+    return found
 
 
 def against_labels(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 ``from_factories``  ``Ensemble.train``: many members from one factory
 ``out_of_fold``     ``train_ensemble``: members of any recipes, judged on folds of their training rows
 ``recipes``         members to be trained; ``methods``: seeds, bagging, snapshots, fast geometric
+``auto``            members for a table within a budget of time
 ``existing``        members that exist already; ``member_files``: readers of their files
 ``train``           the trainer of all recipes: folder, processes, resumption
 ``stacked``         members of one architecture that predict in one call

@@ -185,8 +185,7 @@ class Ensemble:
         return over_parts(inputs, lambda batch: answer(self.members[index], batch, self.classes, answers))
 
     def raw_logits(self, inputs: Any, way: PredictionWay = "one_by_one") -> np.ndarray:
-        """All members' logits without temperatures: float32 [K, N, C]; ``calibrate`` and ``weigh`` are fitted
-        to them. Inputs as for ``predict_logits``."""
+        """All members' logits without temperatures: float32 [K, N, C]. Inputs as for ``predict_logits``."""
         if way not in ("one_by_one", "stacked"):
             raise ValueError(f"way: expected one_by_one or stacked; got {way!r}")
         return over_parts(inputs, lambda batch: self._raw(batch, way), axis=1)
@@ -428,17 +427,18 @@ class Ensemble:
         asked.members = members
         return asked
 
-    def only(self, name: str) -> Ensemble:
-        """An ensemble of one of the members, calibrated as it is here; this one stays as it is.
+    def only(self, *names: str) -> Ensemble:
+        """An ensemble of these members, calibrated as here, with their weights' ratios; this one stays.
+        ValueError where there is no such member, or no name."""
+        kept = np.flatnonzero(np.isin(self.names, names))
+        if len(kept) < max(1, len(set(names))):
+            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {', '.join(names)}")
+        own = self.weights[kept]
+        return self._of(kept, normalised(own if own.any() else None, len(kept)))
 
-        Raises
-        ------
-        ValueError
-            There is no such member.
-        """
-        if name not in self.names:
-            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {name!r}")
-        return self._of(np.array([self.names.index(name)]), np.ones(1))
+    def weighted(self) -> Ensemble:
+        """The same mixture without members of weight 0."""
+        return self.only(*np.array(self.names)[self.weights > 0])
 
     def _of(self, kept: np.ndarray, weights: np.ndarray) -> Ensemble:
         chosen = type(self)([self.members[k] for k in kept], self.classes, weights, self.combiner)

@@ -15,7 +15,7 @@ from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.base import flat, warned_already
 from ensdistill.teachers.members.inputs import advice
 from ensdistill.teachers.stack import Status, Watch
-from ensdistill.teachers.stack.fitting import as_member, fitted
+from ensdistill.teachers.stack.fitting import as_member, fitted, without_stopping
 
 ROWS = 256  # on which members are compared
 
@@ -30,6 +30,7 @@ def fit(
     watch: Watch | None,
     *,
     augment: Augmentation | None = None,
+    refit: bool = False,
     **options: Any,
 ) -> Iterator[tuple[Job, Member]]:
     """Fit a copy of an estimator for each job, and give out each member as it is fitted; ``n_jobs`` as in
@@ -47,7 +48,7 @@ def fit(
 
     # joblib returns results in the order of the jobs; each is given out at once, so that it can be put away.
     results = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_fit)(estimator, job, data, augment) for job in jobs
+        delayed(_fit)(estimator, job, data, augment, refit) for job in jobs
     )
     answers: dict[tuple[int | None, bytes], str] = {}
     several = len({job.part for job in jobs}) < len(jobs)
@@ -83,10 +84,14 @@ def _warn_if_alike(
         )
 
 
-def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | None) -> Any:
+def _fit(estimator: Any, job: Job, data: TrainingRows, augment: Augmentation | None, refit: bool) -> Any:
     """The estimator of a job, fitted, perhaps in another process: an error names it here."""
     try:
-        return fitted(estimator, job.key, job.seed, job.rows, data, spare=job.spare, augment=augment)
+        own: dict[str, Any] = {"spare": job.spare, "augment": augment}
+        made = fitted(estimator, job.key, job.seed, job.rows, data, **own)
+        if refit:
+            made = fitted(without_stopping(made), job.key, job.seed, job.rows, data, **own)
+        return made
     except Exception as error:
         if is_out_of_memory(error):
             width = f" of {data.inputs[0].size} features" if isinstance(data.inputs, np.ndarray) else ""

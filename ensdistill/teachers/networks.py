@@ -140,7 +140,7 @@ def _stack(
         rows=[job.rows for job in jobs],
         names=[job.key for job in jobs],
         weights=data.weights,
-        optimization=recipe.optimization,
+        optimization=recipe.optimization.for_member(len(data.labels)),
         way=recipe.way,
         watch=watch,
         **_common(recipe, data, checkpoint),
@@ -156,7 +156,7 @@ def _trajectory(
 ) -> list[nn.Module]:
     method = as_method(recipe.method)
     assert isinstance(method, (Snapshot, FastGeometric))
-    optimization, captures = method.plan(recipe.optimization, len(jobs))
+    optimization, captures = method.plan(recipe.optimization.for_member(len(data.labels)), len(jobs))
     if len(jobs[0].rows) < len(data.labels):
         data = data.take(jobs[0].rows)
 

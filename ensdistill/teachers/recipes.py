@@ -39,6 +39,7 @@ from ensdistill.teachers.stack.fitting import (
     is_estimator,
     parts,
     seeds_of,
+    stops_early,
     versions,
 )
 
@@ -310,6 +311,8 @@ class SklearnMembers(Recipe):
     ignore_weights : bool
         Fit to all rows alike where the rows have weights, for an estimator whose fit takes none. By default
         its fit gets the weights, in a pipeline that of the last step alone.
+    refit : bool
+        A booster that stops early is fitted again, to all of its rows, with the rounds at which it stopped.
 
     Raises
     ------
@@ -336,6 +339,7 @@ class SklearnMembers(Recipe):
     trusted: tuple[str, ...] = ()
     preprocess: Any = "auto"
     ignore_weights: bool = False
+    refit: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -370,6 +374,11 @@ class SklearnMembers(Recipe):
                 f"{self.output}"
             )
         check_stopping(self.whole, self.name, np.arange(1))
+        if self.refit and stops_early(self.whole) is None:
+            raise ValueError(
+                f"refit: {self.name}: expected a booster that stops early, for example by "
+                f"early_stopping_rounds; got a {type(self.whole).__name__} that does not: leave refit out"
+            )
 
     @property
     def whole(self) -> Any:
@@ -383,7 +392,7 @@ class SklearnMembers(Recipe):
 
     def fingerprint(self) -> Any:
         settings = [self.output, self.smoothing, self.one_vs_rest, describe(as_method(self.method))]
-        more = ["ignore_weights"] if self.ignore_weights else []  # none by default: earlier digests hold
+        more = [name for name in ("ignore_weights", "refit") if getattr(self, name)]  # earlier digests hold
         return [
             describe(self.estimator),
             None if self.augment is None else describe(self.augment),
@@ -448,7 +457,8 @@ class SklearnMembers(Recipe):
         options: dict[str, Any] = {"smoothing": self.smoothing}
         options |= {} if library_of(self.whole) else {"output": self.output}
         left, data = [job for job in jobs if job.key not in finished], self.weighed(data)
-        yield from estimators.fit(self.whole, left, data, self.n_jobs, watch, augment=self.augment, **options)
+        fitting: dict[str, Any] = {"augment": self.augment, "refit": self.refit}
+        yield from estimators.fit(self.whole, left, data, self.n_jobs, watch, **fitting, **options)
 
 
 def _built(value: Any) -> Any:

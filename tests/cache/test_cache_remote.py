@@ -1,6 +1,7 @@
 """Caches at a URL: fsspec's memory file system, a folder, and a local server of the S3 protocol (where moto
 is installed)."""
 
+import pickle
 import re
 import shutil
 import threading
@@ -86,6 +87,43 @@ def test_files_that_are_here_are_not_fetched_again(original, base, tmp_path, mon
     (folder / "shard-00003.safetensors").write_bytes(data[:-1])  # cut: only that one is fetched
     TargetCache.open(base, check="full", local=folder)
     assert contents(folder) == contents(original.path)
+
+
+def test_shards_can_be_fetched_as_they_are_read(original, other, base, tmp_path):
+    remote.upload(original.path, base)
+    folder = tmp_path / "here"
+    cache = TargetCache.open(base, local=folder, fetch="as_read")
+    assert contents(folder).keys() == {"manifest.json"}
+    expected = original.gather_records(np.arange(230))
+    np.testing.assert_array_equal(cache.gather_records([100, 5]), expected[[100, 5]])
+    assert contents(folder).keys() == {
+        "manifest.json",
+        "shard-00000.safetensors",
+        "shard-00003.safetensors",
+    }
+    with pytest.raises(CacheIncomplete, match=r"shard-00001.safetensors"):
+        TargetCache.open(folder)
+    copied = pickle.loads(pickle.dumps(cache))
+    np.testing.assert_array_equal(copied.gather_records([40]), expected[[40]])
+    system, path = open_at(base)
+    system.rm_file(f"{path}/shard-00002.safetensors")
+    with pytest.raises(CacheIncomplete, match=r"shard-00002.safetensors: no such file"):
+        cache.gather([70])
+    remote.upload(original.path, base)
+    TargetCache.open(base, local=folder, fetch="as_read", check="full")
+    assert contents(folder) == contents(original.path)
+
+    # Files of the earlier copy have the names of the new cache's.
+    remote.upload(other.path, base, overwrite=True)
+    cache = TargetCache.open(base, local=folder, fetch="as_read", overwrite=True)
+    assert contents(folder).keys() == {"manifest.json"}
+    np.testing.assert_array_equal(cache.gather_records([1]), other.gather_records([1]))
+    for fetch, path, message in (
+        ("some", base, "fetch: expected 'all' or 'as_read'; got 'some'"),
+        ("as_read", folder, "fetch: 'as_read' is for a URL"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TargetCache.open(path, fetch=fetch)
 
 
 def test_the_error_of_a_damaged_copy_names_the_remedy(original, base, tmp_path):

@@ -267,14 +267,18 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         (
             {f"{SMALL}.optimization.learning_rate": -1},
             [],
-            f"{SMALL}.optimization.learning_rate: expected a positive number; got -1",
+            f"{SMALL}.optimization.learning_rate: expected a positive number, or auto; got -1",
         ),
         (
             {},
             [f"--{SMALL}.optimization.steps", "0"],
-            f"{SMALL}.optimization.steps: expected at least 1; got 0",
+            f"{SMALL}.optimization.steps: expected at least 1, or auto; got 0",
         ),
-        ({f"{MEMBER}.optimization.steps": 0}, [], f"{MEMBER}.optimization.steps: expected at least 1; got 0"),
+        (
+            {f"{MEMBER}.optimization.steps": 0},
+            [],
+            f"{MEMBER}.optimization.steps: expected at least 1, or auto; got 0",
+        ),
         ({"cache.transfer.synthetic.0.init_args.rows": 0}, [], "mixup: rows: expected at least 1; got 0"),
         ({"teachers.members": []}, [], "teachers.members: expected at least one; got none"),
         ({"name": "a/b"}, [], "name: expected a name that can be a folder's; got 'a/b'"),

@@ -13,6 +13,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def labelled() -> Rows:
 
 
 def few(steps: int = 60, **settings) -> StudentOptimization:
-    return StudentOptimization(steps=steps, batch_size=24, learning_rate=0.01, **settings)
+    return StudentOptimization(**{"steps": steps, "batch_size": 24, "learning_rate": 0.01} | settings)
 
 
 class Divided(Callback):
@@ -147,6 +148,14 @@ def distil(folder: Path, factory, steps=60, alpha=1.0, sync=False, ema=None, set
         few(steps, **(settings or {})), temperature=2.0, alpha=alpha, sync_batch_norm=sync, ema=ema, **way
     )
     return trainer.distill(factory, rows(), cache(folder), watch=labelled().inputs[:5], seed=4, **more)
+
+
+def automatic(folder: Path, **more):
+    """Its learning rate is found, though it is too short for that."""
+    with patch("ensdistill.student.automatic.FROM", 1):
+        trained = distil(folder, MLP, settings={"learning_rate": "auto"}, way={"shard": True}, **more)
+    assert len(trained.automatic.tried) >= 3
+    return trained
 
 
 def online(folder: Path) -> OnlineTeachers:
@@ -195,6 +204,7 @@ JOBS = {
         validation=0.2,
         way={"shard": ["image.[01]", "hidden"], "recompute_modules": "hidden"},
     ),
+    "divided, a rate that is found": automatic,
     "divided, in a folder": partial(
         distil, factory=equal_layers, steps=40, validation=0.2, way={"shard": True}
     ),
@@ -380,7 +390,7 @@ def refuse(folder: Path, rank: int) -> None:
             broken = os.environ["RANK"] == "1" and self.steps == 32
             return super().forward(x.flatten(1)) * (float("nan") if broken else 1.0)
 
-    with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 31 of 60"):
+    with np.testing.assert_raises_regex(FloatingPointError, "^student: the loss is nan at step 32 of 60"):
         trainer.direct(
             lambda: Broken(64, 10), everything, classes=10, checkpoint=folder / "nan", checkpoint_every=EVERY
         )

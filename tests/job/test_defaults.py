@@ -12,6 +12,7 @@ from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
 from ensdistill.job.run_folder import RunFolder
+from ensdistill.teachers.recipes import TorchMembers
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.arange(90, dtype=np.int64) % 3
@@ -59,11 +60,14 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
         assert sources == [Exchange(rows=made, probability=0.5)]
 
 
-def test_more_rows_are_trained_for_more_steps() -> None:
-    few, many = (
-        defaults(SAMPLES["texts"], n).distill.students["student"].optimization.steps for n in (9, 10**5)
-    )
-    assert (few, many) == (500, 6000)
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_trainings_find_their_numbers_by_themselves(kind: str) -> None:
+    made = defaults(SAMPLES[kind], 60, 15)
+    student = made.distill.students["student"]
+    networks = [one for one in made.teachers.members if isinstance(one, TorchMembers)]
+    for optimization in (student.optimization, student.baseline, *[one.optimization for one in networks]):
+        assert optimization.automatic == ("steps", "batch_size", "learning_rate")
+    assert networks
 
 
 def test_samples_of_several_fields_have_no_default() -> None:

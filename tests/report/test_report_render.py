@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,22 @@ def test_help_that_needed_no_ensemble_is_not_praised(tmp_path: Path) -> None:
 def test_the_best_member_has_its_cost(report: dict[str, Any]) -> None:
     serving = printed(report, 100).split("Cost to serve")[1]
     assert re.search(r"best member +48\.1k +196k +0\.210 / 0\.273", serving)
+
+
+def test_a_booster_has_no_number_of_parameters(tmp_path: Path) -> None:
+    results = run_results({}, DID_NOT)
+    student = results.students[0]
+    models = {kind: replace(model, parameters=0) for kind, model in student.models.items()}
+    results = replace(results, students=[replace(student, models=models)])
+    report = judge(results)
+    (one,) = report["students"].values()
+    assert one["serving"]["parameters"] is None
+    rows = [line.split() for line in printed(report, 100).replace("|", " ").splitlines()]
+    assert [row[1] for row in rows if row[:1] == [student.name] and len(row) > 6] == ["-"]
+    write_report(results, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert f'<th scope="row">{student.name}</th><td>-</td>' in page
+    assert "<dt>parameters</dt><dd>-</dd>" in page
 
 
 def test_before_and_after_temperature_scaling() -> None:

@@ -282,7 +282,7 @@ def test_the_cost_of_a_step_is_divided():
     assert cost.steps == 70
     assert 0 < cost.making < cost.seconds
     assert 0 < cost.waited < cost.seconds
-    assert "ms of the members' work, for which the student waited" in str(cost)
+    assert "ms, and the student waited for targets and inputs for" in str(cost)
 
 
 class Broken(Seeing):

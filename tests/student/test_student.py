@@ -463,14 +463,14 @@ class BreaksAfter(nn.Module):
 def test_a_loss_that_is_not_finite_names_the_step(rows, caches, tmp_path):
     with pytest.raises(
         FloatingPointError,
-        match=r"^student: the loss is nan at step 41 of 70; its inputs and targets are fine, so .* learning "
+        match=r"^student: the loss is nan at step 42 of 70; its inputs and targets are fine, so .* learning "
         r"rate: lower optimization.learning_rate \(0.01\); the last good checkpoint, of step 32, is kept in .*c$",
     ):
         StudentTrainer(SHORT).distill(
             lambda: BreaksAfter(41), rows, caches["prob"], checkpoint=tmp_path / "c", checkpoint_every=1
         )
     # The kept files are from before.
-    with pytest.raises(FloatingPointError, match="step 41 of 70"):
+    with pytest.raises(FloatingPointError, match="step 42 of 70"):
         StudentTrainer(SHORT).direct(lambda: BreaksAfter(41), rows.take(np.arange(LABELLED)), classes=10)
 
 

@@ -192,7 +192,7 @@ def test_the_likeliest_cause_of_a_loss_that_is_not_finite_is_named():
     fast = StudentTrainer(replace(quick, learning_rate=5.0))
     with pytest.raises(FloatingPointError, match=r"extreme input: uid 90 holds a value of 3e\+38; clean or"):
         fast.direct(STUDENT, Rows(x, ROWS.uids * 3, ROWS.labels), classes=5)
-    with pytest.raises(FloatingPointError, match=r"at step 0 of 100; .* look at the student's first weights"):
+    with pytest.raises(FloatingPointError, match=r"at step 1 of 100; .* look at the student's first weights"):
         StudentTrainer(quick).direct(partial(BreaksAfter, 0), ROWS, classes=5)
     huge = StudentTrainer(Optimization(100, 24, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match=r"likeliest cause is the learning rate: lower .*\(1e\+30\)"):
@@ -220,7 +220,7 @@ def test_the_likeliest_cause_is_named_for_fields_of_single_numbers():
     height, width = X[:, 0].copy(), X[:, 1].copy()
     fields = {"height": height, "width": width}
     trainer = StudentTrainer(Optimization(40, 150))
-    with pytest.raises(FloatingPointError, match=r"at step 0 of 40; .* look at the student's first weights"):
+    with pytest.raises(FloatingPointError, match=r"at step 1 of 40; .* look at the student's first weights"):
         trainer.direct(OfFields, Rows(fields, ROWS.uids, ROWS.labels), classes=5)
     width[7] = 1e5
     with pytest.raises(FloatingPointError, match="extreme input: uid 7 holds a value of 100000 in 'width'"):
@@ -254,7 +254,7 @@ class BrokenTargets:
 
 def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
     train = partial(StudentTrainer(Optimization(100, 24)).direct, partial(BreaksAfter, 70), ROWS, classes=5)
-    with pytest.raises(FloatingPointError, match="at step 70 of 100") as failed:
+    with pytest.raises(FloatingPointError, match="at step 71 of 100") as failed:
         train(folder=tmp_path, checkpoint_every=32)
     file = tmp_path / "checkpoint-000000064.safetensors"
     assert str(failed.value).endswith(f"; the last good checkpoint, of step 64, is kept in {file}")

@@ -81,6 +81,34 @@ def test_a_method_from_outside_trains_as_the_loop_written_out(cache):
     assert trained.losses[-1] < 0.7 * trained.losses[0]
 
 
+def test_a_loss_of_members_is_refused_for_their_mixture(tmp_path):
+    members = [MLP(16, [], 5).requires_grad_(False) for _ in range(2)]
+    seen = []
+
+    def squared(outputs, targets, labels, batch):
+        seen.append(targets.to_logits().shape)
+        return outputs.square().mean()
+
+    for count in (1, 2):
+        ensemble = Ensemble.from_members(members[:count])
+        mixture = cache_targets(ensemble, ROWS, tmp_path / str(count), codec="fp32", mixture_at=2.0)
+        trainer = StudentTrainer(Optimization(steps=1, batch_size=6), loss=squared)
+        if count == 1:  # the member itself
+            trainer.distill(STUDENT, ROWS, mixture)
+            continue
+        with pytest.raises(
+            ValueError,
+            match=r"^loss: squared receives .* the cache .*2 holds the mixture of its 2 members at temperature "
+            r"2.0 only, .* or set squared.takes_mixture = True",
+        ):
+            trainer.distill(STUDENT, ROWS, mixture)
+        labels = StudentTrainer(Optimization(steps=1, batch_size=6), loss=HardLabels())
+        labels.distill(STUDENT, LABELLED, mixture)
+        squared.takes_mixture = True
+        trainer.distill(STUDENT, ROWS, mixture)
+    assert seen == [(1, 6, 5)] * 2
+
+
 def test_a_loss_receives_the_rows_of_its_batch(cache):
     order, seen = BatchOrder(150, 24, derive_seed("student batches", 0)), []
 

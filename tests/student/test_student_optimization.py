@@ -100,9 +100,9 @@ def warm(optimizer):
 
 
 def test_the_default_has_the_bits_of_the_plain_optimization():
-    plain = Optimization(steps=STEPS, batch_size=SIZE)
+    plain = Optimization(steps=STEPS, batch_size=SIZE, learning_rate=3e-3)
     assert same_bits(direct(plain).module, by_hand(plain, adamw))
-    assert same_bits(direct(StudentOptimization(steps=STEPS, batch_size=SIZE)).module, direct(plain).module)
+    assert same_bits(direct(StudentOptimization(STEPS, SIZE, 3e-3)).module, direct(plain).module)
 
 
 def test_optimizer_and_schedule_by_class_have_the_bits_of_a_hand_written_loop():

@@ -42,6 +42,44 @@ def test_seeds_that_are_no_integers(seeds):
         distill_many(StudentTrainer(), FACTORY, ROWS, None, seeds=seeds)
 
 
+def test_a_schedule_by_its_import_path():
+    with pytest.raises(
+        ValueError, match=r"got 'torch.optim.Some': pass the class itself, such as .* to a Student"
+    ):
+        StudentOptimization(schedule="torch.optim.Some")
+    with pytest.raises(ValueError, match=r"expected one_cycle, cosine or constant; got 'cosin'$"):
+        Optimization(schedule="cosin")
+
+
+def test_a_module_of_several_outputs():
+    class Pair(nn.Module):
+        def __init__(self, *shapes):
+            super().__init__()
+            self.layer, self.shapes = nn.Linear(4, 3), shapes
+
+        def forward(self, x):
+            return tuple(self.layer(x).new_zeros(len(x), *shape) for shape in self.shapes)
+
+    for shapes, found in (
+        (((3,), (3,)), r"2 tensors that could be logits \(at 0 \[2, 3\], at 1 \[2, 3\]\)"),
+        (((3, 1), (3, 1)), r"no tensors that could be logits \(at 0 \[2, 3, 1\], at 1 \[2, 3, 1\]\)"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"tuple with {found}: return the logits alone, or a dict in which"
+        ):
+            trained(partial(Pair, *shapes))
+
+
+def test_warnings_name_the_line_that_trains():
+    def student():
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    trainer = StudentTrainer(StudentOptimization(steps=1, batch_size=8, accumulate=2))
+    with pytest.warns(UserWarning, match=r"^BatchNorm \(1\) takes mean") as warned:
+        trainer.direct(student, ROWS, classes=3)
+    assert warned[0].filename == __file__
+
+
 @pytest.mark.parametrize("every", [0, -5, 1.5, "10"])
 def test_steps_between_checkpoints(every, tmp_path):
     with pytest.raises(
@@ -113,7 +151,7 @@ def test_one_cycle_by_class_takes_the_rate_and_the_steps_of_the_settings():
 
 def test_one_cycle_of_too_few_steps():
     settings = StudentOptimization(
-        steps=50, schedule=partial(OneCycleLR, max_lr=0.1, total_steps=20), warmup=0.0
+        learning_rate=0.01, steps=50, schedule=partial(OneCycleLR, max_lr=0.1, total_steps=20), warmup=0.0
     )
     with pytest.raises(
         ValueError, match=r"^optimization.schedule: OneCycleLR: total_steps: expected at least 50"

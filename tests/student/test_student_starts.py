@@ -202,7 +202,7 @@ class Wrong(nn.Module):
         (lambda z: {"logits": z[:, :2]}, r"got \[2, 2\]"),
         (
             lambda z: (z, z * 2),
-            r"got builtins.tuple with 2 tensors .*at 0 \[2, 3\], at 1 \[2, 3\]\): call them logits",
+            r"got builtins.tuple with 2 tensors .*at 0 \[2, 3\], at 1 \[2, 3\]\): return the logits alone, or a dict",
         ),
         (lambda z: {"a": 1}, "got builtins.dict"),
         (lambda z: None, "got builtins.NoneType"),

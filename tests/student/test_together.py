@@ -262,7 +262,9 @@ def test_a_loss_that_is_not_finite_names_its_student(cache):
     rates = [
         Optimization(steps=64, batch_size=24, learning_rate=r, schedule="constant") for r in (0.01, 1e30)
     ]
-    with pytest.raises(FloatingPointError, match=r"of student 1 \(seed 5, learning rate 1e\+30\) at step"):
+    with pytest.raises(
+        FloatingPointError, match=r"of student 1 \(seed 5, learning rate 1e\+30\) at step [1-9]"
+    ):
         stacked(StudentTrainer(QUICK), STUDENT, ROWS, cache, seeds=[2, 5], optimizations=rates)
 
 

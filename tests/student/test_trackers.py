@@ -87,6 +87,13 @@ def of_mlflow(places: Path, folder: Path) -> list[dict[str, list]]:
     return found
 
 
+def statuses(folder: Path) -> list[str]:
+    """Of MLflow's runs of a training."""
+    client = pytest.importorskip("mlflow").MlflowClient()
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return [run.info.status for run in runs if run.info.run_name.endswith(folder.name)]
+
+
 def of_trackio(places: Path, folder: Path) -> list[dict[str, list]]:
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
     found = []
@@ -111,6 +118,19 @@ def of_wandb(places: Path, folder: Path) -> list[dict[str, list]]:
                 items = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
                 runs.setdefault(file.stem, []).append({k: json.loads(v) for k, v in items.items()})
     return [by_name(lines, "_step") for lines in runs.values()]
+
+
+def exits(places: Path) -> list[int]:
+    """The exit codes of W&B's runs, in the order of time."""
+    pb, found = pytest.importorskip("wandb.proto.wandb_internal_pb2"), []
+    for file in sorted(
+        (places / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime
+    ):
+        for blob in blobs_of(file.read_bytes()):
+            record = pb.Record()
+            record.ParseFromString(blob)
+            found += [record.exit.exit_code] if record.HasField("exit") else []
+    return found
 
 
 def by_name(lines: list[dict], step: str) -> dict[str, list]:
@@ -159,14 +179,18 @@ def test_a_stopped_training_goes_on_with_the_same_run(cache, places, name):
     folder = places / f"only-{name}"
     with pytest.raises(Stop):
         train(cache, [name], folder, stop_after=96)  # the last checkpoint is that of step 64
+    if name == "mlflow":
+        assert statuses(folder) == ["FAILED"]
     train(cache, [name], folder)
     (found,) = READ[name](places, folder)
     losses, scores = expected(folder)
-    # Steps that are done again stay in the append-only stores, with the same values.
-    again = [*losses[:3], *losses[2:]] if name in ("mlflow", "trackio", "wandb") else losses
     assert [step for step, _ in losses] == [32, 64, 96, 128, 150]
-    assert [step for step, _ in found["loss"]] == [step for step, _ in again]
-    np.testing.assert_allclose([v for _, v in found["loss"]], [v for _, v in again], rtol=1e-6)
+    assert [step for step, _ in found["loss"]] == [step for step, _ in losses]
+    np.testing.assert_allclose([v for _, v in found["loss"]], [v for _, v in losses], rtol=1e-6)
+    if name == "mlflow":
+        assert statuses(folder) == ["FINISHED"]
+    if name == "wandb":
+        assert exits(places) == [1, 0]
     np.testing.assert_allclose([v for _, v in found["student/kl"]], [v for _, v in scores], rtol=1e-6)
 
 

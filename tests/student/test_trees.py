@@ -374,12 +374,36 @@ def test_a_frame_with_categories_and_gaps_is_taken_raw(tmp_path, estimator):
             {"temperature": 2.0, "alpha": 0.5},
             "loss.temperature: expected 1 for CatBoostClassifier",
         ),
+        (lightgbm.LGBMClassifier(num_leafs=9), {}, "num_leafs: no such parameter; did you mean num_leaves"),
+        (lightgbm.LGBMClassifier(zeal=9), {}, "zeal: no such parameter; LightGBM would ignore it"),
+        (xgboost.XGBClassifier(max_dept=9), {}, "max_dept: no such parameter; did you mean max_depth"),
     ],
-    ids=[str(i) for i in range(10)],
+    ids=[str(i) for i in range(13)],
 )
 def test_settings_without_a_part_in_the_objective_are_refused(estimator, settings, message):
     with pytest.raises(ValueError, match=message):
         TreeStudent(estimator, LossSettings(**settings))
+
+
+def test_names_of_the_libraries_own_are_taken():
+    for estimator in (
+        lightgbm.LGBMClassifier(bagging_fraction=0.5, num_iterations=4, early_stopping_rounds=3),
+        xgboost.XGBClassifier(eta=0.2, alpha=0.1, sample_type="weighted"),
+    ):
+        assert TreeStudent(estimator).estimator is estimator
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [lightgbm.LGBMClassifier(objective="binary"), catboost.CatBoostClassifier(loss_function="Logloss")],
+)
+def test_an_objective_of_two_classes_is_refused_for_three(estimator):
+    x, p = np.arange(20.0)[:, None], np.full((20, 3), 1 / 3)
+    objective = Objective.of(LossSettings(), p, np.full(20, -100))
+    with pytest.raises(
+        ValueError, match=r"'(binary|Logloss)' is for two classes, and student has 3; leave it"
+    ):
+        TreeStudent(estimator).fit_to(x, objective, "abc")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_checkpoint_round_trip(tmp_path, schedule):
         module = nn.Linear(3, 2)
         return (
             module,
-            *Optimization(steps=20, schedule=schedule).build(module.parameters()),
+            *Optimization(20, learning_rate=3e-3, schedule=schedule).build(module.parameters()),
             torch.Generator().manual_seed(1),
         )
 

@@ -94,7 +94,7 @@ def settings_of(found: Found, short: tuple[str, ...] = ()) -> tuple[dict[str, An
     cache = group_settings(made.cache, short)
     recipes = [
         recipe.name if recipe.count == 1 else f"{recipe.count} {recipe.name}"
-        for recipe in made.teachers.members
+        for recipe in made.teachers.recipes
     ]
     words = [] if found.members else [("teachers", ", ".join(recipes))]
     words.append(("students", "; ".join(map(_in_words, made.distill.students.values()))))

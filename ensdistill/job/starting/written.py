@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 COMMENTS = {
-    "teachers": "The ensemble. `ensdistill run --teachers.members.help` lists kinds of members.",
+    "teachers": "The ensemble. `ensdistill run --teachers.members.help` lists kinds of members. For a table "
+    "`members: auto` makes a larger ensemble within a budget.",
     "cache": "Rows made from these, on which the student learns from the ensemble.",
     "distill": "The student. `ensdistill run --help` explains all settings, and has their defaults.",
     "max_test_copies": "Rows made from coarse columns may equal test rows; the report counts these.",

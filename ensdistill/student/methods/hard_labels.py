@@ -27,6 +27,8 @@ class HardLabels(StudentLoss):
         The share of the target that is spread evenly over all classes, in [0, 1).
     """
 
+    takes_mixture = True  # of no targets at all
+
     def __init__(self, smoothing: float = 0.0) -> None:
         if not (real(smoothing) and 0 <= float(smoothing) < 1):
             raise ValueError(f"smoothing: expected a number of at least 0 and below 1; got {smoothing!r}")

@@ -28,6 +28,10 @@ class PlainLoss(StudentLoss):
     def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
         return self.function(outputs, targets, labels, batch)
 
+    @property
+    def takes_mixture(self) -> bool:
+        return bool(getattr(self.function, "takes_mixture", False))
+
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         if callable(check := getattr(self.function, "check", None)):
             check(rows, classes, cache)

@@ -23,6 +23,10 @@ class StudentLoss(Protocol):
     a training before it begins, and decide which checkpoints it resumes from. A loss keeps no state between
     calls: a checkpoint would not hold it.
 
+    A cache that holds the mixture of several members alone gives a loss one target [1, B, C], at the cache's
+    temperature, in place of the members' logits. Only a loss with the attribute ``takes_mixture = True`` is
+    computed from it.
+
     Examples
     --------
     >>> class MeanSquaredError(StudentLoss):
@@ -65,6 +69,20 @@ class StudentLoss(Protocol):
         By default the code of the loss and the values of its attributes.
         """
         return code_and_values(self)
+
+
+def check_takes_mixture(loss: StudentLoss, name: str, source: TargetCache | TargetSource) -> None:
+    """Raise ValueError for a loss that may need the members, and targets that hold their mixture alone."""
+    count, at = len(source.names), source.temperature
+    if at is None or count == 1 or getattr(loss, "takes_mixture", False):
+        return
+    path = getattr(source, "path", None)
+    held = type(source).__name__ if path is None else f"the cache {path}"
+    raise ValueError(
+        f"loss: {name} receives the targets of members, but {held} holds the mixture of its {count} members "
+        f"at temperature {at} only, as one target; build it again without mixture_at, or set "
+        f"{name}.takes_mixture = True if the loss is meant for the mixture"
+    )
 
 
 def code_and_values(loss: Any) -> Any:

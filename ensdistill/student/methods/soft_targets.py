@@ -40,6 +40,8 @@ class SoftTargets(StudentLoss):
     0.9
     """
 
+    takes_mixture = True
+
     def __init__(
         self,
         settings: LossSettings = DEFAULTS,

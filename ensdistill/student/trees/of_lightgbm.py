@@ -94,6 +94,16 @@ def fit_lightgbm(fit: Fit) -> Boosted:
     return Boosted(_own_format(booster, start, kept), kept or booster.current_iteration(), rounds)
 
 
+def parameter_names() -> tuple[set[str], set[str]]:
+    """The names of an LGBMClassifier's parameters, and all others of the library."""
+    from lightgbm import LGBMClassifier
+    from lightgbm.basic import _ConfigAliases
+
+    aliases = _ConfigAliases._get_all_param_aliases()
+    listed = {name for names in aliases.items() for name in (names[0], *names[1])}
+    return set(LGBMClassifier().get_params()), listed | {*DROPPED, *ROUNDS, *REFUSED}
+
+
 def _objective(fit: Fit) -> Any:
     factor = fit.classes / (fit.classes - 1)  # as LightGBM's multiclass objective
     return lambda scores, _: fit.derivatives(scores, factor)

@@ -30,6 +30,19 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 FACTOR = 2.0  # as XGBoost's multi:softprob
 
 
+def parameter_names() -> tuple[set[str], set[str]]:
+    """The names of an XGBClassifier's parameters, and some others of the library."""
+    from xgboost import XGBClassifier
+
+    others = (
+        "alpha eta lambda min_split_loss nthread seed seed_per_iteration num_boost_round updater "
+        "refresh_leaf process_type max_cached_hist_node predictor validate_parameters "
+        "rate_drop skip_drop one_drop "
+        "sample_type normalize_type disable_default_eval_metric"
+    )
+    return set(XGBClassifier().get_params()), {*others.split(), *DROPPED, *REFUSED}
+
+
 def fit_xgboost(fit: Fit) -> Boosted:
     """Train a booster of ``multi:softprob`` (of two classes: ``binary:logistic``) with these derivatives."""
     import xgboost

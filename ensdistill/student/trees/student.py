@@ -12,6 +12,7 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import as_samples, subset
 from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
+from ensdistill.student.sources import check_in_cache
 from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.judge import DEFAULT_VALIDATION, Judge, check_validation
@@ -159,6 +160,7 @@ class TreeStudent:
             )
         if not (self.library or len(self.ways) > 1):
             validation = None  # there is nothing to choose
+        check_in_cache(cache, rows)
         own, settings = split_rows(validation, rows, cache, seed)
         samples, objective = of_cache(self.loss, own, cache, member, augment)
         judge = None

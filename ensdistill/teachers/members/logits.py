@@ -25,14 +25,17 @@ def logits_of(outputs: Any) -> Tensor:
     if isinstance(named, Tensor):
         return named
     found = {name: part for name, part in _parts(outputs).items() if isinstance(part, Tensor)}
-    if len(found) > 1:
-        found = {name: part for name, part in found.items() if part.ndim == 2}
-    if len(found) == 1:
-        return next(iter(found.values()))
+    possible = {name: part for name, part in found.items() if part.ndim == 2} if len(found) > 1 else found
+    if len(possible) == 1:
+        return next(iter(possible.values()))
     got = class_path(type(outputs))
     if found:
-        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in found.items())
-        got += f" with {len(found)} tensors that could be logits ({shapes}): call them logits"
+        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in (possible or found).items())
+        count = f"{len(possible) or 'no'} tensors that could be logits"
+        remedy = "call them logits"
+        if isinstance(outputs, (tuple, list)):
+            remedy = "return the logits alone, or a dict in which they are called logits"
+        got += f" with {count} ({shapes}): {remedy}"
     raise TypeError(f"expected a module that returns a tensor, or an object with .logits; got {got}")
 
 

@@ -33,6 +33,13 @@ _STOPPING: dict[str, tuple[str, ...]] = {
     "catboost": ("early_stopping_rounds", "od_wait", "od_pval", "use_best_model"),
 }
 
+# By library, the names of the number of rounds; the first is the usual one.
+_ROUNDS: dict[str, tuple[str, ...]] = {
+    "xgboost": ("n_estimators",),
+    "lightgbm": ("n_estimators", "num_iterations", "num_iteration", "n_iter", "num_trees", "num_rounds"),
+    "catboost": ("iterations", "n_estimators", "num_trees", "num_boost_round"),
+}
+
 
 def is_estimator(value: Any) -> bool:
     """Whether it is fitted rather than called: scikit-learn's interface, which boosted trees have as well."""
@@ -82,6 +89,22 @@ def stops_early(estimator: Any) -> str | None:
     if any(type(callback).__name__ == "EarlyStopping" for callback in given.get("callbacks") or ()):
         return "callbacks"
     return next((name for name in _STOPPING[library] if (given.get(name) or 0) > 0), None)
+
+
+def without_stopping(fitted: Any) -> Any:
+    """A booster that is not fitted, of the parameters of one that stopped early, and of as many rounds as
+    that one kept."""
+    library, given = library_of(fitted) or "", dict(fitted.get_params())
+    if library == "catboost":
+        rounds = fitted.tree_count_
+    else:  # XGBoost counts from 0; LightGBM has 0 where it did not stop
+        rounds = fitted.best_iteration + 1 if library == "xgboost" else fitted.best_iteration_
+    names = _ROUNDS[library]
+    rounds = rounds or next(given[name] for name in names if given.get(name) is not None)
+    if callbacks := given.pop("callbacks", None):
+        given["callbacks"] = [one for one in callbacks if type(one).__name__ != "EarlyStopping"]
+    kept = {name: value for name, value in given.items() if name not in (*_STOPPING[library], *names)}
+    return type(fitted)(**kept, **{names[0]: max(1, int(rounds))})
 
 
 def splits_itself(estimator: Any, rows: int) -> str | None:

@@ -151,7 +151,7 @@ def train_stack(
     >>> [int((m(torch.from_numpy(x)).argmax(1).numpy() == y).sum()) for m in models]
     [32, 32, 32, 32]
     """
-    optimization = optimization or Optimization()
+    optimization = (optimization or Optimization()).for_member(len(inputs))
     refuse_extras(optimization)
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
@@ -257,6 +257,7 @@ def train_trajectory(
 
     The other arguments, errors and resumption are those of :func:`train_stack`.
     """
+    optimization = optimization.for_member(len(inputs))
     if (
         not captures
         or sorted(set(captures)) != list(captures)

@@ -1,0 +1,78 @@
+"""The facts of a table by which members are chosen and their cost is estimated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ensdistill.common.errors import WrongArgument
+from ensdistill.data.samples import as_samples, form
+
+NUMBERS = ("integer", "float", "boolean")
+ONE_HOT = 8  # columns that a category is assumed to become for a network
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The size and kind of the labelled rows.
+
+    Parameters
+    ----------
+    kind : {"table", "array"}
+    rows, classes : int
+    numbers, categories : int
+        Columns of numbers (all of an array), and of categories or texts.
+    """
+
+    kind: str
+    rows: int
+    classes: int
+    numbers: int
+    categories: int = 0
+
+    @property
+    def columns(self) -> int:
+        return self.numbers + self.categories
+
+    @property
+    def encoded(self) -> int:
+        """Columns as a network gets them, about."""
+        return self.numbers + ONE_HOT * self.categories
+
+    @property
+    def trees(self) -> int:
+        """Trees of one boosting round."""
+        return 1 if self.classes == 2 else self.classes
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def facts_of(samples: Any, classes: int) -> Facts:
+    """The facts of a table, or of an array [N, F].
+
+    Raises
+    ------
+    ValueError
+        Samples of another kind: images, texts, several fields.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> facts_of(np.zeros((100, 5)), classes=3)
+    Facts(kind='array', rows=100, classes=3, numbers=5, categories=0)
+    """
+    samples = as_samples(samples)
+    about = form(samples)
+    if about["kind"] == "table":
+        kinds = about["columns"].values()
+        numbers = sum(kind in NUMBERS for kind in kinds)
+        return Facts("table", len(samples), classes, numbers, len(kinds) - numbers)
+    if about["kind"] == "array" and len(about["shape"]) == 1:
+        return Facts("array", len(samples), classes, int(about["shape"][0]))
+    shape = about.get("shape")
+    got = f"{about['kind']}{'' if shape is None else f' [N, {str(shape)[1:-1]}]'}"
+    raise WrongArgument(
+        f"teachers: auto: expected a table, or an array [N, F] of numbers, whose members it has; got {got}: "
+        "name the members, teachers.members"
+    )
