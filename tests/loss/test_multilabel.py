@@ -294,7 +294,7 @@ def test_float16_means_keep_their_digits(instruction_set):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "topk-tail"])
 def test_gradients_of_first_and_second_order(kind):
     targets, more = make_targets(kind, 2, 2, 3, seed=1, dtype=torch.float64)
     student, (labels, weighted) = make_logits(2, 3, seed=0, dtype=torch.float64).requires_grad_(), hard(2, 3)
@@ -304,7 +304,7 @@ def test_gradients_of_first_and_second_order(kind):
         return multilabel_distillation_loss(s, targets, labels, **arguments, recompute=True)
 
     assert gradcheck(loss, student)
-    if kind in ("logits", "topk-tail"):
+    if kind == "logits":
         assert gradgradcheck(loss, student)
 
 

@@ -14,7 +14,7 @@ from ensdistill.common.combiners import COMBINERS
 from ensdistill.loss.multilabel import multilabel_distillation_loss
 
 ELEMENTS = st.floats(-30, 30, width=32)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 
 @st.composite
