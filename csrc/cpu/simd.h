@@ -225,9 +225,9 @@ struct Simd {
     return scaled < all(low) ? vec{} : (x == x ? result : x);
 #endif
   }
-  // x k - n, rounded once: x k and n are nearly equal.
+  // x k - n, rounded once: x k and n are nearly equal. (By the lanes: GCC 12 defines __FMA__ too late where a pragma selects the target.)
   static ALWAYS_INLINE vec fused_difference(vec x, float k, vec n) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if (ENSDISTILL_LANES >= 8 && defined(__x86_64__)) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     return x * k - n;
 #else
     vec v;
