@@ -44,7 +44,7 @@ def test_a_csv_needs_few_lines(monkeypatch):
 def test_synthetic_rows_are_made_anew_as_the_page_shows(monkeypatch, tmp_path):
     _, text = blocks("yaml")
     settings = parse(CacheConfig, yaml.safe_load(text)["cache"])
-    assert (settings.views, settings.transfer.synthetic) == (4, [Exchange(rows=80_000, probability=0.5)])
+    assert (settings.views, settings.transfer.synthetic) == (4, [Exchange(rows=80_000)])
     monkeypatch.chdir(tmp_path)
     _, code = blocks("python")
     torch.manual_seed(0)

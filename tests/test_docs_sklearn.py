@@ -3,21 +3,30 @@
 import inspect
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from ensdistill.sklearn import DistilledClassifier
+from ensdistill.student.search.latency import Latency
 
 PAGE = (Path(__file__).parents[1] / "docs" / "sklearn.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:save. student, synthetic can't")
-def test_the_example_runs(tmp_path, monkeypatch):
+def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    codes = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names = {}
-    exec(compile(code, "docs/sklearn.md", "exec"), names)
+    search = "ensdistill.student.search.search"
+    with (
+        mock.patch(f"{search}.ordinary_steps", return_value=96),
+        mock.patch(f"{search}.latency_of", return_value=Latency(2e-5, "none")),
+    ):
+        for code in codes:  # a search by minutes would take these
+            exec(compile(code.replace("minutes=3", "trials=1"), "docs/sklearn.md", "exec"), names)
     assert names["model"].score(names["test"], names["y_test"]) > 0.85
+    assert names["found"].student_.member.bytes <= 100_000
     assert (names["again"].predict(names["test"]) == names["model"].predict(names["test"])).all()
 
 

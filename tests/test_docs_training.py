@@ -38,3 +38,12 @@ def test_the_yaml_of_the_page_makes_the_same_student(tmp_path, monkeypatch):
     assert student.optimization.optimizer.keywords == {"momentum": 0.9}
     assert student.optimization.accumulate == 4
     assert OPTIMIZATION["steps"] != student.optimization.steps == 20000
+
+
+def test_the_rows_of_the_page_are_a_students(tmp_path, monkeypatch):
+    (text,) = (part for part in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "rows: {" in part)
+    monkeypatch.chdir(tmp_path)
+    small = yaml.safe_load(text)["distill"]["students"]["small"]
+    Path("job.yaml").write_text(yaml.safe_dump({**JOB, "distill": {"students": {"small": small}}}))
+    rows = load_config(["--config", "job.yaml"]).distill.students["small"].rows
+    assert (rows.synthetic, rows.labelled) == (0.25, "out_of_fold")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import jobs, judgement, picture
-from benchmarks.quality.peers import PEERS, autogluon, predictions
+from benchmarks.quality import cases, jobs, judgement, picture, rule, times
+from benchmarks.quality.peers import PEERS, Peer, autogluon, available, predictions, torchdistill
 from benchmarks.quality.sets import SETS
 from benchmarks.teachers.data import Missing
 from ensdistill.bench import machine
 from ensdistill.bench.result import write_result
 
 DESCRIPTION = """\
-How much of an ensemble's gain do students of two sizes keep, on real data sets, beside other tools' models on the same split? Each data set
-comes in two regimes: few labels and a pool of unlabelled rows (pool), and all rows labelled with no pool (all). Everything is the default
-of `ensdistill run`; the student's baselines, with a search of their own, are those of its report.
+How much of an ensemble's gain do students keep, on real data sets, beside other tools' models on the same split? Each data set comes in
+two regimes: few labels and a pool of unlabelled rows (pool), and all rows labelled with no pool (all). Everything is the default of
+`ensdistill run`; the student's baselines, with a search of their own, are those of its report. Students have the size of a member, a tenth
+of it (of Fashion-MNIST a quarter), and the one that `keep: 0.95` finds, in a job of its own whose search holds labelled rows back.
 
 kept       the student's gain over the strongest direct model, as a share of the ensemble's, after temperature scaling. It counts where the
            ensemble leads by at least 4 standard errors (*); elsewhere the student must not be worse than the best alternative by more than
            .5 points or .01 nats.
 over       the student minus the best alternative: the strongest direct model, or another tool's.
+× smaller  the ensemble's bytes over the student's; × faster: its time for one row (p50, one thread, onnxruntime) over the student's.
 
 Development seeds (--develop) and reported ones differ: no setting may be chosen on the reported seeds. Results are kept for each data set
 and seed; the same command goes on after a kill. All of it takes some hours on two cores, --quick about 20 minutes.
@@ -42,80 +46,143 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--quick", action="store_true", help="few rows and two seeds: does it all work?")
+    p.add_argument("--quick", action="store_true", help="few rows and one seed: does it all work?")
     p.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
                    f"{', '.join(SETS)}")  # fmt: skip
     p.add_argument("--regimes", nargs="+", choices=["pool", "all"], default=["pool", "all"], metavar="REGIME",
                    help="pool, all")  # fmt: skip
-    p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 2")
+    p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 1")
     p.add_argument("--develop", action="store_true", help="other seeds, on which settings may be chosen")
     p.add_argument("--autogluon", metavar="PYTHON", help="of an environment that has autogluon.tabular")
     p.add_argument("--seconds", type=int, default=300, help="for AutoGluon, per seed (default: 300)")
+    p.add_argument(
+        "--torchdistill", metavar="PYTHON", help="of an environment that has torchdistill and torch"
+    )
+    p.add_argument("--fit-rule", nargs="?", const="all", choices=["all", "finished"], metavar="finished", help="fit "
+                   "the rule by which a preflight predicts the share that is kept, and write it into the package: "
+                   "train small jobs on development seeds first, or take the finished ones of --work")  # fmt: skip
+    p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
+                   "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
     p.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="FOLDER", help="of the runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
     notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
-    screen.width = max(screen.width, 150)
+    screen.width = max(screen.width, 170)
+    if options.fit_rule:
+        return _fit_rule(options, folder, notes)
     cpu = torch.device("cpu")
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
     suffix = "-develop" * options.develop + "-quick" * options.quick
     out = options.out or folder / f"quality-{machine.result_name(where, source)}{suffix}.json"
-    seeds = options.seeds or (2 if options.quick else 5)
+    seeds = options.seeds or (1 if options.quick else 5)
     first = jobs.FIRST_SEEDS["develop" if options.develop else "report"]
-    peers = PEERS | (
-        {"AutoGluon distilled": autogluon(options.autogluon, options.seconds)} if options.autogluon else {}
-    )
+    peers, missing = _peers(options)
     result: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "benchmark": "quality",
         "machine": where,
         "source": source,
         "settings": {"seeds": seeds, "first_seed": first, "quick": options.quick, "peers": list(peers)},
         "students": [],
-        "skipped": {},
+        "skipped": missing,
+        "failed": {},
+        "minutes": {},
     }
+    for name, reason in missing.items():
+        notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")
     for name in options.sets:
         for regime in ["quick"] if options.quick else options.regimes:
             case = jobs.Case(name, regime, seeds, first, work)
             start = time.perf_counter()
-            notes.print(f"{case}: {seeds} seeds")
             try:
-                results = jobs.run(case, notes.print)
-                others = predictions(case, peers, notes.print)
+                for one, found in _students(case, peers, notes.print):
+                    notes.print(f"{one}: {len(found)} students")
+                    result["students"] += found
             except Missing as error:
                 notes.print(f"  skipped: {error}")
                 result["skipped"][name] = str(error)
                 break
-            for size in jobs.SIZES:
-                student = next(one for one in results.students if one.name == size).models["student"]
-                models = jobs.probabilities(results, size) | others
-                judged = judgement.judge_student(models, results.labels, list(others))
-                cost = {k: getattr(student, k) for k in ("parameters", "bytes", "latency_ms")}
-                whole = {k: getattr(results.ensemble, k) for k in ("parameters", "bytes", "latency_ms")}
-                about = {"set": name, "regime": regime, "size": size, "cost": cost, "ensemble_cost": whole,
-                         "dataset": dict(results.dataset), "timings_s": dict(results.timings)}  # fmt: skip
-                result["students"].append(about | judged)
-            result["goals"] = {
-                f"{regime}, {size}": judgement.goals(result["students"], regime, size)
-                for regime in ("pool", "all")
-                for size in jobs.SIZES
-            }
-            write_result(out, result)
+            except Exception as error:  # the other cases have figures all the same
+                notes.print(f"  {case} failed: {error}")
+                result["failed"][str(case)] = f"{type(error).__name__}: {error}"
+            _keep(out, result)
             notes.print(f"  {time.perf_counter() - start:.0f} s")
+    for rows in (options.times or list(times.MINUTES)) if options.times is not None else []:
+        result["minutes"][str(rows)] = times.measured(rows, notes.print)
+        _keep(out, result)
     if not result["students"]:
         notes.print("no data set is there")
         return 1
     screen.print(table(result))
+    screen.print(goals_table(result))
     picture.draw(result, out.with_suffix(".png"))
     notes.print(str(out))
+    for name, reason in result["failed"].items():
+        notes.print(f"{name} failed: {reason}")
+    return 1 if result["failed"] else 0
+
+
+def _keep(out: Path, result: dict[str, Any]) -> None:
+    """Write the result so far, with the goals that it shows."""
+    goals = judgement.goals(result["students"], result["settings"]["peers"])
+    result["goals"] = [asdict(goal) for goal in [*goals, *times.goals(result["minutes"])]]
+    write_result(out, result)
+
+
+def _peers(options: argparse.Namespace) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The other tools, and the reasons why some are left out."""
+    found, missing = dict(PEERS), dict[str, str]()
+    others = {
+        "torchdistill KD": (options.torchdistill or sys.executable, "torchdistill", torchdistill),
+        "AutoGluon distilled": (
+            options.autogluon or sys.executable, "autogluon", lambda python: autogluon(python, options.seconds)
+        ),
+    }  # fmt: skip
+    for name, (python, package, make) in others.items():
+        reason = available(python, package)
+        if reason:
+            missing[name] = reason
+        else:
+            found[name] = make(python)
+    return found, missing
+
+
+def _students(
+    case: jobs.Case, peers: dict[str, Peer], note: Callable[[str], None]
+) -> Iterator[tuple[jobs.Case, list[dict[str, Any]]]]:
+    """The judged students of a case, then those of the job that searches for the size."""
+    jobs.train(case, note)
+    others = predictions(case, peers, note)
+    for one in (case, replace(case, searched=True)):
+        yield one, cases.judged(one, others, note)
+
+
+def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:
+    cpu = torch.device("cpu")
+    found = rule.gather(options.work, options.sets, notes.print, train=options.fit_rule == "all")
+    made = rule.fit(found)
+    rule.write(made, found, machine.describe_source(cpu), folder / "quality-rule-examples.json")
+    notes.print(f"{made.source}; the mean's error: {100 * made.mean_error:.0f}")
     return 0
+
+
+def goals_table(result: dict[str, Any]) -> Table:
+    """One line for each goal."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("goal", "met", "found"):
+        shown.add_column(column)
+    for goal in result["goals"]:
+        met = "-" if goal["met"] is None else "yes" if goal["met"] else "no"
+        shown.add_row(goal["text"], met, goal["found"])
+    return shown
 
 
 def table(result: dict[str, Any]) -> Table:
     """One line for each data set, regime and size."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("set", "regime", "student", "ensemble", "direct", "student's", "kept: accuracy", "NLL", "over")
+    columns = ("set", "regime", "student", "ensemble", "direct", "student's", "kept: accuracy", "NLL", "over",
+               "× smaller", "× faster")  # fmt: skip
     for column in columns:
         shown.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
     for one in result["students"]:
@@ -126,7 +193,8 @@ def table(result: dict[str, Any]) -> Table:
         ]
         kept = [_share(one[m]) for m in judgement.METRICS]
         over = f"{one['accuracy']['over']:+.2%} / {-one['nll']['over']:+.3f}"
-        shown.add_row(one["set"], one["regime"], one["size"], *figures, *kept, over)
+        ratios = [f"{one[key]:.1f}" for key in ("times_smaller", "times_faster")]
+        shown.add_row(one["set"], one["regime"], one["size"], *figures, *kept, over, *ratios)
     return shown
 
 

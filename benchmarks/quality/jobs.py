@@ -1,16 +1,18 @@
-"""The job of a data set in a regime, as a user would run it: default members and settings, students of two
-sizes."""
+"""The jobs of a data set in a regime, as a user would run them: default members and settings, students of
+given sizes, and in a job of its own one whose size is searched for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from benchmarks.quality.lenet import LeNet
 from benchmarks.quality.sets import SETS, Drawn, Regime, content
 from ensdistill.common.optimization import Optimization
 from ensdistill.job import scheduler
@@ -25,8 +27,27 @@ from ensdistill.report.results import SHARED_KINDS, RunResults
 from ensdistill.teachers.recipes import TorchMembers
 
 FIRST_SEEDS = {"develop": 0, "report": 1000}
-EQUAL = ("letter",)  # sets whose members are networks of one architecture
-SIZES = ("member", "tenth")
+KEEP, KEPT = "keep", 0.95  # the student whose size is searched for, and the share that it has to keep
+MINUTES = {"full": 5.0, "quick": 0.25}  # of a search, for each seed
+QUICK_STEPS = 200
+_MEMBERS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # sets whose members are equal networks
+    "letter": (partial(MLP, hidden=[256, 256], dropout=0.2), 6),
+    "fashion": (partial(LeNet, dropout=0.3), 8),
+}
+_STUDENTS: dict[str, dict[str, Callable[[], nn.Module]]] = {  # by set, else by kind
+    "letter": {"member": partial(MLP, hidden=[256] * 2, activation="silu"),
+               "tenth": partial(MLP, hidden=[64] * 2, activation="silu"),
+               "least": partial(MLP, hidden=[16], activation="silu")},
+    "fashion": {"member": LeNet, "quarter": partial(LeNet, width=0.5), "least": partial(LeNet, width=0.25)},
+    "table": {"member": partial(MLP, hidden=[128] * 2, activation="silu"),
+              "tenth": partial(MLP, hidden=[32] * 2, activation="silu"),
+              "least": partial(MLP, hidden=[8], activation="silu")},
+    "image": {"member": partial(CNN, channels=[16, 32], hidden=[64], activation="silu", pooling="average"),
+              "tenth": partial(CNN, channels=[8, 16], activation="silu", pooling="average"),
+              "least": partial(CNN, channels=[4, 8], activation="silu", pooling="average")},
+    "text": {"member": partial(BagOfNgrams, width=64, dropout=0.3), "tenth": partial(BagOfNgrams, width=6),
+             "least": partial(BagOfNgrams, width=2)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,11 +59,14 @@ class Case:
     name : str
         Of the set.
     regime : str
-        Of the set's, or ``quick``.
+        Of the set's.
     seeds : int
     first_seed : int
     folder : Path
         Where runs are kept, and go on after a kill.
+    searched : bool
+        Whether the job is that of the student whose size is searched for. Its search holds labelled rows
+        back, so it has an ensemble of its own; the other tools get these rows, too.
     """
 
     name: str
@@ -50,63 +74,84 @@ class Case:
     seeds: int
     first_seed: int
     folder: Path
+    searched: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.regime}"
+        return f"{self.name}-{self.regime}{f'-{KEEP}' if self.searched else ''}"
 
     @property
-    def sizes(self) -> Regime:
-        found = SETS[self.name]
-        return found.quick if self.regime == "quick" else found.regimes[self.regime]
+    def rows(self) -> Regime:
+        return SETS[self.name].regimes[self.regime]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return (KEEP,) if self.searched else SETS[self.name].sizes
+
+    @property
+    def quick(self) -> bool:
+        return self.regime == "quick"
+
+    @property
+    def steps(self) -> int | None:
+        """The most steps of a student; None for the default's."""
+        return QUICK_STEPS if self.quick else None
 
 
 def config(case: Case) -> Config:
     """The job's settings; importable, so that other processes can make them again."""
-    size = case.sizes
+    rows = case.rows
     samples, _, _ = content(case.name)
-    made = defaults(samples[: 2 * size.labelled], size.labelled, size.pool)
+    made = defaults(samples[: 2 * rows.labelled], rows.labelled, rows.pool)
     (student,) = made.distill.students.values()
-    teachers = equal_networks(size.labelled) if case.name in EQUAL else made.teachers
-    students = {name: _sized(student, case.name, name) for name in SIZES}
+    teachers = equal_networks(case) if case.name in _MEMBERS else made.teachers
+    distill = replace(made.distill, students=students(case, student))
+    if case.steps is not None:
+        teachers, distill = replace(teachers, folds=3), replace(distill, folds=2)
     return Config(
-        Drawn(case.name, size.labelled, size.pool, size.test, case.first_seed),
+        Drawn(case.name, rows.labelled, rows.pool, rows.test, case.first_seed),
         teachers,
         made.cache,
-        replace(made.distill, students=students),
+        distill,
         name=str(case),
         folder=case.folder,
         seeds=case.seeds,
         max_test_copies=0.5,  # coarse columns; the report gives the figures without them too
+        minutes=case.seeds * MINUTES["quick" if case.quick else "full"],
     )
 
 
-def equal_networks(labelled: int) -> TeachersConfig:
-    """Six networks of two layers of 256."""
-    steps = max(400, min(4000, 30 * labelled // 64))
+def equal_networks(case: Case) -> TeachersConfig:
+    """An ensemble of networks of one architecture: some thirty epochs of few rows, at least four of many."""
+    network, count = _MEMBERS[case.name]
+    epochs = case.rows.labelled // 64
+    steps = max(400, min(4000, 30 * epochs), 4 * epochs)
     recipe = TorchMembers(
-        partial(MLP, hidden=[256, 256], dropout=0.2),
-        6,
+        network,
+        count,
         optimization=Optimization(
             steps=steps, batch_size=64, learning_rate=2e-3, weight_decay=0.02, schedule="cosine"
         ),
         preprocess="auto",
     )
-    return TeachersConfig([recipe])
+    return TeachersConfig([recipe], folds=3 if case.rows.labelled > 20_000 else 5)
 
 
-def _sized(student: StudentConfig, name: str, size: str) -> StudentConfig:
-    """The default student with the model of a member's size, or of about a tenth of it."""
-    member = size == "member"
-    kind = SETS[name].kind
-    if kind == "image":
-        wide = partial(CNN, channels=[16, 32], hidden=[64], activation="silu", pooling="average")
-        model: Any = wide if member else student.model
-    elif kind == "text":
-        model = partial(BagOfNgrams, width=64 if member else 6, dropout=0.3 if member else 0.0)
-    else:
-        widths = {True: 256, False: 64} if name in EQUAL else {True: 128, False: 32}
-        model = partial(MLP, hidden=[widths[member]] * 2, activation="silu")
-    return replace(student, model=model, description=f"{size}: {type(student).__name__}")
+def students(case: Case, default: StudentConfig) -> dict[str, StudentConfig]:
+    """The case's students by name."""
+    if case.searched:
+        return {KEEP: StudentConfig(keep=KEPT, description=f"the smallest that keeps {KEPT:.0%}")}
+    models = _STUDENTS.get(case.name) or _STUDENTS[SETS[case.name].kind]
+    return {size: _sized(default, size, models[size], case.steps) for size in case.sizes}
+
+
+def _sized(
+    student: StudentConfig, size: str, model: Callable[[], nn.Module], steps: int | None
+) -> StudentConfig:
+    made = replace(student, model=model, description=f"{size}: {getattr(model, 'func', model).__name__}")
+    if steps is None:
+        return made
+    own, direct = (replace(one, steps=steps) for one in (made.optimization, made.baseline))
+    return replace(made, optimization=own, direct=direct)
 
 
 class Notes:
@@ -132,18 +177,27 @@ class Notes:
         self.note(f"  {text}")
 
 
-def run(case: Case, note: Callable[[str], None]) -> RunResults:
-    """Bring the case's job up to its models, write its report, and return the models' test predictions."""
+def prepared(case: Case) -> RunFolder:
+    """The folder of the case's job."""
+    return RunFolder(config(case))
+
+
+def train(case: Case, note: Callable[[str], None]) -> RunFolder:
+    """Bring the case's job up to its models."""
     settings = config(case)
     scheduler.run(settings, "distill", partial(config, case), Notes(note))
-    folder = RunFolder(settings)
-    results = evaluate(folder)
-    write_report(results, folder.path)
-    return results
+    return RunFolder(settings)
 
 
-def probabilities(results: RunResults, size: str) -> dict[str, list[np.ndarray]]:
+def results(run: RunFolder) -> RunResults:
+    """Write the report of a finished job, and return its models' test predictions."""
+    found = evaluate(run, timed=False)  # `serving` times them in one runtime
+    write_report(found, run.path)
+    return found
+
+
+def probabilities(found: RunResults, size: str) -> Mapping[str, list[np.ndarray]]:
     """The test predictions of all models beside one student, by kind: float64 [N, C] for each seed."""
-    student = next(one for one in results.students if one.name == size)
-    found = {kind: list(getattr(results, kind).probabilities) for kind in SHARED_KINDS}
-    return found | {kind: list(model.probabilities) for kind, model in student.models.items()}
+    student = next(one for one in found.students if one.name == size)
+    shared = {kind: list(getattr(found, kind).probabilities) for kind in SHARED_KINDS}
+    return shared | {kind: list(model.probabilities) for kind, model in student.models.items()}

@@ -1,5 +1,5 @@
-"""Models that others would make of the same split: boosted trees on the labels, a plain distillation loop, and
-AutoGluon's ``distill``.
+"""Models that others would make of the same split: boosted trees on the labels, a plain distillation loop,
+torchdistill's, and AutoGluon's ``distill``.
 
 Each returns test probabilities. They are kept per seed, so that a killed run goes on.
 """
@@ -7,6 +7,7 @@ Each returns test probabilities. They are kept per seed, so that a killed run go
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.quality.jobs import Case, config
 from benchmarks.quality.sets import SETS
+from ensdistill.common.describe import module_recipe
 from ensdistill.common.files import write_bytes
 from ensdistill.data import Split
 from ensdistill.data import batches as b
@@ -29,9 +31,9 @@ from ensdistill.data.samples import joined, whole
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.members import Preprocessed, TorchMember
 
-AUTOGLUON = Path(__file__).with_name("autogluon_script.py")
+HERE = Path(__file__).parent
+AUTOGLUON, TORCHDISTILL = HERE / "autogluon_script.py", HERE / "torchdistill_script.py"
 TEMPERATURE, ALPHA, RATE = 2.0, 0.9, 1e-3  # of the plain loop: usual choices
 
 
@@ -69,27 +71,71 @@ def boosted(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
     return np.asarray(found, np.float64)
 
 
-def plain_loop(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
-    """The loop of most tutorials: members' logits averaged, T = 2, Adam with 1e-3, labelled rows and pool."""
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """The rows of a usual distillation loop, for a student as large as a member.
+
+    Parameters
+    ----------
+    model : callable
+        Makes the student.
+    inputs : array [N, ...]
+        Labelled rows and pool, preprocessed as for our student.
+    labels : ndarray [N], int64
+        -100 for rows of the pool.
+    logits : ndarray [N, C], float32
+        The mean of the members'.
+    test : array [M, ...]
+    steps, batch_size : int
+        Those of our student where they are given.
+    """
+
+    model: Callable[[], torch.nn.Module]
+    inputs: Any
+    labels: np.ndarray
+    logits: np.ndarray
+    test: Any
+    steps: int
+    batch_size: int
+
+
+def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
+    """The rows and the student of a case's seed."""
     members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"])
     rows = [split.labelled, *([split.pool] if len(split.pool) else [])]
-    samples = joined([part.inputs for part in rows])
-    labels = torch.from_numpy(np.concatenate([part.labels for part in rows]))
-    logits = members.predict_logits(whole(samples) if not isinstance(samples, np.ndarray) else samples)
-    teacher = torch.from_numpy(np.asarray(logits, np.float32)).mean(0)
-
+    samples = whole(joined([part.inputs for part in rows]))
+    logits = members.predict_logits(samples)
     settings = config(case).distill.students["member"]
-    torch.manual_seed(seed)
     prepared = prepare_student(settings, split, seed)
-    model = prepared.factory()
-    inputs = prepared.preprocess(samples) if prepared.preprocess is not None else samples
+    inputs, test = (
+        part if prepared.preprocess is None else prepared.preprocess(part)
+        for part in (samples, whole(split.test.inputs))
+    )
+    optimization, count = settings.optimization, sum(map(len, rows))
+    batch_size = optimization.batch_size if isinstance(optimization.batch_size, int) else 256
+    usual = min(max(40 * count // batch_size, 500), 6000)  # some forty epochs, where ours are automatic
+    return Lesson(
+        prepared.factory,
+        inputs,
+        np.concatenate([part.labels for part in rows]),
+        np.asarray(logits, np.float32).mean(0),
+        test,
+        optimization.steps if isinstance(optimization.steps, int) else usual,
+        batch_size,
+    )
+
+
+def plain_loop(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
+    """The loop of most tutorials: members' logits averaged, T = 2, Adam with 1e-3, labelled rows and pool."""
+    torch.manual_seed(seed)
+    one = lesson(case, seed, split, ensemble)
+    teacher, labels, model = torch.from_numpy(one.logits), torch.from_numpy(one.labels), one.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     generator = torch.Generator().manual_seed(seed)
-    size = settings.optimization.batch_size
     model.train()
-    for _ in range(settings.optimization.steps):
-        chosen = torch.randint(len(labels), (size,), generator=generator)
-        outputs = model(_tensor(b.take(inputs, chosen.numpy())))
+    for _ in range(one.steps):
+        chosen = torch.randint(len(labels), (one.batch_size,), generator=generator)
+        outputs = model(_tensor(b.take(one.inputs, chosen.numpy())))
         soft = F.kl_div(
             F.log_softmax(outputs / TEMPERATURE, 1),
             F.softmax(teacher[chosen] / TEMPERATURE, 1),
@@ -101,10 +147,29 @@ def plain_loop(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarra
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    member = TorchMember(model.eval(), name="plain", output="logits")
-    served = member if prepared.preprocess is None else Preprocessed(member, prepared.preprocess)
-    found = served.predict_logits(whole(split.test.inputs))
-    return np.asarray(F.softmax(torch.from_numpy(found).double(), 1))
+    model.eval()
+    with torch.no_grad():
+        found = torch.cat([model(part) for part in _tensor(one.test).split(1024)])
+    return np.asarray(F.softmax(found.double(), 1))
+
+
+def torchdistill(python: str) -> Peer:
+    """torchdistill's training box with its KD loss, by the Python of an environment that has it."""
+
+    def predict(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
+        one = lesson(case, seed, split, ensemble)
+        recipe = module_recipe(one.model)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            arrays = {name: _tensor(getattr(one, name)).numpy() for name in ("inputs", "test")}
+            np.savez(place / "arrays.npz", labels=one.labels, logits=one.logits, **arrays)
+            settings = {"seed": seed, "steps": one.steps, "batch_size": one.batch_size, "rate": RATE,
+                        "temperature": TEMPERATURE, "label_weight": 1 - ALPHA, "model": recipe}  # fmt: skip
+            (place / "settings.json").write_text(json.dumps(settings))
+            _call(python, TORCHDISTILL, place, f"torchdistill on {case}, seed {seed}")
+            return np.asarray(np.load(place / "probabilities.npy", allow_pickle=False), np.float64)
+
+    return Peer(("table", "image", "text"), predict)
 
 
 def autogluon(python: str, seconds: int) -> Peer:
@@ -119,9 +184,7 @@ def autogluon(python: str, seconds: int) -> Peer:
             if len(split.pool):
                 _frame(split.pool.inputs, train).to_parquet(place / "pool.parquet")
             (place / "settings.json").write_text(json.dumps({"seconds": seconds, "seed": seed}))
-            run = subprocess.run([python, str(AUTOGLUON), folder], capture_output=True, text=True)
-            if run.returncode:
-                raise RuntimeError(f"AutoGluon failed on {case}, seed {seed}:\n{run.stderr[-2000:]}")
+            _call(python, AUTOGLUON, place, f"AutoGluon on {case}, seed {seed}")
             return np.asarray(np.load(place / "probabilities.npy", allow_pickle=False), np.float64)
 
     return Peer(("table",), predict)
@@ -154,6 +217,24 @@ def predictions(
                 note(f"  {name}, seed {seed}: {time.perf_counter() - start:.0f} s")
             found.setdefault(name, []).append(np.load(file, allow_pickle=False))
     return found
+
+
+def available(python: str, package: str) -> str:
+    """Why another environment's package can't be used; empty where it is there."""
+    wanted = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+    try:
+        found = subprocess.run([python, "-c", wanted], capture_output=True, text=True).returncode == 0
+    except OSError as error:
+        return f"{python}: {error.strerror}"
+    return "" if found else f"{python} has no {package}; pip install {package}"
+
+
+def _call(python: str, script: Path, folder: Path, what: str) -> None:
+    """Run another tool's script on a folder, in its own environment, with this repository on its path."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    run = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True, env=environment)
+    if run.returncode:
+        raise RuntimeError(f"{what}: it failed:\n{run.stderr[-2000:]}")
 
 
 def _check(name: str, probabilities: np.ndarray, split: Split) -> None:

@@ -10,19 +10,26 @@ from matplotlib.figure import Figure
 from benchmarks.quality.judgement import METRICS
 from ensdistill.common.files import atomic_path
 
-COLOURS = {"member": "#0072B2", "tenth": "#D55E00"}
+STUDENTS = {
+    "keep": ("#009E73", "the size that keep: 0.95 chooses"),
+    "member": ("#0072B2", "as large as a member"),
+    "tenth": ("#D55E00", "a tenth of a member"),
+    "quarter": ("#CC79A7", "a quarter of a member"),
+}
 GOAL = 0.95
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write a PNG: for each metric the share kept on every case in which it counts."""
     cases = list(dict.fromkeys((one["set"], one["regime"]) for one in result["students"]))
-    figure = Figure(figsize=(11, 1.6 + 0.45 * len(cases)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 1.8 + 0.5 * len(cases)), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, METRICS, strict=True):
         _shares(panel, result["students"], cases, metric)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    labels = dict[str, Any]()
+    for panel in panels:
+        labels |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(list(labels.values()), list(labels), loc="outside lower center", ncols=4, fontsize=8)
     seeds = result["settings"]["seeds"]
     figure.suptitle(f"Share of the ensemble's gain that students kept: {seeds} seeds, 95 % intervals")
     with atomic_path(path) as part:
@@ -30,8 +37,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _shares(panel: Any, students: list[dict[str, Any]], cases: list[tuple[str, str]], metric: str) -> None:
-    for shift, (size, colour) in zip((-0.14, 0.14), COLOURS.items(), strict=True):
-        label: str | None = "as large as a member" if size == "member" else "a tenth of a member"
+    sizes = [size for size in STUDENTS if any(one["size"] == size for one in students)]
+    for number, size in enumerate(sizes):
+        colour, label = STUDENTS[size]
+        shift = 0.2 * (number - (len(sizes) - 1) / 2)
         for one in students:
             found = one[metric]
             if one["size"] != size or found["kept"] is None or found["kept_interval"] is None:
@@ -42,7 +51,6 @@ def _shares(panel: Any, students: list[dict[str, Any]], cases: list[tuple[str, s
             strong = 1.0 if found["counts"] else 0.35
             panel.plot([low, high], [place] * 2, color=colour, alpha=strong, linewidth=2)
             panel.plot([kept], [place], "o", color=colour, alpha=strong, label=label)
-            label = None
     panel.axvline(GOAL, color="#555555", linewidth=0.8, linestyle="--")
     panel.axvline(0, color="#555555", linewidth=0.8)
     panel.set_ylim(-0.5, len(cases) - 0.5)

@@ -18,6 +18,7 @@ from ensdistill.data import Split
 from ensdistill.data.splits import stratified_split
 
 R = Path("/usr/lib/R/site-library")
+SIZES = ("member", "tenth")  # a student as large as a member of the ensemble, and a tenth of it
 LATE = (0.5, 30.5)  # minutes: early, late, later
 
 Content = tuple[Any, np.ndarray, tuple[str, ...]]  # samples, class indices [N], class names
@@ -43,14 +44,15 @@ class QualitySet:
     read : callable
         Returns the samples, their class indices int64 [N], and the names of the classes.
     regimes : dict of str to Regime
-    quick : Regime
-        A small one, to see whether everything works.
+        ``pool``, ``all``, and ``quick``, a small one, to see whether everything works.
+    sizes : tuple of str
+        Of the students whose models are given.
     """
 
     kind: str
     read: Callable[[], Content]
     regimes: dict[str, Regime]
-    quick: Regime
+    sizes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -186,47 +188,35 @@ def _packages() -> Content:
     return [found[i][1] for i in order], labels, classes
 
 
+def _set(
+    kind: str, read: Callable[[], Content], sizes: tuple[str, ...] = SIZES, **regimes: tuple[int, ...]
+) -> QualitySet:
+    """Of regimes as tuples: labelled rows, rows of the pool, test rows."""
+    return QualitySet(kind, read, {name: Regime(*rows) for name, rows in regimes.items()}, sizes)
+
+
 SETS = {
-    "digits": QualitySet(
-        "image", _digits, {"pool": Regime(200, 900), "all": Regime(1257, 0)}, Regime(150, 300)
+    "digits": _set("image", _digits, pool=(200, 900), all=(1257, 0), quick=(150, 900)),
+    "letter": _set(
+        "table", _letter, pool=(2000, 12_000, 6000), all=(5000, 0, 10_000), quick=(600, 1200, 2000)
     ),
-    "letter": QualitySet(
-        "table",
-        _letter,
-        {"pool": Regime(2000, 12_000, 6000), "all": Regime(5000, 0, 10_000)},
-        Regime(800, 0, 2000),
+    "income": _set("table", _income, pool=(600, 5600, 2200), all=(6000, 0, 2200), quick=(400, 0, 800)),
+    "spam": _set("table", _spam, pool=(300, 2800, 1200), all=(3200, 0, 1200), quick=(200, 400, 800)),
+    "diamonds": _set(
+        "table", _diamonds, pool=(2000, 30_000, 12_000), all=(20_000, 0, 12_000), quick=(500, 500, 2000)
     ),
-    "income": QualitySet(
-        "table",
-        _income,
-        {"pool": Regime(600, 5600, 2200), "all": Regime(6000, 0, 2200)},
-        Regime(400, 800, 800),
+    "flights": _set(
+        "table", _flights, pool=(5000, 60_000, 40_000), all=(60_000, 0, 40_000), quick=(500, 500, 2000)
     ),
-    "spam": QualitySet(
-        "table", _spam, {"pool": Regime(300, 2800, 1200), "all": Regime(3200, 0, 1200)}, Regime(200, 400, 800)
-    ),
-    "diamonds": QualitySet(
-        "table",
-        _diamonds,
-        {"pool": Regime(2000, 30_000, 12_000), "all": Regime(20_000, 0, 12_000)},
-        Regime(500, 500, 2000),
-    ),
-    "flights": QualitySet(
-        "table",
-        _flights,
-        {"pool": Regime(5000, 60_000, 40_000), "all": Regime(60_000, 0, 40_000)},
-        Regime(500, 500, 2000),
-    ),
-    "fashion": QualitySet(
+    "fashion": _set(
         "image",
         _fashion,
-        {"pool": Regime(1800, 40_000, 10_000), "all": Regime(20_000, 0, 10_000)},
-        Regime(200, 300, 1000),
+        ("member", "quarter"),
+        pool=(1800, 58_200, 10_000),
+        all=(60_000, 0, 10_000),
+        quick=(200, 900, 1000),
     ),
-    "packages": QualitySet(
-        "text",
-        _packages,
-        {"pool": Regime(1500, 14_000, 6000), "all": Regime(14_000, 0, 6000)},
-        Regime(300, 500, 1000),
+    "packages": _set(
+        "text", _packages, pool=(1500, 14_000, 6000), all=(14_000, 0, 6000), quick=(300, 900, 1000)
     ),
 }

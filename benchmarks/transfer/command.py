@@ -22,7 +22,7 @@ from ensdistill.bench.result import write_result
 DESCRIPTION = """\
 Distils an ensemble into a small network without a pool of unlabelled samples: from the labelled rows alone, and with synthetic rows of several
 kinds. Scores are on validation rows of development splits. A kept share is that of the NLL's gain over the same network trained on labels
-(the best of four trainings, temperature-scaled on the validation rows).
+(the best of six trainings, temperature-scaled on the validation rows).
 """
 
 
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument("--rows", type=int, default=80_000, metavar="N", help="synthetic rows (default: 80000)")
     p.add_argument("--many", type=int, default=400_000, metavar="N", help="of the kinds with more rows")
     p.add_argument("--steps", type=int, default=6000, metavar="N", help="of a student (default: 6000)")
+    p.add_argument(
+        "--rate", type=float, default=0.02, metavar="R", help="learning rate of it (default: 0.02)"
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
     notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
     suffix = "-quick" if options.quick else ""
     out = options.out or folder / f"transfer-{machine.result_name(where, source)}{suffix}.json"
-    settings = {name: getattr(options, name) for name in ("rows", "many", "steps", "seeds")}
+    settings = {name: getattr(options, name) for name in ("rows", "many", "steps", "rate", "seeds")}
     result: dict[str, Any] = {
         "schema_version": 1,
         "benchmark": "transfer",
@@ -80,7 +83,7 @@ def _one(
     name: str, seed: int, chosen: dict[str, list[Any]], options: Any, rows: list[Any], notes: Console
 ) -> None:
     data = development(name, seed, options.quick)
-    ensemble = measure.ensemble_of(data, seed, options.quick)
+    ensemble = measure.ensemble_of(data, seed)
     z = ensemble.predict_logits(data.validation).double()
     of_ensemble = np.asarray(torch.softmax(z, -1).mean(0))
     for size in options.sizes:
@@ -95,13 +98,15 @@ def _one(
         judged("ensemble", of_ensemble, {})
         judged("direct", measure.direct(data, hidden, seed, options.quick), {})
         for kind, synthetic in chosen.items():
-            judged(kind, *measure.student(data, ensemble, hidden, synthetic, seed, options.steps))
+            judged(
+                kind, *measure.student(data, ensemble, hidden, synthetic, seed, (options.steps, options.rate))
+            )
 
 
 def _print(rows: list[Any], screen: Console) -> None:
     pairs = list(dict.fromkeys((row["set"], row["size"]) for row in rows))
     table = Table(
-        title="NLL, agreement, share of the NLL's gain (means)",
+        title="NLL, agreement, kept share of the NLL's gain (least..largest of the seeds)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -110,15 +115,20 @@ def _print(rows: list[Any], screen: Console) -> None:
     for name, size in pairs:
         table.add_column(f"{name}, {size}", justify="right")
 
-    def mean(pair: tuple[str, str], kind: str, score: str) -> float:
-        of = [r[score] for r in rows if (r["set"], r["size"], r["kind"]) == (*pair, kind)]
-        return float(np.mean(of)) if of else float("nan")
-
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        cells = []
-        for pair in pairs:
-            loss, low, high = (mean(pair, one, "nll") for one in (kind, "ensemble", "direct"))
-            kept = (high - loss) / (high - low)
-            cells.append(f"{loss:.4f} {100 * mean(pair, kind, 'agreement'):.1f} {100 * kept:.0f} %")
-        table.add_row(kind, *cells)
+        table.add_row(kind, *(_cell(rows, pair, kind) for pair in pairs))
     screen.print(table)
+
+
+def _cell(rows: list[Any], pair: tuple[str, str], kind: str) -> str:
+    """Means over seeds of NLL and agreement; the kept share of the mean gain, and its least and largest."""
+
+    def of(kind: str, score: str) -> np.ndarray:
+        own = [(r["seed"], r[score]) for r in rows if (r["set"], r["size"], r["kind"]) == (*pair, kind)]
+        return np.array([value for _, value in sorted(own)])
+
+    loss, low, high = (of(one, "nll") for one in (kind, "ensemble", "direct"))
+    seeds = 100 * (high - loss) / (high - low)
+    kept = 100 * (high - loss).sum() / (high - low).sum()
+    spread = f" ({seeds.min():.0f}..{seeds.max():.0f})" if len(seeds) > 1 else ""
+    return f"{loss.mean():.4f} {100 * of(kind, 'agreement').mean():.1f} {kept:.0f} %{spread}"

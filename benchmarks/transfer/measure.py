@@ -25,36 +25,33 @@ def kinds(rows: int, many: int) -> dict[str, list[Any]]:
     """The compared transfer sets: synthetic sources by name."""
     half = rows // 2
 
-    def exchange(k: int, p: float, noise: float = 0.0, count: int = rows, **more: Any) -> list[Any]:
-        return [Exchange(count, neighbours=k, probability=p, noise=noise, **more)]
+    def exchange(p: float, noise: float = 0.0, k: int = 10, count: int = rows, **more: Any) -> Exchange:
+        return Exchange(count, neighbours=k, probability=p, noise=noise, **more)
 
     made: dict[str, list[Any]] = {
         "rows": [],
-        "munge+mixup": [Munge(half), Mixup(half)],
         "munge": [Munge(rows)],
+        "munge+mixup": [Munge(half), Mixup(half)],
+        "mixup": [Mixup(rows)],
     }
-    made |= {f"k{k} p0.3": exchange(k, 0.3) for k in (5, 10, 20)}
-    made |= {f"k10 p{p}": exchange(10, p) for p in (0.15, 0.5)}
-    made |= {f"noise{s}": exchange(1, 0.0, s, resample=s / 3) for s in (0.1, 0.2, 0.3, 0.5)}
-    made |= {f"k10 p0.3 noise{s}": exchange(10, 0.3, s) for s in (0.1, 0.2, 0.3)}
-    made["k10 p0.5 noise0.3"] = exchange(10, 0.5, 0.3)
-    made["k10 p0.3 noise0.2 unrounded"] = exchange(10, 0.3, 0.2, detect=False)
-    made["k10 p0.3 noise0.2 + mixup"] = [*exchange(10, 0.3, 0.2, half), Mixup(half)]
-    made["k10 p0.3 + mixup"] = [*exchange(10, 0.3, 0.0, half), Mixup(half)]
-    made["k10 p0.3 noise0.2, many"] = exchange(10, 0.3, 0.2, many)
-    made["k10 p0.3, many"] = exchange(10, 0.3, 0.0, many)
+    made |= {f"k{k} p0.3": [exchange(0.3, k=k)] for k in (5, 10, 20)}
+    made |= {f"k10 p{p}": [exchange(p)] for p in (0.15, 0.5)}
+    made |= {f"noise{s}": [exchange(0.0, s, k=1, resample=s / 3)] for s in (0.2, 0.3, 0.5)}
+    made |= {f"k10 p0.3 noise{s}": [exchange(0.3, s)] for s in (0.1, 0.2, 0.3)}
+    made["k10 p0.3 noise0.2 unrounded"] = [exchange(0.3, 0.2, detect=False)]
+    made |= {f"k10 p{p} + mixup": [exchange(p, count=half), Mixup(half)] for p in (0.3, 0.5)}
+    made["k10 p0.3, many"] = [exchange(0.3, count=many)]
+    made["k10 p0.3 + mixup, many"] = [exchange(0.3, count=many // 2), Mixup(many // 2)]
     return made
 
 
-def ensemble_of(data: Development, seed: int, quick: bool) -> Ensemble:
+def ensemble_of(data: Development, seed: int) -> Ensemble:
     """Networks, and trees where the set has them."""
-    rows = len(data.labels)
-    steps = 100 if quick else max(600, min(20 * rows // 64, 4000))
     prepared = np.asarray(data.preprocess(data.learned), np.float32)
     mlp = functools.partial(
         MLP, inputs=prepared.shape[1], hidden=[data.width] * 2, outputs=data.classes, dropout=0.2
     )
-    budget = Optimization(steps=steps, batch_size=64, weight_decay=0.05, learning_rate=3e-3)
+    budget = Optimization(steps=data.steps, batch_size=64, weight_decay=0.05, learning_rate=3e-3)
     nets = Ensemble.train(mlp, (prepared, data.labels), members=data.networks, seed=seed, optimization=budget)
     members: list[Any] = [(member, data.preprocess) for member in nets.members]
     for tree in data.trees:
@@ -64,12 +61,12 @@ def ensemble_of(data: Development, seed: int, quick: bool) -> Ensemble:
 
 
 def direct(data: Development, hidden: list[int], seed: int, quick: bool) -> np.ndarray:
-    """Probabilities of the same network, trained on labels in four ways and scaled; the best on validation."""
+    """Probabilities of the same network, trained on labels in six ways and scaled; the best on validation."""
     factory, best = _factory(data, hidden), (np.inf, np.zeros(0))
     rows = Rows(data.learned, np.arange(len(data.labels)), data.labels)
-    for steps in (30,) if quick else (500, 1500):
+    for steps in (30,) if quick else (600, 2000, 8000):
         for dropout in (0.0, 0.2):
-            optimization = StudentOptimization(steps, batch_size=64, learning_rate=2.5e-3, weight_decay=0.05)
+            optimization = StudentOptimization(steps, batch_size=64, learning_rate=5e-3, weight_decay=0.05)
             trained = StudentTrainer(optimization).direct(
                 functools.partial(factory, dropout=dropout),
                 rows,
@@ -91,9 +88,15 @@ def _factory(data: Development, hidden: list[int]) -> Callable[..., Any]:
 
 
 def student(
-    data: Development, ensemble: Ensemble, hidden: list[int], synthetic: list[Any], seed: int, steps: int
+    data: Development,
+    ensemble: Ensemble,
+    hidden: list[int],
+    synthetic: list[Any],
+    seed: int,
+    budget: tuple[int, float],
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Probabilities of a distilled student for the validation rows, and the seconds of its parts."""
+    """Probabilities of a distilled student for the validation rows, and the seconds of its parts; ``budget`` holds
+    its steps and its learning rate."""
     rows = Rows(data.learned, np.arange(len(data.labels)), data.labels)
     none, one = (np.arange(count) - 1 for count in (0, 1))  # a split needs test rows, which nothing here uses
     pool, test = (
@@ -107,7 +110,8 @@ def student(
         made = time.perf_counter()
         cache = cache_targets(ensemble, built.rows, f"{folder}/targets")
         asked = time.perf_counter()
-        optimization = StudentOptimization(steps, batch_size=256, learning_rate=0.005, schedule="cosine")
+        steps, rate = budget
+        optimization = StudentOptimization(steps, batch_size=256, learning_rate=rate, schedule="cosine")
         trained = StudentTrainer(optimization).distill(
             _factory(data, hidden), built.rows, cache, seed=seed, preprocess=data.preprocess
         )

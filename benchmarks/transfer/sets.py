@@ -14,7 +14,8 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.teachers.data import Missing, letter, r_frame
+from benchmarks.quality.sets import diamonds as diamonds_frame
+from benchmarks.teachers.data import letter, r_frame
 from ensdistill.data import batches as b
 from ensdistill.data.preprocess import Transformer, default_transformer
 
@@ -23,7 +24,10 @@ KERNLAB = Path("/usr/lib/R/site-library/kernlab/data")
 
 @dataclass(frozen=True)
 class Development:
-    """One split of one set: samples in the user's container, labels int64, and the members' settings."""
+    """One split of one set: samples in the user's container, labels int64, and the members' settings.
+
+    ``networks`` are trained for ``steps``, with two hidden layers of ``width``; ``trees`` are estimators.
+    """
 
     name: str
     learned: Any
@@ -32,6 +36,7 @@ class Development:
     validation_labels: np.ndarray
     width: int
     networks: int
+    steps: int
     trees: tuple[Any, ...]
     preprocess: Any
     sizes: dict[str, list[int]]
@@ -68,11 +73,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def diamonds() -> tuple[Any, np.ndarray]:
     """53 940 diamonds by weight, colour, clarity, measures and price; the quality of the cut, 5 classes."""
-    try:
-        from plotnine.data import diamonds as frame
-    except ImportError as error:
-        raise Missing("pip install plotnine (its table of diamonds)") from error
-    return frame.drop(columns="cut"), np.asarray(frame["cut"].cat.codes, np.int64)
+    frame = diamonds_frame()
+    return frame.drop(columns="cut"), np.asarray(frame["cut"].astype("category").cat.codes, np.int64)
 
 
 SETS: dict[str, tuple[Callable[[], tuple[Any, np.ndarray]], int]] = {
@@ -97,8 +99,10 @@ def development(name: str, seed: int, quick: bool) -> Development:
         HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15),
         ExtraTreesClassifier(n_estimators=100, min_samples_leaf=2),
     )
-    own = {"letter": (256, 6, ()), "digits": (128, 5, ())}.get(name, (128, 3, mixed))
-    width, networks, trees = own
+    usual = max(1000, 20 * rows // 64)
+    # Six times as many steps on the letters, whose networks go on learning; few on the survey, where they overfit.
+    own = {"letter": (256, 6, 6000, ()), "digits": (128, 5, usual, ()), "income": (128, 3, 300, mixed)}
+    width, networks, steps, trees = own.get(name, (128, 3, usual, mixed))
     small = width // 4
     return Development(
         name,
@@ -108,6 +112,7 @@ def development(name: str, seed: int, quick: bool) -> Development:
         y[order[rows : 2 * rows]],
         width,
         networks,
+        100 if quick else steps,
         trees,
         preprocess,
         {"member": [width, width], "tenth": [small, small]},

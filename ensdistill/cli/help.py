@@ -26,6 +26,10 @@ OPTIONS = (
         "Where CONFIG is data (a table, arrays, a folder): the labels' column, a column that is not used, "
         "and the data of a folder of models. `ensdistill init --help` explains them.",
     ),
+    (
+        "--keep SHARE, --max_latency TIME, --max_bytes SIZE, --max_parameters N",
+        "Where CONFIG is data: a goal in place of the student's model, which is searched for in --minutes.",
+    ),
     ("--config FILE", "Another file of settings, which change those of CONFIG; may be given several times."),
     ("--print_config", "Print the settings, defaults included, as YAML, and stop."),
     (

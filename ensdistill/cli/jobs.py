@@ -58,7 +58,8 @@ def job(command: str, rest: list[str]) -> int:
         return usage_error(
             "distill.students: expected a student with keep, max_latency, max_bytes or max_parameters in "
             f"place of a model; got {', '.join(config.distill.students)} with a model: "
-            "--distill.students.NAME.model null --distill.students.NAME.keep 0.95",
+            "--distill.students.NAME.model null --distill.students.NAME.keep 0.95; with data in place of "
+            "CONFIG --keep 0.95",
             more,
         )
 

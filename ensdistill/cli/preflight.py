@@ -29,14 +29,25 @@ def as_text(found: Preflight) -> Group:
     for name, spread in found.spreads.items():
         figures = (f"{spread.entropy:.3f}", f"{spread.epistemic:.4f}", f"{spread.disagreement:.1%}")
         spreads.add_row(name, f"{spread.rows:,}", *figures)
-    return Group(leads, spreads, *(Text(line) for line in found.advice))
+    lines = [*expectations(found), *found.advice]
+    return Group(leads, spreads, *(Text(line) for line in lines))
+
+
+def expectations(found: Preflight) -> Iterator[str]:
+    """A sentence on the shares that students are expected to keep; none where there is no gain."""
+    leads = found.over_direct or {name: found.over_best_member for name in found.expected}
+    kept = {name: one for name, one in found.expected.items() if name not in leads or leads[name].certain}
+    if kept:
+        shares = ", ".join(f"{name} {one}" for name, one in kept.items())
+        yield f"Expected to be kept of the gain in NLL: {shares} ({found.source})"
 
 
 def summary(found: Preflight) -> Iterator[str]:
-    """A line on the lead over the best member, and the advice."""
+    """A line on the lead over the best member, the shares expected to be kept, and the advice."""
     accuracy, nll = _lead_cells(found.over_best_member)
     over = f"ensemble over its best member, {found.best_member}"
     yield f"preflight: {over}: accuracy {accuracy} points, NLL {nll} nats, positive where it is better"
+    yield from expectations(found)
     yield from found.advice
 
 

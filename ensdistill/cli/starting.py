@@ -12,6 +12,8 @@ from ensdistill.common.errors import WrongArgument
 
 # Words about data that are no settings; each takes a value.
 WORDS = ("--target", "--ignore", "--data")
+# The goals of a search for the student, in place of its model.
+GOALS = ("--keep", "--max_latency", "--max_bytes", "--max_parameters")
 # Settings of a table that decide how its target is read.
 READING = ("--data.unlabelled", "--data.labels")
 
@@ -78,6 +80,13 @@ def start(words: Sequence[str]) -> tuple[Start, list[str]]:
         labels=given["--data.labels"],
     )
     settings, words_for = settings_of(found, tuple(MODULES))
+    if goals := {name.removeprefix("--"): _scalar(options[name][-1]) for name in GOALS if name in options}:
+        students = settings["distill"]["students"]
+        settings["distill"]["students"] = dict.fromkeys(students, goals)
+        text = ", ".join(f"{name} {value}" for name, value in goals.items())
+        words_for = [
+            (word, f"searched for: {text}" if word == "students" else old) for word, old in words_for
+        ]
     facts = [*found.lines(), *words_for]
     sources = [Path(words[0]), *([Path(options["--data"][-1])] if "--data" in options else [])]
     return Start(settings, facts, sources), rest
@@ -89,7 +98,7 @@ def taken(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     rest, left = [], list(words)
     while left:
         name, equals, value = left.pop(0).partition("=")
-        if name not in WORDS:
+        if name not in (*WORDS, *GOALS):
             rest.append(name + equals + value)
             continue
         if not equals:
@@ -98,6 +107,15 @@ def taken(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             value = left.pop(0)
         options.setdefault(name, []).append(value)
     return options, rest
+
+
+def _scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # which the settings refuse by name
 
 
 def _value(words: Sequence[str], name: str) -> Any:

@@ -106,7 +106,8 @@ JOBS = {
     ),
     "tune": (
         "Searches for the students that have keep, max_latency, max_bytes or max_parameters in place of a "
-        "model: half of --minutes for the student, half for its direct baseline. Prints the frontier of size "
+        "model: half of --minutes for the student, half for its direct baseline, by --workers processes. "
+        "With data in place of CONFIG, --keep 0.95 is such a goal. Prints the frontier of size "
         "against what is kept, and writes it, its picture and the found settings into seed-*/search/ in the "
         "run's folder; makes missing stages before that. `run` does this, too, and trains what was found."
     ),

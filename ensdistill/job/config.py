@@ -197,6 +197,18 @@ class CacheConfig:
         return self.augment
 
 
+def other_targets_refused(cache: CacheConfig) -> str:
+    """The setting by which a student's labelled rows can't have other targets than those in the cache; empty
+    where there is none."""
+    settings = {
+        f"cache.labelled: {cache.labelled}": cache.labelled != "in_sample",
+        "cache.mixture_at": cache.mixture_at is not None,
+        "cache.augment": cache.augment is not None,
+        f"cache.views: {cache.views}": cache.views > 1,
+    }
+    return next((name for name, refused in settings.items() if refused), "")
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """How students learn, and how their baselines are chosen.
@@ -273,7 +285,8 @@ class Config(SearchBudget):
         Everything is repeated this often, with another split each time.
     workers : int
         Processes that share the work; 0: as many as there are cores, but no more than there is work for. The
-        numbers do not depend on it.
+        numbers do not depend on it, but for searches by minutes: free processes help these, and more trials
+        fit in.
     threads : int
         Threads of each process. The numbers' last bits may depend on it.
     max_test_copies : float
@@ -318,6 +331,18 @@ class Config(SearchBudget):
             raise ValueError(
                 f"distill.loss.combiner: expected teachers.combiner, {self.teachers.combiner}, because "
                 f"cache.mixture_at keeps the mixture only; got {combiner}: leave one of the two out"
+            )
+
+        for name, student in self.distill.students.items():
+            self._check_rows(name, student)
+
+    def _check_rows(self, name: str, student: StudentConfig) -> None:
+        labelled = None if student.rows is None else student.rows.labelled
+        if labelled in (None, self.cache.labelled):
+            return
+        if reason := other_targets_refused(self.cache):
+            raise ValueError(
+                f"distill.students.{name}.rows.labelled: expected none with {reason}; got {labelled}"
             )
 
     def split(self, seed: int) -> Split:

@@ -20,7 +20,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
-from ensdistill.data.transfer import Exchange, TransferSet
+from ensdistill.data.transfer import Exchange, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
@@ -28,6 +28,7 @@ from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 NETWORKS = 3  # networks of one kind in the ensemble
 SYNTHETIC = (5_000, 80_000)  # rows made from those of a table: at least, at most
+SPLICED = (2_000, 20_000)  # texts made of two: members take longer for a text than for a row of numbers
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows.
 NETWORK = Optimization(weight_decay=0.05)
 STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
@@ -48,7 +49,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
-    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings.
+    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings; synthetic
+    texts of a beginning and an end where the pool is small.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
     if kind == "table":
         return _of_numbers(labelled, pool, "auto")
     if kind == "text":
-        return _of_texts()
+        return _of_texts(labelled, pool)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
     if kind == "images" or len(shape) == 3:
         return _of_images()
@@ -87,8 +89,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
-    made = 0 if pool >= 4 * labelled else min(max(20 * labelled, SYNTHETIC[0]), SYNTHETIC[1])
-    synthetic = [Exchange(rows=made, probability=0.5)] if made else []  # docs/data.md has the comparison
+    made = 0 if pool >= 4 * labelled else _bounded(20 * labelled, *SYNTHETIC)
+    synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
             HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"
@@ -114,7 +116,7 @@ def _of_images() -> Defaults:
     return _job(members, [], student, "auto")
 
 
-def _of_texts() -> Defaults:
+def _of_texts(labelled: int, pool: int) -> Defaults:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
     members: list[Recipe] = [
@@ -128,8 +130,10 @@ def _of_texts() -> Defaults:
             preprocess=NGRAMS,
         ),
     ]
+    made = 0 if pool >= 4 * labelled else _bounded(6 * labelled, *SPLICED)
+    synthetic = [SpliceTexts(rows=made)] if made else []
     student = partial(BagOfNgrams, width=32, dropout=0.3)
-    return _job(members, [], student, NGRAMS)
+    return _job(members, synthetic, student, NGRAMS)
 
 
 def _job(members: list[Recipe], synthetic: list[Any], model: Any, preprocess: Any) -> Defaults:
@@ -138,3 +142,7 @@ def _job(members: list[Recipe], synthetic: list[Any], model: Any, preprocess: An
         CacheConfig(TransferSet(synthetic=synthetic)),
         DistillConfig({"student": StudentConfig(model, STUDENT, DIRECT, preprocess=preprocess)}),
     )
+
+
+def _bounded(value: int, least: int, most: int) -> int:
+    return max(least, min(value, most))

@@ -58,8 +58,9 @@ FITTED = {
 }  # where the direct stage wrote them
 
 
-def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults:
-    """Load every model of the run, seed by seed, and predict the test rows."""
+def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: bool = True) -> RunResults:
+    """Load every model of the run, seed by seed, and predict the test rows; without ``timed`` no latency is
+    measured."""
     report = progress or (lambda what, done, total, figures="": None)
     config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
@@ -83,7 +84,8 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
     member_results = []
     for k, member in enumerate(first.members):
-        cost = _cost(member, None if _is_stored(member) else member.predict_logits, rows_for(member, sample))
+        measured = timed and not _is_stored(member)
+        cost = _cost(member, member.predict_logits if measured else None, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
         temperatures = [float(e.temperatures[k]) for e in ensembles]
         own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
@@ -104,15 +106,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None) -> RunResults
     best_result = ModelResult(
         "best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best)
     )
+    stored = any(map(_is_stored, first.members))
     ensemble_result = ModelResult(
         "ensemble",
         mixtures,
-        **_cost(first, None if any(map(_is_stored, first.members)) else first.predict_proba, sample),
+        **_cost(first, first.predict_proba if timed and not stored else None, sample),
     )
     weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
-    students = [_student(run, name, trusted, calibration, report) for name in config.distill.students]
+    students = [_student(run, name, trusted, calibration, report, timed) for name in config.distill.students]
     return RunResults(
         name=config.name,
         dataset={
@@ -179,6 +182,7 @@ def _student(
     trusted: tuple[str, ...],
     calibration: list[tuple[Any, np.ndarray] | None],
     report: UnitProgress,
+    timed: bool,
 ) -> StudentResults:
     config = run.config
     student = run.student(name, 0)
@@ -203,7 +207,7 @@ def _student(
                 probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits, rows_for(member, some))
+                cost = _cost(member, member.predict_logits if timed else None, rows_for(member, some))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.random import random_generator
+from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.student.choices import HELD_OUT
 from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
 from ensdistill.teachers import Ensemble
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
+PREPARED = 2000  # rows that a preprocess is fitted to where only the student's size is wanted
 
 
 def run_preflight(run: RunFolder) -> Preflight:
@@ -29,7 +34,38 @@ def run_preflight(run: RunFolder) -> Preflight:
     seeds = [s for s in range(run.config.seeds) if run.is_finished(Unit("cache", s))]
     if not seeds:
         raise ValueError(f"run: {run.path} has no finished cache; `ensdistill cache build` makes it")
-    return preflight([_held_out(run, seed) for seed in seeds], _spreads(run, seeds))
+    held_out = [_held_out(run, seed) for seed in seeds]
+    return preflight(held_out, _spreads(run, seeds), _counts(run, seeds[0]), _sizes(run, seeds[0], held_out))
+
+
+def _counts(run: RunFolder, seed: int) -> dict[str, int]:
+    """Rows of the transfer set by origin."""
+    found: dict[str, int] = {}
+    for name, count in run.record(Unit("cache", seed))["origin"]:
+        found[name] = found.get(name, 0) + count
+    return found
+
+
+def _sizes(run: RunFolder, seed: int, held_out: Sequence[HeldOut]) -> dict[str, float | None]:
+    """Each student's parameters, over those of the median member; None of an estimator. A student that a
+    search has yet to find has no entry."""
+    median = float(np.median([member.parameters for member in held_out[0].ensemble.members]))
+    found: dict[str, float | None] = {}
+    for name, student in run.config.distill.students.items():
+        if not student.searched or run.is_finished(Unit("search", seed, name)):
+            count = _parameters(run, seed, name)
+            found[name] = count / median if count and median > 0 else None
+    return found
+
+
+def _parameters(run: RunFolder, seed: int, name: str) -> int | None:
+    student = run.student(name, seed)
+    if student.estimator is not None:
+        return None
+    split = run.config.split(seed)
+    some: Any = split.labelled.take(np.arange(min(len(split.labelled), PREPARED)))
+    small = replace(split, labelled=some, pool=split.pool.take(np.arange(0)))
+    return sum(p.numel() for p in prepare_student(student, small, seed).factory().parameters())
 
 
 def _held_out(run: RunFolder, seed: int) -> HeldOut:

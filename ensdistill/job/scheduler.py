@@ -21,6 +21,7 @@ from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.job.config import Config
+from ensdistill.job.helpers import Helpers
 from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
 from ensdistill.job.student_files import describe_students
 
@@ -110,13 +111,16 @@ def run(
 def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], display: Display) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config = folder.config
-    workers = min(config.workers or max(1, cores // config.threads), len(todo))
+    most = config.workers or max(1, cores // config.threads)
+    workers = min(most, len(todo))
     context = mp.get_context("spawn")  # fork would copy torch's threads' locks
     _start_tracker()
     messages = context.SimpleQueue()
     # The workers are always separate processes, also a single one: the numbers then can't depend on how many
     # there are.
-    with _pool(workers, context, (reload, messages, config.threads)) as pool:
+    arguments = (reload, messages, config.threads)
+    helpers = Helpers(context, _start_worker, arguments, most)
+    with _pool(workers, context, arguments) as pool:
         waiting, running = list(todo), dict[Future[Any], Unit]()
         while waiting or running:
             ready = [
@@ -127,12 +131,14 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
             for unit in ready[: workers - len(running)]:
                 waiting.remove(unit)
                 running[pool.submit(_work, unit)] = unit
+            helpers.help(list(running.values()), most - len(running), config)
             done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
             while not messages.empty():
                 show, *arguments = messages.get()
                 getattr(display, show)(*arguments)
             for future in done:
                 unit = running.pop(future)
+                helpers.end(unit)
                 error = future.result()
                 if error is not None:
                     raise UnitFailed(unit, *error)
@@ -186,7 +192,7 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> None:
+def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> RunFolder:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that
     # is started anew.
@@ -208,6 +214,8 @@ def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> 
     # The parent draws on the terminal: a line of another process would stand amid its bars.
     warnings.showwarning = lambda text, *_, **__: messages.put(("warning", str(text)))
     _worker.update(folder=RunFolder(reload()), messages=messages)
+    folder: RunFolder = _worker["folder"]
+    return folder
 
 
 def _die_with(parent: Any) -> None:

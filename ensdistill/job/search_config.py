@@ -13,10 +13,12 @@ from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import draw_stratified, equal_inputs, merged
+from ensdistill.data.transfer import TransferSet
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.student.search.build import class_at, made
 from ensdistill.student.search.families import import_family
-from ensdistill.student.search.rows import LEAST
+from ensdistill.student.search.rows import LEAST, SHARE
 from ensdistill.student.search.settings import SearchSettings, check_budget
 
 HELD_BACK = 0.2  # of the labelled rows at most
@@ -135,6 +137,17 @@ def held_back(split: Split, seed: int) -> tuple[Split, Rows | None]:
     return replace(split, labelled=rows.take(np.sort(rest))), rows.take(np.sort(drawn))
 
 
+def too_few(split: Split, validation: Rows | None, transfer: TransferSet) -> str:
+    """The reason why there are too few rows that judge searched students; empty where there are enough."""
+    if validation is not None or len(transfer.synthetic) or SHARE * len(split.pool) >= LEAST:
+        return ""
+    return (
+        f"a search needs {LEAST} rows that judge, a fifth of the labelled rows or a quarter of the pool; got "
+        f"{len(split.labelled)} labelled rows and a pool of {len(split.pool)}: have {5 * LEAST} labelled "
+        f"rows, a pool of {4 * LEAST}"
+    )
+
+
 def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the StudentConfig that a search has found, from its section of YAML."""
     found: dict[str, Any] = {"description": section["description"], "preprocess": made(section["preprocess"])}
@@ -146,6 +159,8 @@ def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
         if "direct" in section:
             found["direct"] = StudentOptimization(**section["direct"])
         found["ema"] = section.get("ema")
+    if "rows" in section:
+        found["rows"] = StudentRows(**section["rows"])
     if "loss" in section:
         found["loss"] = LossSettings(**section["loss"])
     return found

@@ -3,59 +3,106 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
-from ensdistill.cache import TargetCache
+from ensdistill.cache.errors import CacheError
+from ensdistill.common.files import write_arrays
 from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.student.search import OtherSearch, SearchResult, search_student
-from ensdistill.student.search.journal import optuna_of
-from ensdistill.student.search.rows import LEAST, SHARE
+from ensdistill.job.search_config import too_few
+from ensdistill.job.student_rows import choices, student_rows
+from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
+from ensdistill.student.search.journal import ABOUT, optuna_of
 from ensdistill.teachers import Ensemble
+
+JOURNAL, TARGETS, VALIDATION = "journal", "targets", "validation.safetensors"
 
 
 def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     """Search for one student on one seed's rows; the record has its ``section`` of YAML.
 
     The journal in ``folder/journal`` outlives a kill. One of another cache or other settings is begun anew:
-    the stage's digest has found it out of date.
+    the stage's digest has found it out of date. Other processes join by :func:`assist`.
     """
-    config, seed = run.config, unit.seed
-    student = config.distill.students[unit.student]
-    source = run.of(Unit("cache", seed)) / "targets"
-    validation, probabilities = config.validation(seed), None
+    validation, probabilities = run.config.validation(unit.seed), None
     if validation is not None:
-        ensemble = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
+        ensemble = Ensemble.load(run.of(Unit("teachers", unit.seed)) / "ensemble", run.trusted)
         asked = ensemble.for_uids(validation.uids)
         probabilities = np.asarray(asked.predict_proba(validation.inputs), np.float64)
-    find = partial(
-        search_student,
-        run.transfer(seed),
-        TargetCache.open(source, trusted=run.trusted),
-        validation=validation,
-        ensemble=probabilities,
-        augment=config.cache.augment,
-        settings=student.search_settings(minutes_of_each(config), config.trials),
-        folder=folder / "journal",
-        seed=seed,
-        progress=lambda done, total: report("search", done, total),
-    )
+        write_arrays(folder / VALIDATION, {"ensemble": probabilities})
+    progress = partial(report, "search")
     try:
-        found: SearchResult = find()
+        found = _search(run, unit, probabilities, progress)
     except OtherSearch:
-        shutil.rmtree(folder / "journal")
-        found = find()
+        shutil.rmtree(folder / JOURNAL)
+        found = _search(run, unit, probabilities, progress)
+    found = _with_rows(found, choices(run, unit.seed))
     found.save(folder / "result.json")
     (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
     point = found.chosen or found.nearest
     assert point is not None
-    shutil.rmtree(folder / "journal")
+    shutil.rmtree(folder / JOURNAL)
+    shutil.rmtree(folder / TARGETS, ignore_errors=True)
+    (folder / VALIDATION).unlink(missing_ok=True)
     return {"section": dict(point.section), "kept": found.chosen is not None}
+
+
+def assist(run: RunFolder, unit: Unit) -> None:
+    """Join the search of a unit that another process has begun, until it ends."""
+    folder = run.of(unit)
+    while not run.is_finished(unit):
+        if (folder / JOURNAL / ABOUT).exists():
+            file, probabilities = folder / VALIDATION, None
+            if run.config.validation(unit.seed) is not None and file.exists():
+                probabilities = load_file(file)["ensemble"]
+            with suppress(OtherSearch, CacheError):  # of an earlier search, which its own process replaces
+                _search(run, unit, probabilities, None, write=False)
+                return
+        time.sleep(0.2)
+
+
+def _search(
+    run: RunFolder, unit: Unit, probabilities: np.ndarray | None, progress: Any, write: bool = True
+) -> SearchResult:
+    config, seed, folder = run.config, unit.seed, run.of(unit)
+    student = config.distill.students[unit.student]
+    mixtures = {
+        name: student_rows(run, seed, given, folder / TARGETS / name.replace(" ", "_"), write=write)
+        for name, given in choices(run, seed).items()
+    }
+    return search_student(
+        *mixtures.pop("given"),
+        mixtures=mixtures,
+        validation=config.validation(seed),
+        ensemble=probabilities,
+        augment=config.cache.augment,
+        settings=student.search_settings(minutes_of_each(config), config.trials),
+        folder=folder / JOURNAL,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _with_rows(found: SearchResult, known: Mapping[str, StudentRows | None]) -> SearchResult:
+    """The result with each student's part of the transfer set in its section."""
+
+    def named(point: Point) -> Point:
+        given = known[point.values.get("mixture", "given")]
+        return point if given is None else replace(point, section={**point.section, "rows": asdict(given)})
+
+    chosen, nearest = (None if one is None else named(one) for one in (found.chosen, found.nearest))
+    return replace(found, points=tuple(map(named, found.points)), chosen=chosen, nearest=nearest)
 
 
 def minutes_of_each(config: Config) -> float:
@@ -77,12 +124,8 @@ def check_search(config: Config) -> None:
         return
     optuna_of()
     for seed in range(config.seeds):
-        split = config.split(seed)
-        made_rows = len(config.cache.transfer.synthetic) > 0
-        if config.validation(seed) is None and not made_rows and SHARE * len(split.pool) < LEAST:
+        if reason := too_few(config.split(seed), config.validation(seed), config.cache.transfer):
             raise ValueError(
-                f"distill.students.{config.searched[0]}: a search needs {LEAST} rows that judge, a fifth of "
-                f"the labelled rows or a quarter of the pool; seed {seed} has {len(split.labelled)} labelled "
-                f"rows and a pool of {len(split.pool)}: have {5 * LEAST} labelled rows, a pool of "
-                f"{4 * LEAST}, or name a model in place of keep and max_*"
+                f"distill.students.{config.searched[0]}: {reason} (seed {seed}), or name a model in place of "
+                "keep and max_*"
             )

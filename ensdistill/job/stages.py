@@ -29,6 +29,7 @@ from ensdistill.job.searching import search
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
+from ensdistill.job.student_rows import student_rows
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
 from ensdistill.teachers import Ensemble, train_ensemble
@@ -78,10 +79,9 @@ def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> d
 
 def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     config, source = run.config, run.of(Unit("cache", unit.seed))
-    best, targets = (
-        run.record(Unit("teachers", unit.seed))["best_member"],
-        TargetCache.open(source / "targets", trusted=run.trusted),
-    )
+    student = run.student(unit.student, unit.seed)
+    best = run.record(Unit("teachers", unit.seed))["best_member"]
+    rows, targets = student_rows(run, unit.seed, student.rows, folder / "targets")
     # A mixture holds no member, so the best member then has a cache of its own.
     own = (
         None
@@ -92,11 +92,11 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
         "student": (targets, None),
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
-    rows, split = run.transfer(unit.seed), config.split(unit.seed)
-    student = run.student(unit.student, unit.seed)
+    split = config.split(unit.seed)
     train = distill if student.estimator is None else distill_estimator
     changes = config.cache.changes(split, unit.seed)
     train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
+    shutil.rmtree(folder / "targets", ignore_errors=True)
     return {"best_member": best}
 
 

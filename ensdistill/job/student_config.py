@@ -17,6 +17,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data.preprocess import as_setting
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.search_config import SearchedStudent
 from ensdistill.loss.settings import DEFAULTS, LossSettings
 from ensdistill.student.averaging import check_decay
@@ -116,6 +117,8 @@ class StudentConfig(SearchedStudent):
         In place of a model: a classifier of LightGBM, XGBoost or CatBoost, which is trained with the
         distillation loss, or an estimator of scikit-learn. On hard labels it is fitted by its own library,
         and the folds choose fewer rounds or more regularisation.
+    rows : StudentRows, optional
+        The student's part of the transfer set; all of it by default. A search chooses it.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -133,13 +136,14 @@ class StudentConfig(SearchedStudent):
     checkpoint_every: int = 1024
     keep_last: int = 1
     estimator: dict[str, Any] | BaseEstimator | None = None
+    rows: StudentRows | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
-        if self.check_search({"model": self.model, "estimator": self.estimator}):
+        if self.check_search({"model": self.model, "estimator": self.estimator, "rows": self.rows}):
             return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"
@@ -190,7 +194,7 @@ class StudentConfig(SearchedStudent):
         check_validation(self.held_out)
         self.tree_student()
         plain = StudentConfig(nn.Identity)
-        own = ("model", "estimator", "description", "preprocess", "validation", "loss")
+        own = ("model", "estimator", "description", "preprocess", "validation", "loss", "rows")
         for name in (f.name for f in fields(self) if f.name not in own):
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(
@@ -231,7 +235,7 @@ class StudentConfig(SearchedStudent):
     def chosen_by(self) -> list[Any]:
         """The settings that choose weights or end a training, as data for a digest; empty where there are
         none, so that earlier runs keep theirs. Trackers and callbacks that only watch are left out."""
-        settings = {"validation": self.validation, "ema": self.ema}
+        settings = {"validation": self.validation, "ema": self.ema, "rows": self.rows}
         given = {name: value for name, value in settings.items() if value is not None}
         ending = [code_and_values(one) for one in self.callbacks if not one.only_watches]
         return [*([describe(given)] if given else []), *([["callbacks", ending]] if ending else [])]

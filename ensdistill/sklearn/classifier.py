@@ -34,7 +34,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         Estimators of scikit-learn, XGBoost, LightGBM or CatBoost, torch module classes, recipes of
         ``ensdistill.teachers.recipes``, or tuples (name, one of these). They are trained, calibrated and
         weighed by folds of the rows. ``"auto"``: of tables and arrays [N, F] boosted trees, forests and
-        networks within a budget of ``minutes``, of which those stay that a greedy selection takes
+        networks within a budget of ``teacher_minutes``, of which those stay that a greedy selection takes
         (:func:`ensdistill.teachers.auto.auto_plan`); of texts linear models and networks; of images
         [N, channels, height, width] networks. An :class:`ensdistill.Ensemble` is kept with its temperatures
         and weights.
@@ -43,7 +43,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         CatBoost are trained with the student's loss. A classifier of scikit-learn learns the ensemble's
         probabilities by weights of rows, or by its regressor on their log-odds: see
         :class:`ensdistill.student.trees.TreeStudent`.
-    minutes : float, optional
+    teacher_minutes : float, optional
         The budget of ``teachers="auto"`` for tables and arrays, of one core and by a rule of cost: 4 by
         default. The same rows and minutes make the same ensemble on every machine.
     prefit : bool
@@ -62,6 +62,19 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     optimization : Optimization, optional
         Of a student that is a network. By default its steps, batch size and learning rate are found; see
         :mod:`ensdistill.student.automatic`.
+    keep : float, optional
+        In place of a student: a search finds the smallest one that keeps this share, such as 0.95, of the
+        ensemble's gain over *direct*, in NLL and in accuracy, on rows that neither teachers nor students
+        learn from. See :func:`ensdistill.student.search.search_student`.
+    max_latency, max_bytes, max_parameters : optional
+        The student's largest time of one row (``"50us"``), size (``"200kB"``) and number of parameters;
+        without ``keep`` the search finds the student within them that keeps the most.
+    families : list of str, optional
+        Kinds of students that are searched, such as ``["mlp", "boosted"]``; all that fit X by default.
+    minutes : float
+        Of the search; half of them is *direct*'s.
+    trials : int, optional
+        So many trials of the student and as many of *direct*, in place of the minutes.
     random_state : int, RandomState or None
     n_jobs : int, optional
         Estimators that are fitted at once.
@@ -81,6 +94,9 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     retained_gain_ : dict or None
         The share of the ensemble's gain over direct training that the student kept, by metric (``accuracy``,
         ``nll``, ``brier``), with intervals.
+    search_ : SearchResult or None
+        Of ``keep`` and ``max_*``; ``print(search_)`` shows the frontier of size against the share that is
+        kept. None where the student was given, and after ``load``.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Where X is a frame.
@@ -107,7 +123,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         teachers: Any = "auto",
         student: Any = "auto",
         *,
-        minutes: float | None = None,
+        teacher_minutes: float | None = None,
         prefit: bool = False,
         validation_fraction: float | None = 0.2,
         synthetic: Any = "auto",
@@ -115,13 +131,20 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         alpha: float | None = None,
         loss: LossSettings | None = None,
         optimization: Optimization | None = None,
+        keep: float | None = None,
+        max_latency: float | str | None = None,
+        max_bytes: int | str | None = None,
+        max_parameters: int | None = None,
+        families: Sequence[Any] | None = None,
+        minutes: float = 10.0,
+        trials: int | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
         self.teachers = teachers
         self.student = student
-        self.minutes = minutes
+        self.teacher_minutes = teacher_minutes
         self.prefit = prefit
         self.validation_fraction = validation_fraction
         self.synthetic = synthetic
@@ -129,6 +152,13 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         self.alpha = alpha
         self.loss = loss
         self.optimization = optimization
+        self.keep = keep
+        self.max_latency = max_latency
+        self.max_bytes = max_bytes
+        self.max_parameters = max_parameters
+        self.families = families
+        self.minutes = minutes
+        self.trials = trials
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -167,7 +197,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
             warnings.warn(f"validation_fraction: there is no report, because {reason}", stacklevel=3)
         fitted = fit(settings, split, seed, not reason, self._done)
         self.classes_, self._form = data.values, form
-        self.ensemble_, self.report_ = fitted.ensemble, fitted.report
+        self.ensemble_, self.report_, self.search_ = fitted.ensemble, fitted.report, fitted.search
         self.student_ = Student(
             fitted.student, data.classes, data.values.tolist(), samples_form(split.labelled.inputs)
         )

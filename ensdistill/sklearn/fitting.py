@@ -24,8 +24,10 @@ from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.judgement import Report, report_of
+from ensdistill.sklearn.searching import Search, search_of
 from ensdistill.sklearn.students import Estimator, Lesson, Student, as_student
 from ensdistill.sklearn.teachers import Taught, fitted_teachers, train_teachers
+from ensdistill.student.search import SearchResult
 from ensdistill.teachers import Ensemble, looks_up
 from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.members import Member
@@ -41,7 +43,7 @@ class Settings:
     Parameters
     ----------
     teachers : "auto", list, or Ensemble
-    minutes : float or None
+    teacher_minutes : float or None
     prefit : bool
     student : Student
     loss : LossSettings
@@ -51,10 +53,12 @@ class Settings:
         Of module classes among the teachers.
     n_jobs : int or None
     progress : bool
+    search : Search or None
+        In place of the student and its loss.
     """
 
     teachers: Any
-    minutes: float | None
+    teacher_minutes: float | None
     prefit: bool
     student: Student
     loss: LossSettings
@@ -63,6 +67,7 @@ class Settings:
     preprocess: Any
     n_jobs: int | None
     progress: bool
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Fitted:
     ensemble: Ensemble
     student: Member
     report: Report | None
+    search: SearchResult | None
 
 
 def settings_of(estimator: Any, split: Split) -> Settings:
@@ -99,7 +105,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         student.check(loss, split.labelled.weights is not None)
     return Settings(
         teachers=estimator.teachers,
-        minutes=estimator.minutes,
+        teacher_minutes=estimator.teacher_minutes,
         prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),
         student=student,
         loss=loss,
@@ -108,6 +114,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         preprocess=preprocess,
         n_jobs=estimator.n_jobs,
         progress=estimator.verbose > 1,
+        search=search_of(estimator),
     )
 
 
@@ -132,6 +139,9 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
         times[stage] = time.perf_counter() - started - sum(times.values())
         done(stage, times[stage])
 
+    search, validation = settings.search, None
+    if search is not None:
+        split, validation = search.divided(split, settings.transfer, seed)
     taught = _taught(settings, split, seed)
     finished("teachers")
     with tempfile.TemporaryDirectory() as folder:
@@ -144,21 +154,26 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
             seed=seed,
         )
         finished("cache")
-        lesson = Lesson(split, transfer.rows, cache, settings.loss, seed, Path(folder))
-        student = settings.student.distilled(lesson)
+        student, loss, found = settings.student, settings.loss, None
+        if search is not None:
+            found, student, loss = search.run(transfer.rows, cache, validation, taught.ensemble, seed)
+            finished("search")
+        lesson = Lesson(split, transfer.rows, cache, loss, seed, Path(folder))
+        member = student.distilled(lesson)
         finished("student")
         report = None
         if judged:
-            report = report_of(taught, settings.student, student, lesson, times)
+            report = report_of(taught, student, member, lesson, times)
             finished("report")
-    return Fitted(taught.ensemble, student, report)
+    return Fitted(taught.ensemble, member, report, found)
 
 
 def _taught(settings: Settings, split: Split, seed: int) -> Taught:
     if settings.prefit:
-        if settings.minutes is not None:
+        if settings.teacher_minutes is not None:
             raise ValueError(
-                f"minutes: expected None, because the teachers are fitted already; got {settings.minutes!r}"
+                "teacher_minutes: expected None, because the teachers are fitted already; got "
+                f"{settings.teacher_minutes!r}"
             )
         return fitted_teachers(settings.teachers, split)
     default = None if settings.default is None else settings.default.teachers
@@ -167,7 +182,7 @@ def _taught(settings: Settings, split: Split, seed: int) -> Taught:
         settings.teachers,
         split,
         seed,
-        minutes=settings.minutes,
+        minutes=settings.teacher_minutes,
         default=default,
         preprocess=settings.preprocess,
         optimization=networks[0].optimization if networks else Optimization(),

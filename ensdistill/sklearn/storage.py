@@ -44,6 +44,8 @@ def save(classifier: Any, folder: Path) -> None:
             parameters[name] = asdict(value)
         elif value is None or isinstance(value, (bool, int, float, str)) or value == []:
             parameters[name] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+            parameters[name] = list(value)
         else:
             left_out.append(name)
     values = classifier.classes_
@@ -98,6 +100,7 @@ def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
     found.classes_ = np.array(about["classes"]["values"], np.dtype(about["classes"]["dtype"]))
     found.ensemble_, found.student_ = ensemble, student
     found.report_ = None if about["report"] is None else Report(about["report"])
+    found.search_ = None
     found.retained_gain_ = None if found.report_ is None else found.report_.retained_gain
     if about["features"]:
         found.feature_names_in_ = np.array(about["features"], object)

@@ -87,8 +87,8 @@ def train_teachers(
     planned = isinstance(teachers, str) and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "minutes: expected None, because only teachers='auto' of a table or an array [N, F] has a "
-            f"budget; got {minutes!r}"
+            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F] has "
+            f"a budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:
@@ -96,8 +96,7 @@ def train_teachers(
         recipes: Sequence[Recipe] = default.recipes
         if planned:
             budget = MINUTES if minutes is None else minutes
-            plan = auto_plan(split.labelled.inputs, len(split.classes), minutes=budget, folds=max(2, folds))
-            recipes = plan.recipes
+            recipes = _planned(split, budget, max(2, folds))
     else:
         recipes = _recipes(teachers, preprocess, optimization)
     recipes = [
@@ -115,6 +114,16 @@ def train_teachers(
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)
     complete = None if np.isnan(held_out).any() else held_out
     return Taught(ensemble, best_member(ensemble, losses), complete)
+
+
+def _planned(split: Split, minutes: float, folds: int) -> Sequence[Recipe]:
+    """The recipes of ``teachers="auto"``; its errors name the classifier's parameter."""
+    try:
+        return auto_plan(split.labelled.inputs, len(split.classes), minutes=minutes, folds=folds).recipes
+    except (TypeError, ValueError) as error:
+        if str(error).startswith("minutes:"):
+            raise type(error)(f"teacher_{error}") from None
+        raise
 
 
 def _is_numbers(split: Split) -> bool:

@@ -81,7 +81,7 @@ class Rule:
 
 # Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
 # those among which held-out rows choose; augmented rows differ in each epoch, so they make ten times as many.
-TARGETS = Rule(batch=256, epochs=120, least=1000, most=25_000, operations=4e11, few=5)
+TARGETS = Rule(batch=256, epochs=60, least=1000, most=25_000, operations=4e11, few=5)
 LABELS = Rule(batch=64, epochs=100, least=1000, most=6000, operations=1e11, few=10)
 AUGMENTED = replace(LABELS, epochs=1000)
 Kind = TypeVar("Kind", bound=Optimization)

@@ -1,5 +1,5 @@
 """The forecast before a student is trained: the ensemble's lead on held-out rows, and how much its
-members differ where the student is asked."""
+members differ where the student is asked; with the share of the lead that a student is expected to keep."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.student.retention import Expectation, Features, Rule, rule
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.uncertainty import decompose
 
 QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 NARROW = 0.5  # a share of the members' disagreement on held-out rows, below which rows show little of it
 ROUNDING = 1e-6
-LABELLED, HELD_OUT = "labelled", "labelled, held out"
+LABELLED, POOL, HELD_OUT = "labelled", "pool", "labelled, held out"
+LARGER = 10  # rows of a pool for each labelled row, for the forecast of a job that has fewer
+WORTH = 0.05  # the least difference of a share that is advice
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Lead:
     def certain(self) -> bool:
         """Whether the interval lies above 0, by more than float32's rounding."""
         return self.low > ROUNDING
+
+    @property
+    def errors(self) -> float:
+        """The mean in standard errors."""
+        error = (self.high - self.low) / (2 * QUANTILE)
+        return self.mean / error if error > 0 else 0.0
 
     @classmethod
     def of(cls, differences: Sequence[np.ndarray]) -> Lead:
@@ -121,6 +130,12 @@ class Preflight:
     spreads : dict of str to Spread
         By origin of the rows: "labelled", "pool", each source of synthetic rows; and "labelled, held out".
     advice : tuple of str
+    expected : dict of str to Expectation
+        The share of the gain in NLL over *direct* that each student keeps.
+    features : dict of str to Features
+        By student, from which the share is predicted.
+    source : str
+        Where these shares come from, in words.
     """
 
     best_member: str
@@ -128,9 +143,18 @@ class Preflight:
     over_direct: Mapping[str, Leads]
     spreads: Mapping[str, Spread]
     advice: tuple[str, ...]
+    expected: Mapping[str, Expectation] = field(default_factory=dict)
+    features: Mapping[str, Features] = field(default_factory=dict)
+    source: str = ""
 
 
-def preflight(held_out: Sequence[HeldOut], origins: Mapping[str, Spread]) -> Preflight:
+def preflight(
+    held_out: Sequence[HeldOut],
+    origins: Mapping[str, Spread],
+    counts: Mapping[str, int] | None = None,
+    sizes: Mapping[str, float | None] | None = None,
+    learned: Rule | None = None,
+) -> Preflight:
     """Judge an ensemble before students are trained.
 
     The ensemble's temperatures and weights were fitted to the same held-out rows, so its lead is a little too
@@ -141,7 +165,13 @@ def preflight(held_out: Sequence[HeldOut], origins: Mapping[str, Spread]) -> Pre
     held_out : sequence of HeldOut
         One for each seed.
     origins : dict of str to Spread
-        Of the transfer set's rows.
+        Of the transfer set's rows; empty where the cache holds no members.
+    counts : dict of str to int, optional
+        Rows of the transfer set by origin; by default those of ``origins``.
+    sizes : dict of str to float or None
+        Each student's parameters, over those of the median member; None where they are not known.
+    learned : Rule, optional
+        By default this version's.
 
     Raises
     ------
@@ -162,8 +192,46 @@ def preflight(held_out: Sequence[HeldOut], origins: Mapping[str, Spread]) -> Pre
     over_direct = {name: _leads(held_out, [_log_softmax(one.direct[name]) for one in held_out])
                    for name in names}  # fmt: skip
     found = list(dict.fromkeys(one.best_member for one in held_out))
-    made = Preflight(" or ".join(found), over_best, over_direct, spreads, ())
-    return replace(made, advice=tuple(_advice(made)))
+    by, rows = learned or rule(), counts or {name: spread.rows for name, spread in origins.items()}
+    known = _features(held_out, over_best, spreads, rows)
+    features = {name: replace(known, size=size) for name, size in (sizes or {}).items()}
+    expected = {name: by.expect(one) for name, one in features.items()}
+    made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), expected, features, by.source)
+    advice = [*_advice(made), *_pool_advice(made, by, next(iter(features.values()), known), rows)]
+    return replace(made, advice=tuple(advice))
+
+
+def _features(
+    held_out: Sequence[HeldOut], over_best: Leads, spreads: Mapping[str, Spread], counts: Mapping[str, int]
+) -> Features:
+    labelled, classes = held_out[0].logits.shape[1:]
+    unlike = [1 / float(np.sum(np.square(one.ensemble.weights))) for one in held_out]
+    pool = counts.get(POOL, 0)
+    synthetic = sum(count for name, count in counts.items() if name not in (LABELLED, POOL))
+    made = [spread for name, spread in spreads.items() if name not in (LABELLED, POOL, HELD_OUT)]
+    there = spreads[HELD_OUT]
+    asked = _asked(spreads)
+    entropy = _mean(made, "entropy") / there.entropy if made and there.entropy > 0 else None
+    return Features(
+        members=float(np.mean(unlike)),
+        rows_per_class=labelled / classes,
+        pool=pool / labelled,
+        synthetic=synthetic / labelled,
+        lead=over_best.nll.errors,
+        epistemic=_mean(asked, "epistemic") / there.epistemic if asked and there.epistemic > 0 else None,
+        entropy=entropy,
+    )
+
+
+def _asked(spreads: Mapping[str, Spread]) -> list[Spread]:
+    """Those of the rows of the transfer set."""
+    return [spread for name, spread in spreads.items() if name != HELD_OUT]
+
+
+def _mean(spreads: Sequence[Spread], name: str) -> float:
+    """Of one figure over all rows."""
+    rows = sum(spread.rows for spread in spreads)
+    return sum(spread.rows * getattr(spread, name) for spread in spreads) / max(rows, 1)
 
 
 def _advice(found: Preflight) -> list[str]:
@@ -179,18 +247,41 @@ def _advice(found: Preflight) -> list[str]:
                 f"Don't distil into {name}: the same model, trained directly on the labels, is as good as "
                 "the ensemble on held-out rows."
             )
-    asked = {name: spread for name, spread in found.spreads.items() if name != HELD_OUT}
-    rows = sum(spread.rows for spread in asked.values())
-    mean = sum(spread.rows * spread.epistemic for spread in asked.values()) / max(rows, 1)
-    there = found.spreads[HELD_OUT].epistemic
-    if there > 0 and mean < NARROW * there:
-        others = [name for name in asked if name != LABELLED]
-        more = "more rows, or broader ones" if others else "a pool of unlabelled rows, or synthetic rows"
+    asked = _asked(found.spreads)
+    mean, there = _mean(asked, "epistemic"), found.spreads[HELD_OUT].epistemic
+    if asked and mean < NARROW * there:
+        more = (
+            "more rows, or broader ones" if len(asked) > 1 else "a pool of unlabelled rows, or synthetic rows"
+        )
         advice.append(
             f"On the transfer set members differ by {mean:.3f} nats, on held-out rows by {there:.3f}: the "
             f"student is asked too little where they differ. Add {more}."
         )
     return advice
+
+
+def _pool_advice(found: Preflight, by: Rule, known: Features, counts: Mapping[str, int]) -> list[str]:
+    """The worth of a pool, by the rule's difference between the job with it and as it is.
+
+    Pool rows are like held-out rows, which no member learned from, so members differ on them as much.
+    """
+    labelled = counts.get(LABELLED, 0)
+    lead = next(iter(found.over_direct.values()), found.over_best_member)
+    rows = LARGER * labelled
+    if not by.useful or not lead.certain or counts.get(POOL, 0) >= rows or not labelled:
+        return []
+    others = sum(count for name, count in counts.items() if name != POOL)
+    share = rows / (rows + others)
+    epistemic = None if known.epistemic is None else (1 - share) * known.epistemic + share
+    now, then = by.expect(known), by.expect(replace(known, pool=float(LARGER), epistemic=epistemic))
+    more = then.share - now.share
+    if more < WORTH:
+        return []
+    return [
+        f"A pool of {rows:,} unlabelled rows would be worth about {more:.0%} of the gain: "
+        f"{100 * more * max(lead.accuracy.mean, 0.0):.1f} points of accuracy and "
+        f"{more * max(lead.nll.mean, 0.0):.3f} nats, by the same rule."
+    ]
 
 
 def _leads(held_out: Sequence[HeldOut], others: Sequence[np.ndarray]) -> Leads:

@@ -1,18 +1,37 @@
 """The quality benchmark: its judgement on models whose gains are known, its data sets, and a small run."""
 
 import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+import torch
+import yaml
 
-from benchmarks.quality import judgement, picture
-from benchmarks.quality.command import main, table
-from benchmarks.quality.peers import PEERS
+from benchmarks.quality import command, jobs, judgement, picture, rule, times
+from benchmarks.quality.command import goals_table, main, table
+from benchmarks.quality.peers import PEERS, available
 from benchmarks.quality.sets import SETS, Drawn, content
+from benchmarks.quality.torchdistill_script import WithoutLabels
 from benchmarks.teachers.data import Missing
+from ensdistill.cli.main import main as ensdistill
+from ensdistill.job.student_config import StudentConfig
+from ensdistill.models import CNN
 from ensdistill.report.results import KINDS
+from ensdistill.student.retention import Features
 
 ROWS, SEEDS = 400, 3
+ABOUT = {
+    "set": "digits",
+    "regime": "all",
+    "with_pool": False,
+    "warned": False,
+    "times_smaller": 3.0,
+    "times_faster": 9.0,
+}
 
 
 def probabilities(right: float, labels: np.ndarray, classes: int = 4) -> np.ndarray:
@@ -63,23 +82,131 @@ def test_a_lead_within_its_error_does_not_count(models):
     assert judged["kept"] is None
 
 
-def test_goals_are_means_over_the_cases_that_count():
-    def case(kept: float, counts: bool) -> dict:
-        metric = {"kept": kept, "counts": counts}
-        return {"regime": "all", "size": "tenth", "accuracy": metric, "nll": metric}
+def case(size: str, kept: float, counts: bool = True, pool: bool = True, **more) -> dict:
+    means = {judgement.STUDENT: 0.5, "other": 0.4}
+    metric = {"kept": kept, "counts": counts, "worse": False, "worse_beyond_interval": False, "means": means}
+    about = {"set": f"set {kept}", "regime": "pool" if pool else "all", "size": size, "with_pool": pool}
+    return about | {"warned": False, "accuracy": dict(metric), "nll": dict(metric)} | more
 
-    found = judgement.goals([case(0.9, True), case(0.7, True), case(5.0, False)], "all", "tenth")
-    assert found["nll"] == {"counting": 2, "mean": pytest.approx(0.8), "least": 0.7}
+
+def test_goals_are_judged_where_a_metric_counts():
+    judged = [
+        case("keep", 0.97),
+        case("keep", 0.9),
+        case("keep", -5.0, counts=False),
+        case("keep", 0.5, pool=False),
+        case("tenth", 0.9, pool=False),
+    ]
+    found = judgement.goals(judged, ["other"])
+    assert [goal.met for goal in found] == [False, False, None, True, True, True, False, True]
+    assert found[0].found == "1 of 2 cases; mean 94%, least 90% (set 0.9, pool)"
+    assert found[6].found.startswith("0 of 4 cases")  # a larger NLL is worse
+    assert found[7].found == "4 of 4 cases"
+
+
+def test_a_worse_student_misses_the_goal_unless_the_preflight_warns():
+    worse = case("keep", 0.5, counts=False)
+    worse["nll"] |= {"worse": True, "worse_beyond_interval": True}
+    silent, close = judgement.goals([worse], [])[4:6]
+    assert not silent.met
+    assert not close.met
+    assert "not set 0.5, pool nll" in close.found
+    assert judgement.goals([worse | {"warned": True}], [])[4].met
 
 
 def test_table_and_picture(models, tmp_path):
     found, labels = models
     judged = judgement.judge_student(found, labels, ["other"])
-    one = {"set": "digits", "regime": "all", "size": "member", **judged}
-    result = {"students": [one], "settings": {"seeds": SEEDS}}
-    assert table(result).row_count == 1
+    students = [ABOUT | {"size": size} | judged for size in ("member", "keep")]
+    goals = [asdict(goal) for goal in judgement.goals(students, ["other"])]
+    result = {"students": students, "settings": {"seeds": SEEDS}, "goals": goals}
+    assert table(result).row_count == 2
+    assert goals_table(result).row_count == 8
     picture.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_case_that_fails_leaves_the_others_their_figures(models, tmp_path, monkeypatch):
+    found, labels = models
+    one = ABOUT | {"size": "keep"} | judgement.judge_student(found, labels, ["other"])
+
+    def students(case, peers, note):
+        if case.name == "letter":
+            raise RuntimeError("a tool stopped")
+        yield case, [one | {"set": case.name}]
+
+    monkeypatch.setattr(command, "_students", students)
+    out = tmp_path / "result.json"
+    words = ["--quick", "--sets", "digits", "letter", "spam", "--work", str(tmp_path), "--out", str(out)]
+    assert main(words, tmp_path) == 1
+    made = json.loads(out.read_text())
+    assert [one["set"] for one in made["students"]] == ["digits", "spam"]
+    assert made["failed"] == {"letter-quick": "RuntimeError: a tool stopped"}
+    assert len(made["goals"]) == 8
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_students_of_images_have_the_sizes_of_their_names(name):
+    given = jobs.students(jobs.Case(name, "pool", 1, 0, Path("runs")), StudentConfig(CNN))
+    image = [1, 8, 8] if name == "digits" else [1, 28, 28]
+    whole, part = (sum(p.numel() for p in one.model(image=image).parameters()) for one in given.values())
+    assert part / whole == pytest.approx(0.25 if name == "fashion" else 0.1, abs=0.05)
+
+
+def test_a_run_is_timed_by_a_command_that_the_command_line_takes(tmp_path, capsys):
+    frame = pandas.DataFrame(
+        {"x": range(300), "z": [i % 7 for i in range(300)], times.TARGET: ["early", "late", "later"] * 100}
+    )
+    frame.to_csv(tmp_path / "flights.csv", index=False)
+    words = times.command(tmp_path / "flights.csv", tmp_path / "runs")[3:]
+    assert ensdistill([*words, "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["seeds"], settings["minutes"]) == (1, times.SEARCH)
+    (student,) = settings["distill"]["students"].values()
+    assert (student["keep"], student["model"]) == (0.95, None)
+    late, soon = times.goals({"10000": 5.5, "300000": 20.0})
+    assert (late.met, soon.met) == (False, True)
+
+
+def test_a_tool_that_is_not_there_is_named_with_the_remedy():
+    assert available(sys.executable, "numpy") == ""
+    assert available(sys.executable, "no_such_tool").endswith("has no no_such_tool; pip install no_such_tool")
+    assert available("/no/python", "numpy") == "/no/python: No such file or directory"
+
+
+class SoftAndHard:
+    beta, temperature = 0.9, 2.0
+
+    def __call__(self, student, teacher, targets=None):
+        return 1.0 if targets is None else 5.0
+
+
+def test_a_batch_without_a_label_has_torchdistills_soft_part_alone():
+    loss = WithoutLabels(SoftAndHard())
+    assert loss({}, {}, torch.tensor([-100, -100])) == pytest.approx(0.9 * 4)
+    assert loss({}, {}, torch.tensor([-100, 2])) == 5.0
+
+
+def example(name: str, size: float, kept: float) -> dict:
+    known = Features(5.0, 50.0, 1.0, 0.0, 3.0, size=size)
+    return {"set": name, "kept": kept, "lead": 0.1, "standard_error": 0.01, "features": asdict(known)}
+
+
+def test_a_rule_predicts_sets_that_it_left_out_or_says_that_it_does_not():
+    random = np.random.default_rng(0)
+    sizes = np.exp(random.normal(size=60))
+    names = [f"set {i % 6}" for i in range(60)]
+    shares = 0.5 + 0.2 * np.log(sizes)
+    learned = rule.fit([example(*one) for one in zip(names, sizes, np.clip(shares, -0.4, 1.1), strict=True)])
+    assert learned.useful
+    assert learned.error < 0.1 < learned.mean_error
+    assert learned.expect(Features(5.0, 50.0, 1.0, 0.0, 3.0, size=1.0)).share == pytest.approx(0.5, abs=0.05)
+    by_set = dict(zip(dict.fromkeys(names), random.uniform(0, 1, 6), strict=True))
+    none = rule.fit([example(n, size, by_set[n]) for n, size in zip(names, sizes, strict=True)])
+    assert none.error == pytest.approx(none.mean_error, rel=0.1)
+    uncertain = [example("one", 1.0, 0.5) | {"lead": 0.001}]
+    with pytest.raises(ValueError, match=r"^found: expected examples of three"):
+        rule.fit(uncertain)
 
 
 @pytest.mark.parametrize("name", ["digits", "letter", "income", "spam", "diamonds"])
@@ -99,13 +226,16 @@ def test_splits_have_the_regimes_rows_and_differ_by_seed(name):
 
 @pytest.mark.slow
 def test_a_small_run_goes_on_and_ends_with_a_result(tmp_path):
-    arguments = ["--quick", "--develop", "--sets", "digits", "--seeds", "2", "--work", str(tmp_path / "runs")]
+    arguments = ["--quick", "--develop", "--sets", "digits", "--seeds", "1", "--work", str(tmp_path / "runs")]
     out = tmp_path / "result.json"
     assert main([*arguments, "--out", str(out)], tmp_path) == 0
     first = json.loads(out.read_text())
-    assert [one["size"] for one in first["students"]] == ["member", "tenth"]
+    assert [one["size"] for one in first["students"]] == ["member", "tenth", "keep"]
     means = first["students"][0]["nll"]["means"]
     assert {name for name, peer in PEERS.items() if "image" in peer.kinds} <= set(means)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("judged.json")}
+    assert len(kept) == 2
     assert main([*arguments, "--out", str(out)], tmp_path) == 0  # everything is there
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
     again = json.loads(out.read_text())
     assert [one["nll"] for one in again["students"]] == [one["nll"] for one in first["students"]]

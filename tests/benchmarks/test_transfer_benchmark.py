@@ -20,4 +20,4 @@ def test_kinds_of_synthetic_rows_are_compared_on_validation_rows(tmp_path, capsy
 
 def test_an_unknown_kind_is_refused(tmp_path, capsys):
     assert main(["--kinds", "magic"], tmp_path) == 2
-    assert "--kinds: expected some of rows, munge+mixup, " in capsys.readouterr().err
+    assert "--kinds: expected some of rows, munge, munge+mixup, " in capsys.readouterr().err

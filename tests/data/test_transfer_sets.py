@@ -23,6 +23,7 @@ from ensdistill.data.transfer import (
     Munge,
     NGrams,
     ReplaceTokens,
+    SpliceTexts,
     TransferSet,
     neighbours,
     sets,
@@ -70,7 +71,7 @@ TEXTS = [f"the {i} th text of all" for i in range(ROWS)]
 KINDS = {
     "pandas": (pd.DataFrame(frame()), [Munge(rows=9), Mixup(rows=8)]),
     "polars": (pl.DataFrame(frame()), [Munge(rows=9), Mixup(rows=8)]),
-    "texts": (TEXTS, [DropTokens(rows=9), ReplaceTokens(rows=8), NGrams(rows=7)]),
+    "texts": (TEXTS, [DropTokens(rows=9), ReplaceTokens(rows=8), NGrams(rows=7), SpliceTexts(rows=6)]),
     "images": (
         [np.moveaxis(one, 0, -1).copy() for one in pictures()],
         [Augmented(FlipImages(), rows=9), CutMix(8)],

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensdistill.data.transfer import DropTokens, NGrams, ReplaceTokens
+from ensdistill.data.transfer import DropTokens, NGrams, ReplaceTokens, SpliceTexts
 
 TEXTS = ["a good film  with\na plot", "bad", "", "   ", "no plot at all", "good good good"]
-SOURCES = [DropTokens(rows=200), ReplaceTokens(rows=200), NGrams(rows=200)]
+SOURCES = [DropTokens(rows=200), ReplaceTokens(rows=200), NGrams(rows=200), SpliceTexts(rows=200)]
 
 
 def seeded(seed=0):
@@ -30,6 +30,7 @@ def test_no_text_is_empty_and_tokens_are_of_the_data(texts, unit, seed):
         DropTokens(rows=9, unit=unit, probability=0.9),
         ReplaceTokens(rows=9, unit=unit),
         NGrams(rows=9, unit=unit),
+        SpliceTexts(rows=9, unit=unit),
     ):
         least = 2 if isinstance(source, DropTokens) else 1
         if not any(sum(bool(t.strip()) for t in split(text)) >= least for text in texts):
@@ -79,6 +80,16 @@ def test_n_grams_are_parts_of_the_texts():
     }  # fmt: skip
 
 
+def test_spliced_texts_are_a_beginning_and_an_end():
+    made = SpliceTexts(rows=4000).make(["a b", "c\nd", ""], seeded())
+    # Each beginning of both texts with each end; two empty pieces make no text, and white space stays.
+    assert set(made[::2]) == {"a b", "b", "c\nd", "d", "a", "a a b", "a b a b", "a b b", "a c\nd", "a\nd",
+                              "a b c\nd", "a b\nd"}  # fmt: skip
+    whole = Counter(made[::2])
+    assert whole["a c\nd"] == pytest.approx(2000 / 3 / 2 / 3, rel=0.25)
+    assert set(SpliceTexts(rows=300, unit="character").make(["東", "京都"], seeded())) >= {"東京都", "東都"}
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 def test_other_samples_are_refused(source):
     with pytest.raises(TypeError, match="expected a list of strings; got array"):
@@ -100,6 +111,8 @@ def test_other_samples_are_refused(source):
             "replacetokens: unit: expected 'word' or 'character'; got 'line'",
         ),
         (lambda: NGrams(rows=1, longest=0), "ngrams: longest"),
+        (lambda: SpliceTexts(rows=0), "splicetexts: rows"),
+        (lambda: SpliceTexts(rows=1, unit="line"), "splicetexts: unit: expected"),
     ],
 )
 def test_bad_settings(make, words):

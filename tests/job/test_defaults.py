@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ensdistill.data import Rows, Split
-from ensdistill.data.transfer import Exchange
+from ensdistill.data.transfer import Exchange, SpliceTexts
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
@@ -57,7 +57,10 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
     for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
         sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
-        assert sources == [Exchange(rows=made, probability=0.5)]
+        assert sources == [Exchange(rows=made)]
+    assert defaults(SAMPLES["texts"], 60, 240).cache.transfer.synthetic == []
+    for rows, made in ((60, 2000), (1001, 6006), (14_000, 20_000)):
+        assert defaults(SAMPLES["texts"], rows).cache.transfer.synthetic == [SpliceTexts(rows=made)]
 
 
 @pytest.mark.parametrize("kind", SAMPLES)

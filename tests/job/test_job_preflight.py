@@ -30,6 +30,7 @@ def test_the_finished_stages_are_judged_and_nothing_is_trained(copy, capsys):
     member = made["over_best_member"]["nll"]
     assert lead["low"] <= lead["mean"] <= lead["high"]
     assert np.isfinite(member["mean"])
+    assert set(made["expected"]) == {"small", "wide"}
 
 
 def test_the_tables_name_the_best_member_and_the_students(copy, capsys):

@@ -131,3 +131,20 @@ def test_tune_without_a_goal_names_the_remedy(tmp_path):
     status, _, err = run("tune", write_job(tmp_path))
     assert status == 2
     assert "--distill.students.NAME.keep 0.95" in err
+
+
+def test_data_with_a_goal_have_their_student_searched_for(tmp_path):
+    from ensdistill.cli.starting import start
+
+    table = tmp_path / "table.csv"
+    rows = [f"{i % 7},{i % 5},{'ab'[i % 2]}" for i in range(60)]
+    table.write_text("\n".join(["x,y,target", *rows]))
+    found, rest = start(
+        [str(table), "--target", "target", "--keep", "0.9", "--max_latency=50us", "--seeds", "1"]
+    )
+    assert rest == ["--seeds", "1"]
+    assert found.settings["distill"]["students"] == {"student": {"keep": 0.9, "max_latency": "50us"}}
+    assert ("students", "searched for: keep 0.9, max_latency 50us") in found.facts
+    status, _, err = run("tune", table, "--target", "target", "--keep", "2")
+    assert status == 2
+    assert "keep: expected a share in (0, 1]" in err

@@ -140,7 +140,13 @@ def test_a_killed_search_of_direct_goes_on(done, tmp_path, monkeypatch):
 
 def test_the_report_judges_them_and_names_their_ways(done, monkeypatch):
     monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-    results = evaluate.evaluate(RunFolder(load_config(["--config", str(job_file(done))])))
+    run = RunFolder(load_config(["--config", str(job_file(done))]))
+    untimed = evaluate.evaluate(run, timed=False)
+    shared = [untimed.ensemble, untimed.best_member, *untimed.members]
+    own = [model for student in untimed.students for model in student.models.values()]
+    assert all(one.latency_ms == evaluate.NOT_MEASURED for one in (*shared, *own))
+    results = evaluate.evaluate(run)
+    assert results.ensemble.latency_ms["batch_1"]["p50"] > 0
     booster, tree = results.students
     assert (booster.name, tree.name) == ("booster", "tree")
     assert booster.models["student"].note.startswith("KL objective, ")

@@ -65,6 +65,8 @@ def generalised(path: str, key: Any) -> str:
         return "<i>"
     if path.endswith("models"):
         return "<kind>"
+    if path == "auto.left_out":
+        return "<member>"
     if path in ("students", "without_copies"):
         return "<student>"
     if path.endswith("student_over"):

@@ -28,7 +28,7 @@ def few(monkeypatch):
 
 def test_members_within_the_minutes_are_trained_and_those_with_weight_stay():
     x, y = table()
-    model = small("auto", minutes=0.5, n_jobs=1).fit(x, y)
+    model = small("auto", teacher_minutes=0.5, n_jobs=1).fit(x, y)
     assert model.ensemble_.names == ("trees",)  # the constant one has no weight
     assert model.ensemble_.weights.tolist() == [1.0]
     assert model.score(x, y) > 0.6
@@ -37,14 +37,17 @@ def test_members_within_the_minutes_are_trained_and_those_with_weight_stay():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"teachers": "auto", "minutes": 0.0}, "^minutes: expected a finite number above 0; got 0.0"),
         (
-            {"teachers": "auto", "minutes": 0.001},
-            r"^minutes: expected at least 0.0084, the time of the cheapest",
+            {"teachers": "auto", "teacher_minutes": 0.0},
+            "^teacher_minutes: expected a finite number above 0; got 0.0",
         ),
         (
-            {"teachers": [LogisticRegression()], "minutes": 1.0},
-            "^minutes: expected None, because only teachers='auto'",
+            {"teachers": "auto", "teacher_minutes": 0.001},
+            r"^teacher_minutes: expected at least 0.0084, the time of the cheapest",
+        ),
+        (
+            {"teachers": [LogisticRegression()], "teacher_minutes": 1.0},
+            "^teacher_minutes: expected None, because only teachers='auto'",
         ),
     ],
 )
@@ -56,11 +59,15 @@ def test_minutes_that_do_not_fit_are_refused(given, message):
 
 def test_minutes_of_samples_that_are_no_table_are_refused():
     texts = ["good film", "bad film"] * 20
-    with pytest.raises(ValueError, match=r"^minutes: expected None, because only teachers='auto' of a table"):
-        small("auto", "auto", minutes=1.0).fit(texts, [1, 0] * 20)
+    with pytest.raises(
+        ValueError, match=r"^teacher_minutes: expected None, because only teachers='auto' of a table"
+    ):
+        small("auto", "auto", teacher_minutes=1.0).fit(texts, [1, 0] * 20)
 
 
 def test_minutes_of_fitted_teachers_are_refused():
     x, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
-    with pytest.raises(ValueError, match=r"^minutes: expected None, because the teachers are fitted already"):
-        small([LogisticRegression().fit(x, y)], prefit=True, minutes=1.0).fit(x, y)
+    with pytest.raises(
+        ValueError, match=r"^teacher_minutes: expected None, because the teachers are fitted already"
+    ):
+        small([LogisticRegression().fit(x, y)], prefit=True, teacher_minutes=1.0).fit(x, y)

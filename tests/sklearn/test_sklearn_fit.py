@@ -270,7 +270,7 @@ def test_verbose_names_the_stages(capsys):
 def test_a_budget_is_all_that_is_given():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = DistilledClassifier(minutes=0.5, random_state=0).fit(X, Y)
+        model = DistilledClassifier(teacher_minutes=0.5, random_state=0).fit(X, Y)
     assert len(model.ensemble_) > 1
     assert (model.ensemble_.weights > 0).all()
     assert model.score(X, Y) > 0.85

@@ -5,6 +5,7 @@ import pytest
 
 from ensdistill import Ensemble
 from ensdistill.student.preflight import HELD_OUT, HeldOut, Lead, Spread, preflight
+from ensdistill.student.retention import FILE, NAMES, Features, Rule, rule
 from ensdistill.teachers.members import ArrayMember
 
 ROWS = 300
@@ -87,3 +88,73 @@ def test_a_member_without_held_out_predictions_is_named(labels):
     blind = HeldOut(one.ensemble, "m0", np.stack(members), labels)
     with pytest.raises(ValueError, match=r"^members: m1 have no held-out predictions .* held_out: true"):
         preflight([blind], {})
+
+
+def learned(error: float = 0.1, **weights: float) -> Rule:
+    """A rule with slopes for some features, whose means are 0 and deviations 1."""
+    count = len(weights)
+    return Rule(
+        tuple(weights), (0.0,) * count, (1.0,) * count, tuple(weights.values()), 0.5, error, 0.2, 40, 8
+    )
+
+
+KNOWN = Features(4.0, 10.0, 0.0, 20.0, 3.0, epistemic=0.5)
+
+
+def test_a_rule_adds_slopes_to_the_mean_and_an_unknown_feature_counts_as_the_mean():
+    found = learned(size=0.1, pool=0.2)
+    assert found.expect(KNOWN).share == pytest.approx(0.5)
+    with_size = found.expect(Features(4.0, 10.0, np.e - 1, 20.0, 3.0, size=np.exp(-2.0)))
+    assert with_size.share == pytest.approx(0.5 - 0.2 + 0.2)
+    assert str(with_size) == "50% ± 10%"
+    far = found.expect(Features(4.0, 10.0, 0.0, 20.0, 3.0, size=np.exp(-9.0)))
+    assert far.share == pytest.approx(0.5 - 0.3)  # three deviations at most
+
+
+def test_a_rule_no_better_than_the_mean_predicts_the_mean_and_says_so():
+    found = learned(error=0.2, size=0.1)
+    one = found.expect(Features(4.0, 10.0, 0.0, 20.0, 3.0, size=9.0))
+    assert (one.share, one.error, one.learned) == (0.5, 0.2, False)
+    assert "no rule learned from them is better" in found.source
+
+
+def test_the_package_has_a_rule_of_known_features():
+    found = rule()
+    assert FILE.is_file()
+    assert set(found.names) <= set(NAMES)
+    assert len(found.means) == len(found.scales) == len(found.weights) == len(found.names)
+    assert 0 < found.expect(KNOWN).error < 1
+    assert found.sets >= 3
+
+
+def test_features_are_those_of_the_transfer_set(labels):
+    members = [logits_of(0.9, labels), logits_of(0.9, (labels + 1) % 3)]
+    one = held_out(members, labels)
+    spreads = {"labelled": Spread(ROWS, 0.1, 0.0, 0.0), "exchange": Spread(600, 0.5, 0.2, 0.3)}
+    found = preflight([one], spreads, sizes={"small": 0.25})
+    made = found.features["small"]
+    assert (made.members, made.rows_per_class, made.pool, made.synthetic) == pytest.approx(
+        (2.0, 100.0, 0.0, 2.0)
+    )
+    there = found.spreads[HELD_OUT]
+    assert made.epistemic == pytest.approx((600 * 0.2 / 900) / there.epistemic)
+    assert made.entropy == pytest.approx(0.5 / there.entropy)
+    assert made.size == 0.25
+
+
+def test_a_pool_is_advised_where_the_rule_gives_it_a_worth(labels):
+    random = np.random.default_rng(0)
+    noisy = [np.where(random.random(ROWS) < 0.85, labels, (labels + 1) % 3) for _ in range(5)]
+    one = held_out([logits_of(0.8, y) for y in noisy], labels)
+    spread = {"labelled": Spread(ROWS, 0.5, 0.1, 0.1)}
+    sizes = {"small": 0.1}
+    found = preflight([one], spread, sizes=sizes, learned=learned(pool=0.1))
+    (line,) = [line for line in found.advice if line.startswith("A pool of 3,000 unlabelled rows")]
+    share = 0.1 * np.log1p(10)
+    assert (
+        f"about {share:.0%} of the gain: {100 * share * found.over_best_member.accuracy.mean:.1f} points"
+        in line
+    )
+    assert found.expected["small"].share == pytest.approx(0.5)
+    silent = preflight([one], spread, sizes=sizes, learned=learned(error=0.3, pool=0.1))
+    assert not any(line.startswith("A pool") for line in silent.advice)

@@ -126,6 +126,42 @@ def test_half_a_line_of_a_killed_process_is_cut_off(found, material, tmp_path):
     journal.close()
 
 
+def test_processes_side_by_side_have_one_clock_and_wait_for_each_other(tmp_path):
+    now = "ensdistill.student.search.journal.time.time"
+    with mock.patch(now, return_value=1000.0):
+        first = Journal(tmp_path, {}, 0)
+        first.start()
+    with mock.patch(now, return_value=1060.0):
+        second = Journal(tmp_path, {}, 0)
+        second.start()
+        assert second.others() == [first.worker]
+        assert (first.spent(), second.spent()) == (60.0, 60.0)
+    begun = time.monotonic()
+    second.leave(0.2)
+    assert time.monotonic() - begun >= 0.2
+    begun = time.monotonic()
+    first.leave(60.0)  # the second one has left
+    assert time.monotonic() - begun < 30
+    with mock.patch(now, return_value=2000.0):
+        third = Journal(tmp_path, {}, 0)
+        third.start()
+        assert third.spent() == 0.0  # those before it did no work
+    third.close()
+
+
+def test_too_few_minutes_have_one_training_of_each_role(material):
+    result = material.search(keep=0.5, trials=None, minutes=1e-3)
+    assert result.cost.trials == {"direct": 1, "student": 1}
+    assert result.nearest or result.chosen
+
+
+def test_long_trainings_end_a_search(found):
+    lines = [json.loads(line) for line in (found[1] / JOURNAL).read_text().splitlines()]
+    records = [one["user_attr"]["record"] for one in lines if "record" in one.get("user_attr", {})]
+    assert [one["steps"] for one in records if one["final"]] == [384]
+    assert {one["steps"] for one in records if not one["final"]} >= {96}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -8,7 +8,7 @@ from ensdistill.data.transfer.mixup import Mixup
 from ensdistill.data.transfer.munge import Munge
 from ensdistill.data.transfer.rounds import Rounds
 from ensdistill.data.transfer.sets import Transfer, TransferSet
-from ensdistill.data.transfer.texts import DropTokens, NGrams, ReplaceTokens
+from ensdistill.data.transfer.texts import DropTokens, NGrams, ReplaceTokens, SpliceTexts
 
 __all__ = [
     "Augmented",
@@ -22,6 +22,7 @@ __all__ = [
     "NGrams",
     "ReplaceTokens",
     "Rounds",
+    "SpliceTexts",
     "Synthetic",
     "Transfer",
     "TransferSet",

@@ -27,5 +27,5 @@ def as_table(name: str, base: Any) -> Table:
         return ArrayTable(*as_array(name, base))
     raise TypeError(
         f"{name}: expected an array, a frame, or images; got {kind}. For strings there are DropTokens, "
-        "ReplaceTokens and NGrams"
+        "ReplaceTokens, NGrams and SpliceTexts"
     )

@@ -1,7 +1,8 @@
-"""Sources for texts: tokens left out, tokens replaced by others of the data, and single n-grams.
+"""Sources for texts: tokens left out, tokens replaced by others of the data, single n-grams, and pieces of
+two texts.
 
-They are those of Tang et al., 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural
-Networks", with tokens left out in place of masked ones. No text that they make is empty.
+The first three are those of Tang et al., 2019, "Distilling Task-Specific Knowledge from BERT into Simple
+Neural Networks", with tokens left out in place of masked ones. No text that they make is empty.
 """
 
 from __future__ import annotations
@@ -157,6 +158,53 @@ class NGrams:
             length = int(generator.integers(min(self.longest, len(text)))) + 1
             first = int(generator.integers(len(text) - length + 1))
             made.append(_joined(text[first : first + length]))
+        return made
+
+
+@dataclass(frozen=True)
+class SpliceTexts:
+    """The beginning of one text and the end of another, each cut at a random place.
+
+    Passes over the texts for the beginnings; the ends are drawn at random. A place is any between two tokens,
+    or at either end, so that a text may also be a part of one text, or two whole ones.
+
+    Parameters
+    ----------
+    rows : int
+    unit : {"word", "character"}
+        As for :class:`DropTokens`.
+
+    Examples
+    --------
+    >>> texts = ["one two three", "red green blue"]
+    >>> SpliceTexts(rows=3).make(texts, np.random.default_rng(8))
+    ['one two three blue', 'three', 'one three']
+    """
+
+    rows: int
+    unit: Unit = "word"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        _check("splicetexts", self)
+
+    def make(self, base: Any, generator: np.random.Generator) -> list[str]:
+        texts = [text for text in _tokens("splicetexts", base, self.unit) if text]
+        if not texts:
+            raise ValueError(f"splicetexts: expected texts with tokens; all {len(base)} are empty")
+        lengths = np.array([len(text) for text in texts])
+        first = np.arange(self.rows) % len(texts)
+        second = generator.integers(len(texts), size=self.rows)
+        # At least one token of one of the two: a beginning of none needs an end of one or more.
+        stops = generator.integers(lengths[first] + 1)
+        starts = generator.integers(lengths[second] + (stops > 0))
+        made = []
+        for one, other, stop, start in zip(first, second, stops, starts, strict=True):
+            begin, end = texts[one][:stop], texts[other][start:]
+            if begin and end:  # the end's first token may have had no white space before it
+                gap = end[0][0] or (" " if self.unit == "word" else "")
+                end = [(gap, end[0][1]), *end[1:]]
+            made.append(_joined([*begin, *end]))
         return made
 
 

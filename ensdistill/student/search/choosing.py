@@ -33,8 +33,8 @@ def chosen_of(search: _Search) -> SearchResult:
     if direct is None or not bests:
         missing = "direct student" if direct is None else "student"
         raise ValueError(
-            f"minutes: expected time for one training of each role at least; no {missing} was judged in "
-            f"{search.settings.minutes:g} minutes: give more, or fewer steps"
+            f"families: expected a training of each role that comes to its end; every {missing} diverged, in "
+            f"{sum(one.state == 'failed' for one in records)} trials: name other families"
         )
     of = search.judgement
     points = sorted((_point(search, one, direct, records) for one in bests), key=_size)

@@ -31,6 +31,8 @@ class About:
         Of one sample of an array; empty for others.
     rows, labelled, classes : int
         Rows to learn from, and those with a label among them.
+    gaps : bool
+        Whether an array holds NaN.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class About:
     rows: int
     labelled: int
     classes: int
+    gaps: bool = False
 
     @property
     def image(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,8 @@ class Record:
         Seconds since 1970.
     worker : str
         The process.
+    final : bool
+        Whether it was one of the long trainings in the last part of a search.
     """
 
     role: Role
@@ -73,6 +76,7 @@ class Record:
     value: float = math.inf
     started: float = 0.0
     worker: str = ""
+    final: bool = False
 
     @property
     def key(self) -> str:
@@ -118,31 +122,55 @@ class Journal:
         lock: Any = _Lock(self._lock, self.file)
         backend = JournalFileBackend(str(self.file), lock_obj=lock)
         self.storage = JournalStorage(backend)
-        # A worker holds the lock of its name while it lives: a running trial of another name is dead.
-        self.worker = uuid.uuid4().hex[:12]
-        (folder / "workers").mkdir(exist_ok=True)
-        self._alive = filelock.FileLock(folder / "workers" / self.worker)
-        self._alive.acquire()
+        self.worker = ""
         self._bury_dead()
 
+    def start(self) -> None:
+        """Come to work: trials of this process begin."""
+        # A worker holds the lock of its name while it lives: a running trial of another name is dead. The
+        # name begins with the time at which it came.
+        self.worker = f"{time.time():.3f}-{uuid.uuid4().hex[:12]}"
+        (self.folder / "workers").mkdir(exist_ok=True)
+        self._alive = filelock.FileLock(self.folder / "workers" / self.worker)
+        self._alive.acquire()
+
+    def others(self) -> list[str]:
+        """The other processes that are at work now."""
+        folder = self.folder / "workers"
+        names = [path.name for path in folder.iterdir() if path.name != self.worker]
+        return [name for name in names if _lives(folder, name)]
+
+    def leave(self, patience: float) -> None:
+        """End this process's part, and wait until the others have ended theirs, so many seconds at most."""
+        self._retire()
+        until = time.monotonic() + patience
+        while self.others() and time.monotonic() < until:
+            time.sleep(0.05)
+
     def close(self) -> None:
+        self._retire()
+
+    def _retire(self) -> None:
+        if not self.worker:
+            return
         self._alive.release()
         (self.folder / "workers" / self.worker).unlink(missing_ok=True)
 
-    def begin(self, role: Role, space: Space) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial of a candidate and its values: the defaults first, then those that TPE draws."""
+    def begin(
+        self, role: Role, space: Space, given: Mapping[str, Any]
+    ) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A new trial of a candidate and its values: those ``given``; of the others the defaults in the first
+        trial, then those that TPE draws."""
         from optuna.samplers import PartialFixedSampler
 
         with self._lock:
             study = self._study(role, space.candidate.key)
             trials = study.get_trials(deepcopy=False)
             sampler = self._sampler(study.study_name, len(trials))
-            if not any(map(_counts, trials)):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    study.sampler = PartialFixedSampler(space.defaults(), sampler)
-            else:
-                study.sampler = sampler
+            first = {} if any(map(_counts, trials)) else space.defaults()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                study.sampler = PartialFixedSampler({**first, **given}, sampler)
             trial = study.ask()
             trial.set_user_attr("worker", self.worker)
             values = space.drawn(trial)
@@ -187,12 +215,13 @@ class Journal:
         return found
 
     def spent(self) -> float:
-        """Seconds in which processes that have ended were at work: side by side they count once."""
-        done, until = 0.0, -math.inf
+        """Seconds in which the search was at work: those since the first of the processes came that are at
+        work now, and before that those of trials, which count once where they were side by side."""
+        now = time.time()
+        came = min(_came(name) for name in (self.worker, *self.others()))
+        done, until = max(0.0, now - came), -math.inf
         for one in self.records():
-            if _lives(self.folder / "workers", one.worker):
-                continue
-            end = one.started + one.seconds
+            end = min(one.started + one.seconds, came)
             done += max(0.0, end - max(one.started, until))
             until = max(until, end)
         return done
@@ -294,6 +323,11 @@ class _Lock:
 
     def release(self) -> None:
         self._lock.release()
+
+
+def _came(worker: str) -> float:
+    """Seconds since 1970 at which a process came."""
+    return float(worker.partition("-")[0])
 
 
 def _lives(folder: Path, worker: str | None) -> bool:

@@ -74,7 +74,7 @@ def _of_member(member: Member, samples: Any) -> float:
 
 def _library(member: Any) -> str:
     own = getattr(member, "member", member)
-    model = getattr(own, "model", None)
+    model = getattr(own, "model", getattr(own, "estimator", None))
     return "torch" if model is None else type(model).__module__.partition(".")[0]
 
 

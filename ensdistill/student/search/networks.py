@@ -31,6 +31,8 @@ class Mlp:
     name = "mlp"
 
     def refuses(self, about: About) -> str:
+        if about.gaps:
+            return "it takes arrays without gaps; got NaN: fill them, or take the family boosted"
         if about.kind in ("table", "images", "array", "tensor"):
             return ""
         return f"it takes arrays, tables and images; got {about.kind}"

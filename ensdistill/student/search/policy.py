@@ -3,13 +3,13 @@ killed goes on as it would have."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ensdistill.student.search.journal import Record
+from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.space import Role
 
-TRIALS = 3  # that a candidate has before it counts as one that keeps too little
 OTHERS = 4  # each so many-th trial is of another family than the best one
 
 
@@ -66,11 +66,63 @@ class Policy:
         return "direct" if spent["direct"] <= spent["student"] else "student"
 
     def candidate(self, role: Role, records: Sequence[Record], kept: Mapping[str, float | None]) -> str:
-        """The key of the next candidate."""
+        """The key of the next candidate; of the student's, in the part of a search that finds settings.
+
+        Settings are found for one size of each family, the middle one, or the largest within the budgets
+        where that is wanted which keeps the most.
+        """
         standings = self._standings(role, records, kept)
-        if role == "direct" or self.keep is None:
+        if role == "direct":
             return self._best(standings)
-        return self._smallest(standings, self.keep)
+        starts = {family: self._start(ladder) for family, ladder in self.ladders.items()}
+        for key in starts.values():
+            if not standings[key].trials:
+                return key
+        ranked = self._ranked(standings)
+        done = sum(standing.trials for standing in standings.values())
+        return starts[ranked[1] if len(ranked) > 1 and done % OTHERS == 0 else ranked[0]]
+
+    def _start(self, ladder: Sequence[str]) -> str:
+        return ladder[-1] if self.keep is None else ladder[_middle(ladder)]
+
+    def _ranked(self, standings: Mapping[str, Standing]) -> list[str]:
+        """The families by their lowest value."""
+        return sorted(self.ladders, key=lambda family: min(standings[k].value for k in self.ladders[family]))
+
+    def compared(self, records: Sequence[Record]) -> list[str]:
+        """The best candidate of each of the best two families, where the family had no long training yet."""
+        found = self._standings("student", records, {})
+        long = {one.candidate for one in records if one.role == "student" and one.final}
+        tried = [
+            min(self.ladders[family], key=lambda key: found[key].value)
+            for family in self._ranked(found)[:2]
+            if not long.intersection(self.ladders[family])
+        ]
+        return [key for key in tried if found[key].value < math.inf]
+
+    def finalists(self, records: Sequence[Record], kept: Mapping[str, float | None]) -> list[str]:
+        """The keys of students that are trained long next, the first one unless there is too little time.
+
+        In the best family come larger sizes until one keeps enough, and then those between it and the largest
+        that does not. Without ``keep`` it is the best two of all sizes.
+        """
+        found = self._standings("student", records, kept)
+        long = [one.candidate for one in records if one.role == "student" and one.final]
+        found = {key: replace(one, trials=long.count(key)) for key, one in found.items()}
+        judged = [key for key in self._keys if found[key].value < math.inf]
+        ranked = sorted(judged, key=lambda key: found[key].value)
+        if not ranked:
+            return [self._start(next(iter(self.ladders.values())))]
+        ladder = self.ladder_of(ranked[0])
+        if self.keep is not None:
+            return [self._on_ladder([found[key] for key in ladder], self.keep), *ranked]
+        smaller = ladder[max(0, ladder.index(ranked[0]) - 1)]
+        first, second = ranked[0], ranked[1] if len(ranked) > 1 else smaller
+        return [second if found[first].trials > 2 * found[second].trials else first, *ranked]
+
+    def ladder_of(self, key: str) -> Sequence[str]:
+        """The candidates of a candidate's family."""
+        return next(ladder for ladder in self.ladders.values() if key in ladder)
 
     def _standings(
         self, role: Role, records: Sequence[Record], kept: Mapping[str, float | None]
@@ -97,25 +149,13 @@ class Policy:
         second = ranked[min(1, len(ranked) - 1)]
         return second if standings[first].trials > 2 * standings[second].trials else first
 
-    def _smallest(self, standings: Mapping[str, Standing], keep: float) -> str:
-        """The middle of each family first. Then the best family, and now and then the next one: larger sizes
-        until one keeps enough, then sizes between it and the largest that does not."""
-        for ladder in self.ladders.values():
-            if not any(standings[key].trials for key in ladder):
-                return ladder[_middle(ladder)]
-
-        def merit(family: str) -> float:
-            return min(standings[key].value for key in self.ladders[family])
-
-        ranked = sorted(self.ladders, key=merit)
-        done = sum(standing.trials for standing in standings.values())
-        family = ranked[1] if len(ranked) > 1 and done % OTHERS == 0 else ranked[0]
-        return self._on_ladder([standings[key] for key in self.ladders[family]], keep)
-
     def _on_ladder(self, ladder: Sequence[Standing], keep: float) -> str:
+        """``trials`` are long ones here: one shows that a candidate keeps too little."""
         passing = [i for i, one in enumerate(ladder) if one.kept is not None and one.kept >= keep]
         if not passing:
             tried = [i for i, one in enumerate(ladder) if one.trials]
+            if not tried:
+                return min(ladder, key=lambda one: one.value).key
             above = max(tried) + 1
             if above < len(ladder):
                 return ladder[above].key
@@ -123,18 +163,29 @@ class Policy:
             best = sorted(tried, key=lambda i: ladder[i].value)[:2]
             return ladder[min(best, key=lambda i: (ladder[i].trials, ladder[i].value))].key
         smallest = passing[0]
-        below = [i for i in range(smallest) if ladder[i].trials >= TRIALS]
+        below = [i for i in range(smallest) if ladder[i].trials]
         failing = below[-1] if below else -1
         untried = [i for i in range(failing + 1, smallest) if not ladder[i].trials]
         if untried:
             return ladder[untried[len(untried) // 2]].key
-        between = list(range(failing + 1, smallest))
-        if between:  # tried, but not often enough
-            return ladder[min(between, key=lambda i: (ladder[i].trials, -i))].key
         # The smallest that keeps enough is known: it, and the one below it, may become better.
         if failing >= 0 and ladder[failing].trials <= ladder[smallest].trials:
             return ladder[failing].key
         return ladder[smallest].key
+
+
+def untried_mixture(records: Sequence[Record], mixtures: Sequence[str]) -> tuple[Record, str] | None:
+    """The student's best trial and a transfer set that no trial has had: each second trial compares one, by
+    the same settings."""
+    best, tried = best_of(records, "student"), {one.values.get("mixture") for one in records}
+    untried = next((name for name in mixtures[1:] if name not in tried), None)
+    return (best, untried) if best is not None and untried is not None and len(records) % 2 else None
+
+
+def mixture_of_best(records: Sequence[Record]) -> dict[str, str]:
+    """The transfer set of the student's best trial; empty where there is none."""
+    best = best_of(records, "student")
+    return {} if best is None or "mixture" not in best.values else {"mixture": best.values["mixture"]}
 
 
 def _middle(ladder: Sequence[str]) -> int:

@@ -84,7 +84,9 @@ class Lessons:
         described = form(as_samples(rows.inputs))
         most = max(len(own) for own, _ in self.mixtures.values())
         shape = tuple(described.get("shape") or ())
-        return About(described["kind"], shape, most, len(self.direct), len(cache.classes))
+        inputs = rows.inputs
+        gaps = isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and bool(np.isnan(inputs).any())
+        return About(described["kind"], shape, most, len(self.direct), len(cache.classes), gaps)
 
     def source(self, mixture: str) -> JudgedSource:
         return JudgedSource(self.mixtures[mixture][1], self.judged, self.augment)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.build import Builder, Built
 from ensdistill.student.search.choosing import chosen_of
 from ensdistill.student.search.families import Candidate, families_for
+from ensdistill.student.search.finals import SHARE, Plan, final_plan
 from ensdistill.student.search.journal import Journal, Record, best_of
 from ensdistill.student.search.judging import Figures, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency, latency_of
-from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.pace import Pace
+from ensdistill.student.search.policy import Policy, mixture_of_best, untried_mixture
 from ensdistill.student.search.result import SearchResult, least
 from ensdistill.student.search.rows import Lessons, lessons, some_samples
 from ensdistill.student.search.settings import SearchSettings
@@ -35,6 +39,9 @@ from ensdistill.teachers.members import Preprocessed, TorchMember
 KEEP = 0.95  # where neither a share nor a budget is given
 TRAININGS = 5  # of an ordinary length that fit into each role's share of the minutes
 SHORT, LONG = 64, 320  # steps of the trainings that are timed
+LEAST_STEPS = 256  # of a training
+FAILURES = 3  # trainings of a role that diverge, after which none is tried beyond the minutes
+OVERTIME = 0.1  # of the minutes, in which a long training may come to its end
 
 
 def search_student(
@@ -53,11 +60,12 @@ def search_student(
 ) -> SearchResult:
     """Find the smallest student that keeps enough of the ensemble's gain, or the best one within a budget.
 
-    Students of several families and sizes are trained from the cache with various settings (Optuna's TPE;
-    trials that fall behind at a quarter or half of their training end there, by successive halving). Half of
-    the budget is a search of the same space for the strongest *direct* student, on labels alone. All are
-    judged on rows that none of them learns from. Several processes that call it with the same arguments and
-    folder share the work; a search that was killed goes on when it is called again.
+    Students of several families are trained from the cache with various settings (Optuna's TPE; trials that
+    fall behind at a quarter or half of their training end there, by successive halving). Then the best
+    settings are trained longer, and sizes are compared by these long trainings. Half of the budget is a
+    search of the same space for the strongest *direct* student, on labels alone. All are judged on rows that
+    none of them learns from. Several processes that call it with the same arguments and folder share the
+    work; a search that was killed goes on when it is called again.
 
     Parameters
     ----------
@@ -137,33 +145,60 @@ class _Search:
         self.lessons, self.settings, self.seed, self.progress = found, settings, seed, progress
         self.builder = Builder(found, seed)
         self.families = families_for(settings.families, found.about)
-        self.latencies: dict[str, Latency] = {}
-        self.built, self.ladders = self._candidates()
         self.journal = Journal(folder, self._fingerprint(), seed)
+        try:
+            self.built, self.ladders = self._candidates()
+        except BaseException:
+            self.journal.close()
+            raise
         self.judgement = Judgement(found, self.journal, ensemble_figures(found.judged), {})
-        self.begun, self.spent = time.monotonic(), self.journal.spent()
 
     def run(self) -> SearchResult:
         """Trials until the budget is used up, and their result."""
         try:
+            self.journal.start()
+            self.begun, self.spent = time.monotonic(), self.journal.spent()
             timed = self.settings.trials is None
-            self.steps = {
-                role: int(self.journal.setting(f"steps of {role}", lambda r=role: self._steps(r)))  # type: ignore[misc]
-                for role in ROLES
-            }
+            self.steps = self._steps()
             policy = Policy(self.ladders, self.settings.keep)
             while True:
                 records = self.journal.records()
                 self._tell(records)
-                if self._late():
+                missing = self._missing(records)
+                if self._late() and not missing:
                     break
                 role = policy.role(records, timed, self.settings.trials)
-                if role is None:
+                if missing and self._late():
+                    role = missing[0]
+                plan = None if role is None else self._plan(policy, role, records)
+                if role is None or plan is None:
                     break
-                self._trial(role, policy.candidate(role, records, self._kept(records)))
+                self._trial(role, plan)
+            self.journal.leave(60 * OVERTIME * self.settings.minutes if timed else math.inf)
             return chosen_of(self)
         finally:
             self.journal.close()
+
+    def _plan(self, policy: Policy, role: Role, records: list[Record]) -> Plan | None:
+        """The next trial of a role; None where no training fits into the time that is left."""
+        sizes = {key: one.parameters for key, one in self.built.items()}
+        pace, kept = Pace(records, role, sizes, self.steps[role]), self._kept(records)
+        own = [one for one in records if one.role == role]
+        trials, left = self.settings.trials, self._left(records)
+        explored = self._used() if trials is None else len(own) / trials
+        if role == "student" and best_of(own, role) is not None and explored >= 1 - SHARE:
+            return final_plan(policy, records, kept, pace, partial(self.space, role), left)
+        if role == "student" and (compared := untried_mixture(own, tuple(self.lessons.mixtures))) is not None:
+            best, mixture = compared
+            return Plan(best.candidate, {**best.values, "mixture": mixture})
+        key = policy.candidate(role, records, kept)
+        values = self.space(role, key).defaults()
+        most = left if trials is not None else self._seconds_of_each(role)
+        shorter = pace.within(key, values, most)
+        given = {name: value for name, value in mixture_of_best(own).items() if name in values}
+        if "steps" in values and (role == "student" or shorter["steps"] < values["steps"]):
+            given["steps"] = max(shorter["steps"], min(values["steps"], LEAST_STEPS / self.steps[role]))
+        return Plan(key, given)
 
     def space(self, role: Role, key: str) -> Space:
         cache = self.lessons.first[1]
@@ -180,34 +215,41 @@ class _Search:
         )
 
     def latency(self, key: str) -> Latency | None:
-        """Of a network, measured untrained: its weights have no part in it. None of other students."""
+        """Of a network, measured untrained, because its weights have no part in it, by the first process of
+        the search. None of other students."""
         built = self.built[key]
         if built.model is None:
             return None
-        if key not in self.latencies:
-            member: Any = TorchMember(built.model().eval(), output="logits")
-            if built.preprocess is not None:
-                member = Preprocessed(member, built.preprocess)
-            classes = tuple(map(str, self.lessons.first[1].classes))
-            self.latencies[key] = latency_of(member, some_samples(self.lessons.judged.rows, 8), classes)
-        return self.latencies[key]
+        return Latency(**self.journal.setting(f"latency of {key}", partial(self._measured, built)))
 
-    def _trial(self, role: Role, key: str) -> None:
+    def _measured(self, built: Built) -> dict[str, Any]:
+        assert built.model is not None
+        member: Any = TorchMember(built.model().eval(), output="logits")
+        if built.preprocess is not None:
+            member = Preprocessed(member, built.preprocess)
+        classes = tuple(map(str, self.lessons.first[1].classes))
+        return asdict(latency_of(member, some_samples(self.lessons.judged.rows, 8), classes))
+
+    def _trial(self, role: Role, plan: Plan) -> None:
         """Begin, train, judge and write down one trial."""
+        key = plan.candidate
         space = self.space(role, key)
-        trial, values = self.journal.begin(role, space)
+        needed = role in self._missing(self.journal.records())
+        trial, values = self.journal.begin(role, space, plan.values)
         number, begun, started = trial.number, time.perf_counter(), time.time()
         work = Work(
             self.lessons, self.built[key], space, values, derive_seed("trial", self.seed, key, number)
         )
 
         def report(value: float, place: int) -> str:
-            trial.report(value, place)
-            if self._late():
+            if not needed and self._late(OVERTIME if plan.final else 0.0):
                 return "the time is over"
+            if plan.whole:
+                return ""
+            trial.report(value, place)
             return "it fell behind" if number and trial.should_prune() else ""
 
-        record: dict[str, Any] = {"state": "done", "started": started}
+        record: dict[str, Any] = {"state": "done", "started": started, "final": plan.final}
         try:
             outcome = work.run(report)
         except Ended:
@@ -280,8 +322,26 @@ class _Search:
         """Those that can be fitted several times in the minutes."""
         if self.settings.trials is not None:
             return list(candidates)
-        most = 30 * self.settings.minutes / TRAININGS
+        most = self._seconds_of_each("direct")
         return [one for one in candidates if one.seconds <= most]
+
+    def _seconds_of_each(self, role: Role) -> float:
+        """The seconds of an ordinary training at most: several fit into the role's share of the minutes, and
+        as many of the student's into its share without the long trainings."""
+        return 30 * self.settings.minutes * (1.0 if role == "direct" else 1 - SHARE) / TRAININGS
+
+    def _used(self) -> float:
+        """The share of the minutes that is used up."""
+        return (time.monotonic() - self.begun + self.spent) / (60 * self.settings.minutes)
+
+    def _left(self, records: Sequence[Record]) -> float:
+        """The seconds that the student has left: half of the time of all processes goes to each role."""
+        if self.settings.trials is not None:
+            return math.inf
+        left = 60 * self.settings.minutes * (1 - self._used())
+        spent = {role: sum(one.seconds for one in records if one.role == role) for role in ROLES}
+        ahead = spent["direct"] - spent["student"]
+        return max(0.0, min(left, (left * (1 + len(self.journal.others())) + ahead) / 2))
 
     def _sizes(self, key: str, limits: Mapping[str, float]) -> dict[str, float]:
         """A network's sizes for which there is a limit; those of a booster are known after its fit."""
@@ -293,34 +353,47 @@ class _Search:
             found["seconds"] = latency.seconds
         return {name: size for name, size in found.items() if name in limits}
 
-    def _steps(self, role: Role) -> int:
-        """Steps of an ordinary training: by the number of rows, but few enough that several trainings fit
-        into the minutes."""
-        wanted = self.settings.steps or ordinary_steps(self.lessons.about, role)
-        if self.settings.trials is not None or self.settings.steps is not None:
-            return wanted
+    def _steps(self) -> dict[Role, int]:
+        """Steps of an ordinary training of each role: by the number of rows, but few enough that several
+        trainings fit into the minutes. A search that goes on keeps them."""
+        wanted: dict[Role, int] = {
+            role: self.settings.steps or ordinary_steps(self.lessons.about, role) for role in ROLES
+        }
+        if self.settings.trials is None and self.settings.steps is None:
+            begin, step = self.journal.setting("seconds of a training's begin and of a step", self._timed)
+            for role in ROLES:
+                most = 32 * round((self._seconds_of_each(role) - begin) / max(step, 1e-6) / 32)
+                wanted[role] = max(LEAST_STEPS, min(wanted[role], most))
+        found: dict[Role, int] = self.journal.setting("steps", lambda: wanted)
+        return found
+
+    def _timed(self) -> tuple[float, float]:
+        """Seconds of a training's begin and of a step, of the middle network by the student's defaults; those
+        of *direct*, whose batches are smaller, take no longer."""
         networks = [key for ladder in self.ladders.values() for key in ladder if self.built[key].model]
         if not networks:
-            return wanted
+            return 0.0, 0.0
         key = networks[len(networks) // 2]
-        self._timed(role, key, SHORT)  # the first training loads code
-        begin = self._timed(role, key, SHORT)
-        seconds = (self._timed(role, key, LONG) - begin) / (LONG - SHORT)
-        share = 30 * self.settings.minutes / TRAININGS - begin
-        return max(256, min(wanted, 32 * round(share / max(seconds, 1e-6) / 32)))
 
-    def _timed(self, role: Role, key: str, steps: int) -> float:
-        """Seconds of a training by the defaults."""
-        self.steps = {role: steps}
-        space, begun = self.space(role, key), time.perf_counter()
-        work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
-        work.run(lambda value, place: "")
-        return time.perf_counter() - begun
+        def seconds(steps: int) -> float:
+            self.steps = dict.fromkeys(ROLES, steps)
+            space, begun = self.space("student", key), time.perf_counter()
+            work = Work(self.lessons, self.built[key], space, space.defaults(), self.seed)
+            work.run(lambda value, place: "")
+            return time.perf_counter() - begun
 
-    def _late(self) -> bool:
-        if self.settings.trials is not None:
-            return False
-        return time.monotonic() - self.begun + self.spent >= 60 * self.settings.minutes
+        seconds(SHORT)  # the first training loads code
+        begin, whole = seconds(SHORT), seconds(LONG)
+        return begin, (whole - begin) / (LONG - SHORT)
+
+    def _missing(self, records: Sequence[Record]) -> list[Role]:
+        """The roles without a judged trial, which have one however long it takes, unless trainings fail."""
+        done = {one.role for one in records if one.state == "done"}
+        failed = [one.role for one in records if one.state == "failed"]
+        return [role for role in ROLES if role not in done and failed.count(role) < FAILURES]
+
+    def _late(self, beyond: float = 0.0) -> bool:
+        return self.settings.trials is None and self._used() >= 1 + beyond
 
     def _tell(self, records: list[Record]) -> None:
         if self.progress is None:

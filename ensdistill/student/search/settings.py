@@ -39,8 +39,8 @@ class SearchSettings:
         Names of ensdistill.student.search.families.FAMILIES, or import paths of your own. Empty: all that
         fit the samples.
     steps : int, optional
-        The steps of an ordinary training, which trials halve and double. By default they depend on the number
-        of rows.
+        The steps of an ordinary training; long ones have multiples of it. By default they depend on the
+        number of rows, and on the minutes.
 
     Raises
     ------

@@ -15,6 +15,8 @@ from ensdistill.student.search.families import About, Candidate
 Role = Literal["student", "direct"]
 ROLES: tuple[Role, ...] = ("direct", "student")
 BATCHES = (64, 128, 256, 512)
+# In ordinary trainings; the student's are given (finals.py).
+LENGTHS: dict[Role, tuple[float, float]] = {"direct": (0.25, 2.0), "student": (1 / 64, 128.0)}
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
 # outweighs any gradient.
 LARGEST_DECAY = 0.1
@@ -66,7 +68,7 @@ class Space:
         found: dict[str, Any] = {
             "rate": self.candidate.rate / (2 if direct else 1),
             "batch": 64 if direct else 256,
-            "steps": "1",
+            "steps": 1.0,
             "schedule": "cosine",
             "decay": 0.05 if direct else self.candidate.decay,
             "average": "none",
@@ -97,9 +99,9 @@ class Space:
         else:
             rate = self.candidate.rate
             found = {
-                "rate": trial.suggest_float("rate", rate / 16, 4 * rate, log=True),
+                "rate": trial.suggest_float("rate", rate / 10, 2 * rate, log=True),
                 "batch": trial.suggest_categorical("batch", BATCHES),
-                "steps": trial.suggest_categorical("steps", ("0.5", "1", "2")),
+                "steps": trial.suggest_float("steps", *LENGTHS[self.role], log=True),
                 "schedule": trial.suggest_categorical("schedule", ("cosine", "one_cycle")),
                 "decay": trial.suggest_float("decay", 1e-4, 1.0, log=True),
                 "average": trial.suggest_categorical("average", ("none", "0.998")),

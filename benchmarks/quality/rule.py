@@ -1,0 +1,222 @@
+"""The rule by which a preflight predicts the share of the gain that a student keeps: small jobs on development
+seeds, and a ridge regression that is judged on data sets that it left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import jobs, judgement
+from benchmarks.quality.jobs import Case
+from benchmarks.quality.sets import SETS, Regime
+from benchmarks.teachers.data import Missing
+from ensdistill.common.files import read_json, write_json
+from ensdistill.common.fingerprint import digest
+from ensdistill.job.evaluate import evaluate
+from ensdistill.job.preflight import run_preflight
+from ensdistill.student import retention
+from ensdistill.student.retention import LEAST, MOST, NAMES, Features, Rule, standardised
+
+FILE = "examples.json"
+TEST = 3000  # rows at most
+STEPS = 800  # of students, at most
+SMALL: Mapping[str, Sequence[tuple[int, int]]] = {  # labelled rows and rows of the pool of each job
+    "digits": [(200, 0), (200, 800)],
+    "letter": [(400, 0), (400, 4000), (1500, 0), (1500, 6000)],
+    "income": [(300, 0), (300, 3000), (1500, 0)],
+    "spam": [(200, 0), (200, 2000), (1000, 0), (1000, 1500)],
+    "diamonds": [(300, 0), (300, 3000), (1500, 0), (1500, 6000)],
+    "flights": [(500, 0), (500, 4000)],
+    "fashion": [(300, 0), (300, 3000)],
+    "packages": [(400, 0), (400, 4000)],
+}
+CANDIDATES: tuple[tuple[str, ...], ...] = (  # features of a rule: few, for there are few data sets
+    ("size",),
+    ("size", "pool", "synthetic"),
+    ("size", "epistemic", "lead"),
+    ("size", "pool", "synthetic", "rows_per_class"),
+    NAMES,
+)
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+CERTAIN = 1.0  # standard errors of the ensemble's lead, below which a share is only noise
+
+
+@dataclass(frozen=True)
+class SmallCase(Case):
+    """A small job, for the rule alone.
+
+    Parameters
+    ----------
+    labelled, pool : int
+    """
+
+    labelled: int = 0
+    pool: int = 0
+
+    @property
+    def rows(self) -> Regime:
+        return Regime(self.labelled, self.pool, None if self.name == "digits" else TEST)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return ("member", "least")
+
+    @property
+    def steps(self) -> int | None:
+        return STEPS
+
+
+def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
+    """One seed each, all different."""
+    for name in sets:
+        for number, (labelled, pool) in enumerate(SMALL[name]):
+            yield SmallCase(name, f"{labelled}-{pool}", 1, 100 + number, folder, False, labelled, pool)
+
+
+def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The features of a case's students and the shares that they kept, on the development seed's test rows;
+    read from the run's folder where they are there already."""
+    run = jobs.train(case, note)
+    made_from = digest([NAMES, *map(run.digest, run.units("distill"))])
+    known = read_json(run.path / FILE)
+    if isinstance(known, dict) and known["made_from"] == made_from:
+        examples: list[dict[str, Any]] = known["examples"]
+        return examples
+    features, results = run_preflight(run).features, evaluate(run, timed=False)
+    found = []
+    for size, one in features.items():
+        judged = judgement.judge_student(jobs.probabilities(results, size), results.labels)["nll"]
+        about = {"set": case.name, "labelled": case.rows.labelled, "pool": case.rows.pool, "size": size}
+        figures = {key: judged[key] for key in ("kept", "lead", "standard_error")}
+        found.append(about | figures | {"features": asdict(one)})
+    write_json(run.path / FILE, {"made_from": made_from, "examples": found})
+    return found
+
+
+def benchmark_cases(folder: Path, sets: Sequence[str]) -> Iterator[Case]:
+    """The benchmark's own cases on its first development seed."""
+    for name in sets:
+        for regime in SETS[name].regimes:
+            yield Case(name, regime, 1, jobs.FIRST_SEEDS["develop"], folder)
+
+
+def is_finished(case: Case) -> bool:
+    """Whether the case's models are all there."""
+    if not (case.folder / str(case)).is_dir():
+        return False
+    run = jobs.prepared(case)
+    return all(map(run.is_finished, run.units("distill")))
+
+
+def gather(
+    work: Path, sets: Sequence[str], note: Callable[[str], None], *, train: bool = True
+) -> list[dict[str, Any]]:
+    """The examples of all small jobs, and of the finished development cases of the benchmark; without
+    ``train`` those of finished jobs alone."""
+    found = []
+    known = filter(is_finished, benchmark_cases(work / "develop", sets))
+    small = small_cases(work / "rule", sets)
+    for case in chain(known, small if train else filter(is_finished, small)):
+        note(f"{case}")
+        try:
+            found += examples(case, note)
+        except Missing as error:
+            note(f"  skipped: {error}")
+    return found
+
+
+def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
+    """The rule with the smallest error on data sets left out.
+
+    The strength of the ridge, and which features are used, is chosen on data sets that are left out; the
+    error is that of data sets on which neither the choice nor the fit was made. Shares count by how certain
+    the ensemble's lead is.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three data sets have a share.
+    """
+    used = [one for one in found if one["kept"] is not None and _errors(one) >= CERTAIN]
+    groups = np.array([one["set"] for one in used])
+    if len(set(groups)) < 3:
+        raise ValueError(f"found: expected examples of three data sets or more; got {sorted(set(groups))}")
+    x, means, scales = standardised([Features(**one["features"]).vector() for one in used])
+    shares = np.clip([one["kept"] for one in used], LEAST, MOST)
+    certain = np.minimum(1.0, np.array([_errors(one) for one in used]) / judgement.BEYOND) ** 2
+    all_of = _Examples(x, shares, certain, groups)
+    left_out = all_of.left_out(lambda others: others.linear(*others.choice()))
+    by_mean = all_of.left_out(lambda others: lambda _: np.average(others.y, weights=others.weights))
+    names, ridge = all_of.choice()
+    places = [NAMES.index(name) for name in names]
+    centre, mean, slopes = all_of.regression(places, ridge)
+    centres = means[places] + scales[places] * centre
+    return Rule(
+        names,
+        *(tuple(map(float, values)) for values in (centres, scales[places], slopes)),
+        mean=mean,
+        error=left_out,
+        mean_error=by_mean,
+        cases=len(used),
+        sets=len(set(groups)),
+    )
+
+
+Predictor = Callable[[np.ndarray], Any]  # standardised features [M, F] -> shares [M]
+
+
+@dataclass(frozen=True, eq=False)
+class _Examples:
+    """Standardised features [N, F], shares [N], their weights [N], and the names of their data sets [N]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+
+    def left_out(self, fit: Callable[[_Examples], Predictor]) -> float:
+        """The root mean squared error of predictions for each data set by a fit to the others."""
+        found = np.zeros(len(self.y))
+        for name in np.unique(self.groups):
+            here = self.groups == name
+            parts = (one[~here] for one in (self.x, self.y, self.weights, self.groups))
+            found[here] = fit(_Examples(*parts))(self.x[here])
+        wrong = np.square(np.clip(found, LEAST, MOST) - self.y)
+        return float(np.sqrt(np.average(wrong, weights=self.weights)))
+
+    def choice(self) -> tuple[tuple[str, ...], float]:
+        """The features and the ridge of the least error on data sets left out."""
+        tried = list(product(CANDIDATES, RIDGES))
+        return min(tried, key=lambda one: self.left_out(lambda others: others.linear(*one)))
+
+    def linear(self, names: Sequence[str], ridge: float) -> Predictor:
+        places = [NAMES.index(name) for name in names]
+        centre, mean, slopes = self.regression(places, ridge)
+        return lambda x: mean + (x[:, places] - centre) @ slopes
+
+    def regression(self, places: Sequence[int], ridge: float) -> tuple[np.ndarray, float, np.ndarray]:
+        """The weighted means of the features at ``places`` and of the shares, and the features' slopes."""
+        shares = self.weights / self.weights.sum()
+        x, w = self.x[:, places], self.weights[:, None]
+        mean_x, mean_y = shares @ x, float(shares @ self.y)
+        centred = x - mean_x
+        gram = centred.T @ (w * centred) + ridge * np.eye(len(places))
+        slopes = np.linalg.solve(gram, centred.T @ (self.weights * (self.y - mean_y)))
+        return mean_x, mean_y, slopes
+
+
+def write(rule: Rule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path) -> None:
+    """Keep the rule in the package, and the examples that it is learned from among the results."""
+    command = "python -m benchmarks quality --fit-rule"
+    write_json(examples, {"benchmark": "quality, examples of the rule", "source": dict(source),
+                          "examples": list(found)})  # fmt: skip
+    write_json(retention.FILE, {"made by": command} | asdict(rule))
+
+
+def _errors(one: Mapping[str, Any]) -> float:
+    return float(one["lead"]) / max(float(one["standard_error"]), 1e-12)

@@ -1,0 +1,94 @@
+"""kill -9 of helpers and of the whole job while it searches for a student: the search goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from job_helpers import write_job
+
+from ensdistill.student.search.journal import JOURNAL
+
+pytest.importorskip("optuna")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds helpers in /proc"),
+]
+ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
+COMMAND = """
+import sys
+from ensdistill.cli.main import main
+sys.exit(main())
+"""
+
+
+def start(file: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "tune", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def trials(journal: Path) -> int:
+    return journal.read_bytes().count(b'"record"') if journal.exists() else 0
+
+
+def wait_for_trials(journal: Path, least: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 300
+    while trials(journal) < least and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def workers(journal: Path) -> set[str]:
+    """The processes that have begun a trial."""
+    if not journal.exists():
+        return set()
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return {one["user_attr"]["worker"] for one in lines if "worker" in one.get("user_attr", {})}
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(one) for one in found]
+
+
+def test_two_workers_share_a_search_that_survives_kills(tmp_path):
+    change = {
+        "minutes": 4,
+        "workers": 2,
+        "data.init_args.pool": 850,
+        "distill.students": {"small": {"keep": 0.8, "families": ["mlp"]}},
+    }
+    file = write_job(tmp_path, change)
+    folder = tmp_path / "runs" / "tiny" / "seed-0" / "search" / "small"
+    journal, generator = folder / "journal" / JOURNAL, random.Random(0)
+    process, done = start(file), 0
+    for _ in range(ROUNDS):
+        wait_for_trials(journal, done + generator.randint(1, 4), process)
+        assert process.poll() is None, process.communicate()
+        done = trials(journal)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert trials(journal) >= done
+        process = start(file)
+    before = workers(journal)
+    while process.poll() is None and len(workers(journal) - before) < 2:
+        time.sleep(0.02)
+    assert process.poll() is None, "the helper did not come"
+    os.kill(children(process)[-1], signal.SIGKILL)  # the helper, which was started last
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err.decode()
+    assert b"direct, mlp/" in out
+    result = json.loads((folder / "result.json").read_text())
+    assert sum(result["cost"]["trials"].values()) >= done
+    assert not (folder / "journal").exists()

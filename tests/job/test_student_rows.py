@@ -1,0 +1,119 @@
+"""A student's part of the transfer set: other weights and targets from the same cache, and no teacher asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from job_helpers import JOB, run, succeed, write_job
+from safetensors.numpy import load_file
+from scipy.special import softmax
+
+from ensdistill.cli.settings import load_config
+from ensdistill.job import stages
+from ensdistill.job.rows_config import StudentRows
+from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.student_rows import choices, student_rows
+
+OWN = {"synthetic": 0.25, "labelled": "mixed"}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    students = {"wide": JOB["distill"]["students"]["wide"] | {"rows": OWN}}
+    file = write_job(tmp_path_factory.mktemp("rows"), {"distill.students": students})
+    with mock.patch.object(stages, "student_rows", wraps=student_rows) as asked:
+        succeed("distill", file)
+    return RunFolder(load_config(["--config", str(file)])), asked
+
+
+def test_a_student_is_trained_on_its_own_rows(job):
+    folder, asked = job
+    (_, seed, given, _), _ = asked.call_args
+    assert (seed, given) == (0, StudentRows(**OWN))
+    assert folder.is_finished(Unit("distill", 0, "wide"))
+    assert not (folder.of(Unit("distill", 0, "wide")) / "targets").exists()
+
+
+def test_other_rows_make_the_student_stale_and_nothing_else(job):
+    folder, _ = job
+    words = [
+        "--config",
+        str(folder.path.parents[1] / "job.yaml"),
+        "--distill.students.wide.rows.synthetic",
+        "1",
+    ]
+    other = RunFolder(load_config(words))
+    stale = [unit.stage for unit in folder.units("report") if not other.is_finished(unit)]
+    assert stale == ["distill"]
+
+
+def test_labelled_rows_have_other_targets_and_no_member_predicts(job, tmp_path):
+    folder, _ = job
+    stored = load_file(folder.held_out(0))
+    rows, plain = student_rows(folder, 0, None, tmp_path)
+    own = plain.gather_logits(rows.uids)
+    with mock.patch("ensdistill.teachers.Ensemble.predict_logits", side_effect=AssertionError):
+        kinds = {
+            kind: student_rows(folder, 0, StudentRows(labelled=kind), tmp_path / kind)[1]
+            for kind in ("mixed", "out_of_fold")
+        }
+    labels, count = stored["labels"], len(stored["labels"])
+    mixed, held = (kinds[kind].gather_logits(rows.uids) for kind in ("mixed", "out_of_fold"))
+    half = 0.5 * softmax(own[:, :count], -1) + 0.5 * np.eye(10)[labels]
+    assert np.abs(softmax(mixed[:, :count], -1) - half).max() < 0.01
+    agree = (held[:, :count].argmax(-1) == stored["logits"].argmax(-1)).mean()
+    assert agree > 0.97  # the codec has 8 bits
+    assert (own[:, :count].argmax(-1) == stored["logits"].argmax(-1)).mean() < 0.97
+    for other in (mixed, held):
+        assert np.abs(softmax(other[:, count:], -1) - softmax(own[:, count:], -1)).max() < 0.01
+
+
+def test_synthetic_rows_weigh_less_or_are_left_out(job, tmp_path):
+    folder, _ = job
+    rows = folder.transfer(0)
+    none, _ = student_rows(folder, 0, StudentRows(synthetic=0), tmp_path)
+    quarter, _ = student_rows(folder, 0, StudentRows(synthetic=0.25), tmp_path)
+    assert len(none) == len(rows) - 60 == 200
+    np.testing.assert_array_equal(none.inputs, rows.inputs[:200])
+    np.testing.assert_array_equal(quarter.weights, [1.0] * 200 + [0.25] * 60)
+
+
+def test_a_search_chooses_among_the_parts_that_the_cache_has(job):
+    folder, _ = job
+    names = [
+        "given",
+        "a quarter of the synthetic rows' weight",
+        "no synthetic rows",
+        "labels mixed in",
+        "out of fold",
+    ]
+    assert list(choices(folder, 0)) == names
+    cache = replace(folder.config.cache, codec="topk-4", mixture_at=1.0)
+    with mock.patch.object(folder, "config", SimpleNamespace(cache=cache)):
+        assert list(choices(folder, 0)) == names[:3]  # a mixture has no members whose targets could be others
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"synthetic": 2}, "rows.synthetic: expected a weight in [0, 1]; got 2"),
+        ({"labelled": "none"}, "labelled"),
+    ],
+)
+def test_wrong_rows_are_refused(tmp_path, change, message):
+    status, _, err = run("distill", write_job(tmp_path, {"distill.students.wide.rows": change}))
+    assert status == 2
+    assert message in err
+
+
+def test_other_targets_than_the_cache_can_give_are_refused(tmp_path):
+    change = {"distill.students.wide.rows": {"labelled": "out_of_fold"}, "cache.labelled": "mixed"}
+    status, _, err = run("distill", write_job(tmp_path, change))
+    assert status == 2
+    assert "distill.students.wide.rows.labelled: expected none with cache.labelled: mixed" in " ".join(
+        err.split()
+    )
