@@ -63,7 +63,7 @@ ENSDISTILL_DEVICE void store_vector(void* data, int64_t at, const float (&x)[V])
   const auto bits = Packed<T, V>::encode(x);
   auto* to = reinterpret_cast<uint4*>(static_cast<T*>(data) + at);
 #pragma unroll
-  for (int i = 0; i < int(V * sizeof(T)) / 16; ++i)  // by name: else nvcc 13.0 makes four stores of each
+  for (int i = 0; i < int(V * sizeof(T)) / 16; ++i)  // by name: nvcc 13.0 splits an assignment into four
     __stwb(to + i, make_uint4(bits.word[4 * i], bits.word[4 * i + 1], bits.word[4 * i + 2], bits.word[4 * i + 3]));
 }
 
